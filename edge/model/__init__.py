@@ -1,0 +1,1 @@
+"""The network: one config, one StableLM, loading an artefact."""

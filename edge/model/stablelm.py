@@ -1,0 +1,185 @@
+"""StableLM for MLX: Stable Code 3B, StableLM 3B 4E1T and StableLM 2.
+
+What sets the family apart from Llama: only the first quarter of every head is
+rotated, norms are LayerNorms with bias, and the larger siblings add q/k/v bias,
+a LayerNorm per query and key head, and a parallel residual. Follows Hugging Face
+transformers' `StableLmForCausalLM`, parameter names included.
+
+Queries and keys stay in the weights' dtype: the fused attention accumulates in
+float32 anyway, and a cast would rewrite the whole key cache at every token.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import mlx.core as mx
+from mlx import nn
+
+from edge.model.config import ModelConfig
+
+# Any of mlx-lm's cache classes: has `offset`, `update_and_fetch`, and may have `make_mask`.
+Cache = Any
+
+
+class PerHeadLayerNorm(nn.Module):
+    """LayerNorm over each head with its own weight and no bias; weight (heads, head_dim)."""
+
+    def __init__(self, heads: int, head_dim: int, eps: float):
+        super().__init__()
+        self.weight = mx.ones((heads, head_dim))
+        self.eps = eps
+
+    def __call__(self, x: mx.array) -> mx.array:
+        """x (B, L, heads, head_dim) -> same shape."""
+        return mx.fast.layer_norm(x, None, None, self.eps) * self.weight
+
+
+class Attention(nn.Module):
+    """Causal self-attention with partial rotary position embedding."""
+
+    def __init__(self, config: ModelConfig):
+        super().__init__()
+        hidden, head = config.hidden_size, config.head_dim
+        self.heads = config.num_attention_heads
+        self.kv_heads = config.num_key_value_heads
+        self.head_dim = head
+        self.scale = head**-0.5
+
+        bias = config.use_qkv_bias
+        self.q_proj = nn.Linear(hidden, self.heads * head, bias=bias)
+        self.k_proj = nn.Linear(hidden, self.kv_heads * head, bias=bias)
+        self.v_proj = nn.Linear(hidden, self.kv_heads * head, bias=bias)
+        self.o_proj = nn.Linear(self.heads * head, hidden, bias=False)
+        self.rope = nn.RoPE(config.rotary_dims, traditional=False, base=config.rope_theta)
+        if config.qk_layernorm:
+            eps = config.layer_norm_eps
+            self.q_layernorm = PerHeadLayerNorm(self.heads, head, eps)
+            self.k_layernorm = PerHeadLayerNorm(self.kv_heads, head, eps)
+
+    def __call__(self, x: mx.array, mask: mx.array | str | None, cache: Cache | None) -> mx.array:
+        """x (B, L, hidden) -> (B, L, hidden)."""
+        B, L, _ = x.shape
+        q = self.q_proj(x).reshape(B, L, self.heads, self.head_dim)
+        k = self.k_proj(x).reshape(B, L, self.kv_heads, self.head_dim)
+        v = self.v_proj(x).reshape(B, L, self.kv_heads, self.head_dim)
+        if "q_layernorm" in self:
+            q, k = self.q_layernorm(q), self.k_layernorm(k)
+        q, k, v = (t.transpose(0, 2, 1, 3) for t in (q, k, v))
+
+        offset = 0 if cache is None else cache.offset
+        q, k = self.rope(q, offset=offset), self.rope(k, offset=offset)
+        if cache is not None:
+            k, v = cache.update_and_fetch(k, v)
+        out = mx.fast.scaled_dot_product_attention(q, k, v, scale=self.scale, mask=mask)
+        return self.o_proj(out.transpose(0, 2, 1, 3).reshape(B, L, -1))
+
+
+class MLP(nn.Module):
+    """Gated feed-forward (SwiGLU)."""
+
+    def __init__(self, hidden: int, inner: int):
+        super().__init__()
+        self.gate_proj = nn.Linear(hidden, inner, bias=False)
+        self.up_proj = nn.Linear(hidden, inner, bias=False)
+        self.down_proj = nn.Linear(inner, hidden, bias=False)
+
+    def __call__(self, x: mx.array) -> mx.array:
+        """x (B, L, hidden) -> (B, L, hidden)."""
+        return self.down_proj(nn.silu(self.gate_proj(x)) * self.up_proj(x))
+
+
+class DecoderLayer(nn.Module):
+    """One block; with a parallel residual both halves read the same normalised input."""
+
+    def __init__(self, config: ModelConfig):
+        super().__init__()
+        self.self_attn = Attention(config)
+        self.mlp = MLP(config.hidden_size, config.intermediate_size)
+        self.input_layernorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.parallel = config.use_parallel_residual
+        if not self.parallel:
+            self.post_attention_layernorm = nn.LayerNorm(
+                config.hidden_size, eps=config.layer_norm_eps
+            )
+
+    def __call__(self, x: mx.array, mask: mx.array | str | None, cache: Cache | None) -> mx.array:
+        """x (B, L, hidden) -> (B, L, hidden)."""
+        h = self.input_layernorm(x)
+        attention = self.self_attn(h, mask, cache)
+        if self.parallel:
+            return x + attention + self.mlp(h)
+        x = x + attention
+        return x + self.mlp(self.post_attention_layernorm(x))
+
+
+class Backbone(nn.Module):
+    """Embedding, blocks, final norm."""
+
+    def __init__(self, config: ModelConfig):
+        super().__init__()
+        self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
+        self.layers = [DecoderLayer(config) for _ in range(config.num_hidden_layers)]
+        self.norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+
+    def __call__(self, ids: mx.array, cache: Sequence[Cache] | None) -> mx.array:
+        """Ids (B, L) -> hidden states (B, L, hidden)."""
+        x = self.embed_tokens(ids)
+        caches = cache if cache is not None else [None] * len(self.layers)
+        mask = _causal_mask(ids.shape[1], caches[0])
+        for layer, layer_cache in zip(self.layers, caches, strict=True):
+            x = layer(x, mask, layer_cache)
+        return self.norm(x)
+
+
+class Model(nn.Module):
+    """A StableLM with its language-model head, called as mlx-lm's models are."""
+
+    def __init__(self, config: ModelConfig):
+        super().__init__()
+        self.config = config
+        self.model_type = "stablelm"
+        self.model = Backbone(config)
+        if not config.tie_word_embeddings:
+            self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+
+    def __call__(self, ids: mx.array, cache: Sequence[Cache] | None = None) -> mx.array:
+        """Ids (B, L) -> logits (B, L, vocab); the cache, if given, is extended by L."""
+        h = self.model(ids, cache)
+        if "lm_head" in self:
+            return self.lm_head(h)
+        return self.model.embed_tokens.as_linear(h)
+
+    @property
+    def layers(self) -> list[DecoderLayer]:
+        """The blocks; mlx-lm makes one cache for each."""
+        return self.model.layers
+
+    def sanitize(self, weights: dict[str, mx.array]) -> dict[str, mx.array]:
+        """Checkpoint names -> this network's: q/k norms stacked, what nobody needs dropped."""
+        config, kept = self.config, dict(weights)
+        for name in list(kept):
+            if name.endswith("rotary_emb.inv_freq"):
+                del kept[name]
+        if config.tie_word_embeddings:
+            for name in [n for n in kept if n.startswith("lm_head.")]:
+                del kept[name]
+        if config.qk_layernorm:
+            for layer in range(config.num_hidden_layers):
+                for letter, heads in (
+                    ("q", config.num_attention_heads),
+                    ("k", config.num_key_value_heads),
+                ):
+                    stem = f"model.layers.{layer}.self_attn.{letter}_layernorm"
+                    rows = [kept.pop(f"{stem}.norms.{i}.weight") for i in range(heads)]
+                    kept[f"{stem}.weight"] = mx.stack(rows)
+        return kept
+
+
+def _causal_mask(length: int, cache: Cache | None) -> mx.array | str | None:
+    """The mask for `length` new positions; the cache decides when it rotates."""
+    if cache is not None and hasattr(cache, "make_mask"):
+        mask: mx.array | str | None = cache.make_mask(length, return_array=False, window_size=None)
+        return mask
+    return "causal" if length > 1 else None

@@ -1,0 +1,93 @@
+"""Which tensors a StableLM checkpoint holds, by Hugging Face name and shape."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from edge.errors import EdgeError
+from edge.model.config import ModelConfig
+
+Shape = tuple[int, ...]
+
+
+def expected_shapes(config: ModelConfig) -> dict[str, Shape]:
+    """Every tensor of the checkpoint that the network uses."""
+    hidden, vocab = config.hidden_size, config.vocab_size
+    shapes: dict[str, Shape] = {"model.embed_tokens.weight": (vocab, hidden)}
+    for layer in range(config.num_hidden_layers):
+        shapes |= _layer_shapes(config, f"model.layers.{layer}.")
+    shapes |= _norm("model.norm", hidden)
+    if not config.tie_word_embeddings:
+        shapes["lm_head.weight"] = (vocab, hidden)
+    return shapes
+
+
+def is_ignored(name: str) -> bool:
+    """Tensors that old checkpoints carry and no loader needs."""
+    return name.endswith("rotary_emb.inv_freq")
+
+
+def check_shapes(config: ModelConfig, found: Mapping[str, Shape], where: str) -> None:
+    """Compare a checkpoint's tensors with what its config asks for.
+
+    Raises:
+        EdgeError: the first tensor that is missing, has the wrong shape, or is unknown.
+    """
+    expected = expected_shapes(config)
+    for name, shape in expected.items():
+        if name not in found:
+            raise EdgeError(
+                f"{where}: tensor {name} {list(shape)} is missing; "
+                f"the download is incomplete or config.json belongs to another model."
+            )
+        if tuple(found[name]) != shape:
+            raise EdgeError(
+                f"{where}: tensor {name} has shape {list(found[name])}, config.json asks for "
+                f"{list(shape)}; the two belong to different models, so download both again."
+            )
+    extra = [
+        name
+        for name in found
+        if name not in expected and not is_ignored(name) and not _is_tied_copy(name, config)
+    ]
+    if extra:
+        raise EdgeError(
+            f"{where}: tensor {extra[0]} is not part of a StableLM"
+            f"{f' (and {len(extra) - 1} more)' if len(extra) > 1 else ''}; "
+            f"config.json belongs to another model, so download both again."
+        )
+
+
+def _is_tied_copy(name: str, config: ModelConfig) -> bool:
+    """Some savers write the tied head as well."""
+    return config.tie_word_embeddings and name == "lm_head.weight"
+
+
+def _layer_shapes(config: ModelConfig, prefix: str) -> dict[str, Shape]:
+    hidden, inner, head = config.hidden_size, config.intermediate_size, config.head_dim
+    widths = {
+        "q": config.num_attention_heads * head,
+        "k": config.num_key_value_heads * head,
+        "v": config.num_key_value_heads * head,
+    }
+    shapes: dict[str, Shape] = {}
+    for letter, width in widths.items():
+        shapes[f"{prefix}self_attn.{letter}_proj.weight"] = (width, hidden)
+        if config.use_qkv_bias:
+            shapes[f"{prefix}self_attn.{letter}_proj.bias"] = (width,)
+    shapes[f"{prefix}self_attn.o_proj.weight"] = (hidden, widths["q"])
+    if config.qk_layernorm:
+        for letter in "qk":
+            for i in range(widths[letter] // head):
+                shapes[f"{prefix}self_attn.{letter}_layernorm.norms.{i}.weight"] = (head,)
+    for name in ("gate", "up"):
+        shapes[f"{prefix}mlp.{name}_proj.weight"] = (inner, hidden)
+    shapes[f"{prefix}mlp.down_proj.weight"] = (hidden, inner)
+    shapes |= _norm(f"{prefix}input_layernorm", hidden)
+    if not config.use_parallel_residual:
+        shapes |= _norm(f"{prefix}post_attention_layernorm", hidden)
+    return shapes
+
+
+def _norm(name: str, width: int) -> dict[str, Shape]:
+    return {f"{name}.weight": (width,), f"{name}.bias": (width,)}

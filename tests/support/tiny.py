@@ -1,0 +1,112 @@
+"""Tiny StableLM checkpoints with every switch of the family, made without any library's help."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+from safetensors.numpy import save_file
+
+from edge.model.config import ModelConfig
+from edge.model.tensors import expected_shapes
+
+PLAIN = {
+    "model_type": "stablelm",
+    "vocab_size": 160,
+    "hidden_size": 64,
+    "intermediate_size": 96,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 4,
+    "max_position_embeddings": 256,
+    "rope_theta": 10000,
+    "partial_rotary_factor": 0.25,
+    "layer_norm_eps": 1e-5,
+    "use_qkv_bias": False,
+    "qk_layernorm": False,
+    "use_parallel_residual": False,
+    "tie_word_embeddings": False,
+    "hidden_act": "silu",
+    "bos_token_id": 0,
+    "eos_token_id": 0,
+}
+
+# One per switch, then the published combinations at their real head sizes.
+CONFIGS = {
+    "plain": PLAIN,
+    "theta-1e6": {**PLAIN, "rope_theta": 1_000_000},
+    "half-rotary": {**PLAIN, "partial_rotary_factor": 0.5},
+    "qkv-bias": {**PLAIN, "use_qkv_bias": True},
+    "qk-layernorm": {**PLAIN, "qk_layernorm": True},
+    "parallel": {**PLAIN, "use_parallel_residual": True},
+    "grouped": {**PLAIN, "num_key_value_heads": 2},
+    "tied": {**PLAIN, "tie_word_embeddings": True},
+    "stable-code": {
+        **PLAIN,
+        "hidden_size": 160,
+        "num_attention_heads": 2,
+        "num_key_value_heads": 2,
+        "rope_theta": 1_000_000,
+    },
+    "stablelm-2-12b": {
+        **PLAIN,
+        "hidden_size": 320,
+        "num_attention_heads": 2,
+        "num_key_value_heads": 1,
+        "qk_layernorm": True,
+        "use_parallel_residual": True,
+    },
+}
+
+
+def random_tensors(config: ModelConfig, seed: int = 0) -> dict[str, np.ndarray]:
+    """float32 weights by Hugging Face name; RandomState's stream is the same in every numpy."""
+    rng = np.random.RandomState(seed)
+    tensors = {}
+    for name, shape in sorted(expected_shapes(config).items()):
+        noise = rng.standard_normal(shape).astype(np.float32)
+        if name.endswith("norm.weight") or ".norms." in name:
+            tensors[name] = 1 + 0.2 * noise
+        elif name.endswith("bias"):
+            tensors[name] = 0.2 * noise
+        elif name == "model.embed_tokens.weight":
+            tensors[name] = noise
+        else:
+            tensors[name] = noise / np.float32(np.sqrt(shape[-1]))
+    return {name: array.astype(np.float32) for name, array in tensors.items()}
+
+
+def token_ids(config: ModelConfig, length: int = 40, seed: int = 1) -> np.ndarray:
+    """Ids (1, length)."""
+    return np.random.RandomState(seed).randint(0, config.vocab_size, (1, length))
+
+
+def write_checkpoint(path: Path, raw: dict, seed: int = 0) -> Path:
+    """A Hugging Face directory with float32 weights and a byte-level tokenizer."""
+    path.mkdir(parents=True, exist_ok=True)
+    (path / "config.json").write_text(json.dumps(raw))
+    config = ModelConfig.from_dict(raw)
+    save_file(random_tensors(config, seed), path / "model.safetensors", metadata={"format": "pt"})
+    write_tokenizer(path, config.vocab_size)
+    return path
+
+
+def write_tokenizer(path: Path, vocab_size: int) -> None:
+    """GPT-2's byte alphabet cut to the vocabulary, no merges, one special token."""
+    letters = [*map(chr, range(33, 127)), *map(chr, range(161, 173)), *map(chr, range(174, 512))]
+    vocab = {"<|endoftext|>": 0} | {c: i + 1 for i, c in enumerate(letters[: vocab_size - 1])}
+    special = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False}
+    byte_level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True}
+    tokenizer = {
+        "version": "1.0",
+        "truncation": None,
+        "padding": None,
+        "added_tokens": [{"id": 0, "content": "<|endoftext|>", "special": True, **special}],
+        "normalizer": None,
+        "pre_tokenizer": {**byte_level, "use_regex": True},
+        "post_processor": None,
+        "decoder": {**byte_level, "use_regex": True},
+        "model": {"type": "BPE", "vocab": vocab, "merges": []},
+    }
+    (path / "tokenizer.json").write_text(json.dumps(tokenizer))
+    settings = {"eos_token": "<|endoftext|>", "tokenizer_class": "PreTrainedTokenizerFast"}
+    (path / "tokenizer_config.json").write_text(json.dumps(settings))

@@ -1,0 +1,46 @@
+"""Record Hugging Face's logits for the tests' tiny checkpoints.
+
+    pip install torch transformers safetensors numpy
+    python tools/record_reference_logits.py
+
+Run from the repository's root after changing `tests/support/tiny.py`. The weights
+are not stored: the tests make them again from the same seed.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import numpy as np
+import torch
+from transformers import StableLmConfig, StableLmForCausalLM
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+from edge.model.config import ModelConfig  # noqa: E402
+from tests.support.tiny import CONFIGS, random_tensors, token_ids  # noqa: E402
+
+
+def reference_logits(raw: dict) -> np.ndarray:
+    """Logits (L, vocab) of StableLmForCausalLM in float32 with eager attention."""
+    config = ModelConfig.from_dict(raw)
+    fields = {k: v for k, v in raw.items() if k != "model_type"}
+    network = StableLmForCausalLM(StableLmConfig(**fields, attn_implementation="eager")).eval()
+    tensors = {k: torch.from_numpy(v) for k, v in random_tensors(config).items()}
+    if config.tie_word_embeddings:
+        tensors["lm_head.weight"] = tensors["model.embed_tokens.weight"]
+    network.load_state_dict(tensors, strict=True)
+    with torch.no_grad():
+        return network(torch.from_numpy(token_ids(config))).logits[0].numpy()
+
+
+def main() -> None:
+    out = ROOT / "tests" / "model" / "reference_logits.npz"
+    np.savez_compressed(out, **{name: reference_logits(raw) for name, raw in CONFIGS.items()})
+    print(f"{out}: {len(CONFIGS)} configurations, {out.stat().st_size} bytes")
+
+
+if __name__ == "__main__":
+    main()
