@@ -91,9 +91,10 @@ def write_checkpoint(path: Path, raw: dict, seed: int = 0) -> Path:
 
 
 def write_tokenizer(path: Path, vocab_size: int) -> None:
-    """GPT-2's byte alphabet cut to the vocabulary, no merges, one special token."""
+    """GPT-2's byte alphabet cut to the vocabulary, one merge ("!!"), one special token."""
     letters = [*map(chr, range(33, 127)), *map(chr, range(161, 173)), *map(chr, range(174, 512))]
-    vocab = {"<|endoftext|>": 0} | {c: i + 1 for i, c in enumerate(letters[: vocab_size - 1])}
+    vocab = {"<|endoftext|>": 0} | {c: i + 1 for i, c in enumerate(letters[: vocab_size - 2])}
+    vocab["!!"] = vocab_size - 1
     special = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False}
     byte_level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True}
     tokenizer = {
@@ -105,7 +106,7 @@ def write_tokenizer(path: Path, vocab_size: int) -> None:
         "pre_tokenizer": {**byte_level, "use_regex": True},
         "post_processor": None,
         "decoder": {**byte_level, "use_regex": True},
-        "model": {"type": "BPE", "vocab": vocab, "merges": []},
+        "model": {"type": "BPE", "vocab": vocab, "merges": ["! !"]},
     }
     (path / "tokenizer.json").write_text(json.dumps(tokenizer))
     settings = {"eos_token": "<|endoftext|>", "tokenizer_class": "PreTrainedTokenizerFast"}

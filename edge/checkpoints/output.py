@@ -1,0 +1,54 @@
+"""Outputs that appear whole or not at all."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from edge.errors import EdgeError
+
+
+@contextmanager
+def appears_whole(target: Path) -> Iterator[Path]:
+    """Write to a temporary sibling that takes the target's place only if all went well.
+
+    Yields the sibling's path: make a file or a directory of it. An older target stays in
+    place until then.
+
+    Raises:
+        EdgeError: the folder cannot be written, or the disk is full.
+    """
+    partial = target.with_name(f".{target.name}.partial-{os.getpid()}")
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        remove(partial)
+        yield partial
+        _take_place(partial, target)
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise EdgeError(
+            f"{target} cannot be written ({reason}); free some space or choose another --out."
+        ) from None
+    finally:
+        remove(partial)
+
+
+def remove(path: Path) -> None:
+    """Delete a file or a directory if it is there."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def _take_place(partial: Path, target: Path) -> None:
+    if target.is_dir() and not target.is_symlink():  # rename cannot replace a full directory
+        old = target.with_name(f".{target.name}.old-{os.getpid()}")
+        target.rename(old)
+        partial.rename(target)
+        remove(old)
+    else:
+        partial.replace(target)

@@ -1,0 +1,107 @@
+"""One safetensors file, mapped into memory: a checked header, and tensors as float32.
+
+Read here rather than with the safetensors package because numpy has no bfloat16,
+and because a broken download deserves an exact sentence (how many bytes are
+missing) instead of a parser's message. Format: an unsigned 64-bit header length,
+a JSON header {name: {dtype, shape, data_offsets}}, then the data.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from edge.errors import EdgeError
+
+# The bound that the reference implementation sets on the header.
+MAX_HEADER_BYTES = 100_000_000
+ITEM_BYTES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2}
+
+
+@dataclass(frozen=True)
+class TensorEntry:
+    """Where one tensor lies; begin and end count from the start of the file."""
+
+    dtype: str
+    shape: tuple[int, ...]
+    begin: int
+    end: int
+
+
+class SafetensorsFile:
+    """A file whose header has been checked against its size.
+
+    Raises:
+        EdgeError: the file is missing, truncated, or its header contradicts itself.
+    """
+
+    def __init__(self, path: Path):
+        self.path = path
+        try:
+            self.file_bytes = path.stat().st_size
+            with path.open("rb") as file:
+                header_bytes = int.from_bytes(file.read(8), "little")
+                self.data_begin = 8 + header_bytes
+                if self.file_bytes < 8 or self.data_begin > self.file_bytes:
+                    raise self._broken(f"is cut off inside its header ({self.file_bytes} bytes)")
+                if header_bytes > MAX_HEADER_BYTES:
+                    raise self._broken(f"claims a header of {header_bytes} bytes")
+                self.header = file.read(header_bytes)
+        except FileNotFoundError:
+            raise self._broken("is missing") from None
+        except OSError as error:
+            raise self._broken(f"cannot be read ({error.strerror})") from None
+        self.entries = self._parse()
+        self._check_layout()
+
+    def read(self, name: str) -> np.ndarray[Any, np.dtype[Any]]:
+        """One tensor, bfloat16 widened to float32, other dtypes as stored."""
+        entry = self.entries[name]
+        raw = np.memmap(self.path, np.uint8, "r", entry.begin, (entry.end - entry.begin,))
+        if entry.dtype == "BF16":
+            wide = raw.view("<u2").astype(np.uint32) << 16
+            return wide.view(np.float32).reshape(entry.shape)
+        kind = {"F64": "<f8", "F32": "<f4", "F16": "<f2"}[entry.dtype]
+        return raw.view(kind).reshape(entry.shape)
+
+    def _parse(self) -> dict[str, TensorEntry]:
+        try:
+            header = json.loads(self.header)
+            header.pop("__metadata__", None)
+            return {name: self._entry(name, fields) for name, fields in header.items()}
+        except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
+            raise self._broken("has a header that is not safetensors") from None
+
+    def _entry(self, name: str, fields: dict[str, Any]) -> TensorEntry:
+        dtype, shape = fields["dtype"], fields["shape"]
+        begin, end = fields["data_offsets"]
+        if dtype not in ITEM_BYTES:
+            raise EdgeError(
+                f"{self.path}: tensor {name} is stored as {dtype}, edge reads "
+                f"{', '.join(ITEM_BYTES)}; use the unquantised checkpoint."
+            )
+        if not all(isinstance(n, int) and n >= 0 for n in (begin, end, *shape)):
+            raise ValueError(name)
+        if end - begin != math.prod(shape) * ITEM_BYTES[dtype]:
+            raise self._broken(f"gives tensor {name} {end - begin} bytes for shape {shape}")
+        return TensorEntry(dtype, tuple(shape), self.data_begin + begin, self.data_begin + end)
+
+    def _check_layout(self) -> None:
+        """Tensors must fill the data exactly, as the format demands: no gap, no overlap."""
+        position = self.data_begin
+        for name, entry in sorted(self.entries.items(), key=lambda item: item[1].begin):
+            if entry.begin != position:
+                raise self._broken(f"has tensor {name} overlapping or after a gap")
+            position = entry.end
+        if position > self.file_bytes:
+            raise self._broken(f"is cut off: {self.file_bytes} bytes of {position}")
+        if position < self.file_bytes:
+            raise self._broken(f"has {self.file_bytes - position} bytes too many")
+
+    def _broken(self, what: str) -> EdgeError:
+        return EdgeError(f"{self.path} {what}; download it again.")

@@ -1,0 +1,89 @@
+"""Convert a StableLM checkpoint to MLX and GGUF."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from edge.checkpoints.recipes import TABLE_11
+from edge.cli.arguments import artefact, list_names, output_folder
+
+if TYPE_CHECKING:
+    from edge.checkpoints.convert import Artefact, Progress
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the command's arguments."""
+    parser.add_argument(
+        "model", metavar="MODEL", help="demo, a checkpoint's directory, or a hub id"
+    )
+    parser.add_argument(
+        "--to",
+        nargs="+",
+        type=artefact,
+        metavar="ARTEFACT",
+        default=[artefact(name) for name in TABLE_11],
+        help=f"what to make, of {list_names()} (default: {' '.join(TABLE_11)})",
+    )
+    parser.add_argument("--out", type=Path, help="folder for the artefacts (default: models/NAME)")
+    parser.add_argument("--force", action="store_true", help="replace artefacts that are there")
+    parser.add_argument(
+        "-o", "--output", choices=["text", "json"], default="text", help="how to print the result"
+    )
+
+
+def run(args: argparse.Namespace) -> int:
+    """Convert, show progress on stderr, print what was made on stdout."""
+    from edge.checkpoints.checkpoint import open_checkpoint
+    from edge.checkpoints.convert import convert
+
+    checkpoint = open_checkpoint(args.model)
+    out = output_folder(args.out, checkpoint.source.name)
+    with progress_bars() as progress:
+        artefacts = convert(checkpoint, args.to, out, args.force, progress)
+    if args.output == "json":
+        print(json.dumps([_as_json(a) for a in artefacts], indent=2))
+    else:
+        for a in artefacts:
+            print(f"{'kept' if a.kept else 'made'} {a.path} ({_size_bytes(a.path) / 1e6:.1f} MB)")
+    return 0
+
+
+@contextmanager
+def progress_bars() -> Iterator[Progress]:
+    """One bar per artefact on stderr, drawn only on a terminal."""
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn
+
+    console = Console(file=sys.stderr)
+    columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn())
+    with Progress(
+        *columns, TimeElapsedColumn(), console=console, disable=not console.is_terminal
+    ) as bars:
+        tasks = {}
+
+        def update(name: str, done: float) -> None:
+            if name not in tasks:
+                tasks[name] = bars.add_task(name, total=1.0)
+            bars.update(tasks[name], completed=done)
+
+        yield update
+
+
+def _as_json(a: Artefact) -> dict[str, object]:
+    return {
+        "artefact": a.recipe.name,
+        "path": str(a.path),
+        "kept": a.kept,
+        "file_bytes": _size_bytes(a.path),
+    }
+
+
+def _size_bytes(path: Path) -> int:
+    files = path.rglob("*") if path.is_dir() else [path]
+    return sum(f.stat().st_size for f in files if f.is_file())

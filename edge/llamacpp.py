@@ -1,0 +1,192 @@
+"""llama.cpp through its C interface: a session to decode with, and the quantiser.
+
+The C level rather than llama-cpp-python's `Llama` class, which reuses prefixes
+between calls, defaults to the CPU, and samples and detokenises in Python: none of
+that belongs in a measurement.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import importlib
+from collections import deque
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+
+from edge.errors import EdgeError
+
+KV_TYPES = {"f32": 0, "f16": 1, "q8_0": 8}  # enum ggml_type
+GGUF_MAGIC = b"GGUF"
+ERROR_LEVEL = 4  # enum ggml_log_level
+
+# The last complaints; the first of a failure names the cause, later ones only repeat it.
+_complaints: deque[str] = deque(maxlen=30)
+_listener: Callable[[str], None] | None = None
+_callback: Any = None
+
+
+def library() -> ModuleType:
+    """The llama_cpp module, started once, its log kept instead of printed."""
+    global _callback
+    llama_cpp = importlib.import_module("llama_cpp")
+    if _callback is None:
+
+        def keep(level: int, text: bytes, user_data: object) -> None:
+            line = text.decode("utf-8", "replace")
+            if level == ERROR_LEVEL and line.strip():
+                _complaints.append(line.strip())
+            if _listener is not None:
+                _listener(line)
+
+        _callback = llama_cpp.llama_log_callback(keep)  # ctypes needs it to stay alive
+        llama_cpp.llama_log_set(_callback, ctypes.c_void_p(0))
+        llama_cpp.llama_backend_init()
+    return llama_cpp
+
+
+def quantize(source: Path, target: Path, file_type: int, on_log: Callable[[str], None]) -> None:
+    """Quantise a float GGUF file.
+
+    Args:
+        source: a float16 or float32 GGUF file.
+        target: the file to write.
+        file_type: llama.cpp's `llama_ftype`.
+        on_log: given every log line; one per tensor tells the progress.
+
+    Raises:
+        EdgeError: llama.cpp refused.
+    """
+    global _listener
+    lib = library()
+    _complaints.clear()
+    params = lib.llama_model_quantize_default_params()
+    params.ftype = file_type
+    _listener = on_log
+    try:
+        result = lib.llama_model_quantize(
+            str(source).encode(), str(target).encode(), ctypes.byref(params)
+        )
+    finally:
+        _listener = None
+    if result != 0:
+        raise EdgeError(f"llama.cpp could not quantise {source} ({_reason()}).")
+
+
+class LlamaSession:
+    """One model with one context, driven token by token.
+
+    Args:
+        path: a GGUF file.
+        context_tokens: how many positions the cache holds.
+        threads: CPU threads; unused where every layer is on a GPU.
+        kv_type: element type of the cache, as llama.cpp's default f16.
+        flash_attention: by default llama.cpp decides. Its CPU kernel rounds to half precision
+            inside even where the cache is float32.
+
+    Raises:
+        EdgeError: the file is missing or llama.cpp cannot load it.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        context_tokens: int,
+        threads: int,
+        kv_type: str = "f16",
+        flash_attention: bool | None = None,
+    ):
+        lib = self._lib = library()
+        _check_file(path)
+        _complaints.clear()
+        self._context = None
+        self._model = lib.llama_model_load_from_file(
+            str(path).encode(), lib.llama_model_default_params()
+        )
+        if not self._model:
+            raise EdgeError(f"llama.cpp cannot load {path} ({_reason()}); convert it again.")
+        params = lib.llama_context_default_params()
+        params.n_ctx = context_tokens
+        params.n_batch = min(2048, context_tokens)
+        params.n_threads = params.n_threads_batch = threads
+        if flash_attention is not None:
+            params.flash_attn_type = int(flash_attention)
+        params.type_k = params.type_v = KV_TYPES[kv_type]
+        self._context = lib.llama_init_from_model(self._model, params)
+        if not self._context:
+            self.close()
+            raise EdgeError(f"llama.cpp has no memory for {context_tokens} positions of {path}.")
+        self._memory = lib.llama_get_memory(self._context)
+        self._batch_tokens = int(params.n_batch)
+        self.vocab_size = int(lib.llama_vocab_n_tokens(lib.llama_model_get_vocab(self._model)))
+
+    def decode(self, ids: Sequence[int]) -> None:
+        """Extend the cache by ids and compute the last one's logits, all finished on return."""
+        for start in range(0, len(ids), self._batch_tokens):
+            piece = ids[start : start + self._batch_tokens]
+            tokens = (self._lib.llama_token * len(piece))(*piece)
+            batch = self._lib.llama_batch_get_one(tokens, len(piece))
+            if self._lib.llama_decode(self._context, batch) != 0:
+                raise EdgeError(f"llama.cpp failed to decode ({_reason()}).")
+        self._lib.llama_synchronize(self._context)
+
+    def last_logits(self) -> np.ndarray[Any, np.dtype[np.float32]]:
+        """Logits (vocab,) after the last decoded token, as a copy."""
+        view = self._lib.llama_get_logits_ith(self._context, -1)
+        return np.ctypeslib.as_array(view, (self.vocab_size,)).copy()
+
+    def all_logits(self, ids: Sequence[int]) -> np.ndarray[Any, np.dtype[np.float32]]:
+        """Extend the cache by ids in one batch; logits (len(ids), vocab)."""
+        lib = self._lib
+        batch = lib.llama_batch_init(len(ids), 0, 1)
+        start = int(lib.llama_memory_seq_pos_max(self._memory, 0)) + 1
+        batch.n_tokens = len(ids)
+        for i, token in enumerate(ids):
+            batch.token[i], batch.pos[i] = token, start + i
+            batch.n_seq_id[i], batch.seq_id[i][0], batch.logits[i] = 1, 0, 1
+        try:
+            if lib.llama_decode(self._context, batch) != 0:
+                raise EdgeError(f"llama.cpp failed to decode ({_reason()}).")
+            rows = [lib.llama_get_logits_ith(self._context, i) for i in range(len(ids))]
+            return np.stack([np.ctypeslib.as_array(row, (self.vocab_size,)) for row in rows])
+        finally:
+            lib.llama_batch_free(batch)
+
+    def tokenize(self, text: str) -> list[int]:
+        """Text -> ids, special tokens recognised, nothing added."""
+        vocab = self._lib.llama_model_get_vocab(self._model)
+        data = text.encode()
+        room = (self._lib.llama_token * (len(data) + 8))()
+        count = self._lib.llama_tokenize(vocab, data, len(data), room, len(room), False, True)
+        return list(room[:count])
+
+    def trim(self, length: int) -> None:
+        """Forget every position from `length` on."""
+        self._lib.llama_memory_seq_rm(self._memory, 0, length, -1)
+
+    def close(self) -> None:
+        """Free the context and the model."""
+        if self._context:
+            self._lib.llama_free(self._context)
+            self._context = None
+        if self._model:
+            self._lib.llama_model_free(self._model)
+            self._model = None
+
+
+def _check_file(path: Path) -> None:
+    try:
+        with path.open("rb") as file:
+            magic = file.read(4)
+    except OSError as error:
+        raise EdgeError(f"{path} cannot be read ({error.strerror}); convert it again.") from None
+    if magic != GGUF_MAGIC:
+        raise EdgeError(f"{path} is not a GGUF file; convert the model again.")
+
+
+def _reason() -> str:
+    """Why llama.cpp refused, in its own words."""
+    return _complaints[0] if _complaints else "it gave no reason"
