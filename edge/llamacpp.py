@@ -76,6 +76,16 @@ def quantize(source: Path, target: Path, file_type: int, on_log: Callable[[str],
         raise EdgeError(f"llama.cpp could not quantise {source} ({_reason()}).")
 
 
+def has_amx(lib: ModuleType) -> bool:
+    """Whether llama.cpp was built with its AMX kernels, which must then stay unused.
+
+    GCC before 14 drops most of ggml's tile configuration as dead stores, and the first
+    product with quantised weights crashes (llama.cpp pull request 26954). The switch that
+    avoids them also turns off weight repacking.
+    """
+    return b"AMX_INT8 = 1" in lib.llama_print_system_info()
+
+
 class LlamaSession:
     """One model with one context, driven token by token.
 
@@ -103,9 +113,9 @@ class LlamaSession:
         _check_file(path)
         _complaints.clear()
         self._context = None
-        self._model = lib.llama_model_load_from_file(
-            str(path).encode(), lib.llama_model_default_params()
-        )
+        model_params = lib.llama_model_default_params()
+        model_params.use_extra_bufts = not has_amx(lib)
+        self._model = lib.llama_model_load_from_file(str(path).encode(), model_params)
         if not self._model:
             raise EdgeError(f"llama.cpp cannot load {path} ({_reason()}); convert it again.")
         params = lib.llama_context_default_params()
@@ -122,6 +132,20 @@ class LlamaSession:
         self._memory = lib.llama_get_memory(self._context)
         self._batch_tokens = int(params.n_batch)
         self.vocab_size = int(lib.llama_vocab_n_tokens(lib.llama_model_get_vocab(self._model)))
+
+    @property
+    def device(self) -> str:
+        """Where the layers run."""
+        if self._lib.llama_supports_gpu_offload():
+            return "GPU"
+        return "CPU, without AMX and repacked weights" if has_amx(self._lib) else "CPU"
+
+    @property
+    def kv_elements_per_position(self) -> int:
+        """Numbers that the cache keeps for one token: keys and values of every layer."""
+        lib, model = self._lib, self._model
+        head_dim = lib.llama_model_n_embd(model) // lib.llama_model_n_head(model)
+        return int(2 * lib.llama_model_n_layer(model) * lib.llama_model_n_head_kv(model) * head_dim)
 
     def decode(self, ids: Sequence[int]) -> None:
         """Extend the cache by ids and compute the last one's logits, all finished on return."""

@@ -8,11 +8,11 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from edge.atomic import appears_whole, remove
 from edge.checkpoints.checkpoint import Checkpoint
 from edge.checkpoints.gguf_artefact import FLOAT16, FLOAT32, write_gguf
 from edge.checkpoints.manifest import read_fingerprint
 from edge.checkpoints.mlx_artefact import write_mlx
-from edge.checkpoints.output import appears_whole, remove
 from edge.checkpoints.recipes import RECIPES, Recipe
 from edge.errors import EdgeError
 

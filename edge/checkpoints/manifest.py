@@ -44,7 +44,7 @@ def read_fingerprint(path: Path) -> str | None:
         if path.is_dir():
             text = (path / MLX_FILE).read_text(encoding="utf-8")
         else:
-            from edge.checkpoints.gguf_file import read_string
+            from edge.gguf_file import read_string
 
             text = read_string(path, GGUF_KEY) or ""
         fingerprint = json.loads(text)["fingerprint"]

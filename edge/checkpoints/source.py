@@ -52,7 +52,7 @@ def find_source(model: str) -> Source:
     if model == DEMO:
         return Source(DEMO, DEMO, DEMO_PATH)
     path = Path(model).expanduser()
-    if path.is_dir():
+    if model and path.is_dir():
         return Source(path.resolve().name, path.resolve().name, path)
     if path.exists():
         raise EdgeError(f"{model} is a file; name the checkpoint's directory instead.")

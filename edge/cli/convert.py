@@ -4,17 +4,15 @@ from __future__ import annotations
 
 import argparse
 import json
-import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from edge.checkpoints.recipes import TABLE_11
 from edge.cli.arguments import artefact, list_names, output_folder
+from edge.cli.progress import progress_bars
 
 if TYPE_CHECKING:
-    from edge.checkpoints.convert import Artefact, Progress
+    from edge.checkpoints.convert import Artefact
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -41,6 +39,7 @@ def run(args: argparse.Namespace) -> int:
     """Convert, show progress on stderr, print what was made on stdout."""
     from edge.checkpoints.checkpoint import open_checkpoint
     from edge.checkpoints.convert import convert
+    from edge.checkpoints.sizes import file_bytes
 
     checkpoint = open_checkpoint(args.model)
     out = output_folder(args.out, checkpoint.source.name)
@@ -50,40 +49,16 @@ def run(args: argparse.Namespace) -> int:
         print(json.dumps([_as_json(a) for a in artefacts], indent=2))
     else:
         for a in artefacts:
-            print(f"{'kept' if a.kept else 'made'} {a.path} ({_size_bytes(a.path) / 1e6:.1f} MB)")
+            print(f"{'kept' if a.kept else 'made'} {a.path} ({file_bytes(a.path) / 1e6:.1f} MB)")
     return 0
 
 
-@contextmanager
-def progress_bars() -> Iterator[Progress]:
-    """One bar per artefact on stderr, drawn only on a terminal."""
-    from rich.console import Console
-    from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn
-
-    console = Console(file=sys.stderr)
-    columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn())
-    with Progress(
-        *columns, TimeElapsedColumn(), console=console, disable=not console.is_terminal
-    ) as bars:
-        tasks = {}
-
-        def update(name: str, done: float) -> None:
-            if name not in tasks:
-                tasks[name] = bars.add_task(name, total=1.0)
-            bars.update(tasks[name], completed=done)
-
-        yield update
-
-
 def _as_json(a: Artefact) -> dict[str, object]:
+    from edge.checkpoints.sizes import file_bytes
+
     return {
         "artefact": a.recipe.name,
         "path": str(a.path),
         "kept": a.kept,
-        "file_bytes": _size_bytes(a.path),
+        "file_bytes": file_bytes(a.path),
     }
-
-
-def _size_bytes(path: Path) -> int:
-    files = path.rglob("*") if path.is_dir() else [path]
-    return sum(f.stat().st_size for f in files if f.is_file())

@@ -43,7 +43,8 @@ def run_one(name: str, prog: str) -> int:
 def run_command(args: argparse.Namespace) -> int:
     """Run the parsed command; what the user can mend becomes a sentence on stderr."""
     try:
-        return COMMANDS[args.command].run(args)
+        code: int = COMMANDS[args.command].run(args)
+        return code
     except EdgeError as error:
         print(f"edge {args.command}: {error}", file=sys.stderr)
         return 1

@@ -11,11 +11,11 @@ from edge.errors import EdgeError
 
 @dataclass(frozen=True)
 class GgufTensor:
-    """One tensor: its GGUF type's name, how many weights, how many bytes."""
+    """One tensor: its GGUF type's name, how many rows, how many bytes."""
 
     name: str
     type: str
-    weights: int
+    rows: int
     data_bytes: int
 
 
@@ -38,7 +38,7 @@ def read_gguf(path: Path) -> Any:
 def read_tensors(path: Path) -> list[GgufTensor]:
     """Every tensor of the file."""
     return [
-        GgufTensor(t.name, t.tensor_type.name, int(t.n_elements), int(t.n_bytes))
+        GgufTensor(t.name, t.tensor_type.name, int(t.shape[-1]), int(t.n_bytes))
         for t in read_gguf(path).tensors
     ]
 

@@ -1,0 +1,1 @@
+"""Workloads, engines, worker process, runner, statistics, the profile."""

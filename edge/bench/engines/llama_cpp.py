@@ -1,0 +1,69 @@
+"""llama.cpp at the level of its decode loop, as llama-bench drives it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from edge.bench.engines.engine import EngineFacts
+from edge.gguf_file import GgufTensor, read_tensors
+from edge.llamacpp import LlamaSession
+
+EMBEDDING = "token_embd.weight"
+
+
+class LlamaCppEngine:
+    """A session with llama.cpp's own defaults: all layers offloaded, f16 cache, auto attention."""
+
+    def __init__(self, path: Path, context_tokens: int, threads: int):
+        self._session = LlamaSession(path, context_tokens, threads)
+        self._path = path
+        self._threads = threads
+
+    def prefill(self, ids: Sequence[int]) -> None:
+        """In batches; logits of the last position only."""
+        self._session.decode(ids)
+
+    def decode(self, ids: Sequence[int], stamp: Callable[[], None]) -> None:
+        """One llama_decode and one synchronise per token."""
+        for token in ids:
+            self._session.decode([token])
+            stamp()
+
+    def trim(self, length: int) -> None:
+        """Forget every position from `length` on."""
+        self._session.trim(length)
+
+    def logits_are_finite(self) -> bool:
+        """Whether the last logits are numbers."""
+        return bool(np.isfinite(self._session.last_logits()).all())
+
+    def facts(self) -> EngineFacts:
+        """From the file's tensors and llama.cpp's own description of the model."""
+        session = self._session
+        return EngineFacts(
+            device=session.device,
+            compute_dtype="as llama.cpp chooses per tensor type",
+            kv_dtype="float16",
+            threads=self._threads,
+            weight_bytes_per_token=sum(map(_bytes_per_token, read_tensors(self._path))),
+            kv_bytes_per_position=session.kv_elements_per_position * 2,
+        )
+
+    def peak_device_bytes(self) -> int:
+        """llama.cpp keeps no count."""
+        return 0
+
+
+def open_llama_cpp(path: Path, context_tokens: int, threads: int) -> LlamaCppEngine:
+    """Load a GGUF file."""
+    return LlamaCppEngine(path, context_tokens, threads)
+
+
+def _bytes_per_token(tensor: GgufTensor) -> int:
+    """The whole tensor, except one row of the embedding table."""
+    if tensor.name != EMBEDDING:
+        return tensor.data_bytes
+    return tensor.data_bytes // tensor.rows

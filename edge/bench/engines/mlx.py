@@ -1,0 +1,105 @@
+"""MLX engines: our network, and mlx-lm's on the same files as a peer."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+from mlx.utils import tree_flatten
+
+from edge.bench.engines.engine import EngineFacts
+from edge.model.load import compute_dtype, load_model
+
+# mlx-lm's default: bounds the memory of a long prefill.
+PREFILL_CHUNK_TOKENS = 2048
+
+
+class MlxEngine:
+    """Any model with mlx-lm's calling convention."""
+
+    def __init__(self, model: Any):
+        from mlx_lm.models.cache import make_prompt_cache
+
+        self._model = model
+        self._cache = make_prompt_cache(model)
+        self._logits = mx.zeros((1,))
+
+    def prefill(self, ids: Sequence[int]) -> None:
+        """All but the last id fill the cache without a head; the last gives the logits."""
+        for start in range(0, len(ids) - 1, PREFILL_CHUNK_TOKENS):
+            end = min(start + PREFILL_CHUNK_TOKENS, len(ids) - 1)
+            self._model(mx.array([ids[start:end]]), self._cache)
+            mx.eval([c.state for c in self._cache])
+        self._logits = self._step(ids[-1])
+        mx.eval(self._logits)
+
+    def decode(self, ids: Sequence[int], stamp: Callable[[], None]) -> None:
+        """One step ahead, as mlx-lm decodes: the next graph is built while this one runs."""
+        ahead: mx.array | None = None
+        for token in ids:
+            logits = self._step(token)
+            mx.async_eval(logits)  # type: ignore[no-untyped-call]
+            if ahead is not None:
+                mx.eval(ahead)
+                stamp()
+            ahead = logits
+        if ahead is not None:
+            mx.eval(ahead)
+            stamp()
+            self._logits = ahead
+
+    def trim(self, length: int) -> None:
+        """Forget every position from `length` on."""
+        for layer in self._cache:
+            layer.trim(layer.offset - length)
+
+    def logits_are_finite(self) -> bool:
+        """Whether the last logits are numbers."""
+        return bool(mx.all(mx.isfinite(self._logits)).item())
+
+    def facts(self) -> EngineFacts:
+        """Read off the loaded arrays and the cache."""
+        arrays = dict(tree_flatten(self._model.parameters()))
+        table = {name: a for name, a in arrays.items() if ".embed_tokens." in name}
+        total = sum(a.nbytes for a in arrays.values())
+        if any(name.startswith("lm_head.") for name in arrays):
+            total -= sum(a.nbytes - a.nbytes // a.shape[0] for a in table.values())
+        keys, values = self._cache[0].keys, self._cache[0].values
+        per_position = sum(a.nbytes // a.shape[2] for a in (keys, values))
+        return EngineFacts(
+            device=str(mx.device_info().get("device_name", mx.default_device())),
+            compute_dtype=_name(self._logits.dtype),
+            kv_dtype=_name(keys.dtype),
+            threads=None,
+            weight_bytes_per_token=total,
+            kv_bytes_per_position=per_position * len(self._cache),
+        )
+
+    def peak_device_bytes(self) -> int:
+        """MLX's own count."""
+        return int(mx.get_peak_memory())
+
+    def _step(self, token: int) -> mx.array:
+        logits: mx.array = self._model(mx.array([[token]]), self._cache)[:, -1]
+        return logits
+
+
+def open_ours(path: Path, context_tokens: int, threads: int) -> MlxEngine:
+    """Our network; the cache grows as needed and MLX chooses its threads."""
+    return MlxEngine(load_model(path))
+
+
+def open_mlx_lm(path: Path, context_tokens: int, threads: int) -> MlxEngine:
+    """mlx-lm's network on the same files, in the compute dtype that ours has here."""
+    from mlx_lm.utils import load_model as load_peer
+
+    model, _ = load_peer(path)
+    model.set_dtype(compute_dtype())
+    mx.eval(model.parameters())
+    return MlxEngine(model)
+
+
+def _name(dtype: mx.Dtype) -> str:
+    return str(dtype).removeprefix("mlx.core.")

@@ -1,0 +1,31 @@
+"""Engines by name, imported only when one is opened."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from edge.bench.engines.engine import Engine
+
+ENGINES = ("mlx", "mlx-lm", "llama.cpp")
+
+
+def open_engine(name: str, path: Path, context_tokens: int, threads: int) -> Engine:
+    """Load an artefact.
+
+    Args:
+        name: one of ENGINES.
+        path: the artefact.
+        context_tokens: positions that the cache must be able to hold.
+        threads: CPU threads, for the engines that take a number.
+
+    Raises:
+        EdgeError: the artefact cannot be loaded.
+    """
+    if name == "llama.cpp":
+        from edge.bench.engines.llama_cpp import open_llama_cpp
+
+        return open_llama_cpp(path, context_tokens, threads)
+    from edge.bench.engines.mlx import open_mlx_lm, open_ours
+
+    opener = {"mlx": open_ours, "mlx-lm": open_mlx_lm}[name]
+    return opener(path, context_tokens, threads)

@@ -1,0 +1,31 @@
+"""What the runner and a worker say to each other: JSON, one message a line."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from edge.bench.workload import Workload
+
+
+@dataclass(frozen=True)
+class Job:
+    """One row's work in one process."""
+
+    engine: str
+    path: str
+    workload: Workload
+    vocab_size: int
+    seed: int
+    repetitions: int
+    warmups: int
+    threads: int
+
+    def to_dict(self) -> dict[str, Any]:
+        """As plain JSON data."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, data: dict[str, Any]) -> Job:
+        """The inverse of `to_dict`."""
+        return cls(**{**data, "workload": Workload(**data["workload"])})

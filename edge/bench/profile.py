@@ -1,0 +1,92 @@
+"""The profile, schema 1: every row of one run on one device, raw trials included."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from edge.atomic import appears_whole
+from edge.bench.statistics import Quantity
+from edge.bench.workload import Workload
+from edge.device.describe import Device
+
+SCHEMA = 1
+Verdict = Literal["VALID", "WARN", "INVALID"]
+
+
+@dataclass(frozen=True)
+class ModelInfo:
+    """Which model was measured."""
+
+    name: str
+    source: str
+    revision: str | None
+    parameters: int
+    synthetic: bool
+
+
+@dataclass(frozen=True)
+class Row:
+    """An artefact on an engine under a workload.
+
+    A quantity that is None has its sentence in `reasons`. Decode, prefill and time to first
+    token leave out loading, tokenising, sampling and detokenising. `bytes_per_token` is what
+    one decode step reads: weights, and the cache at the middle of the window.
+    """
+
+    artefact: str
+    engine: str
+    framework: str
+    precision: str
+    workload: Workload
+    file_bytes: int
+    bits_per_weight: float
+    bytes_per_token: int | None
+    decode_tok_s: Quantity | None
+    prefill_tok_s: Quantity | None
+    ttft_s: Quantity | None
+    power_w: Quantity | None
+    joules_per_token: Quantity | None
+    joules_per_token_net: Quantity | None
+    peak_memory_bytes: int | None
+    bandwidth_fraction: float | None
+    quality: dict[str, float] | None
+    verdict: Verdict
+    reasons: list[str]
+    load_s: float | None
+    engine_facts: dict[str, Any] | None
+    trials: list[dict[str, Any]]
+
+
+@dataclass(frozen=True)
+class Profile:
+    """One run."""
+
+    created_utc: str
+    argv: list[str]
+    device: Device
+    software: dict[str, str]
+    model: ModelInfo
+    method: dict[str, Any]
+    rows: list[Row] = field(default_factory=list)
+    schema: int = SCHEMA
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON data, the schema's number first."""
+        return {"schema": self.schema, **asdict(self)}
+
+    def to_json(self) -> str:
+        """The profile's file content."""
+        return json.dumps(self.to_dict(), indent=1, allow_nan=False) + "\n"
+
+
+def write_profile(profile: Profile, path: Path) -> None:
+    """Write the whole profile, replacing an older state of it.
+
+    Raises:
+        EdgeError: the folder cannot be written.
+    """
+    with appears_whole(path) as partial:
+        partial.write_text(profile.to_json(), encoding="utf-8")

@@ -1,0 +1,119 @@
+"""Run one row in a fresh process and collect what it says."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import tempfile
+import threading
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from edge.bench.engines.engine import EngineFacts
+from edge.bench.job import Job
+from edge.bench.trial import Trial
+
+WORKER = (sys.executable, "-m", "edge.bench.worker")
+
+
+@dataclass
+class Outcome:
+    """What a worker reported; `failure` is None if it finished."""
+
+    job: Job
+    load_s: float | None = None
+    facts: EngineFacts | None = None
+    trials: list[Trial] = field(default_factory=list)
+    peak_memory_bytes: int | None = None
+    failure: str | None = None
+
+
+def run_job(
+    job: Job,
+    timeout_s: float,
+    on_trial: Callable[[Trial], None] = lambda _: None,
+    command: Sequence[str] = WORKER,
+) -> Outcome:
+    """Start a worker, follow it to its end.
+
+    A worker that dies, hangs or speaks nonsense gives a failed outcome with the reason; it
+    never raises, so that the other rows still run.
+
+    Args:
+        job: what it shall do.
+        timeout_s: after this long it is killed.
+        on_trial: told every trial as it ends.
+        command: the worker's command line.
+    """
+    outcome = Outcome(job)
+    with tempfile.TemporaryFile() as log:
+        process = subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log, text=True
+        )
+        watchdog = threading.Timer(timeout_s, process.kill)
+        watchdog.start()
+        try:
+            finished = _follow(process, outcome, on_trial)
+        except BaseException:  # Ctrl-C included: no orphan may go on computing
+            process.kill()
+            raise
+        finally:
+            timed_out = not watchdog.is_alive()
+            watchdog.cancel()
+            process.wait()
+        if not finished and outcome.failure is None:
+            outcome.failure = _death(process.returncode, timed_out, timeout_s, _tail(log))
+    return outcome
+
+
+def _follow(
+    process: subprocess.Popen[str], outcome: Outcome, on_trial: Callable[[Trial], None]
+) -> bool:
+    """Read messages until the worker closes its stdout; whether it said it was done."""
+    assert process.stdin is not None and process.stdout is not None
+    try:
+        process.stdin.write(json.dumps(outcome.job.to_dict()))
+        process.stdin.close()
+    except BrokenPipeError:
+        pass  # it died at once; its exit code tells more
+    finished = False
+    for line in process.stdout:
+        try:
+            finished = _take(json.loads(line), outcome, on_trial) or finished
+        except (ValueError, TypeError, KeyError):
+            outcome.failure = f"the worker said something that is no message: {line.strip()[:200]}"
+            process.kill()
+    return finished
+
+
+def _take(message: dict[str, Any], outcome: Outcome, on_trial: Callable[[Trial], None]) -> bool:
+    event = message.pop("event")
+    if event == "loaded":
+        outcome.load_s = message["load_s"]
+        outcome.facts = EngineFacts(**message["facts"])
+    elif event == "trial":
+        trial = Trial(**{**message, "token_ns": tuple(message["token_ns"])})
+        outcome.trials.append(trial)
+        on_trial(trial)
+    elif event == "failed":
+        outcome.failure = message["reason"]
+    elif event == "done":
+        outcome.peak_memory_bytes = message["peak_memory_bytes"]
+        return True
+    return False
+
+
+def _death(returncode: int, timed_out: bool, timeout_s: float, last_line: str) -> str:
+    if timed_out:
+        return f"the worker was stopped after {timeout_s:g} s (raise --timeout to wait longer)"
+    how = f"signal {-returncode}" if returncode < 0 else f"exit code {returncode}"
+    return f"the worker died with {how}{f' ({last_line})' if last_line else ''}"
+
+
+def _tail(log: Any) -> str:
+    """The last line on stderr, usually the reason."""
+    log.seek(0)
+    lines = log.read().decode("utf-8", "replace").splitlines()
+    return next((line.strip()[:300] for line in reversed(lines) if line.strip()), "")

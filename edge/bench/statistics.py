@@ -1,0 +1,35 @@
+"""Summaries of repeated measurements."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Quantity:
+    """A measured quantity over n trials; `sd` is the sample standard deviation, 0 for n = 1."""
+
+    median: float
+    mean: float
+    sd: float
+    n: int
+
+    @property
+    def relative_sd(self) -> float:
+        """sd / mean."""
+        return self.sd / self.mean if self.mean else 0.0
+
+
+def summarise(values: Iterable[float | None]) -> Quantity | None:
+    """All values that were measured, none dropped; None if there are none."""
+    measured = [value for value in values if value is not None]
+    if not measured:
+        return None
+    return Quantity(
+        median=statistics.median(measured),
+        mean=statistics.fmean(measured),
+        sd=statistics.stdev(measured) if len(measured) > 1 else 0.0,
+        n=len(measured),
+    )

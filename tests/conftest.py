@@ -1,0 +1,31 @@
+from pathlib import Path
+
+import pytest
+
+from edge.checkpoints.checkpoint import open_checkpoint
+from edge.checkpoints.convert import convert
+from edge.checkpoints.recipes import RECIPES
+
+DEMO_RECIPES = (
+    "mlx-fp16",
+    "mlx-int4",
+    "gguf-f32",
+    "gguf-f16",
+    "gguf-q5_k_m",
+    "gguf-q6_k",
+)
+
+
+@pytest.fixture(scope="session")
+def demo_out(tmp_path_factory) -> Path:
+    """A folder with the demo's artefacts, made once for the whole run; do not write to it."""
+    out = tmp_path_factory.mktemp("demo")
+    recipes = [RECIPES[name] for name in DEMO_RECIPES]
+    convert(open_checkpoint("demo"), recipes, out, False, lambda *_: None)
+    return out
+
+
+@pytest.fixture(scope="session")
+def held_out_text() -> str:
+    """Python that is in nobody's training data: an old copy of two of our own files."""
+    return (Path(__file__).parent / "support" / "held_out.txt").read_text(encoding="utf-8")
