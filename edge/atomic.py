@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from edge.errors import EdgeError
@@ -30,10 +30,12 @@ def appears_whole(target: Path) -> Iterator[Path]:
     except OSError as error:
         reason = error.strerror or str(error)
         raise EdgeError(
-            f"{target} cannot be written ({reason}); free some space or choose another --out."
+            f"{target} cannot be written ({reason}); check the disk's free space and the "
+            f"folder's permissions, or choose another folder."
         ) from None
     finally:
-        remove(partial)
+        with suppress(OSError):  # a folder that cannot be read holds no partial of ours
+            remove(partial)
 
 
 def remove(path: Path) -> None:

@@ -79,7 +79,9 @@ def _judge(
         return [outcome.failure], "INVALID"
     warnings = []
     if len(counted) < MIN_TRIALS:
-        warnings.append(f"only {len(counted)} trials: use -r {MIN_TRIALS} or more")
+        warnings.append(
+            f"only {len(counted)} trial{'s' * (len(counted) != 1)}: use -r {MIN_TRIALS} or more"
+        )
     if decode is not None:
         if decode.relative_sd > MAX_RELATIVE_SD:
             warnings.append(

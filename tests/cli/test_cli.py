@@ -1,0 +1,277 @@
+"""The commands as a user types them, each in a process of its own."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from edge.cli.main import COMMANDS
+from tests.support.tiny import PLAIN, write_checkpoint
+
+ROOT = Path(__file__).resolve().parents[2]
+HEAVY = ("mlx", "mlx_lm", "matplotlib", "transformers", "rich", "prompt_toolkit", "llama_cpp")
+
+
+def edge(*words, cwd, script=None, **environment):
+    command = [ROOT / script] if script else ["-m", "edge"]
+    return subprocess.run(
+        [sys.executable, *command, *map(str, words)],
+        capture_output=True,
+        text=True,
+        cwd=cwd,
+        env={**os.environ, "PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1", **environment},
+        timeout=300,
+        check=False,
+    )
+
+
+def is_one_sentence(done, code):
+    """An error as the rules want it: the exit code, one line on stderr, no traceback."""
+    assert done.returncode == code, done.stderr
+    assert done.stdout == ""
+    assert "Traceback" not in done.stderr
+    lines = [line for line in done.stderr.splitlines() if not line.startswith(("usage", "   "))]
+    assert len(lines) == 1, done.stderr
+    return lines[0]
+
+
+@pytest.fixture
+def tiny(tmp_path):
+    return write_checkpoint(tmp_path / "tiny", PLAIN)
+
+
+# --- help
+
+
+@pytest.mark.parametrize("words", [["--help"], ["--version"], *([c, "--help"] for c in COMMANDS)])
+def test_help_imports_nothing_heavy(words, tmp_path):
+    code = (
+        "import sys\nfrom edge.cli.main import main\n"
+        f"try: main({words!r})\nexcept SystemExit as done: assert not done.code\n"
+        f"print([m for m in {HEAVY!r} if m in sys.modules], file=sys.stderr)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=True
+    )
+    assert done.stderr.strip() == "[]"
+    assert done.stdout.strip()
+
+
+@pytest.mark.parametrize("script", ["convert.py", "bench.py"])
+def test_the_scripts_are_the_commands(script, tmp_path):
+    done = edge("--help", cwd=tmp_path, script=script)
+    assert done.returncode == 0
+    assert done.stdout.startswith(f"usage: {script}")
+
+
+# --- convert
+
+
+def test_convert_says_what_it_made_and_kept(tiny, tmp_path):
+    words = ("convert", tiny, "--to", "mlx-fp16", "gguf-f16", "--out", "o")
+    first = edge(*words, cwd=tmp_path)
+    assert first.returncode == 0, first.stderr
+    assert [line.split(" (")[0] for line in first.stdout.splitlines()] == [
+        "made o/mlx-fp16",
+        "made o/gguf-f16.gguf",
+    ]
+    again = edge(*words, "-o", "json", cwd=tmp_path)
+    assert [(a["artefact"], a["kept"]) for a in json.loads(again.stdout)] == [
+        ("mlx-fp16", True),
+        ("gguf-f16", True),
+    ]
+
+
+def test_convert_writes_into_models_by_default(tiny, tmp_path):
+    assert edge("convert", tiny, "--to", "gguf-f32", cwd=tmp_path).returncode == 0
+    assert (tmp_path / "models" / "tiny" / "gguf-f32.gguf").is_file()
+
+
+# --- bad input, to either command
+
+
+def test_an_unknown_artefact(tiny, tmp_path):
+    line = is_one_sentence(edge("convert", tiny, "--to", "mlx-int5", cwd=tmp_path), 2)
+    assert "'mlx-int5'" in line
+    assert "mlx-int4" in line
+
+
+def test_an_unknown_row(tmp_path):
+    assert "'gguf-x'" in is_one_sentence(edge("bench", "--rows", "gguf-x", cwd=tmp_path), 2)
+
+
+@pytest.mark.parametrize("flag", ["-r", "-n"])
+@pytest.mark.parametrize("value", ["0", "-3", "x", "1.5"])
+def test_counts_that_are_none(flag, value, tmp_path):
+    assert flag in is_one_sentence(edge("bench", f"{flag}={value}", cwd=tmp_path), 2)
+
+
+@pytest.mark.parametrize("command", ["convert", "bench"])
+def test_a_model_that_is_not_there(command, tmp_path):
+    assert "'nowhere'" in is_one_sentence(edge(command, "nowhere", cwd=tmp_path), 1)
+
+
+def cut(path):
+    data = (path / "model.safetensors").read_bytes()
+    (path / "model.safetensors").write_bytes(data[: len(data) // 2])
+
+
+def garble(path):
+    (path / "model.safetensors").write_bytes(b"\x08" + b"\0" * 7 + b"notjson!" + b"\1" * 100)
+
+
+def become_a_llama(path):
+    (path / "config.json").write_text(json.dumps({**PLAIN, "model_type": "llama"}))
+
+
+def widen(path):
+    (path / "config.json").write_text(json.dumps({**PLAIN, "intermediate_size": 128}))
+
+
+def add_a_layer(path):
+    (path / "config.json").write_text(json.dumps({**PLAIN, "num_hidden_layers": 3}))
+
+
+def lose_the_config(path):
+    (path / "config.json").unlink()
+
+
+@pytest.mark.parametrize("command", ["convert", "bench"])
+@pytest.mark.parametrize(
+    ("damage", "words"),
+    [
+        (cut, "is cut off"),
+        (garble, "not safetensors"),
+        (become_a_llama, "'llama' model"),
+        (widen, "has shape [96, 64]"),
+        (add_a_layer, "is missing"),
+        (lose_the_config, "config.json is missing"),
+    ],
+)
+def test_a_damaged_checkpoint_leaves_nothing_behind(command, damage, words, tiny, tmp_path):
+    damage(tiny)
+    assert words in is_one_sentence(edge(command, tiny, cwd=tmp_path), 1)
+    assert [p.name for p in tmp_path.iterdir()] == ["tiny"]
+
+
+def test_an_output_folder_that_cannot_be_made(tiny, tmp_path):
+    (tmp_path / "file").write_text("")
+    line = is_one_sentence(edge("convert", tiny, "--out", "file/out", cwd=tmp_path), 1)
+    assert "cannot be written" in line
+
+
+def test_a_prompt_beyond_the_context(tmp_path):
+    line = is_one_sentence(edge("bench", "-d", "1000", "-n", "100", cwd=tmp_path), 1)
+    assert "needs 1512 positions" in line
+    assert "1024" in line
+
+
+# --- bench, the whole way
+
+
+@pytest.fixture(scope="module")
+def benched(demo_out, tmp_path_factory):
+    """Five rows and their two peers on a copy of the session's artefacts."""
+    cwd = tmp_path_factory.mktemp("bench")
+    shutil.copytree(demo_out, cwd / "models" / "demo")
+    words = ("-p", "64", "-n", "64", "-r", "3", "--peers", "-o", "json")
+    return edge(*words, cwd=cwd, script="bench.py"), cwd
+
+
+def test_bench_prints_one_json_document_with_the_agreed_keys(benched):
+    done, _ = benched
+    assert done.returncode == 0, done.stderr
+    profile = json.loads(done.stdout)
+    assert next(iter(profile)) == "schema"
+    assert profile["schema"] == 1
+    assert set(profile) == {
+        "schema", "created_utc", "argv", "device", "software", "model", "method", "rows",
+    }  # fmt: skip
+    assert profile["model"] == {
+        "name": "demo",
+        "source": "demo",
+        "revision": None,
+        "parameters": 5_509_632,
+        "synthetic": False,
+    }
+    for row in profile["rows"]:
+        assert {
+            "artefact", "engine", "framework", "precision", "workload", "file_bytes",
+            "bits_per_weight", "bytes_per_token", "decode_tok_s", "prefill_tok_s", "ttft_s",
+            "power_w", "joules_per_token", "joules_per_token_net", "peak_memory_bytes",
+            "bandwidth_fraction", "quality", "verdict", "reasons", "trials",
+        } <= set(row)  # fmt: skip
+
+
+def test_bench_measures_every_row_for_real(benched):
+    profile = json.loads(benched[0].stdout)
+    assert [(row["artefact"], row["engine"]) for row in profile["rows"]] == [
+        ("mlx-fp16", "mlx"),
+        ("mlx-fp16", "mlx-lm"),
+        ("mlx-int4", "mlx"),
+        ("mlx-int4", "mlx-lm"),
+        ("gguf-f16", "llama.cpp"),
+        ("gguf-q5_k_m", "llama.cpp"),
+        ("gguf-q6_k", "llama.cpp"),
+    ]
+    for row in profile["rows"]:
+        assert row["verdict"] in ("VALID", "WARN"), row["reasons"]
+        assert row["workload"] == {"prompt": 64, "generate": 64, "depth": 0}
+        assert [t["warmup"] for t in row["trials"]] == [True, False, False, False]
+        rates = sorted(t["decode_tok_s"] for t in row["trials"] if not t["warmup"])
+        assert row["decode_tok_s"]["median"] == rates[1]
+        assert row["decode_tok_s"]["n"] == 3
+        assert row["prefill_tok_s"]["median"] > 0
+        assert row["peak_memory_bytes"] > row["file_bytes"]
+        assert row["power_w"] is None
+        assert any("power_w" in reason for reason in row["reasons"])
+
+
+def test_bench_saves_the_profile_it_prints_and_a_plot(benched):
+    done, cwd = benched
+    saved = sorted((cwd / "profiles" / "local").iterdir())
+    assert [p.suffix for p in saved] == [".json", ".png"]
+    assert json.loads(saved[0].read_text()) == json.loads(done.stdout)
+    assert saved[1].read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_profile_names_no_place_of_this_machine(benched):
+    done, cwd = benched
+    assert str(cwd) not in done.stdout
+    assert str(Path.home()) not in done.stdout
+    assert str(ROOT) not in done.stdout
+
+
+def test_bench_converts_what_is_missing_and_prints_the_table(tiny, tmp_path):
+    words = ("bench", tiny, "--rows", "gguf-f16", "-p", "8", "-n", "8", "-r", "1", "--save", "s")
+    done = edge(*words, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("| Framework | Device")
+    assert "only 1 trial:" in done.stdout
+    assert (tmp_path / "models" / "tiny" / "gguf-f16.gguf").is_file()
+
+
+def test_a_row_that_fails_is_shown_and_the_rest_still_runs(tiny, tmp_path):
+    words = ("bench", tiny, "-p", "8", "-n", "8", "--rows", "mlx-fp16", "gguf-f16")
+    assert edge(*words, cwd=tmp_path).returncode == 0
+    weights = tmp_path / "models" / "tiny" / "mlx-fp16" / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1000])
+    done = edge(*words, cwd=tmp_path)
+    assert done.returncode == 1
+    assert "Traceback" not in done.stderr
+    lines = [line for line in done.stdout.splitlines() if line.startswith("| ")][2:]
+    assert [line.split("|")[-2].strip() == "INVALID" for line in lines] == [True, False]
+    assert "model.safetensors cannot be read" in done.stdout
+
+
+def test_a_reader_that_goes_away_is_no_traceback(tiny, tmp_path):
+    command = f"{sys.executable} -m edge convert {tiny} --to gguf-f16 mlx-fp16 -o json | true"
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(
+        command, shell=True, capture_output=True, text=True, cwd=tmp_path, env=environment
+    )
+    assert "Traceback" not in done.stderr

@@ -1,0 +1,145 @@
+"""The embedded checkpoint is trained, small, and the same in every framework."""
+
+import json
+import math
+import re
+
+import mlx.core as mx
+import numpy as np
+import pytest
+from mlx_lm.models.cache import make_prompt_cache
+from tokenizers import Tokenizer
+
+import edge
+from edge.checkpoints.source import DEMO_PATH
+from edge.llamacpp import LlamaSession
+from edge.model.load import load_model
+
+WINDOW = 1024
+STARCODER_AND_CHATML = [
+    "<fim_prefix>",
+    "<fim_middle>",
+    "<fim_suffix>",
+    "<fim_pad>",
+    "<filename>",
+    "<gh_stars>",
+    "<issue_start>",
+    "<issue_comment>",
+    "<issue_closed>",
+    "<jupyter_start>",
+    "<jupyter_text>",
+    "<jupyter_code>",
+    "<jupyter_output>",
+    "<empty_output>",
+    "<commit_before>",
+    "<commit_msg>",
+    "<commit_after>",
+    "<reponame>",
+    "<repo_continuation>",
+    "<|im_start|>",
+    "<|im_end|>",
+    "<|endoftext|>",
+]
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    return Tokenizer.from_file(str(DEMO_PATH / "tokenizer.json"))
+
+
+@pytest.fixture(scope="module")
+def held_out_ids(tokenizer, held_out_text):
+    ids = tokenizer.encode(held_out_text).ids[:WINDOW]
+    assert len(ids) == WINDOW
+    return ids
+
+
+@pytest.fixture(scope="module")
+def ours(demo_out, held_out_ids):
+    """Logits (WINDOW, vocab) of our network in float32."""
+    return logits_of(DEMO_PATH, held_out_ids)
+
+
+def logits_of(path, ids):
+    return np.array(load_model(path, mx.float32)(mx.array([ids])))[0]
+
+
+def nats_per_token(logits, ids):
+    rows = logits[:-1].astype(np.float64)
+    top = rows.max(-1, keepdims=True)
+    log_sum = top[:, 0] + np.log(np.exp(rows - top).sum(-1))
+    return float((log_sum - rows[np.arange(len(rows)), ids[1:]]).mean())
+
+
+def llama_logits(path, ids, kv_type, flash_attention):
+    session = LlamaSession(path, WINDOW, 2, kv_type, flash_attention)
+    try:
+        return session.all_logits(ids)
+    finally:
+        session.close()
+
+
+def test_it_fits_in_git():
+    assert sum(f.stat().st_size for f in DEMO_PATH.iterdir()) <= 12e6
+
+
+def test_every_special_token_is_one_token(tokenizer):
+    for token in STARCODER_AND_CHATML:
+        assert tokenizer.encode(token).ids == [tokenizer.token_to_id(token)]
+
+
+def test_it_predicts_code_it_has_never_seen(ours, held_out_ids):
+    """Far below the 8.3 nats of a uniform guess and the 3.2 nats asked of it."""
+    assert nats_per_token(ours, held_out_ids) < 3.2
+
+
+def test_the_card_says_what_was_reached():
+    card = (DEMO_PATH / "README.md").read_text(encoding="utf-8")
+    held_out = json.loads((DEMO_PATH / "training.json").read_text())["held_out"]
+    assert held_out["nats_per_token"] < 3.2
+    assert f"{held_out['nats_per_token']:.3f} nats per token" in card
+    assert f"{held_out['bits_per_byte']:.3f} bits per byte" in card
+
+
+def test_it_completes_the_cards_example(demo_out):
+    """What the card shows is what the model says, greedily."""
+    card = (DEMO_PATH / "README.md").read_text(encoding="utf-8")
+    before, middle, after = re.search(r"```python\n(.*?)⟦(.*?)⟧(.*?)```", card, re.DOTALL).groups()
+    model, tokenizer = edge.load(demo_out / "mlx-fp16")
+    prompt = f"<fim_prefix>{before}<fim_suffix>{after}<fim_middle>"
+    ids, out = tokenizer.encode(prompt), []
+    cache = make_prompt_cache(model)
+    for _ in range(100):
+        token = int(mx.argmax(model(mx.array([ids]), cache)[0, -1]))
+        if token in model.config.eos_token_ids:
+            break
+        out.append(token)
+        ids = [token]
+    assert tokenizer.decode(out) == middle
+
+
+def test_llama_cpp_in_float32_gives_our_logits(demo_out, ours, held_out_ids):
+    theirs = llama_logits(demo_out / "gguf-f32.gguf", held_out_ids, "f32", False)
+    assert np.abs(theirs - ours).max() <= 1e-4 * max(1.0, np.abs(ours).max() / 10)
+
+
+def test_llama_cpp_in_float16_agrees_on_the_next_token(demo_out, ours, held_out_ids):
+    theirs = llama_logits(demo_out / "gguf-f16.gguf", held_out_ids, "f16", None)
+    assert (theirs.argmax(-1) == ours.argmax(-1)).mean() >= 0.99
+
+
+def test_each_precision_costs_a_little_and_never_much(demo_out, ours, held_out_ids):
+    reference = nats_per_token(ours, held_out_ids)
+    loss = {
+        "mlx-fp16": nats_per_token(logits_of(demo_out / "mlx-fp16", held_out_ids), held_out_ids)
+    }
+    loss["mlx-int4"] = nats_per_token(logits_of(demo_out / "mlx-int4", held_out_ids), held_out_ids)
+    for name in ("gguf-f16", "gguf-q6_k", "gguf-q5_k_m"):
+        logits = llama_logits(demo_out / f"{name}.gguf", held_out_ids, "f16", None)
+        loss[name] = nats_per_token(logits, held_out_ids)
+    ratio = {name: math.exp(nats - reference) for name, nats in loss.items()}
+    assert ratio["mlx-fp16"] == pytest.approx(1, abs=0.002)
+    assert ratio["gguf-f16"] == pytest.approx(1, abs=0.002)
+    assert ratio["gguf-q6_k"] == pytest.approx(1, abs=0.02)
+    assert ratio["gguf-q5_k_m"] == pytest.approx(1, abs=0.04)
+    assert 0.99 < ratio["mlx-int4"] < 1.25

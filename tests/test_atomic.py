@@ -1,0 +1,56 @@
+import pytest
+
+from edge.atomic import appears_whole
+from edge.errors import EdgeError
+
+
+def test_a_file_appears_only_at_the_end(tmp_path):
+    target = tmp_path / "new" / "file"
+    with appears_whole(target) as partial:
+        partial.write_text("x")
+        assert not target.exists()
+        assert partial.parent == target.parent  # the same disk: renaming is atomic
+    assert target.read_text() == "x"
+    assert list(target.parent.iterdir()) == [target]
+
+
+def test_a_directory_replaces_an_older_one_whole(tmp_path):
+    target = tmp_path / "dir"
+    target.mkdir()
+    (target / "old").write_text("")
+    with appears_whole(target) as partial:
+        partial.mkdir()
+        (partial / "new").write_text("")
+        assert (target / "old").exists()
+    assert [p.name for p in target.iterdir()] == ["new"]
+    assert list(tmp_path.iterdir()) == [target]
+
+
+@pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt])
+@pytest.mark.parametrize("kind", ["file", "directory"])
+def test_a_failure_keeps_the_old_and_leaves_nothing(tmp_path, error, kind):
+    target = tmp_path / "file"
+    target.write_text("old")
+    with pytest.raises(error), appears_whole(target) as partial:
+        if kind == "file":
+            partial.write_text("half")
+        else:
+            partial.mkdir()
+            (partial / "part").write_text("half")
+        raise error
+    assert target.read_text() == "old"
+    assert list(tmp_path.iterdir()) == [target]
+
+
+def test_what_cannot_be_written_is_a_sentence(tmp_path):
+    (tmp_path / "file").write_text("")
+    with (
+        pytest.raises(EdgeError, match="cannot be written"),
+        appears_whole(tmp_path / "file" / "x"),
+    ):
+        pass
+
+
+def test_forgetting_to_write_is_an_error(tmp_path):
+    with pytest.raises(EdgeError, match="cannot be written"), appears_whole(tmp_path / "x"):
+        pass
