@@ -20,7 +20,7 @@ lint: $(READY)
 	$(VENV)/bin/mypy
 
 # The environment is made again only when the dependencies change.
-$(READY): pyproject.toml constraints.txt $(UV)
+$(READY): pyproject.toml constraints.txt | $(UV)
 	@command -v c++ >/dev/null 2>&1 || { echo "edge needs a C++ compiler to build llama.cpp: run 'xcode-select --install' (macOS) or 'apt-get install g++' (Debian, Ubuntu), then make again." >&2; exit 1; }
 	@echo "Setting up $(VENV) (the first time compiles llama.cpp: some minutes)"
 	@test -x $(PYTHON) || $(UV) venv --quiet --python '>=3.11' $(VENV)
@@ -33,7 +33,7 @@ $(READY): pyproject.toml constraints.txt $(UV)
 	@.tools/bin/python -m pip install --quiet --disable-pip-version-check uv
 
 # Take newer versions of everything, for every platform and Python that edge runs on.
-constraints: $(UV)
+constraints: | $(UV)
 	$(UV) pip compile --quiet --universal --upgrade --no-header --no-annotate --group dev --output-file constraints.txt pyproject.toml
 
 clean:

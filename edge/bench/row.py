@@ -79,9 +79,8 @@ def _judge(
         return [outcome.failure], "INVALID"
     warnings = []
     if len(counted) < MIN_TRIALS:
-        warnings.append(
-            f"only {len(counted)} trial{'s' * (len(counted) != 1)}: use -r {MIN_TRIALS} or more"
-        )
+        trials = "1 trial" if len(counted) == 1 else f"{len(counted)} trials"
+        warnings.append(f"only {trials}: use -r {MIN_TRIALS} or more")
     if decode is not None:
         if decode.relative_sd > MAX_RELATIVE_SD:
             warnings.append(

@@ -16,30 +16,13 @@ from edge.llamacpp import LlamaSession
 from edge.model.load import load_model
 
 WINDOW = 1024
-STARCODER_AND_CHATML = [
-    "<fim_prefix>",
-    "<fim_middle>",
-    "<fim_suffix>",
-    "<fim_pad>",
-    "<filename>",
-    "<gh_stars>",
-    "<issue_start>",
-    "<issue_comment>",
-    "<issue_closed>",
-    "<jupyter_start>",
-    "<jupyter_text>",
-    "<jupyter_code>",
-    "<jupyter_output>",
-    "<empty_output>",
-    "<commit_before>",
-    "<commit_msg>",
-    "<commit_after>",
-    "<reponame>",
-    "<repo_continuation>",
-    "<|im_start|>",
-    "<|im_end|>",
-    "<|endoftext|>",
-]
+STARCODER_AND_CHATML = re.findall(
+    r"\S+",
+    "<fim_prefix> <fim_middle> <fim_suffix> <fim_pad> <filename> <gh_stars> <issue_start> "
+    "<issue_comment> <issue_closed> <jupyter_start> <jupyter_text> <jupyter_code> "
+    "<jupyter_output> <empty_output> <commit_before> <commit_msg> <commit_after> <reponame> "
+    "<repo_continuation> <|im_start|> <|im_end|> <|endoftext|>",
+)
 
 
 @pytest.fixture(scope="module")
@@ -120,7 +103,7 @@ def test_it_completes_the_cards_example(demo_out):
 
 def test_llama_cpp_in_float32_gives_our_logits(demo_out, ours, held_out_ids):
     theirs = llama_logits(demo_out / "gguf-f32.gguf", held_out_ids, "f32", False)
-    assert np.abs(theirs - ours).max() <= 1e-4 * max(1.0, np.abs(ours).max() / 10)
+    assert np.abs(theirs - ours).max() <= 1e-4
 
 
 def test_llama_cpp_in_float16_agrees_on_the_next_token(demo_out, ours, held_out_ids):
@@ -129,15 +112,14 @@ def test_llama_cpp_in_float16_agrees_on_the_next_token(demo_out, ours, held_out_
 
 
 def test_each_precision_costs_a_little_and_never_much(demo_out, ours, held_out_ids):
-    reference = nats_per_token(ours, held_out_ids)
-    loss = {
-        "mlx-fp16": nats_per_token(logits_of(demo_out / "mlx-fp16", held_out_ids), held_out_ids)
-    }
-    loss["mlx-int4"] = nats_per_token(logits_of(demo_out / "mlx-int4", held_out_ids), held_out_ids)
+    def loss(logits):
+        return nats_per_token(logits, held_out_ids)
+
+    measured = {n: loss(logits_of(demo_out / n, held_out_ids)) for n in ("mlx-fp16", "mlx-int4")}
     for name in ("gguf-f16", "gguf-q6_k", "gguf-q5_k_m"):
-        logits = llama_logits(demo_out / f"{name}.gguf", held_out_ids, "f16", None)
-        loss[name] = nats_per_token(logits, held_out_ids)
-    ratio = {name: math.exp(nats - reference) for name, nats in loss.items()}
+        measured[name] = loss(llama_logits(demo_out / f"{name}.gguf", held_out_ids, "f16", None))
+    reference = loss(ours)
+    ratio = {name: math.exp(nats - reference) for name, nats in measured.items()}
     assert ratio["mlx-fp16"] == pytest.approx(1, abs=0.002)
     assert ratio["gguf-f16"] == pytest.approx(1, abs=0.002)
     assert ratio["gguf-q6_k"] == pytest.approx(1, abs=0.02)
