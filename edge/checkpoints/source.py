@@ -52,9 +52,9 @@ def find_source(model: str) -> Source:
     if model == DEMO:
         return Source(DEMO, DEMO, DEMO_PATH)
     path = Path(model).expanduser()
-    if model and path.is_dir():
+    if model and path.is_dir():  # Path("") would be this directory
         return Source(path.resolve().name, path.resolve().name, path)
-    if path.exists():
+    if model and path.exists():
         raise EdgeError(f"{model} is a file; name the checkpoint's directory instead.")
     if HUB_ID.fullmatch(model) and not model.startswith("."):
         return _download(model)

@@ -144,9 +144,10 @@ def _convert(
     from edge.bench.row import Subject
     from edge.checkpoints.convert import convert
     from edge.checkpoints.sizes import bits_per_weight, file_bytes
+    from edge.model.tensors import parameter_count
 
     out = output_folder(args.out, checkpoint.source.name)
-    parameters = checkpoint.config.parameter_count()
+    parameters = parameter_count(checkpoint.config)
     return {
         made.recipe.name: Subject(
             artefact=made.recipe.name,
@@ -202,12 +203,13 @@ def _new_profile(args: argparse.Namespace, checkpoint: Checkpoint) -> Profile:
 
 def _model_info(checkpoint: Checkpoint) -> ModelInfo:
     from edge.bench.profile import ModelInfo
+    from edge.model.tensors import parameter_count
 
     return ModelInfo(
         name=checkpoint.source.name,
         source=checkpoint.source.origin,
         revision=checkpoint.source.revision,
-        parameters=checkpoint.config.parameter_count(),
+        parameters=parameter_count(checkpoint.config),
         synthetic=False,
     )
 

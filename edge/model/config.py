@@ -124,18 +124,6 @@ class ModelConfig:
         """
         return replace(self, use_qkv_bias=any(n.endswith("q_proj.bias") for n in tensor_names))
 
-    def parameter_count(self) -> int:
-        """Number of weights, the tied head counted once."""
-        from edge.model.tensors import expected_shapes
-
-        total = 0
-        for shape in expected_shapes(self).values():
-            size = 1
-            for n in shape:
-                size *= n
-            total += size
-        return total
-
     def _check(self, where: str) -> None:
         if self.hidden_size % self.num_attention_heads:
             raise EdgeError(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 
 from edge.errors import EdgeError
@@ -20,6 +21,11 @@ def expected_shapes(config: ModelConfig) -> dict[str, Shape]:
     if not config.tie_word_embeddings:
         shapes["lm_head.weight"] = (vocab, hidden)
     return shapes
+
+
+def parameter_count(config: ModelConfig) -> int:
+    """Number of weights, a tied head counted once."""
+    return sum(math.prod(shape) for shape in expected_shapes(config).values())
 
 
 def is_ignored(name: str) -> bool:

@@ -12,7 +12,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from edge.atomic import appears_whole
-from edge.report.table import row_label
+from edge.report.table import format_rate, row_label
 
 # Okabe and Ito's palette, distinct for colour-blind readers; one colour per engine everywhere.
 COLOURS = {"mlx": "#0072B2", "mlx-lm": "#56B4E9", "llama.cpp": "#E69F00"}
@@ -27,12 +27,13 @@ def throughput_plot(profile: Mapping[str, Any]) -> Figure:
     for x, row in enumerate(rows):
         _draw_row(axes, x, row)
     axes.set_xticks(range(len(rows)), [row_label(row) for row in rows], rotation=20, ha="right")
+    axes.set_xlim(-0.6, max(len(rows), 1) - 0.4)
     axes.set_ylim(bottom=0)
     axes.margins(y=0.12)
     axes.set_ylabel("decode throughput (tok/s)")
     axes.set_title(f"{profile['model']['name']} on {profile['device']['name']}", loc="left")
     axes.spines[["top", "right"]].set_visible(False)
-    _legend(axes, rows)
+    _legend(figure, rows)
     figure.supxlabel(provenance(profile), fontsize=7, color="#555555")
     return figure
 
@@ -40,12 +41,12 @@ def throughput_plot(profile: Mapping[str, Any]) -> Figure:
 def provenance(profile: Mapping[str, Any]) -> str:
     """What was measured, on what, when: one or two lines for under a figure."""
     rows, software = profile["rows"], profile["software"]
-    trials = min((sum(not t["warmup"] for t in row["trials"]) for row in rows), default=0)
+    counts = sorted({row["decode_tok_s"]["n"] for row in rows if row["decode_tok_s"]})
     workload = rows[0]["workload"] if rows else {}
     versions = ", ".join(f"{name} {software[name]}" for name in ("mlx", "llama-cpp-python"))
     return (
-        f"tg{workload.get('generate')} @ d{workload.get('depth')}, bar: median, dots: "
-        f"{trials} trials, bracket: ± 1 standard deviation\n"
+        f"tg{workload.get('generate')} @ d{workload.get('depth')}, bar: median of n = "
+        f"{' or '.join(map(str, counts)) or 0} trials (dots), bracket: ± 1 standard deviation\n"
         f"{profile['device']['os']}, edge {software['edge']}, {versions}, {profile['created_utc']}"
     )
 
@@ -73,8 +74,8 @@ def _draw_row(axes: Axes, x: int, row: Mapping[str, Any]) -> None:
     spread = [x + jitter.uniform(-0.15, 0.15) for _ in values]
     axes.scatter(spread, values, s=12, color=DOT_COLOUR, alpha=0.6, zorder=3)
     axes.annotate(
-        f"{quantity['median']:.3g}",
-        (x, quantity["median"] + quantity["sd"]),
+        format_rate(quantity["median"]),
+        (x, max(quantity["median"] + quantity["sd"], *values)),
         xytext=(0, 5),
         textcoords="offset points",
         ha="center",
@@ -82,9 +83,10 @@ def _draw_row(axes: Axes, x: int, row: Mapping[str, Any]) -> None:
     )
 
 
-def _legend(axes: Axes, rows: Sequence[Mapping[str, Any]]) -> None:
+def _legend(figure: Figure, rows: Sequence[Mapping[str, Any]]) -> None:
     from matplotlib.patches import Patch
 
     engines = [e for e in COLOURS if any(row["engine"] == e for row in rows)]
     handles = [Patch(color=COLOURS[engine], label=engine) for engine in engines]
-    axes.legend(handles=handles, frameon=False, ncols=len(handles), loc="upper right")
+    if handles:
+        figure.legend(handles=handles, frameon=False, ncols=len(handles), loc="outside upper right")

@@ -72,8 +72,16 @@ def _quantity(quantity: Mapping[str, float] | None, scale: float = 1.0) -> str:
     if quantity is None:
         return NOT_MEASURED
     median, sd = quantity["median"] * scale, quantity["sd"] * scale
-    digits = 0 if median >= 1000 else 1 if median >= 10 else 2
-    return f"{median:.{digits}f} ± {sd:.{digits}f}"
+    return f"{format_rate(median)} ± {sd:.{_digits(median)}f}"
+
+
+def format_rate(value: float) -> str:
+    """Three significant figures or all before the point."""
+    return f"{value:.{_digits(value)}f}"
+
+
+def _digits(value: float) -> int:
+    return 0 if value >= 1000 else 1 if value >= 10 else 2
 
 
 def _line(cells: Sequence[str], widths: Sequence[int]) -> str:
