@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -38,6 +39,22 @@ def appears_whole(target: Path) -> Iterator[Path]:
             remove(partial)
 
 
+def check_writable(folder: Path) -> None:
+    """Make the folder and try to write in it, before hours of work depend on it.
+
+    Raises:
+        EdgeError: it cannot be made or written.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise EdgeError(
+            f"{folder} cannot be written ({error.strerror}); choose another folder."
+        ) from None
+
+
 def remove(path: Path) -> None:
     """Delete a file or a directory if it is there."""
     if path.is_dir() and not path.is_symlink():
@@ -50,7 +67,11 @@ def _take_place(partial: Path, target: Path) -> None:
     if target.is_dir() and not target.is_symlink():  # rename cannot replace a full directory
         old = target.with_name(f".{target.name}.old-{os.getpid()}")
         target.rename(old)
-        partial.rename(target)
+        try:
+            partial.rename(target)
+        except OSError:
+            old.rename(target)
+            raise
         remove(old)
     else:
         partial.replace(target)

@@ -114,7 +114,8 @@ class LlamaSession:
         _complaints.clear()
         self._context = None
         model_params = lib.llama_model_default_params()
-        model_params.use_extra_bufts = not has_amx(lib)
+        self.amx_avoided = has_amx(lib)
+        model_params.use_extra_bufts = not self.amx_avoided
         self._model = lib.llama_model_load_from_file(str(path).encode(), model_params)
         if not self._model:
             raise EdgeError(f"llama.cpp cannot load {path} ({_reason()}); convert it again.")
@@ -136,9 +137,7 @@ class LlamaSession:
     @property
     def device(self) -> str:
         """Where the layers run."""
-        if self._lib.llama_supports_gpu_offload():
-            return "GPU"
-        return "CPU, without AMX and repacked weights" if has_amx(self._lib) else "CPU"
+        return "GPU" if self._lib.llama_supports_gpu_offload() else "CPU"
 
     @property
     def kv_elements_per_position(self) -> int:

@@ -1,6 +1,6 @@
 import pytest
 
-from edge.atomic import appears_whole
+from edge.atomic import appears_whole, check_writable
 from edge.errors import EdgeError
 
 
@@ -51,6 +51,21 @@ def test_what_cannot_be_written_is_a_sentence(tmp_path):
         pass
 
 
-def test_forgetting_to_write_is_an_error(tmp_path):
-    with pytest.raises(EdgeError, match="cannot be written"), appears_whole(tmp_path / "x"):
+@pytest.mark.parametrize("before", ["nothing", "file", "directory"])
+def test_forgetting_to_write_is_an_error_and_keeps_the_old(tmp_path, before):
+    target = tmp_path / "x"
+    if before == "file":
+        target.write_text("old")
+    elif before == "directory":
+        target.mkdir()
+    with pytest.raises(EdgeError, match="cannot be written"), appears_whole(target):
         pass
+    assert [p.name for p in tmp_path.iterdir()] == ([] if before == "nothing" else ["x"])
+
+
+def test_a_folder_is_tried_before_it_is_needed(tmp_path):
+    check_writable(tmp_path / "new" / "folder")
+    assert list((tmp_path / "new" / "folder").iterdir()) == []
+    (tmp_path / "file").write_text("")
+    with pytest.raises(EdgeError, match="cannot be written"):
+        check_writable(tmp_path / "file" / "folder")

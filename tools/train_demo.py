@@ -12,7 +12,9 @@ Recipe: byte-level BPE; 50 % of the documents rearranged for fill-in-the-middle,
 PSM and SPM equally, split at character level (Stable Code Technical Report,
 section 4.4; Bavarian et al. 2022, arXiv:2207.14255). A document is a run of
 whole lines of one file that fits the context, so that prefix, suffix and middle
-are always seen together. Matrices are trained with Muon, the rest with AdamW.
+are always seen together. A first stage on long documents learns the language, a
+second on short ones sees enough seams to learn to fill in. Matrices are trained
+with Muon, the rest with AdamW.
 """
 
 from __future__ import annotations
@@ -26,19 +28,46 @@ import random
 import sysconfig
 import time
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
+from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import StableLmConfig, StableLmForCausalLM
 
 VOCAB_SIZE = 4096
 CONTEXT = 1024
-# Characters per document: about one context of tokens at 3 characters each.
-DOCUMENT_CHARACTERS = (600, 3200)
 FIM_RATE = 0.5
 HELD_OUT_PERCENT = 3
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One schedule: how many tokens, of documents how long, at what share of the full rate.
+
+    Lengths in characters are drawn uniformly, or uniformly in their logarithm.
+    """
+
+    tokens: int
+    shortest: int
+    longest: int
+    log_uniform: bool
+    peak: float
+    hold: float
+
+    def length(self, rng: random.Random) -> int:
+        """Characters of the next document."""
+        if not self.log_uniform:
+            return rng.randint(self.shortest, self.longest)
+        return round(math.exp(rng.uniform(math.log(self.shortest), math.log(self.longest))))
+
+
+STAGES = (
+    Stage(18_000_000, 600, 3200, log_uniform=False, peak=1.0, hold=0.5),
+    Stage(10_000_000, 40, 1200, log_uniform=True, peak=0.5, hold=0.2),
+)
 
 FIRST_TOKENS = ["<|endoftext|>", "<|padding|>"]
 # StarCoder's special tokens, the long-context one of Stable Code, and ChatML's.
@@ -125,14 +154,14 @@ def is_held_out(name: str) -> bool:
     return int(hashlib.sha256(name.encode()).hexdigest(), 16) % 100 < HELD_OUT_PERCENT
 
 
-def documents(text: str, rng: random.Random) -> Iterator[str]:
+def documents(text: str, stage: Stage, rng: random.Random) -> Iterator[str]:
     """Cut a file into runs of whole lines of random length."""
     piece: list[str] = []
-    size, limit = 0, rng.randint(*DOCUMENT_CHARACTERS)
+    size, limit = 0, stage.length(rng)
     for line in text.splitlines(keepends=True):
         if size + len(line) > limit and piece:
             yield "".join(piece)
-            piece, size, limit = [], 0, rng.randint(*DOCUMENT_CHARACTERS)
+            piece, size, limit = [], 0, stage.length(rng)
         piece.append(line)
         size += len(line)
     if piece:
@@ -166,10 +195,12 @@ def train_tokenizer(texts: list[str]) -> Tokenizer:
     return tokenizer
 
 
-def epoch_tokens(files: dict[str, str], tokenizer: Tokenizer, seed: int) -> np.ndarray:
+def epoch_tokens(
+    files: dict[str, str], tokenizer: Tokenizer, stage: Stage, seed: int
+) -> np.ndarray:
     """One pass over the corpus, freshly cut, shuffled and rearranged: uint16 (n,)."""
     rng = random.Random(seed)
-    pieces = [piece for name in sorted(files) for piece in documents(files[name], rng)]
+    pieces = [piece for name in sorted(files) for piece in documents(files[name], stage, rng)]
     rng.shuffle(pieces)
     texts = [fill_in_the_middle(p, rng) if rng.random() < FIM_RATE else p for p in pieces]
     end = np.array([0], dtype=np.uint16)
@@ -182,13 +213,13 @@ def epoch_tokens(files: dict[str, str], tokenizer: Tokenizer, seed: int) -> np.n
 
 
 def batches(
-    files: dict[str, str], tokenizer: Tokenizer, rows: int, seed: int
+    files: dict[str, str], tokenizer: Tokenizer, stage: Stage, rows: int, seed: int
 ) -> Iterator[torch.Tensor]:
     """Endless (rows, CONTEXT + 1) int64 batches."""
     span = CONTEXT + 1
     epoch, rest = 0, np.empty(0, np.uint16)
     while True:
-        rest = np.concatenate([rest, epoch_tokens(files, tokenizer, seed + epoch)])
+        rest = np.concatenate([rest, epoch_tokens(files, tokenizer, stage, seed + epoch)])
         epoch += 1
         while len(rest) >= rows * span:
             yield torch.from_numpy(rest[: rows * span].astype(np.int64)).view(rows, span)
@@ -217,11 +248,13 @@ def optimizers(model: StableLmForCausalLM) -> list[torch.optim.Optimizer]:
     ]
 
 
-def learning_rate_factor(progress: float) -> float:
-    """Warm up over 1 %, hold, then fall linearly to 2 % over the last half."""
+def learning_rate_factor(stage: Stage, progress: float) -> float:
+    """Warm up over 1 %, hold, then fall linearly to 2 % of the stage's peak."""
     if progress < 0.01:
-        return progress / 0.01
-    return 1.0 if progress < 0.5 else 0.02 + 0.98 * (1 - progress) / 0.5
+        return stage.peak * progress / 0.01
+    if progress < stage.hold:
+        return stage.peak
+    return stage.peak * (0.02 + 0.98 * (1 - progress) / (1 - stage.hold))
 
 
 def loss_of(model: StableLmForCausalLM, batch: torch.Tensor, reduction: str) -> torch.Tensor:
@@ -250,24 +283,22 @@ def held_out_loss(model: StableLmForCausalLM, tokenizer: Tokenizer, files: dict[
 
 
 def train(
-    model: StableLmForCausalLM, stream: Iterator[torch.Tensor], steps: int, micro_rows: int
+    model: StableLmForCausalLM, stream: Iterator[torch.Tensor], stage: Stage, steps: int
 ) -> None:
-    """One optimiser step per batch, in micro-batches that keep the logits small."""
+    """One optimiser step per batch."""
     opts = optimizers(model)
     compiled = torch.compile(model)
     bases = [group["lr"] for opt in opts for group in opt.param_groups]
     start, smooth = time.monotonic(), 0.0
     for step in range(steps):
         batch = next(stream)
-        factor = learning_rate_factor((step + 1) / steps)
+        factor = learning_rate_factor(stage, (step + 1) / steps)
         groups = [group for opt in opts for group in opt.param_groups]
         for group, base in zip(groups, bases, strict=True):
             group["lr"] = base * factor
-        total = 0.0
-        for rows in batch.split(micro_rows):
-            loss = loss_of(compiled, rows, "mean") * (len(rows) / len(batch))
-            loss.backward()
-            total += float(loss.detach())
+        loss = loss_of(compiled, batch, "mean")
+        loss.backward()
+        total = float(loss.detach())
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         for opt in opts:
             opt.step()
@@ -288,8 +319,6 @@ def train(
 
 def write_checkpoint(model: StableLmForCausalLM, tokenizer: Tokenizer, out: Path) -> None:
     """Write a Hugging Face directory as the published checkpoints have it, weights in bfloat16."""
-    from safetensors.torch import save_file
-
     out.mkdir(parents=True, exist_ok=True)
     tensors = {k: v.to(torch.bfloat16).contiguous() for k, v in model.state_dict().items()}
     save_file(tensors, out / "model.safetensors", metadata={"format": "pt"})
@@ -319,7 +348,9 @@ def write_json(path: Path, data: dict) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, default=Path("edge/demo"))
-    parser.add_argument("--tokens", type=float, default=18e6, help="tokens seen (default 18e6)")
+    parser.add_argument(
+        "--from-stage", type=int, default=0, help="continue --out's weights from this stage"
+    )
     parser.add_argument("--rows", type=int, default=8, help="contexts per step (default 8)")
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
@@ -333,9 +364,17 @@ def main() -> None:
 
     model = new_model(args.seed)
     print(f"{sum(p.numel() for p in model.parameters()):,} parameters", flush=True)
-    steps = int(args.tokens / (args.rows * CONTEXT))
-    started = time.monotonic()
-    train(model, batches(kept, tokenizer, args.rows, args.seed), steps, micro_rows=8)
+    if args.from_stage:
+        model.load_state_dict(load_file(args.out / "model.safetensors"))
+    seen, started = 0, time.monotonic()
+    for number, stage in enumerate(STAGES):
+        steps = stage.tokens // (args.rows * CONTEXT)
+        seen += steps * args.rows * CONTEXT
+        if number < args.from_stage:
+            continue
+        stream = batches(kept, tokenizer, stage, args.rows, args.seed + 1000 * number)
+        train(model, stream, stage, steps)
+        write_checkpoint(model, tokenizer, args.out)
     seconds = time.monotonic() - started
     with torch.no_grad():  # what is stored is what is scored
         for p in model.parameters():
@@ -349,7 +388,7 @@ def main() -> None:
             "seed": args.seed,
             "training_files": len(kept),
             "training_bytes": size,
-            "tokens_seen": steps * args.rows * CONTEXT,
+            "tokens_seen": seen,
             "seconds": round(seconds),
             "held_out": held_out_loss(model, tokenizer, held_out),
         },

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
+from edge.bench.job import Job
 from edge.bench.profile import Row, Verdict
 from edge.bench.runner import Outcome
 from edge.bench.statistics import Quantity, summarise
@@ -40,9 +43,12 @@ def build_row(subject: Subject, outcome: Outcome, meter: Meter, samples: Sequenc
     """
     counted = [t for t in outcome.trials if not t.warmup]
     energies = [_energy(t, samples) for t in counted]
-    decode = summarise(t.decode_tok_s for t in counted)
-    reasons, verdict = _judge(outcome, counted, decode)
-    power = summarise(_power_w(t, e) for t, e in zip(counted, energies, strict=True))
+    # A failed row keeps its trials, but no figure that could be quoted.
+    usable = counted if outcome.failure is None else []
+    decode = summarise(t.decode_tok_s for t in usable)
+    prefill = summarise(t.prefill_tok_s for t in usable)
+    reasons, verdict = _judge(outcome, counted, decode, prefill)
+    power = summarise(map(_power_w, usable, energies))
     return Row(
         artefact=subject.artefact,
         engine=outcome.job.engine,
@@ -53,12 +59,10 @@ def build_row(subject: Subject, outcome: Outcome, meter: Meter, samples: Sequenc
         bits_per_weight=subject.bits_per_weight,
         bytes_per_token=_bytes_per_token(outcome),
         decode_tok_s=decode,
-        prefill_tok_s=summarise(t.prefill_tok_s for t in counted),
-        ttft_s=summarise(t.ttft_s for t in counted),
+        prefill_tok_s=prefill,
+        ttft_s=summarise(t.ttft_s for t in usable),
         power_w=power,
-        joules_per_token=summarise(
-            _joules_per_token(t, e) for t, e in zip(counted, energies, strict=True)
-        ),
+        joules_per_token=summarise(map(_joules_per_token, usable, energies)),
         joules_per_token_net=None,
         peak_memory_bytes=outcome.peak_memory_bytes,
         bandwidth_fraction=None,
@@ -72,21 +76,25 @@ def build_row(subject: Subject, outcome: Outcome, meter: Meter, samples: Sequenc
 
 
 def _judge(
-    outcome: Outcome, counted: Sequence[Trial], decode: Quantity | None
+    outcome: Outcome,
+    counted: Sequence[Trial],
+    decode: Quantity | None,
+    prefill: Quantity | None,
 ) -> tuple[list[str], Verdict]:
     """What is wrong with the measurement, each with the next thing to try."""
     if outcome.failure is not None:
-        return [outcome.failure], "INVALID"
+        return [_without_folders(outcome.failure, outcome.job)], "INVALID"
     warnings = []
     if len(counted) < MIN_TRIALS:
         trials = "1 trial" if len(counted) == 1 else f"{len(counted)} trials"
         warnings.append(f"only {trials}: use -r {MIN_TRIALS} or more")
-    if decode is not None:
-        if decode.relative_sd > MAX_RELATIVE_SD:
+    for name, quantity, flag in (("decode", decode, "-n"), ("prefill", prefill, "-p")):
+        if quantity is not None and quantity.relative_sd > MAX_RELATIVE_SD:
             warnings.append(
-                f"decode varies by {decode.relative_sd:.0%} between trials: close other "
-                f"programs, and use more or longer trials (-r, -n)"
+                f"{name} varies by {quantity.relative_sd:.0%} between trials: close other "
+                f"programs, and use more or longer trials (-r, {flag})"
             )
+    if decode is not None:
         shortest_s = min(t.decode_s or 0.0 for t in counted)
         if shortest_s < MIN_DECODE_S:
             warnings.append(
@@ -95,12 +103,17 @@ def _judge(
     return warnings, "WARN" if warnings else "VALID"
 
 
+def _without_folders(text: str, job: Job) -> str:
+    """A profile is made to be shared: it names the artefact, not where it lies."""
+    return text.replace(f"{Path(job.path).parent}{os.sep}", "").replace(str(Path.home()), "~")
+
+
 def _absences(outcome: Outcome, meter: Meter, power: Quantity | None) -> list[str]:
     """One sentence for every quantity that a finished row does not have."""
     if outcome.failure is not None:
         return ["no quantity was measured: the row failed"]
     workload = outcome.job.workload
-    reasons = []
+    reasons = list(outcome.facts.remarks) if outcome.facts else []
     if workload.generate < 2:
         reasons.append("decode_tok_s needs at least two generated tokens (-n 2)")
     if workload.prompt == 0:

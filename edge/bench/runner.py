@@ -50,9 +50,14 @@ def run_job(
     outcome = Outcome(job)
     with tempfile.TemporaryFile() as log:
         process = subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log, text=True
+            command,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=log,
+            text=True,
+            errors="replace",
         )
-        watchdog = threading.Timer(timeout_s, process.kill)
+        watchdog = threading.Timer(min(timeout_s, threading.TIMEOUT_MAX), process.kill)
         watchdog.start()
         try:
             finished = _follow(process, outcome, on_trial)
@@ -82,7 +87,7 @@ def _follow(
     for line in process.stdout:
         try:
             finished = _take(json.loads(line), outcome, on_trial) or finished
-        except (ValueError, TypeError, KeyError):
+        except (ValueError, TypeError, KeyError, AttributeError):
             outcome.failure = f"the worker said something that is no message: {line.strip()[:200]}"
             process.kill()
     return finished
@@ -90,10 +95,7 @@ def _follow(
 
 def _take(message: dict[str, Any], outcome: Outcome, on_trial: Callable[[Trial], None]) -> bool:
     event = message.pop("event")
-    if event == "loaded":
-        outcome.load_s = message["load_s"]
-        outcome.facts = EngineFacts(**message["facts"])
-    elif event == "trial":
+    if event == "trial":
         trial = Trial(**{**message, "token_ns": tuple(message["token_ns"])})
         outcome.trials.append(trial)
         on_trial(trial)
@@ -101,6 +103,8 @@ def _take(message: dict[str, Any], outcome: Outcome, on_trial: Callable[[Trial],
         outcome.failure = message["reason"]
     elif event == "done":
         outcome.peak_memory_bytes = message["peak_memory_bytes"]
+        outcome.load_s = message["load_s"]
+        outcome.facts = EngineFacts(**message["facts"])
         return True
     return False
 

@@ -9,17 +9,17 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Quantity:
-    """A measured quantity over n trials; `sd` is the sample standard deviation, 0 for n = 1."""
+    """A measured quantity over n trials; `sd` is the sample standard deviation, None for n = 1."""
 
     median: float
     mean: float
-    sd: float
+    sd: float | None
     n: int
 
     @property
     def relative_sd(self) -> float:
-        """sd / mean."""
-        return self.sd / self.mean if self.mean else 0.0
+        """sd / mean; 0 where one value says nothing of the spread."""
+        return self.sd / self.mean if self.sd and self.mean else 0.0
 
 
 def summarise(values: Iterable[float | None]) -> Quantity | None:
@@ -30,6 +30,6 @@ def summarise(values: Iterable[float | None]) -> Quantity | None:
     return Quantity(
         median=statistics.median(measured),
         mean=statistics.fmean(measured),
-        sd=statistics.stdev(measured) if len(measured) > 1 else 0.0,
+        sd=statistics.stdev(measured) if len(measured) > 1 else None,
         n=len(measured),
     )

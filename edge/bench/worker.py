@@ -1,8 +1,8 @@
 """The process that runs one row: `python -m edge.bench.worker`, a job on stdin.
 
-Answers with JSON lines on stdout: `loaded` with the engine's facts, one `trial` per
-repetition, then `done` with the peak memory, or `failed` with a sentence. Whatever
-libraries print goes to stderr.
+Answers with JSON lines on stdout: one `trial` per repetition, then `done` with the
+engine's facts and the peak memory, or `failed` with a sentence. Whatever libraries
+print goes to stderr.
 """
 
 from __future__ import annotations
@@ -51,10 +51,11 @@ def _work(job: Job, channel: TextIO) -> None:
         trial = run_trial(engine, plan, number, warmup, time.monotonic_ns)
         if number == 0:
             _check(engine.logits_are_finite())
-            _send(channel, "loaded", load_s=load_s, facts=asdict(engine.facts()))
         _send(channel, "trial", **asdict(trial))
+    # The peak first: looking up the facts takes memory of its own.
     peak_bytes = max(peak_resident_bytes(), engine.peak_device_bytes())
-    _send(channel, "done", peak_memory_bytes=peak_bytes)
+    facts = asdict(engine.facts())
+    _send(channel, "done", load_s=load_s, peak_memory_bytes=peak_bytes, facts=facts)
 
 
 def peak_resident_bytes() -> int:

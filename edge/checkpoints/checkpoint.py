@@ -50,13 +50,12 @@ class Checkpoint:
         """
         digest = hashlib.sha256()
         for name in ("config.json", "tokenizer.json"):
-            path = self.path / name
-            digest.update(path.read_bytes() if path.exists() else b"")
+            digest.update((self.path / name).read_bytes())
         for file in self.files:
             digest.update(file.header)
             with file.path.open("rb") as data:
                 for i in range(SAMPLES_PER_FILE):
-                    data.seek((file.file_bytes - SAMPLE_BYTES) * i // (SAMPLES_PER_FILE - 1))
+                    data.seek(max(0, file.file_bytes - SAMPLE_BYTES) * i // (SAMPLES_PER_FILE - 1))
                     digest.update(data.read(SAMPLE_BYTES))
         return digest.hexdigest()
 
@@ -77,6 +76,7 @@ def open_checkpoint(model: str) -> Checkpoint:
     shapes = {name: entry.shape for file in files for name, entry in file.entries.items()}
     config = config.matching(shapes)
     check_shapes(config, shapes, str(source.path))
+    read_json_object(source.path / "tokenizer.json")  # every artefact needs it
     return Checkpoint(source, config, files)
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -11,6 +10,8 @@ from pathlib import Path
 from edge.atomic import appears_whole, remove
 from edge.checkpoints.checkpoint import Checkpoint
 from edge.checkpoints.gguf_artefact import FLOAT16, FLOAT32, write_gguf
+from edge.checkpoints.gguf_quantise import quantise
+from edge.checkpoints.gguf_tokenizer import read_tokenizer
 from edge.checkpoints.manifest import read_fingerprint
 from edge.checkpoints.mlx_artefact import write_mlx
 from edge.checkpoints.recipes import RECIPES, Recipe
@@ -18,8 +19,6 @@ from edge.errors import EdgeError
 
 # Told (artefact name, finished fraction 0 to 1).
 Progress = Callable[[str, float], None]
-# llama.cpp's quantiser logs one line a tensor: "[   7/  38] blk.0.attn_q.weight - …".
-TENSOR_LINE = re.compile(r"\[\s*(\d+)/\s*(\d+)\]")
 
 
 @dataclass(frozen=True)
@@ -53,6 +52,9 @@ def convert(
     wanted = list(dict.fromkeys(recipes))
     fingerprint = checkpoint.fingerprint()
     missing = [r for r in wanted if force or not _is_there(r, out, fingerprint)]
+    if not all(recipe.is_mlx for recipe in missing):
+        # What GGUF cannot express is found before gigabytes are written.
+        read_tokenizer(checkpoint.path, checkpoint.config.vocab_size)
     for recipe in missing:
         if recipe.is_mlx:
             _make_mlx(checkpoint, recipe, out, progress)
@@ -71,9 +73,11 @@ def _is_there(recipe: Recipe, out: Path, fingerprint: str) -> bool:
     path = recipe.path_in(out)
     if not path.exists():
         return False
-    if read_fingerprint(path) != fingerprint:
+    found = read_fingerprint(path)
+    if found != fingerprint:
+        what = "was made from another checkpoint" if found else "is no whole artefact of edge"
         raise EdgeError(
-            f"{path} was not made from this checkpoint; add --force to replace it, "
+            f"{path} {what}; replace it with 'edge convert MODEL --to {recipe.name} --force', "
             f"or choose another --out."
         )
     return True
@@ -110,13 +114,6 @@ def _float16_gguf(
 
 
 def _make_quantised_gguf(source: Path, recipe: Recipe, out: Path, progress: Progress) -> None:
-    from edge.llamacpp import quantize
-
-    def follow(line: str) -> None:
-        if match := TENSOR_LINE.search(line):
-            progress(recipe.name, int(match[1]) / int(match[2]))
-
     assert recipe.file_type is not None  # every GGUF recipe has one
     with appears_whole(recipe.path_in(out)) as partial:
-        quantize(source, partial, recipe.file_type, follow)
-    progress(recipe.name, 1.0)
+        quantise(source, partial, recipe.file_type, lambda done: progress(recipe.name, done))

@@ -105,7 +105,10 @@ def _pre_tokenizer(pre: dict[str, Any], file: Path) -> str:
 def _chat_template(path: Path) -> str | None:
     separate = path / "chat_template.jinja"
     if separate.is_file():
-        return separate.read_text(encoding="utf-8")
+        try:
+            return separate.read_text(encoding="utf-8")
+        except (OSError, ValueError) as error:
+            raise EdgeError(f"{separate} cannot be read ({error}); download it again.") from None
     settings = path / "tokenizer_config.json"
     if not settings.is_file():
         return None

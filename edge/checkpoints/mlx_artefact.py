@@ -84,7 +84,10 @@ def _write_shards(tensors: Iterator[tuple[str, mx.array]], out: Path) -> None:
     total = 0
 
     def flush() -> None:
-        mx.save_safetensors(str(out / f"shard-{len(shards)}"), pending, {"format": "mlx"})
+        try:
+            mx.save_safetensors(str(out / f"shard-{len(shards)}"), pending, {"format": "mlx"})
+        except RuntimeError as error:  # what MLX makes of a full disk
+            raise OSError(str(error)) from None
         shards.append(list(pending))
         pending.clear()
         mx.clear_cache()

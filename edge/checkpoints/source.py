@@ -51,10 +51,11 @@ def find_source(model: str) -> Source:
     """
     if model == DEMO:
         return Source(DEMO, DEMO, DEMO_PATH)
-    path = Path(model).expanduser()
-    if model and path.is_dir():  # Path("") would be this directory
+    kind = _kind_of_path(model)
+    if kind == "directory":
+        path = Path(model).expanduser()
         return Source(path.resolve().name, path.resolve().name, path)
-    if model and path.exists():
+    if kind == "file":
         raise EdgeError(f"{model} is a file; name the checkpoint's directory instead.")
     if HUB_ID.fullmatch(model) and not model.startswith("."):
         return _download(model)
@@ -64,15 +65,20 @@ def find_source(model: str) -> Source:
     )
 
 
+def _kind_of_path(model: str) -> str | None:
+    """What lies at the path, None if nothing does or it is no path."""
+    try:
+        path = Path(model).expanduser()
+        if not model or not path.exists():  # Path("") would be this directory
+            return None
+        return "directory" if path.is_dir() else "file"
+    except (OSError, RuntimeError, ValueError):  # too long, unknown ~user, a zero byte
+        return None
+
+
 def _download(repo: str) -> Source:
     from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import (
-        GatedRepoError,
-        HfHubHTTPError,
-        LocalEntryNotFoundError,
-        RepositoryNotFoundError,
-    )
-    from huggingface_hub.errors import HFValidationError as BadName
+    from huggingface_hub.errors import GatedRepoError, HFValidationError, RepositoryNotFoundError
 
     try:
         path = Path(snapshot_download(repo, allow_patterns=list(HUB_FILES)))
@@ -80,12 +86,12 @@ def _download(repo: str) -> Source:
         raise EdgeError(
             f"{repo} is gated: accept its licence on its hub page, then run 'hf auth login'."
         ) from None
-    except (RepositoryNotFoundError, BadName):
+    except (RepositoryNotFoundError, HFValidationError):
         raise EdgeError(
             f"the hub has no {repo}, or it is private, and there is no such directory here; "
             f"check the spelling or run 'hf auth login'."
         ) from None
-    except (LocalEntryNotFoundError, HfHubHTTPError, OSError) as error:
+    except Exception as error:  # whatever a network, a proxy or a cache can do
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise EdgeError(
             f"{repo} cannot be fetched from the hub ({reason}), and there is no such "

@@ -59,7 +59,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--peers", action="store_true", help="also run MLX artefacts on mlx-lm's own network"
     )
     parser.add_argument(
-        "-t", "--threads", type=count, help="CPU threads of llama.cpp (default: physical cores)"
+        "-t", "--threads", type=count, help="CPU threads of llama.cpp (default: usable cores)"
     )
     parser.add_argument(
         "--power", choices=SOURCES, default="auto", help="where watts come from (default: auto)"
@@ -82,11 +82,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Convert what is missing, measure row by row, save, plot, print."""
+    from edge.atomic import check_writable
     from edge.bench.profile import write_profile
     from edge.checkpoints.checkpoint import open_checkpoint
 
     checkpoint = open_checkpoint(args.model)
     jobs = _plan(args, checkpoint)
+    check_writable(args.save)
     profile = _new_profile(args, checkpoint)
     path = _profile_path(args.save, profile)
     with progress_bars() as progress:
@@ -103,7 +105,7 @@ def _plan(args: argparse.Namespace, checkpoint: Checkpoint) -> list[tuple[Job, R
     """One job per row, peers right after ours."""
     from edge.bench.job import Job
     from edge.bench.workload import Workload
-    from edge.device.describe import describe_device
+    from edge.device.describe import usable_cores
 
     workload = Workload(args.prompt, args.generate, args.depth)
     limit = checkpoint.config.max_position_embeddings
@@ -112,7 +114,9 @@ def _plan(args: argparse.Namespace, checkpoint: Checkpoint) -> list[tuple[Job, R
             f"{workload} needs {workload.context_tokens} positions, {checkpoint.source.name} "
             f"was trained for {limit}; use a smaller -p, -n or -d."
         )
-    threads = args.threads or describe_device().physical_cores
+    if args.prompt == 0 and args.generate < 2:
+        raise EdgeError("-p 0 -n 1 leaves nothing to measure; use a prompt, or -n 2 or more.")
+    threads = args.threads or usable_cores()
     return [
         (
             Job(

@@ -44,6 +44,7 @@ def run_command(args: argparse.Namespace) -> int:
     """Run the parsed command; what the user can mend becomes a sentence on stderr."""
     try:
         code: int = COMMANDS[args.command].run(args)
+        sys.stdout.flush()  # here, where a reader that went away can still be handled
         return code
     except EdgeError as error:
         print(f"edge {args.command}: {error}", file=sys.stderr)

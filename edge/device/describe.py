@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import platform
 import re
 import subprocess
@@ -36,6 +37,14 @@ def describe_device() -> Device:
         memory_bytes=psutil.virtual_memory().total,
         os=operating_system(),
     )
+
+
+def usable_cores() -> int:
+    """Physical cores that this process may run on: a container or taskset can allow fewer."""
+    physical = psutil.cpu_count(logical=False) or 1
+    if hasattr(os, "sched_getaffinity"):  # not on macOS
+        return min(physical, len(os.sched_getaffinity(0)))
+    return physical
 
 
 def chip_name() -> str:

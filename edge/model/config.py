@@ -66,9 +66,10 @@ class ModelConfig:
         """
         _refuse_other_networks(raw, where)
         heads = _whole(raw, where, "num_attention_heads", "num_heads")
-        eos = raw.get("eos_token_id")
+        vocab_size = _whole(raw, where, "vocab_size")
+        bos, eos = (_token_ids(raw, where, f"{k}_token_id", vocab_size) for k in ("bos", "eos"))
         config = cls(
-            vocab_size=_whole(raw, where, "vocab_size"),
+            vocab_size=vocab_size,
             hidden_size=_whole(raw, where, "hidden_size"),
             intermediate_size=_whole(raw, where, "intermediate_size"),
             num_hidden_layers=_whole(raw, where, "num_hidden_layers"),
@@ -80,8 +81,8 @@ class ModelConfig:
             qk_layernorm=bool(raw.get("qk_layernorm", False)),
             use_parallel_residual=bool(raw.get("use_parallel_residual", False)),
             tie_word_embeddings=bool(raw.get("tie_word_embeddings", False)),
-            bos_token_id=raw.get("bos_token_id"),
-            eos_token_ids=tuple(eos if isinstance(eos, list) else [] if eos is None else [eos]),
+            bos_token_id=bos[0] if bos else None,
+            eos_token_ids=eos,
             **_read_rope(raw, where),
         )
         config._check(where)
@@ -190,7 +191,9 @@ def _refuse_other_networks(raw: Mapping[str, Any], where: str) -> None:
 def _read_rope(raw: Mapping[str, Any], where: str) -> dict[str, float]:
     nested = raw.get("rope_parameters") or {}
     scaling = raw.get("rope_scaling") or {}
-    kinds = {d.get("rope_type", d.get("type", "default")) for d in (nested, scaling)}
+    if not isinstance(nested, Mapping) or not isinstance(scaling, Mapping):
+        raise EdgeError(f"{where}: rope_parameters or rope_scaling is no object; check the file.")
+    kinds = {str(d.get("rope_type", d.get("type", "default"))) for d in (nested, scaling)}
     if kinds != {"default"}:
         raise EdgeError(
             f"{where}: rope scaling {sorted(kinds - {'default'})} is not supported; "
@@ -207,6 +210,19 @@ def _read_rope(raw: Mapping[str, Any], where: str) -> dict[str, float]:
             default=DEFAULT_PARTIAL_ROTARY_FACTOR,
         ),
     }
+
+
+def _token_ids(raw: Mapping[str, Any], where: str, name: str, vocab_size: int) -> tuple[int, ...]:
+    """One id, a list of them, or none."""
+    value = raw.get(name)
+    ids = value if isinstance(value, list) else [] if value is None else [value]
+    for i in ids:
+        if not isinstance(i, int) or isinstance(i, bool) or not 0 <= i < vocab_size:
+            raise EdgeError(
+                f"{where}: {name} is {value!r}, not a token of the vocabulary of {vocab_size}; "
+                f"check the file."
+            )
+    return tuple(ids)
 
 
 def _first(raw: Mapping[str, Any], names: tuple[str, ...]) -> Any:

@@ -146,7 +146,10 @@ class Model(nn.Module):
 
     def __call__(self, ids: mx.array, cache: Sequence[Cache] | None = None) -> mx.array:
         """Ids (B, L) -> logits (B, L, vocab); the cache, if given, is extended by L."""
-        h = self.model(ids, cache)
+        return self.head(self.model(ids, cache))
+
+    def head(self, h: mx.array) -> mx.array:
+        """Hidden states (B, L, hidden) -> logits (B, L, vocab)."""
         if "lm_head" in self:
             return self.lm_head(h)
         return self.model.embed_tokens.as_linear(h)

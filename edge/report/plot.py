@@ -68,14 +68,15 @@ def _draw_row(axes: Axes, x: int, row: Mapping[str, Any]) -> None:
         axes.text(x, 0, "not measured", rotation=90, ha="center", va="bottom", color="#888888")
         return
     axes.bar(x, quantity["median"], width=0.62, color=COLOURS[row["engine"]])
-    axes.errorbar(x, quantity["median"], yerr=quantity["sd"], color=DOT_COLOUR, capsize=4)
+    sd = quantity["sd"] or 0.0
+    axes.errorbar(x, quantity["median"], yerr=sd, color=DOT_COLOUR, capsize=4)
     values = [t["decode_tok_s"] for t in row["trials"] if not t["warmup"]]
     jitter = random.Random(x)
     spread = [x + jitter.uniform(-0.15, 0.15) for _ in values]
     axes.scatter(spread, values, s=12, color=DOT_COLOUR, alpha=0.6, zorder=3)
     axes.annotate(
         format_rate(quantity["median"]),
-        (x, max(quantity["median"] + quantity["sd"], *values)),
+        (x, max(quantity["median"] + sd, *values)),
         xytext=(0, 5),
         textcoords="offset points",
         ha="center",

@@ -68,11 +68,13 @@ def _cells(row: Mapping[str, Any], profile: Mapping[str, Any]) -> list[str]:
     ]
 
 
-def _quantity(quantity: Mapping[str, float] | None, scale: float = 1.0) -> str:
+def _quantity(quantity: Mapping[str, Any] | None, scale: float = 1.0) -> str:
     if quantity is None:
         return NOT_MEASURED
-    median, sd = quantity["median"] * scale, quantity["sd"] * scale
-    return f"{format_rate(median)} ± {sd:.{_digits(median)}f}"
+    median = quantity["median"] * scale
+    if quantity["sd"] is None:
+        return format_rate(median)
+    return f"{format_rate(median)} ± {quantity['sd'] * scale:.{_digits(median)}f}"
 
 
 def format_rate(value: float) -> str:

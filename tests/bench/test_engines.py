@@ -49,6 +49,14 @@ def test_trim_forgets_exactly(engine):
     assert np.abs(last_logits(engine) - expected).max() < 0.05
 
 
+def test_mlx_refuses_to_trim_to_positions_it_never_had(demo_out):
+    """What makes a forgotten depth an error instead of a wrong figure."""
+    engine = open_engine("mlx", demo_out / "mlx-int4", 64, 2)
+    engine.prefill(IDS)
+    with pytest.raises(ValueError, match="holds 8 positions, not 9"):
+        engine.trim(9)
+
+
 def test_facts_add_up(engine):
     engine.prefill(IDS)
     facts = engine.facts()

@@ -1,4 +1,5 @@
 import json
+from dataclasses import replace
 
 import pytest
 
@@ -93,11 +94,33 @@ def test_a_failed_row_is_invalid_and_keeps_what_it_had():
     assert row.verdict == "INVALID"
     assert row.reasons[0] == "it died"
     assert len(row.trials) == 1
+    quantities = (row.decode_tok_s, row.prefill_tok_s, row.ttft_s, row.power_w)
+    assert quantities == (None,) * 4
+
+
+def test_a_reason_names_the_artefact_not_its_folder():
+    job = replace(JOB, path="/Users/ann/models/x/mlx-int4")
+    broken = Outcome(job, failure="/Users/ann/models/x/mlx-int4/model.safetensors is cut off")
+    row = build_row(SUBJECT, broken, NO_METER, [])
+    assert row.reasons[0] == "mlx-int4/model.safetensors is cut off"
+
+
+def test_prefill_is_judged_as_well():
+    trials = [replace(trial(i), prefill_end_ns=i * 100 * SECOND + i * SECOND) for i in (1, 2, 3)]
+    row = build_row(SUBJECT, outcome(trials), NO_METER, [])
+    assert row.verdict == "WARN"
+    assert any(reason.startswith("prefill varies by") for reason in row.reasons)
+
+
+def test_what_an_engine_remarks_is_among_the_reasons():
+    facts = replace(FACTS, remarks=("half speed here",))
+    row = build_row(SUBJECT, outcome([trial(1)] * 3, facts=facts), NO_METER, [])
+    assert "half speed here" in row.reasons
 
 
 def test_summary():
     quantity = summarise([1.0, None, 2.0, 6.0])
     assert (quantity.median, quantity.mean, quantity.n) == (2.0, 3.0, 3)
     assert quantity.sd == pytest.approx(7**0.5)
-    assert summarise([4.0]).sd == 0
+    assert summarise([4.0]).sd is None
     assert summarise([None]) is None

@@ -59,7 +59,11 @@ def test_an_artefact_that_is_not_there_fails_with_a_sentence(tmp_path):
         ("import sys; sys.exit('no memory left')", "no memory left"),
         ("print('hello')", "no message: hello"),
         ("print('[]')", "no message"),
-        ('print(\'{"event": "loaded"}\')', "no message"),
+        ("print('5')", "no message"),
+        ("print('null')", "no message"),
+        ("print('\"x\"')", "no message"),
+        ('print(\'{"event": "done"}\')', "no message"),
+        ("import sys; sys.stdout.buffer.write(b'\\xff\\n')", "no message"),
     ],
 )
 def test_a_worker_that_misbehaves_is_a_reason_not_a_crash(code, words, tmp_path):
@@ -70,6 +74,19 @@ def test_a_worker_that_misbehaves_is_a_reason_not_a_crash(code, words, tmp_path)
 def test_a_worker_that_hangs_is_stopped(tmp_path):
     outcome = run_job(job("mlx", tmp_path), 0.2, command=script("import time; time.sleep(60)"))
     assert "stopped after 0.2 s" in outcome.failure
+
+
+def test_a_timeout_beyond_the_clock_is_no_crash(tmp_path):
+    outcome = run_job(job("mlx", tmp_path), 1e12, command=script("raise SystemExit(3)"))
+    assert "exit code 3" in outcome.failure
+
+
+def test_depth_is_in_the_cache_before_the_clock_starts(demo_out):
+    """Generation at a depth reads more cache: its facts are the same, its context is longer."""
+    deep = Job("mlx", str(demo_out / "mlx-fp16"), Workload(8, 4, 100), 4096, 0, 1, 0, 2)
+    outcome = run_job(deep, 120)
+    assert outcome.failure is None
+    assert len(outcome.trials) == 1
 
 
 def test_what_was_measured_before_a_death_is_kept(tmp_path):

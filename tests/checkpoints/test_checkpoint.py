@@ -1,6 +1,7 @@
 import json
 
 import pytest
+from safetensors.numpy import load_file, save_file
 
 from edge.checkpoints import source
 from edge.checkpoints.checkpoint import open_checkpoint
@@ -46,6 +47,8 @@ def test_the_fingerprint_sees_one_changed_weight_file(tmp_path):
         ("nothing-here", "neither 'demo', nor a directory"),
         ("../elsewhere/x", "neither 'demo'"),
         ("", "neither 'demo'"),
+        ("~no-such-user/model/x", "neither 'demo'"),
+        ("x" * 300, "neither 'demo'"),
     ],
 )
 def test_names_that_are_no_checkpoint(name, words):
@@ -56,6 +59,28 @@ def test_names_that_are_no_checkpoint(name, words):
 def test_a_file_is_no_checkpoint(tiny):
     with pytest.raises(EdgeError, match="is a file"):
         open_checkpoint(str(tiny / "config.json"))
+
+
+def test_tiny_shards_have_a_fingerprint(tmp_path):
+    """A shard smaller than one sample."""
+    path = write_checkpoint(tmp_path / "m", PLAIN)
+    tensors = load_file(path / "model.safetensors")
+    small = {"model.norm.bias": tensors.pop("model.norm.bias")}
+    save_file(small, path / "a.safetensors")
+    save_file(tensors, path / "model.safetensors")
+    assert open_checkpoint(str(path)).fingerprint()
+
+
+@pytest.mark.parametrize("damage", ["missing", "directory", "not JSON"])
+def test_a_checkpoint_without_its_tokenizer_is_not_whole(tiny, damage):
+    tokenizer = tiny / "tokenizer.json"
+    tokenizer.unlink()
+    if damage == "directory":
+        tokenizer.mkdir()
+    elif damage == "not JSON":
+        tokenizer.write_text("{")
+    with pytest.raises(EdgeError, match=r"tokenizer\.json"):
+        open_checkpoint(str(tiny))
 
 
 def test_missing_parts_are_named(tiny):

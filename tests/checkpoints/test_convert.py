@@ -1,5 +1,7 @@
 import json
 import shutil
+import subprocess
+import sys
 
 import mlx.core as mx
 import numpy as np
@@ -10,6 +12,7 @@ import edge
 from edge.checkpoints import convert as convert_module
 from edge.checkpoints.checkpoint import open_checkpoint
 from edge.checkpoints.convert import convert
+from edge.checkpoints.gguf_quantise import quantise
 from edge.checkpoints.recipes import RECIPES, find_recipe
 from edge.checkpoints.sizes import bits_per_weight, file_bytes
 from edge.errors import EdgeError
@@ -185,10 +188,42 @@ def test_another_models_artefact_is_never_taken_for_ours(tmp_path, name):
     out = tmp_path / "out"
     run(write_checkpoint(tmp_path / "a", PLAIN, seed=0), out, name)
     other = write_checkpoint(tmp_path / "b", PLAIN, seed=7)
-    with pytest.raises(EdgeError, match="not made from this checkpoint; add --force"):
+    with pytest.raises(EdgeError, match=r"from another checkpoint; replace it with .*--force"):
         run(other, out, name)
     run(other, out, name, force=True)
     assert run(other, out, name)[0].kept
+
+
+def test_a_damaged_artefact_is_not_called_foreign(tiny, tmp_path):
+    (made,) = run(tiny, tmp_path / "out", "gguf-f16")
+    made.path.write_bytes(made.path.read_bytes()[:500])
+    with pytest.raises(EdgeError, match="is no whole artefact"):
+        run(tiny, tmp_path / "out", "gguf-f16")
+
+
+@pytest.mark.parametrize("name", ["mlx-fp16", "gguf-f16", "gguf-q8_0"])
+def test_a_full_disk_is_a_sentence(tiny, tmp_path, name):
+    """A real one, as far as the process can tell: no file may grow beyond 40 kB."""
+    code = (
+        "import resource, signal, sys\n"
+        "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (40_000, 40_000))\n"
+        "from edge.cli.main import main\n"
+        f"sys.exit(main(['convert', {str(tiny)!r}, '--to', {name!r}, '--out', 'out']))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path, check=False
+    )
+    assert done.returncode == 1
+    assert "cannot be written" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert list((tmp_path / "out").iterdir()) == []
+
+
+def test_llama_cpps_refusal_is_a_sentence(tmp_path):
+    (tmp_path / "in.gguf").write_bytes(b"GGUF" + b"\0" * 40)
+    with pytest.raises(EdgeError, match=r"could not quantise to out\.gguf"):
+        quantise(tmp_path / "in.gguf", tmp_path / "out.gguf", 18, lambda _: None)
 
 
 @pytest.mark.parametrize("name", ["mlx-fp16", "gguf-f16", "gguf-q8_0"])

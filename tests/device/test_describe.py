@@ -21,6 +21,14 @@ def test_nothing_names_the_owner():
     assert getpass.getuser() not in text
 
 
+def test_threads_keep_to_the_cores_that_are_allowed(monkeypatch):
+    monkeypatch.setattr(describe.psutil, "cpu_count", lambda logical: 8)
+    monkeypatch.setattr(describe.os, "sched_getaffinity", lambda _: {0, 5}, raising=False)
+    assert describe.usable_cores() == 2
+    monkeypatch.delattr(describe.os, "sched_getaffinity")
+    assert describe.usable_cores() == 8
+
+
 @pytest.mark.parametrize(
     ("raw", "name"),
     [

@@ -79,6 +79,13 @@ def test_qkv_bias_follows_the_tensors():
         ({"partial_rotary_factor": 2.0}, "partial_rotary_factor"),
         ({"rope_theta": float("nan")}, "rope_theta"),
         ({"rope_scaling": {"type": "linear", "factor": 2.0}}, "linear"),
+        ({"rope_scaling": "linear"}, "is no object"),
+        ({"rope_parameters": [1]}, "is no object"),
+        ({"rope_parameters": {"rope_type": []}}, "rope scaling"),
+        ({"bos_token_id": "x"}, "bos_token_id"),
+        ({"bos_token_id": 160}, "bos_token_id"),
+        ({"eos_token_id": -1}, "eos_token_id"),
+        ({"eos_token_id": [0, None]}, "eos_token_id"),
         ({"rope_parameters": {"rope_type": "yarn"}}, "yarn"),
     ],
 )

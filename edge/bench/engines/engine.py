@@ -13,7 +13,8 @@ class EngineFacts:
 
     `weight_bytes_per_token` is what one decode step reads of the weights as they lie in
     memory: all but the embedding table, of which it reads one row.
-    `kv_bytes_per_position` is the cache's size per token of context.
+    `kv_bytes_per_position` is the cache's size per token of context. `remarks` are sentences
+    that a reader needs to judge the figures.
     """
 
     device: str
@@ -22,6 +23,7 @@ class EngineFacts:
     threads: int | None
     weight_bytes_per_token: int
     kv_bytes_per_position: int
+    remarks: tuple[str, ...] = ()
 
 
 class Engine(Protocol):

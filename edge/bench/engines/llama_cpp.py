@@ -12,6 +12,10 @@ from edge.gguf_file import GgufTensor, read_tensors
 from edge.llamacpp import LlamaSession
 
 EMBEDDING = "token_embd.weight"
+AMX_REMARK = (
+    "llama.cpp runs without AMX and weight repacking: compiled by GCC before 14 its AMX kernels "
+    "crash on quantised weights"
+)
 
 
 class LlamaCppEngine:
@@ -50,6 +54,7 @@ class LlamaCppEngine:
             threads=self._threads,
             weight_bytes_per_token=sum(map(_bytes_per_token, read_tensors(self._path))),
             kv_bytes_per_position=session.kv_elements_per_position * 2,
+            remarks=(AMX_REMARK,) if session.amx_avoided else (),
         )
 
     def peak_device_bytes(self) -> int:

@@ -14,25 +14,39 @@ from edge.model.load import compute_dtype, load_model
 
 # mlx-lm's default: bounds the memory of a long prefill.
 PREFILL_CHUNK_TOKENS = 2048
+FLOAT32_REMARK = (
+    "MLX computes in float32 on this CPU, whose half-precision kernels are far slower, and its "
+    "Linux build has the reference BLAS: not a figure to expect on a Mac"
+)
+Network = Callable[..., mx.array]
 
 
 class MlxEngine:
-    """Any model with mlx-lm's calling convention."""
+    """Our network, or a model of mlx-lm's with the same parts.
 
-    def __init__(self, model: Any):
+    Args:
+        backbone: ids (B, L) and the caches -> hidden states (B, L, hidden).
+        head: hidden states -> logits.
+        model: owns both; its parameters are counted, its layers get a cache each.
+    """
+
+    def __init__(self, backbone: Network, head: Network, model: Any):
         from mlx_lm.models.cache import make_prompt_cache
 
+        self._backbone = backbone
+        self._head = head
         self._model = model
         self._cache = make_prompt_cache(model)
         self._logits = mx.zeros((1,))
 
     def prefill(self, ids: Sequence[int]) -> None:
-        """All but the last id fill the cache without a head; the last gives the logits."""
-        for start in range(0, len(ids) - 1, PREFILL_CHUNK_TOKENS):
-            end = min(start + PREFILL_CHUNK_TOKENS, len(ids) - 1)
-            self._model(mx.array([ids[start:end]]), self._cache)
-            mx.eval([c.state for c in self._cache])
-        self._logits = self._step(ids[-1])
+        """In chunks; the head runs on the last position only, as llama.cpp's does."""
+        hidden = mx.zeros((1,))
+        for start in range(0, len(ids), PREFILL_CHUNK_TOKENS):
+            chunk = mx.array([ids[start : start + PREFILL_CHUNK_TOKENS]])
+            hidden = self._backbone(chunk, self._cache)
+            mx.eval(hidden)
+        self._logits = self._head(hidden[:, -1:])[:, -1]
         mx.eval(self._logits)
 
     def decode(self, ids: Sequence[int], stamp: Callable[[], None]) -> None:
@@ -53,6 +67,8 @@ class MlxEngine:
     def trim(self, length: int) -> None:
         """Forget every position from `length` on."""
         for layer in self._cache:
+            if length > layer.offset:
+                raise ValueError(f"the cache holds {layer.offset} positions, not {length}")
             layer.trim(layer.offset - length)
 
     def logits_are_finite(self) -> bool:
@@ -75,6 +91,7 @@ class MlxEngine:
             threads=None,
             weight_bytes_per_token=total,
             kv_bytes_per_position=per_position * len(self._cache),
+            remarks=(FLOAT32_REMARK,) if compute_dtype() == mx.float32 else (),
         )
 
     def peak_device_bytes(self) -> int:
@@ -82,13 +99,13 @@ class MlxEngine:
         return int(mx.get_peak_memory())
 
     def _step(self, token: int) -> mx.array:
-        logits: mx.array = self._model(mx.array([[token]]), self._cache)[:, -1]
-        return logits
+        return self._head(self._backbone(mx.array([[token]]), self._cache))[:, -1]
 
 
 def open_ours(path: Path, context_tokens: int, threads: int) -> MlxEngine:
     """Our network; the cache grows as needed and MLX chooses its threads."""
-    return MlxEngine(load_model(path))
+    model = load_model(path)
+    return MlxEngine(model.model, model.head, model)
 
 
 def open_mlx_lm(path: Path, context_tokens: int, threads: int) -> MlxEngine:
@@ -98,7 +115,7 @@ def open_mlx_lm(path: Path, context_tokens: int, threads: int) -> MlxEngine:
     model, _ = load_peer(path)
     model.set_dtype(compute_dtype())
     mx.eval(model.parameters())
-    return MlxEngine(model)
+    return MlxEngine(model.model, model.lm_head, model)
 
 
 def _name(dtype: mx.Dtype) -> str:
