@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -13,6 +14,8 @@ from edge.bench.workload import Workload
 from edge.device.describe import Device
 
 SCHEMA = 1
+# Begins with a line break, which no JSON string holds: only real lists match.
+NUMBER_LIST = re.compile(r"\[\n[\d\s,]+\]")
 Verdict = Literal["VALID", "WARN", "INVALID"]
 
 
@@ -78,8 +81,9 @@ class Profile:
         return {"schema": self.schema, **asdict(self)}
 
     def to_json(self) -> str:
-        """The profile's file content."""
-        return json.dumps(self.to_dict(), indent=1, allow_nan=False) + "\n"
+        """The profile's file content, each list of stamps on one line."""
+        text = json.dumps(self.to_dict(), indent=1, allow_nan=False)
+        return NUMBER_LIST.sub(lambda found: "".join(found[0].split()), text) + "\n"
 
 
 def write_profile(profile: Profile, path: Path) -> None:
