@@ -96,6 +96,7 @@ class LlamaSession:
         kv_type: element type of the cache, as llama.cpp's default f16.
         flash_attention: by default llama.cpp decides. Its CPU kernel rounds to half precision
             inside even where the cache is float32.
+        gpu_layers: how many layers run on a GPU if there is one; -1 means all.
 
     Raises:
         EdgeError: the file is missing or llama.cpp cannot load it.
@@ -108,12 +109,14 @@ class LlamaSession:
         threads: int,
         kv_type: str = "f16",
         flash_attention: bool | None = None,
+        gpu_layers: int = -1,
     ):
         lib = self._lib = library()
         _check_file(path)
         _complaints.clear()
         self._context = None
         model_params = lib.llama_model_default_params()
+        model_params.n_gpu_layers = gpu_layers
         self.amx_avoided = has_amx(lib)
         model_params.use_extra_bufts = not self.amx_avoided
         self._model = lib.llama_model_load_from_file(str(path).encode(), model_params)

@@ -11,7 +11,9 @@ from edge.checkpoints.recipes import RECIPES, Recipe
 def artefact(name: str) -> Recipe:
     """An artefact's name, for argparse."""
     if name not in RECIPES:
-        raise argparse.ArgumentTypeError(f"unknown artefact {name!r}; choose from {list_names()}")
+        raise argparse.ArgumentTypeError(
+            f"unknown artefact {name!r}; choose from {list_names()} (MODEL goes before them)"
+        )
     return RECIPES[name]
 
 

@@ -43,23 +43,49 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     workload = parser.add_argument_group("workload")
     workload.add_argument(
-        "-p", "--prompt", type=count_or_zero, default=512, help="prompt tokens (default: 512)"
+        "-p",
+        "--prompt",
+        metavar="N",
+        type=count_or_zero,
+        default=512,
+        help="prompt tokens (default: 512)",
     )
     workload.add_argument(
-        "-n", "--generate", type=count, default=128, help="generated tokens (default: 128)"
+        "-n",
+        "--generate",
+        metavar="N",
+        type=count,
+        default=128,
+        help="generated tokens (default: 128)",
     )
     workload.add_argument(
-        "-d", "--depth", type=count_or_zero, default=0, help="tokens of context before (default: 0)"
+        "-d",
+        "--depth",
+        metavar="N",
+        type=count_or_zero,
+        default=0,
+        help="tokens of context before (default: 0)",
     )
     workload.add_argument(
-        "-r", "--repetitions", type=count, default=5, help="trials per row (default: 5)"
+        "-r",
+        "--repetitions",
+        metavar="N",
+        type=count,
+        default=5,
+        help="trials per row (default: 5)",
     )
-    workload.add_argument("--seed", type=int, default=0, help="of the token ids (default: 0)")
+    workload.add_argument(
+        "--seed", metavar="N", type=int, default=0, help="of the token ids (default: 0)"
+    )
     parser.add_argument(
         "--peers", action="store_true", help="also run MLX artefacts on mlx-lm's own network"
     )
     parser.add_argument(
-        "-t", "--threads", type=count, help="CPU threads of llama.cpp (default: usable cores)"
+        "-t",
+        "--threads",
+        metavar="N",
+        type=count,
+        help="CPU threads of llama.cpp (default: usable cores)",
     )
     parser.add_argument(
         "--power", choices=SOURCES, default="auto", help="where watts come from (default: auto)"
@@ -67,7 +93,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--timeout", type=count, default=3600, metavar="S", help="seconds per row (default: 3600)"
     )
-    parser.add_argument("--out", type=Path, help="folder of the artefacts (default: models/NAME)")
+    parser.add_argument(
+        "--out", metavar="DIR", type=Path, help="folder of the artefacts (default: models/NAME)"
+    )
     parser.add_argument(
         "--save",
         type=Path,

@@ -28,7 +28,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default=[artefact(name) for name in TABLE_11],
         help=f"what to make, of {list_names()} (default: {' '.join(TABLE_11)})",
     )
-    parser.add_argument("--out", type=Path, help="folder for the artefacts (default: models/NAME)")
+    parser.add_argument(
+        "--out", metavar="DIR", type=Path, help="folder for the artefacts (default: models/NAME)"
+    )
     parser.add_argument("--force", action="store_true", help="replace artefacts that are there")
     parser.add_argument(
         "-o", "--output", choices=["text", "json"], default="text", help="how to print the result"

@@ -21,7 +21,7 @@ def made(tmp_path, raw, *names):
 
 def llama_logits(path, ids, kv_type="f32"):
     flash_attention = False if kv_type == "f32" else None
-    session = LlamaSession(path, 64, 2, kv_type=kv_type, flash_attention=flash_attention)
+    session = LlamaSession(path, 64, 2, kv_type, flash_attention, gpu_layers=0)
     try:
         batch = session.all_logits(ids)
         session.trim(0)

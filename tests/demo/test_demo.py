@@ -55,7 +55,7 @@ def nats_per_token(logits, ids):
 
 
 def llama_logits(path, ids, kv_type, flash_attention):
-    session = LlamaSession(path, WINDOW, 2, kv_type, flash_attention)
+    session = LlamaSession(path, WINDOW, 2, kv_type, flash_attention, gpu_layers=0)
     try:
         return session.all_logits(ids)
     finally:
