@@ -67,6 +67,7 @@ class Stage:
 STAGES = (
     Stage(18_000_000, 600, 3200, log_uniform=False, peak=1.0, hold=0.5),
     Stage(10_000_000, 40, 1200, log_uniform=True, peak=0.5, hold=0.2),
+    Stage(6_500_000, 15, 300, log_uniform=True, peak=0.7, hold=0.5),
 )
 
 FIRST_TOKENS = ["<|endoftext|>", "<|padding|>"]
