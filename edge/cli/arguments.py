@@ -5,21 +5,28 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from edge.checkpoints.recipes import RECIPES, Recipe
+from edge.checkpoints.recipes import RECIPES, TABLE_11, Recipe
+
+
+def add_artefacts(parser: argparse.ArgumentParser, flag: str, purpose: str) -> None:
+    """Declare an option that takes artefacts' names, Table 11's rows by default."""
+    parser.add_argument(
+        flag,
+        nargs="+",
+        type=artefact,
+        metavar="ARTEFACT",
+        default=[artefact(name) for name in TABLE_11],
+        help=f"{purpose}, of {', '.join(RECIPES)} (default: {' '.join(TABLE_11)})",
+    )
 
 
 def artefact(name: str) -> Recipe:
     """An artefact's name, for argparse."""
     if name not in RECIPES:
         raise argparse.ArgumentTypeError(
-            f"unknown artefact {name!r}; choose from {list_names()} (MODEL goes before them)"
+            f"unknown artefact {name!r}; choose from {', '.join(RECIPES)} (MODEL goes before them)"
         )
     return RECIPES[name]
-
-
-def list_names() -> str:
-    """All artefacts, for help texts."""
-    return ", ".join(RECIPES)
 
 
 def count(text: str) -> int:

@@ -8,8 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from edge.checkpoints.recipes import TABLE_11, Recipe
-from edge.cli.arguments import artefact, count, count_or_zero, list_names, output_folder
+from edge.cli.arguments import add_artefacts, count, count_or_zero, output_folder
 from edge.cli.progress import progress_bars
 from edge.errors import EdgeError
 from edge.power.choose import SOURCES
@@ -19,6 +18,7 @@ if TYPE_CHECKING:
     from edge.bench.profile import ModelInfo, Profile, Row
     from edge.bench.row import Subject
     from edge.checkpoints.checkpoint import Checkpoint
+    from edge.checkpoints.recipes import Recipe
 
 Progress = Callable[[str, float], None]
 WARMUPS = 1
@@ -33,14 +33,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default="demo",
         help="demo, a checkpoint's directory, or a hub id (default: demo)",
     )
-    parser.add_argument(
-        "--rows",
-        nargs="+",
-        type=artefact,
-        metavar="ARTEFACT",
-        default=[artefact(name) for name in TABLE_11],
-        help=f"what to measure, of {list_names()} (default: {' '.join(TABLE_11)})",
-    )
+    add_artefacts(parser, "--rows", "what to measure")
     workload = parser.add_argument_group("workload")
     workload.add_argument(
         "-p",

@@ -7,8 +7,7 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from edge.checkpoints.recipes import TABLE_11
-from edge.cli.arguments import artefact, list_names, output_folder
+from edge.cli.arguments import add_artefacts, output_folder
 from edge.cli.progress import progress_bars
 
 if TYPE_CHECKING:
@@ -20,14 +19,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "model", metavar="MODEL", help="demo, a checkpoint's directory, or a hub id"
     )
-    parser.add_argument(
-        "--to",
-        nargs="+",
-        type=artefact,
-        metavar="ARTEFACT",
-        default=[artefact(name) for name in TABLE_11],
-        help=f"what to make, of {list_names()} (default: {' '.join(TABLE_11)})",
-    )
+    add_artefacts(parser, "--to", "what to make")
     parser.add_argument(
         "--out", metavar="DIR", type=Path, help="folder for the artefacts (default: models/NAME)"
     )
