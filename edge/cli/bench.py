@@ -196,8 +196,10 @@ def _measure(args: argparse.Namespace, job: Job, subject: Subject, progress: Pro
     meter = choose_meter(args.power)
     progress(label, 0.0)
     meter.start()
-    outcome = run_job(job, args.timeout, lambda t: progress(label, (t.repetition + 1) / total))
-    samples = meter.stop()
+    try:
+        outcome = run_job(job, args.timeout, lambda t: progress(label, (t.repetition + 1) / total))
+    finally:  # on Ctrl-C too: a meter may be a process of its own
+        samples = meter.stop()
     return build_row(subject, outcome, meter, samples)
 
 
