@@ -12,9 +12,9 @@ Recipe: byte-level BPE; 50 % of the documents rearranged for fill-in-the-middle,
 PSM and SPM equally, split at character level (Stable Code Technical Report,
 section 4.4; Bavarian et al. 2022, arXiv:2207.14255). A document is a run of
 whole lines of one file that fits the context, so that prefix, suffix and middle
-are always seen together. A first stage on long documents learns the language, a
-second on short ones sees enough seams to learn to fill in. Matrices are trained
-with Muon, the rest with AdamW.
+are always seen together. A first stage on long documents learns the language; two
+more on ever shorter ones see the seams of prefix, middle and suffix more often.
+Matrices are trained with Muon, the rest with AdamW.
 """
 
 from __future__ import annotations
