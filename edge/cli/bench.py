@@ -268,7 +268,7 @@ def _print(output: str, profile: Profile, files: list[Path]) -> None:
         print(profile.to_json(), end="")
     else:
         data = profile.to_dict()
-        print(markdown_table(data), "\n")
+        print(markdown_table(data), end="\n\n")
         for note in notes(data):
             print(f"- {note}")
         print()

@@ -58,7 +58,7 @@ def operating_system() -> str:
     if sys.platform == "darwin":
         build = _output_of("sysctl", "-n", "kern.osversion")
         return f"macOS {platform.mac_ver()[0]} ({build})"
-    return f"{platform.system()} {platform.release()}"
+    return f"{platform.system()} {platform.release().split('-')[0]}"
 
 
 def _sysctl_brand() -> str:
