@@ -82,7 +82,7 @@ def test_a_timeout_beyond_the_clock_is_no_crash(tmp_path):
 
 
 def test_depth_is_in_the_cache_before_the_clock_starts(demo_out):
-    """Generation at a depth reads more cache: its facts are the same, its context is longer."""
+    """Without the depth's prefill the trial's first trim would be refused, and the row fail."""
     deep = Job("mlx", str(demo_out / "mlx-fp16"), Workload(8, 4, 100), 4096, 0, 1, 0, 2)
     outcome = run_job(deep, 120)
     assert outcome.failure is None
