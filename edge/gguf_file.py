@@ -11,10 +11,9 @@ from edge.errors import EdgeError
 
 @dataclass(frozen=True)
 class GgufTensor:
-    """One tensor: its GGUF type's name, how many rows, how many bytes."""
+    """One tensor: how many rows, how many bytes."""
 
     name: str
-    type: str
     rows: int
     data_bytes: int
 
@@ -37,10 +36,7 @@ def read_gguf(path: Path) -> Any:
 
 def read_tensors(path: Path) -> list[GgufTensor]:
     """Every tensor of the file."""
-    return [
-        GgufTensor(t.name, t.tensor_type.name, int(t.shape[-1]), int(t.n_bytes))
-        for t in read_gguf(path).tensors
-    ]
+    return [GgufTensor(t.name, int(t.shape[-1]), int(t.n_bytes)) for t in read_gguf(path).tensors]
 
 
 def read_string(path: Path, key: str) -> str | None:

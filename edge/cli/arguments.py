@@ -5,7 +5,8 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from edge.checkpoints.recipes import RECIPES, TABLE_11, Recipe
+from edge.checkpoints.recipes import RECIPES, TABLE_11, Recipe, find_recipe
+from edge.errors import EdgeError
 
 
 def add_artefacts(parser: argparse.ArgumentParser, flag: str, purpose: str) -> None:
@@ -22,11 +23,10 @@ def add_artefacts(parser: argparse.ArgumentParser, flag: str, purpose: str) -> N
 
 def artefact(name: str) -> Recipe:
     """An artefact's name, for argparse."""
-    if name not in RECIPES:
-        raise argparse.ArgumentTypeError(
-            f"unknown artefact {name!r}; choose from {', '.join(RECIPES)} (MODEL goes before them)"
-        )
-    return RECIPES[name]
+    try:
+        return find_recipe(name)
+    except EdgeError as error:
+        raise argparse.ArgumentTypeError(f"{error} MODEL goes before the artefacts.") from None
 
 
 def count(text: str) -> int:
