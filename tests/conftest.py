@@ -3,9 +3,9 @@ from pathlib import Path
 import pytest
 from hypothesis import settings
 
+from edge.checkpoints.artefacts.recipes import RECIPES
 from edge.checkpoints.checkpoint import open_checkpoint
 from edge.checkpoints.convert import convert
-from edge.checkpoints.recipes import RECIPES
 
 # A slow moment of a shared machine is no failure.
 settings.register_profile("edge", deadline=None)

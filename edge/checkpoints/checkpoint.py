@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from edge.checkpoints.safetensors_file import SafetensorsFile, TensorEntry
-from edge.checkpoints.source import Source, find_source
+from edge.checkpoints.sources.find import Source, find_source
+from edge.checkpoints.sources.safetensors_file import SafetensorsFile, TensorEntry
 from edge.errors import EdgeError
 from edge.model.config import ModelConfig, read_config, read_json_object
 from edge.model.tensors import check_shapes

@@ -8,13 +8,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from edge.atomic import appears_whole, remove
+from edge.checkpoints.artefacts.gguf import FLOAT16, FLOAT32, write_gguf
+from edge.checkpoints.artefacts.gguf_quantise import quantise
+from edge.checkpoints.artefacts.gguf_tokenizer import read_tokenizer
+from edge.checkpoints.artefacts.manifest import read_fingerprint
+from edge.checkpoints.artefacts.mlx import write_mlx
+from edge.checkpoints.artefacts.recipes import RECIPES, Recipe
 from edge.checkpoints.checkpoint import Checkpoint
-from edge.checkpoints.gguf_artefact import FLOAT16, FLOAT32, write_gguf
-from edge.checkpoints.gguf_quantise import quantise
-from edge.checkpoints.gguf_tokenizer import read_tokenizer
-from edge.checkpoints.manifest import read_fingerprint
-from edge.checkpoints.mlx_artefact import write_mlx
-from edge.checkpoints.recipes import RECIPES, Recipe
 from edge.errors import EdgeError
 
 # Told (artefact name, finished fraction 0 to 1).

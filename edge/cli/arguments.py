@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from edge.checkpoints.recipes import RECIPES, TABLE_11, Recipe, find_recipe
+from edge.checkpoints.artefacts.recipes import RECIPES, TABLE_11, Recipe, find_recipe
 from edge.errors import EdgeError
 
 

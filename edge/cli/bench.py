@@ -17,8 +17,8 @@ if TYPE_CHECKING:
     from edge.bench.job import Job
     from edge.bench.profile import ModelInfo, Profile, Row
     from edge.bench.row import Subject
+    from edge.checkpoints.artefacts.recipes import Recipe
     from edge.checkpoints.checkpoint import Checkpoint
-    from edge.checkpoints.recipes import Recipe
 
 Progress = Callable[[str, float], None]
 WARMUPS = 1
@@ -167,8 +167,8 @@ def _convert(
     args: argparse.Namespace, checkpoint: Checkpoint, progress: Progress
 ) -> dict[str, Subject]:
     from edge.bench.row import Subject
+    from edge.checkpoints.artefacts.sizes import bits_per_weight, file_bytes
     from edge.checkpoints.convert import convert
-    from edge.checkpoints.sizes import bits_per_weight, file_bytes
     from edge.model.tensors import parameter_count
 
     out = output_folder(args.out, checkpoint.source.name)

@@ -31,9 +31,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Convert, show progress on stderr, print what was made on stdout."""
+    from edge.checkpoints.artefacts.sizes import file_bytes
     from edge.checkpoints.checkpoint import open_checkpoint
     from edge.checkpoints.convert import convert
-    from edge.checkpoints.sizes import file_bytes
 
     checkpoint = open_checkpoint(args.model)
     out = output_folder(args.out, checkpoint.source.name)
@@ -48,7 +48,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _as_json(a: Artefact) -> dict[str, object]:
-    from edge.checkpoints.sizes import file_bytes
+    from edge.checkpoints.artefacts.sizes import file_bytes
 
     return {
         "artefact": a.recipe.name,

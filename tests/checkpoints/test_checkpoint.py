@@ -3,8 +3,8 @@ import json
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from edge.checkpoints import source
 from edge.checkpoints.checkpoint import open_checkpoint
+from edge.checkpoints.sources import find as source
 from edge.errors import EdgeError
 from edge.model.tensors import parameter_count
 from tests.support.tiny import CONFIGS, PLAIN, write_checkpoint

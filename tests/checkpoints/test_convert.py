@@ -10,11 +10,11 @@ from gguf import GGUFReader
 
 import edge
 from edge.checkpoints import convert as convert_module
+from edge.checkpoints.artefacts.gguf_quantise import quantise
+from edge.checkpoints.artefacts.recipes import RECIPES, find_recipe
+from edge.checkpoints.artefacts.sizes import bits_per_weight, file_bytes
 from edge.checkpoints.checkpoint import open_checkpoint
 from edge.checkpoints.convert import convert
-from edge.checkpoints.gguf_quantise import quantise
-from edge.checkpoints.recipes import RECIPES, find_recipe
-from edge.checkpoints.sizes import bits_per_weight, file_bytes
 from edge.errors import EdgeError
 from edge.model.load import load_model
 from edge.model.tensors import parameter_count
@@ -143,7 +143,7 @@ def test_a_sharded_checkpoint_is_the_same_checkpoint(tmp_path):
 
 
 def test_large_artefacts_are_written_in_shards(tiny, tmp_path, monkeypatch):
-    monkeypatch.setattr("edge.checkpoints.mlx_artefact.SHARD_BYTES", 60_000)
+    monkeypatch.setattr("edge.checkpoints.artefacts.mlx.SHARD_BYTES", 60_000)
     (made,) = run(tiny, tmp_path / "out", "mlx-fp16")
     shards = sorted(made.path.glob("model-*.safetensors"))
     assert len(shards) > 2

@@ -11,7 +11,7 @@ from mlx_lm.models.cache import make_prompt_cache
 from tokenizers import Tokenizer
 
 import edge
-from edge.checkpoints.source import DEMO_PATH
+from edge.checkpoints.sources.find import DEMO_PATH
 from edge.llamacpp import LlamaSession
 from edge.model.load import load_model
 

@@ -13,10 +13,10 @@ from typing import Any
 
 import numpy as np
 
+from edge.checkpoints.artefacts.float16 import to_float16
+from edge.checkpoints.artefacts.gguf_tokenizer import GgufTokenizer, read_tokenizer
+from edge.checkpoints.artefacts.manifest import GGUF_KEY, manifest_of
 from edge.checkpoints.checkpoint import Checkpoint
-from edge.checkpoints.float16 import to_float16
-from edge.checkpoints.gguf_tokenizer import GgufTokenizer, read_tokenizer
-from edge.checkpoints.manifest import GGUF_KEY, manifest_of
 from edge.model.config import ModelConfig
 from edge.model.tensors import expected_shapes
 

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.numpy import save
 
-from edge.checkpoints.safetensors_file import SafetensorsFile
+from edge.checkpoints.sources.safetensors_file import SafetensorsFile
 from edge.errors import EdgeError
 
 TENSORS = {

@@ -9,7 +9,7 @@ from pathlib import Path
 from edge.errors import EdgeError
 
 DEMO = "demo"
-DEMO_PATH = Path(__file__).resolve().parent.parent / "demo"
+DEMO_PATH = Path(__file__).resolve().parents[2] / "demo"
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 TOKENIZER_FILES = (
     "tokenizer.json",

@@ -4,9 +4,9 @@ import mlx.core as mx
 import numpy as np
 import pytest
 
+from edge.checkpoints.artefacts.recipes import RECIPES
 from edge.checkpoints.checkpoint import open_checkpoint
 from edge.checkpoints.convert import convert
-from edge.checkpoints.recipes import RECIPES
 from edge.llamacpp import LlamaSession
 from edge.model.load import load_model
 from tests.support.tiny import CONFIGS, token_ids, write_checkpoint

@@ -14,11 +14,11 @@ from pathlib import Path
 
 import mlx.core as mx
 
+from edge.checkpoints.artefacts.float16 import to_float16
+from edge.checkpoints.artefacts.manifest import MLX_FILE, manifest_of
+from edge.checkpoints.artefacts.recipes import Recipe
 from edge.checkpoints.checkpoint import Checkpoint
-from edge.checkpoints.float16 import to_float16
-from edge.checkpoints.manifest import MLX_FILE, manifest_of
-from edge.checkpoints.recipes import Recipe
-from edge.checkpoints.source import TOKENIZER_FILES
+from edge.checkpoints.sources.find import TOKENIZER_FILES
 from edge.model.tensors import expected_shapes
 
 SHARD_BYTES = 1 << 30

@@ -7,8 +7,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer
 
-from edge.checkpoints.gguf_tokenizer import CONTROL, UNUSED, read_tokenizer
-from edge.checkpoints.source import DEMO_PATH
+from edge.checkpoints.artefacts.gguf_tokenizer import CONTROL, UNUSED, read_tokenizer
+from edge.checkpoints.sources.find import DEMO_PATH
 from edge.errors import EdgeError
 from edge.llamacpp import LlamaSession
 from tests.support.tiny import PLAIN, write_checkpoint

@@ -1,0 +1,1 @@
+"""Where weights come from: the hub, a directory, GPTQ, GGUF, random numbers."""
