@@ -14,20 +14,31 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from transformers import StableLmConfig, StableLmForCausalLM
+from transformers import (
+    LlamaConfig,
+    LlamaForCausalLM,
+    StableLmConfig,
+    StableLmForCausalLM,
+)
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 from edge.model.config import ModelConfig  # noqa: E402
-from tests.support.tiny import CONFIGS, random_tensors, token_ids  # noqa: E402
+from tests.support.tiny import CONFIGS, LLAMA_CONFIGS, random_tensors, token_ids  # noqa: E402
+
+NETWORK_OF = {
+    "stablelm": (StableLmConfig, StableLmForCausalLM),
+    "llama": (LlamaConfig, LlamaForCausalLM),
+}
 
 
 def reference_logits(raw: dict) -> np.ndarray:
-    """Logits (L, vocab) of StableLmForCausalLM in float32 with eager attention."""
+    """Logits (L, vocab) of transformers' network in float32 with eager attention."""
     config = ModelConfig.from_dict(raw)
     fields = {k: v for k, v in raw.items() if k != "model_type"}
-    network = StableLmForCausalLM(StableLmConfig(**fields, attn_implementation="eager")).eval()
+    network_config, network_class = NETWORK_OF[raw["model_type"]]
+    network = network_class(network_config(**fields, attn_implementation="eager")).eval()
     tensors = {k: torch.from_numpy(v) for k, v in random_tensors(config).items()}
     if config.tie_word_embeddings:
         tensors["lm_head.weight"] = tensors["model.embed_tokens.weight"]
@@ -38,8 +49,9 @@ def reference_logits(raw: dict) -> np.ndarray:
 
 def main() -> None:
     out = ROOT / "tests" / "model" / "reference_logits.npz"
-    np.savez_compressed(out, **{name: reference_logits(raw) for name, raw in CONFIGS.items()})
-    print(f"{out}: {len(CONFIGS)} configurations, {out.stat().st_size} bytes")
+    configs = CONFIGS | LLAMA_CONFIGS
+    np.savez_compressed(out, **{name: reference_logits(raw) for name, raw in configs.items()})
+    print(f"{out}: {len(configs)} configurations, {out.stat().st_size} bytes")
 
 
 if __name__ == "__main__":

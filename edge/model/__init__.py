@@ -1,1 +1,1 @@
-"""The network: one config, one StableLM, loading an artefact."""
+"""The network: one config, one network for StableLM and Llama, loading an artefact."""

@@ -6,13 +6,14 @@ from pathlib import Path
 from typing import Any
 
 import mlx.core as mx
-from mlx import nn
 from mlx.utils import tree_flatten
 
 from edge.errors import EdgeError
-from edge.model.config import ModelConfig, read_json_object
+from edge.json_file import read_json_object
+from edge.model.config import ModelConfig
+from edge.model.quantised import quantise
 from edge.model.stablelm import Model
-from edge.model.tensors import check_shapes
+from edge.model.tensors import check_shapes, input_order_shapes
 
 
 def compute_dtype() -> mx.Dtype:
@@ -38,16 +39,16 @@ def load_model(path: Path | str, dtype: mx.Dtype | None = None) -> Model:
     raw = read_json_object(path / "config.json")
     weights = _read_weights(path)
     config = ModelConfig.from_dict(raw, str(path / "config.json")).matching(weights)
-    quantized = {name.removesuffix(".scales") for name in weights if name.endswith(".scales")}
-    model = Model(config)
-    if quantized:
-        _quantize(model, raw, quantized, path)
-    else:
+    orders = _take_input_orders(config, weights, path)
+    if not any(name.endswith(".scales") for name in weights):
         check_shapes(config, {name: array.shape for name, array in weights.items()}, str(path))
+    model = Model(config)
+    model.set_input_orders(orders)
+    quantise(model, raw, weights, str(path / "config.json"))
     _fill(model, weights, path)
     model.set_dtype(dtype or compute_dtype())
     model.eval()
-    mx.eval(model.parameters())
+    mx.eval(model.parameters(), list(orders.values()))
     return model
 
 
@@ -83,35 +84,39 @@ def _read_weights(path: Path) -> dict[str, mx.array]:
             ) from None
         assert isinstance(loaded, dict)  # safetensors without metadata always is
         weights |= loaded
+    if any(name.endswith(".qweight") for name in weights):
+        raise EdgeError(f"{path} holds GPTQ weights; convert it to an MLX artefact first.")
     return weights
 
 
-def _quantize(model: Model, raw: dict[str, Any], quantized: set[str], path: Path) -> None:
-    recipe = raw.get("quantization")
-    if not isinstance(recipe, dict) or not {"group_size", "bits"} <= recipe.keys():
-        raise EdgeError(
-            f"{path / 'config.json'} has quantised weights but no 'quantization' with "
-            f"group_size and bits; convert the model again."
-        )
-    nn.quantize(
-        model,
-        group_size=recipe["group_size"],
-        bits=recipe["bits"],
-        mode=recipe.get("mode", "affine"),
-        class_predicate=lambda name, _: name in quantized,
-    )
+def _take_input_orders(
+    config: ModelConfig, weights: dict[str, mx.array], path: Path
+) -> dict[str, mx.array]:
+    """The permutations among the tensors, checked; they are no weights, so they leave the dict."""
+    orders = {}
+    for name, (width,) in input_order_shapes(config).items():
+        if name in weights:
+            orders[name] = weights.pop(name)
+            if not _is_permutation(orders[name], width):
+                raise EdgeError(
+                    f"{path}: tensor {name} is no permutation of 0 to {width - 1} in int32; "
+                    f"convert the model again."
+                )
+    return orders
+
+
+def _is_permutation(order: mx.array, width: int) -> bool:
+    if order.shape != (width,) or order.dtype != mx.int32:
+        return False
+    return bool(mx.array_equal(mx.sort(order), mx.arange(width, dtype=mx.int32)).item())
 
 
 def _fill(model: Model, weights: dict[str, mx.array], path: Path) -> None:
     try:
         weights = model.sanitize(weights)
-        expected = {name: array.shape for name, array in tree_flatten(model.parameters())}
-        for name, shape in expected.items():
-            if weights[name].shape != shape:
-                raise EdgeError(
-                    f"{path}: tensor {name} has shape {list(weights[name].shape)}, config.json "
-                    f"asks for {list(shape)}; convert the model again."
-                )
+        expected = dict(tree_flatten(model.parameters()))
+        for name, array in expected.items():
+            _check_tensor(name, weights[name], array, path)
     except KeyError as error:
         raise EdgeError(
             f"{path}: tensor {error.args[0]} is missing; convert the model again."
@@ -120,3 +125,23 @@ def _fill(model: Model, weights: dict[str, mx.array], path: Path) -> None:
     if extra:
         raise EdgeError(f"{path}: unknown tensor {extra[0]}; convert the model again.")
     model.load_weights(list(weights.items()))
+
+
+def _check_tensor(name: str, found: mx.array, expected: mx.array, path: Path) -> None:
+    if found.shape != expected.shape:
+        raise EdgeError(
+            f"{path}: tensor {name} has shape {list(found.shape)}, config.json asks for "
+            f"{list(expected.shape)}; convert the model again."
+        )
+    if not _can_stand_for(found.dtype, expected.dtype):
+        raise EdgeError(
+            f"{path}: tensor {name} is {found.dtype}, which cannot stand for {expected.dtype}; "
+            f"convert the model again."
+        )
+
+
+def _can_stand_for(found: mx.Dtype, expected: mx.Dtype) -> bool:
+    """Floating point of any width for floating point; codes only as they are."""
+    if mx.issubdtype(expected, mx.floating):
+        return mx.issubdtype(found, mx.floating)
+    return found == expected

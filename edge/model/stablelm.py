@@ -1,9 +1,9 @@
-"""StableLM for MLX: Stable Code 3B, StableLM 3B 4E1T and StableLM 2.
+"""The network for MLX: StableLM (Stable Code 3B, 3B 4E1T, StableLM 2) and Llama (Code Llama).
 
-What sets the family apart from Llama: only the first quarter of every head is
+What sets StableLM apart from Llama: only the first quarter of every head is
 rotated, norms are LayerNorms with bias, and the larger siblings add q/k/v bias,
 a LayerNorm per query and key head, and a parallel residual. Follows Hugging Face
-transformers' `StableLmForCausalLM`, parameter names included.
+transformers' `StableLmForCausalLM` and `LlamaForCausalLM`, parameter names included.
 
 Queries and keys stay in the weights' dtype: the fused attention accumulates in
 float32 anyway, and a cast would rewrite the whole key cache at every token.
@@ -11,7 +11,7 @@ float32 anyway, and a cast would rewrite the whole key cache at every token.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import mlx.core as mx
@@ -37,7 +37,11 @@ class PerHeadLayerNorm(nn.Module):
 
 
 class Attention(nn.Module):
-    """Causal self-attention with partial rotary position embedding."""
+    """Causal self-attention with partial rotary position embedding.
+
+    `_qkv_order` and `_o_order` permute the inputs of matrices stored so (see
+    `tensors.input_order_shapes`); the underscore keeps them out of `parameters()`.
+    """
 
     def __init__(self, config: ModelConfig):
         super().__init__()
@@ -51,7 +55,9 @@ class Attention(nn.Module):
         self.q_proj = nn.Linear(hidden, self.heads * head, bias=bias)
         self.k_proj = nn.Linear(hidden, self.kv_heads * head, bias=bias)
         self.v_proj = nn.Linear(hidden, self.kv_heads * head, bias=bias)
-        self.o_proj = nn.Linear(self.heads * head, hidden, bias=False)
+        self.o_proj = nn.Linear(self.heads * head, hidden, bias=config.use_o_bias)
+        self._qkv_order: mx.array | None = None
+        self._o_order: mx.array | None = None
         self.rope = nn.RoPE(config.rotary_dims, traditional=False, base=config.rope_theta)
         if config.qk_layernorm:
             eps = config.layer_norm_eps
@@ -61,6 +67,7 @@ class Attention(nn.Module):
     def __call__(self, x: mx.array, mask: mx.array | str | None, cache: Cache | None) -> mx.array:
         """x (B, L, hidden) -> (B, L, hidden)."""
         B, L, _ = x.shape
+        x = _reordered(x, self._qkv_order)
         q = self.q_proj(x).reshape(B, L, self.heads, self.head_dim)
         k = self.k_proj(x).reshape(B, L, self.kv_heads, self.head_dim)
         v = self.v_proj(x).reshape(B, L, self.kv_heads, self.head_dim)
@@ -73,20 +80,24 @@ class Attention(nn.Module):
         if cache is not None:
             k, v = cache.update_and_fetch(k, v)
         out = mx.fast.scaled_dot_product_attention(q, k, v, scale=self.scale, mask=mask)
-        return self.o_proj(out.transpose(0, 2, 1, 3).reshape(B, L, -1))
+        out = out.transpose(0, 2, 1, 3).reshape(B, L, -1)
+        return self.o_proj(_reordered(out, self._o_order))
 
 
 class MLP(nn.Module):
     """Gated feed-forward (SwiGLU)."""
 
-    def __init__(self, hidden: int, inner: int):
+    def __init__(self, config: ModelConfig):
         super().__init__()
-        self.gate_proj = nn.Linear(hidden, inner, bias=False)
-        self.up_proj = nn.Linear(hidden, inner, bias=False)
-        self.down_proj = nn.Linear(inner, hidden, bias=False)
+        hidden, inner, bias = config.hidden_size, config.intermediate_size, config.use_mlp_bias
+        self.gate_proj = nn.Linear(hidden, inner, bias=bias)
+        self.up_proj = nn.Linear(hidden, inner, bias=bias)
+        self.down_proj = nn.Linear(inner, hidden, bias=bias)
+        self._gate_up_order: mx.array | None = None
 
     def __call__(self, x: mx.array) -> mx.array:
         """x (B, L, hidden) -> (B, L, hidden)."""
+        x = _reordered(x, self._gate_up_order)
         return self.down_proj(nn.silu(self.gate_proj(x)) * self.up_proj(x))
 
 
@@ -96,13 +107,11 @@ class DecoderLayer(nn.Module):
     def __init__(self, config: ModelConfig):
         super().__init__()
         self.self_attn = Attention(config)
-        self.mlp = MLP(config.hidden_size, config.intermediate_size)
-        self.input_layernorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.mlp = MLP(config)
+        self.input_layernorm = _norm(config)
         self.parallel = config.use_parallel_residual
         if not self.parallel:
-            self.post_attention_layernorm = nn.LayerNorm(
-                config.hidden_size, eps=config.layer_norm_eps
-            )
+            self.post_attention_layernorm = _norm(config)
 
     def __call__(self, x: mx.array, mask: mx.array | str | None, cache: Cache | None) -> mx.array:
         """x (B, L, hidden) -> (B, L, hidden)."""
@@ -121,7 +130,7 @@ class Backbone(nn.Module):
         super().__init__()
         self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
         self.layers = [DecoderLayer(config) for _ in range(config.num_hidden_layers)]
-        self.norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.norm = _norm(config)
 
     def __call__(self, ids: mx.array, cache: Sequence[Cache] | None) -> mx.array:
         """Ids (B, L) -> hidden states (B, L, hidden)."""
@@ -134,12 +143,12 @@ class Backbone(nn.Module):
 
 
 class Model(nn.Module):
-    """A StableLM with its language-model head, called as mlx-lm's models are."""
+    """The network with its language-model head, called as mlx-lm's models are."""
 
     def __init__(self, config: ModelConfig):
         super().__init__()
         self.config = config
-        self.model_type = "stablelm"
+        self.model_type = config.model_type
         self.model = Backbone(config)
         if not config.tie_word_embeddings:
             self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
@@ -158,6 +167,16 @@ class Model(nn.Module):
     def layers(self) -> list[DecoderLayer]:
         """The blocks; mlx-lm makes one cache for each."""
         return self.model.layers
+
+    def set_input_orders(self, orders: Mapping[str, mx.array]) -> None:
+        """Gather inputs before matrices whose columns are stored in another order.
+
+        Args:
+            orders: permutations by their names in `tensors.input_order_shapes`.
+        """
+        for name, order in orders.items():
+            _, _, layer, part, key = name.split(".")
+            setattr(self.layers[int(layer)][part], f"_{key}", order)
 
     def sanitize(self, weights: dict[str, mx.array]) -> dict[str, mx.array]:
         """Checkpoint names -> this network's: q/k norms stacked, what nobody needs dropped."""
@@ -178,6 +197,17 @@ class Model(nn.Module):
                     rows = [kept.pop(f"{stem}.norms.{i}.weight") for i in range(heads)]
                     kept[f"{stem}.weight"] = mx.stack(rows)
         return kept
+
+
+def _norm(config: ModelConfig) -> nn.Module:
+    """RMSNorm in Llama, LayerNorm with bias in StableLM, over the hidden width."""
+    kind = nn.RMSNorm if config.model_type == "llama" else nn.LayerNorm
+    return kind(config.hidden_size, eps=config.layer_norm_eps)
+
+
+def _reordered(x: mx.array, order: mx.array | None) -> mx.array:
+    """X (..., width), its last axis in the order that the next matrix is stored in."""
+    return x if order is None else mx.take(x, order, axis=-1)
 
 
 def _causal_mask(length: int, cache: Cache | None) -> mx.array | str | None:

@@ -1,4 +1,4 @@
-"""Which tensors a StableLM checkpoint holds, by Hugging Face name and shape."""
+"""Which tensors a checkpoint holds, by Hugging Face name and shape."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping
 
 from edge.errors import EdgeError
-from edge.model.config import ModelConfig
+from edge.model.config import TITLES, ModelConfig
 
 Shape = tuple[int, ...]
 
@@ -17,10 +17,30 @@ def expected_shapes(config: ModelConfig) -> dict[str, Shape]:
     shapes: dict[str, Shape] = {"model.embed_tokens.weight": (vocab, hidden)}
     for layer in range(config.num_hidden_layers):
         shapes |= _layer_shapes(config, f"model.layers.{layer}.")
-    shapes |= _norm("model.norm", hidden)
+    shapes |= _norm(config, "model.norm")
     if not config.tie_word_embeddings:
         shapes["lm_head.weight"] = (vocab, hidden)
     return shapes
+
+
+def input_order_shapes(config: ModelConfig) -> dict[str, Shape]:
+    """The permutations (int32) that an artefact may hold beside its weights.
+
+    A matrix whose columns are stored in another order than the network's inputs, as act-order
+    GPTQ leaves them, has its inputs gathered by one of these: column i belongs to input
+    order[i]. There is one for q, k and v, one for o, one for gate and up; none for down, whose
+    order belongs into the rows of gate and up. Absent means the natural order.
+    """
+    widths = {
+        "self_attn.qkv_order": config.hidden_size,
+        "self_attn.o_order": config.num_attention_heads * config.head_dim,
+        "mlp.gate_up_order": config.hidden_size,
+    }
+    return {
+        f"model.layers.{layer}.{name}": (width,)
+        for layer in range(config.num_hidden_layers)
+        for name, width in widths.items()
+    }
 
 
 def parameter_count(config: ModelConfig) -> int:
@@ -58,7 +78,7 @@ def check_shapes(config: ModelConfig, found: Mapping[str, Shape], where: str) ->
     ]
     if extra:
         raise EdgeError(
-            f"{where}: tensor {extra[0]} is not part of a StableLM"
+            f"{where}: tensor {extra[0]} is not part of a {TITLES[config.model_type]}"
             f"{f' (and {len(extra) - 1} more)' if len(extra) > 1 else ''}; "
             f"config.json belongs to another model, so download both again."
         )
@@ -78,22 +98,26 @@ def _layer_shapes(config: ModelConfig, prefix: str) -> dict[str, Shape]:
     }
     shapes: dict[str, Shape] = {}
     for letter, width in widths.items():
-        shapes[f"{prefix}self_attn.{letter}_proj.weight"] = (width, hidden)
-        if config.use_qkv_bias:
-            shapes[f"{prefix}self_attn.{letter}_proj.bias"] = (width,)
-    shapes[f"{prefix}self_attn.o_proj.weight"] = (hidden, widths["q"])
+        shapes |= _linear(f"{prefix}self_attn.{letter}_proj", width, hidden, config.use_qkv_bias)
+    shapes |= _linear(f"{prefix}self_attn.o_proj", hidden, widths["q"], config.use_o_bias)
     if config.qk_layernorm:
         for letter in "qk":
             for i in range(widths[letter] // head):
                 shapes[f"{prefix}self_attn.{letter}_layernorm.norms.{i}.weight"] = (head,)
     for name in ("gate", "up"):
-        shapes[f"{prefix}mlp.{name}_proj.weight"] = (inner, hidden)
-    shapes[f"{prefix}mlp.down_proj.weight"] = (hidden, inner)
-    shapes |= _norm(f"{prefix}input_layernorm", hidden)
+        shapes |= _linear(f"{prefix}mlp.{name}_proj", inner, hidden, config.use_mlp_bias)
+    shapes |= _linear(f"{prefix}mlp.down_proj", hidden, inner, config.use_mlp_bias)
+    shapes |= _norm(config, f"{prefix}input_layernorm")
     if not config.use_parallel_residual:
-        shapes |= _norm(f"{prefix}post_attention_layernorm", hidden)
+        shapes |= _norm(config, f"{prefix}post_attention_layernorm")
     return shapes
 
 
-def _norm(name: str, width: int) -> dict[str, Shape]:
-    return {f"{name}.weight": (width,), f"{name}.bias": (width,)}
+def _linear(name: str, outputs: int, inputs: int, bias: bool) -> dict[str, Shape]:
+    weight: dict[str, Shape] = {f"{name}.weight": (outputs, inputs)}
+    return weight | ({f"{name}.bias": (outputs,)} if bias else {})
+
+
+def _norm(config: ModelConfig, name: str) -> dict[str, Shape]:
+    parts = ("weight",) if config.model_type == "llama" else ("weight", "bias")
+    return {f"{name}.{part}": (config.hidden_size,) for part in parts}

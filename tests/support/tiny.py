@@ -1,4 +1,4 @@
-"""Tiny StableLM checkpoints with every switch of the family, made without any library's help."""
+"""Tiny checkpoints with every switch of both families, made without any library's help."""
 
 import json
 from pathlib import Path
@@ -54,6 +54,39 @@ CONFIGS = {
         "num_key_value_heads": 1,
         "qk_layernorm": True,
         "use_parallel_residual": True,
+    },
+}
+
+# Apart from CONFIGS: what is made of these is no StableLM.
+LLAMA = {
+    "model_type": "llama",
+    "vocab_size": 160,
+    "hidden_size": 64,
+    "intermediate_size": 96,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 4,
+    "max_position_embeddings": 256,
+    "rope_theta": 10000,
+    "rms_norm_eps": 1e-5,
+    "attention_bias": False,
+    "mlp_bias": False,
+    "tie_word_embeddings": False,
+    "hidden_act": "silu",
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+}
+LLAMA_CONFIGS = {
+    "llama": LLAMA,
+    "llama-grouped": {**LLAMA, "num_key_value_heads": 2},
+    "llama-tied": {**LLAMA, "tie_word_embeddings": True},
+    "llama-bias": {**LLAMA, "attention_bias": True, "mlp_bias": True},
+    "code-llama": {
+        **LLAMA,
+        "hidden_size": 256,
+        "num_attention_heads": 2,
+        "num_key_value_heads": 2,
+        "rope_theta": 1_000_000,
     },
 }
 
