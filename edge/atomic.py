@@ -11,6 +11,9 @@ from pathlib import Path
 
 from edge.errors import EdgeError
 
+# Names of what is on its way in and on its way out: .TARGET.partial-PID, .TARGET.old-PID.
+PARTIAL, OLD = "partial", "old"
+
 
 @contextmanager
 def appears_whole(target: Path) -> Iterator[Path]:
@@ -22,21 +25,33 @@ def appears_whole(target: Path) -> Iterator[Path]:
     Raises:
         EdgeError: the folder cannot be written, or the disk is full.
     """
-    partial = target.with_name(f".{target.name}.partial-{os.getpid()}")
+    partial = target.with_name(f".{target.name}.{PARTIAL}-{os.getpid()}")
     try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        remove(partial)
-        yield partial
-        _take_place(partial, target)
+        with one_sentence(target):
+            target.parent.mkdir(parents=True, exist_ok=True)
+            remove(partial)
+            yield partial
+            _take_place(partial, target)
+    finally:
+        with suppress(OSError):  # a folder that cannot be read holds no partial of ours
+            remove(partial)
+
+
+@contextmanager
+def one_sentence(target: Path) -> Iterator[None]:
+    """Turn whatever a disk or a folder refuses into an EdgeError that names the target.
+
+    Raises:
+        EdgeError: in place of an OSError.
+    """
+    try:
+        yield
     except OSError as error:
         reason = error.strerror or str(error)
         raise EdgeError(
             f"{target} cannot be written ({reason}); check the disk's free space and the "
             f"folder's permissions, or choose another folder."
         ) from None
-    finally:
-        with suppress(OSError):  # a folder that cannot be read holds no partial of ours
-            remove(partial)
 
 
 def check_writable(folder: Path) -> None:
@@ -65,7 +80,7 @@ def remove(path: Path) -> None:
 
 def _take_place(partial: Path, target: Path) -> None:
     if target.is_dir() and not target.is_symlink():  # rename cannot replace a full directory
-        old = target.with_name(f".{target.name}.old-{os.getpid()}")
+        old = target.with_name(f".{target.name}.{OLD}-{os.getpid()}")
         target.rename(old)
         try:
             partial.rename(target)

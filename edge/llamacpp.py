@@ -1,4 +1,4 @@
-"""llama.cpp through its C interface: a session to decode with, and the quantiser.
+"""llama.cpp through its C interface: its log, and a session to decode with.
 
 The C level rather than llama-cpp-python's `Llama` class, which reuses prefixes
 between calls, defaults to the CPU, and samples and detokenises in Python: none of
@@ -10,7 +10,8 @@ from __future__ import annotations
 import ctypes
 import importlib
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -48,32 +49,17 @@ def library() -> ModuleType:
     return llama_cpp
 
 
-def quantize(source: Path, target: Path, file_type: int, on_log: Callable[[str], None]) -> None:
-    """Quantise a float GGUF file.
-
-    Args:
-        source: a float16 or float32 GGUF file.
-        target: the file to write.
-        file_type: llama.cpp's `llama_ftype`.
-        on_log: given every log line; one per tensor tells the progress.
-
-    Raises:
-        EdgeError: llama.cpp refused.
-    """
+@contextmanager
+def listening(on_log: Callable[[str], None]) -> Iterator[None]:
+    """Meanwhile, give every piece of llama.cpp's log to `on_log`; a line may come in pieces."""
     global _listener
-    lib = library()
+    library()
     _complaints.clear()
-    params = lib.llama_model_quantize_default_params()
-    params.ftype = file_type
     _listener = on_log
     try:
-        result = lib.llama_model_quantize(
-            str(source).encode(), str(target).encode(), ctypes.byref(params)
-        )
+        yield
     finally:
         _listener = None
-    if result != 0:
-        raise EdgeError(f"llama.cpp could not quantise {source} ({_reason()}).")
 
 
 def has_amx(lib: ModuleType) -> bool:
@@ -121,7 +107,9 @@ class LlamaSession:
         model_params.use_extra_bufts = not self.amx_avoided
         self._model = lib.llama_model_load_from_file(str(path).encode(), model_params)
         if not self._model:
-            raise EdgeError(f"llama.cpp cannot load {path} ({_reason()}); convert it again.")
+            raise EdgeError(
+                f"llama.cpp cannot load {path} ({first_complaint()}); convert it again."
+            )
         params = lib.llama_context_default_params()
         params.n_ctx = context_tokens
         params.n_batch = min(2048, context_tokens)
@@ -156,7 +144,7 @@ class LlamaSession:
             tokens = (self._lib.llama_token * len(piece))(*piece)
             batch = self._lib.llama_batch_get_one(tokens, len(piece))
             if self._lib.llama_decode(self._context, batch) != 0:
-                raise EdgeError(f"llama.cpp failed to decode ({_reason()}).")
+                raise EdgeError(f"llama.cpp failed to decode ({first_complaint()}).")
         self._lib.llama_synchronize(self._context)
 
     def last_logits(self) -> np.ndarray[Any, np.dtype[np.float32]]:
@@ -175,7 +163,7 @@ class LlamaSession:
             batch.n_seq_id[i], batch.seq_id[i][0], batch.logits[i] = 1, 0, 1
         try:
             if lib.llama_decode(self._context, batch) != 0:
-                raise EdgeError(f"llama.cpp failed to decode ({_reason()}).")
+                raise EdgeError(f"llama.cpp failed to decode ({first_complaint()}).")
             rows = [lib.llama_get_logits_ith(self._context, i) for i in range(len(ids))]
             return np.stack([np.ctypeslib.as_array(row, (self.vocab_size,)) for row in rows])
         finally:
@@ -213,6 +201,6 @@ def _check_file(path: Path) -> None:
         raise EdgeError(f"{path} is not a GGUF file; convert the model again.")
 
 
-def _reason() -> str:
+def first_complaint() -> str:
     """Why llama.cpp refused, in its own words."""
     return _complaints[0] if _complaints else "it gave no reason"

@@ -26,7 +26,7 @@ def demo_out(tmp_path_factory) -> Path:
     """A folder with the demo's artefacts, made once for the whole run; do not write to it."""
     out = tmp_path_factory.mktemp("demo")
     recipes = [RECIPES[name] for name in DEMO_RECIPES]
-    convert(open_checkpoint("demo"), recipes, out, False, lambda *_: None)
+    convert(open_checkpoint("demo"), recipes, out, lambda *_: None)
     return out
 
 

@@ -58,8 +58,9 @@ def run_job(
             errors="replace",
         )
         watchdog = threading.Timer(min(timeout_s, threading.TIMEOUT_MAX), process.kill)
-        watchdog.start()
+        watchdog.daemon = True  # Ctrl-C while it starts must not leave us waiting for it
         try:
+            watchdog.start()
             finished = _follow(process, outcome, on_trial)
         except BaseException:  # Ctrl-C included: no orphan may go on computing
             process.kill()

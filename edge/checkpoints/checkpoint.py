@@ -1,102 +1,140 @@
-"""A Hugging Face checkpoint that has been read and found whole."""
+"""A checkpoint that has been found, read and found whole."""
 
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
-from typing import Any
 
-import numpy as np
-
+from edge.checkpoints.sources.directory import open_directory
 from edge.checkpoints.sources.find import Source, find_source
-from edge.checkpoints.sources.safetensors_file import SafetensorsFile, TensorEntry
-from edge.errors import EdgeError
-from edge.model.config import ModelConfig, read_config, read_json_object
-from edge.model.tensors import check_shapes
+from edge.checkpoints.sources.gguf import open_gguf
+from edge.checkpoints.sources.published import doubts_about
+from edge.checkpoints.sources.synthetic import PREFIX, open_synthetic
+from edge.checkpoints.sources.weights import Opened, Weights
+from edge.model.config import ModelConfig
+from edge.model.tensors import check_shapes, parameter_count
 
-INDEX = "model.safetensors.index.json"
 # Enough of each file to tell two checkpoints of one shape apart without reading gigabytes.
+HEAD_BYTES = 1 << 20
 SAMPLES_PER_FILE = 16
 SAMPLE_BYTES = 4096
 
 
 @dataclass(frozen=True)
+class Corrections:
+    """What the user sets in place of the source's own values.
+
+    `layers` of a synthetic model, the rotary base, and the number of positions.
+    """
+
+    layers: int | None = None
+    rope_theta: float | None = None
+    context: int | None = None
+
+    def applied(self, config: ModelConfig) -> ModelConfig:
+        """The config with them."""
+        if self.rope_theta is not None:
+            config = replace(config, rope_theta=self.rope_theta)
+        if self.context is not None:
+            config = replace(config, max_position_embeddings=self.context)
+        return config
+
+
+@dataclass(frozen=True)
 class Checkpoint:
-    """Config and tensors of one source; every tensor is present in the right shape."""
+    """Config and tensors of one source; every tensor is present in the right shape.
+
+    Attributes:
+        source: where it came from.
+        config: the network, with the user's corrections.
+        weights: its tensors.
+        companions: tokenizer and generation files by name.
+        warnings: sentences to read before trusting the result.
+        title: the model's name as the source gives it, if it does.
+        corrections: what the user set in place of the source's values.
+    """
 
     source: Source
     config: ModelConfig
-    files: tuple[SafetensorsFile, ...]
+    weights: Weights
+    companions: Mapping[str, bytes]
+    warnings: tuple[str, ...] = ()
+    title: str | None = None
+    corrections: Corrections = Corrections()
 
     @property
-    def path(self) -> Path:
-        """Its directory."""
-        return self.source.path
+    def names(self) -> tuple[str | None, str | None]:
+        """What the model is called, by its owner and by itself."""
+        return self.source.origin, self.title
 
     @property
-    def entries(self) -> dict[str, TensorEntry]:
-        """Every tensor by name."""
-        return {name: entry for file in self.files for name, entry in file.entries.items()}
+    def parameters(self) -> int:
+        """Number of weights."""
+        return parameter_count(self.config)
 
-    def read(self, name: str) -> np.ndarray[Any, np.dtype[Any]]:
-        """One tensor; bfloat16 comes as float32."""
-        return next(file for file in self.files if name in file.entries).read(name)
-
+    @cached_property
     def fingerprint(self) -> str:
         """A hash that tells whether an artefact was made from these weights.
 
-        Covers config.json, tokenizer.json, every header, and samples spread over the data.
+        Covers the network, the tokenizer, the beginning of every file, and samples spread
+        over the rest.
         """
-        digest = hashlib.sha256()
-        for name in ("config.json", "tokenizer.json"):
-            digest.update((self.path / name).read_bytes())
-        for file in self.files:
-            digest.update(file.header)
-            with file.path.open("rb") as data:
-                for i in range(SAMPLES_PER_FILE):
-                    data.seek(max(0, file.file_bytes - SAMPLE_BYTES) * i // (SAMPLES_PER_FILE - 1))
-                    digest.update(data.read(SAMPLE_BYTES))
+        digest = hashlib.sha256(json.dumps(self.config.to_dict()).encode())
+        digest.update(self.companions["tokenizer.json"])
+        if self.source.synthetic:
+            digest.update(PREFIX.encode())
+        for path in self.weights.files:
+            _sample(path, digest)
         return digest.hexdigest()
 
 
-def open_checkpoint(model: str) -> Checkpoint:
+def open_checkpoint(
+    model: str, revision: str | None = None, corrections: Corrections | None = None
+) -> Checkpoint:
     """Find and check a checkpoint.
 
     Args:
-        model: `demo`, a directory, or a hub id.
+        model: `demo`, a directory, a GGUF file, `synthetic:NAME`, or a hub id.
+        revision: a branch, tag or commit on the hub.
+        corrections: values to use in place of the source's.
 
     Raises:
         EdgeError: it cannot be found, or a file or tensor of it is missing, broken or of
             another architecture.
     """
-    source = find_source(model)
-    config = read_config(source.path / "config.json")
-    files = tuple(SafetensorsFile(path) for path in _weight_files(source.path))
-    shapes = {name: entry.shape for file in files for name, entry in file.entries.items()}
-    config = config.matching(shapes)
-    check_shapes(config, shapes, str(source.path))
-    read_json_object(source.path / "tokenizer.json")  # every artefact needs it
-    return Checkpoint(source, config, files)
+    corrections = corrections or Corrections()
+    source = find_source(model, revision, corrections.layers)
+    opened = _open(source, corrections.layers)
+    config = corrections.applied(opened.config.matching(opened.weights.shapes))
+    check_shapes(config, opened.weights.shapes, source.origin)
+    return Checkpoint(
+        source=source,
+        config=config,
+        weights=opened.weights,
+        companions=opened.companions,
+        warnings=(*opened.warnings, *doubts_about(config, source.origin, opened.title)),
+        title=opened.title,
+        corrections=corrections,
+    )
 
 
-def _weight_files(path: Path) -> list[Path]:
-    index = path / INDEX
-    if index.exists():
-        names = read_json_object(index).get("weight_map")
-        if not isinstance(names, dict) or not all(isinstance(n, str) for n in names.values()):
-            raise EdgeError(f"{index} has no weight_map; download it again.")
-        return [path / _plain_name(name, index) for name in sorted(set(names.values()))]
-    found = sorted(path.glob("*.safetensors"))
-    if not found:
-        raise EdgeError(
-            f"{path} holds no *.safetensors (pickled weights are never opened); "
-            f"choose a checkpoint in safetensors form."
-        )
-    return found
+def _open(source: Source, layers: int | None) -> Opened:
+    if source.path is None:
+        return open_synthetic(source.origin.removeprefix(PREFIX), layers)
+    if source.path.is_dir():
+        return open_directory(source.path)
+    return open_gguf(source.path)
 
 
-def _plain_name(name: str, index: Path) -> str:
-    if Path(name).name != name:
-        raise EdgeError(f"{index} points outside its directory ({name!r}); do not use it.")
-    return name
+def _sample(path: Path, digest: hashlib._Hash) -> None:
+    size = path.stat().st_size
+    digest.update(size.to_bytes(8, "little"))
+    with path.open("rb") as file:
+        digest.update(file.read(HEAD_BYTES))
+        for i in range(SAMPLES_PER_FILE):
+            file.seek(max(0, size - SAMPLE_BYTES) * i // (SAMPLES_PER_FILE - 1))
+            digest.update(file.read(SAMPLE_BYTES))

@@ -3,21 +3,71 @@
 from __future__ import annotations
 
 import argparse
+import math
+import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from edge.checkpoints.artefacts.recipes import RECIPES, TABLE_11, Recipe, find_recipe
 from edge.errors import EdgeError
 
+if TYPE_CHECKING:
+    from edge.checkpoints.checkpoint import Checkpoint
 
-def add_artefacts(parser: argparse.ArgumentParser, flag: str, purpose: str) -> None:
+
+def add_checkpoint(parser: argparse.ArgumentParser, default: str | None) -> None:
+    """Declare what names a checkpoint; without a default it is None where it is not given."""
+    parser.add_argument(
+        "model",
+        metavar="MODEL",
+        nargs="?",
+        default=default,
+        help="demo, a checkpoint's directory, a GGUF file, a hub id (owner/name or "
+        "owner/name:branch), or synthetic:NAME for random weights at a published shape"
+        + (f" (default: {default})" if default else ""),
+    )
+    source = parser.add_argument_group("the checkpoint")
+    source.add_argument("--revision", metavar="REV", help="branch, tag or commit on the hub")
+    source.add_argument("--layers", metavar="N", type=count, help="layers of a synthetic model")
+    source.add_argument(
+        "--rope-theta", metavar="BASE", type=positive, help="rotary base, if the source's is wrong"
+    )
+    source.add_argument(
+        "--context", metavar="N", type=count, help="positions, if the source's number is wrong"
+    )
+
+
+def open_named(args: argparse.Namespace) -> Checkpoint:
+    """The checkpoint that the arguments of `add_checkpoint` name; doubts go to stderr.
+
+    Raises:
+        EdgeError: it cannot be found or is broken.
+    """
+    from edge.checkpoints.checkpoint import Corrections, open_checkpoint
+
+    corrections = Corrections(args.layers, args.rope_theta, args.context)
+    checkpoint = open_checkpoint(args.model, args.revision, corrections)
+    for warning in checkpoint.warnings:
+        print(f"edge {args.command}: warning: {warning}", file=sys.stderr)
+    return checkpoint
+
+
+def add_artefacts(
+    parser: argparse.ArgumentParser, flag: str, purpose: str, also: tuple[Recipe, ...] = ()
+) -> None:
     """Declare an option that takes artefacts' names, Table 11's rows by default."""
+    choices = {**RECIPES, **{recipe.name: recipe for recipe in also}}
+
+    def named(name: str) -> Recipe:
+        return choices[name] if name in choices else artefact(name)
+
     parser.add_argument(
         flag,
         nargs="+",
-        type=artefact,
+        type=named,
         metavar="ARTEFACT",
         default=[artefact(name) for name in TABLE_11],
-        help=f"{purpose}, of {', '.join(RECIPES)} (default: {' '.join(TABLE_11)})",
+        help=f"{purpose}, of {', '.join(choices)} (default: {' '.join(TABLE_11)})",
     )
 
 
@@ -37,6 +87,17 @@ def count(text: str) -> int:
 def count_or_zero(text: str) -> int:
     """A whole number of at least 0, for argparse."""
     return _at_least(text, 0)
+
+
+def positive(text: str) -> float:
+    """A finite number above 0, for argparse."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0.0
+    if not 0 < value < math.inf:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number above 0")
+    return value
 
 
 def _at_least(text: str, least: int) -> int:

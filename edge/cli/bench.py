@@ -8,7 +8,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from edge.cli.arguments import add_artefacts, count, count_or_zero, output_folder
+from edge.cli.arguments import (
+    add_artefacts,
+    add_checkpoint,
+    count,
+    count_or_zero,
+    open_named,
+    output_folder,
+)
 from edge.cli.progress import progress_bars
 from edge.errors import EdgeError
 from edge.power.choose import SOURCES
@@ -26,13 +33,7 @@ WARMUPS = 1
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the command's arguments; short flags are llama-bench's."""
-    parser.add_argument(
-        "model",
-        metavar="MODEL",
-        nargs="?",
-        default="demo",
-        help="demo, a checkpoint's directory, or a hub id (default: demo)",
-    )
+    add_checkpoint(parser, default="demo")
     add_artefacts(parser, "--rows", "what to measure")
     workload = parser.add_argument_group("workload")
     workload.add_argument(
@@ -105,9 +106,8 @@ def run(args: argparse.Namespace) -> int:
     """Convert what is missing, measure row by row, save, plot, print."""
     from edge.atomic import check_writable
     from edge.bench.profile import write_profile
-    from edge.checkpoints.checkpoint import open_checkpoint
 
-    checkpoint = open_checkpoint(args.model)
+    checkpoint = open_named(args)
     jobs = _plan(args, checkpoint)
     check_writable(args.save)
     profile = _new_profile(args, checkpoint)
@@ -169,10 +169,9 @@ def _convert(
     from edge.bench.row import Subject
     from edge.checkpoints.artefacts.sizes import bits_per_weight, file_bytes
     from edge.checkpoints.convert import convert
-    from edge.model.tensors import parameter_count
 
     out = output_folder(args.out, checkpoint.source.name)
-    parameters = parameter_count(checkpoint.config)
+    parameters = checkpoint.parameters
     return {
         made.recipe.name: Subject(
             artefact=made.recipe.name,
@@ -181,7 +180,7 @@ def _convert(
             file_bytes=file_bytes(made.path),
             bits_per_weight=bits_per_weight(made.path, parameters),
         )
-        for made in convert(checkpoint, args.rows, out, False, progress)
+        for made in convert(checkpoint, args.rows, out, progress)
     }
 
 
@@ -230,14 +229,13 @@ def _new_profile(args: argparse.Namespace, checkpoint: Checkpoint) -> Profile:
 
 def _model_info(checkpoint: Checkpoint) -> ModelInfo:
     from edge.bench.profile import ModelInfo
-    from edge.model.tensors import parameter_count
 
     return ModelInfo(
         name=checkpoint.source.name,
         source=checkpoint.source.origin,
         revision=checkpoint.source.revision,
-        parameters=parameter_count(checkpoint.config),
-        synthetic=False,
+        parameters=checkpoint.parameters,
+        synthetic=checkpoint.source.synthetic,
     )
 
 

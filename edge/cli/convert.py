@@ -4,22 +4,26 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from edge.cli.arguments import add_artefacts, output_folder
+from edge.checkpoints.artefacts.recipes import GROUP_SIZES, LEARNED, MENDED
+from edge.cli.arguments import add_artefacts, add_checkpoint, open_named, output_folder
 from edge.cli.progress import progress_bars
+from edge.errors import EdgeError
 
 if TYPE_CHECKING:
+    from edge.checkpoints.checkpoint import Checkpoint
     from edge.checkpoints.convert import Artefact
+    from edge.checkpoints.verify import Verification
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the command's arguments."""
-    parser.add_argument(
-        "model", metavar="MODEL", help="demo, a checkpoint's directory, or a hub id"
-    )
-    add_artefacts(parser, "--to", "what to make")
+    add_checkpoint(parser, default=None)
+    add_artefacts(parser, "--to", "what to make", also=(MENDED,))
     parser.add_argument(
         "--out", metavar="DIR", type=Path, help="folder for the artefacts (default: models/NAME)"
     )
@@ -27,27 +31,84 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "-o", "--output", choices=["text", "json"], default="text", help="how to print the result"
     )
+    how = parser.add_argument_group("how to quantise")
+    how.add_argument(
+        "--group-size", type=int, choices=GROUP_SIZES, help="of MLX quantisation (default: 64)"
+    )
+    how.add_argument(
+        "--requantise",
+        "--requantize",
+        action="store_true",
+        help="round a quantised source again, for loaders other than edge, instead of keeping "
+        "its values",
+    )
+    how.add_argument(
+        "--calibrate", choices=LEARNED, help="learn the quantisation of mlx-intN from a text"
+    )
+    how.add_argument(
+        "--calibration", metavar="FILE", type=Path, help="that text (default: edge's own code)"
+    )
+    how.add_argument(
+        "--imatrix", metavar="FILE", type=Path, help="llama.cpp's importance matrix, for GGUF"
+    )
+    instead = parser.add_argument_group("instead of converting").add_mutually_exclusive_group()
+    instead.add_argument("--list", action="store_true", help="show every artefact and its size")
+    instead.add_argument(
+        "--verify",
+        metavar="ARTEFACT",
+        type=Path,
+        help="check a finished artefact against its digests, and its tensors against MODEL",
+    )
 
 
 def run(args: argparse.Namespace) -> int:
-    """Convert, show progress on stderr, print what was made on stdout."""
-    from edge.checkpoints.artefacts.sizes import file_bytes
-    from edge.checkpoints.checkpoint import open_checkpoint
-    from edge.checkpoints.convert import convert
+    """Convert, list, verify or mend: progress on stderr, the result on stdout."""
+    if args.verify is not None:
+        return _verify(args)
+    if args.model is None:
+        raise EdgeError("MODEL is missing: name demo, a directory, a GGUF file or a hub id.")
+    if MENDED in args.to:
+        return _mend(args)
+    checkpoint = open_named(args)
+    return _list(args, checkpoint) if args.list else _convert(args, checkpoint)
 
-    checkpoint = open_checkpoint(args.model)
+
+def _convert(args: argparse.Namespace, checkpoint: Checkpoint) -> int:
+    from edge.checkpoints.convert import convert
+    from edge.checkpoints.targets import Options
+
+    options = Options(
+        force=args.force,
+        group_size=args.group_size,
+        requantise=args.requantise,
+        learned=args.calibrate,
+        calibration=args.calibration,
+        imatrix=args.imatrix,
+    )
     out = output_folder(args.out, checkpoint.source.name)
     with progress_bars() as progress:
-        artefacts = convert(checkpoint, args.to, out, args.force, progress)
+        artefacts = convert(checkpoint, args.to, out, progress, options, _notice)
     if args.output == "json":
-        print(json.dumps([_as_json(a) for a in artefacts], indent=2))
+        print(json.dumps([_as_json(a, checkpoint) for a in artefacts], indent=2))
     else:
-        for a in artefacts:
-            print(f"{'kept' if a.kept else 'made'} {a.path} ({file_bytes(a.path) / 1e6:.1f} MB)")
+        _print_text(artefacts)
     return 0
 
 
-def _as_json(a: Artefact) -> dict[str, object]:
+def _notice(sentence: str) -> None:
+    print(f"edge convert: {sentence}", file=sys.stderr)
+
+
+def _print_text(artefacts: list[Artefact]) -> None:
+    from edge.checkpoints.artefacts.sizes import file_bytes
+
+    for a in artefacts:
+        print(f"{'kept' if a.kept else 'made'} {a.path} ({file_bytes(a.path) / 1e6:.1f} MB)")
+        for note in a.notes:
+            print(f"  {note}")
+
+
+def _as_json(a: Artefact, checkpoint: Checkpoint) -> dict[str, object]:
     from edge.checkpoints.artefacts.sizes import file_bytes
 
     return {
@@ -55,4 +116,86 @@ def _as_json(a: Artefact) -> dict[str, object]:
         "path": str(a.path),
         "kept": a.kept,
         "file_bytes": file_bytes(a.path),
+        "notes": list(a.notes),
+        "warnings": list(checkpoint.warnings),
     }
+
+
+def _list(args: argparse.Namespace, checkpoint: Checkpoint) -> int:
+    from edge.checkpoints.listing import list_artefacts
+
+    listed = list_artefacts(checkpoint, args.group_size)
+    if args.output == "json":
+        rows = [
+            {
+                "artefact": item.recipe.name,
+                "bits_per_weight": item.bits_per_weight,
+                "weight_bytes": item.weight_bytes,
+                "exact": item.exact,
+            }
+            for item in listed
+        ]
+        print(json.dumps(rows, indent=2))
+        return 0
+    print(f"{'artefact':<16} {'bits/weight':>11} {'size (MB)':>11}")
+    for item in listed:
+        exact = "  keeps the source's own values" if item.exact else ""
+        size = f"{item.weight_bytes / 1e6:,.1f}"
+        print(f"{item.recipe.name:<16} {item.bits_per_weight:>11.2f} {size:>11}{exact}")
+    return 0
+
+
+def _verify(args: argparse.Namespace) -> int:
+    from edge.checkpoints.verify import find_origin, verify
+
+    checkpoint = find_origin(args.verify, args.model)
+    with progress_bars() as progress:
+        found = verify(args.verify, checkpoint, lambda done: progress("comparing", done))
+    if args.output == "json":
+        print(json.dumps(asdict(found), indent=2))
+    else:
+        _print_verification(args.verify, found)
+    return 1 if found.problems else 0
+
+
+def _print_verification(artefact: Path, found: Verification) -> None:
+    manifest = found.manifest
+    print(
+        f"{artefact}: {manifest.artefact} of {manifest.source}, {manifest.bits_per_weight:.2f} "
+        f"bits per weight"
+    )
+    print(f"{found.hashed_files} files hashed, {found.compared_tensors} tensors compared")
+    if found.worst:
+        print("largest relative errors:")
+    for error in found.worst:
+        print(f"  {error.relative:.3g}  {error.name}")
+    for remark in found.remarks:
+        print(f"not checked: {remark}")
+    for problem in found.problems:
+        print(f"PROBLEM: {problem}")
+    print("not what it should be" if found.problems else "as it should be")
+
+
+def _mend(args: argparse.Namespace) -> int:
+    from edge.checkpoints.mend import mend_gguf
+
+    if len(args.to) > 1:
+        raise EdgeError(
+            f"{MENDED.name} copies a GGUF file; ask for other artefacts in a second call."
+        )
+    out = output_folder(args.out, Path(args.model).stem)
+    with progress_bars() as progress:
+        made = mend_gguf(
+            args.model,
+            out,
+            args.rope_theta,
+            args.force,
+            lambda done: progress(MENDED.name, done),
+            _notice,
+        )
+    print(
+        json.dumps([{"artefact": MENDED.name, "path": str(made)}])
+        if args.output == "json"
+        else f"made {made}"
+    )
+    return 0

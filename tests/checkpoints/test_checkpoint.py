@@ -38,7 +38,7 @@ def test_the_fingerprint_sees_one_changed_weight_file(tmp_path):
         open_checkpoint(str(write_checkpoint(tmp_path / name, PLAIN, seed)))
         for name, seed in (("a", 0), ("b", 0), ("c", 1))
     )
-    assert first.fingerprint() == same.fingerprint() != other.fingerprint()
+    assert first.fingerprint == same.fingerprint != other.fingerprint
 
 
 @pytest.mark.parametrize(
@@ -68,7 +68,7 @@ def test_tiny_shards_have_a_fingerprint(tmp_path):
     small = {"model.norm.bias": tensors.pop("model.norm.bias")}
     save_file(small, path / "a.safetensors")
     save_file(tensors, path / "model.safetensors")
-    assert open_checkpoint(str(path)).fingerprint()
+    assert open_checkpoint(str(path)).fingerprint
 
 
 @pytest.mark.parametrize("damage", ["missing", "directory", "not JSON"])
@@ -85,7 +85,7 @@ def test_a_checkpoint_without_its_tokenizer_is_not_whole(tiny, damage):
 
 def test_missing_parts_are_named(tiny):
     (tiny / "model.safetensors").rename(tiny / "pytorch_model.bin")
-    with pytest.raises(EdgeError, match="pickled weights are never opened"):
+    with pytest.raises(EdgeError, match=r"pytorch_model\.bin, a pickle"):
         open_checkpoint(str(tiny))
     (tiny / "config.json").unlink()
     with pytest.raises(EdgeError, match=r"config\.json is missing"):

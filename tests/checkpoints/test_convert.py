@@ -9,21 +9,23 @@ import pytest
 from gguf import GGUFReader
 
 import edge
-from edge.checkpoints import convert as convert_module
-from edge.checkpoints.artefacts.gguf_quantise import quantise
+from edge.checkpoints.artefacts.gguf import GgufWriter
+from edge.checkpoints.artefacts.mlx import MlxWriter
 from edge.checkpoints.artefacts.recipes import RECIPES, find_recipe
 from edge.checkpoints.artefacts.sizes import bits_per_weight, file_bytes
 from edge.checkpoints.checkpoint import open_checkpoint
 from edge.checkpoints.convert import convert
+from edge.checkpoints.targets import Options
 from edge.errors import EdgeError
 from edge.model.load import load_model
 from edge.model.tensors import parameter_count
 from tests.support.tiny import CONFIGS, PLAIN, token_ids, write_checkpoint
 
 
-def run(path, out, *names, force=False):
+def run(path, out, *names, **options):
     recipes = [RECIPES[name] for name in names]
-    return convert(open_checkpoint(str(path)), recipes, out, force, lambda *_: None)
+    checkpoint = open_checkpoint(str(path))
+    return convert(checkpoint, recipes, out, lambda *_: None, Options(**options))
 
 
 def field(path, key):
@@ -55,9 +57,9 @@ def test_mlx_artefacts_load_in_plain_mlx_lm(demo_out, name):
 def test_fp16_weights_are_the_checkpoints(demo_out):
     checkpoint = open_checkpoint("demo")
     stored = mx.load(str(demo_out / "mlx-fp16" / "model.safetensors"))
-    assert stored.keys() == checkpoint.entries.keys()
+    assert stored.keys() == checkpoint.weights.shapes.keys()
     for name, array in stored.items():
-        assert np.array_equal(np.array(array), checkpoint.read(name).astype(np.float16))
+        assert np.array_equal(np.array(array), checkpoint.weights.read(name).astype(np.float16))
 
 
 def test_int4_weights_are_mlx_lms(demo_out, tmp_path):
@@ -143,7 +145,7 @@ def test_a_sharded_checkpoint_is_the_same_checkpoint(tmp_path):
 
 
 def test_large_artefacts_are_written_in_shards(tiny, tmp_path, monkeypatch):
-    monkeypatch.setattr("edge.checkpoints.artefacts.mlx.SHARD_BYTES", 60_000)
+    monkeypatch.setattr("edge.checkpoints.artefacts.safetensors_writer.SHARD_BYTES", 60_000)
     (made,) = run(tiny, tmp_path / "out", "mlx-fp16")
     shards = sorted(made.path.glob("model-*.safetensors"))
     assert len(shards) > 2
@@ -220,29 +222,23 @@ def test_a_full_disk_is_a_sentence(tiny, tmp_path, name):
     assert list((tmp_path / "out").iterdir()) == []
 
 
-def test_llama_cpps_refusal_is_a_sentence(tmp_path):
-    (tmp_path / "in.gguf").write_bytes(b"GGUF" + b"\0" * 40)
-    with pytest.raises(EdgeError, match=r"could not quantise to out\.gguf"):
-        quantise(tmp_path / "in.gguf", tmp_path / "out.gguf", 18, lambda _: None)
-
-
 @pytest.mark.parametrize("name", ["mlx-fp16", "gguf-f16", "gguf-q8_0"])
 def test_a_failure_leaves_nothing_and_keeps_the_old(tiny, tmp_path, monkeypatch, name):
     out = tmp_path / "out"
     run(tiny, out, name)
     before = sorted((p.name, file_bytes(p)) for p in out.iterdir())
 
-    def fail(*args, **kwargs):
-        raise OSError(28, "No space left on device")
+    written = []
 
-    for function in ("write_mlx", "write_gguf"):
-        real = getattr(convert_module, function)
+    def fill_up(self, name, encoded):
+        written.append(name)
+        if len(written) > 10:
+            raise OSError(28, "No space left on device")
+        real[type(self)](self, name, encoded)
 
-        def half(*args, real=real):
-            real(*args)
-            fail()
-
-        monkeypatch.setattr(convert_module, function, half)
+    real = {writer: writer.append for writer in (MlxWriter, GgufWriter)}
+    for writer in real:
+        monkeypatch.setattr(writer, "append", fill_up)
     with pytest.raises(EdgeError, match="No space left on device"):
         run(tiny, out, name, force=True)
     assert sorted((p.name, file_bytes(p)) for p in out.iterdir()) == before
@@ -254,18 +250,33 @@ def test_quantising_leaves_no_intermediate_file(tiny, tmp_path):
     assert [p.name for p in out.iterdir()] == ["gguf-q8_0.gguf"]
 
 
-def test_a_weight_too_large_for_float16_is_named(tmp_path):
+@pytest.mark.parametrize(
+    ("bad", "words"), [(1e6, "float16 cannot hold"), (np.nan, "not finite"), (np.inf, "not finite")]
+)
+def test_a_weight_that_cannot_be_stored_is_named(tmp_path, bad, words):
     from safetensors.numpy import load_file, save_file
 
     path = write_checkpoint(tmp_path / "model", PLAIN)
     tensors = load_file(path / "model.safetensors")
-    for bad in (1e6, np.nan, np.inf):
-        tensors["model.norm.bias"][3] = bad
-        save_file(tensors, path / "model.safetensors")
-        for name in ("mlx-fp16", "gguf-f16"):
-            with pytest.raises(EdgeError, match=r"tensor model\.norm\.bias"):
-                run(path, tmp_path / "out", name)
+    tensors["model.layers.1.mlp.up_proj.weight"][3, 5] = bad
+    save_file(tensors, path / "model.safetensors")
+    for name in ("mlx-fp16", "mlx-int4", "gguf-f16"):
+        with pytest.raises(EdgeError, match=rf"tensor model\.layers\.1\.mlp\.up_proj.*{words}"):
+            run(path, tmp_path / "out", name)
     assert list((tmp_path / "out").iterdir()) == []
+
+
+def test_bfloat16_holds_what_float16_cannot(tmp_path):
+    from safetensors.numpy import load_file, save_file
+
+    path = write_checkpoint(tmp_path / "model", PLAIN)
+    tensors = load_file(path / "model.safetensors")
+    tensors["model.layers.1.mlp.up_proj.weight"][3, 5] = 2.0**20
+    save_file(tensors, path / "model.safetensors")
+    run(path, tmp_path / "out", "mlx-bf16", "gguf-bf16", "gguf-f32")
+    stored = mx.load(str(tmp_path / "out" / "mlx-bf16" / "model.safetensors"))
+    assert stored["model.layers.1.mlp.up_proj.weight"].dtype == mx.bfloat16
+    assert stored["model.layers.1.mlp.up_proj.weight"][3, 5].item() == 2.0**20
 
 
 def test_progress_goes_from_start_to_end(tiny, tmp_path):
@@ -275,7 +286,6 @@ def test_progress_goes_from_start_to_end(tiny, tmp_path):
         open_checkpoint(str(tiny)),
         recipes,
         tmp_path / "out",
-        False,
         lambda name, done: seen.setdefault(name, []).append(done),
     )
     assert seen.keys() == {"mlx-int4", "gguf-f16", "gguf-q8_0"}
@@ -287,4 +297,4 @@ def test_progress_goes_from_start_to_end(tiny, tmp_path):
 
 def test_an_unknown_artefact_lists_the_known():
     with pytest.raises(EdgeError, match="mlx-int4"):
-        find_recipe("mlx-int5")
+        find_recipe("mlx-int7")

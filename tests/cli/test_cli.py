@@ -97,8 +97,8 @@ def test_convert_writes_into_models_by_default(tiny, tmp_path):
 
 
 def test_an_unknown_artefact(tiny, tmp_path):
-    line = is_one_sentence(edge("convert", tiny, "--to", "mlx-int5", cwd=tmp_path), 2)
-    assert "'mlx-int5'" in line
+    line = is_one_sentence(edge("convert", tiny, "--to", "mlx-int7", cwd=tmp_path), 2)
+    assert "'mlx-int7'" in line
     assert "mlx-int4" in line
 
 
@@ -126,8 +126,8 @@ def garble(path):
     (path / "model.safetensors").write_bytes(b"\x08" + b"\0" * 7 + b"notjson!" + b"\1" * 100)
 
 
-def become_a_llama(path):
-    (path / "config.json").write_text(json.dumps({**PLAIN, "model_type": "llama"}))
+def become_a_mistral(path):
+    (path / "config.json").write_text(json.dumps({**PLAIN, "model_type": "mistral"}))
 
 
 def widen(path):
@@ -152,7 +152,7 @@ def lose_the_config(path):
     [
         (cut, "is cut off"),
         (garble, "not safetensors"),
-        (become_a_llama, "'llama' model"),
+        (become_a_mistral, "'mistral' model"),
         (widen, "has shape [96, 64]"),
         (add_a_layer, "is missing"),
         (lose_the_config, "config.json is missing"),

@@ -1,28 +1,41 @@
-"""Write a StableLM GGUF file in float32 or float16.
+"""Write a StableLM GGUF file in float32, float16 or bfloat16.
 
 Written here rather than by llama.cpp's converter because that one leaves out
 `stablelm.rope.freq_base`: llama.cpp then runs with base 10000, which is wrong for
-Stable Code (1000000). K-quants are made from the float16 file by llama.cpp itself.
+Stable Code (1000000). Quantised files are made from the float16 file by llama.cpp itself.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import hashlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from math import prod
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from edge.checkpoints.artefacts.float16 import to_float16
+from edge.checkpoints.artefacts.block import Block
 from edge.checkpoints.artefacts.gguf_tokenizer import GgufTokenizer, read_tokenizer
-from edge.checkpoints.artefacts.manifest import GGUF_KEY, manifest_of
+from edge.checkpoints.artefacts.manifest import GGUF_KEY, blank_manifest
+from edge.checkpoints.artefacts.recipes import Recipe
+from edge.checkpoints.artefacts.safetensors_writer import ITEM_BYTES, raw_bytes
+from edge.checkpoints.artefacts.writer import Encoded
 from edge.checkpoints.checkpoint import Checkpoint
+from edge.checkpoints.sources.weights import Array, Packed, Shape
+from edge.errors import EdgeError
 from edge.model.config import ModelConfig
 from edge.model.tensors import expected_shapes
 
-Progress = Callable[[float], None]
 QUANTIZATION_VERSION = 2
-FLOAT32, FLOAT16 = 0, 1  # llama_ftype
+ALIGNMENT_BYTES = 32  # GGUF's default
+BLOCK_ROWS = 4096
+NAMES = {
+    "model.embed_tokens": "token_embd",
+    "model.norm": "output_norm",
+    "lm_head": "output",
+}
 LAYER_NAMES = {
     "input_layernorm": "attn_norm",
     "post_attention_layernorm": "ffn_norm",
@@ -30,88 +43,182 @@ LAYER_NAMES = {
     "self_attn.k_proj": "attn_k",
     "self_attn.v_proj": "attn_v",
     "self_attn.o_proj": "attn_output",
+    "self_attn.q_layernorm": "attn_q_norm",
+    "self_attn.k_layernorm": "attn_k_norm",
     "mlp.gate_proj": "ffn_gate",
     "mlp.up_proj": "ffn_up",
     "mlp.down_proj": "ffn_down",
 }
 
 
-def write_gguf(checkpoint: Checkpoint, file_type: int, out: Path, progress: Progress) -> None:
-    """Write the file.
+@dataclass(frozen=True)
+class GgufTensor:
+    """One tensor of the file; `sources` are the checkpoint's that fill it, in order."""
+
+    name: str
+    shape: Shape
+    dtype: str
+    sources: tuple[str, ...]
+
+    @property
+    def data_bytes(self) -> int:
+        """Its size without padding."""
+        return prod(self.shape) * ITEM_BYTES[self.dtype]
+
+
+class GgufWriter:
+    """One float GGUF file.
 
     Args:
-        checkpoint: where the weights come from.
-        file_type: 0 for float32 weights, 1 for float16.
-        out: the file to make.
-        progress: told the finished fraction, 0 to 1.
+        checkpoint: what is converted.
+        recipe: one of the float GGUF recipes.
+        path: the file to make.
 
     Raises:
-        EdgeError: the tokenizer cannot be expressed, or a weight does not fit float16.
+        EdgeError: GGUF cannot express the network or its tokenizer.
     """
-    from gguf import GGUFWriter
 
-    wide = file_type == FLOAT32
-    config = checkpoint.config
-    writer = GGUFWriter(str(out), "stablelm")
-    _add_model(writer, checkpoint, file_type)
-    _add_tokenizer(writer, read_tokenizer(checkpoint.path, config.vocab_size), checkpoint)
-    writer.add_string(GGUF_KEY, manifest_of(checkpoint).to_json())
+    def __init__(self, checkpoint: Checkpoint, recipe: Recipe, path: Path) -> None:
+        self._checkpoint, self._recipe, self._path = checkpoint, recipe, path
+        self._plan = gguf_plan(checkpoint.config, recipe.dtype)
+        self._of = {source: tensor for tensor in self._plan for source in tensor.sources}
+        self._write_header()
+        self._digest = hashlib.sha256()
+        with path.open("rb") as file:
+            self._digest.update(file.read())
+        self._file = path.open("ab")
+        self._pad(path.stat().st_size)
 
-    plan = list(_plan(config))
-    for name, shape, _ in plan:
-        dtype = np.dtype(np.float32 if wide or _stays_float32(name) else np.float16)
-        writer.add_tensor_info(name, shape, dtype, int(np.prod(shape)) * dtype.itemsize)
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_ti_data_to_file()
-    for done, (name, shape, sources) in enumerate(plan):
-        progress(done / len(plan))
-        rows = [checkpoint.read(source) for source in sources]
-        array = (rows[0] if len(rows) == 1 else np.stack(rows)).reshape(shape)
-        half = to_float16(array, sources[0])  # also the check that every weight is finite
-        keep = wide or _stays_float32(name)
-        writer.write_tensor_data(array.astype(np.float32) if keep else half)
-    writer.close()
-    progress(1.0)
+    def takes_packed(self, name: str) -> bool:
+        """Never: the float files hold floats."""
+        return False
+
+    def encode(self, block: Block) -> Encoded:
+        """Rows in the tensor's float type."""
+        forms = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
+        return [getattr(block, forms[self._of[block.name].dtype])]
+
+    def append(self, name: str, encoded: Encoded) -> None:
+        """Write rows."""
+        self._write(encoded[0])
+
+    def append_packed(self, name: str, packed: Packed) -> None:
+        """Not offered."""
+        raise NotImplementedError(name)
+
+    def end_tensor(self, name: str) -> None:
+        """Pad after the last of the tensors that make up one of the file's."""
+        tensor = self._of[name]
+        if name == tensor.sources[-1]:
+            self._pad(tensor.data_bytes)
+
+    def finish(self) -> dict[str, str]:
+        """Complete the data."""
+        if self._checkpoint.config.tie_word_embeddings:
+            self._write_tied_head()
+        self._file.close()
+        return {self._recipe.path_in(Path()).name: self._digest.hexdigest()}
+
+    def notes(self) -> list[str]:
+        """Nothing: what is lost in rounding is told for every artefact alike."""
+        return []
+
+    def close(self) -> None:
+        """Let go of the file."""
+        self._file.close()
+
+    def _write_tied_head(self) -> None:
+        """llama.cpp's StableLM has no tied head: the embedding is written twice."""
+        name = "model.embed_tokens.weight"
+        rows = self._checkpoint.config.vocab_size
+        for start in range(0, rows, BLOCK_ROWS):
+            stop = min(rows, start + BLOCK_ROWS)
+            block = Block(name, self._checkpoint.weights.read(name, start, stop))
+            self._write(self.encode(block)[0])
+        self._pad(self._of[name].data_bytes)
+
+    def _write(self, array: Array) -> None:
+        raw = raw_bytes(array)
+        self._file.write(raw)
+        self._digest.update(raw)
+
+    def _pad(self, written_bytes: int) -> None:
+        self._write(np.zeros(-written_bytes % ALIGNMENT_BYTES, np.uint8))
+
+    def _write_header(self) -> None:
+        from gguf import GGMLQuantizationType, GGUFWriter
+
+        config = self._checkpoint.config
+        writer = GGUFWriter(str(self._path), "stablelm")
+        writer.add_string(GGUF_KEY, blank_manifest())
+        _add_model(writer, self._checkpoint, self._recipe)
+        tokenizer = read_tokenizer(self._checkpoint.companions, config.vocab_size)
+        _add_tokenizer(writer, tokenizer, config)
+        for tensor in self._plan:
+            kind = GGMLQuantizationType[tensor.dtype]
+            writer.add_tensor_info(
+                tensor.name, tensor.shape, np.dtype(np.float32), tensor.data_bytes, raw_dtype=kind
+            )
+        writer.write_header_to_file()
+        writer.write_kv_data_to_file()
+        writer.write_ti_data_to_file()
+        writer.close()
 
 
-def _plan(config: ModelConfig) -> Iterator[tuple[str, tuple[int, ...], list[str]]]:
-    """GGUF name, shape, and the checkpoint's tensors that fill it, in file order."""
-    hidden, vocab = config.hidden_size, config.vocab_size
+def check_expressible(checkpoint: Checkpoint) -> None:
+    """Find what GGUF cannot hold before gigabytes are written.
+
+    Raises:
+        EdgeError: the network or its tokenizer has no GGUF form here.
+    """
+    if checkpoint.config.model_type != "stablelm":
+        raise EdgeError(
+            f"{checkpoint.source.name} is a {checkpoint.config.model_type} model: edge writes GGUF "
+            f"for StableLM only, so use llama.cpp's own converter, or make an MLX artefact."
+        )
+    read_tokenizer(checkpoint.companions, checkpoint.config.vocab_size)
+
+
+def gguf_plan(config: ModelConfig, dtype: str) -> list[GgufTensor]:
+    """Every tensor of the file, in file order, matrices stored as `dtype`."""
+    sources: dict[str, list[str]] = {}
     shapes = expected_shapes(config)
-    yield "token_embd.weight", (vocab, hidden), ["model.embed_tokens.weight"]
-    for part in ("weight", "bias"):
-        yield f"output_norm.{part}", (hidden,), [f"model.norm.{part}"]
-    # llama.cpp's StableLM has no tied head: the embedding is written twice.
-    head = "model.embed_tokens" if config.tie_word_embeddings else "lm_head"
-    yield "output.weight", (vocab, hidden), [f"{head}.weight"]
-    for layer in range(config.num_hidden_layers):
-        prefix = f"model.layers.{layer}."
-        for theirs, ours in LAYER_NAMES.items():
-            for part in ("weight", "bias"):
-                name = f"{prefix}{theirs}.{part}"
-                if name in shapes:
-                    yield f"blk.{layer}.{ours}.{part}", shapes[name], [name]
-        if config.qk_layernorm:
-            for letter, heads in (
-                ("q", config.num_attention_heads),
-                ("k", config.num_key_value_heads),
-            ):
-                stem = f"{prefix}self_attn.{letter}_layernorm.norms"
-                rows = [f"{stem}.{i}.weight" for i in range(heads)]
-                yield f"blk.{layer}.attn_{letter}_norm.weight", (heads, config.head_dim), rows
+    for name in shapes:
+        sources.setdefault(gguf_name(name), []).append(name)
+    plan = []
+    for name, parts in sources.items():
+        shape = shapes[parts[0]] if len(parts) == 1 else (len(parts), *shapes[parts[0]])
+        plan.append(GgufTensor(name, shape, _stored_as(name, dtype), tuple(parts)))
+    if config.tie_word_embeddings:
+        plan.append(GgufTensor("output.weight", plan[0].shape, dtype, ()))
+    return plan
 
 
-def _stays_float32(name: str) -> bool:
+def gguf_name(name: str) -> str:
+    """A checkpoint's tensor in GGUF's terms; per-head norms share one."""
+    stem, part = name.rsplit(".", 1)
+    if stem in NAMES:
+        return f"{NAMES[stem]}.{part}"
+    _, _, layer, path = stem.split(".", 3)
+    return f"blk.{layer}.{LAYER_NAMES[path.split('.norms.')[0]]}.{part}"
+
+
+def file_bytes(config: ModelConfig, dtype: str) -> Iterator[int]:
+    """Bytes of every tensor of the file, padding included."""
+    for tensor in gguf_plan(config, dtype):
+        yield tensor.data_bytes + -tensor.data_bytes % ALIGNMENT_BYTES
+
+
+def _stored_as(name: str, dtype: str) -> str:
     """llama.cpp wants norms and biases in float32."""
-    return name.endswith(("_norm.weight", ".bias"))
+    return "F32" if name.endswith(("_norm.weight", ".bias")) else dtype
 
 
-def _add_model(writer: Any, checkpoint: Checkpoint, file_type: int) -> None:
+def _add_model(writer: Any, checkpoint: Checkpoint, recipe: Recipe) -> None:
     config, source = checkpoint.config, checkpoint.source
     writer.add_type("model")
     writer.add_name(source.name)
-    writer.add_file_type(file_type)
+    writer.add_file_type(recipe.file_type)
     writer.add_quantization_version(QUANTIZATION_VERSION)
     writer.add_context_length(config.max_position_embeddings)
     writer.add_embedding_length(config.hidden_size)
@@ -126,8 +233,7 @@ def _add_model(writer: Any, checkpoint: Checkpoint, file_type: int) -> None:
     writer.add_vocab_size(config.vocab_size)
 
 
-def _add_tokenizer(writer: Any, tokenizer: GgufTokenizer, checkpoint: Checkpoint) -> None:
-    config = checkpoint.config
+def _add_tokenizer(writer: Any, tokenizer: GgufTokenizer, config: ModelConfig) -> None:
     writer.add_tokenizer_model("gpt2")
     writer.add_tokenizer_pre(tokenizer.pre)
     writer.add_token_list(tokenizer.tokens)

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from edge.errors import EdgeError
-from edge.model.config import read_json_object
+from edge.json_file import parse_json_object
 
 # gguf.TokenType
 NORMAL, CONTROL, USER_DEFINED, UNUSED = 1, 3, 4, 5
@@ -38,19 +38,19 @@ class GgufTokenizer:
     chat_template: str | None
 
 
-def read_tokenizer(path: Path, vocab_size: int) -> GgufTokenizer:
+def read_tokenizer(files: Mapping[str, bytes], vocab_size: int) -> GgufTokenizer:
     """Read a checkpoint's tokenizer files.
 
     Args:
-        path: the checkpoint's directory.
+        files: their contents by name, tokenizer.json among them.
         vocab_size: rows of the embedding; ids the tokenizer lacks become unused tokens.
 
     Raises:
         EdgeError: tokenizer.json is missing, broken, not byte-level BPE, or larger than the
             embedding.
     """
-    file = path / "tokenizer.json"
-    data = read_json_object(file)
+    file = "tokenizer.json"
+    data = parse_json_object(files[file], file)
     try:
         model, added = data["model"], data.get("added_tokens") or []
         if model["type"] != "BPE":
@@ -63,6 +63,7 @@ def read_tokenizer(path: Path, vocab_size: int) -> GgufTokenizer:
             kind = CONTROL if token["special"] else USER_DEFINED
             tokens[token["id"]] = (token["content"], kind)
         merges = [m if isinstance(m, str) else " ".join(m) for m in model["merges"]]
+        _check_normalizer(data.get("normalizer"), file)
         pre = _pre_tokenizer(data["pre_tokenizer"], file)
     except (KeyError, TypeError, AttributeError) as error:
         raise EdgeError(f"{file} is not a tokenizer ({error!r}); download it again.") from None
@@ -79,20 +80,38 @@ def read_tokenizer(path: Path, vocab_size: int) -> GgufTokenizer:
         types=[kind for _, kind in rows],
         merges=merges,
         special_ids={key: names[text] for key, text in SPECIAL_IDS.items() if text in names},
-        chat_template=_chat_template(path),
+        chat_template=_chat_template(files),
     )
 
 
-def _pre_tokenizer(pre: dict[str, Any], file: Path) -> str:
+def _check_normalizer(normalizer: dict[str, Any] | None, file: str) -> None:
+    """Only NFC may pass, GPT-NeoX's: llama.cpp's BPE has none, which few texts notice."""
+    kinds = (
+        {"NFC"} if normalizer is None else {n["type"] for n in _steps(normalizer, "normalizers")}
+    )
+    if kinds - {"NFC"}:
+        raise EdgeError(
+            f"{file} normalises text ({', '.join(sorted(kinds))}), which llama.cpp does not; "
+            f"GGUF output is not possible, convert to MLX instead."
+        )
+
+
+def _steps(step: dict[str, Any], parts: str) -> list[dict[str, Any]]:
+    """The parts of a sequence, which are under that key; what is none is its own."""
+    found: list[dict[str, Any]] = step[parts] if step["type"] == "Sequence" else [step]
+    return found
+
+
+def _pre_tokenizer(pre: dict[str, Any], file: str) -> str:
     """llama.cpp's name for how text is split before merging.
 
     GPT-NeoX's and our demo's ByteLevel step has GPT-2's pattern ("olmo" is what llama.cpp's
     converter calls GPT-NeoX's); StableLM 2 splits with tiktoken's.
     """
-    steps = pre["pretokenizers"] if pre["type"] == "Sequence" else [pre]
+    steps = _steps(pre, "pretokenizers")
     byte_level = [s for s in steps if s["type"] == "ByteLevel"]
     patterns = [s["pattern"].get("Regex", "") for s in steps if s["type"] == "Split"]
-    if len(byte_level) == 1 and not patterns and byte_level[0].get("use_regex", True):
+    if len(byte_level) == 1 and not patterns and _is_gpt2(byte_level[0]):
         return "olmo"
     if len(patterns) == 1 and TIKTOKEN_MARK in patterns[0]:
         return "stablelm2"
@@ -102,15 +121,22 @@ def _pre_tokenizer(pre: dict[str, Any], file: Path) -> str:
     )
 
 
-def _chat_template(path: Path) -> str | None:
-    separate = path / "chat_template.jinja"
-    if separate.is_file():
+def _is_gpt2(byte_level: dict[str, Any]) -> bool:
+    """Splits by GPT-2's pattern, and puts no space of its own before the text."""
+    return byte_level.get("use_regex", True) and not byte_level.get("add_prefix_space")
+
+
+def _chat_template(files: Mapping[str, bytes]) -> str | None:
+    separate = files.get("chat_template.jinja")
+    if separate is not None:
         try:
-            return separate.read_text(encoding="utf-8")
-        except (OSError, ValueError) as error:
-            raise EdgeError(f"{separate} cannot be read ({error}); download it again.") from None
-    settings = path / "tokenizer_config.json"
-    if not settings.is_file():
+            return separate.decode()
+        except ValueError as error:
+            raise EdgeError(
+                f"chat_template.jinja cannot be read ({error}); download it again."
+            ) from None
+    settings = files.get("tokenizer_config.json")
+    if settings is None:
         return None
-    template = read_json_object(settings).get("chat_template")
+    template = parse_json_object(settings, "tokenizer_config.json").get("chat_template")
     return template if isinstance(template, str) else None

@@ -1,53 +1,169 @@
-"""What an artefact was made of, kept inside it."""
+"""What an artefact was made of and by what, kept inside it.
+
+An MLX artefact has it as edge.json. A GGUF file has it under the key edge.manifest,
+as JSON padded with spaces: the room is reserved in the header and filled when the
+digests are known. The file's own digest is that of the file with the room blank.
+"""
 
 from __future__ import annotations
 
+import hashlib
 import json
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field
+from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import edge
-from edge.checkpoints.checkpoint import Checkpoint
 from edge.errors import EdgeError
+from edge.gguf_file import read_string
 
 MLX_FILE = "edge.json"
 GGUF_KEY = "edge.manifest"
+TOOLS = ("gguf", "huggingface-hub", "llama-cpp-python", "mlx", "mlx-lm", "numpy")
+GGUF_ROOM_BYTES = 16384
+READ_BYTES = 1 << 22
 
 
 @dataclass(frozen=True)
 class Manifest:
-    """Written as edge.json in an MLX artefact and as one string key in a GGUF file."""
+    """The whole record.
 
+    Attributes:
+        artefact: its name, as in `--to`.
+        source: what the user asked to convert, without this machine's directories.
+        revision: the hub's commit, if it came from there.
+        synthetic: random weights at a published shape; no quality figure means anything.
+        fingerprint: tells quickly whether an artefact belongs to a checkpoint.
+        corrections: what the user set in place of the source's values.
+        recipe: how it was made: bits, group size, what else was chosen.
+        exact: the source's own quantised values, not rounded again.
+        bits_per_weight: everything stored divided by the number of weights.
+        source_sha256: digest of every source file by name; empty for generated weights.
+        output_sha256: digest of every file of the artefact by name, this one left out.
+        tools: versions of what made it.
+        notes: what was lost or changed on the way, in sentences.
+    """
+
+    artefact: str
     source: str
     revision: str | None
+    synthetic: bool
     fingerprint: str
-    edge_version: str
+    corrections: dict[str, Any]
+    recipe: dict[str, Any]
+    exact: bool
+    bits_per_weight: float
+    source_sha256: dict[str, str]
+    output_sha256: dict[str, str]
+    tools: dict[str, str] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
 
     def to_json(self) -> str:
         """One JSON object."""
-        return json.dumps(asdict(self), indent=2)
+        return json.dumps(asdict(self), indent=2) + "\n"
 
 
-def manifest_of(checkpoint: Checkpoint) -> Manifest:
-    """What is about to be written into an artefact."""
-    return Manifest(
-        source=checkpoint.source.origin,
-        revision=checkpoint.source.revision,
-        fingerprint=checkpoint.fingerprint(),
-        edge_version=edge.__version__,
+def tool_versions() -> dict[str, str]:
+    """What converts here, by version."""
+    return {"edge": edge.__version__} | {name: version(name) for name in TOOLS}
+
+
+def read_manifest(artefact: Path) -> Manifest | None:
+    """The manifest of a finished artefact, or None if it has none that can be read."""
+    try:
+        if artefact.is_dir():
+            text = (artefact / MLX_FILE).read_text(encoding="utf-8")
+        else:
+            text = read_string(artefact, GGUF_KEY) or ""
+        fields = json.loads(text)
+        fields["notes"] = tuple(fields["notes"])
+        manifest = Manifest(**fields)
+    except (OSError, ValueError, KeyError, TypeError, RecursionError, EdgeError):
+        return None
+    return manifest if _is_well_typed(manifest) else None
+
+
+def _is_well_typed(manifest: Manifest) -> bool:
+    digests = (*manifest.source_sha256.items(), *manifest.output_sha256.items())
+    return (
+        isinstance(manifest.fingerprint, str)
+        and isinstance(manifest.artefact, str)
+        and isinstance(manifest.source, str)
+        and isinstance(manifest.recipe, dict)
+        and isinstance(manifest.corrections, dict)
+        and isinstance(manifest.bits_per_weight, float)
+        and all(isinstance(part, str) for pair in digests for part in pair)
     )
 
 
-def read_fingerprint(path: Path) -> str | None:
-    """The fingerprint in a finished artefact, or None if it has none that can be read."""
-    try:
-        if path.is_dir():
-            text = (path / MLX_FILE).read_text(encoding="utf-8")
-        else:
-            from edge.gguf_file import read_string
+def write_manifest(artefact: Path, manifest: Manifest) -> None:
+    """Put it into an artefact that is complete but for it."""
+    if artefact.is_dir():
+        (artefact / MLX_FILE).write_text(manifest.to_json(), encoding="utf-8")
+    else:
+        _fill_room(artefact, manifest)
 
-            text = read_string(path, GGUF_KEY) or ""
-        fingerprint = json.loads(text)["fingerprint"]
-    except (OSError, ValueError, KeyError, TypeError, EdgeError):
-        return None
-    return fingerprint if isinstance(fingerprint, str) else None
+
+def blank_manifest() -> str:
+    """What fills the room in a GGUF header until the manifest is known."""
+    return " " * GGUF_ROOM_BYTES
+
+
+def _fill_room(path: Path, manifest: Manifest) -> None:
+    text = manifest.to_json().encode()
+    if len(text) > GGUF_ROOM_BYTES:  # a source of more than a hundred files
+        raise EdgeError(
+            f"{path.name}: the manifest takes {len(text)} bytes, a GGUF file has room for "
+            f"{GGUF_ROOM_BYTES}; convert from a checkpoint with fewer files."
+        )
+    begin, _ = _room(path)
+    with path.open("r+b") as file:
+        file.seek(begin)
+        file.write(text.ljust(GGUF_ROOM_BYTES))
+
+
+def file_sha256(path: Path) -> str:
+    """Digest of a file."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def gguf_sha256(path: Path) -> str:
+    """Digest of a GGUF file with the room of its manifest blank."""
+    begin, end = _room(path)
+    digest = hashlib.sha256()
+    position = 0
+    for piece in _pieces(path):
+        inside = slice(max(0, begin - position), max(0, end - position))
+        blanks = len(piece[inside])
+        piece[inside] = b" " * blanks
+        digest.update(piece)
+        position += len(piece)
+    return digest.hexdigest()
+
+
+def _pieces(path: Path) -> Iterator[bytearray]:
+    with path.open("rb") as file:
+        while piece := file.read(READ_BYTES):
+            yield bytearray(piece)
+
+
+def _room(path: Path) -> tuple[int, int]:
+    """Where the manifest's text lies in a GGUF file: begin and end offset.
+
+    A key is stored as its length and text, then its type, then the value's length and text.
+
+    Raises:
+        EdgeError: the file has no such key near its start.
+    """
+    key = len(GGUF_KEY).to_bytes(8, "little") + GGUF_KEY.encode()
+    with path.open("rb") as file:
+        head = file.read(READ_BYTES)
+    at = head.find(key)
+    if at < 0:
+        raise EdgeError(f"{path} has no edge manifest; convert the model again.")
+    length_at = at + len(key) + 4
+    begin = length_at + 8
+    return begin, begin + int.from_bytes(head[length_at:begin], "little")

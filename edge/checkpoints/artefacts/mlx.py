@@ -1,118 +1,143 @@
-"""Write an MLX artefact: float16, or affine quantisation of every matrix that divides.
+"""Write an MLX artefact: float, affine quantisation, or the source's own quantised values.
 
-Tensor by tensor instead of through mlx-lm's quantize_model, so that memory holds one
-shard rather than the whole model. Names and config are mlx-lm's, so plain
-`mlx_lm.load` opens the result.
+Rows at a time instead of through mlx-lm's quantize_model, so that memory holds a few
+blocks of one tensor rather than the model. Names and config are mlx-lm's, so plain
+`mlx_lm.load` opens the result, unless it needs an input order.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
-import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import mlx.core as mx
+import numpy as np
 
-from edge.checkpoints.artefacts.float16 import to_float16
-from edge.checkpoints.artefacts.manifest import MLX_FILE, manifest_of
+from edge.checkpoints.artefacts.block import Block
+from edge.checkpoints.artefacts.layout import Form, quantization_config
 from edge.checkpoints.artefacts.recipes import Recipe
+from edge.checkpoints.artefacts.safetensors_writer import SafetensorsWriter
+from edge.checkpoints.artefacts.writer import Encoded
 from edge.checkpoints.checkpoint import Checkpoint
-from edge.checkpoints.sources.find import TOKENIZER_FILES
-from edge.model.tensors import expected_shapes
+from edge.checkpoints.sources.weights import Array, Packed
 
-SHARD_BYTES = 1 << 30
-Progress = Callable[[float], None]
+TORCH_DTYPES = {"F16": "float16", "BF16": "bfloat16"}
 
 
-def write_mlx(checkpoint: Checkpoint, recipe: Recipe, out: Path, progress: Progress) -> None:
-    """Write the artefact's directory.
+class MlxWriter:
+    """One artefact directory.
 
     Args:
-        checkpoint: where the weights come from.
+        checkpoint: what is converted.
         recipe: an MLX recipe.
-        out: the directory to make.
-        progress: told the finished fraction, 0 to 1.
-
-    Raises:
-        EdgeError: a weight does not fit float16.
+        forms: how each tensor is stored.
+        folder: the directory to make.
     """
-    out.mkdir()
-    _write_shards(_tensors(checkpoint, recipe, progress), out)
-    config = checkpoint.config.to_dict()
-    config["torch_dtype"] = "float16"
-    if recipe.bits is not None:
-        quantization = {"group_size": recipe.group_size, "bits": recipe.bits, "mode": "affine"}
-        config["quantization"] = config["quantization_config"] = quantization
-    _write_json(out / "config.json", config)
-    for name in (*TOKENIZER_FILES, "generation_config.json"):
-        if (checkpoint.path / name).is_file():
-            shutil.copyfile(checkpoint.path / name, out / name)
-    (out / MLX_FILE).write_text(manifest_of(checkpoint).to_json(), encoding="utf-8")
 
+    def __init__(
+        self, checkpoint: Checkpoint, recipe: Recipe, forms: Sequence[Form], folder: Path
+    ) -> None:
+        folder.mkdir()
+        self._checkpoint, self._recipe, self._folder = checkpoint, recipe, folder
+        self._forms = {form.name: form for form in forms}
+        plan = [planned for form in forms for planned in form.planned()]
+        self._tensors = SafetensorsWriter(folder, plan)
+        # What follows a matrix's codes: small, so it waits for the last row.
+        self._scales: list[Array] = []
+        self._biases: list[Array] = []
+        self._bias_error_steps = 0.0
 
-def _tensors(
-    checkpoint: Checkpoint, recipe: Recipe, progress: Progress
-) -> Iterator[tuple[str, mx.array]]:
-    names = list(expected_shapes(checkpoint.config))
-    for done, name in enumerate(names):
-        progress(done / len(names))
-        weight = mx.array(to_float16(checkpoint.read(name), name))
-        if _is_quantised(weight, recipe):
-            stem = name.removesuffix(".weight")
-            packed, scales, biases = mx.quantize(
-                weight, group_size=recipe.group_size, bits=recipe.bits
+    def takes_packed(self, name: str) -> bool:
+        """Whether the tensor is kept as the source has it quantised."""
+        return self._forms[name].packing is not None
+
+    def encode(self, block: Block) -> Encoded:
+        """Rows as codes, scales and biases, or as floats."""
+        form = self._forms[block.name]
+        if form.bits is None:
+            return [block.bfloat16 if form.dtype == "BF16" else block.float16]
+        # On the CPU everywhere: the same bits whatever the machine.
+        with mx.stream(mx.cpu):
+            quantised = mx.quantize(
+                mx.array(block.float16), group_size=form.group_size, bits=form.bits
             )
-            yield name, packed
-            yield f"{stem}.scales", scales
-            yield f"{stem}.biases", biases
-        else:
-            yield name, weight
-    progress(1.0)
+            return [np.asarray(array) for array in quantised]
+
+    def append(self, name: str, encoded: Encoded) -> None:
+        """Write rows."""
+        self._tensors.write(encoded[0])
+        if len(encoded) > 1:
+            self._scales.append(encoded[1])
+            self._biases.append(encoded[2])
+
+    def append_packed(self, name: str, packed: Packed) -> None:
+        """Write a matrix as it is."""
+        for array in (packed.codes, packed.scales, packed.biases):
+            self._tensors.write(array)
+        self._bias_error_steps = max(self._bias_error_steps, packed.bias_error_steps)
+        if self._forms[name].order_name() and packed.input_order is not None:
+            self._tensors.write(packed.input_order.astype(np.int32))
+
+    def end_tensor(self, name: str) -> None:
+        """Write what waited for the last row."""
+        for array in (*self._scales, *self._biases):
+            self._tensors.write(array)
+        self._scales.clear()
+        self._biases.clear()
+
+    def finish(self) -> dict[str, str]:
+        """Write the index, the config and what travels along."""
+        self._tensors.finish()
+        quantization = quantization_config(list(self._forms.values()))
+        small = write_small_files(self._checkpoint, self._recipe.dtype, quantization, self._folder)
+        return self._tensors.sha256 | small
+
+    def notes(self) -> list[str]:
+        """What was kept of a quantised source, and how exactly."""
+        kept = [form for form in self._forms.values() if form.packing]
+        if not kept:
+            return []
+        notes = [f"{len(kept)} matrices keep the source's own quantised values and scales."]
+        if self._bias_error_steps:
+            notes.append(
+                f"float16 cannot hold every zero point exactly: a weight is off by up to "
+                f"{self._bias_error_steps:.2g} of a quantisation step."
+            )
+        if any(form.order_name() for form in kept):
+            notes.append(
+                "the source was quantised in the order of activations: edge runs this artefact, "
+                "other loaders need one made with --requantize."
+            )
+        return notes
+
+    def close(self) -> None:
+        """Let go of an open shard."""
+        self._tensors.close()
 
 
-def _is_quantised(weight: mx.array, recipe: Recipe) -> bool:
-    """What mlx-lm quantises: every linear and the embedding whose rows divide into groups."""
-    if recipe.group_size is None:
-        return False
-    return weight.ndim == 2 and weight.shape[1] % recipe.group_size == 0
+def write_small_files(
+    checkpoint: Checkpoint, dtype: str, quantization: dict[str, Any] | None, folder: Path
+) -> dict[str, str]:
+    """Write config.json and what travels along.
 
+    Args:
+        checkpoint: where they come from.
+        dtype: of what is not quantised, safetensors' spelling.
+        quantization: config.json's "quantization", if anything is quantised.
+        folder: the artefact.
 
-def _write_shards(tensors: Iterator[tuple[str, mx.array]], out: Path) -> None:
-    shards: list[list[str]] = []
-    pending: dict[str, mx.array] = {}
-    total = 0
-
-    def flush() -> None:
-        try:
-            mx.save_safetensors(str(out / f"shard-{len(shards)}"), pending, {"format": "mlx"})
-        except RuntimeError as error:  # what MLX makes of a full disk
-            raise OSError(str(error)) from None
-        shards.append(list(pending))
-        pending.clear()
-        mx.clear_cache()
-
-    for name, array in tensors:
-        mx.eval(array)
-        if pending and sum(a.nbytes for a in pending.values()) + array.nbytes > SHARD_BYTES:
-            flush()
-        pending[name] = array
-        total += array.nbytes
-    flush()
-    _name_shards(shards, total, out)
-
-
-def _name_shards(shards: list[list[str]], total_bytes: int, out: Path) -> None:
-    """Give the shards Hugging Face's names, which hold the count, and write the index."""
-    weight_map: dict[str, str] = {}
-    for i, names in enumerate(shards):
-        final = f"model-{i + 1:05d}-of-{len(shards):05d}.safetensors"
-        final = "model.safetensors" if len(shards) == 1 else final
-        (out / f"shard-{i}.safetensors").rename(out / final)
-        weight_map |= dict.fromkeys(names, final)
-    index = {"metadata": {"total_size": total_bytes}, "weight_map": weight_map}
-    _write_json(out / "model.safetensors.index.json", index)
-
-
-def _write_json(path: Path, data: object) -> None:
-    path.write_text(json.dumps(data, indent=2) + "\n", encoding="utf-8")
+    Returns:
+        Digests by name.
+    """
+    config = checkpoint.config.to_dict()
+    config["torch_dtype"] = TORCH_DTYPES[dtype]
+    if quantization:
+        config["quantization"] = config["quantization_config"] = quantization
+    files = dict(checkpoint.companions)
+    files["config.json"] = (json.dumps(config, indent=2) + "\n").encode()
+    for name, content in files.items():
+        (folder / name).write_bytes(content)
+    return {name: hashlib.sha256(content).hexdigest() for name, content in files.items()}

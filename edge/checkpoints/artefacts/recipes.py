@@ -7,20 +7,39 @@ from pathlib import Path
 
 from edge.errors import EdgeError
 
+GROUP_SIZES = (32, 64, 128)
+LEARNED = ("gptq", "awq", "dwq")
+# Low and high bits of mlx-lm's mixed recipes (mlx_lm.convert.QUANT_RECIPES).
+MIXED_BITS = {
+    "mixed_2_6": (2, 6),
+    "mixed_3_4": (3, 4),
+    "mixed_3_6": (3, 6),
+    "mixed_4_6": (4, 6),
+}
+
 
 @dataclass(frozen=True)
 class Recipe:
     """How one artefact differs from its checkpoint.
 
-    `bits` and `group_size` are those of MLX's affine quantisation, None for float16.
-    `file_type` is llama.cpp's `llama_ftype`, also written as general.file_type.
+    Attributes:
+        name: framework-precision.
+        framework: MLX or GGUF.
+        precision: as tables print it.
+        dtype: what weights that are not quantised are stored in, safetensors' spelling.
+        bits: of MLX's affine quantisation, None for none; a mixed recipe's low bits.
+        group_size: how many weights share a scale and a bias.
+        high_bits: a mixed recipe's bits for the sensitive matrices.
+        file_type: llama.cpp's `llama_ftype`, also written as general.file_type.
     """
 
     name: str
     framework: str
     precision: str
+    dtype: str = "F16"
     bits: int | None = None
     group_size: int | None = None
+    high_bits: int | None = None
     file_type: int | None = None
 
     @property
@@ -28,26 +47,65 @@ class Recipe:
         """A directory for MLX, rather than a GGUF file."""
         return self.framework == "MLX"
 
+    @property
+    def is_float(self) -> bool:
+        """Not quantised."""
+        return self.bits is None and (self.is_mlx or self.file_type in FLOAT_FILE_TYPES)
+
     def path_in(self, out: Path) -> Path:
         """Where the artefact lies inside an output folder."""
         return out / (self.name if self.is_mlx else f"{self.name}.gguf")
 
 
+FLOAT_FILE_TYPES = {0: "F32", 1: "F16", 32: "BF16"}
+
+
+def _mlx_float(name: str, dtype: str) -> Recipe:
+    return Recipe(f"mlx-{name}", "MLX", name.upper(), dtype=dtype)
+
+
+def _mlx_affine(bits: int) -> Recipe:
+    return Recipe(f"mlx-int{bits}", "MLX", f"INT{bits}", bits=bits, group_size=64)
+
+
+def _mlx_mixed(name: str) -> Recipe:
+    low, high = MIXED_BITS[name]
+    precision = name.upper()
+    return Recipe(f"mlx-{name}", "MLX", precision, bits=low, group_size=64, high_bits=high)
+
+
+def _gguf(name: str, file_type: int) -> Recipe:
+    precision = {"f32": "FP32", "f16": "FP16"}.get(name, name.upper())
+    dtype = FLOAT_FILE_TYPES.get(file_type, "F16")
+    return Recipe(f"gguf-{name}", "GGUF", precision, dtype=dtype, file_type=file_type)
+
+
+# From most to fewest bits, as `--list` prints them.
 RECIPES = {
     recipe.name: recipe
     for recipe in (
-        Recipe("mlx-fp16", "MLX", "FP16"),
-        Recipe("mlx-int8", "MLX", "INT8", bits=8, group_size=64),
-        Recipe("mlx-int4", "MLX", "INT4", bits=4, group_size=64),
-        Recipe("gguf-f32", "GGUF", "FP32", file_type=0),
-        Recipe("gguf-f16", "GGUF", "FP16", file_type=1),
-        Recipe("gguf-q8_0", "GGUF", "Q8_0", file_type=7),
-        Recipe("gguf-q6_k", "GGUF", "Q6_K", file_type=18),
-        Recipe("gguf-q5_k_m", "GGUF", "Q5_K_M", file_type=17),
-        Recipe("gguf-q4_k_m", "GGUF", "Q4_K_M", file_type=15),
-        Recipe("gguf-q4_0", "GGUF", "Q4_0", file_type=2),
+        _mlx_float("fp16", "F16"),
+        _mlx_float("bf16", "BF16"),
+        *(_mlx_affine(bits) for bits in (8, 6, 5, 4, 3, 2)),
+        *(_mlx_mixed(name) for name in ("mixed_4_6", "mixed_3_6", "mixed_3_4", "mixed_2_6")),
+        _gguf("f32", 0),
+        _gguf("f16", 1),
+        _gguf("bf16", 32),
+        _gguf("q8_0", 7),
+        _gguf("q6_k", 18),
+        _gguf("q5_k_m", 17),
+        _gguf("q5_k_s", 16),
+        _gguf("q5_1", 9),
+        _gguf("q5_0", 8),
+        _gguf("q4_k_m", 15),
+        _gguf("q4_1", 3),
+        _gguf("q4_0", 2),
+        _gguf("q3_k_m", 12),
+        _gguf("q2_k", 10),
     )
 }
+# A foreign GGUF file with its missing metadata added and its tensors untouched.
+MENDED = Recipe("gguf-mended", "GGUF", "MENDED")
 # The five rows of Table 11 in the Stable Code Technical Report.
 TABLE_11 = ("mlx-fp16", "mlx-int4", "gguf-f16", "gguf-q5_k_m", "gguf-q6_k")
 

@@ -1,4 +1,4 @@
-"""From a checkpoint's name to its directory: `demo`, a path, or a hub id."""
+"""From a checkpoint's name to where it lies: `demo`, a path, `synthetic:NAME`, a hub id."""
 
 from __future__ import annotations
 
@@ -6,27 +6,12 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
+from edge.checkpoints.sources.synthetic import PREFIX
 from edge.errors import EdgeError
 
 DEMO = "demo"
 DEMO_PATH = Path(__file__).resolve().parents[2] / "demo"
-HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
-TOKENIZER_FILES = (
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "vocab.json",
-    "merges.txt",
-    "chat_template.jinja",
-)
-HUB_FILES = (
-    "config.json",
-    "generation_config.json",
-    *TOKENIZER_FILES,
-    "*.safetensors",
-    "*.safetensors.index.json",
-)
+HUB_ID = re.compile(r"[\w.-]+/[\w.-]+(:.*)?")
 
 
 @dataclass(frozen=True)
@@ -34,34 +19,51 @@ class Source:
     """Where a checkpoint lies and what to call it.
 
     `name` is short and good for a folder; `origin` is what the user asked for, without
-    the directories of this machine.
+    the directories of this machine. A synthetic one has no path.
     """
 
     name: str
     origin: str
-    path: Path
+    path: Path | None
     revision: str | None = None
 
+    @property
+    def synthetic(self) -> bool:
+        """Random weights."""
+        return self.path is None
 
-def find_source(model: str) -> Source:
-    """Resolve `demo`, an existing directory, or a hub id (downloaded if need be).
+
+def find_source(model: str, revision: str | None = None, layers: int | None = None) -> Source:
+    """Resolve a name; what is on the hub is downloaded if need be.
+
+    Args:
+        model: `demo`, a directory, a GGUF file, `synthetic:NAME`, or a hub id.
+        revision: a branch, tag or commit on the hub.
+        layers: of a synthetic model, where they are not the published number.
 
     Raises:
         EdgeError: it is none of these, or the hub does not give it.
     """
+    kind = _kind_of_path(model)
+    if revision is not None and (kind or model == DEMO or model.startswith(PREFIX)):
+        raise EdgeError(f"--revision is for models on the hub, and {model} is none; leave it out.")
+    if layers is not None and not model.startswith(PREFIX):
+        raise EdgeError(f"--layers is for synthetic models, and {model} is none; leave it out.")
     if model == DEMO:
         return Source(DEMO, DEMO, DEMO_PATH)
-    kind = _kind_of_path(model)
+    if model.startswith(PREFIX):
+        name = model.replace(":", "-") + (f"-{layers}-layers" if layers else "")
+        return Source(name, model, None)
     if kind == "directory":
         path = Path(model).expanduser()
         return Source(path.resolve().name, path.resolve().name, path)
     if kind == "file":
-        raise EdgeError(f"{model} is a file; name the checkpoint's directory instead.")
+        return _file(Path(model).expanduser())
     if HUB_ID.fullmatch(model) and not model.startswith("."):
-        return _download(model)
+        return _from_hub(model, revision)
     raise EdgeError(
-        f"no checkpoint {model!r}: it is neither 'demo', nor a directory here, nor a hub id "
-        f"such as stabilityai/stable-code-3b; check the spelling."
+        f"no checkpoint {model!r}: it is neither 'demo', nor a directory or GGUF file here, nor "
+        f"'synthetic:NAME', nor a hub id such as stabilityai/stable-code-3b; check the spelling."
     )
 
 
@@ -76,25 +78,20 @@ def _kind_of_path(model: str) -> str | None:
         return None
 
 
-def _download(repo: str) -> Source:
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import GatedRepoError, HFValidationError, RepositoryNotFoundError
+def _file(path: Path) -> Source:
+    if path.suffix.lower() != ".gguf":
+        raise EdgeError(
+            f"{path} is a file but no .gguf; name the checkpoint's directory or a GGUF file."
+        )
+    return Source(path.stem, path.name, path)
 
-    try:
-        path = Path(snapshot_download(repo, allow_patterns=list(HUB_FILES)))
-    except GatedRepoError:
-        raise EdgeError(
-            f"{repo} is gated: accept its licence on its hub page, then run 'hf auth login'."
-        ) from None
-    except (RepositoryNotFoundError, HFValidationError):
-        raise EdgeError(
-            f"the hub has no {repo}, or it is private, and there is no such directory here; "
-            f"check the spelling or run 'hf auth login'."
-        ) from None
-    except Exception as error:  # whatever a network, a proxy or a cache can do
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise EdgeError(
-            f"{repo} cannot be fetched from the hub ({reason}), and there is no such "
-            f"directory here; check the network, or give a directory."
-        ) from None
-    return Source(repo.split("/")[1], repo, path, path.name)
+
+def _from_hub(model: str, revision: str | None) -> Source:
+    from edge.checkpoints.sources.hub import DEFAULT_REVISION, download, split_revision
+
+    repo, branch = split_revision(model, revision)
+    path, commit = download(repo, branch)
+    name = repo.split("/")[1]
+    if branch is not None and branch != DEFAULT_REVISION:  # each has a folder of its own
+        name += "-" + re.sub(r"[^\w.-]", "-", branch)
+    return Source(name, repo, path, commit)

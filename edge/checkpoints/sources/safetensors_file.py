@@ -1,9 +1,13 @@
-"""One safetensors file, mapped into memory: a checked header, and tensors as float32.
+"""One safetensors file: a checked header, and tensors read in blocks of rows.
 
 Read here rather than with the safetensors package because numpy has no bfloat16,
 and because a broken download deserves an exact sentence (how many bytes are
 missing) instead of a parser's message. Format: an unsigned 64-bit header length,
 a JSON header {name: {dtype, shape, data_offsets}}, then the data.
+
+Rows are read, not mapped: pages of a mapped file count as resident memory until
+something else wants it, so converting 6 GB would look like, and on a small machine
+be, 6 GB of memory.
 """
 
 from __future__ import annotations
@@ -20,7 +24,10 @@ from edge.errors import EdgeError
 
 # The bound that the reference implementation sets on the header.
 MAX_HEADER_BYTES = 100_000_000
-ITEM_BYTES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2}
+ITEM_BYTES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "I64": 8, "I32": 4, "U32": 4}
+# Packed and index tensors of quantised checkpoints; no tensor of a network is one.
+INTEGERS = ("I64", "I32", "U32")
+NUMPY_TYPES = {"F64": "<f8", "F32": "<f4", "F16": "<f2", "BF16": "<u2", "I64": "<i8", "I32": "<i4", "U32": "<u4"}
 
 
 @dataclass(frozen=True)
@@ -59,15 +66,40 @@ class SafetensorsFile:
         self.entries = self._parse()
         self._check_layout()
 
-    def read(self, name: str) -> np.ndarray[Any, np.dtype[Any]]:
-        """One tensor, bfloat16 widened to float32, other dtypes as stored."""
+    def read(
+        self, name: str, start: int = 0, stop: int | None = None
+    ) -> np.ndarray[Any, np.dtype[Any]]:
+        """Rows start to stop of a tensor, bfloat16 widened to float32, other dtypes as stored.
+
+        Start and stop count along the first axis and are clipped as in a slice; a tensor
+        without axes is its own only row.
+
+        Raises:
+            EdgeError: the file has become unreadable or shorter since it was opened.
+        """
         entry = self.entries[name]
-        raw = np.memmap(self.path, np.uint8, "r", entry.begin, (entry.end - entry.begin,))
+        if not entry.shape:
+            return self._numbers(entry, entry.begin, 1).reshape(())
+        first, last, _ = slice(start, stop).indices(entry.shape[0])
+        rows, width = max(0, last - first), math.prod(entry.shape[1:])
+        begin = entry.begin + first * width * ITEM_BYTES[entry.dtype]
+        return self._numbers(entry, begin, rows * width).reshape(rows, *entry.shape[1:])
+
+    def _numbers(
+        self, entry: TensorEntry, begin: int, count: int
+    ) -> np.ndarray[Any, np.dtype[Any]]:
+        """Count numbers from byte begin of the file, one-dimensional."""
+        try:
+            stored = np.fromfile(self.path, NUMPY_TYPES[entry.dtype], count, offset=begin)
+        except OSError as error:
+            raise self._broken(f"cannot be read any more ({error.strerror})") from None
+        if stored.size < count:
+            raise self._broken("has been cut off since it was opened")
         if entry.dtype == "BF16":
-            wide = raw.view("<u2").astype(np.uint32) << 16
-            return wide.view(np.float32).reshape(entry.shape)
-        kind = {"F64": "<f8", "F32": "<f4", "F16": "<f2"}[entry.dtype]
-        return raw.view(kind).reshape(entry.shape)
+            wide = stored.astype(np.uint32)
+            wide <<= 16
+            return wide.view(np.float32)
+        return stored
 
     def _parse(self) -> dict[str, TensorEntry]:
         try:

@@ -69,6 +69,11 @@ class Weights(Protocol):
         """The files that hold them; none for generated weights."""
         ...
 
+    @property
+    def quantised(self) -> bool:
+        """Whether the weights were rounded to a few bits before."""
+        ...
+
     def read(self, name: str, start: int = 0, stop: int | None = None) -> Array:
         """Rows start to stop of a tensor as float16 or float32, never more precise than stored."""
         ...

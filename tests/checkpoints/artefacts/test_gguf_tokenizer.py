@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer
 
 from edge.checkpoints.artefacts.gguf_tokenizer import CONTROL, UNUSED, read_tokenizer
+from edge.checkpoints.sources.companions import read_companions
 from edge.checkpoints.sources.find import DEMO_PATH
 from edge.errors import EdgeError
 from edge.llamacpp import LlamaSession
@@ -58,7 +59,7 @@ def test_any_ascii_gives_the_same_ids(session, reference, text):
 
 def test_rows_the_tokenizer_lacks_are_unused(tmp_path):
     path = write_checkpoint(tmp_path / "m", PLAIN)
-    tokenizer = read_tokenizer(path, 170)
+    tokenizer = read_tokenizer(read_companions(path), 170)
     assert len(tokenizer.tokens) == len(tokenizer.types) == 170
     assert tokenizer.types[0] == CONTROL
     assert tokenizer.tokens[165] == "[PAD165]"
@@ -79,10 +80,10 @@ def test_a_tokenizer_that_cannot_be_expressed_is_a_sentence(tmp_path, change, wo
     data = json.loads((path / "tokenizer.json").read_text())
     (path / "tokenizer.json").write_text(json.dumps({**data, **change}))
     with pytest.raises(EdgeError, match=words):
-        read_tokenizer(path, 160)
+        read_tokenizer(read_companions(path), 160)
 
 
 def test_a_tokenizer_larger_than_the_embedding_is_refused(tmp_path):
     path = write_checkpoint(tmp_path / "m", PLAIN)
     with pytest.raises(EdgeError, match="token id 159"):
-        read_tokenizer(path, 100)
+        read_tokenizer(read_companions(path), 100)

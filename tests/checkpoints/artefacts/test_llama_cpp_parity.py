@@ -15,7 +15,7 @@ from tests.support.tiny import CONFIGS, token_ids, write_checkpoint
 def made(tmp_path, raw, *names):
     checkpoint = open_checkpoint(str(write_checkpoint(tmp_path / "model", raw)))
     recipes = [RECIPES[name] for name in names]
-    artefacts = convert(checkpoint, recipes, tmp_path / "out", False, lambda *_: None)
+    artefacts = convert(checkpoint, recipes, tmp_path / "out", lambda *_: None)
     return checkpoint, [artefact.path for artefact in artefacts]
 
 
@@ -35,7 +35,7 @@ def llama_logits(path, ids, kv_type="f32"):
 
 
 def our_logits(checkpoint, ids):
-    model = load_model(checkpoint.path, mx.float32)
+    model = load_model(checkpoint.source.path, mx.float32)
     return np.array(model(mx.array([ids])))[0]
 
 

@@ -13,6 +13,9 @@ TENSORS = {
     "a": np.arange(6, dtype=np.float32).reshape(2, 3),
     "b": np.array([1.5, -2.0], dtype=np.float16),
     "c": np.zeros((0, 4), dtype=np.float64),
+    "d": np.array([[1, -2], [2**31 - 1, -(2**31)]], dtype=np.int32),
+    "e": np.array([[[2**40]], [[-1]]], dtype=np.int64),
+    "f": np.array(0.5, dtype=np.float32),
 }
 
 
@@ -47,6 +50,53 @@ def test_bfloat16_is_widened_exactly(tmp_path):
     assert file.read("x")[1] == -2.5
 
 
+@pytest.mark.parametrize("rows", [(0, 1), (1, 2), (1, None), (0, 99), (-1, None), (2, 1), (7, 9)])
+def test_rows_are_those_of_a_slice(tmp_path, rows):
+    path = tmp_path / "x.safetensors"
+    path.write_bytes(save(TENSORS))
+    file = SafetensorsFile(path)
+    for name in "abcde":
+        assert np.array_equal(file.read(name, *rows), TENSORS[name][slice(*rows)])
+        assert file.read(name, *rows).shape == TENSORS[name][slice(*rows)].shape
+    assert file.read("f", *rows) == 0.5
+
+
+def test_rows_of_bfloat16(tmp_path):
+    bits = np.arange(6, dtype=np.uint16) << 7
+    file = SafetensorsFile(
+        write(tmp_path / "x.safetensors", {"x": entry("BF16", (3, 2), (0, 12))}, bits.tobytes())
+    )
+    assert np.array_equal(file.read("x", 1, 2), file.read("x")[1:2])
+    assert file.read("x", 1, 2).shape == (1, 2)
+
+
+def test_what_is_read_is_memory_of_its_own(tmp_path):
+    """No page of the file stays mapped, and no other reader sees a change."""
+    path = tmp_path / "x.safetensors"
+    path.write_bytes(save(TENSORS))
+    file = SafetensorsFile(path)
+    file.read("a")[:] = 7
+    assert not isinstance(file.read("a"), np.memmap)
+    assert np.array_equal(file.read("a"), TENSORS["a"])
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda path: path.write_bytes(path.read_bytes()[:-1]), "cut off since it was opened"),
+        (lambda path: path.write_bytes(b""), "cut off since it was opened"),
+        (lambda path: path.unlink(), "cannot be read any more"),
+    ],
+)
+def test_a_file_that_changes_after_it_was_opened(tmp_path, change, words):
+    path = tmp_path / "x.safetensors"
+    path.write_bytes(save({"a": TENSORS["a"]}))
+    file = SafetensorsFile(path)
+    change(path)
+    with pytest.raises(EdgeError, match=words):
+        file.read("a")
+
+
 @pytest.mark.parametrize(
     ("header", "data", "words"),
     [
@@ -55,7 +105,7 @@ def test_bfloat16_is_widened_exactly(tmp_path):
         ({"x": entry(offsets=(0, 8))}, b"12345678", "8 bytes for shape"),
         ({"x": entry(offsets=(4, 8))}, b"12345678", "after a gap"),
         ({"x": entry(), "y": entry()}, b"1234", "overlapping"),
-        ({"x": entry(dtype="I32")}, b"1234", "stored as I32"),
+        ({"x": entry(dtype="U16")}, b"1234", "stored as U16"),
         ({"x": entry(shape=(-1,), offsets=(4, 0))}, b"1234", "not safetensors"),
         ({"x": entry(shape=("1",))}, b"1234", "not safetensors"),
         ({"x": {"dtype": "F32"}}, b"", "not safetensors"),

@@ -1,0 +1,199 @@
+"""GPTQ's packing of one matrix, and the same matrix in MLX's affine terms: arithmetic only.
+
+A linear layer with I inputs and O outputs is stored as (AutoGPTQ, qlinear_cuda_old.py)
+
+    qweight int32   (I * bits / 32, O)   codes, packed along the inputs
+    qzeros  int32   (G, O * bits / 32)   zero points, packed along the outputs
+    scales  float16 (G, O)
+    g_idx   int32   (I,)                 the group of each input
+
+and means W[o, i] = scales[g_idx[i], o] * (code[i, o] - zero[g_idx[i], o]). Packing is a
+stream of `bits`-wide numbers, lowest bits first, so that 3-bit codes straddle words. It is
+also MLX's stream: transposed, the words of qweight are MLX's words, and nothing is rounded.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+Array = np.ndarray[Any, np.dtype[Any]]
+
+BITS = (2, 3, 4, 8)
+# What MLX can store, the cheapest first.
+MLX_GROUP_SIZES = (128, 64, 32)
+# The first format stores a zero point less one, the second as it is.
+FORMAT_1, FORMAT_2 = "gptq", "gptq_v2"
+# Outputs handled at once: the temporaries of a 3B model's widest matrix stay under 30 MB.
+BLOCK_OUTPUTS = 512
+
+
+def unpack(words: Array, bits: int) -> Array:
+    """The numbers in a stream of words.
+
+    Args:
+        words: 32-bit (..., n); for 3 bits n is a multiple of 3.
+        bits: 2, 3, 4 or 8.
+
+    Returns:
+        uint8 (..., n * 32 / bits).
+    """
+    raw = np.ascontiguousarray(words).view(np.uint8)
+    if bits == 8:
+        return raw
+    if bits == 3:
+        return _unpack_3(raw)
+    per_byte = 8 // bits
+    numbers = np.empty((*raw.shape, per_byte), np.uint8)
+    for i in range(per_byte):
+        np.right_shift(raw, bits * i, out=numbers[..., i])
+    numbers &= (1 << bits) - 1
+    return numbers.reshape(*raw.shape[:-1], -1)
+
+
+def pack(numbers: Array, bits: int) -> Array:
+    """The inverse of `unpack`: uint8 (..., m) to uint32 (..., m * bits / 32)."""
+    if bits == 8:
+        raw = np.ascontiguousarray(numbers)
+    elif bits == 3:
+        raw = _pack_3(numbers)
+    else:
+        per_byte = 8 // bits
+        split = numbers.reshape(*numbers.shape[:-1], -1, per_byte)
+        raw = split[..., 0].copy()
+        for i in range(1, per_byte):
+            raw |= split[..., i] << (bits * i)
+    return raw.view(np.uint32)
+
+
+def _unpack_3(raw: Array) -> Array:
+    """Eight numbers from every three bytes."""
+    triples = raw.reshape(*raw.shape[:-1], -1, 3).astype(np.uint32)
+    joined = triples[..., 0] | triples[..., 1] << 8 | triples[..., 2] << 16
+    numbers = np.empty((*joined.shape, 8), np.uint8)
+    for i in range(8):
+        numbers[..., i] = (joined >> 3 * i) & 7
+    return numbers.reshape(*raw.shape[:-1], -1)
+
+
+def _pack_3(numbers: Array) -> Array:
+    split = numbers.reshape(*numbers.shape[:-1], -1, 8).astype(np.uint32)
+    joined = split[..., 0].copy()
+    for i in range(1, 8):
+        joined |= split[..., i] << 3 * i
+    raw = np.stack([joined >> shift & 255 for shift in (0, 8, 16)], axis=-1)
+    return raw.astype(np.uint8).reshape(*numbers.shape[:-1], -1)
+
+
+def zero_points(qzeros: Array, bits: int, stored_as: str) -> Array:
+    """Zero points as meant, uint8 (G, O).
+
+    Format 1 wraps around: a zero point of 0 is stored as the largest number.
+    """
+    zeros = unpack(qzeros, bits)
+    if stored_as == FORMAT_1:
+        return (zeros + np.uint8(1)) & np.uint8((1 << bits) - 1)
+    return zeros
+
+
+def symmetric_format(stored: Array, bits: int) -> str | None:
+    """The format in which these are a symmetric matrix's zero points, None if in neither.
+
+    Args:
+        stored: zero points as stored, uint8 (G, O).
+        bits: of a code. A symmetric zero point is 2^(bits-1), so stored as that or one less.
+    """
+    first, middle = int(stored.flat[0]), 1 << (bits - 1)
+    if first not in (middle - 1, middle) or not (stored == first).all():
+        return None
+    return FORMAT_2 if first == middle else FORMAT_1
+
+
+def in_groups(group_of: Array, groups: int) -> tuple[int, Array | None] | None:
+    """How inputs fall into groups of one size.
+
+    Args:
+        group_of: the group of each input, int (I,), each within 0 to groups - 1.
+        groups: their number.
+
+    Returns:
+        The size, and the order (int32 (I,)) that brings groups together in turn, None if
+        they are so already; or None if sizes differ.
+    """
+    counts = np.bincount(group_of, minlength=groups)
+    if (counts != counts[0]).any():
+        return None
+    order = np.argsort(group_of, kind="stable").astype(np.int32)
+    return int(counts[0]), None if (order[1:] > order[:-1]).all() else order
+
+
+def mlx_group_size(group_size: int) -> int | None:
+    """The widest group of MLX that a group divides into; None if there is none."""
+    return next((size for size in MLX_GROUP_SIZES if group_size % size == 0), None)
+
+
+def dequantise(
+    qweight: Array, zeros: Array, scales: Array, group_of: Array, bits: int, outputs: slice
+) -> Array:
+    """Rows of the matrix, inputs in the network's order, float32 (outputs, I).
+
+    Exact for float16 scales: eleven bits times nine fit float32.
+
+    Args:
+        qweight: as stored.
+        zeros: as meant, uint8 (G, O).
+        scales: (G, O).
+        group_of: int (I,).
+        bits: of a code.
+        outputs: which rows, with a step of one.
+    """
+    start, stop, _ = outputs.indices(qweight.shape[1])
+    dense = np.empty((max(0, stop - start), group_of.size), np.float32)
+    for begin in range(start, stop, BLOCK_OUTPUTS):
+        part = slice(begin, min(begin + BLOCK_OUTPUTS, stop))
+        rows = dense[part.start - start : part.stop - start]
+        rows[:] = unpack(words_by_output(qweight, part), bits)
+        rows -= _spread(zeros[:, part], group_of)
+        rows *= _spread(scales[:, part], group_of)
+    return dense
+
+
+def _spread(by_group: Array, group_of: Array) -> Array:
+    """A value per group (G, n) as one per input, float32 (n, I)."""
+    return by_group.T.astype(np.float32).take(group_of, axis=1)
+
+
+def words_by_output(qweight: Array, outputs: slice | Array) -> Array:
+    """Each output's stream of codes, uint32 (outputs, I * bits / 32)."""
+    return np.ascontiguousarray(qweight[:, outputs].T).view(np.uint32)
+
+
+def affine_codes(
+    qweight: Array, bits: int, input_order: Array | None, output_order: Array | None
+) -> Array:
+    """MLX's codes, uint32 (O, I * bits / 32), columns and rows in the orders given."""
+    if input_order is None:
+        return words_by_output(qweight, slice(None) if output_order is None else output_order)
+    codes = np.empty(qweight.shape[::-1], np.uint32)
+    for begin in range(0, len(codes), BLOCK_OUTPUTS):
+        part: slice | Array = slice(begin, begin + BLOCK_OUTPUTS)
+        rows = codes[part]
+        part = part if output_order is None else output_order[part]
+        numbers = unpack(words_by_output(qweight, part), bits)
+        rows[:] = pack(numbers.take(input_order, axis=1), bits)
+    return codes
+
+
+def affine_biases(zeros: Array, scales: Array) -> tuple[Array, float]:
+    """MLX's biases, -(zero * scale) in float16, and their largest error in units of the scale.
+
+    Half the range of a symmetric zero point is a power of two, which float16 multiplies by
+    without rounding: there the error is 0.
+    """
+    wide = scales.astype(np.float32)
+    exact = -(zeros.astype(np.float32) * wide)
+    biases = exact.astype(np.float16)
+    error = np.abs(biases.astype(np.float32) - exact)
+    steps = np.divide(error, np.abs(wide), out=np.zeros_like(error), where=wide != 0)
+    return biases, float(steps.max(initial=0.0))

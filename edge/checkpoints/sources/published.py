@@ -1,0 +1,84 @@
+"""What is known of the published models: shapes to imitate, values to check against."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import replace
+
+from edge.model.config import DEFAULT_ROPE_THETA, ModelConfig
+
+STABLE_CODE = re.compile(r"stable[-_. ]?code", re.IGNORECASE)
+STABLE_CODE_ROPE_THETA = 1_000_000.0
+STABLE_CODE_CONTEXT = 16384
+
+_3B = ModelConfig(
+    vocab_size=50304,
+    hidden_size=2560,
+    intermediate_size=6912,
+    num_hidden_layers=32,
+    num_attention_heads=32,
+    num_key_value_heads=32,
+    max_position_embeddings=4096,
+)
+# From the config.json files on the hub.
+SHAPES = {
+    "stable-code-3b": replace(
+        _3B,
+        rope_theta=STABLE_CODE_ROPE_THETA,
+        max_position_embeddings=STABLE_CODE_CONTEXT,
+    ),
+    "stablelm-3b-4e1t": _3B,
+    "stablelm-2-1_6b": ModelConfig(
+        vocab_size=100352,
+        hidden_size=2048,
+        intermediate_size=5632,
+        num_hidden_layers=24,
+        num_attention_heads=32,
+        num_key_value_heads=32,
+        max_position_embeddings=4096,
+        use_qkv_bias=True,
+        bos_token_id=100257,
+        eos_token_ids=(100257,),
+    ),
+    "stablelm-2-12b": ModelConfig(
+        vocab_size=100352,
+        hidden_size=5120,
+        intermediate_size=13824,
+        num_hidden_layers=40,
+        num_attention_heads=32,
+        num_key_value_heads=8,
+        max_position_embeddings=4096,
+        qk_layernorm=True,
+        use_parallel_residual=True,
+        bos_token_id=100257,
+        eos_token_ids=(100257,),
+    ),
+}
+
+
+def doubts_about(config: ModelConfig, *names: str | None) -> list[str]:
+    """Sentences about values that contradict what the model was trained with.
+
+    Revision 84383c2 of stable-code-3b, conversions made from it, and every GGUF file of it
+    that llama.cpp's own converter made, carry or imply a rotary base of 10000.
+
+    Args:
+        config: as the source describes the network.
+        names: what the model is called, wherever it is named.
+    """
+    named = any(name and STABLE_CODE.search(name) for name in names)
+    long_context = config.max_position_embeddings == STABLE_CODE_CONTEXT
+    doubts = []
+    if (named or long_context) and config.rope_theta == DEFAULT_ROPE_THETA:
+        doubts.append(
+            f"rope_theta is {config.rope_theta:g}, but Stable Code 3B was trained with "
+            f"{STABLE_CODE_ROPE_THETA:g}: convert with --rope-theta "
+            f"{STABLE_CODE_ROPE_THETA:.0f} unless this is another model."
+        )
+    if named and not long_context:
+        doubts.append(
+            f"the context is {config.max_position_embeddings} tokens, but Stable Code 3B was "
+            f"trained with {STABLE_CODE_CONTEXT}: convert with --context {STABLE_CODE_CONTEXT} "
+            f"unless this is another model."
+        )
+    return doubts

@@ -1,0 +1,122 @@
+"""What a call of the converter is to make: options, and one target per artefact."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from edge.checkpoints.artefacts.layout import source_bits
+from edge.checkpoints.artefacts.recipes import LEARNED, Recipe
+from edge.checkpoints.checkpoint import Checkpoint
+from edge.errors import EdgeError
+
+
+@dataclass(frozen=True)
+class Options:
+    """What the user chose beside the artefacts' names.
+
+    Attributes:
+        force: replace artefacts that are there.
+        group_size: of MLX's affine quantisation, in place of the recipe's.
+        requantise: round a quantised source again rather than keep its values.
+        learned: mlx-lm's quantiser that learns from text: gptq, awq or dwq.
+        calibration: the text for it; by default the package's own source code.
+        imatrix: llama.cpp's importance matrix for GGUF artefacts.
+    """
+
+    force: bool = False
+    group_size: int | None = None
+    requantise: bool = False
+    learned: str | None = None
+    calibration: Path | None = None
+    imatrix: Path | None = None
+
+
+@dataclass(frozen=True)
+class Target:
+    """One artefact to make.
+
+    Attributes:
+        recipe: with the user's group size.
+        path: where it goes.
+        exact: keep the source's own quantised values.
+        learned: by what quantiser, if any.
+        imatrix: the importance matrix, if any.
+        chosen: options of the user's own bear on it, so that an artefact made with others
+            is not what was asked for.
+    """
+
+    recipe: Recipe
+    path: Path
+    exact: bool = False
+    learned: str | None = None
+    imatrix: Path | None = None
+    chosen: bool = False
+
+    @property
+    def is_streamed(self) -> bool:
+        """Written from the checkpoint's tensors as they pass."""
+        return self.learned is None and (self.recipe.is_mlx or self.recipe.is_float)
+
+    def record(self) -> dict[str, Any]:
+        """How it is made, for the manifest."""
+        fields = asdict(self.recipe)
+        shown = {key: fields[key] for key in ("bits", "group_size", "high_bits", "dtype")}
+        shown["file_type"] = self.recipe.file_type
+        shown["learned"] = self.learned
+        shown["imatrix"] = self.imatrix.name if self.imatrix else None
+        return shown
+
+
+def targets(
+    checkpoint: Checkpoint, recipes: Sequence[Recipe], out: Path, options: Options
+) -> list[Target]:
+    """One target per recipe, in order, each once.
+
+    Raises:
+        EdgeError: an option that bears on none of them, or on one that cannot have it.
+    """
+    bits = source_bits(checkpoint)
+    made = [_target(recipe, out, options, bits) for recipe in dict.fromkeys(recipes)]
+    _check_options(made, options)
+    return made
+
+
+def _target(recipe: Recipe, out: Path, options: Options, source: int | None) -> Target:
+    path = recipe.path_in(out)
+    if not recipe.is_mlx:
+        imatrix = None if recipe.is_float else options.imatrix
+        return Target(recipe, path, imatrix=imatrix, chosen=imatrix is not None)
+    if recipe.bits is None:
+        return Target(recipe, path)
+    plain = recipe.high_bits is None
+    keeps = not (options.requantise or options.group_size or options.learned)
+    exact = plain and keeps and recipe.bits == source
+    if options.group_size:
+        recipe = replace(recipe, group_size=options.group_size)
+    learned = options.learned if plain else None
+    chosen = bool(options.group_size or learned or (options.requantise and source))
+    return Target(recipe, path, exact=exact, learned=learned, chosen=chosen)
+
+
+def _check_options(made: Sequence[Target], options: Options) -> None:
+    if options.learned is not None and options.learned not in LEARNED:
+        raise EdgeError(f"no quantiser {options.learned!r}; choose from {', '.join(LEARNED)}.")
+    if options.calibration is not None and options.learned is None:
+        raise EdgeError(f"--calibration needs --calibrate {'|'.join(LEARNED)}; add it.")
+    unused = [
+        flag
+        for flag, given, used in (
+            ("--calibrate", options.learned, any(t.learned for t in made)),
+            ("--imatrix", options.imatrix, any(t.imatrix for t in made)),
+            ("--group-size", options.group_size, any(t.recipe.group_size for t in made)),
+        )
+        if given and not used
+    ]
+    if unused:
+        raise EdgeError(
+            f"{unused[0]} bears on none of the artefacts asked for; leave it out, or ask for one "
+            f"such as {'gguf-q4_k_m' if unused[0] == '--imatrix' else 'mlx-int4'}."
+        )

@@ -1,0 +1,185 @@
+"""Is a finished artefact what its manifest says, and does it fit its source?"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from edge.checkpoints.artefacts.manifest import (
+    MLX_FILE,
+    Manifest,
+    file_sha256,
+    gguf_sha256,
+    read_manifest,
+)
+from edge.checkpoints.checkpoint import Checkpoint, Corrections, open_checkpoint
+from edge.checkpoints.compare import (
+    TensorError,
+    open_artefact,
+    same_values,
+    tensor_errors,
+)
+from edge.checkpoints.sources.find import DEMO, HUB_ID
+from edge.checkpoints.sources.hub import cached
+from edge.checkpoints.sources.synthetic import PREFIX
+from edge.checkpoints.sources.weights import Opened
+from edge.errors import EdgeError
+from edge.model.tensors import check_shapes, expected_shapes
+
+WORST = 5
+# Rounding to b bits leaves a relative error of about 1.5 / 2^b on weights that are normal
+# within their group; several times that is another tensor, not another rounding.
+LARGEST_ERROR = 8.0
+
+
+def find_origin(artefact: Path, model: str | None = None) -> Checkpoint | None:
+    """The checkpoint an artefact was made of, with the same corrections.
+
+    Args:
+        artefact: finished.
+        model: where its source is. If None, only what is here without asking the network is
+            found; local directories are not, as a manifest holds their names only.
+
+    Raises:
+        EdgeError: the artefact has no manifest, or the source named is none.
+    """
+    manifest = _manifest_of(artefact)
+    corrections = _corrections(manifest)
+    if model is not None:
+        return open_checkpoint(model, corrections=corrections)
+    origin = manifest.source
+    if origin == DEMO or origin.startswith(PREFIX):
+        return open_checkpoint(origin, corrections=corrections)
+    if HUB_ID.fullmatch(origin) and (path := cached(origin, manifest.revision)):
+        return open_checkpoint(str(path), corrections=corrections)
+    return None
+
+
+def _corrections(manifest: Manifest) -> Corrections:
+    try:
+        return Corrections(**manifest.corrections)
+    except TypeError:
+        return Corrections()
+
+
+@dataclass(frozen=True)
+class Verification:
+    """What was found.
+
+    Attributes:
+        manifest: the artefact's own.
+        hashed_files: how many files have the digest they should.
+        compared_tensors: how many were compared with the source; 0 if it is not there.
+        worst: the largest relative errors by tensor, largest first.
+        problems: sentences, empty if all is well.
+        remarks: what could not be checked, and why.
+    """
+
+    manifest: Manifest
+    hashed_files: int
+    compared_tensors: int
+    worst: tuple[TensorError, ...]
+    problems: tuple[str, ...]
+    remarks: tuple[str, ...]
+
+
+def verify(
+    artefact: Path, checkpoint: Checkpoint | None, progress: Callable[[float], None]
+) -> Verification:
+    """Hash every file, read every tensor's place, compare rows with the source.
+
+    Args:
+        artefact: a directory or a GGUF file made by edge.
+        checkpoint: what it was made of, if that is there.
+        progress: told the finished fraction of the comparison, 0 to 1.
+
+    Raises:
+        EdgeError: it has no manifest that can be read, so that nothing can be said.
+    """
+    manifest = _manifest_of(artefact)
+    problems = _changed_files(artefact, manifest)
+    remarks: list[str] = []
+    errors: list[TensorError] = []
+    try:
+        opened = open_artefact(artefact)
+        check_shapes(
+            opened.config.matching(opened.weights.shapes), opened.weights.shapes, str(artefact)
+        )
+    except EdgeError as error:
+        return Verification(manifest, 0, 0, (), (*problems, str(error)), ())
+    if checkpoint is None:
+        remarks.append("its source is not here, so no tensor was compared with it.")
+    elif checkpoint.fingerprint != manifest.fingerprint:
+        problems.append(
+            f"{artefact} was not made from {checkpoint.source.origin} as it is now; "
+            f"name its own source ({manifest.source}), or convert again."
+        )
+    elif manifest.recipe.get("learned") == "awq":
+        remarks.append("AWQ moves scales between tensors, so no single one can be compared.")
+    else:
+        found, errors = _compare(opened, manifest, checkpoint, progress)
+        problems += found
+    worst = sorted(errors, key=lambda error: error.relative, reverse=True)[:WORST]
+    return Verification(
+        manifest=manifest,
+        hashed_files=len(manifest.output_sha256),
+        compared_tensors=len(errors),
+        worst=tuple(worst),
+        problems=tuple(problems),
+        remarks=tuple(remarks),
+    )
+
+
+def _manifest_of(artefact: Path) -> Manifest:
+    if not artefact.exists():
+        raise EdgeError(f"{artefact} is missing; check the path.")
+    manifest = read_manifest(artefact)
+    if manifest is None:
+        raise EdgeError(
+            f"{artefact} has no manifest of edge that can be read: it is damaged or was made by "
+            f"another program, so nothing can be verified; convert the model again."
+        )
+    return manifest
+
+
+def _changed_files(artefact: Path, manifest: Manifest) -> list[str]:
+    """Sentences on files that are missing, other than they were, or new."""
+    problems = []
+    expected = manifest.output_sha256
+    if not artefact.is_dir():
+        if gguf_sha256(artefact) != next(iter(expected.values()), None):
+            problems.append(f"{artefact} has changed since it was made; convert the model again.")
+        return problems
+    for name, digest in expected.items():
+        path = artefact / name
+        if not path.is_file():
+            problems.append(f"{path} is missing; convert the model again.")
+        elif file_sha256(path) != digest:
+            problems.append(f"{path} has changed since it was made; convert the model again.")
+    known = {*expected, MLX_FILE}
+    strangers = sorted(p.name for p in artefact.iterdir() if p.name not in known)
+    problems += [f"{artefact / name} is not part of the artefact; remove it." for name in strangers]
+    return problems
+
+
+def _compare(
+    opened: Opened, manifest: Manifest, checkpoint: Checkpoint, progress: Callable[[float], None]
+) -> tuple[list[str], list[TensorError]]:
+    problems, errors = [], []
+    names = list(expected_shapes(checkpoint.config))
+    if manifest.exact:
+        kept = [name for name in names if checkpoint.weights.packing(name)]
+        different = [n for n in kept if not same_values(n, opened.weights, checkpoint)]
+        problems += [f"tensor {name} is not the source's own any more." for name in different]
+        return problems, [TensorError(name, 0.0, 0.0) for name in kept if name not in different]
+    limit = min(0.9, LARGEST_ERROR * 2.0 ** -max(manifest.bits_per_weight, 2))
+    for error in tensor_errors(opened.weights, checkpoint):
+        errors.append(error)
+        progress(len(errors) / len(names))
+        if error.relative > limit:
+            problems.append(
+                f"tensor {error.name} differs from the source by {error.relative:.2g} of its size, "
+                f"more than rounding to {manifest.bits_per_weight:.1f} bits can; convert again."
+            )
+    return problems, errors

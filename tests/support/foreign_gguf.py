@@ -1,0 +1,134 @@
+"""GGUF files as others make them, written with the gguf package."""
+
+from pathlib import Path
+
+import numpy as np
+from gguf import GGMLQuantizationType as Kind
+from gguf import GGUFReader, GGUFValueType, GGUFWriter
+
+ROPE_BASE = "stablelm.rope.freq_base"
+TINY_KEYS = {
+    "context_length": 64,
+    "embedding_length": 64,
+    "block_count": 1,
+    "feed_forward_length": 96,
+    "attention.head_count": 2,
+    "attention.head_count_kv": 1,
+    "rope.dimension_count": 8,
+    "attention.layer_norm_epsilon": 1e-5,
+}
+TINY_SHAPES = {
+    "token_embd.weight": (12, 64),
+    "output.weight": (12, 64),
+    "output_norm.weight": (64,),
+    "output_norm.bias": (64,),
+    "blk.0.attn_norm.weight": (64,),
+    "blk.0.attn_norm.bias": (64,),
+    "blk.0.ffn_norm.weight": (64,),
+    "blk.0.ffn_norm.bias": (64,),
+    "blk.0.attn_q.weight": (64, 64),
+    "blk.0.attn_k.weight": (32, 64),
+    "blk.0.attn_v.weight": (32, 64),
+    "blk.0.attn_output.weight": (64, 64),
+    "blk.0.ffn_gate.weight": (96, 64),
+    "blk.0.ffn_up.weight": (96, 64),
+    "blk.0.ffn_down.weight": (64, 96),
+}
+# Everything a byte-level tokenizer of twelve tokens says.
+TINY_TOKENIZER = {
+    "tokenizer.ggml.model": "gpt2",
+    "tokenizer.ggml.pre": "olmo",
+    "tokenizer.ggml.tokens": [
+        *("<|endoftext|>", "a", "b", "ab", "<fim_prefix>", "<fim_suffix>", "<fim_middle>"),
+        *("  ", "Ġ", "<|im_end|>", "[PAD10]", "[PAD11]"),
+    ],
+    "tokenizer.ggml.token_type": [3, 1, 1, 1, 3, 3, 3, 4, 1, 3, 5, 4],
+    "tokenizer.ggml.merges": ["a b"],
+    "tokenizer.ggml.eos_token_id": 0,
+    "tokenizer.ggml.bos_token_id": 0,
+}
+MATRIX_KINDS = (Kind.Q8_0, Kind.Q4_0, Kind.F16, Kind.Q5_1)
+
+
+def write_tiny(path: Path, keys: dict | None = None, tensors: dict | None = None) -> Path:
+    """One layer, its matrices of several types; a value of None leaves a key or tensor out."""
+    rng = np.random.default_rng(0)
+    all_keys = {f"stablelm.{name}": value for name, value in TINY_KEYS.items()}
+    all_keys |= TINY_TOKENIZER | (keys or {})
+    writer = GGUFWriter(str(path), all_keys.pop("general.architecture", "stablelm"))
+    for key, value in all_keys.items():
+        if value is not None:
+            add_key(writer, key, value)
+    for i, (name, shape) in enumerate((TINY_SHAPES | (tensors or {})).items()):
+        if shape is None:
+            continue
+        kind = MATRIX_KINDS[i % 4] if len(shape) == 2 and shape[-1] % 32 == 0 else Kind.F32
+        add_tensor(writer, name, rng.standard_normal(shape).astype(np.float32), kind)
+    finish(writer)
+    return path
+
+
+def add_key(writer: GGUFWriter, key: str, value) -> None:
+    """A key of the type that llama.cpp's tools give it."""
+    if isinstance(value, list):
+        writer.add_array(key, value)
+    elif isinstance(value, bool):
+        writer.add_bool(key, value)
+    elif isinstance(value, str):
+        writer.add_string(key, value)
+    elif isinstance(value, float):
+        writer.add_float32(key, value)
+    else:
+        writer.add_uint32(key, value)
+
+
+def add_tensor(writer: GGUFWriter, name: str, values: np.ndarray, kind: Kind) -> None:
+    """A tensor rounded to a type."""
+    from gguf.quants import quantize
+
+    writer.add_tensor(name, quantize(values, kind), raw_dtype=kind)
+
+
+def finish(writer: GGUFWriter) -> None:
+    """Write everything."""
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+
+
+def rewritten(source: Path, target: Path, **changes) -> Path:
+    """A copy with keys changed, or left out where the value is None.
+
+    Underscores in the names stand for the dots and dashes of `KEYS`.
+    """
+    reader = GGUFReader(str(source))
+    changed = {KEYS[name]: value for name, value in changes.items()}
+    writer = GGUFWriter(str(target), "stablelm")
+    if changed.get("general.alignment"):
+        writer.add_custom_alignment(changed.pop("general.alignment"))
+    for key, field in reader.fields.items():
+        if key.startswith("GGUF.") or key == "general.architecture" or key in changed:
+            continue
+        nested = field.types[-1] if field.types[0] == GGUFValueType.ARRAY else None
+        writer.add_key_value(key, field.contents(), field.types[0], nested)
+    for key, value in changed.items():
+        if value is not None:
+            add_key(writer, key, value)
+    for tensor in reader.tensors:
+        writer.add_tensor(tensor.name, tensor.data, raw_dtype=tensor.tensor_type)
+    finish(writer)
+    return target
+
+
+KEYS = {
+    "rope_base": ROPE_BASE,
+    "alignment": "general.alignment",
+    "pre": "tokenizer.ggml.pre",
+    "fim_pre": "tokenizer.ggml.fim_pre_token_id",
+    "fim_suf": "tokenizer.ggml.fim_suf_token_id",
+    "fim_mid": "tokenizer.ggml.fim_mid_token_id",
+    "fim_pad": "tokenizer.ggml.fim_pad_token_id",
+    "fim_rep": "tokenizer.ggml.fim_rep_token_id",
+    "eot": "tokenizer.ggml.eot_token_id",
+}
