@@ -1,0 +1,108 @@
+"""Time the converter against mlx_lm.convert on the same checkpoint, whole commands in turn.
+
+    python benchmarks/convert.py                   # four layers of Stable Code 3B's width
+    python benchmarks/convert.py --layers 32 --ours-only
+
+Writes a synthetic bfloat16 checkpoint, then runs every command once per round, in an order
+that turns from round to round. Prints medians, ratios and peak resident memory.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shutil
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from edge.checkpoints.artefacts.block import Block
+from edge.checkpoints.artefacts.safetensors_writer import Planned, SafetensorsWriter
+from edge.checkpoints.checkpoint import Corrections, open_checkpoint
+from edge.checkpoints.stream import blocks
+from edge.model.tensors import expected_shapes
+
+PEER = (sys.executable, "-m", "mlx_lm", "convert")
+OURS = (sys.executable, "-m", "edge", "convert")
+
+
+def commands(source: Path, out: Path) -> dict[str, Sequence[str]]:
+    """What is timed, by name; every one writes to the same folder, emptied before."""
+    ours = [*OURS, str(source), "--out", str(out), "--to"]
+    peer = [*PEER, "--hf-path", str(source), "--mlx-path", str(out / "peer"), "--dtype", "float16"]
+    quantised = ["-q", "--q-bits", "4", "--q-group-size", "64"]
+    return {
+        "edge fp16": [*ours, "mlx-fp16"],
+        "mlx_lm fp16": peer,
+        "edge int4": [*ours, "mlx-int4"],
+        "mlx_lm int4": [*peer, *quantised],
+        "edge fp16 + int4": [*ours, "mlx-fp16", "mlx-int4"],
+    }
+
+
+def write_source(name: str, layers: int, folder: Path) -> None:
+    """A synthetic model as a Hugging Face directory in bfloat16."""
+    checkpoint = open_checkpoint(f"synthetic:{name}", corrections=Corrections(layers=layers))
+    shapes = expected_shapes(checkpoint.config)
+    folder.mkdir()
+    writer = SafetensorsWriter(folder, [Planned(n, "BF16", s) for n, s in shapes.items()])
+    for tensor, shape in shapes.items():
+        for start, stop in blocks(shape):
+            rows = checkpoint.weights.read(tensor, start, stop)
+            writer.write(Block(tensor, rows).bfloat16)
+    writer.finish()
+    config = {**checkpoint.config.to_dict(), "torch_dtype": "bfloat16"}
+    (folder / "config.json").write_text(json.dumps(config))
+    for file, content in checkpoint.companions.items():
+        (folder / file).write_bytes(content)
+
+
+def run(command: Sequence[str], out: Path) -> tuple[float, float]:
+    """Seconds and peak resident gigabytes of one command."""
+    shutil.rmtree(out, ignore_errors=True)
+    out.mkdir()
+    begin = time.monotonic()
+    pid = os.posix_spawn(
+        command[0],
+        list(command),
+        os.environ,
+        file_actions=[(os.POSIX_SPAWN_OPEN, 1, os.devnull, os.O_WRONLY, 0)],
+    )
+    _, status, usage = os.wait4(pid, 0)
+    if status:
+        sys.exit(f"{' '.join(command)} failed")
+    unit = 1 if sys.platform == "darwin" else 1024
+    return time.monotonic() - begin, usage.ru_maxrss * unit / 1e9
+
+
+def main() -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--model", default="stable-code-3b", help="a published shape")
+    parser.add_argument("--layers", type=int, default=4)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--ours-only", action="store_true", help="leave mlx_lm out")
+    args = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        source, out = Path(folder) / "source", Path(folder) / "out"
+        write_source(args.model, args.layers, source)
+        timed = commands(source, out)
+        names = [n for n in timed if not (args.ours_only and n.startswith("mlx_lm"))]
+        results: dict[str, list[tuple[float, float]]] = {name: [] for name in names}
+        for turn in range(args.rounds):
+            for name in names[turn % len(names) :] + names[: turn % len(names)]:
+                results[name].append(run(timed[name], out))
+    print(f"{args.model}, {args.layers} layers, bfloat16 source, {args.rounds} rounds")
+    for name, measured in results.items():
+        seconds = [s for s, _ in measured]
+        spread = f"{min(seconds):.1f} to {max(seconds):.1f}"
+        peak = max(gigabytes for _, gigabytes in measured)
+        print(f"{name:<18} {statistics.median(seconds):6.1f} s ({spread}), peak {peak:.2f} GB")
+
+
+if __name__ == "__main__":
+    main()
