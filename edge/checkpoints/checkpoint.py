@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
@@ -80,13 +80,16 @@ class Checkpoint:
     def fingerprint(self) -> str:
         """A hash that tells whether an artefact was made from these weights.
 
-        Covers the network, the tokenizer, the beginning of every file, and samples spread
-        over the rest.
+        Covers the user's corrections, config and tokenizer, the beginning of every file, and
+        samples spread over the rest; nothing that another version of edge would write otherwise.
         """
-        digest = hashlib.sha256(json.dumps(self.config.to_dict()).encode())
-        digest.update(self.companions["tokenizer.json"])
-        if self.source.synthetic:
-            digest.update(PREFIX.encode())
+        chosen = {key: value for key, value in asdict(self.corrections).items() if value}
+        digest = hashlib.sha256(json.dumps(chosen, sort_keys=True).encode())
+        if self.source.path is None:
+            digest.update(self.source.origin.encode())
+        elif self.source.path.is_dir():
+            for name in ("config.json", "tokenizer.json"):
+                digest.update((self.source.path / name).read_bytes())
         for path in self.weights.files:
             _sample(path, digest)
         return digest.hexdigest()

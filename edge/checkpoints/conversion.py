@@ -10,9 +10,11 @@ from dataclasses import asdict
 from pathlib import Path
 
 from edge.atomic import PARTIAL, appears_whole, one_sentence, remove
-from edge.checkpoints.artefacts.gguf import GgufWriter
+from edge.checkpoints.artefacts.calibration import read_text
+from edge.checkpoints.artefacts.gguf import GgufWriter, gguf_notes
 from edge.checkpoints.artefacts.gguf_plan import fallback_warning
 from edge.checkpoints.artefacts.gguf_quantise import quantise
+from edge.checkpoints.artefacts.imatrix import read_imatrix
 from edge.checkpoints.artefacts.layout import layout
 from edge.checkpoints.artefacts.learned_artefact import write_learned
 from edge.checkpoints.artefacts.manifest import (
@@ -73,6 +75,7 @@ class Conversion:
             self._run()
 
     def _run(self) -> None:
+        self._check_texts()
         temporary = self._temporary()
         made = [(t.recipe, t.exact) for t in (*self._missing, *temporary)]
         check_room(self._out, sum(planned_bytes(self._checkpoint, made)))
@@ -86,6 +89,13 @@ class Conversion:
                     self._learn(target, inputs.get(FLOAT_MLX.name))
                 for target in self._quantised:
                     self._quantise(target, inputs.get(FLOAT_GGUF.name))
+
+    def _check_texts(self) -> None:
+        """Read what the user names before hours of work depend on it."""
+        if self._options.imatrix is not None:
+            read_imatrix(self._options.imatrix)
+        if self._options.calibration is not None:
+            read_text(self._options.calibration)
 
     def _temporary(self) -> list[Target]:
         """The float artefacts that later steps read and nobody asked for or made before.
@@ -142,7 +152,8 @@ class Conversion:
             quantise(source, partial, file_type, done, target.imatrix)
             warning = fallback_warning(partial, file_type)
             digests = {target.path.name: gguf_sha256(partial)}
-            self._sign(target, partial, digests, [warning] if warning else [])
+            notes = [*gguf_notes(self._checkpoint), *([warning] if warning else [])]
+            self._sign(target, partial, digests, notes)
 
     def _learn(self, target: Target, source: Path | None) -> None:
         source = source or FLOAT_MLX.path_in(self._out)

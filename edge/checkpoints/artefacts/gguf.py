@@ -120,8 +120,8 @@ class GgufWriter:
         return {self._recipe.path_in(Path()).name: self._digest.hexdigest()}
 
     def notes(self) -> list[str]:
-        """Nothing: what is lost in rounding is told for every artefact alike."""
-        return []
+        """What every GGUF file of the checkpoint lacks."""
+        return gguf_notes(self._checkpoint)
 
     def close(self) -> None:
         """Let go of the file."""
@@ -177,6 +177,16 @@ def check_expressible(checkpoint: Checkpoint) -> None:
             f"for StableLM only, so use llama.cpp's own converter, or make an MLX artefact."
         )
     read_tokenizer(checkpoint.companions, checkpoint.config.vocab_size)
+
+
+def gguf_notes(checkpoint: Checkpoint) -> list[str]:
+    """Sentences on what a GGUF file cannot say that the checkpoint does."""
+    if not read_tokenizer(checkpoint.companions, checkpoint.config.vocab_size).composes:
+        return []
+    return [
+        "the tokenizer composes accents (Unicode NFC) before it splits text and llama.cpp does "
+        "not: give it composed text, as keyboards and editors do."
+    ]
 
 
 def gguf_plan(config: ModelConfig, dtype: str) -> list[GgufTensor]:

@@ -28,7 +28,10 @@ TIKTOKEN_MARK = r"\p{N}| ?[^\s\p{L}\p{N}]+"
 
 @dataclass(frozen=True)
 class GgufTokenizer:
-    """What goes under tokenizer.* keys; tokens and types have the model's vocabulary size."""
+    """What goes under tokenizer.* keys; tokens and types have the model's vocabulary size.
+
+    `composes`: the original composes Unicode (NFC) first, for which GGUF has no key.
+    """
 
     pre: str
     tokens: list[str]
@@ -36,6 +39,7 @@ class GgufTokenizer:
     merges: list[str]
     special_ids: dict[str, int]
     chat_template: str | None
+    composes: bool = False
 
 
 def read_tokenizer(files: Mapping[str, bytes], vocab_size: int) -> GgufTokenizer:
@@ -63,7 +67,7 @@ def read_tokenizer(files: Mapping[str, bytes], vocab_size: int) -> GgufTokenizer
             kind = CONTROL if token["special"] else USER_DEFINED
             tokens[token["id"]] = (token["content"], kind)
         merges = [m if isinstance(m, str) else " ".join(m) for m in model["merges"]]
-        _check_normalizer(data.get("normalizer"), file)
+        composes = _composes(data.get("normalizer"), file)
         pre = _pre_tokenizer(data["pre_tokenizer"], file)
     except (KeyError, TypeError, AttributeError) as error:
         raise EdgeError(f"{file} is not a tokenizer ({error!r}); download it again.") from None
@@ -81,19 +85,21 @@ def read_tokenizer(files: Mapping[str, bytes], vocab_size: int) -> GgufTokenizer
         merges=merges,
         special_ids={key: names[text] for key, text in SPECIAL_IDS.items() if text in names},
         chat_template=_chat_template(files),
+        composes=composes,
     )
 
 
-def _check_normalizer(normalizer: dict[str, Any] | None, file: str) -> None:
-    """Only NFC may pass, GPT-NeoX's: llama.cpp's BPE has none, which few texts notice."""
-    kinds = (
-        {"NFC"} if normalizer is None else {n["type"] for n in _steps(normalizer, "normalizers")}
-    )
+def _composes(normalizer: dict[str, Any] | None, file: str) -> bool:
+    """Whether it is GPT-NeoX's NFC, which llama.cpp lacks but few texts need; no other may pass."""
+    if normalizer is None:
+        return False
+    kinds = {n["type"] for n in _steps(normalizer, "normalizers")}
     if kinds - {"NFC"}:
         raise EdgeError(
             f"{file} normalises text ({', '.join(sorted(kinds))}), which llama.cpp does not; "
             f"GGUF output is not possible, convert to MLX instead."
         )
+    return bool(kinds)
 
 
 def _steps(step: dict[str, Any], parts: str) -> list[dict[str, Any]]:
