@@ -87,6 +87,8 @@ def _take_place(partial: Path, target: Path) -> None:
         except OSError:
             old.rename(target)
             raise
-        remove(old)
+        # Deleted under the other name: whatever is called old is whole and can be put back.
+        old.rename(partial)
+        remove(partial)
     else:
         partial.replace(target)

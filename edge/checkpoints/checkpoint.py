@@ -11,10 +11,11 @@ from pathlib import Path
 
 from edge.checkpoints.sources.directory import open_directory
 from edge.checkpoints.sources.find import Source, find_source
-from edge.checkpoints.sources.gguf import open_gguf
-from edge.checkpoints.sources.published import doubts_about
+from edge.checkpoints.sources.gguf import has_rope_base, open_gguf
+from edge.checkpoints.sources.published import doubts_about, rope_base_is_doubtful
 from edge.checkpoints.sources.synthetic import PREFIX, open_synthetic
 from edge.checkpoints.sources.weights import Opened, Weights
+from edge.errors import printable
 from edge.model.config import ModelConfig
 from edge.model.tensors import check_shapes, parameter_count
 
@@ -114,12 +115,14 @@ def open_checkpoint(
     opened = _open(source, corrections.layers)
     config = corrections.applied(opened.config.matching(opened.weights.shapes))
     check_shapes(config, opened.weights.shapes, source.origin)
+    doubts = _doubts(config, source, opened.title, corrections)
     return Checkpoint(
         source=source,
         config=config,
         weights=opened.weights,
         companions=opened.companions,
-        warnings=(*opened.warnings, *doubts_about(config, source.origin, opened.title)),
+        # They quote the source, which nobody vouches for, and are printed.
+        warnings=tuple(map(printable, (*opened.warnings, *doubts))),
         title=opened.title,
         corrections=corrections,
     )
@@ -131,6 +134,16 @@ def _open(source: Source, layers: int | None) -> Opened:
     if source.path.is_dir():
         return open_directory(source.path)
     return open_gguf(source.path)
+
+
+def _doubts(
+    config: ModelConfig, source: Source, title: str | None, corrections: Corrections
+) -> list[str]:
+    path, names = source.path, (source.origin, title)
+    if corrections.rope_theta is not None or path is None or not path.is_file():
+        return doubts_about(config, *names)
+    doubtful = rope_base_is_doubtful(config, *names)  # only then is the file worth a second look
+    return doubts_about(config, *names, gives_base=not doubtful or has_rope_base(path))
 
 
 def _sample(path: Path, digest: hashlib._Hash) -> None:

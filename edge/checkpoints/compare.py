@@ -11,7 +11,7 @@ import numpy as np
 from edge.checkpoints.checkpoint import Checkpoint
 from edge.checkpoints.sources.directory import open_directory
 from edge.checkpoints.sources.gguf import open_gguf
-from edge.checkpoints.sources.weights import Array, Opened, Packed, Weights
+from edge.checkpoints.sources.weights import Array, Opened, Packed, Shape, Weights
 from edge.model.tensors import expected_shapes
 
 # Rows looked at: some places spread over each tensor, a few rows at each. Quantisation
@@ -50,18 +50,26 @@ def tensor_errors(weights: Weights, checkpoint: Checkpoint) -> Iterator[TensorEr
         checkpoint: what it was made of.
     """
     for name, shape in expected_shapes(checkpoint.config).items():
-        pairs = [
-            (checkpoint.weights.read(name, *rows), weights.read(name, *rows))
-            for rows in _sampled(shape[0])
-        ]
+        yield tensor_error(name, shape, weights, checkpoint)
+
+
+def tensor_error(name: str, shape: Shape, weights: Weights, checkpoint: Checkpoint) -> TensorError:
+    """One tensor's error, NaN or infinite where a value is."""
+    pairs = [
+        (checkpoint.weights.read(name, *rows), weights.read(name, *rows))
+        for rows in _sampled(shape[0])
+    ]
+    with np.errstate(invalid="ignore", over="ignore"):
         original, stored = (
             np.concatenate(part).astype(np.float64) for part in zip(*pairs, strict=True)
         )
-        yield _error(name, original, stored)
+        return _error(name, original, stored)
 
 
 def same_values(name: str, weights: Weights, checkpoint: Checkpoint) -> bool:
     """Whether a quantised matrix is bit for bit the source's own."""
+    if weights.packing(name) != checkpoint.weights.packing(name):
+        return False
     ours, theirs = weights.read_packed(name), checkpoint.weights.read_packed(name)
     parts = (
         (ours.codes, theirs.codes),
@@ -69,7 +77,7 @@ def same_values(name: str, weights: Weights, checkpoint: Checkpoint) -> bool:
         (ours.biases, theirs.biases),
         (_order(ours), _order(theirs)),
     )
-    return ours.packing == theirs.packing and all(np.array_equal(a, b) for a, b in parts)
+    return all(np.array_equal(a, b) for a, b in parts)
 
 
 def describe_loss(path: Path, checkpoint: Checkpoint) -> str:
@@ -99,7 +107,7 @@ def _sampled(rows: int) -> list[tuple[int, int]]:
 
 
 def _error(name: str, original: Array, stored: Array) -> TensorError:
-    difference = stored.astype(np.float64) - original
+    difference = stored - original
     scale = float(np.sqrt(np.mean(np.square(original, dtype=np.float64))))
     error = float(np.sqrt(np.mean(np.square(difference))))
     relative = error / scale if scale else float(error > 0)

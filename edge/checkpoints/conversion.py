@@ -16,7 +16,6 @@ from edge.checkpoints.artefacts.gguf_plan import fallback_warning
 from edge.checkpoints.artefacts.gguf_quantise import quantise
 from edge.checkpoints.artefacts.imatrix import read_imatrix
 from edge.checkpoints.artefacts.layout import layout
-from edge.checkpoints.artefacts.learned_artefact import write_learned
 from edge.checkpoints.artefacts.manifest import (
     Manifest,
     file_sha256,
@@ -31,6 +30,8 @@ from edge.checkpoints.artefacts.sizes import bits_per_weight, planned_bytes
 from edge.checkpoints.checkpoint import Checkpoint
 from edge.checkpoints.compare import describe_loss
 from edge.checkpoints.output_folder import check_room
+from edge.checkpoints.sources.directory import INDEX
+from edge.checkpoints.sources.hub import SMALL_FILES
 from edge.checkpoints.stream import stream
 from edge.checkpoints.targets import Options, Target
 
@@ -156,6 +157,9 @@ class Conversion:
             self._sign(target, partial, digests, notes)
 
     def _learn(self, target: Target, source: Path | None) -> None:
+        # Here: it brings mlx-lm and transformers, seconds that no other artefact should wait.
+        from edge.checkpoints.artefacts.learned_artefact import write_learned
+
         source = source or FLOAT_MLX.path_in(self._out)
         with appears_whole(target.path) as partial:
             digests, notes = write_learned(
@@ -180,7 +184,7 @@ class Conversion:
             artefact=target.recipe.name,
             source=checkpoint.source.origin,
             revision=checkpoint.source.revision,
-            synthetic=checkpoint.source.synthetic,
+            synthetic=_is_synthetic(checkpoint),
             fingerprint=checkpoint.fingerprint,
             corrections=asdict(checkpoint.corrections),
             recipe=target.record(),
@@ -203,5 +207,16 @@ def _removed_afterwards(temporary: Sequence[Target]) -> Iterator[None]:
             remove(target.path)
 
 
+def _is_synthetic(checkpoint: Checkpoint) -> bool:
+    """Random weights, or an artefact made of such."""
+    path = checkpoint.source.path
+    manifest = read_manifest(path) if path else None
+    return path is None or (manifest is not None and manifest.synthetic)
+
+
 def _hash_sources(checkpoint: Checkpoint) -> dict[str, str]:
-    return {path.name: file_sha256(path) for path in checkpoint.weights.files}
+    """Digests of every file that was read: the small ones, then the weights."""
+    path = checkpoint.source.path
+    small = [path / name for name in (*SMALL_FILES, INDEX)] if path else []
+    files = [file for file in small if file.is_file()]
+    return {file.name: file_sha256(file) for file in (*files, *checkpoint.weights.files)}

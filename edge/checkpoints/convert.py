@@ -54,11 +54,20 @@ def convert(
     wanted = targets(checkpoint, recipes, out, options)
     if not all(target.recipe.is_mlx for target in wanted):
         check_expressible(checkpoint)
+    _check_apart(wanted, checkpoint)
     with sole_writer(out, notice):
         missing = [t for t in wanted if options.force or not _is_there(t, checkpoint)]
         if missing:
             Conversion(checkpoint, missing, out, progress, options).run()
     return [_finished(t, kept=t not in missing) for t in wanted]
+
+
+def _check_apart(wanted: Sequence[Target], checkpoint: Checkpoint) -> None:
+    """An artefact must not take the place of what it is made of, however forced."""
+    source = checkpoint.source.path
+    for target in wanted:
+        if source is not None and target.path.exists() and target.path.samefile(source):
+            raise EdgeError(f"{target.path} is the source itself; choose another --out.")
 
 
 def _is_there(target: Target, checkpoint: Checkpoint) -> bool:
@@ -69,7 +78,7 @@ def _is_there(target: Target, checkpoint: Checkpoint) -> bool:
         what = "is no whole artefact of edge"
     elif found.fingerprint != checkpoint.fingerprint:
         what = "was made from another checkpoint"
-    elif target.chosen and found.recipe != target.record():
+    elif target.chosen and (found.recipe, found.exact) != (target.record(), target.exact):
         what = "was made with other options"
     else:
         return True

@@ -22,7 +22,11 @@ from edge.checkpoints.artefacts.sizes import bits_per_weight
 from edge.checkpoints.checkpoint import Checkpoint, Corrections, open_checkpoint
 from edge.checkpoints.output_folder import check_room, sole_writer
 from edge.checkpoints.sources.gguf import has_rope_base
-from edge.checkpoints.sources.published import STABLE_CODE_ROPE_THETA, doubts_about
+from edge.checkpoints.sources.published import (
+    STABLE_CODE_ROPE_THETA,
+    doubts_about,
+    rope_base_is_doubtful,
+)
 from edge.errors import EdgeError
 
 
@@ -33,6 +37,7 @@ def mend_gguf(
     force: bool,
     progress: Callable[[float], None],
     notice: Callable[[str], None],
+    context: int | None = None,
 ) -> Path:
     """Write OUT/gguf-mended.gguf.
 
@@ -42,7 +47,8 @@ def mend_gguf(
         rope_theta: the rotary base it was trained with, where it cannot be told.
         force: replace an older one.
         progress: told the finished fraction, 0 to 1.
-        notice: told if another process has the folder.
+        notice: told what the user should know meanwhile.
+        context: the number of positions, where the file's is wrong.
 
     Raises:
         EdgeError: it is no GGUF file of a StableLM, lacks nothing, or its rotary base cannot
@@ -52,7 +58,9 @@ def mend_gguf(
     if not source.is_file():
         raise EdgeError(f"{model} is no file; {MENDED.name} is made from a GGUF file.")
     base = rope_theta if rope_theta is not None else _rope_base(source)
-    checkpoint = open_checkpoint(model, corrections=Corrections(rope_theta=base))
+    checkpoint = open_checkpoint(model, corrections=Corrections(rope_theta=base, context=context))
+    for doubt in doubts_about(checkpoint.config, *checkpoint.names):
+        notice(f"warning: {doubt}")
     target = MENDED.path_in(out)
     if target.exists() and target.samefile(source):
         raise EdgeError(f"{target} is the file to be mended itself; choose another --out.")
@@ -61,7 +69,8 @@ def mend_gguf(
             raise EdgeError(f"{target} is there already; replace it with --force.")
         check_room(out, source.stat().st_size)
         with appears_whole(target) as partial:
-            mend(source, partial, base, progress, {GGUF_KEY: blank_manifest()})
+            notes = {GGUF_KEY: blank_manifest()}
+            mend(source, partial, base, progress, notes, context)
             write_manifest(partial, _manifest(checkpoint, source, target, partial))
     return target
 
@@ -69,7 +78,7 @@ def mend_gguf(
 def _rope_base(source: Path) -> float:
     """What the file says, or what Stable Code needs if it is that and says nothing."""
     checkpoint = open_checkpoint(str(source))
-    if doubts_about(checkpoint.config, *checkpoint.names):
+    if rope_base_is_doubtful(checkpoint.config, *checkpoint.names):
         return STABLE_CODE_ROPE_THETA
     if not has_rope_base(source):
         raise EdgeError(
@@ -93,5 +102,9 @@ def _manifest(checkpoint: Checkpoint, source: Path, target: Path, partial: Path)
         source_sha256={source.name: file_sha256(source)},
         output_sha256={target.name: gguf_sha256(partial)},
         tools=tool_versions(),
-        notes=("every tensor is the source's, byte for byte.",),
+        notes=(
+            f"rotary base {checkpoint.config.rope_theta:.0f}, context "
+            f"{checkpoint.config.max_position_embeddings}; every tensor is the source's, byte for "
+            f"byte.",
+        ),
     )

@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from edge.checkpoints.artefacts.layout import source_bits
+from edge.checkpoints.artefacts.layout import source_packing
 from edge.checkpoints.artefacts.recipes import LEARNED, Recipe
 from edge.checkpoints.checkpoint import Checkpoint
 from edge.errors import EdgeError
@@ -78,13 +78,14 @@ def targets(
     Raises:
         EdgeError: an option that bears on none of them, or on one that cannot have it.
     """
-    bits = source_bits(checkpoint)
-    made = [_target(recipe, out, options, bits) for recipe in dict.fromkeys(recipes)]
-    _check_options(made, options)
+    packing = source_packing(checkpoint)
+    made = [_target(recipe, out, options, packing) for recipe in dict.fromkeys(recipes)]
+    _check_options(made, options, checkpoint)
     return made
 
 
-def _target(recipe: Recipe, out: Path, options: Options, source: int | None) -> Target:
+def _target(recipe: Recipe, out: Path, options: Options, source: tuple[int, int] | None) -> Target:
+    """One target; `source` is the bits and group size that can be kept."""
     path = recipe.path_in(out)
     if not recipe.is_mlx:
         imatrix = None if recipe.is_float else options.imatrix
@@ -92,26 +93,33 @@ def _target(recipe: Recipe, out: Path, options: Options, source: int | None) -> 
     if recipe.bits is None:
         return Target(recipe, path)
     plain = recipe.high_bits is None
-    keeps = not (options.requantise or options.group_size or options.learned)
-    exact = plain and keeps and recipe.bits == source
-    if options.group_size:
-        recipe = replace(recipe, group_size=options.group_size)
+    bits, group_size = source or (None, None)
+    keeps = not (options.requantise or options.learned)
+    exact = plain and keeps and recipe.bits == bits and options.group_size in (None, group_size)
+    if wanted := group_size if exact else options.group_size:
+        recipe = replace(recipe, group_size=wanted)
     learned = options.learned if plain else None
-    chosen = bool(options.group_size or learned or (options.requantise and source))
+    chosen = bool(options.group_size or learned or (options.requantise))
     return Target(recipe, path, exact=exact, learned=learned, chosen=chosen)
 
 
-def _check_options(made: Sequence[Target], options: Options) -> None:
+def _check_options(made: Sequence[Target], options: Options, checkpoint: Checkpoint) -> None:
     if options.learned is not None and options.learned not in LEARNED:
         raise EdgeError(f"no quantiser {options.learned!r}; choose from {', '.join(LEARNED)}.")
     if options.calibration is not None and options.learned is None:
         raise EdgeError(f"--calibration needs --calibrate {'|'.join(LEARNED)}; add it.")
+    if options.requantise and not checkpoint.weights.quantised:
+        raise EdgeError(
+            f"--requantise is for quantised sources, and {checkpoint.source.name} is none; "
+            f"leave it out."
+        )
     unused = [
         flag
         for flag, given, used in (
             ("--calibrate", options.learned, any(t.learned for t in made)),
             ("--imatrix", options.imatrix, any(t.imatrix for t in made)),
             ("--group-size", options.group_size, any(t.recipe.group_size for t in made)),
+            ("--requantise", options.requantise, any(t.recipe.bits for t in made)),
         )
         if given and not used
     ]

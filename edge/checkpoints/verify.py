@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,17 +15,13 @@ from edge.checkpoints.artefacts.manifest import (
     gguf_sha256,
     read_manifest,
 )
+from edge.checkpoints.artefacts.recipes import RECIPES
 from edge.checkpoints.checkpoint import Checkpoint, Corrections, open_checkpoint
-from edge.checkpoints.compare import (
-    TensorError,
-    open_artefact,
-    same_values,
-    tensor_errors,
-)
+from edge.checkpoints.compare import TensorError, open_artefact, same_values, tensor_error
 from edge.checkpoints.sources.find import DEMO, HUB_ID
 from edge.checkpoints.sources.hub import cached
 from edge.checkpoints.sources.synthetic import PREFIX
-from edge.checkpoints.sources.weights import Opened
+from edge.checkpoints.sources.weights import Opened, Shape
 from edge.errors import EdgeError
 from edge.model.tensors import check_shapes, expected_shapes
 
@@ -31,6 +29,16 @@ WORST = 5
 # Rounding to b bits leaves a relative error of about 1.5 / 2^b on weights that are normal
 # within their group; several times that is another tensor, not another rounding.
 LARGEST_ERROR = 8.0
+# Two tensors that have nothing to do with each other differ by 1.4.
+UNRELATED = 0.9
+# Twice what rounding to a float type can do to a number that is not too small for it.
+FLOAT_ERRORS = {"F32": 2.0**-23, "F16": 2.0**-10, "BF16": 2.0**-7}
+# float16's step near zero: tensors of tiny numbers are off by up to half of it.
+F16_STEP = 2.0**-24
+# The fewest bits that an artefact's matrices have, from its name.
+BITS = re.compile(r"-(?:int|mixed_|q)(\d)")
+# What macOS puts into every folder that the Finder shows.
+FINDERS = ".DS_Store"
 
 
 def find_origin(artefact: Path, model: str | None = None) -> Checkpoint | None:
@@ -48,6 +56,15 @@ def find_origin(artefact: Path, model: str | None = None) -> Checkpoint | None:
     corrections = _corrections(manifest)
     if model is not None:
         return open_checkpoint(model, corrections=corrections)
+    try:
+        found = _implied_origin(manifest, corrections)
+    except EdgeError:  # a cache that is incomplete, a shape of another release
+        return None
+    # A directory may be called "demo" as well.
+    return found if found and found.fingerprint == manifest.fingerprint else None
+
+
+def _implied_origin(manifest: Manifest, corrections: Corrections) -> Checkpoint | None:
     origin = manifest.source
     if origin == DEMO or origin.startswith(PREFIX):
         return open_checkpoint(origin, corrections=corrections)
@@ -57,10 +74,15 @@ def find_origin(artefact: Path, model: str | None = None) -> Checkpoint | None:
 
 
 def _corrections(manifest: Manifest) -> Corrections:
-    try:
-        return Corrections(**manifest.corrections)
-    except TypeError:
-        return Corrections()
+    """What was set, as far as it can be used."""
+    layers, theta, context = (
+        manifest.corrections.get(key) for key in ("layers", "rope_theta", "context")
+    )
+    return Corrections(
+        layers=layers if type(layers) is int else None,
+        rope_theta=float(theta) if isinstance(theta, int | float) else None,
+        context=context if type(context) is int else None,
+    )
 
 
 @dataclass(frozen=True)
@@ -69,7 +91,7 @@ class Verification:
 
     Attributes:
         manifest: the artefact's own.
-        hashed_files: how many files have the digest they should.
+        hashed_files: how many files were hashed.
         compared_tensors: how many were compared with the source; 0 if it is not there.
         worst: the largest relative errors by tensor, largest first.
         problems: sentences, empty if all is well.
@@ -99,6 +121,7 @@ def verify(
     """
     manifest = _manifest_of(artefact)
     problems = _changed_files(artefact, manifest)
+    hashed = len(manifest.output_sha256)
     remarks: list[str] = []
     errors: list[TensorError] = []
     try:
@@ -107,7 +130,7 @@ def verify(
             opened.config.matching(opened.weights.shapes), opened.weights.shapes, str(artefact)
         )
     except EdgeError as error:
-        return Verification(manifest, 0, 0, (), (*problems, str(error)), ())
+        return Verification(manifest, hashed, 0, (), (*problems, str(error)), ())
     if checkpoint is None:
         remarks.append("its source is not here, so no tensor was compared with it.")
     elif checkpoint.fingerprint != manifest.fingerprint:
@@ -123,7 +146,7 @@ def verify(
     worst = sorted(errors, key=lambda error: error.relative, reverse=True)[:WORST]
     return Verification(
         manifest=manifest,
-        hashed_files=len(manifest.output_sha256),
+        hashed_files=hashed,
         compared_tensors=len(errors),
         worst=tuple(worst),
         problems=tuple(problems),
@@ -157,7 +180,7 @@ def _changed_files(artefact: Path, manifest: Manifest) -> list[str]:
             problems.append(f"{path} is missing; convert the model again.")
         elif file_sha256(path) != digest:
             problems.append(f"{path} has changed since it was made; convert the model again.")
-    known = {*expected, MLX_FILE}
+    known = {*expected, MLX_FILE, FINDERS}
     strangers = sorted(p.name for p in artefact.iterdir() if p.name not in known)
     problems += [f"{artefact / name} is not part of the artefact; remove it." for name in strangers]
     return problems
@@ -167,19 +190,44 @@ def _compare(
     opened: Opened, manifest: Manifest, checkpoint: Checkpoint, progress: Callable[[float], None]
 ) -> tuple[list[str], list[TensorError]]:
     problems, errors = [], []
-    names = list(expected_shapes(checkpoint.config))
-    if manifest.exact:
-        kept = [name for name in names if checkpoint.weights.packing(name)]
-        different = [n for n in kept if not same_values(n, opened.weights, checkpoint)]
-        problems += [f"tensor {name} is not the source's own any more." for name in different]
-        return problems, [TensorError(name, 0.0, 0.0) for name in kept if name not in different]
-    limit = min(0.9, LARGEST_ERROR * 2.0 ** -max(manifest.bits_per_weight, 2))
-    for error in tensor_errors(opened.weights, checkpoint):
-        errors.append(error)
-        progress(len(errors) / len(names))
-        if error.relative > limit:
-            problems.append(
-                f"tensor {error.name} differs from the source by {error.relative:.2g} of its size, "
-                f"more than rounding to {manifest.bits_per_weight:.1f} bits can; convert again."
-            )
+    shapes = expected_shapes(checkpoint.config)
+    for done, (name, shape) in enumerate(shapes.items(), 1):
+        if manifest.exact and checkpoint.weights.packing(name):
+            same = same_values(name, opened.weights, checkpoint)
+            error = TensorError(name, 0.0, 0.0)
+            problem = None if same else f"tensor {name} is not the source's own any more."
+        else:
+            error = tensor_error(name, shape, opened.weights, checkpoint)
+            problem = _problem(error, _limit(name, shape, opened, manifest))
+        if problem:
+            problems.append(problem)
+        if not problem or (error.relative and math.isfinite(error.relative)):
+            errors.append(error)
+        progress(done / len(shapes))
     return problems, errors
+
+
+def _problem(error: TensorError, limit: float) -> str | None:
+    if not math.isfinite(error.relative):
+        return f"tensor {error.name} holds values that are not finite; convert again."
+    if error.relative <= limit or error.largest <= F16_STEP:
+        return None
+    return (
+        f"tensor {error.name} differs from the source by {error.relative:.2g} of its size, and "
+        f"rounding can account for {limit:.2g}; convert again."
+    )
+
+
+def _limit(name: str, shape: Shape, opened: Opened, manifest: Manifest) -> float:
+    """The largest relative error that is no other tensor's."""
+    recipe = RECIPES.get(manifest.artefact)
+    if recipe is None or (manifest.exact and not recipe.is_mlx):
+        return FLOAT_ERRORS["F32"]  # somebody's own tensors, copied
+    if len(shape) == 1 and not recipe.is_mlx:
+        return FLOAT_ERRORS["F32"]  # llama.cpp's vectors always are
+    bits = BITS.search(recipe.name)
+    # Learning moves norms and biases as well.
+    as_it_was = recipe.is_mlx and not manifest.recipe.get("learned")
+    if bits is None or manifest.exact or (as_it_was and not opened.weights.packing(name)):
+        return FLOAT_ERRORS[recipe.dtype]
+    return min(UNRELATED, LARGEST_ERROR * 2.0 ** -int(bits[1]))

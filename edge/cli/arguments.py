@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import math
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -13,6 +12,10 @@ from edge.errors import EdgeError
 
 if TYPE_CHECKING:
     from edge.checkpoints.checkpoint import Checkpoint
+
+LARGEST_COUNT = 2**31 - 1  # files hold 32 bits
+# No trained model is near either; float32 holds both.
+SMALLEST_BASE, LARGEST_BASE = 1.0, 1e30
 
 
 def add_checkpoint(parser: argparse.ArgumentParser, default: str | None) -> None:
@@ -30,7 +33,10 @@ def add_checkpoint(parser: argparse.ArgumentParser, default: str | None) -> None
     source.add_argument("--revision", metavar="REV", help="branch, tag or commit on the hub")
     source.add_argument("--layers", metavar="N", type=count, help="layers of a synthetic model")
     source.add_argument(
-        "--rope-theta", metavar="BASE", type=positive, help="rotary base, if the source's is wrong"
+        "--rope-theta",
+        metavar="BASE",
+        type=rotary_base,
+        help="rotary base, if the source's is wrong",
     )
     source.add_argument(
         "--context", metavar="N", type=count, help="positions, if the source's number is wrong"
@@ -66,9 +72,14 @@ def add_artefacts(
         nargs="+",
         type=named,
         metavar="ARTEFACT",
-        default=[artefact(name) for name in TABLE_11],
+        default=table_11(),
         help=f"{purpose}, of {', '.join(choices)} (default: {' '.join(TABLE_11)})",
     )
+
+
+def table_11() -> list[Recipe]:
+    """The rows of Table 11."""
+    return [artefact(name) for name in TABLE_11]
 
 
 def artefact(name: str) -> Recipe:
@@ -89,14 +100,16 @@ def count_or_zero(text: str) -> int:
     return _at_least(text, 0)
 
 
-def positive(text: str) -> float:
-    """A finite number above 0, for argparse."""
+def rotary_base(text: str) -> float:
+    """A number above 0 that float32 holds, for argparse."""
     try:
         value = float(text)
     except ValueError:
         value = 0.0
-    if not 0 < value < math.inf:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a number above 0")
+    if not SMALLEST_BASE <= value <= LARGEST_BASE:
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is not a number from {SMALLEST_BASE:g} to {LARGEST_BASE:g}"
+        )
     return value
 
 
@@ -107,6 +120,8 @@ def _at_least(text: str, least: int) -> int:
         value = least - 1
     if value < least:
         raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of at least {least}")
+    if value > LARGEST_COUNT:
+        raise argparse.ArgumentTypeError(f"{text} is more than {LARGEST_COUNT}")
     return value
 
 

@@ -10,20 +10,27 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from edge.checkpoints.artefacts.recipes import GROUP_SIZES, LEARNED, MENDED
-from edge.cli.arguments import add_artefacts, add_checkpoint, open_named, output_folder
+from edge.cli.arguments import add_artefacts, add_checkpoint, open_named, output_folder, table_11
 from edge.cli.progress import progress_bars
 from edge.errors import EdgeError
 
 if TYPE_CHECKING:
-    from edge.checkpoints.checkpoint import Checkpoint
+    from collections.abc import Sequence
+
     from edge.checkpoints.convert import Artefact
     from edge.checkpoints.verify import Verification
+
+# Options by the names that argparse gives them.
+OF_CHECKPOINT = ("revision", "layers", "rope_theta", "context")
+OF_RECIPES = ("group_size", "requantise", "calibrate", "calibration", "imatrix")
+OPTIONS = ("to", "out", "force", *OF_CHECKPOINT, *OF_RECIPES)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the command's arguments."""
     add_checkpoint(parser, default=None)
     add_artefacts(parser, "--to", "what to make", also=(MENDED,))
+    parser.set_defaults(to=None)  # to see whether it was given; Table 11's are put in later
     parser.add_argument(
         "--out", metavar="DIR", type=Path, help="folder for the artefacts (default: models/NAME)"
     )
@@ -66,14 +73,23 @@ def run(args: argparse.Namespace) -> int:
     if args.verify is not None:
         return _verify(args)
     if args.model is None:
-        raise EdgeError("MODEL is missing: name demo, a directory, a GGUF file or a hub id.")
-    if MENDED in args.to:
-        return _mend(args)
-    checkpoint = open_named(args)
-    return _list(args, checkpoint) if args.list else _convert(args, checkpoint)
+        _notice("MODEL is missing: name demo, a directory, a GGUF file or a hub id.")
+        return 2
+    if args.list:
+        return _list(args)
+    args.to = args.to or table_11()
+    return _mend(args) if MENDED in args.to else _convert(args)
 
 
-def _convert(args: argparse.Namespace, checkpoint: Checkpoint) -> int:
+def _refuse_others(args: argparse.Namespace, doing: str, *used: str) -> None:
+    """Options that would be passed over in silence are refused."""
+    given = [name for name in OPTIONS if getattr(args, name) and name not in used]
+    if given:
+        flag = given[0].replace("_", "-")
+        raise EdgeError(f"--{flag} bears on nothing when {doing}; leave it out.")
+
+
+def _convert(args: argparse.Namespace) -> int:
     from edge.checkpoints.convert import convert
     from edge.checkpoints.targets import Options
 
@@ -85,13 +101,11 @@ def _convert(args: argparse.Namespace, checkpoint: Checkpoint) -> int:
         calibration=args.calibration,
         imatrix=args.imatrix,
     )
+    checkpoint = open_named(args)
     out = output_folder(args.out, checkpoint.source.name)
     with progress_bars() as progress:
         artefacts = convert(checkpoint, args.to, out, progress, options, _notice)
-    if args.output == "json":
-        print(json.dumps([_as_json(a, checkpoint) for a in artefacts], indent=2))
-    else:
-        _print_text(artefacts)
+    _print_made(args, artefacts, checkpoint.warnings)
     return 0
 
 
@@ -99,16 +113,21 @@ def _notice(sentence: str) -> None:
     print(f"edge convert: {sentence}", file=sys.stderr)
 
 
-def _print_text(artefacts: list[Artefact]) -> None:
+def _print_made(
+    args: argparse.Namespace, artefacts: Sequence[Artefact], warnings: Sequence[str]
+) -> None:
     from edge.checkpoints.artefacts.sizes import file_bytes
 
+    if args.output == "json":
+        print(json.dumps([_as_json(a, warnings) for a in artefacts], indent=2))
+        return
     for a in artefacts:
         print(f"{'kept' if a.kept else 'made'} {a.path} ({file_bytes(a.path) / 1e6:.1f} MB)")
         for note in a.notes:
             print(f"  {note}")
 
 
-def _as_json(a: Artefact, checkpoint: Checkpoint) -> dict[str, object]:
+def _as_json(a: Artefact, warnings: Sequence[str]) -> dict[str, object]:
     from edge.checkpoints.artefacts.sizes import file_bytes
 
     return {
@@ -117,13 +136,15 @@ def _as_json(a: Artefact, checkpoint: Checkpoint) -> dict[str, object]:
         "kept": a.kept,
         "file_bytes": file_bytes(a.path),
         "notes": list(a.notes),
-        "warnings": list(checkpoint.warnings),
+        "warnings": list(warnings),
     }
 
 
-def _list(args: argparse.Namespace, checkpoint: Checkpoint) -> int:
+def _list(args: argparse.Namespace) -> int:
     from edge.checkpoints.listing import list_artefacts
 
+    _refuse_others(args, "listing", *OF_CHECKPOINT, "group_size")
+    checkpoint = open_named(args)
     listed = list_artefacts(checkpoint, args.group_size)
     if args.output == "json":
         rows = [
@@ -148,6 +169,7 @@ def _list(args: argparse.Namespace, checkpoint: Checkpoint) -> int:
 def _verify(args: argparse.Namespace) -> int:
     from edge.checkpoints.verify import find_origin, verify
 
+    _refuse_others(args, "verifying")
     checkpoint = find_origin(args.verify, args.model)
     with progress_bars() as progress:
         found = verify(args.verify, checkpoint, lambda done: progress("comparing", done))
@@ -165,10 +187,10 @@ def _print_verification(artefact: Path, found: Verification) -> None:
         f"bits per weight"
     )
     print(f"{found.hashed_files} files hashed, {found.compared_tensors} tensors compared")
-    if found.worst:
+    if any(error.relative for error in found.worst):
         print("largest relative errors:")
-    for error in found.worst:
-        print(f"  {error.relative:.3g}  {error.name}")
+        for error in found.worst:
+            print(f"  {error.relative:.3g}  {error.name}")
     for remark in found.remarks:
         print(f"not checked: {remark}")
     for problem in found.problems:
@@ -177,12 +199,21 @@ def _print_verification(artefact: Path, found: Verification) -> None:
 
 
 def _mend(args: argparse.Namespace) -> int:
+    from edge.checkpoints.artefacts.manifest import read_manifest
+    from edge.checkpoints.convert import Artefact
     from edge.checkpoints.mend import mend_gguf
 
+    _refuse_others(args, "mending a GGUF file", "to", "out", "force", "rope_theta", "context")
     if len(args.to) > 1:
         raise EdgeError(
             f"{MENDED.name} copies a GGUF file; ask for other artefacts in a second call."
         )
+    warnings: list[str] = []
+
+    def notice(sentence: str) -> None:
+        _notice(sentence)
+        warnings.append(sentence.removeprefix("warning: "))
+
     out = output_folder(args.out, Path(args.model).stem)
     with progress_bars() as progress:
         made = mend_gguf(
@@ -191,11 +222,9 @@ def _mend(args: argparse.Namespace) -> int:
             args.rope_theta,
             args.force,
             lambda done: progress(MENDED.name, done),
-            _notice,
+            notice,
+            args.context,
         )
-    print(
-        json.dumps([{"artefact": MENDED.name, "path": str(made)}])
-        if args.output == "json"
-        else f"made {made}"
-    )
+    manifest = read_manifest(made)
+    _print_made(args, [Artefact(MENDED, made, False, manifest.notes if manifest else ())], warnings)
     return 0

@@ -111,14 +111,14 @@ class ModelConfig:
             max_position_embeddings=_whole(
                 raw, where, "max_position_embeddings", default=defaults.max_position_embeddings
             ),
-            tie_word_embeddings=bool(raw.get("tie_word_embeddings", False)),
+            tie_word_embeddings=_flag(raw, where, "tie_word_embeddings"),
             bos_token_id=bos[0] if bos else None,
             eos_token_ids=_token_ids(raw, where, "eos_token_id", vocab_size, defaults.eos_token_id),
             model_type=model_type,
             layer_norm_eps=_positive(raw, where, *_EPS_KEYS[model_type], default=defaults.norm_eps),
             rope_theta=rope_theta,
             partial_rotary_factor=rotary_factor,
-            **_SWITCHES_OF[model_type](raw),
+            **_SWITCHES_OF[model_type](raw, where),
         )
         config._check(where, raw.get("head_dim"))
         return config
@@ -222,17 +222,17 @@ _EPS_KEYS: dict[ModelType, tuple[str, ...]] = {
 }
 
 
-def _stablelm_switches(raw: Mapping[str, Any]) -> dict[str, bool]:
+def _stablelm_switches(raw: Mapping[str, Any], where: str) -> dict[str, bool]:
     names = ("use_qkv_bias", "qk_layernorm", "use_parallel_residual")
-    return {name: bool(raw.get(name, False)) for name in names}
+    return {name: _flag(raw, where, name) for name in names}
 
 
-def _llama_switches(raw: Mapping[str, Any]) -> dict[str, bool]:
-    attention_bias = raw.get("attention_bias", False)
+def _llama_switches(raw: Mapping[str, Any], where: str) -> dict[str, bool]:
+    attention_bias = _flag(raw, where, "attention_bias")
     return {
-        "use_qkv_bias": bool(raw.get("use_qkv_bias", attention_bias)),
-        "use_o_bias": bool(raw.get("use_o_bias", attention_bias)),
-        "use_mlp_bias": bool(raw.get("mlp_bias", False)),
+        "use_qkv_bias": _flag(raw, where, "use_qkv_bias", attention_bias),
+        "use_o_bias": _flag(raw, where, "use_o_bias", attention_bias),
+        "use_mlp_bias": _flag(raw, where, "mlp_bias"),
     }
 
 
@@ -263,12 +263,14 @@ def _read_rope(raw: Mapping[str, Any], where: str, default_factor: float) -> tup
     if not isinstance(nested, Mapping) or not isinstance(scaling, Mapping):
         raise EdgeError(f"{where}: rope_parameters or rope_scaling is no object; check the file.")
     kinds = {str(d.get("rope_type", d.get("type", "default"))) for d in (nested, scaling)}
+    if any(d.get("factor", 1) != 1 for d in (nested, scaling)):
+        kinds.add("factor")
     if kinds != {"default"}:
         raise EdgeError(
             f"{where}: rope scaling {sorted(kinds - {'default'})} is not supported; "
             f"remove rope_scaling to run the model at its trained context."
         )
-    merged = {**raw, **nested}
+    merged = {**raw, **{key: value for key, value in nested.items() if value is not None}}
     theta = _positive(merged, where, "rope_theta", default=DEFAULT_ROPE_THETA)
     names = ("partial_rotary_factor", "rope_pct")
     return theta, _positive(merged, where, *names, default=default_factor)
@@ -304,10 +306,19 @@ def _whole(raw: Mapping[str, Any], where: str, *names: str, default: int | None 
     return value
 
 
+def _flag(raw: Mapping[str, Any], where: str, name: str, default: bool = False) -> bool:
+    value = _first(raw, (name,))
+    if value is None:
+        return default
+    if not isinstance(value, bool):  # "false" would be true
+        raise EdgeError(f"{where}: {name} is {value!r}, not true or false; check the file.")
+    return value
+
+
 def _positive(raw: Mapping[str, Any], where: str, *names: str, default: float) -> float:
     value = _first(raw, names)
     if value is None:
         return default
-    if not isinstance(value, int | float) or isinstance(value, bool) or not 0 < value < 1e30:
+    if not isinstance(value, int | float) or isinstance(value, bool) or not 1e-30 < value < 1e30:
         raise EdgeError(f"{where}: {names[0]} is {value!r}, not a positive number; check the file.")
     return float(value)

@@ -70,6 +70,14 @@ def load(path: Path | str) -> tuple[Model, Any]:
         ) from None
 
 
+def has_input_orders(path: Path) -> bool:
+    """Whether an artefact has matrices whose inputs are in an order of their own.
+
+    Only our network gathers them; a loader that leaves the orders out computes nonsense.
+    """
+    return any(name.endswith("_order") for name in _read_weights(path))  # read when used
+
+
 def _read_weights(path: Path) -> dict[str, mx.array]:
     files = sorted(path.glob("*.safetensors"))
     if not files:

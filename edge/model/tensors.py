@@ -9,6 +9,10 @@ from edge.errors import EdgeError
 from edge.model.config import TITLES, ModelConfig
 
 Shape = tuple[int, ...]
+# q, k, v, o, gate, up, down and a norm. A config may ask for this many times what the files hold
+# and still be told by name which tensor is missing.
+LEAST_LAYER_TENSORS = 8
+ABSURD_RATIO, MANY_TENSORS = 8, 100_000
 
 
 def expected_shapes(config: ModelConfig) -> dict[str, Shape]:
@@ -41,6 +45,27 @@ def input_order_shapes(config: ModelConfig) -> dict[str, Shape]:
         for layer in range(config.num_hidden_layers)
         for name, width in widths.items()
     }
+
+
+def check_count(config: ModelConfig, found: int, where: str) -> None:
+    """Refuse a config that asks for absurdly many tensors, before anything lists them.
+
+    Args:
+        config: the network.
+        found: how many tensors the files hold, of whatever names.
+        where: the checkpoint's name for messages.
+
+    Raises:
+        EdgeError: it asks for many times what is there.
+    """
+    heads = config.num_attention_heads + config.num_key_value_heads if config.qk_layernorm else 0
+    least = config.num_hidden_layers * (LEAST_LAYER_TENSORS + heads)
+    if least > max(MANY_TENSORS, ABSURD_RATIO * found):
+        raise EdgeError(
+            f"{where}: config.json asks for {config.num_hidden_layers} layers and so for at least "
+            f"{least} tensors, the files hold {found}; the two belong to different models, so "
+            f"download both again."
+        )
 
 
 def parameter_count(config: ModelConfig) -> int:

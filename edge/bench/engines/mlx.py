@@ -10,7 +10,8 @@ import mlx.core as mx
 from mlx.utils import tree_flatten
 
 from edge.bench.engines.engine import EngineFacts
-from edge.model.load import compute_dtype, load_model
+from edge.errors import EdgeError
+from edge.model.load import compute_dtype, has_input_orders, load_model
 
 # mlx-lm's default: bounds the memory of a long prefill.
 PREFILL_CHUNK_TOKENS = 2048
@@ -109,9 +110,18 @@ def open_ours(path: Path, context_tokens: int, threads: int) -> MlxEngine:
 
 
 def open_mlx_lm(path: Path, context_tokens: int, threads: int) -> MlxEngine:
-    """mlx-lm's network on the same files, in the compute dtype that ours has here."""
+    """mlx-lm's network on the same files, in the compute dtype that ours has here.
+
+    Raises:
+        EdgeError: only our network can run the artefact.
+    """
     from mlx_lm.utils import load_model as load_peer
 
+    if has_input_orders(path):
+        raise EdgeError(
+            f"{path} keeps the act-order of its GPTQ source, which mlx-lm cannot follow; leave "
+            f"out --peers, or convert with --requantise."
+        )
     model, _ = load_peer(path)
     model.set_dtype(compute_dtype())
     mx.eval(model.parameters())

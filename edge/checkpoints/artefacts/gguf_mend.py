@@ -18,6 +18,7 @@ from edge.errors import EdgeError
 from edge.gguf_file import MAGIC, STRING, GgufFile, pack_key, read_gguf
 
 UINT32, FLOAT32 = 4, 6  # value types
+CONTEXT_KEY = "stablelm.context_length"
 # What a fill-in-the-middle prompt and a chat need; others are no llama.cpp behaviour.
 MENDED_IDS = {key: text for key, text in SPECIAL_IDS.items() if key != "padding"}
 PIECE_BYTES = 1 << 22
@@ -29,6 +30,7 @@ def mend(
     rope_theta: float,
     progress: Callable[[float], None],
     notes: Mapping[str, str] | None = None,
+    context: int | None = None,
 ) -> None:
     """Copy a file with what it lacks.
 
@@ -38,13 +40,14 @@ def mend(
         rope_theta: the rotary base that the model was trained with.
         progress: told the finished fraction, 0 to 1.
         notes: string keys to add, or to replace, besides.
+        context: the number of positions, where the file's is wrong.
 
     Raises:
         EdgeError: the source is broken, not a StableLM or lacks nothing.
     """
     file = read_gguf(source)
     check_is_whole_stablelm(file)
-    corrections = _corrections(file, rope_theta)
+    corrections = _corrections(file, rope_theta, context)
     if not corrections:
         raise EdgeError(
             f"{source} has its rotary base and token ids already, so there is nothing to mend; "
@@ -57,7 +60,7 @@ def mend(
         _copy_data(file, old, new, progress)
 
 
-def _corrections(file: GgufFile, rope_theta: float) -> dict[str, bytes]:
+def _corrections(file: GgufFile, rope_theta: float, context: int | None) -> dict[str, bytes]:
     """The keys to add or replace, as they are stored."""
     if not 0 < rope_theta < 1e30:
         raise EdgeError(
@@ -67,6 +70,8 @@ def _corrections(file: GgufFile, rope_theta: float) -> dict[str, bytes]:
     base = file.keys.get(ROPE_BASE_KEY)
     if base not in (rope_theta, *struct.unpack("<f", struct.pack("<f", rope_theta))):
         corrections[ROPE_BASE_KEY] = pack_key(ROPE_BASE_KEY, FLOAT32, rope_theta)
+    if context is not None and file.keys.get(CONTEXT_KEY) != context:
+        corrections[CONTEXT_KEY] = pack_key(CONTEXT_KEY, UINT32, context)
     tokens = file.keys.get("tokenizer.ggml.tokens")
     ids = {text: i for i, text in enumerate(tokens)} if isinstance(tokens, list) else {}
     for name, text in MENDED_IDS.items():

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from edge.checkpoints.sources.tokenizer_file import token_ids
 from edge.errors import EdgeError
 from edge.json_file import parse_json_object
 
@@ -55,6 +56,7 @@ def read_tokenizer(files: Mapping[str, bytes], vocab_size: int) -> GgufTokenizer
     """
     file = "tokenizer.json"
     data = parse_json_object(files[file], file)
+    token_ids(data, vocab_size, file)
     try:
         model, added = data["model"], data.get("added_tokens") or []
         if model["type"] != "BPE":
@@ -66,16 +68,11 @@ def read_tokenizer(files: Mapping[str, bytes], vocab_size: int) -> GgufTokenizer
         for token in added:
             kind = CONTROL if token["special"] else USER_DEFINED
             tokens[token["id"]] = (token["content"], kind)
-        merges = [m if isinstance(m, str) else " ".join(m) for m in model["merges"]]
+        merges = [_merge(m) for m in model["merges"]]
         composes = _composes(data.get("normalizer"), file)
         pre = _pre_tokenizer(data["pre_tokenizer"], file)
-    except (KeyError, TypeError, AttributeError) as error:
+    except (KeyError, TypeError, AttributeError, ValueError) as error:
         raise EdgeError(f"{file} is not a tokenizer ({error!r}); download it again.") from None
-    if tokens and max(tokens) >= vocab_size:
-        raise EdgeError(
-            f"{file} has token id {max(tokens)}, the model's embedding has {vocab_size} rows; "
-            f"the two belong to different models, so download both again."
-        )
     rows = [tokens.get(i, (f"[PAD{i}]", UNUSED)) for i in range(vocab_size)]
     names = {text: i for i, (text, _) in enumerate(rows)}
     return GgufTokenizer(
@@ -87,6 +84,14 @@ def read_tokenizer(files: Mapping[str, bytes], vocab_size: int) -> GgufTokenizer
         chat_template=_chat_template(files),
         composes=composes,
     )
+
+
+def _merge(merge: str | list[str]) -> str:
+    """Both parts with one space between them, which therefore neither may hold."""
+    left, right = merge.split(" ") if isinstance(merge, str) else merge
+    if " " in left + right:
+        raise ValueError(f"{merge!r} cannot be written with a space between them")
+    return f"{left} {right}"
 
 
 def _composes(normalizer: dict[str, Any] | None, file: str) -> bool:

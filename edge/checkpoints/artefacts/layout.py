@@ -78,13 +78,26 @@ def layout(checkpoint: Checkpoint, recipe: Recipe, exact: bool) -> list[Form]:
     return [_rounded(recipe, name, shape, layers) for name, shape in shapes.items()]
 
 
-def source_bits(checkpoint: Checkpoint) -> int | None:
-    """At how many bits most of the source's weights can be kept exactly; None if unquantised."""
-    weights: Counter[int] = Counter()
+def source_packing(checkpoint: Checkpoint) -> tuple[int, int] | None:
+    """Bits and group size of most of the quantised weights, if they can be kept exactly.
+
+    None if the source is not quantised, or if keeping what can be kept would leave more than
+    half of the quantised weights in float: that is not what an artefact's name promises.
+    """
+    kept: Counter[tuple[int, int]] = Counter()
+    lost = 0
     for name, shape in expected_shapes(checkpoint.config).items():
         if packing := checkpoint.weights.packing(name):
-            weights[packing.bits] += prod(shape)
-    return weights.most_common(1)[0][0] if weights else None
+            kept[packing.bits, packing.group_size] += prod(shape)
+        elif name in checkpoint.weights.unpackable:
+            lost += prod(shape)
+    if not kept or kept.total() < lost:
+        return None
+    by_bits: Counter[int] = Counter()
+    for (bits, _), count in kept.items():
+        by_bits[bits] += count
+    most = by_bits.most_common(1)[0][0]
+    return max((key for key in kept if key[0] == most), key=kept.__getitem__)
 
 
 def quantization_config(forms: list[Form]) -> dict[str, Any] | None:

@@ -45,7 +45,10 @@ def write_learned(
         EdgeError: see `learn` and `read_text`.
     """
     from mlx_lm.utils import load_tokenizer
+    from transformers.utils import logging
 
+    # It would warn of a text longer than the model's context, which is about to be cut.
+    logging.set_verbosity_error()  # type: ignore[no-untyped-call]
     assert recipe.bits is not None and recipe.group_size is not None
     text = bundled_text() if calibration is None else read_text(calibration)
     learning = Learning(method, bits=recipe.bits, group_size=recipe.group_size)

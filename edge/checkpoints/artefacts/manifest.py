@@ -3,12 +3,14 @@
 An MLX artefact has it as edge.json. A GGUF file has it under the key edge.manifest,
 as JSON padded with spaces: the room is reserved in the header and filled when the
 digests are known. The file's own digest is that of the file with the room blank.
+The manifest ends with its own digest, so that no byte of an artefact changes unseen.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from importlib.metadata import version
@@ -18,10 +20,12 @@ from typing import Any
 import edge
 from edge.errors import EdgeError
 from edge.gguf_file import read_string
+from edge.json_file import read_small_file, strict_json
 
 MLX_FILE = "edge.json"
 GGUF_KEY = "edge.manifest"
 TOOLS = ("gguf", "huggingface-hub", "llama-cpp-python", "mlx", "mlx-lm", "numpy")
+OWN_DIGEST = "sha256"  # of the other fields
 GGUF_ROOM_BYTES = 16384
 READ_BYTES = 1 << 22
 
@@ -61,8 +65,13 @@ class Manifest:
     notes: tuple[str, ...] = ()
 
     def to_json(self) -> str:
-        """One JSON object."""
-        return json.dumps(asdict(self), indent=2) + "\n"
+        """One JSON object, its own digest last."""
+        fields = asdict(self)
+        return json.dumps({**fields, OWN_DIGEST: _digest_of(fields)}, indent=2) + "\n"
+
+
+def _digest_of(fields: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(fields, sort_keys=True).encode()).hexdigest()
 
 
 def tool_versions() -> dict[str, str]:
@@ -74,27 +83,35 @@ def read_manifest(artefact: Path) -> Manifest | None:
     """The manifest of a finished artefact, or None if it has none that can be read."""
     try:
         if artefact.is_dir():
-            text = (artefact / MLX_FILE).read_text(encoding="utf-8")
+            data = read_small_file(artefact / MLX_FILE)
         else:
-            text = read_string(artefact, GGUF_KEY) or ""
-        fields = json.loads(text)
-        fields["notes"] = tuple(fields["notes"])
+            data = (read_string(artefact, GGUF_KEY) or "").encode()
+        fields = strict_json(data)
+        if fields.pop(OWN_DIGEST) != _digest_of(fields):
+            return None
+        notes = fields.pop("notes", [])
+        if not isinstance(notes, list):
+            return None
+        fields["notes"] = tuple(notes)
         manifest = Manifest(**fields)
-    except (OSError, ValueError, KeyError, TypeError, RecursionError, EdgeError):
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, EdgeError):
         return None
     return manifest if _is_well_typed(manifest) else None
 
 
 def _is_well_typed(manifest: Manifest) -> bool:
-    digests = (*manifest.source_sha256.items(), *manifest.output_sha256.items())
+    by_name = (manifest.source_sha256, manifest.output_sha256, manifest.tools)
+    texts = (manifest.artefact, manifest.source, manifest.fingerprint)
+    bits = manifest.bits_per_weight
     return (
-        isinstance(manifest.fingerprint, str)
-        and isinstance(manifest.artefact, str)
-        and isinstance(manifest.source, str)
-        and isinstance(manifest.recipe, dict)
-        and isinstance(manifest.corrections, dict)
-        and isinstance(manifest.bits_per_weight, float)
-        and all(isinstance(part, str) for pair in digests for part in pair)
+        all(isinstance(text, str) for text in (*texts, *manifest.notes))
+        and (manifest.revision is None or isinstance(manifest.revision, str))
+        and all(isinstance(names, dict) for names in by_name)
+        and all(isinstance(part, str) for names in by_name for part in names.values())
+        and all(isinstance(part, dict) for part in (manifest.corrections, manifest.recipe))
+        and all(isinstance(flag, bool) for flag in (manifest.synthetic, manifest.exact))
+        and isinstance(bits, float)
+        and math.isfinite(bits)
     )
 
 
@@ -113,15 +130,16 @@ def blank_manifest() -> str:
 
 def _fill_room(path: Path, manifest: Manifest) -> None:
     text = manifest.to_json().encode()
-    if len(text) > GGUF_ROOM_BYTES:  # a source of more than a hundred files
+    begin, end = _room(path)
+    room_bytes = end - begin
+    if len(text) > room_bytes:  # a source of more than a hundred files
         raise EdgeError(
             f"{path.name}: the manifest takes {len(text)} bytes, a GGUF file has room for "
-            f"{GGUF_ROOM_BYTES}; convert from a checkpoint with fewer files."
+            f"{room_bytes}; convert from a checkpoint with fewer files."
         )
-    begin, _ = _room(path)
     with path.open("r+b") as file:
         file.seek(begin)
-        file.write(text.ljust(GGUF_ROOM_BYTES))
+        file.write(text.ljust(room_bytes))
 
 
 def file_sha256(path: Path) -> str:

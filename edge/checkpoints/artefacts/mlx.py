@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ import mlx.core as mx
 import numpy as np
 
 from edge.checkpoints.artefacts.block import Block
-from edge.checkpoints.artefacts.layout import Form, quantization_config
+from edge.checkpoints.artefacts.layout import Form, quantization_config, source_packing
 from edge.checkpoints.artefacts.recipes import Recipe
 from edge.checkpoints.artefacts.safetensors_writer import SafetensorsWriter
 from edge.checkpoints.artefacts.writer import Encoded
@@ -96,11 +96,23 @@ class MlxWriter:
         return self._tensors.sha256 | small
 
     def notes(self) -> list[str]:
-        """What was kept of a quantised source, and how exactly."""
+        """What was kept of a quantised source, how exactly, and why the rest was not."""
         kept = [form for form in self._forms.values() if form.packing]
+        reasons = self._checkpoint.weights.unpackable
+        unpackable = {name: reasons[name] for name in self._forms if name in reasons}
         if not kept:
-            return []
-        notes = [f"{len(kept)} matrices keep the source's own quantised values and scales."]
+            if self._recipe.bits is None or not unpackable or source_packing(self._checkpoint):
+                return []
+            return [f"the source's own values cannot be kept ({_reasons(unpackable)})."]
+        notes = [
+            f"{len(kept)} of {len(kept) + len(unpackable)} quantised matrices keep the source's "
+            f"own values and scales."
+        ]
+        if unpackable:
+            notes.append(
+                f"stored dequantised, in float16, as MLX cannot hold them exactly: "
+                f"{_reasons(unpackable)}."
+            )
         if self._bias_error_steps:
             notes.append(
                 f"float16 cannot hold every zero point exactly: a weight is off by up to "
@@ -108,14 +120,25 @@ class MlxWriter:
             )
         if any(form.order_name() for form in kept):
             notes.append(
-                "the source was quantised in the order of activations: edge runs this artefact, "
-                "other loaders need one made with --requantize."
+                "the source was quantised in the order of activations (act-order): edge runs this "
+                "artefact; for mlx-lm and other loaders make one with --requantise."
             )
         return notes
 
     def close(self) -> None:
         """Let go of an open shard."""
         self._tensors.close()
+
+
+def _reasons(unpackable: Mapping[str, str]) -> str:
+    """Every reason once, with the first matrix it holds for."""
+    names: dict[str, list[str]] = {}
+    for name, reason in unpackable.items():
+        names.setdefault(reason, []).append(name)
+    return "; ".join(
+        f"{held[0]}{f' and {len(held) - 1} more' if len(held) > 1 else ''}: {reason}"
+        for reason, held in names.items()
+    )
 
 
 def write_small_files(

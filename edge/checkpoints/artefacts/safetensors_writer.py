@@ -51,16 +51,27 @@ class SafetensorsWriter:
         self._shards = split_into_shards(plan)
         self._names = shard_names(len(self._shards))
         self._next = 0
-        self._left_bytes = 0
+        self._left_bytes = 0  # of the open shard
+        self._tensors = iter(plan)
+        self._tensor_left_bytes = 0
         self.sha256: dict[str, str] = {}
 
     def write(self, data: Array) -> None:
-        """Append bytes of the tensor whose turn it is."""
-        if not self._left_bytes:
-            self._open_next()
+        """Append bytes of the tensor whose turn it is.
+
+        Raises:
+            ValueError: it has fewer bytes left, or all tensors have arrived.
+        """
         raw = raw_bytes(data)
-        if len(raw) > self._left_bytes:
-            raise ValueError(f"{len(raw) - self._left_bytes} bytes more than were planned")
+        if not self._left_bytes:
+            if self._next == len(self._shards):
+                raise ValueError(f"{len(raw)} bytes more than were planned")
+            self._open_next()
+        if not self._tensor_left_bytes:
+            self._tensor_left_bytes = next(self._tensors).data_bytes
+        if len(raw) > self._tensor_left_bytes:
+            raise ValueError(f"{len(raw) - self._tensor_left_bytes} bytes more than were planned")
+        self._tensor_left_bytes -= len(raw)
         self._left_bytes -= len(raw)
         self._file.write(raw)
         self._digest.update(raw)

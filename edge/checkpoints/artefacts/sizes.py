@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from edge.checkpoints.artefacts.gguf import gguf_plan
-from edge.checkpoints.artefacts.gguf_plan import data_bytes, plan
+from edge.checkpoints.artefacts.gguf_plan import plan
 from edge.checkpoints.artefacts.layout import layout
 from edge.checkpoints.artefacts.recipes import Recipe
 from edge.checkpoints.checkpoint import Checkpoint
@@ -73,4 +73,4 @@ def _quantised_bytes(checkpoint: Checkpoint, file_types: Sequence[int]) -> dict[
         return {}
     shapes = {t.name: t.shape for t in gguf_plan(checkpoint.config, "F16")}
     plans = plan(checkpoint.config, shapes, file_types)
-    return {file_type: data_bytes(tensors) for file_type, tensors in plans.items()}
+    return {kind: sum(tensor.data_bytes for tensor in tensors) for kind, tensors in plans.items()}

@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 
 from edge.errors import EdgeError
-from edge.json_file import MAX_BYTES, parse_json_object, read_json_object
+from edge.json_file import parse_json_object, read_small_file
 
 # As far as they are there; no file of code is among them.
 COMPANIONS = (
@@ -20,7 +20,9 @@ COMPANIONS = (
     "chat_template.jinja",
     "generation_config.json",
 )
-JSON_COMPANIONS = tuple(name for name in COMPANIONS if name.endswith("_config.json"))
+# Those that can name classes for a loader to run; in the others the name would be a token.
+WITH_CODE = ("tokenizer_config.json", "special_tokens_map.json", "generation_config.json")
+HUB_FOLDER = "models--"
 
 
 def read_companions(path: Path) -> dict[str, bytes]:
@@ -29,18 +31,12 @@ def read_companions(path: Path) -> dict[str, bytes]:
     Raises:
         EdgeError: tokenizer.json is missing, or a file is unreadable, huge or no JSON.
     """
-    read_json_object(inside(path, "tokenizer.json"))  # every artefact needs it
     companions = {}
     for name in COMPANIONS:
         file = inside(path, name)
-        if not file.is_file():
-            continue
-        if file.stat().st_size > MAX_BYTES:
-            raise EdgeError(f"{file} is larger than {MAX_BYTES // 10**6} MB; download it again.")
-        companions[name] = file.read_bytes()
-    for name in JSON_COMPANIONS:
-        if name in companions:
-            companions[name] = _without_code(companions[name], f"{path / name}")
+        if name == "tokenizer.json" or file.exists():  # every artefact needs that one
+            content = read_small_file(file)
+            companions[name] = _checked(name, content, str(file))
     return companions
 
 
@@ -49,26 +45,31 @@ def inside(path: Path, name: str) -> Path:
 
     Raises:
         EdgeError: it is a link that leads out of the directory. The hub's cache links
-            models--OWNER--NAME/snapshots/REVISION/FILE to blobs of its own, which is allowed.
+            models--OWNER--NAME/snapshots/REVISION/FILE to models--OWNER--NAME/blobs/HASH,
+            which is allowed.
     """
     file = path / name
-    home = path.resolve()
-    if home.parent.name == "snapshots":
-        home = home.parent.parent.parent
     try:
-        target = file.resolve()
-    except (OSError, RuntimeError):  # a link to itself
+        home, target, is_link = path.resolve(), file.resolve(), file.is_symlink()
+    except OSError as error:
+        raise EdgeError(f"{file} cannot be read ({error.strerror}); check its name.") from None
+    except RuntimeError:  # a link to itself
         raise EdgeError(f"{file} is a link in a circle; download it again.") from None
-    if file.is_symlink() and not target.is_relative_to(home):
+    repository = home.parent.parent
+    if home.parent.name == "snapshots" and repository.name.startswith(HUB_FOLDER):
+        home = repository
+    if is_link and not target.is_relative_to(home):
         raise EdgeError(
             f"{file} is a link that leads out of its directory; replace it with the file itself."
         )
     return file
 
 
-def _without_code(content: bytes, where: str) -> bytes:
-    """The file without the key that names Python classes for a loader to run."""
+def _checked(name: str, content: bytes, where: str) -> bytes:
+    """The file, which is JSON if it is called so, without the key that names code."""
+    if not name.endswith(".json"):
+        return content
     settings = parse_json_object(content, where)
-    if "auto_map" not in settings:
+    if name not in WITH_CODE or "auto_map" not in settings:
         return content
     return json.dumps({k: v for k, v in settings.items() if k != "auto_map"}, indent=2).encode()

@@ -8,39 +8,36 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 
 from edge.checkpoints.sources.companions import inside, read_companions
 from edge.checkpoints.sources.gptq import GptqWeights, is_gptq, read_gptq_settings
 from edge.checkpoints.sources.safetensors_file import SafetensorsFile
+from edge.checkpoints.sources.tokenizer_file import check_tokenizer
 from edge.checkpoints.sources.weights import Array, Opened, Packed, Packing, Shape
 from edge.errors import EdgeError
 from edge.json_file import read_json_object
 from edge.model.config import ModelConfig
+from edge.model.tensors import check_count
 
 INDEX = "model.safetensors.index.json"
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
-FLOATS = ("F64", "F32", "F16", "BF16")
 
 
 class PlainWeights:
     """Unquantised tensors of one or more safetensors files.
 
     Raises:
-        EdgeError: two files hold a tensor of one name.
+        EdgeError: two files hold a tensor of one name, or one holds no floats.
     """
 
     quantised = False
+    unpackable: Mapping[str, str] = MappingProxyType({})
 
     def __init__(self, files: tuple[SafetensorsFile, ...]):
-        self._file_of: dict[str, SafetensorsFile] = {}
-        for file in files:
-            for name in file.entries:
-                if name in self._file_of:
-                    raise EdgeError(
-                        f"tensor {name} is in {self._file_of[name].path} and in {file.path}; "
-                        f"keep the files of one checkpoint only."
-                    )
-                self._file_of[name] = file
+        self._file_of = file_of_each(files)
+        for name, file in self._file_of.items():
+            file.check_is_float(name)
         self.files = tuple(file.path for file in files)
         self.shapes: Mapping[str, Shape] = {
             name: file.entries[name].shape for name, file in self._file_of.items()
@@ -48,14 +45,7 @@ class PlainWeights:
 
     def read(self, name: str, start: int = 0, stop: int | None = None) -> Array:
         """Rows of a tensor, bfloat16 widened to float32."""
-        file = self._file_of[name]
-        dtype = file.entries[name].dtype
-        if dtype not in FLOATS:
-            raise EdgeError(
-                f"{file.path}: tensor {name} is stored as {dtype}, not as a float; "
-                f"use the unquantised checkpoint."
-            )
-        return file.read(name, start, stop)
+        return self._file_of[name].read(name, start, stop)
 
     def packing(self, name: str) -> Packing | None:
         """None: floats."""
@@ -64,6 +54,24 @@ class PlainWeights:
     def read_packed(self, name: str) -> Packed:
         """Not offered."""
         raise NotImplementedError(name)
+
+
+def file_of_each(files: tuple[SafetensorsFile, ...]) -> dict[str, SafetensorsFile]:
+    """Every tensor's file.
+
+    Raises:
+        EdgeError: two files hold a tensor of one name.
+    """
+    found: dict[str, SafetensorsFile] = {}
+    for file in files:
+        for name in file.entries:
+            if name in found:
+                raise EdgeError(
+                    f"tensor {name} is in {found[name].path} and in {file.path}; "
+                    f"keep the files of one checkpoint only."
+                )
+            found[name] = file
+    return found
 
 
 def open_directory(path: Path) -> Opened:
@@ -76,7 +84,9 @@ def open_directory(path: Path) -> Opened:
     raw = read_json_object(config_file)
     config = ModelConfig.from_dict(raw, str(config_file))
     files = tuple(SafetensorsFile(inside(path, name)) for name in weight_files(path))
+    check_count(config, len(file_of_each(files)), str(path))
     companions = read_companions(path)
+    check_tokenizer(companions["tokenizer.json"], config.vocab_size, str(path / "tokenizer.json"))
     if is_gptq(raw, path):
         gptq = GptqWeights(files, read_gptq_settings(raw, path), config)
         return Opened(config, gptq, companions, gptq.warnings)
@@ -99,7 +109,7 @@ def weight_files(path: Path) -> list[str]:
         EdgeError: there is none, or the index is broken or points elsewhere.
     """
     index = path / INDEX
-    if index.exists():
+    if index.exists() or index.is_symlink():  # one that leads nowhere is no reason to guess
         names = read_json_object(inside(path, INDEX)).get("weight_map")
         if not isinstance(names, dict) or not all(isinstance(n, str) for n in names.values()):
             raise EdgeError(f"{index} has no weight_map; download it again.")
@@ -112,7 +122,7 @@ def weight_files(path: Path) -> list[str]:
 
 
 def _plain_name(name: str, index: Path) -> str:
-    if Path(name).name != name or not name.endswith(".safetensors"):
+    if Path(name).name != name or not name.endswith(".safetensors") or not name.isprintable():
         raise EdgeError(f"{index} points outside its directory ({name!r}); do not use it.")
     return name
 

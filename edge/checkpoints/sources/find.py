@@ -79,6 +79,8 @@ def _kind_of_path(model: str) -> str | None:
 
 
 def _file(path: Path) -> Source:
+    if not path.is_file():  # to open a pipe would wait for ever
+        raise EdgeError(f"{path} is a pipe or device, no file; name a directory or a GGUF file.")
     if path.suffix.lower() != ".gguf":
         raise EdgeError(
             f"{path} is a file but no .gguf; name the checkpoint's directory or a GGUF file."

@@ -119,6 +119,15 @@ class GgufWeights:
         """Whether any tensor was rounded to a few bits."""
         return any(tensor.kind not in UNROUNDED for tensor in self._file.tensors)
 
+    @cached_property
+    def unpackable(self) -> Mapping[str, str]:
+        """Why a quantised matrix has no packing, by name."""
+        return {
+            name: _why_not(part.tensor.kind)
+            for name, part in self._parts.items()
+            if part.tensor.kind not in UNROUNDED and self.packing(name) is None
+        }
+
     def read(self, name: str, start: int = 0, stop: int | None = None) -> Array:
         """Rows start to stop: float16 where stored so, else float32."""
         part = self._parts[name]
@@ -262,6 +271,12 @@ def _decode_rows(raw: Array, kind: str) -> Array:
     with np.errstate(all="ignore"):  # a broken scale makes NaN, which the writers refuse
         values = dequantize(raw, GGMLQuantizationType[kind])
     return values
+
+
+def _why_not(kind: str) -> str:
+    if kind in LAYOUTS:
+        return "its scales are so large that biases would not fit float16"
+    return f"MLX has no form for {kind}"
 
 
 def _rounding_warning(file: GgufFile) -> Iterator[str]:

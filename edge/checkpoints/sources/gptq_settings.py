@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from edge.checkpoints.sources.companions import inside
 from edge.checkpoints.sources.gptq_format import BITS, FORMAT_1, FORMAT_2
 from edge.errors import EdgeError
 from edge.json_file import read_json_object
@@ -58,7 +59,7 @@ def read_gptq_settings(config: Mapping[str, Any], path: Path) -> GptqSettings:
         EdgeError: another method or packing, or an impossible value.
     """
     nested = config.get("quantization_config")
-    beside = path / QUANTIZE_CONFIG
+    beside = inside(path, QUANTIZE_CONFIG)
     raw = read_json_object(beside) if beside.is_file() else {}
     where = str(beside if raw else path / "config.json")
     if isinstance(nested, Mapping):

@@ -9,13 +9,14 @@ from pathlib import Path
 import mlx.core as mx
 import numpy as np
 
-from edge.checkpoints.sources.safetensors_file import SafetensorsFile
+from edge.checkpoints.sources.safetensors_file import FLOATS, SafetensorsFile
 from edge.checkpoints.sources.weights import Array, Packed, Packing, Shape
 from edge.errors import EdgeError
 from edge.model.config import ModelConfig
-from edge.model.tensors import expected_shapes
+from edge.model.tensors import expected_shapes, input_order_shapes
 
 CODE_BITS = 32
+BITS, GROUP_SIZES = (2, 3, 4, 5, 6, 8), (32, 64, 128)
 # Where the order of a matrix's inputs is kept: shared by the matrices that read the same ones.
 ORDER_OF = {
     "self_attn.q_proj": "self_attn.qkv_order",
@@ -35,7 +36,8 @@ class MlxWeights:
         config: the network.
 
     Raises:
-        EdgeError: codes, scales and biases of a matrix do not fit each other.
+        EdgeError: codes, scales and biases of a matrix do not fit each other, an order of
+            inputs is none, or weights are whole numbers.
     """
 
     def __init__(self, files: tuple[SafetensorsFile, ...], config: ModelConfig):
@@ -44,54 +46,83 @@ class MlxWeights:
         self._packings: dict[str, Packing] = {}
         shapes: dict[str, Shape] = {}
         expected = expected_shapes(config)
+        self._check_orders(input_order_shapes(config))
+        for name, shape in expected.items():
+            is_there = name in self._file_of and self._part(name, "scales") in self._file_of
+            if is_there and len(shape) == 2:
+                self._packings[name] = self._packing_of(name, shape)
+                shapes[name] = shape
+        belonging = {self._part(name, part) for name in shapes for part in ("scales", "biases")}
+        known = shapes.keys() | belonging | self._orders
         for name, file in self._file_of.items():
-            if name.endswith((".scales", ".biases", "_order")):
-                continue
-            shapes[name] = file.entries[name].shape
-            if self._part(name, "scales") in self._file_of and name in expected:
-                self._packings[name] = self._packing_of(name, expected[name])
-                shapes[name] = expected[name]
+            if name not in known:
+                file.check_is_float(name)
+                shapes[name] = file.entries[name].shape
         self.shapes: Mapping[str, Shape] = shapes
         self.quantised = bool(self._packings)
+        # An artefact's scales are float16, which does not hold every bfloat16 exactly.
+        self.unpackable: Mapping[str, str] = {
+            name: f"its scales are stored as {dtype}, not F16"
+            for name in self._packings
+            if (dtype := self._scales_dtype(name)) != "F16"
+        }
 
     def read(self, name: str, start: int = 0, stop: int | None = None) -> Array:
         """Rows of a tensor, dequantised in float32."""
-        if name not in self._packings:
-            return self._file_of[name].read(name, start, stop)
-        packed = self._read_packed(name, start, stop)
-        packing = self._packings[name]
-        with mx.stream(mx.cpu):
-            values = np.asarray(
-                mx.dequantize(
-                    mx.array(packed.codes),
-                    mx.array(packed.scales.astype(np.float32)),
-                    mx.array(packed.biases.astype(np.float32)),
-                    group_size=packing.group_size,
-                    bits=packing.bits,
-                )
-            )
-        if packed.input_order is None:
+        order = self._order_values(name)
+        if name in self._packings:
+            values = _dequantised(self._read_packed(name, start, stop))
+        else:
+            values = self._file_of[name].read(name, start, stop)
+        if order is None:
             return values
         dense = np.empty_like(values)
-        dense[:, packed.input_order] = values
+        dense[:, order] = values
         return dense
 
     def packing(self, name: str) -> Packing | None:
         """Bits and group size of a quantised matrix."""
-        return self._packings.get(name)
+        return None if name in self.unpackable else self._packings.get(name)
 
     def read_packed(self, name: str) -> Packed:
-        """A quantised matrix as it is."""
-        return self._read_packed(name, 0, None)
+        """A quantised matrix as it is.
+
+        Raises:
+            EdgeError: a scale or bias is not finite.
+        """
+        packed = self._read_packed(name, 0, None)
+        if not (np.isfinite(packed.scales).all() and np.isfinite(packed.biases).all()):
+            raise EdgeError(
+                f"{self._file_of[name].path}: tensor {name} has scales or biases that are not "
+                f"finite; the checkpoint is damaged, so download it again."
+            )
+        return packed
 
     def _read_packed(self, name: str, start: int, stop: int | None) -> Packed:
         codes, scales, biases = (
             self._file_of[part].read(part, start, stop)
             for part in (name, self._part(name, "scales"), self._part(name, "biases"))
         )
+        return Packed(
+            self._packings[name], codes.view(np.uint32), scales, biases, self._order_values(name)
+        )
+
+    def _order_values(self, name: str) -> Array | None:
         order = self._order_of(name)
-        order_values = None if order is None else self._file_of[order].read(order)
-        return Packed(self._packings[name], codes.view(np.uint32), scales, biases, order_values)
+        return None if order is None else self._file_of[order].read(order)
+
+    def _check_orders(self, expected: Mapping[str, Shape]) -> None:
+        """Every order of inputs has each of them once."""
+        self._orders = expected.keys() & self._file_of.keys()
+        for name in self._orders:
+            file = self._file_of[name]
+            entry, (inputs,) = file.entries[name], expected[name]
+            fits = entry.dtype == "I32" and entry.shape == (inputs,)
+            if not fits or not np.array_equal(np.sort(file.read(name)), np.arange(inputs)):
+                raise EdgeError(
+                    f"{file.path}: tensor {name} is no order of {inputs} inputs; "
+                    f"convert from the unquantised checkpoint."
+                )
 
     def _order_of(self, name: str) -> str | None:
         stem = name.removesuffix(".weight")
@@ -100,6 +131,10 @@ class MlxWeights:
                 full = stem.removesuffix(ending) + order
                 return full if full in self._file_of else None
         return None
+
+    def _scales_dtype(self, name: str) -> str:
+        scales = self._part(name, "scales")
+        return self._file_of[scales].entries[scales].dtype
 
     @staticmethod
     def _part(name: str, part: str) -> str:
@@ -110,9 +145,13 @@ class MlxWeights:
         codes = self._file_of[name].entries[name].shape
         parts = [self._part(name, part) for part in ("scales", "biases")]
         found = [self._file_of[p].entries[p].shape for p in parts if p in self._file_of]
+        dtypes = [self._file_of[p].entries[p].dtype for p in parts if p in self._file_of]
         rows, columns = shape
         fits = (
-            len(found) == 2
+            self._file_of[name].entries[name].dtype == "U32"
+            and len(found) == 2
+            and dtypes[0] == dtypes[1]
+            and dtypes[0] in FLOATS
             and found[0] == found[1]
             and len(codes) == len(found[0]) == 2
             and codes[0] == found[0][0] == rows
@@ -126,4 +165,23 @@ class MlxWeights:
                 f"{list(shape)} in MLX's affine mode; convert from the unquantised checkpoint."
             )
         bits, group_size = codes[1] * CODE_BITS // columns, columns // found[0][1]
+        if bits not in BITS or group_size not in GROUP_SIZES:
+            raise EdgeError(
+                f"{self._file_of[name].path}: {name} has {bits} bits in groups of {group_size}, "
+                f"which MLX does not know; convert from the unquantised checkpoint."
+            )
         return Packing(bits, group_size, self._order_of(name) is not None)
+
+
+def _dequantised(packed: Packed) -> Array:
+    """The matrix in float32, columns as stored."""
+    with mx.stream(mx.cpu):
+        return np.asarray(
+            mx.dequantize(
+                mx.array(packed.codes),
+                mx.array(packed.scales.astype(np.float32)),
+                mx.array(packed.biases.astype(np.float32)),
+                group_size=packed.packing.group_size,
+                bits=packed.packing.bits,
+            )
+        )

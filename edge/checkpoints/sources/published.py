@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from dataclasses import replace
 
 from edge.model.config import DEFAULT_ROPE_THETA, ModelConfig
@@ -10,6 +11,12 @@ from edge.model.config import DEFAULT_ROPE_THETA, ModelConfig
 STABLE_CODE = re.compile(r"stable[-_. ]?code", re.IGNORECASE)
 STABLE_CODE_ROPE_THETA = 1_000_000.0
 STABLE_CODE_CONTEXT = 16384
+NO_ROPE_BASE = (
+    f"the file gives no rotary base, so llama.cpp takes {DEFAULT_ROPE_THETA:.0f}, but Stable Code "
+    f"3B was trained with {STABLE_CODE_ROPE_THETA:.0f}: add --rope-theta "
+    f"{STABLE_CODE_ROPE_THETA:.0f}, or make a corrected copy with 'edge convert "
+    f"MODEL --to gguf-mended', unless this is another model."
+)
 
 _3B = ModelConfig(
     vocab_size=50304,
@@ -56,8 +63,8 @@ SHAPES = {
 }
 
 
-def doubts_about(config: ModelConfig, *names: str | None) -> list[str]:
-    """Sentences about values that contradict what the model was trained with.
+def rope_base_is_doubtful(config: ModelConfig, *names: str | None) -> bool:
+    """Whether this is Stable Code 3B, by its names or its context, with the rotary base of others.
 
     Revision 84383c2 of stable-code-3b, conversions made from it, and every GGUF file of it
     that llama.cpp's own converter made, carry or imply a rotary base of 10000.
@@ -66,19 +73,37 @@ def doubts_about(config: ModelConfig, *names: str | None) -> list[str]:
         config: as the source describes the network.
         names: what the model is called, wherever it is named.
     """
-    named = any(name and STABLE_CODE.search(name) for name in names)
     long_context = config.max_position_embeddings == STABLE_CODE_CONTEXT
+    return config.rope_theta == DEFAULT_ROPE_THETA and (long_context or _is_named(names))
+
+
+def doubts_about(config: ModelConfig, *names: str | None, gives_base: bool = True) -> list[str]:
+    """Sentences about values that contradict what the model was trained with.
+
+    Args:
+        config: as the source describes the network.
+        names: what the model is called, wherever it is named.
+        gives_base: false for a GGUF file without a rotary base, which means 10000.
+    """
     doubts = []
-    if (named or long_context) and config.rope_theta == DEFAULT_ROPE_THETA:
-        doubts.append(
-            f"rope_theta is {config.rope_theta:g}, but Stable Code 3B was trained with "
-            f"{STABLE_CODE_ROPE_THETA:g}: convert with --rope-theta "
-            f"{STABLE_CODE_ROPE_THETA:.0f} unless this is another model."
-        )
-    if named and not long_context:
+    if rope_base_is_doubtful(config, *names):
+        doubts.append(_rope_doubt(config) if gives_base else NO_ROPE_BASE)
+    if _is_named(names) and config.max_position_embeddings != STABLE_CODE_CONTEXT:
         doubts.append(
             f"the context is {config.max_position_embeddings} tokens, but Stable Code 3B was "
-            f"trained with {STABLE_CODE_CONTEXT}: convert with --context {STABLE_CODE_CONTEXT} "
+            f"trained with {STABLE_CODE_CONTEXT}: add --context {STABLE_CODE_CONTEXT} "
             f"unless this is another model."
         )
     return doubts
+
+
+def _is_named(names: Iterable[str | None]) -> bool:
+    return any(name and STABLE_CODE.search(name) for name in names)
+
+
+def _rope_doubt(config: ModelConfig) -> str:
+    return (
+        f"rope_theta is {config.rope_theta:.0f}, but Stable Code 3B was trained with "
+        f"{STABLE_CODE_ROPE_THETA:.0f}: add --rope-theta {STABLE_CODE_ROPE_THETA:.0f} "
+        f"unless this is another model."
+    )

@@ -12,8 +12,8 @@ be, 6 GB of memory.
 
 from __future__ import annotations
 
-import json
 import math
+import stat
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,12 +21,15 @@ from typing import Any
 import numpy as np
 
 from edge.errors import EdgeError
+from edge.json_file import strict_json
 
 # The bound that the reference implementation sets on the header.
 MAX_HEADER_BYTES = 100_000_000
+MAX_AXES = 8  # far above any network's, so that no product of sizes takes long
 ITEM_BYTES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "I64": 8, "I32": 4, "U32": 4}
 # Packed and index tensors of quantised checkpoints; no tensor of a network is one.
 INTEGERS = ("I64", "I32", "U32")
+FLOATS = tuple(dtype for dtype in ITEM_BYTES if dtype not in INTEGERS)
 NUMPY_TYPES = {
     "F64": "<f8",
     "F32": "<f4",
@@ -58,7 +61,10 @@ class SafetensorsFile:
     def __init__(self, path: Path):
         self.path = path
         try:
-            self.file_bytes = path.stat().st_size
+            status = path.stat()
+            if not stat.S_ISREG(status.st_mode):  # to open a pipe would wait for ever
+                raise self._broken("is a folder, pipe or device, no file")
+            self.file_bytes = status.st_size
             with path.open("rb") as file:
                 header_bytes = int.from_bytes(file.read(8), "little")
                 self.data_begin = 8 + header_bytes
@@ -73,6 +79,19 @@ class SafetensorsFile:
             raise self._broken(f"cannot be read ({error.strerror})") from None
         self.entries = self._parse()
         self._check_layout()
+
+    def check_is_float(self, name: str) -> None:
+        """Refuse whole numbers where weights belong.
+
+        Raises:
+            EdgeError: the tensor holds such.
+        """
+        dtype = self.entries[name].dtype
+        if dtype not in FLOATS:
+            raise EdgeError(
+                f"{self.path}: tensor {name} is stored as {dtype}, not as a float; "
+                f"use the unquantised checkpoint."
+            )
 
     def read(
         self, name: str, start: int = 0, stop: int | None = None
@@ -111,10 +130,13 @@ class SafetensorsFile:
 
     def _parse(self) -> dict[str, TensorEntry]:
         try:
-            header = json.loads(self.header)
-            header.pop("__metadata__", None)
+            header = strict_json(self.header)
+            metadata = header.pop("__metadata__", {})
+            texts = () if metadata is None else metadata.values()  # MLX writes null for none
+            if not all(isinstance(text, str) for text in texts):
+                raise ValueError(metadata)
             return {name: self._entry(name, fields) for name, fields in header.items()}
-        except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
+        except (ValueError, TypeError, KeyError, AttributeError):
             raise self._broken("has a header that is not safetensors") from None
 
     def _entry(self, name: str, fields: dict[str, Any]) -> TensorEntry:
@@ -125,7 +147,10 @@ class SafetensorsFile:
                 f"{self.path}: tensor {name} is stored as {dtype}, edge reads "
                 f"{', '.join(ITEM_BYTES)}; use the unquantised checkpoint."
             )
-        if not all(isinstance(n, int) and n >= 0 for n in (begin, end, *shape)):
+        numbers = (begin, end, *shape)
+        if type(shape) is not list or len(shape) > MAX_AXES:
+            raise ValueError(name)
+        if not all(type(n) is int and 0 <= n < 1 << 63 for n in numbers):
             raise ValueError(name)
         if end - begin != math.prod(shape) * ITEM_BYTES[dtype]:
             raise self._broken(f"gives tensor {name} {end - begin} bytes for shape {shape}")
@@ -134,7 +159,8 @@ class SafetensorsFile:
     def _check_layout(self) -> None:
         """Tensors must fill the data exactly, as the format demands: no gap, no overlap."""
         position = self.data_begin
-        for name, entry in sorted(self.entries.items(), key=lambda item: item[1].begin):
+        in_order = sorted(self.entries.items(), key=lambda item: (item[1].begin, item[1].end))
+        for name, entry in in_order:
             if entry.begin != position:
                 raise self._broken(f"has tensor {name} overlapping or after a gap")
             position = entry.end

@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from math import prod
 from pathlib import Path
+from types import MappingProxyType
 
 import numpy as np
 
@@ -45,6 +46,7 @@ class SyntheticWeights:
 
     files: tuple[Path, ...] = ()
     quantised = False
+    unpackable: Mapping[str, str] = MappingProxyType({})
 
     def __init__(self, config: ModelConfig):
         self.shapes: Mapping[str, Shape] = expected_shapes(config)
@@ -127,7 +129,7 @@ def _companions(end_id: int) -> dict[str, bytes]:
         "decoder": {**byte_level, "use_regex": True},
         "model": {
             "type": "BPE",
-            "vocab": {t: i for t, i in ids.items() if t not in SPECIAL_TOKENS},
+            "vocab": ids,  # readers number anew what is only among the added tokens
             "merges": ["! !"],  # llama.cpp refuses a tokenizer that has none
         },
     }

@@ -74,6 +74,11 @@ class Weights(Protocol):
         """Whether the weights were rounded to a few bits before."""
         ...
 
+    @property
+    def unpackable(self) -> Mapping[str, str]:
+        """Why a quantised tensor has no packing, by name."""
+        ...
+
     def read(self, name: str, start: int = 0, stop: int | None = None) -> Array:
         """Rows start to stop of a tensor as float16 or float32, never more precise than stored."""
         ...

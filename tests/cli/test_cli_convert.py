@@ -1,0 +1,334 @@
+"""`edge convert` as a user types it: what it prints where, and how it ends."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from edge.checkpoints.artefacts.manifest import read_manifest
+from edge.checkpoints.artefacts.recipes import RECIPES
+from edge.checkpoints.artefacts.sizes import tensor_bytes
+from edge.cli.main import main
+from edge.gguf_file import read_gguf
+from tests.cli.test_cli import ROOT, edge, is_one_sentence
+from tests.support.foreign_gguf import write_tiny
+from tests.support.gptq_packer import STABLELM, Settings, write_gptq
+from tests.support.tiny import PLAIN, write_checkpoint
+
+TABLE_11 = ["mlx-fp16", "mlx-int4", "gguf-f16", "gguf-q5_k_m", "gguf-q6_k"]
+
+
+class Typed:
+    """One command in this process, in a folder of its own."""
+
+    def __init__(self, capsys):
+        self._capsys = capsys
+
+    def __call__(self, *words):
+        self._capsys.readouterr()
+        try:
+            code = main(["convert", *map(str, words)])
+        except SystemExit as stop:  # argparse
+            code = stop.code
+        out, err = self._capsys.readouterr()
+        return subprocess.CompletedProcess(words, code, out, err)
+
+    def json(self, *words):
+        done = self(*words, "-o", "json")
+        assert done.returncode == 0, done.stderr
+        return json.loads(done.stdout)
+
+    def sentence(self, *words, code=1):
+        return is_one_sentence(self(*words), code)
+
+
+@pytest.fixture
+def typed(capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    return Typed(capsys)
+
+
+@pytest.fixture
+def tiny(tmp_path):
+    return write_checkpoint(tmp_path / "tiny", PLAIN).name
+
+
+@pytest.fixture
+def gptq(tmp_path):
+    write_gptq(tmp_path / "code-GPTQ", STABLELM, Settings(4, 64))
+    return "code-GPTQ"
+
+
+@pytest.fixture
+def foreign(tmp_path):
+    """As llama.cpp's converter leaves Stable Code."""
+    keys = {"stablelm.context_length": 16384}
+    return write_tiny(tmp_path / "stable-code-3b.gguf", keys).name
+
+
+# --- list
+
+
+@pytest.mark.parametrize("kind", ["demo", "synthetic:stable-code-3b", "gptq", "foreign"])
+def test_every_artefact_is_listed_with_its_size(typed, request, kind):
+    model = kind if kind == "demo" or ":" in kind else request.getfixturevalue(kind)
+    rows = typed.json(model, "--list")
+    assert [row["artefact"] for row in rows] == list(RECIPES)
+    assert all(row["weight_bytes"] > 0 and row["bits_per_weight"] > 0 for row in rows)
+    lines = typed(model, "--list").stdout.splitlines()
+    assert lines[0].split() == ["artefact", "bits/weight", "size", "(MB)"]
+    assert [line.split()[0] for line in lines[1:]] == list(RECIPES)
+    assert [r["artefact"] for r in rows if r["exact"]] == [
+        line.split()[0] for line in lines[1:] if "keeps the source's own values" in line
+    ]
+    assert not Path("models").exists()
+
+
+def test_the_listed_size_is_that_of_the_artefact(typed, gptq):
+    rows = {row["artefact"]: row for row in typed.json(gptq, "--list")}
+    assert [name for name, row in rows.items() if row["exact"]] == ["mlx-int4"]
+    for made in typed.json(gptq, "--to", "mlx-int4", "mlx-int3", "gguf-q8_0"):
+        assert tensor_bytes(Path(made["path"])) == rows[made["artefact"]]["weight_bytes"]
+
+
+def test_the_published_sizes_are_listed(typed):
+    rows = {r["artefact"]: r for r in typed.json("synthetic:stable-code-3b", "--list")}
+    assert rows["mlx-fp16"]["weight_bytes"] == 2 * 2_795_443_200
+    assert rows["gguf-q6_k"]["bits_per_weight"] == pytest.approx(6.57, abs=0.01)
+    smaller = typed.json("synthetic:stable-code-3b", "--list", "--layers", "1")
+    assert smaller[0]["weight_bytes"] < rows["mlx-fp16"]["weight_bytes"] / 6
+    wide = {r["artefact"]: r for r in typed.json("demo", "--list", "--group-size", "128")}
+    assert wide["mlx-int4"]["bits_per_weight"] == pytest.approx(4.25, abs=0.05)
+
+
+# --- convert
+
+
+def test_table_11_is_the_default(typed, tiny):
+    assert [made["artefact"] for made in typed.json(tiny)] == TABLE_11
+
+
+def test_json_is_one_document_with_notes_and_warnings(typed, foreign):
+    (made,) = typed.json(foreign, "--to", "mlx-int4")
+    assert set(made) == {"artefact", "path", "kept", "file_bytes", "notes", "warnings"}
+    assert any("rounded again" in note for note in made["notes"])
+    assert any("gives no rotary base" in warning for warning in made["warnings"])
+    (again,) = typed.json(foreign, "--to", "mlx-int4")
+    assert again == {**made, "kept": True}
+
+
+def test_results_and_warnings_go_to_different_streams(foreign, tmp_path):
+    """In a process of its own: whatever libraries print counts too."""
+    done = edge("convert", foreign, "--to", "gguf-q8_0", "mlx-int4", cwd=tmp_path)
+    assert done.returncode == 0
+    lines = done.stdout.splitlines()
+    assert [line for line in lines if not line.startswith("  ")] == [
+        f"made models/stable-code-3b/gguf-q8_0.gguf ({size(tmp_path, 'gguf-q8_0.gguf')} MB)",
+        f"made models/stable-code-3b/mlx-int4 ({size(tmp_path, 'mlx-int4')} MB)",
+    ]
+    assert all(line.startswith("edge convert: warning: ") for line in done.stderr.splitlines())
+    assert "--rope-theta 1000000" in done.stderr
+
+
+def size(cwd, name):
+    path = cwd / "models" / "stable-code-3b" / name
+    files = path.iterdir() if path.is_dir() else [path]
+    return f"{sum(file.stat().st_size for file in files) / 1e6:.1f}"
+
+
+def test_a_quantised_source_is_kept_unless_requantised(typed, gptq):
+    (made,) = typed.json(gptq, "--to", "mlx-int4")
+    assert read_manifest(Path(made["path"])).exact
+    line = typed.sentence(gptq, "--to", "mlx-int4", "--requantise")
+    assert "made with other options" in line and "--force" in line
+    for spelling in ("--requantise", "--requantize"):
+        (again,) = typed.json(gptq, "--to", "mlx-int4", spelling, "--force")
+        assert any("rounded again" in note for note in again["notes"])
+
+
+def test_a_group_size_of_ones_own(typed, tiny):
+    wide = {**PLAIN, "hidden_size": 128, "intermediate_size": 256}
+    write_checkpoint(Path("wide"), wide)
+    (made,) = typed.json("wide", "--to", "mlx-int4", "--group-size", "128")
+    config = json.loads((Path(made["path"]) / "config.json").read_text())
+    assert config["quantization"]["group_size"] == 128
+    assert "other options" in typed.sentence("wide", "--to", "mlx-int4", "--group-size", "32")
+
+
+def test_learned_quantisation_says_what_it_did(typed, tmp_path):
+    write_checkpoint(tmp_path / "m", {**PLAIN, "intermediate_size": 128})
+    (tmp_path / "text.txt").write_text("def f(x):\n    return x + 1\n" * 400)
+    words = ("m", "--to", "mlx-int4", "--calibrate", "gptq", "--calibration", "text.txt")
+    (made,) = typed.json(*words)
+    manifest = read_manifest(Path(made["path"]))
+    assert manifest.recipe["learned"] == "gptq"
+    assert made["notes"]
+    assert typed.json(*words)[0]["kept"]
+    assert "other options" in typed.sentence("m", "--to", "mlx-int4", "--calibrate", "dwq")
+
+
+# --- wrong values in the source
+
+
+def test_a_checkpoint_with_the_wrong_base_and_context(typed, tmp_path):
+    """Revision 84383c2 of stable-code-3b has the values of StableLM 3B."""
+    write_checkpoint(tmp_path / "stable-code-3b", {**PLAIN, "max_position_embeddings": 4096})
+    done = typed("stable-code-3b", "--to", "mlx-fp16")
+    base, context = done.stderr.splitlines()
+    assert base.startswith("edge convert: warning: rope_theta is 10000")
+    assert "--rope-theta 1000000" in base
+    assert "--context 16384" in context
+    right = ("--rope-theta", "1000000", "--context", "16384", "--force")
+    done = typed("stable-code-3b", "--to", "mlx-fp16", "gguf-f16", *right)
+    assert (done.returncode, done.stderr) == (0, "")
+    folder = tmp_path / "models" / "stable-code-3b"
+    config = json.loads((folder / "mlx-fp16" / "config.json").read_text())
+    assert (config["rope_theta"], config["max_position_embeddings"]) == (1e6, 16384)
+    keys = read_gguf(folder / "gguf-f16.gguf").keys
+    assert keys["stablelm.rope.freq_base"] == 1e6
+    assert keys["stablelm.context_length"] == 16384
+    done = typed("stable-code-3b", "--verify", folder / "mlx-fp16")
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_a_mended_copy(typed, foreign):
+    words = (foreign, "--to", "gguf-mended")
+    (made,) = typed.json(*words)
+    path = Path("models/stable-code-3b/gguf-mended.gguf")
+    assert made == {
+        "artefact": "gguf-mended",
+        "path": str(path),
+        "kept": False,
+        "file_bytes": path.stat().st_size,
+        "notes": [
+            "rotary base 1000000, context 16384; every tensor is the source's, byte for byte."
+        ],
+        "warnings": [],
+    }
+    assert read_gguf(path).keys["stablelm.rope.freq_base"] == 1e6
+    assert "--force" in typed.sentence(*words)
+    forced = typed(*words, "--force")
+    assert (forced.returncode, forced.stderr) == (0, "")
+    assert forced.stdout.startswith(f"made {path} (")
+    assert "as it should be" in typed(foreign, "--verify", path).stdout
+    assert "nothing to mend" in typed.sentence(path, "--to", "gguf-mended", "--out", "again")
+    assert "a second call" in typed.sentence(*words, "mlx-fp16")
+    assert "is no file" in typed.sentence("demo", "--to", "gguf-mended")
+
+
+# --- verify
+
+
+def test_verify_in_text_json_and_exit_codes(typed, tiny):
+    typed(tiny, "--to", "mlx-int4")
+    path = Path("models/tiny/mlx-int4")
+    done = typed(tiny, "--verify", path)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.splitlines()[0].startswith(f"{path}: mlx-int4 of tiny, ")
+    assert done.stdout.splitlines()[-1] == "as it should be"
+    found = typed.json(tiny, "--verify", path)
+    assert found["problems"] == []
+    assert found["manifest"]["artefact"] == "mlx-int4"
+    assert len(found["worst"]) == 5
+    assert "its source is not here" in typed.json("--verify", path)["remarks"][0]
+
+    weights = path / "model.safetensors"
+    data = bytearray(weights.read_bytes())
+    data[-1] ^= 1
+    weights.write_bytes(data)
+    done = typed(tiny, "--verify", path)
+    assert done.returncode == 1
+    assert f"PROBLEM: {weights} has changed" in done.stdout
+    assert done.stdout.splitlines()[-1] == "not what it should be"
+    done = typed(tiny, "--verify", path, "-o", "json")
+    assert done.returncode == 1
+    assert json.loads(done.stdout)["problems"]
+
+
+def test_verify_finds_the_demo_by_itself(typed, demo_out):
+    found = typed.json("--verify", demo_out / "gguf-q6_k.gguf")
+    assert found["compared_tensors"] == 48
+    assert found["remarks"] == []
+
+
+def test_verify_of_what_is_no_artefact(typed, tiny):
+    assert "is missing" in typed.sentence("--verify", "nothing")
+    assert "no manifest" in typed.sentence("--verify", tiny)
+
+
+# --- what cannot be
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (("demo", "--revision", "main"), "--revision is for models on the hub"),
+        (("tiny", "--revision", "main"), "--revision is for models on the hub"),
+        (("demo", "--layers", "2"), "--layers is for synthetic models"),
+        (("demo", "--requantise"), "--requantise is for quantised sources, and demo is none"),
+        (("demo", "--to", "mlx-fp16", "--group-size", "64"), "--group-size bears on none"),
+        (("demo", "--to", "mlx-int4", "--imatrix", "x"), "--imatrix bears on none"),
+        (("demo", "--to", "gguf-f16", "--imatrix", "x"), "--imatrix bears on none"),
+        (("demo", "--to", "gguf-q4_0", "--imatrix", "x"), "x cannot be read"),
+        (("demo", "--to", "gguf-f16", "--calibrate", "awq"), "--calibrate bears on none"),
+        (("demo", "--to", "mlx-int4", "--calibration", "x"), "--calibration needs --calibrate"),
+        (("demo", "--to", "mlx-int4", "--calibrate", "gptq", "--calibration", "x"), "x cannot be"),
+        (("demo", "--list", "--to", "mlx-int4"), "--to bears on nothing when listing"),
+        (("demo", "--list", "--force"), "--force bears on nothing when listing"),
+        (("demo", "--verify", "x", "--out", "y"), "--out bears on nothing when verifying"),
+        (("demo", "--verify", "x", "--rope-theta", "1"), "--rope-theta bears on nothing"),
+        (("x.gguf", "--to", "gguf-mended", "--layers", "2"), "--layers bears on nothing when men"),
+        (("x.gguf", "--to", "gguf-mended", "--imatrix", "y"), "--imatrix bears on nothing when"),
+        (("synthetic:gpt-5",), "no synthetic shape 'gpt-5'; choose from stable-code-3b"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, tuple) else "",
+)
+def test_what_bears_on_nothing_or_is_not_there(typed, tiny, words, expected):
+    assert expected in typed.sentence(*words)
+    assert [path.name for path in Path().rglob("*") if path.suffix == ".gguf"] == []
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (("demo", "--group-size", "48"), "--group-size: invalid choice: 48"),
+        (("demo", "--calibrate", "magic"), "--calibrate: invalid choice: 'magic'"),
+        (("demo", "--rope-theta", "0"), "--rope-theta: '0' is not a number"),
+        (("demo", "--rope-theta", "nan"), "--rope-theta: 'nan' is not a number"),
+        (("demo", "--rope-theta", "1e39"), "--rope-theta: '1e39' is not a number"),
+        (("demo", "--context", "99999999999"), "--context: 99999999999 is more than"),
+        (("demo", "--layers", "0"), "--layers: '0' is not a whole number"),
+        (("demo", "--list", "--verify", "x"), "--verify: not allowed with argument --list"),
+        (("--to", "mlx-int4", "demo"), "MODEL goes before the artefacts"),
+        ((), "MODEL is missing"),
+        (("--list",), "MODEL is missing"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, tuple) else "",
+)
+def test_wrong_arguments_end_with_2(typed, words, expected):
+    assert expected in typed.sentence(*words, code=2)
+
+
+def test_the_script_without_a_model(tmp_path):
+    line = is_one_sentence(edge(cwd=tmp_path, script="convert.py"), 2)
+    assert "MODEL is missing" in line
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("words", [["--list"], ["--to", "mlx-int4", "gguf-q8_0"]])
+def test_nobody_waits_for_what_only_learning_needs(words, tmp_path):
+    code = (
+        f"import sys; from edge.cli.main import main; main(['convert', 'demo', *{words}]); "
+        "print([m for m in ('transformers', 'matplotlib', 'mlx_lm') if m in sys.modules], "
+        "file=sys.stderr)"
+    )
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(
+        command, capture_output=True, text=True, cwd=tmp_path, env=environment, check=True
+    )
+    assert done.stderr.strip() == "[]"

@@ -1,0 +1,80 @@
+"""To spoil a checkpoint on purpose, and to see that it is refused as it should be."""
+
+import json
+import signal
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+from safetensors.numpy import load_file, save_file
+
+from edge.checkpoints.artefacts.recipes import RECIPES
+from edge.checkpoints.checkpoint import open_checkpoint
+from edge.checkpoints.convert import convert
+from edge.errors import EdgeError
+from tests.support.mutations import join_safetensors, split_safetensors
+
+MADE = ("mlx-fp16", "mlx-int4", "gguf-f16")
+WEIGHTS = "model.safetensors"
+UP = "model.layers.0.mlp.up_proj.weight"
+# A hang, not slowness: what is refused takes some milliseconds.
+LIMIT_S = 60
+
+
+@contextmanager
+def limited():
+    """Ends what hangs, such as waiting for a pipe, as long as it lets Python's signals in."""
+
+    def stop(*_):
+        raise TimeoutError(f"no answer in {LIMIT_S} s")
+
+    before = signal.signal(signal.SIGALRM, stop)
+    signal.alarm(LIMIT_S)
+    try:
+        yield
+    finally:
+        signal.alarm(0)
+        signal.signal(signal.SIGALRM, before)
+
+
+def run(path: Path, out: Path, names=MADE):
+    """Convert."""
+    recipes = [RECIPES[name] for name in names]
+    with limited():
+        return convert(open_checkpoint(str(path)), recipes, out, lambda *_: None)
+
+
+def refused(path: Path, words: str, names=MADE) -> str:
+    """The sentence; nothing may be left in the output folder, hidden files neither."""
+    out = path.parent / "out"
+    with pytest.raises(EdgeError, match=words) as caught:
+        run(path, out, names)
+    assert not out.exists() or list(out.iterdir()) == []
+    assert is_sentence(str(caught.value))
+    return str(caught.value)
+
+
+def is_sentence(text: str) -> bool:
+    """One line that no terminal acts on, of a length that somebody reads."""
+    return text.isprintable() and text.endswith(".") and len(text) < 1500
+
+
+def edit(path: Path, name: str, change) -> None:
+    """Change a JSON file's content."""
+    content = json.loads((path / name).read_text())
+    change(content)
+    (path / name).write_text(json.dumps(content))
+
+
+def edit_tensors(path: Path, change) -> None:
+    """Change the tensors."""
+    tensors = load_file(path / WEIGHTS)
+    change(tensors)
+    save_file(tensors, path / WEIGHTS)
+
+
+def edit_header(path: Path, change) -> None:
+    """Change what the header says of the same data."""
+    header, data = split_safetensors((path / WEIGHTS).read_bytes())
+    change(header)
+    (path / WEIGHTS).write_bytes(join_safetensors(header, data))

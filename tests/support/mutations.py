@@ -1,0 +1,369 @@
+"""Valid tiny checkpoints of every kind, as files in memory, and ways to spoil them."""
+
+import json
+import os
+import random
+import struct
+from collections.abc import Callable
+from copy import deepcopy
+from dataclasses import dataclass
+from pathlib import Path
+
+import mlx.core as mx
+import numpy as np
+from safetensors.numpy import load_file, save
+
+from tests.support.foreign_gguf import write_tiny
+from tests.support.gptq_packer import STABLELM, Settings, write_gptq
+from tests.support.tiny import PLAIN, write_checkpoint
+
+# One layer and few tokens: a case should take some milliseconds.
+SMALL = {**PLAIN, "num_hidden_layers": 1, "vocab_size": 64}
+GPTQ = {**STABLELM, "num_hidden_layers": 1, "vocab_size": 64, "hidden_size": 64}
+GPTQ |= {"intermediate_size": 128, "num_attention_heads": 2, "num_key_value_heads": 1}
+GGUF_FILE = "model.gguf"
+INDEX = "model.safetensors.index.json"
+
+
+@dataclass(frozen=True)
+class Special:
+    """What lies in a file's place instead of bytes: a link to a target, a folder or a pipe."""
+
+    kind: str
+    target: str = ""
+
+
+Files = dict[str, bytes | Special]
+
+
+def write_files(path: Path, files: Files) -> Path:
+    """Put the files into a new directory."""
+    path.mkdir()
+    for name, content in files.items():
+        file = path / name
+        if isinstance(content, bytes):
+            file.write_bytes(content)
+        elif content.kind == "link":
+            file.symlink_to(content.target)
+        elif content.kind == "folder":
+            file.mkdir()
+        else:
+            os.mkfifo(file)
+    return path
+
+
+# --- valid ones
+
+
+def _files_of(path: Path) -> Files:
+    return {file.name: file.read_bytes() for file in path.iterdir()}
+
+
+def _plain(path: Path, **changes) -> Files:
+    return _files_of(write_checkpoint(path, {**SMALL, **changes}))
+
+
+def _half(path: Path) -> Files:
+    """float16, with every switch of the family that adds tensors."""
+    switches = {"use_qkv_bias": True, "qk_layernorm": True, "use_parallel_residual": True}
+    files = _plain(path, num_key_value_heads=2, **switches)
+    tensors = load_file(path / "model.safetensors")
+    half = {name: array.astype(np.float16) for name, array in tensors.items()}
+    return files | {"model.safetensors": save(half, metadata={"format": "pt"})}
+
+
+def _sharded(path: Path) -> Files:
+    files = _plain(path, rope_theta=1_000_000)
+    tensors = load_file(path / "model.safetensors")
+    names = sorted(tensors)
+    shards = {"model-1.safetensors": names[:5], "model-2.safetensors": names[5:]}
+    del files["model.safetensors"]
+    for file, part in shards.items():
+        files[file] = save({name: tensors[name] for name in part})
+    index = {"metadata": {}, "weight_map": {n: f for f, part in shards.items() for n in part}}
+    return files | {INDEX: json.dumps(index).encode()}
+
+
+def _bfloat16(path: Path) -> Files:
+    files = _plain(path)
+    tensors = load_file(path / "model.safetensors")
+    mx.save_safetensors(
+        str(path / "model.safetensors"),
+        {name: mx.array(array).astype(mx.bfloat16) for name, array in tensors.items()},
+    )
+    return files | {"model.safetensors": (path / "model.safetensors").read_bytes()}
+
+
+def _gptq(path: Path, **how) -> Files:
+    write_gptq(path, GPTQ, Settings(group_size=32, **how))
+    return _files_of(path)
+
+
+def _gguf(path: Path) -> Files:
+    path.mkdir()
+    return {GGUF_FILE: write_tiny(path / GGUF_FILE).read_bytes()}
+
+
+def _mlx(path: Path) -> Files:
+    """As mlx-lm writes it: matrices in 4 bits and groups of 32."""
+    files = _plain(path)
+    tensors = {}
+    for name, array in load_file(path / "model.safetensors").items():
+        half = mx.array(array).astype(mx.float16)
+        if array.ndim == 1:
+            tensors[name] = half
+            continue
+        parts = mx.quantize(half, group_size=32, bits=4)
+        stem = name.removesuffix("weight")
+        tensors |= dict(zip((name, f"{stem}scales", f"{stem}biases"), parts, strict=True))
+    mx.save_safetensors(str(path / "model.safetensors"), tensors, {"format": "mlx"})
+    files["model.safetensors"] = (path / "model.safetensors").read_bytes()
+    raw = {**SMALL, "quantization": {"group_size": 32, "bits": 4}}
+    return files | {"config.json": json.dumps(raw).encode()}
+
+
+BASES: dict[str, Callable[[Path], Files]] = {
+    "plain": _plain,
+    "half": _half,
+    "sharded": _sharded,
+    "bfloat16": _bfloat16,
+    "tied": lambda path: _plain(path, tie_word_embeddings=True),
+    "gptq": lambda path: _gptq(path, act_order=False),
+    "gptq-order": lambda path: _gptq(path, act_order=True),
+    "mlx": _mlx,
+    "gguf": _gguf,
+}
+
+
+# --- spoiling them
+
+
+NUMBERS = (0, 1, 2, 3, -1, 31, 63, 64, 65, 128, 2**16, 2**31 - 1, 2**31, 2**53, 2**63, 10**12)
+VALUES = (
+    *NUMBERS,
+    *(0.25, 0.5, 1e-5, 1e-300, 1e300, 64.0, True, False, None, "", "64", "false", "gptq", "../x"),
+    *([], {}, [0], [[0]], {"a": 0}, "\ud800", "a\nb", "\0", "x" * 300, "model.safetensors"),
+)
+LITERALS = (b"NaN", b"Infinity", b"-Infinity", b"1" * 5000, b"[" * 5000, b"1e999", b'"\\ud800"')
+KEYS = (
+    *("rope_theta", "rope_scaling", "rope_parameters", "quantization", "quantization_config"),
+    *("qk_layernorm", "tie_word_embeddings", "head_dim", "auto_map", "bits", "group_size", "sym"),
+    *("desc_act", "checkpoint_format", "model_type", "normalizer", "added_tokens", "vocab"),
+    *("__metadata__", "lm_head.weight", "model.norm.scales", "dtype", "shape", "data_offsets"),
+)
+DTYPES = ("F64", "F32", "F16", "BF16", "I64", "I32", "U32", "I16", "U16", "U8", "BOOL", "F8_E4M3")
+FLOAT_TYPES = {"F16": np.float16, "F32": np.float32, "F64": np.float64}
+BROKEN = (np.nan, np.inf, -np.inf, 1e30, 65504.0, 65520.0, -0.0, 1e-40)
+OTHER_NAMES = (
+    *("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"),
+    *("vocab.json", "merges.txt", "chat_template.jinja", "generation_config.json", INDEX),
+    *("quantize_config.json", "config.json", "extra.safetensors", "model.safetensors", "a.bin"),
+)
+LINKS = ("../outside.json", "/dev/zero", "model.safetensors", "loop", "gone", ".", "config.json")
+
+
+def mutate(files: Files, rng: random.Random) -> str:
+    """Spoil the files in place in one way; says which."""
+    name = rng.choice([*sorted(files), ""])
+    content = files.get(name)
+    if not isinstance(content, bytes):
+        return "nothing"
+    ways = [_bytes, _length, _whole_files, _place]
+    if name.endswith(".json"):
+        ways += [_json] * 12
+    if name.endswith(".safetensors"):
+        ways += [_header] * 6 + [_values] * 4
+    if name.endswith(".gguf"):
+        ways += [_gguf_numbers] * 12
+    way = rng.choice(ways)
+    way(files, name, content, rng)
+    return f"{way.__name__} {name}"
+
+
+def _bytes(files: Files, name: str, content: bytes, rng: random.Random) -> None:
+    """A few bytes, most of them near the beginning."""
+    data = bytearray(content)
+    for _ in range(rng.randint(1, 6)):
+        if data:
+            reach = len(data) if rng.random() < 0.5 else min(len(data), 2000)
+            data[rng.randrange(reach)] = rng.choice((rng.randrange(256), 0, 0xFF, 0x22, 0x5D))
+    files[name] = bytes(data)
+
+
+def _length(files: Files, name: str, content: bytes, rng: random.Random) -> None:
+    at, width = rng.randint(0, len(content)), rng.choice((1, 2, 8, 100, 5000))
+    files[name] = rng.choice(
+        (
+            content[:at],
+            content + bytes(width),
+            content[:at] + content[at + width :],
+            content[:at] + content[at : at + width] + content[at:],
+            b"",
+            b"PK\x03\x04" + content,
+            content.decode("latin-1").encode("utf-16") if len(content) < 9000 else b"\xef\xbb\xbf",
+        )
+    )
+
+
+def _whole_files(files: Files, name: str, content: bytes, rng: random.Random) -> None:
+    other = rng.choice((*sorted(files), *OTHER_NAMES))
+    way = rng.randrange(4)
+    if way == 0:
+        del files[name]
+    elif way == 1:
+        files[other] = content
+    elif way == 2 and other in files:
+        files[name], files[other] = files[other], content
+    else:
+        files[other] = rng.choice((b"{}", b"[]", b"", b"\x80\x04.", b"null", b'{"auto_map": {}}'))
+
+
+def _place(files: Files, name: str, content: bytes, rng: random.Random) -> None:
+    kind = rng.choice(("link", "link", "link", "folder", "pipe"))
+    files[name] = Special(kind, rng.choice((*LINKS, name)))
+    if rng.random() < 0.5:
+        files["moved"] = content
+        files[name] = Special("link", "moved")
+
+
+def _json(files: Files, name: str, content: bytes, rng: random.Random) -> None:
+    try:
+        parsed = json.loads(content)
+    except (ValueError, RecursionError):
+        return
+    mark = '"\u2603"'
+    for _ in range(rng.randint(1, 2)):
+        parsed = _changed(parsed, rng)
+    text = json.dumps(parsed).encode()
+    if rng.random() < 0.15:  # what json.dumps does not write
+        marked = json.dumps(_changed(parsed, rng, json.loads(mark))).encode()
+        text = marked.replace(json.dumps("\u2603").encode(), rng.choice(LITERALS))
+    if rng.random() < 0.05 and isinstance(parsed, dict) and parsed:
+        key = rng.choice(sorted(parsed))
+        again = json.dumps({key: _value(rng)}).encode()
+        text = again[:-1] + b"," + text[1:]
+    files[name] = text
+
+
+def _value(rng: random.Random):
+    """Of its own: a case must not spoil the next one's."""
+    return deepcopy(rng.choice(VALUES))
+
+
+def _changed(parsed, rng: random.Random, value=None):
+    """The same with one thing replaced, left out, renamed, added or wrapped."""
+    if not isinstance(parsed, dict | list) or not parsed or rng.random() < 0.02:
+        return _value(rng) if value is None else value
+    keys = sorted(parsed) if isinstance(parsed, dict) else range(len(parsed))
+    key = rng.choice(keys)
+    child = parsed[key]
+    if isinstance(child, dict | list) and child and rng.random() < 0.7:
+        parsed[key] = _changed(child, rng, value)
+        return parsed
+    way = rng.randrange(10) if value is None else 0
+    other = rng.choice(keys)
+    if way <= 4:
+        parsed[key] = _value(rng) if value is None else value
+    elif way == 5:
+        del parsed[key]
+    elif way == 6:
+        parsed[key], parsed[other] = parsed[other], parsed[key]
+    elif way == 7 and isinstance(parsed, dict):
+        parsed[rng.choice((*KEYS, *keys))] = parsed.pop(key)
+    elif way == 8 and isinstance(parsed, dict):
+        parsed[rng.choice(KEYS)] = deepcopy(rng.choice((*VALUES, child)))
+    elif type(child) is int:
+        parsed[key] = child + rng.choice((-1, 1, 64, -64))
+    else:
+        parsed[key] = rng.choice(([child], {"a": child}, str(child)))
+    return parsed
+
+
+def split_safetensors(content: bytes) -> tuple[dict, bytes]:
+    """Header and data."""
+    length = int.from_bytes(content[:8], "little")
+    return json.loads(content[8 : 8 + length]), content[8 + length :]
+
+
+def join_safetensors(header: dict, data: bytes) -> bytes:
+    """The file of them."""
+    text = json.dumps(header).encode()
+    return len(text).to_bytes(8, "little") + text + data
+
+
+def _header(files: Files, name: str, content: bytes, rng: random.Random) -> None:
+    """One tensor's entry, with its data left as they are."""
+    try:
+        header, data = split_safetensors(content)
+        names = sorted(n for n in header if n != "__metadata__")
+        tensor, other = rng.choice(names), rng.choice(names)
+        entry = header[tensor]
+        _change_entry(header, entry, tensor, other, rng)
+    except (ValueError, KeyError, TypeError, IndexError, AttributeError):
+        return
+    files[name] = join_safetensors(header, data)
+
+
+def _change_entry(header: dict, entry: dict, tensor: str, other: str, rng: random.Random) -> None:
+    way = rng.randrange(9)
+    if way == 0:
+        entry["dtype"] = rng.choice((*DTYPES, None, 5))
+    elif way == 1:
+        entry["shape"] = rng.choice(
+            (entry["shape"][::-1], [], [0], [*entry["shape"], 1], [2**62, 4], [-1, -64], "", {})
+        )
+    elif way == 2:
+        entry["data_offsets"][rng.randrange(2)] += rng.choice((-4, 4, 1, 2**40, -(2**40)))
+    elif way == 3:
+        entry["data_offsets"] = list(header[other]["data_offsets"])
+    elif way == 4:
+        header[rng.choice((other, tensor + "x", "\ud800", "a\nb", *KEYS))] = header.pop(tensor)
+    elif way == 5:
+        del header[tensor]
+    elif way == 6:  # two of one size change places, which no reader can know
+        header[tensor], header[other] = header[other], header[tensor]
+    elif way == 7:  # the same bytes under another type
+        entry["dtype"] = {"F16": "BF16", "BF16": "F16", "F32": "U32", "U32": "F32", "I32": "F32"}[
+            entry["dtype"]
+        ]
+    else:
+        header[tensor] = _changed(entry, rng)
+
+
+def _values(files: Files, name: str, content: bytes, rng: random.Random) -> None:
+    """Some numbers of one tensor."""
+    try:
+        header, data = split_safetensors(content)
+        entry = header[rng.choice(sorted(n for n in header if n != "__metadata__"))]
+        begin, end = entry["data_offsets"]
+        size = {"F32": 4, "F16": 2, "BF16": 2, "F64": 8}.get(entry["dtype"], 4)
+        if not 0 <= begin < end <= len(data):
+            return
+        at = begin + rng.randrange((end - begin) // size) * size
+        data = data[:at] + _number(entry["dtype"], rng) + data[at + size :]
+    except (ValueError, KeyError, TypeError, AttributeError):
+        return
+    files[name] = join_safetensors(header, data)
+
+
+def _number(dtype: str, rng: random.Random) -> bytes:
+    value = rng.choice(BROKEN)
+    with np.errstate(over="ignore"):
+        if dtype == "BF16":
+            return np.float32(value).tobytes()[2:]
+        if dtype in FLOAT_TYPES:
+            return FLOAT_TYPES[dtype](value).tobytes()
+    return rng.choice((b"\0\0\0\0", b"\xff\xff\xff\xff", b"\0\0\0\x80", b"\x07\0\0\0"))
+
+
+def _gguf_numbers(files: Files, name: str, content: bytes, rng: random.Random) -> None:
+    """One number, count or type of the head, or of the data, becomes another."""
+    data = bytearray(content)
+    reach = len(data) if rng.random() < 0.2 else min(len(data), 3200)
+    at = rng.randrange(max(1, reach - 8))
+    number = rng.choice(NUMBERS) & (2**64 - 1)
+    stored = rng.choice(
+        (struct.pack("<I", number & 0xFFFFFFFF), struct.pack("<Q", number), bytes([number & 0xFF]))
+    )
+    data[at : at + len(stored)] = stored
+    files[name] = bytes(data)
