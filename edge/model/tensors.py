@@ -14,6 +14,13 @@ Shape = tuple[int, ...]
 LEAST_LAYER_TENSORS = 8
 ABSURD_RATIO, MANY_TENSORS = 8, 100_000
 
+# The permutations beside the weights, and the matrices whose inputs each one gathers.
+ORDER_READERS = {
+    "qkv_order": ("q_proj", "k_proj", "v_proj"),
+    "o_order": ("o_proj",),
+    "gate_up_order": ("gate_proj", "up_proj"),
+}
+
 
 def expected_shapes(config: ModelConfig) -> dict[str, Shape]:
     """Every tensor of the checkpoint that the network uses."""
@@ -45,6 +52,17 @@ def input_order_shapes(config: ModelConfig) -> dict[str, Shape]:
         for layer in range(config.num_hidden_layers)
         for name, width in widths.items()
     }
+
+
+def order_of(matrix: str) -> str | None:
+    """The name of the permutation that a matrix's inputs may need; None if it never does.
+
+    Args:
+        matrix: its path, such as model.layers.0.self_attn.q_proj.
+    """
+    block, _, leaf = matrix.rpartition(".")
+    order = next((name for name, readers in ORDER_READERS.items() if leaf in readers), None)
+    return order and f"{block}.{order}"
 
 
 def check_count(config: ModelConfig, found: int, where: str) -> None:

@@ -11,15 +11,11 @@ from edge.checkpoints.artefacts.recipes import Recipe
 from edge.checkpoints.artefacts.safetensors_writer import Planned
 from edge.checkpoints.checkpoint import Checkpoint
 from edge.checkpoints.sources.weights import Packing, Shape
-from edge.model.tensors import expected_shapes
+from edge.model.tensors import ORDER_READERS, expected_shapes, order_of
 
 CODE_BITS = 32
-# The tensor that holds the order of a matrix's inputs, under the first matrix that reads them.
-ORDERS = {
-    "self_attn.q_proj.weight": "self_attn.qkv_order",
-    "self_attn.o_proj.weight": "self_attn.o_order",
-    "mlp.gate_proj.weight": "mlp.gate_up_order",
-}
+# Of the matrices that share an order of inputs, the one it is written after.
+FIRST_READERS = tuple(f"{readers[0]}.weight" for readers in ORDER_READERS.values())
 
 
 @dataclass(frozen=True)
@@ -55,12 +51,8 @@ class Form:
 
     def order_name(self) -> str | None:
         """Where the order of its inputs goes, if this matrix is the one to bring it."""
-        if self.packing is None or not self.packing.permuted:
-            return None
-        for ending, order in ORDERS.items():
-            if self.name.endswith(ending):
-                return self.name.removesuffix(ending) + order
-        return None
+        permuted = self.packing is not None and self.packing.permuted
+        return order_of(self.stem) if permuted and self.name.endswith(FIRST_READERS) else None
 
 
 def layout(checkpoint: Checkpoint, recipe: Recipe, exact: bool) -> list[Form]:

@@ -13,19 +13,10 @@ from edge.checkpoints.sources.safetensors_file import FLOATS, SafetensorsFile
 from edge.checkpoints.sources.weights import Array, Packed, Packing, Shape
 from edge.errors import EdgeError
 from edge.model.config import ModelConfig
-from edge.model.tensors import expected_shapes, input_order_shapes
+from edge.model.tensors import expected_shapes, input_order_shapes, order_of
 
 CODE_BITS = 32
 BITS, GROUP_SIZES = (2, 3, 4, 5, 6, 8), (32, 64, 128)
-# Where the order of a matrix's inputs is kept: shared by the matrices that read the same ones.
-ORDER_OF = {
-    "self_attn.q_proj": "self_attn.qkv_order",
-    "self_attn.k_proj": "self_attn.qkv_order",
-    "self_attn.v_proj": "self_attn.qkv_order",
-    "self_attn.o_proj": "self_attn.o_order",
-    "mlp.gate_proj": "mlp.gate_up_order",
-    "mlp.up_proj": "mlp.gate_up_order",
-}
 
 
 class MlxWeights:
@@ -125,12 +116,8 @@ class MlxWeights:
                 )
 
     def _order_of(self, name: str) -> str | None:
-        stem = name.removesuffix(".weight")
-        for ending, order in ORDER_OF.items():
-            if stem.endswith(ending):
-                full = stem.removesuffix(ending) + order
-                return full if full in self._file_of else None
-        return None
+        order = order_of(name.removesuffix(".weight"))
+        return order if order in self._file_of else None
 
     def _scales_dtype(self, name: str) -> str:
         scales = self._part(name, "scales")
