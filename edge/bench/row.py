@@ -23,13 +23,14 @@ MIN_DECODE_S = 0.1
 
 @dataclass(frozen=True)
 class Subject:
-    """The artefact that a row is about."""
+    """The artefact that a row is about; `notes` is what its conversion lost or changed."""
 
     artefact: str
     framework: str
     precision: str
     file_bytes: int
     bits_per_weight: float
+    notes: tuple[str, ...] = ()
 
 
 def build_row(subject: Subject, outcome: Outcome, meter: Meter, samples: Sequence[Sample]) -> Row:
@@ -68,7 +69,11 @@ def build_row(subject: Subject, outcome: Outcome, meter: Meter, samples: Sequenc
         bandwidth_fraction=None,
         quality=None,
         verdict=verdict,
-        reasons=[*reasons, *_absences(outcome, meter, power)],
+        reasons=[
+            *reasons,
+            *(note.rstrip(".") for note in subject.notes),
+            *_absences(outcome, meter, power),
+        ],
         load_s=outcome.load_s,
         engine_facts=asdict(outcome.facts) if outcome.facts else None,
         trials=[_trial_dict(t, e) for t, e in _with_energies(outcome.trials, samples)],

@@ -179,6 +179,7 @@ def _convert(
             precision=made.recipe.precision,
             file_bytes=file_bytes(made.path),
             bits_per_weight=bits_per_weight(made.path, parameters),
+            notes=made.notes,
         )
         for made in convert(checkpoint, args.rows, out, progress)
     }

@@ -49,6 +49,13 @@ def test_quantities_are_medians_over_the_counted_trials():
     json.dumps(row.trials, allow_nan=False)
 
 
+def test_what_the_conversion_lost_stands_in_the_row():
+    subject = replace(SUBJECT, notes=("lm_head is float16.",))
+    row = build_row(subject, outcome([trial(1), trial(2), trial(3)]), NO_METER, [])
+    assert "lm_head is float16" in row.reasons
+    assert row.verdict == "VALID"
+
+
 def test_missing_power_is_null_with_its_reason():
     row = build_row(SUBJECT, outcome([trial(1), trial(2), trial(3)]), NO_METER, [])
     assert row.power_w is None

@@ -164,7 +164,7 @@ LINKS = ("../outside.json", "/dev/zero", "model.safetensors", "loop", "gone", ".
 
 def mutate(files: Files, rng: random.Random) -> str:
     """Spoil the files in place in one way; says which."""
-    name = rng.choice([*sorted(files), ""])
+    name = rng.choice(sorted(files) or [""])
     content = files.get(name)
     if not isinstance(content, bytes):
         return "nothing"

@@ -28,6 +28,7 @@ BLOCK_NUMBERS = 1 << 20
 # A block of noise is made once and then shifted: numpy makes 10^8 normal numbers a second,
 # which for three billion would outlast their conversion.
 NOISE_NUMBERS = BLOCK_NUMBERS * 4
+MAX_LAYERS = 1024
 END_OF_TEXT = "<|endoftext|>"
 SPECIAL_TOKENS = (
     END_OF_TEXT,
@@ -95,6 +96,8 @@ def open_synthetic(name: str, layers: int | None) -> Opened:
     """
     if name not in SHAPES:
         raise EdgeError(f"no synthetic shape {name!r}; choose from {', '.join(SHAPES)}.")
+    if layers is not None and layers > MAX_LAYERS:
+        raise EdgeError(f"{layers} layers are more than any model has; use at most {MAX_LAYERS}.")
     config = SHAPES[name]
     if layers is not None:
         config = replace(config, num_hidden_layers=layers)

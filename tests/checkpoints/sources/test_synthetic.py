@@ -196,3 +196,8 @@ def test_all_readers_of_its_tokenizer_agree(narrow, tmp_path):
     assert np.isfinite(session.last_logits()).all()
     session.close()
     assert len(GGUFReader(str(gguf)).get_field("tokenizer.ggml.tokens").contents()) == 512
+
+
+def test_absurdly_many_layers_are_refused_at_once():
+    with pytest.raises(EdgeError, match="at most 1024"):
+        open_synthetic("stable-code-3b", 10**9)
