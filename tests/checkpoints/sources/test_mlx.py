@@ -187,6 +187,20 @@ def test_artefacts_of_mlx_lm_are_sources_too(tmp_path):
         for made in make(peer, out, "mlx-int4", "mlx-int8", "gguf-f16"):
             assert verify(made.path, open_checkpoint(str(peer)), lambda _: None).problems == ()
         assert relative(mlx_logits(out / "mlx-int8"), mlx_logits(peer)) < 0.1
+        kept, original = (open_checkpoint(str(p)).weights for p in (out / "mlx-int4", peer))
+        for name in ("model.layers.0.mlp.gate_proj.weight", "lm_head.weight"):
+            assert np.array_equal(kept.read(name), original.read(name))
+
+
+def test_bfloat16_scales_that_float16_cannot_hold_are_named(int4, tmp_path):
+    def enlarge(tensors):
+        tensors[f"{Q}.scales"] = np.full_like(tensors[f"{Q}.scales"], 1e6, dtype=np.float32)
+        tensors[f"{Q}.biases"] = tensors[f"{Q}.biases"].astype(np.float32)
+
+    weights = open_checkpoint(str(broken(int4, tmp_path, enlarge))).weights
+    assert weights.packing(f"{Q}.weight") is None
+    assert "float16" in weights.unpackable[f"{Q}.weight"]
+    assert weights.read(f"{Q}.weight").max() > 1e6
 
 
 # --- what is refused
