@@ -1,0 +1,1 @@
+"""Tokens to text: decoding, sampling, stopping, detokenising, filling in the middle."""
