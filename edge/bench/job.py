@@ -10,7 +10,10 @@ from edge.bench.workload import Workload
 
 @dataclass(frozen=True)
 class Job:
-    """One row's work in one process."""
+    """One row's work in one process.
+
+    `fuse` and `pad` are `edge.model.variant.Variant`'s, for our network alone.
+    """
 
     engine: str
     path: str
@@ -20,6 +23,8 @@ class Job:
     repetitions: int
     warmups: int
     threads: int
+    fuse: bool = True
+    pad: bool | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """As plain JSON data."""

@@ -42,7 +42,9 @@ def _work(job: Job, channel: TextIO) -> None:
     workload = job.workload
     plan = plan_tokens(workload, job.vocab_size, job.seed)
     begin_ns = time.monotonic_ns()
-    engine = open_engine(job.engine, Path(job.path), workload.context_tokens, job.threads)
+    engine = open_engine(
+        job.engine, Path(job.path), workload.context_tokens, job.threads, job.fuse, job.pad
+    )
     load_s = (time.monotonic_ns() - begin_ns) / 1e9
     if plan.depth:
         engine.prefill(plan.depth)

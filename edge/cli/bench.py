@@ -75,6 +75,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--peers", action="store_true", help="also run MLX artefacts on mlx-lm's own network"
     )
     parser.add_argument(
+        "--no-fuse",
+        dest="fuse",
+        action="store_false",
+        help="our network with q, k, v and gate, up as separate matrices, to compare",
+    )
+    parser.add_argument(
+        "--no-pad",
+        dest="pad",
+        action="store_const",
+        const=False,
+        help="our network without padding heads for the fused attention, to compare",
+    )
+    parser.add_argument(
         "-t",
         "--threads",
         metavar="N",
@@ -149,6 +162,8 @@ def _plan(args: argparse.Namespace, checkpoint: Checkpoint) -> list[tuple[Job, R
                 repetitions=args.repetitions,
                 warmups=WARMUPS,
                 threads=threads,
+                fuse=args.fuse,
+                pad=args.pad,
             ),
             recipe,
         )

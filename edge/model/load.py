@@ -14,6 +14,7 @@ from edge.model.config import ModelConfig
 from edge.model.quantised import quantise
 from edge.model.stablelm import Model
 from edge.model.tensors import check_shapes, input_order_shapes
+from edge.model.variant import Variant
 
 
 def compute_dtype() -> mx.Dtype:
@@ -25,12 +26,16 @@ def compute_dtype() -> mx.Dtype:
     return mx.float16 if mx.default_device().type == mx.DeviceType.gpu else mx.float32
 
 
-def load_model(path: Path | str, dtype: mx.Dtype | None = None) -> Model:
+def load_model(
+    path: Path | str, dtype: mx.Dtype | None = None, variant: Variant | None = None
+) -> Model:
     """Load the weights of an artefact directory.
 
     Args:
         path: a directory with config.json and *.safetensors, in MLX or Hugging Face form.
         dtype: the compute dtype; by default what suits the device.
+        variant: how the network runs; by default what is fastest on the device. With
+            `Variant(fuse=False)` the parameters have the checkpoint's names.
 
     Raises:
         EdgeError: a file is missing or broken, or the tensors do not fit the config.
@@ -42,12 +47,15 @@ def load_model(path: Path | str, dtype: mx.Dtype | None = None) -> Model:
     orders = _take_input_orders(config, weights, path)
     if not any(name.endswith(".scales") for name in weights):
         check_shapes(config, {name: array.shape for name, array in weights.items()}, str(path))
-    model = Model(config)
+    model = Model(config, variant)
     model.set_input_orders(orders)
     quantise(model, raw, weights, str(path / "config.json"))
     _fill(model, weights, path)
+    weights.clear()  # an array held here would stay in memory as it was before the cast
     model.set_dtype(dtype or compute_dtype())
     model.eval()
+    if model.variant.fuse:
+        model.fuse()
     mx.eval(model.parameters(), list(orders.values()))
     return model
 

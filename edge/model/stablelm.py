@@ -3,24 +3,22 @@
 What sets StableLM apart from Llama: only the first quarter of every head is
 rotated, norms are LayerNorms with bias, and the larger siblings add q/k/v bias,
 a LayerNorm per query and key head, and a parallel residual. Follows Hugging Face
-transformers' `StableLmForCausalLM` and `LlamaForCausalLM`, parameter names included.
-
-Queries and keys stay in the weights' dtype: the fused attention accumulates in
-float32 anyway, and a cast would rewrite the whole key cache at every token.
+transformers' `StableLmForCausalLM` and `LlamaForCausalLM`, parameter names included,
+but for the matrices that `Model.fuse` joins: qkv_proj and gate_up_proj.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from functools import partial
 
 import mlx.core as mx
 from mlx import nn
 
+from edge.model.attention import Cache, attend, padded, stored_width
 from edge.model.config import ModelConfig
-
-# Any of mlx-lm's cache classes: has `offset`, `update_and_fetch`, and may have `make_mask`.
-Cache = Any
+from edge.model.fusing import joined
+from edge.model.variant import Variant
 
 
 class PerHeadLayerNorm(nn.Module):
@@ -43,12 +41,13 @@ class Attention(nn.Module):
     `tensors.input_order_shapes`); the underscore keeps them out of `parameters()`.
     """
 
-    def __init__(self, config: ModelConfig):
+    def __init__(self, config: ModelConfig, variant: Variant):
         super().__init__()
         hidden, head = config.hidden_size, config.head_dim
         self.heads = config.num_attention_heads
         self.kv_heads = config.num_key_value_heads
         self.head_dim = head
+        self.width = variant.head_width(head)
         self.scale = head**-0.5
 
         bias = config.use_qkv_bias
@@ -68,20 +67,48 @@ class Attention(nn.Module):
         """x (B, L, hidden) -> (B, L, hidden)."""
         B, L, _ = x.shape
         x = _reordered(x, self._qkv_order)
-        q = self.q_proj(x).reshape(B, L, self.heads, self.head_dim)
-        k = self.k_proj(x).reshape(B, L, self.kv_heads, self.head_dim)
-        v = self.v_proj(x).reshape(B, L, self.kv_heads, self.head_dim)
-        if "q_layernorm" in self:
-            q, k = self.q_layernorm(q), self.k_layernorm(k)
-        q, k, v = (t.transpose(0, 2, 1, 3) for t in (q, k, v))
-
-        offset = 0 if cache is None else cache.offset
-        q, k = self.rope(q, offset=offset), self.rope(k, offset=offset)
-        if cache is not None:
-            k, v = cache.update_and_fetch(k, v)
-        out = mx.fast.scaled_dot_product_attention(q, k, v, scale=self.scale, mask=mask)
+        project = self._project_at_once if "qkv_proj" in self else self._project_apart
+        width = stored_width(self.width, cache)
+        q, k, v = project(x, width, 0 if cache is None else cache.offset)
+        out = attend(q, k, v, cache, self.scale, mask)
+        if width > self.head_dim:
+            out = out[..., : self.head_dim]
         out = out.transpose(0, 2, 1, 3).reshape(B, L, -1)
         return self.o_proj(_reordered(out, self._o_order))
+
+    def fuse(self) -> None:
+        """Join q, k and v, unless they are stored in different ways."""
+        qkv = joined([self.q_proj, self.k_proj, self.v_proj])
+        if qkv is not None:
+            self.qkv_proj = qkv
+            del self["q_proj"], self["k_proj"], self["v_proj"]
+
+    def _project_apart(
+        self, x: mx.array, width: int, offset: int
+    ) -> tuple[mx.array, mx.array, mx.array]:
+        """x (B, L, hidden) -> q, k, v (B, heads, L, width), q and k rotated.
+
+        Padding comes before the rotation, which leaves all but the first dims of a head alone.
+        """
+        shape = (*x.shape[:2], -1, self.head_dim)
+        q, k, v = (proj(x).reshape(shape) for proj in (self.q_proj, self.k_proj, self.v_proj))
+        if "q_layernorm" in self:
+            q, k = self.q_layernorm(q), self.k_layernorm(k)
+        q, k, v = (padded(t, width).transpose(0, 2, 1, 3) for t in (q, k, v))
+        return self.rope(q, offset=offset), self.rope(k, offset=offset), v
+
+    def _project_at_once(
+        self, x: mx.array, width: int, offset: int
+    ) -> tuple[mx.array, mx.array, mx.array]:
+        """As `_project_apart`, with one padding for all heads and one rotation for q and k."""
+        qkv = self.qkv_proj(x).reshape(*x.shape[:2], -1, self.head_dim)
+        ends = [self.heads, self.heads + self.kv_heads]
+        if "q_layernorm" in self:
+            q, k, v = mx.split(qkv, ends, axis=2)
+            qkv = mx.concatenate([self.q_layernorm(q), self.k_layernorm(k), v], axis=2)
+        qkv = padded(qkv, width).transpose(0, 2, 1, 3)
+        qk = self.rope(qkv[:, : ends[1]], offset=offset)
+        return qk[:, : ends[0]], qk[:, ends[0] :], qkv[:, ends[1] :]
 
 
 class MLP(nn.Module):
@@ -98,15 +125,26 @@ class MLP(nn.Module):
     def __call__(self, x: mx.array) -> mx.array:
         """x (B, L, hidden) -> (B, L, hidden)."""
         x = _reordered(x, self._gate_up_order)
-        return self.down_proj(nn.silu(self.gate_proj(x)) * self.up_proj(x))
+        if "gate_up_proj" in self:
+            gate, up = mx.split(self.gate_up_proj(x), 2, axis=-1)
+        else:
+            gate, up = self.gate_proj(x), self.up_proj(x)
+        return self.down_proj(_swiglu(gate, up))
+
+    def fuse(self) -> None:
+        """Join gate and up, unless they are stored in different ways."""
+        gate_up = joined([self.gate_proj, self.up_proj])
+        if gate_up is not None:
+            self.gate_up_proj = gate_up
+            del self["gate_proj"], self["up_proj"]
 
 
 class DecoderLayer(nn.Module):
     """One block; with a parallel residual both halves read the same normalised input."""
 
-    def __init__(self, config: ModelConfig):
+    def __init__(self, config: ModelConfig, variant: Variant):
         super().__init__()
-        self.self_attn = Attention(config)
+        self.self_attn = Attention(config, variant)
         self.mlp = MLP(config)
         self.input_layernorm = _norm(config)
         self.parallel = config.use_parallel_residual
@@ -126,10 +164,10 @@ class DecoderLayer(nn.Module):
 class Backbone(nn.Module):
     """Embedding, blocks, final norm."""
 
-    def __init__(self, config: ModelConfig):
+    def __init__(self, config: ModelConfig, variant: Variant):
         super().__init__()
         self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
-        self.layers = [DecoderLayer(config) for _ in range(config.num_hidden_layers)]
+        self.layers = [DecoderLayer(config, variant) for _ in range(config.num_hidden_layers)]
         self.norm = _norm(config)
 
     def __call__(self, ids: mx.array, cache: Sequence[Cache] | None) -> mx.array:
@@ -143,13 +181,17 @@ class Backbone(nn.Module):
 
 
 class Model(nn.Module):
-    """The network with its language-model head, called as mlx-lm's models are."""
+    """The network with its language-model head, called as mlx-lm's models are.
 
-    def __init__(self, config: ModelConfig):
+    Its parameters have the checkpoint's names until `fuse` joins some.
+    """
+
+    def __init__(self, config: ModelConfig, variant: Variant | None = None):
         super().__init__()
         self.config = config
+        self.variant = variant or Variant()
         self.model_type = config.model_type
-        self.model = Backbone(config)
+        self.model = Backbone(config, self.variant)
         if not config.tie_word_embeddings:
             self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
 
@@ -167,6 +209,17 @@ class Model(nn.Module):
     def layers(self) -> list[DecoderLayer]:
         """The blocks; mlx-lm makes one cache for each."""
         return self.model.layers
+
+    def fuse(self) -> None:
+        """Join matrices that read the same input, and evaluate, layer by layer.
+
+        So only one layer's matrices are ever in memory twice. To be called once, when the
+        weights are there.
+        """
+        for layer in self.layers:
+            layer.self_attn.fuse()
+            layer.mlp.fuse()
+            mx.eval(layer.parameters())
 
     def set_input_orders(self, orders: Mapping[str, mx.array]) -> None:
         """Gather inputs before matrices whose columns are stored in another order.
@@ -197,6 +250,12 @@ class Model(nn.Module):
                     rows = [kept.pop(f"{stem}.norms.{i}.weight") for i in range(heads)]
                     kept[f"{stem}.weight"] = mx.stack(rows)
         return kept
+
+
+@partial(mx.compile, shapeless=True)  # one kernel; mlx-lm's, whose package takes long to import
+def _swiglu(gate: mx.array, up: mx.array) -> mx.array:
+    """Two arrays (..., intermediate) -> one of the same shape."""
+    return nn.silu(gate) * up
 
 
 def _norm(config: ModelConfig) -> nn.Module:

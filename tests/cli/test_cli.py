@@ -320,3 +320,14 @@ def test_ctrl_c_during_a_row_stops_the_worker_too(tiny, tmp_path):
     assert process.returncode == 130
     assert errors.splitlines()[-1] == "edge bench: interrupted"
     assert not psutil.wait_procs(workers, timeout=10)[1]
+
+
+def test_a_row_of_a_variant_says_so(tiny, tmp_path):
+    small = ("--rows", "mlx-fp16", "-p", "8", "-n", "8", "-r", "1", "-o", "json")
+    plain, variant = (
+        json.loads(edge("bench", tiny, *small, *flags, cwd=tmp_path).stdout)["rows"][0]["reasons"]
+        for flags in ((), ("--no-fuse", "--no-pad"))
+    )
+    said = " ".join(set(variant) - set(plain))
+    assert "separate" in said
+    assert "padd" in said

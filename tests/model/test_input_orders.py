@@ -127,7 +127,7 @@ def test_orders_are_no_parameters_and_keep_their_type(tmp_path):
     model.update(tree_map(lambda a: a.astype(mx.float32), model.parameters()))
     assert np.abs(logits(model) - before).max() < 0.1  # the weights went through float16
     grads = nn.value_and_grad(model, lambda m: m(mx.array([[1, 2]])).sum())(model)[1]
-    assert mx.all(mx.isfinite(grads["model"]["layers"][0]["self_attn"]["q_proj"]["weight"]))
+    assert mx.all(mx.isfinite(grads["model"]["layers"][0]["self_attn"]["qkv_proj"]["weight"]))
 
 
 @pytest.mark.parametrize(

@@ -12,6 +12,7 @@ from mlx.utils import tree_flatten
 from edge.bench.engines.engine import EngineFacts
 from edge.errors import EdgeError
 from edge.model.load import compute_dtype, has_input_orders, load_model
+from edge.model.variant import Variant
 
 # mlx-lm's default: bounds the memory of a long prefill.
 PREFILL_CHUNK_TOKENS = 2048
@@ -29,14 +30,16 @@ class MlxEngine:
         backbone: ids (B, L) and the caches -> hidden states (B, L, hidden).
         head: hidden states -> logits.
         model: owns both; its parameters are counted, its layers get a cache each.
+        remarks: what the facts shall say of how the network runs.
     """
 
-    def __init__(self, backbone: Network, head: Network, model: Any):
+    def __init__(self, backbone: Network, head: Network, model: Any, remarks: tuple[str, ...] = ()):
         from mlx_lm.models.cache import make_prompt_cache
 
         self._backbone = backbone
         self._head = head
         self._model = model
+        self._remarks = remarks
         self._cache = make_prompt_cache(model)
         self._logits = mx.zeros((1,))
 
@@ -84,6 +87,7 @@ class MlxEngine:
         if any(name.startswith("lm_head.") for name in arrays):
             total -= sum(a.nbytes - a.nbytes // a.shape[0] for a in table.values())
         keys, values = self._cache[0].keys, self._cache[0].values
+        on_cpu = (FLOAT32_REMARK,) if compute_dtype() == mx.float32 else ()
         per_position = sum(a.nbytes // a.shape[2] for a in (keys, values))
         return EngineFacts(
             device=str(mx.device_info().get("device_name", mx.default_device())),
@@ -92,7 +96,7 @@ class MlxEngine:
             threads=None,
             weight_bytes_per_token=total,
             kv_bytes_per_position=per_position * len(self._cache),
-            remarks=(FLOAT32_REMARK,) if compute_dtype() == mx.float32 else (),
+            remarks=(*self._remarks, *on_cpu),
         )
 
     def peak_device_bytes(self) -> int:
@@ -103,10 +107,12 @@ class MlxEngine:
         return self._head(self._backbone(mx.array([[token]]), self._cache))[:, -1]
 
 
-def open_ours(path: Path, context_tokens: int, threads: int) -> MlxEngine:
+def open_ours(
+    path: Path, context_tokens: int, threads: int, variant: Variant | None = None
+) -> MlxEngine:
     """Our network; the cache grows as needed and MLX chooses its threads."""
-    model = load_model(path)
-    return MlxEngine(model.model, model.head, model)
+    model = load_model(path, variant=variant)
+    return MlxEngine(model.model, model.head, model, model.variant.remarks())
 
 
 def open_mlx_lm(path: Path, context_tokens: int, threads: int) -> MlxEngine:

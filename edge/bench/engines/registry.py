@@ -9,7 +9,14 @@ from edge.bench.engines.engine import Engine
 ENGINES = ("mlx", "mlx-lm", "llama.cpp")
 
 
-def open_engine(name: str, path: Path, context_tokens: int, threads: int) -> Engine:
+def open_engine(
+    name: str,
+    path: Path,
+    context_tokens: int,
+    threads: int,
+    fuse: bool = True,
+    pad: bool | None = None,
+) -> Engine:
     """Load an artefact.
 
     Args:
@@ -17,6 +24,8 @@ def open_engine(name: str, path: Path, context_tokens: int, threads: int) -> Eng
         path: the artefact.
         context_tokens: positions that the cache must be able to hold.
         threads: CPU threads, for the engines that take a number.
+        fuse: for our own network, as `edge.model.variant.Variant` has it.
+        pad: likewise.
 
     Raises:
         EdgeError: the artefact cannot be loaded.
@@ -27,5 +36,8 @@ def open_engine(name: str, path: Path, context_tokens: int, threads: int) -> Eng
         return open_llama_cpp(path, context_tokens, threads)
     from edge.bench.engines.mlx import open_mlx_lm, open_ours
 
-    opener = {"mlx": open_ours, "mlx-lm": open_mlx_lm}[name]
-    return opener(path, context_tokens, threads)
+    if name == "mlx-lm":
+        return open_mlx_lm(path, context_tokens, threads)
+    from edge.model.variant import Variant
+
+    return open_ours(path, context_tokens, threads, Variant(fuse, pad))

@@ -1,0 +1,152 @@
+"""Time attention and decoding against mlx-lm's StableLM, everything in turn in one process.
+
+    python benchmarks/attention.py                            # the attention step at depth 8192
+    python benchmarks/attention.py models/demo/mlx-int4 ...   # and decoding of these artefacts
+
+The step is one new token's: its keys and values go into the cache, its query attends to all.
+mlx-lm casts the query and the whole key cache to float32 first, ours does not; ours is timed
+with heads as they are, padded as for Metal, and with quantised caches. Decoding compares fused
+matrices, separate ones and mlx-lm in one compute dtype. Prints medians and ratios; the order
+turns from round to round.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import time
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+from mlx_lm.models.base import scaled_dot_product_attention
+from mlx_lm.models.cache import KVCache, QuantizedKVCache
+
+from edge.bench.engines.mlx import open_mlx_lm, open_ours
+from edge.model.attention import attend, padded, stored_width
+from edge.model.kv_cache import GROUP_SIZE
+from edge.model.variant import Variant
+
+PROMPT = tuple(range(8))
+
+
+def step_ours(inputs: Sequence[mx.array], width: int, cache: Any) -> None:
+    """One token's attention as our network computes it."""
+    head_dim = inputs[0].shape[-1]
+    q, k, v = (padded(t, stored_width(width, cache)) for t in inputs)
+    mx.eval(attend(q, k, v, cache, head_dim**-0.5, None)[..., :head_dim])
+    cache.trim(1)
+
+
+def step_theirs(inputs: Sequence[mx.array], cache: Any) -> None:
+    """The same as `mlx_lm/models/stablelm.py` does it."""
+    q, k, v = inputs
+    k, v = cache.update_and_fetch(k, v)
+    q, k = q.astype(mx.float32), k.astype(mx.float32)
+    out = scaled_dot_product_attention(
+        q, k, v, cache=cache, scale=inputs[0].shape[-1] ** -0.5, mask=None
+    )
+    mx.eval(out.astype(v.dtype))
+    cache.trim(1)
+
+
+def attention_steps(args: argparse.Namespace) -> dict[str, Callable[[], None]]:
+    """What is timed, by name, each with a cache of its own of the same contents."""
+    mx.random.seed(0)
+    dtype = getattr(mx, args.dtype)
+
+    def heads(length: int) -> mx.array:
+        return mx.random.normal((1, args.heads, length, args.head_dim)).astype(dtype)
+
+    past, step = (heads(args.depth), heads(args.depth)), (heads(1), heads(1), heads(1))
+    mx.eval(past, step)
+    wide = Variant(pad=True).head_width(args.head_dim)
+
+    def filled(cache: Any, width: int) -> Any:
+        cache.update_and_fetch(*(padded(t, stored_width(width, cache)) for t in past))
+        mx.eval(cache.keys, cache.values)
+        return cache
+
+    def ours(width: int, cache: Any) -> Callable[[], None]:
+        return partial(step_ours, step, width, filled(cache, width))
+
+    return {
+        "mlx-lm": partial(step_theirs, step, filled(KVCache(), args.head_dim)),
+        "edge": ours(args.head_dim, KVCache()),
+        f"edge, padded to {wide}": ours(wide, KVCache()),
+        "edge, 8-bit cache": ours(args.head_dim, QuantizedKVCache(GROUP_SIZE, 8)),
+        "edge, 4-bit cache": ours(args.head_dim, QuantizedKVCache(GROUP_SIZE, 4)),
+    }
+
+
+def decoders(path: Path, tokens: int) -> dict[str, Callable[[], float]]:
+    """Seconds per decoded token, by name; mlx-lm in our compute dtype."""
+    engines = {
+        "mlx-lm": open_mlx_lm(path, 0, 0),
+        "edge, separate": open_ours(path, 0, 0, Variant(fuse=False)),
+        "edge": open_ours(path, 0, 0),
+    }
+    return {name: partial(_decode_s, engine, tokens) for name, engine in engines.items()}
+
+
+def _decode_s(engine: Any, tokens: int) -> float:
+    stamps: list[float] = []
+    engine.prefill(PROMPT)
+    engine.decode(range(tokens), lambda: stamps.append(time.perf_counter()))
+    engine.trim(0)
+    return (stamps[-1] - stamps[0]) / (tokens - 1)
+
+
+def _timed_s(call: Callable[[], None]) -> float:
+    begin = time.perf_counter()
+    call()
+    return time.perf_counter() - begin
+
+
+def in_turn(
+    calls: Mapping[str, Callable[[], float]], rounds: int, warmups: int = 1
+) -> dict[str, list[float]]:
+    """Each call's seconds, every round starting with another one."""
+    names, seconds = list(calls), {name: [] for name in calls}
+    for number in range(warmups + rounds):
+        first = number % len(names)
+        for name in names[first:] + names[:first]:
+            took = calls[name]()
+            if number >= warmups:
+                seconds[name].append(took)
+    return seconds
+
+
+def report(title: str, seconds: Mapping[str, Sequence[float]], peer: str = "mlx-lm") -> None:
+    """A line per call: the median, its spread, how many times as fast as the peer."""
+    print(title)
+    base = statistics.median(seconds[peer])
+    for name, values in seconds.items():
+        median = statistics.median(values)
+        spread = (max(values) - min(values)) / median
+        print(f"  {name:24} {median * 1e3:9.3f} ms  spread {spread:4.0%}  {base / median:5.2f} x")
+
+
+def main() -> None:
+    """Parse, run, print."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("artefacts", nargs="*", type=Path, help="MLX artefacts to decode with")
+    parser.add_argument("--depth", type=int, default=8192)
+    parser.add_argument("--heads", type=int, default=32)
+    parser.add_argument("--head-dim", type=int, default=80)
+    parser.add_argument("--dtype", choices=["float16", "bfloat16", "float32"], default="float16")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--tokens", type=int, default=32, help="decoded per round")
+    args = parser.parse_args()
+    steps = {name: partial(_timed_s, call) for name, call in attention_steps(args).items()}
+    shape = f"{args.heads} heads of {args.head_dim}, depth {args.depth}, {args.dtype}"
+    report(f"attention step, {shape}:", in_turn(steps, args.rounds))
+    for path in args.artefacts:
+        title = f"decode of {path.parent.name}/{path.name}, {args.tokens} tokens, per token:"
+        report(title, in_turn(decoders(path, args.tokens), args.rounds))
+
+
+if __name__ == "__main__":
+    main()
