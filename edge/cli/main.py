@@ -8,10 +8,10 @@ import sys
 from collections.abc import Sequence
 
 import edge
-from edge.cli import bench, convert
+from edge.cli import bench, complete, convert
 from edge.errors import EdgeError
 
-COMMANDS = {"convert": convert, "bench": bench}
+COMMANDS = {"convert": convert, "bench": bench, "complete": complete}
 
 
 def main(argv: Sequence[str] | None = None) -> int:

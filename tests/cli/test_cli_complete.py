@@ -1,0 +1,248 @@
+"""`edge complete` as a user or an editor calls it."""
+
+import io
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from edge.cli.complete import parse_place, split_at, split_at_mark
+from edge.cli.main import main
+from edge.errors import EdgeError
+from tests.support.tiny import PLAIN, write_checkpoint
+
+ROOT = Path(__file__).resolve().parents[2]
+KEYS = {
+    "text", "prompt_tokens", "reused_tokens", "generated_tokens", "ttft_s", "total_s",
+    "decode_tok_s", "stopped_by",
+}  # fmt: skip
+
+
+@pytest.fixture
+def complete(demo_out, capfdbinary, monkeypatch):
+    """Runs the command on the demo; exit code, bytes on stdout, text on stderr."""
+
+    def run(*words, stdin=b""):
+        monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(stdin)))
+        monkeypatch.setattr("sys.stdout", io.TextIOWrapper(os.fdopen(os.dup(1), "wb")))
+        code = main(["complete", *map(str, words), "--model", str(demo_out / "mlx-fp16")])
+        out, errors = capfdbinary.readouterr()
+        return code, out, errors.decode()
+
+    return run
+
+
+def process(*words, stdin=None, cwd, **options):
+    return subprocess.run(
+        [sys.executable, "-m", "edge", "complete", *map(str, words)],
+        cwd=cwd,
+        env={**os.environ, "PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1"},
+        input=stdin,
+        timeout=300,
+        check=False,
+        **options,
+    )
+
+
+# --- the middle
+
+
+def test_it_prints_the_middle_and_nothing_else(complete, tmp_path):
+    (tmp_path / "a.py").write_text("for key, value in d.():\n    print(key, value)\n")
+    done = complete(f"{tmp_path / 'a.py'}:1:21", "--order", "spm")
+    assert done == (0, b"items", "")
+
+
+def test_prefix_and_suffix_may_be_given_as_they_are(complete):
+    suffix = "():\n    print(key, value)\n"
+    words = ("--prefix", "for key, value in d.", "--suffix", suffix, "--order", "spm")
+    assert complete(*words) == (0, b"items", "")
+
+
+def test_a_mark_on_stdin_is_the_cursor(complete):
+    text = b"for key, value in d.@@():\n    print(key, value)\n"
+    assert complete("--cursor", "@@", "--order", "spm", stdin=text) == (0, b"items", "")
+
+
+def test_json_has_the_agreed_keys_and_the_text_of_the_plain_output(complete):
+    words = ("--prefix", "import os\r\nimport ", "-n", "12")
+    _, out, _ = complete(*words, "-o", "json")
+    document = json.loads(out)
+    assert set(document) == KEYS
+    assert "\r\n" in document["text"]
+    assert complete(*words)[1].decode() == document["text"]
+
+
+@pytest.mark.parametrize("words", [("--prefix", "import "), ("--suffix", "import os\n"),
+                                   ("--prefix", "", "--suffix", "")])  # fmt: skip
+def test_either_side_may_be_empty(complete, words):
+    assert complete(*words, "-n", "2")[0] == 0
+
+
+def test_rules_and_limits_reach_the_completer(complete):
+    words = ("--prefix", "import os\n\ndef f(path):\n    ", "--suffix", "\n    return x\n")
+    ruled = json.loads(complete(*words, "-o", "json")[1])
+    free = json.loads(complete(*words, "-o", "json", "--no-stop-rules")[1])
+    short = json.loads(complete(*words, "-o", "json", "--no-stop-rules", "--max-lines", "1")[1])
+    assert ruled["stopped_by"] == "blank line"
+    assert free["generated_tokens"] > ruled["generated_tokens"]
+    assert short["stopped_by"] == "max lines"
+
+
+def test_context_is_part_of_the_prompt(complete, tmp_path):
+    (tmp_path / "other.py").write_text("def other():\n    pass\n")
+    words = ("--prefix", "x = ", "-n", "1", "-o", "json")
+    alone = json.loads(complete(*words)[1])
+    joined = json.loads(complete(*words, "--context", tmp_path / "other.py")[1])
+    assert joined["prompt_tokens"] > alone["prompt_tokens"] + 5
+
+
+def test_the_demo_is_converted_when_it_is_missing(tmp_path):
+    words = ("--prefix", "import os\nimport ", "-n", "4")
+    first = process(*words, cwd=tmp_path, capture_output=True)
+    assert (tmp_path / "models" / "demo" / "mlx-fp16" / "edge.json").is_file()
+    assert first.returncode == 0
+    again = process(*words, cwd=tmp_path, capture_output=True)
+    assert again.stdout == first.stdout != b""
+
+
+def test_a_reader_that_goes_away_is_no_error_text(demo_out, tmp_path):
+    read_end, write_end = os.pipe()
+    os.close(read_end)
+    done = process(
+        *("--prefix", "import os\nimport ", "-n", "4", "--model", demo_out / "mlx-fp16"),
+        cwd=tmp_path,
+        stdout=write_end,
+        stderr=subprocess.PIPE,
+    )
+    os.close(write_end)
+    assert (done.returncode, done.stderr) == (1, b"")
+
+
+# --- bad input
+
+
+@pytest.mark.parametrize(
+    ("words", "stdin", "sentence"),
+    [
+        (["none.py:1"], b"", "none.py is not there"),
+        (["a.py"], b"", "'a.py' names no line"),
+        (["a.py:0"], b"", "a.py has lines 1 to 3, not 0"),
+        (["a.py:4"], b"", "a.py has lines 1 to 3, not 4"),
+        (["a.py:1:6"], b"", "line 1 of a.py has columns 1 to 5, not 6"),
+        (["a.py:1:0"], b"", "line 1 of a.py has columns 1 to 5, not 0"),
+        (["binary:1"], b"", "binary is binary"),
+        (["latin:1"], b"", "latin is no UTF-8 at byte 3"),
+        ([".:1"], b"", ". cannot be read"),
+        (["a.py:1", "--prefix", "x"], b"", "given twice"),
+        (["a.py:1", "--suffix", ""], b"", "given twice"),
+        ([], b"no mark", "stdin has no cursor mark <CURSOR>"),
+        ([], b"", "stdin has no cursor mark <CURSOR>"),
+        ([], b"<CURSOR> <CURSOR>", "<CURSOR> 2 times"),
+        ([], b"<CURSOR>\xff", "stdin is no UTF-8 at byte 8"),
+        (["--cursor", ""], b"x", "--cursor is empty"),
+        (["--prefix", os.fsdecode(b"caf\xe9")], b"", "--prefix is no UTF-8"),
+        (["--suffix", os.fsdecode(b"caf\xe9")], b"", "--suffix is no UTF-8"),
+        (["--prefix", "x", "--context", "none.py"], b"", "none.py is not there"),
+        (["--prefix", "x", "-n", "1021"], b"", "choose from 1 to 1020"),
+    ],
+)
+def test_bad_input_is_one_sentence(complete, tmp_path, monkeypatch, words, stdin, sentence):
+    monkeypatch.chdir(tmp_path)
+    Path("a.py").write_text("ab()\nc\n")
+    Path("binary").write_bytes(b"\x7fELF\0\0")
+    Path("latin").write_bytes(b"caf\xe9\n")
+    code, out, errors = complete(*words, stdin=stdin)
+    assert (code, out) == (1, b"")
+    assert errors.startswith("edge complete: ")
+    assert sentence in errors
+    assert errors.count("\n") == 1
+
+
+@pytest.mark.parametrize("model", ["nowhere", "empty"])
+def test_a_model_that_is_not_there(model, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    Path("empty").mkdir()
+    assert main(["complete", "--prefix", "x", "--model", model]) == 1
+    out, errors = capsys.readouterr()
+    assert (out, errors.count("\n")) == ("", 1)
+    assert model in errors
+
+
+def test_a_model_that_cannot_fill_in_the_middle(tmp_path, capsys):
+    model = write_checkpoint(tmp_path / "tiny", PLAIN)
+    assert main(["complete", "--prefix", "x", "--model", str(model)]) == 1
+    out, errors = capsys.readouterr()
+    assert (out, errors.count("\n")) == ("", 1)
+    assert "no <fim_prefix>, <fim_suffix>, <fim_middle>" in errors
+
+
+@pytest.mark.parametrize("words", [["-n", "0"], ["--max-lines", "x"], ["--order", "mps"]])
+def test_wrong_arguments(words, capsys):
+    with pytest.raises(SystemExit) as stopped:
+        main(["complete", "--prefix", "x", *words])
+    assert stopped.value.code == 2
+    assert words[0] in capsys.readouterr().err
+
+
+# --- places
+
+
+@pytest.mark.parametrize(
+    ("place", "expected"),
+    [
+        ("a.py:3", ("a.py", 3, None)),
+        ("a.py:3:7", ("a.py", 3, 7)),
+        (r"C:\x\a.py:3", (r"C:\x\a.py", 3, None)),
+        (r"C:\x\a.py:3:7", (r"C:\x\a.py", 3, 7)),
+        ("a:b:3", ("a:b", 3, None)),
+        ("a:1:3:7", ("a:1", 3, 7)),
+        ("a b\n:3", ("a b\n", 3, None)),
+    ],
+)
+def test_the_last_numbers_are_line_and_column(place, expected, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    path, line, column = parse_place(place)
+    assert (str(path), line, column) == expected
+
+
+def test_a_file_whose_name_ends_with_a_number_is_found(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("a:1").write_text("")
+    assert parse_place("a:1:3") == (Path("a:1"), 3, None)
+    Path("a").write_text("")
+    assert parse_place("a:1:3") == (Path("a"), 1, 3)
+
+
+@pytest.mark.parametrize("place", ["", "a", "a:", ":3", "a:x", "a:-1", "a:1.5", "a:٣"])
+def test_a_place_without_a_line(place):
+    with pytest.raises(EdgeError, match="names no line"):
+        parse_place(place)
+
+
+@given(st.text(alphabet="aé😀\t \r\n\x0c\u2028", max_size=30), st.data())
+def test_every_place_of_a_text_can_be_named(text, data):
+    lines = text.split("\n")
+    line = data.draw(st.integers(1, len(lines)))
+    prefix, suffix = split_at(text, line, None, "f")
+    assert prefix + suffix == text
+    assert prefix.count("\n") == line - 1
+    assert suffix == "" or suffix.startswith(("\n", "\r\n"))
+    columns = len(prefix.rpartition("\n")[2]) + 1
+    column = data.draw(st.integers(1, columns))
+    prefix, suffix = split_at(text, line, column, "f")
+    assert prefix + suffix == text
+    assert len(prefix.rpartition("\n")[2]) == column - 1
+
+
+@given(st.text(max_size=20), st.text(max_size=20), st.text(min_size=1, max_size=3))
+def test_a_mark_is_found_where_it_stands(prefix, suffix, mark):
+    text = prefix + mark + suffix
+    if text.find(mark) != text.rfind(mark):
+        return
+    assert split_at_mark(text, mark) == (prefix, suffix)

@@ -1,0 +1,111 @@
+"""Stop tokens by name, and stop strings in a stream cut anywhere."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from mlx_lm.tokenizer_utils import load as load_tokenizer
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from transformers import PreTrainedTokenizerFast
+
+from edge.errors import EdgeError
+from edge.generate.stop import STOP_TOKENS, StopScanner, stop_ids, token_id
+
+# Few letters, so that stop strings occur, overlap and nearly occur.
+LETTERS = st.text("abc", max_size=30)
+STOPS = st.lists(st.text("abc", min_size=1, max_size=5), max_size=4)
+
+
+def tokenizer_with(names, **special):
+    vocab = {name: i for i, name in enumerate(["<unk>", "hello", *names])}
+    backend = Tokenizer(WordLevel(vocab, unk_token="<unk>"))
+    return PreTrainedTokenizerFast(tokenizer_object=backend, **special)
+
+
+def naive(text, stops):
+    """Read character by character until a stop string is complete; the longest such goes."""
+    for end in range(1, len(text) + 1):
+        complete = [len(stop) for stop in stops if text[:end].endswith(stop)]
+        if complete:
+            return text[: end - max(complete)]
+    return text
+
+
+@given(LETTERS, STOPS, st.data())
+def test_any_cut_gives_the_naive_result(text, stops, data):
+    cuts = sorted(data.draw(st.lists(st.integers(0, len(text)), max_size=8)))
+    scanner, passed = StopScanner(stops), ""
+    for start, end in zip([0, *cuts], [*cuts, len(text)], strict=True):
+        passed += scanner.add(text[start:end])
+        assert len(scanner.held) <= max(map(len, stops), default=1) - 1
+        if scanner.found is None:
+            assert passed + scanner.held == text[:end]
+            assert not scanner.held or any(s.startswith(scanner.held) for s in stops)
+    assert passed + scanner.finish() == naive(text, stops)
+    assert (scanner.found is not None) == any(stop in text for stop in stops)
+
+
+@given(LETTERS, st.text("abc", min_size=1, max_size=4))
+def test_one_stop_string_cuts_where_split_does(text, stop):
+    scanner = StopScanner([stop])
+    passed = "".join(scanner.add(letter) for letter in text) + scanner.finish()
+    assert passed == text.split(stop)[0]
+
+
+@given(LETTERS, STOPS)
+def test_nothing_passes_that_could_be_part_of_a_stop_string(text, stops):
+    """What passed never ends with the beginning of a stop string that the text completes."""
+    scanner, passed = StopScanner(stops), ""
+    for letter in text:
+        passed += scanner.add(letter)
+    if scanner.found is not None:
+        assert text.startswith(passed + scanner.found)
+
+
+def test_the_longest_of_two_that_end_together_goes():
+    scanner = StopScanner(["b", "ab"])
+    assert scanner.add("xa") == "x"
+    assert scanner.add("b and more") == ""
+    assert scanner.found == "ab"
+    assert scanner.add("later") == "" and scanner.finish() == ""
+
+
+def test_a_false_start_is_passed_on():
+    scanner = StopScanner(["\n\n"])
+    assert [scanner.add(piece) for piece in ("a\n", "b", "\n")] == ["a", "\nb", ""]
+    assert scanner.finish() == "\n"
+    assert scanner.found is None
+
+
+def test_a_bare_string_is_one_stop():
+    assert StopScanner("cd").add("abcd") == "ab"
+
+
+def test_an_empty_stop_string_is_refused():
+    with pytest.raises(EdgeError, match="a stop string is empty; "):
+        StopScanner(["a", ""])
+
+
+def test_the_demos_stop_tokens(demo_out):
+    tokenizer = load_tokenizer(demo_out / "mlx-fp16")
+    names = {tokenizer.convert_ids_to_tokens(i) for i in stop_ids(tokenizer)}
+    assert names == {name for name in STOP_TOKENS if name in tokenizer.get_vocab()}
+    assert {"<|endoftext|>", "<|im_end|>", "<|im_start|>", "<fim_middle>"} <= names
+
+
+@pytest.mark.parametrize("unk", [None, "<unk>", "<|endoftext|>"])
+def test_absent_names_stop_nothing(unk):
+    """An unknown name must not become the id of the unknown token."""
+    tokenizer = tokenizer_with(["<|im_end|>", "<|endoftext|>"], unk_token=unk)
+    assert stop_ids(tokenizer) == {2, 3}
+    assert token_id(tokenizer, "<fim_middle>") is None
+    assert token_id(tokenizer, "<|im_end|>") == 2
+
+
+def test_the_tokenizers_own_eos_stops_whatever_its_name():
+    assert stop_ids(tokenizer_with(["</s>"], eos_token="</s>", unk_token="<unk>")) == {2}
+    assert stop_ids(tokenizer_with([], unk_token="<unk>")) == frozenset()
+
+
+def test_code_llamas_spellings():
+    assert stop_ids(tokenizer_with(["▁<EOT>", "▁<MID>"], unk_token="<unk>")) == {2, 3}
