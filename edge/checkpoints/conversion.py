@@ -30,7 +30,7 @@ from edge.checkpoints.artefacts.sizes import bits_per_weight, planned_bytes
 from edge.checkpoints.checkpoint import Checkpoint
 from edge.checkpoints.compare import describe_loss
 from edge.checkpoints.output_folder import check_room
-from edge.checkpoints.sources.directory import INDEX
+from edge.checkpoints.sources.companions import INDEX
 from edge.checkpoints.sources.hub import SMALL_FILES
 from edge.checkpoints.stream import stream
 from edge.checkpoints.targets import Options, Target

@@ -103,8 +103,12 @@ class GgufWriter:
         self._write(encoded[0])
 
     def append_packed(self, name: str, packed: Packed) -> None:
-        """Not offered."""
-        raise NotImplementedError(name)
+        """Never called, as no tensor is taken so.
+
+        Raises:
+            ValueError: always.
+        """
+        raise ValueError(f"{name}: a float GGUF file takes no packed tensor")
 
     def end_tensor(self, name: str) -> None:
         """Pad after the last of the tensors that make up one of the file's."""

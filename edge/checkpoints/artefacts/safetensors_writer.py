@@ -17,13 +17,13 @@ from typing import Any
 
 import numpy as np
 
+from edge.checkpoints.sources.companions import INDEX
 from edge.checkpoints.sources.weights import Array, Shape
 
 SHARD_BYTES = 5 << 30  # what mlx-lm and the hub use
 ITEM_BYTES = {"F32": 4, "F16": 2, "BF16": 2, "U32": 4, "I32": 4, "U8": 1}
 # Readers that map the file want the data aligned; the reference writer pads to 8 too.
 ALIGNMENT_BYTES = 8
-INDEX = "model.safetensors.index.json"
 
 
 @dataclass(frozen=True)

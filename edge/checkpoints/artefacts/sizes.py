@@ -10,6 +10,7 @@ from edge.checkpoints.artefacts.gguf_plan import plan
 from edge.checkpoints.artefacts.layout import layout
 from edge.checkpoints.artefacts.recipes import Recipe
 from edge.checkpoints.checkpoint import Checkpoint
+from edge.checkpoints.sources.companions import INDEX
 from edge.gguf_file import read_tensors
 from edge.json_file import read_json_object
 
@@ -27,7 +28,7 @@ def tensor_bytes(path: Path) -> int:
         EdgeError: the artefact is damaged.
     """
     if path.is_dir():
-        index = read_json_object(path / "model.safetensors.index.json")
+        index = read_json_object(path / INDEX)
         return int(index["metadata"]["total_size"])
     return sum(tensor.data_bytes for tensor in read_tensors(path))
 

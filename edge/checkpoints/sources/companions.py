@@ -8,6 +8,7 @@ from pathlib import Path
 from edge.errors import EdgeError
 from edge.json_file import parse_json_object, read_small_file
 
+INDEX = "model.safetensors.index.json"  # which file holds which tensor
 # As far as they are there; no file of code is among them.
 COMPANIONS = (
     "tokenizer.json",

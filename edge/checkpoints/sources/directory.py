@@ -8,31 +8,26 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from types import MappingProxyType
 
-from edge.checkpoints.sources.companions import inside, read_companions
+from edge.checkpoints.sources.companions import INDEX, inside, read_companions
 from edge.checkpoints.sources.gptq import GptqWeights, is_gptq, read_gptq_settings
 from edge.checkpoints.sources.safetensors_file import SafetensorsFile
 from edge.checkpoints.sources.tokenizer_file import check_tokenizer
-from edge.checkpoints.sources.weights import Array, Opened, Packed, Packing, Shape
+from edge.checkpoints.sources.weights import Array, NeverPacked, Opened, Shape
 from edge.errors import EdgeError
 from edge.json_file import read_json_object
 from edge.model.config import ModelConfig
 from edge.model.tensors import check_count
 
-INDEX = "model.safetensors.index.json"
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
 
 
-class PlainWeights:
+class PlainWeights(NeverPacked):
     """Unquantised tensors of one or more safetensors files.
 
     Raises:
         EdgeError: two files hold a tensor of one name, or one holds no floats.
     """
-
-    quantised = False
-    unpackable: Mapping[str, str] = MappingProxyType({})
 
     def __init__(self, files: tuple[SafetensorsFile, ...]):
         self._file_of = file_of_each(files)
@@ -46,14 +41,6 @@ class PlainWeights:
     def read(self, name: str, start: int = 0, stop: int | None = None) -> Array:
         """Rows of a tensor, bfloat16 widened to float32."""
         return self._file_of[name].read(name, start, stop)
-
-    def packing(self, name: str) -> Packing | None:
-        """None: floats."""
-        return None
-
-    def read_packed(self, name: str) -> Packed:
-        """Not offered."""
-        raise NotImplementedError(name)
 
 
 def file_of_each(files: tuple[SafetensorsFile, ...]) -> dict[str, SafetensorsFile]:

@@ -13,11 +13,10 @@ import time
 from collections.abc import Collection
 from pathlib import Path
 
-from edge.checkpoints.sources.companions import COMPANIONS
+from edge.checkpoints.sources.companions import COMPANIONS, INDEX
 from edge.checkpoints.sources.hub_cache import (
     COMMIT,
     CONFIG,
-    INDEX,
     Cache,
     RemoteFile,
     bytes_there,

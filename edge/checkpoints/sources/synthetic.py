@@ -12,12 +12,11 @@ from collections.abc import Mapping
 from dataclasses import replace
 from math import prod
 from pathlib import Path
-from types import MappingProxyType
 
 import numpy as np
 
 from edge.checkpoints.sources.published import SHAPES
-from edge.checkpoints.sources.weights import Array, Opened, Packed, Packing, Shape
+from edge.checkpoints.sources.weights import Array, NeverPacked, Opened, Shape
 from edge.errors import EdgeError
 from edge.model.config import ModelConfig
 from edge.model.tensors import expected_shapes
@@ -42,12 +41,10 @@ SPECIAL_TOKENS = (
 )
 
 
-class SyntheticWeights:
+class SyntheticWeights(NeverPacked):
     """Normal noise, scaled so that activations keep their size through the layers."""
 
     files: tuple[Path, ...] = ()
-    quantised = False
-    unpackable: Mapping[str, str] = MappingProxyType({})
 
     def __init__(self, config: ModelConfig):
         self.shapes: Mapping[str, Shape] = expected_shapes(config)
@@ -66,14 +63,6 @@ class SyntheticWeights:
             values *= np.float16(0.1)
             values += np.float16(0 if name.endswith("bias") else 1)
         return values.reshape(last - first, *shape[1:])
-
-    def packing(self, name: str) -> Packing | None:
-        """None: floats."""
-        return None
-
-    def read_packed(self, name: str) -> Packed:
-        """Not offered."""
-        raise NotImplementedError(name)
 
     def _numbers(self, name: str, begin: int, count: int) -> Array:
         """Numbers begin to begin + count of a tensor's endless stream."""

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Protocol
 
 import numpy as np
@@ -90,6 +91,25 @@ class Weights(Protocol):
     def read_packed(self, name: str) -> Packed:
         """A tensor that has a packing, in that form."""
         ...
+
+
+class NeverPacked:
+    """The part of `Weights` that sources of plain floats share."""
+
+    quantised = False
+    unpackable: Mapping[str, str] = MappingProxyType({})
+
+    def packing(self, name: str) -> Packing | None:
+        """None: floats."""
+        return None
+
+    def read_packed(self, name: str) -> Packed:
+        """No tensor has this form.
+
+        Raises:
+            ValueError: always.
+        """
+        raise ValueError(f"{name} has no packing")
 
 
 @dataclass(frozen=True)
