@@ -37,7 +37,7 @@ class StreamingDetokenizer:
     use (WordPiece, CTC, regular expressions) it is everything, and `finish` gives the text.
 
     Args:
-        tokenizer: mlx-lm's TokenizerWrapper, or a tokenizer of transformers.
+        tokenizer: ours, mlx-lm's or one of transformers.
     """
 
     def __init__(self, tokenizer: Any):

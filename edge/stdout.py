@@ -1,0 +1,58 @@
+"""Results on stdout, exact to the byte; what keeps them from getting there is one sentence."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sys
+from collections.abc import Iterator
+
+from edge.errors import EdgeError
+
+
+def check_stdout() -> None:
+    """Find out whether there is one, before anything is computed for it.
+
+    Raises:
+        EdgeError: it was closed (`>&-`).
+    """
+    if sys.stdout is None:
+        raise EdgeError("stdout is closed; let it go to a terminal, a file or a pipe.")
+
+
+def write_stdout(text: str) -> None:
+    """Print at once, in bytes: nothing may translate line ends, or fail to encode them.
+
+    Raises:
+        BrokenPipeError: its reader went away.
+        EdgeError: it is closed, or cannot be written.
+    """
+    check_stdout()
+    with _refusals():
+        sys.stdout.buffer.write(text.encode("utf-8", errors="replace"))
+        sys.stdout.buffer.flush()
+
+
+def flush_stdout() -> None:
+    """Write what is held back; errors of `write_stdout`, but none where stdout is closed."""
+    if sys.stdout is not None:
+        with _refusals():
+            sys.stdout.flush()
+
+
+def discard_stdout() -> None:
+    """What it still holds goes nowhere, or the end of the process would fail with it again."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+@contextlib.contextmanager
+def _refusals() -> Iterator[None]:
+    try:
+        yield
+    except BrokenPipeError:
+        raise
+    except OSError as error:  # a full disk
+        discard_stdout()
+        raise EdgeError(
+            f"stdout cannot be written ({error.strerror}); make room, or let it go elsewhere."
+        ) from None
