@@ -6,7 +6,8 @@ from typing import Any
 
 import mlx.core as mx
 
-# Any of mlx-lm's cache classes: has `offset`, `update_and_fetch`, and may have `make_mask`.
+# One layer's keys and values: ours (`edge.model.kv_cache`) or any of mlx-lm's classes. Has
+# `offset`, `state`, `update_and_fetch`, `is_trimmable` and `trim`, and may have `make_mask`.
 Cache = Any
 # With more queries than this a quantised cache is dequantised first, one layer at a time: it is
 # then read once for many queries, and the fused attention keeps no scores (2048 queries on 8192

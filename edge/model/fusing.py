@@ -3,6 +3,10 @@
 At batch 1 a matrix product is a read of its weights, and two fewer launches a layer is what
 joining gains; the bytes stay the same. Quantised matrices join as they are, since every row has
 scales of its own: codes, scales and biases, none of them changed.
+
+A CPU has no launches to save but caches to respect: measured on two Xeon cores, joining makes
+the demo decode 1.09 times as fast; at Stable Code 3B's width it changes nothing, and makes the
+prefill of 32 tokens 0.98 times as fast.
 """
 
 from __future__ import annotations
@@ -11,6 +15,11 @@ from collections.abc import Sequence
 
 import mlx.core as mx
 from mlx import nn
+
+from edge.model.variant import current_backend
+
+# What a core's second-level cache holds.
+LARGEST_ON_CPU_BYTES = 2 << 20
 
 
 def joined(parts: Sequence[nn.Module]) -> nn.Module | None:
@@ -22,14 +31,19 @@ def joined(parts: Sequence[nn.Module]) -> nn.Module | None:
 
     Returns:
         The layer, its arrays not yet evaluated; None where the parts are stored in different
-        ways, and then nothing is changed.
+        ways or would be slower together, and then nothing is changed.
     """
-    if len({_storage(part) for part in parts}) > 1:
+    if len({_storage(part) for part in parts}) > 1 or _too_large(parts):
         return None
     first = parts[0]
     for name in _arrays(first):
         first[name] = mx.concatenate([part[name] for part in parts])
     return first
+
+
+def _too_large(parts: Sequence[nn.Module]) -> bool:
+    total_bytes = sum(part[name].nbytes for part in parts for name in _arrays(part))
+    return current_backend() == "cpu" and total_bytes > LARGEST_ON_CPU_BYTES
 
 
 def _storage(layer: nn.Module) -> tuple[object, ...]:

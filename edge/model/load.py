@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import mlx.core as mx
 from mlx.utils import tree_flatten
@@ -15,6 +14,7 @@ from edge.model.quantised import quantise
 from edge.model.stablelm import Model
 from edge.model.tensors import check_shapes, input_order_shapes
 from edge.model.variant import Variant
+from edge.tokenizer import Tokenizer
 
 
 def compute_dtype() -> mx.Dtype:
@@ -41,6 +41,7 @@ def load_model(
         EdgeError: a file is missing or broken, or the tensors do not fit the config.
     """
     path = Path(path)
+    check_directory(path)
     raw = read_json_object(path / "config.json")
     weights = _read_weights(path)
     config = ModelConfig.from_dict(raw, str(path / "config.json")).matching(weights)
@@ -60,22 +61,23 @@ def load_model(
     return model
 
 
-def load(path: Path | str) -> tuple[Model, Any]:
+def load(path: Path | str) -> tuple[Model, Tokenizer]:
     """Load an artefact with its tokenizer.
 
     Returns:
         The model, called as `model(ids, cache=None) -> logits` with ids (B, L) and logits
-        (B, L, vocab), and mlx-lm's TokenizerWrapper.
-    """
-    from mlx_lm.utils import load_tokenizer
+        (B, L, vocab), and its tokenizer.
 
-    model = load_model(path)
-    try:
-        return model, load_tokenizer(Path(path))
-    except (OSError, ValueError) as error:
-        raise EdgeError(
-            f"{path}: the tokenizer cannot be read ({error}); convert the checkpoint again."
-        ) from None
+    Raises:
+        EdgeError: as `load_model`, or the tokenizer is missing or broken.
+    """
+    path = Path(path)
+    check_directory(path)
+    # The small files first: they say what is wrong before gigabytes are read.
+    config = path / "config.json"
+    ModelConfig.from_dict(read_json_object(config), str(config))
+    tokenizer = Tokenizer.load(path)
+    return load_model(path), tokenizer
 
 
 def has_input_orders(path: Path) -> bool:
@@ -86,10 +88,52 @@ def has_input_orders(path: Path) -> bool:
     return any(name.endswith("_order") for name in _read_weights(path))  # read when used
 
 
-def _read_weights(path: Path) -> dict[str, mx.array]:
+def check_directory(path: Path) -> None:
+    """Refuse what no model directory can be.
+
+    Raises:
+        EdgeError: nothing is there, or a file is.
+    """
+    if path.is_dir():
+        return
+    if not path.exists():
+        raise EdgeError(f"{path} is not there; check the path, or convert the model first.")
+    kind = "a GGUF file" if _is_gguf(path) else "no directory"
+    raise EdgeError(
+        f"{path} is {kind}, and a model that runs here is a directory with config.json, "
+        f"tokenizer.json and *.safetensors; make one with `edge convert`."
+    )
+
+
+def _is_gguf(path: Path) -> bool:
+    if not path.is_file():  # to open a pipe would wait for ever
+        return False
+    try:
+        with path.open("rb") as file:
+            return file.read(4) == b"GGUF"
+    except OSError:
+        return False
+
+
+def _weight_files(path: Path) -> list[Path]:
+    """Every *.safetensors of a directory, none of which the index misses."""
     files = sorted(path.glob("*.safetensors"))
     if not files:
         raise EdgeError(f"{path} holds no *.safetensors; convert or download the model again.")
+    index = path / "model.safetensors.index.json"
+    listed = read_json_object(index).get("weight_map") if index.exists() else None
+    if isinstance(listed, dict):
+        missing = sorted({str(name) for name in listed.values()} - {file.name for file in files})
+        if missing:
+            raise EdgeError(
+                f"{path / missing[0]} is missing, which {index.name} names; copy or download the "
+                f"model again."
+            )
+    return files
+
+
+def _read_weights(path: Path) -> dict[str, mx.array]:
+    files = _weight_files(path)
     weights: dict[str, mx.array] = {}
     for file in files:
         try:
@@ -101,7 +145,9 @@ def _read_weights(path: Path) -> dict[str, mx.array]:
         assert isinstance(loaded, dict)  # safetensors without metadata always is
         weights |= loaded
     if any(name.endswith(".qweight") for name in weights):
-        raise EdgeError(f"{path} holds GPTQ weights; convert it to an MLX artefact first.")
+        raise EdgeError(
+            f"{path} holds GPTQ weights; convert it to an MLX artefact first, with `edge convert`."
+        )
     return weights
 
 

@@ -215,9 +215,14 @@ class Model(nn.Module):
 
         So only one layer's matrices are ever in memory twice. To be called once, when the
         weights are there.
+
+        The last layer's q stays apart: of all positions of a prompt but the last only that
+        layer's keys and values are needed, and what nobody evaluates is not computed. With 2
+        layers of Stable Code 3B's shape that is 7 % of a prefill, with 32 of them 0.3 %.
         """
         for layer in self.layers:
-            layer.self_attn.fuse()
+            if layer is not self.layers[-1]:
+                layer.self_attn.fuse()
             layer.mlp.fuse()
             mx.eval(layer.parameters())
 

@@ -1,12 +1,25 @@
 """Caches in fewer bits and of bounded length, for every head size of the family."""
 
+import subprocess
+import sys
+
 import mlx.core as mx
 import numpy as np
 import pytest
-from mlx_lm.models.cache import KVCache, trim_prompt_cache
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from mlx_lm.models import cache as mlx_lm_cache
+from mlx_lm.models.cache import KVCache as MlxLmCache
+from mlx_lm.models.cache import trim_prompt_cache
 
 from edge.errors import EdgeError
-from edge.model.kv_cache import KEPT_POSITIONS, cache_bytes, make_cache
+from edge.model.kv_cache import (
+    KEPT_POSITIONS,
+    STEP_POSITIONS,
+    KVCache,
+    cache_bytes,
+    make_cache,
+)
 from edge.model.load import load, load_model
 from edge.model.variant import Variant
 from tests.support.tiny import CONFIGS, LLAMA_CONFIGS, PLAIN, token_ids, write_checkpoint
@@ -161,10 +174,95 @@ def test_an_empty_cache_takes_nothing(artefacts):
         ({"kv_bits": 0}, "0 bits"),
         ({"max_tokens": 4}, "use 5 or more"),
         ({"max_tokens": -1}, "use 5 or more"),
-        ({"kv_bits": 8, "max_tokens": 64}, "not both"),
+        ({"kv_bits": 8, "max_tokens": 64}, "leave out the rotation"),
     ],
 )
 def test_a_cache_that_does_not_exist_is_one_sentence(options, words, artefacts):
     with pytest.raises(EdgeError, match=words) as raised:
         make_cache(load_model(artefacts["tiny"]), **options)
     assert "\n" not in str(raised.value)
+
+
+# --- our plain cache and mlx-lm's
+
+
+def entries(draw, positions):
+    """Keys and values (1, 2, positions, 4 and 6) of small numbers."""
+    rng = np.random.RandomState(draw)
+    return [mx.array(rng.randint(-9, 9, (1, 2, positions, w)).astype(np.float32)) for w in (4, 6)]
+
+
+@settings(max_examples=40)
+@given(st.lists(st.integers(1, 700) | st.integers(-600, -1), max_size=12))
+def test_the_plain_cache_is_mlx_lms(steps):
+    """Steps: so many positions more, or so many trimmed."""
+    ours, theirs = KVCache(), MlxLmCache()
+    assert (ours.state, ours.empty(), ours.is_trimmable()) == ((None, None, 0), True, True)
+    most = 0
+    for draw, step in enumerate(steps):
+        if step < 0:
+            assert ours.trim(-step) == theirs.trim(-step)
+            continue
+        found, expected = (c.update_and_fetch(*entries(draw, step)) for c in (ours, theirs))
+        for a, b in zip(found, expected, strict=True):
+            assert mx.array_equal(a, b)
+        most = max(most, ours.offset)  # trimming gives no memory back
+        assert ours.keys.shape[2] <= most * 1.125 + STEP_POSITIONS
+    assert (ours.offset, ours.size(), ours.empty()) == (
+        theirs.offset,
+        theirs.size(),
+        theirs.empty(),
+    )
+
+
+@pytest.mark.parametrize("offset", [0, 5])
+@pytest.mark.parametrize("n", [1, 3])
+@pytest.mark.parametrize("return_array", [True, False])
+@pytest.mark.parametrize("window", [None, 2])
+def test_masks_are_mlx_lms(offset, n, return_array, window):
+    ours, theirs = KVCache(), MlxLmCache()
+    ours.offset = theirs.offset = offset
+    found, expected = (
+        c.make_mask(n, return_array=return_array, window_size=window) for c in (ours, theirs)
+    )
+    if isinstance(expected, mx.array):
+        assert mx.array_equal(found, expected)
+    else:
+        assert found == expected
+
+
+def test_growth_copies_a_position_a_bounded_number_of_times():
+    cache, sizes = KVCache(), []
+    for _ in range(128):
+        cache.update_and_fetch(*entries(0, 256))
+        if not sizes or sizes[-1] != cache.keys.shape[2]:
+            sizes.append(cache.keys.shape[2])
+    assert sum(sizes[:-1]) < 9 * sizes[-1]  # in steps of 256 it would be 63 times
+    assert sizes[-1] < 1.13 * cache.offset
+
+
+def test_mlx_lm_trims_saves_and_loads_it(artefacts, tmp_path):
+    model = load_model(artefacts["tiny"], mx.float32)
+    cache = make_cache(model)
+    expected = run(model, cache)
+    assert mlx_lm_cache.can_trim_prompt_cache(cache)
+    assert trim_prompt_cache(cache, 10) == 10
+    file = str(tmp_path / "cache.safetensors")
+    mlx_lm_cache.save_prompt_cache(file, cache)
+    for again in (mlx_lm_cache.load_prompt_cache(file),
+                  [KVCache.from_state(layer.state) for layer in cache]):  # fmt: skip
+        logits = model(mx.array(token_ids(model.config, 40)[:, 30:]), again)
+        assert error(np.array(logits[0]), expected[30:]) < 1e-6
+
+
+def test_no_cache_of_ours_needs_mlx_lm(artefacts):
+    script = (
+        "import sys; from edge.model.load import load_model\n"
+        "from edge.model.kv_cache import make_cache; import mlx.core as mx\n"
+        f"model = load_model({str(artefacts['tiny'])!r}); mx.eval(model(mx.array([[1, 2]]), "
+        "make_cache(model)))\nprint([n for n in ('mlx_lm', 'transformers') if n in sys.modules])"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, check=True
+    )
+    assert done.stdout == "[]\n"

@@ -1,6 +1,8 @@
 """Artefacts on disk: dtypes, tied heads, quantisation in every form that mlx-lm writes."""
 
 import json
+import os
+import shutil
 
 import mlx.core as mx
 import numpy as np
@@ -14,7 +16,7 @@ from mlx_lm.utils import load_model as mlx_lm_load_model
 
 from edge.errors import EdgeError
 from edge.model.config import ModelConfig
-from edge.model.load import load_model
+from edge.model.load import load, load_model
 from edge.model.quantised import MODES
 from edge.model.stablelm import Model
 from tests.support.tiny import (
@@ -204,6 +206,78 @@ def test_a_gptq_checkpoint_has_to_be_converted(tmp_path):
     change(path, **{f"{V_PROJ}.qweight": mx.zeros((8, 64), dtype=mx.int32)})
     with pytest.raises(EdgeError, match="convert it"):
         load_model(path)
+
+
+# --- what is no model, or half of one
+
+
+def refused(path):
+    """The sentence that says why a directory does not load."""
+    with pytest.raises(EdgeError) as error:
+        load(path)
+    assert "\n" not in str(error.value)
+    return str(error.value)
+
+
+@pytest.fixture
+def copied(demo_out, tmp_path):
+    """The demo's artefact, to spoil."""
+    return shutil.copytree(demo_out / "mlx-fp16", tmp_path / "copied")
+
+
+def test_a_whole_copy_loads(copied):
+    model, tokenizer = load(copied)
+    assert model(mx.array([tokenizer.encode("x = 1")])).shape[-1] == len(tokenizer)
+
+
+@pytest.mark.parametrize("kept", [0, 5, 8, 2000, 20_000, 3_000_000])
+def test_a_cut_off_file_of_weights(kept, copied):
+    file = copied / "model.safetensors"
+    file.write_bytes(file.read_bytes()[:kept])
+    assert "model.safetensors cannot be read" in refused(copied)
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("config.json", "config.json is missing"),
+        ("tokenizer.json", "has no tokenizer.json and no tokenizer.model"),
+        ("model.safetensors", "holds no *.safetensors"),
+    ],
+)
+def test_a_file_that_was_not_copied(name, words, copied):
+    (copied / name).unlink()
+    assert words in refused(copied)
+
+
+def test_a_shard_that_was_not_copied(copied):
+    index = copied / "model.safetensors.index.json"
+    index.write_text(json.dumps({"weight_map": {"a": "model.safetensors", "b": "model-2.st"}}))
+    assert "model-2.st is missing, which model.safetensors.index.json names" in refused(copied)
+
+
+def test_an_empty_directory(tmp_path):
+    assert "config.json is missing" in refused(tmp_path)
+
+
+def test_another_family(copied):
+    write_config(copied, {"model_type": "mistral", "architectures": ["MistralForCausalLM"]})
+    assert "describes a 'mistral' model" in refused(copied)
+
+
+def test_gptq_weights_are_named_as_such(tmp_path):
+    path = write_checkpoint(tmp_path / "m", LLAMA)
+    change(path, **{f"{V_PROJ}.qweight": mx.zeros((8, 64), dtype=mx.int32)})
+    assert "holds GPTQ weights; convert it" in refused(path)
+
+
+def test_files_are_no_directories(tmp_path, demo_out):
+    (tmp_path / "plain").write_text("text")
+    os.mkfifo(tmp_path / "pipe")
+    assert "is a GGUF file, and a model" in refused(demo_out / "gguf-f16.gguf")
+    assert "is no directory, and a model" in refused(tmp_path / "plain")
+    assert "is no directory, and a model" in refused(tmp_path / "pipe")
+    assert "is not there" in refused(tmp_path / "nowhere")
 
 
 ODDITIES = st.one_of(

@@ -10,6 +10,7 @@ from mlx.utils import tree_flatten
 from mlx_lm.models.cache import make_prompt_cache
 from mlx_lm.utils import compute_bits_per_weight, get_total_parameters
 
+from edge.model import fusing
 from edge.model.config import ModelConfig
 from edge.model.load import load_model
 from edge.model.quantised import MODES
@@ -74,6 +75,7 @@ def test_every_variant_computes_the_same(name, variant, tmp_path):
     expected = stepwise(load_model(path, mx.float32, APART))
     model = load_model(path, mx.float32, variant)
     assert ("qkv_proj" in model.layers[0].self_attn) == variant.fuse
+    assert "q_proj" in model.layers[-1].self_attn  # most of a prefill does without it
     assert relative(stepwise(model), expected) < ROUNDING
 
 
@@ -103,15 +105,25 @@ def test_matrices_stored_in_different_ways_stay_apart(own, tmp_path):
     model = load_model(path, mx.float32)
     parts = [part for layer in model.layers for part in (layer.self_attn, layer.mlp)]
     fused = ["qkv_proj" in p or "gate_up_proj" in p for p in parts]
-    assert fused == [False, True, True, False]
+    # Of the last layer q, k and v are always apart.
+    assert fused == [False, True, False, False]
     assert relative(stepwise(model), stepwise(load_model(path, mx.float32, APART))) < ROUNDING
 
 
+@pytest.mark.parametrize(("backend", "fused"), [("cpu", False), ("metal", True), ("cuda", True)])
+def test_large_matrices_stay_apart_on_a_cpu(backend, fused, tmp_path, monkeypatch):
+    monkeypatch.setattr(fusing, "LARGEST_ON_CPU_BYTES", 1000)
+    monkeypatch.setattr(fusing, "current_backend", lambda: backend)
+    model = load_model(write_checkpoint(tmp_path / "m", CONFIGS["plain"]), mx.float32)
+    assert ("gate_up_proj" in model.layers[0].mlp) == fused
+    assert ("qkv_proj" in model.layers[0].self_attn) == fused
+
+
 def test_a_bias_that_only_some_have_keeps_them_apart(tmp_path):
-    model = Model(ModelConfig.from_dict(CONFIGS["qkv-bias"]))
+    model = Model(ModelConfig.from_dict({**CONFIGS["qkv-bias"], "num_hidden_layers": 3}))
     del model.layers[0].self_attn.k_proj["bias"]
     model.fuse()
-    assert ["qkv_proj" in layer.self_attn for layer in model.layers] == [False, True]
+    assert ["qkv_proj" in layer.self_attn for layer in model.layers] == [False, True, False]
 
 
 @pytest.mark.parametrize("artefact", ["mlx-fp16", "mlx-int4"])

@@ -1,0 +1,223 @@
+"""Room on every kind of device, by stand-ins for the ones that are not here."""
+
+from types import SimpleNamespace
+
+import psutil
+import pytest
+
+from edge.device import memory
+from edge.device.memory import available_bytes, wired
+
+GB = 10**9
+
+
+class FakeMlx:
+    """MLX on a device that is not here: answers, and what was asked of it in order."""
+
+    DeviceType = SimpleNamespace(cpu="cpu", gpu="gpu")
+
+    def __init__(self, device="gpu", metal=True, active=0, cached=0, **info):
+        self.device, self.active, self.cached, self.info = device, active, cached, info
+        self.metal = SimpleNamespace(is_available=lambda: metal)
+        self.limit, self.calls = 0, []
+
+    def default_device(self):
+        return SimpleNamespace(type=self.device)
+
+    def device_info(self):
+        return self.info
+
+    def get_active_memory(self):
+        return self.active
+
+    def get_cache_memory(self):
+        return self.cached
+
+    def set_wired_limit(self, limit):
+        assert 0 <= limit <= self.info["max_recommended_working_set_size"]  # MLX raises
+        before, self.limit = self.limit, limit
+        self.calls.append(("wire", limit))
+        return before
+
+    def synchronize(self):
+        self.calls.append(("synchronize",))
+
+
+@pytest.fixture
+def machine(monkeypatch):
+    """Become another machine."""
+
+    def become(mlx, system="Darwin", release="15.1", available=50 * GB, swap=0):
+        monkeypatch.setattr(memory, "mx", mlx)
+        monkeypatch.setattr(memory.platform, "system", lambda: system)
+        monkeypatch.setattr(memory.platform, "mac_ver", lambda: (release, ("", "", ""), ""))
+        main = SimpleNamespace(available=available, total=64 * GB)
+        monkeypatch.setattr(psutil, "virtual_memory", lambda: main)
+        monkeypatch.setattr(psutil, "swap_memory", lambda: SimpleNamespace(free=swap))
+        return mlx
+
+    return become
+
+
+def mac(**changes):
+    return FakeMlx(**{"max_recommended_working_set_size": 48 * GB, **changes})
+
+
+# --- room
+
+
+def test_this_machine_has_some():
+    room = available_bytes()
+    assert 0 < room.bytes <= room.most_bytes
+    assert room.what
+
+
+def test_a_mac_has_the_gpus_share_less_what_is_active(machine):
+    machine(mac(active=8 * GB))
+    assert (available_bytes().bytes, available_bytes().most_bytes) == (40 * GB, 40 * GB)
+    assert "GPU" in available_bytes().what
+
+
+def test_a_mac_has_no_more_than_other_programs_leave_but_can_make_room(machine):
+    machine(mac(active=8 * GB), available=5 * GB)
+    assert (available_bytes().bytes, available_bytes().most_bytes) == (5 * GB, 40 * GB)
+    assert "programs" in available_bytes().what
+
+
+def test_cuda_has_what_is_free_and_what_mlx_keeps(machine):
+    machine(FakeMlx(metal=False, cached=GB, free_memory=9 * GB, total_memory=80 * GB), "Linux")
+    assert (available_bytes().bytes, available_bytes().most_bytes) == (10 * GB, 10 * GB)
+
+
+@pytest.fixture
+def linux(machine, monkeypatch, tmp_path):
+    """A Linux CPU with 50 GB free, whose control groups are files of the test."""
+    monkeypatch.setattr(memory, "CGROUPS", tmp_path / "cgroup")
+    monkeypatch.setattr(memory, "MEMBERSHIP", tmp_path / "membership")
+
+    def become(membership, groups, **changes):
+        machine(FakeMlx("cpu"), "Linux", **changes)
+        (tmp_path / "membership").write_text(membership)
+        for name, content in groups.items():
+            path = tmp_path / "cgroup" / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(content)
+        return available_bytes()
+
+    return become
+
+
+def test_linux_without_groups_swaps_before_it_kills(linux):
+    room = linux("", {}, swap=3 * GB)
+    assert (room.bytes, room.most_bytes, room.what) == (50 * GB, 53 * GB, "memory")
+
+
+V2 = {"memory.max": f"{4 * GB}\n", "memory.current": f"{3 * GB}\n"}
+V1 = {"memory.limit_in_bytes": f"{4 * GB}", "memory.usage_in_bytes": f"{3 * GB}"}
+NO_LIMIT = {"memory.max": "max\n", "memory.current": "5\n"}
+
+
+def inside(folder, files):
+    return {f"{folder}/{name}": content for name, content in files.items()}
+
+
+@pytest.mark.parametrize(
+    ("membership", "groups"),
+    [
+        ("0::/\n", V2),
+        ("0::/user/app\n", inside("user/app", V2)),
+        ("0::/user/app\n", inside("user", V2) | inside("user/app", NO_LIMIT)),
+        ("0::/not/mounted/here\n", V2),
+        ("9:cpu:/x\n4:memory:/box\n0::/\n", inside("memory/box", V1)),
+        ("4:memory:/not/mounted\n", inside("memory", V1)),
+        ("4:cpu,memory:/box\n", inside("memory/box", V1)),
+    ],
+)
+def test_a_container_has_what_its_limit_leaves(linux, membership, groups):
+    room = linux(membership, groups, swap=3 * GB)
+    assert (room.bytes, room.most_bytes) == (GB, GB)
+    assert "container" in room.what
+
+
+def test_file_pages_in_a_container_can_be_taken_back(linux):
+    stat = {"memory.stat": f"anon 12\ninactive_file {2 * GB}\n"}
+    assert linux("0::/\n", V2 | stat).bytes == 3 * GB
+
+
+@pytest.mark.parametrize(
+    ("membership", "groups"),
+    [
+        ("0::/\n", NO_LIMIT),
+        ("0::/\n", {}),
+        ("4:memory:/\n", inside("memory", {**V1, "memory.limit_in_bytes": str(2**63 - 4096)})),
+        ("4:cpu:/\n", V2),
+        ("0::/\n", {**V2, "memory.max": str(60 * GB)}),
+    ],
+)
+def test_a_group_that_limits_nothing_changes_nothing(linux, membership, groups):
+    assert linux(membership, groups).bytes == 50 * GB
+
+
+def test_a_container_over_its_limit_has_nothing_left(linux):
+    assert linux("0::/\n", {**V2, "memory.current": str(5 * GB)}).bytes == 0
+
+
+# --- wiring
+
+
+def test_what_is_needed_is_wired_and_let_go_after_the_last_work(machine):
+    mlx = machine(mac())
+    with wired(3 * GB):
+        assert mlx.limit == 3 * GB
+    assert mlx.calls == [("wire", 3 * GB), ("synchronize",), ("wire", 0)]
+
+
+def test_never_more_than_the_system_recommends(machine):
+    mlx = machine(mac())
+    with wired(100 * GB):
+        assert mlx.limit == 48 * GB
+    assert mlx.limit == 0
+
+
+@pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt, GeneratorExit])
+def test_an_exception_lets_go_too(machine, error):
+    mlx = machine(mac())
+    mlx.limit = GB
+    with pytest.raises(error), wired(3 * GB):
+        raise error
+    assert mlx.limit == GB
+
+
+def test_so_does_a_device_that_fails(machine, monkeypatch):
+    mlx = machine(mac())
+    monkeypatch.setattr(mlx, "synchronize", lambda: 1 / 0)
+    with pytest.raises(ZeroDivisionError), wired(3 * GB):
+        pass
+    assert mlx.limit == 0
+
+
+def test_an_inner_block_adds_but_never_takes_away(machine):
+    mlx = machine(mac())
+    with wired(5 * GB):
+        with wired(GB):
+            assert mlx.limit == 5 * GB
+        with wired(7 * GB):
+            assert mlx.limit == 7 * GB
+        assert mlx.limit == 5 * GB
+    assert mlx.limit == 0
+
+
+@pytest.mark.parametrize(
+    ("mlx", "system", "release"),
+    [
+        (mac(), "Darwin", "14.6.1"),
+        (mac(), "Darwin", ""),
+        (FakeMlx("cpu", metal=False), "Darwin", "15.0"),
+        (FakeMlx(metal=False), "Linux", ""),
+    ],
+)
+def test_elsewhere_nothing_is_wired(machine, mlx, system, release):
+    machine(mlx, system, release)
+    with wired(3 * GB):
+        pass
+    assert mlx.calls == []
