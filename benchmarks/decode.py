@@ -1,117 +1,269 @@
 """Time our decode loop against mlx-lm's on the same artefact, in turn, in one process.
 
     python benchmarks/decode.py                              # the demo, in MLX's float16 files
-    python benchmarks/decode.py models/demo/mlx-int4 --prompt 512 --tokens 128
+    python benchmarks/decode.py models/demo/mlx-int4 --depths 0 512 --json decode.json
+    python benchmarks/decode.py --attention 0 4096 8192      # the attention step too
 
-Both have the dtype that suits this device and the same prompt; the order turns from round to
-round, and a first round is not counted. Decode is (N - 1) / (t_N - t_1), first is the time from
-the call to the first token. Prints medians and bests of the rounds
-with ratios to mlx-lm; on a machine that others use too the bests are the steadier ones.
+Both have the dtype that suits this device and the same prompt; `--as-loaded` adds mlx-lm in the
+dtype of its files, as its own commands run it. The order turns from round to round, and a first
+round is not counted. Decode is (N - 1) / (t_N - t_1); first is the time from the call to the
+first token; prefill is a prompt's tokens over the time from the call to its one token. A depth
+is in the cache before the clock starts, and both are cut back to it after each round.
+
+Prints medians over the rounds, how many times as fast as mlx-lm, and that ratio's range over
+rounds: each round compares what ran next to each other.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import statistics
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict
+from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import attention
 import mlx.core as mx
 from mlx_lm.generate import generate_step
+from mlx_lm.models.cache import make_prompt_cache, trim_prompt_cache
 from mlx_lm.sample_utils import make_sampler
 from mlx_lm.utils import load_model as load_peer
 
+from edge.atomic import appears_whole
+from edge.bench.software import software_versions
 from edge.checkpoints.artefacts.recipes import RECIPES
 from edge.checkpoints.checkpoint import open_checkpoint
 from edge.checkpoints.convert import convert
+from edge.device.describe import describe_device
 from edge.generate.decode import generate_tokens
-from edge.generate.sampling import Sampling
+from edge.generate.sampling import GREEDY, Sampling
+from edge.model.kv_cache import make_cache
 from edge.model.load import compute_dtype, load_model
 
-# What is timed, by name: a call that gives the tokens.
+PEER = "mlx-lm"
+STEPS_PER_ROUND = 4
+DRAWN = Sampling(temperature=0.8, top_p=0.95, seed=1)
+# A call that gives the tokens; by the name of what runs.
 Loops = dict[str, Callable[[], Iterator[Any]]]
+# What a round measured, all of it better when higher.
+Speeds = dict[str, float]
 
 
-def loops(artefact: Path, prompt: Sequence[int], count: int, as_loaded: bool) -> Loops:
-    """Greedy and sampled, ours and mlx-lm's; sampled with the filters people use."""
-    ours = load_model(artefact)
-    peer, _ = load_peer(artefact)
-    if not as_loaded:
-        peer.set_dtype(compute_dtype())
-    mx.eval(peer.parameters())
-    ids = mx.array(list(prompt))
-    drawn = Sampling(temperature=0.8, top_p=0.95, seed=1)
-    sampler = make_sampler(temp=0.8, top_p=0.95)
+def loops(
+    artefact: Path, depth: int, prompt: Sequence[int], count: int, drawn: bool, as_loaded: bool
+) -> Loops:
+    """Ours and mlx-lm's, each with a cache that holds the depth."""
+    model = load_model(artefact)
+    before = [(31 * i) % model.config.vocab_size for i in range(1, depth + 1)]
+    calls: Loops = {"edge": _ours(model, before, prompt, count, DRAWN if drawn else GREEDY)}
+    for name in (PEER, f"{PEER} as loaded") if as_loaded else (PEER,):
+        peer, _ = load_peer(artefact)
+        if name == PEER:
+            peer.set_dtype(compute_dtype())
+        mx.eval(peer.parameters())
+        calls[name] = _theirs(peer, before, prompt, count, drawn)
+    return calls
+
+
+def _ours(
+    model: Any, before: Sequence[int], prompt: Sequence[int], count: int, sampling: Sampling
+) -> Callable[[], Iterator[Any]]:
+    cache = make_cache(model)
+    if before:
+        list(generate_tokens(model, before, cache=cache, max_tokens=0))
+
+    def run() -> Iterator[Any]:
+        trim_prompt_cache(cache, cache[0].offset - len(before))
+        return generate_tokens(model, prompt, cache=cache, max_tokens=count, sampling=sampling)
+
+    return run
+
+
+def _theirs(
+    model: Any, before: Sequence[int], prompt: Sequence[int], count: int, drawn: bool
+) -> Callable[[], Iterator[Any]]:
+    cache, ids = make_prompt_cache(model), mx.array(list(prompt))
+    sampler = make_sampler(temp=0.8, top_p=0.95) if drawn else None
+    if before:
+        list(generate_step(mx.array(list(before)), model, max_tokens=0, prompt_cache=cache))
+        trim_prompt_cache(cache, cache[0].offset - len(before))
+
+    def run() -> Iterator[Any]:
+        trim_prompt_cache(cache, cache[0].offset - len(before))
+        return generate_step(ids, model, max_tokens=count, prompt_cache=cache, sampler=sampler)
+
+    return run
+
+
+def decode_round(loop: Callable[[], Iterator[Any]]) -> Speeds:
+    """Decoded tokens per second, and how often a second a first token could be had."""
+    tokens = loop()
+    mx.synchronize()
+    begin = time.monotonic()
+    stamps = [time.monotonic() for _ in tokens]
     return {
-        "edge greedy": lambda: generate_tokens(ours, prompt, max_tokens=count),
-        "mlx-lm greedy": lambda: generate_step(ids, peer, max_tokens=count),
-        "edge sampled": lambda: generate_tokens(ours, prompt, max_tokens=count, sampling=drawn),
-        "mlx-lm sampled": lambda: generate_step(ids, peer, max_tokens=count, sampler=sampler),
+        "decode_tok_s": (len(stamps) - 1) / (stamps[-1] - stamps[0]),
+        "first_token_per_s": 1 / (stamps[0] - begin),
     }
 
 
-def run(loop: Callable[[], Iterator[Any]]) -> tuple[float, float]:
-    """Decoded tokens per second, and seconds to the first token."""
+def prefill_round(tokens: int, loop: Callable[[], Iterator[Any]]) -> Speeds:
+    """Prompt tokens per second up to the first token."""
+    ids = loop()
     mx.synchronize()
     begin = time.monotonic()
-    stamps = [time.monotonic() for _ in loop()]
-    return (len(stamps) - 1) / (stamps[-1] - stamps[0]), stamps[0] - begin
+    next(iter(ids))
+    return {"prefill_tok_s": tokens / (time.monotonic() - begin)}
 
 
-def measure(timed: Loops, rounds: int) -> dict[str, list[tuple[float, float]]]:
-    """Every loop once per round, in an order that turns; one round before does not count."""
-    names = list(timed)
-    results: dict[str, list[tuple[float, float]]] = {name: [] for name in names}
+def step_round(call: Callable[[], None]) -> Speeds:
+    """Attention steps per second."""
+    begin = time.monotonic()
+    for _ in range(STEPS_PER_ROUND):
+        call()
+    return {"step_per_s": STEPS_PER_ROUND / (time.monotonic() - begin)}
+
+
+def in_turn(calls: Mapping[str, Callable[[], Speeds]], rounds: int) -> dict[str, list[Speeds]]:
+    """Every call once per round, in an order that turns; one round before does not count."""
+    names = list(calls)
+    results: dict[str, list[Speeds]] = {name: [] for name in names}
     for turn in range(-1, rounds):
         for name in names[turn % len(names) :] + names[: turn % len(names)]:
-            result = run(timed[name])
+            speeds = calls[name]()
             if turn >= 0:
-                results[name].append(result)
+                results[name].append(speeds)
     return results
 
 
-def show(results: dict[str, list[tuple[float, float]]]) -> None:
-    """Medians and bests, each with its ratio to mlx-lm's of the same kind; above 1 is faster."""
-    for title, choose in (("median", statistics.median), ("best", max)):
-        print(f"{title:<16} {'decode':>14} {'ratio':>6} {'first token':>14} {'ratio':>6}")
-        # Speeds, so that the best of either is the highest.
-        speeds = {
-            name: (choose(rate for rate, _ in rounds), choose(1 / first for _, first in rounds))
-            for name, rounds in results.items()
+def compared(title: str, results: Mapping[str, Sequence[Speeds]]) -> list[dict[str, Any]]:
+    """One record per quantity and name; a ratio above 1 is faster than mlx-lm."""
+    return [
+        {
+            "what": title,
+            "quantity": quantity,
+            "name": name,
+            "median": statistics.median(r[quantity] for r in rounds),
+            **_ratio([r[quantity] for r in rounds], [r[quantity] for r in results[PEER]]),
+            "rounds": [r[quantity] for r in rounds],
         }
-        for name, (rate, first) in speeds.items():
-            peer_rate, peer_first = speeds[f"mlx-lm {name.split()[1]}"]
-            print(
-                f"{name:<16} {rate:8.1f} tok/s {rate / peer_rate:6.3f} {1e3 / first:11.1f} ms "
-                f"{first / peer_first:6.3f}"
-            )
+        for quantity in results[PEER][0]
+        for name, rounds in results.items()
+    ]
+
+
+def _ratio(mine: Sequence[float], theirs: Sequence[float]) -> dict[str, float]:
+    ratios = [a / b for a, b in zip(mine, theirs, strict=True)]
+    return {
+        "ratio": statistics.median(ratios),
+        "ratio_lowest": min(ratios),
+        "ratio_highest": max(ratios),
+    }
+
+
+def show(records: Sequence[Mapping[str, Any]]) -> None:
+    """A line per record under a line per comparison."""
+    title = ""
+    for r in records:
+        if r["what"] != title:
+            title = r["what"]
+            print(title)
+        print(
+            f"  {r['quantity']:<18} {r['name']:<20} {r['median']:10.2f}  {r['ratio']:6.3f} x "
+            f"({r['ratio_lowest']:.3f} to {r['ratio_highest']:.3f})",
+            flush=True,
+        )
+
+
+def measure(args: argparse.Namespace, artefact: Path) -> Iterator[list[dict[str, Any]]]:
+    """Every comparison that the arguments ask for, as it is done."""
+    vocab = load_model(artefact).config.vocab_size
+    name = f"{artefact.parent.name}/{artefact.name}" if args.artefact else "demo/mlx-fp16"
+
+    def prompt(length: int) -> list[int]:
+        return [(7919 * i) % vocab for i in range(1, length + 1)]
+
+    for drawn in (False, True) if args.sampled else (False,):
+        for depth in args.depths:
+            timed = loops(artefact, depth, prompt(args.prompt), args.tokens, drawn, args.as_loaded)
+            kind = "sampled" if drawn else "greedy"
+            title = f"{name}, {kind}, {args.prompt} + {args.tokens} tokens at depth {depth}"
+            calls = {n: partial(decode_round, loop) for n, loop in timed.items()}
+            yield compared(title, in_turn(calls, args.rounds))
+    for length in args.prefill:
+        timed = loops(artefact, 0, prompt(length), 1, False, args.as_loaded)
+        calls = {n: partial(prefill_round, length, loop) for n, loop in timed.items()}
+        yield compared(f"{name}, prefill of {length} tokens", in_turn(calls, args.rounds))
+    for depth in args.attention:
+        shape = argparse.Namespace(depth=depth, heads=32, head_dim=80, dtype=args.attention_dtype)
+        steps = {n: partial(step_round, c) for n, c in attention.attention_steps(shape).items()}
+        title = f"attention step, 32 heads of 80, {args.attention_dtype}, depth {depth}"
+        yield compared(title, in_turn(steps, args.rounds))
+
+
+def document(args: argparse.Namespace, records: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """The records with what they were measured on; no folder of this machine."""
+    return {
+        "created_utc": datetime.now(UTC).isoformat(timespec="seconds"),
+        "device": asdict(describe_device()),
+        "mlx_device": str(mx.device_info().get("device_name", mx.default_device())),
+        "software": software_versions(),
+        "method": {
+            "compute_dtype": str(compute_dtype()).removeprefix("mlx.core."),
+            "peer": "mlx-lm's network and loop on the same files, in the same process",
+            "rounds": args.rounds,
+            "warmups": 1,
+            "ratio": "median, lowest and highest over rounds of ours / mlx-lm's; above 1: faster",
+        },
+        "results": list(records),
+    }
+
+
+@contextmanager
+def artefact_of(path: Path | None) -> Iterator[Path]:
+    """The artefact that was named, or the demo's, converted for this run."""
+    if path is not None:
+        yield path
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        convert(open_checkpoint("demo"), [RECIPES["mlx-fp16"]], Path(folder), lambda *_: None)
+        yield Path(folder) / "mlx-fp16"
+
+
+def parsed() -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("artefact", nargs="?", type=Path, help="an MLX artefact; the demo's fp16")
+    parser.add_argument("--prompt", type=int, default=32, help="tokens before the decoded ones")
+    parser.add_argument("--tokens", type=int, default=256, help="tokens generated")
+    parser.add_argument("--depths", type=int, nargs="*", default=[0], help="in the cache before")
+    parser.add_argument("--prefill", type=int, nargs="*", default=[256], help="prompts to time")
+    parser.add_argument("--attention", type=int, nargs="*", default=[], help="depths of the step")
+    parser.add_argument("--attention-dtype", default="float16")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--sampled", action="store_true", help="with temperature and top-p too")
+    parser.add_argument("--as-loaded", action="store_true", help="mlx-lm in its files' dtype too")
+    parser.add_argument("--json", type=Path, help="file to write all rounds to")
+    return parser.parse_args()
 
 
 def main() -> None:
-    """Measure and print."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("artefact", nargs="?", type=Path, help="an MLX artefact; the demo's fp16")
-    parser.add_argument("--prompt", type=int, default=32, help="tokens")
-    parser.add_argument("--tokens", type=int, default=256, help="tokens generated")
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--as-loaded", action="store_true", help="mlx-lm in its files' dtype")
-    args = parser.parse_args()
-    with tempfile.TemporaryDirectory() as folder:
-        artefact = args.artefact
-        if artefact is None:
-            recipe = RECIPES["mlx-fp16"]
-            convert(open_checkpoint("demo"), [recipe], Path(folder), lambda *_: None)
-            artefact = Path(folder) / "mlx-fp16"
-        vocab = load_model(artefact).config.vocab_size
-        prompt = [(7919 * i) % vocab for i in range(1, args.prompt + 1)]
-        results = measure(loops(artefact, prompt, args.tokens, args.as_loaded), args.rounds)
-    dtype = str(compute_dtype()).removeprefix("mlx.core.")
-    peer = "as loaded" if args.as_loaded else dtype
-    print(f"{artefact.name}, {dtype} (mlx-lm {peer}), {args.prompt} + {args.tokens} tokens")
-    show(results)
+    """Measure, print as it goes, store."""
+    args, records = parsed(), []
+    with artefact_of(args.artefact) as artefact:
+        for found in measure(args, artefact):
+            show(found)
+            records += found
+    if args.json is not None:
+        with appears_whole(args.json) as partial_file:
+            partial_file.write_text(json.dumps(document(args, records), indent=1) + "\n")
 
 
 if __name__ == "__main__":

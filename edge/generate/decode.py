@@ -7,18 +7,19 @@ built and under way before the current token is read, so the device never waits 
 from __future__ import annotations
 
 from collections.abc import Callable, Generator, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import mlx.core as mx
 
 from edge.errors import EdgeError
-from edge.generate.sampling import GREEDY, Sampling
+from edge.generate.sampling import GREEDY, Picker, Sampling
+from edge.generate.speculate import Drafter, Speculation, can_speculate, level
+from edge.model.kv_cache import make_cache
 
 if TYPE_CHECKING:
+    from edge.model.attention import Cache
     from edge.model.stablelm import Model
 
-# Any of mlx-lm's cache classes: has `offset`, `state`, `is_trimmable` and `trim`.
-Cache = Any
 # mlx-lm's default: bounds the memory of a long prefill.
 PREFILL_TOKENS = 2048
 # Buffers of outgrown key-value arrays are given back this often. Without it MLX held 22.8 GB
@@ -41,6 +42,8 @@ def generate_tokens(
     max_tokens: int | None = None,
     prefill_tokens: int = PREFILL_TOKENS,
     on_prefill: OnPrefill | None = None,
+    draft: Drafter | None = None,
+    history: Sequence[int] = (),
 ) -> Generator[int, None, None]:
     """Yield the ids that follow a prompt, stop tokens among them.
 
@@ -50,30 +53,38 @@ def generate_tokens(
         cache: one of mlx-lm's caches per layer, extended in place. Whenever this iterator is
             not running, also after it was closed or interrupted, all layers hold the same
             positions: the prompt and the yielded ids, the last of `max_tokens` excepted. The
-            caches' `offset` says how many.
+            caches' `offset` says how many. While it waits with a drafter, and only then, they
+            may hold proposals beyond, which closing takes back.
         sampling: how tokens are chosen. A penalty sees this prompt and what was generated.
         max_tokens: at most so many; None goes on to the model's context limit, where
             generation always ends. 0 only fills the cache.
         prefill_tokens: prompt tokens processed at a time; fewer need less memory.
         on_prefill: called with (done, total) after each part of the prompt was computed.
+        draft: proposes tokens, many of which one pass can check (see `speculate`); for one
+            generation at a time. The tokens are the same without. Not used where the cache
+            rotates, which cannot take back what was proposed in vain.
+        history: the ids that the cache holds, where they are known: what a drafter looks at
+            besides the prompt.
 
     Raises:
-        EdgeError: an empty prompt, ids outside the vocabulary, a prompt that with the cache
-            leaves no room in the model's context, or numbers that cannot be. Raised by the
-            call itself, before the first token is asked for.
+        EdgeError: an empty prompt, ids outside the vocabulary, a drafter of another one, a
+            prompt that with the cache leaves no room in the model's context, or numbers that
+            cannot be. Raised by the call itself, before the first token is asked for.
     """
-    from mlx_lm.models.cache import make_prompt_cache
-
     if cache is None:
-        cache = make_prompt_cache(model)
+        cache = make_cache(model)
     prompt = [int(token) for token in prompt]
     _check_prompt(prompt, model.config.vocab_size)
     _check_at_least(max_tokens, 0, "max_tokens")
     _check_at_least(prefill_tokens, 1, "prefill_tokens")
     room = context_room(model, cache, len(prompt))
     count = room if max_tokens is None else min(max_tokens, room)
-    pick = _Picker(sampling, prompt)
-    return _decode(model, prompt, cache, pick, count, prefill_tokens, on_prefill or _ignore)
+    pick = Picker(sampling, prompt)
+    if draft is not None:
+        draft.begin(model, [*history, *prompt])
+        draft = draft if can_speculate(cache) else None
+    on_prefill = on_prefill or _ignore
+    return _decode(model, prompt, cache, pick, count, prefill_tokens, on_prefill, draft)
 
 
 def context_room(model: Model, cache: Sequence[Cache], prompt_tokens: int) -> int:
@@ -103,40 +114,25 @@ def cache_length(cache: Sequence[Cache]) -> int:
     return int(cache[0].offset)
 
 
-class _Picker:
-    """Logits (1, vocab) -> the next id (1,), remembering as much as the penalty needs."""
-
-    def __init__(self, sampling: Sampling, prompt: Sequence[int]):
-        self._sample = sampling.sampler()
-        self._processors = sampling.processors()
-        self._window = sampling.repetition_context
-        self._recent = mx.array(list(prompt[-self._window :]))
-
-    def __call__(self, logits: mx.array) -> mx.array:
-        if not self._processors:
-            return self._sample(logits)
-        for process in self._processors:
-            logits = process(self._recent, logits)
-        token = self._sample(logits)
-        # mlx-lm carries the whole text along; nothing before the window has an effect.
-        self._recent = mx.concatenate([self._recent, token])[-self._window :]
-        return token
-
-
 def _decode(
     model: Model,
     prompt: Sequence[int],
     cache: Sequence[Cache],
-    pick: _Picker,
+    pick: Picker,
     count: int,
     prefill_tokens: int,
     on_prefill: OnPrefill,
+    draft: Drafter | None,
 ) -> Generator[int, None, None]:
     try:
         hidden = _prefill(model, prompt, cache, prefill_tokens, on_prefill)
         if count == 0:
             return
         token = _submit(pick(_logits(model, hidden)))
+        if draft is not None:
+            loop = Speculation(model, cache, pick, count, draft, TOKENS_BETWEEN_CLEARS)
+            yield from loop.run(token)
+            return
         for made in range(1, count):
             ahead = _submit(pick(_logits(model, model.model(token[None], cache))))
             yield _read(token)
@@ -146,7 +142,7 @@ def _decode(
         # The last token is not fed: its logits would be for nothing.
         yield _read(token)
     finally:
-        _level(cache)
+        level(cache)
 
 
 def _prefill(
@@ -196,14 +192,6 @@ def _submit(token: mx.array) -> mx.array:
 def _read(token: mx.array) -> int:
     """Wait for a submitted token."""
     return int(token.item())  # type: ignore[arg-type]  # an integer array's item is an int
-
-
-def _level(cache: Sequence[Cache]) -> None:
-    """Bring all layers to the same length: an interrupt may come between two of them."""
-    shortest = min(layer.offset for layer in cache)
-    for layer in cache:
-        if layer.offset > shortest and layer.is_trimmable():
-            layer.trim(layer.offset - shortest)
 
 
 def _check_prompt(prompt: Sequence[int], vocab_size: int) -> None:

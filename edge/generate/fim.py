@@ -21,34 +21,36 @@ somebody's source is text. What does not fit the window is left out from the far
 from __future__ import annotations
 
 import contextlib
-import re
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from edge.errors import EdgeError
-from edge.generate.decode import cache_length, generate_tokens
+from edge.generate.decode import generate_tokens
 from edge.generate.detokenizer import REPLACEMENT_CHARACTER, StreamingDetokenizer
+from edge.generate.fim_prompt import (
+    REPO_TOKEN,
+    FimTokens,
+    Order,
+    encode_text,
+    fit,
+    near_beginning,
+    near_end,
+    special_ids,
+    step_tokens,
+    without_beginning,
+)
 from edge.generate.fim_stop import StopRules
+from edge.generate.prefix_cache import PrefixCache
 from edge.generate.sampling import GREEDY, Sampling
 from edge.generate.stop import stop_ids
 from edge.model.kv_cache import make_cache
 
 if TYPE_CHECKING:
-    from edge.model.attention import Cache
     from edge.model.stablelm import Model
 
-Order = Literal["psm", "spm"]
-ORDERS: tuple[Order, ...] = ("psm", "spm")
 MAX_TOKENS = 128
-REPO_TOKEN = "<repo_continuation>"
-# What the suffix may take where prefix and suffix together are too long.
-SUFFIX_SHARE = 1 / 4
-# What is too long is cut in steps: a window that moved with every keystroke would leave nothing
-# of the cache to use again.
-TRIM_STEP_TOKENS = 64
 
 
 @dataclass(frozen=True)
@@ -78,30 +80,44 @@ class Completion:
 
 
 @dataclass(frozen=True)
-class FimTokens:
-    """Ids of the tokens that a prompt is built with; `repo` is None if the model has none."""
+class MiddleEvent:
+    """One step of a completion.
 
-    prefix: int
-    suffix: int
-    middle: int
-    repo: int | None
+    Attributes:
+        text: what of the middle became certain: no rule can take it back. Joined over all
+            events it is the middle.
+        completion: None, and in the last event the whole.
+    """
 
-    @classmethod
-    def find(cls, backend: Any) -> FimTokens:
-        """By name in the vocabulary of a `tokenizers.Tokenizer`.
+    text: str
+    completion: Completion | None
 
-        Raises:
-            EdgeError: the model has no such tokens.
-        """
-        names = ("<fim_prefix>", "<fim_suffix>", "<fim_middle>")
-        ids = [backend.token_to_id(name) for name in names]
-        missing = [name for name, found in zip(names, ids, strict=True) if found is None]
-        if missing:
-            raise EdgeError(
-                f"the model's vocabulary has no {', '.join(missing)}, so it was not trained to "
-                f"fill in the middle; choose a model that was, such as stable-code-3b."
-            )
-        return cls(ids[0], ids[1], ids[2], backend.token_to_id(REPO_TOKEN))
+
+class _Clock:
+    """Stamps of one call, by the monotonic clock."""
+
+    def __init__(self) -> None:
+        self._call_s = time.monotonic()
+        self._stamps: list[float] = []
+
+    def token(self) -> None:
+        """A token is there."""
+        self._stamps.append(time.monotonic())
+
+    def completion(self, text: str, prompt_tokens: int, reused: int, stopped_by: str) -> Completion:
+        """What the call gave, and what the stamps say."""
+        first, last = self._stamps[0], self._stamps[-1]
+        count = len(self._stamps)
+        return Completion(
+            text=text,
+            prompt_tokens=prompt_tokens,
+            reused_tokens=reused,
+            generated_tokens=count,
+            ttft_s=first - self._call_s,
+            total_s=time.monotonic() - self._call_s,
+            decode_tok_s=(count - 1) / (last - first) if last > first else None,
+            stopped_by=stopped_by,
+        )
 
 
 class Completer:
@@ -113,20 +129,20 @@ class Completer:
 
     Args:
         model: the network, as `edge.load` returns it.
-        tokenizer: its tokenizer: mlx-lm's TokenizerWrapper or a fast one of transformers.
+        tokenizer: its tokenizer; one of mlx-lm or a fast one of transformers do too.
+        kv_bits: 8 or 4 to keep keys and values quantised; None as they are computed.
 
     Raises:
         EdgeError: the model was not trained to fill in the middle.
     """
 
-    def __init__(self, model: Model, tokenizer: Any):
+    def __init__(self, model: Model, tokenizer: Any, kv_bits: int | None = None):
         self._model = model
         self._tokenizer = tokenizer
         self._backend = tokenizer.backend_tokenizer
         self._tokens = FimTokens.find(self._backend)
-        self._stops = stop_ids(tokenizer) | _special_ids(self._backend)
-        self._cache: Sequence[Cache] = ()
-        self._held: list[int] = []  # the ids whose keys and values the cache holds
+        self._stops = stop_ids(tokenizer) | special_ids(self._backend)
+        self._cache = PrefixCache(lambda: make_cache(model, kv_bits))
 
     def complete(
         self,
@@ -158,25 +174,54 @@ class Completer:
         Raises:
             EdgeError: no room in the window, or context for a model without <repo_continuation>.
         """
-        call_s = time.monotonic()
+        *_, last = self.stream(
+            prefix,
+            suffix,
+            context=context,
+            order=order,
+            max_tokens=max_tokens,
+            max_lines=max_lines,
+            stop_rules=stop_rules,
+            sampling=sampling,
+        )
+        assert last.completion is not None
+        return last.completion
+
+    def stream(
+        self,
+        prefix: str,
+        suffix: str = "",
+        *,
+        context: Sequence[str] = (),
+        order: Order = "psm",
+        max_tokens: int = MAX_TOKENS,
+        max_lines: int | None = None,
+        stop_rules: bool = True,
+        sampling: Sampling = GREEDY,
+    ) -> Generator[MiddleEvent, None, None]:
+        """The same as it comes, with the arguments of `complete`, and its errors at the first step.
+
+        Closed early, it leaves a cache that is right.
+        """
+        clock = _Clock()
         crlf = _is_crlf(prefix, suffix)
         if crlf:
             prefix, suffix = _lf(prefix), _lf(suffix)
+        limit = self._model.config.max_position_embeddings
+        prefix, suffix = near_end(prefix, limit), near_beginning(suffix, limit)
         ids = self._prompt(prefix, suffix, context, order, max_tokens)
         rules = StopRules(prefix, suffix, max_lines, stop_rules)
-        reused = self._reuse(ids)
-        text, stopped_by, stamps = self._generate(ids, reused, rules, max_tokens, sampling)
-        decode_s = stamps[-1] - stamps[0]
-        return Completion(
-            text=text.replace("\n", "\r\n") if crlf else text,
-            prompt_tokens=len(ids),
-            reused_tokens=reused,
-            generated_tokens=len(stamps),
-            ttft_s=stamps[0] - call_s,
-            total_s=time.monotonic() - call_s,
-            decode_tok_s=(len(stamps) - 1) / decode_s if decode_s else None,
-            stopped_by=stopped_by,
-        )
+        reused = self._cache.reuse(ids, sampling.looks_back)
+        shown = 0
+        tokens = self._fed(ids, reused, max_tokens, sampling)
+        with contextlib.closing(self._middle(tokens, rules, clock)) as steps:
+            for text, certain, stopped_by in steps:
+                piece, shown = text[shown:certain], max(shown, certain)
+                completion = None
+                if stopped_by is not None:
+                    whole = _crlf(text) if crlf else text
+                    completion = clock.completion(whole, len(ids), reused, stopped_by)
+                yield MiddleEvent(_crlf(piece) if crlf else piece, completion)
 
     def _prompt(
         self, prefix: str, suffix: str, context: Sequence[str], order: Order, max_tokens: int
@@ -190,7 +235,7 @@ class Completer:
                 f"choose from 1 to {limit - 4}."
             )
         before, after, left = fit(self._encode(prefix), self._encode(suffix), room)
-        others = _without_beginning(self._context(context), left, _step(room))
+        others = without_beginning(self._context(context), left, step_tokens(room))
         tokens = self._tokens
         if order == "spm":
             return [*others, tokens.prefix, tokens.suffix, *after, tokens.middle, *before]
@@ -203,140 +248,58 @@ class Completer:
                 f"the model's vocabulary has no {REPO_TOKEN}, which joins the files of a "
                 f"repository; leave out the context."
             )
-        return [i for text in files for i in (*self._encode(text), self._tokens.repo or 0)]
+        limit = self._model.config.max_position_embeddings
+        texts = [near_end(text, limit) for text in files]
+        return [i for text in texts for i in (*self._encode(text), self._tokens.repo or 0)]
 
     def _encode(self, text: str) -> list[int]:
         return encode_text(self._backend, text)
 
-    def _reuse(self, ids: list[int]) -> int:
-        """Cut the cache to what it has in common with these ids; how many that are.
-
-        At least one token stays to be computed: its logits are the answer's first.
-        """
-        if not self._cache:
-            self._cache = make_cache(self._model)
-        common = common_length(self._held, ids[:-1])
-        for layer in self._cache:  # as mlx-lm's trim_prompt_cache, without the import
-            layer.trim(layer.offset - common)
-        self._held = self._held[:common]
-        return common
-
-    def _generate(
-        self, ids: list[int], reused: int, rules: StopRules, max_tokens: int, sampling: Sampling
-    ) -> tuple[str, str, list[float]]:
-        """The middle, why it ended, and the time of every token."""
+    def _middle(
+        self, tokens: Generator[int, None, None], rules: StopRules, clock: _Clock
+    ) -> Generator[tuple[str, int, str | None], None, None]:
+        """Per token the text so far, how much of it is certain, and at last why it ended."""
         detokenizer, text = StreamingDetokenizer(self._tokenizer), ""
-        stamps: list[float] = []
-        for token in self._fed(ids, reused, max_tokens, sampling):
-            stamps.append(time.monotonic())
-            if token in self._stops:
-                text += detokenizer.finish()
-                return *_ended(rules, text, "stop token"), stamps
-            text += detokenizer.add(token)
-            stop = rules.find_stop(text)
-            if stop is not None:
-                return text[: stop.cut], stop.rule, stamps
+        with contextlib.closing(tokens):
+            for token in tokens:
+                clock.token()
+                if token in self._stops:
+                    text += detokenizer.finish()
+                    yield _ended(rules, text, "stop token")
+                    return
+                text += detokenizer.add(token)
+                stop = rules.find_stop(text)
+                if stop is not None:
+                    yield text[: stop.cut], stop.cut, stop.rule
+                    return
+                yield text, rules.find_certain(text), None
         # Half a character is nothing that anybody wants in a file.
         text += detokenizer.finish().rstrip(REPLACEMENT_CHARACTER)
-        return *_ended(rules, text, "max tokens"), stamps
+        yield _ended(rules, text, "max tokens")
 
     def _fed(
         self, ids: list[int], reused: int, max_tokens: int, sampling: Sampling
-    ) -> Iterator[int]:
-        """Generated ids; whatever ends them, `_held` then tells what the cache holds."""
-        fed = list(ids)
+    ) -> Generator[int, None, None]:
+        """Generated ids; whatever ends them, the cache then knows what it holds."""
         tokens = generate_tokens(
             self._model,
             ids[reused:],
-            cache=self._cache,
+            cache=self._cache.layers,
             sampling=sampling,
             max_tokens=max_tokens,
         )
-        try:
-            with contextlib.closing(tokens):
-                for token in tokens:
-                    fed.append(token)
-                    yield token
-        finally:
-            self._held = fed[: cache_length(self._cache)]
+        with self._cache.feeding(ids) as fed, contextlib.closing(tokens):
+            for token in tokens:
+                fed.append(token)
+                yield token
 
 
-def encode_text(backend: Any, text: str) -> list[int]:
-    """Ids of text in which the names of special tokens are text.
-
-    Args:
-        backend: a `tokenizers.Tokenizer`.
-        text: anything.
-    """
-    before = backend.encode_special_tokens
-    backend.encode_special_tokens = True
-    try:
-        ids: list[int] = backend.encode(text, add_special_tokens=False).ids
-        control = _special_ids(backend)
-        if control.isdisjoint(ids):
-            return ids
-        # A name that the tokenizer does not flag as special: a cut within it breaks it up.
-        names = sorted(filter(None, map(backend.id_to_token, control)))
-        pieces = _cut_within(text, names)
-        return [i for piece in pieces for i in backend.encode(piece, add_special_tokens=False).ids]
-    finally:
-        backend.encode_special_tokens = before
-
-
-def fit(prefix: list[int], suffix: list[int], room: int) -> tuple[list[int], list[int], int]:
-    """Cut prefix and suffix from their far ends to `room` tokens; and what context may have.
-
-    The suffix may have a quarter, or what the prefix leaves; the prefix what the suffix leaves.
-    Context has what both leave, and nothing where either was cut.
-    """
-    whole, step = len(prefix) + len(suffix), _step(room)
-    if whole <= room:
-        return prefix, suffix, room - whole
-    suffix_room = max(int(room * SUFFIX_SHARE), room - len(prefix))
-    if len(suffix) > suffix_room:
-        suffix = suffix[: suffix_room // step * step]
-    return _without_beginning(prefix, room - len(suffix), step), suffix, 0
-
-
-def _step(room: int) -> int:
-    return max(1, min(TRIM_STEP_TOKENS, room // 8))
-
-
-def _without_beginning(ids: list[int], room: int, step: int) -> list[int]:
-    """What fits of the end, cut at a multiple of `step` tokens."""
-    excess = max(0, len(ids) - room)
-    return ids[-(-excess // step) * step :]
-
-
-def common_length(a: Sequence[int], b: Sequence[int]) -> int:
-    """How many first items are the same."""
-    pairs = enumerate(zip(a, b, strict=False))
-    return next((i for i, (x, y) in pairs if x != y), min(len(a), len(b)))
-
-
-def _ended(rules: StopRules, text: str, reason: str) -> tuple[str, str]:
-    """The middle of a text that nothing will follow, and why it ends there."""
+def _ended(rules: StopRules, text: str, reason: str) -> tuple[str, int, str]:
+    """The middle of a text that nothing will follow, its length, and why it ends there."""
     stop = rules.find_last_stop(text)
-    return (text, reason) if stop is None else (text[: stop.cut], stop.rule)
-
-
-def _special_ids(backend: Any) -> frozenset[int]:
-    """Ids that mean something other than their text, flagged so or not."""
-    added = backend.get_added_tokens_decoder().items()
-    return frozenset(i for i, token in added if token.special or _is_markup(token.content))
-
-
-def _is_markup(name: str) -> bool:
-    """Whether an added token looks like <fim_middle> or <|im_end|>, not like spaces."""
-    return re.fullmatch(r"<\|?\w+\|?>", name) is not None
-
-
-def _cut_within(text: str, names: Sequence[str]) -> list[str]:
-    """Text in pieces, none of which holds any of the names."""
-    pattern = "|".join(f"(?={re.escape(name)})" for name in names if len(name) > 1)
-    cuts = [m.start() + 1 for m in re.finditer(pattern, text)]
-    bounds = [0, *cuts, len(text)]
-    return [text[a:b] for a, b in pairwise(bounds)]
+    if stop is not None:
+        text, reason = text[: stop.cut], stop.rule
+    return text, len(text), reason
 
 
 def _is_crlf(*texts: str) -> bool:
@@ -347,3 +310,7 @@ def _is_crlf(*texts: str) -> bool:
 
 def _lf(text: str) -> str:
     return text.replace("\r\n", "\n")
+
+
+def _crlf(text: str) -> str:
+    return text.replace("\n", "\r\n")

@@ -83,6 +83,19 @@ class StopRules:
         line = _suffix_line(self, text + "\n")
         return line if line is not None else _suffix_tail(self, text)
 
+    def find_certain(self, text: str) -> int:
+        """How many first characters no rule can cut any more, whatever follows.
+
+        Args:
+            text: generated so far; `find_stop` has found no end in it.
+        """
+        if not self.heuristics:
+            return len(text)
+        if not text.strip():
+            return 0
+        blank = _before_line(self, text, len(text)) if _at_line_begin(text) else len(text)
+        return min(blank, _line_under_way(self, text), len(text) - _overlap(self, text))
+
 
 def _max_lines(rules: StopRules, text: str) -> Stop | None:
     """The line end that would begin a line too many; blank lines before any code are free."""
@@ -182,16 +195,23 @@ def _suffix_line(rules: StopRules, text: str) -> Stop | None:
 
     Lines of nothing but brackets say too little; they are the bracket rule's.
     """
-    rest, newline, below = rules.suffix.partition("\n")
+    rest = rules.suffix.partition("\n")[0]
     if rest.strip():
         return _rest_of_line(rules, text, rest)
-    wanted = next((line for line in below.split("\n") if line.strip()), "") if newline else ""
-    if not any(c.isalnum() for c in wanted):
+    wanted = _first_code_line(rules)
+    if not wanted:
         return None
     for begin, line in _whole_lines(text):
         if (line if begin else rules.line + line) == wanted and (begin or not rules.line.strip()):
             return Stop(begin + len(line) + 1, _before_line(rules, text, begin), "suffix")
     return None
+
+
+def _first_code_line(rules: StopRules) -> str:
+    """The suffix's first line with code below the cursor's, "" if that says too little."""
+    rest, _, below = rules.suffix.partition("\n")
+    line = "" if rest.strip() else next((line for line in below.split("\n") if line.strip()), "")
+    return line if any(c.isalnum() for c in line) else ""
 
 
 def _rest_of_line(rules: StopRules, text: str, rest: str) -> Stop | None:
@@ -216,6 +236,30 @@ def _suffix_tail(rules: StopRules, text: str) -> Stop | None:
         if least and text.endswith(rules.suffix[:length]):
             return Stop(len(text), len(text) - length, "suffix")
     return None
+
+
+def _at_line_begin(text: str) -> bool:
+    """Whether nothing but blanks stands between the last line end and the text's end."""
+    return "\n" in text[len(text.rstrip()) :]
+
+
+def _line_under_way(rules: StopRules, text: str) -> int:
+    """Where a last line would be cut that may become the suffix's first; else the text's end."""
+    begin = text.rfind("\n") + 1
+    wanted = _first_code_line(rules)
+    line = text[begin:] if begin else rules.line + text
+    if not wanted.startswith(line) or (not begin and rules.line.strip()):
+        return len(text)
+    return _before_line(rules, text, begin)
+
+
+def _overlap(rules: StopRules, text: str) -> int:
+    """How many last characters may be the beginning of a repetition of the suffix."""
+    rest = rules.suffix.partition("\n")[0] + "\n"
+    wanted = _beginning(rules.suffix, OVERLAP_CHARACTERS) or rules.suffix
+    longest = max(len(rest), len(wanted))
+    tails = (text[-n:] for n in range(min(len(text), longest), 0, -1))
+    return next((len(t) for t in tails if rest.startswith(t) or wanted.startswith(t)), 0)
 
 
 def _beginning(text: str, characters: int) -> str:

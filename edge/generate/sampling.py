@@ -8,9 +8,13 @@ as MLX splits the global one, so that a seed gives what mlx-lm gives after `mx.r
 
 from __future__ import annotations
 
+import importlib.util
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
 
 import mlx.core as mx
 
@@ -20,6 +24,27 @@ from edge.errors import EdgeError
 Sampler = Callable[[mx.array], mx.array]
 # Ids so far (n,) and logits (1, vocab) -> logits (1, vocab).
 Processor = Callable[[mx.array, mx.array], mx.array]
+# How far logits of a pass over several tokens may be from those of single steps, as a share of
+# the largest, by dtype (see `certain`). Half precision against full precision, which bounds what
+# another order of summing does, is 0.0027 at most on the demo (float16).
+ROUNDING_SHARE = {mx.float32: 2**-16, mx.float16: 2**-8, mx.bfloat16: 2**-5}
+
+
+@cache
+def mlx_lm_samplers() -> Any:
+    """The module mlx_lm.sample_utils, which needs nothing but mlx.
+
+    Loaded as a file: importing its package would import transformers, which takes more than a
+    second, and would be most of the time to the first token.
+    """
+    package = importlib.util.find_spec("mlx_lm")
+    assert package is not None and package.submodule_search_locations
+    file = Path(package.submodule_search_locations[0]) / "sample_utils.py"
+    spec = importlib.util.spec_from_file_location("edge.generate._mlx_lm_sample_utils", file)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
 
 
 @dataclass(frozen=True)
@@ -61,6 +86,11 @@ class Sampling:
         _check(context >= 1, "repetition_context", context, "at least 1 token")
         _check(0 <= seed < 2**64, "seed", seed, "a whole number from 0 to 2**64 - 1")
 
+    @property
+    def looks_back(self) -> int:
+        """How many of a prompt's last tokens the choice depends on, the very last included."""
+        return 1 if self.repetition_penalty in (None, 1.0) else self.repetition_context
+
     def sampler(self) -> Sampler:
         """A fresh sampler: one for each generation, since it holds the state of the draw."""
         if self.temperature == 0:
@@ -71,11 +101,9 @@ class Sampling:
 
     def processors(self) -> list[Processor]:
         """What changes the logits before the sampler sees them; often empty."""
-        from mlx_lm.sample_utils import make_logits_processors
-
         if self.repetition_penalty in (None, 1.0):
             return []
-        processors: list[Processor] = make_logits_processors(
+        processors: list[Processor] = mlx_lm_samplers().make_logits_processors(
             repetition_penalty=self.repetition_penalty,
             repetition_context_size=self.repetition_context,
         )
@@ -86,17 +114,22 @@ class Sampling:
 
         Half precision would round neighbouring logits of about 20 to steps of 1/64.
         """
-        from mlx_lm.sample_utils import apply_min_p, apply_top_k, apply_top_p
-
         logits = logits.astype(mx.float32)
         logits = logits - mx.logsumexp(logits, axis=-1, keepdims=True)
-        if self.top_p < 1:
-            logits = apply_top_p(logits, self.top_p)
-        if self.min_p > 0:
-            logits = apply_min_p(logits, self.min_p)
-        if 0 < self.top_k < logits.shape[-1]:
-            logits = apply_top_k(logits, self.top_k)
+        if self.top_p < 1 or self.min_p > 0 or 0 < self.top_k < logits.shape[-1]:
+            logits = self._cut(logits)
         return logits * (1 / self.temperature)
+
+    def _cut(self, logits: mx.array) -> mx.array:
+        """Log-probabilities (1, vocab) -> the same, -inf where a filter cuts."""
+        theirs = mlx_lm_samplers()
+        if self.top_p < 1:
+            logits = theirs.apply_top_p(logits, self.top_p)
+        if self.min_p > 0:
+            logits = theirs.apply_min_p(logits, self.min_p)
+        if 0 < self.top_k < logits.shape[-1]:
+            logits = theirs.apply_top_k(logits, self.top_k)
+        return logits
 
 
 class _Drawn:
@@ -104,12 +137,102 @@ class _Drawn:
 
     def __init__(self, filtered: Callable[[mx.array], mx.array], seed: int):
         self._filtered = filtered
-        self._key = mx.random.key(seed)
+        self.key = mx.random.key(seed)
 
     def __call__(self, logits: mx.array) -> mx.array:
         """Logits (1, vocab) -> id (1,)."""
-        self._key, now = mx.random.split(self._key)
+        self.key, now = mx.random.split(self.key)
         return mx.random.categorical(self._filtered(logits), key=now)
+
+
+class Picker:
+    """Chooses one id after another, remembering what the penalty and the draw need.
+
+    Args:
+        sampling: how.
+        prompt: the ids before the first chosen one, for the penalty.
+    """
+
+    def __init__(self, sampling: Sampling, prompt: Sequence[int]):
+        self._greedy = sampling.temperature == 0
+        self._sample: Any = sampling.sampler()
+        self._processors = sampling.processors()
+        self._window = sampling.repetition_context
+        self._recent = mx.array(list(prompt[-self._window :]))
+
+    def __call__(self, logits: mx.array) -> mx.array:
+        """Logits (1, vocab) -> the next id (1,)."""
+        return self._choose(self._processed(logits))
+
+    def several(self, logits: mx.array) -> tuple[mx.array, mx.array, list[Any]]:
+        """Choose at consecutive positions, each as if the one before were what was chosen there.
+
+        Args:
+            logits: (n, vocab).
+
+        Returns:
+            The ids (n,); where they are certain (n,); and for each position the state after it,
+            for `restore` when what follows it turns out not to count.
+        """
+        if self._greedy and not self._processors:
+            return _most_probable(logits), certain(logits), [self.state()] * len(logits)
+        ids, sure, states = [], [], []
+        for row in mx.split(logits, len(logits)):
+            scores = self._processed(row)
+            ids.append(self._choose(scores))
+            sure.append(certain(scores) if self._greedy else mx.array([True]))
+            states.append(self.state())
+        return mx.concatenate(ids), mx.concatenate(sure), states
+
+    def restore(self, state: Any, left: Any) -> None:
+        """Go back to a state that `state` or `several` gave, from the one it was left in.
+
+        MLX's global state is not put back where somebody else has drawn from it meanwhile.
+        """
+        key, self._recent = state
+        if isinstance(self._sample, _Drawn):
+            self._sample.key = key
+        elif not self._greedy and mx.array_equal(_shared_key(), left[0]):
+            _shared_key()[:] = key
+
+    def state(self) -> Any:
+        """What `restore` takes."""
+        if isinstance(self._sample, _Drawn):
+            return self._sample.key, self._recent
+        # Without a seed MLX's global state is drawn from, and put back like a key of our own.
+        return None if self._greedy else mx.array(_shared_key()), self._recent
+
+    def _processed(self, logits: mx.array) -> mx.array:
+        for process in self._processors:
+            logits = process(self._recent, logits)
+        return logits
+
+    def _choose(self, scores: mx.array) -> mx.array:
+        token: mx.array = self._sample(scores)
+        if self._processors:
+            # mlx-lm carries the whole text along; nothing before the window has an effect.
+            self._recent = mx.concatenate([self._recent, token])[-self._window :]
+        return token
+
+
+def certain(logits: mx.array) -> mx.array:
+    """Whether rounding cannot have made the most probable token: logits (n, vocab) -> bools (n,).
+
+    A pass over several tokens may sum in another order than a step over one, so that of two
+    almost equal logits either may come out ahead.
+    """
+    best = mx.argmax(logits, axis=-1, keepdims=True)
+    first = mx.take_along_axis(logits, best, axis=-1)[:, 0].astype(mx.float32)
+    lowest = mx.array(-math.inf, dtype=logits.dtype)
+    second = mx.put_along_axis(logits, best, lowest, axis=-1).max(axis=-1).astype(mx.float32)
+    largest = mx.abs(logits).max(axis=-1).astype(mx.float32)
+    return first - second > largest * ROUNDING_SHARE[logits.dtype]
+
+
+def _shared_key() -> mx.array:
+    """The key in MLX's global state, for which MLX itself puts others, or writes into it."""
+    key: mx.array = mx.random.state[0]  # type: ignore[index]  # the stubs say object
+    return key
 
 
 def _most_probable(logits: mx.array) -> mx.array:

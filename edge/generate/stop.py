@@ -29,8 +29,8 @@ def stop_ids(tokenizer: Any) -> frozenset[int]:
     """The ids that end a generation: the tokenizer's EOS set and what is there of `STOP_TOKENS`.
 
     Args:
-        tokenizer: mlx-lm's TokenizerWrapper, whose EOS set includes the configs' ids, or a
-            tokenizer of transformers.
+        tokenizer: ours or mlx-lm's, whose EOS set includes the configs' ids, or one of
+            transformers.
     """
     eos = getattr(tokenizer, "eos_token_ids", None)
     if not isinstance(eos, Collection):  # a tokenizer of transformers has a single one or none

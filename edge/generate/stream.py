@@ -15,12 +15,14 @@ from collections.abc import Generator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
-from edge.generate.decode import Cache, cache_length, generate_tokens
+from edge.generate.decode import cache_length, generate_tokens
 from edge.generate.detokenizer import StreamingDetokenizer
 from edge.generate.sampling import GREEDY, Sampling
 from edge.generate.stop import StopScanner, stop_ids
 
 if TYPE_CHECKING:
+    from edge.generate.speculate import Drafter
+    from edge.model.attention import Cache
     from edge.model.stablelm import Model
 
 # "length" is max_tokens or the end of the model's context, whichever came first.
@@ -37,6 +39,8 @@ class Stats:
         prefill_s: from the call until the whole prompt was computed.
         ttft_s: from the call until the first token was there; None if there was none.
         decode_tok_s: (N - 1) / (t_N - t_1); None for fewer than two tokens.
+        drafted_tokens: tokens that a drafter proposed and the model checked.
+        accepted_tokens: those of them that are in the answer.
     """
 
     prompt_tokens: int
@@ -44,6 +48,8 @@ class Stats:
     prefill_s: float
     ttft_s: float | None
     decode_tok_s: float | None
+    drafted_tokens: int = 0
+    accepted_tokens: int = 0
 
 
 @dataclass(frozen=True)
@@ -73,6 +79,8 @@ def stream_generate(
     sampling: Sampling = GREEDY,
     stop: Sequence[str] = (),
     cache: Sequence[Cache] | None = None,
+    draft: Drafter | None = None,
+    history: Sequence[int] = (),
 ) -> Generator[TextEvent, None, None]:
     """Yield the continuation of a prompt as it comes: an event per token and a last one.
 
@@ -89,6 +97,8 @@ def stream_generate(
         sampling: how tokens are chosen.
         stop: strings that end the text.
         cache: what came before (see `generate_tokens`, which says what it holds afterwards).
+        draft: proposes tokens so that they come faster (see `generate_tokens`).
+        history: the ids in the cache, for the drafter.
 
     Raises:
         EdgeError: raised by the call itself; as for `generate_tokens`, or an empty stop string.
@@ -102,7 +112,10 @@ def stream_generate(
         sampling=sampling,
         max_tokens=max_tokens,
         on_prefill=clock.prefilled,
+        draft=draft,
+        history=history,
     )
+    clock.draft = draft
     clock.prompt_tokens = len(ids)
     return _events(tokens, tokenizer, StopScanner(stop), clock)
 
@@ -116,6 +129,8 @@ def generate(
     sampling: Sampling = GREEDY,
     stop: Sequence[str] = (),
     cache: Sequence[Cache] | None = None,
+    draft: Drafter | None = None,
+    history: Sequence[int] = (),
 ) -> str:
     """The continuation of a prompt as one string; arguments and errors of `stream_generate`."""
     events = stream_generate(
@@ -126,6 +141,8 @@ def generate(
         sampling=sampling,
         stop=stop,
         cache=cache,
+        draft=draft,
+        history=history,
     )
     return "".join(event.text for event in events)
 
@@ -135,6 +152,7 @@ class _Clock:
 
     def __init__(self) -> None:
         self.prompt_tokens = 0
+        self.draft: Drafter | None = None
         self._tokens = 0
         self._call_ns = self._prefilled_ns = time.monotonic_ns()
         self._first_ns = self._last_ns = self._call_ns
@@ -159,6 +177,8 @@ class _Clock:
             prefill_s=(self._prefilled_ns - self._call_ns) / 1e9,
             ttft_s=(self._first_ns - self._call_ns) / 1e9 if self._tokens else None,
             decode_tok_s=(self._tokens - 1) / decode_ns * 1e9 if decode_ns else None,
+            drafted_tokens=0 if self.draft is None else self.draft.pace.drafted,
+            accepted_tokens=0 if self.draft is None else self.draft.pace.accepted,
         )
 
 

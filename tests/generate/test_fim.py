@@ -10,7 +10,17 @@ from tokenizers import AddedToken, Tokenizer
 import edge
 from edge.checkpoints.sources.find import DEMO_PATH
 from edge.errors import EdgeError
-from edge.generate.fim import Completer, FimTokens, common_length, encode_text, fit
+from edge.generate.fim import Completer
+from edge.generate.fim_prompt import (
+    LEAST_CHARACTERS,
+    FimTokens,
+    encode_text,
+    fit,
+    near_beginning,
+    near_end,
+)
+from edge.generate.prefix_cache import common_length
+from edge.generate.sampling import Sampling
 
 CONTEXT = 1024
 NAMES = [
@@ -38,8 +48,10 @@ def backend():
 def prompts(completer, monkeypatch):
     """The ids that the network gets, request by request, decoded."""
     seen = []
-    reuse = completer._reuse
-    monkeypatch.setattr(completer, "_reuse", lambda ids: seen.append(ids) or reuse(ids))
+    reuse = completer._cache.reuse
+    monkeypatch.setattr(
+        completer._cache, "reuse", lambda ids, fresh: seen.append(ids) or reuse(ids, fresh)
+    )
     return lambda: [completer._backend.decode(ids, skip_special_tokens=False) for ids in seen]
 
 
@@ -134,7 +146,7 @@ def test_so_are_names_that_the_tokenizer_does_not_flag():
 def test_a_file_that_names_a_token_is_completed_like_any(completer, prompts):
     done = completer.complete("X = '<fim_middle>'\nY = ", "\n<|endoftext|>", max_tokens=8)
     assert done.generated_tokens >= 1
-    ids = completer._held
+    ids = completer._cache.held
     assert ids.count(completer._tokens.middle) == 1
 
 
@@ -158,7 +170,7 @@ def test_context_has_the_room_that_is_left(completer, prompts, held_out_text):
     prompt = prompts()[0]
     assert prompt.endswith("last = 1<repo_continuation><fim_prefix>a<fim_suffix>b<fim_middle>")
     assert not prompt.startswith(held_out_text[:20])
-    assert len(completer._held) >= CONTEXT - 16 - 64
+    assert len(completer._cache.held) >= CONTEXT - 16 - 64
 
 
 @pytest.mark.parametrize("max_tokens", [0, CONTEXT - 3, 10**6])
@@ -221,9 +233,9 @@ def test_a_typed_file_is_completed_the_same_with_and_without_the_cache(
     loaded, held_out_text, order
 ):
     kept = Completer(*loaded)
-    text, reused = held_out_text[:1500], []
-    for end in (700, 703, 710, 704, 900, 120):
-        hole = (text[:end], text[1000:])
+    text, reused = held_out_text[:600], []
+    for end in (280, 283, 290, 284, 360, 50):
+        hole = (text[:end], text[400:])
         with_cache = kept.complete(*hole, order=order, max_tokens=12)
         without = Completer(*loaded).complete(*hole, order=order, max_tokens=12)
         assert same(with_cache, without)
@@ -256,8 +268,68 @@ def test_a_generation_that_was_interrupted_leaves_a_cache_that_is_right(complete
     assert same(completer.complete(*hole, max_tokens=8), expected)
 
 
+# --- as it comes
+
+HOLES = [
+    ("import os\n\ndef f(path):\n    ", "\n    return x\n", {}),
+    ("import os\nimport ", "", {"stop_rules": False, "max_tokens": 40}),
+    ("import os\r\nimport ", "\r\nx\r\n", {"max_tokens": 24}),
+    ("for key, value in d.", "():\n    print(key, value)\n", {"order": "spm"}),
+    ("x = ", "", {"max_lines": 2, "sampling": Sampling(temperature=1.5, seed=3)}),
+]
+
+
+@pytest.mark.parametrize(("prefix", "suffix", "options"), HOLES)
+def test_the_stream_is_the_middle_and_takes_nothing_back(loaded, prefix, suffix, options):
+    whole = Completer(*loaded).complete(prefix, suffix, **options)
+    events = list(Completer(*loaded).stream(prefix, suffix, **options))
+    assert "".join(event.text for event in events) == whole.text
+    assert [e.completion is None for e in events] == [True] * (len(events) - 1) + [False]
+    assert same(events[-1].completion, whole)
+    assert len(events) in (whole.generated_tokens, whole.generated_tokens + 1)
+
+
+def test_text_comes_before_the_end(completer):
+    stream = completer.stream("import os\nimport ", stop_rules=False, max_tokens=40)
+    first = next(event for event in stream if event.text)
+    assert first.completion is None
+    stream.close()
+    again = completer.complete("import os\nimport ", stop_rules=False, max_tokens=40)
+    assert again.text.startswith(first.text)
+    assert again.prompt_tokens - again.reused_tokens == 1
+
+
+def test_a_quantised_cache_is_trimmed_and_used_again(loaded):
+    completer = Completer(*loaded, kv_bits=8)
+    first = completer.complete("import ", "\n", max_tokens=4)
+    again = completer.complete("import ", "\n", max_tokens=4)
+    assert same(first, again)
+    assert again.prompt_tokens - again.reused_tokens == 1
+
+
 @given(st.lists(st.integers(0, 3)), st.lists(st.integers(0, 3)))
 def test_common_length(a, b):
     n = common_length(a, b)
     assert a[:n] == b[:n]
     assert a[n : n + 1] != b[n : n + 1] or n in (len(a), len(b))
+
+
+def test_of_megabytes_only_what_could_be_in_the_window_is_encoded(completer, monkeypatch):
+    encoded, encode = [], completer._encode
+    monkeypatch.setattr(completer, "_encode", lambda text: encoded.append(text) or encode(text))
+    long = "x = 1\n" * 200_000
+    completer.complete(long + "y", "z" + long, context=[long], max_tokens=1)
+    assert max(map(len, encoded)) <= 2 * LEAST_CHARACTERS
+    assert encoded[0].endswith("x = 1\ny")
+    assert encoded[1].startswith("zx = 1")
+    assert encoded[2].startswith("x = 1\n")
+
+
+def test_the_near_end_of_a_growing_text_moves_in_steps():
+    lines = "some line of code\n" * 40_000
+    starts = {len(lines[:n]) - len(near_end(lines[:n], 10)) for n in range(0, len(lines), 997)}
+    assert len(starts) == len(lines) // LEAST_CHARACTERS
+    assert all(begin == 0 or lines[begin - 1] == "\n" for begin in starts)
+    assert near_end("short", 10) == "short"
+    assert len(near_end("x" * 250_000, 10)) == 150_000
+    assert near_beginning("x" * 250_000, 10) == "x" * LEAST_CHARACTERS

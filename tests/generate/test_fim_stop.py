@@ -241,3 +241,39 @@ def test_what_comes_before_a_repeated_suffix_is_kept_or_cut_but_never_runs_on(pr
     stop = StopRules(prefix, suffix).find_stop(middle + suffix + "more")
     assert stop is not None
     assert stop.cut <= len(middle)
+
+
+# --- what is certain
+
+
+SOME = st.text("a()\n ='b", max_size=12)
+
+
+@settings(max_examples=400)
+@given(SOME, SOME | st.sampled_from(["\n    return xyz\n", " + some_long_name(of, this)\n"]),
+       st.lists(SOME | st.sampled_from(["\n    return", " xyz", " + some_long_", "name(of"]),
+                max_size=5),
+       st.none() | st.integers(1, 3), st.booleans())  # fmt: skip
+def test_no_rule_takes_back_what_is_certain(prefix, suffix, pieces, max_lines, heuristics):
+    rules = StopRules(prefix, suffix, max_lines, heuristics)
+    text, certain = "", ""
+    for piece in "".join(pieces):
+        text += piece
+        stop = rules.find_stop(text)
+        if stop is not None:
+            assert text[: stop.cut].startswith(certain)
+            return
+        last = rules.find_last_stop(text)
+        now = text[: rules.find_certain(text)]
+        final = text if last is None else text[: last.cut]
+        assert final.startswith(certain) and final.startswith(now)
+        certain = max(certain, now, key=len)
+
+
+def test_text_is_certain_soon_after_it_came():
+    rules = StopRules("def f(x):\n    ", "\n\ndef g():\n    pass\n")
+    assert rules.find_certain("y = 1") == 5
+    assert rules.find_certain("y = 1\n") == 5  # a blank line would take the line end too
+    assert rules.find_certain("y = 1\n    z") == 11
+    assert rules.find_certain("y = 1\n    z\ndef g") == 11
+    assert StopRules("", "", None, False).find_certain(" \n\n") == 3

@@ -1,6 +1,8 @@
 """Sampling: mlx-lm's distribution, with randomness of our own."""
 
 import math
+import subprocess
+import sys
 
 import mlx.core as mx
 import numpy as np
@@ -109,6 +111,26 @@ def test_greedy_is_the_argmax_of_raw_logits():
     logits = mx.array([[1.0, 7.0, 3.0]])
     assert GREEDY.sampler()(logits).tolist() == [1]
     assert GREEDY.processors() == []
+
+
+@pytest.mark.parametrize(
+    "sampling",
+    [GREEDY, Sampling(0.5, top_p=0.9, top_k=9, min_p=0.01, repetition_penalty=1.1, seed=1)],
+)
+def test_a_run_starts_without_mlx_lms_package(demo_out, sampling):
+    """It imports transformers, which takes longer than the demo takes to load."""
+    code = (
+        "import sys; from edge.model.load import load_model\n"
+        "from edge.generate.decode import generate_tokens\n"
+        "from edge.generate.lookup import PromptLookup\n"
+        "from edge.generate.sampling import Sampling\n"
+        f"model = load_model({str(demo_out / 'mlx-int4')!r})\n"
+        f"how = {sampling!r}\n"
+        "text = generate_tokens(model, [5], max_tokens=3, sampling=how, draft=PromptLookup())\n"
+        "print(len(list(text)), 'mlx_lm' in sys.modules, 'transformers' in sys.modules)"
+    )
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert run.stdout == "3 False False\n"
 
 
 def test_penalty_is_mlx_lms():

@@ -10,6 +10,7 @@ from transformers import PreTrainedTokenizerFast
 
 from edge.errors import EdgeError
 from edge.generate.stop import STOP_TOKENS, StopScanner, stop_ids, token_id
+from edge.tokenizer import Tokenizer as OurTokenizer
 
 # Few letters, so that stop strings occur, overlap and nearly occur.
 LETTERS = st.text("abc", max_size=30)
@@ -86,8 +87,9 @@ def test_an_empty_stop_string_is_refused():
         StopScanner(["a", ""])
 
 
-def test_the_demos_stop_tokens(demo_out):
-    tokenizer = load_tokenizer(demo_out / "mlx-fp16")
+@pytest.mark.parametrize("load", [load_tokenizer, OurTokenizer.load])
+def test_the_demos_stop_tokens(load, demo_out):
+    tokenizer = load(demo_out / "mlx-fp16")
     names = {tokenizer.convert_ids_to_tokens(i) for i in stop_ids(tokenizer)}
     assert names == {name for name in STOP_TOKENS if name in tokenizer.get_vocab()}
     assert {"<|endoftext|>", "<|im_end|>", "<|im_start|>", "<fim_middle>"} <= names

@@ -1,0 +1,188 @@
+"""Time decoding with prompt lookup against plain decoding, in turn, in one process.
+
+    python benchmarks/speculation.py                                # the demo, fp16 and int4
+    python benchmarks/speculation.py models/stable-code-3b/mlx-int4
+
+First what a pass over L tokens costs, in steps of one. Then, for kinds of text, the decode rate
+of each loop, its ratio to the plain one (above 1 is faster), tokens drafted, and the share
+accepted. What is generated, greedily:
+
+    copy     the file that the prompt holds, once more; what follows is the model's own, so this
+             repeats only as far as the model does
+    edit     an oracle: the same file with a name changed; the model's logits are computed and
+             then replaced, so that it answers as a perfect editor. A ceiling, not a model
+    free     beginnings of functions, where little repeats
+    draws    as free, at temperature 0.8
+
+`always 4` proposes four tokens whenever there is a match, whether that pays or not. The tokens
+of all loops are compared. Rounds are interleaved, and medians are printed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import tempfile
+import textwrap
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+
+from edge.checkpoints.artefacts.recipes import RECIPES
+from edge.checkpoints.checkpoint import Corrections, open_checkpoint
+from edge.checkpoints.convert import convert
+from edge.errors import EdgeError
+from edge.generate.decode import generate_tokens
+from edge.generate.lookup import PromptLookup
+from edge.generate.sampling import GREEDY, Sampling
+from edge.generate.speculate import Drafter, Pace
+from edge.model.kv_cache import make_cache
+from edge.model.load import load, load_model
+from edge.model.stablelm import Model
+
+WIDTHS = (1, 2, 4, 8)
+BEGINNINGS = (
+    "def read_config(path):\n",
+    "class Server:\n    def __init__(self, host, port):\n",
+    "import argparse\n\n\ndef main():\n",
+)
+# A drafter of one kind, made once for all rounds: what it learnt is kept, as in a conversation.
+Drafters = dict[str, Callable[[], Drafter | None]]
+
+
+class Editor:
+    """A network that says one given text whatever its logits were, which it computes as ever."""
+
+    def __init__(self, model: Model, begin: int, text: Sequence[int]):
+        self._model, self._begin, self._text = model, begin, list(text)
+        self.config, self.layers = model.config, model.layers
+        self._fed = 0
+
+    def model(self, ids: mx.array, cache: Sequence[Any]) -> mx.array:
+        """Hidden states (1, L, hidden)."""
+        self._fed = cache[0].offset
+        return self._model.model(ids, cache)
+
+    def head(self, h: mx.array) -> mx.array:
+        """Logits (1, L, vocab): the network's, and far above them the given text's."""
+        logits = self._model.head(h)
+        # A prefill passes on its last position only; decoding begins there.
+        first = max(self._fed - self._begin + 1, 0)
+        wanted = mx.array(self._text[first : first + h.shape[1]])
+        chosen = mx.arange(logits.shape[-1]) == wanted[:, None]
+        return logits + 1e3 * chosen[None].astype(logits.dtype)
+
+
+def pass_costs(model: Model, ids: Sequence[int], rounds: int) -> dict[int, float]:
+    """Seconds of one pass over so many tokens after the ids, logits and choice included."""
+    cache = make_cache(model)
+    list(generate_tokens(model, ids, cache=cache, max_tokens=0))
+    laps: dict[int, list[float]] = {width: [] for width in WIDTHS}
+    for _ in range(rounds + 1):
+        for width, found in laps.items():
+            begin = time.monotonic()
+            mx.eval(mx.argmax(model(mx.array([ids[:width]]), cache), axis=-1))
+            found.append(time.monotonic() - begin)
+            for layer in cache:
+                layer.trim(width)
+    return {width: statistics.median(found[1:]) for width, found in laps.items()}
+
+
+def texts(model: Model, tokenizer: Any, count: int) -> Iterator[tuple[str, Any, list[int]]]:
+    """Kind, network and prompt; without a tokenizer ids that repeat after 97."""
+    if tokenizer is None:
+        file = [(7919 * i) % model.config.vocab_size for i in range(1, 98)]
+        edited = [token if i % 25 else 5 for i, token in enumerate(file)]
+    else:
+        source = textwrap.dedent(Path(__file__).read_text(encoding="utf-8"))
+        source = source[source.index("def pass_costs") : source.index("def texts")]
+        file = list(tokenizer.encode(source))[:400]
+        edited = list(tokenizer.encode(source.replace("laps", "times_s").replace("found", "seen")))
+    yield "copy", model, [*file, *file[: len(file) // 4]]
+    text = (edited * (count // len(edited) + 2))[: count + 16]
+    yield "edit", Editor(model, len(file), text), file
+    for beginning in BEGINNINGS if tokenizer is not None else ():
+        yield "free", model, list(tokenizer.encode(beginning))
+    if tokenizer is None:
+        yield "free", model, file[:16]
+
+
+def run(
+    model: Any, prompt: Sequence[int], count: int, sampling: Sampling, draft: Drafter | None
+) -> tuple[float, list[int]]:
+    """Decoded tokens per second, and the tokens."""
+    mx.synchronize()
+    stamps, tokens = [], []
+    for token in generate_tokens(model, prompt, max_tokens=count, sampling=sampling, draft=draft):
+        tokens.append(token)
+        stamps.append(time.monotonic())
+    return (len(tokens) - 1) / (stamps[-1] - stamps[0]), tokens
+
+
+def measure(model: Any, prompt: Sequence[int], args: argparse.Namespace, sampling: Sampling) -> str:
+    """One line: every loop once per round, in an order that turns; the round before is lost."""
+    drafters: dict[str, Drafter | None] = {
+        "plain": None,
+        "lookup": PromptLookup(),
+        "always 4": PromptLookup(pace=Pace(fixed=4)),
+    }
+    rates: dict[str, list[float]] = {name: [] for name in drafters}
+    expected, drafted, accepted, names = None, 0, 0, list(drafters)
+    for turn in range(-1, args.rounds):
+        for name in names[turn % 3 :] + names[: turn % 3]:
+            draft = drafters[name]
+            rate, tokens = run(model, prompt, args.tokens, sampling, draft)
+            if tokens != (expected := expected or tokens):
+                raise EdgeError(f"{name} gave another text; report it with the artefact.")
+            if turn >= 0:
+                rates[name].append(rate)
+            if name == "lookup" and draft is not None:
+                drafted, accepted = draft.pace.drafted, draft.pace.accepted
+    plain = statistics.median(rates["plain"])
+    share = f"{accepted / drafted:4.0%}" if drafted else "  - "
+    ratios = [statistics.median(rates[name]) / plain for name in names[1:]]
+    return f"{plain:8.1f} tok/s {ratios[0]:7.2f} {drafted:6d} {share} {ratios[1]:10.2f}"
+
+
+def report(path: Path, args: argparse.Namespace) -> None:
+    """Everything about one artefact."""
+    try:
+        model, tokenizer = load(path)
+    except EdgeError:
+        model, tokenizer = load_model(path), None
+    ids = [(7919 * i) % model.config.vocab_size for i in range(1, 129)]
+    costs = pass_costs(model, ids, args.rounds * 2)
+    print(f"{path.name}: a step {1e3 * costs[1]:.1f} ms; a pass of L tokens, in steps:", end="")
+    print(*(f" {width}: {costs[width] / costs[1]:.2f}" for width in WIDTHS[1:]), sep=",")
+    print(f"{'':6} {'plain':>14} {'lookup':>7} {'drafted':>6} {'acc.'} {'always 4':>10}")
+    for kind, network, prompt in texts(model, tokenizer, args.tokens):
+        print(f"{kind:6} {measure(network, prompt, args, GREEDY)}", flush=True)
+        if kind == "free":
+            drawn = Sampling(temperature=0.8, seed=1)
+            print(f"{'draws':6} {measure(network, prompt, args, drawn)}", flush=True)
+
+
+def main() -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("artefacts", nargs="*", type=Path, help="MLX artefacts; the demo's two")
+    parser.add_argument("--checkpoint", default="demo", help="converted where no artefact is given")
+    parser.add_argument("--layers", type=int, help="of a synthetic checkpoint")
+    parser.add_argument("--tokens", type=int, default=192, help="tokens generated")
+    parser.add_argument("--rounds", type=int, default=5)
+    args = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        paths = args.artefacts or [Path(folder) / name for name in ("mlx-fp16", "mlx-int4")]
+        if not args.artefacts:
+            recipes = [RECIPES[path.name] for path in paths]
+            opened = open_checkpoint(args.checkpoint, corrections=Corrections(layers=args.layers))
+            convert(opened, recipes, Path(folder), lambda *_: None)
+        for path in paths:
+            report(path, args)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,132 @@
+"""The prompt of a middle: its special tokens, text that cannot hold them, and the window."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any, Literal
+
+from edge.errors import EdgeError
+
+Order = Literal["psm", "spm"]
+REPO_TOKEN = "<repo_continuation>"
+# What the suffix may take where prefix and suffix together are too long.
+SUFFIX_SHARE = 1 / 4
+# What is too long is cut in steps: a window that moved with every keystroke would leave nothing
+# of the cache to use again.
+TRIM_STEP_TOKENS = 64
+# Of a text that is longer, this much is encoded: code has some 3 characters per token, and
+# megabytes that the window has no room for would take seconds.
+CHARACTERS_PER_POSITION, LEAST_CHARACTERS = 16, 100_000
+
+
+@dataclass(frozen=True)
+class FimTokens:
+    """Ids of the tokens that a prompt is built with; `repo` is None if the model has none."""
+
+    prefix: int
+    suffix: int
+    middle: int
+    repo: int | None
+
+    @classmethod
+    def find(cls, backend: Any) -> FimTokens:
+        """By name in the vocabulary of a `tokenizers.Tokenizer`.
+
+        Raises:
+            EdgeError: the model has no such tokens.
+        """
+        names = ("<fim_prefix>", "<fim_suffix>", "<fim_middle>")
+        ids = [backend.token_to_id(name) for name in names]
+        missing = [name for name, found in zip(names, ids, strict=True) if found is None]
+        if missing:
+            raise EdgeError(
+                f"the model's vocabulary has no {', '.join(missing)}, so it was not trained to "
+                f"fill in the middle; choose a model that was, such as stable-code-3b."
+            )
+        return cls(ids[0], ids[1], ids[2], backend.token_to_id(REPO_TOKEN))
+
+
+def encode_text(backend: Any, text: str) -> list[int]:
+    """Ids of text in which the names of special tokens are text.
+
+    Args:
+        backend: a `tokenizers.Tokenizer`.
+        text: anything.
+    """
+    before = backend.encode_special_tokens
+    backend.encode_special_tokens = True
+    try:
+        ids: list[int] = backend.encode(text, add_special_tokens=False).ids
+        control = special_ids(backend)
+        if control.isdisjoint(ids):
+            return ids
+        # A name that the tokenizer does not flag as special: a cut within it breaks it up.
+        names = sorted(filter(None, map(backend.id_to_token, control)))
+        pieces = _cut_within(text, names)
+        return [i for piece in pieces for i in backend.encode(piece, add_special_tokens=False).ids]
+    finally:
+        backend.encode_special_tokens = before
+
+
+def fit(prefix: list[int], suffix: list[int], room: int) -> tuple[list[int], list[int], int]:
+    """Cut prefix and suffix from their far ends to `room` tokens; and what context may have.
+
+    The suffix may have a quarter, or what the prefix leaves; the prefix what the suffix leaves.
+    Context has what both leave, and nothing where either was cut.
+    """
+    whole, step = len(prefix) + len(suffix), step_tokens(room)
+    if whole <= room:
+        return prefix, suffix, room - whole
+    suffix_room = max(int(room * SUFFIX_SHARE), room - len(prefix))
+    if len(suffix) > suffix_room:
+        suffix = suffix[: suffix_room // step * step]
+    return without_beginning(prefix, room - len(suffix), step), suffix, 0
+
+
+def near_end(text: str, positions: int) -> str:
+    """What of a text's end could be in a window, from a line's beginning on.
+
+    It moves in steps as long as itself: the prompts of a growing text begin in the same way.
+    """
+    most = max(CHARACTERS_PER_POSITION * positions, LEAST_CHARACTERS)
+    begin = max(0, len(text) - most) // most * most
+    line_end = text.find("\n", begin, begin + most // 2) if begin else -1
+    return text[begin if line_end < 0 else line_end + 1 :]
+
+
+def near_beginning(text: str, positions: int) -> str:
+    """What of a text's beginning could be in a window."""
+    return text[: max(CHARACTERS_PER_POSITION * positions, LEAST_CHARACTERS)]
+
+
+def step_tokens(room: int) -> int:
+    """The step to cut in for so much room."""
+    return max(1, min(TRIM_STEP_TOKENS, room // 8))
+
+
+def without_beginning(ids: list[int], room: int, step: int) -> list[int]:
+    """What fits of the end, cut at a multiple of `step` tokens."""
+    excess = max(0, len(ids) - room)
+    return ids[-(-excess // step) * step :]
+
+
+def special_ids(backend: Any) -> frozenset[int]:
+    """Ids that mean something other than their text, flagged so or not."""
+    added = backend.get_added_tokens_decoder().items()
+    return frozenset(i for i, token in added if token.special or is_markup(token.content))
+
+
+def is_markup(name: str) -> bool:
+    """Whether an added token looks like <fim_middle> or <|im_end|>, not like spaces."""
+    return re.fullmatch(r"<\|?\w+\|?>", name) is not None
+
+
+def _cut_within(text: str, names: Sequence[str]) -> list[str]:
+    """Text in pieces, none of which holds any of the names."""
+    pattern = "|".join(f"(?={re.escape(name)})" for name in names if len(name) > 1)
+    cuts = [m.start() + 1 for m in re.finditer(pattern, text)]
+    bounds = [0, *cuts, len(text)]
+    return [text[a:b] for a, b in pairwise(bounds)]

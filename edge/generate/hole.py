@@ -1,0 +1,90 @@
+"""Where a middle belongs: FILE:LINE[:COL], or a mark in a text."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from edge.errors import EdgeError
+from edge.text_file import read_text
+
+CURSOR = "<CURSOR>"
+
+
+def split_at_mark(text: str, mark: str = CURSOR, where: str = "stdin") -> tuple[str, str]:
+    """Text before and after the only cursor mark.
+
+    Args:
+        text: with the mark.
+        mark: anything that the text has nowhere else.
+        where: what the text is of, for the error.
+
+    Raises:
+        EdgeError: the mark is not there exactly once.
+    """
+    if not mark:
+        raise EdgeError("--cursor is empty; give the mark that stands at the cursor.")
+    prefix, found, suffix = text.partition(mark)
+    if not found:
+        raise EdgeError(f"{where} has no cursor mark {mark}; put one where the middle belongs.")
+    if mark in suffix:
+        raise EdgeError(
+            f"{where} has the cursor mark {mark} {text.count(mark)} times; leave one, or choose "
+            f"another mark."
+        )
+    return prefix, suffix
+
+
+def read_hole(place: str) -> tuple[str, str]:
+    """Text before and after FILE:LINE[:COL].
+
+    Raises:
+        EdgeError: the file, the line or the column is not there.
+    """
+    path, line, column = parse_place(place)
+    return split_at(read_text(path.expanduser()), line, column, str(path))
+
+
+def parse_place(place: str) -> tuple[Path, int, int | None]:
+    """FILE:LINE[:COL]; of a name with colons the last one or two numbers count.
+
+    Raises:
+        EdgeError: there is no line.
+    """
+    # \d is any script's digit, and so is what int() reads.
+    found = re.fullmatch(r"(.+?):([0-9]{1,9})(?::([0-9]{1,9}))?", place, re.DOTALL)
+    if found is None:
+        raise EdgeError(f"{place!r} names no line; write FILE:LINE or FILE:LINE:COL.")
+    name, line, column = found.groups()
+    if column is not None and not Path(name).exists() and Path(f"{name}:{line}").exists():
+        name, line, column = f"{name}:{line}", column, None  # its name ends with a number
+    return Path(name), int(line), None if column is None else int(column)
+
+
+def split_at(text: str, line: int, column: int | None, where: str) -> tuple[str, str]:
+    r"""Text before and after a cursor; lines end with LF or CRLF.
+
+    Args:
+        text: a file's.
+        line: from 1; after a last line that has its end there is an empty one.
+        column: from 1, in characters, up to one more than the line has; None for its end.
+        where: the file's name.
+
+    Raises:
+        EdgeError: the line or the column is not there.
+    """
+    lines = text.split("\n")
+    if not 1 <= line <= len(lines):
+        raise EdgeError(f"{where} has lines 1 to {len(lines)}, not {line}; choose one of them.")
+    content = lines[line - 1]
+    if line < len(lines):
+        content = content.removesuffix("\r")
+    if column is None:
+        column = len(content) + 1
+    if not 1 <= column <= len(content) + 1:
+        raise EdgeError(
+            f"line {line} of {where} has columns 1 to {len(content) + 1}, not {column}; choose one "
+            f"of them."
+        )
+    at = sum(len(before) + 1 for before in lines[: line - 1]) + column - 1
+    return text[:at], text[at:]

@@ -1,0 +1,92 @@
+"""Keys and values of a prompt, kept for the next one that begins in the same way.
+
+cache = PrefixCache(lambda: make_cache(model))
+reused = cache.reuse(ids)
+with cache.feeding(ids) as fed:
+    for token in generate_tokens(model, ids[reused:], cache=cache.layers):
+        fed.append(token)
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
+from typing import TYPE_CHECKING
+
+from edge.generate.decode import cache_length
+
+if TYPE_CHECKING:
+    from edge.model.attention import Cache
+
+
+class PrefixCache:
+    """One cache per layer and the ids whose keys and values they hold.
+
+    Args:
+        make: makes empty caches, one per layer; called again when the ones there cannot be
+            cut, which a rotating cache cannot once it has forgotten something.
+    """
+
+    def __init__(self, make: Callable[[], list[Cache]]):
+        self._make = make
+        self._layers = make()
+        self._held: list[int] = []
+
+    @property
+    def layers(self) -> list[Cache]:
+        """The caches; other ones after a `reuse` that could not cut them."""
+        return self._layers
+
+    @property
+    def held(self) -> tuple[int, ...]:
+        """The ids whose keys and values are there."""
+        return tuple(self._held)
+
+    def reuse(self, ids: Sequence[int], fresh: int = 1) -> int:
+        """Cut the caches to what they have in common with a prompt; how many ids that are.
+
+        Args:
+            ids: the whole prompt.
+            fresh: how many of its last ids shall be computed in any case. At least one: its
+                logits are the first answer's.
+        """
+        common = common_length(self._held, ids[: max(0, len(ids) - fresh)])
+        if not self._cut(common):
+            self.clear()
+        self._held = self._held[:common]
+        return len(self._held)
+
+    def clear(self) -> None:
+        """Forget everything."""
+        self._layers, self._held = self._make(), []
+
+    @contextlib.contextmanager
+    def feeding(self, ids: Sequence[int]) -> Iterator[list[int]]:
+        """While a prompt is computed and continued; whatever ends that, `held` is right.
+
+        Yields:
+            The prompt's ids; append those that are generated.
+        """
+        fed = list(ids)
+        try:
+            yield fed
+        finally:
+            # An interrupt can leave layers of different length that cannot be cut.
+            if len({layer.offset for layer in self._layers}) > 1:
+                self.clear()
+            self._held = fed[: cache_length(self._layers)]
+
+    def _cut(self, length: int) -> bool:
+        """Shorten all layers to that many positions; False if one of them cannot be."""
+        excess = cache_length(self._layers) - length
+        if excess and not all(layer.is_trimmable() for layer in self._layers):
+            return False
+        for layer in self._layers:  # as mlx-lm's trim_prompt_cache, without the import
+            layer.trim(excess)
+        return True
+
+
+def common_length(a: Sequence[int], b: Sequence[int]) -> int:
+    """How many first items are the same."""
+    pairs = enumerate(zip(a, b, strict=False))
+    return next((i for i, (x, y) in pairs if x != y), min(len(a), len(b)))

@@ -1,0 +1,400 @@
+"""Conversations with the demo: every answer is that of a fresh generation of its whole prompt."""
+
+import itertools
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import edge
+from edge.errors import EdgeError
+from edge.generate.conversation import Conversation, Message, can_chat
+from edge.generate.lookup import PromptLookup
+from edge.generate.sampling import GREEDY, Sampling
+from edge.generate.speculate import Pace
+from edge.generate.transcript import Transcript, read_transcript
+from tests.support.talk import DRAWN, WILD, asked, fresh, joined, some
+from tests.support.tiny import PLAIN, write_checkpoint
+
+REFUSES_SYSTEM = (
+    "{% if messages[0].role == 'system' %}{{ raise_exception('no system') }}{% endif %}"
+)
+ALTERNATES = (
+    "{% for m in messages %}{% if (m.role == 'user') != (loop.index0 % 2 == 0) %}"
+    "{{ raise_exception('roles must alternate') }}{% endif %}{% endfor %}"
+)
+
+
+@pytest.fixture(scope="module")
+def loaded(demo_out):
+    return edge.load(demo_out / "mlx-fp16")
+
+
+@pytest.fixture
+def chat(loaded):
+    return Conversation(*loaded)
+
+
+@pytest.fixture
+def template(loaded, monkeypatch):
+    """Puts something before the model's template."""
+    tokenizer = loaded[1]
+    own = tokenizer.chat_template
+    return lambda text: monkeypatch.setattr(tokenizer, "chat_template", text + own)
+
+
+# --- questions and answers
+
+
+def test_messages_are_what_was_said_the_system_prompt_first(loaded):
+    chat = Conversation(*loaded, system="Be short.")
+    answer = joined(chat.ask("class A:", sampling=DRAWN, max_tokens=5))
+    assert answer
+    assert chat.messages == (
+        Message("system", "Be short."),
+        Message("user", "class A:"),
+        Message("assistant", answer, cut_off=True),
+    )
+
+
+def test_the_prompt_is_the_template_of_the_whole_conversation(loaded):
+    chat = Conversation(*loaded, system="Be short.")
+    for question in ("one", "two <|im_end|>", "three"):
+        ids, _, _ = asked(loaded, chat, text=question, sampling=DRAWN, max_tokens=7)
+        plain = [{"role": m.role, "content": m.content} for m in chat.messages[:-1]]
+        text = loaded[1].apply_chat_template(plain, add_generation_prompt=True, tokenize=False)
+        assert loaded[1].decode(ids) == text
+        assert text.count("Be short.") == 1
+
+
+def test_an_answer_that_the_model_ends_is_not_cut_off(chat):
+    assert list(chat.ask("def f(x):"))[-1].finish == "stop token"
+    assert not chat.messages[-1].cut_off
+
+
+def test_max_tokens_and_a_stop_string_end_an_answer(chat):
+    text = joined(chat.ask("x", sampling=WILD, max_tokens=12))
+    assert chat.messages[-1] == Message("assistant", text, cut_off=True)
+    stop = text[4:6]
+    assert joined(chat.regenerate(sampling=WILD, stop=[stop])) == text[: text.index(stop)]
+    assert chat.messages[-1] == Message("assistant", text[: text.index(stop)])
+
+
+def test_a_closed_answer_keeps_what_came(chat):
+    text = some(chat, "class A:", 4, sampling=DRAWN)
+    assert text
+    assert chat.messages == (Message("user", "class A:"), Message("assistant", text, cut_off=True))
+    ids = chat._ids(chat._turns)
+    assert chat._tokenizer.decode(ids).count(f"{text}<|im_end|>\n<|im_start|>assistant\n") == 1
+
+
+def test_an_interrupt_keeps_what_came(chat):
+    events = chat.ask("class A:", sampling=DRAWN)
+    text = joined([next(events), next(events), next(events)])
+    with pytest.raises(KeyboardInterrupt):
+        events.throw(KeyboardInterrupt)
+    assert chat.messages[-1] == Message("assistant", text, cut_off=True)
+
+
+def test_an_answer_that_was_never_begun_did_not_happen(chat):
+    chat.ask("one").close()
+    assert chat.messages == ()
+    late = chat.ask("one")
+    list(chat.ask("two"))
+    with pytest.raises(EdgeError, match="ask again"):
+        next(late)
+    assert [m.content for m in chat.messages if m.role == "user"] == ["two"]
+
+
+def test_nothing_can_be_changed_while_an_answer_is_under_way(chat):
+    events = chat.ask("class A:", sampling=DRAWN)
+    next(events)
+    changes = [chat.undo, chat.clear, chat.regenerate, lambda: chat.ask("b")]
+    changes += [lambda: chat.restore([]), lambda: setattr(chat, "system", "c")]
+    for change in changes:
+        with pytest.raises(EdgeError, match="under way"):
+            change()
+    events.close()
+    assert chat.undo() == Message("user", "class A:")
+
+
+def test_a_failure_before_anything_came_leaves_the_conversation_as_it_was(loaded, monkeypatch):
+    chat = Conversation(*loaded)
+    list(chat.ask("one", max_tokens=3))
+    before = chat.messages
+    events = chat.ask("two")
+
+    def fails(*_):
+        raise RuntimeError("out of memory")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(type(loaded[0].model), "__call__", fails)
+        with pytest.raises(RuntimeError, match="out of memory"):
+            next(events)
+    assert chat.messages == before
+    ids, generated, _ = asked(loaded, chat, text="two", sampling=DRAWN, max_tokens=5)
+    assert generated == fresh(loaded, ids, sampling=DRAWN, max_tokens=5)[0]
+
+
+# --- undo, regenerate, clear, system, restore
+
+
+def test_undo_takes_back_a_question_with_its_answer(chat):
+    assert chat.undo() is None
+    list(chat.ask("one"))
+    before = chat.messages
+    list(chat.ask("two"))
+    assert chat.undo() == Message("user", "two")
+    assert chat.messages == before
+
+
+def test_regenerate_answers_the_last_question_again(chat):
+    with pytest.raises(EdgeError, match="ask something first"):
+        chat.regenerate()
+    first = joined(chat.ask("x", sampling=DRAWN, max_tokens=9))
+    second = joined(chat.regenerate(sampling=Sampling(temperature=0.8, seed=4), max_tokens=9))
+    assert first != second
+    assert chat.messages == (Message("user", "x"), Message("assistant", second, cut_off=True))
+
+
+def test_an_answer_stays_where_its_successor_is_cut_off_before_anything_came(chat, monkeypatch):
+    list(chat.ask("x", sampling=DRAWN, max_tokens=9))
+    before = chat.messages
+
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    events = chat.regenerate(sampling=DRAWN)
+    with monkeypatch.context() as patch:
+        patch.setattr(type(chat._model.model), "__call__", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            next(events)
+    assert chat.messages == before
+
+
+def test_clear_keeps_the_system_prompt(loaded):
+    chat = Conversation(*loaded, system="s")
+    list(chat.ask("x", max_tokens=2))
+    chat.clear()
+    assert chat.messages == (Message("system", "s"),)
+    assert (chat.context_tokens, chat.dropped_turns) == (0, 0)
+
+
+def test_a_new_system_prompt_is_for_the_whole_conversation(loaded):
+    chat = Conversation(*loaded)
+    list(chat.ask("x", sampling=DRAWN, max_tokens=4))
+    chat.system = "Be short."
+    ids, _, _ = asked(loaded, chat, text="y", max_tokens=2)
+    assert loaded[1].decode(ids).startswith("<|im_start|>system\nBe short.<|im_end|>\n")
+    chat.system = ""
+    assert chat.system is None
+    assert chat.messages[0] == Message("user", "x")
+
+
+def test_a_restored_conversation_goes_on_as_the_one_that_was_saved(loaded, chat):
+    for question in ("a", "b"):
+        list(chat.ask(question, sampling=DRAWN, max_tokens=6))
+    other = Conversation(*loaded, system="gone")
+    other.restore(chat.messages)
+    assert other.messages == chat.messages
+    ids, generated, _ = asked(loaded, other, text="c", sampling=DRAWN, max_tokens=6)
+    assert generated == fresh(loaded, ids, sampling=DRAWN, max_tokens=6)[0]
+
+
+def test_a_question_without_an_answer_can_be_restored_and_answered(loaded, chat):
+    chat.restore([Message("user", "x")])
+    assert chat.messages == (Message("user", "x"), Message("assistant", "", cut_off=True))
+    assert joined(chat.regenerate(sampling=DRAWN, max_tokens=3)) == chat.messages[-1].content
+
+
+@pytest.mark.parametrize("roles", ["a", "uu", "uaa", "us", "ss", "uasu"])
+def test_messages_that_do_not_take_turns_are_refused(chat, roles):
+    names = {"a": "assistant", "u": "user", "s": "system"}
+    list(chat.ask("x", max_tokens=2))
+    before = chat.messages
+    with pytest.raises(EdgeError, match="take turns"):
+        chat.restore([Message(names[role], "x") for role in roles])
+    assert chat.messages == before
+
+
+# --- refused
+
+
+def test_a_base_model_is_referred_to_complete(tmp_path):
+    base = edge.load(write_checkpoint(tmp_path / "base", PLAIN))
+    assert not can_chat(base[1])
+    with pytest.raises(EdgeError, match="edge complete"):
+        Conversation(*base)
+
+
+def test_a_template_that_refuses_a_system_prompt_leaves_everything_as_it_was(loaded, template):
+    template(REFUSES_SYSTEM)
+    with pytest.raises(EdgeError, match="takes no system prompt"):
+        Conversation(*loaded, system="s")
+    chat = Conversation(*loaded)
+    list(chat.ask("x", max_tokens=2))
+    before = chat.messages
+    with pytest.raises(EdgeError, match="takes no system prompt"):
+        chat.system = "s"
+    with pytest.raises(EdgeError, match="takes no system prompt"):
+        chat.restore([Message("system", "s"), *before])
+    assert (chat.system, chat.messages) == (None, before)
+
+
+def test_a_template_that_wants_turns_to_alternate_gets_them(loaded, template):
+    template(ALTERNATES)
+    chat = Conversation(*loaded)
+    for question in ("a", "b", "c"):
+        some(chat, question, 1, sampling=DRAWN)
+    assert len(chat.messages) == 6
+
+
+def test_what_cannot_be_asked_changes_nothing(chat):
+    list(chat.ask("x", max_tokens=2))
+    before = chat.messages
+    for text, options in [
+        ("\ud800", {}),
+        ("x" * 9000, {}),
+        ("x", {"stop": [""]}),
+        ("x", {"max_tokens": -1}),
+    ]:
+        with pytest.raises(EdgeError):
+            chat.ask(text, **options)
+        assert chat.messages == before
+    assert list(chat.ask("y", max_tokens=2))
+
+
+# --- the cache
+
+
+QUESTIONS = st.sampled_from(
+    ["x", "class A:\n    pass", "for <|im_end|> in y", " \n z ", "\u00e9\u4e16"]
+)
+STEPS = st.one_of(
+    st.tuples(st.just("ask"), QUESTIONS, st.integers(1, 6)),
+    st.tuples(st.just("cut"), QUESTIONS, st.integers(1, 6)),
+    st.tuples(st.just("again"), st.just(""), st.integers(1, 6)),
+    st.tuples(st.just("undo"), st.just(""), st.just(0)),
+    st.tuples(st.just("system"), st.sampled_from(["", "s", "Be short."]), st.just(0)),
+)
+
+
+@settings(max_examples=12)
+@given(st.lists(STEPS, min_size=2, max_size=7), st.booleans(), st.sampled_from([None, 1.3]))
+def test_every_answer_is_that_of_a_fresh_generation(loaded, steps, rotate, penalty):
+    chat = Conversation(*loaded, rotate=rotate)
+    sampling = Sampling(temperature=0.8, seed=3, repetition_penalty=penalty, repetition_context=8)
+    for step, text, count in steps:
+        if step == "undo":
+            chat.undo()
+        elif step == "system":
+            chat.system = text
+        elif step == "cut":
+            events = chat.ask(text, sampling=sampling)
+            ids = list(chat._plan.ids)
+            shown = joined(itertools.islice(events, count))
+            events.close()
+            assert fresh(loaded, ids, sampling=sampling, max_tokens=count)[1].startswith(shown)
+        elif step == "ask" or chat.messages[1:]:
+            again = step == "again"
+            options = {"sampling": sampling, "max_tokens": count}
+            ids, generated, answer = asked(loaded, chat, again, text, **options)
+            assert (generated, answer) == fresh(loaded, ids, **options)
+
+
+@pytest.mark.parametrize("bits", [8, 4])
+def test_a_quantised_cache_is_reused_as_well(loaded, bits):
+    chat = Conversation(*loaded, kv_bits=bits)
+    for question in ("a", "b"):
+        list(chat.ask(question, sampling=DRAWN, max_tokens=6))
+    assert chat.reused_tokens > 6
+    assert 0 < chat.cache_bytes < 2**21
+
+
+@pytest.mark.parametrize("sampling", [GREEDY, DRAWN])
+def test_a_drafter_changes_no_answer(loaded, sampling):
+    """It sees the whole conversation, also what is not computed again."""
+    drafter = PromptLookup(pace=Pace(fixed=3))
+    chat = Conversation(*loaded, draft=drafter)
+    drafted = 0
+    for question in ("for x in range(10):\n    print(x)\n", "for x in", "for x in range(1"):
+        options = {"sampling": sampling, "max_tokens": 12}
+        ids, generated, answer = asked(loaded, chat, text=question, **options)
+        assert (generated, answer) == fresh(loaded, ids, **options)
+        drafted += drafter.pace.drafted
+    assert chat.reused_tokens > 20
+    assert drafted > 0
+
+
+def test_a_next_question_computes_itself_alone(loaded):
+    """Reused: the prompt before, and the answer but for its last token, which was not fed."""
+    chat = Conversation(*loaded, system="Be short.")
+    ids, generated, _ = asked(loaded, chat, text="x", sampling=DRAWN, max_tokens=9)
+    assert chat.reused_tokens == 0
+    asked(loaded, chat, text="y", max_tokens=1)
+    assert chat.reused_tokens == len(ids) + len(generated) - 1
+    ids, generated, _ = asked(loaded, chat, text="def f(x):")
+    assert chat.messages[-1].cut_off is False
+    asked(loaded, chat, text="y", max_tokens=1)
+    ended = generated[-1] == loaded[1].convert_tokens_to_ids("<|im_end|>")
+    assert chat.reused_tokens == len(ids) + len(generated) - (not ended)
+
+
+def test_regenerate_computes_one_token_of_the_prompt(loaded, chat):
+    ids, _, _ = asked(loaded, chat, text="x", sampling=DRAWN, max_tokens=9)
+    list(chat.regenerate(max_tokens=1))
+    assert chat.reused_tokens == len(ids) - 1
+
+
+@pytest.mark.parametrize("seed", [2, 3, 4])
+def test_generated_ids_that_no_encoder_would_give_are_reused(loaded, chat, seed):
+    sampling = Sampling(temperature=3, seed=seed)
+    ids, generated, answer = asked(loaded, chat, text="x", sampling=sampling, max_tokens=20)
+    assert len(generated) == 20
+    assert loaded[1].encode(answer, add_special_tokens=False) != generated
+    following, _, _ = asked(loaded, chat, text="y", max_tokens=1)
+    assert following[: len(ids) + 20] == ids + generated
+    assert chat.reused_tokens == len(ids) + 19
+
+
+# --- the transcript
+
+
+@settings(max_examples=10)
+@given(st.lists(STEPS, max_size=7))
+def test_the_transcript_tells_the_conversation_at_every_step(loaded, tmp_path_factory, steps):
+    path = tmp_path_factory.mktemp("chat") / "chat.jsonl"
+    chat = Conversation(*loaded, transcript=Transcript(path), system="first")
+    for step, text, count in steps:
+        if step == "undo":
+            chat.undo()
+        elif step == "system":
+            chat.system = text
+        elif step != "again":
+            events = chat.ask(text, sampling=DRAWN, max_tokens=count + 1)
+            shown = joined(itertools.islice(events, count))
+            assert read_transcript(path)[-1].content == shown
+            (list if step == "ask" else lambda e: e.close())(events)
+        elif chat.messages[1:]:
+            list(chat.regenerate(sampling=GREEDY, max_tokens=count))
+        assert tuple(read_transcript(path)) == chat.messages
+    chat.restore(chat.messages[-2:] if len(chat.messages) > 2 else [])
+    assert tuple(read_transcript(path)) == chat.messages
+    chat.clear()
+    assert tuple(read_transcript(path)) == chat.messages
+
+
+def test_a_failed_question_is_not_in_the_transcript(loaded, tmp_path, monkeypatch):
+    chat = Conversation(*loaded, transcript=Transcript(tmp_path / "t"))
+    list(chat.ask("one", sampling=DRAWN, max_tokens=3))
+
+    def fails(*_):
+        raise RuntimeError("out of memory")
+
+    for events in (chat.ask("two"), chat.regenerate):
+        with monkeypatch.context() as patch:
+            patch.setattr(type(loaded[0].model), "__call__", fails)
+            with pytest.raises(RuntimeError):
+                next(events if not callable(events) else events(sampling=DRAWN))
+        assert tuple(read_transcript(tmp_path / "t")) == chat.messages
+    assert len(chat.messages) == 2
