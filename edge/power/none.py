@@ -11,6 +11,8 @@ class NoMeter:
     """Gives no samples, so that energy is null with a reason, never 0."""
 
     source = "none"
+    boundary = "nothing"
+    flags: Sequence[str] = ()
 
     def __init__(self, reason: str):
         self.unavailable: str | None = reason

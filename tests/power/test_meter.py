@@ -50,7 +50,69 @@ def test_splitting_a_window_loses_no_energy(pieces, begin, length):
     assert whole <= sum(j for _, j in pieces) * (1 + 1e-9)
 
 
-@pytest.mark.parametrize("source", ["auto", "none"])
+def constant(*watts):
+    """One-second samples of so many watts each."""
+    return [Sample(n * 10**9, (n + 1) * 10**9, {"CPU": w}) for n, w in enumerate(watts)]
+
+
+def test_an_edge_between_samples_has_no_error():
+    assert integrate(constant(1, 9, 9, 1), 10**9, 3 * 10**9).edge_error_j == 0
+
+
+def test_an_edge_inside_a_sample_may_have_misplaced_the_change_of_power():
+    # 1 W before, 9 W after: the straddled second may hold 8 J more or less at each edge.
+    energy = integrate(constant(1, 5, 9, 9, 5, 1), 15 * 10**8, 45 * 10**8)
+    assert energy.edge_error_j == pytest.approx(8.0 + 8.0)
+    assert integrate(constant(5, 5, 5, 5), 15 * 10**8, 25 * 10**8).edge_error_j == 0
+
+
+def test_a_clock_error_widens_the_edges():
+    energy = integrate(constant(1, 1, 9, 9), 2 * 10**9, 4 * 10**9, clock_error_ns=10**8)
+    assert energy.edge_error_j > 0
+
+
+@given(
+    st.lists(st.tuples(st.floats(0.1, 50), st.floats(0, 1)), min_size=3, max_size=12),
+    st.data(),
+)
+def test_the_edge_error_bounds_a_step_of_power_at_the_edges(background, data):
+    """Outside the window one power, inside another: what integrate says is within its bound."""
+    out_w, in_w = background[0][0], background[1][0]
+    count, step = len(background) + 4, 10**9
+    begin = data.draw(st.integers(step, (count - 3) * step))
+    end = data.draw(st.integers(begin + step, (count - 1) * step))
+
+    def joules(left, right):
+        inside = max(0, min(right, end) - max(left, begin))
+        return (inside * in_w + (right - left - inside) * out_w) / 1e9
+
+    samples = [
+        Sample(n * step, (n + 1) * step, {"CPU": joules(n * step, (n + 1) * step)})
+        for n in range(count)
+    ]
+    energy = integrate(samples, begin, end)
+    true_j = (end - begin) / 1e9 * in_w
+    assert abs(energy.total_j - true_j) <= energy.edge_error_j + 1e-6
+
+
+def test_the_worst_pressure_counts_and_an_unknown_one_is_not_nominal():
+    def worst(*levels):
+        samples = [Sample(n, n + 1, {}, level) for n, level in enumerate(levels)]
+        return integrate(samples, 0, len(levels)).thermal_worst
+
+    assert worst("Nominal", "Heavy", "Moderate") == "Heavy"
+    assert worst("Nominal", "Lukewarm", "Nominal") == "Lukewarm"
+    assert worst(None, "Nominal") == "Nominal"
+    assert worst(None) is None
+
+
+def test_what_stands_beside_is_never_added():
+    sample = Sample(0, 10, {"CPU": 2.0}, beside={"DRAM": 4.0})
+    energy = integrate([sample], 0, 5)
+    assert (energy.total_j, energy.beside, energy.records) == (1.0, {"DRAM": 2.0}, 1)
+
+
+@pytest.mark.parametrize("source", ["none"])
 def test_without_a_meter_there_is_a_reason(source):
     meter = choose_meter(source)
     meter.start()

@@ -1,0 +1,131 @@
+"""RAPL through Linux's powercap: energy counters of Intel's and AMD's processors.
+
+    /sys/class/powercap/intel-rapl:N/{name,energy_uj,max_energy_range_uj}      a package, or psys
+    /sys/class/powercap/intel-rapl:N:M/...                                     core, uncore, dram
+
+AMD's Zen is served by the same driver, under the same names. A package contains its core and
+uncore; psys is the platform and contains the packages; dram stands alone. `intel-rapl-mmio:N` is
+the same package seen a second time. So packages and dram add up, the rest is shown beside.
+
+Tested on a copy of the directory tree, never on a processor: virtual machines have no RAPL.
+"""
+
+from __future__ import annotations
+
+import re
+import threading
+import time
+from pathlib import Path
+
+from edge.power.polling import Clock, PollingMeter, Reading, Wait
+
+ROOT = Path("/sys/class/powercap")
+ZONE = re.compile(r"intel-rapl:(\d+)(?::\d+)?")
+ADDING_UP = ("package", "dram")
+# Counters move every millisecond; a virtual machine's may exist and never move.
+PROBE_S, PROBES = 0.02, 5
+
+
+class Zone:
+    """One counter, unwrapped: it starts again at 0 after `range_uj`, which takes minutes.
+
+    Raises:
+        OSError: it cannot be read.
+        ValueError: it holds no number.
+    """
+
+    def __init__(self, path: Path):
+        package = ZONE.fullmatch(path.name)
+        name = (path / "name").read_text(encoding="utf-8").strip()
+        self.path = path
+        self.adds_up = name.startswith(ADDING_UP)
+        # A package and psys are numbered by themselves, a package's parts by its number.
+        self.rail = f"{name}-{package[1]}" if package and path.name.count(":") > 1 else name
+        self._range_uj = int((path / "max_energy_range_uj").read_text(encoding="utf-8"))
+        self._last_uj, self._wrapped_uj = read_uj(path), 0
+
+    def joules(self) -> float:
+        """Joules since an arbitrary beginning. Must be called at least once per wrap-around."""
+        now_uj = read_uj(self.path)
+        if now_uj < self._last_uj:
+            self._wrapped_uj += self._range_uj
+        self._last_uj = now_uj
+        return (self._wrapped_uj + now_uj) / 1e6
+
+
+class RaplMeter(PollingMeter):
+    """Joules of every processor package and, where there is one, DRAM counter.
+
+    Args:
+        root: the powercap folder.
+        clock: nanoseconds.
+        wait: waits for an event or so many seconds.
+    """
+
+    source = "rapl"
+
+    def __init__(
+        self,
+        root: Path = ROOT,
+        clock: Clock = time.monotonic_ns,
+        wait: Wait = threading.Event.wait,
+    ):
+        super().__init__(clock, wait)
+        self._zones: list[Zone] = []
+        self.unavailable = self._find_zones(root)
+        names = [zone.rail for zone in self._zones if zone.adds_up]
+        self.pulse = [name for name in names if name.startswith("package")]
+        dram = "" if len(names) > len(self.pulse) else " and without DRAM"
+        self.boundary = f"{' + '.join(names) or 'processor'} (RAPL), without GPU boards{dram}"
+
+    def _read(self) -> Reading:
+        joules = [(zone, zone.joules()) for zone in self._zones]
+        return Reading(
+            joules={zone.rail: j for zone, j in joules if zone.adds_up},
+            beside={zone.rail: j for zone, j in joules if not zone.adds_up},
+        )
+
+    def _find_zones(self, root: Path) -> str | None:
+        """Open every zone; the reason if nothing can be measured."""
+        paths = sorted(p for p in root.glob("intel-rapl:*") if ZONE.fullmatch(p.name))
+        try:
+            self._zones = [Zone(path) for path in paths]
+        except PermissionError:
+            return _no_permission(root)
+        except (OSError, ValueError) as error:
+            return f"RAPL's counters under {root} cannot be read ({error}); choose another source"
+        packages = [zone for zone in self._zones if zone.rail.startswith("package")]
+        if not packages:
+            return (
+                f"there is no RAPL package under {root}: virtual machines and containers have "
+                f"none; on a PC try sudo modprobe intel_rapl_msr"
+            )
+        if not self._moves(packages):
+            return (
+                f"RAPL's counters under {root} stand still, as in a virtual machine; measure on "
+                f"the machine itself"
+            )
+        return None
+
+    def _moves(self, packages: list[Zone]) -> bool:
+        begin = [zone.joules() for zone in packages]
+        never = threading.Event()
+        for _ in range(PROBES):
+            self._wait(never, PROBE_S)
+            if all(zone.joules() != j for zone, j in zip(packages, begin, strict=True)):
+                return True
+        return False
+
+
+def read_uj(zone: Path) -> int:
+    """A zone's counter as the kernel gives it, in microjoules."""
+    return int((zone / "energy_uj").read_text(encoding="utf-8"))
+
+
+def _no_permission(root: Path) -> str:
+    """Only root may read since CVE-2020-8694: fine energy readings leak what others compute."""
+    counters = f"{root}/intel-rapl:*/energy_uj"
+    return (
+        f"RAPL's counters are for root alone (CVE-2020-8694); to let your group read them until "
+        f"the next boot, type: sudo chgrp $(id -gn) {counters} && sudo chmod g+r {counters}"
+    )

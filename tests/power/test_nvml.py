@@ -1,0 +1,211 @@
+"""NVML against a stand-in with nvidia-ml-py's own spelling, errors and units."""
+
+import pytest
+
+from edge.device.nvidia import memory_bytes_s, visible_gpus
+from edge.errors import EdgeError
+from edge.power.nvml import NvmlMeter
+from tests.power.counters import Time, contiguous, span_s, totals
+
+A100, RTX = "NVIDIA A100-SXM4-40GB", "NVIDIA GeForce GTX 1080 Ti"
+
+
+class NVMLError(Exception):
+    pass
+
+
+class Nvml:
+    """The functions of pynvml that are used. Energy is published every 100 ms."""
+
+    NVMLError = NVMLError
+    NVML_DEVICE_MIG_ENABLE = 1
+    NVML_CLOCK_MEM = 2
+
+    def __init__(self, names, watts=300.0, mig=0, counter=True, power=True):
+        self.names, self.watts, self.mig = names, watts, mig
+        self.counter, self.power, self.millijoules = counter, power, 5_000_000
+
+    def tick(self, now_s):
+        self.millijoules = 5_000_000 + round(self.watts * 1000 * (now_s * 10 // 1) / 10)
+
+    def nvmlDeviceGetCount(self):
+        return len(self.names)
+
+    def nvmlDeviceGetHandleByIndex(self, index):
+        return index
+
+    def nvmlDeviceGetName(self, handle):
+        return self.names[handle]
+
+    def nvmlDeviceGetUUID(self, handle):
+        return f"GPU-{handle}c4e2f1a-0000-1111-2222-33334444555{handle}"
+
+    def nvmlDeviceGetMigMode(self, handle):
+        if self.names[handle] != A100:
+            raise NVMLError("Not Supported")
+        return [self.mig, self.mig]
+
+    def nvmlDeviceGetTotalEnergyConsumption(self, handle):
+        if not self.counter:
+            raise NVMLError("Not Supported")
+        return self.millijoules
+
+    def nvmlDeviceGetPowerUsage(self, handle):
+        if not self.power:
+            raise NVMLError("Not Supported")
+        return round(self.watts * 1000)
+
+    def nvmlDeviceGetMemoryBusWidth(self, handle):
+        return 5120
+
+    def nvmlDeviceGetMaxClockInfo(self, handle, kind):
+        assert kind == self.NVML_CLOCK_MEM
+        return 1215
+
+
+def make(nvml, environment=None, seconds=10.0, period_s=0.25, tick=None):
+    time = Time(tick or nvml.tick, seconds, period_s)
+    return NvmlMeter(lambda: nvml, environment or {}, time.clock, time.wait)
+
+
+def measured(meter):
+    assert meter.unavailable is None
+    meter.start()
+    return meter.stop()
+
+
+def test_the_energy_counter(tmp_path):
+    meter = make(Nvml([A100]))
+    samples = measured(meter)
+    assert contiguous(samples) and span_s(samples) == pytest.approx(10, abs=0.5)
+    assert totals(samples) == pytest.approx({"gpu": 300 * span_s(samples)}, rel=0.02)
+    assert meter.flags == ()
+    assert meter.boundary == f"{A100}: the whole board, without CPU and main memory"
+
+
+def test_before_volta_power_is_sampled():
+    nvml = Nvml([RTX], counter=False)
+
+    def tick(now_s):
+        nvml.watts = 100.0 + 20.0 * now_s  # a ramp, which trapezoids integrate exactly
+
+    meter = make(nvml, period_s=0.1, tick=tick)
+    samples = measured(meter)
+    begin_s = (samples[0].begin_ns - 10**12) / 1e9
+    end_s = (samples[-1].end_ns - 10**12) / 1e9
+    exact_j = 100 * (end_s - begin_s) + 10 * (end_s**2 - begin_s**2)
+    assert totals(samples)["gpu"] == pytest.approx(exact_j, rel=1e-4)
+    assert "sampled power" in meter.boundary
+
+
+def test_a_reloaded_driver_is_no_negative_energy():
+    nvml = Nvml([A100])
+
+    def tick(now_s):
+        nvml.tick(now_s)
+        if now_s >= 5:
+            nvml.millijoules -= 6_000_000
+
+    meter = make(nvml, tick=tick)
+    samples = measured(meter)
+    assert all(sample.joules["gpu"] >= 0 for sample in samples)
+    assert totals(samples)["gpu"] == pytest.approx(3000, rel=0.1)
+    assert len(meter.flags) == 1 and "jumped" in meter.flags[0]
+
+
+def test_a_counter_that_stops_is_no_zero():
+    nvml = Nvml([A100])
+    meter = make(nvml, tick=lambda now_s: nvml.tick(min(now_s, 4.0)))
+    samples = measured(meter)
+    assert span_s(samples) == pytest.approx(4, abs=0.5)
+    assert len(meter.flags) == 1 and "stood still" in meter.flags[0]
+
+
+def test_an_error_in_mid_run_keeps_what_was_measured():
+    nvml = Nvml([A100])
+
+    def tick(now_s):
+        nvml.tick(now_s)
+        nvml.counter = now_s < 5
+
+    meter = make(nvml, tick=tick)
+    assert 3 < span_s(measured(meter)) < 5.1
+    assert len(meter.flags) == 1 and "Not Supported" in meter.flags[0]
+
+
+def test_two_boards_have_a_rail_each_and_a_flag():
+    meter = make(Nvml([A100, A100]))
+    assert totals(measured(meter)).keys() == {"gpu0", "gpu1"}
+    assert "2 boards are added up" in meter.flags[0]
+
+
+# --- which GPU
+
+
+@pytest.mark.parametrize(
+    ("environment", "indices"),
+    [
+        ({}, [0, 1, 2]),
+        ({"CUDA_VISIBLE_DEVICES": "1"}, [1]),
+        ({"CUDA_VISIBLE_DEVICES": "2,0"}, [2, 0]),
+        ({"CUDA_VISIBLE_DEVICES": "GPU-1c4e"}, [1]),
+        ({"CUDA_VISIBLE_DEVICES": "GPU-"}, []),  # three could be meant
+        ({"CUDA_VISIBLE_DEVICES": ""}, []),
+        ({"CUDA_VISIBLE_DEVICES": "0,-1,1"}, [0]),
+        ({"CUDA_VISIBLE_DEVICES": "7"}, []),
+        ({"CUDA_VISIBLE_DEVICES": "²"}, []),
+    ],
+)
+def test_cuda_visible_devices(environment, indices):
+    gpus = visible_gpus(Nvml([A100] * 3), environment)
+    assert [gpu.handle for gpu in gpus] == indices
+
+
+def test_a_number_that_cuda_may_mean_otherwise():
+    mixed = Nvml([RTX, A100])
+    with pytest.raises(EdgeError, match="CUDA_DEVICE_ORDER=PCI_BUS_ID"):
+        visible_gpus(mixed, {"CUDA_VISIBLE_DEVICES": "0"})
+    ordered = {"CUDA_VISIBLE_DEVICES": "0", "CUDA_DEVICE_ORDER": "PCI_BUS_ID"}
+    assert [gpu.name for gpu in visible_gpus(mixed, ordered)] == [RTX]
+
+
+def test_memory_bandwidth_of_an_a100():
+    nvml = Nvml([A100])
+    assert memory_bytes_s(nvml, visible_gpus(nvml, {})[0]) == pytest.approx(1555e9, rel=1e-3)
+
+
+# --- not available
+
+
+@pytest.mark.parametrize(
+    ("nvml", "environment", "reason"),
+    [
+        (Nvml([A100], mig=1), {}, "sliced (MIG)"),
+        (Nvml([A100]), {"CUDA_VISIBLE_DEVICES": "MIG-1234"}, "MIG slice"),
+        (Nvml([A100]), {"CUDA_VISIBLE_DEVICES": ""}, "leaves no NVIDIA GPU"),
+        (Nvml([]), {}, "leaves no NVIDIA GPU"),
+        (Nvml([RTX], counter=False, power=False), {}, "Not Supported"),
+    ],
+)
+def test_reasons(nvml, environment, reason):
+    meter = NvmlMeter(lambda: nvml, environment)
+    assert reason in meter.unavailable
+    meter.start()
+    assert meter.stop() == ()
+
+
+def test_a_missing_package_says_what_to_install():
+    def load():
+        raise EdgeError("nvidia-ml-py is not installed: pip install it.")
+
+    assert NvmlMeter(load).unavailable == "nvidia-ml-py is not installed: pip install it"
+
+
+def test_the_stand_in_has_the_real_modules_names():
+    """Where nvidia-ml-py is installed, every name used here is one of its own."""
+    pynvml = pytest.importorskip("pynvml")
+    names = [name for name in vars(Nvml) if name.lower().startswith("nvml")]
+    assert len(names) > 9
+    assert [name for name in names if not hasattr(pynvml, name)] == []
+    assert Nvml.NVML_CLOCK_MEM == pynvml.NVML_CLOCK_MEM
+    assert Nvml.NVML_DEVICE_MIG_ENABLE == pynvml.NVML_DEVICE_MIG_ENABLE

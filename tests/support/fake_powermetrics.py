@@ -1,0 +1,253 @@
+"""A stand-in for Apple's powermetrics: records of its shape, and a program that streams them.
+
+Run as a program it takes the arguments of the real one and streams at the cadence they ask for.
+What it does wrong is named in FAKE_POWERMETRICS, with commas: late, nul-first,
+nul-after, truncated-tail, dies, aborts, hangs, garbage, nan, negative, huge, stalled, batched,
+duplicate-keys, unknown-cluster, clock-step, lost-time, deaf, noisy, empty, gpu-only, wrong-power,
+twice, hot, needs-root. All it writes also goes to the file FAKE_POWERMETRICS_LOG.
+"""
+
+import argparse
+import os
+import signal
+import sys
+import time
+from datetime import UTC, datetime
+from pathlib import Path
+
+HEADER = (
+    '<?xml version="1.0" encoding="UTF-8"?>\n'
+    '<!DOCTYPE plist PUBLIC "-//Apple//DTD PLIST 1.0//EN" '
+    '"http://www.apple.com/DTDs/PropertyList-1.0.dtd">\n<plist version="1.0">\n'
+)
+# hw_model, build, and per cluster its name, number of CPUs and of frequencies.
+CHIPS = {
+    "M1": ("MacBookPro17,1", "22E252", [("E-Cluster", 4, 5), ("P-Cluster", 4, 15)]),
+    "M2 Ultra": (
+        "Mac14,14",
+        "23E224",
+        [
+            (f"{kind}{n}-Cluster", 4, 16)
+            for kind, n in (("E", 0), ("P", 0), ("P", 1), ("E", 1), ("P", 2), ("P", 3))
+        ],
+    ),
+    "M4": ("Mac16,10", "25G229", [("E-Cluster", 6, 8), ("P-Cluster", 4, 19)]),
+    "M5 Pro": (
+        "Mac17,8",
+        "26A428",
+        [("P0-Cluster", 5, 16), ("P1-Cluster", 5, 16), ("S-Cluster", 5, 20)],
+    ),
+}
+CPU_W, GPU_W = 5.0, 20.0
+
+
+def record(
+    number=0,
+    elapsed_ns=500_000_000,
+    cpu_mj=2500,
+    gpu_mj=10000,
+    ane_mj=0,
+    chip="M1",
+    thermal="Nominal",
+    ended=None,
+    extra="",
+    **changes,
+) -> bytes:
+    """One record; `changes` replace the text of a processor's key, None leaves it out."""
+    model, build, clusters = CHIPS[chip]
+    seconds = elapsed_ns / 1e9
+    ended = ended or datetime(2026, 10, 4, 23, 7, 7, tzinfo=UTC)
+    energies = {"cpu": cpu_mj, "gpu": gpu_mj, "ane": ane_mj}
+    values = {}
+    for key, energy_mj in energies.items():
+        values[f"{key}_energy"] = f"<integer>{energy_mj}</integer>"
+        values[f"{key}_power"] = f"<real>{energy_mj / seconds:g}</real>"
+    values["combined_power"] = f"<real>{sum(energies.values()) / seconds:g}</real>"
+    values |= changes
+    processor = "".join(f"<key>{k}</key>\n{v}\n" for k, v in values.items() if v is not None)
+    states = "".join(_cluster(*c, elapsed_ns, number) for c in clusters)
+    pressure = f"<key>thermal_pressure</key><string>{thermal}</string>\n" if thermal else ""
+    # As the real one: another window, so another energy, and idle_ns twice.
+    gpu = (
+        f"<key>gpu</key>\n<dict>\n<key>freq_hz</key><real>715.009</real>\n"
+        f"<key>idle_ns</key><integer>{number}</integer>\n{_states(7, elapsed_ns)}"
+        f"<key>idle_ns</key><integer>{number}</integer>\n"
+        f"<key>gpu_energy</key><integer>{gpu_mj + 884}</integer>\n</dict>\n"
+    )
+    return (
+        f"{HEADER}<dict>\n<key>is_delta</key><true/>\n"
+        f"<key>elapsed_ns</key><integer>{elapsed_ns}</integer>\n"
+        f"<key>hw_model</key><string>{model}</string>\n"
+        f"<key>kern_osversion</key><string>{build}</string>\n"
+        f"<key>kern_bootargs</key><string></string>\n"
+        f"<key>kern_boottime</key><integer>1791154121</integer>\n"
+        f"<key>timestamp</key><date>{ended:%Y-%m-%dT%H:%M:%SZ}</date>\n"
+        f"<key>processor</key>\n<dict>\n<key>clusters</key>\n<array>\n{states}</array>\n"
+        f"{processor}</dict>\n{pressure}{gpu}{extra}</dict>\n</plist>\n"
+    ).encode()
+
+
+def stream(records) -> bytes:
+    """Records as powermetrics writes them: a NUL before each but the first."""
+    return b"\0".join(records)
+
+
+def _cluster(name, cpus, frequencies, elapsed_ns, number) -> str:
+    each = "".join(
+        f"<dict>\n<key>cpu</key><integer>{cpu}</integer>\n<key>freq_hz</key><real>9e+08</real>\n"
+        f"<key>idle_ns</key><integer>{number * 7 + cpu}</integer>\n"
+        f"<key>idle_ratio</key><real>0.5</real>\n{_states(frequencies, elapsed_ns)}</dict>\n"
+        for cpu in range(cpus)
+    )
+    return (
+        f"<dict>\n<key>name</key><string>{name}</string>\n<key>hw_resid_counters</key><true/>\n"
+        f"<key>freq_hz</key><real>1.28045e+09</real>\n<key>idle_ratio</key><real>nan</real>\n"
+        f"{_states(frequencies, elapsed_ns)}<key>cpus</key>\n<array>\n{each}</array>\n</dict>\n"
+    )
+
+
+def _states(count, elapsed_ns) -> str:
+    each = "".join(
+        f"<dict>\n<key>freq</key><integer>{600 + 228 * n}</integer>\n"
+        f"<key>used_ns</key><integer>{elapsed_ns // count}</integer>\n"
+        f"<key>used_ratio</key><real>{1 / count:g}</real>\n</dict>\n"
+        for n in range(count)
+    )
+    return f"<key>dvfm_states</key>\n<array>\n{each}</array>\n"
+
+
+def install(folder: Path) -> list[str]:
+    """Put `sudo` and `powermetrics` into a folder for the PATH; the command that uses them.
+
+    The sudo refuses to ask for anything (it wants -n), stays between as the real one does and
+    hands SIGTERM on. FAKE_SUDO=password makes it want a password.
+    """
+    folder.mkdir(exist_ok=True)
+    sudo, powermetrics = folder / "sudo", folder / "powermetrics"
+    sudo.write_text(
+        "#!/bin/sh\n"
+        '[ "$1" = -n ] || { echo "a prompt, and nobody to answer" >&2; exit 99; }\nshift\n'
+        '[ "$FAKE_SUDO" = password ] && { echo "sudo: a password is required" >&2; exit 1; }\n'
+        '"$@" &\nchild=$!\ntrap "kill -TERM $child" TERM\nwait $child\ncode=$?\n'
+        "[ $code -gt 128 ] && { trap - TERM; wait $child; code=$?; }\nexit $code\n"
+    )
+    powermetrics.write_text(f'#!/bin/sh\nexec "{sys.executable}" -S -E "{__file__}" "$@"\n')
+    for program in (sudo, powermetrics):
+        program.chmod(0o755)
+    return [str(sudo), "-n", str(powermetrics)]
+
+
+class Streamer:
+    """Writes a record per interval until it has enough or is stopped."""
+
+    def __init__(self, interval_s, count, misdeeds):
+        self.interval_s, self.count, self.misdeeds = interval_s, count, misdeeds
+        log = os.environ.get("FAKE_POWERMETRICS_LOG")
+        self.log = Path(log) if log else None
+
+    def write(self, data):
+        os.write(1, data)
+        if self.log:
+            with self.log.open("ab") as log:
+                log.write(data)
+
+    def does(self, misdeed):
+        return misdeed in self.misdeeds
+
+    def run(self):
+        if self.does("needs-root"):
+            sys.exit("powermetrics must be invoked as the superuser")
+        if self.does("late"):
+            time.sleep(0.3)
+        if self.does("nul-first"):
+            self.write(b"\0")
+        before_ns = time.monotonic_ns()
+        for number in range(self.count):
+            time.sleep(self.interval_s)
+            now_ns = time.monotonic_ns()
+            self.one(number, now_ns - before_ns)
+            before_ns = time.monotonic_ns() if self.does("lost-time") else now_ns
+
+    def one(self, number, elapsed_ns):
+        if self.does("noisy"):
+            os.write(2, b"proc_pidpath 1460 failed(0)\n" * 3000)
+        if number == 3 and self.does("lost-time"):
+            time.sleep(0.25)
+        if number and not self.does("nul-after"):
+            self.write(b"\0")
+        data = self.make(number, elapsed_ns)
+        if number == 4 and self.does("truncated-tail"):
+            self.write(data[: len(data) // 2])
+            sys.exit(0)
+        if number == 4 and self.does("dies"):
+            sys.exit(1)
+        if number == 4 and self.does("aborts"):
+            os.kill(os.getpid(), signal.SIGABRT)
+        while number == 4 and self.does("hangs"):
+            time.sleep(3600)
+        self.write(data)
+        if number == 2 and self.does("twice"):
+            self.write(b"\0" + data)
+        if number == 2 and self.does("garbage"):
+            self.write(b"\xff\xfe{not a record}</plist>\n<?xml oops")
+        if self.does("nul-after"):
+            self.write(b"\0")
+
+    def make(self, number, elapsed_ns):
+        seconds = elapsed_ns / 1e9
+        cpu_mj = round(CPU_W * seconds * 1e3)
+        if self.does("stalled") and number > 1:
+            cpu_mj = 0
+        if self.does("batched"):
+            cpu_mj = cpu_mj * 4 if number % 4 == 3 else 0
+        changes = {}
+        if number == 2:
+            changes = self.spoiled(cpu_mj)
+        if self.does("gpu-only"):
+            changes = {f"{k}_energy": None for k in ("cpu", "gpu", "ane")}
+        step_s = 3600 if self.does("clock-step") and number > 2 else 0
+        return record(
+            number,
+            elapsed_ns,
+            cpu_mj,
+            round(GPU_W * seconds * 1e3),
+            chip="M5 Pro" if self.does("unknown-cluster") else "M1",
+            thermal="Lukewarm" if self.does("hot") else "Nominal",
+            ended=datetime.fromtimestamp(time.time() + step_s, UTC),
+            **changes,
+        )
+
+    def spoiled(self, cpu_mj):
+        if self.does("nan"):
+            return {"cpu_energy": "<real>nan</real>"}
+        if self.does("negative"):
+            return {"cpu_energy": f"<integer>-{cpu_mj}</integer>"}
+        if self.does("huge"):
+            return {"cpu_energy": "<integer>999999999</integer>"}
+        if self.does("wrong-power"):
+            return {"cpu_power": "<real>1.5</real>"}
+        if self.does("duplicate-keys"):
+            twice = f"<integer>1</integer>\n<key>cpu_energy</key>\n<integer>{cpu_mj}</integer>"
+            return {"cpu_energy": twice}
+        return {}
+
+
+def main():
+    parser = argparse.ArgumentParser()
+    parser.add_argument("-f", required=True, choices=["plist"])
+    parser.add_argument("-b", required=True, choices=["0"])
+    parser.add_argument("-i", required=True, type=int)
+    parser.add_argument("-n", required=True, type=int)
+    parser.add_argument("--samplers", required=True)
+    args = parser.parse_args()
+    if args.samplers != "cpu_power,gpu_power,thermal":
+        sys.exit("unrecognized sampler")
+    misdeeds = os.environ.get("FAKE_POWERMETRICS", "").split(",")
+    signal.signal(signal.SIGTERM, signal.SIG_IGN if "deaf" in misdeeds else lambda *_: sys.exit(0))
+    if "empty" in misdeeds:
+        return
+    Streamer(args.i / 1e3 * 1.02, args.n, misdeeds).run()
+
+
+if __name__ == "__main__":
+    main()
