@@ -5,19 +5,49 @@ from __future__ import annotations
 import os
 import platform
 import re
-import subprocess
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import psutil
 
+from edge.device.chips import OVERRIDE, find_chip
+from edge.device.files import text_of
+from edge.device.shell import Run, output_of
+from edge.device.state import ALLOWED_LOAD
+from edge.errors import EdgeError
+
 TRADEMARKS = re.compile(r"\((R|TM|C)\)", re.IGNORECASE)
+# M1 to M5 have two levels; Apple may add one.
+LEVELS = range(3)
+APPLE = "Apple "
+
+
+@dataclass(frozen=True)
+class Bandwidth:
+    """Memory bandwidth: GB/s of 1e9 bytes, and where the figure comes from.
+
+    `source` begins with "table", "measured", "driver" or "given".
+    """
+
+    gb_s: float
+    source: str
+
+    @property
+    def bytes_s(self) -> float:
+        """Bytes per second."""
+        return self.gb_s * 1e9
 
 
 @dataclass(frozen=True)
 class Device:
-    """Chip, cores, memory and system. No host name, user name or serial number."""
+    """Chip, cores, memory and system. No host name, user name or serial number.
+
+    `cores_by_level` counts physical cores by Apple's own names of their levels, fastest first:
+    Performance and Efficiency, on some M5 Super and Performance. `gpu_memory_bandwidth` is of a
+    GPU with memory of its own, `cache_bytes` the processor's last-level cache. `remarks` say why
+    something that matters could not be found out.
+    """
 
     name: str
     architecture: str
@@ -25,17 +55,44 @@ class Device:
     logical_cores: int
     memory_bytes: int
     os: str
+    hw_model: str | None = None
+    cores_by_level: dict[str, int] = field(default_factory=dict)
+    gpu_name: str | None = None
+    gpu_cores: int | None = None
+    memory_bandwidth: Bandwidth | None = None
+    gpu_memory_bandwidth: Bandwidth | None = None
+    cache_bytes: int | None = None
+    remarks: tuple[str, ...] = ()
 
 
-def describe_device() -> Device:
-    """Look at this machine."""
+def describe_device(
+    bandwidth_gb_s: float | None = None, measure: bool = True, run: Run = output_of
+) -> Device:
+    """Look at this machine.
+
+    Args:
+        bandwidth_gb_s: memory bandwidth that the user gave; goes before every other source.
+        measure: whether to measure it where no table knows it, which takes about half a second.
+        run: runs a small program and gives what it prints, empty if it fails.
+    """
+    name = chip_name(run)
+    gpu_name, gpu_cores, gpu_bandwidth = _gpu(name, run)
+    bandwidth, remark = _memory_bandwidth(name, gpu_cores, bandwidth_gb_s, measure)
     return Device(
-        name=chip_name(),
+        name=name,
         architecture=platform.machine(),
         physical_cores=psutil.cpu_count(logical=False) or 1,
         logical_cores=psutil.cpu_count() or 1,
         memory_bytes=psutil.virtual_memory().total,
-        os=operating_system(),
+        os=operating_system(run),
+        hw_model=run(("sysctl", "-n", "hw.model")) or None if _is_mac() else None,
+        cores_by_level=_cores_by_level(run) if _is_mac() else {},
+        gpu_name=gpu_name,
+        gpu_cores=gpu_cores,
+        memory_bandwidth=bandwidth,
+        gpu_memory_bandwidth=gpu_bandwidth,
+        cache_bytes=_cache_bytes(name),
+        remarks=(remark,) if remark else (),
     )
 
 
@@ -47,37 +104,105 @@ def usable_cores() -> int:
     return physical
 
 
-def chip_name() -> str:
+def chip_name(run: Run = output_of) -> str:
     """The processor's marketing name, such as "Apple M2 Max"."""
-    raw = _sysctl_brand() if sys.platform == "darwin" else _cpuinfo_model()
+    raw = run(("sysctl", "-n", "machdep.cpu.brand_string")) if _is_mac() else _cpuinfo_model()
     return " ".join(TRADEMARKS.sub("", raw or platform.processor() or "unknown CPU").split())
 
 
-def operating_system() -> str:
+def operating_system(run: Run = output_of) -> str:
     """Name and version, such as "macOS 27.0 (26A428)" or "Linux 6.1.0"."""
-    if sys.platform == "darwin":
-        build = _output_of("sysctl", "-n", "kern.osversion")
+    if _is_mac():
+        build = run(("sysctl", "-n", "kern.osversion"))
         return f"macOS {platform.mac_ver()[0]} ({build})"
     return f"{platform.system()} {platform.release().split('-')[0]}"
 
 
-def _sysctl_brand() -> str:
-    return _output_of("sysctl", "-n", "machdep.cpu.brand_string")
+def gpu_core_count(run: Run = output_of) -> int | None:
+    """GPU cores of an Apple chip, from the driver's registry entry, else the system report."""
+    match = re.search(r'"gpu-core-count"\s*=\s*(\d+)', run(("ioreg", "-rc", "AGXAccelerator")))
+    if match is None:
+        report = run(("system_profiler", "SPDisplaysDataType"))
+        match = re.search(r"Total Number of Cores:\s*(\d+)", report)
+    return int(match[1]) if match else None
+
+
+def _is_mac() -> bool:
+    return sys.platform == "darwin"
+
+
+def _cores_by_level(run: Run) -> dict[str, int]:
+    """Physical cores per level; a Mac with Intel's processor has none."""
+    names = [f"hw.perflevel{n}.{key}" for n in LEVELS for key in ("name", "physicalcpu")]
+    answers = dict(re.findall(r"^(\S+): (.+)$", run(("sysctl", *names)), re.MULTILINE))
+    counts = {}
+    for level in LEVELS:
+        count = answers.get(f"hw.perflevel{level}.physicalcpu", "")
+        if count.isdigit():
+            counts[answers.get(f"hw.perflevel{level}.name", f"level {level}")] = int(count)
+    return counts
+
+
+def _gpu(chip: str, run: Run) -> tuple[str | None, int | None, Bandwidth | None]:
+    """Name, cores and, for memory of its own, bandwidth of the GPU."""
+    if chip.startswith(APPLE):
+        return chip, gpu_core_count(run), None
+    from edge.device.nvidia import load_nvml, memory_bytes_s, visible_gpus
+
+    try:
+        nvml = load_nvml()
+        gpus = visible_gpus(nvml)
+    except EdgeError:
+        return None, None, None
+    if not gpus:
+        return None, None, None
+    speed = memory_bytes_s(nvml, gpus[0])
+    source = "driver: bus width x memory clock x 2"
+    bandwidth = Bandwidth(round(speed / 1e9, 1), source) if speed else None
+    return gpus[0].name, None, bandwidth
+
+
+def _memory_bandwidth(
+    chip: str, gpu_cores: int | None, given_gb_s: float | None, measure: bool
+) -> tuple[Bandwidth | None, str | None]:
+    """What is known, and a sentence where nothing is."""
+    if given_gb_s is not None:
+        return Bandwidth(given_gb_s, "given"), None
+    if chip.startswith(APPLE):
+        # Not measured: the CPU of a large chip cannot use all the bandwidth that its GPU can.
+        known, remark = find_chip(chip, gpu_cores)
+        if known is None:
+            return None, remark
+        return Bandwidth(known.bandwidth_gb_s, f"table, {known.sources['bandwidth_gb_s']}"), None
+    if not measure:
+        return None, f"the memory bandwidth was not measured: {OVERRIDE}"
+    from edge.device.bandwidth import measure_bandwidth
+
+    measured = measure_bandwidth(usable_cores())
+    kernel = "read" if measured.read_bytes_s >= measured.triad_bytes_s else "triad"
+    triad = f"triad {measured.triad_bytes_s / 1e9:.1f} GB/s"
+    source = f"measured {kernel}, {measured.method}; {triad}"
+    return Bandwidth(round(measured.bytes_s / 1e9, 1), source), _busy_remark(os.getloadavg()[0])
+
+
+def _busy_remark(load: float) -> str | None:
+    """Other programs use the memory too, and what they leave is no ceiling."""
+    if load <= ALLOWED_LOAD:
+        return None
+    return (
+        f"the memory bandwidth was measured while other programs ran (load {load:.1f}) and may be "
+        f"too low: close them, or {OVERRIDE}"
+    )
+
+
+def _cache_bytes(chip: str) -> int | None:
+    from edge.device.bandwidth import last_level_cache_bytes
+    from edge.device.roofline import APPLE_CACHE_BYTES
+
+    return APPLE_CACHE_BYTES if chip.startswith(APPLE) else last_level_cache_bytes()
 
 
 def _cpuinfo_model() -> str:
-    try:
-        text = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
-    except OSError:
-        return ""
+    text = text_of(Path("/proc/cpuinfo")) or ""
     match = re.search(r"^model name\s*:\s*(.+)$", text, re.MULTILINE)
     return match[1] if match else ""
-
-
-def _output_of(*command: str) -> str:
-    """Standard output of a small system command, empty if it fails."""
-    try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=5, check=False)
-    except (OSError, subprocess.TimeoutExpired):
-        return ""
-    return done.stdout.strip()

@@ -1,12 +1,48 @@
+import getpass
+import json
+import platform
 from dataclasses import asdict
+from pathlib import Path
 
 import pytest
 
 from edge.device import describe
+from edge.device.describe import Bandwidth, describe_device
+
+M3_MAX = {
+    ("sysctl", "-n", "machdep.cpu.brand_string"): "Apple M3 Max",
+    ("sysctl", "-n", "kern.osversion"): "26A428",
+    ("sysctl", "-n", "hw.model"): "Mac15,8",
+    "perflevels": (
+        "hw.perflevel0.name: Performance\nhw.perflevel0.physicalcpu: 12\n"
+        "hw.perflevel1.name: Efficiency\nhw.perflevel1.physicalcpu: 4"
+    ),
+    ("ioreg", "-rc", "AGXAccelerator"): (
+        "+-o AGXAcceleratorG15X  <class AGXAcceleratorG15X, id 0x100000abc, registered>\n"
+        '    {\n      "IOClass" = "AGXAcceleratorG15X"\n      "model" = "Apple M3 Max"\n'
+        '      "gpu-core-count" = 40\n    }\n'
+    ),
+}
+
+
+@pytest.fixture
+def on_a_mac(monkeypatch):
+    """A function that describes a Mac whose programs answer so."""
+    monkeypatch.setattr(describe.sys, "platform", "darwin")
+    monkeypatch.setattr(describe.platform, "mac_ver", lambda: ("27.0", ("", "", ""), "arm64"))
+
+    def described(answers, **options):
+        def run(command):
+            key = "perflevels" if command[1].startswith("hw.perflevel") else tuple(command)
+            return answers.get(key, "")
+
+        return describe_device(run=run, **options)
+
+    return described
 
 
 def test_this_machine_has_a_name_cores_and_memory():
-    device = describe.describe_device()
+    device = describe_device(measure=False)
     assert device.name
     assert 1 <= device.physical_cores <= device.logical_cores
     assert device.memory_bytes > 1e8
@@ -14,9 +50,86 @@ def test_this_machine_has_a_name_cores_and_memory():
 
 def test_nothing_names_the_owner():
     """Chip, sizes and system only: a new field must be thought about here."""
-    assert set(asdict(describe.describe_device())) == {
+    device = asdict(describe_device(measure=False))
+    assert set(device) == {
         "name", "architecture", "physical_cores", "logical_cores", "memory_bytes", "os",
+        "hw_model", "cores_by_level", "gpu_name", "gpu_cores", "memory_bandwidth",
+        "gpu_memory_bandwidth", "cache_bytes", "remarks",
     }  # fmt: skip
+    said = json.dumps(device)
+    assert str(Path.home()) not in said
+    for name in (platform.node(), getpass.getuser()):
+        assert f'"{name}"' not in said and f"/{name}" not in said
+
+
+def test_a_large_mac(on_a_mac):
+    device = on_a_mac(M3_MAX)
+    assert device.name == "Apple M3 Max"
+    assert device.os == "macOS 27.0 (26A428)"
+    assert device.hw_model == "Mac15,8"
+    assert device.cores_by_level == {"Performance": 12, "Efficiency": 4}
+    assert (device.gpu_name, device.gpu_cores) == ("Apple M3 Max", 40)
+    assert device.memory_bandwidth == Bandwidth(409.6, "table, from memory")
+    assert device.gpu_memory_bandwidth is None
+    assert device.cache_bytes == 100_000_000
+    assert device.remarks == ()
+
+
+def test_gpu_cores_from_the_system_report_where_the_registry_is_silent(on_a_mac):
+    report = "Graphics/Displays:\n\n    Apple M3 Max:\n\n      Total Number of Cores: 30\n"
+    answers = {
+        **M3_MAX,
+        ("ioreg", "-rc", "AGXAccelerator"): "",
+        ("system_profiler", "SPDisplaysDataType"): report,
+    }
+    device = on_a_mac(answers)
+    assert device.gpu_cores == 30
+    assert device.memory_bandwidth.gb_s == 307.2
+
+
+def test_an_ambiguous_chip_has_no_bandwidth_and_says_why(on_a_mac):
+    device = on_a_mac({**M3_MAX, ("ioreg", "-rc", "AGXAccelerator"): ""})
+    assert device.memory_bandwidth is None
+    assert "could not be found out: give it with --bandwidth-gb-s" in device.remarks[0]
+
+
+def test_a_new_level_of_cores_keeps_its_name(on_a_mac):
+    levels = (
+        "hw.perflevel0.name: Super\nhw.perflevel0.physicalcpu: 6\n"
+        "hw.perflevel1.name: Performance\nhw.perflevel1.physicalcpu: 12"
+    )
+    assert on_a_mac({**M3_MAX, "perflevels": levels}).cores_by_level == {
+        "Super": 6,
+        "Performance": 12,
+    }
+
+
+def test_what_the_user_gives_goes_first(on_a_mac):
+    assert on_a_mac(M3_MAX, bandwidth_gb_s=400.0).memory_bandwidth == Bandwidth(400.0, "given")
+    assert describe_device(bandwidth_gb_s=12.5).memory_bandwidth == Bandwidth(12.5, "given")
+
+
+def test_an_unmeasured_machine_says_so(monkeypatch):
+    monkeypatch.setattr(describe, "chip_name", lambda run: "Intel Xeon Processor")
+    device = describe_device(measure=False)
+    assert device.memory_bandwidth is None
+    assert "was not measured" in device.remarks[0]
+
+
+@pytest.mark.parametrize(("load", "remarks"), [(0.3, 0), (6.5, 1)])
+def test_a_measured_bandwidth_tells_its_kernel_and_its_company(monkeypatch, load, remarks):
+    from edge.device import bandwidth
+
+    measured = bandwidth.Measured(11.5e9, 15.6e9, 2, 402653184, 7, None)
+    monkeypatch.setattr(describe, "chip_name", lambda run: "Intel Xeon Processor")
+    monkeypatch.setattr(bandwidth, "measure_bandwidth", lambda threads: measured)
+    monkeypatch.setattr(describe.os, "getloadavg", lambda: (load, 0.0, 0.0))
+    device = describe_device()
+    assert len(device.remarks) == remarks
+    assert all("may be too low: close them" in remark for remark in device.remarks)
+    found = device.memory_bandwidth
+    assert found.bytes_s == 15.6e9
+    assert found.source == ("measured read, best of 7 passes, 2 threads, 384 MiB; triad 11.5 GB/s")
 
 
 def test_threads_keep_to_the_cores_that_are_allowed(monkeypatch):
