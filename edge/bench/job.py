@@ -7,12 +7,16 @@ from typing import Any
 
 from edge.bench.workload import Workload
 
+MAX_PASSES = 1000
+
 
 @dataclass(frozen=True)
 class Job:
     """One row's work in one process.
 
-    `fuse` and `pad` are `edge.model.variant.Variant`'s, for our network alone.
+    `repetitions` are the counted trials of this process, whose windows shall last at least
+    `min_window_s` where `max_passes` allow it. `fuse` and `pad` are
+    `edge.model.variant.Variant`'s and `kv_bits` the cache's, for our network alone.
     """
 
     engine: str
@@ -25,6 +29,10 @@ class Job:
     threads: int
     fuse: bool = True
     pad: bool | None = None
+    kv_bits: int | None = None
+    min_window_s: float = 0.0
+    max_passes: int = MAX_PASSES
+    round: int = 0
 
     def to_dict(self) -> dict[str, Any]:
         """As plain JSON data."""

@@ -6,17 +6,17 @@ import json
 import re
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from edge.atomic import appears_whole
 from edge.bench.statistics import Quantity
+from edge.bench.verdict import Verdict
 from edge.bench.workload import Workload
 from edge.device.describe import Device
+from edge.profile_file import SCHEMA
 
-SCHEMA = 1
 # Begins with a line break, which no JSON string holds: only real lists match.
 NUMBER_LIST = re.compile(r"\[\n[\d\s,]+\]")
-Verdict = Literal["VALID", "WARN", "INVALID"]
 
 
 @dataclass(frozen=True)
@@ -37,6 +37,10 @@ class Row:
     A quantity that is None has its sentence in `reasons`. Decode, prefill and time to first
     token leave out loading, tokenising, sampling and detokenising. `bytes_per_token` is what
     one decode step reads: weights, and the cache at the middle of the window.
+    `joules_per_token` is gross, `joules_per_token_net` less the idle power. `peak_memory_bytes`
+    is the process's or, where that is more, the device's, which `peak_device_bytes` has alone.
+    `token_latency_ms` has p50, p90 and p99 over every token of every trial that counts, `power`
+    the meter's name, boundary and doubts, `processes` one entry per round.
     """
 
     artefact: str
@@ -61,6 +65,12 @@ class Row:
     load_s: float | None
     engine_facts: dict[str, Any] | None
     trials: list[dict[str, Any]]
+    prefill_power_w: Quantity | None = None
+    prefill_joules_per_token: Quantity | None = None
+    peak_device_bytes: int | None = None
+    token_latency_ms: dict[str, float] | None = None
+    power: dict[str, Any] | None = None
+    processes: list[dict[str, Any]] = field(default_factory=list)
 
 
 @dataclass(frozen=True)

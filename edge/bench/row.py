@@ -1,24 +1,36 @@
-"""From what a worker reported to a row: quantities, reasons, verdict."""
+"""From what a row's processes reported to a row: quantities, reasons, verdict."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+import statistics
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from edge.bench.energy import TrialEnergy, trial_energy
+from edge.bench.engines.engine import EngineFacts
+from edge.bench.engines.registry import LLAMA_BENCH
+from edge.bench.gate import Digest, judge
 from edge.bench.job import Job
-from edge.bench.profile import Row, Verdict
-from edge.bench.runner import Outcome
-from edge.bench.statistics import Quantity, summarise
+from edge.bench.power_series import power_series
+from edge.bench.profile import Row
+from edge.bench.rounds import ProcessRun
+from edge.bench.statistics import Quantity, percentiles, summarise
 from edge.bench.trial import Trial
-from edge.power.meter import Energy, Meter, Sample, integrate
+from edge.bench.verdict import (
+    Judgement,
+    Verdict,
+    judge_conditions,
+    judge_energy,
+    judge_failure,
+    judge_speed,
+)
+from edge.device.describe import Bandwidth, Device, usable_cores
+from edge.device.roofline import fraction_on, on_gpu
 
-# pyperf's practice: a spread of 10 % is unstable, and a value should take 0.1 s or more.
-MAX_RELATIVE_SD = 0.10
-MIN_TRIALS = 3
-MIN_DECODE_S = 0.1
+SHARES = {"p50": 0.5, "p90": 0.9, "p99": 0.99}
 
 
 @dataclass(frozen=True)
@@ -33,79 +45,273 @@ class Subject:
     notes: tuple[str, ...] = ()
 
 
-def build_row(subject: Subject, outcome: Outcome, meter: Meter, samples: Sequence[Sample]) -> Row:
+@dataclass(frozen=True)
+class Context:
+    """What a row needs to know beyond its own processes.
+
+    `idle_w` is the machine's power without work; `idle_doubt` a sentence if that moved;
+    `references` from `edge.bench.gate.reference_job`.
+    """
+
+    rounds: int = 1
+    device: Device | None = None
+    idle_w: float | None = None
+    idle_doubt: str | None = None
+    references: Mapping[str, Digest] | None = None
+
+
+@dataclass(frozen=True)
+class _Measured:
+    """The trials that count, with their energy."""
+
+    runs: Sequence[ProcessRun]
+    trials: Sequence[Trial]
+    energies: Sequence[TrialEnergy]
+
+    def over_trials(self, values: Iterable[float | None]) -> Quantity | None:
+        """Summarised with the process as the unit of the interval."""
+        return summarise(values, groups=[t.round for t in self.trials])
+
+
+def build_row(
+    subject: Subject, job: Job, runs: Sequence[ProcessRun], context: Context | None = None
+) -> Row:
     """Compute everything that a row says.
 
     Args:
         subject: what was measured.
-        outcome: what its worker reported.
-        meter: where power came from.
-        samples: the meter's samples, covering the worker's time.
+        job: the work of each of its processes.
+        runs: its processes so far, in the order of time.
+        context: the run around it.
     """
-    counted = [t for t in outcome.trials if not t.warmup]
-    energies = [_energy(t, samples) for t in counted]
+    context = context or Context()
+    failed = any(run.outcome.failure for run in runs)
     # A failed row keeps its trials, but no figure that could be quoted.
-    usable = counted if outcome.failure is None else []
-    decode = summarise(t.decode_tok_s for t in usable)
-    prefill = summarise(t.prefill_tok_s for t in usable)
-    reasons, verdict = _judge(outcome, counted, decode, prefill)
-    power = summarise(map(_power_w, usable, energies))
-    return Row(
+    measured = _measured([] if failed else runs)
+    facts = next((r.outcome.facts for r in reversed(runs) if r.outcome.facts), None)
+    decode = measured.over_trials(t.decode_tok_s for t in measured.trials)
+    bytes_per_token = _bytes_per_token(job, facts)
+    reached, doubt = _bandwidth_fraction(facts, decode, bytes_per_token, context.device)
+    judgement = _judge(measured, runs, job, context)
+    if not failed and (fault := _wrong_logits(subject, job, runs, context)) is not None:
+        judgement = judgement.with_("INVALID", [fault])
+    if reached is not None and doubt is not None:
+        judgement = judgement.with_(_above_ceiling(facts, context.device), [doubt])
+    row = Row(
         artefact=subject.artefact,
-        engine=outcome.job.engine,
+        engine=job.engine,
         framework=subject.framework,
         precision=subject.precision,
-        workload=outcome.job.workload,
+        workload=job.workload,
         file_bytes=subject.file_bytes,
         bits_per_weight=subject.bits_per_weight,
-        bytes_per_token=_bytes_per_token(outcome),
+        bytes_per_token=bytes_per_token,
         decode_tok_s=decode,
-        prefill_tok_s=prefill,
-        ttft_s=summarise(t.ttft_s for t in usable),
-        power_w=power,
-        joules_per_token=summarise(map(_joules_per_token, usable, energies)),
-        joules_per_token_net=None,
-        peak_memory_bytes=outcome.peak_memory_bytes,
-        bandwidth_fraction=None,
+        prefill_tok_s=measured.over_trials(t.prefill_tok_s for t in measured.trials),
+        ttft_s=measured.over_trials(t.ttft_s for t in measured.trials),
+        **_energy_quantities(measured, context),
+        peak_memory_bytes=_most(run.outcome.peak_memory_bytes for run in runs),
+        peak_device_bytes=_most(run.outcome.peak_device_bytes for run in runs),
+        bandwidth_fraction=reached,
         quality=None,
-        verdict=verdict,
-        reasons=[
-            *reasons,
-            *(note.rstrip(".") for note in subject.notes),
-            *_absences(outcome, meter, power),
-        ],
-        load_s=outcome.load_s,
-        engine_facts=asdict(outcome.facts) if outcome.facts else None,
-        trials=[_trial_dict(t, e) for t, e in _with_energies(outcome.trials, samples)],
+        verdict=judgement.verdict,
+        reasons=[],
+        load_s=_median(run.outcome.load_s for run in runs),
+        engine_facts=asdict(facts) if facts else None,
+        token_latency_ms=_latency_ms(measured.trials),
+        power=_power(runs),
+        processes=[_process_dict(run) for run in runs],
+        trials=[_trial_dict(t, e) for run in runs for t, e in _with_energies(run)],
     )
+    absences = []
+    if not failed:
+        no_ceiling = doubt if reached is None else None
+        checked = context.references is not None or job.engine == LLAMA_BENCH
+        absences = _absences(row, measured, facts, no_ceiling, checked)
+    row.reasons.extend(
+        dict.fromkeys(
+            _without_folders(reason.rstrip("."), job)
+            for reason in (*judgement.reasons, *subject.notes, *absences)
+        )
+    )
+    if failed:
+        row.reasons.append("no quantity was measured: the row failed")
+    return row
+
+
+def _measured(runs: Sequence[ProcessRun]) -> _Measured:
+    pairs = [pair for run in runs for pair in _with_energies(run) if not pair[0].warmup]
+    return _Measured(runs, [t for t, _ in pairs], [e for _, e in pairs])
+
+
+def _with_energies(run: ProcessRun) -> list[tuple[Trial, TrialEnergy]]:
+    source = run.meter.source
+    return [(t, trial_energy(t, run.samples, source)) for t in run.outcome.trials]
 
 
 def _judge(
-    outcome: Outcome,
-    counted: Sequence[Trial],
+    measured: _Measured, runs: Sequence[ProcessRun], job: Job, context: Context
+) -> Judgement:
+    """Speed, then the machine's state, then energy."""
+    if any(run.outcome.failure for run in runs):
+        return judge_failure(runs, context.rounds)
+    threads = job.threads if job.engine in ("llama.cpp", LLAMA_BENCH) else usable_cores()
+    judgement = judge_speed(measured.trials, job.min_window_s, len(runs), context.rounds)
+    others = [judge_conditions(runs, threads), judge_energy(measured.energies, _flags(runs))]
+    for other in others:
+        judgement = judgement.with_(other.verdict, other.reasons)
+    if context.idle_doubt is not None and any(e.decode for e in measured.energies):
+        judgement = judgement.with_("WARN", [context.idle_doubt])
+    return judgement
+
+
+def _wrong_logits(
+    subject: Subject, job: Job, runs: Sequence[ProcessRun], context: Context
+) -> str | None:
+    """What the correctness gate says; the first round's process reported logits."""
+    if context.references is None or job.engine == LLAMA_BENCH:
+        return None
+    digest = next((run.outcome.logits for run in runs if run.outcome.logits), None)
+    return judge(context.references, job.path, digest, subject.precision, job.engine, job.kv_bits)
+
+
+def _energy_quantities(measured: _Measured, context: Context) -> dict[str, Quantity | None]:
+    decode = [e.decode for e in measured.energies]
+    prefill = [e.prefill for e in measured.energies]
+    over, idle_w = measured.over_trials, context.idle_w
+    return {
+        "power_w": over(w.power_w if w else None for w in decode),
+        "joules_per_token": over(w.joules_per_token if w else None for w in decode),
+        "joules_per_token_net": over(w.net_joules_per_token(idle_w) if w else None for w in decode),
+        "prefill_power_w": over(w.power_w if w else None for w in prefill),
+        "prefill_joules_per_token": over(w.joules_per_token if w else None for w in prefill),
+    }
+
+
+def _absences(
+    row: Row,
+    measured: _Measured,
+    facts: EngineFacts | None,
+    no_ceiling: str | None,
+    checked: bool,
+) -> list[str]:
+    """One sentence for every quantity that a finished row does not have."""
+    reasons = list(facts.remarks) if facts else []
+    if not checked:
+        reasons.append("its logits were not compared with the checkpoint's")
+    if row.workload.generate < 2:
+        reasons.append("decode_tok_s needs at least two generated tokens (-n 2)")
+    if row.workload.prompt == 0:
+        reasons.append("prefill_tok_s and ttft_s were not measured: no prompt (-p 0)")
+    if no_ceiling is not None:
+        reasons.append(no_ceiling)
+    reasons += _energy_absences(row, measured)
+    reasons.append("quality is not measured by this version")
+    return reasons
+
+
+def _energy_absences(row: Row, measured: _Measured) -> list[str]:
+    """Why energy, or some of it, is null."""
+    windows = [w for e in measured.energies for w in (e.prefill, e.decode)]
+    missing = list(dict.fromkeys(w.missing for w in windows if w and w.missing))
+    if row.power_w is None and row.prefill_power_w is None:
+        why = missing or [_no_samples(measured.runs)]
+        return [f"power_w, joules_per_token and their like: {'; '.join(why)}"]
+    reasons = [f"power is null for a part of the trials: {why}" for why in missing]
+    if row.power_w is not None and row.joules_per_token_net is None:
+        reasons.append("joules_per_token_net: idle power was not measured (--idle)")
+    return reasons
+
+
+def _no_samples(runs: Sequence[ProcessRun]) -> str:
+    meter = next((run.meter for run in runs), None)
+    if meter is None:
+        return "nothing was measured"
+    flags = "; ".join(meter.flags)
+    none = f"no sample of {meter.source} covers the decode window"
+    return meter.unavailable or (f"{none} ({flags})" if flags else none)
+
+
+def _bytes_per_token(job: Job, facts: EngineFacts | None) -> int | None:
+    if facts is None:
+        return None
+    middle = job.workload.decode_depth + job.workload.generate // 2
+    return facts.weight_bytes_per_token + middle * facts.kv_bytes_per_position
+
+
+def _bandwidth_fraction(
+    facts: EngineFacts | None,
     decode: Quantity | None,
-    prefill: Quantity | None,
-) -> tuple[list[str], Verdict]:
-    """What is wrong with the measurement, each with the next thing to try."""
-    if outcome.failure is not None:
-        return [_without_folders(outcome.failure, outcome.job)], "INVALID"
-    warnings = []
-    if len(counted) < MIN_TRIALS:
-        trials = "1 trial" if len(counted) == 1 else f"{len(counted)} trials"
-        warnings.append(f"only {trials}: use -r {MIN_TRIALS} or more")
-    for name, quantity, flag in (("decode", decode, "-n"), ("prefill", prefill, "-p")):
-        if quantity is not None and quantity.relative_sd > MAX_RELATIVE_SD:
-            warnings.append(
-                f"{name} varies by {quantity.relative_sd:.0%} between trials: close other "
-                f"programs, and use more or longer trials (-r, {flag})"
-            )
-    if decode is not None:
-        shortest_s = min(t.decode_s or 0.0 for t in counted)
-        if shortest_s < MIN_DECODE_S:
-            warnings.append(
-                f"the decode window is {shortest_s:.2g} s, too short to quote: use a larger -n"
-            )
-    return warnings, "WARN" if warnings else "VALID"
+    bytes_per_token: int | None,
+    device: Device | None,
+) -> tuple[float | None, str | None]:
+    """Share of the device's memory bandwidth; a sentence where it is None or impossible."""
+    if facts is None or decode is None or not bytes_per_token:
+        return None, None  # a failed row and one without decoding have their sentence already
+    if device is None:
+        return None, "bandwidth_fraction: the device is not known"
+    return fraction_on(
+        device, on_gpu(facts.device, device.gpu_name), decode.median, bytes_per_token
+    )
+
+
+def _above_ceiling(facts: EngineFacts | None, device: Device | None) -> Verdict:
+    """INVALID, unless the ceiling itself was measured here, where other programs may run."""
+    if facts is None or device is None:
+        return "INVALID"
+    bandwidth: Bandwidth | None = device.memory_bandwidth
+    if on_gpu(facts.device, device.gpu_name) and device.gpu_memory_bandwidth is not None:
+        bandwidth = device.gpu_memory_bandwidth
+    return "WARN" if bandwidth and bandwidth.source.startswith("measured") else "INVALID"
+
+
+def _latency_ms(trials: Sequence[Trial]) -> dict[str, float] | None:
+    """Percentiles over every token but the first of each pass."""
+    times_ns = [ns for trial in trials for ns in trial.token_times_ns]
+    if not times_ns:
+        return None
+    found = percentiles(times_ns, list(SHARES.values()))
+    return {name: ns / 1e6 for name, ns in zip(SHARES, found, strict=True)}
+
+
+def _power(runs: Sequence[ProcessRun]) -> dict[str, Any] | None:
+    """Where watts came from, None where nothing measured."""
+    meter = next((run.meter for run in runs if run.samples), None)
+    if meter is None:
+        return None
+    return {"source": meter.source, "boundary": meter.boundary, "flags": _flags(runs)}
+
+
+def _flags(runs: Sequence[ProcessRun]) -> list[str]:
+    return list(dict.fromkeys(flag for run in runs for flag in run.meter.flags))
+
+
+def _process_dict(run: ProcessRun) -> dict[str, Any]:
+    """What a profile keeps of one process."""
+    outcome = run.outcome
+    return {
+        "round": run.round,
+        "load_s": outcome.load_s,
+        "peak_memory_bytes": outcome.peak_memory_bytes,
+        "peak_device_bytes": outcome.peak_device_bytes,
+        "failed": outcome.failure is not None,
+        "waited_s": run.cooled.waited_s,
+        "unsettled": run.cooled.unsettled,
+        "before": asdict(run.before),
+        "after": asdict(run.after),
+        "power_series": power_series(run.samples),
+    }
+
+
+def _trial_dict(trial: Trial, energy: TrialEnergy) -> dict[str, Any]:
+    """Raw stamps and what follows from them."""
+    return {
+        **trial.to_record(),
+        "energy_j": dict(energy.decode.energy.joules) if energy.decode else None,
+        "energy_coverage": energy.decode.energy.coverage if energy.decode else None,
+        "decode_energy": energy.decode.to_record() if energy.decode else None,
+        "prefill_energy": energy.prefill.to_record() if energy.prefill else None,
+    }
 
 
 def _without_folders(text: str, job: Job) -> str:
@@ -113,65 +319,10 @@ def _without_folders(text: str, job: Job) -> str:
     return text.replace(f"{Path(job.path).parent}{os.sep}", "").replace(str(Path.home()), "~")
 
 
-def _absences(outcome: Outcome, meter: Meter, power: Quantity | None) -> list[str]:
-    """One sentence for every quantity that a finished row does not have."""
-    if outcome.failure is not None:
-        return ["no quantity was measured: the row failed"]
-    workload = outcome.job.workload
-    reasons = list(outcome.facts.remarks) if outcome.facts else []
-    if workload.generate < 2:
-        reasons.append("decode_tok_s needs at least two generated tokens (-n 2)")
-    if workload.prompt == 0:
-        reasons.append("prefill_tok_s and ttft_s were not measured: no prompt (-p 0)")
-    if power is None:
-        why = meter.unavailable or f"no sample of {meter.source} covers the decode window"
-        reasons.append(f"power_w and joules_per_token: {why}")
-    reasons.append(
-        "joules_per_token_net, bandwidth_fraction and quality are not measured by this version"
-    )
-    return reasons
+def _most(values: Iterable[int | None]) -> int | None:
+    return max((value for value in values if value is not None), default=None)
 
 
-def _bytes_per_token(outcome: Outcome) -> int | None:
-    if outcome.facts is None:
-        return None
-    middle = outcome.job.workload.depth + outcome.job.workload.generate // 2
-    return outcome.facts.weight_bytes_per_token + middle * outcome.facts.kv_bytes_per_position
-
-
-def _energy(trial: Trial, samples: Sequence[Sample]) -> Energy | None:
-    """Energy of the decode window, None where no sample reaches it."""
-    if not samples or trial.decode_s is None:
-        return None
-    energy = integrate(samples, trial.token_ns[0], trial.token_ns[-1])
-    return energy if energy.coverage > 0 else None
-
-
-def _power_w(trial: Trial, energy: Energy | None) -> float | None:
-    """Mean power over the covered part of the decode window."""
-    if energy is None or trial.decode_s is None:
-        return None
-    return energy.total_j / (trial.decode_s * energy.coverage)
-
-
-def _joules_per_token(trial: Trial, energy: Energy | None) -> float | None:
-    power_w, decode_tok_s = _power_w(trial, energy), trial.decode_tok_s
-    return None if power_w is None or not decode_tok_s else power_w / decode_tok_s
-
-
-def _with_energies(
-    trials: Sequence[Trial], samples: Sequence[Sample]
-) -> list[tuple[Trial, Energy | None]]:
-    return [(t, _energy(t, samples)) for t in trials]
-
-
-def _trial_dict(trial: Trial, energy: Energy | None) -> dict[str, Any]:
-    """Raw stamps and what follows from them."""
-    return {
-        **asdict(trial),
-        "decode_tok_s": trial.decode_tok_s,
-        "prefill_tok_s": trial.prefill_tok_s,
-        "ttft_s": trial.ttft_s,
-        "energy_j": dict(energy.joules) if energy else None,
-        "energy_coverage": energy.coverage if energy else None,
-    }
+def _median(values: Iterable[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    return statistics.median(known) if known else None

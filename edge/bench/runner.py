@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+import signal
 import subprocess
 import sys
 import tempfile
@@ -16,6 +18,13 @@ from edge.bench.job import Job
 from edge.bench.trial import Trial
 
 WORKER = (sys.executable, "-m", "edge.bench.worker")
+OUT_OF_MEMORY = (
+    "when memory runs out: close other programs, or choose a smaller artefact or depth (-d)"
+)
+# MLX's allocator, Metal's command buffers, CUDA, Python.
+ALLOCATION_FAILED = re.compile(
+    r"unable to allocate|out ?of ?memory|insufficient memory|MemoryError|bad_alloc", re.IGNORECASE
+)
 
 
 @dataclass
@@ -27,7 +36,9 @@ class Outcome:
     facts: EngineFacts | None = None
     trials: list[Trial] = field(default_factory=list)
     peak_memory_bytes: int | None = None
+    peak_device_bytes: int | None = None
     failure: str | None = None
+    logits: dict[str, Any] | None = None
 
 
 def run_job(
@@ -97,14 +108,16 @@ def _follow(
 def _take(message: dict[str, Any], outcome: Outcome, on_trial: Callable[[Trial], None]) -> bool:
     event = message.pop("event")
     if event == "trial":
-        trial = Trial(**{**message, "token_ns": tuple(message["token_ns"])})
+        trial = Trial.from_dict(message)
         outcome.trials.append(trial)
         on_trial(trial)
     elif event == "failed":
-        outcome.failure = message["reason"]
+        outcome.failure = _explained(message["reason"])
     elif event == "done":
         outcome.peak_memory_bytes = message["peak_memory_bytes"]
+        outcome.peak_device_bytes = message.get("peak_device_bytes")
         outcome.load_s = message["load_s"]
+        outcome.logits = message.get("logits")
         outcome.facts = EngineFacts(**message["facts"])
         return True
     return False
@@ -113,8 +126,17 @@ def _take(message: dict[str, Any], outcome: Outcome, on_trial: Callable[[Trial],
 def _death(returncode: int, timed_out: bool, timeout_s: float, last_line: str) -> str:
     if timed_out:
         return f"the worker was stopped after {timeout_s:g} s (raise --timeout to wait longer)"
+    if returncode == -signal.SIGKILL:
+        return f"the worker was killed (signal 9), as a system does {OUT_OF_MEMORY}"
     how = f"signal {-returncode}" if returncode < 0 else f"exit code {returncode}"
-    return f"the worker died with {how}{f' ({last_line})' if last_line else ''}"
+    return _explained(f"the worker died with {how}{f' ({last_line})' if last_line else ''}")
+
+
+def _explained(failure: str) -> str:
+    """A failure with what to do, if it is that memory ran out."""
+    if not ALLOCATION_FAILED.search(failure):
+        return failure
+    return f"{failure.rstrip('.')}, which is what happens {OUT_OF_MEMORY}"
 
 
 def _tail(log: Any) -> str:

@@ -9,16 +9,20 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import resource
 import sys
 import time
-from dataclasses import asdict
+from dataclasses import asdict, replace
+from pathlib import Path
 from typing import Any, TextIO
 
-from edge.bench.engines.registry import open_engine
+from edge.bench.engines.engine import Engine
+from edge.bench.engines.registry import LLAMA_BENCH, check_memory, open_engine
+from edge.bench.gate import POSITIONS, logits_digest
 from edge.bench.job import Job
-from edge.bench.trial import run_trial
-from edge.bench.workload import plan_tokens
+from edge.bench.trial import ONE_PASS, Window, run_trial
+from edge.bench.workload import TokenPlan, plan_tokens
 from edge.errors import EdgeError
 
 
@@ -37,33 +41,105 @@ def main() -> int:
 
 
 def _work(job: Job, channel: TextIO) -> None:
-    from pathlib import Path
+    """Check the memory, keep the model resident where that can be asked for, measure."""
+    from edge.device.memory import wired
 
-    workload = job.workload
-    plan = plan_tokens(workload, job.vocab_size, job.seed)
+    path, context_tokens = Path(job.path), job.workload.context_tokens
+    fit = check_memory(job.engine, path, context_tokens, job.kv_bits)
+    if fit is None:
+        _measure(job, channel)
+        return
+    with wired(fit.need.running_bytes):
+        _measure(job, channel, (fit.warning.rstrip("."),) if fit.warning else ())
+
+
+def _measure(job: Job, channel: TextIO, remarks: tuple[str, ...] = ()) -> None:
+    if job.engine == LLAMA_BENCH:
+        _measure_outside(job, channel)
+        return
+    plan = plan_tokens(job.workload, job.vocab_size, job.seed)
     begin_ns = time.monotonic_ns()
-    engine = open_engine(
-        job.engine, Path(job.path), workload.context_tokens, job.threads, job.fuse, job.pad
-    )
+    engine = _open(job)
     load_s = (time.monotonic_ns() - begin_ns) / 1e9
     if plan.depth:
         engine.prefill(plan.depth)
+    _run_trials(job, engine, plan, channel)
+    # The peak first: looking up the facts takes memory of its own.
+    device_bytes = engine.peak_device_bytes()
+    peak_bytes = max(peak_resident_bytes(), device_bytes)
+    facts = engine.facts()
+    facts = replace(facts, remarks=(*facts.remarks, *remarks))
+    _send(
+        channel,
+        "done",
+        load_s=load_s,
+        peak_memory_bytes=peak_bytes,
+        peak_device_bytes=device_bytes or None,
+        facts=asdict(facts),
+        logits=logits_digest(engine, job.vocab_size) if job.round == 0 else None,
+    )
+
+
+def _measure_outside(job: Job, channel: TextIO) -> None:
+    """llama-bench loads, warms up and repeats by itself, and shows no logits."""
+    from edge.bench.engines.llama_bench import LlamaBench
+
+    bench = LlamaBench(job, time.monotonic_ns)
+    for trial in bench.trials():
+        _send(channel, "trial", **asdict(trial))
+    _send(
+        channel,
+        "done",
+        load_s=None,
+        peak_memory_bytes=bench.peak_bytes(),
+        peak_device_bytes=None,
+        facts=asdict(bench.facts()),
+        logits=None,
+    )
+
+
+def _run_trials(job: Job, engine: Engine, plan: TokenPlan, channel: TextIO) -> None:
+    """Warm up with one pass of the full shape; then the trials that count."""
+    clock, window = time.monotonic_ns, Window(job.min_window_s, job.max_passes)
     for number in range(job.warmups + job.repetitions):
         warmup = number < job.warmups
-        trial = run_trial(engine, plan, number, warmup, time.monotonic_ns)
+        passes = ONE_PASS if warmup else window
+        trial = run_trial(
+            engine, plan, number, warmup, clock, passes, job.round, job.workload.joint
+        )
         if number == 0:
             _check(engine.logits_are_finite())
         _send(channel, "trial", **asdict(trial))
-    # The peak first: looking up the facts takes memory of its own.
-    peak_bytes = max(peak_resident_bytes(), engine.peak_device_bytes())
-    facts = asdict(engine.facts())
-    _send(channel, "done", load_s=load_s, peak_memory_bytes=peak_bytes, facts=facts)
+
+
+def _open(job: Job) -> Engine:
+    context_tokens = max(job.workload.context_tokens, POSITIONS)
+    return open_engine(
+        job.engine,
+        Path(job.path),
+        context_tokens,
+        job.threads,
+        job.fuse,
+        job.pad,
+        job.kv_bits,
+    )
 
 
 def peak_resident_bytes() -> int:
-    """The most memory this process has had resident; the unit differs by system."""
+    """The most memory this process has had resident.
+
+    Linux counts the parent's memory at the time of the start into ru_maxrss; what this
+    program itself had stands in its status.
+    """
+    try:
+        status = Path("/proc/self/status").read_text(encoding="utf-8")
+    except OSError:
+        status = ""
+    match = re.search(r"^VmHWM:\s*(\d+) kB$", status, re.MULTILINE)
+    if match:
+        return int(match[1]) * 1024
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024
+    return peak if sys.platform == "darwin" else peak * 1024  # the unit differs by system
 
 
 def _check(finite: bool) -> None:

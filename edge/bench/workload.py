@@ -10,23 +10,31 @@ from dataclasses import dataclass
 class Workload:
     """`prompt` tokens processed at once, and `generate` tokens one by one, each after `depth`.
 
-    As in llama-bench the two are separate tests: generation starts at the depth, not behind
-    the prompt.
+    As in llama-bench the two are separate tests: generation starts at the depth, not behind the
+    prompt. With `joint`, its -pg, they are one test: generation continues the prompt.
     """
 
     prompt: int
     generate: int
     depth: int = 0
+    joint: bool = False
 
     @property
     def context_tokens(self) -> int:
         """Positions the cache must hold."""
-        return self.depth + max(self.prompt, self.generate)
+        added = self.prompt + self.generate if self.joint else max(self.prompt, self.generate)
+        return self.depth + added
+
+    @property
+    def decode_depth(self) -> int:
+        """Positions in the cache when generation starts."""
+        return self.depth + (self.prompt if self.joint else 0)
 
     def __str__(self) -> str:
-        """pp512 + tg128 @ d4096."""
+        """pp512, tg128 @ d4096; a joint one, as llama-bench has it, pp512+tg128."""
         tests = [f"{k}{n}" for k, n in (("pp", self.prompt), ("tg", self.generate)) if n]
-        return " + ".join(tests) + (f" @ d{self.depth}" if self.depth else "")
+        name = "+".join(tests) if self.joint else ", ".join(tests)
+        return name + (f" @ d{self.depth}" if self.depth else "")
 
 
 @dataclass(frozen=True)

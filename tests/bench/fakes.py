@@ -1,6 +1,11 @@
-"""A clock that moves only when the fake engine works."""
+"""An engine, a meter and a machine on a clock that moves only when they work."""
 
+from edge.bench.cooldown import Machine
 from edge.bench.engines.engine import EngineFacts
+from edge.bench.trial import Trial
+from edge.device.state import State
+from edge.power.meter import Sample
+from edge.power.none import NoMeter
 
 
 class FakeClock:
@@ -43,3 +48,76 @@ class FakeEngine:
 
     def peak_device_bytes(self):
         return 0
+
+
+NS = 10**9
+
+
+class FakeMeter:
+    """The same watts all the time, in samples of `step_s`, from its clock's start to stop."""
+
+    def __init__(self, clock, watts=7.0, step_s=0.5, unavailable=None, flags=(), rails=None):
+        self.source, self.boundary, self.unavailable = "fake", "CPU and GPU", unavailable
+        self.flags = flags
+        self._clock, self._watts, self._step_ns = clock, watts, int(step_s * NS)
+        self._rails = rails or {"CPU": 0.25, "GPU": 0.75}
+        self._begin_ns = None
+
+    def start(self):
+        self._begin_ns = self._clock()
+
+    def stop(self):
+        end_ns, samples, at_ns = self._clock(), [], self._begin_ns
+        while at_ns < end_ns and self.unavailable is None:
+            watts = self._watts() if callable(self._watts) else self._watts
+            joules = {
+                rail: share * watts * self._step_ns / NS for rail, share in self._rails.items()
+            }
+            samples.append(Sample(at_ns, at_ns + self._step_ns, joules))
+            at_ns += self._step_ns
+        return samples
+
+
+class FakeMachine:
+    """A machine whose clock moves only when somebody sleeps or works on it."""
+
+    def __init__(self, watts=None, thermal=None, busy=0.0):
+        self.clock = FakeClock()
+        self.watts, self.thermal, self.share = watts, thermal, busy
+        self.slept = []
+
+    def machine(self):
+        return Machine(self.new_meter, self.look, self.clock, self.sleep, self.busy)
+
+    def new_meter(self):
+        if self.watts is None:
+            return NoMeter("power was not measured: there is none")
+        return FakeMeter(self.clock, self.watts)
+
+    def look(self):
+        return State(thermal=next_of(self.thermal))
+
+    def busy(self):
+        return next_of(self.share)
+
+    def sleep(self, seconds):
+        self.slept.append(seconds)
+        self.clock.now_ns += int(seconds * NS)
+
+
+def next_of(value):
+    """A list is used up to its last element, which stays."""
+    if not isinstance(value, list):
+        return value
+    return value.pop(0) if len(value) > 1 else value[0]
+
+
+FACTS = EngineFacts("cpu", "float32", "float32", None, 1000, 10)
+
+
+def trial(number, seconds_per_token=1.0, warmup=False, round_number=0, tokens=3):
+    """Prefill of 10 tokens in 2 s, tokens from 5 s on; every trial begins 100 s later."""
+    start = number * 100 * NS
+    stamps = tuple(int(start + (5 + i * seconds_per_token) * NS) for i in range(tokens))
+    prefill_ns = ((start, start + 2 * NS),)
+    return Trial(number, warmup, prefill_ns, (stamps,), 10, round_number)

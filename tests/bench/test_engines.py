@@ -3,22 +3,23 @@
 import mlx.core as mx
 import numpy as np
 import pytest
+from mlx.utils import tree_flatten
 
-from edge.bench.engines.registry import open_engine
+from edge.bench.engines.registry import check_memory, open_engine
+from edge.errors import EdgeError
+from edge.generate.decode import generate_tokens
+from edge.model import memory
+from edge.model.kv_cache import make_cache
+from edge.model.load import load_model
 
 IDS = [5, 70, 300, 12, 900, 44, 1023, 8]
 ENGINES = [
     ("mlx", "mlx-fp16"),
     ("mlx", "mlx-int4"),
     ("mlx-lm", "mlx-fp16"),
+    ("mlx-lm-as-loaded", "mlx-fp16"),
     ("llama.cpp", "gguf-f16.gguf"),
 ]
-
-
-def last_logits(engine):
-    if hasattr(engine, "_session"):
-        return engine._session.last_logits()
-    return np.array(engine._logits.astype(mx.float32)).ravel()
 
 
 @pytest.fixture(params=ENGINES, ids=lambda p: "-".join(p))
@@ -29,24 +30,25 @@ def engine(request, demo_out):
 
 def test_decode_continues_what_prefill_began(engine):
     engine.prefill(IDS)
-    at_once = last_logits(engine)
+    at_once = engine.last_logits()
     engine.trim(0)
     engine.prefill(IDS[:3])
     stamps = []
     engine.decode(IDS[3:], lambda: stamps.append(len(stamps)))
     assert len(stamps) == 5
-    assert np.abs(last_logits(engine) - at_once).max() < 0.05
+    assert np.abs(engine.last_logits() - at_once).max() < 0.05
     assert engine.logits_are_finite()
+    assert (at_once.shape, at_once.dtype) == ((4096,), np.float32)
 
 
 def test_trim_forgets_exactly(engine):
     engine.prefill(IDS)
-    expected = last_logits(engine)
+    expected = engine.last_logits()
     engine.trim(4)
     engine.prefill([1, 2, 3])
     engine.trim(4)
     engine.prefill(IDS[4:])
-    assert np.abs(last_logits(engine) - expected).max() < 0.05
+    assert np.abs(engine.last_logits() - expected).max() < 0.05
 
 
 def test_mlx_refuses_to_trim_to_positions_it_never_had(demo_out):
@@ -63,3 +65,91 @@ def test_facts_add_up(engine):
     assert facts.kv_bytes_per_position in (2 * 4 * 256 * 2, 2 * 4 * 256 * 4)  # K, V x 4 layers
     # 4.46 M weights are read per token: everything but the embedding table.
     assert 4.46e6 * 0.56 < facts.weight_bytes_per_token < 4.47e6 * 4.01
+
+
+def test_prefill_does_what_the_decode_loop_does(demo_out):
+    """The same evaluations in the same order leave the same cache, bit for bit."""
+    prompt = [7 * i % 4000 for i in range(300)]
+    engine = open_engine("mlx", demo_out / "mlx-fp16", 512, 2)
+    engine.prefill(prompt)
+    model = load_model(demo_out / "mlx-fp16")
+    cache = make_cache(model)
+    (token,) = generate_tokens(model, prompt, cache=cache, max_tokens=1)
+    for mine, theirs in zip(engine._cache, cache, strict=True):
+        assert mine.offset == theirs.offset == 300
+        assert mx.array_equal(mine.keys, theirs.keys)
+    assert int(mx.argmax(engine._logits).item()) == token
+
+
+@pytest.mark.parametrize("name", ["mlx", "mlx-lm"])
+def test_prefill_leaves_the_last_layer_out_where_it_can(demo_out, name):
+    """All positions but the last in a call of their own, of which only the cache is evaluated."""
+    engine = open_engine(name, demo_out / "mlx-fp16", 512, 2)
+    lengths, backbone = [], engine._backbone
+
+    def spied(ids, cache):
+        lengths.append(ids.shape[1])
+        return backbone(ids, cache)
+
+    engine._backbone = spied
+    engine.prefill([1] * 300)
+    assert lengths == [299, 1]
+
+
+def test_mlx_lm_as_loaded_keeps_the_dtype_of_the_files(demo_out):
+    engine = open_engine("mlx-lm-as-loaded", demo_out / "mlx-fp16", 64, 2)
+    engine.prefill(IDS)
+    facts = engine.facts()
+    assert (facts.compute_dtype, facts.kv_dtype) == ("float16", "float16")
+    assert any("--peers-as-loaded" in remark for remark in facts.remarks)
+    assert not any("computes in float32" in remark for remark in facts.remarks)
+
+
+@pytest.mark.parametrize("bits", [4, 8])
+def test_a_quantised_cache_is_said_and_counted(demo_out, bits):
+    plain, coded = (
+        open_engine("mlx", demo_out / "mlx-int4", 64, 2, kv_bits=b) for b in (None, bits)
+    )
+    for engine in (plain, coded):
+        engine.prefill(IDS)
+    facts = coded.facts()
+    assert facts.kv_dtype == f"{bits} bits in groups of 32"
+    assert any(f"--kv-bits {bits}" in remark for remark in facts.remarks)
+    item = {"float32": 4, "float16": 2}[plain.facts().kv_dtype]
+    per_number = bits / 8 + 2 * item / 32
+    assert facts.kv_bytes_per_position == plain.facts().kv_bytes_per_position / item * per_number
+    coded.trim(4)
+    coded.prefill(IDS[4:])
+    assert np.abs(coded.last_logits() - plain.last_logits()).max() < (0.2 if bits == 8 else 4)
+
+
+@pytest.mark.parametrize("name", ["mlx", "mlx-lm", "mlx-lm-as-loaded"])
+def test_memory_is_checked_in_the_dtype_that_the_engine_has(demo_out, name):
+    need = check_memory(name, demo_out / "mlx-fp16", 64).need
+    engine = open_engine(name, demo_out / "mlx-fp16", 64, 2)
+    arrays = tree_flatten(engine._model.parameters())
+    assert need.weights_bytes == sum(array.nbytes for _, array in arrays)
+
+
+def test_only_our_network_has_its_cache_quantised(demo_out):
+    path = demo_out / "mlx-int4"
+    plain, coded = (check_memory("mlx", path, 500, bits).need for bits in (None, 8))
+    assert coded.cache_bytes < plain.cache_bytes
+    assert check_memory("mlx-lm", path, 500, 8) == check_memory("mlx-lm", path, 500)
+
+
+def test_llama_cpp_maps_its_file(demo_out):
+    assert check_memory("llama.cpp", demo_out / "gguf-f16.gguf", 64) is None
+
+
+def test_what_does_not_fit_is_refused_before_it_is_loaded(demo_out, monkeypatch):
+    monkeypatch.setattr(memory, "available_bytes", lambda: memory.MemoryRoom(1, 1, "memory"))
+    with pytest.raises(EdgeError, match="0 MB of memory are available"):
+        check_memory("mlx", demo_out / "mlx-fp16", 64)
+
+
+def test_llama_cpp_says_which_build_it_is(demo_out):
+    facts = open_engine("llama.cpp", demo_out / "gguf-f16.gguf", 64, 2).facts()
+    assert facts.build.startswith("llama-cpp-python 0.")
+    assert "CPU" in facts.build
+    assert facts.gpu_layers == (-1 if facts.device == "GPU" else 0)

@@ -4,7 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
+
+import numpy as np
+
+Logits = np.ndarray[Any, np.dtype[np.float32]]
 
 
 @dataclass(frozen=True)
@@ -14,7 +18,8 @@ class EngineFacts:
     `weight_bytes_per_token` is what one decode step reads of the weights as they lie in
     memory: all but the embedding table, of which it reads one row.
     `kv_bytes_per_position` is the cache's size per token of context. `remarks` are sentences
-    that a reader needs to judge the figures.
+    that a reader needs to judge the figures. `build` says which llama.cpp it is and with what
+    flags, `gpu_layers` how many of its layers are on a GPU: -1 for all.
     """
 
     device: str
@@ -24,6 +29,8 @@ class EngineFacts:
     weight_bytes_per_token: int
     kv_bytes_per_position: int
     remarks: tuple[str, ...] = ()
+    build: str | None = None
+    gpu_layers: int | None = None
 
 
 class Engine(Protocol):
@@ -44,6 +51,9 @@ class Engine(Protocol):
 
     def logits_are_finite(self) -> bool:
         """Whether the last logits computed are numbers: a cheap check of the weights."""
+
+    def last_logits(self) -> Logits:
+        """The last logits computed, (vocab,) in float32: what the correctness gate compares."""
 
     def facts(self) -> EngineFacts:
         """How it runs here."""

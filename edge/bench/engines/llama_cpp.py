@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from importlib import metadata
 from pathlib import Path
 
 import numpy as np
 
-from edge.bench.engines.engine import EngineFacts
+from edge.bench.engines.engine import EngineFacts, Logits
 from edge.gguf_file import GgufTensor, read_tensors
-from edge.llamacpp import LlamaSession
+from edge.llamacpp import LlamaSession, library
 
 EMBEDDING = "token_embd.weight"
 AMX_REMARK = (
@@ -44,6 +45,10 @@ class LlamaCppEngine:
         """Whether the last logits are numbers."""
         return bool(np.isfinite(self._session.last_logits()).all())
 
+    def last_logits(self) -> Logits:
+        """Of the last decoded token."""
+        return self._session.last_logits()
+
     def facts(self) -> EngineFacts:
         """From the file's tensors and llama.cpp's own description of the model."""
         session = self._session
@@ -52,9 +57,11 @@ class LlamaCppEngine:
             compute_dtype="as llama.cpp chooses per tensor type",
             kv_dtype="float16",
             threads=self._threads,
-            weight_bytes_per_token=sum(map(_bytes_per_token, read_tensors(self._path))),
+            weight_bytes_per_token=sum(map(bytes_per_token, read_tensors(self._path))),
             kv_bytes_per_position=session.kv_elements_per_position * 2,
             remarks=(AMX_REMARK,) if session.amx_avoided else (),
+            build=_build(),
+            gpu_layers=-1 if session.device == "GPU" else 0,
         )
 
     def peak_device_bytes(self) -> int:
@@ -67,7 +74,13 @@ def open_llama_cpp(path: Path, context_tokens: int, threads: int) -> LlamaCppEng
     return LlamaCppEngine(path, context_tokens, threads)
 
 
-def _bytes_per_token(tensor: GgufTensor) -> int:
+def _build() -> str:
+    """Which llama.cpp, and what it was compiled with."""
+    system = " ".join(library().llama_print_system_info().decode("utf-8", "replace").split())
+    return f"llama-cpp-python {metadata.version('llama-cpp-python')}; {system}"
+
+
+def bytes_per_token(tensor: GgufTensor) -> int:
     """The whole tensor, except one row of the embedding table."""
     if tensor.name != EMBEDDING:
         return tensor.data_bytes

@@ -7,19 +7,21 @@ from pathlib import Path
 from typing import Any
 
 import mlx.core as mx
+import numpy as np
 from mlx.utils import tree_flatten
 
-from edge.bench.engines.engine import EngineFacts
+from edge.bench.engines.engine import EngineFacts, Logits
 from edge.errors import EdgeError
+from edge.generate.decode import PREFILL_TOKENS, prefill_parts
+from edge.model.kv_cache import make_cache
 from edge.model.load import compute_dtype, has_input_orders, load_model
 from edge.model.variant import Variant
 
-# mlx-lm's default: bounds the memory of a long prefill.
-PREFILL_CHUNK_TOKENS = 2048
 FLOAT32_REMARK = (
     "MLX computes in float32 on this CPU, whose half-precision kernels are far slower, and its "
     "Linux build has the reference BLAS: not a figure to expect on a Mac"
 )
+HALF_ON_CPU_REMARK = "half precision on this CPU, where MLX is far slower than in float32"
 Network = Callable[..., mx.array]
 
 
@@ -30,26 +32,37 @@ class MlxEngine:
         backbone: ids (B, L) and the caches -> hidden states (B, L, hidden).
         head: hidden states -> logits.
         model: owns both; its parameters are counted, its layers get a cache each.
+        cache: one empty cache per layer.
         remarks: what the facts shall say of how the network runs.
     """
 
-    def __init__(self, backbone: Network, head: Network, model: Any, remarks: tuple[str, ...] = ()):
-        from mlx_lm.models.cache import make_prompt_cache
-
+    def __init__(
+        self,
+        backbone: Network,
+        head: Network,
+        model: Any,
+        cache: Sequence[Any],
+        remarks: tuple[str, ...] = (),
+    ):
         self._backbone = backbone
         self._head = head
         self._model = model
         self._remarks = remarks
-        self._cache = make_prompt_cache(model)
+        self._cache = cache
         self._logits = mx.zeros((1,))
 
     def prefill(self, ids: Sequence[int]) -> None:
-        """In chunks; the head runs on the last position only, as llama.cpp's does."""
-        hidden = mx.zeros((1,))
-        for start in range(0, len(ids), PREFILL_CHUNK_TOKENS):
-            chunk = mx.array([ids[start : start + PREFILL_CHUNK_TOKENS]])
-            hidden = self._backbone(chunk, self._cache)
-            mx.eval(hidden)
+        """In the parts and with the evaluations of `edge.generate.decode`.
+
+        Of all parts but the last only the cache is evaluated, as mlx-lm does it too; the head
+        runs on the last position only, as llama.cpp's does.
+        """
+        *parts, last = prefill_parts(len(ids), PREFILL_TOKENS, len(self._cache))
+        for part in parts:
+            self._backbone(mx.array([ids[part.start : part.stop]]), self._cache)
+            mx.eval([layer.state for layer in self._cache])
+            mx.clear_cache()
+        hidden = self._backbone(mx.array([ids[last.start :]]), self._cache)
         self._logits = self._head(hidden[:, -1:])[:, -1]
         mx.eval(self._logits)
 
@@ -79,6 +92,10 @@ class MlxEngine:
         """Whether the last logits are numbers."""
         return bool(mx.all(mx.isfinite(self._logits)).item())
 
+    def last_logits(self) -> Logits:
+        """Of the last step or prefill."""
+        return np.array(self._logits.astype(mx.float32)).ravel()
+
     def facts(self) -> EngineFacts:
         """Read off the loaded arrays and the cache."""
         arrays = dict(tree_flatten(self._model.parameters()))
@@ -86,17 +103,18 @@ class MlxEngine:
         total = sum(a.nbytes for a in arrays.values())
         if any(name.startswith("lm_head.") for name in arrays):
             total -= sum(a.nbytes - a.nbytes // a.shape[0] for a in table.values())
-        keys, values = self._cache[0].keys, self._cache[0].values
-        on_cpu = (FLOAT32_REMARK,) if compute_dtype() == mx.float32 else ()
-        per_position = sum(a.nbytes // a.shape[2] for a in (keys, values))
+        # One layer's keys and values, or what stands for them in a quantised cache.
+        first = self._cache[0]
+        stored = [array for _, array in tree_flatten((first.keys, first.values))]
+        per_position = sum(a.shape[1] * a.shape[3] * a.itemsize for a in stored)
         return EngineFacts(
             device=str(mx.device_info().get("device_name", mx.default_device())),
             compute_dtype=_name(self._logits.dtype),
-            kv_dtype=_name(keys.dtype),
+            kv_dtype=_cache_dtype(first, stored[0]),
             threads=None,
             weight_bytes_per_token=total,
             kv_bytes_per_position=per_position * len(self._cache),
-            remarks=(*self._remarks, *on_cpu),
+            remarks=(*self._remarks, *_cpu_remarks(self._logits.dtype)),
         )
 
     def peak_device_bytes(self) -> int:
@@ -108,19 +126,36 @@ class MlxEngine:
 
 
 def open_ours(
-    path: Path, context_tokens: int, threads: int, variant: Variant | None = None
+    path: Path,
+    context_tokens: int,
+    threads: int,
+    variant: Variant | None = None,
+    kv_bits: int | None = None,
 ) -> MlxEngine:
     """Our network; the cache grows as needed and MLX chooses its threads."""
     model = load_model(path, variant=variant)
-    return MlxEngine(model.model, model.head, model, model.variant.remarks())
+    remarks = model.variant.remarks()
+    if kv_bits is not None:
+        remarks += (f"keys and values are stored in {kv_bits} bits (--kv-bits {kv_bits})",)
+    return MlxEngine(model.model, model.head, model, make_cache(model, kv_bits), remarks)
 
 
-def open_mlx_lm(path: Path, context_tokens: int, threads: int) -> MlxEngine:
-    """mlx-lm's network on the same files, in the compute dtype that ours has here.
+def open_mlx_lm(
+    path: Path, context_tokens: int, threads: int, as_loaded: bool = False
+) -> MlxEngine:
+    """mlx-lm's network on the same files.
+
+    Args:
+        path: the artefact.
+        context_tokens: not needed: the cache grows.
+        threads: not needed: MLX chooses.
+        as_loaded: in the dtype of the files, as mlx-lm runs them; else in the compute dtype
+            that ours has here.
 
     Raises:
         EdgeError: only our network can run the artefact.
     """
+    from mlx_lm.models.cache import make_prompt_cache
     from mlx_lm.utils import load_model as load_peer
 
     if has_input_orders(path):
@@ -129,9 +164,23 @@ def open_mlx_lm(path: Path, context_tokens: int, threads: int) -> MlxEngine:
             f"out --peers, or convert with --requantise."
         )
     model, _ = load_peer(path)
-    model.set_dtype(compute_dtype())
+    if not as_loaded:
+        model.set_dtype(compute_dtype())
     mx.eval(model.parameters())
-    return MlxEngine(model.model, model.lm_head, model)
+    remarks = ("mlx-lm in the dtype of the files (--peers-as-loaded)",) if as_loaded else ()
+    return MlxEngine(model.model, model.lm_head, model, make_prompt_cache(model), remarks)
+
+
+def _cpu_remarks(dtype: mx.Dtype) -> tuple[str, ...]:
+    """What a reader must know of a figure that a CPU gave."""
+    if mx.default_device().type == mx.DeviceType.gpu:
+        return ()
+    return (FLOAT32_REMARK,) if dtype == mx.float32 else (HALF_ON_CPU_REMARK,)
+
+
+def _cache_dtype(layer: Any, keys: mx.array) -> str:
+    bits = getattr(layer, "bits", None)
+    return _name(keys.dtype) if bits is None else f"{bits} bits in groups of {layer.group_size}"
 
 
 def _name(dtype: mx.Dtype) -> str:

@@ -1,0 +1,174 @@
+"""Logits to compare with: our network in float32, one layer in memory at a time.
+
+A 3B in float32 would be 11 GB; layer by layer over a short prompt it is one layer, 0.3 GB. Run
+as `python -m edge.bench.reference` it takes names on stdin and prints digests, so that its memory
+is gone before anything is measured.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Iterator
+from dataclasses import replace
+from math import isclose, isfinite
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+import numpy as np
+from mlx import nn
+from mlx.utils import tree_unflatten
+
+from edge.bench.engines.engine import Logits
+from edge.bench.gate import CHECKPOINT, PREFILLED, Digest, gate_tokens, make_digest
+from edge.checkpoints.artefacts.manifest import read_manifest
+from edge.checkpoints.checkpoint import Checkpoint, Corrections, open_checkpoint
+from edge.checkpoints.compare import TensorError, open_artefact, tensor_errors
+from edge.checkpoints.sources.weights import Weights
+from edge.errors import EdgeError
+from edge.model.config import ModelConfig
+from edge.model.stablelm import DecoderLayer, Model
+from edge.model.tensors import expected_shapes
+from edge.model.variant import Variant
+
+HEAD_ROWS = 8192
+SETTINGS = (
+    "vocab_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "num_key_value_heads",
+    "rotary_dims",
+    "rope_theta",
+    "layer_norm_eps",
+    "use_parallel_residual",
+    "qk_layernorm",
+)
+# float16's step near zero: tensors of tiny numbers are off by up to half of it.
+F16_STEP = 2.0**-24
+PLAIN = Variant(fuse=False, pad=False)
+
+
+def reference_digest(config: ModelConfig, weights: Weights) -> Digest:
+    """What `edge.bench.gate.logits_digest` should find, apart from rounding.
+
+    Args:
+        config: the checkpoint's, also where the weights are an artefact's: what the artefact
+            says of itself is what is examined.
+        weights: under Hugging Face names, read in blocks.
+
+    Raises:
+        EdgeError: they cannot be read.
+    """
+    logits = reference_logits(config, weights, gate_tokens(config.vocab_size), PREFILLED - 1)
+    return make_digest(list(logits), config.vocab_size)
+
+
+def reference_logits(
+    config: ModelConfig, weights: Weights, ids: list[int], first: int = 0
+) -> Logits:
+    """Ids -> float32 logits (len(ids) - first, vocab) after the position `first` and all later.
+
+    Raises:
+        EdgeError: the weights cannot be read.
+    """
+    # One layer's network: its sanitize joins what checkpoints hold in pieces.
+    one = Model(replace(config, num_hidden_layers=1), PLAIN)
+    table = "model.embed_tokens.weight"
+    x = mx.concatenate([_read(weights, table, i, i + 1) for i in ids])[None]
+    for layer in range(config.num_hidden_layers):
+        x = _layer(weights, one, layer)(x, "causal", None)
+        mx.eval(x)
+    norm = one.model.norm
+    norm.update({name: _read(weights, f"model.norm.{name}") for name in norm.parameters()})
+    h = np.array(norm(x)[0, first:])
+    head = table if config.tie_word_embeddings else "lm_head.weight"
+    vocab = config.vocab_size
+    starts = range(0, vocab, HEAD_ROWS)
+    parts = (weights.read(head, i, min(vocab, i + HEAD_ROWS)) for i in starts)
+    return np.concatenate([h @ part.astype(np.float32).T for part in parts], axis=1)
+
+
+def _layer(weights: Weights, one: Model, number: int) -> DecoderLayer:
+    """One block with its weights."""
+    here, there = "model.layers.0.", f"model.layers.{number}."
+    names = (name for name in expected_shapes(one.config) if name.startswith(here))
+    read = one.sanitize({n: _read(weights, there + n.removeprefix(here)) for n in names})
+    layer = DecoderLayer(one.config, PLAIN)
+    layer.update(tree_unflatten([(k.removeprefix(here), v) for k, v in read.items()]))
+    for part in (layer.self_attn, layer.mlp):
+        matrices = {n: m for n, m in part.children().items() if isinstance(m, nn.Linear)}
+        part.update_modules({name: _NumpyLinear(m) for name, m in matrices.items()})
+    return layer
+
+
+class _NumpyLinear(nn.Module):  # type: ignore[misc]
+    """A matrix in numpy, whose BLAS is many times faster than that of MLX on Linux."""
+
+    def __init__(self, linear: nn.Linear):
+        super().__init__()
+        self._weight = np.array(linear.weight)
+        self._bias = np.array(linear.bias) if "bias" in linear else np.float32(0)
+
+    def __call__(self, x: mx.array) -> mx.array:
+        """x (..., in) -> (..., out)."""
+        return mx.array(np.array(x) @ self._weight.T + self._bias)
+
+
+def _read(weights: Weights, name: str, start: int = 0, stop: int | None = None) -> mx.array:
+    return mx.array(weights.read(name, start, stop)).astype(mx.float32)
+
+
+def references(checkpoint: Checkpoint, artefacts: list[str]) -> Iterator[tuple[str, Digest]]:
+    """The checkpoint's digest, then each artefact's with the worst error among its tensors.
+
+    Raises:
+        EdgeError: one of them cannot be read.
+    """
+    yield CHECKPOINT, reference_digest(checkpoint.config, checkpoint.weights)
+    for path in artefacts:
+        opened = open_artefact(Path(path))
+        digest = reference_digest(checkpoint.config, opened.weights)
+        settings = {"settings": _other_settings(opened.config, checkpoint.config)}
+        yield path, {**digest, **settings, **_worst_tensor(Path(path), opened.weights, checkpoint)}
+
+
+def _other_settings(found: ModelConfig, wanted: ModelConfig) -> list[str]:
+    """What an artefact says of the network that the checkpoint does not."""
+    pairs = ((name, getattr(found, name), getattr(wanted, name)) for name in SETTINGS)
+    # GGUF holds float32.
+    others = (pair for pair in pairs if not isclose(pair[1], pair[2], rel_tol=1e-6))
+    return [f"{name} {a:g} instead of {b:g}" for name, a, b in others]
+
+
+def _worst_tensor(path: Path, weights: Weights, checkpoint: Checkpoint) -> dict[str, Any]:
+    """The tensor that is furthest from the checkpoint's; error None where it is no number."""
+    manifest = read_manifest(path)
+    if manifest is not None and manifest.recipe.get("learned") == "awq":
+        return {"tensor": "", "tensor_error": 0.0}  # AWQ moves scales between tensors
+    found = (e for e in tensor_errors(weights, checkpoint) if e.largest > F16_STEP)
+    nowhere = TensorError("", 0.0, 0.0)
+    worst = max(found, key=lambda e: (not isfinite(e.relative), e.relative), default=nowhere)
+    error = worst.relative if isfinite(worst.relative) else None
+    return {"tensor": worst.name, "tensor_error": error}
+
+
+def main() -> int:
+    """Model and corrections in, digest out; a sentence on stderr where it fails."""
+    answer = os.fdopen(os.dup(1), "w", encoding="utf-8")
+    os.dup2(2, 1)  # whatever a library prints is not the answer
+    asked = json.load(sys.stdin)
+    try:
+        corrections = Corrections(**asked["corrections"])
+        checkpoint = open_checkpoint(asked["model"], corrections=corrections)
+        found = dict(references(checkpoint, asked["artefacts"]))
+        print(json.dumps(found), file=answer, flush=True)
+    except EdgeError as error:
+        print(error, file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,265 @@
+"""Comparisons of profiles with made-up rates, and the statistics behind them."""
+
+import argparse
+import copy
+import json
+import math
+import random
+from pathlib import Path
+
+import pytest
+
+from edge.bench.compare import QUANTITIES, compare, difference
+from edge.bench.workload import Workload
+from edge.cli.bench_compare import add_compare_arguments, run_compare
+from edge.errors import EdgeError
+
+DECODE, MEMORY = QUANTITIES[0], QUANTITIES[-1]
+MEASURED = Path(__file__).parents[2] / "profiles" / "measured"
+
+
+def trial(round_, rate, watts=None):
+    energy = watts and {
+        "window_s": 4.0,
+        "tokens": rate * 4,
+        "joules": {"cpu": watts, "gpu": watts},
+        "coverage": 0.5,
+        "missing": None,
+    }
+    return {
+        "warmup": False,
+        "round": round_,
+        "decode_tok_s": rate,
+        "prefill_tok_s": 10 * rate,
+        "decode_energy": energy,
+    }
+
+
+def row(rates, watts=None, **changed):
+    trials = [trial(i, rate, watts) for i, process in enumerate(rates) for rate in process]
+    warmup = {**trial(0, 1.0), "warmup": True}
+    return {
+        "artefact": "mlx-int4",
+        "engine": "mlx",
+        "framework": "MLX",
+        "precision": "INT4",
+        "workload": {"prompt": 512, "generate": 128, "depth": 0},
+        "verdict": "VALID",
+        "reasons": [],
+        "peak_memory_bytes": 2_000_000_000,
+        "engine_facts": {"threads": 4},
+        "power": watts and {"source": "rapl", "boundary": "package"},
+        "trials": [warmup, *trials],
+        **changed,
+    }
+
+
+def profile(*rows, **changed):
+    return {
+        "schema": 1,
+        "created_utc": "2026-01-01T00:00:00+00:00",
+        "device": {"name": "Apple M2 Max"},
+        "software": {"mlx": "0.32.4"},
+        "model": {"name": "demo", "revision": None, "parameters": 5, "synthetic": False},
+        "method": {"decode_rate": "(N - 1)", "excluded": ["load"]},
+        "rows": list(rows),
+        **changed,
+    }
+
+
+STEADY = [[100.0, 101.0], [100.0, 99.0], [101.0, 100.0]]
+FASTER = [[110.0, 111.0], [110.0, 109.0], [111.0, 110.0]]
+
+
+def only(found, quantity="decode"):
+    (row,) = found.rows
+    return next(d for d in row.differences if d.quantity == quantity)
+
+
+def test_a_ratio_is_that_of_the_processes_geometric_means():
+    found = only(compare(profile(row(STEADY)), profile(row(FASTER))))
+    assert found.ratio == pytest.approx((110.5 * 109.5 * 110.5 / (100.5 * 99.5 * 100.5)) ** (1 / 3))
+    assert found.processes == (3, 3)
+    assert (found.conclusion, found.is_better) == ("higher", True)
+    assert found.interval[0] < found.ratio < found.interval[1]
+
+
+def test_swapped_profiles_give_the_inverse():
+    a, b = profile(row(STEADY)), profile(row(FASTER))
+    there, back = only(compare(a, b)), only(compare(b, a))
+    assert back.ratio == pytest.approx(1 / there.ratio)
+    assert back.interval == pytest.approx((1 / there.interval[1], 1 / there.interval[0]))
+    assert (back.conclusion, back.is_better) == ("lower", False)
+
+
+@pytest.mark.parametrize(
+    ("b", "conclusion"),
+    [
+        ([[100.0], [80.0], [125.0]], "no significant difference"),
+        ([[101.0], [101.1], [100.9]], "below the minimum effect"),
+        ([[150.0], [151.0]], "too few processes"),
+        ([[150.0, 151.0, 152.0, 149.0]], "too few processes"),
+        ([[150.0], [151.0], [150.0]], "higher"),
+        ([[100.0], [100.0], [100.0]], "no significant difference"),
+        ([[103.0], [103.0], [103.0]], "higher"),
+    ],
+)
+def test_a_difference_is_more_than_noise_and_worth_the_name(b, conclusion):
+    a = [[100.0], [100.05], [99.95]] if len(b) == 3 and b[0] != b[2] else [[100.0]] * 3
+    assert only(compare(profile(row(a)), profile(row(b)))).conclusion == conclusion
+
+
+def test_the_interval_holds_the_true_ratio_as_often_as_it_says():
+    """1000 experiments with spreads of 3 and 8 %, true ratio 1.2, three and five processes."""
+    rng = random.Random(5)
+    held = 0
+    for _ in range(1000):
+        a = [100 * math.exp(rng.gauss(0, 0.03)) for _ in range(3)]
+        b = [120 * math.exp(rng.gauss(0, 0.08)) for _ in range(5)]
+        low, high = difference(DECODE, a, b).interval
+        held += low <= 1.2 <= high
+    assert 930 <= held <= 970
+
+
+def test_interval_and_test_never_disagree():
+    rng = random.Random(6)
+    for _ in range(300):
+        a, b = ([100 * math.exp(rng.gauss(0, 0.05)) for _ in range(4)] for _ in range(2))
+        found = difference(DECODE, a, b, 0.0)
+        outside = not found.interval[0] <= 1 <= found.interval[1]
+        assert outside == (found.conclusion in ("higher", "lower"))
+
+
+def test_joules_and_watts_from_the_windows():
+    a, b = profile(row(STEADY, watts=10.0)), profile(row(STEADY, watts=8.0))
+    found = compare(a, b)
+    # 20 J over half of a window of 4 s: 10 W.
+    assert only(found, "power").a == pytest.approx(10.0)
+    assert only(found, "power").ratio == pytest.approx(0.8)
+    assert only(found, "energy").a == pytest.approx(0.1, rel=0.01)
+    assert only(found, "energy").is_better is True
+
+
+def test_joules_of_other_rails_are_not_compared():
+    b = row(STEADY, watts=8.0, power={"source": "nvml", "boundary": "GPU"})
+    found = compare(profile(row(STEADY, watts=10.0)), profile(b))
+    assert [d.quantity for d in found.rows[0].differences] == ["decode", "prefill", "memory"]
+    assert any("rapl (package) in A, nvml (GPU) in B" in remark for remark in found.remarks)
+
+
+def test_memory_has_one_value_per_process():
+    peaks = [{"peak_memory_bytes": n * 10**6} for n in (500, 501, 502)]
+    found = compare(profile(row(STEADY, processes=peaks)), profile(row(STEADY)))
+    assert only(found, "memory").processes == (3, 1)
+    assert only(found, "memory").conclusion == "too few processes"
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"model": {"name": "other"}}, "different models .name: demo in A, other in B"),
+        ({"model": {"parameters": 6}}, "parameters: 5 in A, 6 in B"),
+        ({"model": {"synthetic": True}}, "synthetic"),
+        ({"method": {"decode_rate": "N"}}, "different ways .decode_rate"),
+    ],
+)
+def test_other_models_and_methods_are_refused(change, message):
+    b = profile(row(FASTER))
+    for key, value in change.items():
+        b[key] = {**b[key], **value}
+    with pytest.raises(EdgeError, match=message):
+        compare(profile(row(STEADY)), b)
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"workload": {"prompt": 512, "generate": 64}}, r"pp512, tg128 in A, pp512, tg64 in B"),
+        (
+            {"workload": {"prompt": 512, "generate": 128, "depth": 0, "joint": True}},
+            r"pp512\+tg128 in B",
+        ),
+        ({"artefact": "mlx-fp16"}, "no row in common .mlx-int4 on mlx and mlx-fp16 on mlx"),
+        ({"verdict": "INVALID", "reasons": ["it died"]}, "INVALID in B .it died"),
+    ],
+)
+def test_rows_that_do_not_match_are_refused(changed, message):
+    with pytest.raises(EdgeError, match=message):
+        compare(profile(row(STEADY)), profile(row(FASTER, **changed)))
+
+
+def test_the_same_row_twice_is_ambiguous():
+    with pytest.raises(EdgeError, match="Profile B has mlx-int4 on mlx twice"):
+        compare(profile(row(STEADY)), profile(row(STEADY), row(STEADY)))
+
+
+def test_what_differs_around_the_figures_is_said():
+    a = profile(row(STEADY), row(STEADY, artefact="mlx-fp16"), row(STEADY, engine="mlx-lm"))
+    b = profile(
+        row(FASTER, engine_facts={"threads": 8}, verdict="WARN", reasons=["hot"]),
+        row(FASTER, artefact="mlx-fp16", verdict="INVALID", reasons=["it died"]),
+        device={"name": "Apple M4"},
+        software={"mlx": "0.33.0"},
+    )
+    found = compare(a, b)
+    assert len(found.rows) == 1
+    text = "\n".join(found.remarks)
+    for part in (
+        "different devices: Apple M2 Max in A, Apple M4 in B",
+        "mlx: 0.32.4 in A, 0.33.0 in B",
+        "threads: 4 in A, 8 in B",
+        "is WARN in B: hot",
+        "not compared: mlx-fp16 on mlx (pp512, tg128) is INVALID in B (it died)",
+        "mlx-int4 on mlx-lm (pp512, tg128) is only in A",
+    ):
+        assert part in text
+
+
+def run(tmp_path, a, b, *words):
+    paths = []
+    for name, content in (("a.json", a), ("b.json", b)):
+        paths.append(tmp_path / name)
+        paths[-1].write_text(json.dumps(content))
+    parser = argparse.ArgumentParser()
+    add_compare_arguments(parser)
+    parser.add_argument("-o", "--output", default="md")
+    return run_compare(parser.parse_args(["--compare", *map(str, paths), *words]))
+
+
+def test_the_command_prints_a_table(tmp_path, capsys):
+    assert run(tmp_path, profile(row(STEADY)), profile(row(FASTER))) == 0
+    out = capsys.readouterr().out
+    assert "mlx-int4 on mlx, pp512, tg128" in out
+    assert "10.0% higher: better" in out
+    assert "A: a.json, Apple M2 Max" in out
+    assert len({len(line) for line in out.splitlines() if line.startswith("|")}) == 1
+
+
+def test_the_command_prints_one_json_document(tmp_path, capsys):
+    assert run(tmp_path, profile(row(STEADY)), profile(row(FASTER)), "-o", "json") == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["rows"][0]["differences"][0]["conclusion"] == "higher"
+
+
+def test_the_minimum_effect_can_be_set(tmp_path, capsys):
+    a, b = profile(row(STEADY)), profile(row(FASTER))
+    run(tmp_path, a, b, "--min-effect", "20%")
+    assert "below the minimum effect" in capsys.readouterr().out
+    with pytest.raises(SystemExit):
+        run(tmp_path, a, b, "--min-effect", "-3")
+
+
+def test_a_profile_of_an_older_version_has_one_process(tmp_path, capsys):
+    older = json.loads(next(MEASURED.glob("*-demo.json")).read_text())
+    for entry in older["rows"]:
+        for each in entry["trials"]:
+            del each["round"]  # all were of one process then, and did not say so
+    slower = copy.deepcopy(older)
+    for entry in slower["rows"]:
+        for each in entry["trials"]:
+            each["decode_tok_s"] *= 0.5
+    found = compare(older, slower)
+    decode = found.rows[0].differences[0]
+    assert (decode.processes, decode.conclusion) == ((1, 1), "too few processes")
+    assert decode.ratio == pytest.approx(0.5)
+    assert found.rows[0].workload == str(Workload(512, 512))
