@@ -1,10 +1,11 @@
-"""The table: Table 11's columns first, then what it left out."""
+"""What the table of a profile has: columns, names of rows, notes, figures as text."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+Rows = Sequence[Mapping[str, Any]]
 NOT_MEASURED = "—"
 COLUMNS = (
     "Framework",
@@ -12,24 +13,32 @@ COLUMNS = (
     "Precision",
     "Throughput (Tok/s)",
     "Power (W)",
+    "J/token",
+    "Net J/token",
+    "Test",
     "Prefill (Tok/s)",
     "TTFT (ms)",
     "Peak memory (MB)",
     "Bytes/weight",
+    "Roofline",
     "Verdict",
 )
 TEXT_COLUMNS = 3
 
 
-def markdown_table(profile: Mapping[str, Any]) -> str:
-    """The profile's rows as an aligned Markdown table, medians ± standard deviation."""
-    cells = [list(COLUMNS), *(_cells(row, profile) for row in profile["rows"])]
-    widths = [max(len(line[i]) for line in cells) for i in range(len(COLUMNS))]
-    rule = [
-        "-" * width if i < TEXT_COLUMNS else "-" * (width - 1) + ":"
-        for i, width in enumerate(widths)
-    ]
-    return "\n".join(_line(line, widths) for line in (cells[0], rule, *cells[1:]))
+def _any(key: str) -> Callable[[Rows], bool]:
+    return lambda rows: any(row.get(key) is not None for row in rows)
+
+
+# Columns shown only where they say something.
+OPTIONAL: dict[str, Callable[[Rows], bool]] = {
+    "J/token": _any("joules_per_token"),
+    "Net J/token": _any("joules_per_token_net"),
+    "Roofline": _any("bandwidth_fraction"),
+    "Test": lambda rows: several_workloads(rows),
+}
+# What a row's names add for an engine that shares its artefacts with another.
+PEERS = {"mlx-lm": "mlx-lm", "mlx-lm-as-loaded": "mlx-lm as loaded", "llama-bench": "llama-bench"}
 
 
 def notes(profile: Mapping[str, Any]) -> list[str]:
@@ -38,57 +47,37 @@ def notes(profile: Mapping[str, Any]) -> list[str]:
     about: dict[str, list[str]] = {}
     for row in rows:
         for reason in row["reasons"]:
-            about.setdefault(reason, []).append(row_label(row))
+            about.setdefault(reason, []).append(row_label(row, rows))
     return [
         reason if len(names) == len(rows) else f"{', '.join(names)}: {reason}"
         for reason, names in about.items()
     ]
 
 
-def row_label(row: Mapping[str, Any]) -> str:
-    """A row's short name; the peer's carries its engine."""
-    suffix = f" ({row['engine']})" if row["engine"] == "mlx-lm" else ""
-    return f"{row['artefact']}{suffix}"
+def row_label(row: Mapping[str, Any], rows: Rows = ()) -> str:
+    """A row's short name; a peer's carries its engine, and where `rows` differ the workload."""
+    peer = PEERS.get(row["engine"])
+    name = f"{row['artefact']} ({peer})" if peer else str(row["artefact"])
+    return f"{name} {workload_name(row['workload'])}" if several_workloads(rows) else name
 
 
-def _cells(row: Mapping[str, Any], profile: Mapping[str, Any]) -> list[str]:
-    peak = row["peak_memory_bytes"]
-    framework = "MLX (mlx-lm)" if row["engine"] == "mlx-lm" else row["framework"]
-    return [
-        framework,
-        profile["device"]["name"],
-        row["precision"],
-        _quantity(row["decode_tok_s"]),
-        _quantity(row["power_w"]),
-        _quantity(row["prefill_tok_s"]),
-        _quantity(row["ttft_s"], scale=1000),
-        NOT_MEASURED if peak is None else f"{peak / 1e6:.0f}",
-        f"{row['bits_per_weight'] / 8:.2f}",
-        row["verdict"],
-    ]
+def workload_name(workload: Mapping[str, Any]) -> str:
+    """As llama-bench spells it: pp512, tg128 @ d4096; a joint one pp512+tg128."""
+    kinds = (("pp", workload["prompt"]), ("tg", workload["generate"]))
+    tests = [f"{kind}{n}" for kind, n in kinds if n]
+    name = ("+" if workload.get("joint") else ", ").join(tests)
+    return f"{name} @ d{workload['depth']}" if workload["depth"] else name
 
 
-def _quantity(quantity: Mapping[str, Any] | None, scale: float = 1.0) -> str:
-    if quantity is None:
-        return NOT_MEASURED
-    median = quantity["median"] * scale
-    if quantity["sd"] is None:
-        return format_rate(median)
-    return f"{format_rate(median)} ± {quantity['sd'] * scale:.{_digits(median)}f}"
+def several_workloads(rows: Rows) -> bool:
+    """Whether rows were measured under more than one workload."""
+    return len({workload_name(row["workload"]) for row in rows}) > 1
 
 
 def format_rate(value: float) -> str:
-    """Three significant figures or all before the point."""
+    """Three significant figures, or all before the point."""
     return f"{value:.{_digits(value)}f}"
 
 
 def _digits(value: float) -> int:
-    return 0 if value >= 1000 else 1 if value >= 10 else 2
-
-
-def _line(cells: Sequence[str], widths: Sequence[int]) -> str:
-    padded = [
-        cell.ljust(width) if i < TEXT_COLUMNS else cell.rjust(width)
-        for i, (cell, width) in enumerate(zip(cells, widths, strict=True))
-    ]
-    return f"| {' | '.join(padded)} |"
+    return 0 if value >= 1000 else 1 if value >= 10 else 2 if value >= 1 else 3

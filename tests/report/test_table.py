@@ -1,9 +1,7 @@
 import copy
 
-import pytest
-
-from edge.report.plot import save_png, throughput_plot
-from edge.report.table import markdown_table, notes
+from edge.report.markdown import markdown_table
+from edge.report.table import notes
 
 
 def row(artefact, engine, rate, **changes):
@@ -70,24 +68,24 @@ def test_notes_say_each_reason_once():
     assert notes(PROFILE) == ["no meter", "gguf-q6_k: it died"]
 
 
-def test_the_plot_shows_bars_from_zero_every_trial_and_what_is_missing(tmp_path):
-    figure = throughput_plot(PROFILE)
-    axes = figure.axes[0]
-    assert axes.get_ylim()[0] == 0
-    assert [bar.get_height() for bar in axes.patches] == [52.25, 1234.5]
-    assert [len(dots.get_offsets()) for dots in axes.collections if len(dots.get_offsets())]
-    assert "not measured" in [text.get_text() for text in axes.texts]
-    assert [label.get_text() for label in axes.get_xticklabels()] == [
-        "mlx-int4",
-        "mlx-int4 (mlx-lm)",
-        "gguf-q6_k",
-    ]
-    save_png(figure, tmp_path / "plot.png")
-    assert (tmp_path / "plot.png").read_bytes().startswith(b"\x89PNG")
+def headers(profile):
+    return [cell.strip() for cell in markdown_table(profile).splitlines()[0].strip("|").split("|")]
 
 
-@pytest.mark.parametrize("rows", [0, 1])
-def test_small_profiles_draw(rows):
+def test_columns_that_say_nothing_are_left_out():
+    assert not {"J/token", "Net J/token", "Test", "Roofline"} & set(headers(PROFILE))
     profile = copy.deepcopy(PROFILE)
-    profile["rows"] = profile["rows"][2 : 2 + rows]
-    throughput_plot(profile)
+    joules = {"median": 0.5, "mean": 0.5, "sd": 0.01, "n": 3}
+    profile["rows"][0].update(joules_per_token=joules, bandwidth_fraction=0.81)
+    assert {"J/token", "Roofline"} <= set(headers(profile))
+    line = markdown_table(profile).splitlines()[2]
+    assert "0.500 ± 0.010" in line
+    assert "81%" in line
+
+
+def test_rows_of_several_workloads_are_told_apart():
+    profile = copy.deepcopy(PROFILE)
+    profile["rows"][1]["workload"] = {"prompt": 8, "generate": 4, "depth": 64, "joint": True}
+    assert "Test" in headers(profile)
+    assert "| pp8+tg4 @ d64 |" in markdown_table(profile)
+    assert "gguf-q6_k pp512, tg128: it died" in notes(profile)

@@ -1,0 +1,121 @@
+"""Time the comparison of many profiles: `edge report --devices` on generated ones.
+
+    python benchmarks/devices.py                   # ten thousand profiles of 50 to 100 kB
+    python benchmarks/devices.py --profiles 1000 --keep /tmp/profiles
+
+Writes profiles of invented devices, one in a hundred of them spoilt, then loads and renders the
+summary in a process of its own, several times. Prints seconds of wall and processor, and peak
+resident memory. The first run may have to read the files from disk, later ones find them in memory.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import json
+import os
+import random
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+
+from edge.bench.profile import NUMBER_LIST  # noqa: E402
+from edge.report.check import check_profiles  # noqa: E402
+from tests.support.many_profiles import CHIPS, make_profile  # noqa: E402
+
+CREATED = "2026-03-01T10:00:00+00:00"
+MACS = [f"Mac{major},{minor}" for major in (13, 14, 15, 16) for minor in (1, 2)]
+MODELS = ("stable-code-3b", "stablelm-3b-4e1t", "stablelm-2-1_6b")
+SHAPES = ((512, 128, 4, 4), (512, 96, 5, 5))  # prompt, generate, trials, passes
+LOAD = (
+    "import sys; from pathlib import Path; from edge.report.devices import compare_devices; "
+    "c = compare_devices(Path(sys.argv[1])); print(c.markdown()); "
+    "print(c.files, len(c.rows), len(c.left_out), file=sys.stderr)"
+)
+
+
+def texts() -> Iterator[str]:
+    """Every device with every model and shape, as `edge bench` would write it."""
+    kinds = itertools.product(CHIPS, MACS, MODELS, SHAPES)
+    for seed, (chip, mac, model, shape) in enumerate(kinds):
+        prompt, generate, trials, passes = shape
+        profile = make_profile(
+            chip,
+            CREATED,
+            random.Random(seed).uniform(0.8, 1.6),
+            model=model,
+            prompt=prompt,
+            generate=generate,
+            repetitions=trials,
+            passes=passes,
+            seed=seed,
+            hw_model=mac,
+        )
+        text = json.dumps(profile, indent=1)
+        yield NUMBER_LIST.sub(lambda found: "".join(found[0].split()), text) + "\n"
+
+
+def write(folder: Path, count: int) -> int:
+    """Profiles, each of its own second; returns their bytes."""
+    kinds, total = list(texts()), 0
+    for number in range(count):
+        at = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(1_772_000_000 + 97 * number))
+        text = kinds[number % len(kinds)].replace(CREATED, f"{at}+00:00")
+        path = folder / f"{number % 100:02}" / f"{number}.json"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        spoilt = number % 100 == 99
+        total += path.write_text(text[: len(text) // 2] if spoilt else text, encoding="utf-8")
+    return total
+
+
+def load(folder: Path, out: Path) -> tuple[float, float, float]:
+    """Wall seconds, processor seconds and peak resident gigabytes of one whole process."""
+    begin = time.monotonic()
+    actions = [(os.POSIX_SPAWN_OPEN, 1, str(out), os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644)]
+    command = [sys.executable, "-c", LOAD, str(folder)]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    pid = os.posix_spawn(command[0], command, environment, file_actions=actions)
+    _, status, usage = os.wait4(pid, 0)
+    if status:
+        sys.exit("the comparison failed")
+    unit = 1 if sys.platform == "darwin" else 1024
+    peak_gb = usage.ru_maxrss * unit / 1e9
+    return time.monotonic() - begin, usage.ru_utime + usage.ru_stime, peak_gb
+
+
+def run(folder: Path, count: int, rounds: int) -> None:
+    """Generate, check a sample, time."""
+    total = write(folder, count)
+    print(f"{count} profiles, {total / count / 1e3:.0f} kB each, load {os.getloadavg()[0]:.1f}")
+    if faults := check_profiles([folder / "00" / "0.json"], names=()):
+        sys.exit(f"the generated profiles are no profiles: {faults[0]}")
+    for number in range(rounds):
+        wall_s, cpu_s, peak_gb = load(folder, folder / "summary.md")
+        lines = len((folder / "summary.md").read_text(encoding="utf-8").splitlines())
+        print(
+            f"run {number + 1}: {wall_s:.1f} s wall, {cpu_s:.1f} s processor, "
+            f"{peak_gb:.2f} GB peak, {lines} lines"
+        )
+
+
+def main() -> None:
+    """Arguments in, figures out."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--profiles", type=int, default=10_000)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--keep", type=Path, help="write here and leave it")
+    args = parser.parse_args()
+    if args.keep:
+        run(args.keep, args.profiles, args.rounds)
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        run(Path(folder), args.profiles, args.rounds)
+
+
+if __name__ == "__main__":
+    main()

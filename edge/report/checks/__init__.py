@@ -1,0 +1,1 @@
+"""What `edge report --check` looks for, one file per kind of fault."""

@@ -1,0 +1,327 @@
+import copy
+import json
+import os
+import re
+import subprocess
+import sys
+
+import pytest
+
+from edge.errors import EdgeError
+from edge.report.devices import compare_devices, devices_table
+from tests.support.many_profiles import make_profile
+
+OLD, NEW = "2026-03-01T10:00:00+00:00", "2026-04-01T10:00:00Z"
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """Puts profiles and other files into a folder and gives it."""
+
+    def put(**files):
+        for name, content in files.items():
+            path = tmp_path / "profiles" / f"{name.replace('__', '/')}.json"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            data = content if isinstance(content, bytes) else json.dumps(content).encode()
+            path.write_bytes(data)
+        return tmp_path / "profiles"
+
+    return put
+
+
+def one(**options):
+    return make_profile(artefacts=("mlx-int4",), **options)
+
+
+def reasons(comparison):
+    return {entry.file: entry.reason for entry in comparison.left_out}
+
+
+def test_devices_and_precisions_stand_side_by_side(folder):
+    found = compare_devices(
+        folder(a=make_profile("Apple M2"), deep__er__b=make_profile("Apple M4"))
+    )
+    assert [(row["device"][:8], row["framework"], row["precision"]) for row in found.rows] == [
+        (chip, framework, precision)
+        for chip in ("Apple M4", "Apple M2")  # the faster one first
+        for framework, precision in (
+            ("GGUF", "FP16"),
+            ("GGUF", "Q6_K"),
+            ("MLX", "FP16"),
+            ("MLX", "INT4"),
+        )
+    ]
+    assert (found.files, found.profiles, found.left_out) == (2, 2, [])
+    assert {row["file"] for row in found.rows} == {"a.json", "deep/er/b.json"}
+
+
+def test_medians_are_normalised_to_bandwidth_and_to_energy(folder):
+    profile = one(chip="Apple M2")
+    (row,) = compare_devices(folder(a=profile)).rows
+    source = profile["rows"][0]
+    for name in ("decode_tok_s", "prefill_tok_s", "power_w", "joules_per_token"):
+        assert row[name] == source[name]["median"]
+    assert row["decode_per_gb_s"] == pytest.approx(source["decode_tok_s"]["median"] / 102.4)
+    assert row["tok_per_joule"] == pytest.approx(1 / source["joules_per_token"]["median"])
+    assert row["bandwidth_fraction"] == source["bandwidth_fraction"]
+    assert row["peak_memory_bytes"] == source["peak_memory_bytes"]
+    assert row["n"] == 2
+
+
+def test_a_gpu_with_memory_of_its_own_is_held_against_that_memory(folder):
+    profile = one()
+    own = {"gb_s": 4800.0, "source": "driver"}
+    profile["device"] |= {"gpu_name": "NVIDIA H200", "gpu_memory_bandwidth": own}
+    profile["rows"][0]["engine_facts"]["device"] = "NVIDIA H200"
+    (row,) = compare_devices(folder(a=profile)).rows
+    assert row["bandwidth_gb_s"] == 4800.0
+    assert "NVIDIA H200" in row["device"]
+
+
+def test_what_was_not_measured_is_a_dash_and_never_a_zero(folder):
+    profile = one()
+    for key in ("joules_per_token", "power_w", "bandwidth_fraction", "peak_memory_bytes"):
+        profile["rows"][0][key] = None
+    profile["device"]["memory_bandwidth"] = None
+    found = compare_devices(folder(a=profile))
+    assert found.rows[0]["tok_per_joule"] is None
+    assert found.rows[0]["decode_per_gb_s"] is None
+    (table,) = devices_table(found)
+    cells = dict(zip(table.columns, table.rows[0], strict=True))
+    missing = ("Roofline", "tok/s per GB/s", "tok/J", "Peak memory (MB)")
+    assert [cells[name] for name in missing] == ["—"] * 4
+
+
+def test_absurdly_small_numbers_make_no_infinite_ones(folder):
+    profile = one()
+    profile["rows"][0]["joules_per_token"]["median"] = 5e-324
+    other = one(created=NEW)
+    other["device"]["memory_bandwidth"]["gb_s"] = 5e-324
+    found = compare_devices(folder(a=profile, b=other))
+    assert [row["tok_per_joule"] for row in found.rows] == [None]
+    assert "memory_bandwidth.gb_s" in reasons(found)["b.json"]
+
+
+def test_of_several_runs_of_one_device_the_newest_valid_one_is_shown(folder):
+    newest = one(created="2026-05-01T10:00:00Z", rate=0.5)
+    newest["rows"][0] |= {"verdict": "WARN", "reasons": ["too hot"]}
+    put = folder(old=one(created=OLD, rate=1.5), new=one(created=NEW), newest=newest)
+    (row,) = compare_devices(put).rows
+    assert (row["file"], row["runs"], row["others"]) == ("new.json", 3, ["old.json", "newest.json"])
+    assert row["lowest_tok_s"] < row["decode_tok_s"] < row["highest_tok_s"]
+    assert " to " in devices_table(compare_devices(put))[0].rows[0][-1]
+
+
+def test_where_no_run_is_valid_the_newest_doubtful_one_is_shown_as_such(folder):
+    runs = {"a": one(created=OLD), "b": one(created=NEW)}
+    for run in runs.values():
+        run["rows"][0]["verdict"] = "WARN"
+    (row,) = compare_devices(folder(**runs)).rows
+    assert (row["file"], row["verdict"]) == ("b.json", "WARN")
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda p: p["device"].update(gpu_cores=30),
+        lambda p: p["device"].update(memory_bytes=2**35),
+        lambda p: p["device"].update(hw_model="Mac14,13"),
+        lambda p: p["rows"][0]["engine_facts"].update(device="CPU"),
+        lambda p: p["rows"][0]["engine_facts"].update(compute_dtype="float32"),
+        lambda p: p["rows"][0].update(engine="mlx-lm"),
+        lambda p: p["model"].update(synthetic=True),
+        lambda p: p["model"].update(parameters=1),
+        lambda p: p["rows"][0]["workload"].update(depth=4096),
+        lambda p: p["rows"][0]["workload"].update(joint=True),
+        lambda p: p["method"].update(decode_rate="another"),
+        lambda p: p["method"].update(excluded=["load"]),
+    ],
+)
+def test_what_differs_is_never_pooled(folder, change):
+    other = copy.deepcopy(one(created=NEW))
+    change(other)
+    rows = compare_devices(folder(a=one(created=OLD), b=other)).rows
+    assert [row["runs"] for row in rows] == [1, 1]
+
+
+def test_the_order_of_what_is_left_out_makes_no_other_method(folder):
+    other = copy.deepcopy(one(created=NEW))
+    other["method"]["excluded"].reverse()
+    assert len(compare_devices(folder(a=one(created=OLD), b=other)).rows) == 1
+
+
+def test_tables_hold_one_model_workload_and_method_and_say_what_methods_are(folder):
+    other = copy.deepcopy(one(chip="Apple M4"))
+    other["method"]["decode_rate"] = "N / t"
+    found = compare_devices(folder(a=one(), b=one(chip="Apple M2"), c=other))
+    assert [table.title for table in devices_table(found)] == [
+        "stable-code-3b, 2795 M parameters, pp64, tg32",
+        "stable-code-3b, 2795 M parameters, pp64, tg32, method 2",
+    ]
+    assert len(found.methods) == 2
+    assert "2. rate = N / t; left out: load, tokenisation" in found.markdown()
+
+
+def test_a_matrix_of_rates_comes_first_where_there_is_more_than_one_of_each(folder):
+    put = folder(a=make_profile("Apple M2"), b=make_profile("Apple M4", artefacts=("mlx-int4",)))
+    matrix, detail = devices_table(compare_devices(put))
+    assert matrix.columns == ["Device", "GGUF FP16", "GGUF Q6_K", "MLX FP16", "MLX INT4"]
+    (m4,) = [line for line in matrix.rows if line[0].startswith("Apple M4")]
+    assert m4[1:4] == ["", "", ""] and float(m4[4]) > 0
+    assert "nobody has measured" in matrix.remarks[0]
+    assert len(detail.rows) == 5
+
+
+def test_filters_look_for_a_part_of_a_name_in_any_case(folder):
+    put = folder(
+        a=one(chip="Apple M2"),
+        b=one(chip="Apple M4", model="stablelm-2-1_6b"),
+        c=one(chip="Apple M4"),
+    )
+    found = compare_devices(put, chip="m4", model="Stable-CODE")
+    assert [row["file"] for row in found.rows] == ["c.json"]
+    assert (found.files, found.profiles, found.filtered_out) == (3, 1, 2)
+    assert '2 others did not match chip "m4", model "Stable-CODE"' in found.markdown()
+    assert compare_devices(put, chip="(").rows == []  # no regular expression
+
+
+def test_copies_are_named_and_counted_once(folder):
+    profile = one()
+    short = {**profile, "rows": [], "method": {**profile["method"], "finished": False}}
+    put = folder(
+        a=profile, b=profile, c=json.dumps(profile, indent=1).encode(), d=short, e=one(created=NEW)
+    )
+    found = compare_devices(put)
+    assert [row["runs"] for row in found.rows] == [2]
+    assert reasons(found) == {
+        "b.json": "has the same content as a.json",
+        "c.json": "is of the same run as a.json: device, model and time",
+        "d.json": "is of the same run as a.json: device, model and time",
+    }
+
+
+def test_invalid_and_impossible_rows_are_left_out_with_their_reason(folder):
+    profile = make_profile()
+    rows = profile["rows"]
+    rows[0] |= {"verdict": "INVALID", "reasons": ["it crashed"]}
+    rows[1]["bandwidth_fraction"] = 1.2
+    rows[2] |= {"decode_tok_s": None, "prefill_tok_s": None, "reasons": ["no tokens"]}
+    found = compare_devices(folder(a=profile, b={**one(created=NEW), "rows": []}))
+    assert [row["artefact"] for row in found.rows] == ["gguf-q6_k"]
+    assert sorted((entry.kind, entry.reason) for entry in found.left_out) == [
+        (
+            "impossible",
+            "mlx-int4 on mlx (pp64, tg32) reads faster than its memory can: measure again",
+        ),
+        ("invalid", "mlx-fp16 on mlx (pp64, tg32) is INVALID: it crashed"),
+        ("no rows", "has no rows: its run was stopped before the first"),
+        (
+            "not measured",
+            "gguf-f16 on llama.cpp (pp64, tg32) has neither a decode nor a prefill rate: no tokens",
+        ),
+    ]
+
+
+def test_a_ceiling_that_was_itself_measured_may_be_exceeded(folder):
+    profile = one()
+    profile["device"]["memory_bandwidth"]["source"] = "measured read"
+    profile["rows"][0]["bandwidth_fraction"] = 1.1
+    assert len(compare_devices(folder(a=profile)).rows) == 1
+
+
+BROKEN = copy.deepcopy(one())
+BROKEN["rows"][0]["decode_tok_s"]["median"] = "fast"
+
+
+@pytest.mark.parametrize(
+    ("content", "kind", "words"),
+    [
+        (b"", "not a profile", "is no JSON"),
+        (b'{"schema": 1', "not a profile", "is no JSON"),
+        (b"\xff\xfe", "not a profile", "is no JSON"),
+        (b'{"schema": NaN}', "not a profile", "is no JSON"),
+        (b'{"x": ' + b"[" * 100_000, "not a profile", "is no JSON"),
+        (b"[1]", "not a profile", "no JSON object"),
+        (b"{}", "not a profile", "no schema number"),
+        (b'{"schema": true}', "not a profile", "no schema number"),
+        (b'{"schema": 2, "rows": "new"}', "newer schema", "has schema 2 .* install a newer edge"),
+        (b'{"schema": 1%s}' % (b"0" * 3000), "newer schema", "of absurd size"),
+        (b'{"schema": 1}', "broken", "created_utc"),
+        (BROKEN, "broken", r"median`\): edge report --check"),
+        ({**one(), "created_utc": "yesterday"}, "broken", "created_utc"),
+        ({**one(), "device": {"name": 1}}, "broken", "device"),
+    ],
+)
+def test_a_broken_file_is_a_sentence_and_the_others_are_compared(folder, content, kind, words):
+    found = compare_devices(folder(bad=content, good=one()))
+    (left_out,) = found.left_out
+    assert (left_out.file, left_out.kind) == ("bad.json", kind)
+    assert re.search(words, left_out.reason)
+    assert [row["file"] for row in found.rows] == ["good.json"]
+    assert "bad.json" in found.markdown()
+
+
+def test_pipes_links_to_nothing_and_strange_names_are_sentences_too(folder):
+    put = folder(good=one())
+    os.mkfifo(put / "pipe.json")
+    (put / "gone.json").symlink_to(put / "nowhere")
+    (put / "dir.json").mkdir()
+    (put / "round").symlink_to(put)  # not followed
+    (put / "a\nb\x1b[2J.json").write_text("{")
+    found = compare_devices(put)
+    assert reasons(found) == {
+        "gone.json": "cannot be read (No such file or directory)",
+        "pipe.json": "is no regular file, or larger than any profile",
+        r"a\nb\x1b[2J.json": "is no JSON (Input data was truncated): take another copy",
+    }
+    assert found.files == 4
+
+
+def test_names_are_shown_as_text_whatever_is_in_them(folder):
+    name = "<script>alert(1)</script>|[x](y)\n# `hot` \x1b[31m\u202e\x00" + "a" * 500
+    profile = one()
+    profile["device"]["name"] = profile["model"]["name"] = name
+    profile["rows"][0] |= {"precision": name, "artefact": name}
+    profile["rows"][0]["power"] = {"source": name, "boundary": name}
+    other = copy.deepcopy(profile)
+    other["rows"][0] |= {"verdict": "INVALID", "reasons": [name]}
+    other["created_utc"] = NEW
+    text = compare_devices(folder(a=profile, b=other)).markdown()
+    assert "script" in text
+    assert all(c.isprintable() or c == "\n" for c in text)
+    for markup in ("<", "[", "`", "|"):
+        for at in (i for i, c in enumerate(text) if c == markup):
+            assert text[at - 1] in "\\ \n" or text[at + 1 : at + 2] in ("\n", "")
+    assert all(len(line) < 1200 for line in text.splitlines())
+
+
+def test_of_many_files_left_out_for_one_reason_markdown_names_ten(folder):
+    found = compare_devices(folder(good=one(), **{f"bad{i:02}": b"{" for i in range(25)}))
+    assert len(found.to_dict()["left_out"]) == 25
+    assert "- not a profile (25)" in found.markdown()
+    assert "and 15 more: `-o json` names all" in found.markdown()
+
+
+def test_json_holds_everything_and_nothing_but_json(folder):
+    found = compare_devices(folder(a=make_profile(), bad=b"{"), chip="M2")
+    document = json.loads(json.dumps(found.to_dict(), allow_nan=False))
+    assert document["rows"] == found.rows
+    assert document["left_out"][0]["file"] == "bad.json"
+    assert document["chip"] == "M2"
+
+
+def test_only_broken_files_make_an_empty_comparison_that_says_so(folder):
+    text = compare_devices(folder(bad=b"{")).markdown()
+    assert "0 devices compared" in text and "Nothing is left to compare." in text
+
+
+def test_no_folder_and_an_empty_one_are_errors(tmp_path):
+    with pytest.raises(EdgeError, match="no profiles"):
+        compare_devices(tmp_path)
+    with pytest.raises(EdgeError, match="is no folder"):
+        compare_devices(tmp_path / "nowhere")
+
+
+def test_polars_is_loaded_only_when_there_is_something_to_compare():
+    code = "import sys, edge.report.devices; sys.exit('polars' in sys.modules)"
+    subprocess.run([sys.executable, "-c", code], check=True)

@@ -1,0 +1,165 @@
+"""Whatever lies in a file: a fault, a line in the comparison or a reason to leave it out."""
+
+import copy
+import json
+import math
+import os
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from jsonschema import Draft202012Validator
+
+from edge.report.check import check_profiles
+from edge.report.checks.shape import profile_schema, shape_faults
+from edge.report.devices import compare_devices
+from tests.support.many_profiles import make_profile
+
+CASES = int(os.environ.get("EDGE_FUZZ_CASES", "60"))
+FUZZED = settings(
+    max_examples=CASES, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+PROFILE = make_profile(artefacts=("mlx-int4", "gguf-q6_k"), generate=4, repetitions=2)
+VALIDATOR = Draft202012Validator(profile_schema())
+SPECIAL = st.sampled_from(
+    [
+        None,
+        True,
+        0,
+        -1,
+        1,
+        2**63,
+        10**400,
+        -0.0,
+        1e308,
+        5e-324,
+        math.nan,
+        math.inf,
+        "",
+        "VALID",
+        "\ud800",
+        "\x00\x1b[2J\u202e|<b>`",
+        "x" * 5000,
+        "Apple M2",
+        [],
+        {},
+        [[]],
+        {"": None},
+        "/home/anna",
+    ]
+)
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=20),
+    lambda inner: (
+        st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=8), inner, max_size=3)
+    ),
+    max_leaves=6,
+)
+
+
+def places(data, place=()):
+    """Of every value below the top."""
+    children = data.items() if isinstance(data, dict) else enumerate(data)
+    for step, value in children:
+        yield (*place, step)
+        if isinstance(value, dict | list):
+            yield from places(value, (*place, step))
+
+
+# What has meaning is spoilt as often as stamps, of which there are many more.
+PLACES = sorted(places(PROFILE), key=lambda place: (len(place), str(place)))
+
+
+@st.composite
+def spoilt(draw, values=SPECIAL | JSON):
+    """The profile with some values replaced, removed, repeated or moved."""
+    profile = copy.deepcopy(PROFILE)
+    for _ in range(draw(st.integers(1, 3))):
+        depth = draw(st.integers(1, 6))
+        place = draw(st.sampled_from([p for p in PLACES if len(p) == depth]))
+        try:
+            target = profile
+            for step in place[:-1]:
+                target = target[step]
+            change(draw, target, place[-1], values)
+        except (KeyError, IndexError, TypeError):
+            continue  # an earlier change removed it
+    return profile
+
+
+def change(draw, target, step, values):
+    kind = draw(st.sampled_from(["replace", "replace", "remove", "add", "scale"]))
+    if kind == "remove":
+        del target[step]
+    elif kind == "add" and isinstance(target, list):
+        target.insert(step, copy.deepcopy(target[step]))
+    elif kind == "add":
+        target[draw(st.text(max_size=5))] = draw(values)
+    elif kind == "scale" and type(target[step]) in (int, float) and abs(target[step]) < 2**63:
+        target[step] *= draw(st.sampled_from([-1, 0, 1e-9, 0.5, 1.01, 1000, 1e300]))
+    else:
+        target[step] = draw(values)
+
+
+def hold(folder, text):
+    """Check and compare a file beside a good one: neither raises, and the good one is there."""
+    (folder / "good.json").write_text(json.dumps(PROFILE))
+    (folder / "fuzz.json").write_bytes(text)
+    faults = check_profiles([folder / "fuzz.json"], names=("quince",))
+    for fault in faults:
+        assert str(fault).isprintable() and len(str(fault)) < 2000
+    assert check_profiles([folder / "good.json"], names=()) == []
+    found = compare_devices(folder)
+    assert not [entry for entry in found.left_out if entry.file == "good.json"] or any(
+        "fuzz.json" in entry.reason for entry in found.left_out
+    )
+    seen = {file for row in found.rows for file in (row["file"], *row["others"])}
+    assert seen | {entry.file for entry in found.left_out} == {"good.json", "fuzz.json"}
+    assert all(c.isprintable() or c == "\n" for c in found.markdown())
+    json.dumps(found.to_dict(), allow_nan=False).encode()
+    return faults, found
+
+
+@pytest.fixture
+def folder(tmp_path):
+    return tmp_path
+
+
+@FUZZED
+@given(profile=spoilt())
+def test_a_spoilt_profile_is_a_fault_or_a_line_and_never_a_crash(folder, profile):
+    hold(folder, json.dumps(profile).encode())
+
+
+@FUZZED
+@given(data=st.data())
+def test_a_truncated_or_garbled_text_is_one_too(folder, data):
+    text = bytearray(json.dumps(PROFILE).encode())
+    del text[data.draw(st.integers(0, len(text))) :]
+    for _ in range(data.draw(st.integers(0, 4)) if text else 0):
+        text[data.draw(st.integers(0, len(text) - 1))] = data.draw(st.integers(0, 255))
+    hold(folder, bytes(text))
+
+
+@FUZZED
+@given(cut=st.integers(0, len(json.dumps(PROFILE)) - 1))
+def test_a_truncated_profile_is_never_taken_for_a_whole_one(folder, cut):
+    faults, found = hold(folder, json.dumps(PROFILE)[:cut].encode())
+    assert len(faults) == 1
+    assert [entry.file for entry in found.left_out] == ["fuzz.json"]
+
+
+FINITE = st.one_of(
+    st.none(), st.booleans(), st.integers(-3, 3), st.floats(-5, 5), st.sampled_from(["", "VALID"])
+)
+
+
+@settings(FUZZED, max_examples=2 * CASES)
+@given(profile=spoilt(FINITE | st.sampled_from([[], {}, [1], {"a": 1}])))
+def test_own_validator_and_jsonschema_agree(profile):
+    ours = {tuple(finding.place) for finding in shape_faults(profile, profile_schema())}
+    theirs = {tuple(error.absolute_path) for error in VALIDATOR.iter_errors(profile)}
+    assert bool(ours) == bool(theirs)
+    # Of alternatives that all fail we name the nearest place, jsonschema the parent.
+    for place in theirs:
+        assert any(found[: len(place)] == place for found in ours)

@@ -1,0 +1,252 @@
+import copy
+import json
+from functools import cache
+
+import pytest
+from matplotlib.container import BarContainer
+
+from edge.bench.published import table11_rows
+from edge.profile_file import read_profile
+from edge.report.figure import COLOURS, to_svg
+from edge.report.plots import PLOTS, energy, figures, latency, missing, power, roofline, throughput
+from edge.report.plots.view import number, side_by_side, view
+from tests.report.test_figure import texts_of
+from tests.support.profiles import (
+    ROOT,
+    failed_profile,
+    failed_row,
+    faults,
+    hostile_profile,
+    linux_profile,
+    mac_profile,
+    many_rows_profile,
+)
+
+ALL = ["throughput", "energy", "depth", "power", "latency", "roofline", "drift"]
+MAKERS = (failed_profile, hostile_profile, linux_profile, mac_profile, many_rows_profile)
+
+
+@cache
+def made(maker=mac_profile, **how):
+    return maker(**how)
+
+
+def shallow():
+    return copy.deepcopy(made(depths=(0,)))
+
+
+def names(profile):
+    return [figure.name for figure in figures(profile)]
+
+
+def words(figure):
+    return " ".join(" ".join(texts_of(to_svg(figure.figure))).split())
+
+
+@pytest.mark.parametrize("maker", MAKERS)
+def test_generated_profiles_follow_the_schema(maker):
+    assert faults(made(maker)) == []
+
+
+def test_a_profile_with_everything_has_every_plot():
+    assert names(made()) == ALL
+    assert missing(made()) == []
+
+
+@pytest.mark.parametrize("maker", [failed_profile, linux_profile, many_rows_profile])
+def test_every_plot_is_drawn_or_its_absence_said(maker):
+    assert len(names(made(maker))) + len(missing(made(maker))) == len(PLOTS)
+
+
+def test_what_is_missing_is_said_with_the_reason():
+    said = missing(made(linux_profile))
+    assert [s.split(":")[0] for s in said] == [energy.TITLE, "Against depth", power.TITLE]
+    assert "there is no meter here" in said[0]
+    assert "-d 0,4096" in said[1]
+
+
+def test_plots_do_not_change_the_profile():
+    before = json.dumps(made())
+    figures(made())
+    assert json.dumps(made()) == before
+
+
+def test_every_figure_carries_n_and_provenance():
+    for figure in figures(made()):
+        assert "n = " in figure.caption
+        text = words(figure)
+        assert "Apple M2 Max, macOS 15.5 (24F74), edge 0.1.0, mlx 0.32.4" in text
+        assert figure.caption.split(".")[0] in text
+
+
+def test_bars_are_medians_from_zero_in_the_engines_colour():
+    profile = made(linux_profile)
+    axes = throughput.draw(profile).figure.axes[0]
+    bars = [c.patches[0] for c in axes.containers if isinstance(c, BarContainer)]
+    rows = side_by_side(view(profile))
+    assert [bar.get_width() for bar in bars] == [r.spread("decode_tok_s").median for r in rows]
+    assert {bar.get_x() for bar in bars} == {0}
+    assert [to_hex(bar) for bar in bars] == [COLOURS[r.engine] for r in rows]
+    dots = [len(c.get_offsets()) for c in axes.collections if len(c.get_offsets()) > 1]
+    assert dots == [6] * len(rows)
+
+
+def to_hex(bar):
+    return "#" + "".join(f"{round(255 * part):02X}" for part in bar.get_facecolor()[:3])
+
+
+def test_mlx_stands_beside_the_gguf_of_the_same_bits():
+    order = [row.artefact for row in side_by_side(view(shallow()))]
+    assert order == ["mlx-fp16", "gguf-f16", "gguf-q6_k", "gguf-q5_k_m", "mlx-int4"]
+
+
+def test_published_rates_are_marked_for_stable_code_3b_alone():
+    marked = throughput.draw(shallow())
+    assert "published (Table 11)" in words(marked)
+    x = {line.get_xdata()[0] for line in marked.figure.axes[0].lines if len(line.get_xdata()) == 2}
+    assert {row.decode_tok_s for row in table11_rows()} <= x
+    assert published_marks(marked) == published_marks(throughput.draw(made())) == 5
+    other = shallow()
+    other["model"].update(name="stablelm-3b-4e1t")  # the same shape, another model
+    assert "published" not in words(throughput.draw(other))
+
+
+def published_marks(figure):
+    """The dark one of each pair of upright lines; nobody published a rate at a depth."""
+    lines = [line for line in figure.figure.axes[0].lines if line.get_linewidth() == 2]
+    return sum(len(set(line.get_xdata())) == 1 for line in lines)
+
+
+def test_a_failed_row_says_why_and_has_no_bar():
+    profile = shallow()
+    profile["rows"][1] = failed_row(profile["rows"][1], "out of memory in round 2")
+    figure = throughput.draw(profile)
+    bars = [c for c in figure.figure.axes[0].containers if isinstance(c, BarContainer)]
+    assert len(bars) == 4
+    assert "not measured: out of memory in round 2" in words(figure)
+    for plot in (energy, latency, roofline):
+        assert "not measured: out of memory in round 2" in words(plot.draw(profile))
+
+
+def test_all_rows_failed():
+    figure = throughput.draw(made(failed_profile))
+    text = words(figure)
+    assert text.count("not measured: the worker was killed") == 5
+    assert "No row has a figure" in text
+    assert list(figure.figure.axes[0].get_xticks()) == []
+
+
+def test_the_front_is_what_nothing_beats_in_both():
+    assert energy.front([(10, 5.0), (20, 3.0), (20, 4.0), (5, 1.0), (7, 6.0)]) == [3, 1]
+    assert energy.front([(1, 1.0)]) == [0]
+
+
+def test_quality_stands_beside_the_name_where_it_is_known():
+    assert "perplexity 5.67" in words(energy.draw(made(depths=(0,), quality=True)))
+    assert "Quality was not measured" in energy.draw(shallow()).caption
+
+
+def test_labels_cover_neither_points_nor_each_other():
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+
+    figure = energy.draw(made(many_rows_profile)).figure
+    FigureCanvasAgg(figure).draw()
+    axes = figure.axes[0]
+    boxes = [t.get_window_extent() for t in axes.texts if t.get_text()]
+    overlaps = sum(a.overlaps(b) for i, a in enumerate(boxes) for b in boxes[:i])
+    assert len(boxes) == 18
+    assert overlaps == 0
+
+
+def test_depth_without_power_says_so_in_its_panel():
+    figure = figures(made(power=False))[1]
+    assert figure.name == "depth"
+    shown = [text.get_text() for text in figure.figure.axes[2].texts]
+    assert [" ".join(text.split()) for text in shown] == ["not measured: there is no meter here"]
+
+
+def test_power_shades_the_windows_and_shows_the_heat():
+    figure = power.draw(shallow())
+    assert len(figure.figure.axes) == 10
+    text = words(figure)
+    assert "prefill window" in text and "decode window" in text
+    assert "Nominal" in text and "Moderate" in text
+    watts = figure.figure.axes[0]
+    assert watts.get_ylim()[1] == pytest.approx(1.08 * (1.6 * 25 + 2), rel=0.02)
+
+
+def test_samples_that_were_not_kept_or_are_broken_are_said_to_be_missing():
+    profile = shallow()
+    for row in profile["rows"]:
+        for process in row["processes"]:
+            process["power_series"]["end_ns"].pop()
+    assert power.draw(profile) is None
+    assert "not kept the power samples" in power.missing(profile)
+
+
+def test_token_times_come_from_old_and_new_profiles():
+    trial = {"warmup": False, "token_ns": [0, 2_000_000, 5_000_000]}
+    old, new = shallow(), shallow()
+    old["rows"][0]["trials"] = [trial]
+    new["rows"][0]["trials"] = [{"warmup": False, "token_us": [[3000], [2000, 0]]}]
+    assert latency.token_times_ms(view(old)[0]) == [2.0, 3.0]
+    assert latency.token_times_ms(view(new)[0]) == [2.0, 3.0]
+
+
+def test_shares_of_tokens():
+    times = [float(n) for n in range(100)]
+    assert [latency.share(times, part) for part in (0.5, 0.99, 1.0)] == [50, 99, 99]
+
+
+def test_more_than_the_peak_is_an_error():
+    profile = shallow()
+    profile["rows"][0]["bandwidth_fraction"] = 1.25
+    text = words(roofline.draw(profile))
+    assert "error:" in text and "125% of the peak" in text
+    assert "the measurement or the bandwidth is wrong" in text
+    assert "error" not in words(roofline.draw(shallow()))
+
+
+def test_a_wild_interval_does_not_press_the_bars_flat():
+    profile = shallow()
+    profile["rows"][0]["decode_tok_s"]["ci95"] = [-1e6, 1e6]
+    figure = throughput.draw(profile)
+    assert figure.figure.axes[0].get_xlim()[1] < 400
+    assert "goes on beyond it" in figure.caption
+
+
+def test_hostile_strings_are_text_in_every_plot():
+    drawn = figures(made(hostile_profile))
+    assert [figure.name for figure in drawn] == [name for name in ALL if name != "depth"]
+    for figure in drawn:
+        svg = to_svg(figure.figure)
+        assert "<script" not in svg
+        assert texts_of(svg)  # it is well-formed
+    assert "$\\frac{1}{0}$ a_b^c {x" in words(drawn[0])
+
+
+@pytest.mark.parametrize("value", [None, True, "x", [], {}, 10**400, 1e300, float("nan"), -1e16])
+def test_what_is_no_number_counts_as_not_measured(value):
+    assert number(value) is None
+    profile = shallow()
+    row = profile["rows"][0]
+    row["decode_tok_s"] = {"median": value, "mean": value, "sd": value, "n": value}
+    row.update(bytes_per_token=value, bandwidth_fraction=value, bits_per_weight=value)
+    row.update(peak_memory_bytes=value, quality=value, power=value, processes=value)
+    row["workload"] = {"prompt": value, "generate": value, "depth": value}
+    row["trials"] = [{"warmup": False, "decode_tok_s": value, "token_us": value}]
+    for plot in PLOTS:
+        assert (plot.draw(profile) is None) == (plot.missing(profile) is not None)
+
+
+def test_no_rows():
+    profile = {**shallow(), "rows": []}
+    assert figures(profile) == []
+    assert len(missing(profile)) == len(PLOTS)
+
+
+def test_measured_profiles_of_the_repository_have_plots():
+    paths = sorted((ROOT / "profiles" / "measured").glob("*.json"))
+    assert paths
+    for path in paths:
+        assert "throughput" in names(read_profile(path))
