@@ -9,7 +9,7 @@ UV := $(shell command -v uv 2>/dev/null || echo .tools/bin/uv)
 setup: $(READY)
 
 bench: $(READY)
-	$(PYTHON) bench.py demo -n 512
+	$(PYTHON) bench.py demo -n 512 -r 3
 
 test: lint
 	$(PYTHON) -m pytest

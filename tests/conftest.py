@@ -1,3 +1,4 @@
+import signal
 from pathlib import Path
 
 import pytest
@@ -19,6 +20,12 @@ DEMO_RECIPES = (
     "gguf-q5_k_m",
     "gguf-q6_k",
 )
+
+
+# In the background of a shell that has no job control SIGINT is ignored, and so it would be in
+# every program that a test starts and interrupts.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")

@@ -5,177 +5,181 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from edge.cli.arguments import (
-    add_artefacts,
-    add_checkpoint,
-    count,
-    count_or_zero,
-    open_named,
-    output_folder,
+from edge.cli.arguments import open_named, output_folder
+from edge.cli.bench_arguments import (
+    ENERGY_WINDOW_S,
+    SPEED_WINDOW_S,
+    add_arguments,
 )
+from edge.cli.bench_compare import run_compare
 from edge.cli.progress import progress_bars
 from edge.errors import EdgeError
-from edge.power.choose import SOURCES
 
 if TYPE_CHECKING:
     from edge.bench.job import Job
-    from edge.bench.profile import ModelInfo, Profile, Row
+    from edge.bench.profile import ModelInfo, Profile
+    from edge.bench.rounds import Results, Run
     from edge.bench.row import Subject
+    from edge.bench.workload import Workload
     from edge.checkpoints.artefacts.recipes import Recipe
     from edge.checkpoints.checkpoint import Checkpoint
+    from edge.power.meter import Meter
 
+__all__ = ["add_arguments", "run"]
 Progress = Callable[[str, float], None]
 WARMUPS = 1
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declare the command's arguments; short flags are llama-bench's."""
-    add_checkpoint(parser, default="demo")
-    add_artefacts(parser, "--rows", "what to measure")
-    workload = parser.add_argument_group("workload")
-    workload.add_argument(
-        "-p",
-        "--prompt",
-        metavar="N",
-        type=count_or_zero,
-        default=512,
-        help="prompt tokens (default: 512)",
-    )
-    workload.add_argument(
-        "-n",
-        "--generate",
-        metavar="N",
-        type=count,
-        default=128,
-        help="generated tokens (default: 128)",
-    )
-    workload.add_argument(
-        "-d",
-        "--depth",
-        metavar="N",
-        type=count_or_zero,
-        default=0,
-        help="tokens of context before (default: 0)",
-    )
-    workload.add_argument(
-        "-r",
-        "--repetitions",
-        metavar="N",
-        type=count,
-        default=5,
-        help="trials per row (default: 5)",
-    )
-    workload.add_argument(
-        "--seed", metavar="N", type=int, default=0, help="of the token ids (default: 0)"
-    )
-    parser.add_argument(
-        "--peers", action="store_true", help="also run MLX artefacts on mlx-lm's own network"
-    )
-    parser.add_argument(
-        "--no-fuse",
-        dest="fuse",
-        action="store_false",
-        help="our network with q, k, v and gate, up as separate matrices, to compare",
-    )
-    parser.add_argument(
-        "--no-pad",
-        dest="pad",
-        action="store_const",
-        const=False,
-        help="our network without padding heads for the fused attention, to compare",
-    )
-    parser.add_argument(
-        "-t",
-        "--threads",
-        metavar="N",
-        type=count,
-        help="CPU threads of llama.cpp (default: usable cores)",
-    )
-    parser.add_argument(
-        "--power", choices=SOURCES, default="auto", help="where watts come from (default: auto)"
-    )
-    parser.add_argument(
-        "--timeout", type=count, default=3600, metavar="S", help="seconds per row (default: 3600)"
-    )
-    parser.add_argument(
-        "--out", metavar="DIR", type=Path, help="folder of the artefacts (default: models/NAME)"
-    )
-    parser.add_argument(
-        "--save",
-        type=Path,
-        default=Path("profiles/local"),
-        metavar="DIR",
-        help="folder for the profile and its plot (default: profiles/local)",
-    )
-    parser.add_argument(
-        "-o", "--output", choices=["md", "json"], default="md", help="what to print (default: md)"
-    )
-
-
 def run(args: argparse.Namespace) -> int:
-    """Convert what is missing, measure row by row, save, plot, print."""
+    """Convert what is missing, measure round by round, save, plot, print."""
     from edge.atomic import check_writable
-    from edge.bench.profile import write_profile
+    from edge.bench.cooldown import kept_awake
+    from edge.power.choose import choose_meter
 
+    if args.compare is not None:
+        return run_compare(args)
     checkpoint = open_named(args)
-    jobs = _plan(args, checkpoint)
+    meter = choose_meter(args.power)
+    if args.min_window is None:
+        args.min_window = SPEED_WINDOW_S if meter.unavailable else ENERGY_WINDOW_S
+    planned = _plan(args, checkpoint)
     check_writable(args.save)
-    profile = _new_profile(args, checkpoint)
-    path = _profile_path(args.save, profile)
-    with progress_bars() as progress:
+    with progress_bars() as progress, kept_awake():
         subjects = _convert(args, checkpoint, progress)
-        for job, recipe in jobs:
-            profile.rows.append(_measure(args, job, subjects[recipe.name], progress))
-            write_profile(profile, path)  # after each row: a later failure loses nothing
-    plot_path = _plot(profile, path)
-    _print(args.output, profile, [path, plot_path])
-    return 1 if any(row.verdict == "INVALID" for row in profile.rows) else 0
+        rows = [(job, subjects[recipe.name]) for job, recipe in planned]
+        run = _new_run(args, [job for job, _ in rows], meter)
+        book = _Book(
+            _new_profile(args, checkpoint),
+            rows,
+            run.results,
+            args.save,
+            _references(checkpoint, [job for job, _ in rows]) if args.check else None,
+        )
+        total = (WARMUPS + rows[0][0].repetitions) * run.settings.rounds
+        run.go(book.enter, lambda row, _: progress(*book.progress(row, total)))
+        book.close()
+    plots = _plot(book.profile, book.path)
+    _print(args, book.profile, [book.path, *plots])
+    return 1 if any(row.verdict == "INVALID" for row in book.profile.rows) else 0
+
+
+@dataclass
+class _Book:
+    """The profile while it grows: on disk and valid after every process."""
+
+    profile: Profile
+    rows: list[tuple[Job, Subject]]
+    results: Results
+    folder: Path
+    references: dict[str, Any] | None = None
+    seen: dict[int, int] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.profile.method["order"] = [
+            [_label(*self.rows[row]) for row in order] for order in self.results.order
+        ]
+
+    @property
+    def path(self) -> Path:
+        """Where it is saved."""
+        stamp = self.profile.created_utc.replace("+00:00", "Z").replace(":", "").replace("-", "")
+        return self.folder / f"{stamp}-{self.profile.model.name}.json"
+
+    def enter(self, _: int) -> None:
+        """Build every row again with what is known now, and write."""
+        from edge.bench.profile import write_profile
+        from edge.bench.row import build_row
+
+        context = self._context()
+        self.profile.method.update(_idle_record(self.results), finished=self.results.finished)
+        self.profile.rows[:] = [
+            build_row(subject, job, runs, context)
+            for (job, subject), runs in zip(self.rows, self.results.runs, strict=True)
+            if runs
+        ]
+        write_profile(self.profile, self.path)
+
+    def close(self) -> None:
+        """The last time, with the idle power after the run."""
+        self.enter(0)
+
+    def progress(self, row: int, total: int) -> tuple[str, float]:
+        """A row's name and how much of its trials is done, one more than at the last call."""
+        self.seen[row] = self.seen.get(row, 0) + 1
+        return _label(*self.rows[row]), self.seen[row] / total
+
+    def _context(self) -> Any:
+        from edge.bench.cooldown import baseline_drift
+        from edge.bench.row import Context
+
+        results = self.results
+        return Context(
+            rounds=len(results.order),
+            device=self.profile.device,
+            idle_w=results.idle_w,
+            idle_doubt=baseline_drift(results.idle_before, results.idle_after),
+            references=self.references,
+        )
 
 
 def _plan(args: argparse.Namespace, checkpoint: Checkpoint) -> list[tuple[Job, Recipe]]:
-    """One job per row, peers right after ours."""
-    from edge.bench.job import Job
-    from edge.bench.workload import Workload
-    from edge.device.describe import usable_cores
+    """One job per row and workload, peers right after ours."""
+    from edge.bench.suites import left_out, workloads
 
-    workload = Workload(args.prompt, args.generate, args.depth)
     limit = checkpoint.config.max_position_embeddings
-    if workload.context_tokens > limit:
-        raise EdgeError(
-            f"{workload} needs {workload.context_tokens} positions, {checkpoint.source.name} "
-            f"was trained for {limit}; use a smaller -p, -n or -d."
+    planned = workloads(args, limit, checkpoint.source.name)
+    for longer in left_out(args, limit):
+        print(
+            f"edge bench: warning: {longer} is left out: {checkpoint.source.name} was trained for "
+            f"{limit} positions",
+            file=sys.stderr,
         )
-    if args.prompt == 0 and args.generate < 2:
-        raise EdgeError("-p 0 -n 1 leaves nothing to measure; use a prompt, or -n 2 or more.")
-    threads = args.threads or usable_cores()
     return [
-        (
-            Job(
-                engine=engine,
-                path=str(recipe.path_in(output_folder(args.out, checkpoint.source.name))),
-                workload=workload,
-                vocab_size=checkpoint.config.vocab_size,
-                seed=args.seed,
-                repetitions=args.repetitions,
-                warmups=WARMUPS,
-                threads=threads,
-                fuse=args.fuse,
-                pad=args.pad,
-            ),
-            recipe,
-        )
+        (_job(args, checkpoint, recipe, engine, workload), recipe)
         for recipe in dict.fromkeys(args.rows)
-        for engine in _engines(recipe, args.peers)
+        for engine in _engines(args, recipe)
+        for workload in planned
     ]
 
 
-def _engines(recipe: Recipe, peers: bool) -> tuple[str, ...]:
+def _job(
+    args: argparse.Namespace,
+    checkpoint: Checkpoint,
+    recipe: Recipe,
+    engine: str,
+    workload: Workload,
+) -> Job:
+    from edge.bench.job import Job
+    from edge.bench.schedule import trials_per_process
+    from edge.device.describe import usable_cores
+
+    return Job(
+        engine=engine,
+        path=str(recipe.path_in(output_folder(args.out, checkpoint.source.name))),
+        workload=workload,
+        vocab_size=checkpoint.config.vocab_size,
+        seed=args.seed,
+        repetitions=trials_per_process(args.repetitions, args.rounds),
+        warmups=WARMUPS,
+        threads=args.threads or usable_cores(),
+        fuse=args.fuse,
+        pad=args.pad,
+        kv_bits=args.kv_bits,
+        min_window_s=args.min_window or 0.0,
+    )
+
+
+def _engines(args: argparse.Namespace, recipe: Recipe) -> list[str]:
+    from edge.bench.engines.registry import LLAMA_BENCH, MLX_LM, MLX_LM_AS_LOADED
+
     if not recipe.is_mlx:
-        return ("llama.cpp",)
-    return ("mlx", "mlx-lm") if peers else ("mlx",)
+        return ["llama.cpp", *([LLAMA_BENCH] if LLAMA_BENCH in (args.engine or []) else [])]
+    peers = {MLX_LM: args.peers, MLX_LM_AS_LOADED: args.peers_as_loaded}
+    return ["mlx", *(name for name, wanted in peers.items() if wanted)]
 
 
 def _convert(
@@ -200,22 +204,49 @@ def _convert(
     }
 
 
-def _measure(args: argparse.Namespace, job: Job, subject: Subject, progress: Progress) -> Row:
-    """One row in a fresh process, the meter running around it."""
-    from edge.bench.row import build_row
-    from edge.bench.runner import run_job
+def _references(checkpoint: Checkpoint, jobs: list[Job]) -> dict[str, Any] | None:
+    """What the correctness gate compares with; None, and a warning, where it cannot be had."""
+    from edge.bench.gate import reference_job
+
+    try:
+        return reference_job(checkpoint, [Path(path) for path in {job.path: None for job in jobs}])
+    except EdgeError as error:
+        print(f"edge bench: warning: logits are not checked: {error}", file=sys.stderr)
+        return None
+
+
+def _new_run(args: argparse.Namespace, jobs: list[Job], meter: Meter) -> Run:
+    from edge.bench.cooldown import Machine
+    from edge.bench.rounds import Run, Settings
+    from edge.bench.schedule import rounds_for
     from edge.power.choose import choose_meter
 
-    label = f"{subject.artefact} on {job.engine}"
-    total = job.warmups + job.repetitions
-    meter = choose_meter(args.power)
-    progress(label, 0.0)
-    meter.start()
-    try:
-        outcome = run_job(job, args.timeout, lambda t: progress(label, (t.repetition + 1) / total))
-    finally:  # on Ctrl-C too: a meter may be a process of its own
-        samples = meter.stop()
-    return build_row(subject, outcome, meter, samples)
+    settings = Settings(
+        rounds=rounds_for(args.repetitions, args.rounds),
+        seed=args.seed,
+        timeout_s=args.timeout,
+        cooldown_s=args.cooldown,
+        idle_s=args.idle if meter.unavailable is None else 0.0,
+    )
+    return Run(jobs, settings, Machine(lambda: choose_meter(args.power)))
+
+
+def _label(job: Job, subject: Subject) -> str:
+    return f"{subject.artefact} on {job.engine}, {job.workload}"
+
+
+def _idle_record(results: Results) -> dict[str, Any]:
+    from edge.bench.cooldown import baseline_drift
+
+    before, after = results.idle_before, results.idle_after
+    return {
+        "idle": {
+            "before": asdict(before) if before else None,
+            "after": asdict(after) if after else None,
+            "net_of_w": results.idle_w,
+            "drift": baseline_drift(before, after),
+        }
+    }
 
 
 def _new_profile(args: argparse.Namespace, checkpoint: Checkpoint) -> Profile:
@@ -228,19 +259,32 @@ def _new_profile(args: argparse.Namespace, checkpoint: Checkpoint) -> Profile:
     return Profile(
         created_utc=datetime.now(UTC).isoformat(timespec="seconds"),
         argv=_shareable_argv(checkpoint),
-        device=describe_device(),
+        device=describe_device(args.bandwidth_gb_s),
         software=software_versions(),
         model=_model_info(checkpoint),
-        method={
-            "decode_rate": "(N - 1) / (t_N - t_1), one stamp per token",
-            "excluded": ["load", "tokenisation", "sampling", "detokenisation"],
-            "warmups": WARMUPS,
-            "repetitions": args.repetitions,
-            "processes_per_row": 1,
-            "seed": args.seed,
-            "clock": "monotonic_ns",
-        },
+        method=_method(args),
     )
+
+
+def _method(args: argparse.Namespace) -> dict[str, Any]:
+    from edge.bench.job import MAX_PASSES
+    from edge.bench.schedule import rounds_for, trials_per_process
+
+    rounds = rounds_for(args.repetitions, args.rounds)
+    return {
+        "decode_rate": "sum of (N - 1) / sum of (t_N - t_1) over a trial's passes",
+        "excluded": ["load", "tokenisation", "sampling", "detokenisation", "trimming the cache"],
+        "warmups": WARMUPS,
+        "repetitions": args.repetitions,
+        "processes_per_row": rounds,
+        "trials_per_process": trials_per_process(args.repetitions, args.rounds),
+        "min_window_s": args.min_window,
+        "max_passes": MAX_PASSES,
+        "cooldown_limit_s": args.cooldown,
+        "power": args.power.partition(":")[0],
+        "seed": args.seed,
+        "clock": "monotonic_ns",
+    }
 
 
 def _model_info(checkpoint: Checkpoint) -> ModelInfo:
@@ -262,27 +306,33 @@ def _shareable_argv(checkpoint: Checkpoint) -> list[str]:
     return [source.origin if word == source.name else word for word in words]
 
 
-def _profile_path(folder: Path, profile: Profile) -> Path:
-    stamp = profile.created_utc.replace("+00:00", "Z").replace(":", "").replace("-", "")
-    return folder / f"{stamp}-{profile.model.name}.json"
+def _plot(profile: Profile, path: Path) -> list[Path]:
+    """The throughput of all rows; no file without a row."""
+    from edge.atomic import appears_whole
+    from edge.report.figure import to_png
+    from edge.report.plots import throughput
 
-
-def _plot(profile: Profile, path: Path) -> Path:
-    from edge.report.plot import save_png, throughput_plot
-
+    if (drawn := throughput.draw(profile.to_dict())) is None:
+        return []
     plot_path = path.with_suffix(".png")
-    save_png(throughput_plot(profile.to_dict()), plot_path)
-    return plot_path
+    with appears_whole(plot_path) as partial:
+        partial.write_bytes(to_png(drawn.figure))
+    return [plot_path]
 
 
-def _print(output: str, profile: Profile, files: list[Path]) -> None:
-    from edge.report.table import markdown_table, notes
+def _print(args: argparse.Namespace, profile: Profile, files: list[Path]) -> None:
+    from edge.bench.published import table11_beside
+    from edge.bench.suites import TABLE_11_SUITE
+    from edge.report.markdown import markdown_table
+    from edge.report.table import notes
 
-    if output == "json":
+    if args.output == "json":
         print(profile.to_json(), end="")
     else:
         data = profile.to_dict()
         print(markdown_table(data), end="\n\n")
+        if args.suite == TABLE_11_SUITE:
+            print(table11_beside(data), end="\n\n")
         for note in notes(data):
             print(f"- {note}")
         print()

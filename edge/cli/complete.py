@@ -3,21 +3,26 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
-import re
 import sys
+from collections.abc import Iterable
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from edge.cli.arguments import count, output_folder
-from edge.cli.progress import progress_bars
+from edge.cli import model_path
+from edge.cli.arguments import count
+from edge.cli.opened import opened
+from edge.cli.sampling_arguments import add_sampling, sampling_from
 from edge.errors import EdgeError
+from edge.generate.hole import CURSOR, read_hole, split_at_mark
+from edge.stdout import check_stdout, write_stdout
+from edge.text_file import check_argument, decode_text, read_text
 
 if TYPE_CHECKING:
-    from edge.generate.fim import Completion
+    from edge.generate.fim import MiddleEvent
 
-CURSOR = "<CURSOR>"
 ARTEFACT = "mlx-fp16"
 
 
@@ -25,11 +30,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the command's arguments."""
     _add_hole(parser)
     parser.add_argument(
-        "--model",
-        metavar="MODEL",
-        default="demo",
-        help="a directory, best an MLX artefact, or another checkpoint as in convert, whose "
-        f"models/NAME/{ARTEFACT} is made when missing (default: demo)",
+        "--model", metavar="MODEL", default="demo", help=model_path.help_text(ARTEFACT)
     )
     parser.add_argument(
         "--order",
@@ -41,11 +42,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--context",
         metavar="FILE",
         nargs="+",
+        action="extend",
         default=[],
         help="other files of the repository, the most important last; they have what room prefix "
         "and suffix leave",
     )
     _add_end(parser)
+    add_sampling(parser, temperature=0)
+    parser.add_argument(
+        "--kv-bits",
+        type=int,
+        choices=[4, 8],
+        help="store keys and values in so few bits, for long files on small machines",
+    )
     parser.add_argument(
         "-o", "--output", choices=["text", "json"], default="text", help="(default: text)"
     )
@@ -91,33 +100,42 @@ def _add_end(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Find the hole, open the model, fill the hole, print the middle."""
+    """Find the hole, open the model, fill the hole, print the middle as it comes."""
+    check_stdout()
+    # First: a cursor that --context took for one more file is named by its error.
+    others = [read_text(Path(name)) for name in args.context]
     prefix, suffix = _hole(args)
-    others = [_read_file(Path(name)) for name in args.context]
-    path = _artefact(args.model)
-    from edge import load
+    sampling = sampling_from(args)
+    path = model_path.runnable(args.model, args.command, ARTEFACT)
     from edge.generate.fim import Completer
 
-    completion = Completer(*load(path)).complete(
-        prefix,
-        suffix,
-        context=others,
-        order=args.order,
-        max_tokens=args.max_tokens,
-        max_lines=args.max_lines,
-        stop_rules=not args.no_stop_rules,
-    )
-    _print(completion, args.output)
+    with opened(path, args.command, args.kv_bits) as (model, tokenizer):
+        events = Completer(model, tokenizer, kv_bits=args.kv_bits).stream(
+            prefix,
+            suffix,
+            context=others,
+            order=args.order,
+            max_tokens=args.max_tokens,
+            max_lines=args.max_lines,
+            stop_rules=not args.no_stop_rules,
+            sampling=sampling,
+        )
+        with contextlib.closing(events):
+            return _print_json(events) if args.output == "json" else _print_text(events)
+
+
+def _print_text(events: Iterable[MiddleEvent]) -> int:
+    for event in events:
+        if event.text:
+            write_stdout(event.text)
     return 0
 
 
-def _print(completion: Completion, output: str) -> None:
-    """In bytes: nothing may translate the line ends of a middle, or fail to encode it."""
-    text = completion.text
-    if output == "json":
-        text = json.dumps(asdict(completion), indent=2) + "\n"
-    sys.stdout.buffer.write(text.encode("utf-8", errors="replace"))
-    sys.stdout.buffer.flush()
+def _print_json(events: Iterable[MiddleEvent]) -> int:
+    *_, last = events
+    assert last.completion is not None
+    write_stdout(json.dumps(asdict(last.completion), indent=2) + "\n")
+    return 0
 
 
 # --- the hole
@@ -136,135 +154,12 @@ def _hole(args: argparse.Namespace) -> tuple[str, str]:
             f"out."
         )
     if args.place is not None:
-        return _at_place(args.place)
+        return read_hole(args.place)
     if given:
-        return _argument(args.prefix, "--prefix"), _argument(args.suffix, "--suffix")
+        return (
+            check_argument(args.prefix or "", "--prefix"),
+            check_argument(args.suffix or "", "--suffix"),
+        )
     if sys.stdin is None or sys.stdin.isatty():
         raise EdgeError("there is no cursor; give FILE:LINE, or --prefix, or a mark on stdin.")
-    return split_at_mark(_text(sys.stdin.buffer.read(), "stdin"), args.cursor)
-
-
-def split_at_mark(text: str, mark: str) -> tuple[str, str]:
-    """Text before and after the only cursor mark.
-
-    Raises:
-        EdgeError: the mark is not there exactly once.
-    """
-    if not mark:
-        raise EdgeError("--cursor is empty; give the mark that stands at the cursor.")
-    prefix, found, suffix = text.partition(mark)
-    if not found:
-        raise EdgeError(f"stdin has no cursor mark {mark}; put one where the middle belongs.")
-    if mark in suffix:
-        raise EdgeError(
-            f"stdin has the cursor mark {mark} {text.count(mark)} times; leave one, or name "
-            f"another mark with --cursor."
-        )
-    return prefix, suffix
-
-
-def _at_place(place: str) -> tuple[str, str]:
-    path, line, column = parse_place(place)
-    return split_at(_read_file(path), line, column, str(path))
-
-
-def parse_place(place: str) -> tuple[Path, int, int | None]:
-    """FILE:LINE[:COL]; of a name with colons the last one or two numbers count.
-
-    Raises:
-        EdgeError: there is no line.
-    """
-    # \d is any script's digit, and so is what int() reads.
-    found = re.fullmatch(r"(.+?):([0-9]{1,9})(?::([0-9]{1,9}))?", place, re.DOTALL)
-    if found is None:
-        raise EdgeError(f"{place!r} names no line; write FILE:LINE or FILE:LINE:COL.")
-    name, line, column = found.groups()
-    if column is not None and not Path(name).exists() and Path(f"{name}:{line}").exists():
-        name, line, column = f"{name}:{line}", column, None  # its name ends with a number
-    return Path(name), int(line), None if column is None else int(column)
-
-
-def split_at(text: str, line: int, column: int | None, where: str) -> tuple[str, str]:
-    r"""Text before and after a cursor; lines end with LF or CRLF.
-
-    Args:
-        text: a file's.
-        line: from 1; after a last line that has its end there is an empty one.
-        column: from 1, in characters, up to one more than the line has; None for its end.
-        where: the file's name.
-
-    Raises:
-        EdgeError: the line or the column is not there.
-    """
-    lines = text.split("\n")
-    if not 1 <= line <= len(lines):
-        raise EdgeError(f"{where} has lines 1 to {len(lines)}, not {line}; choose one of them.")
-    content = lines[line - 1]
-    if line < len(lines):
-        content = content.removesuffix("\r")
-    if column is None:
-        column = len(content) + 1
-    if not 1 <= column <= len(content) + 1:
-        raise EdgeError(
-            f"line {line} of {where} has columns 1 to {len(content) + 1}, not {column}; choose one "
-            f"of them."
-        )
-    at = sum(len(before) + 1 for before in lines[: line - 1]) + column - 1
-    return text[:at], text[at:]
-
-
-def _read_file(path: Path) -> str:
-    try:
-        return _text(path.read_bytes(), str(path))
-    except FileNotFoundError:
-        raise EdgeError(f"{path} is not there; check the path.") from None
-    except OSError as error:
-        raise EdgeError(
-            f"{path} cannot be read ({error.strerror or error}); check its permissions."
-        ) from None
-
-
-def _text(data: bytes, where: str) -> str:
-    if b"\0" in data:
-        raise EdgeError(f"{where} is binary; only text can be completed.")
-    try:
-        # A byte order mark is no text, and comes before the first column.
-        return data.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise EdgeError(
-            f"{where} is no UTF-8 at byte {error.start}; save it in that encoding first."
-        ) from None
-
-
-def _argument(text: str | None, flag: str) -> str:
-    """An argument's text, "" if it was not given; bytes that are no UTF-8 came as surrogates."""
-    text = text or ""
-    if not text.isascii() and any("\ud800" <= c <= "\udfff" for c in text):
-        raise EdgeError(f"{flag} is no UTF-8; pass the text through a file or stdin.")
-    return text
-
-
-# --- the model
-
-
-def _artefact(model: str) -> Path:
-    """A directory that `edge.load` opens; a named checkpoint's is made when it is missing."""
-    if model != "demo" and Path(model).is_dir():
-        return Path(model)
-    from edge.checkpoints.artefacts.recipes import find_recipe
-    from edge.checkpoints.checkpoint import open_checkpoint
-    from edge.checkpoints.convert import convert
-
-    checkpoint = open_checkpoint(model)
-    for warning in checkpoint.warnings:
-        print(f"edge complete: warning: {warning}", file=sys.stderr)
-    recipes = [find_recipe(ARTEFACT)]
-    out = output_folder(None, checkpoint.source.name)
-    if recipes[0].path_in(out).exists():
-        return convert(checkpoint, recipes, out, _unseen)[0].path
-    with progress_bars() as progress:
-        return convert(checkpoint, recipes, out, progress)[0].path
-
-
-def _unseen(name: str, done: float) -> None:
-    """No progress to show for a look at what is there."""
+    return split_at_mark(decode_text(sys.stdin.buffer.read(), "stdin"), args.cursor)

@@ -3,6 +3,7 @@
 import io
 import json
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -11,9 +12,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from edge.cli.complete import parse_place, split_at, split_at_mark
 from edge.cli.main import main
 from edge.errors import EdgeError
+from edge.generate.hole import parse_place, split_at, split_at_mark
 from tests.support.tiny import PLAIN, write_checkpoint
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -102,13 +103,126 @@ def test_context_is_part_of_the_prompt(complete, tmp_path):
     assert joined["prompt_tokens"] > alone["prompt_tokens"] + 5
 
 
-def test_the_demo_is_converted_when_it_is_missing(tmp_path):
+def test_the_demo_needs_no_conversion(tmp_path, monkeypatch, complete, capfdbinary):
     words = ("--prefix", "import os\nimport ", "-n", "4")
-    first = process(*words, cwd=tmp_path, capture_output=True)
-    assert (tmp_path / "models" / "demo" / "mlx-fp16" / "edge.json").is_file()
-    assert first.returncode == 0
-    again = process(*words, cwd=tmp_path, capture_output=True)
-    assert again.stdout == first.stdout != b""
+    _, expected, _ = complete(*words)
+    monkeypatch.chdir(tmp_path)
+    assert main(["complete", *words]) == 0
+    assert capfdbinary.readouterr().out == expected != b""
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_gguf_file_is_converted_once(demo_out, tmp_path, monkeypatch, complete, capfdbinary):
+    words = ("--prefix", "import os\nimport ", "-n", "4")
+    _, expected, _ = complete(*words)
+    monkeypatch.chdir(tmp_path)
+    for _ in range(2):
+        assert main(["complete", *words, "--model", str(demo_out / "gguf-f16.gguf")]) == 0
+        assert capfdbinary.readouterr().out == expected
+    made = list(tmp_path.glob("models/*/mlx-fp16/edge.json"))
+    assert len(made) == 1
+
+
+def test_a_greedy_completion_imports_nothing_heavy(tmp_path):
+    """What takes a second and a half to import is what a completion took."""
+    script = (
+        "import sys; from edge.cli.main import main\n"
+        "assert main(['complete', '--prefix', 'x = ', '-n', '3']) == 0\n"
+        "heavy = 'transformers mlx_lm numpy matplotlib rich jinja2 huggingface_hub safetensors'\n"
+        "print('|', [name for name in heavy.split() if name in sys.modules])"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert done.stdout.endswith("| []\n")
+
+
+# --- as it comes
+
+
+class Reader(io.RawIOBase):
+    """Notes what is written when; then does what it is told."""
+
+    def __init__(self, after_first):
+        self.pieces = []
+        self._after_first = after_first
+
+    def writable(self):
+        return True
+
+    def write(self, data):
+        self.pieces.append(bytes(data))
+        if len(self.pieces) == 1:
+            self._after_first()
+        return len(data)
+
+
+def run_into(reader, monkeypatch, *words):
+    monkeypatch.setattr("sys.stdout", io.TextIOWrapper(io.BufferedWriter(reader)))
+    return main(["complete", *words])
+
+
+LONG = ("--prefix", "import os\nimport ", "--no-stop-rules", "-n", "30")
+
+
+def test_text_is_written_as_it_comes(monkeypatch, complete):
+    reader = Reader(lambda: None)
+    assert run_into(reader, monkeypatch, *LONG) == 0
+    assert len(reader.pieces) > 3
+    assert b"".join(reader.pieces) == complete(*LONG)[1]
+
+
+def test_json_is_one_document_at_the_end(monkeypatch):
+    reader = Reader(lambda: None)
+    assert run_into(reader, monkeypatch, *LONG, "-o", "json") == 0
+    assert len(reader.pieces) == 1
+    assert set(json.loads(reader.pieces[0])) == KEYS
+
+
+def test_ctrl_c_keeps_what_came(monkeypatch, capsys):
+    reader = Reader(lambda: os.kill(os.getpid(), signal.SIGINT))
+    assert run_into(reader, monkeypatch, *LONG) == 130
+    assert b"".join(reader.pieces) != b""
+    assert len(reader.pieces) <= 2
+    assert capsys.readouterr().err == "edge complete: interrupted\n"
+
+
+def test_sampling_reaches_the_tokens(complete):
+    hot = (*LONG, "--temperature", "1.5", "--top-p", "0.95", "--top-k", "50", "--min-p", "0.01")
+    texts = [complete(*hot, "--seed", seed)[1] for seed in (1, 1, 2)]
+    assert texts[0] == texts[1] != texts[2]
+    greedy = complete(*LONG)[1]
+    assert complete(*LONG, "--temperature", "0")[1] == greedy
+    assert complete(*LONG, "--temperature", "2", "--top-k", "1")[1] == greedy
+    assert complete(*LONG, "--repetition-penalty", "3")[1] != greedy
+
+
+@pytest.mark.parametrize(
+    ("flag", "value", "words"),
+    [
+        ("--temperature", "-1", "temperature is -1.0; choose 0 or more"),
+        ("--temperature", "nan", "temperature is nan"),
+        ("--top-p", "0", "top_p is 0.0"),
+        ("--top-k", "-3", "top_k is -3"),
+        ("--min-p", "1.5", "min_p is 1.5"),
+        ("--repetition-penalty", "0", "repetition_penalty is 0.0"),
+        ("--seed", "-1", "seed is -1"),
+    ],
+)
+def test_a_sampling_value_out_of_range(complete, flag, value, words):
+    code, out, errors = complete("--prefix", "x", flag, value)
+    assert (code, out, errors.count("\n")) == (1, b"", 1)
+    assert words in errors
+
+
+def test_fewer_bits_for_keys_and_values(complete):
+    words = ("--prefix", "for key, value in d.", "--suffix", "():\n    print(key, value)\n")
+    assert complete(*words, "--order", "spm", "--kv-bits", "8")[1] == b"items"
 
 
 def test_a_reader_that_goes_away_is_no_error_text(demo_out, tmp_path):
@@ -138,7 +252,7 @@ def test_a_reader_that_goes_away_is_no_error_text(demo_out, tmp_path):
         (["a.py:1:0"], b"", "line 1 of a.py has columns 1 to 5, not 0"),
         (["binary:1"], b"", "binary is binary"),
         (["latin:1"], b"", "latin is no UTF-8 at byte 3"),
-        ([".:1"], b"", ". cannot be read"),
+        ([".:1"], b"", ". is no file"),
         (["a.py:1", "--prefix", "x"], b"", "given twice"),
         (["a.py:1", "--suffix", ""], b"", "given twice"),
         ([], b"no mark", "stdin has no cursor mark <CURSOR>"),
@@ -182,7 +296,8 @@ def test_a_model_that_cannot_fill_in_the_middle(tmp_path, capsys):
     assert "no <fim_prefix>, <fim_suffix>, <fim_middle>" in errors
 
 
-@pytest.mark.parametrize("words", [["-n", "0"], ["--max-lines", "x"], ["--order", "mps"]])
+@pytest.mark.parametrize("words", [["-n", "0"], ["--max-lines", "x"], ["--order", "mps"],
+                                   ["--kv-bits", "5"], ["--seed", "x"]])  # fmt: skip
 def test_wrong_arguments(words, capsys):
     with pytest.raises(SystemExit) as stopped:
         main(["complete", "--prefix", "x", *words])
@@ -246,3 +361,21 @@ def test_a_mark_is_found_where_it_stands(prefix, suffix, mark):
     if text.find(mark) != text.rfind(mark):
         return
     assert split_at_mark(text, mark) == (prefix, suffix)
+
+
+def test_context_may_be_given_again_and_again(complete, tmp_path):
+    for name in ("a.py", "b.py"):
+        (tmp_path / name).write_text(f"import {name[0]}\n" * 20)
+    one, two = (("--context", tmp_path / name) for name in ("a.py", "b.py"))
+    tokens = [
+        json.loads(complete("--prefix", "x", "-n", "1", "-o", "json", *words)[1])["prompt_tokens"]
+        for words in ((), one, two, (*one, *two))
+    ]
+    assert tokens[3] - tokens[0] == tokens[1] + tokens[2] - 2 * tokens[0]
+
+
+def test_a_cursor_behind_context_is_named(complete, tmp_path):
+    (tmp_path / "a.py").write_text("x\n")
+    code, _, errors = complete("--context", tmp_path / "a.py", f"{tmp_path / 'a.py'}:1")
+    assert code == 1
+    assert f"{tmp_path / 'a.py'}:1 is not there" in errors

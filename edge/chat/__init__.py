@@ -1,0 +1,1 @@
+"""Talking to a model at a terminal: input, commands, printing, the loop."""

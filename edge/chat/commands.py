@@ -1,0 +1,190 @@
+"""The commands of the loop: a table, and how a line is told from a message."""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from edge.chat import files, tuning
+from edge.chat.session import Session
+from edge.chat.status import counted, size
+from edge.errors import EdgeError
+
+# /usr/bin/x is no command, and neither is a comment of C++.
+LOOKS_LIKE_ONE = re.compile(r"/([A-Za-z]+|\?)(?=\s|$)")
+
+
+class Leave(Exception):
+    """The user wants to leave."""
+
+
+@dataclass(frozen=True)
+class Command:
+    """A command.
+
+    Attributes:
+        name: without the slash.
+        arguments: as /help shows them.
+        summary: what it does, without a full stop.
+        handler: gets what stands after the name, spaces around it left out.
+        takes_path: whether its argument is completed as a path.
+        takes_lines: whether its argument may have several lines.
+    """
+
+    name: str
+    arguments: str
+    summary: str
+    handler: Callable[[Session, str], None]
+    takes_path: bool = False
+    takes_lines: bool = False
+
+
+def split_command(text: str) -> tuple[str, str] | None:
+    """Name and argument of a command; None if the text is a message.
+
+    A command is /word alone or before a space. A text of several lines is one only for a
+    command that takes them, so that pasted code never is by accident.
+    """
+    found = LOOKS_LIKE_ONE.match(text)
+    if found is None:
+        return None
+    name, argument = found[1].lower(), text[found.end() :].strip()
+    if "\n" in text.strip() and not (name in TABLE and TABLE[name].takes_lines):
+        return None
+    return name, argument
+
+
+def as_message(text: str) -> str:
+    """//word sends /word; any other text is sent as it is."""
+    return text[1:] if text.startswith("//") and split_command(text[1:]) is not None else text
+
+
+def run_command(session: Session, name: str, argument: str) -> None:
+    """Run a command.
+
+    Raises:
+        EdgeError: there is none of this name, or it cannot do what was asked.
+        Leave: it was /exit.
+    """
+    command = TABLE.get(ALIASES.get(name, name))
+    if command is None:
+        raise EdgeError(_unknown(name))
+    if argument and not command.arguments:
+        raise EdgeError(f"/{command.name} takes nothing after it; leave out {argument!r}.")
+    command.handler(session, argument)
+
+
+def _unknown(name: str) -> str:
+    near = difflib.get_close_matches(name, [*TABLE, *ALIASES], n=1, cutoff=0.5)
+    hint = f"did you mean /{near[0]}? " if near else ""
+    return (
+        f"there is no command /{name}; {hint}/help lists them, and //{name} sends it as a message."
+    )
+
+
+def _help(session: Session, _: str) -> None:
+    width = max(len(c.name) + len(c.arguments) for c in TABLE.values()) + 4
+    for c in TABLE.values():
+        session.screen.say(f"  {f'/{c.name} {c.arguments}'.rstrip():<{width}}{c.summary}")
+    session.screen.say('  """ begins and ends a text of several lines; Alt-Enter adds a line.')
+    session.screen.say("  Ctrl-C stops an answer or clears the line; Ctrl-D leaves.")
+
+
+def _clear(session: Session, _: str) -> None:
+    session.talk.clear()
+    session.attached.clear()
+    session.screen.note("a new conversation; the system prompt stays, if there is one")
+
+
+def _undo(session: Session, _: str) -> None:
+    taken = session.talk.undo()
+    if taken is None:
+        raise EdgeError("there is nothing to take back; the conversation is empty.")
+    session.screen.note(f"took back: {shortened(taken.content)}")
+
+
+def _regen(session: Session, _: str) -> None:
+    session.regenerate()
+
+
+def _system(session: Session, text: str) -> None:
+    if not text and not session.answers:
+        raise EdgeError("a base model takes no system prompt; begin your text with it.")
+    if not text:
+        session.screen.say(session.talk.system or "there is no system prompt; /system TEXT sets it")
+        return
+    session.talk.system = None if text == "off" else text
+    note = "there is no system prompt any more" if text == "off" else "the system prompt is set"
+    session.screen.note(f"{note}, from the next message on")
+
+
+def _model(session: Session, name: str) -> None:
+    if not name:
+        session.screen.say(session.opened.name)
+        return
+    session.switch(session.tools.open_model(name))
+    kept = counted(len(session.talk.messages), "message")
+    session.screen.note(f"now {session.opened.name}; {kept} kept")
+    session.say_if_base()
+
+
+def _stats(session: Session, _: str) -> None:
+    import mlx.core as mx
+
+    talk, totals = session.talk, session.totals
+    rate = f"{totals.decoded_tokens / totals.decode_s:.1f} tok/s" if totals.decode_s else "-"
+    rows = {
+        "model": session.opened.name,
+        "answers": f"{totals.turns} with {totals.tokens} tokens, {rate} on average",
+        "context": f"{talk.context_tokens} of {talk.context_limit} tokens, of the last prompt "
+        f"{talk.reused_tokens} were computed before",
+        "left out": f"{talk.dropped_turns} of the oldest turns",
+        "memory": f"{size(mx.get_active_memory())} now, {size(mx.get_peak_memory())} at most, "
+        f"{size(talk.cache_bytes)} of it the conversation's",
+        "power": _energy(session),
+        "transcript": str(session.transcript_file or "none"),
+    }
+    for name, value in rows.items():
+        session.screen.say(f"  {name:<12}{value}")
+
+
+def _energy(session: Session) -> str:
+    if session.meter.unavailable is None:
+        return f"{session.totals.joules:.1f} J by {session.meter.source}"
+    return "not measured" if session.meter.source == "none" else session.meter.unavailable
+
+
+def _exit(_session: Session, _: str) -> None:
+    raise Leave
+
+
+def shortened(text: str, most: int = 60) -> str:
+    """A text's beginning, on one line."""
+    line = " ".join(text.split())
+    return line if len(line) <= most else f"{line[: most - 1]}…"
+
+
+TABLE = {
+    c.name: c
+    for c in (
+        Command("help", "", "this list", _help),
+        Command("clear", "", "begin a new conversation", _clear),
+        Command("undo", "", "take back the last message and its answer", _undo),
+        Command("regen", "", "another answer to the last message", _regen),
+        Command("system", "[TEXT]", "show or set the system prompt; off for none", _system,
+                takes_lines=True),
+        Command("set", "[NAME VALUE]", "show or set temperature, top_p, max_tokens …", tuning.set_),
+        Command("stats", "", "what the conversation took so far", _stats),
+        Command("save", "FILE", "write the conversation to a file", files.save, takes_path=True),
+        Command("load", "FILE", "go on with a saved conversation", files.load, takes_path=True),
+        Command("read", "FILE", "send a file's text with the next message", files.read,
+                takes_path=True),
+        Command("fim", "HOLE", "fill PREFIX<CURSOR>SUFFIX or FILE:LINE[:COL]", tuning.fim,
+                takes_path=True, takes_lines=True),
+        Command("model", "[NAME]", "go on with another model", _model, takes_path=True),
+        Command("exit", "", "leave, as Ctrl-D does", _exit),
+    )
+}  # fmt: skip
+ALIASES = {"quit": "exit", "q": "exit", "bye": "exit", "?": "help"}

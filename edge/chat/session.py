@@ -1,0 +1,291 @@
+"""What the loop and the commands work on: a model, the talk with it, the screen."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import mlx.core as mx
+
+from edge.chat.highlight import Highlighter, Plain
+from edge.chat.paths import make_private
+from edge.chat.screen import Sanitiser, Screen
+from edge.chat.status import Turn, TurnClock, counted, status_line
+from edge.chat.talk import Continuation, Events, Talk
+from edge.chat.terminal import StopKey, keys_unseen
+from edge.device.memory import wired
+from edge.generate.conversation import Conversation, can_chat
+from edge.generate.sampling import Sampling
+from edge.generate.transcript import Message, Transcript
+from edge.power.meter import Meter
+
+if TYPE_CHECKING:
+    from edge.generate.fim import Completer
+    from edge.generate.speculate import Drafter
+    from edge.model.stablelm import Model
+
+
+@dataclass(frozen=True)
+class Opened:
+    """A model that was loaded.
+
+    Attributes:
+        name: to show for it.
+        running_bytes: what it takes while it runs, and should stay resident.
+        remark: what the user should know of it.
+    """
+
+    name: str
+    model: Model
+    tokenizer: Any
+    running_bytes: int = 0
+    remark: str | None = None
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How to answer.
+
+    Attributes:
+        sampling: how tokens are chosen.
+        max_tokens: of one answer; None goes on to the end of the context.
+        system: the system prompt.
+        kv_bits: 4 or 8 for a quantised cache.
+        rotate: whether an answer goes on beyond the context's end.
+        draft: makes what proposes tokens; None for nothing.
+        draft_bytes: what that takes while it runs.
+    """
+
+    sampling: Sampling
+    max_tokens: int | None = None
+    system: str | None = None
+    kv_bits: int | None = None
+    rotate: bool = False
+    draft: Callable[[], Drafter] | None = None
+    draft_bytes: int = 0
+
+
+@dataclass(frozen=True)
+class Tools:
+    """What the commands need from outside.
+
+    Attributes:
+        open_model: MODEL as on the command line to a loaded one.
+        find_hole: what /fim was given to the text before and after the cursor.
+    """
+
+    open_model: Callable[[str], Opened]
+    find_hole: Callable[[str], tuple[str, str]]
+
+
+def open_talk(opened: Opened, settings: Settings) -> Talk:
+    """A conversation, or for a model without turns the continuation of texts."""
+    draft = settings.draft() if settings.draft else None
+    if not can_chat(opened.tokenizer):
+        return Continuation(
+            opened.model,
+            opened.tokenizer,
+            kv_bits=settings.kv_bits,
+            draft=draft,
+            rotate=settings.rotate,
+        )
+    return Conversation(
+        opened.model,
+        opened.tokenizer,
+        system=settings.system,
+        kv_bits=settings.kv_bits,
+        draft=draft,
+        rotate=settings.rotate,
+    )
+
+
+def go_on(talk: Talk, earlier: Sequence[Message], transcript: Transcript | None) -> None:
+    """Go on where a transcript ends; a system prompt that was given replaces the one it has."""
+    given = talk.system
+    talk.restore(earlier)
+    talk.transcript = transcript
+    if given:
+        talk.system = given
+
+
+def going_on_notice(earlier: Sequence[Message], path: Path) -> str:
+    """That the file was there."""
+    return f"going on with the {counted(len(earlier), 'message')} of {path}"
+
+
+NO_SYSTEM_NOTICE = (
+    "a base model takes no system prompt, so yours is left out; begin your text with it."
+)
+
+
+def no_turns_notice(name: str) -> str:
+    """Why a base model does not answer."""
+    return (
+        f"{name} is a base model without a chat template, so it continues what you type instead "
+        f"of answering it."
+    )
+
+
+@dataclass
+class Totals:
+    """Sums over the session."""
+
+    turns: int = 0
+    tokens: int = 0
+    decode_s: float = 0.0
+    decoded_tokens: int = 0
+    joules: float = 0.0
+
+    def add(self, turn: Turn) -> None:
+        """Count a turn."""
+        self.turns += 1
+        self.tokens += turn.tokens
+        if turn.decode_tok_s:
+            self.decoded_tokens += turn.tokens - 1
+            self.decode_s += (turn.tokens - 1) / turn.decode_tok_s
+        if turn.joules_per_token is not None:
+            self.joules += turn.joules_per_token * turn.tokens
+
+
+@dataclass
+class Session:
+    """One sitting at the terminal.
+
+    Attributes:
+        transcript_file: where everything said is written down as it goes; None for nowhere.
+        earlier: what that file tells already, to go on with.
+        attached: files that go with the next message, by name.
+        last: the figures of the last answer.
+    """
+
+    opened: Opened
+    settings: Settings
+    tools: Tools
+    screen: Screen
+    meter: Meter
+    transcript_file: Path | None = None
+    earlier: Sequence[Message] = ()
+    attached: dict[str, str] = field(default_factory=dict)
+    last: Turn | None = None
+    totals: Totals = field(default_factory=Totals)
+    completer: Completer | None = None
+
+    def __post_init__(self) -> None:
+        self.talk = open_talk(self.opened, self.settings)
+        if self.earlier and self.transcript_file is not None:
+            go_on(self.talk, self.earlier, Transcript(self.transcript_file))
+        self._resident = contextlib.ExitStack()
+        self._keep_resident()
+
+    def close(self) -> None:
+        """Give back what was kept resident."""
+        self._resident.close()
+
+    def _keep_resident(self) -> None:
+        self._resident.close()
+        self._resident.enter_context(wired(self.opened.running_bytes + self.settings.draft_bytes))
+
+    @property
+    def answers(self) -> bool:
+        """Whether the model has turns, and does not only continue a text."""
+        return not isinstance(self.talk, Continuation)
+
+    def switch(self, opened: Opened) -> None:
+        """Go on with another model."""
+        system = self.talk.system if self.answers else self.settings.system
+        settings = replace(self.settings, system=system)
+        talk = open_talk(opened, settings)
+        go_on(talk, self.talk.messages, self.talk.transcript)
+        self.opened, self.settings, self.talk, self.completer = opened, settings, talk, None
+        self._keep_resident()
+
+    def say_if_base(self) -> None:
+        """What the user should know of a model without turns."""
+        if self.answers:
+            return
+        self.screen.note(no_turns_notice(self.opened.name))
+        if self.settings.system:
+            self.screen.say(NO_SYSTEM_NOTICE)
+
+    def ask(self, text: str) -> None:
+        """Print the answer to a message as it comes, with the attached files before it."""
+        text = "\n\n".join([*self.attached.values(), text])
+        events = self.talk.ask(
+            text, sampling=self.settings.sampling, max_tokens=self.settings.max_tokens
+        )
+        self.attached.clear()
+        self._answer(events)
+
+    def regenerate(self) -> None:
+        """Print another answer to the last message."""
+        events = self.talk.regenerate(
+            sampling=self.settings.sampling, max_tokens=self.settings.max_tokens
+        )
+        self._answer(events)
+
+    def _answer(self, events: Events) -> None:
+        self._open_transcript()
+        clock = TurnClock()
+        if self.meter.unavailable is None:
+            self.meter.start()
+            clock = TurnClock()
+        try:
+            with keys_unseen(), contextlib.closing(events):
+                self._print(events, clock)
+        finally:
+            samples: Sequence[Any] = ()
+            if self.meter.unavailable is None:
+                samples = self.meter.stop()
+        self.last = clock.turn(tuple(samples))
+        self.totals.add(self.last)
+        self.screen.note(self.status())
+        self._warn_of_transcript()
+
+    def _open_transcript(self) -> None:
+        """With the first message, so that looking in leaves no file."""
+        if self.transcript_file is None or self.talk.transcript is not None:
+            return
+        with contextlib.suppress(OSError):  # the transcript says what is wrong
+            make_private(self.transcript_file.parent)
+        self.talk.transcript = Transcript(self.transcript_file)
+        self.talk.transcript.restart(self.talk.messages)
+
+    def _warn_of_transcript(self) -> None:
+        """Once."""
+        transcript = self.talk.transcript
+        if transcript is not None and transcript.warning and self.transcript_file is not None:
+            self.screen.say(transcript.warning)
+            self.transcript_file = None
+
+    def _print(self, events: Events, clock: TurnClock) -> None:
+        """Until the text ends or somebody stops it."""
+        sanitiser, colours = Sanitiser(), Highlighter() if self.screen.colour else Plain()
+        finished = False
+        with contextlib.suppress(KeyboardInterrupt), StopKey() as stop:
+            for event in events:
+                stop.begun = True
+                clock.take(event)
+                self.screen.write(colours.add(sanitiser.add(event.text)))
+                finished = event.finish is not None
+                if stop.pressed and not finished:
+                    break
+        self.screen.write(colours.add(sanitiser.finish()) + colours.finish())
+
+    def status(self) -> str:
+        """The line under the last answer."""
+        assert self.last is not None
+        return status_line(
+            self.last,
+            mx.get_active_memory(),
+            self.talk.context_tokens,
+            self.talk.context_limit,
+            self.talk.dropped_turns,
+            self.settings.max_tokens,
+        )
+
+    def count(self, text: str) -> int:
+        """Tokens of a text."""
+        return len(self.opened.tokenizer.encode(text, add_special_tokens=False))

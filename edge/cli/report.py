@@ -1,0 +1,193 @@
+"""Make tables, plots and a page from profiles; compare devices; check profiles."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from edge.errors import EdgeError
+
+if TYPE_CHECKING:
+    from edge.report.figure import NamedFigure
+
+REPORTS = Path("profiles") / "reports"
+# A page of more is no page; `--devices` reads any number.
+MOST_PROFILES = 50
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the command's arguments."""
+    parser.epilog = (
+        "Writes report.html (one page that needs nothing else), table.md, table.csv and plots/ as "
+        "PNG and SVG, and prints the table. --devices prints one comparison of all profiles in a "
+        "folder. --check exits with 1 if anything is wrong."
+    )
+    parser.add_argument(
+        "profiles",
+        metavar="PROFILE",
+        nargs="*",
+        type=Path,
+        help="a JSON file that `edge bench` wrote, or a folder of them",
+    )
+    other = parser.add_mutually_exclusive_group()
+    other.add_argument(
+        "--devices", metavar="DIR", type=Path, help="compare the devices of all profiles in it"
+    )
+    other.add_argument(
+        "--check", metavar="PATH", nargs="+", type=Path, help="say what is wrong with profiles"
+    )
+    parser.add_argument("--chip", metavar="NAME", help="with --devices: only chips named so")
+    parser.add_argument("--model", metavar="NAME", help="with --devices: only models named so")
+    parser.add_argument(
+        "--out", metavar="DIR", type=Path, help=f"output folder (default: {REPORTS}/NAME)"
+    )
+    parser.add_argument("-o", "--output", choices=("md", "json"), default="md")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Report, compare or check, whichever is asked for.
+
+    Returns:
+        0; 1 if `--check` found something.
+
+    Raises:
+        EdgeError: nothing or two things asked for; a profile cannot be read; a folder cannot be
+            written.
+    """
+    _check_asked(args)
+    if args.devices is not None:
+        return _compare_devices(args)
+    if args.check is not None:
+        return _check(args)
+    return _report(args)
+
+
+def _check_asked(args: argparse.Namespace) -> None:
+    if (args.devices is not None or args.check is not None) and (args.profiles or args.out):
+        flag = "--devices" if args.devices is not None else "--check"
+        raise EdgeError(f"{flag} stands alone: leave PROFILE and --out away, or {flag}.")
+    if (args.chip or args.model) and args.devices is None:
+        raise EdgeError("--chip and --model choose among many profiles: give --devices DIR too.")
+    if not args.profiles and args.devices is None and args.check is None:
+        raise EdgeError("Nothing to report: name a profile, such as profiles/local/NAME.json.")
+
+
+def _report(args: argparse.Namespace) -> int:
+    """Everything is made before anything is written: no half report."""
+    from edge.report.markdown import markdown_report
+    from edge.report.plots import figures
+    from edge.report.tidy import read_for_report
+
+    paths = _profile_files(args.profiles)
+    profiles = [read_for_report(path) for path in paths]
+    drawn = [figures(profile) for profile in profiles]
+    markdown = markdown_report(profiles)
+    folder = args.out if args.out is not None else REPORTS / _name_of(paths)
+    files = _write(folder, _contents(profiles, drawn, markdown))
+    if args.output == "json":
+        print(json.dumps(_document(paths, folder, files), indent=1))
+        return 0
+    print(markdown)
+    for file in files:
+        print(f"saved {file}", file=sys.stderr)
+    return 0
+
+
+def _profile_files(given: Sequence[Path]) -> list[Path]:
+    paths = [path for name in given for path in _files_of(name)]
+    if len(paths) > MOST_PROFILES:
+        raise EdgeError(
+            f"{len(paths)} profiles are too many for one page of up to {MOST_PROFILES}: name "
+            f"fewer, or compare them with --devices DIR."
+        )
+    return paths
+
+
+def _files_of(path: Path) -> list[Path]:
+    """A folder's profiles, else the path itself, whatever it is: reading says what is wrong."""
+    try:
+        if not path.is_dir():
+            return [path]
+        found = sorted(p for p in path.glob("*.json") if p.is_file())
+    except (OSError, ValueError) as error:  # ValueError: a NUL in the name
+        raise EdgeError(f"{path} cannot be read ({error}): check the path.") from None
+    if not found:
+        raise EdgeError(
+            f"{path} holds no profile: give a folder of *.json that `edge bench` wrote."
+        )
+    return found
+
+
+def _name_of(paths: Sequence[Path]) -> str:
+    others = len(paths) - 1
+    return paths[0].stem + (f"-and-{others}-more" if others else "")
+
+
+def _contents(
+    profiles: Sequence[dict[str, Any]], drawn: Sequence[Sequence[NamedFigure]], markdown: str
+) -> Iterator[tuple[str, bytes]]:
+    """Every file's place in the folder and its bytes."""
+    from edge.report.csv_table import csv_table
+    from edge.report.figure import to_png, to_svg
+    from edge.report.page import render_page
+
+    yield "report.html", render_page(profiles, drawn).encode()
+    yield "table.md", markdown.encode()
+    yield "table.csv", csv_table(profiles).encode()
+    for number, figures in enumerate(drawn, 1):
+        prefix = f"{number}-" if len(drawn) > 1 else ""
+        for plot in figures:
+            yield f"plots/{prefix}{plot.name}.svg", to_svg(plot.figure).encode()
+            yield f"plots/{prefix}{plot.name}.png", to_png(plot.figure)
+
+
+def _write(folder: Path, contents: Iterator[tuple[str, bytes]]) -> list[Path]:
+    """Each file appears whole; other files in the folder stay as they are."""
+    from edge.atomic import appears_whole
+
+    files = []
+    for name, data in list(contents):
+        with appears_whole(folder / name) as partial:
+            partial.write_bytes(data)
+        files.append(folder / name)
+    return files
+
+
+def _document(paths: Sequence[Path], folder: Path, files: Sequence[Path]) -> dict[str, Any]:
+    page, markdown, table, *plots = map(str, files)
+    return {
+        "profiles": [str(path) for path in paths],
+        "folder": str(folder),
+        "page": page,
+        "markdown": markdown,
+        "csv": table,
+        "plots": plots,
+    }
+
+
+def _compare_devices(args: argparse.Namespace) -> int:
+    from edge.report.devices import compare_devices
+
+    found = compare_devices(args.devices, chip=args.chip, model=args.model)
+    if args.output == "json":
+        print(json.dumps(found.to_dict(), indent=1, allow_nan=False))
+    else:
+        print(found.markdown())
+    return 0
+
+
+def _check(args: argparse.Namespace) -> int:
+    from edge.errors import printable
+    from edge.report.check import check
+
+    found = check(args.check)
+    if args.output == "json":
+        print(json.dumps(found.to_dict(), indent=1))
+    else:
+        for line in found.text().splitlines():
+            print(printable(line))
+    return found.exit_code

@@ -1,0 +1,307 @@
+"""`edge chat` as a person uses it: keys in, a screen to look at."""
+
+import os
+import signal
+import sys
+import termios
+from pathlib import Path
+
+import pytest
+
+import edge
+from edge.generate.conversation import Conversation
+from edge.generate.transcript import Message, read_transcript
+from tests.support.terminal import Terminal, colours
+
+ROOT = Path(__file__).resolve().parents[2]
+DEMO = Path(edge.__file__).parent / "demo"
+QUESTION = "import os"  # has a short answer
+ENDLESS = "def f(x):\n    return"  # goes on to the end of the context
+PASTED = f"\x1b[200~{ENDLESS}\x1b[201~"
+SHORT = 24
+HINT = "Ctrl-D or /exit leaves"
+
+
+@pytest.fixture(scope="module")
+def demo():
+    return edge.load(DEMO)
+
+
+@pytest.fixture(scope="module")
+def answers(demo):
+    """What the model says to a list of questions, without a terminal: lines of the screen."""
+
+    def ask(*questions):
+        conversation = Conversation(*demo)
+        for question in questions:
+            said = list(conversation.ask(question, max_tokens=SHORT))
+        return "".join(event.text for event in said).rstrip("\n").split("\n")
+
+    return ask
+
+
+@pytest.fixture
+def chat(tmp_path):
+    """Starts `edge chat` on the demo, greedily; its files are under tmp_path."""
+    started = []
+
+    def start(*words, **environment):
+        command = [sys.executable, "-m", "edge", "chat", "demo", "--temperature", "0", *words]
+        given = {"TERM": "xterm-256color", "XDG_STATE_HOME": str(tmp_path / "state"),
+                 "PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1", **environment}  # fmt: skip
+        inherited = {k: v for k, v in os.environ.items() if k not in ("NO_COLOR", "TERM")}
+        started.append(Terminal(command, tmp_path, inherited | given))
+        return started[-1]
+
+    yield start
+    for terminal in started:
+        terminal.__exit__()
+
+
+def saved(tmp_path):
+    (transcript,) = (tmp_path / "state" / "edge" / "chats").glob("*.jsonl")
+    return transcript
+
+
+def is_status(line):
+    return " tok/s · first after " in line and " · context " in line
+
+
+def plain(lines):
+    """Lines of an answer: blank ends left out."""
+    return [line.rstrip() for line in lines]
+
+
+def test_a_conversation(chat, answers, tmp_path):
+    (tmp_path / "notes.txt").write_text("x = 1\n")
+    (tmp_path / "binary").write_bytes(b"\0\1")
+    with chat("--system", "Be short.", "-n", str(SHORT)) as t:
+        t.wait_for_prompt()
+        assert "demo · context 1024" in t.shown[0]
+        t.enter("/system off")
+
+        # a question and its answer, as the model gives it without a terminal
+        *answer, status = t.enter(QUESTION)
+        assert plain(answer) == plain(answers(QUESTION))
+        assert is_status(status)
+
+        # again, and taken back
+        *again, _ = t.enter("/regen")
+        assert again == answer
+        assert t.enter("/undo") == ["took back: import os"]
+        assert t.enter("/undo")[0].startswith("there is nothing to take back")
+
+        # commands that are none
+        assert "did you mean /stats?" in " ".join(t.enter("/stat"))
+        assert "/help lists them" in " ".join(t.enter("/qqqq"))
+        assert t.enter("/clear now") == ["/clear takes nothing after it; leave out 'now'."]
+
+        # settings
+        assert t.enter("/set top_p 2")[0].startswith("the sampling value top_p is 2.0")
+        assert t.enter("/set max-tokens 4") == ["max_tokens is 4"]
+        assert t.enter(QUESTION)[-1].endswith("cut at max_tokens")
+        t.enter(f"/set max_tokens {SHORT}")
+        t.enter("/undo")
+
+        # saved and loaded
+        t.enter(QUESTION)
+        assert t.enter("/save talk.jsonl") == ["saved 2 messages to talk.jsonl"]
+        assert "holds no conversation" in t.enter("/save notes.txt")[0]
+        t.enter("/clear")
+        assert t.enter("/load talk.jsonl") == ["loaded 2 messages from talk.jsonl"]
+        assert t.enter("/load gone.jsonl")[0].startswith("gone.jsonl cannot be read")
+        t.screen.reset()
+        *second, _ = t.enter(QUESTION)
+        assert plain(second) == plain(answers(QUESTION, QUESTION))
+
+        # files
+        t.enter("/clear")
+        assert t.enter("/read binary") == ["binary is binary; only text can be used."]
+        assert "which go with your next message" in t.enter("/read notes.txt")[0]
+        t.enter(QUESTION)
+        assert "ended by" in t.enter("/fim for key, value in d.<CURSOR>():")[-1]
+        assert any("transcript" in line for line in t.enter("/stats"))
+
+        t.type("/exit")
+        t.send("\r")
+        assert t.wait_for_end() == 0
+        assert "the conversation is in" in t.shown[-1] or "the conversation is in" in t.shown[-2]
+    assert (tmp_path / "notes.txt").read_text() == "x = 1\n"
+    question, answer = read_transcript(saved(tmp_path))
+    assert question.content == f"notes.txt:\n```txt\nx = 1\n```\n\n{QUESTION}"
+    assert answer.role == "assistant"
+    typed = (tmp_path / "state" / "edge" / "history").read_text()
+    assert "+/exit" in typed
+    assert saved(tmp_path).stat().st_mode & 0o077 == 0
+
+
+def test_keys(chat, answers, tmp_path):
+    with chat("-n", "300") as t:
+        t.wait_for_prompt()
+
+        # a paste of two lines waits for Enter; Ctrl-C in the answer keeps what came
+        t.send(PASTED)
+        t.wait_for("...     return")
+        t.send("\r")
+        t.wait_for("return x")
+        t.interrupt()
+        t.wait_for("stopped by you")
+        t.wait_for_prompt()
+        shown = [line for line in t.shown if line.startswith(("def f", "    return"))]
+        assert shown
+
+        # the loop goes on, with an answer to the whole conversation
+        t.enter(f"/set max_tokens {SHORT}")
+        assert is_status(t.enter(QUESTION)[-1])
+        assert [m.cut_off for m in read_transcript(saved(tmp_path))][:3] == [False, True, False]
+
+        # Ctrl-C clears a line, and says how to leave where there is none
+        t.type("half a thou")
+        t.interrupt()
+        t.wait_for_prompt()
+        assert HINT not in "".join(t.shown)
+        t.interrupt()
+        t.wait_for(HINT)
+        t.wait_for_prompt()
+
+        # a block in quotes, Alt-Enter, and a slash that is no command
+        for line, prompt in (('"""', ">>> "), ("/undo", "... ")):
+            t.type(line)
+            t.send("\r")
+            t.wait(lambda: t.line == "...", "a further line")
+            assert prompt
+        t.type('two"""')
+        t.send("\r")
+        t.wait_for_prompt()
+        t.type("/usr/bin/x")
+        t.send("\x1b\r")
+        t.wait(lambda: t.line == "...", "a further line")
+        t.enter("end")
+        t.enter("//help")
+        said = [m.content for m in read_transcript(saved(tmp_path)) if m.role == "user"]
+        assert said == [ENDLESS, QUESTION, "/undo\ntwo", "/usr/bin/x\nend", "/help"]
+
+        # completion of commands and of paths
+        (tmp_path / "long-name.txt").write_text("x")
+        t.send("/un")
+        t.wait_for("take back the last message")
+        t.send("\t")
+        t.wait(lambda: t.line == ">>> /undo", "completed command")
+        t.interrupt()
+        t.wait_for_prompt()
+        t.type("/read long")
+        t.send("\t")
+        t.wait(lambda: t.line == ">>> /read long-name.txt", "completed path")
+        t.interrupt()
+        t.wait_for_prompt()
+
+        t.send("\x1b[A")  # the line before, from the history
+        t.wait(lambda: t.line == ">>> //help", "history")
+        t.interrupt()
+        t.wait_for_prompt()
+        t.send("\x04")
+        assert t.wait_for_end() == 0
+
+
+def test_resizing_in_mid_answer_changes_nothing(chat, answers):
+    with chat("-n", "120") as t:
+        t.wait_for_prompt()
+        t.send(PASTED)
+        t.wait_for("...     return")
+        t.send("\r")
+        t.wait_for("return x")
+        for columns in (90, 60, 160):
+            t.resize(columns, 60)
+        t.wait_for("cut at max_tokens")
+        assert b"Traceback" not in t.output
+        text = t.output.decode().replace("\r\n", "\n")
+        assert "\n".join(answers(ENDLESS)) in text
+
+
+def test_after_a_kill_the_transcript_has_what_was_shown(chat, tmp_path):
+    with chat() as t:
+        t.wait_for_prompt()
+        t.send(PASTED)
+        t.wait_for("...     return")
+        t.send("\r")
+        t.wait_for("return x")
+        t.process.send_signal(signal.SIGKILL)
+        assert t.wait_for_end() == -signal.SIGKILL
+        text = t.output.decode().replace("\r\n", "\n")
+    question, answer = read_transcript(saved(tmp_path))
+    assert question == Message("user", ENDLESS)
+    assert answer.cut_off
+    shown = text[text.rindex("\x1b[?2004l") :]
+    body = shown[shown.index("def f(x)") :].removesuffix("\x1b[0m")
+    assert len(body) > 10
+    assert body in answer.content
+
+
+def test_a_dumb_terminal_gets_no_escape_code(chat, answers, tmp_path):
+    with chat("-n", str(SHORT), TERM="dumb") as t:
+        t.wait_for_prompt()
+        *answer, status = t.enter(QUESTION)
+        assert plain(answer) == plain(answers(QUESTION))
+        assert is_status(status)
+        t.send('"""two\r')
+        t.wait(lambda: t.line == "...", "a further line")
+        t.enter('lines"""')
+        t.interrupt()
+        t.wait_for(HINT)
+        t.wait_for_prompt()
+        t.send("\x04")
+        assert t.wait_for_end() == 0
+        assert b"\x1b" not in t.output
+    assert "two\nlines" in [m.content for m in read_transcript(saved(tmp_path))]
+
+
+def test_without_colours_and_with_nowhere_to_write(chat, tmp_path):
+    (tmp_path / "file").write_text("")
+    with chat("-n", "8", NO_COLOR="1", XDG_STATE_HOME=str(tmp_path / "file")) as t:
+        t.wait_for_prompt()
+        notice = " ".join(t.shown)
+        assert "what you type is not kept" in notice
+        assert "--no-history" in notice
+        lines = t.enter(QUESTION)
+        assert any(is_status(line) for line in lines)
+        assert "cannot be written" in " ".join(lines[-2:])
+        t.enter(QUESTION)
+        assert "cannot be written" not in t.shown[-2]  # said once
+        t.send("\x1b[A")
+        t.wait(lambda: t.line == f">>> {QUESTION}", "history in memory")
+        assert colours(t.output) == set()
+
+
+def test_what_is_typed_during_an_answer_is_there_afterwards(chat):
+    with chat() as t:
+        t.wait_for_prompt()
+        t.send(PASTED)
+        t.wait_for("...     return")
+        t.send("\r")
+        t.wait_for("return x")
+        t.send("/help")  # not echoed into the answer, and not lost
+        t.interrupt()
+        t.wait(lambda: t.line == ">>> /help", "what was typed meanwhile")
+        assert sum("/help" in line for line in t.shown[2:]) == 1
+
+
+def test_ctrl_z_is_no_text(chat):
+    with chat() as t:
+        t.wait_for_prompt()
+        t.send("\x1a")  # a session of its own cannot be stopped, so it goes on at once
+        t.type("/help")
+        assert t.line == ">>> /help"
+
+
+def test_a_shell_that_set_the_terminal_does_not_echo_keys_into_an_answer(chat):
+    with chat() as t:
+        t.wait_for_prompt()
+        t.send(PASTED)
+        t.wait_for("...     return")
+        t.send("\r")
+        t.wait_for("return x")
+        settings = termios.tcgetattr(t._master)
+        settings[3] |= termios.ECHO
+        termios.tcsetattr(t._master, termios.TCSANOW, settings)
+        t.process.send_signal(signal.SIGCONT)
+        t.wait(lambda: not termios.tcgetattr(t._master)[3] & termios.ECHO, "quiet terminal")

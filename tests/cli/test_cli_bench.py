@@ -1,0 +1,168 @@
+"""What `edge bench` plans from its arguments; the runs themselves are in test_cli.py."""
+
+import argparse
+import json
+
+import pytest
+
+from edge.bench.engines.registry import ENGINES
+from edge.checkpoints.checkpoint import open_checkpoint
+from edge.cli.bench import _method, _new_run, _plan, add_arguments
+from edge.cli.main import main
+from edge.model.kv_cache import KV_BITS
+from edge.power.none import NoMeter
+from edge.profile_file import read_profile
+from tests.support.profiles import faults
+
+
+def parsed(*words):
+    parser = argparse.ArgumentParser()
+    add_arguments(parser)
+    return parser.parse_args(["demo", *words, "--rows", "mlx-int4", "gguf-f16"])
+
+
+def planned(*words):
+    args = parsed(*words)
+    return [job for job, _ in _plan(args, open_checkpoint("demo"))]
+
+
+@pytest.mark.parametrize(
+    ("flags", "engines"),
+    [
+        ([], ["mlx", "llama.cpp"]),
+        (["--peers"], ["mlx", "mlx-lm", "llama.cpp"]),
+        (["--peers-as-loaded"], ["mlx", "mlx-lm-as-loaded", "llama.cpp"]),
+        (["--peers", "--peers-as-loaded"], list(ENGINES)),
+    ],
+)
+def test_each_peer_is_its_own_row(flags, engines):
+    assert [job.engine for job in planned(*flags)] == engines
+
+
+@pytest.mark.parametrize("bits", [None, *KV_BITS])
+def test_the_bits_of_the_cache_are_in_the_job(bits):
+    flags = [] if bits is None else ["--kv-bits", str(bits)]
+    assert planned(*flags)[0].kv_bits == bits
+
+
+def test_bits_that_no_cache_has_are_refused(capsys):
+    with pytest.raises(SystemExit):
+        planned("--kv-bits", "5")
+    assert "--kv-bits" in capsys.readouterr().err
+
+
+def test_help_says_what_the_peers_cost(capsys):
+    with pytest.raises(SystemExit):
+        main(["bench", "--help"])
+    said = " ".join(capsys.readouterr().out.split())
+    assert "--peers-as-loaded" in said
+    assert "30 times slower" in said
+
+
+def test_rows_times_workloads():
+    jobs = planned("-p", "16,32", "-n", "8", "-d", "0,64")
+    asked = [(j.engine, j.workload.prompt, j.workload.depth) for j in jobs]
+    assert len(asked) == len(set(asked)) == 8
+    assert [engine for engine, *_ in asked] == ["mlx"] * 4 + ["llama.cpp"] * 4
+
+
+@pytest.mark.parametrize(
+    ("flags", "rounds", "each"),
+    [
+        ([], 3, 2),
+        (["-r", "1"], 1, 1),
+        (["-r", "6"], 3, 2),
+        (["-r", "8", "--rounds", "4"], 4, 2),
+        (["--rounds", "1"], 1, 5),
+    ],
+)
+def test_trials_are_spread_over_rounds(flags, rounds, each):
+    args, jobs = parsed(*flags), planned(*flags)
+    assert {job.repetitions for job in jobs} == {each}
+    run = _new_run(args, jobs, NoMeter("none here"))
+    assert run.settings.rounds == rounds
+    method = _method(args)
+    assert (method["processes_per_row"], method["trials_per_process"]) == (rounds, each)
+
+
+def test_idle_power_is_measured_where_there_is_a_meter():
+    meter = NoMeter("none here")
+    assert _new_run(parsed(), planned(), meter).settings.idle_s == 0
+    meter.unavailable = None
+    assert _new_run(parsed(), planned(), meter).settings.idle_s == 10
+    assert _new_run(parsed("--idle", "0"), planned(), meter).settings.idle_s == 0
+
+
+@pytest.mark.parametrize(
+    ("flag", "value", "words"),
+    [
+        ("--min-window", "-1", "no number of seconds"),
+        ("--min-window", "nan", "no number of seconds"),
+        ("--cooldown", "x", "no number of seconds"),
+        ("--idle", "1e9", "no number of seconds"),
+        ("--bandwidth-gb-s", "0", "no number of GB/s"),
+        ("--rounds", "0", "at least 1"),
+        ("--power", "sun", "no power source 'sun'"),
+        ("--power", "replay:", "no power source"),
+    ],
+)
+def test_what_makes_no_sense_is_refused(flag, value, words, capsys):
+    with pytest.raises(SystemExit):
+        parsed(flag, value)
+    assert words in capsys.readouterr().err
+
+
+@pytest.fixture
+def benched(demo_out, tmp_path, monkeypatch, capsys):
+    """benched(*words): a run of two rows of the demo, in this process; its profile."""
+
+    def run(*words):
+        monkeypatch.chdir(tmp_path)
+        small = ["-p", "16", "-n", "16", "--min-window", "0.05", "-r", "2", "--rounds", "2"]
+        rows = ["--rows", "mlx-int4", "gguf-q6_k", "--out", str(demo_out), "-o", "json"]
+        code = main(["bench", "demo", *small, *rows, *words])
+        return code, json.loads(capsys.readouterr().out)
+
+    return run
+
+
+def test_a_run_writes_a_valid_profile_with_its_order_and_windows(benched, tmp_path):
+    code, profile = benched("--bandwidth-gb-s", "123")
+    assert code == 0
+    assert faults(profile) == []
+    method = profile["method"]
+    assert method["finished"] is True
+    assert [sorted(order) for order in method["order"]] == [
+        ["gguf-q6_k on llama.cpp, pp16, tg16", "mlx-int4 on mlx, pp16, tg16"]
+    ] * 2
+    assert method["min_window_s"] == 0.05
+    assert profile["device"]["memory_bandwidth"] == {"gb_s": 123.0, "source": "given"}
+    for row in profile["rows"]:
+        assert [(t["round"], t["warmup"]) for t in row["trials"]] == [
+            (0, True), (0, False), (1, True), (1, False),
+        ]  # fmt: skip
+        for trial in row["trials"]:
+            if not trial["warmup"]:
+                assert trial["pass_end_ns"][-1] - trial["pass_begin_ns"][0] >= 0.05e9
+        assert [p["round"] for p in row["processes"]] == [0, 1]
+        assert row["token_latency_ms"]["p50"] <= row["token_latency_ms"]["p99"]
+    (saved,) = (tmp_path / "profiles" / "local").glob("*.json")
+    assert read_profile(saved) == profile
+
+
+def test_a_recorded_log_is_a_power_source(benched, tmp_path):
+    """Nothing in it is of the time of the run: energy is null, and the reason names it."""
+    log = tmp_path / "power.txt"
+    log.write_text(
+        "*** Sampled system activity (Sat Nov  8 15:54:21 2025 +0900) (5021.96ms elapsed) ***\n"
+        "CPU Power: 954 mW\nGPU Power: 28 mW\nANE Power: 0 mW\n"
+        "Combined Power (CPU + GPU + ANE): 983 mW\n"
+    )
+    once = ("--rows", "gguf-q6_k", "-r", "1", "--idle", "0", "--cooldown", "0")
+    code, profile = benched("--power", f"replay:{log}", *once)
+    assert code == 0
+    assert faults(profile) == []
+    assert str(tmp_path) not in json.dumps(profile)
+    for row in profile["rows"]:
+        assert row["power_w"] is None
+        assert any("power_w" in reason for reason in row["reasons"])

@@ -1,0 +1,179 @@
+"""`edge report`: files, printing, refusals."""
+
+import argparse
+import csv
+import json
+
+import pytest
+
+from edge.cli import report
+from edge.errors import EdgeError
+from edge.report.markdown import markdown_section
+from tests.report.hostile_profiles import with_hostile_strings
+from tests.support.profiles import linux_profile, mac_profile
+
+
+def run(*words):
+    parser = argparse.ArgumentParser()
+    report.add_arguments(parser)
+    return report.run(parser.parse_args([str(word) for word in words]))
+
+
+@pytest.fixture(scope="module")
+def profile():
+    made = linux_profile()
+    made["rows"] = made["rows"][:2]
+    return made
+
+
+@pytest.fixture
+def saved(profile, tmp_path, monkeypatch):
+    """A profile's file in the current folder."""
+    monkeypatch.chdir(tmp_path)
+    path = tmp_path / "mine.json"
+    path.write_text(json.dumps(profile), encoding="utf-8")
+    return path
+
+
+def without_trials(profile):
+    """The same with fewer plots to draw."""
+    return {**profile, "rows": [{**row, "trials": []} for row in profile["rows"]]}
+
+
+def test_it_writes_table_plots_and_page(saved, profile, capsys):
+    assert run(saved) == 0
+    out, err = capsys.readouterr()
+    assert out == markdown_section(profile) + "\n"
+    folder = saved.parent / "profiles" / "reports" / "mine"
+    assert (folder / "table.md").read_text(encoding="utf-8") == markdown_section(profile)
+    rows = list(csv.DictReader((folder / "table.csv").open(encoding="utf-8", newline="")))
+    assert [row["artefact"] for row in rows] == ["mlx-fp16", "mlx-int4"]
+    page = (folder / "report.html").read_text(encoding="utf-8")
+    assert page.startswith("<!doctype html>")
+    assert page.endswith("</html>")
+    for plot in ("throughput", "latency"):
+        assert (folder / "plots" / f"{plot}.png").read_bytes().startswith(b"\x89PNG")
+        assert (folder / "plots" / f"{plot}.svg").read_text(encoding="utf-8").startswith("<svg")
+    said = [line.removeprefix("saved ") for line in err.splitlines()]
+    written = [path for path in folder.rglob("*") if path.is_file()]
+    assert sorted(said) == sorted(str(path.relative_to(saved.parent)) for path in written)
+
+
+def test_json_is_one_document_with_the_paths(saved, capsys):
+    assert run(saved, "--out", "out", "-o", "json") == 0
+    out, err = capsys.readouterr()
+    made = json.loads(out)
+    assert err == ""
+    assert made["profiles"] == [str(saved)]
+    assert (saved.parent / made["page"]).name == "report.html"
+    files = [made["page"], made["markdown"], made["csv"], *made["plots"]]
+    assert all((saved.parent / file).is_file() for file in files)
+    assert len(made["plots"]) == len(set(made["plots"])) >= 4
+
+
+def test_a_folder_of_profiles_is_one_report(saved, capsys):
+    saved.with_name("other.json").write_text(saved.read_text(encoding="utf-8"), encoding="utf-8")
+    assert run(saved.parent, "-o", "json") == 0
+    made = json.loads(capsys.readouterr().out)
+    assert made["folder"].endswith("mine-and-1-more")
+    assert {"1-throughput.svg", "2-throughput.svg"} <= {p.rpartition("/")[2] for p in made["plots"]}
+    text = (saved.parent / made["page"]).read_text(encoding="utf-8")
+    assert text.count("<article ") == 2
+
+
+def test_a_second_report_takes_the_firsts_place_and_nothing_else(saved, profile, capsys):
+    saved.write_text(json.dumps(without_trials(profile)), encoding="utf-8")
+    (saved.parent / "out" / "plots").mkdir(parents=True)
+    (saved.parent / "out" / "plots" / "notes.txt").write_text("mine")
+    assert run(saved, "--out", "out") == run(saved, "--out", "out") == 0
+    assert (saved.parent / "out" / "plots" / "notes.txt").read_text() == "mine"
+    assert not list((saved.parent / "out").rglob(".*"))
+    capsys.readouterr()
+
+
+def test_what_is_printed_cannot_act_on_a_terminal(saved, profile, capsys):
+    saved.write_text(json.dumps(with_hostile_strings(without_trials(profile))), encoding="utf-8")
+    assert run(saved) == 0
+    out = capsys.readouterr().out
+    assert all(c.isprintable() or c == "\n" for c in out)
+
+
+def refused(words, saved, says):
+    before = sorted(saved.parent.rglob("*"))
+    with pytest.raises(EdgeError, match=says) as caught:
+        run(*words)
+    text = str(caught.value)
+    assert text.isprintable()
+    assert text.endswith(".")
+    assert sorted(saved.parent.rglob("*")) == before  # no half page
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        (lambda text: text[: len(text) // 2], "is no profile .*: give a JSON file"),
+        (lambda text: text.replace('"schema": 1', '"schema": 2'), "install a newer edge"),
+        (lambda text: text.replace('"parameters": 2795443200', '"parameters": NaN'), "NaN is no"),
+        (lambda text: text.replace('"parameters": 2795443200', '"parameters": 1e999'), "beyond"),
+        (lambda text: text.replace('"rows"', '"lines"'), "rows is missing"),
+        (lambda _: "", "is no profile"),
+        (lambda _: "\x00\x01", "is no profile"),
+    ],
+)
+def test_a_broken_profile_is_one_sentence_and_no_half_page(saved, change, says):
+    fine = saved.with_name("fine.json")
+    fine.write_text(saved.read_text(encoding="utf-8"), encoding="utf-8")
+    saved.write_text(change(saved.read_text(encoding="utf-8")), encoding="utf-8")
+    refused([fine, saved], saved, says)
+
+
+def test_what_is_not_there_is_one_sentence(saved):
+    (saved.parent / "empty").mkdir()
+    refused(["empty"], saved, "empty holds no profile: give a folder")
+    refused(["absent.json"], saved, "absent.json is missing")
+    refused([], saved, "Nothing to report: name a profile")
+    refused([saved, "--out", saved / "below"], saved, "cannot be written")
+
+
+def test_too_many_for_a_page_are_told_where_to_go(saved, monkeypatch):
+    monkeypatch.setattr(report, "MOST_PROFILES", 1)
+    refused([saved, saved], saved, "2 profiles are too many .* --devices")
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (["--devices", ".", "mine.json"], "--devices stands alone"),
+        (["--check", ".", "--out", "x"], "--check stands alone"),
+        (["mine.json", "--chip", "M2"], "give --devices DIR too"),
+    ],
+)
+def test_one_thing_at_a_time(saved, words, says):
+    refused(words, saved, says)
+
+
+def test_devices_are_compared(tmp_path, capsys):
+    (tmp_path / "a.json").write_text(json.dumps(mac_profile(depths=(0,))), encoding="utf-8")
+    (tmp_path / "b.json").write_text(json.dumps(linux_profile()), encoding="utf-8")
+    assert run("--devices", tmp_path, "-o", "json") == 0
+    rows = json.loads(capsys.readouterr().out)["rows"]
+    assert any("Apple M2 Max" in row["device"] for row in rows)
+    assert run("--devices", tmp_path, "--chip", "ryzen") == 0
+    out = capsys.readouterr().out
+    assert "Ryzen" in out
+    assert "| Apple M2 Max" not in out
+
+
+def test_check_names_file_and_place(saved, capsys):
+    assert run("--check", saved) == 0
+    assert capsys.readouterr().out
+    broken = json.loads(saved.read_text(encoding="utf-8"))
+    broken["rows"][1]["verdict"] = "FINE"
+    saved.write_text(json.dumps(broken), encoding="utf-8")
+    assert run("--check", saved) == 1
+    out = capsys.readouterr().out
+    assert "mine.json" in out
+    assert "rows[1].verdict" in out
+    assert run("--check", saved, "-o", "json") == 1
+    faults = json.loads(capsys.readouterr().out)["faults"]
+    assert [fault["where"] for fault in faults] == ["rows[1].verdict"]
