@@ -246,8 +246,7 @@ def test_a_dumb_terminal_gets_no_escape_code(chat, answers, tmp_path):
         t.send('"""two\r')
         t.wait(lambda: t.line == "...", "a further line")
         t.enter('lines"""')
-        t.interrupt()
-        t.wait_for(HINT)
+        t.interrupt_until(HINT)
         t.wait_for_prompt()
         t.send("\x04")
         assert t.wait_for_end() == 0

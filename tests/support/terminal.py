@@ -12,6 +12,7 @@ import time
 import pyte
 
 LIMIT_S = 40  # a test that waits longer has failed; nothing is timed
+PATIENCE_S = 4
 INPUT_PROMPT = ">>>"
 
 
@@ -97,6 +98,19 @@ class Terminal:
 
     def interrupt(self):
         self.send("\x03")
+
+    def interrupt_until(self, text):
+        """As a person does: once more where nothing happens.
+
+        Python's own line input misses a signal that comes in the instant before it reads.
+        """
+        for _ in range(LIMIT_S // PATIENCE_S):
+            self.interrupt()
+            deadline = time.monotonic() + PATIENCE_S
+            while time.monotonic() < deadline and self._read():
+                if any(text in line for line in self.shown):
+                    return
+        raise AssertionError(f"no {text!r}:\n" + "\n".join(self.shown))
 
     def resize(self, columns, lines):
         self.screen.resize(lines, columns)
