@@ -13,12 +13,9 @@ is judged in two steps (`edge.bench.reference` computes both ends of the first):
 
 from __future__ import annotations
 
-import json
 import math
 import random
 import re
-import subprocess
-import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -27,7 +24,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from edge.bench.engines.engine import Engine, Logits
-from edge.errors import EdgeError
+from edge.side_process import ask
 
 if TYPE_CHECKING:
     from edge.checkpoints.checkpoint import Checkpoint
@@ -51,7 +48,7 @@ TENSOR_BOUND, LARGEST_TENSOR_BOUND, FLOAT_TENSOR_BOUND = 8.0, 0.9, 0.01
 BITS = re.compile(r"^(?:INT|MIXED_|Q|MXFP|NVFP)(\d)")
 FLOATS = ("FP32", "FP16", "BF16")
 CHECKPOINT = ""
-REFERENCE = (sys.executable, "-m", "edge.bench.reference")
+REFERENCE = "edge.bench.reference"
 
 
 def gate_tokens(vocab_size: int) -> list[int]:
@@ -210,14 +207,5 @@ def reference_job(
         "corrections": asdict(checkpoint.corrections),
         "artefacts": [str(path) for path in artefacts],
     }
-    try:
-        run = subprocess.run(
-            REFERENCE, input=json.dumps(asked), capture_output=True, text=True, timeout=timeout_s
-        )
-    except subprocess.TimeoutExpired:
-        raise EdgeError(f"the reference logits took more than {timeout_s:g} s.") from None
-    if run.returncode != 0:
-        last = (run.stderr.strip().splitlines() or [f"exit code {run.returncode}"])[-1]
-        raise EdgeError(f"the reference logits could not be computed ({last}).")
-    found: dict[str, Digest] = json.loads(run.stdout)
+    found: dict[str, Digest] = ask(REFERENCE, asked, timeout_s, "the reference logits")
     return found

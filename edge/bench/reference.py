@@ -7,8 +7,6 @@ is gone before anything is measured.
 
 from __future__ import annotations
 
-import json
-import os
 import sys
 from collections.abc import Iterator
 from dataclasses import replace
@@ -27,11 +25,11 @@ from edge.checkpoints.artefacts.manifest import read_manifest
 from edge.checkpoints.checkpoint import Checkpoint, Corrections, open_checkpoint
 from edge.checkpoints.compare import TensorError, open_artefact, tensor_errors
 from edge.checkpoints.sources.weights import Weights
-from edge.errors import EdgeError
 from edge.model.config import ModelConfig
 from edge.model.stablelm import DecoderLayer, Model
 from edge.model.tensors import expected_shapes
 from edge.model.variant import Variant
+from edge.side_process import answer
 
 HEAD_ROWS = 8192
 SETTINGS = (
@@ -154,21 +152,12 @@ def _worst_tensor(path: Path, weights: Weights, checkpoint: Checkpoint) -> dict[
     return {"tensor": worst.name, "tensor_error": error}
 
 
-def main() -> int:
-    """Model and corrections in, digest out; a sentence on stderr where it fails."""
-    answer = os.fdopen(os.dup(1), "w", encoding="utf-8")
-    os.dup2(2, 1)  # whatever a library prints is not the answer
-    asked = json.load(sys.stdin)
-    try:
-        corrections = Corrections(**asked["corrections"])
-        checkpoint = open_checkpoint(asked["model"], corrections=corrections)
-        found = dict(references(checkpoint, asked["artefacts"]))
-        print(json.dumps(found), file=answer, flush=True)
-    except EdgeError as error:
-        print(error, file=sys.stderr)
-        return 1
-    return 0
+def answered(asked: dict[str, Any]) -> dict[str, Digest]:
+    """Model, corrections and artefacts -> digests."""
+    corrections = Corrections(**asked["corrections"])
+    checkpoint = open_checkpoint(asked["model"], corrections=corrections)
+    return dict(references(checkpoint, asked["artefacts"]))
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(answer(answered))
