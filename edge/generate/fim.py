@@ -27,7 +27,6 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from edge.errors import EdgeError
-from edge.generate.decode import generate_tokens
 from edge.generate.detokenizer import REPLACEMENT_CHARACTER, StreamingDetokenizer
 from edge.generate.fim_prompt import (
     REPO_TOKEN,
@@ -42,10 +41,9 @@ from edge.generate.fim_prompt import (
     without_beginning,
 )
 from edge.generate.fim_stop import StopRules
-from edge.generate.prefix_cache import PrefixCache
 from edge.generate.sampling import GREEDY, Sampling
 from edge.generate.stop import stop_ids
-from edge.model.kv_cache import make_cache
+from edge.generate.token_source import MlxSource, TokenSource
 
 if TYPE_CHECKING:
     from edge.model.stablelm import Model
@@ -120,29 +118,23 @@ class _Clock:
         )
 
 
-class Completer:
-    """Completes with one model and keeps the keys and values of the last prompt.
-
-    The next prompt pays for what differs from the first differing token on. While somebody types,
-    that is the end of the prefix: PSM computes it and the whole suffix again, SPM, where the
-    suffix comes first, the end of the prefix alone.
+class Infiller:
+    """Completes with what any source of tokens gives.
 
     Args:
-        model: the network, as `edge.load` returns it.
-        tokenizer: its tokenizer; one of mlx-lm or a fast one of transformers do too.
-        kv_bits: 8 or 4 to keep keys and values quantised; None as they are computed.
+        source: MLX's or llama.cpp's.
+        tokenizer: the model's; one of mlx-lm or a fast one of transformers do too.
 
     Raises:
         EdgeError: the model was not trained to fill in the middle.
     """
 
-    def __init__(self, model: Model, tokenizer: Any, kv_bits: int | None = None):
-        self._model = model
+    def __init__(self, source: TokenSource, tokenizer: Any):
+        self._source = source
         self._tokenizer = tokenizer
         self._backend = tokenizer.backend_tokenizer
         self._tokens = FimTokens.find(self._backend)
         self._stops = stop_ids(tokenizer) | special_ids(self._backend)
-        self._cache = PrefixCache(lambda: make_cache(model, kv_bits))
 
     def complete(
         self,
@@ -207,13 +199,12 @@ class Completer:
         crlf = _is_crlf(prefix, suffix)
         if crlf:
             prefix, suffix = _lf(prefix), _lf(suffix)
-        limit = self._model.config.max_position_embeddings
+        limit = self._source.context_tokens
         prefix, suffix = near_end(prefix, limit), near_beginning(suffix, limit)
         ids = self._prompt(prefix, suffix, context, order, max_tokens)
         rules = StopRules(prefix, suffix, max_lines, stop_rules)
-        reused = self._cache.reuse(ids, sampling.looks_back)
+        reused, tokens = self._source.follow(ids, max_tokens, sampling)
         shown = 0
-        tokens = self._fed(ids, reused, max_tokens, sampling)
         with contextlib.closing(self._middle(tokens, rules, clock)) as steps:
             for text, certain, stopped_by in steps:
                 piece, shown = text[shown:certain], max(shown, certain)
@@ -223,11 +214,15 @@ class Completer:
                     completion = clock.completion(whole, len(ids), reused, stopped_by)
                 yield MiddleEvent(_crlf(piece) if crlf else piece, completion)
 
+    def forget(self) -> None:
+        """Keep nothing of the prompts so far: the next one is computed as if it were the first."""
+        self._source.forget()
+
     def _prompt(
         self, prefix: str, suffix: str, context: Sequence[str], order: Order, max_tokens: int
     ) -> list[int]:
         """The ids of the prompt, cut to what the window has room for."""
-        limit = self._model.config.max_position_embeddings
+        limit = self._source.context_tokens
         room = limit - max_tokens - 3
         if max_tokens < 1 or room < 1:
             raise EdgeError(
@@ -248,7 +243,7 @@ class Completer:
                 f"the model's vocabulary has no {REPO_TOKEN}, which joins the files of a "
                 f"repository; leave out the context."
             )
-        limit = self._model.config.max_position_embeddings
+        limit = self._source.context_tokens
         texts = [near_end(text, limit) for text in files]
         return [i for text in texts for i in (*self._encode(text), self._tokens.repo or 0)]
 
@@ -277,21 +272,25 @@ class Completer:
         text += detokenizer.finish().rstrip(REPLACEMENT_CHARACTER)
         yield _ended(rules, text, "max tokens")
 
-    def _fed(
-        self, ids: list[int], reused: int, max_tokens: int, sampling: Sampling
-    ) -> Generator[int, None, None]:
-        """Generated ids; whatever ends them, the cache then knows what it holds."""
-        tokens = generate_tokens(
-            self._model,
-            ids[reused:],
-            cache=self._cache.layers,
-            sampling=sampling,
-            max_tokens=max_tokens,
-        )
-        with self._cache.feeding(ids) as fed, contextlib.closing(tokens):
-            for token in tokens:
-                fed.append(token)
-                yield token
+
+class Completer(Infiller):
+    """Completes with one model and keeps the keys and values of the last prompt.
+
+    The next prompt pays for what differs from the first differing token on. While somebody types,
+    that is the end of the prefix: PSM computes it and the whole suffix again, SPM, where the
+    suffix comes first, the end of the prefix alone.
+
+    Args:
+        model: the network, as `edge.load` returns it.
+        tokenizer: its tokenizer; one of mlx-lm or a fast one of transformers do too.
+        kv_bits: 8 or 4 to keep keys and values quantised; None as they are computed.
+
+    Raises:
+        EdgeError: the model was not trained to fill in the middle.
+    """
+
+    def __init__(self, model: Model, tokenizer: Any, kv_bits: int | None = None):
+        super().__init__(MlxSource(model, kv_bits), tokenizer)
 
 
 def _ended(rules: StopRules, text: str, reason: str) -> tuple[str, int, str]:

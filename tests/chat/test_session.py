@@ -228,7 +228,7 @@ def test_a_middle_is_printed_as_it_comes(start, demo, monkeypatch):
     write = session.screen.write
     monkeypatch.setattr(session.screen, "write", lambda text: pieces.append(text) or write(text))
     shown = typed(HOLE)
-    assert session.completer._cache.layers[0].bits == 8
+    assert session.completer._source.cache.layers[0].bits == 8
     *middle, _note = filter(None, (piece.strip("\n") for piece in pieces))
     assert len(middle) > 1
     assert shown.startswith(

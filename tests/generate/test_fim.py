@@ -48,9 +48,9 @@ def backend():
 def prompts(completer, monkeypatch):
     """The ids that the network gets, request by request, decoded."""
     seen = []
-    reuse = completer._cache.reuse
+    follow = completer._source.follow
     monkeypatch.setattr(
-        completer._cache, "reuse", lambda ids, fresh: seen.append(ids) or reuse(ids, fresh)
+        completer._source, "follow", lambda ids, *how: seen.append(ids) or follow(ids, *how)
     )
     return lambda: [completer._backend.decode(ids, skip_special_tokens=False) for ids in seen]
 
@@ -146,7 +146,7 @@ def test_so_are_names_that_the_tokenizer_does_not_flag():
 def test_a_file_that_names_a_token_is_completed_like_any(completer, prompts):
     done = completer.complete("X = '<fim_middle>'\nY = ", "\n<|endoftext|>", max_tokens=8)
     assert done.generated_tokens >= 1
-    ids = completer._cache.held
+    ids = completer._source.cache.held
     assert ids.count(completer._tokens.middle) == 1
 
 
@@ -170,7 +170,7 @@ def test_context_has_the_room_that_is_left(completer, prompts, held_out_text):
     prompt = prompts()[0]
     assert prompt.endswith("last = 1<repo_continuation><fim_prefix>a<fim_suffix>b<fim_middle>")
     assert not prompt.startswith(held_out_text[:20])
-    assert len(completer._cache.held) >= CONTEXT - 16 - 64
+    assert len(completer._source.cache.held) >= CONTEXT - 16 - 64
 
 
 @pytest.mark.parametrize("max_tokens", [0, CONTEXT - 3, 10**6])

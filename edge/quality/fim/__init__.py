@@ -1,0 +1,1 @@
+"""How well middles are filled: held-out holes of any code, and HumanEval infilling."""

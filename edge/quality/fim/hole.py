@@ -1,0 +1,38 @@
+"""A hole whose middle is known."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable
+from dataclasses import astuple, dataclass
+
+
+@dataclass(frozen=True)
+class Hole:
+    """What a model is given, and what was there.
+
+    Attributes:
+        name: where it is from: FILE:LINE:COL, or a task's id.
+        kind: holes of one kind are scored together.
+        prefix: all text before it.
+        suffix: all text after it.
+        middle: what was there.
+        test: a program's end that raises an exception if the middle is wrong; None if none is
+            known.
+    """
+
+    name: str
+    kind: str
+    prefix: str
+    suffix: str
+    middle: str
+    test: str | None = None
+
+
+def digest(holes: Iterable[Hole]) -> str:
+    """A hash of everything that the holes are."""
+    found = hashlib.sha256()
+    for hole in holes:
+        found.update(json.dumps(astuple(hole)).encode() + b"\n")
+    return found.hexdigest()

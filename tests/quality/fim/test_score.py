@@ -1,0 +1,115 @@
+"""Scores of single middles and of many, against values computed elsewhere."""
+
+import math
+import random
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from edge.quality.fim.score import (
+    Score,
+    agresti_min,
+    compare,
+    mcnemar,
+    score,
+    summarise,
+    wilson,
+)
+
+YES, NO = Score(True, True, 1.0), Score(False, False, 0.25)
+
+
+@pytest.mark.parametrize(
+    ("expected", "got", "result"),
+    [
+        ("items", "items", (True, True, 1.0)),
+        ("items", " items\n", (False, True, 1 - 2 / 7)),
+        ("a b", "a  b", (False, False, 0.75)),
+        ("kitten", "sitting", (False, False, 1 - 3 / 7)),
+        ("é😀", "e😀", (False, False, 0.5)),
+        ("a\r\n", "a\n", (False, True, 1 - 1 / 3)),
+        ("a", "", (False, False, 0.0)),
+        ("", "", (True, True, 1.0)),
+    ],
+)
+def test_a_middle_is_compared_by_characters(expected, got, result):
+    found = score(expected, got)
+    assert (found.exact, found.stripped, pytest.approx(found.similarity)) == result
+
+
+@given(st.text(max_size=12), st.text(max_size=12))
+def test_similarity_is_that_of_the_definition(a, b):
+    row = list(range(len(b) + 1))
+    for i, x in enumerate(a, start=1):
+        above, row = row, [i]
+        for j, y in enumerate(b, start=1):
+            row.append(min(above[j] + 1, row[-1] + 1, above[j - 1] + (x != y)))
+    longest = max(len(a), len(b))
+    assert score(a, b).similarity == pytest.approx(1 - row[-1] / longest if longest else 1)
+
+
+@pytest.mark.parametrize(
+    ("successes", "count", "low", "high"),
+    # Newcombe (1998), "Two-sided confidence intervals for the single proportion", table I
+    [
+        (81, 263, 0.2553, 0.3662),
+        (15, 148, 0.0624, 0.1605),
+        (0, 20, 0, 0.1611),
+        (1, 29, 0.0061, 0.1718),
+    ],
+)
+def test_wilson(successes, count, low, high):
+    assert wilson(successes, count) == pytest.approx((low, high), abs=5e-5)
+    mirrored = wilson(count - successes, count)
+    assert mirrored == pytest.approx((1 - high, 1 - low), abs=5e-5)
+
+
+def test_mcnemar_is_the_binomial_test():
+    assert mcnemar(0, 0) == 1
+    assert mcnemar(3, 3) == 1
+    assert mcnemar(0, 6) == 2 / 64
+    assert mcnemar(2, 10) == pytest.approx(0.0385742)  # R: binom.test(2, 12)
+    assert mcnemar(2000, 3000) < 1e-40
+
+
+def test_the_paired_interval_covers_the_truth_as_often_as_it_says():
+    random.seed(0)
+    gain, loss, count = 0.06, 0.14, 60
+    hits = 0
+    for _ in range(2000):
+        draws = [random.random() for _ in range(count)]
+        gained = sum(draw < gain for draw in draws)
+        lost = sum(gain <= draw < gain + loss for draw in draws)
+        low, high = agresti_min(gained, lost, count)
+        hits += low <= gain - loss <= high
+    assert 0.935 < hits / 2000 < 0.98
+
+
+def test_the_paired_interval_is_no_point_where_nothing_changed():
+    low, high = agresti_min(0, 0, 20)
+    assert -0.1 < low < 0 < high < 0.1
+    assert agresti_min(5, 0, 5)[1] <= 1
+
+
+def test_a_summary():
+    found = summarise([YES, NO, NO, Score(False, True, 0.5)])
+    assert (found.samples, found.exact_match, found.exact_match_stripped) == (4, 0.25, 0.5)
+    assert found.exact_match_ci95 == wilson(1, 4)
+    assert found.edit_similarity == 0.5
+    low, high = found.edit_similarity_ci95
+    assert low == 0  # Student's goes below
+    # t(3, 97.5 %) is 3.182446, the standard deviation sqrt(1/8)
+    assert high == pytest.approx(min(1, 0.5 + 3.182446 * math.sqrt(1 / 8) / 2))
+    assert summarise([YES]).edit_similarity_ci95 is None
+
+
+def test_a_change_is_by_pairs():
+    change = compare([YES, YES, NO, NO], [YES, NO, YES, NO])
+    assert (change.gained, change.lost, change.exact_match, change.exact_match_p) == (1, 1, 0, 1)
+    assert change.edit_similarity == 0
+    same = compare([YES, NO], [YES, NO])
+    assert same.edit_similarity_ci95 == (0, 0)
+    assert compare([YES], [NO]).exact_match == 1
+    with pytest.raises(ValueError):
+        compare([YES], [])
