@@ -15,9 +15,9 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
-from edge.bench.student import CONFIDENCE, t_quantile, welch
 from edge.bench.workload import Workload
 from edge.errors import EdgeError
+from edge.student import CONFIDENCE, t_quantile, welch
 
 MIN_EFFECT = 0.02
 # Two processes give an interval, but one that a single odd value stretches without bound.

@@ -10,7 +10,7 @@ import statistics
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from edge.bench.student import interval
+from edge.student import interval
 
 # hyperfine's limit on the modified z-score (Iglewicz and Hoaglin 1993 advise 3.5, which timings,
 # skewed as they are, exceed all the time).

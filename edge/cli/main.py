@@ -14,7 +14,7 @@ from edge.errors import EdgeError
 from edge.stdout import discard_stdout, flush_stdout
 
 # Modules of this folder, imported when `main` runs: Ctrl-C meanwhile is no traceback.
-COMMANDS = ("convert", "bench", "chat", "complete", "report", "power", "doctor")
+COMMANDS = ("convert", "bench", "chat", "complete", "eval", "report", "power", "doctor")
 INTERRUPTED = 130
 
 

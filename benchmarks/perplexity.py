@@ -1,0 +1,132 @@
+"""Time our scoring loop against mlx_lm.perplexity's on the same windows, in turn, in one process.
+
+    python benchmarks/perplexity.py                            # the demo, in MLX's float16 files
+    python benchmarks/perplexity.py models/demo/mlx-int4 --tokens 8192 --json perplexity.json
+
+Both score the same ids with the same files in the dtype that suits this device, mlx-lm's in
+batches of eight as its command does. "edge" is the loop of `edge eval` on one artefact without a
+reference, which is all that mlx-lm's computes; "edge, with KL" compares with a reference as well,
+so two networks run in it. The order turns from round to round, and a first round is not counted.
+
+Prints medians over the rounds in scored tokens per second, how many times as fast as mlx-lm, and
+that ratio's range over rounds. Stops where the two disagree on the perplexity.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import io
+import json
+import math
+import sys
+import time
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import decode
+import mlx.core as mx
+import numpy as np
+from mlx_lm.perplexity import eval_ppl
+from mlx_lm.utils import load_model as load_peer
+
+from edge.atomic import appears_whole
+from edge.model.load import compute_dtype
+from edge.quality.lockstep import score
+from edge.quality.mlx_scorer import MlxScorer
+from edge.quality.scorer import Pieces
+from edge.quality.texts import iter_texts
+from edge.quality.windows import Ids, make_windows
+from edge.tokenizer import Tokenizer
+
+OURS, WITH_KL, PEER = "edge", "edge, with KL", decode.PEER
+AGREEMENT = 1e-3  # relative, of the perplexity
+
+
+def ids_of(artefact: Path, window: int, tokens: int) -> Ids:
+    """Windows (n, window) of the bundled sample."""
+    tokenizer, vocab = Tokenizer.load(artefact), load_peer(artefact)[0].args.vocab_size
+    return make_windows(iter_texts(None), tokenizer, vocab, "sample", window, tokens).ids
+
+
+def ours(scorers: dict[str, MlxScorer], ids: Ids, reference: str | None) -> float:
+    """Perplexity of all second and later tokens, as `edge.quality.lockstep` walks."""
+    vocab = next(iter(scorers.values())).vocab_size
+    pieces = Pieces.of(ids.shape[1], vocab)
+    batches = range(0, len(ids), pieces.windows)
+    found = [score(scorers, reference, ids[i : i + pieces.windows], pieces) for i in batches]
+    nll = np.concatenate([scores["own"].nll for scores in found]).astype(np.float64)
+    return math.exp(nll.mean())
+
+
+def theirs(model: Any, ids: Ids, batch: int) -> float:
+    """The same by mlx_lm.perplexity's own function, whose progress is not shown."""
+    with contextlib.redirect_stdout(io.StringIO()):
+        perplexity, _ = eval_ppl(model, mx.array(ids), batch_size=batch)
+    return float(perplexity)
+
+
+def timed(loop: Callable[[], float], tokens: int, found: dict[str, float], name: str) -> Any:
+    """Scored tokens per second; what was found is kept."""
+    mx.synchronize()
+    begin = time.monotonic()
+    found[name] = loop()
+    return {"scored_tok_s": tokens / (time.monotonic() - begin)}
+
+
+def loops(artefact: Path, ids: Ids, batch: int) -> dict[str, Callable[[], float]]:
+    """What is compared, by name; every network is loaded once."""
+    own, reference = MlxScorer(artefact), MlxScorer(artefact)
+    peer, _ = load_peer(artefact)
+    peer.set_dtype(compute_dtype())
+    mx.eval(peer.parameters())
+    return {
+        OURS: partial(ours, {"own": own}, ids, None),
+        WITH_KL: partial(ours, {"reference": reference, "own": own}, ids, "reference"),
+        PEER: partial(theirs, peer, ids, batch),
+    }
+
+
+def measure(args: argparse.Namespace, artefact: Path) -> list[dict[str, Any]]:
+    """One record per loop."""
+    ids = ids_of(artefact, args.window, args.tokens)
+    tokens, found = ids[:, 1:].size, {}
+    calls = {
+        name: partial(timed, loop, tokens, found, name)
+        for name, loop in loops(artefact, ids, args.batch).items()
+    }
+    results = decode.in_turn(calls, args.rounds)
+    for name, perplexity in found.items():
+        if abs(perplexity / found[PEER] - 1) > AGREEMENT:
+            sys.exit(f"{name} finds a perplexity of {perplexity}, mlx-lm {found[PEER]}")
+    name = f"{artefact.parent.name}/{artefact.name}" if args.artefact else "demo/mlx-fp16"
+    return decode.compared(f"{name}, {len(ids)} windows of {args.window}", results)
+
+
+def parsed() -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("artefact", nargs="?", type=Path, help="an MLX artefact; the demo's fp16")
+    parser.add_argument("--window", type=int, default=512, help="tokens in a window")
+    parser.add_argument("--tokens", type=int, default=4096, help="tokens at most")
+    parser.add_argument("--batch", type=int, default=8, help="windows at once in mlx-lm")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--json", type=Path, help="file to write all rounds to")
+    return parser.parse_args()
+
+
+def main() -> None:
+    """Measure, print, store."""
+    args = parsed()
+    with decode.artefact_of(args.artefact) as artefact:
+        records = measure(args, artefact)
+    decode.show(records)
+    if args.json is not None:
+        with appears_whole(args.json) as partial_file:
+            partial_file.write_text(json.dumps(decode.document(args, records), indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,68 @@
+"""Perplexity against Hugging Face's network and llama.cpp's own tool, recorded and live."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from edge.checkpoints.artefacts.recipes import RECIPES
+from edge.checkpoints.checkpoint import open_checkpoint
+from edge.cli.model_path import DEMO
+from edge.quality.evaluate import evaluate
+from edge.quality.subject import Subject
+from edge.quality.texts import SourceText
+from edge.quality.windows import make_windows
+from edge.tokenizer import Tokenizer
+
+HERE = Path(__file__).parent
+RECORDED = json.loads((HERE / "reference_nll.json").read_text())
+LLAMA_PERPLEXITY = json.loads((HERE / "llama_perplexity.json").read_text())
+WINDOW = RECORDED["window"]
+
+
+@pytest.fixture(scope="module")
+def found(demo_out, held_out_text):
+    windows = make_windows(
+        [SourceText("held_out", held_out_text)], Tokenizer.load(DEMO), 4096, "x", WINDOW, None
+    )
+    names = ("mlx-fp16", *LLAMA_PERPLEXITY["perplexity"])
+    subjects = [Subject(n, RECIPES[n].path_in(demo_out)) for n in names]
+    return evaluate(subjects, "mlx-fp16", windows, open_checkpoint("demo").config, threads=2)
+
+
+@pytest.mark.parametrize("name", ["mlx-fp16", "gguf-f16"])
+def test_the_same_as_transformers_in_float32(name, found):
+    wanted = RECORDED["nll_of_windows"]
+    scores = found.scores[name]
+    assert [float(s.nll.sum()) for s in scores] == pytest.approx(wanted, rel=2e-4)
+    mean = sum(wanted) / len(wanted) / (WINDOW - 1)
+    assert found.quality[name].perplexity == pytest.approx(np.exp(mean), rel=1e-3)
+
+
+def test_live_transformers():
+    pytest.importorskip("torch", reason="PyTorch is not installed: recorded figures are used alone")
+    from tools.record_reference_nll import window_nlls
+
+    assert window_nlls() == pytest.approx(RECORDED["nll_of_windows"], rel=1e-5)
+
+
+@pytest.mark.parametrize("name", LLAMA_PERPLEXITY["perplexity"])
+def test_the_same_as_llama_perplexity(name, found):
+    """It scores the second half of every window, so that each token has a context."""
+    scores = found.scores[name]
+    half = np.concatenate([s.nll[WINDOW // 2 :] for s in scores]).astype(np.float64)
+    wanted = LLAMA_PERPLEXITY["perplexity"][name]
+    assert np.exp(half.mean()) == pytest.approx(wanted, rel=1e-3)
+
+
+def test_float16_on_both_frameworks_is_one_distribution(found):
+    quality = found.quality["gguf-f16"]
+    assert quality.kl_mean < 1e-4
+    assert quality.top1_agreement > 0.99
+    assert quality.perplexity_ratio == pytest.approx(1.0, abs=1e-3)
+
+
+def test_fewer_bits_diverge_more(found):
+    kl = [found.quality[n].kl_mean for n in ("gguf-f16", "gguf-q6_k", "gguf-q5_k_m")]
+    assert kl == sorted(kl)

@@ -1,0 +1,127 @@
+"""Means, standard errors and intervals against their definitions."""
+
+import math
+import statistics
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from edge.quality.divergence import Scores
+from edge.quality.summary import NO_REFERENCE, NOT_FINITE, ONE_WINDOW, summarise
+from edge.quality.windows import Corpus, Windows
+from edge.student import interval
+
+N, P = 6, 7
+CORPUS = Corpus("corpus", "", 1, 100)
+
+
+def windows(scored=None):
+    scored = np.ones((N, P), bool) if scored is None else scored
+    return Windows(
+        np.zeros((len(scored), P + 1), np.int32), scored, 3 * scored.astype(np.int32), CORPUS, 0
+    )
+
+
+def some(seed, n=N):
+    rng = np.random.RandomState(seed)
+    return [
+        Scores(
+            rng.gamma(2.0, 1.0, P).astype(np.float32),
+            rng.gamma(0.5, 0.1, P).astype(np.float32),
+            rng.randint(0, 2, P).astype(np.int32),
+            -rng.gamma(1.0, 0.1, P).astype(np.float32),
+        )
+        for _ in range(n)
+    ]
+
+
+def means(scores, column):
+    return [float(getattr(s, column).astype(np.float64).mean()) for s in scores]
+
+
+def test_equal_windows_give_the_textbook_figures():
+    own, other = some(1), some(2)
+    found = summarise(windows(), own, other)
+    nll = means(own, "nll")
+    perplexity = math.exp(statistics.fmean(nll))
+    assert found.perplexity == pytest.approx(perplexity)
+    assert found.perplexity_se == pytest.approx(
+        perplexity * statistics.stdev(nll) / math.sqrt(N), rel=1e-9
+    )
+    assert found.bits_per_byte == pytest.approx(statistics.fmean(nll) / math.log(2) / 3)
+    differences = [a - b for a, b in zip(nll, means(other, "nll"), strict=True)]
+    assert found.perplexity_ratio == pytest.approx(math.exp(statistics.fmean(differences)))
+    assert found.perplexity_ratio_ci95 == pytest.approx(
+        [math.exp(x) for x in interval(differences)]
+    )
+    kl = np.concatenate([s.kl for s in own]).astype(np.float64)
+    assert found.kl_mean == pytest.approx(kl.mean())
+    assert found.kl_mean_ci95 == pytest.approx([max(0.0, x) for x in interval(means(own, "kl"))])
+    assert (found.kl_p99, found.kl_max) == pytest.approx((np.quantile(kl, 0.99), kl.max()))
+    same = [float((a.top == b.top).mean()) for a, b in zip(own, other, strict=True)]
+    assert found.top1_agreement == pytest.approx(statistics.fmean(same))
+    assert found.top1_agreement_ci95 == pytest.approx(interval(same))
+    assert (found.tokens, found.windows, found.reasons) == (N * P, N, ())
+
+
+def test_unequal_windows_give_the_ratio_estimators_standard_error():
+    scored = np.random.RandomState(3).rand(N, P) < 0.6
+    scored[2] = False
+    own = some(1)
+    found = summarise(windows(scored), own, some(2))
+    table = np.stack([s.nll for s in own]).astype(np.float64)
+    sums, counts = (table * scored).sum(axis=1), scored.sum(axis=1)
+    mean = sums.sum() / counts.sum()
+    used = counts > 0
+    n = used.sum()
+    variance = n / (n - 1) * ((sums - mean * counts)[used] ** 2).sum() / counts.sum() ** 2
+    assert found.perplexity == pytest.approx(math.exp(mean))
+    assert found.perplexity_se == pytest.approx(math.exp(mean) * math.sqrt(variance))
+    assert (found.tokens, found.windows) == (counts.sum(), n)
+
+
+def test_pairing_makes_a_small_change_visible():
+    own = some(1)
+    worse = [replace(s, nll=s.nll + np.float32(0.01 + 0.001 * i)) for i, s in enumerate(own)]
+    found = summarise(windows(), worse, own)
+    low, high = found.perplexity_ratio_ci95
+    assert 1.0 < low < found.perplexity_ratio < high < 1.03
+    assert found.perplexity_se > 10 * (high - low)
+
+
+def test_the_reference_is_no_different_from_itself():
+    own = [replace(s, kl=np.zeros(P, np.float32)) for s in some(1)]
+    found = summarise(windows(), own, own)
+    assert (found.perplexity_ratio, found.perplexity_ratio_ci95) == (1.0, (1.0, 1.0))
+    assert (found.kl_mean, found.kl_p99, found.kl_max, found.top1_agreement) == (0, 0, 0, 1)
+
+
+def test_what_there_is_not_is_none_with_its_reason():
+    alone = summarise(windows(), some(1), None)
+    assert alone.perplexity is not None
+    assert alone.kl_mean is alone.top1_agreement is alone.perplexity_ratio_ci95 is None
+    assert alone.reasons == (NO_REFERENCE,)
+    one = summarise(windows(np.ones((1, P), bool)), some(1, 1), some(2, 1))
+    assert one.perplexity_se is one.perplexity_ratio_ci95 is one.kl_mean_ci95 is None
+    assert one.kl_mean is not None
+    assert one.reasons == (ONE_WINDOW,)
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+def test_a_broken_artefact_has_no_figures(bad):
+    own = some(1)
+    own[0].nll[3] = bad
+    found = summarise(windows(), own, some(2))
+    assert found.perplexity is found.kl_mean is None
+    assert found.reasons == (NOT_FINITE,)
+    scored = np.ones((N, P), bool)
+    scored[0, 3] = False
+    assert summarise(windows(scored), own, some(2)).perplexity is not None
+
+
+def test_an_endless_surprise_is_still_a_number():
+    own = [replace(s, nll=s.nll * np.float32(1e5)) for s in some(1)]
+    found = summarise(windows(), own, some(2))
+    assert math.isfinite(found.perplexity)
+    assert all(map(math.isfinite, found.perplexity_ratio_ci95))
