@@ -140,6 +140,11 @@ def _notes(profile: Mapping[str, Any], rows: list[Mapping[str, Any]]) -> Iterabl
     yield "J/token of the published rows is computed: W / (tok/s)."
     model = profile["model"]
     yield f"Ours: {model['name']} on {profile['device']['name']}{_workload(rows)}."
+    meters = dict.fromkeys(
+        f"{p['source']} ({p['boundary']})" for r in rows if (p := r.get("power"))
+    )
+    if meters:
+        yield f"Our watts are of {' and '.join(meters)}."
     ours, theirs = model["parameters"], data["model"]["parameters"]
     if ours != theirs:
         yield (

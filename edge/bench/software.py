@@ -3,19 +3,43 @@
 from __future__ import annotations
 
 import platform
+import re
 from importlib import metadata
+from pathlib import Path
 
 import edge
+from edge.device.shell import Run, output_of
 
 PACKAGES = ("mlx", "mlx-lm", "llama-cpp-python", "gguf", "numpy")
+COMMIT = re.compile(r"[0-9a-f]{40,64}")
 
 
 def software_versions() -> dict[str, str]:
-    """Package -> version, with edge's and Python's own."""
+    """Package -> version, with edge's and Python's own; `edge-revision` where it has one."""
     versions = {"edge": edge.__version__, "python": platform.python_version()}
+    if revision := checkout_revision(Path(edge.__file__).parent):
+        versions["edge-revision"] = revision
     for package in PACKAGES:
         try:
             versions[package] = metadata.version(package)
         except metadata.PackageNotFoundError:
             versions[package] = "not installed"
     return versions
+
+
+def checkout_revision(package: Path, run: Run = output_of) -> str | None:
+    """The commit that a package runs from, `-dirty` behind it where its own files were changed.
+
+    None where the package lies in no git checkout of its own, as an installed wheel does, even
+    inside of some other repository.
+    """
+    root = package.parent
+    if not (root / ".git").exists():
+        return None
+    # Named, so that GIT_DIR as a hook sets it makes no difference.
+    git = ("git", "--no-optional-locks", "-C", str(root), "--git-dir=.git", "--work-tree=.")
+    commit = run((*git, "rev-parse", "HEAD"))
+    if not COMMIT.fullmatch(commit):
+        return None
+    changed = run((*git, "status", "--porcelain", "--", package.name))
+    return f"{commit}-dirty" if changed else commit

@@ -209,7 +209,7 @@ def _sudoers(power: list[Power]) -> Iterator[str]:
     """What lets powermetrics run, unless its reason says so already."""
     from edge.power.powermetrics import HOW_TO_ALLOW, SUDOERS
 
-    reasons = [p.reason for p in power if p.source == "powermetrics" and p.reason]
+    reasons = [p.reason for p in power if p.source.startswith("powermetrics") and p.reason]
     if any(SUDOERS not in reason for reason in reasons):
         yield _pair("powermetrics", HOW_TO_ALLOW)
 

@@ -8,18 +8,26 @@ runs. The GPU's stays live. A window's edges are therefore known to one batch.
 Whether the GPU's counter contains its SRAM's is documented nowhere; SRAM is shown beside and not
 added, as in powermetrics.
 
-Written against zeus-apple-silicon 1.1's `get_cumulative_energy`; never run on a Mac by its author.
+Written against zeus-apple-silicon 1.1.0, its source, its metadata and the names in its wheel for
+macOS; never run on a Mac by its author. Two things of it are guarded against:
+
+- On an Ultra, channels have `DIE_0_` or `DIE_1_` before their names. 1.1.0 overwrites the CPU's and
+  the GPU's energy of one die with the other's; they are added only after that release.
+- Its constructor does not check whether there is an energy model at all, and a virtual machine has
+  none.
 """
 
 from __future__ import annotations
 
 import platform
+import re
 import threading
 import time
 from collections.abc import Callable, Sequence
-from importlib import import_module
+from importlib import import_module, metadata
 from typing import Any
 
+from edge.device.shell import output_of
 from edge.errors import EdgeError
 from edge.power.meter import Sample
 from edge.power.polling import NS_PER_S, Clock, PollingMeter, Reading, Wait
@@ -28,6 +36,8 @@ HOW_TO_INSTALL = "install it with pip install 'stable-edge[ioreport]'"
 # Rail -> attribute of AppleEnergyMetrics: millijoules, None where a chip has no such counter.
 RAILS = {"CPU": "cpu_total_mj", "GPU": "gpu_mj", "ANE": "ane_mj", "DRAM": "dram_mj"}
 BESIDE = {"GPU SRAM": "gpu_sram_mj"}
+PACKAGE = "zeus-apple-silicon"
+ONE_DIE_UP_TO = (1, 1, 0)
 # Four polls: a sample as long means that the counters come in batches.
 BATCH_S = 1.0
 
@@ -36,15 +46,29 @@ def load_monitor() -> Any:
     """An AppleEnergyMonitor.
 
     Raises:
-        EdgeError: another system, or the package is not installed.
+        EdgeError: another system, a virtual machine, or no package that can be trusted here.
     """
     if (platform.system(), platform.machine()) != ("Darwin", "arm64"):
         raise EdgeError("IOReport is there on Macs with Apple silicon only; choose another source.")
+    if output_of(("sysctl", "-n", "kern.hv_vmm_present")) == "1":
+        raise EdgeError("a virtual machine has no energy counters; measure on the Mac itself.")
     try:
         zeus = import_module("zeus_apple_silicon")
     except ImportError:
-        raise EdgeError(f"zeus-apple-silicon is not installed: {HOW_TO_INSTALL}.") from None
+        raise EdgeError(f"{PACKAGE} is not installed: {HOW_TO_INSTALL}.") from None
+    _refuse_one_die()
     return zeus.AppleEnergyMonitor()
+
+
+def _refuse_one_die() -> None:
+    """An Ultra has two dies; see the module."""
+    chip = output_of(("sysctl", "-n", "machdep.cpu.brand_string"))
+    version = metadata.version(PACKAGE)
+    if "Ultra" in chip and tuple(map(int, re.findall(r"\d+", version)[:3])) <= ONE_DIE_UP_TO:
+        raise EdgeError(
+            f"{PACKAGE} {version} counts only one of the two dies of {chip}; use powermetrics, or "
+            f"a newer {PACKAGE}."
+        )
 
 
 class IoReportMeter(PollingMeter):

@@ -70,7 +70,7 @@ class Meter(Protocol):
 
     @property
     def source(self) -> str:
-        """The meter's name, as `--source` spells it."""
+        """The meter's name, as `--source` spells it; a stand-in says that it is one."""
 
     @property
     def boundary(self) -> str:

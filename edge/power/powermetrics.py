@@ -5,12 +5,14 @@ from __future__ import annotations
 import math
 import os
 import shutil
+import sys
 import time
 from collections.abc import Callable, Sequence
 from itertools import takewhile
 
 from edge.power.meter import Sample
 from edge.power.powermetrics_process import PowermetricsProcess
+from edge.power.powermetrics_record import Record
 from edge.power.powermetrics_timeline import build_timeline, describe_boundary
 
 SAMPLERS = "cpu_power,gpu_power,thermal"
@@ -25,17 +27,29 @@ HOW_TO_ALLOW = (
     "allow it with `sudo visudo -f /etc/sudoers.d/powermetrics` and the line "
     f"`{SUDOERS}`, or run `sudo -v` in this terminal first"
 )
+APPLES_OWN = "/usr/bin/powermetrics"
+STAND_IN = "powermetrics stand-in"
+# Commands that have made a record: sudo logs every question, and one per run is enough.
+_proven: set[tuple[str, ...]] = set()
 
 
 def find_command() -> list[str] | None:
     """`sudo -n .../powermetrics`, None where either is missing. Never plain sudo: it would ask."""
-    powermetrics = shutil.which("powermetrics") or shutil.which("/usr/bin/powermetrics")
+    powermetrics = shutil.which("powermetrics") or shutil.which(APPLES_OWN)
     sudo = shutil.which("sudo")
     return [sudo, "-n", powermetrics] if powermetrics and sudo else None
 
 
+def is_apples(command: Sequence[str]) -> bool:
+    """Whether a command runs the powermetrics of macOS, and not another program of that name."""
+    return sys.platform == "darwin" and command[-1] == APPLES_OWN
+
+
 class PowermetricsMeter:
     """Apple's powermetrics, run through `sudo -n`.
+
+    Another program of that name, as tests have one, works as well; `source` and a flag say that
+    its watts are no measurement.
 
     Args:
         interval_ms: length of a record; None for 500.
@@ -45,8 +59,6 @@ class PowermetricsMeter:
         clock_ns: the clock of the samples.
         send_signal: as `os.kill`.
     """
-
-    source = "powermetrics"
 
     def __init__(
         self,
@@ -68,6 +80,8 @@ class PowermetricsMeter:
         self._foreign = 0
         self._works = False
         self._command = list(command) if command is not None else find_command()
+        self._stand_in = self._command is not None and not is_apples(self._command)
+        self.source = STAND_IN if self._stand_in else "powermetrics"
         self._probe()
 
     def start(self) -> None:
@@ -102,6 +116,8 @@ class PowermetricsMeter:
             after_loss_ns=0,
         )
         flags = [*timeline.flags]
+        if self._stand_in:
+            flags.insert(0, _made_up(process.records))
         if self._foreign:
             flags.append("another powermetrics was running: its own load is in these joules")
         if process.lives_on:
@@ -119,9 +135,13 @@ class PowermetricsMeter:
                 "powermetrics was not found: it is part of macOS, and other systems have none"
             )
             return
+        if tuple(self._command) in _proven:
+            self._works = True
+            return
         process = self._spawn(min(100, self._interval_ms), 1)
         if process is not None:
             self._works = True
+            _proven.add(tuple(self._command))
             process.close()
 
     def _spawn(self, interval_ms: int, records: int) -> PowermetricsProcess | None:
@@ -153,6 +173,13 @@ def _why_not(process: PowermetricsProcess, in_time: bool, ready_s: float) -> str
     if not in_time:
         return f"powermetrics gave no record within {ready_s:g} s"
     return process.exit_words()
+
+
+def _made_up(records: Sequence[Record]) -> str:
+    """What to say of a stand-in."""
+    models = sorted({r.hw_model for r in records if r.hw_model})
+    claim = f" (it claims to be a {' and a '.join(models)})" if models else ""
+    return f"powermetrics is a stand-in here and not Apple's{claim}: its watts are not measured"
 
 
 def _cpu_pending(process: PowermetricsProcess) -> bool:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
-import plistlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
 from xml.parsers.expat import ExpatError
+
+from edge.power.powermetrics_plist import read_dictionaries
 
 # What makes up the total of a macOS 13 or newer, by the prefix of its keys.
 RAILS = {"cpu": "CPU", "gpu": "GPU", "ane": "ANE"}
@@ -17,8 +18,8 @@ MAX_ELAPSED_NS = 24 * 3600 * 10**9
 # powermetrics prints six digits, and a sum of three rounded powers is off by three roundings.
 RELATIVE_TOLERANCE, TOLERANCE_MW = 2e-5, 0.01
 
-# plistlib promises no exception of its own for what nobody vouches for. It refuses entity
-# declarations itself, so no small record unfolds into a large one.
+# plistlib promises no exception of its own for what nobody vouches for. Entity declarations are
+# refused, so no small record unfolds into a large one.
 PARSE_ERRORS = (
     ExpatError,
     ValueError,
@@ -61,7 +62,7 @@ def read_plist_record(data: bytes) -> Record:
         BadRecordError: it is broken, or contradicts itself.
     """
     try:
-        document = plistlib.loads(data, fmt=plistlib.FMT_XML)
+        document = read_dictionaries(data)
     except PARSE_ERRORS as error:
         raise BadRecordError("broken XML") from error
     if not isinstance(document, dict):

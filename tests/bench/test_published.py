@@ -86,6 +86,14 @@ def test_ours_stands_beside_the_published():
     assert "say nothing about the devices" not in text
 
 
+def test_whose_watts_ours_are_is_said_once():
+    rows = [row("mlx-int4", "mlx", 104.0, watts=26.0), row("gguf-q6_k", "llama.cpp", 99.0, 20.0)]
+    assert "Our watts" not in table11_beside(profile(*rows))
+    power = {"source": "powermetrics stand-in", "boundary": "CPU + GPU", "flags": []}
+    text = table11_beside(profile(*({**r, "power": power} for r in rows)))
+    assert text.count("Our watts are of powermetrics stand-in (CPU + GPU).") == 1
+
+
 def test_another_model_is_named_as_such():
     text = table11_beside(profile(parameters=5_500_000, synthetic=False))
     assert "6 M weights and the published model 2795 M" in text

@@ -1,14 +1,16 @@
 """The runner against real processes, good and bad."""
 
 import json
+import signal
 import struct
 import sys
 from dataclasses import replace
 
+import psutil
 import pytest
 
 from edge.bench.job import Job
-from edge.bench.runner import run_job
+from edge.bench.runner import run_job, stopped_by_sigterm
 from edge.bench.workload import Workload
 from tests.support.tiny import CONFIGS, write_checkpoint
 
@@ -184,3 +186,20 @@ def test_the_devices_memory_is_told_apart(demo_out):
     assert 3e6 < mlx.peak_device_bytes < mlx.peak_memory_bytes
     gguf = run_job(job("llama.cpp", demo_out / "gguf-q6_k.gguf", repetitions=1), 120)
     assert gguf.peak_device_bytes is None  # it keeps no count
+
+
+def test_sigterm_takes_the_worker_along(tmp_path):
+    """The worker signals us when it runs, and would go on for an hour."""
+    before = signal.getsignal(signal.SIGTERM)
+    code = (
+        "import os, pathlib, signal, sys, time\n"
+        "pathlib.Path(sys.argv[1]).write_text(str(os.getpid()))\n"
+        "os.kill(os.getppid(), signal.SIGTERM)\ntime.sleep(3600)"
+    )
+    written = tmp_path / "pid"
+    command = (sys.executable, "-S", "-c", code, str(written))
+    with pytest.raises(SystemExit) as stopped, stopped_by_sigterm():
+        run_job(job("mlx", "nowhere"), 120, command=command)
+    assert stopped.value.code == 128 + signal.SIGTERM
+    assert not psutil.pid_exists(int(written.read_text()))
+    assert signal.getsignal(signal.SIGTERM) == before

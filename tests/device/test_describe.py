@@ -1,7 +1,7 @@
 import getpass
 import json
 import platform
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
@@ -130,6 +130,31 @@ def test_a_measured_bandwidth_tells_its_kernel_and_its_company(monkeypatch, load
     found = device.memory_bandwidth
     assert found.bytes_s == 15.6e9
     assert found.source == ("measured read, best of 7 passes, 2 threads, 384 MiB; triad 11.5 GB/s")
+
+
+@pytest.mark.parametrize(
+    ("source", "again_gb_s", "kept_gb_s"),
+    [
+        ("measured read", 17.8, 17.8),
+        ("measured read", 3.0, 5.4),
+        ("given", 17.8, 5.4),
+        ("table, Apple", 17.8, 5.4),
+    ],
+)
+def test_the_better_of_two_measurements_stays(monkeypatch, source, again_gb_s, kept_gb_s):
+    """Other programs only lower it, and a ceiling that is too low accuses a good engine."""
+    from edge.device import bandwidth
+
+    measured = bandwidth.Measured(1e9, again_gb_s * 1e9, 2, 402653184, 7, None)
+    monkeypatch.setattr(bandwidth, "measure_bandwidth", lambda threads: measured)
+    device = replace(describe_device(bandwidth_gb_s=1.0), memory_bandwidth=Bandwidth(5.4, source))
+    assert describe.measured_again(device).memory_bandwidth.gb_s == kept_gb_s
+
+
+def test_without_a_bandwidth_there_is_nothing_to_measure_again(monkeypatch):
+    monkeypatch.setattr(describe, "_measured", lambda: pytest.fail("it was measured"))
+    device = replace(describe_device(bandwidth_gb_s=1.0), memory_bandwidth=None)
+    assert describe.measured_again(device) is device
 
 
 def test_threads_keep_to_the_cores_that_are_allowed(monkeypatch):

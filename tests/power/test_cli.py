@@ -78,7 +78,8 @@ def test_a_command_keeps_its_output_and_its_exit_code(stand_in, capfd):
     assert code == 7
     assert out == "hello\n"
     assert "CPU" in err
-    assert "powermetrics:" in err
+    assert "powermetrics stand-in:" in err
+    assert "warning: powermetrics is a stand-in here" in err
 
 
 def test_with_json_stdout_holds_the_document_alone(stand_in, capfd):
@@ -87,7 +88,7 @@ def test_with_json_stdout_holds_the_document_alone(stand_in, capfd):
     out, err = capfd.readouterr()
     printed = json.loads(out)
     assert (code, err) == (0, "hello\n")
-    assert printed["source"] == "powermetrics"
+    assert printed["source"] == "powermetrics stand-in"
     assert printed["energy_j"]["total"] > 0
     assert printed["coverage"] == 1.0
 

@@ -1,7 +1,14 @@
-"""IOReport against a stand-in for AppleEnergyMonitor, which only Macs have."""
+"""IOReport against a stand-in for AppleEnergyMonitor, which only Macs have.
+
+The stand-in has the interface of zeus-apple-silicon 1.1.0 as its bindings declare it: a class
+of millijoules as whole numbers, or lists of them per core or cluster, each None where the chip has
+no such counter; a monitor without arguments, whose errors are RuntimeError and ValueError.
+"""
 
 import sys
-from types import ModuleType, SimpleNamespace
+from dataclasses import dataclass, fields
+from importlib import metadata
+from types import ModuleType
 
 import pytest
 
@@ -12,7 +19,24 @@ from tests.power.counters import Time, contiguous, span_s, totals
 WATTS = {"cpu_total_mj": 4.0, "gpu_mj": 20.0, "ane_mj": 0.0, "dram_mj": 3.0, "gpu_sram_mj": 0.5}
 
 
-class Monitor:
+@dataclass
+class AppleEnergyMetrics:
+    """All of its attributes, in the order of the bindings."""
+
+    cpu_total_mj: int | None = None
+    efficiency_cores_mj: list[int] | None = None
+    performance_cores_mj: list[int] | None = None
+    efficiency_cluster_mj: list[int] | None = None
+    performance_cluster_mj: list[int] | None = None
+    efficiency_core_manager_mj: int | None = None
+    performance_core_manager_mj: int | None = None
+    dram_mj: int | None = None
+    gpu_mj: int | None = None
+    gpu_sram_mj: int | None = None
+    ane_mj: int | None = None
+
+
+class AppleEnergyMonitor:
     """Cumulative millijoules; those of `batched` are published every `batch_s` only."""
 
     def __init__(self, watts=WATTS, batch_s=0.001, batched=("cpu_total_mj", "ane_mj", "dram_mj")):
@@ -22,7 +46,7 @@ class Monitor:
 
     def tick(self, now_s):
         published_s = min(now_s, self.frozen_at_s) // self.batch_s * self.batch_s
-        self.metrics = SimpleNamespace(
+        self.metrics = AppleEnergyMetrics(
             **{
                 name: None
                 if watts is None
@@ -33,6 +57,12 @@ class Monitor:
 
     def get_cumulative_energy(self):
         return self.metrics
+
+    def begin_window(self, key, restart=False):
+        raise RuntimeError("Measurement with specified key already exists.")
+
+    def end_window(self, key):
+        raise RuntimeError("No measurement with provided key had been started.")
 
 
 def make(monitor, seconds=20.0):
@@ -47,7 +77,7 @@ def measured(meter):
 
 
 def test_live_counters():
-    meter = make(Monitor())
+    meter = make(AppleEnergyMonitor())
     samples = measured(meter)
     seconds = span_s(samples)
     assert contiguous(samples) and seconds == pytest.approx(20, abs=0.5)
@@ -61,7 +91,7 @@ def test_live_counters():
 
 def test_batches_of_macos_27_make_long_samples_not_spikes():
     """Every 2.2 s: cut at the reader's own ticks, power would read 0 W and then 35 W."""
-    meter = make(Monitor(batch_s=2.2), 30.0)
+    meter = make(AppleEnergyMonitor(batch_s=2.2), 30.0)
     samples = measured(meter)
     powers_w = [
         sample.joules["CPU"] / (sample.end_ns - sample.begin_ns) * 1e9 for sample in samples
@@ -73,7 +103,7 @@ def test_batches_of_macos_27_make_long_samples_not_spikes():
 
 
 def test_sampling_goes_on_past_the_end_until_the_next_batch():
-    monitor = Monitor(batch_s=2.2)
+    monitor = AppleEnergyMonitor(batch_s=2.2)
     time = Time(monitor.tick, 10.0)
     meter = IoReportMeter(lambda: monitor, time.clock, time.wait)
     meter.start()
@@ -82,7 +112,7 @@ def test_sampling_goes_on_past_the_end_until_the_next_batch():
 
 
 def test_a_counter_that_stalls_leaves_the_gpu_alone_and_says_so():
-    monitor = Monitor()
+    monitor = AppleEnergyMonitor()
     monitor.frozen_at_s = 8.0
     meter = make(monitor)
     samples = measured(meter)
@@ -94,7 +124,7 @@ def test_a_counter_that_stalls_leaves_the_gpu_alone_and_says_so():
 
 def test_counters_that_never_move_give_no_watts_of_the_cpu():
     """Some Macs with macOS 27 need powermetrics to be running."""
-    monitor = Monitor()
+    monitor = AppleEnergyMonitor()
     monitor.frozen_at_s = 0.0
     meter = make(monitor)
     assert "CPU" not in totals(measured(meter))
@@ -103,7 +133,7 @@ def test_counters_that_never_move_give_no_watts_of_the_cpu():
 
 def test_a_counter_that_wakes_up_releases_no_energy_from_before():
     """It stood still from the start, and what it then publishes is older than the window."""
-    monitor = Monitor()
+    monitor = AppleEnergyMonitor()
 
     def tick(now_s):
         monitor.tick(now_s)
@@ -118,13 +148,13 @@ def test_a_counter_that_wakes_up_releases_no_energy_from_before():
 
 
 def test_an_unknown_rail_is_left_out_and_named():
-    meter = make(Monitor({**WATTS, "dram_mj": None, "gpu_sram_mj": None}))
+    meter = make(AppleEnergyMonitor({**WATTS, "dram_mj": None, "gpu_sram_mj": None}))
     assert totals(measured(meter)).keys() == {"CPU", "GPU", "ANE"}
     assert "without DRAM" in meter.boundary
 
 
 def test_a_virtual_mac_has_no_energy_model():
-    meter = IoReportMeter(lambda: Monitor(dict.fromkeys(WATTS)))
+    meter = IoReportMeter(lambda: AppleEnergyMonitor(dict.fromkeys(WATTS)))
     assert "virtual machine" in meter.unavailable
     meter.start()
     assert meter.stop() == ()
@@ -142,12 +172,56 @@ def test_other_systems_have_none(monkeypatch):
     assert "Apple silicon only" in IoReportMeter().unavailable
 
 
-def test_on_a_mac_the_package_is_asked_for(monkeypatch):
-    monkeypatch.setattr(ioreport.platform, "system", lambda: "Darwin")
-    monkeypatch.setattr(ioreport.platform, "machine", lambda: "arm64")
+@pytest.fixture
+def mac(monkeypatch):
+    """mac(answers, version): a Mac with the package, and what sysctl says of it."""
+
+    def make(version="1.1.0", **answers):
+        package = ModuleType("zeus_apple_silicon")
+        package.AppleEnergyMonitor = AppleEnergyMonitor
+        package.AppleEnergyMetrics = AppleEnergyMetrics
+        names = {"vm": "kern.hv_vmm_present", "chip": "machdep.cpu.brand_string"}
+        said = {names[key]: answer for key, answer in answers.items()}
+        monkeypatch.setattr(ioreport.platform, "system", lambda: "Darwin")
+        monkeypatch.setattr(ioreport.platform, "machine", lambda: "arm64")
+        monkeypatch.setattr(ioreport, "output_of", lambda command: said.get(command[-1], ""))
+        monkeypatch.setattr(ioreport.metadata, "version", {ioreport.PACKAGE: version}.__getitem__)
+        monkeypatch.setitem(sys.modules, "zeus_apple_silicon", package)
+        return IoReportMeter()
+
+    return make
+
+
+def test_on_a_mac_the_package_is_asked_for(mac, monkeypatch):
+    assert mac(chip="Apple M2 Max", vm="0").unavailable is None
     monkeypatch.setitem(sys.modules, "zeus_apple_silicon", None)
     assert "stable-edge[ioreport]" in IoReportMeter().unavailable
-    package = ModuleType("zeus_apple_silicon")
-    package.AppleEnergyMonitor = Monitor
-    monkeypatch.setitem(sys.modules, "zeus_apple_silicon", package)
-    assert IoReportMeter().unavailable is None
+
+
+def test_a_virtual_machine_is_refused_before_the_library_is_asked(mac, monkeypatch):
+    monkeypatch.setattr(AppleEnergyMonitor, "__init__", lambda self: pytest.fail("it would crash"))
+    assert "virtual machine" in mac(chip="Apple M2 Max (Virtual)", vm="1").unavailable
+
+
+@pytest.mark.parametrize("version", ["1.0.4", "1.1.0"])
+def test_a_release_that_counts_one_die_of_two_is_refused(mac, version):
+    reason = mac(version, chip="Apple M2 Ultra", vm="0").unavailable
+    assert reason.startswith(f"zeus-apple-silicon {version} counts only one of the two dies")
+
+
+def test_a_release_that_counts_both_dies_is_not(mac):
+    assert mac("1.1.1", chip="Apple M2 Ultra", vm="0").unavailable is None
+    assert mac("1.10", chip="Apple M3 Ultra", vm="0").unavailable is None
+
+
+def test_every_rail_is_an_attribute_of_the_metrics():
+    known = {field.name for field in fields(AppleEnergyMetrics)}
+    assert {*ioreport.RAILS.values(), *ioreport.BESIDE.values()} <= known
+
+
+@pytest.mark.skipif(sys.platform != "darwin", reason="the package is for Macs only")
+def test_the_installed_package_has_the_attributes_of_the_stand_in():
+    zeus = pytest.importorskip("zeus_apple_silicon")
+    real = {name for name in dir(zeus.AppleEnergyMetrics) if not name.startswith("_")}
+    assert real >= {field.name for field in fields(AppleEnergyMetrics)}
+    assert metadata.version(ioreport.PACKAGE)

@@ -18,8 +18,9 @@ INTERVAL_MS = 20
 
 @pytest.fixture
 def stand_in(tmp_path, monkeypatch):
-    """stand_in(misdeeds) -> a meter on it; what it streamed is in `stand_in.log` afterwards."""
+    """stand_in(misdeeds) -> a meter that takes it for Apple's; it streams to `stand_in.log` too."""
     command = install(tmp_path / "bin")
+    monkeypatch.setattr(module, "is_apples", lambda _: True)
 
     def make(misdeeds="", **options):
         monkeypatch.setenv("FAKE_POWERMETRICS", misdeeds)
@@ -82,7 +83,11 @@ def test_a_second_run_starts_afresh(stand_in):
 
 
 @pytest.mark.parametrize(
-    "misdeed", ["late", "nul-first", "nul-after", "unknown-cluster", "noisy", "duplicate-keys"]
+    "misdeed",
+    [
+        *("late", "nul-first", "nul-after", "unknown-cluster", "noisy", "duplicate-keys"),
+        *("ultra", "by-line"),
+    ],
 )
 def test_what_is_harmless_costs_nothing(stand_in, misdeed):
     meter = stand_in(misdeed)
@@ -112,12 +117,12 @@ def test_the_tools_own_clock_does_not_matter(stand_in):
 )
 def test_a_bad_record_is_left_out_and_flagged(stand_in, misdeed, words):
     meter = stand_in(misdeed)
+    stand_in.record_log()
     samples = measure(meter, 6)
     assert any(words in flag for flag in meter.flags), meter.flags
     assert all(s.mean_w == pytest.approx(CPU_W + GPU_W, rel=0.1) for s in samples)
-    energy = integrate(samples, samples[0].begin_ns, samples[-1].end_ns)
-    # A rejected record is a hole, not zero watts.
-    assert (energy.coverage < 0.999) == (misdeed not in ("garbage", "twice"))
+    # What was rejected is missing, and not of zero watts.
+    assert len(samples) == stand_in.log.read_bytes().count(b"<?xml ") - 1
 
 
 @pytest.mark.parametrize("misdeed", ["truncated-tail", "dies", "aborts"])
@@ -245,3 +250,37 @@ def test_another_powermetrics_is_told_about(stand_in, monkeypatch):
     meter = stand_in()
     measure(meter, 2)
     assert any("another powermetrics" in flag for flag in meter.flags)
+
+
+def test_one_that_is_not_apples_says_so(stand_in, monkeypatch):
+    monkeypatch.undo()
+    meter = PowermetricsMeter(INTERVAL_MS, install(stand_in.bin))
+    measure(meter, 2)
+    assert meter.source == "powermetrics stand-in"
+    assert len(meter.flags) == 1
+    assert "MacBookPro17,1" in meter.flags[0] and "not measured" in meter.flags[0]
+
+
+@pytest.mark.parametrize(
+    ("platform", "program", "apples"),
+    [
+        ("darwin", "/usr/bin/powermetrics", True),
+        ("darwin", "/opt/bin/powermetrics", False),
+        ("linux", "/usr/bin/powermetrics", False),
+    ],
+)
+def test_apples_own_is_where_macos_has_it(monkeypatch, platform, program, apples):
+    monkeypatch.setattr(module.sys, "platform", platform)
+    assert module.is_apples(["/usr/bin/sudo", "-n", program]) is apples
+
+
+def test_it_is_tried_out_once_for_all_processes_of_a_run(stand_in, monkeypatch):
+    assert stand_in().unavailable is None
+    stand_in.record_log()
+    again = stand_in()
+    assert again.unavailable is None and not stand_in.log.exists()
+    assert len(measure(again, 2)) >= 2
+    monkeypatch.setenv("FAKE_SUDO", "password")
+    late = stand_in()
+    late.start()
+    assert "NOPASSWD" in late.unavailable

@@ -1,3 +1,4 @@
+from dataclasses import replace
 from itertools import pairwise
 
 import pytest
@@ -30,6 +31,18 @@ def test_lost_time_moves_what_follows():
     line = build_timeline(records(*[1] * 6), arrivals(6, late.items()), 100 * MS)
     assert line.samples[3].begin_ns - line.samples[2].end_ns == 1500 * MS
     assert line.flags == ("1.5 s are missing between records",)
+
+
+def test_where_a_record_was_rejected_is_a_hole():
+    """Shorter than what stamps may vary by, but known."""
+    kept = records(*[1] * 6, elapsed_ns=50 * MS)
+    kept[3] = replace(kept[3], follows_loss=True)
+    ends = [50 * MS * (n + (n >= 3)) for n in range(6)]
+    line = build_timeline(kept, ends, 100 * MS, after_loss_ns=0)
+    assert line.samples[3].begin_ns - line.samples[2].end_ns == 50 * MS
+    assert integrate(line.samples, line.samples[0].begin_ns, ends[-1]).coverage == 6 / 7
+    late = build_timeline(kept, ends, 100 * MS)  # without after_loss_ns it may be a late arrival
+    assert late.samples[3].begin_ns == late.samples[2].end_ns
 
 
 def test_a_clock_that_slept_is_flagged():

@@ -4,12 +4,15 @@ Run as a program it takes the arguments of the real one and streams at the caden
 What it does wrong is named in FAKE_POWERMETRICS, with commas: late, nul-first,
 nul-after, truncated-tail, dies, aborts, hangs, garbage, nan, negative, huge, stalled, batched,
 duplicate-keys, unknown-cluster, clock-step, lost-time, deaf, noisy, empty, gpu-only, wrong-power,
-twice, hot, needs-root. All it writes also goes to the file FAKE_POWERMETRICS_LOG.
+twice, hot, needs-root. Harmless: ultra (an M2 Ultra's 76 kB), by-line (a write for every line),
+by-worker (a tenth of the power while who started it has no `edge.bench.worker` running).
+All it writes also goes to the file FAKE_POWERMETRICS_LOG.
 """
 
 import argparse
 import os
 import signal
+import subprocess
 import sys
 import time
 from datetime import UTC, datetime
@@ -146,10 +149,14 @@ class Streamer:
         self.log = Path(log) if log else None
 
     def write(self, data):
-        os.write(1, data)
+        """All of it to stdout and to the log: a stop in between would make the two differ."""
+        signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])
+        for part in data.splitlines(keepends=True) if self.does("by-line") else [data]:
+            os.write(1, part)
         if self.log:
             with self.log.open("ab") as log:
                 log.write(data)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGTERM])
 
     def does(self, misdeed):
         return misdeed in self.misdeeds
@@ -163,19 +170,27 @@ class Streamer:
             self.write(b"\0")
         before_ns = time.monotonic_ns()
         for number in range(self.count):
-            time.sleep(self.interval_s)
+            self.wait()
             now_ns = time.monotonic_ns()
             self.one(number, now_ns - before_ns)
             before_ns = time.monotonic_ns() if self.does("lost-time") else now_ns
+
+    def wait(self):
+        """Let an interval pass; `claimed` is how much of its power it says it used."""
+        parts = max(1, round(self.interval_s / 0.1)) if self.does("by-worker") else 1
+        shares = []
+        for _ in range(parts):
+            time.sleep(self.interval_s / parts)
+            shares.append(self.share())
+        self.claimed = sum(shares) / parts
 
     def one(self, number, elapsed_ns):
         if self.does("noisy"):
             os.write(2, b"proc_pidpath 1460 failed(0)\n" * 3000)
         if number == 3 and self.does("lost-time"):
             time.sleep(0.25)
-        if number and not self.does("nul-after"):
-            self.write(b"\0")
-        data = self.make(number, elapsed_ns)
+        nul = b"\0" if number and not self.does("nul-after") else b""
+        data = nul + self.make(number, elapsed_ns)
         if number == 4 and self.does("truncated-tail"):
             self.write(data[: len(data) // 2])
             sys.exit(0)
@@ -187,14 +202,14 @@ class Streamer:
             time.sleep(3600)
         self.write(data)
         if number == 2 and self.does("twice"):
-            self.write(b"\0" + data)
+            self.write(data)
         if number == 2 and self.does("garbage"):
             self.write(b"\xff\xfe{not a record}</plist>\n<?xml oops")
         if self.does("nul-after"):
             self.write(b"\0")
 
     def make(self, number, elapsed_ns):
-        seconds = elapsed_ns / 1e9
+        seconds = elapsed_ns / 1e9 * self.claimed
         cpu_mj = round(CPU_W * seconds * 1e3)
         if self.does("stalled") and number > 1:
             cpu_mj = 0
@@ -211,11 +226,19 @@ class Streamer:
             elapsed_ns,
             cpu_mj,
             round(GPU_W * seconds * 1e3),
-            chip="M5 Pro" if self.does("unknown-cluster") else "M1",
+            chip=self.chip(),
             thermal="Lukewarm" if self.does("hot") else "Nominal",
             ended=datetime.fromtimestamp(time.time() + step_s, UTC),
             **changes,
         )
+
+    def share(self):
+        """How much of its power it claims."""
+        return 0.1 if self.does("by-worker") and not a_worker_runs() else 1.0
+
+    def chip(self):
+        special = {"unknown-cluster": "M5 Pro", "ultra": "M2 Ultra"}
+        return next((chip for misdeed, chip in special.items() if self.does(misdeed)), "M1")
 
     def spoiled(self, cpu_mj):
         if self.does("nan"):
@@ -230,6 +253,14 @@ class Streamer:
             twice = f"<integer>1</integer>\n<key>cpu_energy</key>\n<integer>{cpu_mj}</integer>"
             return {"cpu_energy": twice}
         return {}
+
+
+def a_worker_runs():
+    """Whether the process that started sudo has another child, a worker."""
+    listed = subprocess.run(["ps", "-A", "-o", "pid=,ppid=,args="], capture_output=True, text=True)
+    rows = [line.split(None, 2) for line in listed.stdout.splitlines()]
+    starter = next(row[1] for row in rows if row[0] == str(os.getppid()))
+    return any(row[1] == starter and "edge.bench.worker" in row[-1] for row in rows)
 
 
 def main():

@@ -1,0 +1,136 @@
+"""Time what the powermetrics meter itself costs: processor time of the process that reads it.
+
+    python benchmarks/meter.py                                  # 500 ms, as edge uses it
+    python benchmarks/meter.py --intervals 100 500 --json meter.json
+
+The stand-in of the tests streams records of an M2 Ultra, the largest there are, whole or a line
+at a time as a powermetrics without a buffer may. The stand-in's own time is not counted: nothing
+is known of the real one's. The process does nothing else meanwhile, so that all of its processor
+time is the meter's. In turn with it the same meter runs with plistlib for all of a record, which
+is what others use. Prints per cent of a core; the aim is less than 1.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import plistlib
+import resource
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
+from datetime import UTC, datetime
+from functools import partial
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+
+import edge.power.powermetrics_record as record_module  # noqa: E402
+from edge.atomic import appears_whole  # noqa: E402
+from edge.bench.software import software_versions  # noqa: E402
+from edge.device.describe import describe_device  # noqa: E402
+from edge.power.powermetrics import PowermetricsMeter  # noqa: E402
+from edge.power.powermetrics_plist import read_dictionaries  # noqa: E402
+from tests.support.fake_powermetrics import install, record  # noqa: E402
+
+# How the stand-in writes: what its FAKE_POWERMETRICS has for it.
+WRITES = {"whole records": "ultra", "a line at a time": "ultra,by-line"}
+READERS: dict[str, Callable[[bytes], Any]] = {
+    "edge": read_dictionaries,
+    "plistlib": partial(plistlib.loads, fmt=plistlib.FMT_XML),
+}
+
+
+def cost(interval_ms: int, misdeeds: str, command: Sequence[str], seconds: float) -> dict[str, Any]:
+    """Processor seconds of this process per second, while the meter runs."""
+    os.environ["FAKE_POWERMETRICS"] = misdeeds
+    meter = PowermetricsMeter(interval_ms, command)
+    meter.start()
+    begin_s, used_s = time.monotonic(), _used_s()
+    time.sleep(seconds)
+    share = (_used_s() - used_s) / (time.monotonic() - begin_s)
+    samples = meter.stop()
+    assert meter.unavailable is None, meter.unavailable
+    return {"of_a_core": share, "records": len(samples)}
+
+
+def _used_s() -> float:
+    used = resource.getrusage(resource.RUSAGE_SELF)
+    return used.ru_utime + used.ru_stime
+
+
+def compared(args: argparse.Namespace, command: Sequence[str]) -> list[dict[str, Any]]:
+    """A record per interval, way of writing and reader, the runs in turn."""
+    kinds = list(product(args.intervals, WRITES, READERS))
+    found: dict[Any, list[dict[str, Any]]] = {kind: [] for kind in kinds}
+    for _ in range(args.rounds):
+        for interval, writes, reader in kinds:
+            record_module.read_dictionaries = READERS[reader]
+            run = cost(interval, WRITES[writes], command, args.seconds)
+            found[interval, writes, reader].append(run)
+    return [
+        {
+            "interval_ms": interval,
+            "writes": writes,
+            "reader": reader,
+            "percent_of_a_core": 100 * statistics.median(r["of_a_core"] for r in runs),
+            "rounds": [round(100 * r["of_a_core"], 4) for r in runs],
+            "records": sum(r["records"] for r in runs),
+        }
+        for (interval, writes, reader), runs in found.items()
+    ]
+
+
+def document(args: argparse.Namespace, records: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """The records with what they were measured on; no folder of this machine."""
+    return {
+        "created_utc": datetime.now(UTC).isoformat(timespec="seconds"),
+        "device": asdict(describe_device(measure=False)),
+        "load_1m": os.getloadavg()[0],
+        "software": software_versions(),
+        "method": {
+            "what": "processor time of the reading process per second of wall time, in per cent",
+            "record_bytes": len(record(chip="M2 Ultra")),
+            "seconds": args.seconds,
+            "rounds": args.rounds,
+            "source": "the tests' stand-in for powermetrics, whose own time is not counted",
+        },
+        "results": list(records),
+    }
+
+
+def parsed() -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--intervals", type=int, nargs="+", default=[500], help="milliseconds")
+    parser.add_argument("--seconds", type=float, default=10.0, help="per run")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--json", type=Path, help="file to write all rounds to")
+    return parser.parse_args()
+
+
+def main() -> None:
+    """Measure, print, store."""
+    args = parsed()
+    with tempfile.TemporaryDirectory() as folder:
+        records = compared(args, install(Path(folder) / "bin"))
+    for r in records:
+        rounds = ", ".join(f"{share:.2f}" for share in r["rounds"])
+        print(
+            f"{r['interval_ms']:5} ms, {r['writes']:16} {r['reader']:8} "
+            f"{r['percent_of_a_core']:6.2f} % of a core ({rounds})"
+        )
+    if args.json is not None:
+        with appears_whole(args.json) as partial:
+            partial.write_text(json.dumps(document(args, records), indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()

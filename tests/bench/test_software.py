@@ -1,0 +1,61 @@
+"""Which commit a profile says it was measured with."""
+
+import shutil
+import subprocess
+
+import pytest
+
+import edge
+from edge.bench.software import checkout_revision, software_versions
+
+needs_git = pytest.mark.skipif(shutil.which("git") is None, reason="git is not on the PATH")
+
+
+@pytest.fixture
+def package(tmp_path):
+    """A package that lies in a directory as edge does in its checkout."""
+    folder = tmp_path / "somewhere" / "edge"
+    folder.mkdir(parents=True)
+    (folder / "code.py").write_text("a = 1\n")
+    return folder
+
+
+def committed(folder):
+    """Make it a repository with one commit; its name."""
+    identity = ("-c", "user.name=A", "-c", "user.email=a@b", "-c", "commit.gpgsign=false")
+    for words in (("init", "-q"), ("add", "."), ("commit", "-q", "-m", "first")):
+        subprocess.run(["git", *identity, *words], cwd=folder, check=True)
+    done = subprocess.run(["git", "rev-parse", "HEAD"], cwd=folder, check=True, capture_output=True)
+    return done.stdout.decode().strip()
+
+
+@needs_git
+def test_a_checkout_has_its_commit_and_whether_it_was_changed(package):
+    commit = committed(package.parent)
+    assert checkout_revision(package) == commit
+    (package.parent / "notes.txt").write_text("no code\n")
+    assert checkout_revision(package) == commit
+    (package / "new.py").write_text("b = 2\n")
+    assert checkout_revision(package) == f"{commit}-dirty"
+
+
+@needs_git
+def test_what_is_installed_inside_of_another_repository_has_none(package):
+    committed(package.parent.parent)
+    assert checkout_revision(package) is None
+
+
+def test_no_git_is_no_revision(package):
+    (package.parent / ".git").mkdir()
+    assert checkout_revision(package, lambda command: "") is None
+    assert checkout_revision(package, lambda command: "HEAD") is None
+
+
+def test_the_versions_name_no_folder(monkeypatch, package):
+    monkeypatch.setattr("edge.bench.software.checkout_revision", lambda _: "0" * 40 + "-dirty")
+    versions = software_versions()
+    assert versions["edge"] == edge.__version__
+    assert versions["edge-revision"] == "0" * 40 + "-dirty"
+    assert not any("/" in value for value in versions.values())
+    monkeypatch.setattr("edge.bench.software.checkout_revision", lambda _: None)
+    assert "edge-revision" not in software_versions()
