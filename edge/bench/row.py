@@ -16,6 +16,7 @@ from edge.bench.gate import Digest, judge
 from edge.bench.job import Job
 from edge.bench.power_series import power_series
 from edge.bench.profile import Row
+from edge.bench.quality import Record, quality_fault
 from edge.bench.rounds import ProcessRun
 from edge.bench.statistics import Quantity, percentiles, summarise
 from edge.bench.trial import Trial
@@ -30,6 +31,7 @@ from edge.bench.verdict import (
 from edge.device.describe import Bandwidth, Device, usable_cores
 from edge.device.roofline import fraction_on, on_gpu
 
+NO_QUALITY = "quality was not measured: add --quality"
 SHARES = {"p50": 0.5, "p90": 0.9, "p99": 0.99}
 
 
@@ -50,7 +52,8 @@ class Context:
     """What a row needs to know beyond its own processes.
 
     `idle_w` is the machine's power without work; `idle_doubt` a sentence if that moved;
-    `references` from `edge.bench.gate.reference_job`.
+    `references` from `edge.bench.gate.reference_job`, `quality` from `edge.bench.quality`, with
+    `no_quality` as the sentence where that failed.
     """
 
     rounds: int = 1
@@ -58,6 +61,14 @@ class Context:
     idle_w: float | None = None
     idle_doubt: str | None = None
     references: Mapping[str, Digest] | None = None
+    quality: Mapping[str, Record] | None = None
+    no_quality: str | None = None
+
+    def quality_of(self, subject: Subject, job: Job) -> Record | None:
+        """The artefact's, where the row runs it as it was judged."""
+        if self.quality is None or job.kv_bits is not None:
+            return None
+        return self.quality.get(subject.artefact)
 
 
 @dataclass(frozen=True)
@@ -95,6 +106,9 @@ def build_row(
     judgement = _judge(measured, runs, job, context)
     if not failed and (fault := _wrong_logits(subject, job, runs, context)) is not None:
         judgement = judgement.with_("INVALID", [fault])
+    quality = None if failed else context.quality_of(subject, job)
+    if quality is not None and (fault := quality_fault(quality, subject.precision)) is not None:
+        judgement = judgement.with_("INVALID", [fault])
     if reached is not None and doubt is not None:
         judgement = judgement.with_(_above_ceiling(facts, context.device), [doubt])
     row = Row(
@@ -113,7 +127,7 @@ def build_row(
         peak_memory_bytes=_most(run.outcome.peak_memory_bytes for run in runs),
         peak_device_bytes=_most(run.outcome.peak_device_bytes for run in runs),
         bandwidth_fraction=reached,
-        quality=None,
+        quality=quality and {k: v for k, v in quality.items() if k != "reasons"},
         verdict=judgement.verdict,
         reasons=[],
         load_s=_median(run.outcome.load_s for run in runs),
@@ -128,6 +142,7 @@ def build_row(
         no_ceiling = doubt if reached is None else None
         checked = context.references is not None or job.engine == LLAMA_BENCH
         absences = _absences(row, measured, facts, no_ceiling, checked)
+        absences += _quality_absences(quality, job, context)
     row.reasons.extend(
         dict.fromkeys(
             _without_folders(reason.rstrip("."), job)
@@ -205,9 +220,15 @@ def _absences(
         reasons.append("prefill_tok_s and ttft_s were not measured: no prompt (-p 0)")
     if no_ceiling is not None:
         reasons.append(no_ceiling)
-    reasons += _energy_absences(row, measured)
-    reasons.append("quality is not measured by this version")
-    return reasons
+    return reasons + _energy_absences(row, measured)
+
+
+def _quality_absences(quality: Record | None, job: Job, context: Context) -> list[str]:
+    if quality is not None:
+        return [f"quality: {reason}" for reason in quality["reasons"]]
+    if context.quality is not None and job.kv_bits is not None:
+        return [f"quality was not measured with a cache of {job.kv_bits} bits (--kv-bits)"]
+    return [context.no_quality or NO_QUALITY]
 
 
 def _energy_absences(row: Row, measured: _Measured) -> list[str]:

@@ -5,11 +5,11 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from edge.cli.arguments import open_named, output_folder
+from edge.cli.arguments import artefact, open_named, output_folder
 from edge.cli.bench_arguments import (
     ENERGY_WINDOW_S,
     SPEED_WINDOW_S,
@@ -38,6 +38,7 @@ def run(args: argparse.Namespace) -> int:
     """Convert what is missing, measure round by round, save, plot, print."""
     from edge.atomic import check_writable
     from edge.bench.cooldown import kept_awake
+    from edge.bench.runner import stopped_by_sigterm
     from edge.power.choose import choose_meter
 
     if args.compare is not None:
@@ -46,9 +47,13 @@ def run(args: argparse.Namespace) -> int:
     meter = choose_meter(args.power)
     if args.min_window is None:
         args.min_window = SPEED_WINDOW_S if meter.unavailable else ENERGY_WINDOW_S
+    if args.quality is not None:
+        from edge.quality.prepare import check_trained
+
+        check_trained(checkpoint)
     planned = _plan(args, checkpoint)
     check_writable(args.save)
-    with progress_bars() as progress, kept_awake():
+    with stopped_by_sigterm(), progress_bars() as progress, kept_awake():
         subjects = _convert(args, checkpoint, progress)
         rows = [(job, subjects[recipe.name]) for job, recipe in planned]
         run = _new_run(args, [job for job, _ in rows], meter)
@@ -61,6 +66,8 @@ def run(args: argparse.Namespace) -> int:
         )
         total = (WARMUPS + rows[0][0].repetitions) * run.settings.rounds
         run.go(book.enter, lambda row, _: progress(*book.progress(row, total)))
+        if args.quality is not None:
+            book.quality, book.no_quality = _quality(args, checkpoint, subjects, progress)
         book.close()
     plots = _plot(book.profile, book.path)
     _print(args, book.profile, [book.path, *plots])
@@ -76,6 +83,8 @@ class _Book:
     results: Results
     folder: Path
     references: dict[str, Any] | None = None
+    quality: dict[str, Any] | None = None
+    no_quality: str | None = None
     seen: dict[int, int] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -104,7 +113,10 @@ class _Book:
         write_profile(self.profile, self.path)
 
     def close(self) -> None:
-        """The last time, with the idle power after the run."""
+        """The last time, with the idle power after the run and the better bandwidth of two."""
+        from edge.device.describe import measured_again
+
+        self.profile = replace(self.profile, device=measured_again(self.profile.device))
         self.enter(0)
 
     def progress(self, row: int, total: int) -> tuple[str, float]:
@@ -123,6 +135,8 @@ class _Book:
             idle_w=results.idle_w,
             idle_doubt=baseline_drift(results.idle_before, results.idle_after),
             references=self.references,
+            quality=self.quality,
+            no_quality=self.no_quality,
         )
 
 
@@ -200,8 +214,16 @@ def _convert(
             bits_per_weight=bits_per_weight(made.path, parameters),
             notes=made.notes,
         )
-        for made in convert(checkpoint, args.rows, out, progress)
+        for made in convert(checkpoint, _wanted(args), out, progress)
     }
+
+
+def _wanted(args: argparse.Namespace) -> list[Recipe]:
+    """The rows' recipes, and that of what their quality is compared with."""
+    from edge.bench.quality import REFERENCE
+
+    reference = [] if args.quality is None else [artefact(REFERENCE)]
+    return list(dict.fromkeys([*args.rows, *reference]))
 
 
 def _references(checkpoint: Checkpoint, jobs: list[Job]) -> dict[str, Any] | None:
@@ -213,6 +235,29 @@ def _references(checkpoint: Checkpoint, jobs: list[Job]) -> dict[str, Any] | Non
     except EdgeError as error:
         print(f"edge bench: warning: logits are not checked: {error}", file=sys.stderr)
         return None
+
+
+def _quality(
+    args: argparse.Namespace,
+    checkpoint: Checkpoint,
+    subjects: dict[str, Subject],
+    progress: Progress,
+) -> tuple[dict[str, Any] | None, str | None]:
+    """What each artefact loses; None, a warning and the reason where it cannot be measured."""
+    from edge.bench.quality import quality_job
+    from edge.device.describe import usable_cores
+
+    out = output_folder(args.out, checkpoint.source.name)
+    paths = {name: artefact(name).path_in(out) for name in subjects}
+    progress("quality", 0.0)
+    try:
+        threads = args.threads or usable_cores()
+        found = quality_job(checkpoint, paths, out / "eval", threads, args.quality)
+    except EdgeError as error:
+        print(f"edge bench: warning: {error}", file=sys.stderr)
+        return None, f"quality: {error}"
+    progress("quality", 1.0)
+    return found, None
 
 
 def _new_run(args: argparse.Namespace, jobs: list[Job], meter: Meter) -> Run:

@@ -7,9 +7,16 @@ import math
 from pathlib import Path
 
 from edge.bench.suites import REPETITIONS, add_workload_arguments
-from edge.cli.arguments import add_artefacts, add_checkpoint, count, power_source
+from edge.cli.arguments import (
+    add_artefacts,
+    add_checkpoint,
+    count,
+    count_or_zero,
+    power_source,
+)
 from edge.cli.bench_compare import add_compare_arguments
 from edge.power.choose import SOURCES
+from edge.quality.sizes import TOKENS
 
 # Speed settles in 3 s (hyperfine); counters of energy are published up to 2.2 s apart.
 SPEED_WINDOW_S, ENERGY_WINDOW_S = 3.0, 10.0
@@ -105,6 +112,15 @@ def _add_method(group: argparse._ArgumentGroup) -> None:
         dest="check",
         action="store_false",
         help="do not compare logits with the checkpoint's, which takes a while for a large model",
+    )
+    group.add_argument(
+        "--quality",
+        metavar="TOKENS",
+        nargs="?",
+        type=count_or_zero,
+        const=TOKENS,
+        help="also measure what each artefact loses against mlx-fp16, as edge eval does, on so "
+        f"many tokens of code at most; 0: all of the sample (default with --quality: {TOKENS})",
     )
     group.add_argument(
         "--timeout",

@@ -2,6 +2,8 @@
 
 import argparse
 import json
+import os
+import statistics
 
 import pytest
 
@@ -12,6 +14,8 @@ from edge.cli.main import main
 from edge.model.kv_cache import KV_BITS
 from edge.power.none import NoMeter
 from edge.profile_file import read_profile
+from edge.report.markdown import markdown_section
+from tests.support.fake_powermetrics import CPU_W, GPU_W, install
 from tests.support.profiles import faults
 
 
@@ -166,3 +170,103 @@ def test_a_recorded_log_is_a_power_source(benched, tmp_path):
     for row in profile["rows"]:
         assert row["power_w"] is None
         assert any("power_w" in reason for reason in row["reasons"])
+
+
+@pytest.fixture(scope="module")
+def metered(demo_out, tmp_path_factory):
+    """One row on a stand-in for powermetrics, which uses a tenth while nothing runs: its profile.
+
+    Idle power before and after, prefill and decode windows of half a second.
+    """
+    folder = tmp_path_factory.mktemp("metered")
+    install(folder / "bin")
+    words = ["bench", "demo", "--rows", "gguf-q6_k", "--out", str(demo_out), "--save", str(folder)]
+    words += ["-p", "16", "-n", "16", "-r", "1", "--min-window", "0.5", "--bandwidth-gb-s", "123"]
+    words += ["--power", "powermetrics", "--idle", "0.5", "--cooldown", "0", "-o", "json"]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PATH", f"{folder / 'bin'}{os.pathsep}{os.environ['PATH']}")
+        patch.setenv("FAKE_POWERMETRICS", "by-worker")
+        patch.setattr("edge.power.powermetrics.DEFAULT_INTERVAL_MS", 50)
+        # As on a processor whose cache is smaller than the demo.
+        patch.setattr("edge.device.describe._cache_bytes", lambda _: 1 << 20)
+        assert main(words) == 0
+    (saved,) = folder.glob("*.json")
+    return read_profile(saved)
+
+
+def test_a_meters_watts_reach_the_profile(metered):
+    assert faults(metered) == []
+    (row,) = metered["rows"]
+    assert row["power_w"]["median"] == pytest.approx(CPU_W + GPU_W, rel=0.1)
+    assert row["prefill_power_w"]["median"] == pytest.approx(CPU_W + GPU_W, rel=0.1)
+    (trial,) = (t for t in row["trials"] if not t["warmup"])
+    window = trial["decode_energy"]
+    assert window["coverage"] == trial["energy_coverage"] == pytest.approx(1.0)
+    assert window["records"] >= 5 and window["missing"] is None
+    assert window["joules"] == trial["energy_j"]
+    assert window["joules"]["GPU"] / window["joules"]["CPU"] == pytest.approx(
+        GPU_W / CPU_W, rel=0.1
+    )
+    assert row["joules_per_token"]["median"] == pytest.approx(
+        sum(window["joules"].values()) / window["tokens"]
+    )
+
+
+def test_net_energy_is_less_the_idle_power(metered):
+    (row,) = metered["rows"]
+    idle = metered["method"]["idle"]
+    watts = [idle[when]["watts"] for when in ("before", "after")]
+    assert watts == pytest.approx([0.1 * (CPU_W + GPU_W)] * 2, rel=0.25)
+    assert idle["net_of_w"] == pytest.approx(statistics.mean(watts))
+    gross_j, net_j = (row[f"joules_per_token{kind}"]["median"] for kind in ("", "_net"))
+    (window,) = (t["decode_energy"] for t in row["trials"] if not t["warmup"])
+    assert gross_j - net_j == pytest.approx(
+        idle["net_of_w"] * window["window_s"] / window["tokens"]
+    )
+    assert 0 < net_j < gross_j
+
+
+def test_a_stand_in_cannot_pass_for_apples(metered):
+    (row,) = metered["rows"]
+    assert row["power"]["source"] == "powermetrics stand-in"
+    assert row["power"]["boundary"].startswith("CPU + GPU + ANE of the SoC, without DRAM")
+    claims = "powermetrics is a stand-in here"
+    assert [flag for flag in row["power"]["flags"] if claims in flag]
+    assert row["verdict"] == "WARN"
+    assert [reason for reason in row["reasons"] if claims in reason]
+    printed = markdown_section(metered)
+    assert claims in printed and "power: powermetrics stand-in" in printed
+
+
+def test_the_roofline_is_that_of_the_given_bandwidth(metered):
+    (row,) = metered["rows"]
+    rate = row["decode_tok_s"]["median"]
+    assert row["bandwidth_fraction"] == pytest.approx(rate * row["bytes_per_token"] / 123e9)
+    assert 0 < row["bandwidth_fraction"] < 1
+
+
+def test_the_table_shows_watts_and_joules(metered):
+    head, _, line = (line for line in markdown_section(metered).splitlines() if line[:1] == "|")
+    shown = dict(
+        zip(*([c.strip() for c in x.strip("|").split("|")] for x in (head, line)), strict=True)
+    )
+    (row,) = metered["rows"]
+    for column, name in (
+        ("Power (W)", "power_w"),
+        ("J/token", "joules_per_token"),
+        ("Net J/token", "joules_per_token_net"),
+    ):
+        assert float(shown[column].split()[0]) == pytest.approx(
+            row[name]["median"], rel=0.02, abs=0.0006
+        )
+
+
+def test_the_meters_samples_are_on_the_trials_clock(metered):
+    (row,) = metered["rows"]
+    (process,) = row["processes"]
+    series = process["power_series"]
+    (trial,) = (t for t in row["trials"] if not t["warmup"])
+    assert series["begin_ns"][0] < trial["prefill_ns"][0]
+    assert series["end_ns"][-1] >= trial["pass_end_ns"][-1]
+    assert set(series["milliwatts"]) == {"CPU", "GPU", "ANE"}
+    assert series["thermal"][0]["level"] == "Nominal"
