@@ -9,7 +9,7 @@ UV := $(shell command -v uv 2>/dev/null || echo .tools/bin/uv)
 setup: $(READY)
 
 bench: $(READY)
-	$(PYTHON) bench.py demo -n 512 -r 3
+	$(PYTHON) bench.py demo -n 512 -r 3 --quality
 
 test: lint
 	$(PYTHON) -m pytest

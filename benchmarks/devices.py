@@ -3,7 +3,7 @@
     python benchmarks/devices.py                   # ten thousand profiles of 50 to 100 kB
     python benchmarks/devices.py --profiles 1000 --keep /tmp/profiles
 
-Writes profiles of invented devices, one in a hundred of them spoilt, then loads and renders the
+Writes profiles of invented devices, two in a hundred of them spoilt, then loads and renders the
 summary in a process of its own, several times. Prints seconds of wall and processor, and peak
 resident memory. The first run may have to read the files from disk, later ones find them in memory.
 """
@@ -68,9 +68,15 @@ def write(folder: Path, count: int) -> int:
         text = kinds[number % len(kinds)].replace(CREATED, f"{at}+00:00")
         path = folder / f"{number % 100:02}" / f"{number}.json"
         path.parent.mkdir(parents=True, exist_ok=True)
-        spoilt = number % 100 == 99
-        total += path.write_text(text[: len(text) // 2] if spoilt else text, encoding="utf-8")
+        total += path.write_text(spoilt(text, number % 100), encoding="utf-8")
     return total
+
+
+def spoilt(text: str, number: int) -> str:
+    """Of a hundred files one is cut in half, and one has a wrong field."""
+    if number == 98:
+        return text.replace('"verdict": "VALID"', '"verdict": 1', 1)
+    return text[: len(text) // 2] if number == 99 else text
 
 
 def load(folder: Path, out: Path) -> tuple[float, float, float]:

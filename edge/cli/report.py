@@ -12,9 +12,10 @@ from typing import TYPE_CHECKING, Any
 from edge.errors import EdgeError
 
 if TYPE_CHECKING:
-    from edge.report.figure import NamedFigure
+    from edge.report.frame import NamedFigure
 
 REPORTS = Path("profiles") / "reports"
+PLOTS = "plots"
 # A page of more is no page; `--devices` reads any number.
 MOST_PROFILES = 50
 
@@ -92,9 +93,17 @@ def _report(args: argparse.Namespace) -> int:
         print(json.dumps(_document(paths, folder, files), indent=1))
         return 0
     print(markdown)
-    for file in files:
-        print(f"saved {file}", file=sys.stderr)
+    _say_saved(folder, files)
     return 0
+
+
+def _say_saved(folder: Path, files: Sequence[Path]) -> None:
+    """The page last, where one looks."""
+    page, *tables = files[:3]
+    if plots := len(files) - len(tables) - 1:
+        print(f"saved {plots} plots in {folder / PLOTS}", file=sys.stderr)
+    for file in (*tables, page):
+        print(f"saved {file}", file=sys.stderr)
 
 
 def _profile_files(given: Sequence[Path]) -> list[Path]:
@@ -141,8 +150,8 @@ def _contents(
     for number, figures in enumerate(drawn, 1):
         prefix = f"{number}-" if len(drawn) > 1 else ""
         for plot in figures:
-            yield f"plots/{prefix}{plot.name}.svg", to_svg(plot.figure).encode()
-            yield f"plots/{prefix}{plot.name}.png", to_png(plot.figure)
+            yield f"{PLOTS}/{prefix}{plot.name}.svg", to_svg(plot.figure).encode()
+            yield f"{PLOTS}/{prefix}{plot.name}.png", to_png(plot.figure)
 
 
 def _write(folder: Path, contents: Iterator[tuple[str, bytes]]) -> list[Path]:

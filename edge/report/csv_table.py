@@ -5,11 +5,14 @@ from __future__ import annotations
 import csv
 import io
 from collections.abc import Mapping, Sequence
+from dataclasses import fields
 from typing import Any
 
 from edge.report.figure import plain
+from edge.report.quality import Quality
 from edge.report.tidy import NUMBERS, QUANTITIES, tidy
 
+QUALITY = tuple(field.name for field in fields(Quality))
 PARTS = ("median", "mean", "sd", "ci95_low", "ci95_high", "n")
 HEAD = (
     "created_utc",
@@ -29,6 +32,7 @@ HEAD = (
     "depth",
     *(f"{name}_{part}" for name in QUANTITIES for part in PARTS),
     *NUMBERS,
+    *(f"quality_{name}" for name in QUALITY),
     "verdict",
     "reasons",
 )
@@ -75,6 +79,7 @@ def _figures(row: Mapping[str, Any]) -> list[Any]:
         *(row["workload"][name] for name in ("prompt", "generate", "depth")),
         *quantities,
         *(row[name] for name in NUMBERS),
+        *((row["quality"] or {}).get(name) for name in QUALITY),
         row["verdict"],
         "; ".join(row["reasons"]),
     ]

@@ -1,4 +1,4 @@
-"""What all plots share: colours, type, the lines under a figure, SVG and PNG.
+"""What all plots share: colours, type, provenance, SVG and PNG.
 
 Figures are drawn with matplotlib's object interface: no state, no display. Text in them comes
 from profiles of strangers: it passes `plain` and is never read as markup or mathematics.
@@ -13,7 +13,6 @@ import unicodedata
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from html import escape
 from typing import Any, cast
 
@@ -22,7 +21,6 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
-from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.patches import Patch
 
 # Okabe and Ito's palette, distinct for colour-blind readers.
@@ -39,9 +37,7 @@ COLOURS = {
 }
 ERROR = VERMILLION
 WIDTH_IN = 8.0
-TITLE_PT, LEGEND_PT, NOTE_PT = 11, 8, 7
-# Of DejaVu Sans at NOTE_PT, as many as an inch holds.
-NOTE_CHARACTERS_PER_INCH = 17
+LEGEND_PT = 8
 STYLE: dict[str, Any] = {
     "figure.facecolor": "white",
     "savefig.facecolor": "white",
@@ -73,20 +69,6 @@ DIGITS = re.compile(r"(\.\d\d)\d+")
 REFERENCE = re.compile(r'(\bid="|(?:xlink:)?href="#|url\(#)([^")]+)')
 
 
-@dataclass(frozen=True)
-class NamedFigure:
-    """A plot: `name` for files and ids, `caption` for n, spread and what is missing."""
-
-    name: str
-    title: str
-    caption: str = field(repr=False)
-    figure: Figure = field(repr=False)
-
-    def _repr_svg_(self) -> str:
-        """What a notebook shows."""
-        return to_svg(self.figure)
-
-
 @contextmanager
 def style() -> Iterator[None]:
     """Draw and save inside: the same look and no mathematics, whatever the user's settings."""
@@ -105,75 +87,6 @@ def new_figure(name: str, height_in: float, width_in: float = WIDTH_IN) -> Figur
     return figure
 
 
-def finish(
-    figure: Figure,
-    title: str,
-    caption: str,
-    profile: Mapping[str, Any],
-    handles: Sequence[Any],
-    *absent: str,
-) -> NamedFigure:
-    """Title and legend above, caption, what is missing and provenance beneath.
-
-    The figure grows by what they take, so that its panels keep their size.
-
-    Args:
-        figure: drawn, of `new_figure`.
-        title: what is shown.
-        caption: a few sentences: n, spread, how to read it.
-        profile: whose provenance it is.
-        handles: of the legend; none makes no legend.
-        absent: a sentence for each thing that was not measured.
-    """
-    caption = " ".join((caption, *absent))
-    heading = f"{title}: {plain(profile['model']['name'])} on {plain(profile['device']['name'])}"
-    _frame(figure, heading, (caption, provenance(profile)), handles)
-    return NamedFigure(str(figure.get_label()), title, caption, figure)
-
-
-def _frame(figure: Figure, heading: str, paragraphs: Sequence[str], handles: Sequence[Any]) -> None:
-    """Write what stands around the panels, and make room for it."""
-    width_in, body_in = figure.get_size_inches()
-    width = int(width_in * NOTE_CHARACTERS_PER_INCH)
-    heading = textwrap.fill(heading, int(width * 0.6))
-    under = "\n".join(textwrap.fill(paragraph, width) for paragraph in paragraphs)
-    columns = _legend_columns(handles, width_in)
-    title_in = 0.08 + _lines_in(heading.count("\n") + 1, TITLE_PT)
-    legend_in = _lines_in(-(-len(handles) // columns), LEGEND_PT * 1.15) + 0.06
-    under_in = _lines_in(under.count("\n") + 1, NOTE_PT) + 0.08
-    height_in = body_in + title_in + legend_in + under_in
-    _grow(figure, height_in, title_in + legend_in)
-    place: dict[str, Any] = {"x": 0.01, "ha": "left"}
-    figure.text(
-        y=1 - 0.06 / height_in, s=heading, va="top", fontweight="bold", fontsize=TITLE_PT, **place
-    )
-    figure.supxlabel(under, fontsize=NOTE_PT, color=DARK_GREY, **place)
-    if handles:
-        corner = (0.005, 1 - title_in / height_in)
-        figure.legend(
-            handles=handles, ncols=columns, loc="upper left", bbox_to_anchor=corner, borderaxespad=0
-        )
-
-
-def _grow(figure: Figure, height_in: float, above_in: float) -> None:
-    """Give the figure its height and keep its panels out of the uppermost part."""
-    figure.set_size_inches(figure.get_figwidth(), height_in)
-    layout = figure.get_layout_engine()
-    if isinstance(layout, ConstrainedLayoutEngine):
-        layout.set(rect=(0, 0, 1, 1 - above_in / height_in))
-
-
-def _lines_in(lines: int, size_pt: float) -> float:
-    """The height of so many lines of text, in inches."""
-    return lines * 1.3 * size_pt / 72
-
-
-def _legend_columns(handles: Sequence[Any], width_in: float) -> int:
-    """As many as fit beside each other."""
-    longest = max((len(str(handle.get_label())) for handle in handles), default=0)
-    return max(1, min(len(handles), int(width_in / (0.55 + 0.072 * longest))))
-
-
 def provenance(profile: Mapping[str, Any]) -> str:
     """What it was measured on, with what, when: one line for under a figure."""
     device, software = profile["device"], profile["software"]
@@ -184,13 +97,22 @@ def provenance(profile: Mapping[str, Any]) -> str:
     parts = (
         plain(device["name"], 60),
         plain(device.get("os") or "system not recorded", 60),
-        f"edge {plain(software.get('edge') or 'of unknown version', 40)}",
+        f"edge {plain(software.get('edge') or 'of unknown version', 40)}{_commit(software)}",
         *engines,
         power,
         plain(profile["created_utc"], 30),
     )
     synthetic = profile["model"].get("synthetic") is True
     return ", ".join(parts) + ("; random weights" if synthetic else "")
+
+
+def _commit(software: Mapping[str, Any]) -> str:
+    """The checkout's commit, in short, where the profile has it."""
+    revision = software.get("edge-revision")
+    if not isinstance(revision, str):
+        return ""
+    commit, _, changed = revision.partition("-")
+    return f" ({plain(commit[:9], 9)}{', changed' if changed else ''})"
 
 
 def _power_of(row: Mapping[str, Any]) -> Mapping[str, Any] | None:
@@ -218,6 +140,18 @@ def colour_of(engine: str) -> str:
     return COLOURS.get(engine, GREY)
 
 
+def bar_look(engine: str, wrong: bool) -> dict[str, Any]:
+    """A bar in its engine's colour; hatched where the figure must not be taken for one."""
+    if wrong:
+        return {"color": "white", "edgecolor": ERROR, "hatch": "////"}
+    return {"color": colour_of(engine), "edgecolor": "none"}
+
+
+def wrong_handle(label: str) -> Patch:
+    """What a hatched bar means, for the legend."""
+    return Patch(facecolor="white", edgecolor=ERROR, hatch="////", label=label)
+
+
 def engine_handles(engines: Sequence[str], *others: Any) -> list[Any]:
     """A legend's entries: the engines' colours, then others."""
     known = [engine for engine in COLOURS if engine in engines]
@@ -231,8 +165,9 @@ def say_missing(axes: Axes, sentence: str) -> None:
     axes.set_xticks([])
     axes.set_yticks([])
     axes.spines[["left", "bottom"]].set_visible(False)
-    text = textwrap.fill(f"not measured: {sentence}", 34)
-    axes.text(0.5, 0.5, text, transform=axes.transAxes, ha="center", va="center", color=DARK_GREY)
+    text = textwrap.fill(f"not measured: {sentence}", 36)
+    look: dict[str, Any] = {"ha": "center", "va": "center", "color": DARK_GREY, "fontsize": 8}
+    axes.text(0.5, 0.5, text, transform=axes.transAxes, **look)
 
 
 def to_svg(figure: Figure) -> str:

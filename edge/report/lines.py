@@ -84,7 +84,11 @@ def number_cell(value: float | None, pattern: str, scale: float = 1.0) -> Cell:
 
 def _cells(row: Mapping[str, Any], profile: Mapping[str, Any]) -> dict[str, Cell]:
     peer = PEERS.get(row["engine"])
-    texts = (f"MLX ({peer})" if peer else row["framework"], profile["device"]["name"])
+    texts = (
+        f"{row['framework']} ({peer})" if peer else row["framework"],
+        profile["device"]["name"],
+    )
+    quality = row["quality"] or {}
     cells = (
         *map(Cell, (*texts, row["precision"])),
         quantity_cell(row["decode_tok_s"]),
@@ -97,6 +101,9 @@ def _cells(row: Mapping[str, Any], profile: Mapping[str, Any]) -> dict[str, Cell
         number_cell(row["peak_memory_bytes"], "{:.0f}", 1e-6),
         number_cell(row["bits_per_weight"], "{:.2f}", 1 / 8),
         number_cell(row["bandwidth_fraction"], "{:.0%}"),
+        number_cell(quality.get("kl_mean"), "{:.2g}"),
+        number_cell(quality.get("perplexity_ratio"), "{:.4f}"),
+        number_cell(quality.get("top1_agreement"), "{:.1%}"),
         Cell(row["verdict"]),
     )
     return dict(zip(COLUMNS, cells, strict=True))

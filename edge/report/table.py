@@ -21,6 +21,9 @@ COLUMNS = (
     "Peak memory (MB)",
     "Bytes/weight",
     "Roofline",
+    "KL (nats)",
+    "PPL ratio",
+    "Top-1",
     "Verdict",
 )
 TEXT_COLUMNS = 3
@@ -30,11 +33,18 @@ def _any(key: str) -> Callable[[Rows], bool]:
     return lambda rows: any(row.get(key) is not None for row in rows)
 
 
+def _any_quality(key: str) -> Callable[[Rows], bool]:
+    return lambda rows: any((row.get("quality") or {}).get(key) is not None for row in rows)
+
+
 # Columns shown only where they say something.
 OPTIONAL: dict[str, Callable[[Rows], bool]] = {
     "J/token": _any("joules_per_token"),
     "Net J/token": _any("joules_per_token_net"),
     "Roofline": _any("bandwidth_fraction"),
+    "KL (nats)": _any_quality("kl_mean"),
+    "PPL ratio": _any_quality("perplexity_ratio"),
+    "Top-1": _any_quality("top1_agreement"),
     "Test": lambda rows: several_workloads(rows),
 }
 # What a row's names add for an engine that shares its artefacts with another.
@@ -49,9 +59,14 @@ def notes(profile: Mapping[str, Any]) -> list[str]:
         for reason in row["reasons"]:
             about.setdefault(reason, []).append(row_label(row, rows))
     return [
-        reason if len(names) == len(rows) else f"{', '.join(names)}: {reason}"
+        reason if len(names) == len(rows) else f"{listed(names)}: {reason}"
         for reason, names in about.items()
     ]
+
+
+def listed(labels: Sequence[str]) -> str:
+    """Labels beside each other; those of several workloads have commas of their own."""
+    return ("; " if any(", " in label for label in labels) else ", ").join(labels)
 
 
 def row_label(row: Mapping[str, Any], rows: Rows = ()) -> str:

@@ -7,13 +7,15 @@ Here it becomes what tables may rely on. What is dropped leaves a sentence among
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from edge.errors import EdgeError
 from edge.profile_file import read_profile
 from edge.report.figure import plain
-from edge.report.plots.view import number
+from edge.report.quality import quality_of
+from edge.report.values import not_negative, number
 
 NAME_CHARACTERS, SENTENCE_CHARACTERS = 80, 600
 # What double precision can still calculate with: squares of it do not overflow.
@@ -104,8 +106,9 @@ def _texts(data: Mapping[str, Any]) -> dict[str, Any]:
 def _row(row: Mapping[str, Any]) -> dict[str, Any]:
     reasons = [plain(reason, SENTENCE_CHARACTERS) for reason in row["reasons"]]
     quantities = {name: _quantity(row.get(name)) for name in QUANTITIES}
-    numbers = {name: _not_negative(row.get(name)) for name in NUMBERS}
-    for name, value in (*quantities.items(), *numbers.items()):
+    numbers = {name: not_negative(row.get(name)) for name in NUMBERS}
+    quality = quality_of(row.get("quality"))
+    for name, value in (*quantities.items(), *numbers.items(), ("quality", quality)):
         if value is None and row.get(name) is not None:
             reasons.append(f"{name}: what the profile has there is no believable figure")
     names = {name: plain(row[name], 48) for name in ("artefact", "engine", "framework")}
@@ -117,6 +120,7 @@ def _row(row: Mapping[str, Any]) -> dict[str, Any]:
         **names,
         **quantities,
         **numbers,
+        "quality": asdict(quality) if quality else None,
         "precision": plain(row["precision"], 30),
         "workload": _workload(row["workload"]),
         "verdict": verdict,
@@ -132,8 +136,8 @@ def _workload(workload: Mapping[str, Any]) -> dict[str, Any]:
 def _quantity(quantity: object) -> dict[str, Any] | None:
     if not isinstance(quantity, Mapping):
         return None
-    median, mean = _not_negative(quantity.get("median")), _not_negative(quantity.get("mean"))
-    n = _not_negative(quantity.get("n"))
+    median, mean = not_negative(quantity.get("median")), not_negative(quantity.get("mean"))
+    n = not_negative(quantity.get("n"))
     if median is None or mean is None or not n:
         return None
     interval = quantity.get("ci95")
@@ -141,12 +145,7 @@ def _quantity(quantity: object) -> dict[str, Any] | None:
     return {
         "median": median,
         "mean": mean,
-        "sd": _not_negative(quantity.get("sd")),
+        "sd": not_negative(quantity.get("sd")),
         "n": int(n),
         "ci95": ends if len(ends) == 2 and None not in ends else None,
     }
-
-
-def _not_negative(value: object) -> float | None:
-    found = number(value)
-    return found if found is not None and found >= 0 else None

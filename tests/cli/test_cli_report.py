@@ -54,12 +54,17 @@ def test_it_writes_table_plots_and_page(saved, profile, capsys):
     for plot in ("throughput", "latency"):
         assert (folder / "plots" / f"{plot}.png").read_bytes().startswith(b"\x89PNG")
         assert (folder / "plots" / f"{plot}.svg").read_text(encoding="utf-8").startswith("<svg")
-    said = [line.removeprefix("saved ") for line in err.splitlines()]
-    written = [path for path in folder.rglob("*") if path.is_file()]
-    assert sorted(said) == sorted(str(path.relative_to(saved.parent)) for path in written)
+    plots = len(list((folder / "plots").iterdir()))
+    assert err.splitlines() == [
+        f"saved {plots} plots in profiles/reports/mine/plots",
+        "saved profiles/reports/mine/table.md",
+        "saved profiles/reports/mine/table.csv",
+        "saved profiles/reports/mine/report.html",
+    ]
 
 
-def test_json_is_one_document_with_the_paths(saved, capsys):
+def test_json_is_one_document_with_the_paths(saved, profile, capsys):
+    saved.write_text(json.dumps(without_trials(profile)), encoding="utf-8")
     assert run(saved, "--out", "out", "-o", "json") == 0
     out, err = capsys.readouterr()
     made = json.loads(out)
@@ -68,10 +73,11 @@ def test_json_is_one_document_with_the_paths(saved, capsys):
     assert (saved.parent / made["page"]).name == "report.html"
     files = [made["page"], made["markdown"], made["csv"], *made["plots"]]
     assert all((saved.parent / file).is_file() for file in files)
-    assert len(made["plots"]) == len(set(made["plots"])) >= 4
+    assert len(made["plots"]) == len(set(made["plots"])) >= 2
 
 
-def test_a_folder_of_profiles_is_one_report(saved, capsys):
+def test_a_folder_of_profiles_is_one_report(saved, profile, capsys):
+    saved.write_text(json.dumps(without_trials(profile)), encoding="utf-8")
     saved.with_name("other.json").write_text(saved.read_text(encoding="utf-8"), encoding="utf-8")
     assert run(saved.parent, "-o", "json") == 0
     made = json.loads(capsys.readouterr().out)
@@ -127,7 +133,8 @@ def test_a_broken_profile_is_one_sentence_and_no_half_page(saved, change, says):
     refused([fine, saved], saved, says)
 
 
-def test_what_is_not_there_is_one_sentence(saved):
+def test_what_is_not_there_is_one_sentence(saved, profile):
+    saved.write_text(json.dumps(without_trials(profile)), encoding="utf-8")
     (saved.parent / "empty").mkdir()
     refused(["empty"], saved, "empty holds no profile: give a folder")
     refused(["absent.json"], saved, "absent.json is missing")

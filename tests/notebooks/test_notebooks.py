@@ -1,13 +1,16 @@
 """The notebooks run, and show what is committed; `python tools/execute_notebooks.py` mends it."""
 
+import json
 import re
 import socket
+from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 
 import nbformat
 import pytest
 
-from tests.support.profiles import ROOT
+from edge.report.plots import PLOTS
+from tests.support.profiles import ROOT, failed_profile, mac_profile
 from tools.execute_notebooks import FOLDER, executed
 
 NAMES = ("device_report", "quantisation", "table11")
@@ -36,9 +39,47 @@ def test_these_are_all():
     assert sorted(path.stem for path in FOLDER.glob("*.ipynb")) == list(NAMES)
 
 
+@pytest.fixture(scope="module")
+def fresh():
+    """All of them run, beside each other: most of a run is the start of its kernel."""
+    with ThreadPoolExecutor() as pool:
+        found = pool.map(executed, [FOLDER / f"{name}.ipynb" for name in NAMES])
+        return dict(zip(NAMES, found, strict=True))
+
+
 @pytest.mark.parametrize("name", NAMES)
-def test_a_run_shows_what_is_committed(name):
-    assert shown(executed(FOLDER / f"{name}.ipynb")) == shown(committed(name))
+def test_a_run_shows_what_is_committed(fresh, name):
+    assert shown(fresh[name]) == shown(committed(name))
+
+
+def ran_on(name, profile, tmp_path, capsys, monkeypatch):
+    """What a notebook prints about another profile, and its names; pictures are not kept."""
+    (tmp_path / "p.json").write_text(json.dumps(profile), encoding="utf-8")
+    monkeypatch.chdir(FOLDER)
+    names = {"__name__": "__main__"}
+    for cell in code_cells(committed(name)):
+        source, changed = re.subn(
+            r'Path\("[^"]*"\)', f"Path({str(tmp_path / 'p.json')!r})", cell.source
+        )
+        exec(compile(source, name, "exec"), names)
+        assert changed == ("read_profile(" in source)
+    return capsys.readouterr().out, names
+
+
+def test_a_profile_with_everything_is_shown_in_full(tmp_path, capsys, monkeypatch):
+    full = mac_profile(quality=True)
+    out, names = ran_on("device_report", full, tmp_path, capsys, monkeypatch)
+    assert "also shown: energy, precision, depth, power, roofline" in out
+    assert len(names["plots"]) == len(PLOTS)
+    out, _ = ran_on("quantisation", full, tmp_path, capsys, monkeypatch)
+    assert "missing" not in out
+    assert re.search(r"^mlx-int4 +4\.50 .* 0\.018$", out, re.MULTILINE)
+
+
+def test_a_profile_without_figures_is_shown_as_such(tmp_path, capsys, monkeypatch):
+    for name in ("device_report", "quantisation"):
+        out, _ = ran_on(name, failed_profile(), tmp_path, capsys, monkeypatch)
+        assert "the worker was killed" in out or "not measured" in out
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -69,3 +110,9 @@ def test_it_names_no_machine_and_no_folder(name):
 def test_the_reports_show_figures():
     kinds = [kind for name in NAMES[:2] for kind in shown(committed(name))[1]]
     assert sum("image/svg+xml" in kind for kind in kinds) >= 4
+
+
+def test_the_readme_links_them():
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    links = re.findall(r"\]\(notebooks/(\w+)\.ipynb\)", readme)
+    assert sorted(set(links)) == list(NAMES)

@@ -52,9 +52,21 @@ def test_every_profile_that_is_published_here_has_none_either(path):
     assert check_profiles([path]) == []
 
 
-def test_the_schema_in_the_package_is_the_one_that_people_read():
-    inside = ROOT / "edge" / "report" / "checks" / "profile.schema.json"
-    assert inside.read_bytes() == (ROOT / "profiles" / "schema.json").read_bytes()
+COPIES = {
+    "edge/report/checks/profile.schema.json": "profiles/schema.json",
+    "edge/bench/data/table11.json": "profiles/published/table11.json",
+    "edge/bench/data/apple_silicon.json": "profiles/published/apple_silicon.json",
+    "edge/device/chips.json": "profiles/published/chips.json",
+}
+
+
+@pytest.mark.parametrize("inside", COPIES)
+def test_what_people_read_is_what_the_package_uses(inside):
+    """If it is not: copy the first over the second."""
+    assert (ROOT / inside).read_bytes() == (ROOT / COPIES[inside]).read_bytes()
+
+
+def test_the_schema_is_one():
     Draft202012Validator.check_schema(profile_schema())
 
 
@@ -266,6 +278,19 @@ def test_a_doubt_needs_a_reason_and_a_row_stands_once(tmp_path):
         ("rows[2]", "measures the same as rows[1]: keep one of them."),
         ("rows[0].reasons", "is empty, but a row that is WARN needs a reason."),
     ]
+
+
+def test_quality_has_a_shape_and_its_nulls_a_reason(tmp_path):
+    good = {"perplexity": 5.1, "kl_mean": 0.0, "top1_agreement": 1.0, "tokens": 4096, "new": {}}
+    assert faults_of(tmp_path, changed("rows", 0, "quality", to=good)) == []
+    for key, bad in (("kl_mean", -0.1), ("top1_agreement", 1.1), ("tokens", 0), ("reference", 1)):
+        ((where, _),) = faults_of(tmp_path, changed("rows", 0, "quality", to={**good, key: bad}))
+        assert where == f"rows[0].quality.{key}"
+    profile = changed("rows", 0, "quality", to={**good, "kl_p99": None})
+    assert faults_of(tmp_path, profile) == []  # a sentence speaks of quality
+    profile["rows"][0]["reasons"] = []
+    ((where, what),) = faults_of(tmp_path, profile)
+    assert where == "rows[0].quality.kl_p99" and "no sentence" in what
 
 
 def test_there_is_no_thirteenth_month(tmp_path):

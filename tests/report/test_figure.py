@@ -4,7 +4,9 @@ from xml.etree import ElementTree
 import matplotlib
 import pytest
 
-from edge.report.figure import NamedFigure, finish, new_figure, plain, style, to_png, to_svg
+from edge.report.figure import new_figure, plain, provenance, style, to_png, to_svg
+from edge.report.frame import NamedFigure, _legend_columns, finish
+from edge.report.plots.ticks import log_ticks
 from tests.support.profiles import HOSTILE, mac_profile
 
 SVG = "{http://www.w3.org/2000/svg}"
@@ -95,3 +97,42 @@ def test_a_notebook_shows_the_svg():
     assert isinstance(figure, NamedFigure)
     assert figure._repr_svg_() == to_svg(figure.figure)
     assert repr(figure) == "NamedFigure(name='one', title='Title')"
+
+
+def test_a_page_gets_the_panels_without_the_words_around_them():
+    plot = drawn()
+    whole, size = to_svg(plot.figure), tuple(plot.figure.get_size_inches())
+    with plot.bare() as figure:
+        svg = to_svg(figure)
+        assert figure.get_figheight() < size[1]
+    assert texts_of(svg) == ["a label", "b", *[f"{n / 5:.1f}" for n in range(6)]]
+    assert "Caption." in texts_of(whole)
+    assert to_svg(plot.figure) == whole
+    assert tuple(plot.figure.get_size_inches()) == size
+
+
+def test_provenance_names_the_commit():
+    profile = mac_profile(depths=(0,))
+    profile["software"]["edge-revision"] = "0123456789" * 4 + "-dirty"
+    assert "edge 0.1.0 (012345678, changed), mlx 0.32.4" in provenance(profile)
+    profile["software"]["edge-revision"] = 7
+    assert "edge 0.1.0, mlx 0.32.4" in provenance(profile)
+
+
+@pytest.mark.parametrize(
+    ("lengths", "columns"), [([], 1), ([10], 1), ([10] * 6, 6), ([40] * 4, 2), ([200] * 3, 1)]
+)
+def test_a_legend_has_as_many_columns_as_fit(lengths, columns):
+    assert _legend_columns(["x" * length for length in lengths], 8.0) == columns
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "ticks"),
+    [
+        (1e-5, 100, [1e-5, 1e-3, 0.1, 10]),
+        (5, 60, [5, 10, 20, 50]),
+        (6.4, 9, [6.5, 7.5, 8.5]),
+    ],
+)
+def test_a_logarithmic_axis_has_a_few_round_numbers(low, high, ticks):
+    assert log_ticks(low, high) == pytest.approx(ticks)

@@ -16,9 +16,11 @@ from edge.errors import EdgeError
 from edge.report.csv_table import HEAD, csv_table
 from edge.report.markdown import markdown_report
 from edge.report.page import render_page, script_json
+from edge.report.plots import figures
+from edge.report.quality import Quality, quality_of
 from edge.report.tidy import read_for_report, tidy
 from tests.report.hostile_profiles import TEXTS, with_hostile_strings
-from tests.support.profiles import failed_row, mac_profile
+from tests.support.profiles import failed_row, mac_profile, quality_at
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -87,7 +89,8 @@ def test_another_model_has_nothing_published_beside_it(profile):
 
 
 def test_several_profiles_have_an_index_and_ids_of_their_own(profile):
-    page = Reader(render_page([profile, profile]))
+    drawn = figures(profile)[:2]
+    page = Reader(render_page([profile, profile], [drawn, drawn]))
     ids = [a["id"] for _, a in page.elements if "id" in a]
     assert len(ids) == len(set(ids))
     links = [a["href"] for tag, a in page.elements if tag == "a" and a["href"].startswith("#")]
@@ -150,6 +153,31 @@ def test_csv_has_every_figure_unrounded_and_nothing_for_nothing(profile):
     assert float(first["decode_tok_s_ci95_low"]) == rate["ci95"][0]
     assert (second["power_w_median"], third["decode_tok_s_n"]) == ("", "")
     assert (second["verdict"], second["reasons"]) == ("WARN", "power_w: the meter was asleep")
+
+
+def test_csv_has_quality_and_the_page_a_reason_where_there_is_none(profile):
+    measured = copy.deepcopy(profile)
+    measured["rows"][0]["quality"] = quality_at(4.5)
+    first, second, _ = csv.DictReader(io.StringIO(csv_table([measured])))
+    assert float(first["quality_kl_mean"]) == quality_at(4.5)["kl_mean"]
+    assert (first["quality_tokens"], first["quality_reference"]) == ("4096", "mlx-fp16")
+    assert second["quality_kl_mean"] == second["quality_reference"] == ""
+    missing = without_plots([profile]).partition("What is not measured, and why")[2]
+    assert "quality was not measured: add --quality" in missing
+
+
+@pytest.mark.parametrize("value", [1e300, -5.0, True, "bad", [], {}, {"kl_mean": "x"}, {"n": 1}])
+def test_quality_that_is_none_is_missing_with_a_reason(profile, value):
+    spoiled = copy.deepcopy(profile)
+    spoiled["rows"][0]["quality"] = value
+    row = tidy(spoiled)["rows"][0]
+    assert row["quality"] is None
+    assert [reason for reason in row["reasons"] if reason.startswith("quality: ")]
+
+
+def test_a_part_of_quality_may_be_missing_or_unbelievable():
+    found = quality_of({"kl_mean": 0.5, "kl_p99": -1, "top1_agreement": 1.5, "reference": 3})
+    assert found == Quality(kl_mean=0.5)
 
 
 @pytest.mark.parametrize("value", [1e300, -5.0, True, "fast", [], {}])

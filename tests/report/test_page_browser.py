@@ -40,8 +40,9 @@ def chromium():
 
 @pytest.fixture(scope="module")
 def profiles():
-    """Decode rates that sort differently as words; the first row failed; then a hostile one."""
-    made = mac_profile(depths=(0,))
+    """Every column, rates that sort differently as words, a failed row; then a hostile one."""
+    made = mac_profile(depths=(0,), quality=True)
+    made["rows"][4]["workload"]["depth"] = 4096
     made["rows"][0] = failed_row(made["rows"][0], "it ran out of memory")
     for row, rate in zip(made["rows"][1:], (9.5, 1234.0, 88.0, 100.25), strict=True):
         row["decode_tok_s"].update(median=rate, sd=0.5)
@@ -177,6 +178,27 @@ def test_nothing_is_wider_than_the_window(opened, width):
         width,
     )
     assert wider == []
+
+
+def test_the_fullest_table_fits_a_desktop_and_a_sheet_of_paper(opened):
+    for width, media in ((1280, "screen"), (A4_PX, "print")):
+        page = opened(width, media)
+        table = page.locator("table").first
+        assert table.locator("th").count() == 17
+        box, ends = table.bounding_box(), page.locator("th.stays").first.bounding_box()
+        assert box["x"] + box["width"] <= width
+        before = page.locator("th", has_text="Top-1").first.bounding_box()
+        assert before["x"] + before["width"] <= ends["x"] + 0.5  # nothing lies beneath the verdict
+
+
+def test_a_plots_words_stand_once(opened):
+    """Under it, where they can be selected, and not in the picture as well."""
+    page = opened()
+    for figure in page.locator("article").first.locator("figure").all():
+        caption = figure.locator("figcaption").inner_text()
+        assert "n = " in caption and "Apple M2 Max, macOS 15.5" in caption
+        assert figure.locator("h4").inner_text() not in figure.locator("svg").text_content()
+        assert "macOS 15.5" not in figure.locator("svg").text_content()
 
 
 def test_the_policy_holds(opened):

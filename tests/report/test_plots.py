@@ -1,5 +1,6 @@
 import copy
 import json
+import re
 from functools import cache
 
 import pytest
@@ -7,9 +8,23 @@ from matplotlib.container import BarContainer
 
 from edge.bench.published import table11_rows
 from edge.profile_file import read_profile
+from edge.report.check import check_profiles
 from edge.report.figure import COLOURS, to_svg
-from edge.report.plots import PLOTS, energy, figures, latency, missing, power, roofline, throughput
-from edge.report.plots.view import number, side_by_side, view
+from edge.report.plots import (
+    PLOTS,
+    depth,
+    drift,
+    energy,
+    figures,
+    latency,
+    missing,
+    power,
+    precision,
+    roofline,
+    throughput,
+)
+from edge.report.plots.view import side_by_side, view
+from edge.report.values import number
 from tests.report.test_figure import texts_of
 from tests.support.profiles import (
     ROOT,
@@ -22,7 +37,7 @@ from tests.support.profiles import (
     many_rows_profile,
 )
 
-ALL = ["throughput", "energy", "depth", "power", "latency", "roofline", "drift"]
+ALL = ["throughput", "energy", "precision", "depth", "power", "latency", "roofline", "drift"]
 MAKERS = (failed_profile, hostile_profile, linux_profile, mac_profile, many_rows_profile)
 
 
@@ -31,12 +46,19 @@ def made(maker=mac_profile, **how):
     return maker(**how)
 
 
+@cache
+def drawn(maker=mac_profile, **how):
+    """Every plot of it, drawn once for the whole file."""
+    return figures(made(maker, **how))
+
+
 def shallow():
     return copy.deepcopy(made(depths=(0,)))
 
 
-def names(profile):
-    return [figure.name for figure in figures(profile)]
+def absent(profile):
+    """Titles of the plots that are said to be missing."""
+    return [title for s in missing(profile) for title in s.partition(":")[0].split(", ")]
 
 
 def words(figure):
@@ -48,31 +70,41 @@ def test_generated_profiles_follow_the_schema(maker):
     assert faults(made(maker)) == []
 
 
+@pytest.mark.parametrize("maker", [failed_profile, linux_profile, mac_profile])
+def test_generated_profiles_hang_together(maker, tmp_path):
+    (tmp_path / "p.json").write_text(json.dumps(made(maker)))
+    assert check_profiles([tmp_path], names=()) == []
+
+
 def test_a_profile_with_everything_has_every_plot():
-    assert names(made()) == ALL
-    assert missing(made()) == []
+    assert [figure.name for figure in drawn(quality=True)] == ALL
+    assert missing(made(quality=True)) == []
 
 
 @pytest.mark.parametrize("maker", [failed_profile, linux_profile, many_rows_profile])
 def test_every_plot_is_drawn_or_its_absence_said(maker):
-    assert len(names(made(maker))) + len(missing(made(maker))) == len(PLOTS)
+    assert len(drawn(maker)) + len(absent(made(maker))) == len(PLOTS)
 
 
 def test_what_is_missing_is_said_with_the_reason():
     said = missing(made(linux_profile))
-    assert [s.split(":")[0] for s in said] == [energy.TITLE, "Against depth", power.TITLE]
+    assert [s.split(":")[0] for s in said] == [
+        f"{energy.TITLE}, {power.TITLE}",
+        precision.TITLE,
+        "Against depth",
+    ]
     assert "there is no meter here" in said[0]
-    assert "-d 0,4096" in said[1]
+    assert said[1].endswith(": quality was not measured: add --quality.")
+    assert "-d 0,4096" in said[2]
 
 
 def test_plots_do_not_change_the_profile():
-    before = json.dumps(made())
-    figures(made())
-    assert json.dumps(made()) == before
+    assert drawn(quality=True)
+    assert json.dumps(made(quality=True)) == json.dumps(mac_profile(quality=True))
 
 
 def test_every_figure_carries_n_and_provenance():
-    for figure in figures(made()):
+    for figure in drawn(quality=True):
         assert "n = " in figure.caption
         text = words(figure)
         assert "Apple M2 Max, macOS 15.5 (24F74), edge 0.1.0, mlx 0.32.4" in text
@@ -142,20 +174,87 @@ def test_the_front_is_what_nothing_beats_in_both():
 
 
 def test_quality_stands_beside_the_name_where_it_is_known():
-    assert "perplexity 5.67" in words(energy.draw(made(depths=(0,), quality=True)))
-    assert "Quality was not measured" in energy.draw(shallow()).caption
+    text = words(energy.draw(made(depths=(0,), quality=True)))
+    assert "mlx-int4 KL 0.018 nats" in text
+    profile = shallow()
+    profile["rows"][1]["quality"] = {"perplexity_ratio": 1.0625}
+    profile["rows"][4]["quality"] = {"perplexity": 5.5}
+    text = words(energy.draw(profile))
+    assert "mlx-int4 perplexity ratio 1.062" in text and "gguf-q6_k perplexity 5.5" in text
+    assert "Quality was not measured: add --quality." in energy.draw(shallow()).caption
+
+
+def test_a_single_point_is_no_front():
+    profile = shallow()
+    assert "nothing is better in both" in words(energy.draw(profile))
+    profile["rows"] = profile["rows"][:1]
+    alone = energy.draw(profile)
+    assert "nothing is better in both" not in words(alone)
+    assert not [line for line in alone.figure.axes[0].lines if line.get_linestyle() == "--"]
+
+
+def test_an_invalid_row_is_held_against_nothing():
+    profile = copy.deepcopy(made(quality=True))
+    for row in profile["rows"][1::5]:  # mlx-int4 at both depths
+        row.update(verdict="INVALID", reasons=["its logits are wrong"])
+    for plot in (energy, depth, precision):
+        figure = plot.draw(profile)
+        assert re.search("mlx-int4 [^.]* INVALID: its logits are wrong[.]", figure.caption)
+        labels = [text.get_text() for text in figure.figure.axes[0].texts]
+        assert not [label for label in labels if "mlx-int4" in label]
+    for plot in (throughput, roofline):
+        drawn = plot.draw(profile).figure
+        bars = [c.patches[0] for c in drawn.axes[0].containers if isinstance(c, BarContainer)]
+        assert sum(bar.get_hatch() is not None for bar in bars) == 2
+        assert "INVALID: no figure to quote" in [t.get_text() for t in drawn.legends[0].texts]
+    for plot in (latency, drift):
+        titles = [axes.get_title(loc="left") for axes in plot.draw(profile).figure.axes]
+        assert sum("INVALID" in title for title in titles) == 2
+
+
+def test_precision_sets_divergence_against_bytes():
+    figure = precision.draw(made(quality=True))
+    axes = figure.figure.axes[0]
+    points = [tuple(c.get_offsets()[0]) for c in axes.collections]
+    rows = {row.artefact: row for row in view(made(quality=True)) if not row.depth}
+    assert [x for x, _ in points] == [row.bits / 8 for row in rows.values()]
+    floor = axes.get_ylim()[0]  # two of them are the reference itself
+    assert [y for _, y in points] == [row.quality.kl_mean or floor for row in rows.values()]
+    assert axes.get_yscale() == "log" and axes.get_xlim()[0] == 0
+    assert "n = 4096 tokens of a sample." in figure.caption and "from mlx-fp16" in figure.caption
+    assert "A triangle on the lower edge" in figure.caption
+    assert "mlx-int4 0.018 nats, top-1 98.2%" in words(figure)
+
+
+def test_precision_needs_two_rows_that_lost_something():
+    profile = copy.deepcopy(made(depths=(0,), quality=True))
+    for row in profile["rows"][2:]:
+        row.update(quality=None, reasons=["quality: the corpus was too short"])
+    assert "corpus was too short" in precision.draw(profile).caption
+    profile["rows"][1].update(quality=None)
+    assert precision.draw(profile) is None
+    assert "fewer than two rows" in precision.missing(profile)
+    profile["rows"][0].update(quality=None, reasons=["quality: the corpus was too short"])
+    assert precision.missing(profile) == f"{precision.TITLE}: the corpus was too short."
 
 
 def test_labels_cover_neither_points_nor_each_other():
     from matplotlib.backends.backend_agg import FigureCanvasAgg
 
-    figure = energy.draw(made(many_rows_profile)).figure
+    figure = next(f.figure for f in drawn(many_rows_profile) if f.name == "energy")
     FigureCanvasAgg(figure).draw()
     axes = figure.axes[0]
     boxes = [t.get_window_extent() for t in axes.texts if t.get_text()]
     overlaps = sum(a.overlaps(b) for i, a in enumerate(boxes) for b in boxes[:i])
     assert len(boxes) == 18
     assert overlaps == 0
+
+
+def test_a_wild_band_does_not_press_the_lines_flat():
+    profile = copy.deepcopy(made())
+    profile["rows"][0]["decode_tok_s"]["ci95"] = [-1e6, 1e6]
+    axes = depth.draw(profile).figure.axes[0]
+    assert axes.get_ylim()[1] < 2 * max(line.get_ydata().max() for line in axes.lines)
 
 
 def test_depth_without_power_says_so_in_its_panel():
@@ -173,6 +272,20 @@ def test_power_shades_the_windows_and_shows_the_heat():
     assert "Nominal" in text and "Moderate" in text
     watts = figure.figure.axes[0]
     assert watts.get_ylim()[1] == pytest.approx(1.08 * (1.6 * 25 + 2), rel=0.02)
+
+
+def test_windows_are_in_the_legend_only_where_there_are_any():
+    assert "window" not in words(power.draw(made(failed_profile)))
+
+
+def test_of_many_rows_with_samples_those_with_figures_are_shown_first():
+    profile = copy.deepcopy(made())
+    for row in profile["rows"][:4]:
+        row.update(power_w=None)
+    figure = power.draw(profile)
+    titles = [axes.get_title(loc="left").partition(",")[0] for axes in figure.figure.axes[::2]]
+    assert titles[0].startswith("gguf-q6_k") and len(titles) == 6
+    assert "6 of 10 rows" in figure.caption
 
 
 def test_samples_that_were_not_kept_or_are_broken_are_said_to_be_missing():
@@ -198,6 +311,17 @@ def test_shares_of_tokens():
     assert [latency.share(times, part) for part in (0.5, 0.99, 1.0)] == [50, 99, 99]
 
 
+def test_a_scale_of_times_has_labels_enough_however_narrow():
+    profile = shallow()
+    profile["rows"] = profile["rows"][:1]
+    axes = latency.draw(profile).figure.axes[0]
+    low, high = axes.get_xlim()
+    assert high / low < 5
+    assert 3 <= sum(low <= tick <= high for tick in axes.get_xticks()) <= 6
+    text = words(latency.draw(profile))
+    assert re.search(r"p50 \d\d\.\d ms", text)
+
+
 def test_more_than_the_peak_is_an_error():
     profile = shallow()
     profile["rows"][0]["bandwidth_fraction"] = 1.25
@@ -216,13 +340,13 @@ def test_a_wild_interval_does_not_press_the_bars_flat():
 
 
 def test_hostile_strings_are_text_in_every_plot():
-    drawn = figures(made(hostile_profile))
-    assert [figure.name for figure in drawn] == [name for name in ALL if name != "depth"]
-    for figure in drawn:
+    plots = drawn(hostile_profile)
+    assert [figure.name for figure in plots] == [name for name in ALL if name != "depth"]
+    for figure in plots:
         svg = to_svg(figure.figure)
         assert "<script" not in svg
         assert texts_of(svg)  # it is well-formed
-    assert "$\\frac{1}{0}$ a_b^c {x" in words(drawn[0])
+    assert "$\\frac{1}{0}$ a_b^c {x" in words(plots[0])
 
 
 @pytest.mark.parametrize("value", [None, True, "x", [], {}, 10**400, 1e300, float("nan"), -1e16])
@@ -242,11 +366,11 @@ def test_what_is_no_number_counts_as_not_measured(value):
 def test_no_rows():
     profile = {**shallow(), "rows": []}
     assert figures(profile) == []
-    assert len(missing(profile)) == len(PLOTS)
+    assert len(absent(profile)) == len(PLOTS)
 
 
 def test_measured_profiles_of_the_repository_have_plots():
     paths = sorted((ROOT / "profiles" / "measured").glob("*.json"))
     assert paths
     for path in paths:
-        assert "throughput" in names(read_profile(path))
+        assert "throughput" in [figure.name for figure in figures(read_profile(path))]

@@ -89,3 +89,29 @@ def test_rows_of_several_workloads_are_told_apart():
     assert "Test" in headers(profile)
     assert "| pp8+tg4 @ d64 |" in markdown_table(profile)
     assert "gguf-q6_k pp512, tg128: it died" in notes(profile)
+
+
+def test_a_peer_keeps_its_framework():
+    profile = copy.deepcopy(PROFILE)
+    profile["rows"][2].update(engine="llama-bench")
+    assert "| GGUF (llama-bench) |" in markdown_table(profile)
+
+
+def test_quality_has_columns_where_a_row_has_it():
+    assert not {"KL (nats)", "PPL ratio", "Top-1"} & set(headers(PROFILE))
+    profile = copy.deepcopy(PROFILE)
+    profile["rows"][0]["quality"] = {"kl_mean": 0.01234, "perplexity_ratio": 1.01, "tokens": 99}
+    profile["rows"][1]["quality"] = {"kl_mean": 0.0, "perplexity_ratio": None}
+    assert headers(profile)[-3:] == ["KL (nats)", "PPL ratio", "Verdict"]
+    cells = [
+        [cell.strip() for cell in line.strip("|").split("|")][-3:-1]
+        for line in markdown_table(profile).splitlines()[2:]
+    ]
+    assert cells == [["0.012", "1.0100"], ["0", "—"], ["—", "—"]]
+
+
+def test_labels_with_commas_are_not_told_apart_by_commas():
+    profile = copy.deepcopy(PROFILE)
+    profile["rows"][1]["workload"] = {"prompt": 8, "generate": 4, "depth": 64}
+    profile["rows"][2]["reasons"] = []
+    assert notes(profile) == ["mlx-int4 pp512, tg128; mlx-int4 (mlx-lm) pp8, tg4 @ d64: no meter"]

@@ -113,7 +113,7 @@ def make_row(artefact, gb_s, rate, shape, seed):
         "bandwidth_fraction": decode["median"] * bytes_per_token / gb_s / 1e9,
         "quality": None,
         "verdict": "VALID",
-        "reasons": ["quality is not measured by this version"],
+        "reasons": ["quality was not measured: add --quality"],
         "load_s": 1.25,
         "engine_facts": {
             "device": "Apple GPU" if framework == "MLX" else "GPU",

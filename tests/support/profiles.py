@@ -185,13 +185,13 @@ def row(kind, depth, bandwidth_gb_s, power=True, quality=False, seed=0):
         "decode_tok_s": quantity(rates),
         "prefill_tok_s": quantity([t["prefill_tok_s"] for t in counted]),
         "ttft_s": quantity([t["ttft_s"] for t in counted]),
-        **_energy(rates, watts, rng, power),
+        **_energy(counted, power),
         "peak_memory_bytes": int(weight_bytes * 1.06 + depth * KV_BYTES_PER_POSITION + 4e8),
         "peak_device_bytes": None,
         "bandwidth_fraction": statistics.median(rates) * bytes_per_token / bandwidth_gb_s / 1e9,
-        "quality": {"perplexity": 5.0 + 3 / bits} if quality else None,
+        "quality": quality_at(bits) if quality else None,
         "verdict": "VALID",
-        "reasons": [] if quality else ["quality is not measured by this version"],
+        "reasons": [] if quality else ["quality was not measured: add --quality"],
         "load_s": 1.5,
         "engine_facts": None,
         "token_latency_ms": None,
@@ -214,6 +214,21 @@ def row(kind, depth, bandwidth_gb_s, power=True, quality=False, seed=0):
     else:
         made["reasons"].append("power_w, joules_per_token and their like: there is no meter here")
     return made
+
+
+def quality_at(bits):
+    """Each bit less doubles what is lost; sixteen of them are the reference."""
+    lost = 0.0 if bits == 16 else 0.4 * 2**-bits
+    return {
+        "perplexity": 5.0 * (1 + lost),
+        "perplexity_ratio": 1 + lost,
+        "kl_mean": lost,
+        "kl_p99": 9 * lost,
+        "top1_agreement": 1 - lost,
+        "tokens": 4096,
+        "reference": "mlx-fp16",
+        "corpus": "a sample",
+    }
 
 
 def trial(rng, begin_ns, rate, round_number, number, watts):
@@ -241,8 +256,25 @@ def trial(rng, begin_ns, rate, round_number, number, watts):
         "token_us": [token_us],
         "energy_j": {"CPU": 2 * window_s, "GPU": (watts - 2) * window_s} if watts else None,
         "energy_coverage": 1.0 if watts else None,
-        "decode_energy": None,
+        "decode_energy": decode_energy(window_s, watts * rng.uniform(0.98, 1.02))
+        if watts
+        else None,
         "prefill_energy": None,
+    }
+
+
+def decode_energy(window_s, watts):
+    """Of one trial: two watts of the CPU, the rest of the GPU."""
+    return {
+        "window_s": window_s,
+        "tokens": 127,
+        "joules": {"CPU": 2 * window_s, "GPU": (watts - 2) * window_s},
+        "beside": {},
+        "coverage": 1.0,
+        "edge_error_j": 0.1,
+        "records": 30,
+        "thermal_worst": "Nominal",
+        "missing": None,
     }
 
 
@@ -305,11 +337,13 @@ def quantity(values):
     }
 
 
-def _energy(rates, watts, rng, power):
+def _energy(trials, power):
     names = ("power_w", "joules_per_token", "joules_per_token_net")
     if not power:
         return dict.fromkeys(names)
-    powers = [watts * rng.uniform(0.98, 1.02) for _ in rates]
-    gross = [w / r for w, r in zip(powers, rates, strict=True)]
-    net = [(w - 1.2) / r for w, r in zip(powers, rates, strict=True)]
+    windows = [t["decode_energy"] for t in trials]
+    joules = [sum(w["joules"].values()) for w in windows]
+    powers = [j / w["window_s"] for j, w in zip(joules, windows, strict=True)]
+    gross = [j / w["tokens"] for j, w in zip(joules, windows, strict=True)]
+    net = [(j - 1.2 * w["window_s"]) / w["tokens"] for j, w in zip(joules, windows, strict=True)]
     return {name: quantity(v) for name, v in zip(names, (powers, gross, net), strict=True)}

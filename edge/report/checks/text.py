@@ -32,6 +32,7 @@ PRIVATE: tuple[tuple[re.Pattern[str], str], ...] = (
 LONGEST = 2000
 # Names of users and hosts that name nobody, or are words of every profile.
 NOBODY = {"root", "user", "admin", "runner", "ubuntu", "localhost", "apple", "demo", "edge", "mac"}
+UNEXPLAINED = "is null, and no sentence in reasons says why."
 # Which words a reason for a null uses, any of them.
 NULLS = {
     "decode_tok_s": ("decode",),
@@ -100,7 +101,10 @@ def reason_faults(row: Data) -> Iterator[Finding]:
         return  # it withholds its figures, and has said why
     for key, words in NULLS.items():
         if row[key] is None and not any(word in said for word in words):
-            yield Finding((key,), "is null, and no sentence in reasons says why.")
+            yield Finding((key,), UNEXPLAINED)
+    for key, value in (row["quality"] or {}).items():
+        if value is None and "quality" not in said and key.lower() not in said:
+            yield Finding(("quality", key), UNEXPLAINED)
 
 
 def header_faults(profile: Data) -> Iterator[Finding]:

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 from edge.device.roofline import on_gpu
 from edge.errors import printable
-from edge.report.devices.records import Bandwidth, Device, Method, Model, Record, Row
+from edge.report.devices.records import Record
+from edge.report.devices.structs import Bandwidth, Device, Method, Model, Row
 from edge.report.table import workload_name
 
 if TYPE_CHECKING:

@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Any
 
 from edge.report.devices.columns import GROUP, SAME, profile_columns, row_columns
 from edge.report.devices.folder import read_folder
-from edge.report.devices.records import LEAST, LeftOut, Record
+from edge.report.devices.records import LeftOut, Record
+from edge.report.devices.structs import LEAST
 
 if TYPE_CHECKING:
     import polars as pl
@@ -70,9 +71,11 @@ def compare_devices(
     profiles, repeated = _without_duplicates(profile_columns(records))
     matching = _filtered(profiles, chip, model)
     left_out += repeated
+    left_out += [entry for number in matching["profile"] for entry in records[number].lost]
     left_out += [
         LeftOut(line["file"], "has no rows: its run was stopped before the first", "no rows")
         for line in matching.filter(rows=0).iter_rows(named=True)
+        if not records[line["profile"]].lost
     ]
     usable, unusable = _usable(row_columns(records, matching["profile"]))
     left_out += unusable

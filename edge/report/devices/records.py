@@ -1,9 +1,4 @@
-"""What a comparison needs of one profile, and nothing else of it.
-
-Nine tenths of a profile are the stamps of its trials. The decoder has the wanted fields' types, so
-that it passes over all others without building them, and refuses what is of the wrong kind: ten
-thousand profiles are read in a tenth of the time that `json` takes, by one process.
-"""
+"""Reading one profile's file: a record of what can be compared, and sentences about the rest."""
 
 from __future__ import annotations
 
@@ -11,126 +6,13 @@ import hashlib
 import stat
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 import msgspec
 
 from edge.profile_file import MAX_BYTES, SCHEMA
-
-# Far more than any device, and less than what a column of 64 bits holds.
-MOST = 10**15
-# Less than any rate or bandwidth, and enough to divide by.
-LEAST = 1e-9
-Count = Annotated[int, msgspec.Meta(ge=0, le=MOST)]
-Above0 = Annotated[float, msgspec.Meta(ge=LEAST, le=float(MOST))]
-Number = Annotated[float, msgspec.Meta(ge=-float(MOST), le=float(MOST))]
-Instant = Annotated[str, msgspec.Meta(pattern=r"^\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\+00:00|Z)$")]
-
-
-class Rate(msgspec.Struct):
-    """A rate's centre; a rate that is not above 0 was not measured."""
-
-    median: Above0
-    n: Count
-
-
-class Quantity(msgspec.Struct):
-    """Any other quantity's centre."""
-
-    median: Number
-    n: Count
-
-
-class Workload(msgspec.Struct):
-    """As `edge.bench.workload` means it."""
-
-    prompt: Count
-    generate: Count
-    depth: Count = 0
-    joint: bool = False
-
-
-class EngineFacts(msgspec.Struct):
-    """Where the engine computed, and with which numbers."""
-
-    device: str = ""
-    compute_dtype: str | None = None
-    kv_dtype: str | None = None
-
-
-class Meter(msgspec.Struct):
-    """Where joules came from, and what they include."""
-
-    source: str
-    boundary: str
-
-
-class Row(msgspec.Struct):
-    """One row's medians."""
-
-    artefact: str
-    engine: str
-    framework: str
-    precision: str
-    workload: Workload
-    verdict: str
-    reasons: list[str]
-    decode_tok_s: Rate | None = None
-    prefill_tok_s: Rate | None = None
-    power_w: Quantity | None = None
-    joules_per_token: Quantity | None = None
-    peak_memory_bytes: Count | None = None
-    bandwidth_fraction: Number | None = None
-    engine_facts: EngineFacts | None = None
-    power: Meter | None = None
-
-
-class Bandwidth(msgspec.Struct):
-    """GB/s, and how they are known."""
-
-    gb_s: Above0
-    source: str
-
-
-class Device(msgspec.Struct):
-    """What tells devices apart."""
-
-    name: str
-    architecture: str = ""
-    memory_bytes: Count = 0
-    hw_model: str | None = None
-    gpu_name: str | None = None
-    gpu_cores: Count | None = None
-    memory_bandwidth: Bandwidth | None = None
-    gpu_memory_bandwidth: Bandwidth | None = None
-
-
-class Model(msgspec.Struct):
-    """What tells models apart."""
-
-    name: str
-    source: str = ""
-    parameters: Count = 0
-    synthetic: bool = False
-
-
-class Method(msgspec.Struct):
-    """What a rate means."""
-
-    decode_rate: str = "not stated"
-    excluded: list[str] = []
-    finished: bool = True
-
-
-class Profile(msgspec.Struct):
-    """One file."""
-
-    schema: int
-    created_utc: Instant
-    device: Device
-    model: Model
-    method: Method
-    rows: list[Row]
+from edge.report.devices.salvage import salvage
+from edge.report.devices.structs import MOST, Profile
 
 
 class _Head(msgspec.Struct):
@@ -139,10 +21,10 @@ class _Head(msgspec.Struct):
 
 @dataclass(frozen=True)
 class LeftOut:
-    """What is not in the comparison: a file or some of its rows, and the sentence that says why.
+    """What is not in the comparison, and the sentence that says why.
 
-    `kind` groups the reasons: unreadable, not a profile, newer schema, broken, duplicate, no rows,
-    invalid, impossible, not measured.
+    A file, some of its rows or a field of one. `kind` groups the reasons: unreadable, not a
+    profile, newer schema, broken, duplicate, no rows, invalid, impossible, not measured.
     """
 
     file: str
@@ -152,16 +34,20 @@ class LeftOut:
 
 @dataclass(frozen=True)
 class Record:
-    """A profile that could be read; `content` is a digest of its bytes."""
+    """A profile that could be read; `content` is a digest of its bytes.
+
+    `lost` are the parts of it that are wrong, and so not in `profile`.
+    """
 
     file: str
     content: str
     profile: Profile
+    lost: tuple[LeftOut, ...] = ()
 
 
 _PROFILE = msgspec.json.Decoder(Profile)
 _HEAD = msgspec.json.Decoder(_Head)
-_CHECK = "edge report --check says where"
+_CHECK = "edge report --check says more"
 
 
 def read_record(path: Path, name: str) -> Record | LeftOut:
@@ -177,13 +63,20 @@ def read_record(path: Path, name: str) -> Record | LeftOut:
         return LeftOut(name, f"cannot be read ({error.strerror or error})", "unreadable")
     if data is None:
         return LeftOut(name, "is no regular file, or larger than any profile", "unreadable")
+    lost: list[str] = []
     try:
         profile = _PROFILE.decode(data)
     except (ValueError, RecursionError) as error:
-        return LeftOut(name, *_why(data, error))
+        if (refusal := _refusal(data)) is not None:
+            return LeftOut(name, *refusal)
+        try:
+            profile, lost = salvage(data)
+        except (ValueError, RecursionError):
+            return LeftOut(name, f"is broken ({_first_line(error)}): {_CHECK}", "broken")
     if profile.schema != SCHEMA:
         return LeftOut(name, *_wrong_schema(profile.schema))
-    return Record(name, hashlib.sha256(data).hexdigest(), profile)
+    sentences = tuple(LeftOut(name, f"{what}: {_CHECK}", "broken") for what in lost)
+    return Record(name, hashlib.sha256(data).hexdigest(), profile, sentences)
 
 
 def _bytes_of(path: Path) -> bytes | None:
@@ -194,8 +87,8 @@ def _bytes_of(path: Path) -> bytes | None:
         return file.read(MAX_BYTES)
 
 
-def _why(data: bytes, error: Exception) -> tuple[str, str]:
-    """Reason and kind; a newer schema or another kind of file is said before details are."""
+def _refusal(data: bytes) -> tuple[str, str] | None:
+    """Reason and kind of what is no profile of this schema; None for one that is broken."""
     try:
         schema = _HEAD.decode(data).schema
     except (ValueError, RecursionError) as broken:
@@ -204,7 +97,7 @@ def _why(data: bytes, error: Exception) -> tuple[str, str]:
         return f"is no JSON ({_first_line(broken)}): take another copy", "not a profile"
     if type(schema) is not int or schema != SCHEMA:
         return _wrong_schema(schema)
-    return f"is broken ({_first_line(error)}): {_CHECK}", "broken"
+    return None
 
 
 def _wrong_schema(schema: Any) -> tuple[str, str]:

@@ -18,7 +18,8 @@ from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 
 import edge
-from edge.report.figure import NamedFigure, to_svg
+from edge.report.figure import to_svg
+from edge.report.frame import NamedFigure
 from edge.report.page.section import section_of
 
 # In JSON these stand only within strings, where an escape means the same.
@@ -68,15 +69,26 @@ def script_json(value: object) -> str:
 
 
 def _plots(number: int, drawn: Sequence[NamedFigure]) -> list[dict[str, Any]]:
-    """Name, title, caption and SVG; ids differ between the page's profiles."""
-    plots = []
-    for plot in drawn:
-        name = plot.figure.get_label()
-        plot.figure.set_label(f"p{number}-{name}")
-        svg = Markup(to_svg(plot.figure))
-        plot.figure.set_label(name)
-        plots.append({"name": plot.name, "title": plot.title, "caption": plot.caption, "svg": svg})
-    return plots
+    """Name, title, caption, provenance and SVG of each plot."""
+    return [
+        {
+            "name": plot.name,
+            "title": plot.title,
+            "caption": plot.caption,
+            "provenance": plot.provenance,
+            "svg": Markup(_svg(number, plot)),
+        }
+        for plot in drawn
+    ]
+
+
+def _svg(number: int, plot: NamedFigure) -> str:
+    """Without the words that the page has itself; ids differ between the page's profiles."""
+    with plot.bare() as figure:
+        figure.set_label(f"p{number}-{plot.name}")
+        svg = to_svg(figure)
+        figure.set_label(plot.name)
+    return svg
 
 
 def _policy(style: str, script: str) -> str:

@@ -35,8 +35,8 @@ function sortBy(header) {
 document.querySelectorAll("table.sortable th").forEach((header) => {
   const button = document.createElement("button");
   button.type = "button";
-  button.textContent = header.textContent;
-  header.replaceChildren(button);
+  button.append(...header.childNodes);
+  header.append(button);
   button.addEventListener("click", () => sortBy(header));
 });
 

@@ -11,9 +11,9 @@ from edge.report.figure import plain, provenance
 from edge.report.lines import Table, table_of
 from edge.report.markdown import markdown_section, title_of
 from edge.report.page.beside import Beside, published_beside
-from edge.report.plots.view import number
 from edge.report.table import format_rate, row_label
 from edge.report.tidy import QUANTITIES, VERDICTS, tidy
+from edge.report.values import number
 
 # A reason that begins with a key of the row says why that was not measured.
 ABOUT_A_KEY = re.compile(

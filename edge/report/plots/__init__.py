@@ -5,10 +5,19 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from edge.report.figure import NamedFigure
-from edge.report.plots import depth, drift, energy, latency, power, roofline, throughput
+from edge.report.frame import NamedFigure
+from edge.report.plots import (
+    depth,
+    drift,
+    energy,
+    latency,
+    power,
+    precision,
+    roofline,
+    throughput,
+)
 
-PLOTS = (throughput, energy, depth, power, latency, roofline, drift)
+PLOTS = (throughput, energy, precision, depth, power, latency, roofline, drift)
 
 
 def figures(profile: Mapping[str, Any]) -> list[NamedFigure]:
@@ -22,6 +31,10 @@ def figures(profile: Mapping[str, Any]) -> list[NamedFigure]:
 
 
 def missing(profile: Mapping[str, Any]) -> list[str]:
-    """A sentence for every plot that the profile has no data for."""
-    said = (plot.missing(profile) for plot in PLOTS)
-    return [sentence for sentence in said if sentence is not None]
+    """Sentences about the plots that the profile has no data for, one for each reason."""
+    titles: dict[str, list[str]] = {}
+    for plot in PLOTS:
+        if (sentence := plot.missing(profile)) is not None:
+            title, _, why = sentence.partition(": ")
+            titles.setdefault(why, []).append(title)
+    return [f"{', '.join(found)}: {why}" for why, found in titles.items()]

@@ -9,18 +9,14 @@ from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FixedLocator, FuncFormatter
 
-from edge.report.figure import (
-    NamedFigure,
-    colour_of,
-    finish,
-    new_figure,
-    plain,
-    say_missing,
-    style,
-)
-from edge.report.plots.view import RowView, number, view
+from edge.report.figure import colour_of, new_figure, plain, say_missing, style
+from edge.report.frame import NamedFigure, finish
+from edge.report.plots.view import RowView, absences, view
+from edge.report.values import number
 
 TITLE = "Against depth"
+# A band over two wild processes reaches the moon; the lines are what is to be seen.
+MOST_OF_AXIS = 1.6
 # Colour is the engine's; a second artefact of an engine differs by line and marker.
 LOOKS: tuple[tuple[Literal["-", "--", ":", "-."], str], ...] = (
     ("-", "o"),
@@ -54,12 +50,10 @@ def draw(profile: Mapping[str, Any]) -> NamedFigure | None:
         for axes, (label, value, about) in zip(panels, PANELS, strict=True):
             _draw_panel(axes, series, looks, label, value, about)
         handles = [_handle(key, looks[key]) for key in series]
-        absent = [
-            f"{row.label} not measured: {row.why_not('decode_tok_s')}."
-            for rows in series.values()
-            for row in rows
-            if row.spread("decode_tok_s") is None
-        ]
+        absent = absences(
+            [r for rows in series.values() for r in rows if not (r.counts and _rate(r))],
+            "decode_tok_s",
+        )
         return finish(figure, TITLE, _caption(series), profile, handles, *absent)
 
 
@@ -128,13 +122,16 @@ def _draw_panel(
     drawn = [_draw_line(axes, rows, looks[key], value) for key, rows in series.items()]
     if not any(drawn):
         first = next(iter(series.values()))[0]
-        say_missing(axes, plain(first.why_not(*about), 120))
+        say_missing(axes, plain(first.why_not(*about), 200))
         return
     depths = sorted({row.depth for rows in series.values() for row in rows})
     axes.xaxis.set_major_locator(FixedLocator(_apart(depths)))
     axes.xaxis.set_major_formatter(FuncFormatter(lambda depth, _: f"{depth:g}"))
     axes.set_xlim(-0.06 * depths[-1], 1.06 * depths[-1])
-    axes.set_ylim(bottom=0)
+    middles = [
+        found[0] for rows in series.values() for r in rows if r.counts and (found := value(r))
+    ]
+    axes.set_ylim(0, min(axes.get_ylim()[1], MOST_OF_AXIS * max(middles) or 1.0))
     axes.set_xlabel("depth (tokens)")
     axes.grid()
 
@@ -142,7 +139,7 @@ def _draw_panel(
 def _draw_line(axes: Axes, rows: list[RowView], look: Look, value: Value) -> bool:
     """Whether there was a value at all; a gap stays a gap."""
     colour, line, marker = look
-    values = [(row.depth, found) for row in rows if (found := value(row))]
+    values = [(row.depth, found) for row in rows if row.counts and (found := value(row))]
     if not values:
         return False
     depths = [depth for depth, _ in values]

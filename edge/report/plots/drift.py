@@ -10,18 +10,11 @@ from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
-from edge.report.figure import (
-    DARK_GREY,
-    GREY,
-    INK,
-    NamedFigure,
-    colour_of,
-    engine_handles,
-    finish,
-    style,
-)
+from edge.report.figure import DARK_GREY, GREY, INK, colour_of, engine_handles, style
+from edge.report.frame import NamedFigure, finish
 from edge.report.plots.grid import panels
-from edge.report.plots.view import RowView, number, side_by_side, view
+from edge.report.plots.view import RowView, absences, side_by_side, view
+from edge.report.values import number
 
 TITLE = "Drift over trials"
 # Less than this and a panel would show noise as mountains.
@@ -56,9 +49,7 @@ def draw(profile: Mapping[str, Any]) -> NamedFigure | None:
             f"{' or '.join(map(str, counts))} trials that count. A dotted line: a new process. "
             f"A warm-up at the frame's edge lies beyond it."
         )
-        absent = [
-            f"{r.label} not measured: {r.why_not('decode_tok_s')}." for r in every if r not in rows
-        ]
+        absent = absences([row for row in every if row not in rows], "decode_tok_s")
         return finish(figure, TITLE, caption, profile, handles, *absent)
 
 

@@ -9,22 +9,14 @@ from typing import Any
 from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 
-from edge.report.figure import (
-    GREEN,
-    INK,
-    NamedFigure,
-    colour_of,
-    engine_handles,
-    finish,
-    new_figure,
-    plain,
-    style,
-)
-from edge.report.plots.labels import place_labels
-from edge.report.plots.view import RowView, Spread, main_workload, number, view
+from edge.report.figure import GREEN, INK, colour_of, engine_handles, new_figure, plain, style
+from edge.report.frame import NamedFigure, finish
+from edge.report.plots.labels import Place, place_labels
+from edge.report.plots.view import RowView, Spread, absences, main_workload, view
+from edge.report.quality import small
 
 TITLE = "Energy against speed"
-SMALLEST, LARGEST = 30.0, 220.0
+MARKER_AREA = 70
 
 
 @dataclass(frozen=True)
@@ -52,15 +44,13 @@ def draw(profile: Mapping[str, Any]) -> NamedFigure | None:
     with style():
         figure = new_figure("energy", 4.4)
         axes = figure.add_subplot()
-        _draw_front(axes, points)
-        sizes = _sizes(points)
-        for point, size in zip(points, sizes, strict=True):
-            _draw_point(axes, point, size)
+        stairs = _draw_front(axes, points)
+        for point in points:
+            _draw_point(axes, point)
         _dress(axes, points)
-        places = [(p.rate.median, p.joules.median) for p in points]
-        place_labels(figure, axes, places, [_label(p) for p in points], _obstacles(points))
-        stairs = Line2D([], [], color=GREEN, linestyle="--", label="nothing is better in both")
-        handles = engine_handles([p.row.engine for p in points], stairs)
+        labels = [_label(point) for point in points]
+        place_labels(figure, axes, _places(points), labels, _bars(points))
+        handles = engine_handles([p.row.engine for p in points], *stairs)
         absent = _absent(rows, points)
         return finish(figure, TITLE, _caption(rows, points), profile, handles, *absent)
 
@@ -74,37 +64,28 @@ def front(points: Sequence[tuple[float, float]]) -> list[int]:
     return best[::-1]
 
 
-def quality_of(row: RowView) -> tuple[str, float] | None:
-    """The first number of a row's quality, with its name."""
-    quality = row.data.get("quality")
-    if not isinstance(quality, Mapping):
-        return None
-    found = ((str(name), number(value)) for name, value in quality.items())
-    return next(((name, value) for name, value in found if value is not None), None)
-
-
 def _points(rows: Sequence[RowView]) -> list[_Point]:
     workload = main_workload(rows, "joules_per_token")
     found = []
     for row in rows:
         rate, joules = row.spread("decode_tok_s"), row.spread("joules_per_token")
-        if row.workload == workload and rate and joules:
+        if row.workload == workload and row.counts and rate and joules:
             found.append(_Point(row, rate, joules))
     return found
 
 
-def _sizes(points: Sequence[_Point]) -> list[float]:
-    """By quality where all have the same one; which way is better, its name must tell."""
-    found = [quality_of(p.row) for p in points]
-    known = [q[1] for q in found if q is not None]
-    names = {q[0] for q in found if q is not None}
-    if len(known) < len(points) or len(names) != 1 or min(known) == max(known):
-        return [70.0] * len(points)
-    width = max(known) - min(known)
-    return [SMALLEST + (LARGEST - SMALLEST) * (value - min(known)) / width for value in known]
+def _places(points: Sequence[_Point]) -> list[tuple[float, float]]:
+    return [(p.rate.median, p.joules.median) for p in points]
 
 
-def _draw_point(axes: Axes, point: _Point, size: float) -> None:
+def _bars(points: Sequence[_Point]) -> list[tuple[Place, Place]]:
+    """Where the error bars begin and end."""
+    level = [((p.rate.low, p.joules.median), (p.rate.high, p.joules.median)) for p in points]
+    upright = [((p.rate.median, p.joules.low), (p.rate.median, p.joules.high)) for p in points]
+    return level + upright
+
+
+def _draw_point(axes: Axes, point: _Point) -> None:
     rate, joules = point.rate, point.joules
     axes.errorbar(
         rate.median,
@@ -119,7 +100,7 @@ def _draw_point(axes: Axes, point: _Point, size: float) -> None:
     axes.scatter(
         rate.median,
         joules.median,
-        s=size,
+        s=MARKER_AREA,
         marker=marker,
         color=colour_of(point.row.engine),
         edgecolor=INK,
@@ -135,14 +116,17 @@ def _error(value: Spread) -> list[list[float]] | None:
     return [[low], [max(value.high - value.median, 0.0)]]
 
 
-def _draw_front(axes: Axes, points: Sequence[_Point]) -> None:
-    """Stairs: what lies above or left of them is beaten."""
-    found = [(p.rate.median, p.joules.median) for p in points]
+def _draw_front(axes: Axes, points: Sequence[_Point]) -> list[Line2D]:
+    """Stairs, and their entry in the legend: what lies above or left of them is beaten."""
+    if len(points) < 2:
+        return []
+    found = _places(points)
     best = [found[i] for i in front(found)]
     x = [0.0, *(b[0] for b in best)]
     y = [best[0][1], *(b[1] for b in best)]
     axes.plot(x, y, drawstyle="steps-pre", color=GREEN, linestyle="--", linewidth=1.2)
     axes.plot([x[-1]] * 2, [y[-1], 10 * y[-1]], color=GREEN, linestyle="--", linewidth=1.2)
+    return [Line2D([], [], color=GREEN, linestyle="--", label="nothing is better in both")]
 
 
 def _dress(axes: Axes, points: Sequence[_Point]) -> None:
@@ -154,22 +138,26 @@ def _dress(axes: Axes, points: Sequence[_Point]) -> None:
 
 
 def _label(point: _Point) -> str:
-    quality = quality_of(point.row)
-    name = plain(point.row.artefact, 28)
-    return name if quality is None else f"{name}\n{plain(quality[0], 20)} {quality[1]:.3g}"
-
-
-def _obstacles(points: Sequence[_Point]) -> list[tuple[float, float]]:
-    return [(p.rate.median, p.joules.median) for p in points]
+    """The row's name, and what its precision costs where that is known."""
+    name, quality = plain(point.row.name, 36), point.row.quality
+    if quality is None:
+        return name
+    if quality.kl_mean is not None:
+        return f"{name}\nKL {small(quality.kl_mean)} nats"
+    if quality.perplexity_ratio is not None:
+        return f"{name}\nperplexity ratio {quality.perplexity_ratio:.3f}"
+    return f"{name}\nperplexity {quality.perplexity:.3g}" if quality.perplexity else name
 
 
 def _absent(rows: Sequence[RowView], points: Sequence[_Point]) -> list[str]:
     shown, workload = {id(p.row) for p in points}, points[0].row.workload
-    return [
-        f"{row.label} not measured: {row.why_not('joules_per_token', 'power_w')}."
-        for row in rows
-        if row.workload == workload and id(row) not in shown
-    ]
+    others = [row for row in rows if row.workload == workload and id(row) not in shown]
+    return absences(others, "joules_per_token", "power_w")
+
+
+def _no_quality(points: Sequence[_Point]) -> str:
+    why = points[0].row.why_not("quality")
+    return f"{why[0].upper()}{why[1:]}." if "quality" in why else "Quality was not measured."
 
 
 def _caption(rows: Sequence[RowView], points: Sequence[_Point]) -> str:
@@ -181,10 +169,8 @@ def _caption(rows: Sequence[RowView], points: Sequence[_Point]) -> str:
     if isinstance(power, Mapping) and power.get("boundary"):
         text += f" of {plain(power['boundary'], 120)}"
     text += ". Circles MLX, squares GGUF."
-    if len(set(_sizes(points))) > 1:
-        text += " A marker is the larger, the larger the quality figure beside its name."
-    elif all(quality_of(p.row) is None for p in points):
-        text += " Quality was not measured."
+    if all(p.row.quality is None for p in points):
+        text += f" {_no_quality(points)}"
     if len({row.workload for row in rows}) > 1:
         text += " Rows of other workloads are left out."
     return text

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import math
 import textwrap
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
+from itertools import pairwise
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from edge.report.figure import new_figure
+from edge.report.figure import DARK_GREY, new_figure
 from edge.report.plots.view import RowView
 
 COLUMNS = 3
-TITLE_CHARACTERS = 34
+LABEL_CHARACTERS = 34
 
 
 def panels(
@@ -28,20 +29,25 @@ def panels(
     for unused in axes[len(rows) :]:
         unused.set_visible(False)
     for row, panel in zip(rows, axes, strict=False):
-        panel.set_title(textwrap.fill(_short(row.label), TITLE_CHARACTERS), fontsize=8)
+        panel.set_title(folded(row.heading), fontsize=8)
         panel.grid()
-    for panel in _lowest(axes[: len(rows)], columns):
+    for panel in axes[: len(rows)][-columns:]:
         panel.xaxis.set_tick_params(labelbottom=True)
+    for panel in grid[-1]:
         panel.set_xlabel(x_label, fontsize=8)
     for panel in axes[: len(rows) : columns]:
         panel.set_ylabel(y_label, fontsize=8)
     return figure, axes[: len(rows)]
 
 
-def _lowest(axes: Sequence[Axes], columns: int) -> Iterator[Axes]:
-    return iter(axes[-columns:])
+def folded(label: str) -> str:
+    """A label in one line or two, so that it leaves room for what it is of."""
+    lines = textwrap.wrap(label, LABEL_CHARACTERS)
+    return "\n".join(lines[:2] if len(lines) < 3 else [lines[0], f"{lines[1][:-1]}…"])
 
 
-def _short(label: str) -> str:
-    most = 2 * TITLE_CHARACTERS
-    return label if len(label) <= most else f"{label[: most - 1]}…"
+def part_workloads(axes: Axes, rows: Sequence[RowView]) -> None:
+    """A line between bars of one workload and those of the next."""
+    for y, (above, below) in enumerate(pairwise(rows)):
+        if above.workload != below.workload:
+            axes.axhline(y + 0.5, color=DARK_GREY, linewidth=0.6, linestyle=":")

@@ -13,6 +13,7 @@ from matplotlib.transforms import Bbox
 
 from edge.report.figure import DARK_GREY
 
+Place = tuple[float, float]
 Side = Literal["left", "right", "center"]
 # Right, left, above, below, then further away; in points.
 SIDES: tuple[tuple[int, int, Side], ...] = (
@@ -34,24 +35,33 @@ POINT_PIXELS = 9
 def place_labels(
     figure: Figure,
     axes: Axes,
-    points: Sequence[tuple[float, float]],
+    points: Sequence[Place],
     texts: Sequence[str],
-    obstacles: Sequence[tuple[float, float]],
+    lines: Sequence[tuple[Place, Place]] = (),
 ) -> None:
-    """Write each text at the first place near its point that is free; limits must be set."""
+    """Write each text at the first place near its point that is free.
+
+    Args:
+        figure: what it is drawn in.
+        axes: whose limits are set.
+        points: where the points are.
+        texts: of each.
+        lines: upright or level ones that no text should cover, such as error bars.
+    """
     FigureCanvasAgg(figure).draw()  # type: ignore[no-untyped-call]
-    pixels = [axes.transData.transform(place) for place in obstacles]
+    pixels = [axes.transData.transform(place) for place in points]
     taken = [Bbox.from_bounds(x - POINT_PIXELS, y - POINT_PIXELS, 18, 18) for x, y in pixels]
+    taken += [Bbox(axes.transData.transform(ends)).padded(1.5) for ends in lines]
     for point, text in zip(points, texts, strict=True):
         taken.append(_place(axes, point, text, taken))
 
 
-def _place(axes: Axes, point: tuple[float, float], text: str, taken: list[Bbox]) -> Bbox:
+def _place(axes: Axes, point: Place, text: str, taken: list[Bbox]) -> Bbox:
     """The box it has then; where nothing is free, the last place tried."""
     note = axes.annotate(
         text, point, xytext=(0, 0), textcoords="offset points", fontsize=8, va="center"
     )
-    note.set_bbox({"facecolor": "white", "edgecolor": "none", "alpha": 0.8, "pad": 0.5})
+    note.set_bbox({"facecolor": "white", "edgecolor": "none", "alpha": 0.85, "pad": 0.5})
     box = Bbox.null()
     for distance in DISTANCES_PT:
         for dx, dy, side in SIDES + CORNERS:
@@ -75,7 +85,7 @@ def _inside(axes: Axes, box: Bbox) -> bool:
     )
 
 
-def _lead(axes: Axes, point: tuple[float, float], note: Annotation, distance: float) -> None:
+def _lead(axes: Axes, point: Place, note: Annotation, distance: float) -> None:
     """A thin line to a label that lies far off."""
     if distance > DISTANCES_PT[1]:
         axes.annotate(
@@ -84,4 +94,5 @@ def _lead(axes: Axes, point: tuple[float, float], note: Annotation, distance: fl
             xytext=note.get_position(),
             textcoords="offset points",
             arrowprops={"arrowstyle": "-", "color": DARK_GREY, "linewidth": 0.6},
+            zorder=1.5,
         )

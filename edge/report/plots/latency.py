@@ -7,25 +7,18 @@ from itertools import pairwise
 from typing import Any
 
 from matplotlib.axes import Axes
-from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
-from edge.report.figure import (
-    DARK_GREY,
-    INK,
-    NamedFigure,
-    colour_of,
-    engine_handles,
-    finish,
-    style,
-)
+from edge.report.figure import DARK_GREY, INK, colour_of, engine_handles, style
+from edge.report.frame import NamedFigure, finish
 from edge.report.plots.grid import panels
-from edge.report.plots.view import RowView, numbers, side_by_side, view
+from edge.report.plots.ticks import label_log
+from edge.report.plots.view import RowView, absences, side_by_side, view
+from edge.report.values import numbers
 
 TITLE = "Time per token"
 SHARES = {"p50": 0.5, "p90": 0.9, "p99": 0.99}
 # A curve needs no more corners than this to look the same.
 MOST_POINTS = 300
-ROUND_STEPS = (1, 2, 5)
 
 
 def missing(profile: Mapping[str, Any]) -> str | None:
@@ -55,9 +48,7 @@ def draw(profile: Mapping[str, Any]) -> NamedFigure | None:
             f"Share of tokens that took no longer than a time; n = {counts} tokens a row, of all "
             f"trials that count, without the first of each pass. Dots: p50, p90 and p99."
         )
-        absent = [
-            f"{r.label} not measured: {r.why_not('decode_tok_s')}." for r in every if r not in rows
-        ]
+        absent = absences([row for row in every if row not in rows], "decode_tok_s")
         return finish(figure, TITLE, caption, profile, handles, *absent)
 
 
@@ -88,7 +79,7 @@ def _draw_row(panel: Axes, row: RowView, times: list[float]) -> None:
     panel.plot(x, y, drawstyle="steps-post", color=colour_of(row.engine), linewidth=1.6)
     marks = {name: share(times, part) for name, part in SHARES.items()}
     panel.scatter(list(marks.values()), list(SHARES.values()), s=13, color=INK, zorder=3)
-    text = "\n".join(f"{name} {ms:.3g} ms" for name, ms in marks.items())
+    text = "\n".join(f"{name} {_three(ms)} ms" for name, ms in marks.items())
     panel.annotate(
         text,
         (0.97, 0.06),
@@ -106,8 +97,10 @@ def _scale(panel: Axes, least_ms: float, most_ms: float) -> None:
     panel.set_xscale("log")
     panel.set_xlim(least_ms / 1.15, most_ms * 1.6)
     panel.set_ylim(0, 1.04)
-    ticks = [s * 10.0**e for e in range(-6, 13) for s in ROUND_STEPS]
-    inside = [t for t in ticks if least_ms / 1.15 <= t <= most_ms * 1.6]
-    panel.xaxis.set_major_locator(FixedLocator(inside[:: max(1, len(inside) // 5)]))
-    panel.xaxis.set_minor_locator(NullLocator())
-    panel.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    panel.set_yticks([0, 0.25, 0.5, 0.75, 1])
+    label_log(panel.xaxis, least_ms / 1.15, most_ms * 1.6)
+
+
+def _three(value: float) -> str:
+    """Three significant figures, zeros included."""
+    return f"{value:#.3g}".rstrip(".") if value < 1000 else f"{value:.0f}"

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
 from edge.report.figure import (
@@ -20,20 +21,22 @@ from edge.report.figure import (
     PURPLE,
     SKY,
     YELLOW,
-    NamedFigure,
-    finish,
     new_figure,
     plain,
     style,
 )
-from edge.report.plots.view import RowView, number, numbers, objects, side_by_side, view
+from edge.report.frame import NamedFigure, finish
+from edge.report.plots.view import RowView, side_by_side, view
+from edge.report.values import number, numbers, objects
 
 TITLE = "Power over time"
 MOST_ROWS = 6
+# A row with its strip, and what the scale of time takes beneath the last.
+ROW_IN, TIME_IN = 1.45, 0.4
 # More steps than a figure has pixels only make the file large.
 MOST_STEPS = 300
 RAILS = {"CPU": BLUE, "GPU": ORANGE, "ANE": GREEN, "DRAM": PURPLE}
-PREFILL, DECODE = SKY, YELLOW
+WINDOWS = {"prefill": SKY, "decode": YELLOW}
 LEVELS = {"Nominal": GREEN, "Light": YELLOW, "Moderate": ORANGE}
 
 
@@ -61,25 +64,33 @@ def missing(profile: Mapping[str, Any]) -> str | None:
 
 
 def draw(profile: Mapping[str, Any]) -> NamedFigure | None:
-    """A row's first measured process each; of many rows the first six."""
+    """A row's first measured process each; of many rows six, those with a figure first."""
     if missing(profile):
         return None
     known = [(row, s) for row in side_by_side(view(profile)) if (s := _series_of(row))]
-    shown = known[:MOST_ROWS]
+    shown = sorted(known, key=lambda pair: pair[0].spread("power_w") is None)[:MOST_ROWS]
     with style():
-        figure = new_figure("power", 0.4 + 1.5 * len(shown))
-        ratios = [6, 1] * len(shown)
-        axes = figure.subplots(2 * len(shown), 1, height_ratios=ratios, sharex=True, squeeze=False)
-        for n, (row, series) in enumerate(shown):
-            _draw_power(axes[2 * n, 0], row, series)
-            _draw_thermal(axes[2 * n + 1, 0], series)
-        top = max(max(_totals(series)) for _, series in shown)
-        for panel in axes[::2, 0]:
-            panel.set_ylim(0, 1.08 * top or 1.0)
-        axes[-1, 0].set_xlim(0, max(series.end_s[-1] for _, series in shown))
-        axes[-1, 0].set_xlabel("time since the first sample of the process (s)")
-        handles = _handles([series for _, series in shown])
+        figure = new_figure("power", ROW_IN * len(shown) + TIME_IN)
+        top_w = max(max(_totals(series)) for _, series in shown)
+        end_s = max(series.end_s[-1] for _, series in shown)
+        panels = _panels(figure, len(shown))
+        for (row, series), (panel, strip) in zip(shown, panels, strict=True):
+            _draw_power(panel, row, series)
+            _draw_thermal(strip, series)
+            panel.set(xlim=(0, end_s), ylim=(0, 1.08 * top_w or 1.0))
+            strip.set_xlim(0, end_s)
+        panels[-1][1].tick_params(bottom=True, labelbottom=True)
+        panels[-1][1].set_xlabel("time since the first sample of the process (s)")
+        handles = _handles(shown)
         return finish(figure, TITLE, _caption(shown, len(known)), profile, handles)
+
+
+def _panels(figure: Figure, count: int) -> list[tuple[Axes, Axes]]:
+    """Pairs of a panel and the strip right beneath it, from top to bottom."""
+    ratios = [*[ROW_IN] * (count - 1), ROW_IN + TIME_IN]
+    grid = figure.add_gridspec(count, 1, height_ratios=ratios)
+    pairs = (grid[n, 0].subgridspec(2, 1, height_ratios=[6, 1], hspace=0.02) for n in range(count))
+    return [(figure.add_subplot(pair[0]), figure.add_subplot(pair[1])) for pair in pairs]
 
 
 def _series_of(row: RowView) -> _Series | None:
@@ -126,7 +137,7 @@ def _totals(series: _Series) -> list[float]:
 
 
 def _draw_power(axes: Axes, row: RowView, series: _Series) -> None:
-    for kind, colour in (("prefill", PREFILL), ("decode", DECODE)):
+    for kind, colour in WINDOWS.items():
         for begin_s, end_s in _windows(row, series, kind):
             axes.axvspan(begin_s, end_s, color=colour, alpha=0.35, linewidth=0)
     places = _thinned(series)
@@ -141,9 +152,9 @@ def _draw_power(axes: Axes, row: RowView, series: _Series) -> None:
     axes.set_ylabel("power (W)", fontsize=8)
     number_of = number(series.round)
     which = "" if number_of is None else f", round {int(number_of) + 1}"
-    axes.set_title(textwrap.shorten(row.label, 70, placeholder=" …") + which, fontsize=8)
+    axes.set_title(textwrap.shorten(row.heading, 70, placeholder=" …") + which, fontsize=8)
     axes.grid(axis="y")
-    axes.tick_params(labelbottom=False)
+    axes.tick_params(bottom=False, labelbottom=False)
 
 
 def _thinned(series: _Series) -> list[int]:
@@ -180,7 +191,7 @@ def _draw_thermal(axes: Axes, series: _Series) -> None:
     """A strip in the level's colour, its name on it where there is room."""
     axes.set_yticks([])
     axes.spines[["left", "bottom"]].set_visible(False)
-    axes.tick_params(bottom=axes.get_subplotspec().is_last_row())  # type: ignore[union-attr]
+    axes.tick_params(bottom=False, labelbottom=False)
     axes.set_ylabel("heat", fontsize=7, rotation=0, ha="right", va="center")
     axes.set_ylim(0, 1)
     end_s = series.end_s[-1]
@@ -207,11 +218,12 @@ def _colours(series: _Series) -> dict[str, str]:
     return {rail: RAILS.get(rail, GREY) for rail in ordered}
 
 
-def _handles(shown: Sequence[_Series]) -> list[Patch]:
-    colours = {rail: colour for series in shown for rail, colour in _colours(series).items()}
+def _handles(shown: Sequence[tuple[RowView, _Series]]) -> list[Patch]:
+    colours = {rail: colour for _, series in shown for rail, colour in _colours(series).items()}
     handles = [Patch(color=colour, label=rail) for rail, colour in colours.items()]
-    handles.append(Patch(color=PREFILL, alpha=0.35, label="prefill window"))
-    handles.append(Patch(color=DECODE, alpha=0.35, label="decode window"))
+    for kind, colour in WINDOWS.items():
+        if any(_windows(row, series, kind) for row, series in shown):
+            handles.append(Patch(color=colour, alpha=0.35, label=f"{kind} window"))
     return handles
 
 
@@ -224,5 +236,5 @@ def _caption(shown: Sequence[tuple[RowView, _Series]], known: int) -> str:
     if isinstance(power, Mapping) and power.get("boundary"):
         text += f" Boundary: {plain(power['boundary'], 120)}."
     if known > len(shown):
-        text += f" The first {len(shown)} of {known} rows."
+        text += f" Shown: {len(shown)} of {known} rows."
     return text

@@ -8,21 +8,22 @@ from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
-from matplotlib.patches import Patch
 
 from edge.report.figure import (
     ERROR,
     INK,
-    NamedFigure,
-    colour_of,
+    bar_look,
     engine_handles,
-    finish,
     new_figure,
     plain,
     style,
+    wrong_handle,
 )
-from edge.report.plots.view import RowView, number, side_by_side, view
+from edge.report.frame import NamedFigure, finish
+from edge.report.plots.grid import folded, part_workloads
+from edge.report.plots.view import RowView, side_by_side, view
 from edge.report.table import format_rate
+from edge.report.values import number
 
 TITLE = "Roofline"
 REASON_CHARACTERS = 78
@@ -63,7 +64,7 @@ def draw(profile: Mapping[str, Any]) -> NamedFigure | None:
         for peak in peaks:
             axes.axvline(peak, color=INK, linewidth=1.4, linestyle="--", zorder=3)
         _dress(axes, rows, limit)
-        handles = engine_handles([row.engine for row in rows], *_handles(peaks, traffic))
+        handles = engine_handles([row.engine for row in rows], *_handles(peaks, rows, traffic))
         return finish(figure, TITLE, _caption(profile, rows, traffic), profile, handles)
 
 
@@ -96,19 +97,13 @@ def _draw_row(axes: Axes, y: int, row: RowView, found: _Traffic | None, limit: f
         note.set_bbox({"facecolor": "white", "edgecolor": "none", "pad": 1})
         return
     wrong = found.share > 1
-    axes.barh(
-        y,
-        found.gb_s,
-        height=0.64,
-        color="white" if wrong else colour_of(row.engine),
-        edgecolor=ERROR if wrong else "none",
-        hatch="////" if wrong else None,
-    )
+    axes.barh(y, found.gb_s, height=0.64, **bar_look(row.engine, wrong or not row.counts))
     text = f"{format_rate(found.gb_s)} GB/s, {found.share:.0%}"
+    text = f"error: {text} of the peak" if wrong else text if row.counts else f"{text}  INVALID"
     # Inside the bar where it is long, so that the line of the peak does not cross the text.
     inside = found.gb_s > 0.45 * limit
     axes.annotate(
-        f"error: {text} of the peak" if wrong else text,
+        text,
         (found.gb_s, y),
         xytext=(-6 if inside else 6, 0),
         textcoords="offset points",
@@ -122,25 +117,26 @@ def _draw_row(axes: Axes, y: int, row: RowView, found: _Traffic | None, limit: f
 
 
 def _dress(axes: Axes, rows: Sequence[RowView], limit: float) -> None:
-    axes.set_yticks(range(len(rows)), [row.label for row in rows])
+    axes.set_yticks(range(len(rows)), [folded(row.label) for row in rows])
     axes.set_ylim(len(rows) - 0.4, -0.6)
     axes.set_xlim(0, limit)
     axes.set_xlabel("read while decoding (GB/s)")
     axes.tick_params(axis="y", length=0)
     axes.grid(axis="x")
+    part_workloads(axes, rows)
 
 
-def _handles(peaks: Sequence[float], traffic: Sequence[_Traffic | None]) -> list[Any]:
+def _handles(
+    peaks: Sequence[float], rows: Sequence[RowView], traffic: Sequence[_Traffic | None]
+) -> list[Any]:
     names = ", ".join(f"{peak:g}" for peak in peaks[:3])
     handles: list[Any] = [
         Line2D([], [], color=INK, linewidth=1.4, linestyle="--", label=f"peak, {names} GB/s")
     ]
     if any(found and found.share > 1 for found in traffic):
-        handles.append(
-            Patch(
-                facecolor="white", edgecolor=ERROR, hatch="////", label="above the peak: an error"
-            )
-        )
+        handles.append(wrong_handle("above the peak: an error"))
+    elif any(found and not row.counts for row, found in zip(rows, traffic, strict=True)):
+        handles.append(wrong_handle("INVALID: no figure to quote"))
     return handles
 
 

@@ -10,18 +10,19 @@ from matplotlib.lines import Line2D
 
 from edge.bench.published import table11, table11_rows
 from edge.report.figure import (
-    DARK_GREY,
     INK,
-    NamedFigure,
-    colour_of,
+    bar_look,
     engine_handles,
-    finish,
     new_figure,
     plain,
     style,
+    wrong_handle,
 )
-from edge.report.plots.view import RowView, Spread, number, side_by_side, view
+from edge.report.frame import NamedFigure, finish
+from edge.report.plots.grid import folded, part_workloads
+from edge.report.plots.view import RowView, Spread, side_by_side, view
 from edge.report.table import format_rate
+from edge.report.values import number
 
 TITLE = "Decode throughput"
 # An interval over two wild processes reaches the moon; the bars are what is to be seen.
@@ -58,7 +59,7 @@ def _draw_row(axes: Axes, y: int, row: RowView, limit: float) -> None:
         why = plain(row.why_not("decode_tok_s"), REASON_CHARACTERS)
         axes.text(limit * 0.005, y, f"not measured: {why}", va="center", fontsize=7.5, color=INK)
         return
-    axes.barh(y, rate.median, height=0.64, color=colour_of(row.engine))
+    axes.barh(y, rate.median, height=0.64, **bar_look(row.engine, not row.counts))
     if rate.kind is not None:
         low, high = _shown(rate)
         axes.errorbar(
@@ -81,7 +82,7 @@ def _draw_row(axes: Axes, y: int, row: RowView, limit: float) -> None:
 
 
 def _dress(axes: Axes, rows: Sequence[RowView], limit: float) -> None:
-    axes.set_yticks(range(len(rows)), [row.label for row in rows])
+    axes.set_yticks(range(len(rows)), [folded(row.label) for row in rows])
     axes.set_ylim(len(rows) - 0.4, -0.6)
     axes.set_xlim(0, limit)
     axes.set_xlabel("decode throughput (tok/s)")
@@ -89,9 +90,7 @@ def _dress(axes: Axes, rows: Sequence[RowView], limit: float) -> None:
         axes.set_xticks([])  # a scale without a figure would suggest one
     axes.tick_params(axis="y", length=0)
     axes.grid(axis="x")
-    for y in range(1, len(rows)):
-        if rows[y].workload != rows[y - 1].workload:
-            axes.axhline(y - 0.5, color=DARK_GREY, linewidth=0.6, linestyle=":")
+    part_workloads(axes, rows)
 
 
 def _limit(rows: Sequence[RowView], published: Mapping[tuple[str, str], float]) -> float:
@@ -144,8 +143,8 @@ def _draw_published(
     return bool(marks)
 
 
-def _other_handles(rows: Sequence[RowView], marked: bool) -> list[Line2D]:
-    handles = []
+def _other_handles(rows: Sequence[RowView], marked: bool) -> list[Any]:
+    handles: list[Any] = []
     if any(_trial_rates(row) for row in rows):
         handles.append(
             Line2D([], [], marker="o", ls="", color=INK, markersize=3.5, label="a trial")
@@ -155,6 +154,8 @@ def _other_handles(rows: Sequence[RowView], marked: bool) -> list[Line2D]:
         handles.append(
             Line2D([], [], marker="|", ls="", color=INK, markersize=11, mew=2, label=label)
         )
+    if any(not row.counts and row.spread("decode_tok_s") for row in rows):
+        handles.append(wrong_handle("INVALID: no figure to quote"))
     return handles
 
 

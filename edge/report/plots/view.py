@@ -6,16 +6,19 @@ is not a number here counts as not measured.
 
 from __future__ import annotations
 
-import math
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from edge.report.figure import plain
-from edge.report.table import PEERS
+from edge.report.quality import Quality, quality_of
+from edge.report.table import PEERS, listed
+from edge.report.values import number, numbers, objects
 
-# Beyond it nothing that is measured here is a measurement.
-LARGEST = 1e15
+# What stands before a reason's colon where it is a list of keys, and no part of the sentence.
+KEYS = re.compile(r"\w+(?:, \w+)*(?: and (?:\w+|their like))?")
+UNKNOWN = "the profile does not say why"
 FRAMEWORKS = ("MLX", "GGUF")
 
 
@@ -36,9 +39,14 @@ class Spread:
 
 @dataclass(frozen=True)
 class RowView:
-    """One row; `data` is the row itself, for what only one plot needs."""
+    """One row; `data` is the row itself, for what only one plot needs.
+
+    `name` is the artefact's, with the engine of a peer; `label` has the workload too, where there
+    are several.
+    """
 
     label: str
+    name: str
     engine: str
     framework: str
     artefact: str
@@ -49,6 +57,16 @@ class RowView:
     reasons: tuple[str, ...]
     data: Mapping[str, Any] = field(repr=False)
 
+    @property
+    def counts(self) -> bool:
+        """Whether its figures may be held against others."""
+        return self.verdict != "INVALID"
+
+    @property
+    def heading(self) -> str:
+        """Its label, with the verdict where there is a doubt."""
+        return self.label if self.verdict == "VALID" else f"{self.label} {plain(self.verdict, 12)}"
+
     def number(self, name: str) -> float | None:
         """A plain number of the row."""
         return number(self.data.get(name))
@@ -56,6 +74,11 @@ class RowView:
     def spread(self, name: str) -> Spread | None:
         """A measured quantity of the row; None if it was not measured."""
         return spread(self.data.get(name))
+
+    @property
+    def quality(self) -> Quality | None:
+        """Of its artefact; None if it was not measured."""
+        return quality_of(self.data.get("quality"))
 
     def counted_trials(self) -> list[Mapping[str, Any]]:
         """Those that are no warm-up, in the order of time."""
@@ -71,9 +94,9 @@ class RowView:
             for reason in self.reasons:
                 head, _, tail = reason.partition(": ")
                 if word in reason:
-                    return tail if tail and word in head else reason
+                    return tail if tail and KEYS.fullmatch(head) else reason
         failed = self.verdict == "INVALID" and self.reasons
-        return self.reasons[0] if failed else "the profile does not say why"
+        return self.reasons[0] if failed else UNKNOWN
 
 
 def view(profile: Mapping[str, Any]) -> list[RowView]:
@@ -89,6 +112,18 @@ def side_by_side(rows: Sequence[RowView]) -> list[RowView]:
     return sorted(rows, key=lambda r: (places[r.workload], -round(r.bits), _framework_place(r)))
 
 
+def absences(rows: Sequence[RowView], *about: str) -> list[str]:
+    """Sentences for under a plot that does not show these rows, one for each reason."""
+    labels: dict[str, list[str]] = {}
+    for row in rows:
+        if not row.counts and row.spread("decode_tok_s") is not None:
+            why = f"INVALID: {(*row.reasons, UNKNOWN)[0]}"
+        else:
+            why = f"not measured: {row.why_not(*about)}"
+        labels.setdefault(why, []).append(row.label)
+    return [f"{listed(found)} {why}." for why, found in labels.items()]
+
+
 def main_workload(rows: Sequence[RowView], name: str) -> str | None:
     """The workload under which most rows have the quantity; None if none has."""
     counts: dict[str, int] = {}
@@ -96,28 +131,6 @@ def main_workload(rows: Sequence[RowView], name: str) -> str | None:
         if row.spread(name) is not None:
             counts[row.workload] = counts.get(row.workload, 0) + 1
     return max(counts, key=lambda workload: counts[workload], default=None)
-
-
-def number(value: Any) -> float | None:
-    """A finite number of believable size, else None."""
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        return None
-    try:
-        found = float(value)
-    except OverflowError:
-        return None
-    return found if math.isfinite(found) and abs(found) < LARGEST else None
-
-
-def numbers(value: Any) -> list[float]:
-    """The numbers of a list."""
-    found = [number(item) for item in value] if isinstance(value, list) else []
-    return [item for item in found if item is not None]
-
-
-def objects(value: Any) -> list[Mapping[str, Any]]:
-    """The objects of a list."""
-    return [item for item in value if isinstance(item, Mapping)] if isinstance(value, list) else []
 
 
 def spread(quantity: Any) -> Spread | None:
@@ -151,12 +164,13 @@ def workload_of(row: Mapping[str, Any]) -> str:
 def _row_view(row: Mapping[str, Any], several: bool) -> RowView:
     engine = str(row.get("engine"))
     artefact, workload = plain(row.get("artefact"), 48), workload_of(row)
-    label = f"{artefact} ({PEERS[engine]})" if engine in PEERS else artefact
+    name = f"{artefact} ({PEERS[engine]})" if engine in PEERS else artefact
     given = row.get("workload")
     depth = number(given.get("depth")) if isinstance(given, Mapping) else None
     reasons = row.get("reasons")
     return RowView(
-        label=f"{label} {workload}" if several else label,
+        label=f"{name} {workload}" if several else name,
+        name=name,
         engine=engine,
         framework=plain(row.get("framework"), 30),
         artefact=artefact,

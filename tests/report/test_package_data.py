@@ -1,0 +1,49 @@
+"""What reports read at run time travels in the wheel: all of edge/ that git does not ignore."""
+
+import shutil
+import subprocess
+import tomllib
+from importlib import resources
+
+import pytest
+
+from tests.support.profiles import ROOT
+
+READ = {
+    "edge.report.page": ("template.html", "style.css", "script.js"),
+    "edge.report.checks": ("profile.schema.json",),
+    "edge.bench": ("data/table11.json", "data/apple_silicon.json"),
+    "edge.device": ("chips.json",),
+}
+
+
+def test_every_file_lies_in_the_package():
+    for package, names in READ.items():
+        for name in names:
+            assert (resources.files(package) / name).is_file()
+
+
+def test_the_wheel_is_the_whole_package():
+    settings = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+    build = settings["tool"]["hatch"]["build"]
+    assert build["targets"]["wheel"] == {"packages": ["edge"]}
+    assert not build.keys() - {"targets"}  # nothing that leaves files out
+
+
+@pytest.mark.skipif(
+    shutil.which("git") is None or not (ROOT / ".git").exists(), reason="this is no git checkout"
+)
+def test_git_ignores_none_of_it():
+    """The build leaves out what git ignores."""
+    found = [path for path in (ROOT / "edge").rglob("*") if path.is_file()]
+    kept = [path for path in found if path.parent.name != "__pycache__"]
+    asked = subprocess.run(
+        ["git", "check-ignore", "--no-index", "--stdin"],
+        cwd=ROOT,
+        input="\n".join(str(path.relative_to(ROOT)) for path in kept),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert asked.stdout == ""
+    assert asked.returncode == 1, asked.stderr  # none is ignored
