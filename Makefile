@@ -12,7 +12,7 @@ bench: $(READY)
 	$(PYTHON) bench.py demo -n 512 -r 3 --quality
 
 test: lint
-	$(PYTHON) -m pytest
+	$(PYTHON) -m pytest -n auto --maxprocesses 4 --dist worksteal
 
 lint: $(READY)
 	$(VENV)/bin/ruff check .

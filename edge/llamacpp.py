@@ -158,7 +158,12 @@ class LlamaSession:
         return np.ctypeslib.as_array(view, (self.vocab_size,)).copy()
 
     def all_logits(self, ids: Sequence[int]) -> np.ndarray[Any, np.dtype[np.float32]]:
-        """Extend the cache by ids in one batch; logits (len(ids), vocab)."""
+        """Extend the cache by ids in as few batches as can be; logits (len(ids), vocab)."""
+        step = self._batch_tokens
+        parts = [self._batch_logits(ids[i : i + step]) for i in range(0, len(ids), step)]
+        return parts[0] if len(parts) == 1 else np.concatenate(parts)
+
+    def _batch_logits(self, ids: Sequence[int]) -> np.ndarray[Any, np.dtype[np.float32]]:
         lib = self._lib
         batch = lib.llama_batch_init(len(ids), 0, 1)
         start = int(lib.llama_memory_seq_pos_max(self._memory, 0)) + 1

@@ -18,8 +18,8 @@ from edge.cli.arguments import (
     open_named,
     output_folder,
 )
-from edge.cli.eval_fim import add_fim_arguments
-from edge.cli.eval_rows import Progress, converted
+from edge.cli.eval_fim import FIM_DEFAULTS, add_fim_arguments
+from edge.cli.eval_rows import Progress, check_unused, converted
 from edge.cli.progress import progress_bars
 from edge.errors import EdgeError
 from edge.quality.sizes import TOKENS, WINDOW_TOKENS, WINDOWS
@@ -36,6 +36,7 @@ if TYPE_CHECKING:
 REFERENCE = "mlx-fp16"
 NO_REFERENCE = "none"
 FOLDER = "eval"  # of the scores, beside the artefacts
+WINDOW_DEFAULTS = {"tokens": None, "window": None, "worst": 0, "again": False}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -110,10 +111,12 @@ def run(args: argparse.Namespace) -> int:
     if args.fim is not None or args.humaneval is not None:
         from edge.cli.eval_fim import run_fim
 
+        check_unused(args, WINDOW_DEFAULTS, "is of perplexity and not of middles; leave it out")
         return run_fim(args)
     from edge.quality.prepare import check_trained, tokenizer_of, windows_of
 
     check_stdout()
+    check_unused(args, FIM_DEFAULTS, "is of middles; name --fim or --humaneval too")
     if args.worst and args.reference is None:
         raise EdgeError("--worst shows what is furthest from a reference; leave out --reference.")
     checkpoint = open_named(args)
@@ -224,6 +227,5 @@ def _print(args: argparse.Namespace, document: dict[str, Any], shown: dict[str, 
                 row["worst"] = [asdict(place) for place in shown[row["artefact"]]]
         write_stdout(json.dumps(document, indent=2, allow_nan=False) + "\n")
         return
-    print(markdown(document), end="")
-    for name, places in shown.items():
-        print("\n" + escape_markdown(worst_text(name, places)))
+    parts = [escape_markdown(worst_text(name, places)) + "\n" for name, places in shown.items()]
+    write_stdout("\n".join([markdown(document), *parts]))

@@ -28,6 +28,13 @@ if TYPE_CHECKING:
 SAMPLES = 50
 MAX_TOKENS = 128
 FOLDER = Path("eval", "middles")  # of the journals, beside the artefacts
+FIM_DEFAULTS = {
+    "samples": None,
+    "order": "psm",
+    "max_tokens": MAX_TOKENS,
+    "show": 0,
+    "execute": False,
+}
 
 
 def add_fim_arguments(parser: argparse.ArgumentParser) -> None:
@@ -115,6 +122,8 @@ def _holes(args: argparse.Namespace) -> list[Hole]:
     """The holes of one kind after those of another."""
     if args.fim is not None and args.humaneval is not None:
         raise EdgeError("--fim and --humaneval are two benchmarks; leave one out.")
+    if args.corpus is not None and (args.fim or args.humaneval is not None):
+        raise EdgeError("--corpus is another source of holes than the one named; leave one out.")
     if args.humaneval is not None:
         return _tasks(args.humaneval, args.samples)
     from edge.quality.fim.splits import KINDS, draw_holes
@@ -171,10 +180,10 @@ class _Run:
         from edge.quality.fim.fill import fill_all, fill_key
         from edge.quality.fim.journal import Journal
         from edge.quality.fim.rows import Result, by_kind
-        from edge.quality.subject import fingerprint
+        from edge.quality.subject import Subject, computed
 
         settings, name = self._settings, artefact.recipe.name
-        key = fill_key(name, fingerprint(artefact.path), _engine(artefact), settings)
+        key = fill_key(computed(Subject(name, artefact.path)), settings)
         filled = fill_all(
             lambda: self._opened(artefact, settings.window_tokens),
             holes,
@@ -232,14 +241,6 @@ def _settings(args: argparse.Namespace, checkpoint: Checkpoint) -> Settings:
 
 def _journals(args: argparse.Namespace, checkpoint: Checkpoint) -> Path:
     return output_folder(args.out, checkpoint.source.name) / FOLDER
-
-
-def _engine(artefact: Artefact) -> str:
-    """What computes it, with its version."""
-    from importlib.metadata import version
-
-    package = "mlx" if artefact.recipe.is_mlx else "llama-cpp-python"
-    return f"{package} {version(package)}"
 
 
 # --- printing

@@ -1,12 +1,13 @@
-"""The artefacts that both parts of `edge eval` measure."""
+"""What both parts of `edge eval` have: artefacts to measure, and options of the other part."""
 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any
 
 from edge.cli.arguments import output_folder
+from edge.errors import EdgeError
 
 if TYPE_CHECKING:
     from edge.checkpoints.artefacts.recipes import Recipe
@@ -30,3 +31,19 @@ def converted(
     if args.reference is not None and args.reference not in recipes:
         recipes.insert(0, args.reference)
     return convert(checkpoint, recipes, output_folder(args.out, checkpoint.source.name), progress)
+
+
+def check_unused(args: argparse.Namespace, defaults: Mapping[str, Any], why: str) -> None:
+    """Refuse an option that would be without effect.
+
+    Args:
+        args: what was given.
+        defaults: of the options that have none.
+        why: the end of the sentence.
+
+    Raises:
+        EdgeError: one of them was given.
+    """
+    for name, default in defaults.items():
+        if getattr(args, name) != default:
+            raise EdgeError(f"--{name.replace('_', '-')} {why}.")

@@ -16,8 +16,9 @@ from edge.quality.windows import Ids
 PIECE_BYTES = 128 << 20
 # llama.cpp's largest batch; the largest part of a prompt that our decode loop computes at once.
 MOST_POSITIONS = 2048
-# More windows at once gain nothing that could be measured: one of 512 keeps a device busy.
-MOST_WINDOWS = 8
+# Short windows go side by side up to so many positions. More gain nothing that could be measured,
+# and what was computed is kept, and the progress bar moves, after each step only.
+POSITIONS_AT_ONCE, MOST_WINDOWS = 512, 8
 
 
 @dataclass(frozen=True)
@@ -37,8 +38,10 @@ class Pieces:
         """As many as a piece has room for."""
         room = max(1, (piece_bytes or PIECE_BYTES) // (4 * vocab_size))
         positions = min(room, window - 1, MOST_POSITIONS)
-        fit = room // positions if positions == window - 1 else 1
-        return cls(min(fit, MOST_WINDOWS), positions)
+        if positions < window - 1:
+            return cls(1, positions)
+        fit = min(room, POSITIONS_AT_ONCE) // positions
+        return cls(min(max(fit, 1), MOST_WINDOWS), positions)
 
 
 class Scorer(Protocol):

@@ -17,7 +17,7 @@ from edge.errors import EdgeError
 from edge.model.load import compute_dtype
 
 # To be raised when scores come out otherwise for the same input.
-SCORING = 1
+SCORING = 2
 
 
 @dataclass(frozen=True)
@@ -80,13 +80,13 @@ def identity(subject: Subject, reference: Subject | None) -> dict[str, Any]:
     return {
         "scoring": SCORING,
         "edge": edge.__version__,
-        **_computed(subject),
-        "reference": None if reference is None else _computed(reference),
+        **computed(subject),
+        "reference": None if reference is None else computed(reference),
     }
 
 
-def _computed(subject: Subject) -> dict[str, Any]:
-    """An artefact, and what computes on it."""
+def computed(subject: Subject) -> dict[str, Any]:
+    """An artefact, and what computes on it: its engine, where, and in which dtype."""
     engine = _mlx() if subject.is_mlx else _llama_cpp()
     return {"artefact": subject.name, "fingerprint": fingerprint(subject.path), **engine}
 

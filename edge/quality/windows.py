@@ -116,10 +116,10 @@ def make_windows(
 
 def _check_sizes(window: int, tokens: int | None) -> None:
     if window < SMALLEST_WINDOW:
-        raise EdgeError(f"a window of {window} tokens scores none; use {SMALLEST_WINDOW} or more.")
+        raise EdgeError(f"--window {window} scores no token; use {SMALLEST_WINDOW} or more.")
     if tokens is not None and tokens < window:
         raise EdgeError(
-            f"{tokens} tokens fill no window of {window}; ask for more tokens or a shorter window."
+            f"--tokens {tokens} fills no window of {window}; ask for more, or a shorter --window."
         )
 
 

@@ -49,7 +49,9 @@ def chat(tmp_path):
         command = [sys.executable, "-m", "edge", "chat", "demo", "--temperature", "0", *words]
         given = {"TERM": "xterm-256color", "XDG_STATE_HOME": str(tmp_path / "state"),
                  "PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1", **environment}  # fmt: skip
-        inherited = {k: v for k, v in os.environ.items() if k not in ("NO_COLOR", "TERM")}
+        # Sizes too: the terminal's own is meant, whoever runs the tests.
+        other = ("NO_COLOR", "TERM", "COLUMNS", "LINES")
+        inherited = {k: v for k, v in os.environ.items() if k not in other}
         started.append(Terminal(command, tmp_path, inherited | given))
         return started[-1]
 

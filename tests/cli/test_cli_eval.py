@@ -1,7 +1,11 @@
 """`edge eval`: perplexity and divergence at the command line."""
 
 import json
+import os
 import re
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 
@@ -10,6 +14,7 @@ from edge.cli.main import main
 from edge.quality.sizes import TOKENS, WINDOW_TOKENS, WINDOWS
 from tests.support.tiny import PLAIN, write_checkpoint
 
+ROOT = Path(__file__).resolve().parents[2]
 KEYS = ("artefact", "perplexity", "bits_per_byte", "kl_mean", "kl_p99", "top1_agreement")
 TEXT = "".join(chr(33 + i * i % 90) for i in range(300))
 
@@ -138,9 +143,12 @@ def test_a_corpus_that_is_none_is_refused(content, said, here, capsys):
     [
         (("--corpus", "none.py"), "none.py is not there"),
         (("--corpus", "text.py", "--window", "257"), "longer than the model's context of 256"),
-        (("--corpus", "text.py", "--window", "1"), "scores none"),
-        (("--corpus", "text.py", "--window", "64", "--tokens", "63"), "fill no window of 64"),
+        (("--corpus", "text.py", "--window", "1"), "scores no token"),
+        (("--corpus", "text.py", "--window", "64", "--tokens", "63"), "fills no window of 64"),
         (("--worst", "1", "--reference", "none"), "--worst shows"),
+        (("--execute",), "--execute is of middles"),
+        (("--samples", "3"), "--samples is of middles"),
+        (("--max-tokens", "9"), "name --fim or --humaneval too"),
     ],
 )
 def test_arguments_that_cannot_be_met_are_refused(words, said, here, capsys):
@@ -166,3 +174,18 @@ def test_an_unknown_reference_is_refused(capsys):
     with pytest.raises(SystemExit):
         main(["eval", "--reference", "mlx-int99"])
     assert "unknown artefact 'mlx-int99'" in capsys.readouterr().err
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs a device that is always full")
+@pytest.mark.parametrize("output", ["md", "json"])
+def test_a_full_disk_under_stdout_is_one_sentence(here, output):
+    words = ("tiny", "--corpus", "text.py", "--window", "16", "--rows", "mlx-fp16", "-o", output)
+    with Path("/dev/full").open("w") as full:
+        command = [sys.executable, "-m", "edge", "eval", *words]
+        environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+        done = subprocess.run(
+            command, env=environment, stdout=full, stderr=subprocess.PIPE, text=True, check=False
+        )
+    assert done.returncode == 1
+    (line,) = done.stderr.splitlines()
+    assert "stdout cannot be written (No space left" in line

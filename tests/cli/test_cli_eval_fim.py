@@ -9,6 +9,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import mlx.core as mx
 import pytest
 
 from edge.cli.main import main
@@ -144,6 +145,14 @@ main({["eval", *words, "--out", str(out)]!r})
     assert after == fresh
 
 
+def test_middles_of_another_dtype_are_made_anew(evaluate, out, code, monkeypatch):
+    words = ("--fim", code, "--rows", "mlx-fp16", *QUICK[3:])
+    assert evaluate(*words)[0] == 0
+    monkeypatch.setattr("edge.quality.subject.compute_dtype", lambda: mx.bfloat16)
+    assert evaluate(*words)[0] == 0
+    assert len(list((out / "eval" / "middles").iterdir())) == 2
+
+
 def test_humaneval_is_scored_without_running_anything(evaluate, tasks, monkeypatch):
     monkeypatch.setattr("edge.quality.fim.execute.subprocess.Popen", None)
     exit_code, text, _ = evaluate("--humaneval", tasks, *QUICK[:1], "mlx-fp16", "-o", "json",
@@ -178,6 +187,11 @@ def test_with_execute_the_tests_decide(evaluate, tasks):
         (["--fim", "blank.py"], "blank.py"),
         (["--fim", "short.py"], "different single-line holes; ask for fewer --samples"),
         (["--fim", "--humaneval", "x"], "leave one out"),
+        (["--fim", "short.py", "--corpus", "blank.py"], "--corpus is another source"),
+        (["--humaneval", "short.py", "--corpus", "blank.py"], "--corpus is another source"),
+        (["--fim", "--window", "64"], "--window is of perplexity"),
+        (["--fim", "--worst", "1"], "--worst is of perplexity"),
+        (["--humaneval", "x", "--again"], "--again is of perplexity"),
         (["--fim", "--execute"], "name it by --humaneval"),
         (["--fim", "--max-tokens", "257"], "choose at most 256"),
         (["--humaneval", "nowhere"], "nowhere is not there"),

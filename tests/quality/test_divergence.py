@@ -34,6 +34,22 @@ def test_against_brute_force(seed, vocab, scale):
     np.testing.assert_allclose(np.exp(found.top_log_probability), _chance(q, top), rtol=1e-4)
 
 
+@given(st.integers(0, 2**31), st.floats(-30, 30), st.sampled_from([1e-4, 1e-3, 1e-2]))
+def test_as_little_as_two_half_precisions_differ_is_measured_too(seed, shift, difference):
+    rng = np.random.RandomState(seed)
+    p = (3 * rng.standard_normal((8, 500)) + shift).astype(np.float32)
+    q = (p + difference * rng.standard_normal(p.shape)).astype(np.float32)
+    targets = np.zeros(8, np.int32)
+    _, kl, _ = brute_force(p, q, targets)
+    np.testing.assert_allclose(scored(p, q, targets).kl, kl, rtol=2e-2)
+
+
+def test_what_one_of_them_rules_out_is_counted():
+    p, q = np.array([[0, -200, 0]], np.float32), np.array([[0, 0, -90]], np.float32)
+    _, kl, _ = brute_force(p, q, [0])
+    np.testing.assert_allclose(scored(p, q, np.zeros(1, np.int32)).kl, kl, rtol=1e-5)
+
+
 def _chance(logits, ids):
     chances = np.exp(logits.astype(np.float64))
     return (chances / chances.sum(axis=1, keepdims=True))[range(len(ids)), ids]

@@ -72,3 +72,8 @@ def test_pieces_fit_into_their_room(window, vocab):
     assert 1 <= found.positions <= min(window - 1, MOST_POSITIONS)
     assert 1 <= found.windows <= MOST_WINDOWS
     assert found.windows == 1 or found.positions == window - 1
+
+
+def test_windows_go_side_by_side_only_where_they_are_short():
+    at_once = {window: Pieces.of(window, 4096).windows for window in (2, 65, 129, 257, 513, 900)}
+    assert at_once == {2: MOST_WINDOWS, 65: 8, 129: 4, 257: 2, 513: 1, 900: 1}

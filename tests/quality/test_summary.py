@@ -1,8 +1,9 @@
 """Means, standard errors and intervals against their definitions."""
 
+import json
 import math
 import statistics
-from dataclasses import replace
+from dataclasses import asdict, replace
 
 import numpy as np
 import pytest
@@ -125,3 +126,10 @@ def test_an_endless_surprise_is_still_a_number():
     found = summarise(windows(), own, some(2))
     assert math.isfinite(found.perplexity)
     assert all(map(math.isfinite, found.perplexity_ratio_ci95))
+
+
+def test_even_absurd_surprise_gives_numbers():
+    worse = [replace(s, nll=s.nll * np.float32(1e7)) for s in some(1)]
+    found = summarise(windows(), worse, some(2))
+    json.dumps(asdict(found), allow_nan=False)
+    assert found.perplexity > 1e200

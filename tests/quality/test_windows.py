@@ -134,8 +134,8 @@ def test_equal_windows_have_equal_digests_wherever_they_are():
     [
         ([], 8, None, "has no text"),
         (["abc"], 512, None, "fill no window of 512"),
-        ([TEXT], 1, None, "scores none"),
-        ([TEXT], 64, 63, "fill no window of 64"),
+        ([TEXT], 1, None, "scores no token"),
+        ([TEXT], 64, 63, "fills no window of 64"),
     ],
 )
 def test_what_gives_no_window_is_refused(texts, window, tokens, said):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -69,12 +69,15 @@ def rules_version() -> str:
     return hashlib.sha256(b"".join(files)).hexdigest()[:16]
 
 
-def fill_key(artefact: str, fingerprint: str, engine: str, settings: Settings) -> dict[str, object]:
-    """What a middle depends on, beside its hole, for a `Journal`."""
+def fill_key(computed: Mapping[str, object], settings: Settings) -> dict[str, object]:
+    """What a middle depends on, beside its hole, for a `Journal`.
+
+    Args:
+        computed: from `edge.quality.subject`: the artefact, and what computes on it.
+        settings: how middles are made.
+    """
     return {
-        "artefact": artefact,
-        "fingerprint": fingerprint,
-        "engine": engine,
+        **computed,
         "edge": edge.__version__,
         "rules": rules_version(),
         **asdict(settings),

@@ -15,8 +15,8 @@ class Hole:
     Attributes:
         name: where it is from: FILE:LINE:COL, or a task's id.
         kind: holes of one kind are scored together.
-        prefix: all text before it.
-        suffix: all text after it.
+        prefix: the text before it, as much of it as a window can hold at least.
+        suffix: the text after it, likewise.
         middle: what was there.
         test: a program's end that raises an exception if the middle is wrong; None if none is
             known.

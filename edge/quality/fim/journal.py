@@ -4,7 +4,8 @@
     {"hole": "3f9c...", "text": "items", ...}   then one line per hole
 
 A run that was stopped goes on where it was; more samples, another seed or another corpus find
-what they share. A line that was cut off by a kill is dropped.
+what they share. A line that was cut off by a kill is dropped. Two runs may write at once: each only
+adds lines, and where both have the same hole, either will do.
 """
 
 from __future__ import annotations
@@ -39,7 +40,8 @@ class Journal:
         self._key = dict(key)
         name = hashlib.sha256(json.dumps(self._key, sort_keys=True).encode()).hexdigest()[:16]
         self.path = folder / f"{key['artefact']}-{name}.jsonl"
-        self._whole_bytes = 0
+        # A file that ends within a line: its size, and where that line begins.
+        self._cut: tuple[int, int] | None = None
         self._found = self._read()
 
     def get(self, hole: Hole) -> dict[str, Any] | None:
@@ -53,20 +55,18 @@ class Journal:
             EdgeError: the disk is full, or the folder cannot be written.
         """
         name = digest([hole])
-        lines = [json.dumps({HOLE: name, **result})]
-        if not self._whole_bytes:
-            lines.insert(0, json.dumps({KEY: self._key}))
-        self._append("".join(line + "\n" for line in lines).encode())
+        self._append(json.dumps({HOLE: name, **result}))
         self._found[name] = dict(result)
 
-    def _append(self, data: bytes) -> None:
+    def _append(self, line: str) -> None:
         with one_sentence(self.path):
             self.path.parent.mkdir(parents=True, exist_ok=True)
             with self.path.open("ab") as file:
-                if file.tell() != self._whole_bytes:  # a line that was cut off
-                    os.truncate(self.path, self._whole_bytes)
-                file.write(data)
-        self._whole_bytes += len(data)
+                if self._cut and file.tell() == self._cut[0]:  # and nobody has mended it since
+                    file.truncate(self._cut[1])
+                self._cut = None
+                head = [] if file.seek(0, os.SEEK_END) else [json.dumps({KEY: self._key})]
+                file.write("".join(f"{text}\n" for text in (*head, line)).encode())
 
     def _read(self) -> dict[str, dict[str, Any]]:
         try:
@@ -76,12 +76,14 @@ class Journal:
         except OSError as error:
             raise EdgeError(f"{self.path} cannot be read ({error.strerror}); delete it.") from None
         whole = data[: data.rfind(b"\n") + 1]
-        self._whole_bytes = len(whole)
+        if len(whole) < len(data):
+            self._cut = len(data), len(whole)
         try:
             first, *rest = map(json.loads, whole.splitlines())
             if first[KEY] != self._key:
                 raise KeyError(KEY)
-            return {line.pop(HOLE): line for line in rest}
+            # Two runs that began together may both have written the first line.
+            return {line.pop(HOLE): line for line in rest if line != first}
         except (ValueError, KeyError, TypeError, AttributeError):
             if not whole:
                 return {}

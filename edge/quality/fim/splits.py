@@ -31,6 +31,8 @@ KINDS = (SINGLE_LINE, MULTI_LINE)
 LEAST_BREAKS, MOST_BREAKS = 2, 6
 # So often in vain, and there is hardly anything to find.
 MOST_ATTEMPTS = 1000
+# Kept on either side of a hole: more than any window holds, and not a large file once per hole.
+AROUND_CHARACTERS = 200_000
 
 
 class Named(Protocol):
@@ -46,7 +48,7 @@ class Named(Protocol):
 
 
 def draw_holes(texts: Sequence[Named], kind: str, count: int, seed: int) -> list[Hole]:
-    """Holes of one kind, all different.
+    """Holes of one kind, all different, with at most AROUND_CHARACTERS on either side.
 
     Args:
         texts: the corpus; its order is part of what the seed means.
@@ -139,7 +141,7 @@ def _hole(source: Named, kind: str, begin: int, end: int) -> Hole:
     return Hole(
         name=f"{source.name}:{line}:{begin - line_begin + 1}",
         kind=kind,
-        prefix=text[:begin],
-        suffix=text[end:],
+        prefix=text[max(0, begin - AROUND_CHARACTERS) : begin],
+        suffix=text[end : end + AROUND_CHARACTERS],
         middle=text[begin:end],
     )

@@ -65,3 +65,17 @@ def test_a_forgotten_rope_base_would_show(tmp_path):
     ids = token_ids(checkpoint.config)[0].tolist()
     batch, _ = llama_logits(path, ids)
     assert np.abs(batch - our_logits(checkpoint, ids)).max() > 0.05
+
+
+def test_more_ids_than_a_batch_holds(demo_out):
+    session = LlamaSession(RECIPES["gguf-f32"].path_in(demo_out), 64, 2, "f32", False, gpu_layers=0)
+    ids = list(range(100, 123))
+    try:
+        whole = session.all_logits(ids)
+        session.trim(0)
+        session._batch_tokens = 5
+        pieces = session.all_logits(ids)
+    finally:
+        session.close()
+    assert pieces.shape == (23, session.vocab_size)
+    assert np.allclose(whole, pieces, atol=1e-4)

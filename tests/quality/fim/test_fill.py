@@ -26,7 +26,8 @@ from edge.quality.fim.splits import KINDS, draw_holes
 from edge.quality.texts import SourceText
 
 SETTINGS = Settings(order="spm", max_tokens=16, window_tokens=192)
-KEY = fill_key("mlx-fp16", "f", "mlx", SETTINGS)
+COMPUTED = {"artefact": "mlx-fp16", "fingerprint": "f", "engine": "mlx"}
+KEY = fill_key(COMPUTED, SETTINGS)
 
 
 @pytest.fixture(scope="module")
@@ -105,12 +106,11 @@ def test_a_run_that_was_stopped_goes_on(mlx, holes, tmp_path):
 
 def test_the_key_knows_what_matters():
     others = [
-        fill_key("mlx-int4", "f", "mlx", SETTINGS),
-        fill_key("mlx-fp16", "g", "mlx", SETTINGS),
-        fill_key("mlx-fp16", "f", "mlx 2", SETTINGS),
-        fill_key("mlx-fp16", "f", "mlx", Settings("psm", 16, 192)),
-        fill_key("mlx-fp16", "f", "mlx", Settings("spm", 17, 192)),
-        fill_key("mlx-fp16", "f", "mlx", Settings("spm", 16, 193)),
+        fill_key({**COMPUTED, "artefact": "mlx-int4"}, SETTINGS),
+        fill_key({**COMPUTED, "compute_dtype": "float32"}, SETTINGS),
+        fill_key(COMPUTED, Settings("psm", 16, 192)),
+        fill_key(COMPUTED, Settings("spm", 17, 192)),
+        fill_key(COMPUTED, Settings("spm", 16, 193)),
         verdict_key(KEY, Limits()),
         verdict_key(KEY, Limits(cpu_s=1)),
     ]

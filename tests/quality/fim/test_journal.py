@@ -58,6 +58,35 @@ def test_whatever_a_kill_leaves_is_read_and_mended(tmp_path):
         assert journal.path.read_bytes() == whole
 
 
+def test_two_that_write_at_once_lose_nothing(tmp_path):
+    first, second = Journal(tmp_path, KEY), Journal(tmp_path, KEY)
+    three = Hole("three", "single-line", "a", "c", "b")
+    first.add(ONE, {"text": "1"})
+    second.add(TWO, {"text": "2"})
+    first.add(three, {"text": "3"})
+    found = Journal(tmp_path, KEY)
+    assert [found.get(hole) for hole in (ONE, TWO, three)] == [{"text": c} for c in "123"]
+
+
+def test_two_that_find_a_cut_line_mend_it_once(tmp_path):
+    path = Journal(tmp_path, KEY).path
+    Journal(tmp_path, KEY).add(ONE, {"text": "1"})
+    path.write_bytes(path.read_bytes() + b'{"hole": "ab')
+    first, second = Journal(tmp_path, KEY), Journal(tmp_path, KEY)
+    first.add(TWO, {"text": "a text that is longer than what was cut off"})
+    second.add(Hole("three", "single-line", "a", "c", "b"), {"text": "3"})
+    assert Journal(tmp_path, KEY).get(TWO) is not None
+    assert path.read_bytes().count(b"\n") == 4
+
+
+def test_a_first_line_that_two_wrote_is_read(tmp_path):
+    journal = Journal(tmp_path, KEY)
+    journal.add(ONE, {"text": "1"})
+    line = journal.path.read_bytes().splitlines(keepends=True)[0]
+    journal.path.write_bytes(line + journal.path.read_bytes())
+    assert Journal(tmp_path, KEY).get(ONE) == {"text": "1"}
+
+
 @pytest.mark.parametrize("text", ["x\n", "{}\n", '{"key": {}}\n', "[]\n", '{"key": 1}\n{"a": 1}\n'])
 def test_a_file_that_is_none_of_ours_is_not_touched(tmp_path, text):
     path = Journal(tmp_path, KEY).path

@@ -5,8 +5,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from edge.errors import EdgeError
+from edge.generate.fim_prompt import near_beginning, near_end
+from edge.quality.fim.fill import WINDOW_TOKENS
 from edge.quality.fim.hole import digest
-from edge.quality.fim.splits import KINDS, LEAST_BREAKS, MOST_BREAKS, draw_holes
+from edge.quality.fim.splits import (
+    AROUND_CHARACTERS,
+    KINDS,
+    LEAST_BREAKS,
+    MOST_BREAKS,
+    draw_holes,
+)
 from edge.quality.texts import SourceText
 
 CODE = "".join(f"def f{i}(x):\n    return x + {i}\n\n" for i in range(40))
@@ -82,3 +90,13 @@ def test_a_corpus_without_holes_is_said(texts, kind):
 def test_a_corpus_with_too_few_holes_is_said():
     with pytest.raises(EdgeError, match=r"more than [1-3] different single-line holes; ask for"):
         draw_holes([SourceText("f", "ab")], "single-line", 5, 0)
+
+
+def test_a_large_file_is_not_kept_once_per_hole():
+    text = CODE * 1000
+    (hole,) = draw_holes([SourceText("large.py", text)], "single-line", 1, seed=3)
+    assert len(hole.prefix) == len(hole.suffix) == AROUND_CHARACTERS
+    assert hole.prefix + hole.middle + hole.suffix in text
+    # More than is looked at.
+    assert len(near_end(hole.prefix, WINDOW_TOKENS)) < AROUND_CHARACTERS
+    assert len(near_beginning(hole.suffix, WINDOW_TOKENS)) < AROUND_CHARACTERS
