@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +14,7 @@ from edge.cli.bench_arguments import (
     SPEED_WINDOW_S,
     add_arguments,
 )
+from edge.cli.bench_book import Book
 from edge.cli.bench_compare import run_compare
 from edge.cli.progress import progress_bars
 from edge.errors import EdgeError
@@ -22,7 +22,7 @@ from edge.errors import EdgeError
 if TYPE_CHECKING:
     from edge.bench.job import Job
     from edge.bench.profile import ModelInfo, Profile
-    from edge.bench.rounds import Results, Run
+    from edge.bench.rounds import Run
     from edge.bench.row import Subject
     from edge.bench.workload import Workload
     from edge.checkpoints.artefacts.recipes import Recipe
@@ -57,7 +57,7 @@ def run(args: argparse.Namespace) -> int:
         subjects = _convert(args, checkpoint, progress)
         rows = [(job, subjects[recipe.name]) for job, recipe in planned]
         run = _new_run(args, [job for job, _ in rows], meter)
-        book = _Book(
+        book = Book(
             _new_profile(args, checkpoint),
             rows,
             run.results,
@@ -66,78 +66,12 @@ def run(args: argparse.Namespace) -> int:
         )
         total = (WARMUPS + rows[0][0].repetitions) * run.settings.rounds
         run.go(book.enter, lambda row, _: progress(*book.progress(row, total)))
-        if args.quality is not None:
-            book.quality, book.no_quality = _quality(args, checkpoint, subjects, progress)
         book.close()
+        if args.quality is not None:
+            book.add_quality(*_quality(args, checkpoint, subjects, progress))
     plots = _plot(book.profile, book.path)
     _print(args, book.profile, [book.path, *plots])
     return 1 if any(row.verdict == "INVALID" for row in book.profile.rows) else 0
-
-
-@dataclass
-class _Book:
-    """The profile while it grows: on disk and valid after every process."""
-
-    profile: Profile
-    rows: list[tuple[Job, Subject]]
-    results: Results
-    folder: Path
-    references: dict[str, Any] | None = None
-    quality: dict[str, Any] | None = None
-    no_quality: str | None = None
-    seen: dict[int, int] = field(default_factory=dict)
-
-    def __post_init__(self) -> None:
-        self.profile.method["order"] = [
-            [_label(*self.rows[row]) for row in order] for order in self.results.order
-        ]
-
-    @property
-    def path(self) -> Path:
-        """Where it is saved."""
-        stamp = self.profile.created_utc.replace("+00:00", "Z").replace(":", "").replace("-", "")
-        return self.folder / f"{stamp}-{self.profile.model.name}.json"
-
-    def enter(self, _: int) -> None:
-        """Build every row again with what is known now, and write."""
-        from edge.bench.profile import write_profile
-        from edge.bench.row import build_row
-
-        context = self._context()
-        self.profile.method.update(_idle_record(self.results), finished=self.results.finished)
-        self.profile.rows[:] = [
-            build_row(subject, job, runs, context)
-            for (job, subject), runs in zip(self.rows, self.results.runs, strict=True)
-            if runs
-        ]
-        write_profile(self.profile, self.path)
-
-    def close(self) -> None:
-        """The last time, with the idle power after the run and the better bandwidth of two."""
-        from edge.device.describe import measured_again
-
-        self.profile = replace(self.profile, device=measured_again(self.profile.device))
-        self.enter(0)
-
-    def progress(self, row: int, total: int) -> tuple[str, float]:
-        """A row's name and how much of its trials is done, one more than at the last call."""
-        self.seen[row] = self.seen.get(row, 0) + 1
-        return _label(*self.rows[row]), self.seen[row] / total
-
-    def _context(self) -> Any:
-        from edge.bench.cooldown import baseline_drift
-        from edge.bench.row import Context
-
-        results = self.results
-        return Context(
-            rounds=len(results.order),
-            device=self.profile.device,
-            idle_w=results.idle_w,
-            idle_doubt=baseline_drift(results.idle_before, results.idle_after),
-            references=self.references,
-            quality=self.quality,
-            no_quality=self.no_quality,
-        )
 
 
 def _plan(args: argparse.Namespace, checkpoint: Checkpoint) -> list[tuple[Job, Recipe]]:
@@ -274,24 +208,6 @@ def _new_run(args: argparse.Namespace, jobs: list[Job], meter: Meter) -> Run:
         idle_s=args.idle if meter.unavailable is None else 0.0,
     )
     return Run(jobs, settings, Machine(lambda: choose_meter(args.power)))
-
-
-def _label(job: Job, subject: Subject) -> str:
-    return f"{subject.artefact} on {job.engine}, {job.workload}"
-
-
-def _idle_record(results: Results) -> dict[str, Any]:
-    from edge.bench.cooldown import baseline_drift
-
-    before, after = results.idle_before, results.idle_after
-    return {
-        "idle": {
-            "before": asdict(before) if before else None,
-            "after": asdict(after) if after else None,
-            "net_of_w": results.idle_w,
-            "drift": baseline_drift(before, after),
-        }
-    }
 
 
 def _new_profile(args: argparse.Namespace, checkpoint: Checkpoint) -> Profile:
