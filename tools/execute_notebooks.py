@@ -25,6 +25,7 @@ def executed(path: Path) -> nbformat.NotebookNode:
         timeout=120,
         resources={"metadata": {"path": str(path.parent)}},
         record_timing=False,
+        coalesce_streams=True,  # how prints are cut into messages depends on the load
     )
     client.execute()
     notebook.metadata = nbformat.from_dict({"kernelspec": KERNEL})
