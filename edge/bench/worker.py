@@ -122,6 +122,7 @@ def _open(job: Job) -> Engine:
         job.fuse,
         job.pad,
         job.kv_bits,
+        job.columns,
     )
 
 

@@ -25,6 +25,7 @@ def open_engine(
     fuse: bool = True,
     pad: bool | None = None,
     kv_bits: int | None = None,
+    columns: bool = True,
 ) -> Engine:
     """Load an artefact.
 
@@ -35,6 +36,7 @@ def open_engine(
         threads: CPU threads, for the engines that take a number.
         fuse: for our own network, as `edge.model.variant.Variant` has it.
         pad: likewise.
+        columns: likewise.
         kv_bits: of our own network's cache; None as computed.
 
     Raises:
@@ -50,7 +52,7 @@ def open_engine(
         return open_mlx_lm(path, context_tokens, threads, as_loaded=name == MLX_LM_AS_LOADED)
     from edge.model.variant import Variant
 
-    return open_ours(path, context_tokens, threads, Variant(fuse, pad), kv_bits)
+    return open_ours(path, context_tokens, threads, Variant(fuse, pad, columns), kv_bits)
 
 
 def check_memory(
