@@ -4,7 +4,8 @@ MLX on Linux computes on a CPU with the reference BLAS, whose loops for a transp
 that a compiler may not reorder, and so not vectorise. nn.Linear's product has such a factor. A
 matrix that is stored column by column has none: the same sums, several at a time.
 Measured on two Xeon cores, float32: 1.35 to 1.6 times as fast at the demo's widths, 1.4 to 2.2 at
-Stable Code 3B's, for one row as for 128. Quantised matrices have kernels of their own.
+Stable Code 3B's, for one row as for 128; the demo in fp16 decodes 1.27 times as fast as mlx-lm's
+network and reads a prompt 1.29 times as fast. Quantised matrices have kernels of their own.
 """
 
 from __future__ import annotations
