@@ -94,11 +94,12 @@ def change(draw, target, step, values):
     elif kind == "add" and isinstance(target, list):
         target.insert(step, copy.deepcopy(target[step]))
     elif kind == "add":
-        target[draw(st.text(max_size=5))] = draw(values)
+        target[draw(st.text(max_size=5))] = copy.deepcopy(draw(values))
     elif kind == "scale" and type(target[step]) in (int, float) and abs(target[step]) < 2**63:
         target[step] *= draw(st.sampled_from([-1, 0, 1e-9, 0.5, 1.01, 1000, 1e300]))
     else:
-        target[step] = draw(values)
+        # A copy: a later change of the same list would be one of every example's.
+        target[step] = copy.deepcopy(draw(values))
 
 
 def hold(folder, text):
