@@ -1,13 +1,11 @@
-"""Time attention and decoding against mlx-lm's StableLM, everything in turn in one process.
+"""Time the attention step against that of mlx-lm's StableLM, in turn, in one process and BLAS.
 
-    python benchmarks/attention.py                            # the attention step at depth 8192
-    python benchmarks/attention.py models/demo/mlx-int4 ...   # and decoding of these artefacts
+    python benchmarks/attention.py --depth 8192
 
 The step is one new token's: its keys and values go into the cache, its query attends to all.
 mlx-lm casts the query and the whole key cache to float32 first, ours does not; ours is timed
-with heads as they are, padded as for Metal, and with quantised caches. Decoding compares fused
-matrices, separate ones and mlx-lm in one compute dtype. Prints medians and ratios; the order
-turns from round to round.
+with heads as they are, padded as for Metal, and with quantised caches. Prints medians and ratios;
+the order turns from round to round.
 """
 
 from __future__ import annotations
@@ -17,19 +15,18 @@ import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from pathlib import Path
 from typing import Any
 
+import edge  # noqa: F401  before MLX, which it prepares
+
+# isort: split
 import mlx.core as mx
 from mlx_lm.models.base import scaled_dot_product_attention
 from mlx_lm.models.cache import KVCache, QuantizedKVCache
 
-from edge.bench.engines.mlx import open_mlx_lm, open_ours
 from edge.model.attention import attend, padded, stored_width
 from edge.model.kv_cache import GROUP_SIZE
 from edge.model.variant import Variant
-
-PROMPT = tuple(range(8))
 
 
 def step_ours(inputs: Sequence[mx.array], width: int, cache: Any) -> None:
@@ -81,24 +78,6 @@ def attention_steps(args: argparse.Namespace) -> dict[str, Callable[[], None]]:
     }
 
 
-def decoders(path: Path, tokens: int) -> dict[str, Callable[[], float]]:
-    """Seconds per decoded token, by name; mlx-lm in our compute dtype."""
-    engines = {
-        "mlx-lm": open_mlx_lm(path, 0, 0),
-        "edge, separate": open_ours(path, 0, 0, Variant(fuse=False)),
-        "edge": open_ours(path, 0, 0),
-    }
-    return {name: partial(_decode_s, engine, tokens) for name, engine in engines.items()}
-
-
-def _decode_s(engine: Any, tokens: int) -> float:
-    stamps: list[float] = []
-    engine.prefill(PROMPT)
-    engine.decode(range(tokens), lambda: stamps.append(time.perf_counter()))
-    engine.trim(0)
-    return (stamps[-1] - stamps[0]) / (tokens - 1)
-
-
 def _timed_s(call: Callable[[], None]) -> float:
     begin = time.perf_counter()
     call()
@@ -132,20 +111,15 @@ def report(title: str, seconds: Mapping[str, Sequence[float]], peer: str = "mlx-
 def main() -> None:
     """Parse, run, print."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("artefacts", nargs="*", type=Path, help="MLX artefacts to decode with")
     parser.add_argument("--depth", type=int, default=8192)
     parser.add_argument("--heads", type=int, default=32)
     parser.add_argument("--head-dim", type=int, default=80)
     parser.add_argument("--dtype", choices=["float16", "bfloat16", "float32"], default="float16")
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--tokens", type=int, default=32, help="decoded per round")
     args = parser.parse_args()
     steps = {name: partial(_timed_s, call) for name, call in attention_steps(args).items()}
     shape = f"{args.heads} heads of {args.head_dim}, depth {args.depth}, {args.dtype}"
     report(f"attention step, {shape}:", in_turn(steps, args.rounds))
-    for path in args.artefacts:
-        title = f"decode of {path.parent.name}/{path.name}, {args.tokens} tokens, per token:"
-        report(title, in_turn(decoders(path, args.tokens), args.rounds))
 
 
 if __name__ == "__main__":

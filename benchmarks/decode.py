@@ -1,14 +1,15 @@
-"""Time our decode loop against mlx-lm's on the same artefact, in turn, in one process.
+"""Time our decode loop against mlx-lm's on the same artefact, in turn, each in its own process.
 
     python benchmarks/decode.py                              # the demo, in MLX's float16 files
     python benchmarks/decode.py models/demo/mlx-int4 --depths 0 512 --json decode.json
     python benchmarks/decode.py --attention 0 4096 8192      # the attention step too
 
-Both have the dtype that suits this device and the same prompt; `--as-loaded` adds mlx-lm in the
-dtype of its files, as its own commands run it. The order turns from round to round, and a first
-round is not counted. Decode is (N - 1) / (t_N - t_1); first is the time from the call to the
-first token; prefill is a prompt's tokens over the time from the call to its one token. A depth
-is in the cache before the clock starts, and both are cut back to it after each round.
+Both have the dtype that suits this device and the same prompt; mlx-lm has the BLAS that MLX comes
+with. `--our-blas` adds it with ours, which tells the BLAS's share from the network's; `--as-loaded`
+adds it in the dtype of its files, as its own commands run it. The order turns from round to
+round, and a first round is not counted. Decode is (N - 1) / (t_N - t_1); first is the time from the
+call to the first token; prefill is a prompt's tokens over the time from the call to its one token.
+A depth is in the cache before the clock starts, and both are cut back to it after each round.
 
 Prints medians over the rounds, how many times as fast as mlx-lm, and that ratio's range over
 rounds: each round compares what ran next to each other.
@@ -23,14 +24,18 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+import edge  # noqa: F401  before MLX, which it prepares
+
+# isort: split
 import attention
 import mlx.core as mx
+from apart import Make, Speeds, apart
 from mlx_lm.generate import generate_step
 from mlx_lm.models.cache import make_prompt_cache, trim_prompt_cache
 from mlx_lm.sample_utils import make_sampler
@@ -47,35 +52,45 @@ from edge.generate.sampling import GREEDY, Sampling
 from edge.model.kv_cache import make_cache
 from edge.model.load import compute_dtype, load_model
 
-PEER = "mlx-lm"
+OURS, PEER, PEER_OUR_BLAS, PEER_AS_LOADED = "edge", "mlx-lm", "mlx-lm, our BLAS", "mlx-lm as loaded"
 STEPS_PER_ROUND = 4
 DRAWN = Sampling(temperature=0.8, top_p=0.95, seed=1)
-# A call that gives the tokens; by the name of what runs.
-Loops = dict[str, Callable[[], Iterator[Any]]]
-# What a round measured, all of it better when higher.
-Speeds = dict[str, float]
 
 
-def loops(
-    artefact: Path, depth: int, prompt: Sequence[int], count: int, drawn: bool, as_loaded: bool
-) -> Loops:
-    """Ours and mlx-lm's, each with a cache that holds the depth."""
-    model = load_model(artefact)
-    before = [(31 * i) % model.config.vocab_size for i in range(1, depth + 1)]
-    calls: Loops = {"edge": _ours(model, before, prompt, count, DRAWN if drawn else GREEDY)}
-    for name in (PEER, f"{PEER} as loaded") if as_loaded else (PEER,):
-        peer, _ = load_peer(artefact)
-        if name == PEER:
+@dataclass(frozen=True)
+class Timed:
+    """One call of a loop: what is in the cache before, the prompt, and how many tokens follow."""
+
+    artefact: Path
+    vocab: int
+    depth: int
+    prompt: int
+    count: int
+    drawn: bool = False
+
+    def ids(self, factor: int, length: int) -> list[int]:
+        """Some ids, the same for everybody."""
+        return [(factor * i) % self.vocab for i in range(1, length + 1)]
+
+
+def make(name: str, timed: Timed) -> Callable[[], Speeds]:
+    """One round of ours or of mlx-lm's loop, loaded, with a cache that holds the depth."""
+    before, prompt = timed.ids(31, timed.depth), timed.ids(7919, timed.prompt)
+    if name == OURS:
+        loop = _ours(load_model(timed.artefact), before, prompt, timed.count, timed.drawn)
+    else:
+        peer, _ = load_peer(timed.artefact)
+        if name != PEER_AS_LOADED:
             peer.set_dtype(compute_dtype())
         mx.eval(peer.parameters())
-        calls[name] = _theirs(peer, before, prompt, count, drawn)
-    return calls
+        loop = _theirs(peer, before, prompt, timed.count, timed.drawn)
+    return partial(decode_round, loop) if timed.count > 1 else partial(prefill_round, prompt, loop)
 
 
 def _ours(
-    model: Any, before: Sequence[int], prompt: Sequence[int], count: int, sampling: Sampling
+    model: Any, before: Sequence[int], prompt: Sequence[int], count: int, drawn: bool
 ) -> Callable[[], Iterator[Any]]:
-    cache = make_cache(model)
+    cache, sampling = make_cache(model), DRAWN if drawn else GREEDY
     if before:
         list(generate_tokens(model, before, cache=cache, max_tokens=0))
 
@@ -114,13 +129,13 @@ def decode_round(loop: Callable[[], Iterator[Any]]) -> Speeds:
     }
 
 
-def prefill_round(tokens: int, loop: Callable[[], Iterator[Any]]) -> Speeds:
+def prefill_round(prompt: Sequence[int], loop: Callable[[], Iterator[Any]]) -> Speeds:
     """Prompt tokens per second up to the first token."""
     ids = loop()
     mx.synchronize()
     begin = time.monotonic()
     next(iter(ids))
-    return {"prefill_tok_s": tokens / (time.monotonic() - begin)}
+    return {"prefill_tok_s": len(prompt) / (time.monotonic() - begin)}
 
 
 def step_round(call: Callable[[], None]) -> Speeds:
@@ -184,23 +199,24 @@ def show(records: Sequence[Mapping[str, Any]]) -> None:
 
 def measure(args: argparse.Namespace, artefact: Path) -> Iterator[list[dict[str, Any]]]:
     """Every comparison that the arguments ask for, as it is done."""
-    vocab = load_model(artefact).config.vocab_size
+    config = json.loads((artefact / "config.json").read_text(encoding="utf-8"))
+    vocab = config["vocab_size"]
     name = f"{artefact.parent.name}/{artefact.name}" if args.artefact else "demo/mlx-fp16"
-
-    def prompt(length: int) -> list[int]:
-        return [(7919 * i) % vocab for i in range(1, length + 1)]
-
+    timed = {}
     for drawn in (False, True) if args.sampled else (False,):
         for depth in args.depths:
-            timed = loops(artefact, depth, prompt(args.prompt), args.tokens, drawn, args.as_loaded)
             kind = "sampled" if drawn else "greedy"
             title = f"{name}, {kind}, {args.prompt} + {args.tokens} tokens at depth {depth}"
-            calls = {n: partial(decode_round, loop) for n, loop in timed.items()}
-            yield compared(title, in_turn(calls, args.rounds))
+            timed[title] = Timed(artefact, vocab, depth, args.prompt, args.tokens, drawn)
     for length in args.prefill:
-        timed = loops(artefact, 0, prompt(length), 1, False, args.as_loaded)
-        calls = {n: partial(prefill_round, length, loop) for n, loop in timed.items()}
-        yield compared(f"{name}, prefill of {length} tokens", in_turn(calls, args.rounds))
+        timed[f"{name}, prefill of {length} tokens"] = Timed(artefact, vocab, 0, length, 1)
+    names = [OURS, PEER]
+    names += [PEER_OUR_BLAS] if args.our_blas else []
+    names += [PEER_AS_LOADED] if args.as_loaded else []
+    for title, what in timed.items():
+        makes: dict[str, Make] = {n: partial(make, n, what) for n in names}
+        with apart(makes, {PEER, PEER_AS_LOADED}) as calls:
+            yield compared(title, in_turn(calls, args.rounds))
     for depth in args.attention:
         shape = argparse.Namespace(depth=depth, heads=32, head_dim=80, dtype=args.attention_dtype)
         steps = {n: partial(step_round, c) for n, c in attention.attention_steps(shape).items()}
@@ -217,7 +233,8 @@ def document(args: argparse.Namespace, records: Sequence[Mapping[str, Any]]) -> 
         "software": software_versions(),
         "method": {
             "compute_dtype": str(compute_dtype()).removeprefix("mlx.core."),
-            "peer": "mlx-lm's network and loop on the same files, in the same process",
+            "peer": "mlx-lm's network and loop on the same files, in a process of its own, with "
+            "the BLAS that MLX comes with",
             "rounds": args.rounds,
             "warmups": 1,
             "ratio": "median, lowest and highest over rounds of ours / mlx-lm's; above 1: faster",
@@ -249,6 +266,7 @@ def parsed() -> argparse.Namespace:
     parser.add_argument("--attention-dtype", default="float16")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--sampled", action="store_true", help="with temperature and top-p too")
+    parser.add_argument("--our-blas", action="store_true", help="mlx-lm with our BLAS too")
     parser.add_argument("--as-loaded", action="store_true", help="mlx-lm in its files' dtype too")
     parser.add_argument("--json", type=Path, help="file to write all rounds to")
     return parser.parse_args()

@@ -1,12 +1,13 @@
-"""Time our scoring loop against mlx_lm.perplexity's on the same windows, in turn, in one process.
+"""Time our scoring loop against mlx_lm.perplexity's on the same windows, in turn.
 
     python benchmarks/perplexity.py                            # the demo, in MLX's float16 files
     python benchmarks/perplexity.py models/demo/mlx-int4 --tokens 8192 --json perplexity.json
 
-Both score the same ids with the same files in the dtype that suits this device, mlx-lm's in
-batches of eight as its command does. "edge" is the loop of `edge eval` on one artefact without a
-reference, which is all that mlx-lm's computes; "edge, with KL" compares with a reference as well,
-so two networks run in it. The order turns from round to round, and a first round is not counted.
+Both score the same ids with the same files in the dtype that suits this device, each in a process
+of its own; mlx-lm in batches of eight, as its command does, with the BLAS that MLX comes with.
+"edge" is the loop of `edge eval` on one artefact without a reference, which is all that mlx-lm's
+computes; "edge, with KL" compares with a reference as well, so two networks run in it. The order
+turns from round to round, and a first round is not counted.
 
 Prints medians over the rounds in scored tokens per second, how many times as fast as mlx-lm, and
 that ratio's range over rounds. Stops where the two disagree on the perplexity.
@@ -26,9 +27,13 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import edge  # noqa: F401  before MLX, which it prepares
+
+# isort: split
 import decode
 import mlx.core as mx
 import numpy as np
+from apart import Make, Speeds, apart
 from mlx_lm.perplexity import eval_ppl
 from mlx_lm.utils import load_model as load_peer
 
@@ -68,36 +73,38 @@ def theirs(model: Any, ids: Ids, batch: int) -> float:
     return float(perplexity)
 
 
-def timed(loop: Callable[[], float], tokens: int, found: dict[str, float], name: str) -> Any:
-    """Scored tokens per second; what was found is kept."""
+def timed(loop: Callable[[], float], tokens: int) -> Speeds:
+    """Scored tokens per second, and the perplexity."""
     mx.synchronize()
     begin = time.monotonic()
-    found[name] = loop()
-    return {"scored_tok_s": tokens / (time.monotonic() - begin)}
+    perplexity = loop()
+    return {"scored_tok_s": tokens / (time.monotonic() - begin), "perplexity": perplexity}
 
 
-def loops(artefact: Path, ids: Ids, batch: int) -> dict[str, Callable[[], float]]:
-    """What is compared, by name; every network is loaded once."""
-    own, reference = MlxScorer(artefact), MlxScorer(artefact)
-    peer, _ = load_peer(artefact)
-    peer.set_dtype(compute_dtype())
-    mx.eval(peer.parameters())
-    return {
-        OURS: partial(ours, {"own": own}, ids, None),
-        WITH_KL: partial(ours, {"reference": reference, "own": own}, ids, "reference"),
-        PEER: partial(theirs, peer, ids, batch),
-    }
+def make(name: str, artefact: Path, ids: Ids, batch: int) -> Callable[[], Speeds]:
+    """One round of a loop, its networks loaded."""
+    if name == PEER:
+        peer, _ = load_peer(artefact)
+        peer.set_dtype(compute_dtype())
+        mx.eval(peer.parameters())
+        loop = partial(theirs, peer, ids, batch)
+    elif name == WITH_KL:
+        scorers = {"reference": MlxScorer(artefact), "own": MlxScorer(artefact)}
+        loop = partial(ours, scorers, ids, "reference")
+    else:
+        loop = partial(ours, {"own": MlxScorer(artefact)}, ids, None)
+    return partial(timed, loop, ids[:, 1:].size)
 
 
 def measure(args: argparse.Namespace, artefact: Path) -> list[dict[str, Any]]:
     """One record per loop."""
     ids = ids_of(artefact, args.window, args.tokens)
-    tokens, found = ids[:, 1:].size, {}
-    calls = {
-        name: partial(timed, loop, tokens, found, name)
-        for name, loop in loops(artefact, ids, args.batch).items()
+    makes: dict[str, Make] = {
+        name: partial(make, name, artefact, ids, args.batch) for name in (OURS, WITH_KL, PEER)
     }
-    results = decode.in_turn(calls, args.rounds)
+    with apart(makes, {PEER}) as calls:
+        results = decode.in_turn(calls, args.rounds)
+    found = {name: [r.pop("perplexity") for r in rounds][-1] for name, rounds in results.items()}
     for name, perplexity in found.items():
         if abs(perplexity / found[PEER] - 1) > AGREEMENT:
             sys.exit(f"{name} finds a perplexity of {perplexity}, mlx-lm {found[PEER]}")

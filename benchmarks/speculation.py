@@ -29,6 +29,9 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import edge  # noqa: F401  before MLX, which it prepares
+
+# isort: split
 import mlx.core as mx
 
 from edge.checkpoints.artefacts.recipes import RECIPES

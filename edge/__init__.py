@@ -7,6 +7,7 @@ print(edge.generate_text(model, tokenizer, "def fib(n):"))
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +18,25 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 __all__ = ["__version__", "generate_text", "load", "stream_generate"]
+
+
+class _BeforeMlx:
+    """An import hook: on Linux something must be ready before numpy or MLX is first imported.
+
+    A hook, since any module may be the first, and whoever needs neither shall not pay for it.
+    """
+
+    @staticmethod
+    def find_spec(name: str, path: object = None, target: object = None) -> None:
+        """Find nothing: prepare, and leave the finding to the others."""
+        if name in ("numpy", "mlx.core"):
+            from edge.linux_cpu import prepare
+
+            prepare(name)
+
+
+if sys.platform == "linux":
+    sys.meta_path.insert(0, _BeforeMlx)
 
 
 def load(path: Path | str) -> tuple[Model, Any]:

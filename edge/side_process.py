@@ -17,6 +17,14 @@ from typing import Any
 from edge.errors import EdgeError
 
 
+def module_command(module: str, *arguments: str) -> tuple[str, ...]:
+    """How to start a module of ours: without the current directory on the module path (-P).
+
+    There may be a `json.py` in it, as in a folder that came with a model.
+    """
+    return (sys.executable, "-P", "-m", module, *arguments)
+
+
 def ask(module: str, question: Any, timeout_s: float, what: str) -> Any:
     """Run a module that ends in `answer`, and give what it answers.
 
@@ -29,11 +37,14 @@ def ask(module: str, question: Any, timeout_s: float, what: str) -> Any:
     Raises:
         EdgeError: it failed or took too long, with the reason.
     """
-    command = (sys.executable, "-m", module)
     asked = json.dumps(question)
     try:
         run = subprocess.run(
-            command, input=asked, capture_output=True, text=True, timeout=timeout_s
+            module_command(module),
+            input=asked,
+            capture_output=True,
+            text=True,
+            timeout=timeout_s,
         )
     except subprocess.TimeoutExpired:
         raise EdgeError(f"{what} took more than {timeout_s:g} s.") from None

@@ -15,7 +15,7 @@ class Job:
     """One row's work in one process.
 
     `repetitions` are the counted trials of this process, whose windows shall last at least
-    `min_window_s` where `max_passes` allow it. `fuse`, `pad` and `columns` are
+    `min_window_s` where `max_passes` allow it. `fuse` and `pad` are
     `edge.model.variant.Variant`'s and `kv_bits` the cache's, for our network alone.
     """
 
@@ -30,7 +30,6 @@ class Job:
     fuse: bool = True
     pad: bool | None = None
     kv_bits: int | None = None
-    columns: bool = True
     min_window_s: float = 0.0
     max_passes: int = MAX_PASSES
     round: int = 0

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import signal
 import subprocess
-import sys
 import tempfile
 import threading
 from collections.abc import Callable, Iterator, Sequence
@@ -15,10 +15,13 @@ from dataclasses import dataclass, field
 from typing import Any, NoReturn
 
 from edge.bench.engines.engine import EngineFacts
+from edge.bench.engines.registry import PEERS
 from edge.bench.job import Job
 from edge.bench.trial import Trial
+from edge.linux_cpu import KEEP_BLAS
+from edge.side_process import module_command
 
-WORKER = (sys.executable, "-m", "edge.bench.worker")
+WORKER = module_command("edge.bench.worker")
 OUT_OF_MEMORY = (
     "when memory runs out: close other programs, or choose a smaller artefact or depth (-d)"
 )
@@ -82,6 +85,7 @@ def run_job(
             stderr=log,
             text=True,
             errors="replace",
+            env=_environment(job),
         )
         watchdog = threading.Timer(min(timeout_s, threading.TIMEOUT_MAX), process.kill)
         watchdog.daemon = True  # Ctrl-C while it starts must not leave us waiting for it
@@ -98,6 +102,11 @@ def run_job(
         if not finished and outcome.failure is None:
             outcome.failure = _death(process.returncode, timed_out, timeout_s, _tail(log))
     return outcome
+
+
+def _environment(job: Job) -> dict[str, str]:
+    """Ours, but that a peer keeps the BLAS that MLX comes with."""
+    return {**os.environ, KEEP_BLAS: "1"} if job.engine in PEERS else dict(os.environ)
 
 
 def _follow(

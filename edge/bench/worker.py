@@ -122,7 +122,6 @@ def _open(job: Job) -> Engine:
         job.fuse,
         job.pad,
         job.kv_bits,
-        job.columns,
     )
 
 

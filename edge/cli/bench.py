@@ -116,7 +116,6 @@ def _job(
         threads=args.threads or usable_cores(),
         fuse=args.fuse,
         pad=args.pad,
-        columns=args.columns,
         kv_bits=args.kv_bits,
         min_window_s=args.min_window or 0.0,
     )

@@ -169,12 +169,6 @@ def _add_variants(group: argparse._ArgumentGroup) -> None:
         help="our network without padding heads for the fused attention, to compare",
     )
     group.add_argument(
-        "--no-columns",
-        dest="columns",
-        action="store_false",
-        help="our network with float32 matrices stored row by row on a CPU too, to compare",
-    )
-    group.add_argument(
         "-t",
         "--threads",
         metavar="N",

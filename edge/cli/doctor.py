@@ -39,11 +39,12 @@ class Power:
 
 @dataclass(frozen=True)
 class Engine:
-    """One package that runs artefacts. `problem` says why it does not."""
+    """One package that runs artefacts. `problem` says why it does not, `note` how it does."""
 
     name: str
     version: str | None
     problem: str | None
+    note: str | None = None
 
 
 @dataclass(frozen=True)
@@ -147,7 +148,17 @@ def _engine(package: str) -> Engine:
         import_module(ENGINES[package])
     except Exception as error:  # a broken binary fails in its own ways
         return Engine(package, version, f"does not load ({error}): install it again")
-    return Engine(package, version, None)
+    return Engine(package, version, None, _blas() if package == "mlx" else None)
+
+
+def _blas() -> str | None:
+    import mlx.core as mx
+
+    if mx.default_device().type == mx.DeviceType.gpu:
+        return None
+    from edge.linux_cpu import blas
+
+    return f"multiplies with {blas()}"
 
 
 def _llama_bench() -> Engine:
@@ -158,7 +169,9 @@ def _llama_bench() -> Engine:
 
 
 def _missing_engines(engines: list[Engine]) -> list[str]:
-    return [f"{engine.name}: {engine.problem}" for engine in engines if engine.problem]
+    from edge.linux_cpu import problems
+
+    return [*(f"{e.name}: {e.problem}" for e in engines if e.problem), *problems()]
 
 
 def _missing_power(power: list[Power]) -> list[str]:
@@ -197,7 +210,8 @@ def _report(findings: Findings) -> Iterator[str]:
         yield from _sudoers(findings.power)
     yield from ("", "Engines")
     for engine in findings.engines:
-        yield _item(engine.name, engine.problem, engine.version or "found")
+        how = f", {engine.note}" if engine.note else ""
+        yield _item(engine.name, engine.problem, f"{engine.version or 'found'}{how}")
     yield from ("", "Room", _pair("disk", f"{findings.disk_free_bytes / 1e9:.1f} GB free here"))
     yield _pair("memory", f"{findings.memory_available_bytes / 1e9:.1f} GB available")
     yield from ("", "Missing for a trustworthy run" if findings.missing else "Nothing is missing")

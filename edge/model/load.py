@@ -10,11 +10,11 @@ from mlx.utils import tree_flatten
 from edge.errors import EdgeError
 from edge.json_file import read_json_object
 from edge.model.config import ModelConfig
-from edge.model.cpu_layout import gains_by_columns, store_by_columns
+from edge.model.cpu_quantised import use_blas
 from edge.model.quantised import quantise
 from edge.model.stablelm import Model
 from edge.model.tensors import check_shapes, input_order_shapes
-from edge.model.variant import Variant
+from edge.model.variant import Variant, current_backend
 from edge.tokenizer import Tokenizer
 
 
@@ -58,8 +58,8 @@ def load_model(
     model.eval()
     if model.variant.fuse:
         model.fuse()
-    if model.variant.columns and gains_by_columns():
-        store_by_columns(model)
+    if current_backend() == "cpu":
+        use_blas(model)
     mx.eval(model.parameters(), list(orders.values()))
     return model
 

@@ -149,13 +149,14 @@ def required_bytes(
     width = None if dtype is None else dtype.size
     floats = [FLOAT_BYTES[t.dtype] for t in tensors.values() if t.dtype in FLOAT_BYTES]
     computed = width or max(floats, default=4)
+    quantised = any(name.endswith(".scales") for name in tensors)
     return Need(
         weights_bytes=sum(t.loaded_bytes(width) for t in tensors.values()),
         loading_bytes=_in_flight(tensors, width),
         cache_bytes=_cache_bytes(config, cache_tokens, kv_bits, computed),
-        working_bytes=_working_bytes(config, cache_tokens, prefill_tokens, computed),
+        working_bytes=_working_bytes(config, cache_tokens, prefill_tokens, computed, quantised),
         cache_tokens=cache_tokens,
-        quantised=any(name.endswith(".scales") for name in tensors),
+        quantised=quantised,
     )
 
 
@@ -185,12 +186,16 @@ def _cache_bytes(config: ModelConfig, tokens: int, kv_bits: int | None, width: i
     return most * position_bytes(config, kv_bits, width)
 
 
-def _working_bytes(config: ModelConfig, tokens: int, prefill_tokens: int, width: int) -> int:
+def _working_bytes(
+    config: ModelConfig, tokens: int, prefill_tokens: int, width: int, quantised: bool
+) -> int:
     """Activations of one layer for the largest part of a prompt, and of its attention."""
     part = min(tokens, prefill_tokens)
     numbers = part * (4 * config.intermediate_size + 8 * config.hidden_size)
     if current_backend() == "cpu":
         numbers += int(SCORES_AT_ONCE * config.num_attention_heads * part * tokens)
+        if quantised:  # one matrix dequantised at a time: see `cpu_quantised`
+            numbers += 2 * config.intermediate_size * config.hidden_size
     return (numbers + config.vocab_size) * width
 
 

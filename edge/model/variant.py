@@ -38,12 +38,10 @@ class Variant:
         fuse: q, k, v as one matrix product, and gate, up as another.
         pad: heads padded to a width with fused attention: None where the device gains by it,
             False never, True on a CPU too (to Metal's widths; slower there).
-        columns: float32 matrices stored column by column where that is faster.
     """
 
     fuse: bool = True
     pad: bool | None = None
-    columns: bool = True
 
     def head_width(self, head_dim: int, backend: Backend | None = None) -> int:
         """How wide a head of `head_dim` is in the attention and its cache.
@@ -65,7 +63,6 @@ class Variant:
             "q, k, v and gate, up are separate matrix products (--no-fuse)": not self.fuse,
             "heads are not padded for the fused attention (--no-pad)": self.pad is False,
             "heads are padded for the fused attention on every device": self.pad is True,
-            "float32 matrices are stored row by row (--no-columns)": not self.columns,
         }
         return tuple(sentence for sentence, holds in said.items() if holds)
 

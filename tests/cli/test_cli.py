@@ -52,6 +52,23 @@ def tiny(tmp_path):
     return write_checkpoint(tmp_path / "tiny", PLAIN)
 
 
+# --- modules
+
+
+def test_modules_in_the_current_folder_are_not_run(tiny, tmp_path):
+    """As in a folder that came with a model; neither here nor in any process that is started."""
+    folder, ran = tmp_path / "cloned", tmp_path / "ran"
+    folder.mkdir()
+    for name in ("json", "numpy", "argparse", "llama_cpp", "mlx", "edge", "tqdm", "gguf"):
+        (folder / f"{name}.py").write_text(f"open({str(ran)!r}, 'a').write({name!r})\n")
+    out, rows = ("--out", folder / "out"), ("mlx-fp16", "gguf-q8_0")  # one by the quantiser's child
+    done = edge(tiny, "--to", *rows, *out, cwd=folder, script="convert.py")
+    assert (done.returncode, ran.exists()) == (0, False), done.stderr
+    words = ("-p", "8", "-n", "4", "-r", "1", "--rounds", "1", "--min-window", "0", "--peers")
+    done = edge(tiny, "--rows", *rows, *out, *words, cwd=folder, script="bench.py")
+    assert (done.returncode, ran.exists()) == (0, False), done.stderr
+
+
 # --- help
 
 
@@ -360,9 +377,8 @@ def test_a_row_of_a_variant_says_so(tiny, tmp_path):
     small = ("--rows", "mlx-fp16", "-p8", "-n8", "-r1", "--min-window", "0", *FAST, "-o", "json")
     plain, variant = (
         json.loads(edge("bench", tiny, *small, *flags, cwd=tmp_path).stdout)["rows"][0]["reasons"]
-        for flags in ((), ("--no-fuse", "--no-pad", "--no-columns"))
+        for flags in ((), ("--no-fuse", "--no-pad"))
     )
     said = " ".join(set(variant) - set(plain))
     assert "separate" in said
     assert "padd" in said
-    assert "row by row" in said

@@ -19,7 +19,6 @@ from edge.model.config import ModelConfig
 from edge.model.load import load, load_model
 from edge.model.quantised import MODES
 from edge.model.stablelm import Model
-from edge.model.variant import Variant
 from tests.support.tiny import (
     CONFIGS,
     LLAMA,
@@ -140,9 +139,9 @@ def test_every_float_type(raw, dtype, tmp_path):
     float32 = {k: v.astype(mx.float32) for k, v in rounded.items()}
     exact.load_weights(list(exact.sanitize(float32).items()))
     change(path, **rounded)
-    model = load_model(path, mx.float32, Variant(columns=False))  # sums in the order of `exact`
+    model = load_model(path, mx.float32)
     ids = mx.array(token_ids(model.config))
-    assert mx.array_equal(model(ids), exact(ids))
+    assert mx.allclose(model(ids), exact(ids), rtol=0, atol=1e-4)
 
 
 @pytest.mark.parametrize(

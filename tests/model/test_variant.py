@@ -180,8 +180,4 @@ def test_the_cache_holds_padded_heads(tmp_path):
 
 def test_only_what_is_not_the_default_is_remarked():
     assert Variant().remarks() == ()
-    assert [len(v.remarks()) for v in (APART, Variant(pad=True), Variant(columns=False))] == [
-        2,
-        1,
-        1,
-    ]
+    assert [len(v.remarks()) for v in (APART, Variant(pad=True))] == [2, 1]

@@ -13,13 +13,14 @@ from mlx.utils import tree_flatten
 from edge.bench.engines.engine import EngineFacts, Logits
 from edge.errors import EdgeError
 from edge.generate.decode import PREFILL_TOKENS, prefill_parts
+from edge.linux_cpu import blas, problems
 from edge.model.kv_cache import make_cache
 from edge.model.load import compute_dtype, has_input_orders, load_model
 from edge.model.variant import Variant
 
 FLOAT32_REMARK = (
-    "MLX computes in float32 on this CPU, whose half-precision kernels are far slower, and its "
-    "Linux build has the reference BLAS: not a figure to expect on a Mac"
+    "MLX computes in float32 on this CPU, whose half-precision kernels are far slower, and "
+    "multiplies with {blas}: not a figure to expect on a Mac"
 )
 HALF_ON_CPU_REMARK = "half precision on this CPU, where MLX is far slower than in float32"
 Network = Callable[..., mx.array]
@@ -175,7 +176,9 @@ def _cpu_remarks(dtype: mx.Dtype) -> tuple[str, ...]:
     """What a reader must know of a figure that a CPU gave."""
     if mx.default_device().type == mx.DeviceType.gpu:
         return ()
-    return (FLOAT32_REMARK,) if dtype == mx.float32 else (HALF_ON_CPU_REMARK,)
+    if dtype != mx.float32:
+        return (HALF_ON_CPU_REMARK,)
+    return (FLOAT32_REMARK.format(blas=blas()), *problems())
 
 
 def _cache_dtype(layer: Any, keys: mx.array) -> str:

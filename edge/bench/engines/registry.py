@@ -13,6 +13,7 @@ if TYPE_CHECKING:
 # mlx-lm twice: in our compute dtype, which compares the code, and in that of the files, which
 # is what its own commands run.
 MLX_LM, MLX_LM_AS_LOADED = "mlx-lm", "mlx-lm-as-loaded"
+PEERS = (MLX_LM, MLX_LM_AS_LOADED)
 LLAMA_BENCH = "llama-bench"  # a program of its own: edge.bench.engines.llama_bench
 ENGINES = ("mlx", MLX_LM, MLX_LM_AS_LOADED, "llama.cpp")
 
@@ -25,7 +26,6 @@ def open_engine(
     fuse: bool = True,
     pad: bool | None = None,
     kv_bits: int | None = None,
-    columns: bool = True,
 ) -> Engine:
     """Load an artefact.
 
@@ -36,7 +36,6 @@ def open_engine(
         threads: CPU threads, for the engines that take a number.
         fuse: for our own network, as `edge.model.variant.Variant` has it.
         pad: likewise.
-        columns: likewise.
         kv_bits: of our own network's cache; None as computed.
 
     Raises:
@@ -48,11 +47,11 @@ def open_engine(
         return open_llama_cpp(path, context_tokens, threads)
     from edge.bench.engines.mlx import open_mlx_lm, open_ours
 
-    if name in (MLX_LM, MLX_LM_AS_LOADED):
+    if name in PEERS:
         return open_mlx_lm(path, context_tokens, threads, as_loaded=name == MLX_LM_AS_LOADED)
     from edge.model.variant import Variant
 
-    return open_ours(path, context_tokens, threads, Variant(fuse, pad, columns), kv_bits)
+    return open_ours(path, context_tokens, threads, Variant(fuse, pad), kv_bits)
 
 
 def check_memory(

@@ -20,6 +20,7 @@ from pathlib import Path
 from edge.checkpoints.artefacts.imatrix import check_imatrix, read_imatrix
 from edge.errors import EdgeError
 from edge.gguf_file import read_tensors
+from edge.side_process import module_command
 
 # Each tensor's line ends "size = 12.34 MiB" or "size = 12.34 MiB -> 5.67 MiB".
 SIZE = re.compile(r"size = +([\d.]+) MiB")
@@ -67,7 +68,7 @@ def quantise(
 def child(module: str, arguments: list[str]) -> Iterator[subprocess.Popen[str]]:
     """A module's `main` in a process that has ended when the block is left."""
     process = subprocess.Popen(
-        [sys.executable, "-m", module, *arguments],
+        module_command(module, *arguments),
         stdin=subprocess.PIPE,  # never written: it closes when this process ends
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,

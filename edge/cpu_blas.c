@@ -1,0 +1,122 @@
+/* cblas_sgemm for MLX on a Linux CPU, whose wheel has the reference BLAS.
+ *
+ * Products of several rows go to numpy's OpenBLAS. One row, which is what decoding multiplies, is
+ * a read of the matrix: a plain loop reads it as fast as the memory allows, where OpenBLAS packs
+ * it first. The third product is MLX's 4-bit one, which MLX itself computes a code at a time;
+ * MLX has no way to call a function of ours but this one, so `alpha` says that it is meant.
+ *
+ * Compiled with -DINT and -DOPENBLAS_SGEMM, and not with -ffast-math: GCC before 13 links such a
+ * library with code that flushes denormals in the whole process.
+ */
+
+enum { NO_TRANS = 111, TRANS = 112 };
+
+/* Larger alphas, which no product of a network has, are INT4_ALPHA times a group's size. */
+static const float INT4_ALPHA = 0x1p100f;
+
+/* Products so far, by which Python sees that MLX calls this library. */
+long edge_products;
+
+void OPENBLAS_SGEMM(int, int, int, INT, INT, INT, float, const float *, INT, const float *, INT,
+                    float, float *, INT);
+
+/* c = alpha a b^T: a (k), b (n, k), c (n). Four rows at a time, to read a less often. */
+static void row_by_rows(int n, int k, float alpha, const float *a, const float *b, long ldb,
+                        float *c) {
+  int i = 0;
+  for (; i + 4 <= n; i += 4, b += 4 * ldb) {
+    float s0 = 0, s1 = 0, s2 = 0, s3 = 0;
+#pragma omp simd reduction(+ : s0, s1, s2, s3)
+    for (int j = 0; j < k; j++) {
+      s0 += b[j] * a[j];
+      s1 += b[j + ldb] * a[j];
+      s2 += b[j + 2 * ldb] * a[j];
+      s3 += b[j + 3 * ldb] * a[j];
+    }
+    c[i] = alpha * s0, c[i + 1] = alpha * s1, c[i + 2] = alpha * s2, c[i + 3] = alpha * s3;
+  }
+  for (; i < n; i++, b += ldb) {
+    float sum = 0;
+#pragma omp simd reduction(+ : sum)
+    for (int j = 0; j < k; j++) sum += b[j] * a[j];
+    c[i] = alpha * sum;
+  }
+}
+
+/* c = alpha a b: a (k), b (k, n), c (n). */
+static void row_by_columns(int n, int k, float alpha, const float *a, const float *b, long ldb,
+                           float *c) {
+  for (int i = 0; i < n; i++) c[i] = 0;
+  for (int j = 0; j < k; j++, b += ldb)
+    for (int i = 0; i < n; i++) c[i] += alpha * a[j] * b[i];
+}
+
+/* A 4-bit matrix (n, 8 words) as mx.quantize packs it: word j of a row holds codes 8 j to 8 j + 7,
+ * the lowest bits first, and `lanes` words in a row share a scale and a bias. Codes, scales and
+ * biases lie behind one another. `lanes` is a constant where these two are inlined, or GCC does
+ * not vectorise them. */
+#define INT4 static inline __attribute__((always_inline)) void
+#define CODE(j, p) (float)(codes[j] >> 4 * (p) & 15)
+
+/* c = a W^T: a (8 words), c (n). Each lane of a vector sums one word of every group. */
+INT4 row_by_int4(int n, int words, const int lanes, const float *a, const int *codes, float *c) {
+  const int groups = words / lanes;
+  const float *scales = (const float *)codes + (long)n * words, *biases = scales + (long)n * groups;
+  float planes[8][words], sums[groups];
+  for (int g = 0; g < groups; g++) sums[g] = 0;
+  for (int j = 0; j < 8 * words; j++) {
+    planes[j % 8][j / 8] = a[j];
+    sums[j / 8 / lanes] += a[j];
+  }
+  for (int i = 0; i < n; i++, codes += words, scales += groups, biases += groups) {
+    float lane[16] = {0}, sum = 0;
+    for (int g = 0; g < groups; g++) {
+#pragma omp simd
+      for (int l = 0; l < lanes; l++) {
+        const int j = g * lanes + l;
+        lane[l] += scales[g] * (CODE(j, 0) * planes[0][j] + CODE(j, 1) * planes[1][j] +
+                                CODE(j, 2) * planes[2][j] + CODE(j, 3) * planes[3][j] +
+                                CODE(j, 4) * planes[4][j] + CODE(j, 5) * planes[5][j] +
+                                CODE(j, 6) * planes[6][j] + CODE(j, 7) * planes[7][j]);
+      }
+      sum += biases[g] * sums[g];
+    }
+    for (int l = 0; l < lanes; l++) sum += lane[l];
+    c[i] = sum;
+  }
+}
+
+/* c = W: c (n, 8 words). */
+INT4 dequantise(int n, int words, const int lanes, const int *codes, float *c) {
+  const long groups = (long)n * words / lanes;
+  const float *scales = (const float *)codes + groups * lanes, *biases = scales + groups;
+  for (long g = 0; g < groups; g++)
+    for (int j = 0; j < lanes; j++, codes++, c += 8)
+#pragma omp simd
+      for (int p = 0; p < 8; p++) c[p] = scales[g] * CODE(0, p) + biases[g];
+}
+
+/* Either: an outer product, k = 1, is c = W with W at a; else a is a row and W is at b. */
+INT4 int4(int m, int n, int k, const int lanes, const float *a, const float *b, float *c) {
+  if (k == 1)
+    dequantise(m, n / 8, lanes, (const int *)a, c);
+  else
+    row_by_int4(n, k, lanes, a, (const int *)b, c);
+}
+
+void cblas_sgemm(int order, int ta, int tb, int m, int n, int k, float alpha, const float *a,
+                 int lda, const float *b, int ldb, float beta, float *c, int ldc) {
+  edge_products++;
+  if (alpha == INT4_ALPHA * 32)
+    int4(m, n, k, 4, a, b, c);
+  else if (alpha == INT4_ALPHA * 64)
+    int4(m, n, k, 8, a, b, c);
+  else if (alpha == INT4_ALPHA * 128)
+    int4(m, n, k, 16, a, b, c);
+  else if (m > 1 || ta != NO_TRANS || beta != 0)
+    OPENBLAS_SGEMM(order, ta, tb, m, n, k, alpha, a, lda, b, ldb, beta, c, ldc);
+  else if (tb == TRANS)
+    row_by_rows(n, k, alpha, a, b, ldb, c);
+  else
+    row_by_columns(n, k, alpha, a, b, ldb, c);
+}

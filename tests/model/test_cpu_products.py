@@ -1,0 +1,122 @@
+"""Products on a Linux CPU: `cpu_blas.c` against numpy in float64, and quantised layers on it."""
+
+import mlx.core as mx
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from mlx import nn
+from mlx.utils import tree_flatten
+
+from edge.linux_cpu import uses_openblas
+from edge.model import cpu_quantised
+from edge.model.cpu_quantised import use_blas
+
+pytestmark = pytest.mark.skipif(
+    not uses_openblas(), reason="MLX has another BLAS here: edge doctor says why"
+)
+SIZES = st.integers(1, 70)
+ROUNDING = 1e-6  # of float32, relative to the largest sum
+
+
+def normal(*shape):
+    return np.random.default_rng(shape).standard_normal(shape).astype(np.float32)
+
+
+def close(found, exact, scale):
+    return np.abs(np.array(found) - exact).max() <= ROUNDING * scale
+
+
+@given(SIZES, SIZES, SIZES, st.booleans(), st.booleans(), st.integers(1, 3))
+def test_products_of_every_shape_and_layout(m, n, k, a_transposed, b_transposed, batch):
+    a, b = normal(batch, m, k), normal(batch, k, n)
+    left = mx.array(a.swapaxes(1, 2)).swapaxes(1, 2) if a_transposed else mx.array(a)
+    right = mx.array(b.swapaxes(1, 2)).swapaxes(1, 2) if b_transposed else mx.array(b)
+    exact = a.astype(np.float64) @ b
+    scale = (np.abs(a) @ np.abs(b)).max()
+    assert close(left @ right, exact, scale)
+    shift, factor = normal(batch, m, n), 0.5
+    found = mx.addmm(mx.array(shift), left, right, alpha=factor, beta=2.0)
+    assert close(found, factor * exact + 2.0 * shift, scale + np.abs(shift).max())
+
+
+def test_a_broadcast_factor():
+    a, b = normal(4, 1, 1, 40), normal(3, 40, 30)
+    assert close(mx.array(a) @ mx.array(b), a.astype(np.float64) @ b, 40 * 4)
+
+
+class Net(nn.Module):
+    """A quantised matrix and a quantised table."""
+
+    def __init__(self, inputs, outputs, bias, how):
+        super().__init__()
+        self.linear = nn.Linear(inputs, outputs, bias=bias)
+        self.table = nn.Embedding(outputs, inputs)
+        self.linear.weight = mx.array(normal(outputs, inputs))
+        self.table.weight = mx.array(normal(inputs, outputs).T)
+        nn.quantize(self, **how)
+
+
+def pair(inputs, outputs, bias, how):
+    """The same layers as MLX computes them and as ours."""
+    nets = [Net(inputs, outputs, bias, how) for _ in range(2)]
+    nets[1].update(nets[0].parameters())
+    use_blas(nets[1])
+    return nets
+
+
+@given(
+    st.integers(1, 5),
+    st.integers(1, 40),
+    st.sampled_from([(4, 32), (4, 64), (4, 128), (8, 64), (2, 32)]),
+    st.sampled_from([1, 2, 3, 7, 8, 50]),
+    st.booleans(),
+)
+def test_quantised_layers_compute_what_mlx_does(groups, outputs, how, rows, bias):
+    bits, group_size = how
+    theirs, ours = pair(
+        groups * group_size, outputs, bias, {"bits": bits, "group_size": group_size}
+    )
+    for (name, a), (other, b) in zip(
+        tree_flatten(theirs.parameters()), tree_flatten(ours.parameters()), strict=True
+    ):
+        assert name == other and mx.array_equal(a, b)
+    x = mx.array(normal(2, rows, groups * group_size))
+    scale = float(mx.abs(theirs.linear(x)).max()) + groups * group_size
+    assert close(ours.linear(x), np.array(theirs.linear(x)), scale)
+    assert close(ours.linear(x[:1, :1]), np.array(theirs.linear(x[:1, :1])), scale)
+    assert close(ours.table.as_linear(x), np.array(theirs.table.as_linear(x)), scale)
+    ids = mx.array([0, outputs - 1])
+    assert mx.array_equal(ours.table(ids), theirs.table(ids))
+
+
+def test_each_product_is_computed_as_meant(monkeypatch):
+    """One row of 4 bits and many rows not by MLX's own product, few rows of 8 bits by it."""
+    called = []
+    own = mx.quantized_matmul
+    monkeypatch.setattr(
+        cpu_quantised.mx, "quantized_matmul", lambda *a, **k: called.append(1) or own(*a, **k)
+    )
+    for bits, calls in ((4, 0), (8, 1)):
+        called.clear()
+        _, ours = pair(64, 24, False, {"bits": bits, "group_size": 64})
+        for rows in (1, 60):
+            mx.eval(ours.linear(mx.array(normal(1, rows, 64))))
+        assert len(called) == calls
+
+
+def test_weights_stay_at_four_bits():
+    _, ours = pair(256, 64, False, {"bits": 4, "group_size": 64})
+    before = mx.get_active_memory()
+    mx.eval(ours.linear(mx.zeros((1, 256))))
+    assert mx.get_active_memory() - before < 64 * 256  # a float copy would be four times that
+    codes, scales = ours.linear.weight, ours.linear.scales
+    start = np.array(codes, copy=False).__array_interface__["data"][0]
+    assert np.array(scales, copy=False).__array_interface__["data"][0] == start + codes.nbytes
+
+
+def test_half_precision_is_left_to_mlx():
+    net = Net(64, 24, False, {"bits": 4, "group_size": 64})
+    net.set_dtype(mx.float16)
+    use_blas(net)
+    assert type(net.linear) is nn.QuantizedLinear

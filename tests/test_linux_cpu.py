@@ -1,0 +1,220 @@
+"""MLX on a Linux CPU: the fast BLAS, the private folder, and what happens without them."""
+
+import json
+import os
+import subprocess
+import sys
+import sysconfig
+import zipfile
+
+import pytest
+
+from edge.linux_cpu import KEEP_BLAS
+from tests.support.profiles import ROOT
+
+pytestmark = pytest.mark.skipif(
+    sys.platform != "linux", reason="MLX has another BLAS and another compiler elsewhere"
+)
+
+# One of the network's compiled functions runs, and what there is to know is printed.
+LOOK = """
+import json, os, tempfile
+from edge import linux_cpu
+from edge.model.stablelm import LayerNorm
+import mlx.core as mx
+mx.eval(LayerNorm(8)(mx.ones((1, 1, 8))))
+print(json.dumps({
+    "fast": linux_cpu.uses_openblas(), "blas": linux_cpu.blas(), "problems": linux_cpu.problems(),
+    "temporary": tempfile.gettempdir(), "compiled_in": os.environ.get("TMPDIR"),
+    "timeout": os.environ.get("OPENBLAS_THREAD_TIMEOUT"),
+}))
+"""
+
+
+def start(code, cache, python=sys.executable, **environment):
+    """A process with a cache of its own."""
+    return subprocess.Popen(
+        [python, "-P", "-c", code],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "XDG_CACHE_HOME": str(cache), **environment},
+    )
+
+
+def found(process):
+    out, err = process.communicate(timeout=120)
+    assert process.returncode == 0 and err == "", err
+    return json.loads(out)
+
+
+def look(cache, first="import numpy", **environment):
+    return found(start(f"import edge\n{first}\n{LOOK}", cache, **environment))
+
+
+def files(cache, pattern):
+    return sorted(path.name for path in cache.rglob(pattern))
+
+
+@pytest.mark.parametrize("first", ["import numpy", "import mlx.core"])
+def test_mlx_multiplies_with_openblas_whatever_is_imported_first(first, tmp_path):
+    seen = look(tmp_path, first, TMPDIR="/tmp")
+    assert seen["fast"] and seen["blas"].startswith("OpenBLAS 0.") and seen["problems"] == []
+    assert seen["temporary"] == "/tmp"  # Python's own files stay there
+    assert seen["compiled_in"].startswith(str(tmp_path)) and seen["timeout"] is None
+
+
+def test_all_is_compiled_once(tmp_path):
+    look(tmp_path)
+    before = {path: path.stat().st_ino for path in tmp_path.rglob("*.so")}
+    assert len(files(tmp_path, "cpu_blas-*.so")) == 1 and len(before) > 1
+    no_compiler = {"PATH": str(tmp_path)}  # MLX asks whether there is a g++, and gives up without
+    assert look(tmp_path, **no_compiler)["fast"]
+    look(tmp_path)
+    assert {path: path.stat().st_ino for path in tmp_path.rglob("*.so")} == before
+    assert files(tmp_path, "process-*") == []
+
+
+def test_processes_that_start_at_once_do_not_meet(tmp_path):
+    processes = [start(f"import edge\n{LOOK}", tmp_path) for _ in range(4)]
+    assert all(found(process)["fast"] for process in processes)
+    assert len(files(tmp_path, "cpu_blas-*.so")) == 1 and files(tmp_path, "process-*") == []
+    folder = next(tmp_path.joinpath("edge").iterdir())
+    assert sorted(p.name.partition("-")[0] for p in folder.iterdir()) == ["cpu_blas", "kept"]
+
+
+def test_what_a_killed_process_left_is_removed_after_a_day(tmp_path):
+    look(tmp_path)
+    folder = next(tmp_path.joinpath("edge").iterdir())
+    for name, age_s in (("process-old", 90_000), ("process-new", 0)):
+        (folder / name).mkdir()
+        then = folder.stat().st_mtime - age_s
+        os.utime(folder / name, (then, then))
+    look(tmp_path)
+    assert files(tmp_path, "process-*") == ["process-new"]
+
+
+def test_without_a_compiler_all_stays_as_it_was(tmp_path):
+    seen = look(tmp_path, PATH=str(tmp_path))
+    assert not seen["fast"] and seen["blas"] == "the reference BLAS"
+    assert seen["problems"] == [
+        "MLX multiplies with the reference BLAS: there is no C compiler (cc); install gcc"
+    ]
+
+
+def test_a_compiler_that_fails_leaves_nothing(tmp_path):
+    (tmp_path / "cc").write_text("#!/bin/sh\necho 'no such flag' >&2\necho half >\"${10}\"\nexit 1\n")
+    (tmp_path / "cc").chmod(0o755)
+    path = f"{tmp_path}:{os.environ['PATH']}"
+    assert look(tmp_path, PATH=path)["problems"] == [
+        "MLX multiplies with the reference BLAS: cc failed (no such flag)"
+    ]
+    assert files(tmp_path, "cpu_blas-*") == []
+
+
+def test_a_numpy_without_openblas(tmp_path):
+    (tmp_path / "numpy").mkdir()
+    (tmp_path / "numpy" / "__init__.py").touch()
+    seen = look(tmp_path / "cache", "import mlx.core", PYTHONPATH=str(tmp_path))
+    assert seen["problems"] == [
+        "MLX multiplies with the reference BLAS: this numpy does not carry an OpenBLAS"
+    ]
+
+
+def somebody_elses(folder):
+    if os.geteuid() != 0:
+        pytest.skip("only root can give a folder away")
+    folder.mkdir(parents=True)
+    os.chown(folder, 12345, 12345)
+
+
+@pytest.mark.parametrize(
+    ("make", "words"),
+    [
+        (lambda folder: folder.parent.write_text(""), "Not a directory"),
+        (lambda folder: folder.symlink_to("/tmp"), "is not a folder of this user"),
+        (somebody_elses, "is not a folder of this user"),
+    ],
+    ids=["no home", "a link", "another user's"],
+)
+def test_where_no_folder_is_private_nothing_is_compiled(make, words, tmp_path):
+    cache = tmp_path / "cache"
+    if words != "Not a directory":
+        cache.mkdir()
+    make(cache / "edge")
+    seen = look(cache)
+    assert not seen["fast"]
+    blas, compiled = seen["problems"]
+    assert blas.startswith("MLX multiplies with the reference BLAS: ") and words in blas
+    assert compiled.startswith("MLX runs without compiled functions: ") and words in compiled
+
+
+def test_a_folder_that_others_can_write_to_is_closed(tmp_path):
+    (tmp_path / "edge").mkdir(mode=0o777)
+    (tmp_path / "edge").chmod(0o777)
+    assert look(tmp_path)["fast"]
+    assert (tmp_path / "edge").stat().st_mode & 0o777 == 0o700
+
+
+def test_what_lies_in_the_temporary_folder_is_not_loaded(tmp_path):
+    """MLX alone loads it, whoever put it there."""
+    look(tmp_path / "cache")
+    kept = next((tmp_path / "cache").rglob("kept"))
+    planted = tmp_path / "tmp"
+    for library in kept.rglob("*.so"):
+        (planted / library.relative_to(kept)).parent.mkdir(parents=True, exist_ok=True)
+        (planted / library.relative_to(kept)).write_text("no library")
+    assert look(tmp_path / "new", TMPDIR=str(planted))["fast"]
+    assert look(tmp_path / "new", TMPDIR=str(tmp_path / "not there"))["fast"]
+
+
+def test_a_relative_cache_is_ignored(tmp_path):
+    seen = look("cache", HOME=str(tmp_path))
+    assert seen["fast"] and files(tmp_path / ".cache" / "edge", "cpu_blas-*.so")
+
+
+def test_peers_keep_the_blas_that_mlx_comes_with(tmp_path):
+    seen = look(tmp_path, **{KEEP_BLAS: "1"})
+    assert not seen["fast"] and seen["blas"] == "the reference BLAS" and seen["problems"] == []
+
+
+def test_after_mlx_it_is_too_late(tmp_path):
+    seen = found(start(f"import mlx.core\nimport edge\n{LOOK}", tmp_path))
+    assert seen["problems"] == [
+        "MLX multiplies with the reference BLAS: MLX was imported before edge"
+    ]
+    assert not seen["fast"] and files(tmp_path, "*") == []
+
+
+def test_importing_edge_alone_prepares_nothing(tmp_path):
+    code = "import edge, os, json; print(json.dumps(os.environ.get('TMPDIR')))"
+    assert found(start(code, tmp_path)) == os.environ.get("TMPDIR")
+    assert files(tmp_path, "*") == []
+
+
+def test_small_numbers_are_not_flushed(tmp_path):
+    code = """
+import edge, json, mlx.core, numpy
+print(json.dumps(float(numpy.float32(1e-40) * numpy.float32(0.5)) > 0))
+"""
+    assert found(start(code, tmp_path)) is True
+
+
+def test_the_wheel_brings_it_along(tmp_path):
+    """An environment with the wheel and its dependencies, and without the checkout."""
+    subprocess.run(
+        [sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", tmp_path / "dist"],
+        cwd=ROOT, check=True, capture_output=True,
+    )  # fmt: skip
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", tmp_path / "venv"], check=True)
+    site = next((tmp_path / "venv").glob("lib/*/site-packages"))
+    with zipfile.ZipFile(next((tmp_path / "dist").glob("*.whl"))) as wheel:
+        wheel.extractall(site)
+    (site / "dependencies.pth").write_text(sysconfig.get_path("purelib"))
+    process = start(
+        f"import edge; assert edge.__file__.startswith({str(site)!r})\n{LOOK}",
+        tmp_path / "cache",
+        python=str(tmp_path / "venv" / "bin" / "python"),
+        PYTHONPATH="",
+    )
+    assert found(process)["fast"]
