@@ -3,6 +3,9 @@ VENV := .venv
 PYTHON := $(VENV)/bin/python
 READY := $(VENV)/.ready
 UV := $(shell command -v uv 2>/dev/null || echo .tools/bin/uv)
+# How llama.cpp is compiled: without its image tools, which edge never uses, and on all cores.
+BUILD := CMAKE_ARGS="-DLLAVA_BUILD=OFF $(CMAKE_ARGS)" \
+	CMAKE_BUILD_PARALLEL_LEVEL=$(shell getconf _NPROCESSORS_ONLN)
 
 .PHONY: setup bench test lint constraints clean
 
@@ -24,7 +27,7 @@ $(READY): pyproject.toml constraints.txt | $(UV)
 	@command -v c++ >/dev/null 2>&1 || { echo "edge needs a C++ compiler to build llama.cpp: run 'xcode-select --install' (macOS) or 'apt-get install g++' (Debian, Ubuntu), then make again." >&2; exit 1; }
 	@echo "Setting up $(VENV) (the first time compiles llama.cpp: some minutes)"
 	@test -x $(PYTHON) || $(UV) venv --quiet --python '>=3.11' $(VENV)
-	$(UV) pip install --quiet --python $(PYTHON) --constraint constraints.txt --group dev --editable .
+	@$(BUILD) $(UV) pip install --quiet --python $(PYTHON) --constraint constraints.txt --group dev --editable .
 	@touch $(READY)
 
 .tools/bin/uv:

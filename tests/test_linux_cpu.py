@@ -103,7 +103,9 @@ def test_without_a_compiler_all_stays_as_it_was(tmp_path):
 
 
 def test_a_compiler_that_fails_leaves_nothing(tmp_path):
-    (tmp_path / "cc").write_text("#!/bin/sh\necho 'no such flag' >&2\necho half >\"${10}\"\nexit 1\n")
+    (tmp_path / "cc").write_text(
+        "#!/bin/sh\necho 'no such flag' >&2\necho half >\"${10}\"\nexit 1\n"
+    )
     (tmp_path / "cc").chmod(0o755)
     path = f"{tmp_path}:{os.environ['PATH']}"
     assert look(tmp_path, PATH=path)["problems"] == [

@@ -93,7 +93,7 @@ def _layer(weights: Weights, one: Model, number: int) -> DecoderLayer:
     here, there = "model.layers.0.", f"model.layers.{number}."
     names = (name for name in expected_shapes(one.config) if name.startswith(here))
     read = one.sanitize({n: _read(weights, there + n.removeprefix(here)) for n in names})
-    layer = DecoderLayer(one.config, PLAIN)
+    layer = DecoderLayer(one.config, PLAIN, one.layers[0].self_attn.rope)
     layer.update(tree_unflatten([(k.removeprefix(here), v) for k, v in read.items()]))
     for part in (layer.self_attn, layer.mlp):
         matrices = {n: m for n, m in part.children().items() if isinstance(m, nn.Linear)}
@@ -102,7 +102,7 @@ def _layer(weights: Weights, one: Model, number: int) -> DecoderLayer:
 
 
 class _NumpyLinear(nn.Module):  # type: ignore[misc]
-    """A matrix in numpy, whose BLAS is many times faster than that of MLX on Linux."""
+    """A matrix in numpy, whose products are not those that are checked."""
 
     def __init__(self, linear: nn.Linear):
         super().__init__()

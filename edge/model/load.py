@@ -10,7 +10,7 @@ from mlx.utils import tree_flatten
 from edge.errors import EdgeError
 from edge.json_file import read_json_object
 from edge.model.config import ModelConfig
-from edge.model.cpu_quantised import use_blas
+from edge.model.cpu_linear import use_blas
 from edge.model.quantised import quantise
 from edge.model.stablelm import Model
 from edge.model.tensors import check_shapes, input_order_shapes

@@ -194,7 +194,7 @@ def _working_bytes(
     numbers = part * (4 * config.intermediate_size + 8 * config.hidden_size)
     if current_backend() == "cpu":
         numbers += int(SCORES_AT_ONCE * config.num_attention_heads * part * tokens)
-        if quantised:  # one matrix dequantised at a time: see `cpu_quantised`
+        if quantised:  # one matrix dequantised at a time: see `cpu_linear`
             numbers += 2 * config.intermediate_size * config.hidden_size
     return (numbers + config.vocab_size) * width
 

@@ -9,6 +9,7 @@ but for the matrices that `Model.fuse` joins: qkv_proj and gate_up_proj.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from functools import partial
 
@@ -20,16 +21,10 @@ from edge.model.config import ModelConfig
 from edge.model.fusing import joined
 from edge.model.variant import Variant, current_backend
 
-# MLX computes norms and rotations on a CPU as a dozen operations each; compiled, they are fewer:
-# 36 us and 11 us for a norm of the demo, 52 us and 29 us for a rotation, of some 900 us a token.
-# Only for one position: each length of a prompt would be compiled anew, and gains nothing.
+# On a CPU MLX computes a norm or a rotation as a dozen operations. Of one position both are
+# compiled; a longer prompt gains nothing by it, and each length would be compiled anew.
 _layer_norm = mx.compile(mx.fast.layer_norm)
 _rms_norm = mx.compile(mx.fast.rms_norm)
-
-
-@mx.compile
-def _rotated(x: mx.array, offset: mx.array, dims: int, base: float) -> mx.array:
-    return mx.fast.rope(x, dims, traditional=False, base=base, scale=1.0, offset=offset)
 
 
 def _compiles(positions: int) -> bool:
@@ -55,13 +50,39 @@ class RMSNorm(nn.RMSNorm):
 
 
 class RotaryEmbedding(nn.RoPE):
-    """Rotation of the first dims of each head by its position, halves paired as in GPT-NeoX."""
+    """Rotation of the first dims of each head by its position, halves paired as in GPT-NeoX.
+
+    One for all layers: on a CPU they share the cosines and sines of a position.
+    """
+
+    def __init__(self, dims: int, base: float):
+        super().__init__(dims, base=base)
+        self._position: tuple[int, mx.array, mx.array] | None = None
 
     def __call__(self, x: mx.array, offset: int) -> mx.array:
         """x (B, heads, L, width) at positions offset to offset + L - 1 -> same shape."""
-        if _compiles(x.shape[2]):  # the offset as an array, or each would be compiled anew
-            return _rotated(x, mx.array(offset), self.dims, self.base)
-        return super().__call__(x, offset=offset)
+        if not _compiles(x.shape[2]):
+            return super().__call__(x, offset=offset)
+        if self._position is None or self._position[0] != offset:
+            self._position = (offset, *_cosines_and_sines(mx.array(offset), self.dims, self.base))
+        return _rotated(x, *self._position[1:])
+
+
+@mx.compile
+def _cosines_and_sines(position: mx.array, dims: int, base: float) -> tuple[mx.array, mx.array]:
+    """Those of the angles of one position, (dims / 2,) each; as `mx.fast.rope` has them."""
+    half = dims // 2
+    angles = position * mx.exp(mx.arange(0, -half, -1) * (math.log(base) / half))
+    return mx.cos(angles), mx.sin(angles)
+
+
+@mx.compile
+def _rotated(x: mx.array, cosines: mx.array, sines: mx.array) -> mx.array:
+    """X (B, heads, 1, width) -> the same shape."""
+    half = cosines.size
+    a, b, rest = mx.split(x, [half, 2 * half], axis=-1)
+    both = [a * cosines - b * sines, b * cosines + a * sines]
+    return mx.concatenate([*both, rest] if rest.size else both, axis=-1)
 
 
 class PerHeadLayerNorm(nn.Module):
@@ -85,7 +106,7 @@ class Attention(nn.Module):
     `tensors.input_order_shapes`); the underscore keeps them out of `parameters()`.
     """
 
-    def __init__(self, config: ModelConfig, variant: Variant):
+    def __init__(self, config: ModelConfig, variant: Variant, rope: RotaryEmbedding):
         super().__init__()
         hidden, head = config.hidden_size, config.head_dim
         self.heads = config.num_attention_heads
@@ -101,7 +122,7 @@ class Attention(nn.Module):
         self.o_proj = nn.Linear(self.heads * head, hidden, bias=config.use_o_bias)
         self._qkv_order: mx.array | None = None
         self._o_order: mx.array | None = None
-        self.rope = RotaryEmbedding(config.rotary_dims, base=config.rope_theta)
+        self.rope = rope
         if config.qk_layernorm:
             eps = config.layer_norm_eps
             self.q_layernorm = PerHeadLayerNorm(self.heads, head, eps)
@@ -186,9 +207,9 @@ class MLP(nn.Module):
 class DecoderLayer(nn.Module):
     """One block; with a parallel residual both halves read the same normalised input."""
 
-    def __init__(self, config: ModelConfig, variant: Variant):
+    def __init__(self, config: ModelConfig, variant: Variant, rope: RotaryEmbedding):
         super().__init__()
-        self.self_attn = Attention(config, variant)
+        self.self_attn = Attention(config, variant, rope)
         self.mlp = MLP(config)
         self.input_layernorm = _norm(config)
         self.parallel = config.use_parallel_residual
@@ -211,7 +232,8 @@ class Backbone(nn.Module):
     def __init__(self, config: ModelConfig, variant: Variant):
         super().__init__()
         self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
-        self.layers = [DecoderLayer(config, variant) for _ in range(config.num_hidden_layers)]
+        rope = RotaryEmbedding(config.rotary_dims, config.rope_theta)
+        self.layers = [DecoderLayer(config, variant, rope) for _ in range(config.num_hidden_layers)]
         self.norm = _norm(config)
 
     def __call__(self, ids: mx.array, cache: Sequence[Cache] | None) -> mx.array:

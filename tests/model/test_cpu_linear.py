@@ -1,4 +1,4 @@
-"""Products on a Linux CPU: `cpu_blas.c` against numpy in float64, and quantised layers on it."""
+"""Products on a Linux CPU: `cpu_blas.c` against numpy in float64, and linear layers on it."""
 
 import mlx.core as mx
 import numpy as np
@@ -9,8 +9,8 @@ from mlx import nn
 from mlx.utils import tree_flatten
 
 from edge.linux_cpu import uses_openblas
-from edge.model import cpu_quantised
-from edge.model.cpu_quantised import use_blas
+from edge.model import cpu_linear
+from edge.model.cpu_linear import use_blas
 
 pytestmark = pytest.mark.skipif(
     not uses_openblas(), reason="MLX has another BLAS here: edge doctor says why"
@@ -86,8 +86,35 @@ def test_quantised_layers_compute_what_mlx_does(groups, outputs, how, rows, bias
     assert close(ours.linear(x), np.array(theirs.linear(x)), scale)
     assert close(ours.linear(x[:1, :1]), np.array(theirs.linear(x[:1, :1])), scale)
     assert close(ours.table.as_linear(x), np.array(theirs.table.as_linear(x)), scale)
-    ids = mx.array([0, outputs - 1])
-    assert mx.array_equal(ours.table(ids), theirs.table(ids))
+    for ids in (mx.array([0, outputs - 1]), mx.array([outputs - 1]), mx.array([[0]])):
+        assert mx.allclose(ours.table(ids), theirs.table(ids), rtol=0, atol=ROUNDING * 4)
+
+
+@pytest.mark.parametrize("bias", [False, True])
+@pytest.mark.parametrize("shape", [(1, 1, 40), (1, 9, 40), (2, 3, 40), (5, 40), (40,)])
+def test_float_layers_compute_what_mlx_does(shape, bias):
+    theirs, ours = nn.Linear(40, 12, bias=bias), nn.Linear(40, 12, bias=bias)
+    ours.update(theirs.parameters())
+    use_blas(ours)
+    x = mx.array(normal(*shape))
+    assert ours.parameters().keys() == theirs.parameters().keys()
+    assert close(ours(x), np.array(theirs(x)), 40)
+
+
+@pytest.mark.parametrize(
+    "how", [None, {"bits": 4, "group_size": 32}, {"bits": 8, "group_size": 32}]
+)
+def test_a_layer_whose_arrays_are_replaced_computes_with_the_new_ones(how):
+    net = nn.Linear(64, 16)
+    layer = net if how is None else net.to_quantized(**how)
+    use_blas(layer)
+    before = layer(mx.ones((1, 1, 64)))
+    for name in ("weight",) if how is None else ("scales", "biases"):
+        layer[name] = layer[name] * 2
+    bias = layer.bias if "bias" in layer else 0
+    assert mx.allclose(layer(mx.ones((1, 1, 64))) - bias, 2 * (before - bias), rtol=1e-5, atol=1e-5)
+    layer.set_dtype(mx.bfloat16)
+    assert layer(mx.ones((1, 1, 64), mx.bfloat16)).dtype == mx.bfloat16
 
 
 def test_each_product_is_computed_as_meant(monkeypatch):
@@ -95,7 +122,7 @@ def test_each_product_is_computed_as_meant(monkeypatch):
     called = []
     own = mx.quantized_matmul
     monkeypatch.setattr(
-        cpu_quantised.mx, "quantized_matmul", lambda *a, **k: called.append(1) or own(*a, **k)
+        cpu_linear.mx, "quantized_matmul", lambda *a, **k: called.append(1) or own(*a, **k)
     )
     for bits, calls in ((4, 0), (8, 1)):
         called.clear()
