@@ -5,11 +5,11 @@
  * it first. The third product is MLX's 4-bit one, which MLX itself computes a code at a time;
  * MLX has no way to call a function of ours but this one, so `alpha` says that it is meant.
  *
- * Compiled with -DINT and -DOPENBLAS_SGEMM, and not with -ffast-math: GCC before 13 links such a
- * library with code that flushes denormals in the whole process.
+ * Not to be compiled with -ffast-math: GCC before 13 links such a library with code that flushes
+ * denormals in the whole process.
  */
 
-enum { NO_TRANS = 111, TRANS = 112 };
+enum { ROW_MAJOR = 101, NO_TRANS = 111, TRANS = 112 };
 
 /* Larger alphas, which no product of a network has, are INT4_ALPHA times a group's size. */
 static const float INT4_ALPHA = 0x1p100f;
@@ -17,10 +17,17 @@ static const float INT4_ALPHA = 0x1p100f;
 /* Products so far, by which Python sees that MLX calls this library. */
 long edge_products;
 
-void OPENBLAS_SGEMM(int, int, int, INT, INT, INT, float, const float *, INT, const float *, INT,
-                    float, float *, INT);
+/* OpenBLAS's cblas_sgemm with 64-bit integers, set by Python: this library is global, and linked
+ * to OpenBLAS it would make all of its functions global too. */
+void (*edge_openblas_sgemm)(int, int, int, long, long, long, float, const float *, long,
+                            const float *, long, float, float *, long);
 
-/* c = alpha a b^T: a (k), b (n, k), c (n). Four rows at a time, to read a less often. */
+/* c = beta c; c may hold anything where beta is 0. */
+static void scale(int n, float beta, float *c) {
+  for (int i = 0; i < n; i++) c[i] = beta ? beta * c[i] : 0;
+}
+
+/* c += alpha a b^T: a (k), b (n, k), c (n). Four rows at a time, to read a less often. */
 static void row_by_rows(int n, int k, float alpha, const float *a, const float *b, long ldb,
                         float *c) {
   int i = 0;
@@ -33,21 +40,20 @@ static void row_by_rows(int n, int k, float alpha, const float *a, const float *
       s2 += b[j + 2 * ldb] * a[j];
       s3 += b[j + 3 * ldb] * a[j];
     }
-    c[i] = alpha * s0, c[i + 1] = alpha * s1, c[i + 2] = alpha * s2, c[i + 3] = alpha * s3;
+    c[i] += alpha * s0, c[i + 1] += alpha * s1, c[i + 2] += alpha * s2, c[i + 3] += alpha * s3;
   }
   for (; i < n; i++, b += ldb) {
     float sum = 0;
 #pragma omp simd reduction(+ : sum)
     for (int j = 0; j < k; j++) sum += b[j] * a[j];
-    c[i] = alpha * sum;
+    c[i] += alpha * sum;
   }
 }
 
-/* c = alpha a b: a (k), b (k, n), c (n). Four rows of b at a time, to write c less often. */
+/* c += alpha a b: a (k), b (k, n), c (n). Four rows of b at a time, to write c less often. */
 static void row_by_columns(int n, int k, float alpha, const float *a, const float *b, long ldb,
                            float *c) {
   int j = 0;
-  for (int i = 0; i < n; i++) c[i] = 0;
   for (; j + 4 <= k; j += 4, b += 4 * ldb)
 #pragma omp simd
     for (int i = 0; i < n; i++)
@@ -119,10 +125,10 @@ void cblas_sgemm(int order, int ta, int tb, int m, int n, int k, float alpha, co
     int4(m, n, k, 8, a, b, c);
   else if (alpha == INT4_ALPHA * 128)
     int4(m, n, k, 16, a, b, c);
-  else if (m > 1 || ta != NO_TRANS || beta != 0)
-    OPENBLAS_SGEMM(order, ta, tb, m, n, k, alpha, a, lda, b, ldb, beta, c, ldc);
-  else if (tb == TRANS)
-    row_by_rows(n, k, alpha, a, b, ldb, c);
-  else
-    row_by_columns(n, k, alpha, a, b, ldb, c);
+  else if (m > 1 || order != ROW_MAJOR || ta != NO_TRANS || (tb != NO_TRANS && tb != TRANS))
+    edge_openblas_sgemm(order, ta, tb, m, n, k, alpha, a, lda, b, ldb, beta, c, ldc);
+  else {
+    scale(n, beta, c);
+    (tb == TRANS ? row_by_rows : row_by_columns)(n, k, alpha, a, b, ldb, c);
+  }
 }

@@ -5,7 +5,7 @@ With another wheel or build of MLX, for macOS or for a GPU, nothing is changed.
 
 - MLX's wheel multiplies with the reference BLAS. It asks the dynamic linker for `cblas_sgemm`,
   which gives what was loaded globally before the wheel's own library: so `cpu_blas.c`, compiled
-  once for this CPU, can bring the OpenBLAS that numpy's wheel carries.
+  once for this CPU, can call the OpenBLAS that numpy's wheel carries.
 - MLX compiles functions into a folder of a known name under TMPDIR and loads what it finds there,
   even if another user put it there or another process is still writing it. So TMPDIR becomes a
   folder of this process in the user's cache: filled from there, and kept there at the end.
@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import atexit
 import ctypes
+import fcntl
 import hashlib
 import os
 import shutil
@@ -23,6 +24,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterable
 from contextlib import suppress
 from functools import cache
 from importlib.machinery import PathFinder
@@ -30,15 +32,20 @@ from pathlib import Path
 
 SOURCE = Path(__file__).with_name("cpu_blas.c")
 FLAGS = ("-O3", "-march=native", "-fopenmp-simd", "-shared", "-fPIC")
-NAMES = ("-DINT=long", "-DOPENBLAS_SGEMM=scipy_cblas_sgemm64_")  # of the OpenBLAS in numpy's wheel
 # Set to anything, MLX keeps the BLAS that it comes with: so peers are measured as they are.
 KEEP_BLAS = "EDGE_REFERENCE_BLAS"
+PROCESS, LOCK = "process-", "lock"
 LOWEST_FREE_BYTES = 16 << 20  # MLX compiles some 30 files of up to 100 kB
-OLD_S = 86400.0  # what killed processes left is removed after a day
+OLD_S = 86400.0  # a folder without a lock is being made, or was left by a killed process
+ST_NOEXEC = 8  # of statvfs; os has it on Linux only
+# What can go wrong with folders, homes without an owner and names that are not text.
+FAILURES = (OSError, RuntimeError, ValueError)
 
 _library: ctypes.CDLL | None = None
+_openblas: ctypes.CDLL | None = None
 _blas_problem: str | None = "MLX was imported before edge"
 _compile_problem: str | None = None
+_outer_tmpdir: str | None = None  # TMPDIR before it was set for MLX
 
 
 def prepare(module: str) -> None:
@@ -56,19 +63,21 @@ def prepare(module: str) -> None:
         _use_openblas()
         try:
             _compile_privately(_private_folder())
-        except OSError as error:
+        except FAILURES as error:
             os.environ["MLX_DISABLE_COMPILE"] = "1"
             _compile_problem = _sentence(error)
 
 
-@cache
 def uses_openblas() -> bool:
-    """Whether MLX's products on the CPU are those of `cpu_blas.c`: one is computed and counted."""
-    if _library is None:
-        return False
+    """Whether MLX, once imported, multiplies on the CPU with `cpu_blas.c`."""
+    return _library is not None and "mlx.core" in sys.modules and _counts_a_product(_library)
+
+
+@cache
+def _counts_a_product(library: ctypes.CDLL) -> bool:
     import mlx.core as mx
 
-    counter = ctypes.c_long.in_dll(_library, "edge_products")
+    counter = ctypes.c_long.in_dll(library, "edge_products")
     before = counter.value
     mx.eval(mx.matmul(mx.ones((1, 2)), mx.ones((2, 2)), stream=mx.cpu))
     return counter.value > before
@@ -76,8 +85,8 @@ def uses_openblas() -> bool:
 
 def blas() -> str:
     """The name of the BLAS that MLX multiplies with on the CPU."""
-    if _library is not None and uses_openblas():
-        config = _library.scipy_openblas_get_config64_
+    if _openblas is not None and uses_openblas():
+        config = _openblas.scipy_openblas_get_config64_
         config.restype = ctypes.c_char_p
         name, version, *_ = config().decode().split()
         return f"{name} {version}"
@@ -87,7 +96,9 @@ def blas() -> str:
 def problems() -> list[str]:
     """What makes MLX slower here than it could be: sentences with the reasons."""
     found = []
-    if _has_reference_blas() and not uses_openblas() and _blas_problem is not None:
+    if _library is not None and not uses_openblas():
+        found.append("MLX does not multiply with OpenBLAS: another BLAS was loaded before")
+    elif _has_reference_blas() and _library is None and _blas_problem is not None:
         found.append(f"MLX multiplies with the reference BLAS: {_blas_problem}")
     if _compile_problem is not None:
         found.append(f"MLX runs without compiled functions: {_compile_problem}")
@@ -101,12 +112,14 @@ def _load_openblas() -> None:
     By default they do for 0.1 s after a product, on cores that decoding needs. OpenBLAS reads
     the variable when it is loaded, and programs that we start are not to inherit it.
     """
+    global _openblas
+    path = _of_wheel("numpy", "numpy.libs", "libscipy_openblas64_*")
     timeout = os.environ.get("OPENBLAS_THREAD_TIMEOUT")
     os.environ.setdefault("OPENBLAS_THREAD_TIMEOUT", "8")
-    with suppress(OSError):
-        ctypes.CDLL(str(_openblas()))
+    with suppress(*FAILURES):
+        _openblas = None if path is None else ctypes.CDLL(str(path))
     if timeout is None:
-        del os.environ["OPENBLAS_THREAD_TIMEOUT"]
+        os.environ.pop("OPENBLAS_THREAD_TIMEOUT", None)
 
 
 def _use_openblas() -> None:
@@ -116,9 +129,13 @@ def _use_openblas() -> None:
     if os.environ.get(KEEP_BLAS):
         return
     try:
-        library = _compiled_library(_private_folder())
-        _library = ctypes.CDLL(str(library), mode=ctypes.RTLD_GLOBAL)
-    except OSError as error:
+        if _openblas is None:
+            raise OSError("this numpy does not carry an OpenBLAS")
+        sgemm = ctypes.cast(_openblas.scipy_cblas_sgemm64_, ctypes.c_void_p)
+        path = _compiled_library(_private_folder())
+        _library = ctypes.CDLL(str(path), mode=ctypes.RTLD_GLOBAL)
+        ctypes.c_void_p.in_dll(_library, "edge_openblas_sgemm").value = sgemm.value
+    except (*FAILURES, AttributeError) as error:
         _blas_problem = _sentence(error)
 
 
@@ -137,27 +154,18 @@ def _of_wheel(package: str, folder: str, pattern: str) -> Path | None:
     return None
 
 
-def _openblas() -> Path:
-    found = _of_wheel("numpy", "numpy.libs", "libscipy_openblas64_*")
-    if found is None:
-        raise OSError("this numpy does not carry an OpenBLAS")
-    return found
-
-
 def _compiled_library(folder: Path) -> Path:
     """The library made of `cpu_blas.c`, in a file that appears whole.
 
     Raises:
-        OSError: there is no OpenBLAS or no compiler, or the compiler fails.
+        OSError: there is no compiler, or it fails.
     """
-    openblas = _openblas()
-    key = hashlib.sha256(f"{openblas}{FLAGS}".encode() + SOURCE.read_bytes()).hexdigest()[:16]
+    key = hashlib.sha256(repr(FLAGS).encode() + SOURCE.read_bytes()).hexdigest()[:16]
     library = folder / f"cpu_blas-{key}.so"
     if not library.exists():
-        with tempfile.TemporaryDirectory(dir=folder) as made:
+        with tempfile.TemporaryDirectory(prefix=PROCESS, dir=folder) as made:
             partial = Path(made, library.name)
-            files = (str(SOURCE), "-o", str(partial), str(openblas))
-            command = ("cc", *FLAGS, *NAMES, *files, f"-Wl,-rpath,{openblas.parent}")
+            command = ("cc", *FLAGS, str(SOURCE), "-o", str(partial))
             try:
                 subprocess.run(command, check=True, capture_output=True)
             except FileNotFoundError:
@@ -174,7 +182,8 @@ def _private_folder() -> Path:
     """A folder that only this user can write to, for code compiled for this CPU.
 
     Raises:
-        OSError: it cannot be made or written to, or it belongs to another user.
+        OSError: it cannot be made or written to, belongs to another user, is open to others, or
+            nothing in it can be run.
     """
     base = os.environ.get("XDG_CACHE_HOME", "")  # a relative one is to be ignored
     top = Path(base if base.startswith("/") else "~/.cache").expanduser() / "edge"
@@ -182,57 +191,102 @@ def _private_folder() -> Path:
     found = top.lstat()
     if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.geteuid():
         raise OSError(f"{top} is not a folder of this user")
+    if found.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
+        raise OSError(f"{top} can be written to by others; remove it")
     if stat.S_IMODE(found.st_mode) != 0o700:
         top.chmod(0o700)
     folder = top / hashlib.sha256(_cpu()).hexdigest()[:16]
     folder.mkdir(exist_ok=True)
     if not os.access(folder, os.W_OK):
         raise OSError(f"{folder} cannot be written to")
-    if shutil.disk_usage(folder).free < LOWEST_FREE_BYTES:
+    disk = os.statvfs(folder)
+    if disk.f_bavail * disk.f_frsize < LOWEST_FREE_BYTES:
         raise OSError(f"the disk of {folder} is full")
+    if disk.f_flag & ST_NOEXEC:
+        raise OSError(f"nothing on the disk of {folder} can be run (noexec)")
     return folder
 
 
 def _cpu() -> bytes:
-    """The first core's model and instructions: a home may be shared by different machines."""
+    """The C library, the first core's model and its instructions: machines may share a home."""
     keys = (b"model name", b"flags", b"Features", b"CPU part")
     with Path("/proc/cpuinfo").open("rb") as file:
         core = file.read(16384).split(b"\n\n")[0]
-    return b"\n".join(line for line in core.splitlines() if line.startswith(keys))
+    lines = [line for line in core.splitlines() if line.startswith(keys)]
+    name = "CS_GNU_LIBC_VERSION"
+    libc = os.confstr(name) if name in os.confstr_names else None
+    return b"\n".join([*lines, (libc or "").encode()])
 
 
 def _compile_privately(folder: Path) -> None:
     """Have MLX compile into a folder of this process, where all is that was compiled before."""
+    global _outer_tmpdir
     kept = folder / "kept"
     kept.mkdir(exist_ok=True)
-    for other in folder.glob("process-*"):
-        with suppress(FileNotFoundError):  # its process ends just now
-            if other.stat().st_mtime < time.time() - OLD_S:
-                shutil.rmtree(other, ignore_errors=True)
+    for other in folder.glob(f"{PROCESS}*"):
+        if _is_left(other):
+            shutil.rmtree(other, ignore_errors=True)
     tempfile.gettempdir()  # looked up now, so that Python's own files stay where they were
-    own = Path(tempfile.mkdtemp(prefix="process-", dir=folder))
-    _link_libraries(kept, own)
-    os.environ["TMPDIR"] = str(own)
+    own = Path(tempfile.mkdtemp(prefix=PROCESS, dir=folder))
+    lock = os.open(own / LOCK, os.O_CREAT | os.O_RDWR, 0o600)  # until the end
+    fcntl.flock(lock, fcntl.LOCK_EX)
     atexit.register(_keep, own, kept, os.getpid())
+    _link([path.relative_to(kept) for path in kept.rglob("*.so")], kept, own)
+    _outer_tmpdir = os.environ.get("TMPDIR")
+    os.environ["TMPDIR"] = str(own)
+
+
+def child_environment() -> dict[str, str]:
+    """Our environment for a process that we start: TMPDIR as it was before MLX needed another."""
+    environment = dict(os.environ)
+    if environment.get("TMPDIR", "").rpartition("/")[2].startswith(PROCESS):
+        environment.pop("TMPDIR")
+        if _outer_tmpdir is not None:
+            environment["TMPDIR"] = _outer_tmpdir
+    return environment
+
+
+def _is_left(folder: Path) -> bool:
+    """Whether the process of a folder is gone, however it ended."""
+    try:
+        with (folder / LOCK).open("rb") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        return True
+    except BlockingIOError:
+        return False
+    except OSError:  # no lock yet, or none any more
+        with suppress(OSError):
+            return folder.stat().st_mtime < time.time() - OLD_S
+        return False
 
 
 def _keep(own: Path, kept: Path, pid: int) -> None:
-    if os.getpid() == pid:  # not at the end of a fork
-        with suppress(OSError):
-            _link_libraries(own, kept)
-        shutil.rmtree(own, ignore_errors=True)
+    """At the end: what MLX compiled and loaded is kept, the rest is removed."""
+    if os.getpid() != pid:  # the end of a fork
+        return
+    with suppress(OSError):
+        loaded = Path("/proc/self/maps").read_text(encoding="utf-8")
+        whole = [path for path in own.rglob("*.so") if str(path) in loaded]
+        _link([path.relative_to(own) for path in whole], own, kept)
+    shutil.rmtree(own, ignore_errors=True)
 
 
-def _link_libraries(source: Path, target: Path) -> None:
-    """Every library below a folder under the same path below another; it appears whole."""
-    for library in source.rglob("*.so"):
-        link = target / library.relative_to(source)
+def _link(names: Iterable[Path], source: Path, target: Path) -> None:
+    """Give files of one folder the same names in another, where each appears whole."""
+    for name in names:
+        link = target / name
         link.parent.mkdir(parents=True, exist_ok=True)
-        with suppress(FileExistsError):
-            link.hardlink_to(library)
+        if link.exists():
+            continue
+        partial = link.with_name(f"{link.name}.{os.getpid()}")
+        try:
+            partial.hardlink_to(source / name)
+        except OSError:  # a disk without hard links
+            shutil.copyfile(source / name, partial)
+        partial.replace(link)
 
 
-def _sentence(error: OSError) -> str:
-    if error.strerror is None:
+def _sentence(error: Exception) -> str:
+    if not isinstance(error, OSError) or error.strerror is None:
         return str(error)
     return f"{error.filename}: {error.strerror}" if error.filename else error.strerror

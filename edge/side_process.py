@@ -11,10 +11,11 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from edge.errors import EdgeError
+from edge.linux_cpu import child_environment
 
 
 def module_command(module: str, *arguments: str) -> tuple[str, ...]:
@@ -25,7 +26,13 @@ def module_command(module: str, *arguments: str) -> tuple[str, ...]:
     return (sys.executable, "-P", "-m", module, *arguments)
 
 
-def ask(module: str, question: Any, timeout_s: float, what: str) -> Any:
+def ask(
+    module: str,
+    question: Any,
+    timeout_s: float,
+    what: str,
+    environment: Mapping[str, str] | None = None,
+) -> Any:
     """Run a module that ends in `answer`, and give what it answers.
 
     Args:
@@ -33,6 +40,7 @@ def ask(module: str, question: Any, timeout_s: float, what: str) -> Any:
         question: plain JSON data.
         timeout_s: after this long it is given up.
         what: is computed, for the sentence if it fails; a plural.
+        environment: variables beside our own.
 
     Raises:
         EdgeError: it failed or took too long, with the reason.
@@ -45,6 +53,7 @@ def ask(module: str, question: Any, timeout_s: float, what: str) -> Any:
             capture_output=True,
             text=True,
             timeout=timeout_s,
+            env={**child_environment(), **(environment or {})},
         )
     except subprocess.TimeoutExpired:
         raise EdgeError(f"{what} took more than {timeout_s:g} s.") from None

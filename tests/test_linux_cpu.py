@@ -1,5 +1,6 @@
 """MLX on a Linux CPU: the fast BLAS, the private folder, and what happens without them."""
 
+import fcntl
 import json
 import os
 import subprocess
@@ -83,15 +84,46 @@ def test_processes_that_start_at_once_do_not_meet(tmp_path):
     assert sorted(p.name.partition("-")[0] for p in folder.iterdir()) == ["cpu_blas", "kept"]
 
 
-def test_what_a_killed_process_left_is_removed_after_a_day(tmp_path):
+def test_what_a_killed_process_left_is_removed(tmp_path):
+    """One that runs keeps its folder, however old; one that has no lock yet is given a day."""
     look(tmp_path)
     folder = next(tmp_path.joinpath("edge").iterdir())
-    for name, age_s in (("process-old", 90_000), ("process-new", 0)):
+    for name, age_s in (("process-old", 90_000), ("process-new", 0), ("process-dead", 0)):
         (folder / name).mkdir()
         then = folder.stat().st_mtime - age_s
         os.utime(folder / name, (then, then))
-    look(tmp_path)
-    assert files(tmp_path, "process-*") == ["process-new"]
+    (folder / "process-dead" / "lock").touch()
+    (folder / "process-lives").mkdir()
+    with (folder / "process-lives" / "lock").open("wb") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        os.utime(folder / "process-lives", (0, 0))
+        look(tmp_path)
+    assert files(tmp_path, "process-*") == ["process-lives", "process-new"]
+
+
+def test_what_was_not_loaded_is_not_kept(tmp_path):
+    """A library that the compiler did not finish, say."""
+    code = "import pathlib; pathlib.Path(os.environ['TMPDIR'], 'half.so').write_text('half')"
+    found(start(f"import edge\n{LOOK}\n{code}", tmp_path))
+    kept = files(tmp_path, "*.so")
+    assert "half.so" not in kept and len(kept) > 1
+
+
+def test_a_disk_without_hard_links_keeps_copies(tmp_path):
+    code = "import pathlib\ndef no(*_): raise OSError('no links')\npathlib.Path.hardlink_to = no"
+    found(start(f"{code}\nimport edge\n{LOOK}", tmp_path))
+    before = {path: path.stat().st_ino for path in tmp_path.rglob("*.so")}
+    assert len(before) > 1
+    found(start(f"{code}\nimport edge\n{LOOK}", tmp_path))
+    assert {path: path.stat().st_ino for path in tmp_path.rglob("*.so")} == before
+
+
+def test_programs_that_we_start_have_the_old_temporary_folder(tmp_path, monkeypatch):
+    code = "import edge, json, mlx.core\nfrom edge.linux_cpu import child_environment"
+    code += "\nprint(json.dumps(child_environment().get('TMPDIR')))"
+    assert found(start(code, tmp_path, TMPDIR="/tmp")) == "/tmp"
+    monkeypatch.delenv("TMPDIR", raising=False)
+    assert found(start(code, tmp_path)) is None
 
 
 def test_without_a_compiler_all_stays_as_it_was(tmp_path):
@@ -117,7 +149,7 @@ def test_a_compiler_that_fails_leaves_nothing(tmp_path):
 def test_a_numpy_without_openblas(tmp_path):
     (tmp_path / "numpy").mkdir()
     (tmp_path / "numpy" / "__init__.py").touch()
-    seen = look(tmp_path / "cache", "import mlx.core", PYTHONPATH=str(tmp_path))
+    seen = look(tmp_path / "cache", "import mlx.core", PYTHONPATH=f"{tmp_path}:{ROOT}")
     assert seen["problems"] == [
         "MLX multiplies with the reference BLAS: this numpy does not carry an OpenBLAS"
     ]
@@ -130,14 +162,20 @@ def somebody_elses(folder):
     os.chown(folder, 12345, 12345)
 
 
+def open_to_others(folder):
+    folder.mkdir(parents=True)
+    folder.chmod(0o777)
+
+
 @pytest.mark.parametrize(
     ("make", "words"),
     [
         (lambda folder: folder.parent.write_text(""), "Not a directory"),
         (lambda folder: folder.symlink_to("/tmp"), "is not a folder of this user"),
         (somebody_elses, "is not a folder of this user"),
+        (open_to_others, "can be written to by others; remove it"),
     ],
-    ids=["no home", "a link", "another user's"],
+    ids=["no home", "a link", "another user's", "everybody's"],
 )
 def test_where_no_folder_is_private_nothing_is_compiled(make, words, tmp_path):
     cache = tmp_path / "cache"
@@ -151,9 +189,9 @@ def test_where_no_folder_is_private_nothing_is_compiled(make, words, tmp_path):
     assert compiled.startswith("MLX runs without compiled functions: ") and words in compiled
 
 
-def test_a_folder_that_others_can_write_to_is_closed(tmp_path):
-    (tmp_path / "edge").mkdir(mode=0o777)
-    (tmp_path / "edge").chmod(0o777)
+def test_a_folder_that_others_can_read_is_closed(tmp_path):
+    (tmp_path / "edge").mkdir(mode=0o755)
+    (tmp_path / "edge").chmod(0o755)
     assert look(tmp_path)["fast"]
     assert (tmp_path / "edge").stat().st_mode & 0o777 == 0o700
 
@@ -166,6 +204,7 @@ def test_what_lies_in_the_temporary_folder_is_not_loaded(tmp_path):
     for library in kept.rglob("*.so"):
         (planted / library.relative_to(kept)).parent.mkdir(parents=True, exist_ok=True)
         (planted / library.relative_to(kept)).write_text("no library")
+    assert files(planted, "*.so")
     assert look(tmp_path / "new", TMPDIR=str(planted))["fast"]
     assert look(tmp_path / "new", TMPDIR=str(tmp_path / "not there"))["fast"]
 
@@ -173,6 +212,37 @@ def test_what_lies_in_the_temporary_folder_is_not_loaded(tmp_path):
 def test_a_relative_cache_is_ignored(tmp_path):
     seen = look("cache", HOME=str(tmp_path))
     assert seen["fast"] and files(tmp_path / ".cache" / "edge", "cpu_blas-*.so")
+
+
+def test_a_user_without_a_home(tmp_path):
+    """As in a container with a user that it does not know."""
+    code = "import os, pwd\nos.environ.pop('HOME'); os.environ.pop('XDG_CACHE_HOME')"
+    code += "\ndef nobody(uid): raise KeyError(uid)\npwd.getpwuid = nobody"
+    seen = found(start(f"{code}\nimport edge\n{LOOK}", tmp_path))
+    assert len(seen["problems"]) == 2 and "home" in seen["problems"][0]
+
+
+def test_a_disk_that_nothing_can_be_run_from(tmp_path):
+    code = "import os\nplain = os.statvfs\nclass Disk:\n"
+    code += "    def __init__(self, real): self.real = real\n"
+    code += "    def __getattr__(self, name):\n"
+    code += "        return getattr(self.real, name) | 8 * (name == 'f_flag')\n"
+    code += "os.statvfs = lambda path: Disk(plain(path))"
+    seen = found(start(f"{code}\nimport edge\n{LOOK}", tmp_path))
+    assert [p.endswith("(noexec)") for p in seen["problems"]] == [True, True]
+
+
+def test_an_mlx_that_does_not_load_is_reported_not_raised(tmp_path):
+    (tmp_path / "mlx").mkdir()
+    (tmp_path / "mlx" / "core.py").write_text("raise ImportError('broken binary')\n")
+    (tmp_path / "mlx_cpu.libs").mkdir()
+    (tmp_path / "mlx_cpu.libs" / "libblas-1.so").touch()
+    code = "import edge, json\ntry: import mlx.core\nexcept ImportError: pass\n"
+    code += "from edge import linux_cpu\nprint(json.dumps(linux_cpu.blas()))"
+    assert (
+        found(start(code, tmp_path / "cache", PYTHONPATH=f"{tmp_path}:{ROOT}"))
+        == "the reference BLAS"
+    )
 
 
 def test_peers_keep_the_blas_that_mlx_comes_with(tmp_path):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 import signal
 import subprocess
@@ -18,7 +17,7 @@ from edge.bench.engines.engine import EngineFacts
 from edge.bench.engines.registry import PEERS
 from edge.bench.job import Job
 from edge.bench.trial import Trial
-from edge.linux_cpu import KEEP_BLAS
+from edge.linux_cpu import KEEP_BLAS, child_environment
 from edge.side_process import module_command
 
 WORKER = module_command("edge.bench.worker")
@@ -33,7 +32,10 @@ ALLOCATION_FAILED = re.compile(
 
 @dataclass
 class Outcome:
-    """What a worker reported; `failure` is None if it finished."""
+    """What a worker reported; `failure` is None if it finished.
+
+    `bad_end` says how its process ended if not well, though its work was reported.
+    """
 
     job: Job
     load_s: float | None = None
@@ -42,6 +44,7 @@ class Outcome:
     peak_memory_bytes: int | None = None
     peak_device_bytes: int | None = None
     failure: str | None = None
+    bad_end: str | None = None
     logits: dict[str, Any] | None = None
 
 
@@ -99,14 +102,16 @@ def run_job(
             timed_out = not watchdog.is_alive()
             watchdog.cancel()
             process.wait()
-        if not finished and outcome.failure is None:
+        if finished and process.returncode != 0:
+            outcome.bad_end = f"after its work {_end(process.returncode, _tail(log))}"
+        elif not finished and outcome.failure is None:
             outcome.failure = _death(process.returncode, timed_out, timeout_s, _tail(log))
     return outcome
 
 
 def _environment(job: Job) -> dict[str, str]:
     """Ours, but that a peer keeps the BLAS that MLX comes with."""
-    return {**os.environ, KEEP_BLAS: "1"} if job.engine in PEERS else dict(os.environ)
+    return {**child_environment(), **({KEEP_BLAS: "1"} if job.engine in PEERS else {})}
 
 
 def _follow(
@@ -152,8 +157,12 @@ def _death(returncode: int, timed_out: bool, timeout_s: float, last_line: str) -
         return f"the worker was stopped after {timeout_s:g} s (raise --timeout to wait longer)"
     if returncode == -signal.SIGKILL:
         return f"the worker was killed (signal 9), as a system does {OUT_OF_MEMORY}"
+    return _explained(_end(returncode, last_line))
+
+
+def _end(returncode: int, last_line: str) -> str:
     how = f"signal {-returncode}" if returncode < 0 else f"exit code {returncode}"
-    return _explained(f"the worker died with {how}{f' ({last_line})' if last_line else ''}")
+    return f"the worker died with {how}{f' ({last_line})' if last_line else ''}"
 
 
 def _explained(failure: str) -> str:

@@ -11,7 +11,8 @@ of that file: it hands on the pointers, and nothing is copied.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cache
 from typing import Any
 
 import mlx.core as mx
@@ -47,7 +48,7 @@ def use_blas(model: nn.Module) -> None:
         if isinstance(layer, nn.Linear):
             layer.factor = _Factor(layer.weight, layer.weight.T[None])
             mx.eval(layer.factor.transposed)
-        elif layer.bits == 4 and layer.mode == "affine" and len(layer.weight) >= FEWEST_OUTPUTS:
+        elif _can_pack(layer):
             layer.packed = _pack(layer)
 
 
@@ -91,7 +92,7 @@ class _Packed:
     def product(self, x: mx.array) -> mx.array:
         """X (..., inputs) -> (..., outputs)."""
         inputs, words, outputs = x.shape[-1], *self.factor.shape[1:]
-        rows = x.size // inputs
+        rows, x = x.size // inputs, x.astype(mx.float32)
         if rows > self.few_rows:
             matrix = mx.addmm(mx.array(0.0), self.column, self.row, alpha=self.alpha)
             return x @ matrix.T
@@ -140,6 +141,21 @@ def _int4_row(codes: mx.array, scales: mx.array, biases: mx.array, shifts: mx.ar
     return row.reshape(*codes.shape[:-1], -1)
 
 
+def _can_pack(layer: Any) -> bool:
+    is_int4 = layer.bits == 4 and layer.mode == "affine"
+    return is_int4 and len(layer.weight) >= FEWEST_OUTPUTS and _int4_works()
+
+
+@cache
+def _int4_works() -> bool:
+    """Whether `addmm` hands the pointers on as it did in the MLX this was written for."""
+    layer = nn.Linear(64, FEWEST_OUTPUTS, bias=False).to_quantized(32, 4)
+    x, expected = mx.random.normal((1, 2, 64)), mx.dequantize(*_arrays(layer), 32, 4)
+    packed = _pack(layer)
+    found = (packed.product(x), replace(packed, few_rows=0).product(x))
+    return all(mx.allclose(y, x @ expected.T, rtol=1e-4, atol=1e-4).item() for y in found)
+
+
 class _Linear(nn.Linear):  # type: ignore[misc]
     factor: _Factor
 
@@ -183,9 +199,13 @@ KINDS = {
 }
 
 
+def _arrays(layer: Any) -> tuple[mx.array, mx.array, mx.array]:
+    return layer["weight"], layer["scales"], layer.get("biases")
+
+
 def _quantised_product(layer: Any, x: mx.array) -> mx.array:
     """X (..., inputs) -> (..., outputs)."""
-    arrays = weight, scales, biases = layer["weight"], layer["scales"], layer.get("biases")
+    arrays = weight, scales, biases = _arrays(layer)
     packed = layer.packed
     if (
         packed is not None

@@ -59,13 +59,15 @@ class RotaryEmbedding(nn.RoPE):
         super().__init__(dims, base=base)
         self._position: tuple[int, mx.array, mx.array] | None = None
 
-    def __call__(self, x: mx.array, offset: int) -> mx.array:
+    def __call__(self, x: mx.array, offset: int | mx.array) -> mx.array:
         """x (B, heads, L, width) at positions offset to offset + L - 1 -> same shape."""
-        if not _compiles(x.shape[2]):
+        if not _compiles(x.shape[2]) or not isinstance(offset, int):  # of a batch: an array
             return super().__call__(x, offset=offset)
-        if self._position is None or self._position[0] != offset:
-            self._position = (offset, *_cosines_and_sines(mx.array(offset), self.dims, self.base))
-        return _rotated(x, *self._position[1:])
+        known = self._position
+        if known is None or known[0] != offset:
+            known = (offset, *_cosines_and_sines(mx.array(offset), self.dims, self.base))
+            self._position = known
+        return _rotated(x, *known[1:])
 
 
 @mx.compile
@@ -80,6 +82,7 @@ def _cosines_and_sines(position: mx.array, dims: int, base: float) -> tuple[mx.a
 def _rotated(x: mx.array, cosines: mx.array, sines: mx.array) -> mx.array:
     """X (B, heads, 1, width) -> the same shape."""
     half = cosines.size
+    cosines, sines = cosines.astype(x.dtype), sines.astype(x.dtype)
     a, b, rest = mx.split(x, [half, 2 * half], axis=-1)
     both = [a * cosines - b * sines, b * cosines + a * sines]
     return mx.concatenate([*both, rest] if rest.size else both, axis=-1)

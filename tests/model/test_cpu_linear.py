@@ -147,3 +147,33 @@ def test_half_precision_is_left_to_mlx():
     net.set_dtype(mx.float16)
     use_blas(net)
     assert type(net.linear) is nn.QuantizedLinear
+
+
+def test_an_input_of_another_type_is_cast(monkeypatch):
+    theirs, ours = pair(64, 24, False, {"bits": 4, "group_size": 64})
+    x = mx.array(normal(1, 3, 64)).astype(mx.float16)
+    assert mx.allclose(ours.linear(x), theirs.linear(x), rtol=1e-2, atol=1e-2)
+
+
+def test_an_mlx_that_does_not_hand_pointers_on_is_noticed(monkeypatch):
+    plain = mx.addmm
+
+    def copied(c, a, b, alpha):
+        return plain(c, a * 1, b, alpha=1.0)
+
+    monkeypatch.setattr(cpu_linear.mx, "addmm", copied)
+    cpu_linear._int4_works.cache_clear()
+    try:
+        _, ours = pair(64, 24, False, {"bits": 4, "group_size": 64})
+        assert ours.linear.packed is None
+    finally:
+        cpu_linear._int4_works.cache_clear()
+
+
+def test_one_row_with_a_bias():
+    """Which is a product that adds to what is there."""
+    a, b, c = normal(1, 30), normal(30, 9), normal(1, 9)
+    exact = a.astype(np.float64) @ b
+    for beta in (0.0, 1.0, -0.5):
+        found = mx.addmm(mx.array(c), mx.array(a), mx.array(b), alpha=0.5, beta=beta)
+        assert close(found, 0.5 * exact + beta * c, 30)

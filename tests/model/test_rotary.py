@@ -25,6 +25,27 @@ def test_rotation(dims, base, backend):
             assert mx.allclose(rope(x, offset), expected, rtol=0, atol=2e-4)
 
 
+@pytest.mark.parametrize("dtype", [mx.float16, mx.bfloat16])
+def test_rotation_keeps_half_precision(dtype, backend):
+    x = mx.random.normal((1, 3, 1, 64)).astype(dtype)
+    expected = mx.fast.rope(x, 16, traditional=False, base=10_000.0, scale=1.0, offset=7)
+    found = RotaryEmbedding(16, 10_000.0)(x, 7)
+    assert found.dtype == dtype and mx.allclose(found, expected, rtol=0, atol=2e-2)
+
+
+def test_rotation_of_a_batch_whose_sequences_are_at_positions_of_their_own(backend):
+    """As mlx-lm's caches of batches have it: an array, which they also change in place."""
+    rope, x, offset = (
+        RotaryEmbedding(16, 10_000.0),
+        mx.random.normal((2, 3, 1, 64)),
+        mx.array([3, 9]),
+    )
+    for _ in range(2):
+        expected = mx.fast.rope(x, 16, traditional=False, base=10_000.0, scale=1.0, offset=offset)
+        assert mx.allclose(rope(x, offset), expected, rtol=0, atol=1e-5)
+        offset += 1
+
+
 @pytest.mark.parametrize("length", [1, 5])
 def test_norms(length, backend):
     x = 3 + mx.random.normal((1, length, 32))

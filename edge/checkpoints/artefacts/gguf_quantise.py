@@ -20,6 +20,7 @@ from pathlib import Path
 from edge.checkpoints.artefacts.imatrix import check_imatrix, read_imatrix
 from edge.errors import EdgeError
 from edge.gguf_file import read_tensors
+from edge.linux_cpu import child_environment
 from edge.side_process import module_command
 
 # Each tensor's line ends "size = 12.34 MiB" or "size = 12.34 MiB -> 5.67 MiB".
@@ -72,7 +73,7 @@ def child(module: str, arguments: list[str]) -> Iterator[subprocess.Popen[str]]:
         stdin=subprocess.PIPE,  # never written: it closes when this process ends
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
-        env={**os.environ, "PYTHONIOENCODING": "utf-8:backslashreplace"},
+        env={**child_environment(), "PYTHONIOENCODING": "utf-8:backslashreplace"},
         encoding="utf-8",
         errors="replace",
     )
