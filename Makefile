@@ -2,12 +2,16 @@
 VENV := .venv
 PYTHON := $(VENV)/bin/python
 READY := $(VENV)/.ready
+# What edge is tested with, and has wheels for: one of these that is here, else 3.13.
+PYTHONS := >=3.11,<3.14
+# On a Mac without the command-line tools c++ is a stub that opens a dialogue.
+HAS_COMPILER := if [ "$$(uname)" = Darwin ]; then xcode-select -p; else command -v c++; fi >/dev/null 2>&1
 UV := $(shell command -v uv 2>/dev/null || echo .tools/bin/uv)
 # How llama.cpp is compiled: without its image tools, which edge never uses, and on all cores.
 BUILD := CMAKE_ARGS="-DLLAVA_BUILD=OFF $(CMAKE_ARGS)" \
 	CMAKE_BUILD_PARALLEL_LEVEL=$(shell getconf _NPROCESSORS_ONLN)
 
-.PHONY: setup bench test lint constraints clean
+.PHONY: setup bench test lint mac-check constraints clean
 
 setup: $(READY)
 
@@ -20,13 +24,18 @@ test: lint
 lint: $(READY)
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
-	$(VENV)/bin/mypy
+	$(VENV)/bin/mypy --platform linux
+	$(VENV)/bin/mypy --platform darwin
+
+# What a Mac owner can send: docs/mac.md.
+mac-check: $(READY)
+	$(PYTHON) tools/mac_check.py
 
 # The environment is made again only when the dependencies change.
 $(READY): pyproject.toml constraints.txt | $(UV)
-	@command -v c++ >/dev/null 2>&1 || { echo "edge needs a C++ compiler to build llama.cpp: run 'xcode-select --install' (macOS) or 'apt-get install g++' (Debian, Ubuntu), then make again." >&2; exit 1; }
+	@$(HAS_COMPILER) || { echo "edge needs a C++ compiler to build llama.cpp: run 'xcode-select --install' (macOS) or 'apt-get install g++' (Debian, Ubuntu), then make again." >&2; exit 1; }
 	@echo "Setting up $(VENV) (the first time compiles llama.cpp: some minutes)"
-	@test -x $(PYTHON) || $(UV) venv --quiet --python '>=3.11' $(VENV)
+	@test -x $(PYTHON) || $(UV) venv --quiet --python "$$($(UV) python find --no-python-downloads '$(PYTHONS)' 2>/dev/null || echo 3.13)" $(VENV)
 	@$(BUILD) $(UV) pip install --quiet --python $(PYTHON) --constraint constraints.txt --group dev --editable .
 	@touch $(READY)
 

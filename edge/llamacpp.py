@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import ctypes
 import importlib
+import os
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -23,6 +24,8 @@ from edge.errors import EdgeError
 KV_TYPES = {"f32": 0, "f16": 1, "q8_0": 8}  # enum ggml_type
 GGUF_MAGIC = b"GGUF"
 ERROR_LEVEL = 4  # enum ggml_log_level
+# Set to 1, weights are read instead of mapped into memory: for virtual Macs with macOS 14.
+NO_MMAP = "EDGE_NO_MMAP"
 
 # The last complaints; the first of a failure names the cause, later ones only repeat it.
 _complaints: deque[str] = deque(maxlen=30)
@@ -105,6 +108,7 @@ class LlamaSession:
         model_params.n_gpu_layers = gpu_layers
         self.amx_avoided = has_amx(lib)
         model_params.use_extra_bufts = not self.amx_avoided
+        model_params.use_mmap = os.environ.get(NO_MMAP, "0") in ("", "0")
         self._model = lib.llama_model_load_from_file(str(path).encode(), model_params)
         if not self._model:
             raise EdgeError(

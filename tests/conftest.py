@@ -1,8 +1,17 @@
+import os
 import signal
 from pathlib import Path
 
 import pytest
 from hypothesis import settings
+
+# Float32 products are float32, in the processes that tests start too: MLX reads it when imported.
+os.environ["MLX_ENABLE_TF32"] = "0"
+
+import edge  # noqa: F401  before MLX, which it prepares
+
+# isort: split
+import mlx.core as mx
 
 from edge.checkpoints.artefacts.recipes import RECIPES
 from edge.checkpoints.checkpoint import open_checkpoint
@@ -11,6 +20,9 @@ from edge.checkpoints.convert import convert
 # A slow moment of a shared machine is no failure.
 settings.register_profile("edge", deadline=None)
 settings.load_profile("edge")
+
+# The bounds of the tests were set on a CPU; EDGE_TEST_DEVICE=gpu runs them where a Mac computes.
+mx.set_default_device(mx.gpu if os.environ.get("EDGE_TEST_DEVICE") == "gpu" else mx.cpu)
 
 DEMO_RECIPES = (
     "mlx-fp16",

@@ -19,18 +19,25 @@ RunJob = Callable[[Job, float, Callable[[Trial], None]], Outcome]
 
 @dataclass(frozen=True)
 class Settings:
-    """How a run goes about it: its order's seed, and limits in seconds."""
+    """How a run goes about it: its order's seed, and limits in seconds.
+
+    `has_power` says that a meter worked before: that it no longer does is then worth a notice.
+    """
 
     rounds: int
     seed: int = 0
     timeout_s: float = 3600
     cooldown_s: float = 60
     idle_s: float = 10
+    has_power: bool = False
 
 
 @dataclass(frozen=True)
 class ProcessRun:
-    """One row in one round: what its process said, and the machine around it."""
+    """One row in one round: what its process said, and the machine around it.
+
+    `power_lost` says why the meter that had worked before did not start.
+    """
 
     round: int
     outcome: Outcome
@@ -39,6 +46,7 @@ class ProcessRun:
     before: State
     after: State
     cooled: Cooled = field(default_factory=Cooled)
+    power_lost: str | None = None
 
 
 @dataclass
@@ -69,17 +77,20 @@ class Run:
         settings: rounds and limits.
         machine: what tells its state, time and power.
         run: runs one process to its end; never raises for what the process does.
+        notice: told once, at once, if power was there and is gone.
     """
 
     jobs: Sequence[Job]
     settings: Settings
     machine: Machine
     run: RunJob = run_job
+    notice: Callable[[str], None] = lambda _: None
     results: Results = field(init=False)
 
     def __post_init__(self) -> None:
         order = order_of(len(self.jobs), self.settings.rounds, self.settings.seed)
         self.results = Results(order, [[] for _ in self.jobs])
+        self._lost_power = False
 
     def go(self, on_process: Callable[[int], None], on_trial: OnTrial) -> Results:
         """Measure everything.
@@ -106,11 +117,25 @@ class Run:
         """One process, the meter running around it."""
         cooled = cool_down(self.settings.cooldown_s, self.machine, self.results.idle_before)
         job = replace(self.jobs[row], round=round_number)
-        before, meter = self.machine.look(), self.machine.new_meter()
-        meter.start()
+        before, (meter, lost) = self.machine.look(), self._started_meter()
         try:
             outcome = self.run(job, self.settings.timeout_s, lambda trial: on_trial(row, trial))
         finally:  # on Ctrl-C too: a meter may be a process of its own
             samples = meter.stop()
         after = self.machine.look()
-        return ProcessRun(round_number, outcome, meter, samples, before, after, cooled)
+        return ProcessRun(round_number, outcome, meter, samples, before, after, cooled, lost)
+
+    def _started_meter(self) -> tuple[Meter, str | None]:
+        """The meter, running; and why the one that had worked is not it."""
+        meter = self.machine.new_meter()
+        meter.start()
+        if meter.unavailable is None or not self.settings.has_power:
+            return meter, None
+        lost = meter.unavailable
+        meter = self.machine.new_meter()  # the next source, where there is one
+        meter.start()
+        if not self._lost_power:
+            self._lost_power = True
+            instead = f"; {meter.source} goes on" if meter.unavailable is None else ""
+            self.notice(f"power is no longer measured: {lost}{instead}")
+        return meter, lost

@@ -170,7 +170,7 @@ def _judge(
     """Speed, then the machine's state, then energy."""
     if any(run.outcome.failure for run in runs):
         return judge_failure(runs, context.rounds)
-    threads = job.threads if job.engine in ("llama.cpp", LLAMA_BENCH) else usable_cores()
+    threads = _threads(job, runs, context.device)
     judgement = judge_speed(measured.trials, job.min_window_s, len(runs), context.rounds)
     others = [judge_conditions(runs, threads), judge_energy(measured.energies, _flags(runs))]
     for other in others:
@@ -178,6 +178,14 @@ def _judge(
     if context.idle_doubt is not None and any(e.decode for e in measured.energies):
         judgement = judgement.with_("WARN", [context.idle_doubt])
     return judgement
+
+
+def _threads(job: Job, runs: Sequence[ProcessRun], device: Device | None) -> int:
+    """How many a row keeps busy by itself; one that feeds it where it runs on a GPU."""
+    facts = next((run.outcome.facts for run in runs if run.outcome.facts), None)
+    if facts is not None and on_gpu(facts.device, device.gpu_name if device else None):
+        return 1
+    return job.threads if job.engine in ("llama.cpp", LLAMA_BENCH) else usable_cores()
 
 
 def _wrong_logits(
@@ -212,6 +220,7 @@ def _absences(
 ) -> list[str]:
     """One sentence for every quantity that a finished row does not have."""
     reasons = list(facts.remarks) if facts else []
+    reasons += [run.outcome.bad_end for run in measured.runs if run.outcome.bad_end]
     if not checked:
         reasons.append("its logits were not compared with the checkpoint's")
     if row.workload.generate < 2:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import platform
 import re
 from importlib import metadata
@@ -11,6 +12,8 @@ import edge
 from edge.device.shell import Run, output_of
 
 PACKAGES = ("mlx", "mlx-lm", "llama-cpp-python", "gguf", "numpy")
+# Read by MLX.
+TF32 = "MLX_ENABLE_TF32"
 COMMIT = re.compile(r"[0-9a-f]{40,64}")
 
 
@@ -24,7 +27,27 @@ def software_versions() -> dict[str, str]:
             versions[package] = metadata.version(package)
         except metadata.PackageNotFoundError:
             versions[package] = "not installed"
+    if tag := mlx_metal_tag():
+        versions["mlx-metal-wheel"] = tag
     return versions
+
+
+def mlx_metal_tag() -> str | None:
+    """The platform that MLX's Metal wheel was built for, such as macosx_26_0_arm64.
+
+    There are two, and only the one for macOS 26 has the matrix kernels of M5's GPU.
+    """
+    try:
+        wheel = metadata.distribution("mlx-metal").read_text("WHEEL") or ""
+    except metadata.PackageNotFoundError:
+        return None
+    tag = re.search(r"^Tag: \S+-(\S+)$", wheel, re.MULTILINE)
+    return tag[1] if tag else None
+
+
+def tf32_allowed() -> bool:
+    """Whether MLX may round float32 products to TF32, as it does on M5 unless it is told not to."""
+    return os.environ.get(TF32, "1") != "0"
 
 
 def checkout_revision(package: Path, run: Run = output_of) -> str | None:

@@ -95,6 +95,8 @@ def judge_conditions(runs: Sequence[ProcessRun], threads: int) -> Judgement:
                 f"{run.cooled.unsettled} after a wait of {run.cooled.waited_s:.0f} s: close other "
                 f"programs, or raise --cooldown"
             )
+        if run.power_lost:
+            sentences.append(f"power was lost during the run: {run.power_lost}")
         for sentence in sentences:
             found.setdefault(re.sub(r"[\d.]+", "#", sentence), sentence)
     return Judgement().with_("WARN", found.values())

@@ -9,8 +9,6 @@ from __future__ import annotations
 
 import json
 import os
-import re
-import resource
 import sys
 import time
 from dataclasses import asdict, replace
@@ -23,6 +21,7 @@ from edge.bench.gate import POSITIONS, logits_digest
 from edge.bench.job import Job
 from edge.bench.trial import ONE_PASS, Window, run_trial
 from edge.bench.workload import TokenPlan, plan_tokens
+from edge.device.peak import peak_bytes as process_peak_bytes
 from edge.errors import EdgeError
 
 
@@ -61,12 +60,26 @@ def _measure(job: Job, channel: TextIO, remarks: tuple[str, ...] = ()) -> None:
     begin_ns = time.monotonic_ns()
     engine = _open(job)
     load_s = (time.monotonic_ns() - begin_ns) / 1e9
+    try:
+        _measure_on(engine, job, plan, channel, load_s, remarks)
+    finally:
+        engine.close()
+
+
+def _measure_on(
+    engine: Engine,
+    job: Job,
+    plan: TokenPlan,
+    channel: TextIO,
+    load_s: float,
+    remarks: tuple[str, ...],
+) -> None:
     if plan.depth:
         engine.prefill(plan.depth)
     _run_trials(job, engine, plan, channel)
     # The peak first: looking up the facts takes memory of its own.
     device_bytes = engine.peak_device_bytes()
-    peak_bytes = max(peak_resident_bytes(), device_bytes)
+    peak_bytes = max(process_peak_bytes(), device_bytes)
     facts = engine.facts()
     facts = replace(facts, remarks=(*facts.remarks, *remarks))
     _send(
@@ -76,7 +89,11 @@ def _measure(job: Job, channel: TextIO, remarks: tuple[str, ...] = ()) -> None:
         peak_memory_bytes=peak_bytes,
         peak_device_bytes=device_bytes or None,
         facts=asdict(facts),
-        logits=logits_digest(engine, job.vocab_size) if job.round == 0 else None,
+        logits=(
+            logits_digest(engine, job.vocab_size, job.workload.context_tokens)
+            if job.round == 0
+            else None
+        ),
     )
 
 
@@ -123,23 +140,6 @@ def _open(job: Job) -> Engine:
         job.pad,
         job.kv_bits,
     )
-
-
-def peak_resident_bytes() -> int:
-    """The most memory this process has had resident.
-
-    Linux counts the parent's memory at the time of the start into ru_maxrss; what this
-    program itself had stands in its status.
-    """
-    try:
-        status = Path("/proc/self/status").read_text(encoding="utf-8")
-    except OSError:
-        status = ""
-    match = re.search(r"^VmHWM:\s*(\d+) kB$", status, re.MULTILINE)
-    if match:
-        return int(match[1]) * 1024
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024  # the unit differs by system
 
 
 def _check(finite: bool) -> None:

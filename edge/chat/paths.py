@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-import sys
+import platform
 import time
 from pathlib import Path
 
@@ -17,7 +17,7 @@ def state_folder() -> Path:
     named = os.environ.get("XDG_STATE_HOME", "")
     if Path(named).is_absolute():  # the specification: a relative path is to be ignored
         return Path(named) / "edge"
-    if sys.platform == "darwin":
+    if platform.system() == "Darwin":
         return Path.home() / "Library" / "Application Support" / "edge"
     return Path.home() / ".local" / "state" / "edge"
 

@@ -38,6 +38,11 @@ def sole_writer(out: Path, notice: Callable[[str], None]) -> Iterator[None]:
         except BlockingIOError:
             notice(f"another process is converting to {out}; waiting for it to finish.")
             fcntl.flock(descriptor, fcntl.LOCK_EX)
+        except OSError as error:  # ENOTSUP: some network volumes of macOS
+            raise EdgeError(
+                f"{out} is on a disk whose files cannot be locked ({error.strerror}); choose "
+                f"another --out, on a local disk."
+            ) from None
         _clear_leftovers(out)
         yield
     finally:

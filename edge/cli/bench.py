@@ -81,11 +81,7 @@ def _plan(args: argparse.Namespace, checkpoint: Checkpoint) -> list[tuple[Job, R
     limit = checkpoint.config.max_position_embeddings
     planned = workloads(args, limit, checkpoint.source.name)
     for longer in left_out(args, limit):
-        print(
-            f"edge bench: warning: {longer} is left out: {checkpoint.source.name} was trained for "
-            f"{limit} positions",
-            file=sys.stderr,
-        )
+        _warn(f"{longer} is left out: {checkpoint.source.name} was trained for {limit} positions")
     return [
         (_job(args, checkpoint, recipe, engine, workload), recipe)
         for recipe in dict.fromkeys(args.rows)
@@ -167,7 +163,7 @@ def _references(checkpoint: Checkpoint, jobs: list[Job]) -> dict[str, Any] | Non
     try:
         return reference_job(checkpoint, [Path(path) for path in {job.path: None for job in jobs}])
     except EdgeError as error:
-        print(f"edge bench: warning: logits are not checked: {error}", file=sys.stderr)
+        _warn(f"logits are not checked: {error}")
         return None
 
 
@@ -188,7 +184,7 @@ def _quality(
         threads = args.threads or usable_cores()
         found = quality_job(checkpoint, paths, out / "eval", threads, args.quality)
     except EdgeError as error:
-        print(f"edge bench: warning: {error}", file=sys.stderr)
+        _warn(str(error))
         return None, f"quality: {error}"
     progress("quality", 1.0)
     return found, None
@@ -199,6 +195,7 @@ def _new_run(args: argparse.Namespace, jobs: list[Job], meter: Meter) -> Run:
     from edge.bench.rounds import Run, Settings
     from edge.bench.schedule import rounds_for
     from edge.power.choose import choose_meter
+    from edge.power.powermetrics import forget_probes
 
     settings = Settings(
         rounds=rounds_for(args.repetitions, args.rounds),
@@ -206,8 +203,15 @@ def _new_run(args: argparse.Namespace, jobs: list[Job], meter: Meter) -> Run:
         timeout_s=args.timeout,
         cooldown_s=args.cooldown,
         idle_s=args.idle if meter.unavailable is None else 0.0,
+        has_power=meter.unavailable is None,
     )
-    return Run(jobs, settings, Machine(lambda: choose_meter(args.power)))
+    forget_probes()  # converting or downloading can take longer than sudo's ticket lasts
+    machine = Machine(lambda: choose_meter(args.power))
+    return Run(jobs, settings, machine, notice=_warn)
+
+
+def _warn(sentence: str) -> None:
+    print(f"edge bench: warning: {sentence}", file=sys.stderr)
 
 
 def _new_profile(args: argparse.Namespace, checkpoint: Checkpoint) -> Profile:
@@ -230,6 +234,8 @@ def _new_profile(args: argparse.Namespace, checkpoint: Checkpoint) -> Profile:
 def _method(args: argparse.Namespace) -> dict[str, Any]:
     from edge.bench.job import MAX_PASSES
     from edge.bench.schedule import rounds_for, trials_per_process
+    from edge.bench.software import tf32_allowed
+    from edge.device.peak import peak_metric
 
     rounds = rounds_for(args.repetitions, args.rounds)
     return {
@@ -245,6 +251,8 @@ def _method(args: argparse.Namespace) -> dict[str, Any]:
         "power": args.power.partition(":")[0],
         "seed": args.seed,
         "clock": "monotonic_ns",
+        "peak_memory": peak_metric(),
+        "float32_products": "TF32 where the chip has it" if tf32_allowed() else "float32",
     }
 
 

@@ -5,7 +5,9 @@ from __future__ import annotations
 import argparse
 import json
 import platform
+import re
 import shutil
+import sys
 import textwrap
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
@@ -14,6 +16,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import psutil
+
+from edge.install import install_command
 
 if TYPE_CHECKING:
     from edge.device.describe import Device
@@ -120,6 +124,7 @@ def examine(bandwidth_gb_s: float | None = None) -> Findings:
         missing=[
             *_missing_engines(engines),
             *_missing_power(power),
+            *_wrong_wheel(device),
             *device.remarks,
             *_doubts(state),
             *_missing_room(disk_free_bytes, memory_available_bytes),
@@ -129,9 +134,9 @@ def examine(bandwidth_gb_s: float | None = None) -> Findings:
 
 def power_sources() -> list[Power]:
     """Every meter by name, and why it does not work here."""
-    from edge.power.choose import METERS, choose_meter
+    from edge.power.choose import BEST_FIRST, choose_meter
 
-    meters = [choose_meter(source) for source in METERS]
+    meters = [choose_meter(source) for source in BEST_FIRST.get(sys.platform, ())]
     return [Power(m.source, m.boundary, _sentence(m.unavailable)) for m in meters]
 
 
@@ -143,7 +148,7 @@ def _engine(package: str) -> Engine:
     try:
         version = metadata.version(package)
     except metadata.PackageNotFoundError:
-        return Engine(package, None, f"not installed: type pip install {package}")
+        return Engine(package, None, f"not installed: type {install_command(package)}")
     try:
         import_module(ENGINES[package])
     except Exception as error:  # a broken binary fails in its own ways
@@ -172,6 +177,20 @@ def _missing_engines(engines: list[Engine]) -> list[str]:
     from edge.linux_cpu import problems
 
     return [*(f"{e.name}: {e.problem}" for e in engines if e.problem), *problems()]
+
+
+def _wrong_wheel(device: Device) -> list[str]:
+    """M5 and later have matrix kernels that only one of MLX's two wheels brings."""
+    from edge.bench.software import mlx_metal_tag
+
+    tag, generation = mlx_metal_tag(), re.match(r"Apple M(\d+)", device.name)
+    if tag is None or generation is None or int(generation[1]) < 5 or "macosx_26" in tag:
+        return []
+    command = install_command("--force-reinstall mlx-metal")
+    return [
+        f"mlx: the wheel for {tag} lacks the matrix kernels of {device.name}: on macOS 26 or newer "
+        f"type {command}"
+    ]
 
 
 def _missing_power(power: list[Power]) -> list[str]:

@@ -14,7 +14,7 @@ import psutil
 from edge.device.chips import OVERRIDE, find_chip
 from edge.device.files import text_of
 from edge.device.shell import Run, output_of
-from edge.device.state import ALLOWED_LOAD
+from edge.device.state import allowed_load
 from edge.errors import EdgeError
 
 TRADEMARKS = re.compile(r"\((R|TM|C)\)", re.IGNORECASE)
@@ -125,8 +125,9 @@ def chip_name(run: Run = output_of) -> str:
 def operating_system(run: Run = output_of) -> str:
     """Name and version, such as "macOS 27.0 (26A428)" or "Linux 6.1.0"."""
     if _is_mac():
-        build = run(("sysctl", "-n", "kern.osversion"))
-        return f"macOS {platform.mac_ver()[0]} ({build})"
+        # Not platform.mac_ver(), which is 16.0 on macOS 26 for a Python built with an older SDK.
+        version = run(("sw_vers", "-productVersion"))
+        return f"macOS {version} ({run(('sysctl', '-n', 'kern.osversion'))})"
     return f"{platform.system()} {platform.release().split('-')[0]}"
 
 
@@ -203,7 +204,7 @@ def _measured() -> Bandwidth:
 
 def _busy_remark(load: float) -> str | None:
     """Other programs use the memory too, and what they leave is no ceiling."""
-    if load <= ALLOWED_LOAD:
+    if load <= allowed_load():
         return None
     return (
         f"the memory bandwidth was measured while other programs ran (load {load:.1f}) and may be "

@@ -13,8 +13,9 @@ from types import ModuleType
 from typing import Any
 
 from edge.errors import EdgeError
+from edge.install import install_command
 
-HOW_TO_INSTALL = "install it with pip install 'stable-edge[nvidia]'"
+PACKAGE = "nvidia-ml-py"
 
 
 @dataclass(frozen=True)
@@ -35,7 +36,7 @@ def load_nvml() -> ModuleType:
     try:
         pynvml = import_module("pynvml")
     except ImportError:
-        raise EdgeError(f"nvidia-ml-py is not installed: {HOW_TO_INSTALL}.") from None
+        raise EdgeError(f"{PACKAGE} is not installed: type {install_command(PACKAGE)}.") from None
     try:
         pynvml.nvmlInit()
     except pynvml.NVMLError as error:

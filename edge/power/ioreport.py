@@ -29,10 +29,10 @@ from typing import Any
 
 from edge.device.shell import output_of
 from edge.errors import EdgeError
+from edge.install import install_command
 from edge.power.meter import Sample
 from edge.power.polling import NS_PER_S, Clock, PollingMeter, Reading, Wait
 
-HOW_TO_INSTALL = "install it with pip install 'stable-edge[ioreport]'"
 # Rail -> attribute of AppleEnergyMetrics: millijoules, None where a chip has no such counter.
 RAILS = {"CPU": "cpu_total_mj", "GPU": "gpu_mj", "ANE": "ane_mj", "DRAM": "dram_mj"}
 BESIDE = {"GPU SRAM": "gpu_sram_mj"}
@@ -55,7 +55,7 @@ def load_monitor() -> Any:
     try:
         zeus = import_module("zeus_apple_silicon")
     except ImportError:
-        raise EdgeError(f"{PACKAGE} is not installed: {HOW_TO_INSTALL}.") from None
+        raise EdgeError(f"{PACKAGE} is not installed: type {install_command(PACKAGE)}.") from None
     _refuse_one_die()
     return zeus.AppleEnergyMonitor()
 

@@ -25,11 +25,12 @@ BATCH_S = 2.5
 SUDOERS = "YOUR_NAME ALL=(root) NOPASSWD: /usr/bin/powermetrics"
 HOW_TO_ALLOW = (
     "allow it with `sudo visudo -f /etc/sudoers.d/powermetrics` and the line "
-    f"`{SUDOERS}`, or run `sudo -v` in this terminal first"
+    f"`{SUDOERS}`, or run `sudo -v` in this terminal first, which by default lasts five minutes"
 )
 APPLES_OWN = "/usr/bin/powermetrics"
 STAND_IN = "powermetrics stand-in"
-# Commands that have made a record: sudo logs every question, and one per run is enough.
+# Commands that have made a record: sudo logs every question, and one per run is enough, until a
+# start fails, as it does when sudo's ticket has expired.
 _proven: set[tuple[str, ...]] = set()
 
 
@@ -38,6 +39,11 @@ def find_command() -> list[str] | None:
     powermetrics = shutil.which("powermetrics") or shutil.which(APPLES_OWN)
     sudo = shutil.which("sudo")
     return [sudo, "-n", powermetrics] if powermetrics and sudo else None
+
+
+def forget_probes() -> None:
+    """Let the next meter prove again that powermetrics runs here."""
+    _proven.clear()
 
 
 def is_apples(command: Sequence[str]) -> bool:
@@ -92,6 +98,8 @@ class PowermetricsMeter:
         self._foreign = _count_foreign()
         bound = math.ceil(LONGEST_RUN_S * 1e3 / self._interval_ms)
         self._process = self._spawn(self._interval_ms, bound)
+        if self._process is None:
+            _proven.discard(tuple(self._command or ()))
 
     def stop(self) -> Sequence[Sample]:
         """Stop when a record reaches past this moment; everything since `start`."""

@@ -58,10 +58,12 @@ def notes(profile: Mapping[str, Any]) -> list[str]:
     for row in rows:
         for reason in row["reasons"]:
             about.setdefault(reason, []).append(row_label(row, rows))
-    return [
+    said = [
         reason if len(names) == len(rows) else f"{listed(names)}: {reason}"
         for reason, names in about.items()
     ]
+    metric = profile.get("method", {}).get("peak_memory")
+    return [*said, f"peak memory is the process's {metric}"] if metric else said
 
 
 def listed(labels: Sequence[str]) -> str:

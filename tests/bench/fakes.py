@@ -23,6 +23,7 @@ class FakeEngine:
         self.clock = clock
         self.length = 0
         self.calls = []
+        self.closed = False
 
     def prefill(self, ids):
         self.calls.append(("prefill", self.length, list(ids)))
@@ -48,6 +49,9 @@ class FakeEngine:
 
     def peak_device_bytes(self):
         return 0
+
+    def close(self):
+        self.closed = True
 
 
 NS = 10**9

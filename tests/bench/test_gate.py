@@ -255,3 +255,56 @@ def test_a_reference_that_fails_is_said(demo_out):
     source = SimpleNamespace(origin="demo", path=None)
     checkpoint = SimpleNamespace(source=source, corrections=open_checkpoint("demo").corrections)
     assert CHECKPOINT in reference_job(checkpoint, [])
+
+
+class WrongFar:
+    """Right, but for a token decoded alone beyond 1,024 positions."""
+
+    def __init__(self, engine):
+        self._engine, self._length, self._factor = engine, 0, 1.0
+
+    def __getattr__(self, name):
+        return getattr(self._engine, name)
+
+    def prefill(self, ids):
+        self._length += len(ids)
+        self._factor = 1.0
+        self._engine.prefill(ids)
+
+    def decode(self, ids, stamp):
+        self._length += len(ids)
+        self._factor = 1.0 if self._length <= 1024 else 1.3
+        self._engine.decode(ids, stamp)
+
+    def trim(self, length):
+        self._length = length
+        self._engine.trim(length)
+
+    def last_logits(self):
+        return self._engine.last_logits() * np.float32(self._factor)
+
+
+@pytest.mark.parametrize("row", ["mlx-int4", "gguf-q6_k"])
+def test_a_token_beyond_1024_positions_is_decoded_where_the_row_goes_there(
+    reference, demo_out, row
+):
+    name = "mlx" if RECIPES[row].is_mlx else "llama.cpp"
+    engine = open_engine(name, RECIPES[row].path_in(demo_out), 1100, 2)
+    right, wrong = (logits_digest(e, VOCAB, 1100) for e in (engine, WrongFar(engine)))
+    assert verdict(reference, row, demo_out, right) is None
+    assert "at position 1024 a token decoded alone is 0.3" in verdict(
+        reference, row, demo_out, wrong
+    )
+    near = logits_digest(WrongFar(engine), VOCAB, 1024)
+    assert verdict(reference, row, demo_out, near) is None and "far_error" not in near
+    engine.close()
+
+
+def test_the_reference_is_computed_in_float32(monkeypatch):
+    """On M5 MLX's products are TF32 otherwise."""
+    from edge.bench import gate
+
+    asked = {}
+    monkeypatch.setattr(gate, "ask", lambda *a: asked.update(a[4]) or {})
+    reference_job(open_checkpoint("demo"), [])
+    assert asked == {"MLX_ENABLE_TF32": "0"}

@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+from dataclasses import replace
 
 import pytest
 
@@ -14,7 +15,7 @@ from edge.bench.row import Context, build_row
 from edge.bench.runner import Outcome
 from edge.bench.workload import Workload
 from edge.profile_file import read_profile
-from tests.bench.fakes import FACTS, NS, FakeMachine
+from tests.bench.fakes import FACTS, NS, FakeMachine, FakeMeter
 from tests.bench.fakes import trial as fake_trial
 from tests.bench.test_row import SUBJECT
 from tests.support.profiles import ROOT, faults
@@ -144,3 +145,47 @@ def test_what_was_measured_before_a_kill_is_on_disk_and_valid(tmp_path):
     assert any("of 100 rounds were measured" in reason for reason in row["reasons"])
     assert row["decode_tok_s"]["n"] >= 3
     json.dumps(profile)
+
+
+class Meters:
+    """A machine whose powermetrics stops starting after a while; what comes then is given."""
+
+    def __init__(self, fake, works, then):
+        self.fake, self.works, self.then = fake, works, then
+
+    def __call__(self):
+        self.works -= 1
+        why = None if self.works >= 0 else "sudo wants a password"
+        if self.works < -1 and self.then is not None:
+            return FakeMeter(self.fake.clock, self.then)
+        return FakeMeter(self.fake.clock, 5.0, unavailable=why)
+
+
+@pytest.mark.parametrize("then", [None, 3.0])
+def test_power_that_is_lost_is_said_at_once_and_in_the_rows(then):
+    """The first process has a meter, the next none, then the next source where there is one."""
+    fake, said = FakeMachine(), []
+    machine = replace(fake.machine(), new_meter=Meters(fake, 1, then))
+    settings = Settings(rounds=1, idle_s=0, has_power=True)
+    run = Run(JOBS, settings, machine, Workers(fake.clock), said.append)
+    results = run.go(lambda row: None, lambda row, one: None)
+    instead = "; fake goes on" if then else ""
+    assert said == [f"power is no longer measured: sudo wants a password{instead}"]
+    first, second, _ = (runs[0] for runs in (results.runs[i] for i in results.order[0]))
+    assert first.power_lost is None and second.power_lost == "sudo wants a password"
+    rows = {run.outcome.job.path: build_row(SUBJECT, run.outcome.job, [run], Context(1))
+            for run in (first, second)}  # fmt: skip
+    before, after = rows.values()
+    assert before.power_w.median == pytest.approx(5.0)
+    assert "power was lost during the run: sudo wants a password" in after.reasons
+    assert after.verdict == "WARN"
+    assert (after.power_w is None) == (then is None)
+
+
+def test_a_machine_without_power_is_not_told_that_it_lost_it():
+    fake, said = FakeMachine(), []
+    machine = replace(fake.machine(), new_meter=Meters(fake, 0, None))
+    Run(JOBS, Settings(rounds=1, idle_s=0), machine, Workers(fake.clock), said.append).go(
+        lambda row: None, lambda row, one: None
+    )
+    assert said == []

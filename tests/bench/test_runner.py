@@ -6,12 +6,17 @@ import struct
 import sys
 from dataclasses import replace
 
+import numpy as np
 import psutil
 import pytest
 
+from edge.bench import worker
+from edge.bench.engines.registry import open_engine
 from edge.bench.job import Job
 from edge.bench.runner import run_job, stopped_by_sigterm
 from edge.bench.workload import Workload
+from edge.errors import EdgeError
+from tests.bench.fakes import FakeClock, FakeEngine
 from tests.support.tiny import CONFIGS, write_checkpoint
 
 WORKLOAD = Workload(prompt=8, generate=4)
@@ -203,3 +208,44 @@ def test_sigterm_takes_the_worker_along(tmp_path):
     assert stopped.value.code == 128 + signal.SIGTERM
     assert not psutil.pid_exists(int(written.read_text()))
     assert signal.getsignal(signal.SIGTERM) == before
+
+
+DONE = (
+    "import json, os, sys; sys.stdin.read(); "
+    "print(json.dumps({'event': 'done', 'load_s': 1.0, 'peak_memory_bytes': 5, 'facts': "
+    "{'device': 'GPU', 'compute_dtype': 'f', 'kv_dtype': 'f', 'threads': 1, "
+    "'weight_bytes_per_token': 1, 'kv_bytes_per_position': 1}}), flush=True); "
+)
+
+
+def test_a_process_that_dies_after_its_work_leaves_a_remark():
+    """As llama.cpp's does on macOS where a model is not freed."""
+    outcome = run_job(job("mlx", "m"), 60, command=script(DONE + "os.abort()"))
+    assert outcome.failure is None
+    assert outcome.bad_end == "after its work the worker died with signal 6"
+    assert run_job(job("mlx", "m"), 60, command=script(DONE)).bad_end is None
+
+
+@pytest.mark.parametrize("broken", [False, True])
+def test_the_engine_is_closed_whatever_happens(broken, monkeypatch, tmp_path):
+    engine = FakeEngine(FakeClock())
+    if broken:
+        engine.logits_are_finite = lambda: False
+    engine.last_logits = lambda: np.zeros(4096, np.float32)
+    monkeypatch.setattr(worker, "_open", lambda job: engine)
+    asked = job("mlx", tmp_path)
+    with (tmp_path / "channel").open("w") as channel:
+        if broken:
+            with pytest.raises(EdgeError, match="not finite"):
+                worker._measure(asked, channel)
+        else:
+            worker._measure(asked, channel)
+    assert engine.closed
+
+
+def test_llama_cpp_is_freed_with_its_engine(demo_out):
+    engine = open_engine("llama.cpp", demo_out / "gguf-q6_k.gguf", 64, 2)
+    session = engine._session
+    assert session._model and session._context
+    engine.close()
+    assert session._model is None and session._context is None

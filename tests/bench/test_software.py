@@ -6,6 +6,7 @@ import subprocess
 import pytest
 
 import edge
+from edge.bench import software
 from edge.bench.software import checkout_revision, software_versions
 
 needs_git = pytest.mark.skipif(shutil.which("git") is None, reason="git is not on the PATH")
@@ -59,3 +60,27 @@ def test_the_versions_name_no_folder(monkeypatch, package):
     assert not any("/" in value for value in versions.values())
     monkeypatch.setattr("edge.bench.software.checkout_revision", lambda _: None)
     assert "edge-revision" not in software_versions()
+
+
+def test_the_tag_of_mlxs_metal_wheel_is_recorded(monkeypatch):
+    """Of two wheels only one has the matrix kernels of M5's GPU."""
+
+    class Wheel:
+        version = "0.32.4"
+
+        @staticmethod
+        def read_text(name):
+            assert name == "WHEEL"
+            return "Wheel-Version: 1.0\nTag: py3-none-macosx_26_0_arm64\n"
+
+    assert "mlx-metal-wheel" not in software_versions()
+    monkeypatch.setattr(software.metadata, "distribution", lambda name: Wheel)
+    assert software_versions()["mlx-metal-wheel"] == "macosx_26_0_arm64"
+
+
+@pytest.mark.parametrize(("value", "allowed"), [(None, True), ("1", True), ("0", False)])
+def test_whether_float32_products_may_be_rounded(value, allowed, monkeypatch):
+    monkeypatch.delenv("MLX_ENABLE_TF32")
+    if value is not None:
+        monkeypatch.setenv("MLX_ENABLE_TF32", value)
+    assert software.tf32_allowed() is allowed

@@ -1,5 +1,6 @@
 """One converter at a time in a folder, room on the disk, and nobody else's files touched."""
 
+import errno
 import json
 import shutil
 import signal
@@ -10,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from edge.checkpoints import output_folder
 from edge.checkpoints.artefacts.recipes import RECIPES
 from edge.checkpoints.checkpoint import open_checkpoint
 from edge.checkpoints.convert import convert
@@ -233,3 +235,17 @@ def test_a_source_is_never_replaced_by_what_is_made_of_it(tiny, tmp_path):
         with pytest.raises(EdgeError, match=r"is the source itself; choose another --out"):
             run(source.path, out, name, force=True)
     assert contents(out) == before
+
+
+def test_a_volume_without_locks_is_one_sentence(monkeypatch, tmp_path):
+    """As some network volumes of macOS are."""
+
+    def refuse(descriptor, operation):
+        raise OSError(errno.EOPNOTSUPP, "Operation not supported")
+
+    monkeypatch.setattr(output_folder.fcntl, "flock", refuse)
+    with (
+        pytest.raises(EdgeError, match=r"cannot be locked .*; choose another --out, on a local"),
+        sole_writer(tmp_path / "out", print),
+    ):
+        pass

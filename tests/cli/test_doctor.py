@@ -51,7 +51,7 @@ def test_this_machine_as_json(capsys):
     found = json.loads(capsys.readouterr().out)
     assert found["can_measure"] is True
     assert found["device"]["memory_bandwidth"] == {"gb_s": 20.0, "source": "given"}
-    assert [p["source"] for p in found["power"]] == ["powermetrics", "ioreport", "nvml", "rapl"]
+    assert [p["source"] for p in found["power"]] == ["nvml", "rapl"]  # what Linux can have
     engines = {engine["name"]: engine for engine in found["engines"]}
     assert engines["mlx"]["version"] and engines["mlx"]["problem"] is None
     assert found["disk_free_bytes"] > 0 and found["state"]["load_1m"] >= 0
@@ -156,3 +156,29 @@ def test_llama_bench_is_found_on_the_path(monkeypatch, tmp_path):
     assert doctor._llama_bench().problem is None
     monkeypatch.setenv("PATH", "")
     assert "not on the PATH" in doctor._llama_bench().problem
+
+
+def test_a_mac_hears_of_the_sources_that_macs_have(monkeypatch):
+    monkeypatch.setattr(doctor.sys, "platform", "darwin")
+    monkeypatch.setenv("PATH", "/nowhere")
+    sources = doctor.power_sources()
+    assert [power.source for power in sources] == ["powermetrics", "ioreport"]
+    assert "modprobe" not in " ".join(power.reason or "" for power in sources)
+
+
+@pytest.mark.parametrize(
+    ("chip", "tag", "warned"),
+    [
+        ("Apple M5 Pro", "macosx_14_0_arm64", True),
+        ("Apple M5", "macosx_26_0_arm64", False),
+        ("Apple M4 Max", "macosx_14_0_arm64", False),
+        ("AMD EPYC", None, False),
+    ],
+)
+def test_a_wheel_without_the_chips_kernels_is_warned_of(chip, tag, warned, monkeypatch):
+    monkeypatch.setattr("edge.bench.software.mlx_metal_tag", lambda: tag)
+    found = doctor._wrong_wheel(replace(MAC, name=chip))
+    assert len(found) == warned
+    if warned:
+        assert "macosx_14_0_arm64 lacks the matrix kernels of Apple M5 Pro" in found[0]
+        assert found[0].endswith(" --force-reinstall mlx-metal")

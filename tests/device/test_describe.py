@@ -11,6 +11,7 @@ from edge.device.describe import Bandwidth, describe_device
 
 M3_MAX = {
     ("sysctl", "-n", "machdep.cpu.brand_string"): "Apple M3 Max",
+    ("sw_vers", "-productVersion"): "27.0",
     ("sysctl", "-n", "kern.osversion"): "26A428",
     ("sysctl", "-n", "hw.model"): "Mac15,8",
     "perflevels": (
@@ -29,7 +30,8 @@ M3_MAX = {
 def on_a_mac(monkeypatch):
     """A function that describes a Mac whose programs answer so."""
     monkeypatch.setattr(describe.sys, "platform", "darwin")
-    monkeypatch.setattr(describe.platform, "mac_ver", lambda: ("27.0", ("", "", ""), "arm64"))
+    # As a Python built with an older SDK has it.
+    monkeypatch.setattr(describe.platform, "mac_ver", lambda: ("16.0", ("", "", ""), "arm64"))
 
     def described(answers, **options):
         def run(command):
@@ -177,10 +179,13 @@ def test_a_macs_chip_comes_from_sysctl(monkeypatch, tmp_path, raw, name):
     stand_in = tmp_path / "sysctl"
     answers = f"case $2 in machdep.cpu.brand_string) echo '{raw}';; kern.osversion) echo 26A428;;"
     stand_in.write_text(f"#!/bin/sh\n{answers} esac\n")
-    stand_in.chmod(0o755)
+    (tmp_path / "sw_vers").write_text('#!/bin/sh\n[ "$1" = -productVersion ] && echo 27.0\n')
+    for program in (stand_in, tmp_path / "sw_vers"):
+        program.chmod(0o755)
     monkeypatch.setenv("PATH", str(tmp_path))
     monkeypatch.setattr(describe.sys, "platform", "darwin")
-    monkeypatch.setattr(describe.platform, "mac_ver", lambda: ("27.0", ("", "", ""), "arm64"))
+    # As a Python built with an older SDK has it.
+    monkeypatch.setattr(describe.platform, "mac_ver", lambda: ("16.0", ("", "", ""), "arm64"))
     assert describe.chip_name() == name
     assert describe.operating_system() == "macOS 27.0 (26A428)"
 

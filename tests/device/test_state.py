@@ -4,9 +4,10 @@ from dataclasses import replace
 
 import pytest
 
+from edge.device import state as state_module
 from edge.device import state_macos
 from edge.device.shell import output_of
-from edge.device.state import State, doubts, look
+from edge.device.state import State, allowed_load, doubts, look
 
 LAPTOP = (
     "Now drawing from 'Battery Power'\n"
@@ -262,3 +263,13 @@ def test_a_program_that_is_missing_or_fails_says_nothing(tmp_path):
 def test_a_program_that_hangs_is_given_up(monkeypatch):
     monkeypatch.setattr("edge.device.shell.TIMEOUT_S", 0.01)
     assert output_of(["sh", "-c", "read -r line </dev/zero"]) == ""
+
+
+def test_idle_macs_have_a_load():
+    """Load 2 on ten cores is nobody's work; on two cores it is."""
+    busy = replace(QUIET, load_1m=2.0)
+    assert (allowed_load(2), allowed_load(10)) == (1.0, 2.5)
+    for cores, sentences in ((10, 0), (2, 1)):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(state_module.os, "cpu_count", lambda cores=cores: cores)
+            assert len(doubts(busy, busy)) == sentences

@@ -284,3 +284,21 @@ def test_it_is_tried_out_once_for_all_processes_of_a_run(stand_in, monkeypatch):
     late = stand_in()
     late.start()
     assert "NOPASSWD" in late.unavailable
+
+
+def test_a_ticket_that_expires_is_noticed_and_proved_again(stand_in, monkeypatch):
+    """sudo's ticket lasts five minutes: what was proved before a download proves nothing."""
+    waiting = stand_in()
+    assert waiting.unavailable is None
+    monkeypatch.setenv("FAKE_SUDO", "password")
+    assert stand_in().unavailable is None  # proved before, and not asked again
+    waiting.start()
+    assert "sudo wants a password" in waiting.unavailable
+    assert "sudo -v" in waiting.unavailable and "five minutes" in waiting.unavailable
+    assert waiting.stop() == ()
+    assert "sudo wants a password" in stand_in().unavailable
+    monkeypatch.delenv("FAKE_SUDO")
+    assert stand_in().unavailable is None
+    monkeypatch.setenv("FAKE_SUDO", "password")
+    module.forget_probes()
+    assert "sudo wants a password" in stand_in().unavailable

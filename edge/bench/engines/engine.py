@@ -60,3 +60,6 @@ class Engine(Protocol):
 
     def peak_device_bytes(self) -> int:
         """The most memory the engine has held on the device, 0 where it cannot tell."""
+
+    def close(self) -> None:
+        """Free what it holds. On Metal llama.cpp aborts the process at its end otherwise."""

@@ -68,6 +68,10 @@ class LlamaCppEngine:
         """llama.cpp keeps no count."""
         return 0
 
+    def close(self) -> None:
+        """Free the session: ggml's Metal backend asserts at exit that nothing is left to it."""
+        self._session.close()
+
 
 def open_llama_cpp(path: Path, context_tokens: int, threads: int) -> LlamaCppEngine:
     """Load a GGUF file."""

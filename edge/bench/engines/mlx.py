@@ -122,6 +122,9 @@ class MlxEngine:
         """MLX's own count."""
         return int(mx.get_peak_memory())
 
+    def close(self) -> None:
+        """MLX frees what nothing refers to."""
+
     def _step(self, token: int) -> mx.array:
         return self._head(self._backbone(mx.array([[token]]), self._cache))[:, -1]
 

@@ -1,0 +1,165 @@
+"""Look at what edge takes for granted on a Mac and nobody could try: one text file to send.
+
+    make mac-check                                   # about ten minutes; writes mac-check.txt
+    python tools/mac_check.py --only macOS meter     # some of it
+
+Every line says what was expected and what was found; nothing is judged here. Names of this machine
+and its user, folders, serial numbers and addresses are taken out; read the file before you send it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import re
+import subprocess
+import sys
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from edge.report.checks.text import PRIVATE, own_names
+
+ROOT = Path(__file__).resolve().parents[1]
+LONGEST_S = 1800
+LAST_LINES = 12
+FUSED = (
+    "import mlx.core as mx; q = mx.zeros((1, 32, 1, 96), mx.float16); "
+    "mx.eval(mx.fast.scaled_dot_product_attention(q, q, q, scale=1.0, force_fused=True)); "
+    "print('fused')"
+)
+SAMPLERS = "cpu_power,gpu_power,thermal"
+CRASHES = "import sys, pathlib; since = float(sys.argv[1]); " + (
+    "print(sum(p.stat().st_mtime > since and 'python' in p.name.lower() for p in "
+    "(pathlib.Path.home() / 'Library/Logs/DiagnosticReports').glob('*.ips')))"
+)
+
+
+@dataclass(frozen=True)
+class Check:
+    """A command, and what its output should be. `{python}`, `{log}` and `{since}` are filled in."""
+
+    title: str
+    expected: str
+    command: tuple[str, ...]
+    environment: tuple[tuple[str, str], ...] = ()
+
+
+def python(code: str, *arguments: str) -> tuple[str, ...]:
+    """A command that runs some Python."""
+    return ("{python}", "-c", code, *arguments)
+
+
+def shell(line: str) -> tuple[str, ...]:
+    """A command of several programs."""
+    return ("sh", "-c", line)
+
+
+def edge(*words: str) -> tuple[str, ...]:
+    """A command of edge."""
+    return ("{python}", "-m", "edge", *words)
+
+
+BENCH = ("bench", "demo", "--save", "profiles/local")
+SHORT = ("-p", "64", "-n", "32", "--min-window", "1")
+DEEP = ("bench", "synthetic:stable-code-3b", "--layers", "2", "--rows", "mlx-int4", "-d", "2048")
+RECORD = f"sudo -n powermetrics -f plist -b 0 -i 500 -n 5 --samplers {SAMPLERS} > {{log}}"
+MLX_TAG = "from edge.bench.software import mlx_metal_tag; print(mlx_metal_tag())"
+MLX_DEVICE = "import mlx.core as mx; print(mx.default_device(), mx.device_info())"
+LEVELS = ("hw.perflevel0.name", "hw.perflevel1.name", "hw.perflevel2.name")
+PRESSURE = "kern.memorystatus_vm_pressure_level"
+THERMAL = "com.apple.system.thermalpressurelevel"
+PYTEST = ("{python}", "-m", "pytest", "-n", "2")
+CHECKS = (
+    Check("python", "3.11 to 3.13", ("{python}", "--version")),
+    Check("macOS", "14 or newer, as the system menu has it", ("sw_vers", "-productVersion")),
+    Check("uv", "any", ("uv", "--version")),
+    Check("tools", "a folder, and a compiler", shell("xcode-select -p && cc --version")),
+    Check("MLX's wheel", "macosx_26_0_arm64 from macOS 26 on, else 14_0", python(MLX_TAG)),
+    Check("MLX's device", "the chip's name and its memory", python(MLX_DEVICE)),
+    Check("fused attention", "fused: heads of 80 are padded to 96 for it", python(FUSED)),
+    Check("chip", "its name", ("sysctl", "-n", "machdep.cpu.brand_string")),
+    Check("levels", "Performance and Efficiency, on some M5 Super", ("sysctl", "-n", *LEVELS)),
+    Check("GPU cores", "a number", shell("ioreg -rc AGXAccelerator | grep gpu-core-count")),
+    Check("mains or battery", "Now drawing from 'AC Power'", ("pmset", "-g", "batt")),
+    Check("low power mode", "a mode with a number", shell("pmset -g | grep -i powermode")),
+    Check("thermal level", "0 on a cool machine, up to 4", ("notifyutil", "-g", THERMAL)),
+    Check("memory pressure", "1, 2 or 4", ("sysctl", "-n", PRESSURE)),
+    Check("powermetrics", "the bytes of five records", shell(f"{RECORD} && wc -c < {{log}}")),
+    Check("replay", "joules of about 2.5 s, no flag", edge("power", "--replay", "{log}")),
+    Check("meter", "watts of two quiet seconds", edge("power", "--seconds", "2")),
+    Check("powermetrics left", "nothing, exit code 1", ("pgrep", "-x", "powermetrics")),
+    Check("doctor", "what this Mac has, with advice that fits it", edge("doctor")),
+    Check("llama.cpp row", "no remark on how it ended", edge(*BENCH, "--rows", "gguf-f16", *SHORT)),
+    Check("MLX row at depth", "no wrong logits beyond 1,024 positions", edge(*DEEP, *SHORT)),
+    Check("crash reports", "0 since this check began", python(CRASHES, "{since}")),
+    Check("suite on the CPU", "passed, none failed", PYTEST),
+    Check(
+        "suite on the GPU",
+        "failures are worth a report: the bounds were set on a CPU",
+        (*PYTEST, "tests/model", "tests/generate"),
+        (("EDGE_TEST_DEVICE", "gpu"),),
+    ),
+    Check("Table 11", "five rows with watts", edge(*BENCH, "--suite", "table11")),
+)
+
+
+def found(check: Check, fill: dict[str, str]) -> str:
+    """What a command printed, its last lines; and how it ended if not well."""
+    command = [word.format(**fill) for word in check.command]
+    try:
+        done = subprocess.run(
+            command,
+            cwd=ROOT,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            errors="replace",
+            timeout=LONGEST_S,
+            env={**os.environ, **dict(check.environment)},
+            check=False,
+        )
+    except FileNotFoundError:
+        return f"{command[0]} is not there"
+    except subprocess.TimeoutExpired:
+        return f"nothing within {LONGEST_S} s"
+    lines = done.stdout.strip().splitlines()[-LAST_LINES:]
+    return "\n".join([*lines, *([f"exit code {done.returncode}"] if done.returncode else [])])
+
+
+def without_names(text: str) -> str:
+    """The text without what tells whose machine it is."""
+    text = text.replace(str(ROOT), "CHECKOUT").replace(str(Path.home()), "~")
+    for pattern, what in PRIVATE:
+        text = pattern.sub(f"({what})", text)
+    for name in own_names():
+        text = re.sub(rf"\b{re.escape(name)}\b", "(a name)", text, flags=re.IGNORECASE)
+    return text
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Run the checks, write the file."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    titles = [check.title for check in CHECKS]
+    parser.add_argument("--only", nargs="+", choices=titles, default=titles, metavar="TITLE")
+    parser.add_argument("--out", type=Path, default=Path("mac-check.txt"))
+    args = parser.parse_args(arguments)
+    with tempfile.TemporaryDirectory() as folder:
+        stamp = Path(folder, "began")
+        stamp.touch()
+        fill = {"python": sys.executable, "log": str(Path(folder, "log.plist"))}
+        fill["since"] = str(stamp.stat().st_mtime)
+        parts = []
+        for check in (c for c in CHECKS if c.title in args.only):
+            print(f"{check.title} …", flush=True)
+            said = without_names(found(check, fill))
+            parts.append(f"## {check.title}\nexpected: {check.expected}\nfound:\n{said}\n")
+    args.out.write_text("\n".join(parts), encoding="utf-8")
+    print(f"wrote {args.out}; read it, then send it as docs/mac.md says")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
