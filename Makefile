@@ -29,7 +29,7 @@ lint: $(READY)
 
 # What a Mac owner can send: docs/mac.md.
 mac-check: $(READY)
-	$(PYTHON) tools/mac_check.py
+	$(PYTHON) tools/mac_check.py $(CHECKS)
 
 # The environment is made again only when the dependencies change.
 $(READY): pyproject.toml constraints.txt | $(UV)

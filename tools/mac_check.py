@@ -1,7 +1,7 @@
 """Look at what edge takes for granted on a Mac and nobody could try: one text file to send.
 
     make mac-check                                   # about ten minutes; writes mac-check.txt
-    python tools/mac_check.py --only macOS meter     # some of it
+    python tools/mac_check.py --quick                # without the suites and Table 11
 
 Every line says what was expected and what was found; nothing is judged here. Names of this machine
 and its user, folders, serial numbers and addresses are taken out; read the file before you send it.
@@ -44,6 +44,7 @@ class Check:
     expected: str
     command: tuple[str, ...]
     environment: tuple[tuple[str, str], ...] = ()
+    is_long: bool = False
 
 
 def python(code: str, *arguments: str) -> tuple[str, ...]:
@@ -94,14 +95,15 @@ CHECKS = (
     Check("llama.cpp row", "no remark on how it ended", edge(*BENCH, "--rows", "gguf-f16", *SHORT)),
     Check("MLX row at depth", "no wrong logits beyond 1,024 positions", edge(*DEEP, *SHORT)),
     Check("crash reports", "0 since this check began", python(CRASHES, "{since}")),
-    Check("suite on the CPU", "passed, none failed", PYTEST),
+    Check("suite on the CPU", "passed, none failed", PYTEST, is_long=True),
     Check(
         "suite on the GPU",
         "failures are worth a report: the bounds were set on a CPU",
         (*PYTEST, "tests/model", "tests/generate"),
         (("EDGE_TEST_DEVICE", "gpu"),),
+        is_long=True,
     ),
-    Check("Table 11", "five rows with watts", edge(*BENCH, "--suite", "table11")),
+    Check("Table 11", "five rows with watts", edge(*BENCH, "--suite", "table11"), is_long=True),
 )
 
 
@@ -144,6 +146,7 @@ def main(arguments: Sequence[str]) -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     titles = [check.title for check in CHECKS]
     parser.add_argument("--only", nargs="+", choices=titles, default=titles, metavar="TITLE")
+    parser.add_argument("--quick", action="store_true", help="without the suites and Table 11")
     parser.add_argument("--out", type=Path, default=Path("mac-check.txt"))
     args = parser.parse_args(arguments)
     with tempfile.TemporaryDirectory() as folder:
@@ -152,7 +155,9 @@ def main(arguments: Sequence[str]) -> int:
         fill = {"python": sys.executable, "log": str(Path(folder, "log.plist"))}
         fill["since"] = str(stamp.stat().st_mtime)
         parts = []
-        for check in (c for c in CHECKS if c.title in args.only):
+        for check in CHECKS:
+            if check.title not in args.only or (args.quick and check.is_long):
+                continue
             print(f"{check.title} …", flush=True)
             said = without_names(found(check, fill))
             parts.append(f"## {check.title}\nexpected: {check.expected}\nfound:\n{said}\n")
