@@ -8,9 +8,9 @@ from pathlib import Path
 
 
 def install_command(package: str) -> str:
-    """What to type: pip where the environment has it, else uv, which finds a `.venv` by itself."""
-    if find_spec("pip") is not None:
-        return f"{Path(sys.executable).name} -m pip install {package}"
-    here = Path.cwd() / ".venv"
-    other = "" if Path(sys.prefix) == here else f" --python {sys.prefix}"
-    return f"uv pip install{other} {package}"
+    """What to type: pip where the environment has it, else uv, which finds an environment itself.
+
+    Without folders: advice stands in profiles, which are shared.
+    """
+    pip = f"{Path(sys.executable).name} -m pip" if find_spec("pip") is not None else "uv pip"
+    return f"{pip} install {package}"

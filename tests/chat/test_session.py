@@ -313,9 +313,9 @@ def test_the_state_folder(monkeypatch, tmp_path):
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "s"))
     assert state_folder() == tmp_path / "s" / "edge"
     monkeypatch.setenv("XDG_STATE_HOME", "relative")  # to be ignored, says the specification
-    monkeypatch.setattr("sys.platform", "linux")
+    monkeypatch.setattr("platform.system", lambda: "Linux")
     assert state_folder() == tmp_path / ".local" / "state" / "edge"
-    monkeypatch.setattr("sys.platform", "darwin")
+    monkeypatch.setattr("platform.system", lambda: "Darwin")
     assert state_folder() == tmp_path / "Library" / "Application Support" / "edge"
 
 
