@@ -19,8 +19,7 @@ if TYPE_CHECKING:
     from edge.checkpoints.checkpoint import Checkpoint
     from edge.checkpoints.convert import Artefact
     from edge.generate.fim import Infiller
-    from edge.quality.fim.execute import Verdict
-    from edge.quality.fim.fill import Filled, Settings
+    from edge.quality.fim.fill import Settings
     from edge.quality.fim.hole import Hole
     from edge.quality.fim.rows import Result
     from edge.tokenizer import Tokenizer
@@ -33,7 +32,6 @@ FIM_DEFAULTS = {
     "order": "psm",
     "max_tokens": MAX_TOKENS,
     "show": 0,
-    "execute": False,
 }
 
 
@@ -79,12 +77,6 @@ def add_fim_arguments(parser: argparse.ArgumentParser) -> None:
         default=0,
         help="print K samples of each kind: what was there, and what came",
     )
-    group.add_argument(
-        "--execute",
-        action="store_true",
-        help="run the tests of --humaneval: GENERATED CODE RUNS ON THIS MACHINE, in a process "
-        "without network, with little time and memory",
-    )
 
 
 def run_fim(args: argparse.Namespace) -> int:
@@ -92,7 +84,6 @@ def run_fim(args: argparse.Namespace) -> int:
     from edge.quality.prepare import check_trained
 
     check_stdout()
-    _check_execute(args)
     checkpoint = open_named(args)
     check_trained(checkpoint)
     tokenizer, settings = _tokenizer(checkpoint), _settings(args, checkpoint)
@@ -103,16 +94,6 @@ def run_fim(args: argparse.Namespace) -> int:
         results = [result for artefact in made for result in run.results(artefact, holes)]
     _print(args, checkpoint, results)
     return 0
-
-
-def _check_execute(args: argparse.Namespace) -> None:
-    if not args.execute:
-        return
-    if args.humaneval is None:
-        raise EdgeError("--execute runs the tests of a HumanEval file; name it by --humaneval.")
-    from edge.quality.fim.execute import check_sandbox
-
-    check_sandbox()
 
 
 # --- holes
@@ -191,19 +172,7 @@ class _Run:
             Journal(self._folder, key),
             lambda done: self._progress(name, done),
         )
-        verdicts = self._verdicts(holes, filled, key) if self._args.execute else None
-        return by_kind(Result(name, holes, filled, verdicts))
-
-    def _verdicts(
-        self, holes: Sequence[Hole], filled: Sequence[Filled], key: dict[str, object]
-    ) -> list[Verdict]:
-        from edge.quality.fim.execute import Limits
-        from edge.quality.fim.fill import execute_all, verdict_key
-        from edge.quality.fim.journal import Journal
-
-        limits, bar = Limits(), f"{key['artefact']}, tests"
-        journal = Journal(self._folder, verdict_key(key, limits))
-        return execute_all(holes, filled, limits, journal, lambda done: self._progress(bar, done))
+        return by_kind(Result(name, holes, filled))
 
     @contextlib.contextmanager
     def _opened(self, artefact: Artefact, window_tokens: int) -> Iterator[Infiller]:
@@ -278,5 +247,4 @@ def _method(args: argparse.Namespace, checkpoint: Checkpoint) -> dict[str, Any]:
         **asdict(_settings(args, checkpoint)),
         "sampling": "greedy",
         "stop_rules": rules_version(),
-        "executed": args.execute,
     }

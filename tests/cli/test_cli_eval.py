@@ -146,7 +146,6 @@ def test_a_corpus_that_is_none_is_refused(content, said, here, capsys):
         (("--corpus", "text.py", "--window", "1"), "scores no token"),
         (("--corpus", "text.py", "--window", "64", "--tokens", "63"), "fills no window of 64"),
         (("--worst", "1", "--reference", "none"), "--worst shows"),
-        (("--execute",), "--execute is of middles"),
         (("--samples", "3"), "--samples is of middles"),
         (("--max-tokens", "9"), "name --fim or --humaneval too"),
     ],

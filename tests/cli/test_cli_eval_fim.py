@@ -13,8 +13,6 @@ import mlx.core as mx
 import pytest
 
 from edge.cli.main import main
-from edge.errors import EdgeError
-from edge.quality.fim.execute import check_sandbox
 from tests.support.tiny import PLAIN, write_checkpoint
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -53,7 +51,7 @@ def evaluate(out, capsys):
     return run
 
 
-def task(name="SingleLineInfilling/HumanEval/0/L0", **fields):
+def task(name):
     return {
         "task_id": name,
         "prompt": "def add(a, b):\n    x = a + b  #",
@@ -61,18 +59,18 @@ def task(name="SingleLineInfilling/HumanEval/0/L0", **fields):
         "canonical_solution": " sum",
         "entry_point": "add",
         "test": "def check(f):\n    assert f(1, 2) == 3\n",
-        **fields,
     }
 
 
 @pytest.fixture
 def tasks(tmp_path):
     path = tmp_path / "tasks.jsonl.gz"
-    wrong = task(
-        "SingleLineInfilling/HumanEval/1/L0", test="def check(f):\n    assert f(1, 2) == 4"
+    names = (
+        "SingleLineInfilling/HumanEval/0/L0",
+        "SingleLineInfilling/HumanEval/1/L0",
+        "RandomSpanInfilling/HumanEval/0/1",
     )
-    other = task("RandomSpanInfilling/HumanEval/0/1", test=None)
-    lines = [json.dumps(t) for t in (task(), wrong, other)]
+    lines = [json.dumps(task(name)) for name in names]
     path.write_bytes(gzip.compress("\n".join(lines).encode()))
     return path
 
@@ -92,7 +90,6 @@ def test_rows_are_there_for_every_artefact_and_kind(evaluate, code):
         low, high = row["edit_similarity_ci95"]
         assert 0 <= low <= row["edit_similarity"] <= high <= 1
         assert row["seconds"] > 0
-        assert "executed" not in row
     assert [row["change"] is None for row in rows] == [True, True, False, False]
     assert all(row["change"]["reference"] == "mlx-fp16" for row in rows[2:])
     # Weights in half precision on both: the same middles.
@@ -101,7 +98,7 @@ def test_rows_are_there_for_every_artefact_and_kind(evaluate, code):
     ]
     assert [entry["kind"] for entry in document["samples"]] == ["single-line", "multi-line"]
     assert set(document["samples"][0]["got"]) == set(ROWS)
-    assert document["method"]["seed"] == 0 and document["method"]["executed"] is False
+    assert document["method"]["seed"] == 0
 
 
 def test_the_table_and_samples(evaluate, code):
@@ -153,8 +150,7 @@ def test_middles_of_another_dtype_are_made_anew(evaluate, out, code, monkeypatch
     assert len(list((out / "eval" / "middles").iterdir())) == 2
 
 
-def test_humaneval_is_scored_without_running_anything(evaluate, tasks, monkeypatch):
-    monkeypatch.setattr("edge.quality.fim.execute.subprocess.Popen", None)
+def test_humaneval_is_scored_by_kind(evaluate, tasks):
     exit_code, text, _ = evaluate("--humaneval", tasks, *QUICK[:1], "mlx-fp16", "-o", "json",
                                   "--max-tokens", "1")  # fmt: skip
     rows = json.loads(text)["rows"]
@@ -163,21 +159,6 @@ def test_humaneval_is_scored_without_running_anything(evaluate, tasks, monkeypat
         ("humaneval-single-line", 2), ("humaneval-random-span", 1),
     ]  # fmt: skip
     assert rows[1]["edit_similarity_ci95"] is None
-    assert "pass_rate" not in rows[0]
-
-
-def test_with_execute_the_tests_decide(evaluate, tasks):
-    try:
-        check_sandbox()
-    except EdgeError as error:
-        pytest.skip(str(error))
-    words = ("--humaneval", tasks, "--rows", "mlx-fp16", "--max-tokens", "1", "--execute")
-    _, text, _ = evaluate(*words, "-o", "json")
-    single, span = json.loads(text)["rows"]
-    assert single["executed"] == {"passed": 1, "failed": 1}
-    assert (single["pass_rate"], span["pass_rate"]) == (0.5, None)
-    assert span["executed"] == {"refused": 1}
-    assert "| 1: 50.0% [" in evaluate(*words)[1]
 
 
 @pytest.mark.parametrize(
@@ -192,7 +173,6 @@ def test_with_execute_the_tests_decide(evaluate, tasks):
         (["--fim", "--window", "64"], "--window is of perplexity"),
         (["--fim", "--worst", "1"], "--worst is of perplexity"),
         (["--humaneval", "x", "--again"], "--again is of perplexity"),
-        (["--fim", "--execute"], "name it by --humaneval"),
         (["--fim", "--max-tokens", "257"], "choose at most 256"),
         (["--humaneval", "nowhere"], "nowhere is not there"),
         (["--humaneval", "short.py"], "line 1 of short.py is no JSON"),

@@ -1,9 +1,8 @@
-"""Fill holes with one artefact, and run the programs that result where that was asked for."""
+"""Fill holes with one artefact."""
 
 from __future__ import annotations
 
 import hashlib
-import sys
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass
@@ -13,14 +12,12 @@ import edge
 from edge.generate import fim, fim_prompt, fim_stop
 from edge.generate.fim import Infiller
 from edge.generate.fim_prompt import Order
-from edge.quality.fim.execute import Limits, Verdict, execute
 from edge.quality.fim.hole import Hole
 from edge.quality.fim.journal import Journal
 
 # What a prompt and its middle may take together at most: about what editors send. Of a short
 # context half, because most of a sample's time goes into its prompt.
 WINDOW_TOKENS, WINDOW_SHARE = 2048, 1 / 2
-DRY = "no test"
 Progress = Callable[[float], None]
 
 
@@ -123,30 +120,3 @@ def _fill(infiller: Infiller, hole: Hole, settings: Settings) -> Filled:
         generated_tokens=done.generated_tokens,
         seconds=done.total_s,
     )
-
-
-def verdict_key(key: dict[str, object], limits: Limits) -> dict[str, object]:
-    """What a verdict depends on, beside its hole, from what the middle does."""
-    return {**key, "executed": asdict(limits), "python": sys.version}
-
-
-def execute_all(
-    holes: Sequence[Hole],
-    filled: Sequence[Filled],
-    limits: Limits,
-    journal: Journal,
-    progress: Progress,
-) -> list[Verdict]:
-    """What becomes of every hole's program; one without a test is refused."""
-    for done, (hole, middle) in enumerate(zip(holes, filled, strict=True)):
-        progress(done / len(holes))
-        if journal.get(hole) is None:
-            journal.add(hole, asdict(_execute(hole, middle, limits)))
-    progress(1.0)
-    return [Verdict(**(journal.get(hole) or {})) for hole in holes]
-
-
-def _execute(hole: Hole, filled: Filled, limits: Limits) -> Verdict:
-    if hole.test is None:
-        return Verdict("refused", DRY)
-    return execute(hole.prefix + filled.text + hole.suffix + hole.test, limits)

@@ -18,8 +18,6 @@ class Hole:
         prefix: the text before it, as much of it as a window can hold at least.
         suffix: the text after it, likewise.
         middle: what was there.
-        test: a program's end that raises an exception if the middle is wrong; None if none is
-            known.
     """
 
     name: str
@@ -27,7 +25,6 @@ class Hole:
     prefix: str
     suffix: str
     middle: str
-    test: str | None = None
 
 
 def digest(holes: Iterable[Hole]) -> str:

@@ -1,8 +1,8 @@
 r"""HumanEval infilling from a JSON-lines file that the user has, plain or compressed by gzip.
 
 One object a line, as in the benchmark of Bavarian et al. (2022): task_id, prompt, suffix and
-canonical_solution are texts; test and entry_point are there where a middle can be run. The kind
-is told by the beginning of task_id: SingleLineInfilling/HumanEval/0/L0.
+canonical_solution are texts, and other fields are left unread. The kind is told by the beginning of
+task_id: SingleLineInfilling/HumanEval/0/L0.
 """
 
 from __future__ import annotations
@@ -25,7 +25,6 @@ KINDS = {
 }
 OTHER = "humaneval"
 TEXTS = ("task_id", "prompt", "suffix", "canonical_solution")
-FOR_TESTS = ("test", "entry_point")
 GZIP_MAGIC = b"\x1f\x8b"
 # The largest file of the benchmark has 12 MB.
 LARGEST_BYTES = 200_000_000
@@ -88,7 +87,6 @@ def _hole(line: bytes, where: str) -> Hole:
         prefix=task["prompt"],
         suffix=task["suffix"],
         middle=task["canonical_solution"],
-        test=_test(task, where),
     )
 
 
@@ -100,13 +98,3 @@ def _task(line: bytes, where: str) -> dict[str, Any]:
     if not isinstance(task, dict):
         raise EdgeError(f"{where} holds no JSON object; is it HumanEval infilling?")
     return task
-
-
-def _test(task: dict[str, Any], where: str) -> str | None:
-    """The end of the program, as the benchmark puts it together."""
-    test, entry_point = (task.get(field) for field in FOR_TESTS)
-    if test is None or entry_point is None:
-        return None
-    if not (isinstance(test, str) and isinstance(entry_point, str) and entry_point.isidentifier()):
-        raise EdgeError(f"{where} has a 'test' or 'entry_point' that is no code; correct it.")
-    return f"\n{test}\ncheck({entry_point})"

@@ -7,10 +7,9 @@ from dataclasses import asdict, dataclass
 from itertools import compress
 from typing import Any
 
-from edge.quality.fim.execute import Verdict
 from edge.quality.fim.fill import Filled
 from edge.quality.fim.hole import Hole
-from edge.quality.fim.score import Score, compare, endings, score, summarise, wilson
+from edge.quality.fim.score import Score, compare, endings, score, summarise
 from edge.report.lines import markdown_of
 from edge.report.table import NOT_MEASURED
 
@@ -26,17 +25,15 @@ HEAD = (
     "Edit similarity, change",
 )
 WORDS = HEAD[:2]
-RAN = ("Passed", "Failed", "Timed out", "Refused")
 
 
 @dataclass(frozen=True)
 class Result:
-    """One artefact's middles; `verdicts` is None where nothing was executed."""
+    """One artefact's middles."""
 
     artefact: str
     holes: Sequence[Hole]
     filled: Sequence[Filled]
-    verdicts: Sequence[Verdict] | None = None
 
     @property
     def kind(self) -> str:
@@ -56,7 +53,6 @@ def _only(result: Result, kind: str) -> Result:
         artefact=result.artefact,
         holes=list(compress(result.holes, of_kind)),
         filled=list(compress(result.filled, of_kind)),
-        verdicts=result.verdicts and list(compress(result.verdicts, of_kind)),
     )
 
 
@@ -83,7 +79,6 @@ def _row(result: Result, reference: Result | None) -> Row:
         "stopped_by": endings([middle.stopped_by for middle in result.filled]),
         "seconds": sum(middle.seconds for middle in result.filled),
         "change": change,
-        **_executed(result.verdicts),
     }
 
 
@@ -92,25 +87,10 @@ def _scores(result: Result) -> list[Score]:
     return [score(hole.middle, middle.text) for hole, middle in pairs]
 
 
-def _executed(verdicts: Sequence[Verdict] | None) -> Row:
-    """Of the programs that were run, how many passed."""
-    if verdicts is None:
-        return {}
-    counts = endings([verdict.outcome for verdict in verdicts])
-    ran, passed = len(verdicts) - counts.get("refused", 0), counts.get("passed", 0)
-    return {
-        "executed": counts,
-        "pass_rate": passed / ran if ran else None,
-        "pass_rate_ci95": wilson(passed, ran) if ran else None,
-    }
-
-
 def markdown(rows: Sequence[Row]) -> str:
     """The table, and how the middles ended; ends with a line end."""
-    ran = any("executed" in row for row in rows)
-    head = (*HEAD, *(RAN if ran else ()))
-    numeric = [name not in WORDS for name in head]
-    table = markdown_of(head, numeric, [[*_cells(row), *_ran_cells(row)] for row in rows])
+    numeric = [name not in WORDS for name in HEAD]
+    table = markdown_of(HEAD, numeric, [_cells(row) for row in rows])
     ends = "\n".join(_ends(row) for row in rows)
     return f"{table}\n\n{ends}\n"
 
@@ -128,16 +108,6 @@ def _cells(row: Row) -> list[str]:
         _points(change, "exact_match") + p,
         _points(change, "edit_similarity"),
     ]
-
-
-def _ran_cells(row: Row) -> list[str]:
-    if "executed" not in row:
-        return []
-    counts = row["executed"]
-    passed = str(counts.get("passed", 0))
-    if row["pass_rate"] is not None:
-        passed += f": {_share(row['pass_rate'], row['pass_rate_ci95'])}"
-    return [passed, *(str(counts.get(name.lower(), 0)) for name in RAN[1:])]
 
 
 def _share(value: float, bounds: tuple[float, float] | None) -> str:

@@ -9,16 +9,7 @@ from edge.generate.fim import Infiller
 from edge.generate.llama_source import LlamaSource
 from edge.generate.token_source import MlxSource
 from edge.llamacpp import LlamaSession
-from edge.quality.fim.execute import Limits, Verdict
-from edge.quality.fim.fill import (
-    Filled,
-    Settings,
-    execute_all,
-    fill_all,
-    fill_key,
-    verdict_key,
-    window_tokens,
-)
+from edge.quality.fim.fill import Filled, Settings, fill_all, fill_key, window_tokens
 from edge.quality.fim.hole import Hole
 from edge.quality.fim.journal import Journal
 from edge.quality.fim.rows import Result, build_rows, by_kind, markdown, samples, samples_text
@@ -111,8 +102,6 @@ def test_the_key_knows_what_matters():
         fill_key(COMPUTED, Settings("psm", 16, 192)),
         fill_key(COMPUTED, Settings("spm", 17, 192)),
         fill_key(COMPUTED, Settings("spm", 16, 193)),
-        verdict_key(KEY, Limits()),
-        verdict_key(KEY, Limits(cpu_s=1)),
     ]
     assert all(a != b for i, a in enumerate([KEY, *others]) for b in [KEY, *others][:i])
 
@@ -124,8 +113,8 @@ def test_the_window():
 # --- rows
 
 
-def hole(name, kind="k", test=None):
-    return Hole(name, kind, "def f():\n", "\n", "    return 1", test)
+def hole(name, kind="k"):
+    return Hole(name, kind, "def f():\n", "\n", "    return 1")
 
 
 def filled(text, reason="stop token"):
@@ -159,22 +148,3 @@ def test_samples_show_what_cannot_be_seen():
     text = samples_text(shown)
     assert "'    return 1'" in text and r"'\x1b[2J'  (stop token)" in text
     assert all(line.isprintable() for line in text.splitlines())
-
-
-def test_verdicts_are_counted_and_kept(tmp_path):
-    program = "assert f() == 1"
-    holes = [hole("a", test=program), hole("b", test=program), hole("c")]
-    middles = [filled("    return 1"), filled("    return 2"), filled("    return 1")]
-    journal = Journal(tmp_path, verdict_key(KEY, Limits()))
-    verdicts = execute_all(holes, middles, Limits(), journal, unseen)
-    if verdicts[0].outcome == "refused":
-        pytest.skip(verdicts[0].reason)
-    assert verdicts == [
-        Verdict("passed"), Verdict("failed", "AssertionError:"), Verdict("refused", "no test"),
-    ]  # fmt: skip
-    again = Journal(tmp_path, verdict_key(KEY, Limits()))
-    assert execute_all(holes, middles, Limits(), again, unseen) == verdicts
-    (row,) = build_rows([Result("x", holes, middles, verdicts)], None)
-    assert row["executed"] == {"passed": 1, "failed": 1, "refused": 1}
-    assert row["pass_rate"] == 0.5
-    assert "| 1: 50.0% [" in markdown([row])

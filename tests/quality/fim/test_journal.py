@@ -34,7 +34,7 @@ def test_under_another_key_nothing_is_known(tmp_path, change):
     assert Journal(tmp_path, {**KEY, **change}).get(ONE) is None
 
 
-@pytest.mark.parametrize("change", ["name", "kind", "prefix", "suffix", "middle", "test"])
+@pytest.mark.parametrize("change", ["name", "kind", "prefix", "suffix", "middle"])
 def test_a_hole_is_everything_that_it_is(tmp_path, change):
     journal = Journal(tmp_path, KEY)
     journal.add(ONE, {"text": "b"})
