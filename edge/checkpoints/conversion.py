@@ -10,12 +10,12 @@ from dataclasses import asdict
 from pathlib import Path
 
 from edge.atomic import PARTIAL, appears_whole, one_sentence, remove
-from edge.checkpoints.artefacts.calibration import read_text
 from edge.checkpoints.artefacts.gguf import GgufWriter, gguf_notes
 from edge.checkpoints.artefacts.gguf_plan import fallback_warning
 from edge.checkpoints.artefacts.gguf_quantise import quantise
 from edge.checkpoints.artefacts.imatrix import read_imatrix
 from edge.checkpoints.artefacts.layout import layout
+from edge.checkpoints.artefacts.learned import read_text, write_learned
 from edge.checkpoints.artefacts.manifest import (
     Manifest,
     file_sha256,
@@ -157,15 +157,11 @@ class Conversion:
             self._sign(target, partial, digests, notes)
 
     def _learn(self, target: Target, source: Path | None) -> None:
-        # Here: it brings mlx-lm and transformers, seconds that no other artefact should wait.
-        from edge.checkpoints.artefacts.learned_artefact import write_learned
-
         source = source or FLOAT_MLX.path_in(self._out)
         with appears_whole(target.path) as partial:
             digests, notes = write_learned(
                 self._checkpoint,
                 target.recipe,
-                target.learned or "",
                 source,
                 self._options.calibration,
                 partial,

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from edge.checkpoints.artefacts.layout import source_packing
-from edge.checkpoints.artefacts.recipes import LEARNED, Recipe
+from edge.checkpoints.artefacts.recipes import GPTQ, Recipe
 from edge.checkpoints.checkpoint import Checkpoint
 from edge.errors import EdgeError
 
@@ -21,15 +21,15 @@ class Options:
         force: replace artefacts that are there.
         group_size: of MLX's affine quantisation, in place of the recipe's.
         requantise: round a quantised source again rather than keep its values.
-        learned: mlx-lm's quantiser that learns from text: gptq, awq or dwq.
-        calibration: the text for it; by default the package's own source code.
+        learned: learn the quantisation of plain MLX recipes from a text, by GPTQ.
+        calibration: that text; by default the package's own source code.
         imatrix: llama.cpp's importance matrix for GGUF artefacts.
     """
 
     force: bool = False
     group_size: int | None = None
     requantise: bool = False
-    learned: str | None = None
+    learned: bool = False
     calibration: Path | None = None
     imatrix: Path | None = None
 
@@ -42,7 +42,7 @@ class Target:
         recipe: with the user's group size.
         path: where it goes.
         exact: keep the source's own quantised values.
-        learned: by what quantiser, if any.
+        learned: by GPTQ, from a text.
         imatrix: the importance matrix, if any.
         chosen: options of the user's own bear on it, so that an artefact made with others
             is not what was asked for.
@@ -51,21 +51,21 @@ class Target:
     recipe: Recipe
     path: Path
     exact: bool = False
-    learned: str | None = None
+    learned: bool = False
     imatrix: Path | None = None
     chosen: bool = False
 
     @property
     def is_streamed(self) -> bool:
         """Written from the checkpoint's tensors as they pass."""
-        return self.learned is None and (self.recipe.is_mlx or self.recipe.is_float)
+        return not self.learned and (self.recipe.is_mlx or self.recipe.is_float)
 
     def record(self) -> dict[str, Any]:
         """How it is made, for the manifest."""
         fields = asdict(self.recipe)
         shown = {key: fields[key] for key in ("bits", "group_size", "high_bits", "dtype")}
         shown["file_type"] = self.recipe.file_type
-        shown["learned"] = self.learned
+        shown["learned"] = GPTQ if self.learned else None
         shown["imatrix"] = self.imatrix.name if self.imatrix else None
         return shown
 
@@ -98,16 +98,14 @@ def _target(recipe: Recipe, out: Path, options: Options, source: tuple[int, int]
     exact = plain and keeps and recipe.bits == bits and options.group_size in (None, group_size)
     if wanted := group_size if exact else options.group_size:
         recipe = replace(recipe, group_size=wanted)
-    learned = options.learned if plain else None
-    chosen = bool(options.group_size or learned or (options.requantise))
+    learned = options.learned and plain
+    chosen = bool(options.group_size or learned or options.requantise)
     return Target(recipe, path, exact=exact, learned=learned, chosen=chosen)
 
 
 def _check_options(made: Sequence[Target], options: Options, checkpoint: Checkpoint) -> None:
-    if options.learned is not None and options.learned not in LEARNED:
-        raise EdgeError(f"no quantiser {options.learned!r}; choose from {', '.join(LEARNED)}.")
-    if options.calibration is not None and options.learned is None:
-        raise EdgeError(f"--calibration needs --calibrate {'|'.join(LEARNED)}; add it.")
+    if options.calibration is not None and not options.learned:
+        raise EdgeError(f"--calibration needs --calibrate {GPTQ}; add it.")
     if options.requantise and not checkpoint.weights.quantised:
         raise EdgeError(
             f"--requantise is for quantised sources, and {checkpoint.source.name} is none; "

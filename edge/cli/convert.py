@@ -9,7 +9,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from edge.checkpoints.artefacts.recipes import GROUP_SIZES, LEARNED, MENDED
+from edge.checkpoints.artefacts.recipes import GPTQ, GROUP_SIZES, MENDED
 from edge.cli.arguments import add_artefacts, add_checkpoint, open_named, output_folder, table_11
 from edge.cli.progress import progress_bars
 from edge.errors import EdgeError
@@ -50,7 +50,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "its values",
     )
     how.add_argument(
-        "--calibrate", choices=LEARNED, help="learn the quantisation of mlx-intN from a text"
+        "--calibrate", choices=[GPTQ], help="learn the quantisation of mlx-intN from a text"
     )
     how.add_argument(
         "--calibration", metavar="FILE", type=Path, help="that text (default: edge's own code)"
@@ -97,7 +97,7 @@ def _convert(args: argparse.Namespace) -> int:
         force=args.force,
         group_size=args.group_size,
         requantise=args.requantise,
-        learned=args.calibrate,
+        learned=args.calibrate == GPTQ,
         calibration=args.calibration,
         imatrix=args.imatrix,
     )

@@ -42,7 +42,7 @@ def quantise(
         target: the file to write.
         file_type: llama.cpp's `llama_ftype`.
         progress: told the finished fraction of the source's bytes, 0 to 1.
-        imatrix: an importance matrix of llama-imatrix, in either of its formats.
+        imatrix: an importance matrix of llama-imatrix.
 
     Raises:
         EdgeError: llama.cpp refused or died, or the matrix is damaged or another model's.

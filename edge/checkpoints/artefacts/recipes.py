@@ -8,7 +8,7 @@ from pathlib import Path
 from edge.errors import EdgeError
 
 GROUP_SIZES = (32, 64, 128)
-LEARNED = ("gptq", "awq", "dwq")
+GPTQ = "gptq"  # what `--calibrate` takes, and manifests record
 # Low and high bits of mlx-lm's mixed recipes (mlx_lm.convert.QUANT_RECIPES).
 MIXED_BITS = {
     "mixed_2_6": (2, 6),

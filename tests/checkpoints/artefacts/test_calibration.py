@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from edge.checkpoints.artefacts.calibration import bundled_text, read_text, sequences
+from edge.checkpoints.artefacts.learned import bundled_text, read_text, sequences
 from edge.errors import EdgeError
 from edge.quality.texts import read_texts
 

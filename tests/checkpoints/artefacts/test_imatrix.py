@@ -1,6 +1,4 @@
-"""Importance matrices in both of llama.cpp's formats, from the demo's real activations."""
-
-import struct
+"""Importance matrices from the demo's real activations."""
 
 import mlx.core as mx
 import numpy as np
@@ -57,7 +55,7 @@ def gguf_name(name):
     return f"blk.{layer}.{LAYER_NAMES[path]}.weight"
 
 
-def write_gguf_format(path, sums, kind="imatrix", counts=CHUNKS * TOKENS):
+def write_imatrix(path, sums, kind="imatrix", counts=CHUNKS * TOKENS):
     writer = GGUFWriter(str(path), "")
     writer.add_type(kind)
     writer.add_array("imatrix.datasets", ["held_out.txt"])
@@ -73,27 +71,11 @@ def write_gguf_format(path, sums, kind="imatrix", counts=CHUNKS * TOKENS):
     return path
 
 
-def write_legacy(path, sums, calls=CHUNKS):
-    """What llama-imatrix --output-format dat writes: mean squares times the calls."""
-    data = struct.pack("<i", len(sums))
-    for name, values in sums.items():
-        means = (values / np.float32(CHUNKS * TOKENS)).astype("<f4") * np.float32(calls)
-        data += struct.pack("<i", len(name)) + name.encode()
-        data += struct.pack("<ii", calls, values.size) + means.astype("<f4").tobytes()
-    data += struct.pack("<ii", CHUNKS, len("held_out.txt")) + b"held_out.txt"
-    path.write_bytes(data)
-    return path
-
-
 @pytest.fixture(scope="module")
 def made(tmp_path_factory, demo_out, sums):
-    """The demo as q4_k_m: without a matrix, with it in either format."""
+    """The demo as q4_k_m: without a matrix, and with it."""
     folder = tmp_path_factory.mktemp("imatrix")
-    matrices = {
-        "plain": None,
-        "gguf": write_gguf_format(folder / "demo.gguf", sums),
-        "legacy": write_legacy(folder / "demo.dat", sums),
-    }
+    matrices = {"plain": None, "weighted": write_imatrix(folder / "demo.gguf", sums)}
     for name, matrix in matrices.items():
         source, target = demo_out / "gguf-f16.gguf", folder / f"{name}.out"
         quantise(source, target, Q4_K_M, lambda _: None, matrix)
@@ -109,8 +91,7 @@ def weights(path):
 
 def test_weighted_errors_go_down(demo_out, made, sums):
     exact = weights(demo_out / "gguf-f16.gguf")
-    plain, weighted = (weights(made / f"{name}.out") for name in ("plain", "gguf"))
-    assert weights(made / "legacy.out").keys() == exact.keys()
+    plain, weighted = (weights(made / f"{name}.out") for name in ("plain", "weighted"))
     q4 = [name for name in sums if plain[name][0] == "Q4_K"]
     assert len(q4) >= 10
 
@@ -122,56 +103,35 @@ def test_weighted_errors_go_down(demo_out, made, sums):
     assert ratios.max() < 1.0
 
 
-def test_both_formats_give_the_same_weights_and_record_themselves(made):
-    from_gguf, from_legacy = (read_gguf(made / f"{name}.out") for name in ("gguf", "legacy"))
-    for ours, other in zip(from_gguf.tensors, from_legacy.tensors, strict=True):
-        assert (ours.name, ours.kind, ours.data_bytes) == (other.name, other.kind, other.data_bytes)
-    data = [(made / f.path.name).read_bytes()[f.data_begin :] for f in (from_gguf, from_legacy)]
-    assert data[0] == data[1]
-    expected = {
+def test_the_quantised_file_records_the_matrix(made):
+    keys = read_gguf(made / "weighted.out").keys
+    assert {k: v for k, v in keys.items() if k.startswith("quantize.imatrix.")} == {
         "quantize.imatrix.file": "demo.gguf",
         "quantize.imatrix.dataset": "held_out.txt",
         "quantize.imatrix.entries_count": 28,
         "quantize.imatrix.chunks_count": CHUNKS,
     }
-    found = {k: v for k, v in from_gguf.keys.items() if k.startswith("quantize.imatrix.")}
-    assert found == expected
-    assert from_legacy.keys["quantize.imatrix.file"] == "demo.dat"
 
 
 def test_a_matrix_without_counted_tokens_weighs_nothing(tmp_path):
-    path = write_gguf_format(tmp_path / "m", {"blk.0.attn_q.weight": np.arange(8)}, counts=0)
+    path = write_imatrix(tmp_path / "m", {"blk.0.attn_q.weight": np.arange(8)}, counts=0)
     assert (read_imatrix(path).columns["blk.0.attn_q.weight"] == 1).all()
 
 
-def test_a_legacy_file_may_end_after_its_entries(tmp_path):
-    path = write_legacy(tmp_path / "m", {"blk.0.attn_q.weight": np.arange(8)})
-    whole = read_imatrix(path)
-    path.write_bytes(path.read_bytes()[: -len("held_out.txt") - 8])
-    short = read_imatrix(path)
-    assert (short.columns["blk.0.attn_q.weight"] == whole.columns["blk.0.attn_q.weight"]).all()
-    assert "quantize.imatrix.chunks_count" not in short.keys
-
-
-@pytest.mark.parametrize("write", [write_gguf_format, write_legacy])
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -1.0])
-def test_numbers_that_are_no_squares_are_refused(tmp_path, write, bad):
+def test_numbers_that_are_no_squares_are_refused(tmp_path, bad):
     values = np.ones(8, np.float32)
     values[3] = bad
-    path = write(tmp_path / "m", {"blk.0.attn_q.weight": values})
+    path = write_imatrix(tmp_path / "m", {"blk.0.attn_q.weight": values})
     with pytest.raises(EdgeError, match=r"blk\.0\.attn_q\.weight holds values"):
         read_imatrix(path)
 
 
-@pytest.mark.parametrize("write", [write_gguf_format, write_legacy])
-def test_a_file_cut_anywhere_is_a_sentence(tmp_path, write):
-    path = write(tmp_path / "m", {"blk.0.attn_q.weight": np.ones(8), "b": np.ones(4)})
+def test_a_file_cut_anywhere_is_a_sentence(tmp_path):
+    path = write_imatrix(tmp_path / "m", {"blk.0.attn_q.weight": np.ones(8), "b": np.ones(4)})
     data = path.read_bytes()
-    if write is write_legacy:  # whose tail is optional
-        needed = len(data) - len("held_out.txt") - 8
-    else:  # which ends with padding
-        needed = max(t.begin + t.data_bytes for t in read_gguf(path).tensors)
-    for length in range(needed):
+    end = max(t.begin + t.data_bytes for t in read_gguf(path).tensors)  # padding follows
+    for length in range(end):
         path.write_bytes(data[:length])
         with pytest.raises(EdgeError):
             read_imatrix(path)
@@ -180,17 +140,16 @@ def test_a_file_cut_anywhere_is_a_sentence(tmp_path, write):
 def test_wrong_bytes_are_at_worst_a_sentence(tmp_path):
     sums = {"blk.0.attn_q.weight": np.ones(8), "b": np.ones(4)}
     rng = np.random.RandomState(0)
-    for write in (write_gguf_format, write_legacy):
-        data = write(tmp_path / "m", sums).read_bytes()
-        for _ in range(300):
-            broken = bytearray(data)
-            broken[rng.randint(len(data))] = rng.randint(256)
-            (tmp_path / "m").write_bytes(broken)
-            try:
-                found = read_imatrix(tmp_path / "m")
-            except EdgeError:
-                continue
-            assert all(np.isfinite(v).all() for v in found.columns.values())
+    data = write_imatrix(tmp_path / "m", sums).read_bytes()
+    for _ in range(300):
+        broken = bytearray(data)
+        broken[rng.randint(len(data))] = rng.randint(256)
+        (tmp_path / "m").write_bytes(broken)
+        try:
+            found = read_imatrix(tmp_path / "m")
+        except EdgeError:
+            continue
+        assert all(np.isfinite(v).all() for v in found.columns.values())
 
 
 def test_other_files_are_refused(tmp_path, demo_out):
@@ -198,8 +157,9 @@ def test_other_files_are_refused(tmp_path, demo_out):
         read_imatrix(tmp_path / "missing")
     with pytest.raises(EdgeError, match=r"general\.type 'model'"):
         read_imatrix(demo_out / "gguf-f16.gguf")
-    with pytest.raises(EdgeError, match="no whole importance matrix"):
-        read_imatrix(demo_out / "mlx-fp16" / "config.json")
+    (tmp_path / "old.dat").write_bytes(b"\1\0\0\0\5\0\0\0blk.0")
+    with pytest.raises(EdgeError, match="is not a GGUF file; if an older llama-imatrix made it"):
+        read_imatrix(tmp_path / "old.dat")
 
 
 @pytest.mark.parametrize(
@@ -213,7 +173,7 @@ def test_other_files_are_refused(tmp_path, demo_out):
 def test_another_models_matrix_is_refused_before_anything_is_written(
     tmp_path, demo_out, sums, change, words
 ):
-    path = write_gguf_format(tmp_path / "m.gguf", change(dict(sums)))
+    path = write_imatrix(tmp_path / "m.gguf", change(dict(sums)))
     source, target = demo_out / "gguf-f16.gguf", tmp_path / "out"
     with pytest.raises(EdgeError, match=words):
         check_imatrix(read_imatrix(path), source)
