@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from threading import Lock
 
 import numpy as np
 
@@ -77,6 +78,7 @@ class GptqWeights:
             if matrix.reason
         }
         self._last: tuple[str, _Parts] | None = None
+        self._lock = Lock()  # of _last
 
     def read(self, name: str, start: int = 0, stop: int | None = None) -> Array:
         """Rows start to stop, dequantised to float32 where quantised, inputs in their order."""
@@ -132,11 +134,12 @@ class GptqWeights:
         return self._tensors.read(name, start, stop)
 
     def _parts(self, stem: str) -> _Parts:
-        """A matrix's tensors; the last one's are kept, for those who read block by block."""
-        if self._last is None or self._last[0] != stem:
-            self._last = None  # before the next are read, not after
-            self._last = (stem, self._load(stem))
-        return self._last[1]
+        """A matrix's tensors; the last one's are kept, for threads that read its blocks."""
+        with self._lock:
+            if self._last is None or self._last[0] != stem:
+                self._last = None  # before the next are read, not after
+                self._last = (stem, self._load(stem))
+            return self._last[1]
 
     def _load(self, stem: str) -> _Parts:
         matrix, tensors = self._matrices[stem], self._tensors

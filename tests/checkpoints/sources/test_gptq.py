@@ -1,4 +1,7 @@
 import json
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import replace
 
 import mlx.core as mx
@@ -467,3 +470,22 @@ def test_a_bias_of_gate_would_have_to_follow_its_rows(tmp_path):
     assert "leaves no place for" in weights.unpackable[DOWN]
     for name in (GATE, UP):
         check_packed(matrices[name.removesuffix(".weight")], name, weights, slice(None))
+
+
+def test_a_matrix_is_loaded_once_for_many_threads(tmp_path, monkeypatch):
+    _, weights = one_layer(tmp_path / "m")
+    load, loads = weights._load, []
+    both = threading.Barrier(2)
+
+    def counted(stem):
+        loads.append(stem)
+        with suppress(threading.BrokenBarrierError):  # a second one does not come
+            both.wait(timeout=0.2)
+        return load(stem)
+
+    monkeypatch.setattr(weights, "_load", counted)
+    starts = range(0, weights.shapes[Q][0], 32)
+    with ThreadPoolExecutor(8) as threads:
+        rows = list(threads.map(lambda start: weights.read(Q, start, start + 32), starts))
+    assert loads == [Q.removesuffix(".weight")]
+    assert np.array_equal(np.concatenate(rows), weights.read(Q))
