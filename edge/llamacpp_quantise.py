@@ -42,7 +42,6 @@ def run_quantiser(
     file_type: int,
     on_log: Callable[[str], None],
     importance: Importance | None = None,
-    dry_run: bool = False,
 ) -> None:
     """Quantise a float GGUF file.
 
@@ -52,7 +51,6 @@ def run_quantiser(
         file_type: llama.cpp's `llama_ftype`.
         on_log: given every piece of the log, a line or less.
         importance: weighs the rounding errors.
-        dry_run: only log what would be made; the source's data is not read.
 
     Raises:
         EdgeError: llama.cpp refused.
@@ -62,7 +60,6 @@ def run_quantiser(
     params.ftype = file_type
     params.nthread = _threads()
     params.max_buf_size = BUFFER_BYTES
-    params.dry_run = dry_run
     if importance is not None:
         params.imatrix = _matrix(lib, importance.columns)
         params.kv_overrides = _overrides(lib, importance.keys)

@@ -11,8 +11,7 @@ from pathlib import Path
 
 from edge.atomic import PARTIAL, appears_whole, one_sentence, remove
 from edge.checkpoints.artefacts.gguf import GgufWriter, gguf_notes
-from edge.checkpoints.artefacts.gguf_plan import fallback_warning
-from edge.checkpoints.artefacts.gguf_quantise import quantise
+from edge.checkpoints.artefacts.gguf_quantise import fallback_warning, quantise
 from edge.checkpoints.artefacts.imatrix import read_imatrix
 from edge.checkpoints.artefacts.layout import layout
 from edge.checkpoints.artefacts.learned import read_text, write_learned

@@ -13,12 +13,21 @@ from edge.checkpoints.targets import Options, targets
 
 @dataclass(frozen=True)
 class Listed:
-    """One artefact that could be made; sizes are of the weights, to the byte."""
+    """One artefact that could be made.
+
+    `exact` if it keeps the source's own quantised values. Sizes are of the weights, to the byte
+    unless `estimated`.
+    """
 
     recipe: Recipe
     exact: bool
     weight_bytes: int
     bits_per_weight: float
+
+    @property
+    def estimated(self) -> bool:
+        """llama.cpp decides the types of the tensors."""
+        return not self.recipe.is_mlx and not self.recipe.is_float
 
 
 def list_artefacts(checkpoint: Checkpoint, group_size: int | None = None) -> list[Listed]:

@@ -153,16 +153,17 @@ def _list(args: argparse.Namespace) -> int:
                 "bits_per_weight": item.bits_per_weight,
                 "weight_bytes": item.weight_bytes,
                 "exact": item.exact,
+                "estimated": item.estimated,
             }
             for item in listed
         ]
         print(json.dumps(rows, indent=2))
         return 0
-    print(f"{'artefact':<16} {'bits/weight':>11} {'size (MB)':>11}")
+    print(f"{'artefact':<16} {'bits/weight':>11} {'size (MB)':>15}")
     for item in listed:
         exact = "  keeps the source's own values" if item.exact else ""
-        size = f"{item.weight_bytes / 1e6:,.1f}"
-        print(f"{item.recipe.name:<16} {item.bits_per_weight:>11.2f} {size:>11}{exact}")
+        size = f"{'about ' if item.estimated else ''}{item.weight_bytes / 1e6:,.1f}"
+        print(f"{item.recipe.name:<16} {item.bits_per_weight:>11.2f} {size:>15}{exact}")
     return 0
 
 

@@ -1,4 +1,4 @@
-"""What --list foretells is what convert makes, to the byte."""
+"""What --list foretells is what convert makes: MLX to the byte, quantised GGUF about."""
 
 import json
 
@@ -8,7 +8,7 @@ import pytest
 
 import edge
 from edge.checkpoints.artefacts.recipes import GROUP_SIZES, RECIPES
-from edge.checkpoints.artefacts.sizes import bits_per_weight, planned_bytes, tensor_bytes
+from edge.checkpoints.artefacts.sizes import bits_per_weight, tensor_bytes
 from edge.checkpoints.checkpoint import open_checkpoint
 from edge.checkpoints.convert import convert
 from edge.checkpoints.listing import list_artefacts
@@ -40,13 +40,16 @@ def every_demo(tmp_path_factory):
     }
 
 
-def test_every_recipe_of_the_demo_is_foretold_to_the_byte_and_verifies(every_demo):
+def test_every_recipe_of_the_demo_is_foretold_and_verifies(every_demo):
     demo = open_checkpoint("demo")
     foretold = listed("demo")
     assert list(foretold) == list(RECIPES)
     for name, path in every_demo.items():
-        assert tensor_bytes(path) == foretold[name].weight_bytes, name
-        assert bits_per_weight(path, demo.parameters) == foretold[name].bits_per_weight, name
+        error = 0.02 if foretold[name].estimated else 0
+        expected = pytest.approx(foretold[name].weight_bytes, rel=error, abs=0)
+        assert tensor_bytes(path) == expected, name
+        expected = pytest.approx(foretold[name].bits_per_weight, rel=error, abs=0)
+        assert bits_per_weight(path, demo.parameters) == expected, name
         assert verify(path, demo, QUIET).problems == (), name
 
 
@@ -84,7 +87,7 @@ def test_fewer_bits_are_fewer_bytes():
 @pytest.mark.parametrize("name", ["tied", "stablelm-2-12b", "odd"])
 def test_shapes_of_all_kinds_are_foretold_to_the_byte(tmp_path, name):
     source = write_checkpoint(tmp_path / name, ODD if name == "odd" else CONFIGS[name])
-    recipes = [RECIPES[n] for n in ("mlx-int4", "mlx-mixed_3_4", "gguf-bf16", "gguf-q4_k_m")]
+    recipes = [RECIPES[n] for n in ("mlx-int4", "mlx-mixed_3_4", "gguf-bf16")]
     foretold = listed(source)
     for made in convert(open_checkpoint(str(source)), recipes, tmp_path / "out", QUIET):
         assert tensor_bytes(made.path) == foretold[made.recipe.name].weight_bytes, made.path
@@ -118,22 +121,18 @@ def test_a_llama_has_no_gguf_here(tmp_path):
 
 
 def test_the_published_model_has_its_known_sizes(capsys):
-    """From one header and llama.cpp's own rules; nothing of 5.6 GB is made."""
     assert main(["convert", "synthetic:stable-code-3b", "--list", "-o", "json"]) == 0
     rows = {row["artefact"]: row for row in json.loads(capsys.readouterr().out)}
     bits = {name: row["bits_per_weight"] for name, row in rows.items()}
     assert rows["mlx-fp16"]["weight_bytes"] == 2 * 2_795_443_200
     assert bits["mlx-int4"] == pytest.approx(4.5, abs=0.005)
     assert bits["mlx-int8"] == pytest.approx(8.5, abs=0.005)
-    assert bits["gguf-q6_k"] == pytest.approx(6.57, abs=0.005)
-    assert bits["gguf-q5_k_m"] == pytest.approx(5.70, abs=0.005)
+    # What llama.cpp makes of it.
+    real = {"q8_0": 8.50, "q6_k": 6.57, "q5_k_m": 5.70, "q5_k_s": 5.55, "q5_1": 6.03, "q5_0": 5.55,
+            "q4_k_m": 4.88, "q4_1": 5.08, "q4_0": 4.60, "q3_k_m": 3.98, "q2_k": 3.10}  # fmt: skip
+    for name, expected in real.items():
+        assert bits[f"gguf-{name}"] == pytest.approx(expected, rel=0.02), name
     assert main(["convert", "synthetic:stable-code-3b", "--list", "--group-size", "32"]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert next(line for line in lines if line.startswith("mlx-int4")).split()[1] == "5.00"
     assert len(lines) == 1 + len(RECIPES)
-
-
-def test_what_is_planned_once_is_planned_alike_together():
-    demo = open_checkpoint("demo")
-    wanted = [(RECIPES[n], False) for n in ("gguf-q6_k", "mlx-int4", "gguf-q4_0", "gguf-f16")]
-    assert planned_bytes(demo, wanted) == [planned_bytes(demo, [one])[0] for one in wanted]

@@ -82,6 +82,7 @@ def test_every_artefact_is_listed_with_its_size(typed, request, kind):
     lines = typed(model, "--list").stdout.splitlines()
     assert lines[0].split() == ["artefact", "bits/weight", "size", "(MB)"]
     assert [line.split()[0] for line in lines[1:]] == list(RECIPES)
+    assert [r["estimated"] for r in rows] == ["about" in line for line in lines[1:]]
     assert [r["artefact"] for r in rows if r["exact"]] == [
         line.split()[0] for line in lines[1:] if "keeps the source's own values" in line
     ]
@@ -91,7 +92,7 @@ def test_every_artefact_is_listed_with_its_size(typed, request, kind):
 def test_the_listed_size_is_that_of_the_artefact(typed, gptq):
     rows = {row["artefact"]: row for row in typed.json(gptq, "--list")}
     assert [name for name, row in rows.items() if row["exact"]] == ["mlx-int4"]
-    for made in typed.json(gptq, "--to", "mlx-int4", "mlx-int3", "gguf-q8_0"):
+    for made in typed.json(gptq, "--to", "mlx-int4", "mlx-int3", "gguf-bf16"):
         assert tensor_bytes(Path(made["path"])) == rows[made["artefact"]]["weight_bytes"]
 
 

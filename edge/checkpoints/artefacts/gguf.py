@@ -8,7 +8,6 @@ Stable Code (1000000). Quantised files are made from the float16 file by llama.c
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
@@ -215,12 +214,6 @@ def gguf_name(name: str) -> str:
         return f"{NAMES[stem]}.{part}"
     _, _, layer, path = stem.split(".", 3)
     return f"blk.{layer}.{LAYER_NAMES[path.split('.norms.')[0]]}.{part}"
-
-
-def file_bytes(config: ModelConfig, dtype: str) -> Iterator[int]:
-    """Bytes of every tensor of the file, padding included."""
-    for tensor in gguf_plan(config, dtype):
-        yield tensor.data_bytes + -tensor.data_bytes % ALIGNMENT_BYTES
 
 
 def _stored_as(name: str, dtype: str) -> str:

@@ -19,13 +19,16 @@ from pathlib import Path
 
 from edge.checkpoints.artefacts.imatrix import check_imatrix, read_imatrix
 from edge.errors import EdgeError
-from edge.gguf_file import read_tensors
+from edge.gguf_file import read_gguf, read_tensors
 from edge.linux_cpu import child_environment
 from edge.side_process import module_command
 
 # Each tensor's line ends "size = 12.34 MiB" or "size = 12.34 MiB -> 5.67 MiB".
 SIZE = re.compile(r"size = +([\d.]+) MiB")
 MIB = 1 << 20
+# llama_ftype of the K-quants; their blocks have 256 weights of a row, all others' 32.
+K_QUANTS = range(10, 19)
+LARGE_BLOCK, SMALL_BLOCK = 256, 32
 
 
 def quantise(
@@ -53,7 +56,7 @@ def quantise(
         arguments.append(str(imatrix))
     total_mib = sum(tensor.data_bytes for tensor in read_tensors(source)) / MIB
     done_mib, last = 0.0, ""
-    with child(__name__, arguments) as process:
+    with _child(arguments) as process:
         assert process.stdout is not None
         for line in process.stdout:
             if match := SIZE.search(line):
@@ -65,11 +68,39 @@ def quantise(
     progress(1.0)
 
 
+def fallbacks(path: Path, file_type: int) -> list[str]:
+    """Tensors of a quantised file that have another type than its mixture would give them.
+
+    Returns:
+        "NAME: TYPE" of each matrix whose rows do not divide into the blocks of the file type.
+    """
+    block = LARGE_BLOCK if file_type in K_QUANTS else SMALL_BLOCK
+    return [
+        f"{tensor.name}: {tensor.kind}"
+        for tensor in read_gguf(path).tensors
+        if len(tensor.shape) == 2
+        and not tensor.name.endswith("_norm.weight")
+        and tensor.shape[-1] % block
+    ]
+
+
+def fallback_warning(path: Path, file_type: int) -> str | None:
+    """The sentence a user should read, or None if every matrix has its intended type."""
+    found = fallbacks(path, file_type)
+    if not found:
+        return None
+    return (
+        f"{path.name}: llama.cpp stored {len(found)} tensors in other types, because their rows "
+        f"do not divide into the format's blocks ({found[0]}); expect another size and quality "
+        f"than the name says."
+    )
+
+
 @contextmanager
-def child(module: str, arguments: list[str]) -> Iterator[subprocess.Popen[str]]:
-    """A module's `main` in a process that has ended when the block is left."""
+def _child(arguments: list[str]) -> Iterator[subprocess.Popen[str]]:
+    """This module's `main` in a process that has ended when the block is left."""
     process = subprocess.Popen(
-        module_command(module, *arguments),
+        module_command(__name__, *arguments),
         stdin=subprocess.PIPE,  # never written: it closes when this process ends
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
@@ -94,30 +125,29 @@ def main() -> int:
     from edge.llamacpp_quantise import run_quantiser
 
     source, target, file_type, *imatrix = sys.argv[1:]
-    end_with_parent(Path(target))
+    _end_with_parent(Path(target))
     try:
         importance = read_imatrix(Path(imatrix[0])) if imatrix else None
-        run_quantiser(Path(source), Path(target), int(file_type), say, importance)
+        run_quantiser(Path(source), Path(target), int(file_type), _say, importance)
     except EdgeError as error:
-        say(f"{error}\n")
+        _say(f"{error}\n")
         return 1
     return 0
 
 
-def say(text: str) -> None:
+def _say(text: str) -> None:
     """The child's words to its parent, at once."""
     sys.stdout.write(text)
     sys.stdout.flush()
 
 
-def end_with_parent(target: Path | None) -> None:
+def _end_with_parent(target: Path) -> None:
     """From now on, when standard input closes: remove the unfinished file and end."""
 
     def watch() -> None:
         while os.read(0, 1):  # not sys.stdin, whose waiting reader blocks the exit
             pass
-        if target is not None:
-            target.unlink(missing_ok=True)
+        target.unlink(missing_ok=True)
         os._exit(1)
 
     threading.Thread(target=watch, daemon=True).start()

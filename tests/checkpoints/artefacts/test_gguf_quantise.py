@@ -1,4 +1,4 @@
-"""llama.cpp's quantiser in its child process, and what it says it would do."""
+"""llama.cpp's quantiser in its child process."""
 
 import os
 import select
@@ -9,22 +9,11 @@ import sys
 import numpy as np
 import psutil
 import pytest
+from gguf import GGUFWriter
 
 from edge import llamacpp_quantise
-from edge.checkpoints.artefacts.gguf_plan import (
-    data_bytes,
-    fallback_warning,
-    fallbacks,
-    plan,
-    plan_file,
-    write_hollow,
-)
-from edge.checkpoints.artefacts.gguf_quantise import quantise
-from edge.checkpoints.sources.find import DEMO_PATH
-from edge.errors import EdgeError
-from edge.gguf_file import read_gguf
+from edge.checkpoints.artefacts.gguf_quantise import fallback_warning, fallbacks, quantise
 from edge.llamacpp import LlamaSession
-from edge.model.config import ModelConfig, read_config
 
 Q4_0, Q8_0, Q4_K_M, Q6_K = 2, 7, 15, 18
 FILE_TYPES = {
@@ -47,34 +36,18 @@ def f16(demo_out):
     return demo_out / "gguf-f16.gguf"
 
 
-@pytest.fixture(scope="module")
-def demo_plans(f16):
-    return plan_file(f16, list(FILE_TYPES.values()))
-
-
 @pytest.mark.parametrize("file_type", FILE_TYPES.values(), ids=FILE_TYPES)
-def test_every_file_type_runs_and_is_foretold_to_the_byte(tmp_path, f16, demo_plans, file_type):
+def test_every_file_type_runs(tmp_path, f16, file_type):
     out = tmp_path / "out.gguf"
     told = []
     quantise(f16, out, file_type, told.append)
     assert told == sorted(told)
     assert told[-1] == 1
-    made = {(t.name, t.kind, t.data_bytes) for t in read_gguf(out).tensors}
-    foretold = demo_plans[file_type]
-    assert made == {(t.name, t.type_name.upper(), t.data_bytes) for t in foretold}
-    assert out.stat().st_size == read_gguf(f16).data_begin + data_bytes(foretold)
-    assert not any(tensor.fell_back for tensor in foretold)
     assert fallback_warning(out, file_type) is None
     session = LlamaSession(out, 64, 1)
     session.decode([5, 6, 7])
     assert np.isfinite(session.last_logits()).all()
     session.close()
-
-
-def test_a_plan_needs_no_data(f16, demo_plans):
-    shapes = {tensor.name: tensor.shape for tensor in read_gguf(f16).tensors}
-    config = read_config(DEMO_PATH / "config.json")
-    assert plan(config, shapes, list(FILE_TYPES.values())) == demo_plans
 
 
 def test_rows_read_in_small_pieces_give_the_same_file(tmp_path, f16, monkeypatch):
@@ -86,21 +59,24 @@ def test_rows_read_in_small_pieces_give_the_same_file(tmp_path, f16, monkeypatch
 
 def odd_model(width: int, tmp_path):
     """A model of zeros whose rows have `width` weights."""
-    config = ModelConfig(
-        vocab_size=64,
-        hidden_size=width,
-        intermediate_size=width,
-        num_hidden_layers=1,
-        num_attention_heads=2,
-        num_key_value_heads=2,
-        max_position_embeddings=64,
-    )
     shapes = {"token_embd.weight": (64, width), "output.weight": (64, width)}
     shapes |= {"output_norm.weight": (width,), "output_norm.bias": (width,)}
     shapes |= {f"blk.0.attn_{name}.weight": (width, width) for name in ("q", "k", "v", "output")}
     shapes |= {f"blk.0.ffn_{name}.weight": (width, width) for name in ("gate", "up", "down")}
     path = tmp_path / "odd.gguf"
-    write_hollow(path, config, shapes)
+    writer = GGUFWriter(str(path), "stablelm")
+    writer.add_context_length(64)
+    writer.add_embedding_length(width)
+    writer.add_block_count(1)
+    writer.add_feed_forward_length(width)
+    writer.add_head_count(2)
+    writer.add_layer_norm_eps(1e-5)
+    for name, shape in shapes.items():
+        writer.add_tensor(name, np.zeros(shape, np.float16 if len(shape) > 1 else np.float32))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
     return path
 
 
@@ -115,21 +91,12 @@ def test_rows_that_blocks_do_not_divide_are_reported(tmp_path, width, file_type,
     assert f"blk.0.attn_q.weight: {kind}" in found
     assert len(found) == 9  # seven of the block, embedding, head
     assert "stored 9 tensors in other types" in fallback_warning(out, file_type)
-    # llama.cpp gives the head of such a model Q8_0 by its own choice, not as a fallback.
-    fell = {t.name for t in plan_file(source, [file_type])[file_type] if t.fell_back}
-    assert fell | {"output.weight"} == {f.split(":")[0] for f in found}
 
 
 def test_rows_of_32_suit_the_small_blocks(tmp_path):
     source, out = odd_model(160, tmp_path), tmp_path / "out.gguf"
     quantise(source, out, Q8_0, lambda _: None)
     assert fallback_warning(out, Q8_0) is None
-
-
-def test_a_plan_for_what_is_no_model_is_a_sentence(tmp_path):
-    (tmp_path / "in.gguf").write_bytes(b"GGUFnonsense" * 10)
-    with pytest.raises(EdgeError, match=r"could not plan the quantisation of in\.gguf"):
-        plan_file(tmp_path / "in.gguf", [Q6_K])
 
 
 def test_an_interrupt_ends_the_child(tmp_path, f16):
