@@ -8,6 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict
 from pathlib import Path
+from threading import Event
 
 from edge.atomic import PARTIAL, appears_whole, one_sentence, remove
 from edge.checkpoints.artefacts.gguf import GgufWriter, gguf_notes
@@ -79,16 +80,19 @@ class Conversion:
         temporary = self._temporary()
         made = [(t.recipe, t.exact) for t in (*self._missing, *temporary)]
         check_room(self._out, sum(planned_bytes(self._checkpoint, made)))
-        with ThreadPoolExecutor(1) as background:
+        stop = Event()
+        with ThreadPoolExecutor(1) as background, _removed_afterwards(temporary):
             # While the tensors pass: another core has time, and the files are in its cache.
-            self._sources = background.submit(_hash_sources, self._checkpoint)
-            with _removed_afterwards(temporary):
+            self._sources = background.submit(_hash_sources, self._checkpoint, stop.is_set)
+            try:
                 self._stream([*self._streamed, *temporary], temporary)
                 inputs = {t.recipe.name: t.path for t in temporary}
                 for target in self._learned:
                     self._learn(target, inputs.get(FLOAT_MLX.name))
                 for target in self._quantised:
                     self._quantise(target, inputs.get(FLOAT_GGUF.name))
+            finally:
+                stop.set()  # nobody waits for digests after Ctrl-C
 
     def _check_texts(self) -> None:
         """Read what the user names before hours of work depend on it."""
@@ -209,9 +213,10 @@ def _is_synthetic(checkpoint: Checkpoint) -> bool:
     return path is None or (manifest is not None and manifest.synthetic)
 
 
-def _hash_sources(checkpoint: Checkpoint) -> dict[str, str]:
+def _hash_sources(checkpoint: Checkpoint, stopped: Callable[[], bool]) -> dict[str, str]:
     """Digests of every file that was read: the small ones, then the weights."""
     path = checkpoint.source.path
     small = [path / name for name in (*SMALL_FILES, INDEX)] if path else []
     files = [file for file in small if file.is_file()]
-    return {file.name: file_sha256(file) for file in (*files, *checkpoint.weights.files)}
+    files += checkpoint.weights.files
+    return {file.name: file_sha256(file, stopped) for file in files}

@@ -298,3 +298,22 @@ def test_progress_goes_from_start_to_end(tiny, tmp_path):
 def test_an_unknown_artefact_lists_the_known():
     with pytest.raises(EdgeError, match="mlx-int4"):
         find_recipe("mlx-int7")
+
+
+def test_an_interrupt_does_not_wait_for_the_digests_of_the_source(tiny, tmp_path, monkeypatch):
+    finished = []
+
+    def pieces(path):
+        for _ in range(2_000_000):
+            yield b"as long as many gigabytes"
+        finished.append(path)
+
+    def interrupt(name, done):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("edge.checkpoints.artefacts.manifest._pieces", pieces)
+    recipes = [RECIPES["mlx-fp16"]]
+    with pytest.raises(KeyboardInterrupt):
+        convert(open_checkpoint(str(tiny)), recipes, tmp_path / "out", interrupt)
+    assert finished == []
+    assert list((tmp_path / "out").iterdir()) == []

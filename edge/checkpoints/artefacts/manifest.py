@@ -11,7 +11,8 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import CancelledError
 from dataclasses import asdict, dataclass, field
 from importlib.metadata import version
 from pathlib import Path
@@ -142,10 +143,18 @@ def _fill_room(path: Path, manifest: Manifest) -> None:
         file.write(text.ljust(room_bytes))
 
 
-def file_sha256(path: Path) -> str:
-    """Digest of a file."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+def file_sha256(path: Path, stopped: Callable[[], bool] = lambda: False) -> str:
+    """Digest of a file.
+
+    Raises:
+        CancelledError: `stopped` became true before the end.
+    """
+    digest = hashlib.sha256()
+    for piece in _pieces(path):
+        if stopped():
+            raise CancelledError
+        digest.update(piece)
+    return digest.hexdigest()
 
 
 def gguf_sha256(path: Path) -> str:
@@ -153,7 +162,7 @@ def gguf_sha256(path: Path) -> str:
     begin, end = _room(path)
     digest = hashlib.sha256()
     position = 0
-    for piece in _pieces(path):
+    for piece in map(bytearray, _pieces(path)):
         inside = slice(max(0, begin - position), max(0, end - position))
         blanks = len(piece[inside])
         piece[inside] = b" " * blanks
@@ -162,10 +171,10 @@ def gguf_sha256(path: Path) -> str:
     return digest.hexdigest()
 
 
-def _pieces(path: Path) -> Iterator[bytearray]:
+def _pieces(path: Path) -> Iterator[bytes]:
     with path.open("rb") as file:
         while piece := file.read(READ_BYTES):
-            yield bytearray(piece)
+            yield piece
 
 
 def _room(path: Path) -> tuple[int, int]:
