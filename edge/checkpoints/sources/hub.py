@@ -1,42 +1,33 @@
 """Checkpoints from the Hugging Face hub, kept in huggingface_hub's own cache.
 
-The library says where the hub and the cache are, who is asking, and what a repository holds; it is
-never asked for anything while HF_HUB_OFFLINE is set. The listing must come within
-HF_HUB_ETAG_TIMEOUT (10 s); what may pass is tried again after each of WAITS_S.
+Files come one after the other in this thread, so that Ctrl-C does not wait for one: the library's
+`snapshot_download` has threads that finish theirs first. It is never asked for anything while
+HF_HUB_OFFLINE is set.
 """
 
 from __future__ import annotations
 
+import errno
+import json
 import re
 import shutil
-import time
-from collections.abc import Collection
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from edge.checkpoints.sources.companions import COMPANIONS, INDEX
-from edge.checkpoints.sources.hub_cache import (
-    COMMIT,
-    CONFIG,
-    Cache,
-    RemoteFile,
-    bytes_there,
-    index_names,
-    is_there,
-    link,
-    remember,
-)
-from edge.checkpoints.sources.hub_transfer import WAITS_S, as_text, fetch, progress_bars
-from edge.checkpoints.sources.hub_words import in_words, may_pass, offline
 from edge.errors import EdgeError
 
 DEFAULT_REVISION = "main"
-SINGLE = "model.safetensors"
+CONFIG, SINGLE = "config.json", "model.safetensors"
 SMALL_FILES = (CONFIG, "quantize_config.json", *COMPANIONS)
 # Not the checkpoint itself, or the same weights again in another layout or precision.
 SECONDARY = re.compile(r"^(consolidated|adapter_)|[._-](fp16|fp32|bf16|f16|f32|non_ema)[.-]")
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
-OID = re.compile(r"[0-9a-f]{40}|[0-9a-f]{64}")
+COMMIT = re.compile(r"[0-9a-f]{40}")
 REVISION = re.compile(r"(?!.*\.\.)\w[\w./+@#-]*")  # what git allows, less what leads elsewhere
+US = "stable-edge"  # as the library tells the hub
 
 
 def split_revision(model: str, revision: str | None = None) -> tuple[str, str | None]:
@@ -61,12 +52,22 @@ def split_revision(model: str, revision: str | None = None) -> tuple[str, str | 
 
 def cached(repo: str, revision: str | None = None) -> Path | None:
     """The snapshot directory if the cache holds the checkpoint; never asks the network."""
+    from huggingface_hub import try_to_load_from_cache
+
     revision = revision or DEFAULT_REVISION
-    return Cache.of(repo).whole(revision) if REVISION.fullmatch(revision) else None
+    if not REVISION.fullmatch(revision):
+        return None
+    try:
+        config = try_to_load_from_cache(repo, CONFIG, revision=revision)
+    except (OSError, ValueError):  # of the library too: no name of a repository
+        return None
+    if not isinstance(config, str) or not _is_whole(Path(config).parent):
+        return None
+    return Path(config).parent
 
 
 def download(repo: str, revision: str | None = None) -> tuple[Path, str]:
-    """Bring a checkpoint into the cache; what is there already is not fetched again.
+    """Bring a checkpoint into the cache; files that are there already are not fetched again.
 
     Args:
         repo: owner/name.
@@ -79,7 +80,7 @@ def download(repo: str, revision: str | None = None) -> tuple[Path, str]:
         EdgeError: the hub does not give it, it holds no weights that can be read safely, the
             disk has no room, or the connection broke off for good.
     """
-    from huggingface_hub import constants
+    from huggingface_hub import constants, errors
 
     revision = revision or DEFAULT_REVISION
     if not REVISION.fullmatch(revision):
@@ -88,12 +89,22 @@ def download(repo: str, revision: str | None = None) -> tuple[Path, str]:
     if there and (constants.HF_HUB_OFFLINE or COMMIT.fullmatch(revision)):
         return there, there.name
     if constants.HF_HUB_OFFLINE:
-        raise EdgeError(offline(repo, revision))
-    with in_words(repo, revision):
-        commit, files = _listing(repo, revision, there)
-        if files is None:
-            return Cache.of(repo).snapshot(commit), commit
-        return _bring(repo, revision, commit, files), commit
+        raise EdgeError(
+            f"{repo} at revision {revision} cannot be fetched from the hub because HF_HUB_OFFLINE "
+            f"is set, and the cache holds no whole checkpoint of it; unset it, or give a directory "
+            f"with the checkpoint."
+        )
+    with _in_words(repo, revision):
+        try:
+            commit, files = _ask(repo, revision)
+        except (errors.RevisionNotFoundError, errors.HFValidationError):
+            raise
+        except Exception:
+            if there is None:
+                raise
+            return there, there.name  # a checkpoint at hand is better than none
+        snapshot = _bring(repo, revision, commit, files)
+    return snapshot, snapshot.name
 
 
 def choose_files(names: Collection[str], shards: Collection[str] | None = None) -> list[str]:
@@ -117,65 +128,33 @@ def choose_files(names: Collection[str], shards: Collection[str] | None = None) 
     return [name for name in SMALL_FILES if name in names] + index + weights
 
 
-# --- from the listing to the snapshot
-
-
-def _listing(
-    repo: str, revision: str, there: Path | None
-) -> tuple[str, dict[str, RemoteFile] | None]:
-    """The commit and its files; if the hub does not answer, the commit of what is `there`."""
-    from huggingface_hub.errors import HFValidationError, RevisionNotFoundError
-
-    for wait_s in (*WAITS_S, None):
-        try:
-            return _ask(repo, revision)
-        except (RevisionNotFoundError, HFValidationError):
-            raise
-        except Exception as error:
-            if there is not None:  # as the library does: a checkpoint at hand is better than none
-                return there.name, None
-            if wait_s is None or not may_pass(error):
-                raise
-            time.sleep(wait_s)
-    raise AssertionError("the last attempt returns or raises")
-
-
-def _ask(repo: str, revision: str) -> tuple[str, dict[str, RemoteFile]]:
+def _ask(repo: str, revision: str) -> tuple[str, dict[str, Any]]:
+    """The commit, and its files as the library describes them, by name."""
     from huggingface_hub import HfApi, constants
 
-    info = HfApi(library_name="stable-edge").model_info(
+    info = HfApi(library_name=US).model_info(
         repo, revision=revision, files_metadata=True, timeout=constants.HF_HUB_ETAG_TIMEOUT
     )
-    files = {}
-    for sibling in info.siblings or ():
-        oid = sibling.lfs.sha256 if sibling.lfs else sibling.blob_id
-        size_bytes = sibling.lfs.size if sibling.lfs else sibling.size
-        # Without them a file can be neither resumed nor checked; oids become file names.
-        if size_bytes is None or oid is None or not OID.fullmatch(oid):
-            raise ValueError(f"it announces no size and hash of {sibling.rfilename}")
-        files[sibling.rfilename] = RemoteFile(sibling.rfilename, oid, size_bytes)
-    if info.sha is None or not COMMIT.fullmatch(info.sha):
+    if info.sha is None:
         raise ValueError("it names no commit")
-    return info.sha, files
+    return info.sha, {file.rfilename: file for file in info.siblings or ()}
 
 
-def _bring(repo: str, revision: str, commit: str, files: dict[str, RemoteFile]) -> Path:
+def _bring(repo: str, revision: str, commit: str, files: Mapping[str, Any]) -> Path:
+    from huggingface_hub import hf_hub_download
+
+    def fetch(name: str, at: str = commit) -> Path:
+        return Path(hf_hub_download(repo, name, revision=at, library_name=US))
+
     _check_readable(repo, revision, files)
-    cache = Cache.of(repo)
-    with progress_bars() as report:
-        shards = None
-        if INDEX in files:
-            _check_room(repo, cache, commit, [files[INDEX]])
-            index = fetch(repo, cache, commit, files[INDEX], report)
-            shards = _shards(index, repo, files) or None
-        wanted = [files[name] for name in choose_files(files, shards)]
-        _check_room(repo, cache, commit, wanted)
-        for file in wanted:
-            fetch(repo, cache, commit, file, report)
-    for file in wanted:  # at the end, weights last: a snapshot with weights is a whole one
-        link(cache, commit, file)
-    remember(cache, revision, commit)
-    return cache.snapshot(commit)
+    snapshot = fetch(CONFIG).parent
+    shards = _shards(fetch(INDEX), repo, files) if INDEX in files else None
+    wanted = choose_files(files, shards or None)
+    _check_room(repo, snapshot, [files[name] for name in wanted])
+    for name in wanted:
+        fetch(name)
+    fetch(CONFIG, at=revision)  # the cache notes the branch's commit, now that it is whole
+    return snapshot
 
 
 def _check_readable(repo: str, revision: str, files: Collection[str]) -> None:
@@ -199,7 +178,7 @@ def _check_readable(repo: str, revision: str, files: Collection[str]) -> None:
 
 
 def _shards(index: Path, repo: str, files: Collection[str]) -> list[str]:
-    shards = index_names(index)
+    shards = _index_names(index)
     if shards is None:
         raise EdgeError(f"{INDEX} of {repo} has no weight_map; choose another revision.")
     for name in shards:
@@ -211,18 +190,93 @@ def _shards(index: Path, repo: str, files: Collection[str]) -> list[str]:
     return shards
 
 
-def _check_room(repo: str, cache: Cache, commit: str, files: list[RemoteFile]) -> None:
-    missing = {f.oid: f.size_bytes - bytes_there(cache.partial(f)) for f in files}
-    for file in files:
-        if is_there(cache, commit, file):
-            missing.pop(file.oid, None)
-    needed_bytes = sum(missing.values())
-    place = cache.folder.absolute()
-    while not place.exists():
-        place = place.parent
-    free_bytes = shutil.disk_usage(place).free
+def _check_room(repo: str, snapshot: Path, files: Collection[Any]) -> None:
+    folder = snapshot.parents[1]
+    oids = {(file.lfs.sha256 if file.lfs else file.blob_id): file.size or 0 for file in files}
+    needed_bytes = sum(
+        size for oid, size in oids.items() if not (folder / "blobs" / str(oid)).exists()
+    )
+    free_bytes = shutil.disk_usage(folder).free
     if needed_bytes > free_bytes:
         raise EdgeError(
-            f"{repo} needs {as_text(needed_bytes)} more, and the disk of {cache.folder.parent} has "
-            f"{as_text(free_bytes)} free; make room or set HF_HOME to a folder on another disk."
+            f"{repo} needs {needed_bytes / 1e9:.1f} GB more, and the disk of {folder.parent} has "
+            f"{free_bytes / 1e9:.1f} GB free; make room or set HF_HOME to a folder on another disk."
         )
+
+
+def _index_names(index: Path) -> list[str] | None:
+    """The files that an index of shards names, None if it is no such index."""
+    try:
+        names = set(json.loads(index.read_bytes())["weight_map"].values())
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return None
+    return sorted(names) if all(isinstance(name, str) for name in names) else None
+
+
+def _is_whole(snapshot: Path) -> bool:
+    """Whether a snapshot has config, tokenizer and all the weights that its index names.
+
+    Other programs fetch single files, so that a snapshot that exists may lack any.
+    """
+    if not all((snapshot / name).is_file() for name in (CONFIG, "tokenizer.json")):
+        return False
+    shards = _index_names(snapshot / INDEX) if (snapshot / INDEX).is_file() else []
+    if shards is None:
+        return False
+    weights = [snapshot / name for name in shards] or list(snapshot.glob("*.safetensors"))
+    return bool(weights) and all(path.is_file() for path in weights)
+
+
+# --- what can go wrong
+
+
+@contextmanager
+def _in_words(repo: str, revision: str) -> Iterator[None]:
+    """Turn whatever the library raises into an EdgeError."""
+    try:
+        yield
+    except EdgeError:
+        raise
+    except Exception as error:  # whatever a network, a proxy or a cache can do
+        raise EdgeError(_sentence(error, repo, revision)) from None
+
+
+def _sentence(error: Exception, repo: str, revision: str) -> str:
+    from huggingface_hub import constants, errors
+
+    page = f"{constants.ENDPOINT}/{repo}"
+    if isinstance(error, errors.GatedRepoError):
+        return f"{repo} is gated: accept its licence on {page}, then run 'hf auth login'."
+    if isinstance(error, (errors.RepositoryNotFoundError, errors.HFValidationError)):
+        return (
+            f"the hub has no {repo}, or it is private, and there is no such directory here; "
+            f"check the spelling or run 'hf auth login'."
+        )
+    if isinstance(error, errors.RevisionNotFoundError):
+        return f"{repo} has no revision {revision!r}; choose one of those on {page}/tree/main."
+    if isinstance(error, errors.HfHubHTTPError) and error.response.status_code == 401:
+        return f"the hub refuses your token for {repo}; run 'hf auth login' to replace it."
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return (
+            f"the disk of {constants.HF_HUB_CACHE} filled up while {repo} came; make room and run "
+            f"the same command again, or set HF_HOME to a folder on another disk."
+        )
+    if isinstance(error, OSError) and error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+        return (
+            f"{constants.HF_HUB_CACHE} cannot be written ({error.strerror}), so {repo} has no "
+            f"place; set HF_HOME to a folder of yours."
+        )
+    return (
+        f"{repo} cannot be fetched from the hub ({_reason(error)}), and there is no such directory "
+        f"here; check the network and run the same command again, or give a directory."
+    )
+
+
+def _reason(error: Exception) -> str:
+    """The first line of what a library says, short enough for a sentence."""
+    error = error.__cause__ if isinstance(error.__cause__, Exception) else error
+    status = getattr(getattr(error, "response", None), "status_code", None)
+    if status is not None:
+        return f"it answers with status {status}"
+    lines = str(error).strip().splitlines()
+    return lines[0][:160].rstrip(" .") if lines else type(error).__name__
