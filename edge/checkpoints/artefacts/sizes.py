@@ -58,17 +58,15 @@ def bits_per_weight(path: Path, parameters: int) -> float:
 def planned_bytes(checkpoint: Checkpoint, wanted: Sequence[tuple[Recipe, bool]]) -> list[int]:
     """Bytes of the weights of artefacts that are yet to be made.
 
-    To the byte, except for quantised GGUF files: llama.cpp's release decides each tensor's type, and
-    for the published StableLMs the result is right to 2 %.
+    To the byte, except for quantised GGUF files: llama.cpp decides each tensor's type, and for the
+    published StableLMs the result is right to 2 %.
 
     Args:
         checkpoint: what they will be made of.
         wanted: recipes, and whether each keeps the source's own quantised values.
     """
     return [
-        _mlx_bytes(checkpoint, recipe, exact)
-        if recipe.is_mlx
-        else _gguf_bytes(checkpoint, recipe)
+        _mlx_bytes(checkpoint, recipe, exact) if recipe.is_mlx else _gguf_bytes(checkpoint, recipe)
         for recipe, exact in wanted
     ]
 

@@ -65,11 +65,14 @@ def odd_model(width: int, tmp_path):
     shapes |= {f"blk.0.ffn_{name}.weight": (width, width) for name in ("gate", "up", "down")}
     path = tmp_path / "odd.gguf"
     writer = GGUFWriter(str(path), "stablelm")
+    writer.add_file_type(1)
     writer.add_context_length(64)
     writer.add_embedding_length(width)
     writer.add_block_count(1)
     writer.add_feed_forward_length(width)
+    writer.add_rope_dimension_count(width // 8)
     writer.add_head_count(2)
+    writer.add_head_count_kv(2)
     writer.add_layer_norm_eps(1e-5)
     for name, shape in shapes.items():
         writer.add_tensor(name, np.zeros(shape, np.float16 if len(shape) > 1 else np.float32))

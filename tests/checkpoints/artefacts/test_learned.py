@@ -64,7 +64,8 @@ def save(source, learned, out):
     shutil.copytree(source, out)
     mx.save_safetensors(str(out / "model.safetensors"), learned, {"format": "mlx"})
     config = json.loads((source / "config.json").read_text())
-    config["quantization"] = config["quantization_config"] = {"group_size": 32, "bits": 4, "mode": "affine"}
+    quantization = {"group_size": 32, "bits": 4, "mode": "affine"}
+    config["quantization"] = config["quantization_config"] = quantization
     (out / "config.json").write_text(json.dumps(config))
     return out
 
