@@ -135,7 +135,7 @@ def errors(reference: Digest, digest: Digest) -> tuple[float, float]:
 def judge(
     reference: Mapping[str, Digest],
     path: str,
-    digest: Digest | None,
+    digest: Digest,
     precision: str,
     engine: str = "mlx",
     kv_bits: int | None = None,
@@ -145,15 +145,14 @@ def judge(
     Args:
         reference: from `reference_job`.
         path: the artefact's, as it was given there.
-        digest: from the worker; None for an engine that shows no logits, of which only the
-            artefact is judged.
+        digest: from the worker.
         precision: as tables print it; decides how much rounding may change.
         engine: by its name; decides how much its arithmetic may.
         kv_bits: of the cache.
     """
     checkpoint, own = reference[CHECKPOINT], reference[path]
-    return _conversion_fault(checkpoint, own, precision) or (
-        None if digest is None else _engine_fault(own, digest, _engine_bound(engine, kv_bits))
+    return _conversion_fault(checkpoint, own, precision) or _engine_fault(
+        own, digest, _engine_bound(engine, kv_bits)
     )
 
 

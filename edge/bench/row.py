@@ -11,7 +11,6 @@ from typing import Any
 
 from edge.bench.energy import TrialEnergy, trial_energy
 from edge.bench.engines.engine import EngineFacts
-from edge.bench.engines.registry import LLAMA_BENCH
 from edge.bench.gate import Digest, judge
 from edge.bench.job import Job
 from edge.bench.power_series import power_series
@@ -140,7 +139,7 @@ def build_row(
     absences = []
     if not failed:
         no_ceiling = doubt if reached is None else None
-        checked = context.references is not None or job.engine == LLAMA_BENCH
+        checked = context.references is not None
         absences = _absences(row, measured, facts, no_ceiling, checked)
         absences += _quality_absences(quality, job, context)
     row.reasons.extend(
@@ -185,16 +184,16 @@ def _threads(job: Job, runs: Sequence[ProcessRun], device: Device | None) -> int
     facts = next((run.outcome.facts for run in runs if run.outcome.facts), None)
     if facts is not None and on_gpu(facts.device, device.gpu_name if device else None):
         return 1
-    return job.threads if job.engine in ("llama.cpp", LLAMA_BENCH) else usable_cores()
+    return job.threads if job.engine == "llama.cpp" else usable_cores()
 
 
 def _wrong_logits(
     subject: Subject, job: Job, runs: Sequence[ProcessRun], context: Context
 ) -> str | None:
     """What the correctness gate says; the first round's process reported logits."""
-    if context.references is None or job.engine == LLAMA_BENCH:
+    if context.references is None:
         return None
-    digest = next((run.outcome.logits for run in runs if run.outcome.logits), None)
+    digest = next(run.outcome.logits for run in runs if run.outcome.logits)
     return judge(context.references, job.path, digest, subject.precision, job.engine, job.kv_bits)
 
 

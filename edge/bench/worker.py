@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from edge.bench.engines.engine import Engine
-from edge.bench.engines.registry import LLAMA_BENCH, check_memory, open_engine
+from edge.bench.engines.registry import check_memory, open_engine
 from edge.bench.gate import POSITIONS, logits_digest
 from edge.bench.job import Job
 from edge.bench.trial import ONE_PASS, Window, run_trial
@@ -53,9 +53,6 @@ def _work(job: Job, channel: TextIO) -> None:
 
 
 def _measure(job: Job, channel: TextIO, remarks: tuple[str, ...] = ()) -> None:
-    if job.engine == LLAMA_BENCH:
-        _measure_outside(job, channel)
-        return
     plan = plan_tokens(job.workload, job.vocab_size, job.seed)
     begin_ns = time.monotonic_ns()
     engine = _open(job)
@@ -94,24 +91,6 @@ def _measure_on(
             if job.round == 0
             else None
         ),
-    )
-
-
-def _measure_outside(job: Job, channel: TextIO) -> None:
-    """llama-bench loads, warms up and repeats by itself, and shows no logits."""
-    from edge.bench.engines.llama_bench import LlamaBench
-
-    bench = LlamaBench(job, time.monotonic_ns)
-    for trial in bench.trials():
-        _send(channel, "trial", **asdict(trial))
-    _send(
-        channel,
-        "done",
-        load_s=None,
-        peak_memory_bytes=bench.peak_bytes(),
-        peak_device_bytes=None,
-        facts=asdict(bench.facts()),
-        logits=None,
     )
 
 

@@ -118,10 +118,10 @@ def _job(
 
 
 def _engines(args: argparse.Namespace, recipe: Recipe) -> list[str]:
-    from edge.bench.engines.registry import LLAMA_BENCH, MLX_LM, MLX_LM_AS_LOADED
+    from edge.bench.engines.registry import MLX_LM, MLX_LM_AS_LOADED
 
     if not recipe.is_mlx:
-        return ["llama.cpp", *([LLAMA_BENCH] if LLAMA_BENCH in (args.engine or []) else [])]
+        return ["llama.cpp"]
     peers = {MLX_LM: args.peers, MLX_LM_AS_LOADED: args.peers_as_loaded}
     return ["mlx", *(name for name, wanted in peers.items() if wanted)]
 

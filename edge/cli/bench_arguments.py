@@ -133,12 +133,6 @@ def _add_method(group: argparse._ArgumentGroup) -> None:
 
 def _add_variants(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
-        "--engine",
-        action="append",
-        choices=["llama-bench"],
-        help="also run GGUF artefacts by the llama-bench on the PATH",
-    )
-    group.add_argument(
         "--peers",
         action="store_true",
         help="also run MLX artefacts on mlx-lm's own network, in our compute dtype",

@@ -118,7 +118,7 @@ def examine(bandwidth_gb_s: float | None = None) -> Findings:
         device=device,
         state=state,
         power=power,
-        engines=[*engines, _llama_bench()],
+        engines=engines,
         disk_free_bytes=disk_free_bytes,
         memory_available_bytes=memory_available_bytes,
         missing=[
@@ -164,13 +164,6 @@ def _blas() -> str | None:
     from edge.linux_cpu import blas
 
     return f"multiplies with {blas()}"
-
-
-def _llama_bench() -> Engine:
-    """llama.cpp's own benchmark. Where it lies is nobody's business in a report."""
-    if shutil.which("llama-bench"):
-        return Engine("llama-bench", None, None)
-    return Engine("llama-bench", None, "not on the PATH (only for comparing with ours)")
 
 
 def _missing_engines(engines: list[Engine]) -> list[str]:
@@ -230,7 +223,7 @@ def _report(findings: Findings) -> Iterator[str]:
     yield from ("", "Engines")
     for engine in findings.engines:
         how = f", {engine.note}" if engine.note else ""
-        yield _item(engine.name, engine.problem, f"{engine.version or 'found'}{how}")
+        yield _item(engine.name, engine.problem, f"{engine.version}{how}")
     yield from ("", "Room", _pair("disk", f"{findings.disk_free_bytes / 1e9:.1f} GB free here"))
     yield _pair("memory", f"{findings.memory_available_bytes / 1e9:.1f} GB available")
     yield from ("", "Missing for a trustworthy run" if findings.missing else "Nothing is missing")

@@ -28,13 +28,7 @@ BLUE, SKY, GREEN, ORANGE = "#0072B2", "#56B4E9", "#009E73", "#E69F00"
 VERMILLION, PURPLE, YELLOW, BLACK = "#D55E00", "#CC79A7", "#F0E442", "#000000"
 GREY, DARK_GREY, INK = "#999999", "#555555", "#222222"
 # One colour per engine in every figure. Vermillion is kept for what is wrong.
-COLOURS = {
-    "mlx": BLUE,
-    "mlx-lm": SKY,
-    "mlx-lm-as-loaded": GREEN,
-    "llama.cpp": ORANGE,
-    "llama-bench": PURPLE,
-}
+COLOURS = {"mlx": BLUE, "mlx-lm": SKY, "llama.cpp": ORANGE}
 ERROR = VERMILLION
 WIDTH_IN = 8.0
 LEGEND_PT = 8

@@ -10,9 +10,9 @@ from edge.report.table import (
     COLUMNS,
     NOT_MEASURED,
     OPTIONAL,
-    PEERS,
     TEXT_COLUMNS,
     format_rate,
+    with_peer,
     workload_name,
 )
 
@@ -83,11 +83,7 @@ def number_cell(value: float | None, pattern: str, scale: float = 1.0) -> Cell:
 
 
 def _cells(row: Mapping[str, Any], profile: Mapping[str, Any]) -> dict[str, Cell]:
-    peer = PEERS.get(row["engine"])
-    texts = (
-        f"{row['framework']} ({peer})" if peer else row["framework"],
-        profile["device"]["name"],
-    )
+    texts = (with_peer(row["framework"], row["engine"]), profile["device"]["name"])
     quality = row["quality"] or {}
     cells = (
         *map(Cell, (*texts, row["precision"])),

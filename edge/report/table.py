@@ -47,8 +47,7 @@ OPTIONAL: dict[str, Callable[[Rows], bool]] = {
     "Top-1": _any_quality("top1_agreement"),
     "Test": lambda rows: several_workloads(rows),
 }
-# What a row's names add for an engine that shares its artefacts with another.
-PEERS = {"mlx-lm": "mlx-lm", "mlx-lm-as-loaded": "mlx-lm as loaded", "llama-bench": "llama-bench"}
+OWN_ENGINES = ("mlx", "llama.cpp")
 
 
 def notes(profile: Mapping[str, Any]) -> list[str]:
@@ -73,9 +72,13 @@ def listed(labels: Sequence[str]) -> str:
 
 def row_label(row: Mapping[str, Any], rows: Rows = ()) -> str:
     """A row's short name; a peer's carries its engine, and where `rows` differ the workload."""
-    peer = PEERS.get(row["engine"])
-    name = f"{row['artefact']} ({peer})" if peer else str(row["artefact"])
+    name = with_peer(row["artefact"], row["engine"])
     return f"{name} {workload_name(row['workload'])}" if several_workloads(rows) else name
+
+
+def with_peer(name: str, engine: str) -> str:
+    """The name, and behind it the engine where that is not one of edge's own."""
+    return name if engine in OWN_ENGINES else f"{name} ({engine})"
 
 
 def workload_name(workload: Mapping[str, Any]) -> str:

@@ -238,7 +238,7 @@ def test_a_wrong_conversion_is_found(tmp_path, row, change, message):
     checkpoint = open_checkpoint("demo")
     convert(change(checkpoint), [RECIPES[row]], tmp_path, lambda *_: None)
     found = dict(references(checkpoint, [path_of(row, tmp_path)]))
-    assert re.search(message, verdict(found, row, tmp_path, None))
+    assert re.search(message, verdict(found, row, tmp_path, {}))
 
 
 @pytest.mark.parametrize(

@@ -97,7 +97,7 @@ def test_long_lines_break_under_their_column(monkeypatch, capsys):
 def test_without_an_engine_nothing_can_be_measured(monkeypatch, capsys):
     broken = [
         Engine("mlx", None, "not installed: type pip install mlx"),
-        Engine("llama-bench", None, None),
+        Engine("mlx-lm", "0.31.3", None),
     ]
     code, text = printed(replace(READY, engines=broken), monkeypatch, capsys)
     assert code == 1
@@ -146,16 +146,6 @@ def test_a_bandwidth_that_is_none(text, capsys):
     with pytest.raises(SystemExit):
         run("--bandwidth-gb-s", text)
     assert "is not a number of GB/s" in capsys.readouterr().err
-
-
-def test_llama_bench_is_found_on_the_path(monkeypatch, tmp_path):
-    program = tmp_path / "llama-bench"
-    program.write_text("#!/bin/sh\n")
-    program.chmod(0o755)
-    monkeypatch.setenv("PATH", str(tmp_path))
-    assert doctor._llama_bench().problem is None
-    monkeypatch.setenv("PATH", "")
-    assert "not on the PATH" in doctor._llama_bench().problem
 
 
 def test_a_mac_hears_of_the_sources_that_macs_have(monkeypatch):

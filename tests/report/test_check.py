@@ -249,16 +249,6 @@ def test_a_failed_row_may_withhold_what_its_trials_say(tmp_path):
     assert faults_of(tmp_path, profile) == []
 
 
-def test_llama_bench_times_the_first_token_too(tmp_path):
-    profile = copy.deepcopy(PROFILE)
-    for row in profile["rows"]:
-        row["workload"]["generate"] -= 1
-    assert faults_of(tmp_path, profile) != []
-    for row in profile["rows"]:
-        row["engine"] = "llama-bench"
-    assert faults_of(tmp_path, profile) == []
-
-
 def test_one_value_has_no_spread_and_a_trial_need_not_keep_its_energy(tmp_path):
     profile = make_profile(artefacts=("mlx-int4",), repetitions=2)
     row = profile["rows"][0]

@@ -1,5 +1,7 @@
 import copy
 
+import pytest
+
 from edge.report.markdown import markdown_table
 from edge.report.table import notes
 
@@ -91,10 +93,13 @@ def test_rows_of_several_workloads_are_told_apart():
     assert "gguf-q6_k pp512, tg128: it died" in notes(profile)
 
 
-def test_a_peer_keeps_its_framework():
+@pytest.mark.parametrize("engine", ["mlx-lm", "llama-bench"])
+def test_a_peer_keeps_its_framework(engine):
+    """Older profiles have rows of llama-bench."""
     profile = copy.deepcopy(PROFILE)
-    profile["rows"][2].update(engine="llama-bench")
-    assert "| GGUF (llama-bench) |" in markdown_table(profile)
+    profile["rows"][2].update(engine=engine)
+    assert f"| GGUF ({engine}) |" in markdown_table(profile)
+    assert f"gguf-q6_k ({engine}): it died" in notes(profile)
 
 
 def test_quality_has_columns_where_a_row_has_it():

@@ -57,7 +57,7 @@ class LlamaCppEngine:
             compute_dtype="as llama.cpp chooses per tensor type",
             kv_dtype="float16",
             threads=self._threads,
-            weight_bytes_per_token=sum(map(bytes_per_token, read_tensors(self._path))),
+            weight_bytes_per_token=sum(map(_bytes_per_token, read_tensors(self._path))),
             kv_bytes_per_position=session.kv_elements_per_position * 2,
             remarks=(AMX_REMARK,) if session.amx_avoided else (),
             build=_build(),
@@ -84,7 +84,7 @@ def _build() -> str:
     return f"llama-cpp-python {metadata.version('llama-cpp-python')}; {system}"
 
 
-def bytes_per_token(tensor: GgufTensor) -> int:
+def _bytes_per_token(tensor: GgufTensor) -> int:
     """The whole tensor, except one row of the embedding table."""
     if tensor.name != EMBEDDING:
         return tensor.data_bytes

@@ -14,7 +14,6 @@ if TYPE_CHECKING:
 # is what its own commands run.
 MLX_LM, MLX_LM_AS_LOADED = "mlx-lm", "mlx-lm-as-loaded"
 PEERS = (MLX_LM, MLX_LM_AS_LOADED)
-LLAMA_BENCH = "llama-bench"  # a program of its own: edge.bench.engines.llama_bench
 ENGINES = ("mlx", MLX_LM, MLX_LM_AS_LOADED, "llama.cpp")
 
 
@@ -64,7 +63,7 @@ def check_memory(
     Raises:
         EdgeError: it does not fit, or its files cannot be read.
     """
-    if name in ("llama.cpp", LLAMA_BENCH):
+    if name == "llama.cpp":
         return None
     from edge.model.load import compute_dtype
     from edge.model.memory import check_fits

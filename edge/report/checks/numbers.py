@@ -33,7 +33,7 @@ def row_faults(row: Data, device: Data | None) -> Iterator[Finding]:
         yield from _quantity_faults(name, row, value_of)
     yield from _latency_faults(row)
     yield from _energy_faults(row)
-    steps = _steps_per_pass(row)
+    steps = max(row["workload"]["generate"] - 1, 0)  # N stamps bound N - 1 steps
     for index, trial in enumerate(row["trials"]):
         for finding in _trial_faults(trial, steps):
             yield Finding(("trials", index, *finding.place), finding.what)
@@ -140,12 +140,6 @@ def _energy_faults(row: Data) -> Iterator[Finding]:
             f"is {net['median']}, but net of idle power it cannot exceed the gross "
             f"{gross['median']}.",
         )
-
-
-def _steps_per_pass(row: Data) -> int:
-    """N stamps bound N - 1 steps; llama-bench alone times the first token as well."""
-    generate: int = row["workload"]["generate"]
-    return generate if row["engine"] == "llama-bench" else max(generate - 1, 0)
 
 
 def _trial_faults(trial: Data, steps_per_pass: int) -> Iterator[Finding]:

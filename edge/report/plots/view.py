@@ -13,7 +13,7 @@ from typing import Any
 
 from edge.report.figure import plain
 from edge.report.quality import Quality, quality_of
-from edge.report.table import PEERS, listed
+from edge.report.table import listed, with_peer
 from edge.report.values import number, numbers, objects
 
 # What stands before a reason's colon where it is a list of keys, and no part of the sentence.
@@ -164,7 +164,7 @@ def workload_of(row: Mapping[str, Any]) -> str:
 def _row_view(row: Mapping[str, Any], several: bool) -> RowView:
     engine = str(row.get("engine"))
     artefact, workload = plain(row.get("artefact"), 48), workload_of(row)
-    name = f"{artefact} ({PEERS[engine]})" if engine in PEERS else artefact
+    name = with_peer(artefact, plain(engine, 30))
     given = row.get("workload")
     depth = number(given.get("depth")) if isinstance(given, Mapping) else None
     reasons = row.get("reasons")
