@@ -15,8 +15,7 @@ class Job:
     """One row's work in one process.
 
     `repetitions` are the counted trials of this process, whose windows shall last at least
-    `min_window_s` where `max_passes` allow it. `fuse` and `pad` are
-    `edge.model.variant.Variant`'s and `kv_bits` the cache's, for our network alone.
+    `min_window_s` where `max_passes` allow it. `kv_bits` are the cache's, for our network alone.
     """
 
     engine: str
@@ -27,8 +26,6 @@ class Job:
     repetitions: int
     warmups: int
     threads: int
-    fuse: bool = True
-    pad: bool | None = None
     kv_bits: int | None = None
     min_window_s: float = 0.0
     max_passes: int = MAX_PASSES

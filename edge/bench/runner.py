@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from typing import Any, NoReturn
 
 from edge.bench.engines.engine import EngineFacts
-from edge.bench.engines.registry import PEERS
+from edge.bench.engines.registry import MLX_LM
 from edge.bench.job import Job
 from edge.bench.trial import Trial
 from edge.linux_cpu import KEEP_BLAS, child_environment
@@ -110,8 +110,8 @@ def run_job(
 
 
 def _environment(job: Job) -> dict[str, str]:
-    """Ours, but that a peer keeps the BLAS that MLX comes with."""
-    return {**child_environment(), **({KEEP_BLAS: "1"} if job.engine in PEERS else {})}
+    """Ours, but that mlx-lm keeps the BLAS that MLX comes with."""
+    return {**child_environment(), **({KEEP_BLAS: "1"} if job.engine == MLX_LM else {})}
 
 
 def _follow(

@@ -110,15 +110,7 @@ def _run_trials(job: Job, engine: Engine, plan: TokenPlan, channel: TextIO) -> N
 
 def _open(job: Job) -> Engine:
     context_tokens = max(job.workload.context_tokens, POSITIONS)
-    return open_engine(
-        job.engine,
-        Path(job.path),
-        context_tokens,
-        job.threads,
-        job.fuse,
-        job.pad,
-        job.kv_bits,
-    )
+    return open_engine(job.engine, Path(job.path), context_tokens, job.threads, job.kv_bits)
 
 
 def _check(finite: bool) -> None:

@@ -110,20 +110,17 @@ def _job(
         repetitions=trials_per_process(args.repetitions, args.rounds),
         warmups=WARMUPS,
         threads=args.threads or usable_cores(),
-        fuse=args.fuse,
-        pad=args.pad,
         kv_bits=args.kv_bits,
         min_window_s=args.min_window or 0.0,
     )
 
 
 def _engines(args: argparse.Namespace, recipe: Recipe) -> list[str]:
-    from edge.bench.engines.registry import MLX_LM, MLX_LM_AS_LOADED
+    from edge.bench.engines.registry import MLX_LM
 
     if not recipe.is_mlx:
         return ["llama.cpp"]
-    peers = {MLX_LM: args.peers, MLX_LM_AS_LOADED: args.peers_as_loaded}
-    return ["mlx", *(name for name, wanted in peers.items() if wanted)]
+    return ["mlx", MLX_LM] if args.peers else ["mlx"]
 
 
 def _convert(

@@ -32,7 +32,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_workload_arguments(parser)
     add_compare_arguments(parser)
     _add_method(parser.add_argument_group("method"))
-    _add_variants(parser.add_argument_group("engines"))
+    _add_engines(parser.add_argument_group("engines"))
     parser.add_argument(
         "--out", metavar="DIR", type=Path, help="folder of the artefacts (default: models/NAME)"
     )
@@ -131,36 +131,17 @@ def _add_method(group: argparse._ArgumentGroup) -> None:
     )
 
 
-def _add_variants(group: argparse._ArgumentGroup) -> None:
+def _add_engines(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
         "--peers",
         action="store_true",
         help="also run MLX artefacts on mlx-lm's own network, in our compute dtype",
     )
     group.add_argument(
-        "--peers-as-loaded",
-        action="store_true",
-        help="the same in the dtype of the files, as mlx-lm's commands run them; without a GPU "
-        "that can be 30 times slower",
-    )
-    group.add_argument(
         "--kv-bits",
         type=int,
         choices=[4, 8],
         help="our network with keys and values stored in so many bits, to compare",
-    )
-    group.add_argument(
-        "--no-fuse",
-        dest="fuse",
-        action="store_false",
-        help="our network with q, k, v and gate, up as separate matrices, to compare",
-    )
-    group.add_argument(
-        "--no-pad",
-        dest="pad",
-        action="store_const",
-        const=False,
-        help="our network without padding heads for the fused attention, to compare",
     )
     group.add_argument(
         "-t",

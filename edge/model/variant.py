@@ -32,7 +32,7 @@ FUSED_DECODE_WIDTHS: dict[Backend, tuple[int, ...]] = {
 
 @dataclass(frozen=True)
 class Variant:
-    """Switches for measuring one choice against the other.
+    """Switches that let one way be held against another.
 
     Attributes:
         fuse: q, k, v as one matrix product, and gate, up as another.
@@ -56,15 +56,6 @@ class Variant:
         if self.pad and not widths:
             widths = FUSED_DECODE_WIDTHS["metal"]
         return min((w for w in widths if w >= head_dim), default=head_dim)
-
-    def remarks(self) -> tuple[str, ...]:
-        """A sentence for each choice that is not the default."""
-        said = {
-            "q, k, v and gate, up are separate matrix products (--no-fuse)": not self.fuse,
-            "heads are not padded for the fused attention (--no-pad)": self.pad is False,
-            "heads are padded for the fused attention on every device": self.pad is True,
-        }
-        return tuple(sentence for sentence, holds in said.items() if holds)
 
 
 def current_backend() -> Backend:

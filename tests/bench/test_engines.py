@@ -17,7 +17,6 @@ ENGINES = [
     ("mlx", "mlx-fp16"),
     ("mlx", "mlx-int4"),
     ("mlx-lm", "mlx-fp16"),
-    ("mlx-lm-as-loaded", "mlx-fp16"),
     ("llama.cpp", "gguf-f16.gguf"),
 ]
 
@@ -96,15 +95,6 @@ def test_prefill_leaves_the_last_layer_out_where_it_can(demo_out, name):
     assert lengths == [299, 1]
 
 
-def test_mlx_lm_as_loaded_keeps_the_dtype_of_the_files(demo_out):
-    engine = open_engine("mlx-lm-as-loaded", demo_out / "mlx-fp16", 64, 2)
-    engine.prefill(IDS)
-    facts = engine.facts()
-    assert (facts.compute_dtype, facts.kv_dtype) == ("float16", "float16")
-    assert any("--peers-as-loaded" in remark for remark in facts.remarks)
-    assert not any("computes in float32" in remark for remark in facts.remarks)
-
-
 @pytest.mark.parametrize("bits", [4, 8])
 def test_a_quantised_cache_is_said_and_counted(demo_out, bits):
     plain, coded = (
@@ -123,7 +113,7 @@ def test_a_quantised_cache_is_said_and_counted(demo_out, bits):
     assert np.abs(coded.last_logits() - plain.last_logits()).max() < (0.2 if bits == 8 else 4)
 
 
-@pytest.mark.parametrize("name", ["mlx", "mlx-lm", "mlx-lm-as-loaded"])
+@pytest.mark.parametrize("name", ["mlx", "mlx-lm"])
 def test_memory_is_checked_in_the_dtype_that_the_engine_has(demo_out, name):
     need = check_memory(name, demo_out / "mlx-fp16", 64).need
     engine = open_engine(name, demo_out / "mlx-fp16", 64, 2)

@@ -62,8 +62,10 @@ def test_what_edge_makes_and_runs_is_right(reference, demo_out, row):
     assert len(json.dumps(digest)) < 40_000
 
 
-def test_the_peer_is_right_in_half_precision_too(reference, demo_out):
-    opened = open_engine("mlx-lm-as-loaded", demo_out / "mlx-int4", 64, 2)
+def test_the_peer_is_right_in_half_precision_too(reference, demo_out, monkeypatch):
+    """As on a GPU."""
+    monkeypatch.setattr("edge.bench.engines.mlx.compute_dtype", lambda: mx.float16)
+    opened = open_engine("mlx-lm", demo_out / "mlx-int4", 64, 2)
     assert verdict(reference, "mlx-int4", demo_out, logits_digest(opened, VOCAB)) is None
 
 

@@ -37,7 +37,6 @@ def script(code):
         ("mlx", "mlx-fp16"),
         ("mlx", "mlx-int4"),
         ("mlx-lm", "mlx-int4"),
-        ("mlx-lm-as-loaded", "mlx-fp16"),
         ("llama.cpp", "gguf-f16.gguf"),
         ("llama.cpp", "gguf-q5_k_m.gguf"),
     ],

@@ -116,10 +116,10 @@ def test_every_branch_of_both_cards_keeps_its_values(tmp_path, raw, how):
         with pytest.raises(ValueError, match="not in model"):
             peers(made.path)
         with pytest.raises(EdgeError, match=r"act-order .* mlx-lm .*--requantise"):
-            open_mlx_lm(made.path, 64, 1)
+            open_mlx_lm(made.path)
     else:
         assert np.abs(peers(made.path) - wanted).max() <= 1e-4
-        open_mlx_lm(made.path, 64, 1)
+        open_mlx_lm(made.path)
 
     manifest = read_manifest(made.path)
     assert manifest.exact

@@ -371,14 +371,3 @@ def test_ctrl_c_during_a_row_stops_the_worker_too(tiny, tmp_path):
         for left in (*workers, me):
             with contextlib.suppress(psutil.Error):
                 left.kill()
-
-
-def test_a_row_of_a_variant_says_so(tiny, tmp_path):
-    small = ("--rows", "mlx-fp16", "-p8", "-n8", "-r1", "--min-window", "0", *FAST, "-o", "json")
-    plain, variant = (
-        json.loads(edge("bench", tiny, *small, *flags, cwd=tmp_path).stdout)["rows"][0]["reasons"]
-        for flags in ((), ("--no-fuse", "--no-pad"))
-    )
-    said = " ".join(set(variant) - set(plain))
-    assert "separate" in said
-    assert "padd" in said

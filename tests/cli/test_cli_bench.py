@@ -7,7 +7,6 @@ import statistics
 
 import pytest
 
-from edge.bench.engines.registry import ENGINES
 from edge.checkpoints.checkpoint import open_checkpoint
 from edge.cli.bench import _method, _new_run, _plan, add_arguments
 from edge.cli.main import main
@@ -32,14 +31,9 @@ def planned(*words):
 
 @pytest.mark.parametrize(
     ("flags", "engines"),
-    [
-        ([], ["mlx", "llama.cpp"]),
-        (["--peers"], ["mlx", "mlx-lm", "llama.cpp"]),
-        (["--peers-as-loaded"], ["mlx", "mlx-lm-as-loaded", "llama.cpp"]),
-        (["--peers", "--peers-as-loaded"], list(ENGINES)),
-    ],
+    [([], ["mlx", "llama.cpp"]), (["--peers"], ["mlx", "mlx-lm", "llama.cpp"])],
 )
-def test_each_peer_is_its_own_row(flags, engines):
+def test_a_peer_is_its_own_row(flags, engines):
     assert [job.engine for job in planned(*flags)] == engines
 
 
@@ -53,14 +47,6 @@ def test_bits_that_no_cache_has_are_refused(capsys):
     with pytest.raises(SystemExit):
         planned("--kv-bits", "5")
     assert "--kv-bits" in capsys.readouterr().err
-
-
-def test_help_says_what_the_peers_cost(capsys):
-    with pytest.raises(SystemExit):
-        main(["bench", "--help"])
-    said = " ".join(capsys.readouterr().out.split())
-    assert "--peers-as-loaded" in said
-    assert "30 times slower" in said
 
 
 def test_rows_times_workloads():

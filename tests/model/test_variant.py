@@ -176,8 +176,3 @@ def test_the_cache_holds_padded_heads(tmp_path):
     model(mx.array([[1, 2, 3]]), cache)
     assert cache[0].keys.shape[-1] == cache[0].values.shape[-1] == 96
     assert not mx.any(cache[0].keys[..., 80:]).item()
-
-
-def test_only_what_is_not_the_default_is_remarked():
-    assert Variant().remarks() == ()
-    assert [len(v.remarks()) for v in (APART, Variant(pad=True))] == [2, 1]

@@ -16,13 +16,11 @@ from edge.generate.decode import PREFILL_TOKENS, prefill_parts
 from edge.linux_cpu import blas, problems
 from edge.model.kv_cache import make_cache
 from edge.model.load import compute_dtype, has_input_orders, load_model
-from edge.model.variant import Variant
 
 FLOAT32_REMARK = (
     "MLX computes in float32 on this CPU, whose half-precision kernels are far slower, and "
     "multiplies with {blas}: not a figure to expect on a Mac"
 )
-HALF_ON_CPU_REMARK = "half precision on this CPU, where MLX is far slower than in float32"
 Network = Callable[..., mx.array]
 
 
@@ -115,7 +113,7 @@ class MlxEngine:
             threads=None,
             weight_bytes_per_token=total,
             kv_bytes_per_position=per_position * len(self._cache),
-            remarks=(*self._remarks, *_cpu_remarks(self._logits.dtype)),
+            remarks=(*self._remarks, *_cpu_remarks()),
         )
 
     def peak_device_bytes(self) -> int:
@@ -129,32 +127,17 @@ class MlxEngine:
         return self._head(self._backbone(mx.array([[token]]), self._cache))[:, -1]
 
 
-def open_ours(
-    path: Path,
-    context_tokens: int,
-    threads: int,
-    variant: Variant | None = None,
-    kv_bits: int | None = None,
-) -> MlxEngine:
+def open_ours(path: Path, kv_bits: int | None = None) -> MlxEngine:
     """Our network; the cache grows as needed and MLX chooses its threads."""
-    model = load_model(path, variant=variant)
-    remarks = model.variant.remarks()
+    model = load_model(path)
+    remarks: tuple[str, ...] = ()
     if kv_bits is not None:
-        remarks += (f"keys and values are stored in {kv_bits} bits (--kv-bits {kv_bits})",)
+        remarks = (f"keys and values are stored in {kv_bits} bits (--kv-bits {kv_bits})",)
     return MlxEngine(model.model, model.head, model, make_cache(model, kv_bits), remarks)
 
 
-def open_mlx_lm(
-    path: Path, context_tokens: int, threads: int, as_loaded: bool = False
-) -> MlxEngine:
-    """mlx-lm's network on the same files.
-
-    Args:
-        path: the artefact.
-        context_tokens: not needed: the cache grows.
-        threads: not needed: MLX chooses.
-        as_loaded: in the dtype of the files, as mlx-lm runs them; else in the compute dtype
-            that ours has here.
+def open_mlx_lm(path: Path) -> MlxEngine:
+    """mlx-lm's network on the same files, in the compute dtype that ours has here.
 
     Raises:
         EdgeError: only our network can run the artefact.
@@ -168,19 +151,15 @@ def open_mlx_lm(
             f"out --peers, or convert with --requantise."
         )
     model, _ = load_peer(path)
-    if not as_loaded:
-        model.set_dtype(compute_dtype())
+    model.set_dtype(compute_dtype())
     mx.eval(model.parameters())
-    remarks = ("mlx-lm in the dtype of the files (--peers-as-loaded)",) if as_loaded else ()
-    return MlxEngine(model.model, model.lm_head, model, make_prompt_cache(model), remarks)
+    return MlxEngine(model.model, model.lm_head, model, make_prompt_cache(model))
 
 
-def _cpu_remarks(dtype: mx.Dtype) -> tuple[str, ...]:
+def _cpu_remarks() -> tuple[str, ...]:
     """What a reader must know of a figure that a CPU gave."""
     if mx.default_device().type == mx.DeviceType.gpu:
         return ()
-    if dtype != mx.float32:
-        return (HALF_ON_CPU_REMARK,)
     return (FLOAT32_REMARK.format(blas=blas()), *problems())
 
 

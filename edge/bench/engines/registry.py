@@ -10,31 +10,19 @@ from edge.bench.engines.engine import Engine
 if TYPE_CHECKING:
     from edge.model.memory import Fit
 
-# mlx-lm twice: in our compute dtype, which compares the code, and in that of the files, which
-# is what its own commands run.
-MLX_LM, MLX_LM_AS_LOADED = "mlx-lm", "mlx-lm-as-loaded"
-PEERS = (MLX_LM, MLX_LM_AS_LOADED)
-ENGINES = ("mlx", MLX_LM, MLX_LM_AS_LOADED, "llama.cpp")
+MLX_LM = "mlx-lm"
 
 
 def open_engine(
-    name: str,
-    path: Path,
-    context_tokens: int,
-    threads: int,
-    fuse: bool = True,
-    pad: bool | None = None,
-    kv_bits: int | None = None,
+    name: str, path: Path, context_tokens: int, threads: int, kv_bits: int | None = None
 ) -> Engine:
     """Load an artefact.
 
     Args:
-        name: one of ENGINES.
+        name: "mlx", "mlx-lm" or "llama.cpp".
         path: the artefact.
-        context_tokens: positions that the cache must be able to hold.
+        context_tokens: positions that the cache must be able to hold, where it does not grow.
         threads: CPU threads, for the engines that take a number.
-        fuse: for our own network, as `edge.model.variant.Variant` has it.
-        pad: likewise.
         kv_bits: of our own network's cache; None as computed.
 
     Raises:
@@ -46,11 +34,7 @@ def open_engine(
         return open_llama_cpp(path, context_tokens, threads)
     from edge.bench.engines.mlx import open_mlx_lm, open_ours
 
-    if name in PEERS:
-        return open_mlx_lm(path, context_tokens, threads, as_loaded=name == MLX_LM_AS_LOADED)
-    from edge.model.variant import Variant
-
-    return open_ours(path, context_tokens, threads, Variant(fuse, pad), kv_bits)
+    return open_mlx_lm(path) if name == MLX_LM else open_ours(path, kv_bits)
 
 
 def check_memory(
@@ -68,5 +52,4 @@ def check_memory(
     from edge.model.load import compute_dtype
     from edge.model.memory import check_fits
 
-    dtype = None if name == MLX_LM_AS_LOADED else compute_dtype()
-    return check_fits(path, dtype, context_tokens, kv_bits if name == "mlx" else None)
+    return check_fits(path, compute_dtype(), context_tokens, kv_bits if name == "mlx" else None)
