@@ -199,33 +199,29 @@ def _trials(value: Callable[[Row], float | None]) -> Callable[[Row], list[float]
     return values
 
 
-def _decode_joules(trial: Row) -> float | None:
-    energy = trial.get("decode_energy")
-    if not energy or energy["missing"] is not None or not energy["coverage"]:
-        return None
-    return float(sum(energy["joules"].values()) / energy["coverage"])
+def _decode_joules_per(key: str) -> Callable[[Row], float | None]:
+    """Of a trial's decode window, per second or token; None where there is no total."""
 
+    def value(trial: Row) -> float | None:
+        energy = trial.get("decode_energy") or {}
+        joules, coverage, amount = (energy.get(name) for name in ("joules", "coverage", key))
+        if not joules or not coverage or not amount or energy.get("missing") is not None:
+            return None
+        return float(sum(joules.values()) / coverage / amount)
 
-def _power_w(trial: Row) -> float | None:
-    joules = _decode_joules(trial)
-    return None if joules is None else joules / trial["decode_energy"]["window_s"]
-
-
-def _joules_per_token(trial: Row) -> float | None:
-    joules = _decode_joules(trial)
-    return None if joules is None else joules / trial["decode_energy"]["tokens"]
+    return value
 
 
 def _peak_mb(row: Row) -> list[float]:
-    peaks = [p["peak_memory_bytes"] for p in row.get("processes") or [row]]
+    peaks = [p.get("peak_memory_bytes") for p in row.get("processes") or [row]]
     return _means((i, peak / 1e6 if peak else None) for i, peak in enumerate(peaks))
 
 
 QUANTITIES = (
-    Quantity("decode", "tok/s", "higher", _trials(lambda trial: trial["decode_tok_s"])),
-    Quantity("prefill", "tok/s", "higher", _trials(lambda trial: trial["prefill_tok_s"])),
-    Quantity("power", "W", "lower", _trials(_power_w), needs_meter=True),
-    Quantity("energy", "J/token", "lower", _trials(_joules_per_token), needs_meter=True),
+    Quantity("decode", "tok/s", "higher", _trials(lambda trial: trial.get("decode_tok_s"))),
+    Quantity("prefill", "tok/s", "higher", _trials(lambda trial: trial.get("prefill_tok_s"))),
+    Quantity("power", "W", "lower", _trials(_decode_joules_per("window_s")), needs_meter=True),
+    Quantity("energy", "J/token", "lower", _trials(_decode_joules_per("tokens")), needs_meter=True),
     Quantity("memory", "MB", "lower", _peak_mb),
 )
 
@@ -267,7 +263,10 @@ def _by_key(profile: Profile, name: str) -> dict[Key, Row]:
 def _workload(row: Row) -> Workload:
     given = row["workload"]
     return Workload(
-        given["prompt"], given["generate"], given.get("depth", 0), given.get("joint", False)
+        prompt=given.get("prompt", 0),
+        generate=given.get("generate", 0),
+        depth=given.get("depth", 0),
+        joint=given.get("joint", False),
     )
 
 
@@ -325,7 +324,7 @@ def _row_remarks(key: Key, a: Row, b: Row) -> Iterable[str]:
 def _meter(row: Row) -> str | None:
     """Source and boundary: joules of other rails are other joules."""
     power = row.get("power")
-    return f"{power['source']} ({power['boundary']})" if power else None
+    return f"{power.get('source')} ({power.get('boundary')})" if power else None
 
 
 def _label(key: Key) -> str:

@@ -13,6 +13,7 @@ from edge.bench.compare import QUANTITIES, compare, difference
 from edge.bench.workload import Workload
 from edge.cli.bench_compare import add_compare_arguments, run_compare
 from edge.errors import EdgeError
+from tests.support.profiles import faults, mac_profile
 
 DECODE, MEMORY = QUANTITIES[0], QUANTITIES[-1]
 MEASURED = Path(__file__).parents[2] / "profiles" / "measured"
@@ -247,6 +248,32 @@ def test_the_minimum_effect_can_be_set(tmp_path, capsys):
     assert "below the minimum effect" in capsys.readouterr().out
     with pytest.raises(SystemExit):
         run(tmp_path, a, b, "--min-effect", "-3")
+
+
+def test_what_the_schema_does_not_require_may_be_missing(tmp_path, capsys):
+    bare = mac_profile(depths=(0,))
+    for entry in bare["rows"]:
+        del entry["power"]
+        for process in entry["processes"]:
+            del process["peak_memory_bytes"], process["peak_device_bytes"], process["load_s"]
+        for each in entry["trials"]:
+            each["decode_energy"] |= {"tokens": 0}
+            del each["round"], each["energy_j"], each["prefill_energy"]
+    assert faults(bare) == []
+    assert run(tmp_path, mac_profile(depths=(0,)), bare) == 0
+    assert "decode (tok/s)" in capsys.readouterr().out
+    assert run(tmp_path, bare, bare) == 0
+
+
+def test_what_reading_does_not_require_may_be_missing(tmp_path, capsys):
+    """A profile is read that names its rows and says which trials were warm-ups."""
+    least = row(STEADY, watts=10.0, power={}, workload={})
+    del least["peak_memory_bytes"]
+    for each in least["trials"]:
+        del each["decode_tok_s"]
+        each["decode_energy"] = {"joules": {"cpu": 1.0}}
+    assert run(tmp_path, profile(least), profile(least)) == 0
+    assert "prefill (tok/s)" in capsys.readouterr().out
 
 
 def test_a_profile_of_an_older_version_has_one_process(tmp_path, capsys):
