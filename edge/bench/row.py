@@ -17,7 +17,7 @@ from edge.bench.power_series import power_series
 from edge.bench.profile import Row
 from edge.bench.quality import Record, quality_fault
 from edge.bench.rounds import ProcessRun
-from edge.bench.statistics import Quantity, percentiles, summarise
+from edge.bench.statistics import SHARES, Quantity, percentiles, summarise
 from edge.bench.trial import Trial
 from edge.bench.verdict import (
     Judgement,
@@ -31,7 +31,6 @@ from edge.device.describe import Bandwidth, Device, usable_cores
 from edge.device.roofline import fraction_on, on_gpu
 
 NO_QUALITY = "quality was not measured: add --quality"
-SHARES = {"p50": 0.5, "p90": 0.9, "p99": 0.99}
 
 
 @dataclass(frozen=True)

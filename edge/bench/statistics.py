@@ -21,6 +21,8 @@ MAD_OF_SD = 0.6745
 MIN_FOR_SHAPE = 5
 # Two tails of Kendall's test: one in a hundred steady series is called drifting.
 DRIFT_LEVEL = 0.01
+# Percentiles of the times of single tokens.
+SHARES = {"p50": 0.5, "p90": 0.9, "p99": 0.99}
 
 
 @dataclass(frozen=True)

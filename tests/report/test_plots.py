@@ -306,9 +306,11 @@ def test_token_times_come_from_old_and_new_profiles():
     assert latency.token_times_ms(view(new)[0]) == [2.0, 3.0]
 
 
-def test_shares_of_tokens():
-    times = [float(n) for n in range(100)]
-    assert [latency.share(times, part) for part in (0.5, 0.99, 1.0)] == [50, 99, 99]
+def test_percentiles_are_those_of_the_profile():
+    profile = shallow()
+    profile["rows"] = profile["rows"][:1]
+    profile["rows"][0]["trials"] = [{"warmup": False, "token_us": [[1000, 2000, 3000, 10000]]}]
+    assert "p50 2.50 ms" in words(latency.draw(profile))
 
 
 def test_a_scale_of_times_has_labels_enough_however_narrow():

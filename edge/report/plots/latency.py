@@ -8,6 +8,7 @@ from typing import Any
 
 from matplotlib.axes import Axes
 
+from edge.bench.statistics import SHARES, percentiles
 from edge.report.figure import DARK_GREY, INK, colour_of, engine_handles, style
 from edge.report.frame import NamedFigure, finish
 from edge.report.plots.grid import panels
@@ -16,7 +17,6 @@ from edge.report.plots.view import RowView, absences, side_by_side, view
 from edge.report.values import numbers
 
 TITLE = "Time per token"
-SHARES = {"p50": 0.5, "p90": 0.9, "p99": 0.99}
 # A curve needs no more corners than this to look the same.
 MOST_POINTS = 300
 
@@ -66,20 +66,16 @@ def _times_ms(trial: Mapping[str, Any]) -> list[float]:
     return [(b - a) / 1e6 for a, b in pairwise(numbers(trial.get("token_ns")))]
 
 
-def share(times: list[float], part: float) -> float:
-    """The time that a part of the tokens does not exceed; `times` are sorted."""
-    return times[min(int(part * len(times)), len(times) - 1)]
-
-
 def _draw_row(panel: Axes, row: RowView, times: list[float]) -> None:
     step = max(1, len(times) // MOST_POINTS)
     places = [*range(0, len(times), step), len(times) - 1]
     x = [times[place] for place in places]
     y = [(place + 1) / len(times) for place in places]
     panel.plot(x, y, drawstyle="steps-post", color=colour_of(row.engine), linewidth=1.6)
-    marks = {name: share(times, part) for name, part in SHARES.items()}
-    panel.scatter(list(marks.values()), list(SHARES.values()), s=13, color=INK, zorder=3)
-    text = "\n".join(f"{name} {_three(ms)} ms" for name, ms in marks.items())
+    shares = list(SHARES.values())
+    marks = percentiles(times, shares)
+    panel.scatter(marks, shares, s=13, color=INK, zorder=3)
+    text = "\n".join(f"{name} {_three(ms)} ms" for name, ms in zip(SHARES, marks, strict=True))
     panel.annotate(
         text,
         (0.97, 0.06),
