@@ -12,11 +12,10 @@ from dataclasses import dataclass
 
 from edge.student import interval
 
-# hyperfine's limit on the modified z-score (Iglewicz and Hoaglin 1993 advise 3.5, which timings,
-# skewed as they are, exceed all the time).
-OUTLIER_Z = 14.8
-# The median absolute deviation of normal values is this share of their standard deviation.
-MAD_OF_SD = 0.6745
+# hyperfine's limit: ten standard deviations of normal values, each of which is 1.4826 median
+# absolute deviations. (Iglewicz and Hoaglin 1993 advise 3.5 of them, which timings, skewed as they
+# are, exceed all the time.)
+OUTLIER_MADS = 14.826
 # Below five values neither an outlier nor a trend can be told from the spread.
 MIN_FOR_SHAPE = 5
 # Two tails of Kendall's test: one in a hundred steady series is called drifting.
@@ -76,14 +75,14 @@ def summarise(
 
 
 def outliers(values: Sequence[float]) -> list[int]:
-    """Places of values far from the median, by the modified z-score; none for few values."""
+    """Places of values far from the median, in median absolute deviations; none for few values."""
     if len(values) < MIN_FOR_SHAPE:
         return []
     centre = statistics.median(values)
     mad = statistics.median(abs(v - centre) for v in values)
     if mad == 0:
         return []
-    return [i for i, v in enumerate(values) if MAD_OF_SD * abs(v - centre) / mad > OUTLIER_Z]
+    return [i for i, v in enumerate(values) if abs(v - centre) / mad > OUTLIER_MADS]
 
 
 def drift(values: Sequence[float]) -> float:

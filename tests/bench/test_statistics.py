@@ -106,6 +106,13 @@ def test_an_outlier_is_found_and_noise_is_not():
     assert outliers([1.0, 100.0]) == []
 
 
+@pytest.mark.parametrize(("scaled_mads", "places"), [(8, []), (9.9, []), (10.1, [5]), (12, [5])])
+def test_an_outlier_is_ten_scaled_deviations_away(scaled_mads, places):
+    """Of these six the median is 10 and the median absolute deviation 0.1."""
+    values = [10.0, 10.0, 10.1, 9.9, 9.9, 10.0 + 0.1 * 1.4826 * scaled_mads]
+    assert outliers(values) == places
+
+
 def test_drift_is_found_against_noise():
     cooling = [30, 29.5, 29.7, 29, 28.8, 28.9, 28.1, 28, 27.5, 27.6, 27, 26.9]
     # scipy.stats.theilslopes: -0.28376623
