@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 
 from edge.bench.cooldown import Cooled, Idle, Machine, cool_down, measure_idle
+from edge.bench.energy import TrialEnergy, trial_energy
 from edge.bench.job import Job
 from edge.bench.runner import Outcome, run_job
 from edge.bench.schedule import order_of
@@ -47,6 +49,12 @@ class ProcessRun:
     after: State
     cooled: Cooled = field(default_factory=Cooled)
     power_lost: str | None = None
+
+    @cached_property
+    def trials(self) -> list[tuple[Trial, TrialEnergy]]:
+        """Every trial with its energy, integrated once."""
+        source = self.meter.source
+        return [(t, trial_energy(t, self.samples, source)) for t in self.outcome.trials]
 
 
 @dataclass

@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from edge.bench.energy import TrialEnergy, trial_energy
+from edge.bench.energy import TrialEnergy
 from edge.bench.engines.engine import EngineFacts
 from edge.bench.gate import Digest, judge
 from edge.bench.job import Job
@@ -133,7 +133,7 @@ def build_row(
         token_latency_ms=_latency_ms(measured.trials),
         power=_power(runs),
         processes=[_process_dict(run) for run in runs],
-        trials=[_trial_dict(t, e) for run in runs for t, e in _with_energies(run)],
+        trials=[_trial_dict(t, e) for run in runs for t, e in run.trials],
     )
     absences = []
     if not failed:
@@ -153,13 +153,8 @@ def build_row(
 
 
 def _measured(runs: Sequence[ProcessRun]) -> _Measured:
-    pairs = [pair for run in runs for pair in _with_energies(run) if not pair[0].warmup]
+    pairs = [pair for run in runs for pair in run.trials if not pair[0].warmup]
     return _Measured(runs, [t for t, _ in pairs], [e for _, e in pairs])
-
-
-def _with_energies(run: ProcessRun) -> list[tuple[Trial, TrialEnergy]]:
-    source = run.meter.source
-    return [(t, trial_energy(t, run.samples, source)) for t in run.outcome.trials]
 
 
 def _judge(

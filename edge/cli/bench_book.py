@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from edge.bench.job import Job
-    from edge.bench.profile import Profile
+    from edge.bench.profile import Profile, Row
     from edge.bench.rounds import Results
     from edge.bench.row import Subject
 
@@ -25,6 +26,7 @@ class Book:
     quality: dict[str, Any] | None = None
     no_quality: str | None = None
     seen: dict[int, int] = field(default_factory=dict)
+    built: dict[int, Row] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.profile.method["order"] = [
@@ -37,36 +39,39 @@ class Book:
         stamp = self.profile.created_utc.replace("+00:00", "Z").replace(":", "").replace("-", "")
         return self.folder / f"{stamp}-{self.profile.model.name}.json"
 
-    def enter(self, _: int) -> None:
-        """Build every row again with what is known now, and write."""
-        from edge.bench.profile import write_profile
-        from edge.bench.row import build_row
-
-        context = self._context()
-        self.profile.method.update(_idle_record(self.results), finished=self.results.finished)
-        self.profile.rows[:] = [
-            build_row(subject, job, runs, context)
-            for (job, subject), runs in zip(self.rows, self.results.runs, strict=True)
-            if runs
-        ]
-        write_profile(self.profile, self.path)
+    def enter(self, row: int) -> None:
+        """Build the row again, one of whose processes ended, and write."""
+        self._build([row])
 
     def close(self) -> None:
         """The last time, with the idle power after the run and the better bandwidth of two."""
         from edge.device.describe import measured_again
 
         self.profile = replace(self.profile, device=measured_again(self.profile.device))
-        self.enter(0)
+        self._build(range(len(self.rows)))
 
     def add_quality(self, found: dict[str, Any] | None, why_not: str | None) -> None:
         """What artefacts lose, or the sentence why that is not known."""
         self.quality, self.no_quality = found, why_not
-        self.enter(0)
+        self._build(range(len(self.rows)))
 
     def progress(self, row: int, total: int) -> tuple[str, float]:
         """A row's name and how much of its trials is done, one more than at the last call."""
         self.seen[row] = self.seen.get(row, 0) + 1
         return _label(*self.rows[row]), self.seen[row] / total
+
+    def _build(self, changed: Iterable[int]) -> None:
+        """Build some rows with what is known now, and write the profile with all of them."""
+        from edge.bench.profile import write_profile
+        from edge.bench.row import build_row
+
+        context, results = self._context(), self.results
+        for number in changed:
+            job, subject = self.rows[number]
+            self.built[number] = build_row(subject, job, results.runs[number], context)
+        self.profile.method.update(_idle_record(results), finished=results.finished)
+        self.profile.rows[:] = [self.built[number] for number in sorted(self.built)]
+        write_profile(self.profile, self.path)
 
     def _context(self) -> Any:
         from edge.bench.cooldown import baseline_drift

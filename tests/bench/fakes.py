@@ -82,6 +82,11 @@ class FakeMeter:
         return samples
 
 
+def samples_of(watts, last_s=400):
+    """One-second samples of CPU 3 W and the rest GPU."""
+    return [Sample(t * NS, (t + 1) * NS, {"CPU": 3.0, "GPU": watts - 3.0}) for t in range(last_s)]
+
+
 class FakeMachine:
     """A machine whose clock moves only when somebody sleeps or works on it."""
 

@@ -13,7 +13,7 @@ from edge.device.describe import Bandwidth, Device
 from edge.device.state import State
 from edge.power.meter import Sample
 from edge.power.none import NoMeter
-from tests.bench.fakes import FACTS, NS, trial
+from tests.bench.fakes import FACTS, NS, samples_of, trial
 
 SUBJECT = Subject("mlx-int4", "MLX", "INT4", 1000, 4.5)
 JOB = Job("mlx", "x", Workload(10, 3, 100), 50, 0, 3, 1, 2)
@@ -40,11 +40,6 @@ def process(trials, number=0, meter=NO_METER, samples=(), **changes):
 
 def row_of(trials, context=None, **changes):
     return build_row(SUBJECT, JOB, [process(trials, **changes)], context)
-
-
-def samples_of(watts, last_s=400):
-    """One-second samples of CPU 3 W and the rest GPU."""
-    return [Sample(t * NS, (t + 1) * NS, {"CPU": 3.0, "GPU": watts - 3.0}) for t in range(last_s)]
 
 
 THREE = [trial(1), trial(2), trial(3)]
