@@ -9,7 +9,7 @@ from importlib import metadata
 from pathlib import Path
 
 import edge
-from edge.device.shell import Run, output_of
+from edge.device.system import Run, output_of
 
 PACKAGES = ("mlx", "mlx-lm", "llama-cpp-python", "gguf", "numpy")
 # Read by MLX.

@@ -24,7 +24,7 @@ import numpy as np
 import psutil
 from numpy.typing import NDArray
 
-from edge.device.files import text_of
+from edge.device.system import text_of
 
 Array = NDArray[np.float64]
 

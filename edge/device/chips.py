@@ -1,4 +1,4 @@
-"""Apple's chips: memory bandwidth by name and GPU core count, from a table with sources."""
+"""Chips: Apple's memory bandwidth by name and GPU core count, from a table; sizes of caches."""
 
 from __future__ import annotations
 
@@ -9,6 +9,10 @@ from importlib import resources
 from typing import Any
 
 OVERRIDE = "give it with --bandwidth-gb-s"
+# Larger than the system-level cache of any Apple chip so far (96 MB, from memory).
+APPLE_CACHE_BYTES = 100_000_000
+# Larger than the second-level cache of any NVIDIA GPU so far (126 MB, from memory).
+NVIDIA_CACHE_BYTES = 130_000_000
 
 
 @dataclass(frozen=True)

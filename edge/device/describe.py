@@ -11,10 +11,9 @@ from pathlib import Path
 
 import psutil
 
-from edge.device.chips import OVERRIDE, find_chip
-from edge.device.files import text_of
-from edge.device.shell import Run, output_of
+from edge.device.chips import APPLE_CACHE_BYTES, OVERRIDE, find_chip
 from edge.device.state import allowed_load
+from edge.device.system import Run, output_of, text_of
 from edge.errors import EdgeError
 
 TRADEMARKS = re.compile(r"\((R|TM|C)\)", re.IGNORECASE)
@@ -214,7 +213,6 @@ def _busy_remark(load: float) -> str | None:
 
 def _cache_bytes(chip: str) -> int | None:
     from edge.device.bandwidth import last_level_cache_bytes
-    from edge.device.roofline import APPLE_CACHE_BYTES
 
     return APPLE_CACHE_BYTES if chip.startswith(APPLE) else last_level_cache_bytes()
 

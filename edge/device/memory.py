@@ -16,6 +16,8 @@ from pathlib import Path
 import mlx.core as mx
 import psutil
 
+from edge.device.system import text_of
+
 CGROUPS = Path("/sys/fs/cgroup")
 MEMBERSHIP = Path("/proc/self/cgroup")
 # Version 1 writes the largest whole number of pages where there is no limit.
@@ -127,7 +129,7 @@ def _groups(root: Path, membership: Path) -> Iterator[_Group]:
     Version 2 lists "0::/PATH"; version 1 "5:memory:/PATH", below a folder of its own. A
     container may see its own group as the root whatever the path says.
     """
-    for line in _text(membership).splitlines():
+    for line in (text_of(membership) or "").splitlines():
         _, controllers, path = line.split(":", 2)
         if controllers == "":
             top, names = root, ("memory.max", "memory.current", "inactive_file")
@@ -146,17 +148,9 @@ def _groups(root: Path, membership: Path) -> Iterator[_Group]:
 
 
 def _group(folder: Path, limit_name: str, used_name: str, reclaimable_name: str) -> _Group | None:
-    limit, used = _text(folder / limit_name).strip(), _text(folder / used_name).strip()
+    limit, used = text_of(folder / limit_name) or "", text_of(folder / used_name) or ""
     if not limit.isdecimal() or not used.isdecimal() or int(limit) >= UNLIMITED_BYTES:
         return None
-    fields = (line.split() for line in _text(folder / "memory.stat").splitlines())
+    fields = (line.split() for line in (text_of(folder / "memory.stat") or "").splitlines())
     reclaimable = {name: int(value) for name, value in fields}.get(reclaimable_name, 0)
     return _Group(int(limit), max(0, int(used) - reclaimable))
-
-
-def _text(path: Path) -> str:
-    """A small system file's content, empty where it is not there."""
-    try:
-        return path.read_text(encoding="utf-8", errors="replace")
-    except OSError:
-        return ""

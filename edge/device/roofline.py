@@ -4,13 +4,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from edge.device.chips import NVIDIA_CACHE_BYTES
+
 if TYPE_CHECKING:
     from edge.device.describe import Device
-
-# Larger than the system-level cache of any Apple chip so far (96 MB, from memory).
-APPLE_CACHE_BYTES = 100_000_000
-# Larger than the second-level cache of any NVIDIA GPU so far (126 MB, from memory).
-NVIDIA_CACHE_BYTES = 130_000_000
 
 
 def ceiling_tok_s(bytes_per_token: float, bandwidth_bytes_s: float) -> float:

@@ -27,7 +27,7 @@ from collections.abc import Callable, Sequence
 from importlib import import_module, metadata
 from typing import Any
 
-from edge.device.shell import output_of
+from edge.device.system import output_of
 from edge.errors import EdgeError
 from edge.install import install_command
 from edge.power.meter import Sample

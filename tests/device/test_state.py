@@ -5,9 +5,8 @@ from dataclasses import replace
 import pytest
 
 from edge.device import state as state_module
-from edge.device import state_macos
-from edge.device.shell import output_of
 from edge.device.state import State, allowed_load, doubts, look
+from edge.device.system import output_of
 
 LAPTOP = (
     "Now drawing from 'Battery Power'\n"
@@ -37,7 +36,7 @@ Currently in use:
 
 
 def mac(batt=DESKTOP, mode="lowpowermode         0", thermal="0", pressure="1"):
-    key = state_macos.THERMAL_KEY
+    key = state_module.THERMAL_KEY
     answers = {
         ("pmset", "-g", "batt"): batt,
         ("pmset", "-g"): SETTINGS.format(mode=mode),
@@ -261,7 +260,7 @@ def test_a_program_that_is_missing_or_fails_says_nothing(tmp_path):
 
 
 def test_a_program_that_hangs_is_given_up(monkeypatch):
-    monkeypatch.setattr("edge.device.shell.TIMEOUT_S", 0.01)
+    monkeypatch.setattr("edge.device.system.TIMEOUT_S", 0.01)
     assert output_of(["sh", "-c", "read -r line </dev/zero"]) == ""
 
 

@@ -11,8 +11,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import pairwise
 from typing import Any
 
-from edge.device.chips import find_chip
-from edge.device.roofline import APPLE_CACHE_BYTES, NVIDIA_CACHE_BYTES, fraction, on_gpu
+from edge.device.chips import APPLE_CACHE_BYTES, NVIDIA_CACHE_BYTES, find_chip
+from edge.device.roofline import fraction, on_gpu
 from edge.report.checks.fault import Finding
 
 Data = Mapping[str, Any]

@@ -1,9 +1,10 @@
-"""The one place where this package starts a program of the system."""
+"""Small programs and files of the system: most exist on some machines only."""
 
 from __future__ import annotations
 
 import subprocess
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 # Answers of `pmset`, `sysctl`, `notifyutil` and `ioreg` take some 10 ms; this is for a sick system.
 TIMEOUT_S = 5.0
@@ -33,3 +34,19 @@ def output_of(command: Sequence[str]) -> str:
     except (OSError, subprocess.TimeoutExpired):
         return ""
     return done.stdout.strip()
+
+
+def text_of(path: Path) -> str | None:
+    """A small file's content without white space around it; None where it cannot be read."""
+    try:
+        return path.read_text(encoding="utf-8", errors="replace").strip()
+    except OSError:
+        return None
+
+
+def number_in(path: Path) -> int | None:
+    """The whole number that a file holds; None where there is none."""
+    try:
+        return int(text_of(path) or "")
+    except ValueError:
+        return None
