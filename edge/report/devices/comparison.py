@@ -68,20 +68,19 @@ def compare_devices(
         EdgeError: it is no folder, or has no *.json file.
     """
     records, left_out = _read(folder)
+    files = len(records) + len(left_out)
     profiles, repeated = _without_duplicates(profile_columns(records))
     matching = _filtered(profiles, chip, model)
     left_out += repeated
-    left_out += [entry for number in matching["profile"] for entry in records[number].lost]
     left_out += [
         LeftOut(line["file"], "has no rows: its run was stopped before the first", "no rows")
         for line in matching.filter(rows=0).iter_rows(named=True)
-        if not records[line["profile"]].lost
     ]
     usable, unusable = _usable(row_columns(records, matching["profile"]))
     left_out += unusable
     rows = _shown(usable)
     return DeviceComparison(
-        files=len(records) + len({entry.file for entry in left_out} - {r.file for r in records}),
+        files=files,
         profiles=len(matching),
         filtered_out=len(profiles) - len(matching),
         rows=rows,

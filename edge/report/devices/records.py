@@ -1,4 +1,4 @@
-"""Reading one profile's file: a record of what can be compared, and sentences about the rest."""
+"""Reading one profile's file: a record of what can be compared, or the reason why not."""
 
 from __future__ import annotations
 
@@ -11,7 +11,6 @@ from typing import Any
 import msgspec
 
 from edge.profile_file import MAX_BYTES, SCHEMA
-from edge.report.devices.salvage import salvage
 from edge.report.devices.structs import MOST, Profile
 
 
@@ -23,7 +22,7 @@ class _Head(msgspec.Struct):
 class LeftOut:
     """What is not in the comparison, and the sentence that says why.
 
-    A file, some of its rows or a field of one. `kind` groups the reasons: unreadable, not a
+    A file or a row of one. `kind` groups the reasons: unreadable, not a
     profile, newer schema, broken, duplicate, no rows, invalid, impossible, not measured.
     """
 
@@ -34,20 +33,15 @@ class LeftOut:
 
 @dataclass(frozen=True)
 class Record:
-    """A profile that could be read; `content` is a digest of its bytes.
-
-    `lost` are the parts of it that are wrong, and so not in `profile`.
-    """
+    """A profile that could be read; `content` is a digest of its bytes."""
 
     file: str
     content: str
     profile: Profile
-    lost: tuple[LeftOut, ...] = ()
 
 
 _PROFILE = msgspec.json.Decoder(Profile)
 _HEAD = msgspec.json.Decoder(_Head)
-_CHECK = "edge report --check says more"
 
 
 def read_record(path: Path, name: str) -> Record | LeftOut:
@@ -63,20 +57,14 @@ def read_record(path: Path, name: str) -> Record | LeftOut:
         return LeftOut(name, f"cannot be read ({error.strerror or error})", "unreadable")
     if data is None:
         return LeftOut(name, "is no regular file, or larger than any profile", "unreadable")
-    lost: list[str] = []
     try:
         profile = _PROFILE.decode(data)
     except (ValueError, RecursionError) as error:
-        if (refusal := _refusal(data)) is not None:
-            return LeftOut(name, *refusal)
-        try:
-            profile, lost = salvage(data)
-        except (ValueError, RecursionError):
-            return LeftOut(name, f"is broken ({_first_line(error)}): {_CHECK}", "broken")
+        broken = f"is broken ({_first_line(error)}): edge report --check says more"
+        return LeftOut(name, *(_refusal(data) or (broken, "broken")))
     if profile.schema != SCHEMA:
         return LeftOut(name, *_wrong_schema(profile.schema))
-    sentences = tuple(LeftOut(name, f"{what}: {_CHECK}", "broken") for what in lost)
-    return Record(name, hashlib.sha256(data).hexdigest(), profile, sentences)
+    return Record(name, hashlib.sha256(data).hexdigest(), profile)
 
 
 def _bytes_of(path: Path) -> bytes | None:
