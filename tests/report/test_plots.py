@@ -13,7 +13,6 @@ from edge.report.figure import COLOURS, to_svg
 from edge.report.plots import (
     PLOTS,
     depth,
-    drift,
     energy,
     figures,
     latency,
@@ -37,7 +36,7 @@ from tests.support.profiles import (
     many_rows_profile,
 )
 
-ALL = ["throughput", "energy", "precision", "depth", "power", "latency", "roofline", "drift"]
+ALL = ["throughput", "energy", "precision", "depth", "power", "latency", "roofline"]
 MAKERS = (failed_profile, hostile_profile, linux_profile, mac_profile, many_rows_profile)
 
 
@@ -207,9 +206,8 @@ def test_an_invalid_row_is_held_against_nothing():
         bars = [c.patches[0] for c in drawn.axes[0].containers if isinstance(c, BarContainer)]
         assert sum(bar.get_hatch() is not None for bar in bars) == 2
         assert "INVALID: no figure to quote" in [t.get_text() for t in drawn.legends[0].texts]
-    for plot in (latency, drift):
-        titles = [axes.get_title(loc="left") for axes in plot.draw(profile).figure.axes]
-        assert sum("INVALID" in title for title in titles) == 2
+    titles = [axes.get_title(loc="left") for axes in latency.draw(profile).figure.axes]
+    assert sum("INVALID" in title for title in titles) == 2
 
 
 def test_precision_sets_divergence_against_bytes():

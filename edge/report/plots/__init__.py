@@ -8,7 +8,6 @@ from typing import Any
 from edge.report.frame import NamedFigure
 from edge.report.plots import (
     depth,
-    drift,
     energy,
     latency,
     power,
@@ -17,7 +16,7 @@ from edge.report.plots import (
     throughput,
 )
 
-PLOTS = (throughput, energy, precision, depth, power, latency, roofline, drift)
+PLOTS = (throughput, energy, precision, depth, power, latency, roofline)
 
 
 def figures(profile: Mapping[str, Any]) -> list[NamedFigure]:
