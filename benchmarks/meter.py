@@ -6,8 +6,7 @@
 The stand-in of the tests streams records of an M2 Ultra, the largest there are, whole or a line
 at a time as a powermetrics without a buffer may. The stand-in's own time is not counted: nothing
 is known of the real one's. The process does nothing else meanwhile, so that all of its processor
-time is the meter's. In turn with it the same meter runs with plistlib for all of a record, which
-is what others use. Prints per cent of a core; the aim is less than 1.
+time is the meter's. Prints per cent of a core.
 """
 
 from __future__ import annotations
@@ -15,16 +14,14 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import plistlib
 import resource
 import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from datetime import UTC, datetime
-from functools import partial
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -32,20 +29,14 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-import edge.power.powermetrics_record as record_module  # noqa: E402
 from edge.atomic import appears_whole  # noqa: E402
 from edge.bench.software import software_versions  # noqa: E402
 from edge.device.describe import describe_device  # noqa: E402
 from edge.power.powermetrics import PowermetricsMeter  # noqa: E402
-from edge.power.powermetrics_plist import read_dictionaries  # noqa: E402
 from tests.support.fake_powermetrics import install, record  # noqa: E402
 
 # How the stand-in writes: what its FAKE_POWERMETRICS has for it.
 WRITES = {"whole records": "ultra", "a line at a time": "ultra,by-line"}
-READERS: dict[str, Callable[[bytes], Any]] = {
-    "edge": read_dictionaries,
-    "plistlib": partial(plistlib.loads, fmt=plistlib.FMT_XML),
-}
 
 
 def cost(interval_ms: int, misdeeds: str, command: Sequence[str], seconds: float) -> dict[str, Any]:
@@ -67,24 +58,22 @@ def _used_s() -> float:
 
 
 def compared(args: argparse.Namespace, command: Sequence[str]) -> list[dict[str, Any]]:
-    """A record per interval, way of writing and reader, the runs in turn."""
-    kinds = list(product(args.intervals, WRITES, READERS))
+    """A record per interval and way of writing, the runs in turn."""
+    kinds = list(product(args.intervals, WRITES))
     found: dict[Any, list[dict[str, Any]]] = {kind: [] for kind in kinds}
     for _ in range(args.rounds):
-        for interval, writes, reader in kinds:
-            record_module.read_dictionaries = READERS[reader]
+        for interval, writes in kinds:
             run = cost(interval, WRITES[writes], command, args.seconds)
-            found[interval, writes, reader].append(run)
+            found[interval, writes].append(run)
     return [
         {
             "interval_ms": interval,
             "writes": writes,
-            "reader": reader,
             "percent_of_a_core": 100 * statistics.median(r["of_a_core"] for r in runs),
             "rounds": [round(100 * r["of_a_core"], 4) for r in runs],
             "records": sum(r["records"] for r in runs),
         }
-        for (interval, writes, reader), runs in found.items()
+        for (interval, writes), runs in found.items()
     ]
 
 
@@ -124,7 +113,7 @@ def main() -> None:
     for r in records:
         rounds = ", ".join(f"{share:.2f}" for share in r["rounds"])
         print(
-            f"{r['interval_ms']:5} ms, {r['writes']:16} {r['reader']:8} "
+            f"{r['interval_ms']:5} ms, {r['writes']:16} "
             f"{r['percent_of_a_core']:6.2f} % of a core ({rounds})"
         )
     if args.json is not None:

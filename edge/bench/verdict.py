@@ -16,8 +16,7 @@ from edge.bench.job import MAX_PASSES
 from edge.bench.rounds import ProcessRun
 from edge.bench.statistics import drift, outliers, summarise
 from edge.bench.trial import Trial
-from edge.device.state import doubts
-from edge.power.meter import NOMINAL
+from edge.device.state import NOMINAL, doubts
 
 Verdict = Literal["VALID", "WARN", "INVALID"]
 ORDER: tuple[Verdict, ...] = ("VALID", "WARN", "INVALID")

@@ -128,13 +128,3 @@ def _at_least(text: str, least: int) -> int:
 def output_folder(out: Path | None, name: str) -> Path:
     """`--out`, or models/NAME."""
     return out if out is not None else Path("models") / name
-
-
-def power_source(text: str) -> str:
-    """A meter's name, for argparse."""
-    from edge.power.choose import check_source
-
-    try:
-        return check_source(text)
-    except EdgeError as error:
-        raise argparse.ArgumentTypeError(str(error)) from None

@@ -245,7 +245,7 @@ def _method(args: argparse.Namespace) -> dict[str, Any]:
         "min_window_s": args.min_window,
         "max_passes": MAX_PASSES,
         "cooldown_limit_s": args.cooldown,
-        "power": args.power.partition(":")[0],
+        "power": args.power,
         "seed": args.seed,
         "clock": "monotonic_ns",
         "peak_memory": peak_metric(),

@@ -12,7 +12,6 @@ from edge.cli.arguments import (
     add_checkpoint,
     count,
     count_or_zero,
-    power_source,
 )
 from edge.cli.bench_compare import add_compare_arguments
 from edge.power.choose import SOURCES
@@ -97,7 +96,7 @@ def _add_method(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
         "--power",
         metavar="SOURCE",
-        type=power_source,
+        choices=SOURCES,
         default="auto",
         help=f"where watts come from: {', '.join(SOURCES)} (default: auto)",
     )

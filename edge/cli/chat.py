@@ -10,11 +10,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from edge.cli import model_path
-from edge.cli.arguments import count, power_source
+from edge.cli.arguments import count
 from edge.cli.opened import check_room
 from edge.cli.sampling_arguments import add_sampling, sampling_from
 from edge.errors import EdgeError
-from edge.power.choose import SOURCES
+from edge.power.choose import SOURCES, choose_meter
 from edge.stdout import check_stdout
 from edge.text_file import check_argument, decode_text
 
@@ -89,7 +89,7 @@ def _add_running(parser: argparse.ArgumentParser) -> None:
     running.add_argument(
         "--power",
         metavar="SOURCE",
-        type=power_source,
+        choices=SOURCES,
         default="none",
         help=f"measure watts, by {', '.join(SOURCES)} (default: none)",
     )
@@ -150,7 +150,6 @@ def _answer_once(args: argparse.Namespace, sampling: Sampling, text: str) -> int
     from edge.chat.one_shot import answer_once
     from edge.device.memory import wired
     from edge.generate.transcript import Transcript, read_earlier
-    from edge.power.choose import choose_meter
 
     file: Path | None = args.transcript
     earlier = [] if file is None else read_earlier(file)
@@ -176,7 +175,6 @@ def _talk(args: argparse.Namespace, sampling: Sampling) -> int:
     from edge.chat.screen import Screen
     from edge.chat.session import Session, Tools
     from edge.generate.transcript import read_earlier
-    from edge.power.choose import choose_meter
 
     check_stdout()
     file = _transcript_file(args)

@@ -13,8 +13,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from edge.cli.arguments import power_source
+from edge.device.state import NOMINAL
 from edge.errors import EdgeError
+from edge.power.choose import SOURCES, choose_meter
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -47,15 +48,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     what = parser.add_mutually_exclusive_group()
     what.add_argument("--seconds", metavar="N", type=_seconds, help="measure for so long")
-    what.add_argument(
-        "--replay", metavar="FILE", type=Path, help="a log that powermetrics wrote, plist or text"
-    )
+    what.add_argument("--replay", metavar="FILE", type=Path, help="a log of powermetrics -f plist")
     parser.add_argument(
         "--source",
         metavar="SOURCE",
         default="auto",
-        type=power_source,
-        help="auto, powermetrics, ioreport, nvml, rapl, replay:FILE or none (default: auto)",
+        choices=SOURCES,
+        help=f"{', '.join(SOURCES)} (default: auto)",
     )
     parser.add_argument("-o", "--output", choices=("text", "json"), default="text")
     parser.add_argument("argv", metavar="COMMAND", nargs="*", help="what to run, after --")
@@ -72,7 +71,6 @@ def run(args: argparse.Namespace) -> int:
     if args.replay is not None:
         _print(_replayed(args.replay), args.output, to_stderr=False)
         return 0
-    from edge.power.choose import choose_meter
 
     meter = choose_meter(args.source)
     _refuse_unavailable(meter)
@@ -150,7 +148,7 @@ def _window_flags(energy: Energy) -> list[str]:
         flags.append(
             f"samples cover {energy.coverage:.0%} of the time; the joules are of that part"
         )
-    if energy.thermal_worst not in (None, "Nominal"):
+    if energy.thermal_worst not in (None, NOMINAL):
         flags.append(f"thermal pressure reached {energy.thermal_worst}: the machine slows itself")
     if energy.edge_error_j > 0.05 * energy.total_j:
         flags.append(

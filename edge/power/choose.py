@@ -4,12 +4,9 @@ from __future__ import annotations
 
 import importlib
 import sys
-from pathlib import Path
+from collections.abc import Sequence
 
-from edge.errors import EdgeError
-from edge.power.combined import CombinedMeter
-from edge.power.meter import Meter
-from edge.power.none import NoMeter
+from edge.power.meter import Meter, Sample
 
 # Each with its class, which is imported only when asked for and built without arguments.
 METERS = {
@@ -18,64 +15,52 @@ METERS = {
     "nvml": ("edge.power.nvml", "NvmlMeter"),
     "rapl": ("edge.power.rapl", "RaplMeter"),
 }
-SOURCES = ("auto", *METERS, "replay:FILE", "none")
-REPLAY = "replay:"
+SOURCES = ("auto", *METERS, "none")
 # Best first: what the maker's own tool says, then what needs no root; the device before its host.
 BEST_FIRST = {"darwin": ("powermetrics", "ioreport"), "linux": ("nvml", "rapl")}
 
 
-def check_source(source: str) -> str:
-    """The source, if there is such a one.
+class NoMeter:
+    """The meter of a machine without one: no samples, so that energy is null and never 0."""
 
-    Raises:
-        EdgeError: there is none.
-    """
-    if source in SOURCES and source != "replay:FILE":
-        return source
-    if source.startswith(REPLAY) and len(source) > len(REPLAY):
-        return source
-    raise EdgeError(f"There is no power source {source!r}: choose from {', '.join(SOURCES)}.")
+    source = "none"
+    boundary = "nothing"
+    flags: Sequence[str] = ()
+
+    def __init__(self, reason: str):
+        self.unavailable: str | None = reason
+
+    def start(self) -> None:
+        """Nothing to start."""
+
+    def stop(self) -> Sequence[Sample]:
+        """No samples."""
+        return ()
 
 
 def choose_meter(source: str) -> Meter:
     """The meter to use; one that does not work here says so in `unavailable`.
 
     Args:
-        source: `none`, a source by name, `replay:FILE` for a log of powermetrics, or `auto` for
-            the best that works here.
-
-    Raises:
-        EdgeError: there is no such source.
+        source: one of SOURCES; `auto` is the best that works here.
     """
-    check_source(source)
     if source == "none":
         return NoMeter("power was not measured: no source was wanted (none)")
     if source == "auto":
         return _best(BEST_FIRST.get(sys.platform, ()))
-    if source.startswith(REPLAY):
-        from edge.power.replay import ReplayMeter
-
-        return ReplayMeter(Path(source.removeprefix(REPLAY)).expanduser())
     return _build(source)
 
 
-def _best(names: tuple[str, ...]) -> Meter:
-    """The first that works; powermetrics with ioreport beside it, where both do."""
+def _best(names: Sequence[str]) -> Meter:
+    """The first that works."""
     reasons = []
-    for place, name in enumerate(names):
+    for name in names:
         meter = _build(name)
         if meter.unavailable is None:
-            return _with_second(meter, names[place + 1 :])
+            return meter
         reasons.append(f"{name}: {meter.unavailable}")
     why = "; ".join(reasons) or f"edge knows no meter for {sys.platform}"
     return NoMeter(f"power was not measured: {why}")
-
-
-def _with_second(meter: Meter, others: tuple[str, ...]) -> Meter:
-    if meter.source != "powermetrics" or "ioreport" not in others:
-        return meter  # a GPU and its host's CPU are different watts, not two views of the same
-    second = _build("ioreport")
-    return meter if second.unavailable is not None else CombinedMeter(meter, second)
 
 
 def _build(name: str) -> Meter:

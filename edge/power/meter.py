@@ -7,9 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
-NOMINAL = "Nominal"
-# Apple's pressure levels as powermetrics spells them, mildest first.
-THERMAL_ORDER = (NOMINAL, "Light", "Moderate", "Heavy", "Critical", "Trapping", "Sleeping")
+from edge.device.state import THERMAL_LEVELS
 
 
 @dataclass(frozen=True)
@@ -17,8 +15,9 @@ class Sample:
     """Energy between two moments of `time.monotonic_ns()`, in joules per rail.
 
     The rails of `joules` add up to the meter's boundary. Those of `beside` are shown and
-    never added: they overlap others (a core inside its package) or come from a second meter.
-    `thermal` is the pressure at the end of the sample, None where the source has none.
+    never added: they overlap others (a core inside its package).
+    `thermal` is the pressure at the end of the sample, one of THERMAL_LEVELS or one that
+    nobody knows, None where the source has none.
     """
 
     begin_ns: int
@@ -136,7 +135,7 @@ def integrate(
 def worst_thermal(levels: Sequence[str | None]) -> str | None:
     """The worst pressure level; one that nobody knows is worse than all, so that it shows."""
     known = [level for level in levels if level is not None]
-    rank = {level: place for place, level in enumerate(THERMAL_ORDER)}
+    rank = {level: place for place, level in enumerate(THERMAL_LEVELS)}
     return max(known, key=lambda level: rank.get(level, len(rank)), default=None)
 
 

@@ -57,8 +57,6 @@ def build_timeline(
 
 def describe_boundary(rails: Sequence[str]) -> str:
     """What the rails cover and leave out, in words."""
-    if list(rails) == ["Package"]:
-        return "Intel package (CPU cores, graphics, system agent), without DRAM or a discrete GPU"
     if "CPU" not in rails:
         return f"{' + '.join(rails) or 'nothing'} of the SoC only: not a total"
     without = "" if "DRAM" in rails else "DRAM, "

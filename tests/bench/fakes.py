@@ -4,8 +4,8 @@ from edge.bench.cooldown import Machine
 from edge.bench.engines.engine import EngineFacts
 from edge.bench.trial import Trial
 from edge.device.state import State
+from edge.power.choose import NoMeter
 from edge.power.meter import Sample
-from edge.power.none import NoMeter
 
 
 class FakeClock:

@@ -43,15 +43,15 @@ def test_many_samples_are_merged_and_their_joules_kept():
 
 
 def test_thermal_levels_are_kept_where_they_change():
-    levels = ["Nominal", "Nominal", "Heavy", None, "Nominal"]
+    levels = ["nominal", "nominal", "heavy", None, "nominal"]
     many = [
         Sample(i * SECOND, (i + 1) * SECOND, {"CPU": 1.0}, thermal=level)
         for i, level in enumerate(levels)
     ]
     assert power_series(many)["thermal"] == [
-        {"begin_ns": 0, "level": "Nominal"},
-        {"begin_ns": 2 * SECOND, "level": "Heavy"},
-        {"begin_ns": 4 * SECOND, "level": "Nominal"},
+        {"begin_ns": 0, "level": "nominal"},
+        {"begin_ns": 2 * SECOND, "level": "heavy"},
+        {"begin_ns": 4 * SECOND, "level": "nominal"},
     ]
 
 

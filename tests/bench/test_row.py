@@ -11,8 +11,8 @@ from edge.bench.statistics import summarise
 from edge.bench.workload import Workload
 from edge.device.describe import Bandwidth, Device
 from edge.device.state import State
+from edge.power.choose import NoMeter
 from edge.power.meter import Sample
-from edge.power.none import NoMeter
 from tests.bench.fakes import FACTS, NS, samples_of, trial
 
 SUBJECT = Subject("mlx-int4", "MLX", "INT4", 1000, 4.5)

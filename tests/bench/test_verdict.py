@@ -9,8 +9,8 @@ from edge.bench.runner import Outcome
 from edge.bench.trial import Trial
 from edge.bench.verdict import Judgement, judge_conditions, judge_energy, judge_speed
 from edge.device.state import State
+from edge.power.choose import NoMeter
 from edge.power.meter import Sample
-from edge.power.none import NoMeter
 from tests.bench.fakes import NS, trial
 
 
@@ -132,10 +132,10 @@ def test_the_meters_own_doubts_count():
 
 
 def test_heat_in_the_window_is_said():
-    judgement = judge_energy(energies(40, thermal="Heavy"), [])
+    judgement = judge_energy(energies(40, thermal="heavy"), [])
     assert judgement.verdict == "WARN"
-    assert "thermal pressure reached Heavy" in judgement.reasons[0]
-    assert judge_energy(energies(40, thermal="Nominal"), []) == Judgement()
+    assert "thermal pressure reached heavy" in judgement.reasons[0]
+    assert judge_energy(energies(40, thermal="nominal"), []) == Judgement()
 
 
 def test_edges_that_may_hold_much_are_said():

@@ -23,8 +23,8 @@ from edge.errors import EdgeError
 from edge.generate.sampling import GREEDY
 from edge.generate.stream import generate
 from edge.generate.transcript import Message, Transcript, read_transcript
+from edge.power.choose import NoMeter
 from edge.power.meter import Sample
-from edge.power.none import NoMeter
 from tests.support.tiny import PLAIN, write_checkpoint
 
 DEMO = Path(edge.__file__).parent / "demo"

@@ -53,8 +53,8 @@ def test_a_recorded_log(tmp_path, capsys):
     assert printed["energy_j"] == {"CPU": 10.0, "GPU": 40.0, "ANE": 0.0, "total": 50.0}
     assert (printed["duration_s"], printed["mean_power_w"]) == (2.0, 25.0)
     assert (printed["records"], printed["coverage"]) == (4, 1.0)
-    assert printed["thermal_worst"] == "Heavy"
-    assert any("Heavy" in flag for flag in printed["flags"])
+    assert printed["thermal_worst"] == "heavy"
+    assert any("heavy" in flag for flag in printed["flags"])
     assert str(tmp_path) not in json.dumps(printed)
 
 

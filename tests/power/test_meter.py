@@ -100,9 +100,9 @@ def test_the_worst_pressure_counts_and_an_unknown_one_is_not_nominal():
         samples = [Sample(n, n + 1, {}, level) for n, level in enumerate(levels)]
         return integrate(samples, 0, len(levels)).thermal_worst
 
-    assert worst("Nominal", "Heavy", "Moderate") == "Heavy"
-    assert worst("Nominal", "Lukewarm", "Nominal") == "Lukewarm"
-    assert worst(None, "Nominal") == "Nominal"
+    assert worst("nominal", "heavy", "moderate") == "heavy"
+    assert worst("nominal", "lukewarm", "nominal") == "lukewarm"
+    assert worst(None, "nominal") == "nominal"
     assert worst(None) is None
 
 

@@ -267,9 +267,13 @@ def test_power_shades_the_windows_and_shows_the_heat():
     assert len(figure.figure.axes) == 10
     text = words(figure)
     assert "prefill window" in text and "decode window" in text
-    assert "Nominal" in text and "Moderate" in text
+    assert "nominal" in text and "moderate" in text
     watts = figure.figure.axes[0]
     assert watts.get_ylim()[1] == pytest.approx(1.08 * (1.6 * 25 + 2), rel=0.02)
+
+
+def test_levels_of_the_first_profiles_have_apples_spelling():
+    assert power._level_colour("Nominal") == power._level_colour("nominal") != power.ERROR
 
 
 def test_windows_are_in_the_legend_only_where_there_are_any():

@@ -3,7 +3,7 @@
 Run as a program it takes the arguments of the real one and streams at the cadence they ask for.
 What it does wrong is named in FAKE_POWERMETRICS, with commas: late, nul-first,
 nul-after, truncated-tail, dies, aborts, hangs, garbage, nan, negative, huge, stalled, batched,
-duplicate-keys, unknown-cluster, clock-step, lost-time, deaf, noisy, empty, gpu-only, wrong-power,
+duplicate-keys, unknown-cluster, clock-step, lost-time, deaf, noisy, empty, gpu-only,
 twice, hot, needs-root. Harmless: ultra (an M2 Ultra's 76 kB), by-line (a write for every line),
 by-worker (a tenth of the power while who started it has no `edge.bench.worker` running).
 All it writes also goes to the file FAKE_POWERMETRICS_LOG.
@@ -247,8 +247,6 @@ class Streamer:
             return {"cpu_energy": f"<integer>-{cpu_mj}</integer>"}
         if self.does("huge"):
             return {"cpu_energy": "<integer>999999999</integer>"}
-        if self.does("wrong-power"):
-            return {"cpu_power": "<real>1.5</real>"}
         if self.does("duplicate-keys"):
             twice = f"<integer>1</integer>\n<key>cpu_energy</key>\n<integer>{cpu_mj}</integer>"
             return {"cpu_energy": twice}

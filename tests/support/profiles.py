@@ -26,7 +26,7 @@ TABLE11 = (
     ("gguf-q6_k", "llama.cpp", "GGUF", "Q6_K", 6.56, 2188558900, 26.0),
 )
 KV_BYTES_PER_POSITION = 327680
-LEVELS = ("Nominal", "Moderate")
+LEVELS = ("nominal", "moderate")
 NULL_WHEN_FAILED = (
     *("decode_tok_s", "prefill_tok_s", "ttft_s", "power_w", "joules_per_token"),
     *("joules_per_token_net", "bandwidth_fraction", "token_latency_ms", "peak_memory_bytes"),
@@ -273,7 +273,7 @@ def decode_energy(window_s, watts):
         "coverage": 1.0,
         "edge_error_j": 0.1,
         "records": 30,
-        "thermal_worst": "Nominal",
+        "thermal_worst": "nominal",
         "missing": None,
     }
 
@@ -288,8 +288,8 @@ def process(round_number, begin_ns, trials, watts):
         "failed": False,
         "waited_s": 3.0,
         "unsettled": None,
-        "before": {"thermal": "Nominal"},
-        "after": {"thermal": "Nominal"},
+        "before": {"thermal": "nominal"},
+        "after": {"thermal": "nominal"},
     }
     if watts is not None:
         made["power_series"] = power_series(begin_ns, trials, watts, round_number)

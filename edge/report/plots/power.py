@@ -11,6 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
+from edge.device.state import NOMINAL
 from edge.report.figure import (
     BLUE,
     DARK_GREY,
@@ -37,7 +38,7 @@ ROW_IN, TIME_IN = 1.45, 0.4
 MOST_STEPS = 300
 RAILS = {"CPU": BLUE, "GPU": ORANGE, "ANE": GREEN, "DRAM": PURPLE}
 WINDOWS = {"prefill": SKY, "decode": YELLOW}
-LEVELS = {"Nominal": GREEN, "Light": YELLOW, "Moderate": ORANGE}
+LEVELS = {NOMINAL: GREEN, "light": YELLOW, "moderate": ORANGE}
 
 
 @dataclass(frozen=True)
@@ -207,8 +208,11 @@ def _draw_thermal(axes: Axes, series: _Series) -> None:
 
 
 def _level_colour(level: str) -> str:
-    """Whatever is worse than moderate, or unknown, shows as wrong."""
-    return LEVELS.get(level, ERROR)
+    """Whatever is worse than moderate, or unknown, shows as wrong.
+
+    The first profiles have Apple's spelling, "Nominal".
+    """
+    return LEVELS.get(level.lower(), ERROR)
 
 
 def _colours(series: _Series) -> dict[str, str]:
