@@ -108,11 +108,13 @@ class PowermetricsMeter:
             return ()
         stop_ns = self._clock_ns()
         wait_s = min(self._patience_s, max(2.0, 3 * self._interval_ms / 1e3))
-        reached = process.wait_for(lambda: (process.latest_end_ns() or 0) >= stop_ns, wait_s)
-        if reached:
-            process.wait_for(lambda: not _cpu_pending(process), BATCH_S)
-        failure = None if reached else process.failure or process.exit_words()
-        process.close()
+        try:
+            reached = process.wait_for(lambda: (process.latest_end_ns() or 0) >= stop_ns, wait_s)
+            if reached:
+                process.wait_for(lambda: not _cpu_pending(process), BATCH_S)
+            failure = None if reached else process.failure or process.exit_words()
+        finally:  # Ctrl-C must not leave it running
+            process.close()
         return self._conclude(process, failure)
 
     def _conclude(self, process: PowermetricsProcess, failure: str | None) -> Sequence[Sample]:
@@ -162,7 +164,12 @@ class PowermetricsMeter:
         except OSError as error:
             self.unavailable = f"powermetrics cannot be started ({error.strerror})"
             return None
-        if process.wait_for(lambda: bool(process.records), self._ready_s):
+        try:
+            ready = process.wait_for(lambda: bool(process.records), self._ready_s)
+        except BaseException:  # Ctrl-C: nobody else knows of a process that runs as root
+            process.close()
+            raise
+        if ready:
             process.set_patience(self._patience_s)
             return process
         in_time = process.ended

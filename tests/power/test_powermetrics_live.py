@@ -201,6 +201,25 @@ def test_a_child_that_is_deaf_to_sigterm(stand_in, monkeypatch):
     assert all(s.joules["CPU"] > 0 for s in samples)
 
 
+@pytest.mark.parametrize("moment", ["while it starts", "while it stops"])
+def test_ctrl_c_in_a_wait_ends_the_process(stand_in, monkeypatch, moment):
+    children, meter = [], stand_in("late" if moment == "while it starts" else "")
+    if moment == "while it stops":
+        meter.start()
+
+    def interrupted(process, done, timeout_s):
+        child = psutil.Process(process._child.pid)
+        children.extend([child, *child.children(recursive=True)])
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(module.PowermetricsProcess, "wait_for", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        meter.start() if moment == "while it starts" else meter.stop()
+    assert children
+    psutil.wait_procs(children, timeout=5)
+    assert not any(child.is_running() for child in children)
+
+
 def test_a_password_is_never_asked_for(stand_in, monkeypatch):
     monkeypatch.setenv("FAKE_SUDO", "password")
     meter = stand_in()
