@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -39,12 +39,12 @@ def run(args: argparse.Namespace) -> int:
     from edge.atomic import check_writable
     from edge.bench.cooldown import kept_awake
     from edge.bench.runner import stopped_by_sigterm
-    from edge.power.choose import choose_meter
 
     if args.compare is not None:
         return run_compare(args)
     checkpoint = open_named(args)
-    meter = choose_meter(args.power)
+    new_meter = _new_meter(args)
+    meter = new_meter()
     if args.min_window is None:
         args.min_window = SPEED_WINDOW_S if meter.unavailable else ENERGY_WINDOW_S
     if args.quality is not None:
@@ -56,7 +56,7 @@ def run(args: argparse.Namespace) -> int:
     with stopped_by_sigterm(), progress_bars() as progress, kept_awake():
         subjects = _convert(args, checkpoint, progress)
         rows = [(job, subjects[recipe.name]) for job, recipe in planned]
-        run = _new_run(args, [job for job, _ in rows], meter)
+        run = _new_run(args, [job for job, _ in rows], new_meter, meter.unavailable is None)
         book = Book(
             _new_profile(args, checkpoint),
             rows,
@@ -187,11 +187,23 @@ def _quality(
     return found, None
 
 
-def _new_run(args: argparse.Namespace, jobs: list[Job], meter: Meter) -> Run:
+def _new_meter(args: argparse.Namespace) -> Callable[[], Meter]:
+    """What makes a meter, `auto` one that covers the processors of the rows."""
+    from edge.bench.processors import processors_of
+    from edge.power.choose import choose_meter
+
+    processors: Collection[str] = ()
+    if args.power == "auto":
+        processors = processors_of(recipe.framework for recipe in args.rows)
+    return lambda: choose_meter(args.power, processors)
+
+
+def _new_run(
+    args: argparse.Namespace, jobs: list[Job], new_meter: Callable[[], Meter], has_power: bool
+) -> Run:
     from edge.bench.cooldown import Machine
     from edge.bench.rounds import Run, Settings
     from edge.bench.schedule import rounds_for
-    from edge.power.choose import choose_meter
     from edge.power.powermetrics import forget_probes
 
     settings = Settings(
@@ -199,12 +211,11 @@ def _new_run(args: argparse.Namespace, jobs: list[Job], meter: Meter) -> Run:
         seed=args.seed,
         timeout_s=args.timeout,
         cooldown_s=args.cooldown,
-        idle_s=args.idle if meter.unavailable is None else 0.0,
-        has_power=meter.unavailable is None,
+        idle_s=args.idle if has_power else 0.0,
+        has_power=has_power,
     )
     forget_probes()  # converting or downloading can take longer than sudo's ticket lasts
-    machine = Machine(lambda: choose_meter(args.power))
-    return Run(jobs, settings, machine, notice=_warn)
+    return Run(jobs, settings, Machine(new_meter), notice=_warn)
 
 
 def _warn(sentence: str) -> None:

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from edge.chat.session import Opened, Settings
     from edge.generate.sampling import Sampling
     from edge.generate.speculate import Drafter
+    from edge.power.meter import Meter
 
 ARTEFACT = "mlx-int4"
 # What Stable Code Instruct's model card generates with.
@@ -159,12 +160,20 @@ def _answer_once(args: argparse.Namespace, sampling: Sampling, text: str) -> int
             opened,
             settings,
             text,
-            meter=choose_meter(args.power),
+            meter=_meter(args.power),
             output=args.output,
             quiet=args.quiet,
             transcript=None if file is None else Transcript(file),
             earlier=earlier,
         )
+
+
+def _meter(source: str) -> Meter:
+    """The meter, `auto` for the processor that MLX computes on."""
+    import mlx.core as mx
+
+    on_gpu = mx.default_device().type == mx.DeviceType.gpu
+    return choose_meter(source, ["GPU" if on_gpu else "CPU"])
 
 
 # --- a conversation
@@ -187,7 +196,7 @@ def _talk(args: argparse.Namespace, sampling: Sampling) -> int:
             find_hole=_find_hole,
         ),
         screen=Screen(),
-        meter=choose_meter(args.power),
+        meter=_meter(args.power),
         transcript_file=file,
         earlier=earlier,
     )

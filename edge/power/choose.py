@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib
 import sys
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 from edge.power.meter import Meter, Sample
 
@@ -18,6 +18,12 @@ METERS = {
 SOURCES = ("auto", *METERS, "none")
 # Best first: what the maker's own tool says, then what needs no root; the device before its host.
 BEST_FIRST = {"darwin": ("powermetrics", "ioreport"), "linux": ("nvml", "rapl")}
+COVERS = {
+    "powermetrics": ("CPU", "GPU"),
+    "ioreport": ("CPU", "GPU"),
+    "nvml": ("GPU",),
+    "rapl": ("CPU",),
+}
 
 
 class NoMeter:
@@ -38,23 +44,29 @@ class NoMeter:
         return ()
 
 
-def choose_meter(source: str) -> Meter:
+def choose_meter(source: str, processors: Collection[str] = ()) -> Meter:
     """The meter to use; one that does not work here says so in `unavailable`.
 
     Args:
         source: one of SOURCES; `auto` is the best that works here.
+        processors: those that do the work, "CPU" and "GPU", as far as known: `auto` takes no
+            meter that leaves one of them out, because an idle board's watts are not the work's.
     """
     if source == "none":
         return NoMeter("power was not measured: no source was wanted (none)")
     if source == "auto":
-        return _best(BEST_FIRST.get(sys.platform, ()))
+        return _best(BEST_FIRST.get(sys.platform, ()), processors)
     return _build(source)
 
 
-def _best(names: Sequence[str]) -> Meter:
-    """The first that works."""
+def _best(names: Sequence[str], processors: Collection[str]) -> Meter:
+    """The first that works and covers the processors."""
     reasons = []
     for name in names:
+        left_out = sorted(set(processors).difference(COVERS[name]))
+        if left_out:
+            reasons.append(f"{name}: it leaves out the {left_out[0]}, which computes here")
+            continue
         meter = _build(name)
         if meter.unavailable is None:
             return meter

@@ -4,11 +4,12 @@ import argparse
 import json
 import os
 import statistics
+import sys
 
 import pytest
 
 from edge.checkpoints.checkpoint import open_checkpoint
-from edge.cli.bench import _method, _new_run, _plan, add_arguments
+from edge.cli.bench import _method, _new_meter, _new_run, _plan, add_arguments
 from edge.cli.main import main
 from edge.model.kv_cache import KV_BITS
 from edge.power.choose import NoMeter
@@ -69,18 +70,42 @@ def test_rows_times_workloads():
 def test_trials_are_spread_over_rounds(flags, rounds, each):
     args, jobs = parsed(*flags), planned(*flags)
     assert {job.repetitions for job in jobs} == {each}
-    run = _new_run(args, jobs, NoMeter("none here"))
+    run = _new_run(args, jobs, lambda: NoMeter("none here"), has_power=False)
     assert run.settings.rounds == rounds
     method = _method(args)
     assert (method["processes_per_row"], method["trials_per_process"]) == (rounds, each)
 
 
 def test_idle_power_is_measured_where_there_is_a_meter():
-    meter = NoMeter("none here")
-    assert _new_run(parsed(), planned(), meter).settings.idle_s == 0
-    meter.unavailable = None
-    assert _new_run(parsed(), planned(), meter).settings.idle_s == 10
-    assert _new_run(parsed("--idle", "0"), planned(), meter).settings.idle_s == 0
+    def idle_s(has_power, *words):
+        new_meter = lambda: NoMeter("none here")  # noqa: E731
+        return _new_run(parsed(*words), planned(), new_meter, has_power).settings.idle_s
+
+    assert (idle_s(False), idle_s(True), idle_s(True, "--idle", "0")) == (0, 10, 0)
+
+
+@pytest.mark.parametrize(
+    ("mlx", "gguf", "source"),
+    [("CPU", "CPU", "rapl"), ("GPU", "GPU", "nvml"), ("CPU", "GPU", "none")],
+)
+def test_the_automatic_meter_covers_what_computes(monkeypatch, mlx, gguf, source):
+    """A board that idles beside a working CPU has watts too, and they are not the work's."""
+
+    def meter(name):
+        meter = NoMeter("")
+        meter.source, meter.unavailable = name, None
+        return meter
+
+    asked = []
+    monkeypatch.setattr(sys, "platform", "linux")
+    monkeypatch.setattr("edge.bench.processors.platform.system", lambda: "Linux")
+    monkeypatch.setattr("edge.power.choose._build", meter)
+    monkeypatch.setattr(
+        "edge.bench.processors.ask", lambda _, question, *__: asked.append(question) or [gguf, mlx]
+    )
+    chosen = _new_meter(parsed())()
+    assert (chosen.source, asked) == (source, [["GGUF", "MLX"]])
+    assert _new_meter(parsed("--power", "nvml"))().source == "nvml"  # as asked for
 
 
 @pytest.mark.parametrize(

@@ -45,6 +45,26 @@ def test_auto_says_why_each_did_not_work(machine):
     assert "plan9" in choose_meter("auto").unavailable
 
 
+@pytest.mark.parametrize(
+    ("platform", "processors", "source"),
+    [
+        ("linux", ["CPU"], "rapl"),
+        ("linux", ["GPU"], "nvml"),
+        ("linux", ["CPU", "GPU"], "none"),
+        ("darwin", ["CPU", "GPU"], "powermetrics"),
+    ],
+)
+def test_auto_takes_none_that_leaves_out_what_computes(machine, platform, processors, source):
+    machine(platform)
+    assert choose_meter("auto", processors).source == source
+
+
+def test_a_meter_that_leaves_out_what_computes_is_a_reason(machine):
+    machine("linux", nvml="no driver")
+    why = choose_meter("auto", {"GPU"}).unavailable
+    assert "nvml: no driver; rapl: it leaves out the GPU, which computes here" in why
+
+
 @pytest.mark.parametrize("source", SOURCES)
 def test_every_source_can_be_built_on_every_machine(source):
     meter = choose_meter(source)

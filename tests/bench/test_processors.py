@@ -1,0 +1,28 @@
+import platform
+
+from edge.bench import processors
+from edge.bench.processors import processors_of
+from edge.errors import EdgeError
+from edge.llamacpp import library
+
+
+def test_both_frameworks_are_asked_in_another_process(monkeypatch):
+    monkeypatch.setattr(platform, "system", lambda: "Linux")
+    gguf = "GPU" if library().llama_supports_gpu_offload() else "CPU"
+    assert processors_of(["GGUF"]) == {gguf}
+    assert {gguf} <= processors_of(["MLX", "GGUF", "MLX"]) <= {"CPU", "GPU"}
+
+
+def test_an_engine_that_does_not_load_leaves_it_open(monkeypatch):
+    def broken(*_):
+        raise EdgeError("it does not load.")
+
+    monkeypatch.setattr(platform, "system", lambda: "Linux")
+    monkeypatch.setattr(processors, "ask", broken)
+    assert processors_of(["MLX"]) == set()
+
+
+def test_on_a_mac_nothing_is_asked(monkeypatch):
+    monkeypatch.setattr(platform, "system", lambda: "Darwin")
+    monkeypatch.setattr(processors, "ask", None)
+    assert processors_of(["MLX"]) == set()
