@@ -18,13 +18,13 @@ from edge.chat.talk import Continuation, Events, Talk
 from edge.chat.terminal import StopKey, keys_unseen
 from edge.device.memory import wired
 from edge.generate.conversation import Conversation, can_chat
+from edge.generate.lookup import PromptLookup
 from edge.generate.sampling import Sampling
 from edge.generate.transcript import Message, Transcript
 from edge.power.meter import Meter
 
 if TYPE_CHECKING:
     from edge.generate.fim import Completer
-    from edge.generate.speculate import Drafter
     from edge.model.stablelm import Model
 
 
@@ -55,8 +55,7 @@ class Settings:
         system: the system prompt.
         kv_bits: 4 or 8 for a quantised cache.
         rotate: whether an answer goes on beyond the context's end.
-        draft: makes what proposes tokens; None for nothing.
-        draft_bytes: what that takes while it runs.
+        lookup: whether tokens that followed the same words earlier are proposed.
     """
 
     sampling: Sampling
@@ -64,8 +63,7 @@ class Settings:
     system: str | None = None
     kv_bits: int | None = None
     rotate: bool = False
-    draft: Callable[[], Drafter] | None = None
-    draft_bytes: int = 0
+    lookup: bool = False
 
 
 @dataclass(frozen=True)
@@ -83,7 +81,7 @@ class Tools:
 
 def open_talk(opened: Opened, settings: Settings) -> Talk:
     """A conversation, or for a model without turns the continuation of texts."""
-    draft = settings.draft() if settings.draft else None
+    draft = PromptLookup() if settings.lookup else None
     if not can_chat(opened.tokenizer):
         return Continuation(
             opened.model,
@@ -186,7 +184,7 @@ class Session:
 
     def _keep_resident(self) -> None:
         self._resident.close()
-        self._resident.enter_context(wired(self.opened.running_bytes + self.settings.draft_bytes))
+        self._resident.enter_context(wired(self.opened.running_bytes))
 
     @property
     def answers(self) -> bool:

@@ -67,9 +67,9 @@ def generate_tokens(
             besides the prompt.
 
     Raises:
-        EdgeError: an empty prompt, ids outside the vocabulary, a drafter of another one, a
-            prompt that with the cache leaves no room in the model's context, or numbers that
-            cannot be. Raised by the call itself, before the first token is asked for.
+        EdgeError: an empty prompt, ids outside the vocabulary, a prompt that with the cache
+            leaves no room in the model's context, or numbers that cannot be. Raised by the call
+            itself, before the first token is asked for.
     """
     if cache is None:
         cache = make_cache(model)
@@ -81,7 +81,7 @@ def generate_tokens(
     count = room if max_tokens is None else min(max_tokens, room)
     pick = Picker(sampling, prompt)
     if draft is not None:
-        draft.begin(model, [*history, *prompt])
+        draft.begin([*history, *prompt])
         draft = draft if can_speculate(cache) else None
     on_prefill = on_prefill or _ignore
     return _decode(model, prompt, cache, pick, count, prefill_tokens, on_prefill, draft)

@@ -7,13 +7,8 @@ Edits, quotations and code repeat what they were given; a table of the n-grams s
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING
-
 from edge.errors import EdgeError
 from edge.generate.speculate import Pace
-
-if TYPE_CHECKING:
-    from edge.model.stablelm import Model
 
 # An n-gram longer than this is found by its last ids. llama.cpp's lookup uses the same.
 LONGEST_NGRAM = 4
@@ -90,8 +85,6 @@ class PromptLookup:
         EdgeError: n-grams of no ids.
     """
 
-    free = True
-
     def __init__(self, longest: int = LONGEST_NGRAM, pace: Pace | None = None):
         if longest < 1:
             raise EdgeError(f"longest is {longest}; n-grams have 1 token or more.")
@@ -99,7 +92,7 @@ class PromptLookup:
         self._longest = longest
         self._index = NgramIndex(longest)
 
-    def begin(self, model: Model, ids: Sequence[int]) -> None:
+    def begin(self, ids: Sequence[int]) -> None:
         """A generation begins after these ids; what the index has of them is not read again."""
         self.pace.begin()
         held = len(self._index.ids)

@@ -40,8 +40,8 @@ ASSUMED_SLOPES = (0.2, 0.2, 0.2)
 LAPS, FIRST_LAPS = 15, 3
 # Acceptance is counted with this much forgetting, beginning with one hit and one miss.
 MEMORY = 0.97
-# A drafter that does not pay is tried again after so many tokens, then after twice as many, and
-# so on: what it was judged by may have been a slow moment of the machine.
+# Proposals that are right and cost too much are tried again after so many tokens, then after twice
+# as many, and so on: the cost may have been that of a slow moment of the machine.
 PROBE_LENGTH, PROBE_ACCEPTANCE = 3, 0.7
 FIRST_PAUSE_TOKENS, LONGEST_PAUSE_TOKENS = 32, 512
 
@@ -97,14 +97,15 @@ class Pace:
         """The estimated time of a pass with so many proposals, in plain steps."""
         return 1 + statistics.median(self._slopes) * proposals
 
-    def length(self, kind: int, most: int, free: bool = True) -> int:
+    def length(self, kind: int, most: int) -> int:
         """How many proposals of a kind to check now; 0 where a plain step is better.
+
+        Where acceptance is high, so that only the cost speaks against a pass, one is tried now
+        and then.
 
         Args:
             kind: of proposals, as the drafter tells them apart.
             most: never more.
-            free: whether acceptance is known without passes. Where it is not, and where it is
-                high, so that only the cost speaks against a pass, one is tried now and then.
         """
         if self._fixed is not None:
             return min(self._fixed, most)
@@ -113,8 +114,7 @@ class Pace:
         best = max(range(min(most, MOST_PROPOSED) + 1), key=lambda n: self._gain(kind, n))
         if best > 0:
             return best
-        open_question = not free or self.acceptance(kind) > PROBE_ACCEPTANCE
-        if open_question and self._idle >= self._pause:
+        if self.acceptance(kind) > PROBE_ACCEPTANCE and self._idle >= self._pause:
             self._pause = min(2 * self._pause, LONGEST_PAUSE_TOKENS)
             return min(PROBE_LENGTH, most)
         return 0
@@ -130,16 +130,16 @@ class Pace:
 class Drafter(Protocol):
     """Proposes how a text goes on; for one generation at a time.
 
+    Proposals cost next to nothing: they are also made only to be counted.
+
     Attributes:
         pace: what was learnt about its proposals, and how many there were.
-        free: whether proposals cost next to nothing, so that they can be made only to be counted.
     """
 
     pace: Pace
-    free: bool
 
-    def begin(self, model: Model, ids: Sequence[int]) -> None:
-        """A generation by a model begins after these ids."""
+    def begin(self, ids: Sequence[int]) -> None:
+        """A generation begins after these ids."""
 
     def extend(self, ids: Sequence[int]) -> None:
         """The text has gone on."""
@@ -278,7 +278,7 @@ class Speculation:
         kind = self._draft.kind()
         if kind is None:
             return 0
-        return self._pace.length(kind, self._count - self._made - 2, self._draft.free)
+        return self._pace.length(kind, self._count - self._made - 2)
 
     def _step(self, token: mx.array) -> mx.array:
         """Submit the step that follows a token (1,)."""
@@ -290,7 +290,7 @@ class Speculation:
     def _learn(self, token: mx.array) -> int:
         """Wait for a step's id, and see whether it would have been proposed."""
         known = int(token.item())  # type: ignore[arg-type]  # an integer array's item is an int
-        kind = self._draft.kind() if self._draft.free else None
+        kind = self._draft.kind()
         if kind is not None:
             hit = self._draft.propose(1) == [known]
             self._pace.saw_proposals(kind, int(hit), int(not hit))

@@ -330,8 +330,8 @@ def test_the_model_in_use_is_resident_until_the_end(start, demo, base, monkeypat
 
     monkeypatch.setattr("edge.chat.session.wired", wired)
     models = {name: replace(m, running_bytes=n) for name, m, n in (("a", demo, 7), ("b", base, 9))}
-    session, typed = start(models["a"], models=models, draft_bytes=1)
+    session, typed = start(models["a"], models=models)
     typed("/model b")
-    assert seen == [8, 0, 10]
+    assert seen == [7, 0, 9]
     session.close()
-    assert seen == [8, 0, 10, 0]
+    assert seen == [7, 0, 9, 0]

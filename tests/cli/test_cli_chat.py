@@ -82,10 +82,6 @@ def test_lookup_changes_no_answer(chat):
     assert chat("-p", QUESTION, "--no-lookup")[1] == chat("-p", QUESTION, "--lookup")[1]
 
 
-def test_a_draft_model_changes_no_answer(chat):
-    assert chat("-p", QUESTION)[1] == chat("-p", QUESTION, "--draft", "demo")[1]
-
-
 def test_a_transcript_is_written_where_it_is_wanted(chat, demo, tmp_path):
     chat("-p", QUESTION, "--transcript", tmp_path / "t.jsonl")
     assert [m.content for m in read_transcript(tmp_path / "t.jsonl")] == [

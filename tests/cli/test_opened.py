@@ -75,8 +75,3 @@ def test_a_model_is_resident_while_it_is_open(resident):
 def test_commands_keep_their_model_resident(words, resident):
     assert main.main([*words, "-n", "1"]) == 0
     assert resident == [check_room(model_path.DEMO, words[0]), 0]
-
-
-def test_a_draft_model_is_resident_too(resident):
-    assert main.main(["chat", "-p", "hello", "-n", "1", "-q", "--draft", "demo"]) == 0
-    assert resident == [2 * check_room(model_path.DEMO, "chat"), 0]

@@ -65,11 +65,11 @@ def test_a_short_period_is_repeated():
 @given(TEXTS, TEXTS, st.booleans())
 def test_a_later_generation_finds_what_a_new_drafter_finds(first, second, continues):
     used, new = PromptLookup(), PromptLookup()
-    used.begin(None, first)
+    used.begin(first)
     used.extend([9, 9])
     ids = [*first, 9, 9, *second] if continues else second
-    used.begin(None, ids)
-    new.begin(None, ids)
+    used.begin(ids)
+    new.begin(ids)
     assert (used.kind(), used.propose(4)) == (new.kind(), new.propose(4))
 
 
@@ -77,7 +77,7 @@ def test_a_later_generation_finds_what_a_new_drafter_finds(first, second, contin
 def test_longer_matches_are_of_other_kinds(matched, kind):
     lookup = PromptLookup()
     run = list(range(100, 100 + matched))
-    lookup.begin(None, [*run, 1, 2, *run])
+    lookup.begin([*run, 1, 2, *run])
     # Without a run the end is new: the text is 1, 2.
     assert lookup.kind() == kind
 

@@ -13,14 +13,12 @@ from tests.support.tiny import random_tensors
 class Oracle:
     """Proposes a text known beforehand, every so many ids a wrong one."""
 
-    free = True
-
     def __init__(self, prompt_tokens, text, wrong_every=10**9, pace=None):
         self.pace = pace or Pace(fixed=5)
         self.text = [1 if i % wrong_every == wrong_every - 1 else t for i, t in enumerate(text)]
         self.prompt_tokens = prompt_tokens
 
-    def begin(self, model, ids):
+    def begin(self, ids):
         self.pace.begin()
         self.place = len(ids) - self.prompt_tokens
 
