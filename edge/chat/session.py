@@ -54,7 +54,6 @@ class Settings:
         max_tokens: of one answer; None goes on to the end of the context.
         system: the system prompt.
         kv_bits: 4 or 8 for a quantised cache.
-        rotate: whether an answer goes on beyond the context's end.
         lookup: whether tokens that followed the same words earlier are proposed.
     """
 
@@ -62,7 +61,6 @@ class Settings:
     max_tokens: int | None = None
     system: str | None = None
     kv_bits: int | None = None
-    rotate: bool = False
     lookup: bool = False
 
 
@@ -88,7 +86,6 @@ def open_talk(opened: Opened, settings: Settings) -> Talk:
             opened.tokenizer,
             kv_bits=settings.kv_bits,
             draft=draft,
-            rotate=settings.rotate,
         )
     return Conversation(
         opened.model,
@@ -96,7 +93,6 @@ def open_talk(opened: Opened, settings: Settings) -> Talk:
         system=settings.system,
         kv_bits=settings.kv_bits,
         draft=draft,
-        rotate=settings.rotate,
     )
 
 

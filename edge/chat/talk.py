@@ -37,12 +37,10 @@ class Continuation:
         *,
         kv_bits: int | None = None,
         draft: Drafter | None = None,
-        rotate: bool = False,
     ):
         self._model, self._tokenizer = model, tokenizer
-        self._draft, self._rotate = draft, rotate
-        held = self.context_limit if rotate else None
-        self._make_cache: Callable[[], list[Cache]] = lambda: make_cache(model, kv_bits, held)
+        self._draft = draft
+        self._make_cache: Callable[[], list[Cache]] = lambda: make_cache(model, kv_bits)
         self._make_cache()  # finds at once what no cache can be
         self._cache: list[Cache] = []
         self._messages: list[Message] = []
@@ -66,7 +64,7 @@ class Continuation:
     @property
     def context_tokens(self) -> int:
         """Positions of the last text and its continuation."""
-        return min(int(self._cache[0].offset), self.context_limit) if self._cache else 0
+        return int(self._cache[0].offset) if self._cache else 0
 
     @property
     def context_limit(self) -> int:
@@ -87,8 +85,6 @@ class Continuation:
         stop: Sequence[str] = (),
     ) -> Events:
         """Continue a text."""
-        if max_tokens is None and self._rotate:
-            max_tokens = self.context_limit
         self._cache = self._make_cache()
         events = stream_generate(
             self._model,

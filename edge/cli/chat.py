@@ -75,9 +75,6 @@ def _add_running(parser: argparse.ArgumentParser) -> None:
         "--kv-bits", type=int, choices=[4, 8], help="bits of the cached keys and values"
     )
     running.add_argument(
-        "--rotate", action="store_true", help="let an answer go on beyond the end of the context"
-    )
-    running.add_argument(
         "--lookup",
         action=argparse.BooleanOptionalAction,
         help="propose tokens that followed the same words earlier: the answer stays the same and "
@@ -221,7 +218,6 @@ def _settings(args: argparse.Namespace, sampling: Sampling) -> Settings:
         max_tokens=args.max_tokens,
         system=check_argument(args.system, "--system") if args.system else None,
         kv_bits=args.kv_bits,
-        rotate=args.rotate,
         lookup=lookup,
     )
 

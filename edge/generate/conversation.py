@@ -64,9 +64,6 @@ class Conversation:
         system: the system prompt; None or "" for none.
         kv_bits: bits of cached keys and values, see `make_cache`.
         draft: proposes tokens, so that they come faster; see `generate_tokens`.
-        rotate: let an answer go on beyond the end of the context, the oldest positions
-            forgotten meanwhile, the system prompt among them. The next prompt is computed anew
-            and fits the context again.
         transcript: writes down what happens; see `transcript`.
 
     Attributes:
@@ -86,14 +83,12 @@ class Conversation:
         system: str | None = None,
         kv_bits: int | None = None,
         draft: Drafter | None = None,
-        rotate: bool = False,
         transcript: Transcript | None = None,
     ):
-        self._model, self._tokenizer, self._rotate = model, tokenizer, rotate
+        self._model, self._tokenizer = model, tokenizer
         self._draft = draft
         self._template = ChatTemplate(tokenizer)
-        held = self.context_limit if rotate else None
-        self._prefix = PrefixCache(lambda: make_cache(model, kv_bits, held))
+        self._prefix = PrefixCache(lambda: make_cache(model, kv_bits))
         self._system: str | None = None
         self._turns: tuple[Turn, ...] = ()
         self._dropped = self._reused = 0
@@ -175,8 +170,7 @@ class Conversation:
         Args:
             text: the question.
             sampling: how tokens are chosen.
-            max_tokens: at most so many; None goes on to the end of the context, with `rotate`
-                for as many tokens as the context has.
+            max_tokens: at most so many; None goes on to the end of the context.
             stop: strings that end the answer.
 
         Raises:
@@ -261,8 +255,6 @@ class Conversation:
         """Prepare an answer, which finds everything that can be refused."""
         self._check_idle()
         dropped, ids = self._fit(turns, max_tokens)
-        if max_tokens is None and self._rotate:
-            max_tokens = self.context_limit
         # A penalty looks at the tokens before, and is shown only those that are computed.
         self._reused = self._prefix.reuse(ids, sampling.looks_back)
         events = stream_generate(

@@ -23,8 +23,7 @@ class PrefixCache:
     """One cache per layer and the ids whose keys and values they hold.
 
     Args:
-        make: makes empty caches, one per layer; called again when the ones there cannot be
-            cut, which a rotating cache cannot once it has forgotten something.
+        make: makes empty caches, one per layer, that can be trimmed.
     """
 
     def __init__(self, make: Callable[[], list[Cache]]):
@@ -34,7 +33,7 @@ class PrefixCache:
 
     @property
     def layers(self) -> list[Cache]:
-        """The caches; other ones after a `reuse` that could not cut them."""
+        """The caches; other ones after `clear`."""
         return self._layers
 
     @property
@@ -51,10 +50,10 @@ class PrefixCache:
                 logits are the first answer's.
         """
         common = common_length(self._held, ids[: max(0, len(ids) - fresh)])
-        if not self._cut(common):
-            self.clear()
+        for layer in self._layers:  # as mlx-lm's trim_prompt_cache, without the import
+            layer.trim(layer.offset - common)
         self._held = self._held[:common]
-        return len(self._held)
+        return common
 
     def clear(self) -> None:
         """Forget everything."""
@@ -71,19 +70,10 @@ class PrefixCache:
         try:
             yield fed
         finally:
-            # An interrupt can leave layers of different length that cannot be cut.
+            # A second interrupt can leave layers of different length.
             if len({layer.offset for layer in self._layers}) > 1:
                 self.clear()
             self._held = fed[: cache_length(self._layers)]
-
-    def _cut(self, length: int) -> bool:
-        """Shorten all layers to that many positions; False if one of them cannot be."""
-        excess = cache_length(self._layers) - length
-        if excess and not all(layer.is_trimmable() for layer in self._layers):
-            return False
-        for layer in self._layers:  # as mlx-lm's trim_prompt_cache, without the import
-            layer.trim(excess)
-        return True
 
 
 def common_length(a: Sequence[int], b: Sequence[int]) -> int:

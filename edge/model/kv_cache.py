@@ -1,4 +1,4 @@
-"""Caches of keys and values for our network: as computed, in fewer bits, or of bounded length.
+"""Caches of keys and values for our network: as computed, or in fewer bits.
 
 Per position and layer, heads of 80 in half precision: 320 bytes a head as computed (384 padded
 for the fused attention), 216 in 8 bits and 120 in 4, both padded to 96 for groups of 32.
@@ -18,9 +18,6 @@ from edge.model.stablelm import Model
 KV_BITS = (4, 8)
 # The largest group that every head of the family can be padded to at little cost.
 GROUP_SIZE = 32
-# A rotating cache never forgets its first positions, on which trained attention leans whatever
-# they hold (Xiao et al. 2023, "attention sinks"); mlx-lm's number.
-KEPT_POSITIONS = 4
 # Room is made for so many positions at a time, or for this share of those held if that is more:
 # each growth copies all, so steps of one size would copy ever more per position. Growing 2
 # layers of 32 heads to 8192 positions took 1.1 s on a CPU, in steps of 256 1.9 s.
@@ -114,49 +111,29 @@ class KVCache:
         return held.to_quantized(group_size=group_size, bits=bits)
 
 
-def make_cache(
-    model: Model, kv_bits: int | None = None, max_tokens: int | None = None
-) -> list[Cache]:
+def make_cache(model: Model, kv_bits: int | None = None) -> list[Cache]:
     """One empty cache per layer.
 
     Args:
         model: what will fill it.
         kv_bits: 8 or 4 to store keys and values quantised; None as they are computed.
-        max_tokens: positions to hold at most. Beyond, the oldest but for the first
-            KEPT_POSITIONS are forgotten and the cache can no longer be trimmed; None holds all.
 
     Raises:
-        EdgeError: values that no cache has.
+        EdgeError: a number of bits that no cache has.
     """
-    if kv_bits is not None and kv_bits not in KV_BITS:
+    if kv_bits is None:
+        return [KVCache() for _ in model.layers]
+    if kv_bits not in KV_BITS:
         raise EdgeError(f"A cache of {kv_bits} bits does not exist; use 4, 8, or leave it out.")
-    if max_tokens is not None and max_tokens <= KEPT_POSITIONS:
-        raise EdgeError(
-            f"A rotating cache of {max_tokens} positions would hold only the {KEPT_POSITIONS} "
-            f"that it always keeps; use {KEPT_POSITIONS + 1} or more."
-        )
-    if kv_bits is not None and max_tokens is not None:
-        raise EdgeError(
-            "A rotating cache holds keys and values as computed; leave out the rotation or the "
-            "bits."
-        )
-    return [_one(kv_bits, max_tokens) for _ in model.layers]
+    # Imported here: the plain cache does not need mlx-lm, which takes long to import.
+    from mlx_lm.models.cache import QuantizedKVCache
+
+    return [QuantizedKVCache(group_size=GROUP_SIZE, bits=kv_bits) for _ in model.layers]
 
 
 def cache_bytes(cache: Sequence[Cache]) -> int:
     """Memory of the positions held, room for growth included."""
     return sum(layer.nbytes for layer in cache if not layer.empty())
-
-
-def _one(kv_bits: int | None, max_tokens: int | None) -> Cache:
-    if kv_bits is None and max_tokens is None:
-        return KVCache()
-    # Imported here: the plain cache does not need mlx-lm, which takes long to import.
-    from mlx_lm.models.cache import QuantizedKVCache, RotatingKVCache
-
-    if kv_bits is not None:
-        return QuantizedKVCache(group_size=GROUP_SIZE, bits=kv_bits)
-    return RotatingKVCache(max_size=max_tokens, keep=KEPT_POSITIONS)
 
 
 def _with_room(held: mx.array | None, new: mx.array, before: int) -> mx.array:

@@ -17,7 +17,7 @@ from edge.chat.input import is_open, without_quotes
 from edge.chat.paths import state_folder
 from edge.chat.repl import greet, run_loop, take
 from edge.chat.screen import Screen
-from edge.chat.session import Opened, Session, Settings, Tools, open_talk
+from edge.chat.session import Opened, Session, Settings, Tools
 from edge.cli.chat import _find_hole
 from edge.errors import EdgeError
 from edge.generate.sampling import GREEDY
@@ -268,11 +268,6 @@ def test_the_system_prompt_comes_back_from_a_base_model(start, demo, base):
     assert session.talk.system == "Be short."
     typed("/system off")
     assert "left out" not in typed("/model base")
-
-
-def test_rotation_is_for_base_models_too(base):
-    with pytest.raises(EdgeError, match="A rotating cache"):
-        open_talk(base, Settings(GREEDY, kv_bits=8, rotate=True))
 
 
 def test_a_session_goes_on_with_a_transcript(demo, tmp_path):

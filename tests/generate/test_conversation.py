@@ -280,9 +280,9 @@ STEPS = st.one_of(
 
 
 @settings(max_examples=12)
-@given(st.lists(STEPS, min_size=2, max_size=7), st.booleans(), st.sampled_from([None, 1.3]))
-def test_every_answer_is_that_of_a_fresh_generation(loaded, steps, rotate, penalty):
-    chat = Conversation(*loaded, rotate=rotate)
+@given(st.lists(STEPS, min_size=2, max_size=7), st.sampled_from([None, 1.3]))
+def test_every_answer_is_that_of_a_fresh_generation(loaded, steps, penalty):
+    chat = Conversation(*loaded)
     sampling = Sampling(temperature=0.8, seed=3, repetition_penalty=penalty, repetition_context=8)
     for step, text, count in steps:
         if step == "undo":

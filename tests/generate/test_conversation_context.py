@@ -1,4 +1,4 @@
-"""Where a conversation no longer fits the context: turns left out, rotation, refusals."""
+"""Where a conversation no longer fits the context: turns left out, refusals."""
 
 import itertools
 import json
@@ -12,7 +12,7 @@ import edge
 from edge.errors import EdgeError
 from edge.generate.chatml import ChatTemplate
 from edge.generate.conversation import Conversation, Message
-from tests.support.talk import DRAWN, WILD, asked, fresh
+from tests.support.talk import WILD, asked
 
 # Of the demo with a shorter context.
 CONTEXT = 256
@@ -104,30 +104,6 @@ def test_a_question_that_does_not_fit_alone_is_refused_with_the_numbers(short):
     with pytest.raises(EdgeError, match=r"has 31\d tokens .* ends at 256.* shorten them by 5\d or"):
         chat.ask(words(300))
     assert chat.messages == before
-
-
-def test_a_rotating_cache_lets_an_answer_go_on(short):
-    chat = Conversation(*short, system="s", rotate=True)
-    ids, generated, _ = asked(short, chat, text=words(200), sampling=WILD, max_tokens=120)
-    assert len(ids) + len(generated) > CONTEXT
-    assert chat.context_tokens == CONTEXT
-    assert chat.cache_bytes <= 4 * 2 * CONTEXT * 256 * 4  # layers, keys and values, width, float32
-    # What was forgotten cannot be cut off: the next prompt is computed anew, and fits.
-    ids, generated, _ = asked(short, chat, text="y", sampling=DRAWN, max_tokens=5)
-    assert (chat.reused_tokens, chat.dropped_turns) == (0, 1)
-    assert generated == fresh(short, ids, sampling=DRAWN, max_tokens=5)[0]
-
-
-def test_a_rotating_answer_is_as_long_as_the_context_at_most(short):
-    chat = Conversation(*short, rotate=True)
-    events = list(chat.ask(words(100), sampling=WILD))
-    assert sum(len(event.ids) for event in events) == CONTEXT
-    assert events[-1].finish == "length"
-
-
-def test_a_rotating_cache_has_no_fewer_bits(short):
-    with pytest.raises(EdgeError, match="rotating"):
-        Conversation(*short, rotate=True, kv_bits=8)
 
 
 def test_the_turns_to_keep_of_many_are_found_quickly(short, monkeypatch):

@@ -55,17 +55,7 @@ def test_what_an_error_leaves_is_known(model):
     assert cache.held == tuple(fed) and cache.layers[0].offset == 8
 
 
-def test_a_rotating_cache_is_made_anew_once_it_forgot_something(model):
-    cache = PrefixCache(lambda: make_cache(model, max_tokens=8))
-    generate(model, cache, PROMPT, count=2)
-    assert generate(model, cache, PROMPT, count=6)[0] == 5
-    assert len(cache.held) == 11
-    reused, made = generate(model, cache, PROMPT)
-    assert reused == 0
-    assert made == list(generate_tokens(model, PROMPT, max_tokens=3))
-
-
-def test_layers_of_different_length_that_cannot_be_cut_are_given_up(model):
+def test_layers_of_different_length_are_given_up(model):
     cache = PrefixCache(lambda: make_cache(model) + make_cache(model))
     with cache.feeding(PROMPT):
         model.model(mx.array([PROMPT]), cache.layers[:1])
