@@ -144,7 +144,7 @@ def _stats(session: Session, _: str) -> None:
         "memory": f"{size(mx.get_active_memory())} now, {size(mx.get_peak_memory())} at most, "
         f"{size(talk.cache_bytes)} of it the conversation's",
         "power": _energy(session),
-        "transcript": str(session.transcript_file or "none"),
+        "transcript": str(session.transcript.path or "none"),
     }
     for name, value in rows.items():
         session.screen.say(f"  {name:<12}{value}")

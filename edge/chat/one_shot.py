@@ -5,24 +5,24 @@ from __future__ import annotations
 import contextlib
 import json
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import asdict
 
 import mlx.core as mx
 
+from edge.chat.base_model import Continuation
 from edge.chat.screen import Sanitiser, Screen
 from edge.chat.session import (
     NO_SYSTEM_NOTICE,
     Opened,
     Settings,
-    go_on,
     going_on_notice,
     no_turns_notice,
     open_talk,
 )
 from edge.chat.status import TurnClock, status_line
-from edge.chat.talk import Continuation, Events
 from edge.chat.terminal import StopKey
+from edge.generate.conversation import Events
 from edge.generate.transcript import Message, Transcript
 from edge.power.meter import Meter
 from edge.stdout import check_stdout, write_stdout
@@ -36,10 +36,9 @@ def answer_once(
     text: str,
     *,
     meter: Meter,
+    transcript: Transcript,
     output: str = "text",
     quiet: bool = False,
-    transcript: Transcript | None = None,
-    earlier: Sequence[Message] = (),
 ) -> int:
     """Print the answer to a text.
 
@@ -48,29 +47,29 @@ def answer_once(
         settings: how to answer.
         text: the message, or for a base model the text to continue.
         meter: measures the answer, if it can.
+        transcript: where it is written down; what it tells already is gone on with.
         output: "text", as it comes, or "json", one document at the end.
         quiet: print nothing on stderr.
-        transcript: writes the answer down as it comes.
-        earlier: what it tells already, to go on with.
 
     Returns:
         The exit code: 0, or 130 after Ctrl-C, when what came was printed.
     """
     check_stdout()
-    talk = open_talk(opened, settings)
+    talk = open_talk(opened, settings, transcript.messages)
     errors = Screen(sys.stderr)
     if isinstance(talk, Continuation):
         _warn_of_base(errors, opened.name, settings.system, quiet)
-    if earlier and transcript is not None and not quiet:
-        errors.note(going_on_notice(earlier, transcript.path))
-    go_on(talk, earlier, transcript)
+    if transcript.messages and not quiet:
+        errors.note(going_on_notice(transcript))
     events = talk.ask(text, sampling=settings.sampling, max_tokens=settings.max_tokens)
+    warning = transcript.record([*talk.messages, Message("user", text)])
     meter.start()
     clock = TurnClock()
     try:
         came = _follow(events, clock, _ignore if output == "json" else _printer())
     finally:
         samples = meter.stop()
+        warning = transcript.record(talk.messages) or warning
     turn = clock.turn(tuple(samples))
     if output == "json":
         document = {"text": came, "model": opened.name, **asdict(turn)}
@@ -87,8 +86,8 @@ def answer_once(
                 max_tokens=settings.max_tokens,
             )
         )
-    if transcript is not None and transcript.warning:
-        errors.say(transcript.warning)
+    if warning is not None:
+        errors.say(warning)
     return INTERRUPTED if turn.finish == "interrupted" else 0
 
 

@@ -21,8 +21,8 @@ def greet(session: Session) -> None:
     if session.opened.remark is not None:
         session.screen.note(session.opened.remark)
     session.say_if_base()
-    if session.earlier and session.transcript_file is not None:
-        session.screen.note(going_on_notice(session.earlier, session.transcript_file))
+    if session.transcript.messages:
+        session.screen.note(going_on_notice(session.transcript))
     if session.meter.unavailable is not None and session.meter.source != "none":
         session.screen.note(session.meter.unavailable)
 
@@ -59,10 +59,13 @@ def take(session: Session, text: str) -> None:
     if not text.strip():
         return
     command = split_command(text)
-    if command is None:
-        session.ask(as_message(text))
-    else:
-        run_command(session, *command)
+    try:
+        if command is None:
+            session.ask(as_message(text))
+        else:
+            run_command(session, *command)
+    finally:
+        session.record()
 
 
 def completed_commands() -> list[tuple[str, str, bool]]:
@@ -82,6 +85,5 @@ def converse(session: Session, keep_history: bool = True) -> None:
         if plain
         else open_terminal(completed_commands(), history, session.screen.note),
     )
-    transcript = session.talk.transcript
-    if transcript is not None and transcript.warning is None:
-        session.screen.note(f"the conversation is in {transcript.path}")
+    if session.transcript.path is not None and session.transcript.is_begun:
+        session.screen.note(f"the conversation is in {session.transcript.path}")

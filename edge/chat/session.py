@@ -5,19 +5,17 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import mlx.core as mx
 
+from edge.chat.base_model import Continuation
 from edge.chat.highlight import Highlighter, Plain
-from edge.chat.paths import make_private
 from edge.chat.screen import Sanitiser, Screen
 from edge.chat.status import Turn, TurnClock, counted, status_line
-from edge.chat.talk import Continuation, Events, Talk
 from edge.chat.terminal import StopKey, keys_unseen
 from edge.device.memory import wired
-from edge.generate.conversation import Conversation, can_chat
+from edge.generate.conversation import Conversation, Events, can_chat
 from edge.generate.lookup import PromptLookup
 from edge.generate.sampling import Sampling
 from edge.generate.transcript import Message, Transcript
@@ -77,37 +75,25 @@ class Tools:
     find_hole: Callable[[str], tuple[str, str]]
 
 
-def open_talk(opened: Opened, settings: Settings) -> Talk:
-    """A conversation, or for a model without turns the continuation of texts."""
+def open_talk(opened: Opened, settings: Settings, earlier: Sequence[Message]) -> Conversation:
+    """A conversation, or for a model without turns the continuation of texts.
+
+    It goes on with earlier messages; a system prompt that was given replaces the one they have.
+    """
     draft = PromptLookup() if settings.lookup else None
-    if not can_chat(opened.tokenizer):
-        return Continuation(
-            opened.model,
-            opened.tokenizer,
-            kv_bits=settings.kv_bits,
-            draft=draft,
-        )
-    return Conversation(
-        opened.model,
-        opened.tokenizer,
-        system=settings.system,
-        kv_bits=settings.kv_bits,
-        draft=draft,
+    answers = can_chat(opened.tokenizer)
+    talk = (Conversation if answers else Continuation)(
+        opened.model, opened.tokenizer, kv_bits=settings.kv_bits, draft=draft
     )
-
-
-def go_on(talk: Talk, earlier: Sequence[Message], transcript: Transcript | None) -> None:
-    """Go on where a transcript ends; a system prompt that was given replaces the one it has."""
-    given = talk.system
     talk.restore(earlier)
-    talk.transcript = transcript
-    if given:
-        talk.system = given
+    if answers and settings.system:
+        talk.system = settings.system
+    return talk
 
 
-def going_on_notice(earlier: Sequence[Message], path: Path) -> str:
+def going_on_notice(transcript: Transcript) -> str:
     """That the file was there."""
-    return f"going on with the {counted(len(earlier), 'message')} of {path}"
+    return f"going on with the {counted(len(transcript.messages), 'message')} of {transcript.path}"
 
 
 NO_SYSTEM_NOTICE = (
@@ -149,8 +135,7 @@ class Session:
     """One sitting at the terminal.
 
     Attributes:
-        transcript_file: where everything said is written down as it goes; None for nowhere.
-        earlier: what that file tells already, to go on with.
+        transcript: where everything said is written down; what it tells already is gone on with.
         attached: files that go with the next message, by name.
         last: the figures of the last answer.
     """
@@ -160,23 +145,21 @@ class Session:
     tools: Tools
     screen: Screen
     meter: Meter
-    transcript_file: Path | None = None
-    earlier: Sequence[Message] = ()
+    transcript: Transcript = field(default_factory=Transcript)
     attached: dict[str, str] = field(default_factory=dict)
     last: Turn | None = None
     totals: Totals = field(default_factory=Totals)
     completer: Completer | None = None
 
     def __post_init__(self) -> None:
-        self.talk = open_talk(self.opened, self.settings)
-        if self.earlier and self.transcript_file is not None:
-            go_on(self.talk, self.earlier, Transcript(self.transcript_file))
+        self.talk = open_talk(self.opened, self.settings, self.transcript.messages)
         self._resident = contextlib.ExitStack()
         self._keep_resident()
 
     def close(self) -> None:
-        """Give back what was kept resident."""
+        """Give back what was kept resident, and close the transcript."""
         self._resident.close()
+        self.transcript.close()
 
     def _keep_resident(self) -> None:
         self._resident.close()
@@ -191,8 +174,7 @@ class Session:
         """Go on with another model."""
         system = self.talk.system if self.answers else self.settings.system
         settings = replace(self.settings, system=system)
-        talk = open_talk(opened, settings)
-        go_on(talk, self.talk.messages, self.talk.transcript)
+        talk = open_talk(opened, settings, self.talk.messages)
         self.opened, self.settings, self.talk, self.completer = opened, settings, talk, None
         self._keep_resident()
 
@@ -211,6 +193,7 @@ class Session:
             text, sampling=self.settings.sampling, max_tokens=self.settings.max_tokens
         )
         self.attached.clear()
+        self.record(Message("user", text))
         self._answer(events)
 
     def regenerate(self) -> None:
@@ -221,7 +204,6 @@ class Session:
         self._answer(events)
 
     def _answer(self, events: Events) -> None:
-        self._open_transcript()
         clock = TurnClock()
         if self.meter.unavailable is None:
             self.meter.start()
@@ -236,23 +218,12 @@ class Session:
         self.last = clock.turn(tuple(samples))
         self.totals.add(self.last)
         self.screen.note(self.status())
-        self._warn_of_transcript()
 
-    def _open_transcript(self) -> None:
-        """With the first message, so that looking in leaves no file."""
-        if self.transcript_file is None or self.talk.transcript is not None:
-            return
-        with contextlib.suppress(OSError):  # the transcript says what is wrong
-            make_private(self.transcript_file.parent)
-        self.talk.transcript = Transcript(self.transcript_file)
-        self.talk.transcript.restart(self.talk.messages)
-
-    def _warn_of_transcript(self) -> None:
-        """Once."""
-        transcript = self.talk.transcript
-        if transcript is not None and transcript.warning and self.transcript_file is not None:
-            self.screen.say(transcript.warning)
-            self.transcript_file = None
+    def record(self, *under_way: Message) -> None:
+        """Write down what was said, and the question whose answer is under way."""
+        warning = self.transcript.record([*self.talk.messages, *under_way])
+        if warning is not None:
+            self.screen.say(warning)
 
     def _print(self, events: Events, clock: TurnClock) -> None:
         """Until the text ends or somebody stops it."""

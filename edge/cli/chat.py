@@ -144,22 +144,20 @@ def _text(args: argparse.Namespace) -> str | None:
 def _answer_once(args: argparse.Namespace, sampling: Sampling, text: str) -> int:
     from edge.chat.one_shot import answer_once
     from edge.device.memory import wired
-    from edge.generate.transcript import Transcript, read_earlier
+    from edge.generate.transcript import Transcript
 
-    file: Path | None = args.transcript
-    earlier = [] if file is None else read_earlier(file)
-    opened, settings = _open(args.model, args.kv_bits), _settings(args, sampling)
-    with wired(opened.running_bytes):
-        return answer_once(
-            opened,
-            settings,
-            text,
-            meter=_meter(args.power),
-            output=args.output,
-            quiet=args.quiet,
-            transcript=None if file is None else Transcript(file),
-            earlier=earlier,
-        )
+    with contextlib.closing(Transcript(args.transcript)) as transcript:
+        opened, settings = _open(args.model, args.kv_bits), _settings(args, sampling)
+        with wired(opened.running_bytes):
+            return answer_once(
+                opened,
+                settings,
+                text,
+                meter=_meter(args.power),
+                transcript=transcript,
+                output=args.output,
+                quiet=args.quiet,
+            )
 
 
 def _meter(source: str) -> Meter:
@@ -177,11 +175,10 @@ def _talk(args: argparse.Namespace, sampling: Sampling) -> int:
     from edge.chat.repl import converse
     from edge.chat.screen import Screen
     from edge.chat.session import Session, Tools
-    from edge.generate.transcript import read_earlier
+    from edge.generate.transcript import Transcript
 
     check_stdout()
-    file = _transcript_file(args)
-    earlier = [] if file is None else read_earlier(file)
+    transcript = Transcript(_transcript_file(args))
     session = Session(
         opened=_open(args.model, args.kv_bits),
         settings=_settings(args, sampling),
@@ -191,8 +188,7 @@ def _talk(args: argparse.Namespace, sampling: Sampling) -> int:
         ),
         screen=Screen(),
         meter=_meter(args.power),
-        transcript_file=file,
-        earlier=earlier,
+        transcript=transcript,
     )
     with contextlib.closing(session):
         converse(session, keep_history=not args.no_history)

@@ -28,7 +28,7 @@ from edge.generate.chatml import ChatTemplate, can_chat
 from edge.generate.prefix_cache import PrefixCache
 from edge.generate.sampling import GREEDY, Sampling
 from edge.generate.stream import TextEvent, stream_generate
-from edge.generate.transcript import Message, Transcript
+from edge.generate.transcript import Message
 from edge.generate.turns import Answer, Turn, check_text, messages_of, turns_of
 from edge.model.kv_cache import cache_bytes, make_cache
 
@@ -36,7 +36,9 @@ if TYPE_CHECKING:
     from edge.generate.speculate import Drafter
     from edge.model.stablelm import Model
 
-__all__ = ["Conversation", "Message", "can_chat"]
+__all__ = ["Conversation", "Events", "Message", "can_chat"]
+
+Events = Generator[TextEvent, None, None]
 
 # What the answer may have of the context before older turns give way to it.
 ANSWER_SHARE = 1 / 4
@@ -51,7 +53,7 @@ class _Plan:
     turns: tuple[Turn, ...]
     dropped: int
     ids: list[int]
-    events: Generator[TextEvent, None, None]
+    events: Events
     again: bool
 
 
@@ -64,16 +66,13 @@ class Conversation:
         system: the system prompt; None or "" for none.
         kv_bits: bits of cached keys and values, see `make_cache`.
         draft: proposes tokens, so that they come faster; see `generate_tokens`.
-        transcript: writes down what happens; see `transcript`.
-
-    Attributes:
-        transcript: where everything goes before anybody sees it, or None. One that is set later
-            needs a `restart` with the messages so far.
 
     Raises:
         EdgeError: the model was not trained to chat, takes no system prompt, or has no such
             cache.
     """
+
+    _template_class: type[ChatTemplate] = ChatTemplate
 
     def __init__(
         self,
@@ -83,18 +82,16 @@ class Conversation:
         system: str | None = None,
         kv_bits: int | None = None,
         draft: Drafter | None = None,
-        transcript: Transcript | None = None,
     ):
         self._model, self._tokenizer = model, tokenizer
         self._draft = draft
-        self._template = ChatTemplate(tokenizer)
+        self._template = self._template_class(tokenizer)
         self._prefix = PrefixCache(lambda: make_cache(model, kv_bits))
         self._system: str | None = None
         self._turns: tuple[Turn, ...] = ()
         self._dropped = self._reused = 0
         self._plan: _Plan | None = None  # the answer asked for last, if nothing changed since
         self._answering = False
-        self.transcript = transcript
         self.system = system
 
     # --- what is there
@@ -148,8 +145,6 @@ class Conversation:
             self._template.check_system()
         if (text or None) != self._system:
             self._change(text or None, self._turns)
-            if self.transcript is not None:
-                self.transcript.system(self._system)
 
     # --- what can be done
 
@@ -160,7 +155,7 @@ class Conversation:
         sampling: Sampling = GREEDY,
         max_tokens: int | None = None,
         stop: Sequence[str] = (),
-    ) -> Generator[TextEvent, None, None]:
+    ) -> Events:
         """Ask something; the answer comes as the events of `stream_generate`.
 
         However it ends, what came is the answer: a generator that is closed early, an interrupt
@@ -186,7 +181,7 @@ class Conversation:
         sampling: Sampling = GREEDY,
         max_tokens: int | None = None,
         stop: Sequence[str] = (),
-    ) -> Generator[TextEvent, None, None]:
+    ) -> Events:
         """Answer the last question again; arguments and errors of `ask`.
 
         If it is cut off before anything came, the answer there was stays.
@@ -204,16 +199,12 @@ class Conversation:
             return None
         question = Message("user", self._turns[-1].question)
         self._change(self._system, self._turns[:-1])
-        if self.transcript is not None:
-            self.transcript.undo()
         return question
 
     def clear(self) -> None:
         """Take back everything but the system prompt."""
         self._check_idle()
         self._change(self._system, ())
-        if self.transcript is not None:
-            self.transcript.clear()
 
     def restore(self, messages: Sequence[Message]) -> None:
         """Be the conversation of these messages, as `read_transcript` returns them.
@@ -230,8 +221,6 @@ class Conversation:
         if system is not None:
             self._template.check_system()
         self._change(system, turns)
-        if self.transcript is not None:
-            self.transcript.restart(self.messages)
 
     # --- how
 
@@ -251,7 +240,7 @@ class Conversation:
         sampling: Sampling,
         max_tokens: int | None,
         stop: Sequence[str],
-    ) -> Generator[TextEvent, None, None]:
+    ) -> Events:
         """Prepare an answer, which finds everything that can be refused."""
         self._check_idle()
         dropped, ids = self._fit(turns, max_tokens)
@@ -271,19 +260,16 @@ class Conversation:
         self._plan = _Plan(turns, dropped, ids, events, again)
         return self._answer(self._plan)
 
-    def _answer(self, plan: _Plan) -> Generator[TextEvent, None, None]:
+    def _answer(self, plan: _Plan) -> Events:
         if self._plan is not plan:
             raise EdgeError("the conversation went on since this answer was asked for; ask again.")
         answer, failed = Answer(self._tokenizer), False
         try:
             self._answering = True
-            self._record_begin(plan)
             with self._prefix.feeding(plan.ids) as fed, contextlib.closing(plan.events):
                 for event in plan.events:
                     fed.extend(event.ids)
                     answer.add(event)
-                    if self.transcript is not None:
-                        self.transcript.piece(event.text)
                     yield event
         except Exception:
             failed = True
@@ -300,18 +286,6 @@ class Conversation:
             message = Message("assistant", answer.text, answer.cut_off)
             turn = replace(turn, answer=message, said=answer.said())
             self._turns, self._dropped = (*older, turn), plan.dropped
-        if self.transcript is not None:
-            self.transcript.end(answer.cut_off)
-            if nothing and failed and not plan.again:
-                self.transcript.undo()
-
-    def _record_begin(self, plan: _Plan) -> None:
-        if self.transcript is None:
-            return
-        if plan.again:
-            self.transcript.regenerate()
-        else:
-            self.transcript.user(plan.turns[-1].question)
 
     def _fit(self, turns: tuple[Turn, ...], max_tokens: int | None) -> tuple[int, list[int]]:
         """How many turns to leave out, and the prompt of the others."""
@@ -326,10 +300,11 @@ class Conversation:
             dropped = dropped + 1 + fits
             ids = self._ids(turns[dropped:])
         if len(ids) >= limit:
+            system = "" if self._system is None else " with the system prompt"
             raise EdgeError(
-                f"the message has {len(ids)} tokens with the system prompt and the model's "
-                f"context ends at {limit}, one of which is for the answer; shorten them by "
-                f"{len(ids) - limit + 1} or more."
+                f"the message has {len(ids)} tokens{system} and the model's context ends at "
+                f"{limit}, one of which is for the answer; shorten it by {len(ids) - limit + 1} "
+                f"or more."
             )
         return dropped, ids
 

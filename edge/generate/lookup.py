@@ -7,6 +7,7 @@ Edits, quotations and code repeat what they were given; a table of the n-grams s
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+
 from edge.errors import EdgeError
 from edge.generate.speculate import Pace
 

@@ -208,15 +208,22 @@ def _events(
     yield TextEvent(text, ids, finish, clock.stats())
 
 
+def encode_beginning(tokenizer: Any, text: str) -> list[int]:
+    """Ids of a text that nothing stands before; as mlx-lm, no second BOS where it has one."""
+    bos = tokenizer.bos_token
+    lacks_bos = bos is None or not text.startswith(bos)
+    return [int(i) for i in tokenizer.encode(text, add_special_tokens=lacks_bos)]
+
+
 def _encode(
     model: Model, tokenizer: Any, prompt: str | Sequence[int], continues: bool
 ) -> list[int]:
-    """Ids of a prompt; as mlx-lm, no second BOS where the text begins with one."""
+    """Ids of a prompt."""
     if not isinstance(prompt, str):
         return list(prompt)
-    bos = tokenizer.bos_token
-    begins = not continues and (bos is None or not prompt.startswith(bos))
-    ids = [int(i) for i in tokenizer.encode(prompt, add_special_tokens=begins)]
-    if not ids and not continues and model.config.bos_token_id is not None:
+    if continues:
+        return [int(i) for i in tokenizer.encode(prompt, add_special_tokens=False)]
+    ids = encode_beginning(tokenizer, prompt)
+    if not ids and model.config.bos_token_id is not None:
         return [model.config.bos_token_id]
     return ids

@@ -22,7 +22,7 @@ from edge.cli.chat import _find_hole
 from edge.errors import EdgeError
 from edge.generate.sampling import GREEDY
 from edge.generate.stream import generate
-from edge.generate.transcript import Message, Transcript, read_transcript
+from edge.generate.transcript import Message, Transcript, read_transcript, write_transcript
 from edge.power.choose import NoMeter
 from edge.power.meter import Sample
 from tests.support.tiny import PLAIN, write_checkpoint
@@ -57,8 +57,9 @@ def base(tmp_path_factory):
 @pytest.fixture
 def start():
     """A session and a function that types a text and gives what was printed."""
+    sessions = []
 
-    def make(opened, meter=None, models=None, **settings):
+    def make(opened, meter=None, models=None, transcript=None, **settings):
         stream = io.StringIO()
         session = Session(
             opened,
@@ -66,7 +67,9 @@ def start():
             Tools((models or {}).__getitem__, _find_hole),
             Screen(stream),
             meter or NoMeter("none"),
+            transcript or Transcript(),
         )
+        sessions.append(session)
 
         def typed(text):
             stream.seek(0)
@@ -79,7 +82,9 @@ def start():
 
         return session, typed
 
-    return make
+    yield make
+    for session in sessions:
+        session.close()
 
 
 # --- what is a command
@@ -173,7 +178,34 @@ def test_a_base_model_continues_each_text_on_its_own(start, base):
     typed("/regen")
     assert [m.content for m in session.talk.messages] == ["abc", expected]
     typed("/clear")
-    assert "nothing to continue" in typed("/regen")
+    assert "no answer to give again" in typed("/regen")
+
+
+@pytest.mark.parametrize("name", ["demo", "base"])
+def test_a_failed_regen_leaves_everything_as_it_was(start, tmp_path, request, monkeypatch, name):
+    opened = request.getfixturevalue(name)
+    file = tmp_path / "t.jsonl"
+    session, typed = start(opened, transcript=Transcript(file))
+    typed("abc")
+    before = session.talk.messages
+
+    def refuses(*_, **__):
+        raise EdgeError("refused")
+
+    def fails(*_):
+        raise RuntimeError("out of memory")
+
+    monkeypatch.setattr("edge.generate.conversation.stream_generate", refuses)
+    assert typed("/regen") == "refused"
+    assert session.talk.messages == before
+    monkeypatch.undo()
+    monkeypatch.setattr(type(opened.model.model), "__call__", fails)
+    for text in ("/regen", "def"):
+        with pytest.raises(RuntimeError):
+            typed(text)
+        assert session.talk.messages == before
+        assert tuple(read_transcript(file)) == before
+    assert len(before) == 2
 
 
 def test_another_model_goes_on_with_the_conversation(start, demo, base):
@@ -270,19 +302,49 @@ def test_the_system_prompt_comes_back_from_a_base_model(start, demo, base):
     assert "left out" not in typed("/model base")
 
 
-def test_a_session_goes_on_with_a_transcript(demo, tmp_path):
-    file, said = tmp_path / "t.jsonl", [Message("user", "a"), Message("assistant", "b")]
-    with Transcript(file) as transcript:
-        transcript.restart(said)
-    tools, screen = Tools({}.__getitem__, _find_hole), Screen(io.StringIO())
-    settings = Settings(GREEDY, max_tokens=2, system="s")
-    session = Session(demo, settings, tools, screen, NoMeter("none"), file, earlier=said)
+def test_a_session_goes_on_with_a_transcript(start, demo, tmp_path):
+    file = tmp_path / "t.jsonl"
+    write_transcript(file, [Message("user", "a"), Message("assistant", "b")])
+    session, typed = start(demo, transcript=Transcript(file), system="s")
     greet(session)
-    assert f"going on with the 2 messages of {file}" in screen._stream.getvalue()
-    take(session, "import os")
+    assert f"going on with the 2 messages of {file}" in session.screen._stream.getvalue()
+    typed("import os")
     assert read_transcript(file) == list(session.talk.messages)
     assert [m.content for m in session.talk.messages[:4]] == ["s", "a", "b", "import os"]
-    assert '"clear"' not in file.read_text().split('"a"')[1]
+    assert "undo" not in file.read_text()
+
+
+def test_a_transcript_follows_every_command(start, demo, base, tmp_path):
+    file = tmp_path / "t.jsonl"
+    models = {"demo": demo, "base": base}
+    session, typed = start(demo, models=models, transcript=Transcript(file))
+    commands = (
+        "import os", "import re", "/undo", "/system Be short.", "/regen", "/model base", "abc",
+        "/model demo", "/system off", f"/save {tmp_path / 'copy'}", "/clear", "x",
+        f"/load {tmp_path / 'copy'}",
+    )  # fmt: skip
+    for text in commands:
+        typed(text)
+        assert read_transcript(file) == list(session.talk.messages), text
+    assert [m.content for m in session.talk.messages[::2]] == ["import os", "abc"]
+
+
+def test_a_question_is_written_before_its_answer(start, demo, tmp_path, monkeypatch):
+    file, seen = tmp_path / "t.jsonl", []
+    session, typed = start(demo, transcript=Transcript(file))
+    monkeypatch.setattr(session.screen, "write", lambda _: seen.append(read_transcript(file)))
+    typed("import os")
+    assert seen[0] == [Message("user", "import os")]
+
+
+@pytest.mark.parametrize("end", [EdgeError, KeyboardInterrupt, RuntimeError, SystemExit])
+def test_the_transcript_is_closed_however_the_chat_ends(start, demo, tmp_path, end):
+    session, typed = start(demo, transcript=Transcript(tmp_path / "t.jsonl"))
+    with contextlib.suppress(end), contextlib.closing(session):
+        typed("import os")
+        assert session.transcript._file is not None
+        raise end("x")
+    assert session.transcript._file is None
 
 
 def test_what_a_message_cannot_be_leaves_the_loop_running(start, demo):

@@ -12,7 +12,6 @@ from edge.generate.conversation import Conversation, Message, can_chat
 from edge.generate.lookup import PromptLookup
 from edge.generate.sampling import GREEDY, Sampling
 from edge.generate.speculate import Pace
-from edge.generate.transcript import Transcript, read_transcript
 from tests.support.talk import DRAWN, WILD, asked, fresh, joined, some
 from tests.support.tiny import PLAIN, write_checkpoint
 
@@ -355,46 +354,3 @@ def test_generated_ids_that_no_encoder_would_give_are_reused(loaded, chat, seed)
     following, _, _ = asked(loaded, chat, text="y", max_tokens=1)
     assert following[: len(ids) + 20] == ids + generated
     assert chat.reused_tokens == len(ids) + 19
-
-
-# --- the transcript
-
-
-@settings(max_examples=10)
-@given(st.lists(STEPS, max_size=7))
-def test_the_transcript_tells_the_conversation_at_every_step(loaded, tmp_path_factory, steps):
-    path = tmp_path_factory.mktemp("chat") / "chat.jsonl"
-    chat = Conversation(*loaded, transcript=Transcript(path), system="first")
-    for step, text, count in steps:
-        if step == "undo":
-            chat.undo()
-        elif step == "system":
-            chat.system = text
-        elif step != "again":
-            events = chat.ask(text, sampling=DRAWN, max_tokens=count + 1)
-            shown = joined(itertools.islice(events, count))
-            assert read_transcript(path)[-1].content == shown
-            (list if step == "ask" else lambda e: e.close())(events)
-        elif chat.messages[1:]:
-            list(chat.regenerate(sampling=GREEDY, max_tokens=count))
-        assert tuple(read_transcript(path)) == chat.messages
-    chat.restore(chat.messages[-2:] if len(chat.messages) > 2 else [])
-    assert tuple(read_transcript(path)) == chat.messages
-    chat.clear()
-    assert tuple(read_transcript(path)) == chat.messages
-
-
-def test_a_failed_question_is_not_in_the_transcript(loaded, tmp_path, monkeypatch):
-    chat = Conversation(*loaded, transcript=Transcript(tmp_path / "t"))
-    list(chat.ask("one", sampling=DRAWN, max_tokens=3))
-
-    def fails(*_):
-        raise RuntimeError("out of memory")
-
-    for events in (chat.ask("two"), chat.regenerate):
-        with monkeypatch.context() as patch:
-            patch.setattr(type(loaded[0].model), "__call__", fails)
-            with pytest.raises(RuntimeError):
-                next(events if not callable(events) else events(sampling=DRAWN))
-        assert tuple(read_transcript(tmp_path / "t")) == chat.messages
-    assert len(chat.messages) == 2

@@ -101,7 +101,7 @@ def test_a_question_that_does_not_fit_alone_is_refused_with_the_numbers(short):
     chat = Conversation(*short)
     fill(short, chat, 1)
     before = chat.messages
-    with pytest.raises(EdgeError, match=r"has 31\d tokens .* ends at 256.* shorten them by 5\d or"):
+    with pytest.raises(EdgeError, match=r"has 31\d tokens .* ends at 256.* shorten it by 5\d or"):
         chat.ask(words(300))
     assert chat.messages == before
 
