@@ -1,19 +1,41 @@
-"""The commands of the loop: a table, and how a line is told from a message."""
+"""The commands of the loop: a table, what they do, and how a line is told from a message."""
 
 from __future__ import annotations
 
+import contextlib
 import difflib
+import os
 import re
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Generator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-from edge.chat import files, tuning
 from edge.chat.session import Session
 from edge.chat.status import counted, size
+from edge.chat.terminal import Sanitiser, Screen, StopKey, keys_unseen
 from edge.errors import EdgeError
+from edge.generate.transcript import read_transcript, write_transcript
+from edge.text_file import read_text
+
+if TYPE_CHECKING:
+    from edge.generate.fim import Completion, MiddleEvent
 
 # /usr/bin/x is no command, and neither is a comment of C++.
 LOOKS_LIKE_ONE = re.compile(r"/([A-Za-z]+|\?)(?=\s|$)")
+# What /set changes.
+NAMES: dict[str, Callable[[str], float]] = {
+    "temperature": float,
+    "top_p": float,
+    "top_k": int,
+    "min_p": float,
+    "repetition_penalty": float,
+    "seed": int,
+    "max_tokens": int,
+}
+# Those of them that can be without a value.
+OPTIONAL = ("repetition_penalty", "seed", "max_tokens")
+OFF = "off"
 
 
 class Leave(Exception):
@@ -166,6 +188,161 @@ def shortened(text: str, most: int = 60) -> str:
     return line if len(line) <= most else f"{line[: most - 1]}…"
 
 
+# --- files
+
+
+def save(session: Session, name: str) -> None:
+    """/save FILE."""
+    path = _path(name, "/save")
+    if not session.talk.messages:
+        raise EdgeError("there is nothing to save; the conversation is empty.")
+    if path.exists():
+        _check_is_ours(path)
+    write_transcript(path, session.talk.messages)
+    session.screen.note(f"saved {counted(len(session.talk.messages), 'message')} to {path}")
+
+
+def load(session: Session, name: str) -> None:
+    """/load FILE."""
+    path = _path(name, "/load")
+    messages = read_transcript(path)
+    session.talk.restore(messages)
+    session.screen.note(f"loaded {counted(len(messages), 'message')} from {path}")
+
+
+def read(session: Session, name: str) -> None:
+    """/read FILE: the text goes with the next message."""
+    if not name:
+        _list(session)
+        return
+    path = _path(name, "/read")
+    block = as_block(path.name, read_text(path))
+    tokens, limit = session.count(block), session.talk.context_limit
+    if tokens >= limit:
+        raise EdgeError(
+            f"{path} has {tokens} tokens and the model's context {limit}; read a part of it."
+        )
+    session.attached[str(path)] = block
+    session.screen.note(f"{path}: {tokens} tokens, which go with your next message")
+
+
+def _list(session: Session) -> None:
+    for name in session.attached:
+        session.screen.say(f"  {name}")
+    if not session.attached:
+        session.screen.say("no file waits for your next message; /read FILE adds one")
+
+
+def as_block(name: str, text: str) -> str:
+    """A file as Markdown: its name, and its text between fences that it does not hold."""
+    longest = max(map(len, re.findall("`{3,}", text)), default=2)
+    fence = "`" * (longest + 1)
+    end = "" if text.endswith("\n") else "\n"
+    return f"{name}:\n{fence}{Path(name).suffix[1:]}\n{text}{end}{fence}"
+
+
+def _path(name: str, command: str) -> Path:
+    if not name:
+        raise EdgeError(f"{command} needs a file's name.")
+    return Path(os.path.expanduser(name))  # noqa: PTH111  # Path.expanduser raises for ~nobody
+
+
+def _check_is_ours(path: Path) -> None:
+    """A name typed wrong must not cost somebody a file."""
+    try:
+        read_transcript(path)
+    except EdgeError:
+        raise EdgeError(
+            f"{path} is there and holds no conversation; choose another name."
+        ) from None
+
+
+# --- how the model answers
+
+
+def set_(session: Session, argument: str) -> None:
+    """/set, or /set NAME VALUE; NAME=VALUE is as good."""
+    if not argument:
+        for name in NAMES:
+            session.screen.say(f"  {name:<20}{_shown(_value(session, name))}")
+        return
+    name, _, text = argument.replace("=", " ", 1).partition(" ")
+    name, text = name.lower().replace("-", "_"), text.strip()
+    if name not in NAMES:
+        raise EdgeError(f"there is no {name!r} to set; choose one of {', '.join(NAMES)}.")
+    if text:
+        _set(session, name, _parsed(name, text))
+    session.screen.note(f"{name} is {_shown(_value(session, name))}")
+
+
+def _parsed(name: str, text: str) -> float | None:
+    if name in OPTIONAL and text.lower() in (OFF, "none"):
+        return None
+    try:
+        return NAMES[name](text)
+    except ValueError:
+        kind = "whole number" if NAMES[name] is int else "number"
+        off = f" or {OFF}" if name in OPTIONAL else ""
+        raise EdgeError(f"{name} takes a {kind}{off}, not {text!r}.") from None
+
+
+def _set(session: Session, name: str, value: float | None) -> None:
+    if name != "max_tokens":
+        changed: dict[str, Any] = {name: value}
+        sampling = replace(session.settings.sampling, **changed)
+        session.settings = replace(session.settings, sampling=sampling)
+        return
+    if value is not None and value < 1:
+        raise EdgeError(f"max_tokens is {value}; choose 1 or more, or {OFF}.")
+    session.settings = replace(session.settings, max_tokens=None if value is None else int(value))
+
+
+def _value(session: Session, name: str) -> object:
+    if name == "max_tokens":
+        return session.settings.max_tokens
+    return getattr(session.settings.sampling, name)
+
+
+def _shown(value: object) -> str:
+    return OFF if value is None else str(value)
+
+
+def fim(session: Session, argument: str) -> None:
+    """/fim PREFIX<CURSOR>SUFFIX, or /fim FILE:LINE[:COL]: print the middle as it comes."""
+    from edge.generate.fim import Completer
+
+    if not argument:
+        raise EdgeError("/fim needs PREFIX<CURSOR>SUFFIX or FILE:LINE[:COL].")
+    prefix, suffix = session.tools.find_hole(argument)
+    if session.completer is None:
+        opened, kv_bits = session.opened, session.settings.kv_bits
+        session.completer = Completer(opened.model, opened.tokenizer, kv_bits)
+    done = _print_middle(session.screen, session.completer.stream(prefix, suffix))
+    if done is None:
+        session.screen.note("stopped by you")
+        return
+    rate = "" if done.decode_tok_s is None else f" · {done.decode_tok_s:.1f} tok/s"
+    session.screen.note(
+        f"{counted(done.generated_tokens, 'token')}{rate} · first after {done.ttft_s:.2f} s · "
+        f"ended by {done.stopped_by}"
+    )
+
+
+def _print_middle(screen: Screen, events: Generator[MiddleEvent, None, None]) -> Completion | None:
+    """Until it ends, or until Ctrl-C: then None, and what came stays on the screen."""
+    sanitiser, done = Sanitiser(), None
+    interrupts = contextlib.suppress(KeyboardInterrupt)
+    with keys_unseen(), interrupts, StopKey() as stop, contextlib.closing(events):
+        for event in events:
+            stop.begun = True
+            screen.write(sanitiser.add(event.text))
+            done = event.completion
+            if stop.pressed:
+                break
+    screen.write(sanitiser.finish())
+    return done
+
+
 TABLE = {
     c.name: c
     for c in (
@@ -175,13 +352,13 @@ TABLE = {
         Command("regen", "", "another answer to the last message", _regen),
         Command("system", "[TEXT]", "show or set the system prompt; off for none", _system,
                 takes_lines=True),
-        Command("set", "[NAME VALUE]", "show or set temperature, top_p, max_tokens …", tuning.set_),
+        Command("set", "[NAME VALUE]", "show or set temperature, top_p, max_tokens …", set_),
         Command("stats", "", "what the conversation took so far", _stats),
-        Command("save", "FILE", "write the conversation to a file", files.save, takes_path=True),
-        Command("load", "FILE", "go on with a saved conversation", files.load, takes_path=True),
-        Command("read", "FILE", "send a file's text with the next message", files.read,
+        Command("save", "FILE", "write the conversation to a file", save, takes_path=True),
+        Command("load", "FILE", "go on with a saved conversation", load, takes_path=True),
+        Command("read", "FILE", "send a file's text with the next message", read,
                 takes_path=True),
-        Command("fim", "HOLE", "fill PREFIX<CURSOR>SUFFIX or FILE:LINE[:COL]", tuning.fim,
+        Command("fim", "HOLE", "fill PREFIX<CURSOR>SUFFIX or FILE:LINE[:COL]", fim,
                 takes_path=True, takes_lines=True),
         Command("model", "[NAME]", "go on with another model", _model, takes_path=True),
         Command("exit", "", "leave, as Ctrl-D does", _exit),

@@ -11,7 +11,7 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
-from edge.chat.screen import RESET
+from edge.chat.terminal import RESET
 
 # A line that begins a block: the fence and the language; and what could become one.
 OPENING = re.compile(r"[ \t]*(`{3,}|~{3,})[ \t]*([\w+#.-]*)[^`\n]*\n?$")

@@ -8,13 +8,17 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol
+
+from prompt_toolkit import PromptSession
+from prompt_toolkit.completion import CompleteEvent, Completer, Completion, PathCompleter
+from prompt_toolkit.document import Document
+from prompt_toolkit.filters import Condition
+from prompt_toolkit.history import FileHistory, History, InMemoryHistory
+from prompt_toolkit.key_binding import KeyBindings
+from prompt_toolkit.layout.processors import TabsProcessor
 
 from edge.chat.paths import make_private
-
-if TYPE_CHECKING:
-    from prompt_toolkit import PromptSession
-    from prompt_toolkit.history import History
 
 PROMPT, CONTINUED = ">>> ", "... "
 QUOTES = '"""'
@@ -81,6 +85,43 @@ class TerminalReader:
         return without_quotes(clean(self._session.prompt(PROMPT)))
 
 
+class CommandCompleter(Completer):
+    """Completes /commands and their paths; prose is left alone.
+
+    Args:
+        commands: name, what it does, and whether it takes a path.
+    """
+
+    def __init__(self, commands: Sequence[tuple[str, str, bool]]):
+        self._summaries = {f"/{name}": summary for name, summary, _ in commands}
+        self._take_path = {f"/{name}" for name, _, takes_path in commands if takes_path}
+        self._paths = PathCompleter(expanduser=True)
+
+    def is_naming(self, document: Document) -> bool:
+        """Whether the cursor is at the end of a command's name."""
+        text = document.text
+        return text.startswith("/") and not any(c.isspace() for c in text)
+
+    def get_completions(
+        self, document: Document, complete_event: CompleteEvent
+    ) -> Iterable[Completion]:
+        """What the text before the cursor could become."""
+        text = document.text_before_cursor
+        name, space, argument = text.partition(" ")
+        if not space:
+            yield from self._commands(text)
+        elif name in self._take_path:
+            argument = argument.lstrip()
+            yield from self._paths.get_completions(
+                Document(argument, len(argument)), complete_event
+            )
+
+    def _commands(self, text: str) -> Iterable[Completion]:
+        for name, summary in self._summaries.items():
+            if text.startswith("/") and name.startswith(text):
+                yield Completion(name, -len(text), display_meta=summary)
+
+
 def open_terminal(
     commands: Sequence[tuple[str, str, bool]],
     history_file: Path | None,
@@ -93,12 +134,6 @@ def open_terminal(
         history_file: where typed lines are kept; None keeps them in memory.
         notice: told in one sentence when they cannot be kept.
     """
-    from prompt_toolkit import PromptSession
-    from prompt_toolkit.filters import Condition
-    from prompt_toolkit.layout.processors import TabsProcessor
-
-    from edge.chat.completion import CommandCompleter
-
     completer = CommandCompleter(commands)
     session: PromptSession[str] = PromptSession(
         multiline=True,
@@ -117,8 +152,6 @@ def open_terminal(
 
 
 def _keys() -> Any:
-    from prompt_toolkit.key_binding import KeyBindings
-
     keys = KeyBindings()
 
     @keys.add("enter")
@@ -146,8 +179,6 @@ def _keys() -> Any:
 
 
 def _history(file: Path | None, notice: Callable[[str], None]) -> History:
-    from prompt_toolkit.history import FileHistory, InMemoryHistory
-
     if file is None:
         return InMemoryHistory()
     try:

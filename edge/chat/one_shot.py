@@ -11,7 +11,6 @@ from dataclasses import asdict
 import mlx.core as mx
 
 from edge.chat.base_model import Continuation
-from edge.chat.screen import Sanitiser, Screen
 from edge.chat.session import (
     NO_SYSTEM_NOTICE,
     Opened,
@@ -21,7 +20,7 @@ from edge.chat.session import (
     open_talk,
 )
 from edge.chat.status import TurnClock, status_line
-from edge.chat.terminal import StopKey
+from edge.chat.terminal import Sanitiser, Screen, StopKey
 from edge.generate.conversation import Events
 from edge.generate.transcript import Message, Transcript
 from edge.power.meter import Meter

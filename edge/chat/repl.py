@@ -7,8 +7,8 @@ import sys
 from edge.chat.commands import ALIASES, TABLE, Leave, as_message, run_command, split_command
 from edge.chat.input import PlainReader, Reader, open_terminal
 from edge.chat.paths import history_file
-from edge.chat.screen import is_capable
 from edge.chat.session import Session, going_on_notice
+from edge.chat.terminal import is_capable
 from edge.errors import EdgeError
 
 LEAVING_HINT = "Ctrl-D or /exit leaves"

@@ -11,9 +11,8 @@ import mlx.core as mx
 
 from edge.chat.base_model import Continuation
 from edge.chat.highlight import Highlighter, Plain
-from edge.chat.screen import Sanitiser, Screen
 from edge.chat.status import Turn, TurnClock, counted, status_line
-from edge.chat.terminal import StopKey, keys_unseen
+from edge.chat.terminal import Sanitiser, Screen, StopKey, keys_unseen
 from edge.device.memory import wired
 from edge.generate.conversation import Conversation, Events, can_chat
 from edge.generate.lookup import PromptLookup

@@ -173,7 +173,7 @@ def _meter(source: str) -> Meter:
 
 def _talk(args: argparse.Namespace, sampling: Sampling) -> int:
     from edge.chat.repl import converse
-    from edge.chat.screen import Screen
+    from edge.chat.terminal import Screen
     from edge.chat.session import Session, Tools
     from edge.generate.transcript import Transcript
 

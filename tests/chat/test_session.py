@@ -11,13 +11,12 @@ from pathlib import Path
 import pytest
 
 import edge
-from edge.chat.commands import TABLE, as_message, split_command
-from edge.chat.files import as_block
+from edge.chat.commands import TABLE, as_block, as_message, split_command
 from edge.chat.input import is_open, without_quotes
 from edge.chat.paths import state_folder
 from edge.chat.repl import greet, run_loop, take
-from edge.chat.screen import Screen
 from edge.chat.session import Opened, Session, Settings, Tools
+from edge.chat.terminal import Screen
 from edge.cli.chat import _find_hole
 from edge.errors import EdgeError
 from edge.generate.sampling import GREEDY

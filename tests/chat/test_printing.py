@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from edge.chat.screen import Sanitiser, Screen, has_colour, is_capable
+from edge.chat.terminal import Sanitiser, Screen, has_colour, is_capable
 
 
 class Tty(io.StringIO):
