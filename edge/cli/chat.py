@@ -173,8 +173,8 @@ def _meter(source: str) -> Meter:
 
 def _talk(args: argparse.Namespace, sampling: Sampling) -> int:
     from edge.chat.repl import converse
-    from edge.chat.terminal import Screen
     from edge.chat.session import Session, Tools
+    from edge.chat.terminal import Screen
     from edge.generate.transcript import Transcript
 
     check_stdout()
