@@ -33,6 +33,8 @@ def _compute_as_on_a_gpu() -> None:
     For `EDGE_TEST_DEVICE=as-gpu pytest tests/model tests/generate`, which is slow; what fails then
     is in docs/mac.md.
     """
+    import mlx_lm.generate  # noqa: F401  asks for a stream of the real device
+
     gpu = SimpleNamespace(type=mx.DeviceType.gpu)
     room_bytes = psutil.virtual_memory().total
     info = {"device_name": "a CPU", "memory_size": room_bytes}
