@@ -68,6 +68,16 @@ def table11_rows() -> list[PublishedRow]:
     return [PublishedRow(**row) for row in table11()["rows"]]
 
 
+def is_published_model(model: Mapping[str, Any]) -> bool:
+    """Whether a profile's model is the one of Table 11, or random weights of its shape.
+
+    By its name as well: stablelm-3b-4e1t has as many parameters.
+    """
+    theirs = table11()["model"]
+    same_name = theirs["name"] in str(model.get("name"))
+    return same_name and model.get("parameters") == theirs["parameters"]
+
+
 def table11_beside(profile: Mapping[str, Any]) -> str:
     """Table 11 in Markdown with a profile's figures beside it, and what limits the comparison.
 
@@ -145,11 +155,12 @@ def _notes(profile: Mapping[str, Any], rows: list[Mapping[str, Any]]) -> Iterabl
     )
     if meters:
         yield f"Our watts are of {' and '.join(meters)}."
-    ours, theirs = model["parameters"], data["model"]["parameters"]
-    if ours != theirs:
+    if not is_published_model(model):
+        ours, theirs = model["parameters"], data["model"]
         yield (
-            f"{model['name']} has {ours / 1e6:.0f} M weights and the published model "
-            f"{theirs / 1e6:.0f} M: the ratios say nothing about the devices."
+            f"{model['name']} has {ours / 1e6:.0f} M weights and the published model, "
+            f"{theirs['name']}, {theirs['parameters'] / 1e6:.0f} M: the ratios say nothing about "
+            f"the devices."
         )
     if model["synthetic"]:
         yield "Our weights are random: speed and power do not depend on their values."

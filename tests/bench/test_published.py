@@ -2,7 +2,13 @@ from pathlib import Path
 
 import pytest
 
-from edge.bench.published import other_figures, table11, table11_beside, table11_rows
+from edge.bench.published import (
+    is_published_model,
+    other_figures,
+    table11,
+    table11_beside,
+    table11_rows,
+)
 from edge.checkpoints.artefacts.recipes import RECIPES, TABLE_11
 from edge.checkpoints.artefacts.sizes import planned_bytes
 from edge.checkpoints.checkpoint import open_checkpoint
@@ -96,8 +102,21 @@ def test_whose_watts_ours_are_is_said_once():
 
 def test_another_model_is_named_as_such():
     text = table11_beside(profile(parameters=5_500_000, synthetic=False))
-    assert "6 M weights and the published model 2795 M" in text
+    assert "6 M weights and the published model, stable-code-3b, 2795 M" in text
     assert "random" not in text
+
+
+@pytest.mark.parametrize(
+    ("name", "parameters", "same"),
+    [
+        ("stable-code-3b", 2_795_443_200, True),
+        ("synthetic-stable-code-3b", 2_795_443_200, True),
+        ("stablelm-3b-4e1t", 2_795_443_200, False),
+        ("stable-code-3b", 5_500_000, False),
+    ],
+)
+def test_table_11_is_of_one_model(name, parameters, same):
+    assert is_published_model({"name": name, "parameters": parameters}) is same
 
 
 def test_other_figures_have_sources():

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from edge.bench.published import PublishedRow, table11, table11_rows
+from edge.bench.published import PublishedRow, is_published_model, table11, table11_rows
 from edge.report.lines import Cell, Table, number_cell
 from edge.report.table import NOT_MEASURED, format_rate
 
@@ -43,7 +43,7 @@ def published_beside(profile: Mapping[str, Any]) -> Beside | None:
             depend on values.
     """
     data = table11()
-    if profile["model"].get("parameters") != data["model"]["parameters"]:
+    if not is_published_model(profile["model"]):
         return None
     pairs = [(row, _ours(row, profile)) for row in table11_rows()]
     if not any(row for _, row in pairs):

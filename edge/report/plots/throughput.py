@@ -8,7 +8,7 @@ from typing import Any
 from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 
-from edge.bench.published import table11, table11_rows
+from edge.bench.published import is_published_model, table11, table11_rows
 from edge.report.figure import (
     INK,
     bar_look,
@@ -120,9 +120,7 @@ def _theirs(row: RowView, published: Mapping[tuple[str, str], float]) -> float |
 
 def _published(profile: Mapping[str, Any]) -> dict[tuple[str, str], float]:
     """Table 11's rates by artefact and engine; none for any other model."""
-    theirs, model = table11()["model"], profile["model"]
-    same = str(theirs["name"]) in str(model["name"])
-    if not same or model.get("parameters") != theirs["parameters"]:
+    if not is_published_model(profile["model"]):
         return {}
     engines = {"MLX": "mlx", "GGUF": "llama.cpp"}
     return {(r.artefact, engines[r.framework]): r.decode_tok_s for r in table11_rows()}
