@@ -1,4 +1,4 @@
-"""Look at what edge takes for granted on a Mac and nobody could try: one text file to send.
+"""Check on a Mac what edge assumes about Macs and was never tried: writes one text file to send.
 
     make mac-check                                   # about ten minutes; writes mac-check.txt
     python tools/mac_check.py --quick                # without the suites and Table 11
