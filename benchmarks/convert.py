@@ -20,10 +20,10 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from edge.checkpoints.artefacts.block import Block
-from edge.checkpoints.artefacts.safetensors_writer import Planned, SafetensorsWriter
-from edge.checkpoints.checkpoint import Corrections, open_checkpoint
-from edge.checkpoints.stream import blocks
+from edge.convert.artefacts.block import Block
+from edge.convert.checkpoint import Corrections, open_checkpoint
+from edge.convert.stream import blocks
+from edge.formats.safetensors_writer import Planned, SafetensorsWriter
 from edge.model.tensors import expected_shapes
 
 PEER = (sys.executable, "-m", "mlx_lm", "convert")

@@ -41,12 +41,12 @@ from mlx_lm.models.cache import make_prompt_cache, trim_prompt_cache
 from mlx_lm.sample_utils import make_sampler
 from mlx_lm.utils import load_model as load_peer
 
-from edge.atomic import appears_whole
 from edge.bench.software import software_versions
-from edge.checkpoints.artefacts.recipes import RECIPES
-from edge.checkpoints.checkpoint import open_checkpoint
-from edge.checkpoints.convert import convert
+from edge.convert.artefacts.recipes import RECIPES
+from edge.convert.checkpoint import open_checkpoint
+from edge.convert.convert import convert
 from edge.device.describe import describe_device
+from edge.formats.files import atomic_write
 from edge.generate.decode import generate_tokens
 from edge.generate.sampling import GREEDY, Sampling
 from edge.model.kv_cache import make_cache
@@ -280,7 +280,7 @@ def main() -> None:
             show(found)
             records += found
     if args.json is not None:
-        with appears_whole(args.json) as partial_file:
+        with atomic_write(args.json) as partial_file:
             partial_file.write_text(json.dumps(document(args, records), indent=1) + "\n")
 
 

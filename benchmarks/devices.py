@@ -24,8 +24,8 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from edge.bench.profile import NUMBER_LIST  # noqa: E402
-from edge.report.check import check_profiles  # noqa: E402
+from edge.profile.check import check_profiles  # noqa: E402
+from edge.profile.profile import NUMBER_LIST  # noqa: E402
 from tests.support.many_profiles import CHIPS, make_profile  # noqa: E402
 
 CREATED = "2026-03-01T10:00:00+00:00"

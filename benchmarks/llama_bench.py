@@ -19,8 +19,8 @@ from edge.bench.job import Job
 from edge.bench.runner import run_job
 from edge.bench.workload import Workload
 from edge.device.describe import usable_cores
-from edge.gguf_file import read_tensors
-from edge.llamacpp import has_amx, library
+from edge.formats.gguf import read_tensors
+from edge.llama_cpp.session import has_amx, library
 
 
 def ours(job: Job) -> dict[str, float]:

@@ -29,9 +29,9 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from edge.atomic import appears_whole  # noqa: E402
 from edge.bench.software import software_versions  # noqa: E402
 from edge.device.describe import describe_device  # noqa: E402
+from edge.formats.files import atomic_write  # noqa: E402
 from edge.power.powermetrics import PowermetricsMeter  # noqa: E402
 from tests.support.fake_powermetrics import install, record  # noqa: E402
 
@@ -117,7 +117,7 @@ def main() -> None:
             f"{r['percent_of_a_core']:6.2f} % of a core ({rounds})"
         )
     if args.json is not None:
-        with appears_whole(args.json) as partial:
+        with atomic_write(args.json) as partial:
             partial.write_text(json.dumps(document(args, records), indent=1) + "\n")
 
 

@@ -37,14 +37,14 @@ from apart import Make, Speeds, apart
 from mlx_lm.perplexity import eval_ppl
 from mlx_lm.utils import load_model as load_peer
 
-from edge.atomic import appears_whole
+from edge.formats.files import atomic_write
 from edge.model.load import compute_dtype
 from edge.quality.lockstep import score
 from edge.quality.mlx_scorer import MlxScorer
 from edge.quality.scorer import Pieces
 from edge.quality.texts import iter_texts
 from edge.quality.windows import Ids, make_windows
-from edge.tokenizer import Tokenizer
+from edge.tokenizer.tokenizer import Tokenizer
 
 OURS, WITH_KL, PEER = "edge", "edge, with KL", decode.PEER
 AGREEMENT = 1e-3  # relative, of the perplexity
@@ -131,7 +131,7 @@ def main() -> None:
         records = measure(args, artefact)
     decode.show(records)
     if args.json is not None:
-        with appears_whole(args.json) as partial_file:
+        with atomic_write(args.json) as partial_file:
             partial_file.write_text(json.dumps(decode.document(args, records), indent=1) + "\n")
 
 

@@ -34,9 +34,9 @@ import edge  # noqa: F401  before MLX, which it prepares
 # isort: split
 import mlx.core as mx
 
-from edge.checkpoints.artefacts.recipes import RECIPES
-from edge.checkpoints.checkpoint import Corrections, open_checkpoint
-from edge.checkpoints.convert import convert
+from edge.convert.artefacts.recipes import RECIPES
+from edge.convert.checkpoint import Corrections, open_checkpoint
+from edge.convert.convert import convert
 from edge.errors import EdgeError
 from edge.generate.decode import generate_tokens
 from edge.generate.lookup import PromptLookup

@@ -15,9 +15,9 @@ import edge  # noqa: F401  before MLX, which it prepares
 # isort: split
 import mlx.core as mx
 
-from edge.checkpoints.artefacts.recipes import RECIPES
-from edge.checkpoints.checkpoint import open_checkpoint
-from edge.checkpoints.convert import convert
+from edge.convert.artefacts.recipes import RECIPES
+from edge.convert.checkpoint import open_checkpoint
+from edge.convert.convert import convert
 
 # A slow moment of a shared machine is no failure.
 settings.register_profile("edge", deadline=None)

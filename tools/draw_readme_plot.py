@@ -8,8 +8,8 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from edge.atomic import appears_whole
-from edge.profile_file import read_profile
+from edge.formats.files import atomic_write
+from edge.profile.reading import read_profile
 from edge.report.figure import to_svg
 from edge.report.plots import throughput
 
@@ -26,7 +26,7 @@ def drawn() -> str:
 
 
 def main() -> int:
-    with appears_whole(PLOT) as partial:
+    with atomic_write(PLOT) as partial:
         partial.write_text(drawn(), encoding="utf-8")
     print(f"{PLOT.name}: {PLOT.stat().st_size / 1000:.0f} kB")
     return 0

@@ -19,7 +19,7 @@ import transformers
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 ROOT = Path(__file__).resolve().parent.parent
-DEMO = ROOT / "edge" / "demo"
+DEMO = ROOT / "edge" / "data" / "demo"
 TEXT = ROOT / "tests" / "support" / "held_out.txt"
 OUT = ROOT / "tests" / "quality" / "reference_nll.json"
 WINDOW = 256

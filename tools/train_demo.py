@@ -1,7 +1,7 @@
 """Train the demo checkpoint: a tiny StableLM on the Python standard library's source.
 
     pip install torch transformers tokenizers safetensors
-    python tools/train_demo.py --out edge/demo
+    python tools/train_demo.py --out edge/data/demo
 
 Run once by a maintainer; edge itself never imports PyTorch. The corpus is the
 standard library of the interpreter that runs this file, so the same Python
@@ -348,7 +348,7 @@ def write_json(path: Path, data: dict) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--out", type=Path, default=Path("edge/demo"))
+    parser.add_argument("--out", type=Path, default=Path("edge/data/demo"))
     parser.add_argument(
         "--from-stage", type=int, default=0, help="continue --out's weights from this stage"
     )

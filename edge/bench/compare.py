@@ -17,7 +17,7 @@ from typing import Any, Literal
 
 from edge.bench.workload import Workload
 from edge.errors import EdgeError
-from edge.student import CONFIDENCE, t_quantile, welch
+from edge.stats import CONFIDENCE, t_quantile, welch
 
 MIN_EFFECT = 0.02
 # Two processes give an interval, but one that a single odd value stretches without bound.

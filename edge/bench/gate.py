@@ -25,10 +25,10 @@ import numpy as np
 
 from edge.bench.engines.engine import Engine, Logits
 from edge.bench.software import TF32
-from edge.side_process import ask
+from edge.child import run_child
 
 if TYPE_CHECKING:
-    from edge.checkpoints.checkpoint import Checkpoint
+    from edge.convert.checkpoint import Checkpoint
 
 PREFILLED, STEPPED = 16, 16
 POSITIONS = PREFILLED + STEPPED
@@ -239,5 +239,5 @@ def reference_job(
         "artefacts": [str(path) for path in artefacts],
     }
     exact = {TF32: "0"}  # on M5 float32 products are rounded otherwise
-    found: dict[str, Digest] = ask(REFERENCE, asked, timeout_s, "the reference logits", exact)
+    found: dict[str, Digest] = run_child(REFERENCE, asked, timeout_s, "the reference logits", exact)
     return found

@@ -10,8 +10,8 @@ import platform
 import sys
 from collections.abc import Iterable
 
+from edge.child import child_main, run_child
 from edge.errors import EdgeError
-from edge.side_process import answer, ask
 
 MODULE = "edge.bench.processors"
 TIMEOUT_S = 60.0
@@ -25,7 +25,7 @@ def processors_of(frameworks: Iterable[str]) -> set[str]:
     if platform.system() == "Darwin":
         return set()
     try:
-        return set(ask(MODULE, sorted(set(frameworks)), TIMEOUT_S, "the processors"))
+        return set(run_child(MODULE, sorted(set(frameworks)), TIMEOUT_S, "the processors"))
     except EdgeError:
         return set()  # an engine that does not load is told about where its rows fail
 
@@ -42,10 +42,10 @@ def _mlx_on_gpu() -> bool:
 
 
 def _llama_cpp_on_gpu() -> bool:
-    from edge.llamacpp import library
+    from edge.llama_cpp.session import library
 
     return bool(library().llama_supports_gpu_offload())
 
 
 if __name__ == "__main__":
-    sys.exit(answer(_answered))
+    sys.exit(child_main(_answered))

@@ -13,10 +13,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edge.bench.gate import bounded
-from edge.side_process import ask
+from edge.child import run_child
 
 if TYPE_CHECKING:
-    from edge.checkpoints.checkpoint import Checkpoint
+    from edge.convert.checkpoint import Checkpoint
 
 REFERENCE = "mlx-fp16"
 MODULE = "edge.quality.job"
@@ -62,7 +62,7 @@ def quality_job(
         "threads": threads,
         "tokens": tokens,
     }
-    found: dict[str, Record] = ask(MODULE, asked, timeout_s, "the quality")
+    found: dict[str, Record] = run_child(MODULE, asked, timeout_s, "the quality")
     return found
 
 

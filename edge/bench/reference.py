@@ -21,15 +21,15 @@ from mlx.utils import tree_unflatten
 
 from edge.bench.engines.engine import Logits
 from edge.bench.gate import CHECKPOINT, PREFILLED, Digest, gate_tokens, make_digest
-from edge.checkpoints.artefacts.manifest import read_manifest
-from edge.checkpoints.checkpoint import Checkpoint, Corrections, open_checkpoint
-from edge.checkpoints.compare import TensorError, open_artefact, tensor_errors
-from edge.checkpoints.sources.weights import Weights
+from edge.child import child_main
+from edge.convert.artefacts.manifest import read_manifest
+from edge.convert.checkpoint import Checkpoint, Corrections, open_checkpoint
+from edge.convert.compare import TensorError, open_artefact, tensor_errors
+from edge.convert.sources.weights import Weights
 from edge.model.config import ModelConfig
 from edge.model.stablelm import DecoderLayer, Model
 from edge.model.tensors import expected_shapes
 from edge.model.variant import Variant
-from edge.side_process import answer
 
 HEAD_ROWS = 8192
 SETTINGS = (
@@ -160,4 +160,4 @@ def answered(asked: dict[str, Any]) -> dict[str, Digest]:
 
 
 if __name__ == "__main__":
-    sys.exit(answer(answered))
+    sys.exit(child_main(answered))

@@ -14,7 +14,6 @@ from edge.bench.engines.engine import EngineFacts
 from edge.bench.gate import Digest, judge
 from edge.bench.job import Job
 from edge.bench.power_series import power_series
-from edge.bench.profile import Row
 from edge.bench.quality import Record, quality_fault
 from edge.bench.rounds import ProcessRun
 from edge.bench.statistics import SHARES, Quantity, percentiles, summarise
@@ -29,6 +28,7 @@ from edge.bench.verdict import (
 )
 from edge.device.describe import Bandwidth, Device, usable_cores
 from edge.device.roofline import fraction_on, on_gpu
+from edge.profile.profile import Row
 
 NO_QUALITY = "quality was not measured: add --quality"
 

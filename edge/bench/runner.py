@@ -17,8 +17,8 @@ from edge.bench.engines.engine import EngineFacts
 from edge.bench.engines.registry import MLX_LM
 from edge.bench.job import Job
 from edge.bench.trial import Trial
+from edge.child import module_command
 from edge.linux_cpu import KEEP_BLAS, child_environment
-from edge.side_process import module_command
 
 WORKER = module_command("edge.bench.worker")
 OUT_OF_MEMORY = (

@@ -10,7 +10,7 @@ import statistics
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from edge.student import interval
+from edge.stats import interval
 
 # hyperfine's limit: ten standard deviations of normal values, each of which is 1.4826 median
 # absolute deviations. (Iglewicz and Hoaglin 1993 advise 3.5 of them, which timings, skewed as they

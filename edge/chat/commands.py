@@ -15,8 +15,8 @@ from edge.chat.session import Session
 from edge.chat.status import counted, size
 from edge.chat.terminal import Sanitiser, Screen, StopKey, keys_unseen
 from edge.errors import EdgeError
+from edge.formats.text import read_text
 from edge.generate.transcript import read_transcript, write_transcript
-from edge.text_file import read_text
 
 if TYPE_CHECKING:
     from edge.generate.fim import Completion, MiddleEvent

@@ -7,11 +7,11 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from edge.checkpoints.artefacts.recipes import RECIPES, TABLE_11, Recipe, find_recipe
+from edge.convert.artefacts.recipes import RECIPES, TABLE_11, Recipe, find_recipe
 from edge.errors import EdgeError
 
 if TYPE_CHECKING:
-    from edge.checkpoints.checkpoint import Checkpoint
+    from edge.convert.checkpoint import Checkpoint
 
 LARGEST_COUNT = 2**31 - 1  # files hold 32 bits
 # No trained model is near either; float32 holds both.
@@ -49,7 +49,7 @@ def open_named(args: argparse.Namespace) -> Checkpoint:
     Raises:
         EdgeError: it cannot be found or is broken.
     """
-    from edge.checkpoints.checkpoint import Corrections, open_checkpoint
+    from edge.convert.checkpoint import Corrections, open_checkpoint
 
     corrections = Corrections(args.layers, args.rope_theta, args.context)
     checkpoint = open_checkpoint(args.model, args.revision, corrections)

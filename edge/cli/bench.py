@@ -21,13 +21,13 @@ from edge.errors import EdgeError
 
 if TYPE_CHECKING:
     from edge.bench.job import Job
-    from edge.bench.profile import ModelInfo, Profile
     from edge.bench.rounds import Run
     from edge.bench.row import Subject
     from edge.bench.workload import Workload
-    from edge.checkpoints.artefacts.recipes import Recipe
-    from edge.checkpoints.checkpoint import Checkpoint
+    from edge.convert.artefacts.recipes import Recipe
+    from edge.convert.checkpoint import Checkpoint
     from edge.power.meter import Meter
+    from edge.profile.profile import ModelInfo, Profile
 
 __all__ = ["add_arguments", "run"]
 Progress = Callable[[str, float], None]
@@ -36,9 +36,9 @@ WARMUPS = 1
 
 def run(args: argparse.Namespace) -> int:
     """Convert what is missing, measure round by round, save, plot, print."""
-    from edge.atomic import check_writable
     from edge.bench.cooldown import kept_awake
     from edge.bench.runner import stopped_by_sigterm
+    from edge.formats.files import check_writable
 
     if args.compare is not None:
         return run_compare(args)
@@ -127,8 +127,8 @@ def _convert(
     args: argparse.Namespace, checkpoint: Checkpoint, progress: Progress
 ) -> dict[str, Subject]:
     from edge.bench.row import Subject
-    from edge.checkpoints.artefacts.sizes import bits_per_weight, file_bytes
-    from edge.checkpoints.convert import convert
+    from edge.convert.artefacts.sizes import bits_per_weight, file_bytes
+    from edge.convert.convert import convert
 
     out = output_folder(args.out, checkpoint.source.name)
     parameters = checkpoint.parameters
@@ -225,9 +225,9 @@ def _warn(sentence: str) -> None:
 def _new_profile(args: argparse.Namespace, checkpoint: Checkpoint) -> Profile:
     from datetime import UTC, datetime
 
-    from edge.bench.profile import Profile
     from edge.bench.software import software_versions
     from edge.device.describe import describe_device
+    from edge.profile.profile import Profile
 
     return Profile(
         created_utc=datetime.now(UTC).isoformat(timespec="seconds"),
@@ -265,7 +265,7 @@ def _method(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def _model_info(checkpoint: Checkpoint) -> ModelInfo:
-    from edge.bench.profile import ModelInfo
+    from edge.profile.profile import ModelInfo
 
     return ModelInfo(
         name=checkpoint.source.name,
@@ -285,21 +285,21 @@ def _shareable_argv(checkpoint: Checkpoint) -> list[str]:
 
 def _plot(profile: Profile, path: Path) -> list[Path]:
     """The throughput of all rows; no file without a row."""
-    from edge.atomic import appears_whole
+    from edge.formats.files import atomic_write
     from edge.report.figure import to_png
     from edge.report.plots import throughput
 
     if (drawn := throughput.draw(profile.to_dict())) is None:
         return []
     plot_path = path.with_suffix(".png")
-    with appears_whole(plot_path) as partial:
+    with atomic_write(plot_path) as partial:
         partial.write_bytes(to_png(drawn.figure))
     return [plot_path]
 
 
 def _print(args: argparse.Namespace, profile: Profile, files: list[Path]) -> None:
-    from edge.bench.published import table11_beside
     from edge.bench.suites import TABLE_11_SUITE
+    from edge.profile.published import table11_beside
     from edge.report.markdown import markdown_table
     from edge.report.table import notes
 

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from edge.bench.job import Job
-    from edge.bench.profile import Profile, Row
     from edge.bench.rounds import Results
     from edge.bench.row import Subject
+    from edge.profile.profile import Profile, Row
 
 
 @dataclass
@@ -62,8 +62,8 @@ class Book:
 
     def _build(self, changed: Iterable[int]) -> None:
         """Build some rows with what is known now, and write the profile with all of them."""
-        from edge.bench.profile import write_profile
         from edge.bench.row import build_row
+        from edge.profile.profile import write_profile
 
         context, results = self._context(), self.results
         for number in changed:

@@ -54,7 +54,7 @@ def run_compare(args: argparse.Namespace) -> int:
         EdgeError: a profile cannot be read, or the two are of different things.
     """
     from edge.bench.compare import compare
-    from edge.profile_file import read_profile
+    from edge.profile.reading import read_profile
 
     a, b = (read_profile(path) for path in args.compare)
     found = compare(a, b, args.min_effect / 100)

@@ -13,9 +13,9 @@ from edge.cli.arguments import count
 from edge.cli.opened import check_room
 from edge.cli.sampling_arguments import add_sampling, sampling_from
 from edge.errors import EdgeError
+from edge.formats.text import check_argument, decode_text
 from edge.power.choose import SOURCES, choose_meter
 from edge.stdout import check_stdout
-from edge.text_file import check_argument, decode_text
 
 if TYPE_CHECKING:
     from edge.chat.session import Opened, Settings

@@ -9,16 +9,16 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from edge.checkpoints.artefacts.recipes import GPTQ, GROUP_SIZES, MENDED
 from edge.cli.arguments import add_artefacts, add_checkpoint, open_named, output_folder, table_11
 from edge.cli.progress import progress_bars
+from edge.convert.artefacts.recipes import GPTQ, GROUP_SIZES, MENDED
 from edge.errors import EdgeError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from edge.checkpoints.convert import Artefact
-    from edge.checkpoints.verify import Verification
+    from edge.convert.convert import Artefact
+    from edge.convert.verify import Verification
 
 # Options by the names that argparse gives them.
 OF_CHECKPOINT = ("revision", "layers", "rope_theta", "context")
@@ -90,8 +90,8 @@ def _refuse_others(args: argparse.Namespace, doing: str, *used: str) -> None:
 
 
 def _convert(args: argparse.Namespace) -> int:
-    from edge.checkpoints.convert import convert
-    from edge.checkpoints.targets import Options
+    from edge.convert.convert import convert
+    from edge.convert.targets import Options
 
     options = Options(
         force=args.force,
@@ -116,7 +116,7 @@ def _notice(sentence: str) -> None:
 def _print_made(
     args: argparse.Namespace, artefacts: Sequence[Artefact], warnings: Sequence[str]
 ) -> None:
-    from edge.checkpoints.artefacts.sizes import file_bytes
+    from edge.convert.artefacts.sizes import file_bytes
 
     if args.output == "json":
         print(json.dumps([_as_json(a, warnings) for a in artefacts], indent=2))
@@ -128,7 +128,7 @@ def _print_made(
 
 
 def _as_json(a: Artefact, warnings: Sequence[str]) -> dict[str, object]:
-    from edge.checkpoints.artefacts.sizes import file_bytes
+    from edge.convert.artefacts.sizes import file_bytes
 
     return {
         "artefact": a.recipe.name,
@@ -141,7 +141,7 @@ def _as_json(a: Artefact, warnings: Sequence[str]) -> dict[str, object]:
 
 
 def _list(args: argparse.Namespace) -> int:
-    from edge.checkpoints.listing import list_artefacts
+    from edge.convert.listing import list_artefacts
 
     _refuse_others(args, "listing", *OF_CHECKPOINT, "group_size")
     checkpoint = open_named(args)
@@ -168,7 +168,7 @@ def _list(args: argparse.Namespace) -> int:
 
 
 def _verify(args: argparse.Namespace) -> int:
-    from edge.checkpoints.verify import find_origin, verify
+    from edge.convert.verify import find_origin, verify
 
     _refuse_others(args, "verifying")
     checkpoint = find_origin(args.verify, args.model)
@@ -200,9 +200,9 @@ def _print_verification(artefact: Path, found: Verification) -> None:
 
 
 def _mend(args: argparse.Namespace) -> int:
-    from edge.checkpoints.artefacts.manifest import read_manifest
-    from edge.checkpoints.convert import Artefact
-    from edge.checkpoints.mend import mend_gguf
+    from edge.convert.artefacts.manifest import read_manifest
+    from edge.convert.convert import Artefact
+    from edge.convert.mend import mend_gguf
 
     _refuse_others(args, "mending a GGUF file", "to", "out", "force", "rope_theta", "context")
     if len(args.to) > 1:

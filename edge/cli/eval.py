@@ -26,12 +26,12 @@ from edge.quality.sizes import TOKENS, WINDOW_TOKENS, WINDOWS
 from edge.stdout import check_stdout, write_stdout
 
 if TYPE_CHECKING:
-    from edge.checkpoints.artefacts.recipes import Recipe
-    from edge.checkpoints.checkpoint import Checkpoint
-    from edge.checkpoints.convert import Artefact
+    from edge.convert.artefacts.recipes import Recipe
+    from edge.convert.checkpoint import Checkpoint
+    from edge.convert.convert import Artefact
     from edge.quality.evaluate import Evaluated
     from edge.quality.windows import Windows
-    from edge.tokenizer import Tokenizer
+    from edge.tokenizer.tokenizer import Tokenizer
 
 REFERENCE = "mlx-fp16"
 NO_REFERENCE = "none"
@@ -188,7 +188,7 @@ def _document(
 
 
 def _facts(made: Artefact, checkpoint: Checkpoint) -> Any:
-    from edge.checkpoints.artefacts.sizes import bits_per_weight, file_bytes
+    from edge.convert.artefacts.sizes import bits_per_weight, file_bytes
     from edge.quality.rows import Facts
 
     return Facts(

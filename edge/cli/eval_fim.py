@@ -16,13 +16,13 @@ from edge.errors import EdgeError
 from edge.stdout import check_stdout, write_stdout
 
 if TYPE_CHECKING:
-    from edge.checkpoints.checkpoint import Checkpoint
-    from edge.checkpoints.convert import Artefact
+    from edge.convert.checkpoint import Checkpoint
+    from edge.convert.convert import Artefact
     from edge.generate.fim import Infiller
     from edge.quality.fim.fill import Settings
     from edge.quality.fim.hole import Hole
     from edge.quality.fim.rows import Result
-    from edge.tokenizer import Tokenizer
+    from edge.tokenizer.tokenizer import Tokenizer
 
 SAMPLES = 50
 MAX_TOKENS = 128
@@ -188,7 +188,7 @@ class _Run:
             return
         from edge.device.describe import usable_cores
         from edge.generate.llama_source import LlamaSource
-        from edge.llamacpp import LlamaSession
+        from edge.llama_cpp.session import LlamaSession
 
         threads = self._args.threads or usable_cores()
         session = LlamaSession(artefact.path, window_tokens, threads)

@@ -10,9 +10,9 @@ from edge.cli.arguments import output_folder
 from edge.errors import EdgeError
 
 if TYPE_CHECKING:
-    from edge.checkpoints.artefacts.recipes import Recipe
-    from edge.checkpoints.checkpoint import Checkpoint
-    from edge.checkpoints.convert import Artefact
+    from edge.convert.artefacts.recipes import Recipe
+    from edge.convert.checkpoint import Checkpoint
+    from edge.convert.convert import Artefact
 
 Progress = Callable[[str, float], None]
 
@@ -25,7 +25,7 @@ def converted(
     Raises:
         EdgeError: one of them cannot be made.
     """
-    from edge.checkpoints.convert import convert
+    from edge.convert.convert import convert
 
     recipes: list[Recipe] = list(dict.fromkeys(args.rows))
     if args.reference is not None and args.reference not in recipes:

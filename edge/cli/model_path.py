@@ -8,7 +8,7 @@ from pathlib import Path
 import edge
 from edge.errors import EdgeError
 
-DEMO = Path(edge.__file__).parent / "demo"
+DEMO = Path(edge.__file__).parent / "data" / "demo"
 
 
 def help_text(artefact: str) -> str:
@@ -55,11 +55,11 @@ def _check_is_model(path: Path) -> None:
 
 
 def _converted(model: str, command: str, artefact: str) -> Path:
-    from edge.checkpoints.artefacts.recipes import find_recipe
-    from edge.checkpoints.checkpoint import open_checkpoint
-    from edge.checkpoints.convert import convert
     from edge.cli.arguments import output_folder
     from edge.cli.progress import progress_bars
+    from edge.convert.artefacts.recipes import find_recipe
+    from edge.convert.checkpoint import open_checkpoint
+    from edge.convert.convert import convert
 
     checkpoint = open_checkpoint(model)
     for warning in checkpoint.warnings:

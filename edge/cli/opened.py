@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from edge.model.stablelm import Model
-    from edge.tokenizer import Tokenizer
+    from edge.tokenizer.tokenizer import Tokenizer
 
 # The context that must fit, if the model has so much: most chats and files stay below, and a
 # cache for all of a long window would refuse machines that never fill it.
@@ -23,7 +23,7 @@ def check_room(path: Path, command: str, kv_bits: int | None = None) -> int:
     Raises:
         EdgeError: it does not fit, or its files cannot be read.
     """
-    from edge.json_file import read_json_object
+    from edge.formats.json import read_json_object
     from edge.model.config import ModelConfig
     from edge.model.load import check_directory, compute_dtype
     from edge.model.memory import check_fits

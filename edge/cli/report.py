@@ -156,11 +156,11 @@ def _contents(
 
 def _write(folder: Path, contents: Iterator[tuple[str, bytes]]) -> list[Path]:
     """Each file appears whole; other files in the folder stay as they are."""
-    from edge.atomic import appears_whole
+    from edge.formats.files import atomic_write
 
     files = []
     for name, data in list(contents):
-        with appears_whole(folder / name) as partial:
+        with atomic_write(folder / name) as partial:
             partial.write_bytes(data)
         files.append(folder / name)
     return files
@@ -191,7 +191,7 @@ def _compare_devices(args: argparse.Namespace) -> int:
 
 def _check(args: argparse.Namespace) -> int:
     from edge.errors import printable
-    from edge.report.check import check
+    from edge.profile.check import check
 
     found = check(args.check)
     if args.output == "json":

@@ -32,7 +32,7 @@ class Chip:
 @cache
 def chip_table() -> tuple[Chip, ...]:
     """Every chip known, as it lies in the package."""
-    text = (resources.files("edge.device") / "chips.json").read_text(encoding="utf-8")
+    text = (resources.files("edge") / "data" / "chips.json").read_text(encoding="utf-8")
     lines: list[dict[str, Any]] = json.loads(text)["chips"]
     return tuple(Chip(**{**line, "gpu_cores": tuple(line["gpu_cores"])}) for line in lines)
 

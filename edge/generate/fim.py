@@ -27,7 +27,6 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from edge.errors import EdgeError
-from edge.generate.detokenizer import REPLACEMENT_CHARACTER, StreamingDetokenizer
 from edge.generate.fim_prompt import (
     REPO_TOKEN,
     FimTokens,
@@ -44,6 +43,7 @@ from edge.generate.fim_stop import StopRules
 from edge.generate.sampling import GREEDY, Sampling
 from edge.generate.stop import stop_ids
 from edge.generate.token_source import MlxSource, TokenSource
+from edge.tokenizer.detokenizer import REPLACEMENT_CHARACTER, StreamingDetokenizer
 
 if TYPE_CHECKING:
     from edge.model.stablelm import Model

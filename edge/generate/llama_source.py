@@ -8,7 +8,7 @@ import mlx.core as mx
 
 from edge.generate.prefix_cache import common_length
 from edge.generate.sampling import Picker, Sampling
-from edge.llamacpp import LlamaSession
+from edge.llama_cpp.session import LlamaSession
 
 
 class LlamaSource:

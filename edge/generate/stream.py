@@ -16,9 +16,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 from edge.generate.decode import cache_length, generate_tokens
-from edge.generate.detokenizer import StreamingDetokenizer
 from edge.generate.sampling import GREEDY, Sampling
 from edge.generate.stop import StopScanner, stop_ids
+from edge.tokenizer.detokenizer import StreamingDetokenizer
 
 if TYPE_CHECKING:
     from edge.generate.speculate import Drafter

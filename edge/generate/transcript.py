@@ -20,9 +20,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, Literal
 
-from edge.atomic import appears_whole
 from edge.errors import EdgeError
-from edge.json_file import strict_json
+from edge.formats.files import atomic_write
+from edge.formats.json import strict_json
 
 Role = Literal["system", "user", "assistant"]
 # What is personal is nobody else's to read.
@@ -107,7 +107,7 @@ def write_transcript(path: Path | str, messages: Sequence[Message]) -> None:
     Raises:
         EdgeError: the file cannot be written.
     """
-    with appears_whole(Path(path)) as partial:
+    with atomic_write(Path(path)) as partial:
         partial.touch(MODE)
         partial.write_bytes(b"".join(map(_line, _changes([], messages))))
 

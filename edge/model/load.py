@@ -8,14 +8,14 @@ import mlx.core as mx
 from mlx.utils import tree_flatten
 
 from edge.errors import EdgeError
-from edge.json_file import read_json_object
+from edge.formats.json import read_json_object
 from edge.model.config import ModelConfig
 from edge.model.cpu_linear import use_blas
 from edge.model.quantised import quantise
 from edge.model.stablelm import Model
 from edge.model.tensors import check_shapes, input_order_shapes
 from edge.model.variant import Variant, current_backend
-from edge.tokenizer import Tokenizer
+from edge.tokenizer.tokenizer import Tokenizer
 
 
 def compute_dtype() -> mx.Dtype:

@@ -11,11 +11,11 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from edge.checkpoints.checkpoint import Corrections, open_checkpoint
+from edge.child import child_main
+from edge.convert.checkpoint import Corrections, open_checkpoint
 from edge.quality.evaluate import evaluate
 from edge.quality.prepare import check_trained, tokenizer_of, windows_of
 from edge.quality.subject import Subject
-from edge.side_process import answer
 
 
 def answered(asked: dict[str, Any]) -> dict[str, dict[str, Any]]:
@@ -45,4 +45,4 @@ def answered(asked: dict[str, Any]) -> dict[str, dict[str, Any]]:
 
 
 if __name__ == "__main__":
-    sys.exit(answer(answered))
+    sys.exit(child_main(answered))

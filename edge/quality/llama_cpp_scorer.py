@@ -8,7 +8,7 @@ from pathlib import Path
 import mlx.core as mx
 import numpy as np
 
-from edge.llamacpp import LlamaSession
+from edge.llama_cpp.session import LlamaSession
 from edge.quality.scorer import Pieces
 from edge.quality.windows import Ids
 

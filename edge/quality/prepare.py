@@ -5,13 +5,13 @@ from __future__ import annotations
 import tempfile
 from pathlib import Path
 
-from edge.checkpoints.artefacts.manifest import read_manifest
-from edge.checkpoints.checkpoint import Checkpoint
+from edge.convert.artefacts.manifest import read_manifest
+from edge.convert.checkpoint import Checkpoint
 from edge.errors import EdgeError
 from edge.quality.sizes import TOKENS, WINDOW_TOKENS, WINDOWS
 from edge.quality.texts import corpus_name, iter_texts
 from edge.quality.windows import Windows, make_windows
-from edge.tokenizer import Tokenizer
+from edge.tokenizer.tokenizer import Tokenizer
 
 
 def check_trained(checkpoint: Checkpoint) -> None:

@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from edge.atomic import appears_whole, one_sentence
+from edge.formats.files import atomic_write, os_errors_as_edge_error
 from edge.quality.divergence import Scores
 from edge.quality.windows import DIGEST_BYTES
 
@@ -65,7 +65,7 @@ class Records:
         if self._path is None:
             return
         data = window + b"".join(np.ascontiguousarray(c).tobytes() for c in scores.columns)
-        with one_sentence(self._path), self._path.open("ab") as file:
+        with os_errors_as_edge_error(self._path), self._path.open("ab") as file:
             file.write(data + zlib.crc32(data).to_bytes(CHECKSUM_BYTES, "little"))
 
     def forget(self) -> None:
@@ -76,7 +76,7 @@ class Records:
 
     def _read(self, path: Path) -> dict[bytes, Scores]:
         """What is whole; a file that ends within a record is cut, any other begun again."""
-        with one_sentence(path):
+        with os_errors_as_edge_error(path):
             data = path.read_bytes() if path.exists() else b""
         if not data.startswith(self._head):
             _write(path, self._head)
@@ -98,5 +98,5 @@ class Records:
 
 
 def _write(path: Path, data: bytes) -> None:
-    with appears_whole(path) as partial:
+    with atomic_write(path) as partial:
         partial.write_bytes(data)

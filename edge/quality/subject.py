@@ -12,7 +12,7 @@ from typing import Any
 import mlx.core as mx
 
 import edge
-from edge.checkpoints.artefacts.manifest import Manifest, read_manifest
+from edge.convert.artefacts.manifest import Manifest, read_manifest
 from edge.errors import EdgeError
 from edge.model.load import compute_dtype
 
@@ -100,7 +100,7 @@ def _mlx() -> dict[str, str]:
 
 
 def _llama_cpp() -> dict[str, str]:
-    from edge.llamacpp import library
+    from edge.llama_cpp.session import library
 
     return {
         "engine": f"llama-cpp-python {version('llama-cpp-python')}",

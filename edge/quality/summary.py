@@ -18,7 +18,7 @@ import numpy as np
 
 from edge.quality.divergence import Scores, concatenated
 from edge.quality.windows import Windows
-from edge.student import interval
+from edge.stats import interval
 
 # Its exponential is a number, and so is that times an error.
 MOST_NATS = 500.0

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from edge.errors import EdgeError
-from edge.text_file import LARGEST_BYTES, decode_text, read_text
+from edge.formats.text import LARGEST_BYTES, decode_text, read_text
 
-BUNDLED = Path(__file__).parent / "corpus"
+BUNDLED = Path(__file__).parents[1] / "data" / "corpus"
 # Of the bundled folder: about the texts, none of them.
 ABOUT = ("README.md", "LICENSE", "__init__.py")
 # Folders of installed or generated files; hidden ones, with all version control, are left out too.

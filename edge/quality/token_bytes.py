@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from edge.generate.detokenizer import BYTE_OF, BYTE_TOKEN
-from edge.tokenizer import Tokenizer
+from edge.tokenizer.detokenizer import BYTE_OF, BYTE_TOKEN
+from edge.tokenizer.tokenizer import Tokenizer
 
 # SentencePiece's sign for a space.
 METASPACE = "\u2581"

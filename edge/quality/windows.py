@@ -23,7 +23,7 @@ from edge.errors import EdgeError
 from edge.quality.sizes import TOKENS, WINDOW_TOKENS
 from edge.quality.texts import SourceText
 from edge.quality.token_bytes import TokenBytes
-from edge.tokenizer import Tokenizer
+from edge.tokenizer.tokenizer import Tokenizer
 
 Ids = np.ndarray[Any, np.dtype[np.int32]]
 Flags = np.ndarray[Any, np.dtype[np.bool_]]

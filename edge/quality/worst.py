@@ -11,7 +11,7 @@ import numpy as np
 from edge.errors import printable
 from edge.quality.divergence import Scores
 from edge.quality.windows import Windows
-from edge.tokenizer import Tokenizer
+from edge.tokenizer.tokenizer import Tokenizer
 
 CONTEXT_TOKENS = 48
 CONTEXT_CHARACTERS = 60

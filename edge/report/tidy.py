@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from edge.errors import EdgeError
-from edge.profile_file import read_profile
+from edge.profile.reading import read_profile
 from edge.report.figure import plain
 from edge.report.quality import quality_of
 from edge.report.values import not_negative, number

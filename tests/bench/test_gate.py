@@ -23,9 +23,9 @@ from edge.bench.gate import (
     reference_job,
 )
 from edge.bench.reference import reference_logits, references
-from edge.checkpoints.artefacts.recipes import RECIPES
-from edge.checkpoints.checkpoint import open_checkpoint
-from edge.checkpoints.convert import convert
+from edge.convert.artefacts.recipes import RECIPES
+from edge.convert.checkpoint import open_checkpoint
+from edge.convert.convert import convert
 from edge.errors import EdgeError
 from edge.model.kv_cache import make_cache
 from edge.model.load import load_model
@@ -307,6 +307,6 @@ def test_the_reference_is_computed_in_float32(monkeypatch):
     from edge.bench import gate
 
     asked = {}
-    monkeypatch.setattr(gate, "ask", lambda *a: asked.update(a[4]) or {})
+    monkeypatch.setattr(gate, "run_child", lambda *a: asked.update(a[4]) or {})
     reference_job(open_checkpoint("demo"), [])
     assert asked == {"MLX_ENABLE_TF32": "0"}

@@ -3,7 +3,7 @@ import platform
 from edge.bench import processors
 from edge.bench.processors import processors_of
 from edge.errors import EdgeError
-from edge.llamacpp import library
+from edge.llama_cpp.session import library
 
 
 def test_both_frameworks_are_asked_in_another_process(monkeypatch):
@@ -18,11 +18,11 @@ def test_an_engine_that_does_not_load_leaves_it_open(monkeypatch):
         raise EdgeError("it does not load.")
 
     monkeypatch.setattr(platform, "system", lambda: "Linux")
-    monkeypatch.setattr(processors, "ask", broken)
+    monkeypatch.setattr(processors, "run_child", broken)
     assert processors_of(["MLX"]) == set()
 
 
 def test_on_a_mac_nothing_is_asked(monkeypatch):
     monkeypatch.setattr(platform, "system", lambda: "Darwin")
-    monkeypatch.setattr(processors, "ask", None)
+    monkeypatch.setattr(processors, "run_child", None)
     assert processors_of(["MLX"]) == set()

@@ -10,8 +10,8 @@ from safetensors.numpy import load_file, save_file
 
 from edge.bench.quality import quality_fault, quality_job
 from edge.bench.row import NO_QUALITY, Context, build_row
-from edge.checkpoints.artefacts.recipes import RECIPES
-from edge.checkpoints.checkpoint import open_checkpoint
+from edge.convert.artefacts.recipes import RECIPES
+from edge.convert.checkpoint import open_checkpoint
 from edge.errors import EdgeError
 from tests.bench.test_row import JOB, SUBJECT, THREE, process
 

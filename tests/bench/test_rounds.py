@@ -14,7 +14,7 @@ from edge.bench.rounds import Run, Settings
 from edge.bench.row import Context, build_row
 from edge.bench.runner import Outcome
 from edge.bench.workload import Workload
-from edge.profile_file import read_profile
+from edge.profile.reading import read_profile
 from tests.bench.fakes import FACTS, NS, FakeMachine, FakeMeter
 from tests.bench.fakes import trial as fake_trial
 from tests.bench.test_row import SUBJECT

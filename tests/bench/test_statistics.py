@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from edge.bench.statistics import drift, outliers, percentiles, summarise
-from edge.student import interval, t_quantile, t_tail, welch
+from edge.stats import interval, t_quantile, t_tail, welch
 
 FINITE = st.floats(0.001, 1e6)
 

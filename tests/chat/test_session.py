@@ -26,7 +26,7 @@ from edge.power.choose import NoMeter
 from edge.power.meter import Sample
 from tests.support.tiny import PLAIN, write_checkpoint
 
-DEMO = Path(edge.__file__).parent / "demo"
+DEMO = Path(edge.__file__).parent / "data" / "demo"
 
 
 class FakeMeter:

@@ -14,7 +14,7 @@ from edge.generate.transcript import Message, read_transcript
 from tests.support.terminal import Terminal, colours
 
 ROOT = Path(__file__).resolve().parents[2]
-DEMO = Path(edge.__file__).parent / "demo"
+DEMO = Path(edge.__file__).parent / "data" / "demo"
 QUESTION = "import os"  # has a short answer
 ENDLESS = "def f(x):\n    return"  # goes on to the end of the context
 PASTED = f"\x1b[200~{ENDLESS}\x1b[201~"

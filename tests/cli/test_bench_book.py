@@ -5,7 +5,6 @@ import pytest
 import edge.bench.energy
 import edge.bench.row
 from edge.bench.job import Job
-from edge.bench.profile import ModelInfo, Profile
 from edge.bench.rounds import ProcessRun, Results
 from edge.bench.row import Subject
 from edge.bench.runner import Outcome
@@ -13,7 +12,8 @@ from edge.bench.workload import Workload
 from edge.cli.bench_book import Book
 from edge.device.describe import Bandwidth, Device
 from edge.device.state import State
-from edge.profile_file import read_profile
+from edge.profile.profile import ModelInfo, Profile
+from edge.profile.reading import read_profile
 from tests.bench.fakes import FACTS, FakeClock, FakeMeter, samples_of, trial
 
 DEVICE = Device("PC", "x86_64", 8, 16, 2**36, "Linux", memory_bandwidth=Bandwidth(70.0, "given"))

@@ -8,12 +8,12 @@ import sys
 
 import pytest
 
-from edge.checkpoints.checkpoint import open_checkpoint
 from edge.cli.bench import _method, _new_meter, _new_run, _plan, add_arguments
 from edge.cli.main import main
+from edge.convert.checkpoint import open_checkpoint
 from edge.model.kv_cache import KV_BITS
 from edge.power.choose import NoMeter
-from edge.profile_file import read_profile
+from edge.profile.reading import read_profile
 from edge.report.markdown import markdown_section
 from tests.support.fake_powermetrics import CPU_W, GPU_W, install
 from tests.support.profiles import faults
@@ -101,7 +101,8 @@ def test_the_automatic_meter_covers_what_computes(monkeypatch, mlx, gguf, source
     monkeypatch.setattr("edge.bench.processors.platform.system", lambda: "Linux")
     monkeypatch.setattr("edge.power.choose._build", meter)
     monkeypatch.setattr(
-        "edge.bench.processors.ask", lambda _, question, *__: asked.append(question) or [gguf, mlx]
+        "edge.bench.processors.run_child",
+        lambda _, question, *__: asked.append(question) or [gguf, mlx],
     )
     chosen = _new_meter(parsed())()
     assert (chosen.source, asked) == (source, [["GGUF", "MLX"]])

@@ -5,7 +5,7 @@ import shutil
 import pytest
 
 from edge.cli.main import main
-from edge.profile_file import read_profile
+from edge.profile.reading import read_profile
 from tests.support.profiles import faults
 
 QUICK = ["-p", "8", "-n", "8", "-r", "1", "--rounds", "1", "--min-window", "0", "--power", "none"]

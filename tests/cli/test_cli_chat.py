@@ -20,7 +20,7 @@ from edge.generate.transcript import Message, Transcript, read_transcript
 from tests.support.tiny import PLAIN, write_checkpoint
 
 ROOT = Path(__file__).resolve().parents[2]
-DEMO = Path(edge.__file__).parent / "demo"
+DEMO = Path(edge.__file__).parent / "data" / "demo"
 QUESTION = "import os"
 STATUS = re.compile(r"\d+ tokens? · .*context \d+/1024.*\n")
 

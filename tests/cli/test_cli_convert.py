@@ -8,11 +8,11 @@ from pathlib import Path
 
 import pytest
 
-from edge.checkpoints.artefacts.manifest import read_manifest
-from edge.checkpoints.artefacts.recipes import RECIPES
-from edge.checkpoints.artefacts.sizes import tensor_bytes
 from edge.cli.main import main
-from edge.gguf_file import read_gguf
+from edge.convert.artefacts.manifest import read_manifest
+from edge.convert.artefacts.recipes import RECIPES
+from edge.convert.artefacts.sizes import tensor_bytes
+from edge.formats.gguf import read_gguf
 from tests.cli.test_cli import ROOT, edge, is_one_sentence
 from tests.support.foreign_gguf import write_tiny
 from tests.support.gptq_packer import STABLELM, Settings, write_gptq

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from edge.checkpoints.artefacts.recipes import TABLE_11
 from edge.cli.main import main
+from edge.convert.artefacts.recipes import TABLE_11
 from edge.quality.sizes import TOKENS, WINDOW_TOKENS, WINDOWS
 from tests.support.tiny import PLAIN, write_checkpoint
 

@@ -11,8 +11,8 @@ from mlx_lm.models.cache import make_prompt_cache
 from tokenizers import Tokenizer
 
 import edge
-from edge.checkpoints.sources.find import DEMO_PATH
-from edge.llamacpp import LlamaSession
+from edge.convert.sources.find import DEMO_PATH
+from edge.llama_cpp.session import LlamaSession
 from edge.model.load import load_model
 
 WINDOW = 1024

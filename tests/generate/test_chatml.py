@@ -13,11 +13,11 @@ from hypothesis import strategies as st
 from mlx_lm.utils import load_tokenizer
 from tokenizers import Tokenizer as Backend
 
-from edge.checkpoints.sources.find import DEMO_PATH
+from edge.convert.sources.find import DEMO_PATH
 from edge.errors import EdgeError
 from edge.generate.chatml import ChatTemplate, Said, can_chat
 from edge.generate.transcript import Message
-from edge.tokenizer import Tokenizer
+from edge.tokenizer.tokenizer import Tokenizer
 
 GPT_NEOX = os.environ.get("EDGE_GPT_NEOX_TOKENIZER")
 CHATML = (

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from tokenizers import AddedToken, Tokenizer
 
 import edge
-from edge.checkpoints.sources.find import DEMO_PATH
+from edge.convert.sources.find import DEMO_PATH
 from edge.errors import EdgeError
 from edge.generate.fim import Completer
 from edge.generate.fim_prompt import (

@@ -10,7 +10,7 @@ from edge.generate.fim import Infiller
 from edge.generate.llama_source import LlamaSource
 from edge.generate.sampling import GREEDY, Sampling
 from edge.generate.token_source import MlxSource
-from edge.llamacpp import LlamaSession
+from edge.llama_cpp.session import LlamaSession
 
 CONTEXT = 256
 SAMPLED = Sampling(temperature=1.0, top_k=20, seed=5)

@@ -10,7 +10,7 @@ from transformers import PreTrainedTokenizerFast
 
 from edge.errors import EdgeError
 from edge.generate.stop import STOP_TOKENS, StopScanner, stop_ids, token_id
-from edge.tokenizer import Tokenizer as OurTokenizer
+from edge.tokenizer.tokenizer import Tokenizer as OurTokenizer
 
 # Few letters, so that stop strings occur, overlap and nearly occur.
 LETTERS = st.text("abc", max_size=30)

@@ -10,7 +10,7 @@ import pytest
 
 import edge
 
-ROOT = Path(edge.__file__).resolve().parent / "quality" / "corpus"
+ROOT = Path(edge.__file__).resolve().parent / "data" / "corpus"
 FILES = sorted(path for path in ROOT.iterdir() if path.is_file() and path.name != "README.md")
 PYTHON = [path for path in FILES if path.suffix == ".py"]
 LISTED = re.compile(r"^\| (\S+\.\w+) \| \S+ \| (\d+) \|$", re.MULTILINE)

@@ -11,13 +11,13 @@ import mlx.core as mx
 import numpy as np
 import pytest
 
-from edge.checkpoints.artefacts.recipes import RECIPES
-from edge.checkpoints.checkpoint import Corrections, open_checkpoint
-from edge.checkpoints.convert import convert
 from edge.cli.model_path import DEMO
+from edge.convert.artefacts.recipes import RECIPES
+from edge.convert.checkpoint import Corrections, open_checkpoint
+from edge.convert.convert import convert
 from edge.device.memory import MemoryRoom
 from edge.errors import EdgeError
-from edge.llamacpp import LlamaSession
+from edge.llama_cpp.session import LlamaSession
 from edge.model.load import load_model
 from edge.quality import evaluate as module
 from edge.quality import lockstep, scorer
@@ -25,7 +25,7 @@ from edge.quality.evaluate import evaluate
 from edge.quality.subject import Subject, fingerprint
 from edge.quality.texts import SourceText
 from edge.quality.windows import make_windows
-from edge.tokenizer import Tokenizer
+from edge.tokenizer.tokenizer import Tokenizer
 from tests.support.tiny import CONFIGS, write_checkpoint
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -173,13 +173,13 @@ def test_an_interrupted_run_goes_on_where_it_was(tiny, tmp_path, monkeypatch):
 KILLED = """
 import os, signal, sys
 from pathlib import Path
-from edge.checkpoints.checkpoint import open_checkpoint
+from edge.convert.checkpoint import open_checkpoint
 from edge.quality import scorer
 from edge.quality.evaluate import evaluate
 from edge.quality.subject import Subject
 from edge.quality.texts import SourceText
 from edge.quality.windows import make_windows
-from edge.tokenizer import Tokenizer
+from edge.tokenizer.tokenizer import Tokenizer
 source, out, folder, text = sys.argv[1:]
 scorer.MOST_WINDOWS = 1
 tokenizer = Tokenizer.load(Path(source))
@@ -268,7 +268,7 @@ def test_random_weights_are_refused(tmp_path):
 
 def _only_manifest(checkpoint, path):
     """What the check reads of an artefact, without its gigabyte."""
-    from edge.checkpoints.artefacts.manifest import Manifest, write_manifest
+    from edge.convert.artefacts.manifest import Manifest, write_manifest
 
     path.mkdir()
     source = checkpoint.source

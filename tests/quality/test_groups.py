@@ -2,7 +2,7 @@
 
 import pytest
 
-from edge.checkpoints.checkpoint import open_checkpoint
+from edge.convert.checkpoint import open_checkpoint
 from edge.device.memory import MemoryRoom
 from edge.errors import EdgeError
 from edge.model.memory import FORCE

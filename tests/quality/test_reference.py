@@ -6,14 +6,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from edge.checkpoints.artefacts.recipes import RECIPES
-from edge.checkpoints.checkpoint import open_checkpoint
 from edge.cli.model_path import DEMO
+from edge.convert.artefacts.recipes import RECIPES
+from edge.convert.checkpoint import open_checkpoint
 from edge.quality.evaluate import evaluate
 from edge.quality.subject import Subject
 from edge.quality.texts import SourceText
 from edge.quality.windows import make_windows
-from edge.tokenizer import Tokenizer
+from edge.tokenizer.tokenizer import Tokenizer
 
 HERE = Path(__file__).parent
 RECORDED = json.loads((HERE / "reference_nll.json").read_text())

@@ -11,7 +11,7 @@ import pytest
 from edge.quality.divergence import Scores
 from edge.quality.summary import NO_REFERENCE, NOT_FINITE, ONE_WINDOW, summarise
 from edge.quality.windows import Corpus, Windows
-from edge.student import interval
+from edge.stats import interval
 
 N, P = 6, 7
 CORPUS = Corpus("corpus", "", 1, 100)

@@ -12,7 +12,7 @@ from edge.errors import EdgeError
 from edge.quality.texts import SourceText
 from edge.quality.token_bytes import TokenBytes
 from edge.quality.windows import digests, make_windows
-from edge.tokenizer import Tokenizer
+from edge.tokenizer.tokenizer import Tokenizer
 
 TOKENIZER = Tokenizer.load(DEMO)
 VOCAB = 4096

@@ -8,7 +8,7 @@ from edge.quality.divergence import Scores
 from edge.quality.texts import SourceText
 from edge.quality.windows import make_windows
 from edge.quality.worst import worst, worst_text
-from edge.tokenizer import Tokenizer
+from edge.tokenizer.tokenizer import Tokenizer
 
 TOKENIZER = Tokenizer.load(DEMO)
 TEXT = "import os\n\n\ndef f(x):\n\treturn os.path.join(x, '\x1b[31m')\n" * 6

@@ -10,8 +10,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from jsonschema import Draft202012Validator
 
-from edge.report.check import check_profiles
-from edge.report.checks.shape import profile_schema, shape_faults
+from edge.profile.check import check_profiles
+from edge.profile.shape import profile_schema, shape_faults
 from edge.report.devices import compare_devices
 from tests.support.many_profiles import make_profile
 

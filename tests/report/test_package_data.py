@@ -11,9 +11,12 @@ from tests.support.profiles import ROOT
 
 READ = {
     "edge.report.page": ("template.html", "style.css", "script.js"),
-    "edge.report.checks": ("profile.schema.json",),
-    "edge.bench": ("data/table11.json", "data/apple_silicon.json"),
-    "edge.device": ("chips.json",),
+    "edge": (
+        "data/table11.json",
+        "data/apple_silicon.json",
+        "data/chips.json",
+        "data/profile.schema.json",
+    ),
 }
 
 

@@ -6,9 +6,9 @@ from functools import cache
 import pytest
 from matplotlib.container import BarContainer
 
-from edge.bench.published import table11_rows
-from edge.profile_file import read_profile
-from edge.report.check import check_profiles
+from edge.profile.check import check_profiles
+from edge.profile.published import table11_rows
+from edge.profile.reading import read_profile
 from edge.report.figure import COLOURS, to_svg
 from edge.report.plots import (
     PLOTS,

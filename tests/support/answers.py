@@ -1,12 +1,12 @@
-"""A process for `edge.side_process`: does what the question says."""
+"""A process for `edge.child`: does what the question says."""
 
 import os
 import signal
 import sys
 import time
 
+from edge.child import child_main
 from edge.errors import EdgeError
-from edge.side_process import answer
 
 
 def work(question):
@@ -22,4 +22,4 @@ def work(question):
 
 
 if __name__ == "__main__":
-    sys.exit(answer(work))
+    sys.exit(child_main(work))

@@ -2,8 +2,8 @@
 
 import json
 
-from edge.checkpoints.sources.gptq import GptqWeights, read_gptq_settings
-from edge.checkpoints.sources.safetensors_file import SafetensorsFile
+from edge.convert.sources.gptq import GptqWeights, read_gptq_settings
+from edge.formats.safetensors import SafetensorsFile
 from edge.model.config import ModelConfig
 from tests.support.gptq_packer import STABLELM, Settings, write_gptq
 

@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from edge.checkpoints.artefacts.recipes import RECIPES
-from edge.checkpoints.checkpoint import open_checkpoint
-from edge.checkpoints.convert import convert
+from edge.convert.artefacts.recipes import RECIPES
+from edge.convert.checkpoint import open_checkpoint
+from edge.convert.convert import convert
 from edge.errors import EdgeError
 from tests.support.mutations import join_safetensors, split_safetensors
 

@@ -20,13 +20,13 @@ import gguf  # noqa: F401  - imported where they are needed, which would be in e
 import psutil
 import tokenizers  # noqa: F401
 
-import edge.checkpoints.sources.mlx  # noqa: F401
-from edge.checkpoints.artefacts.manifest import read_manifest
-from edge.checkpoints.artefacts.recipes import RECIPES
-from edge.checkpoints.checkpoint import open_checkpoint
-from edge.checkpoints.convert import convert
-from edge.checkpoints.targets import Options
-from edge.checkpoints.verify import verify
+import edge.convert.sources.mlx  # noqa: F401
+from edge.convert.artefacts.manifest import read_manifest
+from edge.convert.artefacts.recipes import RECIPES
+from edge.convert.checkpoint import open_checkpoint
+from edge.convert.convert import convert
+from edge.convert.targets import Options
+from edge.convert.verify import verify
 
 TOUCHES = ("os.mkdir", "os.rename", "os.remove", "os.rmdir", "shutil.rmtree", "subprocess.Popen")
 CHILD_END_S = 30.0

@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 
 from edge.bench.engines.engine import EngineFacts, Logits
-from edge.gguf_file import GgufTensor, read_tensors
-from edge.llamacpp import LlamaSession, library
+from edge.formats.gguf import GgufTensor, read_tensors
+from edge.llama_cpp.session import LlamaSession, library
 
 EMBEDDING = "token_embd.weight"
 AMX_REMARK = (

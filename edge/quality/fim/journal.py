@@ -17,8 +17,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from edge.atomic import one_sentence
 from edge.errors import EdgeError
+from edge.formats.files import os_errors_as_edge_error
 from edge.quality.fim.hole import Hole, digest
 
 KEY, HOLE = "key", "hole"
@@ -59,7 +59,7 @@ class Journal:
         self._found[name] = dict(result)
 
     def _append(self, line: str) -> None:
-        with one_sentence(self.path):
+        with os_errors_as_edge_error(self.path):
             self.path.parent.mkdir(parents=True, exist_ok=True)
             with self.path.open("ab") as file:
                 if self._cut and file.tell() == self._cut[0]:  # and nobody has mended it since

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 
 from rapidfuzz.distance import Levenshtein
 
-from edge.student import interval
+from edge.stats import interval
 
 Z_95 = statistics.NormalDist().inv_cdf(0.975)
 Interval = tuple[float, float]

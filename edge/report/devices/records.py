@@ -10,7 +10,7 @@ from typing import Any
 
 import msgspec
 
-from edge.profile_file import MAX_BYTES, SCHEMA
+from edge.profile.reading import MAX_BYTES, SCHEMA
 from edge.report.devices.structs import MOST, Profile
 
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from edge.bench.published import PublishedRow, is_published_model, table11, table11_rows
+from edge.profile.published import PublishedRow, is_published_model, table11, table11_rows
 from edge.report.lines import Cell, Table, number_cell
 from edge.report.table import NOT_MEASURED, format_rate
 

@@ -6,15 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from edge.report.frame import NamedFigure
-from edge.report.plots import (
-    depth,
-    energy,
-    latency,
-    power,
-    precision,
-    roofline,
-    throughput,
-)
+from edge.report.plots import depth, energy, latency, power, precision, roofline, throughput
 
 PLOTS = (throughput, energy, precision, depth, power, latency, roofline)
 
@@ -23,7 +15,7 @@ def figures(profile: Mapping[str, Any]) -> list[NamedFigure]:
     """Every plot that the profile has data for.
 
     Args:
-        profile: plain data, as `edge.profile_file.read_profile` gives it.
+        profile: plain data, as `edge.profile.reading.read_profile` gives it.
     """
     drawn = (plot.draw(profile) for plot in PLOTS)
     return [figure for figure in drawn if figure is not None]

@@ -8,7 +8,7 @@ from typing import Any
 from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 
-from edge.bench.published import is_published_model, table11, table11_rows
+from edge.profile.published import is_published_model, table11, table11_rows
 from edge.report.figure import (
     INK,
     bar_look,

@@ -8,7 +8,7 @@ import edge
 from edge.generate.fim import Infiller
 from edge.generate.llama_source import LlamaSource
 from edge.generate.token_source import MlxSource
-from edge.llamacpp import LlamaSession
+from edge.llama_cpp.session import LlamaSession
 from edge.quality.fim.fill import Filled, Settings, fill_all, fill_key, window_tokens
 from edge.quality.fim.hole import Hole
 from edge.quality.fim.journal import Journal

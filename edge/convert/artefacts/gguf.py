@@ -1,0 +1,258 @@
+"""Write a StableLM GGUF file in float32, float16 or bfloat16.
+
+Written here rather than by llama.cpp's converter because that one leaves out
+`stablelm.rope.freq_base`: llama.cpp then runs with base 10000, which is wrong for
+Stable Code (1000000). Quantised files are made from the float16 file by llama.cpp itself.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from math import prod
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from edge.convert.artefacts.block import Block
+from edge.convert.artefacts.gguf_tokenizer import GgufTokenizer, read_tokenizer
+from edge.convert.artefacts.manifest import GGUF_KEY, blank_manifest
+from edge.convert.artefacts.recipes import Recipe
+from edge.convert.artefacts.writer import Encoded
+from edge.convert.checkpoint import Checkpoint
+from edge.convert.sources.weights import Array, Packed, Shape
+from edge.errors import EdgeError
+from edge.formats.safetensors_writer import ITEM_BYTES, raw_bytes
+from edge.model.config import ModelConfig
+from edge.model.tensors import expected_shapes
+
+QUANTIZATION_VERSION = 2
+ALIGNMENT_BYTES = 32  # GGUF's default
+BLOCK_ROWS = 4096
+NAMES = {
+    "model.embed_tokens": "token_embd",
+    "model.norm": "output_norm",
+    "lm_head": "output",
+}
+LAYER_NAMES = {
+    "input_layernorm": "attn_norm",
+    "post_attention_layernorm": "ffn_norm",
+    "self_attn.q_proj": "attn_q",
+    "self_attn.k_proj": "attn_k",
+    "self_attn.v_proj": "attn_v",
+    "self_attn.o_proj": "attn_output",
+    "self_attn.q_layernorm": "attn_q_norm",
+    "self_attn.k_layernorm": "attn_k_norm",
+    "mlp.gate_proj": "ffn_gate",
+    "mlp.up_proj": "ffn_up",
+    "mlp.down_proj": "ffn_down",
+}
+
+
+@dataclass(frozen=True)
+class GgufTensor:
+    """One tensor of the file; `sources` are the checkpoint's that fill it, in order."""
+
+    name: str
+    shape: Shape
+    dtype: str
+    sources: tuple[str, ...]
+
+    @property
+    def data_bytes(self) -> int:
+        """Its size without padding."""
+        return prod(self.shape) * ITEM_BYTES[self.dtype]
+
+
+class GgufWriter:
+    """One float GGUF file.
+
+    Args:
+        checkpoint: what is converted.
+        recipe: one of the float GGUF recipes.
+        path: the file to make.
+
+    Raises:
+        EdgeError: GGUF cannot express the network or its tokenizer.
+    """
+
+    def __init__(self, checkpoint: Checkpoint, recipe: Recipe, path: Path) -> None:
+        self._checkpoint, self._recipe, self._path = checkpoint, recipe, path
+        self._plan = gguf_plan(checkpoint.config, recipe.dtype)
+        self._of = {source: tensor for tensor in self._plan for source in tensor.sources}
+        self._write_header()
+        self._digest = hashlib.sha256()
+        with path.open("rb") as file:
+            self._digest.update(file.read())
+        self._file = path.open("ab")
+        self._pad(path.stat().st_size)
+
+    def takes_packed(self, name: str) -> bool:
+        """Never: the float files hold floats."""
+        return False
+
+    def encode(self, block: Block) -> Encoded:
+        """Rows in the tensor's float type."""
+        forms = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
+        return [getattr(block, forms[self._of[block.name].dtype])]
+
+    def append(self, name: str, encoded: Encoded) -> None:
+        """Write rows."""
+        self._write(encoded[0])
+
+    def append_packed(self, name: str, packed: Packed) -> None:
+        """Never called, as no tensor is taken so.
+
+        Raises:
+            ValueError: always.
+        """
+        raise ValueError(f"{name}: a float GGUF file takes no packed tensor")
+
+    def end_tensor(self, name: str) -> None:
+        """Pad after the last of the tensors that make up one of the file's."""
+        tensor = self._of[name]
+        if name == tensor.sources[-1]:
+            self._pad(tensor.data_bytes)
+
+    def finish(self) -> dict[str, str]:
+        """Complete the data."""
+        if self._checkpoint.config.tie_word_embeddings:
+            self._write_tied_head()
+        self._file.close()
+        return {self._recipe.path_in(Path()).name: self._digest.hexdigest()}
+
+    def notes(self) -> list[str]:
+        """What every GGUF file of the checkpoint lacks."""
+        return gguf_notes(self._checkpoint)
+
+    def close(self) -> None:
+        """Let go of the file."""
+        self._file.close()
+
+    def _write_tied_head(self) -> None:
+        """llama.cpp's StableLM has no tied head: the embedding is written twice."""
+        name = "model.embed_tokens.weight"
+        rows = self._checkpoint.config.vocab_size
+        for start in range(0, rows, BLOCK_ROWS):
+            stop = min(rows, start + BLOCK_ROWS)
+            block = Block(name, self._checkpoint.weights.read(name, start, stop))
+            self._write(self.encode(block)[0])
+        self._pad(self._of[name].data_bytes)
+
+    def _write(self, array: Array) -> None:
+        raw = raw_bytes(array)
+        self._file.write(raw)
+        self._digest.update(raw)
+
+    def _pad(self, written_bytes: int) -> None:
+        self._write(np.zeros(-written_bytes % ALIGNMENT_BYTES, np.uint8))
+
+    def _write_header(self) -> None:
+        from gguf import GGMLQuantizationType, GGUFWriter
+
+        config = self._checkpoint.config
+        writer = GGUFWriter(str(self._path), "stablelm")
+        writer.add_string(GGUF_KEY, blank_manifest())
+        _add_model(writer, self._checkpoint, self._recipe)
+        tokenizer = read_tokenizer(self._checkpoint.companions, config.vocab_size)
+        _add_tokenizer(writer, tokenizer, config)
+        for tensor in self._plan:
+            kind = GGMLQuantizationType[tensor.dtype]
+            writer.add_tensor_info(
+                tensor.name, tensor.shape, np.dtype(np.float32), tensor.data_bytes, raw_dtype=kind
+            )
+        writer.write_header_to_file()
+        writer.write_kv_data_to_file()
+        writer.write_ti_data_to_file()
+        writer.close()
+
+
+def check_expressible(checkpoint: Checkpoint) -> None:
+    """Find what GGUF cannot hold before gigabytes are written.
+
+    Raises:
+        EdgeError: the network or its tokenizer has no GGUF form here.
+    """
+    if checkpoint.config.model_type != "stablelm":
+        raise EdgeError(
+            f"{checkpoint.source.name} is a {checkpoint.config.model_type} model: edge writes GGUF "
+            f"for StableLM only, so use llama.cpp's own converter, or make an MLX artefact."
+        )
+    read_tokenizer(checkpoint.companions, checkpoint.config.vocab_size)
+
+
+def gguf_notes(checkpoint: Checkpoint) -> list[str]:
+    """Sentences on what a GGUF file cannot say that the checkpoint does."""
+    if not read_tokenizer(checkpoint.companions, checkpoint.config.vocab_size).composes:
+        return []
+    return [
+        "the tokenizer composes accents (Unicode NFC) before it splits text and llama.cpp does "
+        "not: give it composed text, as keyboards and editors do."
+    ]
+
+
+def gguf_plan(config: ModelConfig, dtype: str) -> list[GgufTensor]:
+    """Every tensor of the file, in file order, matrices stored as `dtype`."""
+    sources: dict[str, list[str]] = {}
+    shapes = expected_shapes(config)
+    for name in shapes:
+        sources.setdefault(gguf_name(name), []).append(name)
+    plan = []
+    for name, parts in sources.items():
+        shape = shapes[parts[0]] if len(parts) == 1 else (len(parts), *shapes[parts[0]])
+        plan.append(GgufTensor(name, shape, _stored_as(name, dtype), tuple(parts)))
+    if config.tie_word_embeddings:
+        plan.append(GgufTensor("output.weight", plan[0].shape, dtype, ()))
+    return plan
+
+
+def gguf_name(name: str) -> str:
+    """A checkpoint's tensor in GGUF's terms; per-head norms share one."""
+    stem, part = name.rsplit(".", 1)
+    if stem in NAMES:
+        return f"{NAMES[stem]}.{part}"
+    _, _, layer, path = stem.split(".", 3)
+    return f"blk.{layer}.{LAYER_NAMES[path.split('.norms.')[0]]}.{part}"
+
+
+def _stored_as(name: str, dtype: str) -> str:
+    """llama.cpp wants norms and biases in float32."""
+    return "F32" if name.endswith(("_norm.weight", ".bias")) else dtype
+
+
+def _add_model(writer: Any, checkpoint: Checkpoint, recipe: Recipe) -> None:
+    config, source = checkpoint.config, checkpoint.source
+    writer.add_type("model")
+    writer.add_name(source.name)
+    writer.add_file_type(recipe.file_type)
+    writer.add_quantization_version(QUANTIZATION_VERSION)
+    writer.add_context_length(config.max_position_embeddings)
+    writer.add_embedding_length(config.hidden_size)
+    writer.add_block_count(config.num_hidden_layers)
+    writer.add_feed_forward_length(config.intermediate_size)
+    writer.add_rope_dimension_count(config.rotary_dims)
+    writer.add_rope_freq_base(config.rope_theta)
+    writer.add_head_count(config.num_attention_heads)
+    writer.add_head_count_kv(config.num_key_value_heads)
+    writer.add_layer_norm_eps(config.layer_norm_eps)
+    writer.add_parallel_residual(config.use_parallel_residual)
+    writer.add_vocab_size(config.vocab_size)
+
+
+def _add_tokenizer(writer: Any, tokenizer: GgufTokenizer, config: ModelConfig) -> None:
+    writer.add_tokenizer_model("gpt2")
+    writer.add_tokenizer_pre(tokenizer.pre)
+    writer.add_token_list(tokenizer.tokens)
+    writer.add_token_types(tokenizer.types)
+    writer.add_token_merges(tokenizer.merges)
+    writer.add_add_bos_token(False)
+    if config.bos_token_id is not None:
+        writer.add_bos_token_id(config.bos_token_id)
+    for eos in config.eos_token_ids[:1]:
+        writer.add_eos_token_id(eos)
+        writer.add_unk_token_id(eos)
+    for key, token_id in tokenizer.special_ids.items():
+        writer.add_uint32(f"tokenizer.ggml.{key}_token_id", token_id)
+    if tokenizer.chat_template:
+        writer.add_chat_template(tokenizer.chat_template)

@@ -1,0 +1,347 @@
+"""Quantisation that looks at what the weights do: GPTQ, by mlx-lm's quantiser.
+
+It runs on mlx-lm's own networks, so that what is learned is what plain `mlx_lm.load` will run. What
+mlx-lm lacks is here: GPTQ one block at a time (its own keeps the Hessian of every matrix at once,
+11 GB for 3 billion parameters, and never shows a block what the quantised ones before it make of
+its inputs), and texts that are not downloaded: a file of the user's, or this package's own source
+code, which every installation has and no published checkpoint was trained on.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable
+from contextlib import redirect_stderr, redirect_stdout
+from dataclasses import dataclass
+from importlib import resources
+from importlib.resources.abc import Traversable
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+import numpy as np
+from mlx import nn
+from mlx.utils import tree_flatten
+
+from edge.convert.artefacts.mlx import write_small_files
+from edge.convert.artefacts.recipes import Recipe
+from edge.convert.checkpoint import Checkpoint
+from edge.errors import EdgeError
+from edge.formats.safetensors_writer import Planned, SafetensorsWriter
+from edge.model.config import ModelConfig, read_config
+from edge.model.tensors import check_shapes, is_ignored
+
+Ids = np.ndarray[Any, np.dtype[np.int32]]
+Progress = Callable[[float], None]
+# mlx-lm's GPTQ packs codes one after the other, so their width must divide 32.
+BITS = (2, 4, 8)
+# Sequences and their length. A Hessian is whole from as many tokens as a row has weights.
+ON_CPU, ON_GPU = (32, 256), (128, 512)
+BATCH = 4
+DTYPES = {mx.uint32: "U32", mx.float16: "F16"}
+# What quality is measured on; of two files the tests measure on an old copy.
+LEFT_OUT = ("data", "runner.py", "statistics.py")
+
+
+@dataclass(frozen=True)
+class Learning:
+    """How to learn.
+
+    Attributes:
+        bits: width of a code.
+        group_size: how many weights share a scale and a bias.
+        sequences: how many pieces of the text to look at; by default what the device does in
+            minutes (on a CPU for models like the demo).
+        sequence_tokens: how long each is, at most the model's context; by default likewise.
+        seed: decides which pieces, and in which order.
+    """
+
+    bits: int = 4
+    group_size: int = 64
+    sequences: int | None = None
+    sequence_tokens: int | None = None
+    seed: int = 0
+
+
+def write_learned(
+    checkpoint: Checkpoint,
+    recipe: Recipe,
+    source: Path,
+    calibration: Path | None,
+    folder: Path,
+    progress: Progress,
+) -> tuple[dict[str, str], list[str]]:
+    """Learn, and write an MLX artefact.
+
+    Args:
+        checkpoint: what is converted.
+        recipe: its bits and group size.
+        source: an mlx-fp16 artefact of the checkpoint.
+        calibration: the text to learn from; the package's own source code if None.
+        folder: the directory to make.
+        progress: told the finished fraction, 0 to 1.
+
+    Returns:
+        Digests of the files by name, and sentences for the manifest.
+
+    Raises:
+        EdgeError: see `learn` and `read_text`.
+    """
+    from mlx_lm.utils import load_tokenizer
+    from transformers.utils import logging
+
+    # It would warn of a text longer than the model's context, which is about to be cut.
+    logging.set_verbosity_error()  # type: ignore[no-untyped-call]
+    assert recipe.bits is not None and recipe.group_size is not None
+    text = bundled_text() if calibration is None else read_text(calibration)
+    learning = Learning(bits=recipe.bits, group_size=recipe.group_size)
+    tensors = learn(source, learning, text, load_tokenizer(source), progress)
+    folder.mkdir()
+    plan = [
+        Planned(name, DTYPES[array.dtype], tuple(array.shape)) for name, array in tensors.items()
+    ]
+    writer = SafetensorsWriter(folder, plan)
+    try:
+        for array in tensors.values():
+            writer.write(np.asarray(array))
+        writer.finish()
+    finally:
+        writer.close()
+    quantization = {"group_size": recipe.group_size, "bits": recipe.bits, "mode": "affine"}
+    small = write_small_files(checkpoint, recipe.dtype, quantization, folder)
+    text_name = "edge's own source code" if calibration is None else calibration.name
+    return writer.sha256 | small, [f"learned with GPTQ from {text_name}."]
+
+
+# --- GPTQ
+
+
+def learn(
+    path: Path, learning: Learning, text: str, tokenizer: Any, progress: Progress
+) -> dict[str, mx.array]:
+    """Quantise a float model with the help of a text.
+
+    Args:
+        path: a directory with config.json and float *.safetensors.
+        learning: how.
+        text: what the model is for.
+        tokenizer: has `encode(text) -> ids`.
+        progress: told the finished fraction, 0 to 1.
+
+    Returns:
+        The artefact's tensors by name, codes uint32 and all else float16.
+
+    Raises:
+        EdgeError: GPTQ has no such bits or group size, the model is quantised already or
+            damaged, or the text is too short.
+    """
+    config, weights = _read(path)
+    _check(learning, config, weights, path)
+    on_cpu = mx.default_device().type == mx.DeviceType.cpu
+    count, tokens = ON_CPU if on_cpu else ON_GPU
+    tokens = min(learning.sequence_tokens or tokens, config.max_position_embeddings)
+    ids = sequences(tokenizer, text, tokens, learning.sequences or count, learning.seed)
+    model = network(config)
+    model.load_weights(list(weights.items()))
+    _quantise(model, ids, learning, progress)
+    progress(1.0)
+    return _exported(model)
+
+
+def network(config: ModelConfig) -> Any:
+    """mlx-lm's model without weights, its parameters named as in the checkpoint."""
+    from mlx_lm.models import llama, stablelm
+
+    raw = config.to_dict()
+    module = {"stablelm": stablelm, "llama": llama}[raw["model_type"]]
+    model = module.Model(module.ModelArgs.from_dict(raw))
+    if module is stablelm and config.tie_word_embeddings:
+        del model.lm_head  # which mlx-lm's StableLM always has
+    return model
+
+
+def _read(path: Path) -> tuple[ModelConfig, dict[str, mx.array]]:
+    """The config and its tensors, which MLX reads from disk when they are used."""
+    weights: dict[str, mx.array] = {}
+    for file in sorted(path.glob("*.safetensors")):
+        try:
+            loaded = mx.load(str(file))
+        except (RuntimeError, ValueError, OSError) as error:
+            raise EdgeError(
+                f"{file} cannot be read ({error}); convert or download the model again."
+            ) from None
+        assert isinstance(loaded, dict)  # safetensors without metadata always is
+        weights |= {name: array for name, array in loaded.items() if not is_ignored(name)}
+    config = read_config(path / "config.json").matching(weights)
+    return config, weights
+
+
+def _check(
+    learning: Learning, config: ModelConfig, weights: dict[str, mx.array], path: Path
+) -> None:
+    if learning.bits not in BITS:
+        raise EdgeError(
+            f"gptq cannot make {learning.bits} bits; choose from {', '.join(map(str, BITS))}."
+        )
+    if any(array.dtype == mx.uint32 for array in weights.values()):
+        raise EdgeError(f"{path} is quantised already; learn from the checkpoint or mlx-fp16.")
+    check_shapes(config, {name: array.shape for name, array in weights.items()}, str(path))
+    for name, array in weights.items():
+        if array.ndim == 2 and array.shape[1] % learning.group_size:
+            raise EdgeError(
+                f"{path}: rows of {name} have {array.shape[1]} weights, which do not divide into "
+                f"groups of {learning.group_size}; choose another group size."
+            )
+
+
+def _quantise(model: Any, ids: Ids, learning: Learning, progress: Progress) -> None:
+    """Block after block, each seeing what the quantised ones before it put out.
+
+    In float32, since sums of squares leave float16's range.
+    """
+    body = model.model
+    body.embed_tokens = body.embed_tokens.to_quantized(
+        group_size=learning.group_size, bits=learning.bits
+    )
+    hidden = body.embed_tokens(mx.array(ids)).astype(mx.float32)
+    for done, layer in enumerate(body.layers):
+        progress(done / (len(body.layers) + 1))
+        layer.set_dtype(mx.float32)
+        block = _Block(layer)
+        _quantise_block(block, hidden, learning)
+        hidden = block.all(hidden)
+    body.norm.set_dtype(mx.float32)
+    if "lm_head" in model:
+        progress(len(body.layers) / (len(body.layers) + 1))
+        model.lm_head.set_dtype(mx.float32)
+        head = _Head(model.lm_head)
+        _quantise_block(head, body.norm(hidden), learning)
+        model.lm_head = head.inner
+
+
+def _quantise_block(block: nn.Module, inputs: mx.array, learning: Learning) -> None:
+    from mlx_lm.quant.gptq import gptq_quantize
+
+    bits, group_size = learning.bits, learning.group_size
+    with redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):  # bars for each block
+        gptq_quantize(block, inputs, bits, group_size, bits, group_size, batch_size=BATCH)
+    mx.eval(block.parameters())
+    mx.clear_cache()
+
+
+class _Block(nn.Module):  # type: ignore[misc]
+    """One block as a network of its own."""
+
+    def __init__(self, inner: Any):
+        super().__init__()
+        self.inner = inner
+
+    def __call__(self, x: mx.array) -> mx.array:
+        """x (B, L, hidden) -> same shape."""
+        y: mx.array = self.inner(x, "causal", None)
+        return y
+
+    def all(self, x: mx.array) -> mx.array:
+        """The same in batches, computed."""
+        parts = []
+        for start in range(0, x.shape[0], BATCH):
+            parts.append(self(x[start : start + BATCH]))
+            mx.eval(parts[-1])
+        return mx.concatenate(parts)
+
+
+class _Head(_Block):
+    """The language-model head as a network of its own."""
+
+    def __call__(self, x: mx.array) -> mx.array:
+        """x (B, L, hidden) -> (B, L, vocab)."""
+        logits: mx.array = self.inner(x)
+        return logits
+
+
+def _exported(model: Any) -> dict[str, mx.array]:
+    tensors: dict[str, mx.array] = {}
+    for name, array in tree_flatten(model.parameters()):
+        codes = array.dtype == mx.uint32
+        tensors[name] = array if codes else array.astype(mx.float16)
+        if not codes and not mx.isfinite(tensors[name]).all().item():
+            raise EdgeError(
+                f"learning made values of {name} that float16 cannot hold; "
+                f"choose more bits, or leave out --calibrate."
+            )
+    return tensors
+
+
+# --- the text
+
+
+def bundled_text() -> str:
+    """The package's own Python files, one after the other in the order of their paths."""
+    return "\n\n".join(_sources(resources.files("edge")))
+
+
+def read_text(path: Path) -> str:
+    """A text file to calibrate on.
+
+    Raises:
+        EdgeError: it is missing, empty or no text.
+    """
+    try:
+        text = path.read_bytes().decode()
+    except OSError as error:
+        raise EdgeError(
+            f"{path} cannot be read ({error.strerror}); choose another text to calibrate on."
+        ) from None
+    except UnicodeDecodeError:
+        raise _unfit(path, "is no UTF-8 text") from None
+    if "\0" in text:
+        raise _unfit(path, "is no text")
+    if not text.strip():
+        raise _unfit(path, "is empty")
+    return text
+
+
+def sequences(tokenizer: Any, text: str, tokens: int, count: int, seed: int) -> Ids:
+    """Cut a text into equal pieces and draw some of them.
+
+    Args:
+        tokenizer: has `encode(text) -> ids`.
+        text: what to cut.
+        tokens: length of a sequence.
+        count: how many at most.
+        seed: decides which, and in which order.
+
+    Returns:
+        Ids (sequences, tokens), at least one.
+
+    Raises:
+        EdgeError: the text is shorter than one sequence.
+    """
+    ids = np.asarray(tokenizer.encode(text), np.int32)
+    if ids.size < tokens:
+        raise EdgeError(
+            f"the text to calibrate on has {ids.size} tokens, one sequence needs {tokens}; "
+            f"choose a longer text."
+        )
+    pieces = ids[: ids.size // tokens * tokens].reshape(-1, tokens)
+    order = np.random.RandomState(seed).permutation(len(pieces))
+    return pieces[order[:count]]
+
+
+def _unfit(path: Path, what: str) -> EdgeError:
+    return EdgeError(
+        f"{path} {what}; calibrate on a text like what the model is for, some hundred kilobytes "
+        f"of it."
+    )
+
+
+def _sources(folder: Traversable) -> list[str]:
+    texts: list[str] = []
+    for entry in sorted(folder.iterdir(), key=lambda entry: entry.name):
+        if entry.name in LEFT_OUT:
+            continue
+        if entry.is_dir():
+            texts += _sources(entry)
+        elif entry.name.endswith(".py"):
+            texts.append(entry.read_text(encoding="utf-8"))
+    return texts

@@ -1,0 +1,90 @@
+"""How large an artefact is, and how large it will be."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from math import prod
+from pathlib import Path
+
+from edge.convert.artefacts.gguf import gguf_plan
+from edge.convert.artefacts.layout import layout
+from edge.convert.artefacts.recipes import Recipe
+from edge.convert.checkpoint import Checkpoint
+from edge.convert.sources.companions import INDEX
+from edge.formats.gguf import read_tensors
+from edge.formats.json import read_json_object
+
+# Bits of a weight outside the head, by llama_ftype. ggml's blocks of 32 or 256 weights hold scales
+# beside the codes; where llama.cpp mixes types, it is the mean over a StableLM's matrices.
+GGUF_BITS = {
+    7: 8.5,  # Q8_0
+    18: 6.5625,  # Q6_K
+    17: 5.64,  # Q5_K_M: half of attn_v and ffn_down in Q6_K
+    16: 5.5,  # Q5_K_S
+    9: 6.0,  # Q5_1
+    8: 5.5,  # Q5_0
+    15: 4.78,  # Q4_K_M: half of attn_v and ffn_down in Q6_K
+    3: 5.0,  # Q4_1
+    2: 4.5,  # Q4_0
+    12: 3.82,  # Q3_K_M: attn_v, attn_output and ffn_down in Q4_K, the first few in Q5_K
+    10: 2.90,  # Q2_K: attn_v, attn_output and ffn_down in Q3_K
+}
+GGUF_HEAD_BITS = 6.5625  # Q6_K, unless the others have more
+
+
+def file_bytes(path: Path) -> int:
+    """Bytes on disk of a file, or of every file in a directory."""
+    files = path.rglob("*") if path.is_dir() else [path]
+    return sum(f.stat().st_size for f in files if f.is_file())
+
+
+def tensor_bytes(path: Path) -> int:
+    """Bytes of the weights alone, without headers, tokenizer and config.
+
+    Raises:
+        EdgeError: the artefact is damaged.
+    """
+    if path.is_dir():
+        index = read_json_object(path / INDEX)
+        return int(index["metadata"]["total_size"])
+    return sum(tensor.data_bytes for tensor in read_tensors(path))
+
+
+def bits_per_weight(path: Path, parameters: int) -> float:
+    """Bits that one weight takes on average, scales and biases included."""
+    return 8 * tensor_bytes(path) / parameters
+
+
+def planned_bytes(checkpoint: Checkpoint, wanted: Sequence[tuple[Recipe, bool]]) -> list[int]:
+    """Bytes of the weights of artefacts that are yet to be made.
+
+    To the byte, except for quantised GGUF files: llama.cpp decides each tensor's type, and for the
+    published StableLMs the result is right to 2 %.
+
+    Args:
+        checkpoint: what they will be made of.
+        wanted: recipes, and whether each keeps the source's own quantised values.
+    """
+    return [
+        _mlx_bytes(checkpoint, recipe, exact) if recipe.is_mlx else _gguf_bytes(checkpoint, recipe)
+        for recipe, exact in wanted
+    ]
+
+
+def _mlx_bytes(checkpoint: Checkpoint, recipe: Recipe, exact: bool) -> int:
+    forms = layout(checkpoint, recipe, exact)
+    return sum(planned.data_bytes for form in forms for planned in form.planned())
+
+
+def _gguf_bytes(checkpoint: Checkpoint, recipe: Recipe) -> int:
+    total = 0.0
+    for tensor in gguf_plan(checkpoint.config, recipe.dtype):
+        if recipe.is_float or tensor.dtype == "F32":  # vectors always are
+            total += tensor.data_bytes
+            continue
+        assert recipe.file_type is not None  # every GGUF recipe has one
+        bits = GGUF_BITS[recipe.file_type]
+        if tensor.name == "output.weight":
+            bits = max(bits, GGUF_HEAD_BITS)
+        total += prod(tensor.shape) * bits / 8
+    return round(total)

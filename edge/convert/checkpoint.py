@@ -1,0 +1,156 @@
+"""A checkpoint that has been found, read and found whole."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
+from functools import cached_property
+from pathlib import Path
+
+from edge.convert.sources.directory import open_directory
+from edge.convert.sources.find import Source, find_source
+from edge.convert.sources.gguf import has_rope_base, open_gguf
+from edge.convert.sources.published import doubts_about, rope_base_is_doubtful
+from edge.convert.sources.synthetic import PREFIX, open_synthetic
+from edge.convert.sources.weights import Opened, Weights
+from edge.errors import printable
+from edge.model.config import ModelConfig
+from edge.model.tensors import check_shapes, parameter_count
+
+# Enough of each file to tell two checkpoints of one shape apart without reading gigabytes.
+HEAD_BYTES = 1 << 20
+SAMPLES_PER_FILE = 16
+SAMPLE_BYTES = 4096
+
+
+@dataclass(frozen=True)
+class Corrections:
+    """What the user sets in place of the source's own values.
+
+    `layers` of a synthetic model, the rotary base, and the number of positions.
+    """
+
+    layers: int | None = None
+    rope_theta: float | None = None
+    context: int | None = None
+
+    def applied(self, config: ModelConfig) -> ModelConfig:
+        """The config with them."""
+        if self.rope_theta is not None:
+            config = replace(config, rope_theta=self.rope_theta)
+        if self.context is not None:
+            config = replace(config, max_position_embeddings=self.context)
+        return config
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """Config and tensors of one source; every tensor is present in the right shape.
+
+    Attributes:
+        source: where it came from.
+        config: the network, with the user's corrections.
+        weights: its tensors.
+        companions: tokenizer and generation files by name.
+        warnings: sentences to read before trusting the result.
+        title: the model's name as the source gives it, if it does.
+        corrections: what the user set in place of the source's values.
+    """
+
+    source: Source
+    config: ModelConfig
+    weights: Weights
+    companions: Mapping[str, bytes]
+    warnings: tuple[str, ...] = ()
+    title: str | None = None
+    corrections: Corrections = Corrections()
+
+    @property
+    def names(self) -> tuple[str | None, str | None]:
+        """What the model is called, by its owner and by itself."""
+        return self.source.origin, self.title
+
+    @property
+    def parameters(self) -> int:
+        """Number of weights."""
+        return parameter_count(self.config)
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """A hash that tells whether an artefact was made from these weights.
+
+        Covers the user's corrections, config and tokenizer, the beginning of every file, and
+        samples spread over the rest; nothing that another version of edge would write otherwise.
+        """
+        chosen = {key: value for key, value in asdict(self.corrections).items() if value}
+        digest = hashlib.sha256(json.dumps(chosen, sort_keys=True).encode())
+        if self.source.path is None:
+            digest.update(self.source.origin.encode())
+        elif self.source.path.is_dir():
+            for name in ("config.json", "tokenizer.json"):
+                digest.update((self.source.path / name).read_bytes())
+        for path in self.weights.files:
+            _sample(path, digest)
+        return digest.hexdigest()
+
+
+def open_checkpoint(
+    model: str, revision: str | None = None, corrections: Corrections | None = None
+) -> Checkpoint:
+    """Find and check a checkpoint.
+
+    Args:
+        model: `demo`, a directory, a GGUF file, `synthetic:NAME`, or a hub id.
+        revision: a branch, tag or commit on the hub.
+        corrections: values to use in place of the source's.
+
+    Raises:
+        EdgeError: it cannot be found, or a file or tensor of it is missing, broken or of
+            another architecture.
+    """
+    corrections = corrections or Corrections()
+    source = find_source(model, revision, corrections.layers)
+    opened = _open(source, corrections.layers)
+    config = corrections.applied(opened.config.matching(opened.weights.shapes))
+    check_shapes(config, opened.weights.shapes, source.origin)
+    doubts = _doubts(config, source, opened.title, corrections)
+    return Checkpoint(
+        source=source,
+        config=config,
+        weights=opened.weights,
+        companions=opened.companions,
+        # They quote the source, which nobody vouches for, and are printed.
+        warnings=tuple(map(printable, (*opened.warnings, *doubts))),
+        title=opened.title,
+        corrections=corrections,
+    )
+
+
+def _open(source: Source, layers: int | None) -> Opened:
+    if source.path is None:
+        return open_synthetic(source.origin.removeprefix(PREFIX), layers)
+    if source.path.is_dir():
+        return open_directory(source.path)
+    return open_gguf(source.path)
+
+
+def _doubts(
+    config: ModelConfig, source: Source, title: str | None, corrections: Corrections
+) -> list[str]:
+    path, names = source.path, (source.origin, title)
+    if corrections.rope_theta is not None or path is None or not path.is_file():
+        return doubts_about(config, *names)
+    doubtful = rope_base_is_doubtful(config, *names)  # only then is the file worth a second look
+    return doubts_about(config, *names, gives_base=not doubtful or has_rope_base(path))
+
+
+def _sample(path: Path, digest: hashlib._Hash) -> None:
+    size = path.stat().st_size
+    digest.update(size.to_bytes(8, "little"))
+    with path.open("rb") as file:
+        digest.update(file.read(HEAD_BYTES))
+        for i in range(SAMPLES_PER_FILE):
+            file.seek(max(0, size - SAMPLE_BYTES) * i // (SAMPLES_PER_FILE - 1))
+            digest.update(file.read(SAMPLE_BYTES))

@@ -1,0 +1,99 @@
+"""From a checkpoint's name to where it lies: `demo`, a path, `synthetic:NAME`, a hub id."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+from edge.convert.sources.synthetic import PREFIX
+from edge.errors import EdgeError
+
+DEMO = "demo"
+DEMO_PATH = Path(__file__).resolve().parents[2] / "data" / "demo"
+HUB_ID = re.compile(r"[\w.-]+/[\w.-]+(:.*)?")
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where a checkpoint lies and what to call it.
+
+    `name` is short and good for a folder; `origin` is what the user asked for, without
+    the directories of this machine. A synthetic one has no path.
+    """
+
+    name: str
+    origin: str
+    path: Path | None
+    revision: str | None = None
+
+    @property
+    def synthetic(self) -> bool:
+        """Random weights."""
+        return self.path is None
+
+
+def find_source(model: str, revision: str | None = None, layers: int | None = None) -> Source:
+    """Resolve a name; what is on the hub is downloaded if need be.
+
+    Args:
+        model: `demo`, a directory, a GGUF file, `synthetic:NAME`, or a hub id.
+        revision: a branch, tag or commit on the hub.
+        layers: of a synthetic model, where they are not the published number.
+
+    Raises:
+        EdgeError: it is none of these, or the hub does not give it.
+    """
+    kind = _kind_of_path(model)
+    if revision is not None and (kind or model == DEMO or model.startswith(PREFIX)):
+        raise EdgeError(f"--revision is for models on the hub, and {model} is none; leave it out.")
+    if layers is not None and not model.startswith(PREFIX):
+        raise EdgeError(f"--layers is for synthetic models, and {model} is none; leave it out.")
+    if model == DEMO:
+        return Source(DEMO, DEMO, DEMO_PATH)
+    if model.startswith(PREFIX):
+        name = model.replace(":", "-") + (f"-{layers}-layers" if layers else "")
+        return Source(name, model, None)
+    if kind == "directory":
+        path = Path(model).expanduser()
+        return Source(path.resolve().name, path.resolve().name, path)
+    if kind == "file":
+        return _file(Path(model).expanduser())
+    if HUB_ID.fullmatch(model) and not model.startswith("."):
+        return _from_hub(model, revision)
+    raise EdgeError(
+        f"no checkpoint {model!r}: it is neither 'demo', nor a directory or GGUF file here, nor "
+        f"'synthetic:NAME', nor a hub id such as stabilityai/stable-code-3b; check the spelling."
+    )
+
+
+def _kind_of_path(model: str) -> str | None:
+    """What lies at the path, None if nothing does or it is no path."""
+    try:
+        path = Path(model).expanduser()
+        if not model or not path.exists():  # Path("") would be this directory
+            return None
+        return "directory" if path.is_dir() else "file"
+    except (OSError, RuntimeError, ValueError):  # too long, unknown ~user, a zero byte
+        return None
+
+
+def _file(path: Path) -> Source:
+    if not path.is_file():  # to open a pipe would wait for ever
+        raise EdgeError(f"{path} is a pipe or device, no file; name a directory or a GGUF file.")
+    if path.suffix.lower() != ".gguf":
+        raise EdgeError(
+            f"{path} is a file but no .gguf; name the checkpoint's directory or a GGUF file."
+        )
+    return Source(path.stem, path.name, path)
+
+
+def _from_hub(model: str, revision: str | None) -> Source:
+    from edge.convert.sources.hub import DEFAULT_REVISION, download, split_revision
+
+    repo, branch = split_revision(model, revision)
+    path, commit = download(repo, branch)
+    name = repo.split("/")[1]
+    if branch is not None and branch != DEFAULT_REVISION:  # each has a folder of its own
+        name += "-" + re.sub(r"[^\w.-]", "-", branch)
+    return Source(name, repo, path, commit)

@@ -1,0 +1,134 @@
+"""Random weights at a published shape: `synthetic:stable-code-3b`.
+
+Speed and memory do not depend on the values, so a device can be measured without a
+download. Weights are made block by block where they are read, always the same ones.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import replace
+from math import prod
+from pathlib import Path
+
+import numpy as np
+
+from edge.convert.sources.published import SHAPES
+from edge.convert.sources.weights import Array, NeverPacked, Opened, Shape
+from edge.errors import EdgeError
+from edge.model.config import ModelConfig
+from edge.model.tensors import expected_shapes
+
+PREFIX = "synthetic:"
+# Numbers made from one seed, so that any rows can be made without those before them.
+BLOCK_NUMBERS = 1 << 20
+# A block of noise is made once and then shifted: numpy makes 10^8 normal numbers a second,
+# which for three billion would outlast their conversion.
+NOISE_NUMBERS = BLOCK_NUMBERS * 4
+MAX_LAYERS = 1024
+END_OF_TEXT = "<|endoftext|>"
+SPECIAL_TOKENS = (
+    END_OF_TEXT,
+    "<|padding|>",
+    "<fim_prefix>",
+    "<fim_middle>",
+    "<fim_suffix>",
+    "<fim_pad>",
+    "<|im_start|>",
+    "<|im_end|>",
+)
+
+
+class SyntheticWeights(NeverPacked):
+    """Normal noise, scaled so that activations keep their size through the layers."""
+
+    files: tuple[Path, ...] = ()
+
+    def __init__(self, config: ModelConfig):
+        self.shapes: Mapping[str, Shape] = expected_shapes(config)
+        noise = np.random.Generator(np.random.PCG64(0)).standard_normal(NOISE_NUMBERS, np.float32)
+        self._noise = noise.astype(np.float16)
+
+    def read(self, name: str, start: int = 0, stop: int | None = None) -> Array:
+        """Rows of a tensor as float16."""
+        shape = self.shapes[name]
+        first, last, _ = slice(start, stop).indices(shape[0])
+        width = prod(shape[1:])
+        values = self._numbers(name, first * width, (last - first) * width)
+        if len(shape) == 2:
+            values *= np.float16(shape[1] ** -0.5)
+        else:  # norms and biases: near one and near zero
+            values *= np.float16(0.1)
+            values += np.float16(0 if name.endswith("bias") else 1)
+        return values.reshape(last - first, *shape[1:])
+
+    def _numbers(self, name: str, begin: int, count: int) -> Array:
+        """Numbers begin to begin + count of a tensor's endless stream."""
+        out = np.empty(count, np.float16)
+        done = 0
+        while done < count:
+            block, inside = divmod(begin + done, BLOCK_NUMBERS)
+            piece = min(count - done, BLOCK_NUMBERS - inside)
+            shift = _shift(name, block) + inside
+            out[done : done + piece] = self._noise[shift : shift + piece]
+            done += piece
+        return out
+
+
+def open_synthetic(name: str, layers: int | None) -> Opened:
+    """A model of a published shape, by the name behind the prefix.
+
+    Raises:
+        EdgeError: there is no such shape.
+    """
+    if name not in SHAPES:
+        raise EdgeError(f"no synthetic shape {name!r}; choose from {', '.join(SHAPES)}.")
+    if layers is not None and layers > MAX_LAYERS:
+        raise EdgeError(f"{layers} layers are more than any model has; use at most {MAX_LAYERS}.")
+    config = SHAPES[name]
+    if layers is not None:
+        config = replace(config, num_hidden_layers=layers)
+    end = config.eos_token_ids[0]
+    return Opened(config, SyntheticWeights(config), _companions(end))
+
+
+def _shift(name: str, block: int) -> int:
+    """Where in the noise a block of a tensor begins."""
+    digest = hashlib.sha256(f"{name} {block}".encode()).digest()
+    return int.from_bytes(digest[:8], "little") % (NOISE_NUMBERS - BLOCK_NUMBERS)
+
+
+def _companions(end_id: int) -> dict[str, bytes]:
+    """A byte-level tokenizer without merges but one, with the family's special tokens."""
+    alphabet = [*map(chr, range(33, 127)), *map(chr, range(161, 173)), *map(chr, range(174, 324))]
+    ids = {token: i + 1 for i, token in enumerate([*SPECIAL_TOKENS[1:], *alphabet, "!!"])}
+    ids[END_OF_TEXT] = end_id
+    plain = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False}
+    byte_level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True}
+    tokenizer = {
+        "version": "1.0",
+        "truncation": None,
+        "padding": None,
+        "added_tokens": [
+            {"id": ids[token], "content": token, "special": True, **plain}
+            for token in sorted(SPECIAL_TOKENS, key=ids.__getitem__)
+        ],
+        "normalizer": None,
+        "pre_tokenizer": {**byte_level, "use_regex": True},
+        "post_processor": None,
+        "decoder": {**byte_level, "use_regex": True},
+        "model": {
+            "type": "BPE",
+            "vocab": ids,  # readers number anew what is only among the added tokens
+            "merges": ["! !"],  # llama.cpp refuses a tokenizer that has none
+        },
+    }
+    settings = {
+        "bos_token": END_OF_TEXT,
+        "eos_token": END_OF_TEXT,
+        "tokenizer_class": "PreTrainedTokenizerFast",
+    }
+    files = {"tokenizer.json": tokenizer, "tokenizer_config.json": settings}
+    return {name: json.dumps(content).encode() for name, content in files.items()}

@@ -1,0 +1,1 @@
+"""Bytes on disk: safetensors, GGUF, GPTQ packing, JSON, text, atomic files."""

@@ -1,1 +1,0 @@
-"""What `edge report --check` looks for, one file per kind of fault."""

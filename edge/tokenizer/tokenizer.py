@@ -1,0 +1,309 @@
+"""The tokenizer of a model directory, read without transformers.
+
+    tokenizer = Tokenizer.load(Path("models/demo/mlx-fp16"))
+    tokenizer.decode(tokenizer.encode("def f(x):"))
+
+transformers takes a second and a half to import, most of what a completion took. What language
+models need of it is the `tokenizers` package and a few keys of small files, read here as its
+AutoTokenizer reads them; ids and text are the same.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from edge.errors import EdgeError
+from edge.formats.json import read_json_object, read_small_file
+
+TOKENIZER, CONFIG, NAMES = "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json"
+SENTENCEPIECE = "tokenizer.model"
+# In the order in which transformers adds those that the vocabulary lacks.
+SPECIAL_TOKENS = (
+    "bos_token",
+    "eos_token",
+    "unk_token",
+    "sep_token",
+    "pad_token",
+    "cls_token",
+    "mask_token",
+)
+# transformers does not read these tokenizer.json as they are but builds its own from their parts.
+REBUILT = ("LlamaTokenizer", "CodeLlamaTokenizer")
+
+
+class Tokenizer:
+    """Text to ids and back.
+
+    Has the methods that mlx-lm asks of a tokenizer of transformers, so it can be given to
+    `mlx_lm.generate` and `mlx_lm.stream_generate`.
+
+    Args:
+        backend: a `tokenizers.Tokenizer`.
+        special_tokens: text of `bos_token`, `eos_token`, ...; those that there are.
+        eos_ids: ids that end a text, beside the EOS token's.
+        chat_template: Jinja, or None.
+    """
+
+    def __init__(
+        self,
+        backend: Any,
+        special_tokens: Mapping[str, str],
+        eos_ids: Iterable[int] = (),
+        chat_template: str | None = None,
+    ):
+        backend.no_truncation()
+        backend.no_padding()
+        self.backend_tokenizer = backend
+        self.special_tokens_map = dict(special_tokens)
+        self.chat_template = chat_template
+        self.clean_up_tokenization_spaces = False
+        self.bos_token = special_tokens.get("bos_token")
+        self.eos_token = special_tokens.get("eos_token")
+        self.unk_token = special_tokens.get("unk_token")
+        self.pad_token = special_tokens.get("pad_token")
+        own = () if self.eos_token_id is None else (self.eos_token_id,)
+        self.eos_token_ids = {*eos_ids, *own}
+
+    @classmethod
+    def load(cls, path: Path) -> Tokenizer:
+        """Read the tokenizer of a model directory.
+
+        Raises:
+            EdgeError: there is none, or one of its files is broken.
+        """
+        config = _optional(path / CONFIG)
+        if not (path / TOKENIZER).exists() or _is_rebuilt(path, config):
+            return cls._by_transformers(path)
+        try:
+            backend = _backend(path / TOKENIZER)
+            names = {**_names(config), **_named_apart(path, config)}
+            _add_missing(backend, config, names)
+            return cls(backend, names, _eos_ids(path), _chat_template(path, config))
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise _broken(path, error) from None
+
+    @classmethod
+    def _by_transformers(cls, path: Path) -> Tokenizer:
+        """What only transformers can read: SentencePiece models, and what it builds itself."""
+        if not any((path / name).exists() for name in (TOKENIZER, SENTENCEPIECE)):
+            raise EdgeError(
+                f"{path} has no {TOKENIZER} and no {SENTENCEPIECE}; download or convert the "
+                f"model again."
+            )
+        from mlx_lm.utils import load_tokenizer
+
+        try:
+            found = load_tokenizer(path, {"trust_remote_code": False})
+            names = {name: str(token) for name, token in found.special_tokens_map.items()}
+            template = _only_template(found.chat_template)
+            return cls(found.backend_tokenizer, names, _eos_ids(path), template)
+        except EdgeError:
+            raise
+        except Exception as error:  # transformers has no class for its errors
+            raise _broken(path, error) from None
+
+    @property
+    def bos_token_id(self) -> int | None:
+        """The id that begins a text."""
+        return self.convert_tokens_to_ids(self.bos_token)
+
+    @property
+    def eos_token_id(self) -> int | None:
+        """The id of the EOS token; `eos_token_ids` has all that end a text."""
+        return self.convert_tokens_to_ids(self.eos_token)
+
+    @property
+    def vocab_size(self) -> int:
+        """Tokens without the added ones."""
+        return int(self.backend_tokenizer.get_vocab_size(with_added_tokens=False))
+
+    def __len__(self) -> int:
+        return int(self.backend_tokenizer.get_vocab_size(with_added_tokens=True))
+
+    def get_vocab(self) -> dict[str, int]:
+        """Every token's id, added ones included."""
+        vocabulary: dict[str, int] = self.backend_tokenizer.get_vocab(with_added_tokens=True)
+        return vocabulary
+
+    def encode(self, text: str, add_special_tokens: bool = True) -> list[int]:
+        """Text -> ids; names of special tokens in it become these tokens.
+
+        Args:
+            text: anything.
+            add_special_tokens: whether BOS or EOS come with it, where the model has it so.
+
+        Raises:
+            EdgeError: the text has half a character, which is no Unicode.
+        """
+        try:
+            ids: list[int] = self.backend_tokenizer.encode(
+                text, add_special_tokens=add_special_tokens
+            ).ids
+        except (TypeError, UnicodeEncodeError):
+            raise EdgeError(
+                "the text has half a surrogate pair, which is no character; read it as UTF-8."
+            ) from None
+        return ids
+
+    def decode(
+        self,
+        ids: int | Sequence[int],
+        skip_special_tokens: bool = False,
+        clean_up_tokenization_spaces: bool = False,
+    ) -> str:
+        """Ids -> text; ids that the vocabulary lacks are nothing.
+
+        Args:
+            ids: of tokens.
+            skip_special_tokens: leave their names out.
+            clean_up_tokenization_spaces: accepted and ignored, as transformers does for BPE.
+
+        Raises:
+            OverflowError: an id is negative or beyond 32 bits.
+        """
+        ids = [ids] if isinstance(ids, int) else [int(i) for i in ids]
+        text: str = self.backend_tokenizer.decode(ids, skip_special_tokens=skip_special_tokens)
+        return text
+
+    def convert_tokens_to_ids(self, name: str | None) -> int | None:
+        """The id of a token by its name; None if there is no such token."""
+        return None if name is None else self.backend_tokenizer.token_to_id(name)
+
+    def convert_ids_to_tokens(self, token_id: int) -> str | None:
+        """The name of a token; None if there is no such id."""
+        name: str | None = self.backend_tokenizer.id_to_token(token_id)
+        return name
+
+    def apply_chat_template(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        add_generation_prompt: bool = True,
+        tokenize: bool = False,
+        return_dict: bool = False,
+        **variables: Any,
+    ) -> str | list[int]:
+        """A conversation as the model was trained to read it.
+
+        Args:
+            messages: each with `role` and `content`.
+            add_generation_prompt: whether it ends with the beginning of an answer.
+            tokenize: whether to give ids, without BOS or EOS beyond the template's own.
+            return_dict: must be False; mlx-lm says so.
+            variables: others for the template, such as `tools`.
+
+        Raises:
+            EdgeError: the model has no template, or it does not take these messages.
+        """
+        if self.chat_template is None:
+            raise EdgeError("the model has no chat template, so it cannot chat; complete instead.")
+        from edge.tokenizer.chat_template import render
+
+        assert not return_dict, "text or ids only"
+        values = {**self.special_tokens_map, **variables}
+        text = render(
+            self.chat_template, messages, add_generation_prompt=add_generation_prompt, **values
+        )
+        return self.encode(text, add_special_tokens=False) if tokenize else text
+
+
+def _optional(path: Path) -> dict[str, Any]:
+    return read_json_object(path) if path.exists() else {}
+
+
+def _is_rebuilt(path: Path, config: Mapping[str, Any]) -> bool:
+    """Whether transformers would make something else of tokenizer.json.
+
+    It leaves byte-level ones alone, which Llama 3 calls by Llama 2's name.
+    """
+    if str(config.get("tokenizer_class")).removesuffix("Fast") not in REBUILT:
+        return False
+    content = read_json_object(path / TOKENIZER)
+    return "ByteLevel" not in str([content.get(key) for key in ("pre_tokenizer", "decoder")])
+
+
+def _backend(path: Path) -> Any:
+    from tokenizers import Tokenizer as Backend
+
+    data = read_small_file(path)
+    try:
+        return Backend.from_buffer(data)
+    except Exception as error:  # it has no class for its errors
+        raise EdgeError(
+            f"{path} is not a tokenizer ({error}); download or convert the model again."
+        ) from None
+
+
+def _names(config: Mapping[str, Any]) -> dict[str, str]:
+    """The special tokens that a file names, by what they are for."""
+    found = {name: _text(config[name]) for name in SPECIAL_TOKENS if config.get(name) is not None}
+    return {name: text for name, text in found.items() if text}
+
+
+def _named_apart(path: Path, config: Mapping[str, Any]) -> dict[str, str]:
+    """Those of special_tokens_map.json, which counts where the config has no list of tokens."""
+    return {} if "added_tokens_decoder" in config else _names(_optional(path / NAMES))
+
+
+def _text(token: Any) -> str:
+    """A token given as text, or as an object with its flags."""
+    text = token["content"] if isinstance(token, dict) else token
+    if not isinstance(text, str):
+        raise TypeError(f"a special token is {text!r}")
+    return text
+
+
+def _add_missing(backend: Any, config: Mapping[str, Any], names: Mapping[str, str]) -> None:
+    """Add the tokens that are named beside tokenizer.json only; they get the next ids."""
+    from tokenizers import AddedToken
+
+    listed = config.get("added_tokens_decoder") or {}
+    ordered = [token for _, token in sorted(listed.items(), key=lambda item: int(item[0]))]
+    flags = [AddedToken(**{**token, "content": _text(token)}) for token in ordered]
+    extra = config.get("extra_special_tokens") or config.get("additional_special_tokens") or []
+    values = extra.values() if isinstance(extra, dict) else extra
+    special = [_text(token) for token in (*names.values(), *values)]
+    known = list(backend.get_added_tokens_decoder().values())
+    flags = [token for token in flags if repr(token) not in map(repr, known)]
+    contents = {token.content for token in (*known, *flags)}
+    flags += [AddedToken(text, special=True) for text in special if text not in contents]
+    if flags:
+        backend.add_tokens(flags)
+
+
+def _eos_ids(path: Path) -> list[int]:
+    """EOS ids of the network's configs; as in mlx-lm generation_config.json's where it has any."""
+    for name in ("generation_config.json", "config.json"):
+        found = _optional(path / name).get("eos_token_id")
+        ids = found if isinstance(found, list) else [found]
+        whole = [i for i in ids if type(i) is int and i >= 0]
+        if whole:
+            return whole
+    return []
+
+
+def _chat_template(path: Path, config: Mapping[str, Any]) -> str | None:
+    """The template to use: a file beside the tokenizer wins over the config's."""
+    file = path / "chat_template.jinja"
+    if file.exists():
+        return read_small_file(file).decode().replace("\r\n", "\n").replace("\r", "\n")
+    return _only_template(config.get("chat_template"))
+
+
+def _only_template(found: Any) -> str | None:
+    """The template named default of several, or the only one."""
+    if isinstance(found, list):
+        found = {template["name"]: template["template"] for template in found}
+    if isinstance(found, dict):
+        found = found.get("default")
+    if found is not None and not isinstance(found, str):
+        raise TypeError(f"the chat template is {type(found).__name__}, not text")
+    return found
+
+
+def _broken(path: Path, error: Exception) -> EdgeError:
+    return EdgeError(
+        f"{path}: the tokenizer cannot be read ({error or type(error).__name__}); convert the "
+        f"checkpoint again."
+    )

@@ -1,0 +1,159 @@
+"""The GGUF header parser, against the gguf package and files that lie."""
+
+import struct
+import tracemalloc
+from pathlib import Path
+
+import gguf
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from edge.convert.sources.gguf import open_gguf
+from edge.errors import EdgeError
+from edge.formats.gguf import read_gguf, read_string, read_tensors
+from tests.support.foreign_gguf import write_tiny
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory) -> Path:
+    return write_tiny(tmp_path_factory.mktemp("tiny") / "tiny.gguf")
+
+
+def test_the_parser_agrees_with_the_gguf_package(demo_out):
+    path = demo_out / "gguf-q5_k_m.gguf"
+    ours, theirs = read_gguf(path), gguf.GGUFReader(str(path))
+    keys = {k: f.contents() for k, f in theirs.fields.items() if not k.startswith("GGUF.")}
+    assert ours.keys == keys
+    assert [(t.name, t.kind, t.begin, t.data_bytes, t.rows) for t in ours.tensors] == [
+        (t.name, t.tensor_type.name, t.data_offset, t.n_bytes, int(t.shape[-1]))
+        for t in theirs.tensors
+    ]
+    assert read_tensors(path) == list(ours.tensors)
+    assert read_string(path, "general.architecture") == "stablelm"
+    assert read_string(path, "stablelm.block_count") is None
+
+
+def test_version_2_is_the_same(tmp_path, tiny):
+    data = bytearray(tiny.read_bytes())
+    data[4] = 2
+    (tmp_path / "x.gguf").write_bytes(data)
+    assert read_gguf(tmp_path / "x.gguf").keys == read_gguf(tiny).keys
+
+
+def key(name, code, value):
+    return struct.pack("<Q", len(name)) + name + struct.pack("<I", code) + value
+
+
+def tensor(name, shape, code, offset):
+    head = struct.pack("<Q", len(name)) + name + struct.pack("<I", len(shape))
+    return head + struct.pack(f"<{len(shape)}QIQ", *shape, code, offset)
+
+
+def header(tensors=(), keys=(), version=3):
+    counts = struct.pack("<IQQ", version, len(tensors), len(keys))
+    head = b"GGUF" + counts + b"".join(keys) + b"".join(tensors)
+    return head + bytes(-len(head) % 32)
+
+
+HUGE = struct.pack("<Q", 1 << 62)
+BROKEN = {
+    "empty": (b"", "not a GGUF file"),
+    "other": (b"GGML" + bytes(60), "not a GGUF file"),
+    "cut": (b"GGUF\3\0", "cut off"),
+    "version-1": (header(version=1), "has version 1"),
+    "version-0": (header(version=0), "has version 0"),
+    "big-endian": (header(version=3 << 24), "big-endian"),
+    "tensors": (b"GGUF" + struct.pack("<IQQ", 3, 1 << 60, 0), "claims .* tensors"),
+    "keys": (b"GGUF" + struct.pack("<IQQ", 3, 0, 1 << 60), "claims .* keys"),
+    "name": (b"GGUF" + struct.pack("<IQQ", 3, 0, 1) + HUGE, "wrong length"),
+    "string": (header(keys=[key(b"a", 8, HUGE)]), "wrong length"),
+    "array": (header(keys=[key(b"a", 9, struct.pack("<I", 4) + HUGE)]), "items in one array"),
+    "long": (header(keys=[key(b"a", 9, struct.pack("<IQ", 10, 1 << 20))]), "wrong length"),
+    "nested": (header(keys=[key(b"a", 9, struct.pack("<IQ", 9, 1))]), "no array of type 9"),
+    "type": (header(keys=[key(b"a", 13, b"")]), "no value type 13"),
+    "utf-8": (header(keys=[key(b"\xff", 7, b"\1")]), "not UTF-8"),
+    "same-key": (header(keys=[key(b"a", 7, b"\1")] * 2), "'a' twice"),
+    "alignment": (header(keys=[key(b"general.alignment", 4, bytes(4))]), "power of two"),
+    "same-name": (header([tensor(b"a", [8], 0, 0), tensor(b"a", [8], 0, 32)]), "two tensors"),
+    "dimensions": (header([tensor(b"a", [1] * 5, 0, 0)]), "5 dimensions"),
+    "no-dimension": (header([tensor(b"a", [], 0, 0)]), "0 dimensions"),
+    "zero": (header([tensor(b"a", [0, 1 << 40], 0, 0)]), "shape"),
+    "block": (header([tensor(b"a", [33], 8, 0)]), "shape"),
+    "kind": (header([tensor(b"a", [32], 99, 0)]), "unknown type 99"),
+    "data": (header([tensor(b"a", [8], 0, 0)]), "bytes of"),
+    "offset": (header([tensor(b"a", [8], 0, 1 << 63)]), "bytes of"),
+    "size": (header([tensor(b"a", [1 << 63] * 4, 0, 0)]), "bytes of"),
+    "overlap": (header([tensor(b"a", [8], 0, 0), tensor(b"b", [8], 0, 0)]), "overlaps"),
+    "unaligned": (header([tensor(b"a", [8], 0, 4)]), "not aligned"),
+}
+
+
+@pytest.mark.parametrize("name", BROKEN)
+def test_a_broken_file_is_one_sentence(tmp_path, name):
+    content, words = BROKEN[name]
+    path = tmp_path / "x.gguf"
+    path.write_bytes(content)
+    with pytest.raises(EdgeError, match=words) as error:
+        read_gguf(path)
+    assert "x.gguf" in str(error.value)
+
+
+def test_a_long_file_does_not_make_absurd_lengths_believable(tmp_path):
+    """A hole of three gigabytes behind the header: still nothing of that size is allocated."""
+    path = tmp_path / "x.gguf"
+    for value in (key(b"a", 8, struct.pack("<Q", 1 << 31)), HUGE, key(b"a", 9, bytes(4) + HUGE)):
+        path.write_bytes(b"GGUF" + struct.pack("<IQQ", 3, 0, 1) + value)
+        with path.open("r+b") as file:
+            file.truncate(3 << 30)
+        tracemalloc.start()
+        with pytest.raises(EdgeError):
+            read_gguf(path)
+        _, peak = tracemalloc.get_traced_memory()
+        tracemalloc.stop()
+        assert peak < 1 << 20
+
+
+def test_a_file_that_is_not_there_is_a_sentence(tmp_path):
+    with pytest.raises(EdgeError, match="is missing"):
+        open_gguf(tmp_path / "x.gguf")
+    with pytest.raises(EdgeError, match="cannot be read"):
+        open_gguf(tmp_path)
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.data())
+def test_a_mutated_file_never_crashes(tmp_path_factory, tiny, data):
+    """Whatever bytes change, the answer is a sentence or tensors of the declared shapes."""
+    content = bytearray(tiny.read_bytes())
+    begin = read_gguf(tiny).data_begin
+    for _ in range(data.draw(st.integers(1, 4))):
+        last = data.draw(st.sampled_from([begin, begin, len(content)])) - 1
+        content[data.draw(st.integers(0, last))] = data.draw(st.integers(0, 255))
+    if data.draw(st.booleans()):
+        del content[data.draw(st.integers(0, len(content))) :]
+    path = tmp_path_factory.mktemp("fuzz") / "x.gguf"
+    path.write_bytes(content)
+    try:
+        opened = open_gguf(path)
+    except EdgeError:
+        return
+    for name, shape in opened.weights.shapes.items():
+        assert opened.weights.read(name).shape == shape
+        if packing := opened.weights.packing(name):
+            codes = opened.weights.read_packed(name).codes
+            assert codes.shape == (shape[0], shape[1] * packing.bits // 32)
+
+
+def test_broken_numbers_come_as_they_are_and_are_not_packed(tmp_path):
+    """Whoever writes them checks; silence here must not hide them."""
+    path = write_tiny(tmp_path / "x.gguf")
+    first = read_gguf(path).tensors[0]
+    assert first.kind == "Q8_0"
+    data = bytearray(path.read_bytes())
+    data[first.begin : first.begin + 2] = np.array([np.nan], np.float16).tobytes()
+    path.write_bytes(data)
+    weights = open_gguf(path).weights
+    assert np.isnan(weights.read("model.embed_tokens.weight")[0, :32]).all()
+    assert weights.packing("model.embed_tokens.weight") is None

@@ -1,0 +1,134 @@
+"""llama.cpp's quantiser in its child process."""
+
+import os
+import select
+import signal
+import subprocess
+import sys
+
+import numpy as np
+import psutil
+import pytest
+from gguf import GGUFWriter
+
+from edge.llama_cpp import quantise_child as llamacpp_quantise
+from edge.llama_cpp.quantise import fallback_warning, fallbacks, quantise
+from edge.llama_cpp.session import LlamaSession
+
+Q4_0, Q8_0, Q4_K_M, Q6_K = 2, 7, 15, 18
+FILE_TYPES = {
+    "q8_0": Q8_0,
+    "q6_k": Q6_K,
+    "q5_k_m": 17,
+    "q5_k_s": 16,
+    "q4_k_m": Q4_K_M,
+    "q4_0": Q4_0,
+    "q4_1": 3,
+    "q5_0": 8,
+    "q5_1": 9,
+    "q3_k_m": 12,
+    "q2_k": 10,
+}
+
+
+@pytest.fixture(scope="module")
+def f16(demo_out):
+    return demo_out / "gguf-f16.gguf"
+
+
+@pytest.mark.parametrize("file_type", FILE_TYPES.values(), ids=FILE_TYPES)
+def test_every_file_type_runs(tmp_path, f16, file_type):
+    out = tmp_path / "out.gguf"
+    told = []
+    quantise(f16, out, file_type, told.append)
+    assert told == sorted(told)
+    assert told[-1] == 1
+    assert fallback_warning(out, file_type) is None
+    session = LlamaSession(out, 64, 1)
+    session.decode([5, 6, 7])
+    assert np.isfinite(session.last_logits()).all()
+    session.close()
+
+
+def test_rows_read_in_small_pieces_give_the_same_file(tmp_path, f16, monkeypatch):
+    quantise(f16, tmp_path / "whole", Q6_K, lambda _: None)
+    monkeypatch.setattr(llamacpp_quantise, "BUFFER_BYTES", 5000)
+    llamacpp_quantise.run_quantiser(f16, tmp_path / "pieces", Q6_K, lambda _: None)
+    assert (tmp_path / "whole").read_bytes() == (tmp_path / "pieces").read_bytes()
+
+
+def odd_model(width: int, tmp_path):
+    """A model of zeros whose rows have `width` weights."""
+    shapes = {"token_embd.weight": (64, width), "output.weight": (64, width)}
+    shapes |= {"output_norm.weight": (width,), "output_norm.bias": (width,)}
+    shapes |= {f"blk.0.attn_{name}.weight": (width, width) for name in ("q", "k", "v", "output")}
+    shapes |= {f"blk.0.ffn_{name}.weight": (width, width) for name in ("gate", "up", "down")}
+    path = tmp_path / "odd.gguf"
+    writer = GGUFWriter(str(path), "stablelm")
+    writer.add_file_type(1)
+    writer.add_context_length(64)
+    writer.add_embedding_length(width)
+    writer.add_block_count(1)
+    writer.add_feed_forward_length(width)
+    writer.add_rope_dimension_count(width // 8)
+    writer.add_head_count(2)
+    writer.add_head_count_kv(2)
+    writer.add_layer_norm_eps(1e-5)
+    for name, shape in shapes.items():
+        writer.add_tensor(name, np.zeros(shape, np.float16 if len(shape) > 1 else np.float32))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return path
+
+
+@pytest.mark.parametrize(
+    ("width", "file_type", "kind"),
+    [(160, Q4_K_M, "Q5_0"), (160, Q6_K, "Q8_0"), (100, Q6_K, "F16"), (100, Q4_0, "F16")],
+)
+def test_rows_that_blocks_do_not_divide_are_reported(tmp_path, width, file_type, kind):
+    source, out = odd_model(width, tmp_path), tmp_path / "out.gguf"
+    quantise(source, out, file_type, lambda _: None)
+    found = fallbacks(out, file_type)
+    assert f"blk.0.attn_q.weight: {kind}" in found
+    assert len(found) == 9  # seven of the block, embedding, head
+    assert "stored 9 tensors in other types" in fallback_warning(out, file_type)
+
+
+def test_rows_of_32_suit_the_small_blocks(tmp_path):
+    source, out = odd_model(160, tmp_path), tmp_path / "out.gguf"
+    quantise(source, out, Q8_0, lambda _: None)
+    assert fallback_warning(out, Q8_0) is None
+
+
+def test_an_interrupt_ends_the_child(tmp_path, f16):
+    before = {child.pid for child in psutil.Process().children()}
+
+    def interrupt(done):
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        quantise(f16, tmp_path / "out.gguf", Q6_K, interrupt)
+    assert {child.pid for child in psutil.Process().children()} <= before
+
+
+def test_a_killed_parent_takes_the_child_and_its_file_along(tmp_path, f16):
+    """The target is a pipe that nobody empties, so the child stays in the midst of writing."""
+    target = tmp_path / "out.gguf"
+    os.mkfifo(target)
+    script = (
+        "import sys; from pathlib import Path;"
+        "from edge.llama_cpp.quantise import quantise;"
+        "quantise(Path(sys.argv[1]), Path(sys.argv[2]), 18, lambda done: None)"
+    )
+    parent = subprocess.Popen([sys.executable, "-c", script, str(f16), str(target)])
+    with target.open("rb", buffering=0) as pipe:
+        assert pipe.read(1)
+        parent.send_signal(signal.SIGKILL)
+        parent.wait()
+        poll = select.poll()
+        poll.register(pipe, select.POLLHUP)
+        events = poll.poll(30_000)
+    assert events, "the child still writes"
+    assert not target.exists()

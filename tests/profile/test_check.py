@@ -1,0 +1,411 @@
+import copy
+import json
+import os
+from pathlib import Path
+
+import pytest
+from jsonschema import Draft202012Validator
+
+from edge.errors import EdgeError
+from edge.profile.check import check, check_profiles
+from edge.profile.fault import spelt
+from edge.profile.shape import profile_schema, shape_faults
+from tests.support.many_profiles import make_profile
+
+ROOT = Path(__file__).resolve().parents[2]
+PROFILE = make_profile(artefacts=("mlx-int4", "gguf-q6_k"))
+ROW = PROFILE["rows"][0]
+TRIAL = ROW["trials"][1]
+
+
+def faults_of(tmp_path, data, names=()):
+    path = tmp_path / "p.json"
+    path.write_bytes(data if isinstance(data, bytes) else json.dumps(data).encode())
+    return [(fault.where, fault.what) for fault in check_profiles([path], names)]
+
+
+def changed(*steps, to):
+    """The profile with something else at a place."""
+    profile = copy.deepcopy(PROFILE)
+    target = profile
+    for step in steps[:-1]:
+        target = target[step]
+    target[steps[-1]] = to
+    return profile
+
+
+def without(*steps):
+    profile = copy.deepcopy(PROFILE)
+    target = profile
+    for step in steps[:-1]:
+        target = target[step]
+    del target[steps[-1]]
+    return profile
+
+
+def test_a_good_profile_has_no_faults(tmp_path):
+    assert faults_of(tmp_path, PROFILE) == []
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "profiles" / "measured").glob("*.json")), ids=str)
+def test_every_profile_that_is_published_here_has_none_either(path):
+    assert check_profiles([path]) == []
+
+
+COPIES = {
+    "edge/data/profile.schema.json": "profiles/schema.json",
+    "edge/data/table11.json": "profiles/published/table11.json",
+    "edge/data/apple_silicon.json": "profiles/published/apple_silicon.json",
+    "edge/data/chips.json": "profiles/published/chips.json",
+}
+
+
+@pytest.mark.parametrize("inside", COPIES)
+def test_what_people_read_is_what_the_package_uses(inside):
+    """If it is not: copy the first over the second."""
+    assert (ROOT / inside).read_bytes() == (ROOT / COPIES[inside]).read_bytes()
+
+
+def test_the_schema_is_one():
+    Draft202012Validator.check_schema(profile_schema())
+
+
+@pytest.mark.parametrize(
+    ("profile", "where", "words"),
+    [
+        (without("model"), "", "lacks model."),
+        (without("rows", 1, "engine"), "rows[1]", "lacks engine."),
+        (changed("argv", to="x"), "argv", 'is "x", but must be a list.'),
+        (changed("schema", to=0), "schema", "is 0, but must be 1."),
+        (changed("schema", to=True), "schema", "is true, but must be 1."),
+        (
+            changed("rows", 0, "decode_tok_s", "median", to="fast"),
+            "rows[0].decode_tok_s.median",
+            'is "fast", but must be a number.',
+        ),
+        (
+            changed("rows", 0, "ttft_s", to=3),
+            "rows[0].ttft_s",
+            "is 3, but must be an object or null.",
+        ),
+        (
+            changed("rows", 0, "trials", 1, "ttft_s", to=-1),
+            "rows[0].trials[1].ttft_s",
+            "is -1, but must be at least 0.",
+        ),
+        (
+            changed("rows", 0, "verdict", to="GREAT"),
+            "rows[0].verdict",
+            'is "GREAT", but must be one of "VALID", "WARN", "INVALID".',
+        ),
+        (
+            changed("device", "memory_bandwidth", "gb_s", to=0),
+            "device.memory_bandwidth.gb_s",
+            "is 0, but must be above 0.",
+        ),
+        (changed("software", "a b", to=1), 'software["a b"]', "is 1, but must be a text."),
+        (changed("rows", 0, "reasons", 0, to=""), "rows[0].reasons[0]", 'is "", but must have 1'),
+        (
+            changed("rows", 0, "decode_tok_s", "ci95", to=[1]),
+            "rows[0].decode_tok_s.ci95",
+            "must have 2 entries or more",
+        ),
+        (changed("created_utc", to="today"), "created_utc", 'is "today", but must look like'),
+        (without("rows", 0, "trials", 0, "token_us"), "rows[0].trials[0]", "lacks token_us."),
+        (
+            changed("rows", 0, "trials", 1, "decode_energy", "coverage", to=2),
+            "rows[0].trials[1].decode_energy.coverage",
+            "must be at most 1.0000001",
+        ),
+    ],
+)
+def test_what_breaks_the_schema_is_named_with_its_place(tmp_path, profile, where, words):
+    found = faults_of(tmp_path, profile)
+    assert len(found) == 1
+    assert found[0][0] == where
+    assert words in found[0][1]
+
+
+MEDIAN = ROW["decode_tok_s"]["median"]
+
+
+@pytest.mark.parametrize(
+    ("profile", "where", "words"),
+    [
+        (
+            changed("rows", 0, "decode_tok_s", "n", to=7),
+            "decode_tok_s.n",
+            "is 7, but 2 trials have",
+        ),
+        (
+            changed("rows", 0, "prefill_tok_s", "mean", to=1.5),
+            "prefill_tok_s.mean",
+            "the trials' values give",
+        ),
+        (changed("rows", 0, "ttft_s", "sd", to=0.5), "ttft_s.sd", "the trials' values give"),
+        (changed("rows", 0, "power_w", "median", to=5.0), "power_w.median", "values give 18"),
+        (
+            changed("rows", 0, "joules_per_token", "median", to=1.0),
+            "joules_per_token.median",
+            "the trials' values give",
+        ),
+        (
+            changed("rows", 0, "joules_per_token_net", "median", to=9.0),
+            "joules_per_token_net.median",
+            "cannot exceed the gross",
+        ),
+        (
+            changed("rows", 0, "decode_tok_s", "ci95", to=[2, 1]),
+            "decode_tok_s.ci95",
+            "ends below its beginning",
+        ),
+        (
+            changed("rows", 0, "token_latency_ms", "p50", to=1e6),
+            "token_latency_ms",
+            "do not rise",
+        ),
+        (
+            changed("rows", 0, "trials", 0, "decode_tok_s", to=1.0),
+            "trials[0].decode_tok_s",
+            "its stamps give",
+        ),
+        (
+            changed("rows", 0, "trials", 0, "ttft_s", to=None),
+            "trials[0].ttft_s",
+            "is None, but its stamps give",
+        ),
+        (
+            changed("rows", 0, "trials", 0, "prefill_ns", to=[5]),
+            "trials[0].prefill_ns",
+            "do not pair",
+        ),
+        (
+            changed("rows", 0, "trials", 0, "pass_end_ns", to=[0]),
+            "trials[0].pass_end_ns",
+            "run backwards",
+        ),
+        (
+            changed("rows", 0, "trials", 0, "token_us", 0, to=[1]),
+            "trials[0].token_us[0]",
+            "has 1 times, but the workload has 31 in every pass",
+        ),
+        (
+            changed("rows", 0, "trials", 0, "token_us", 0, 0, to=1),
+            "trials[0].token_us[0]",
+            "does not add up",
+        ),
+        (
+            changed("rows", 0, "bandwidth_fraction", to=0.9),
+            "bandwidth_fraction",
+            "is 0.9, but rate, bytes per token and bandwidth give 0.5",
+        ),
+        (changed("rows", 0, "reasons", to=[]), "quality", "no sentence in reasons says why"),
+    ],
+)
+def test_numbers_that_contradict_each_other_are_named(tmp_path, profile, where, words):
+    found = faults_of(tmp_path, profile)
+    assert [place for place, _ in found] == [f"rows[0].{where}"]
+    assert words in found[0][1]
+
+
+def scaled(factor, verdict="VALID"):
+    """Ever so fast, and with everything else as it follows from that."""
+    profile = make_profile("Apple M2", artefacts=("mlx-int4",), rate=factor)
+    profile["rows"][0] |= {"verdict": verdict, "reasons": ["quality is not measured", "too fast"]}
+    return profile
+
+
+def test_no_device_decodes_above_its_roofline(tmp_path):
+    ((where, what),) = faults_of(tmp_path, scaled(4))
+    assert where == "rows[0].decode_tok_s.median"
+    assert "this device's memory can do 102.4 GB/s" in what
+    assert faults_of(tmp_path, scaled(4, "INVALID")) == []  # it says so itself
+    assert faults_of(tmp_path, scaled(1.9)) == []
+
+
+def test_a_given_bandwidth_does_not_raise_the_roofline_of_a_known_chip(tmp_path):
+    profile = scaled(4)
+    profile["device"]["memory_bandwidth"] = {"gb_s": 1024.0, "source": "given"}
+    profile["rows"][0]["bandwidth_fraction"] /= 10
+    assert [where for where, _ in faults_of(tmp_path, profile)] == ["rows[0].decode_tok_s.median"]
+    profile["device"]["name"] = "Apple M99"
+    assert faults_of(tmp_path, profile) == []
+
+
+def test_a_measured_ceiling_can_be_too_low(tmp_path):
+    profile = scaled(4)
+    profile["device"] |= {"name": "Some CPU", "cache_bytes": 10**6}
+    profile["device"]["memory_bandwidth"]["source"] = "measured read"
+    assert faults_of(tmp_path, profile) == []
+
+
+def test_a_failed_row_may_withhold_what_its_trials_say(tmp_path):
+    profile = copy.deepcopy(PROFILE)
+    names = ("decode_tok_s", "prefill_tok_s", "ttft_s", "power_w", "joules_per_token")
+    profile["rows"][0] |= dict.fromkeys((*names, "joules_per_token_net", "bandwidth_fraction"))
+    profile["rows"][0]["reasons"] = ["no quantity was measured: the row failed"]
+    assert len(faults_of(tmp_path, profile)) == 13  # five withheld, eight without a word
+    profile["rows"][0]["verdict"] = "INVALID"
+    assert faults_of(tmp_path, profile) == []
+
+
+def test_one_value_has_no_spread_and_a_trial_need_not_keep_its_energy(tmp_path):
+    profile = make_profile(artefacts=("mlx-int4",), repetitions=2)
+    row = profile["rows"][0]
+    for key in ("decode_tok_s", "prefill_tok_s", "ttft_s"):
+        assert row[key]["n"] == 1
+        row[key]["sd"] = 0.0
+    for trial in row["trials"]:
+        del trial["decode_energy"]
+    assert faults_of(tmp_path, profile) == []
+
+
+def test_a_doubt_needs_a_reason_and_a_row_stands_once(tmp_path):
+    profile = copy.deepcopy(PROFILE)
+    profile["rows"][0] |= {"verdict": "WARN", "reasons": [], "quality": {}}
+    profile["rows"].append(profile["rows"][1])
+    assert faults_of(tmp_path, profile) == [
+        ("rows[2]", "measures the same as rows[1]: keep one of them."),
+        ("rows[0].reasons", "is empty, but a row that is WARN needs a reason."),
+    ]
+
+
+def test_quality_has_a_shape_and_its_nulls_a_reason(tmp_path):
+    good = {"perplexity": 5.1, "kl_mean": 0.0, "top1_agreement": 1.0, "tokens": 4096, "new": {}}
+    assert faults_of(tmp_path, changed("rows", 0, "quality", to=good)) == []
+    for key, bad in (("kl_mean", -0.1), ("top1_agreement", 1.1), ("tokens", 0), ("reference", 1)):
+        ((where, _),) = faults_of(tmp_path, changed("rows", 0, "quality", to={**good, key: bad}))
+        assert where == f"rows[0].quality.{key}"
+    profile = changed("rows", 0, "quality", to={**good, "kl_p99": None})
+    assert faults_of(tmp_path, profile) == []  # a sentence speaks of quality
+    profile["rows"][0]["reasons"] = []
+    ((where, what),) = faults_of(tmp_path, profile)
+    assert where == "rows[0].quality.kl_p99" and "no sentence" in what
+
+
+def test_there_is_no_thirteenth_month(tmp_path):
+    profile = {**PROFILE, "created_utc": "2026-13-01T00:00:00Z"}
+    ((where, what),) = faults_of(tmp_path, profile)
+    assert (where, what) == ("created_utc", 'is "2026-13-01T00:00:00Z", which no calendar has.')
+
+
+def test_numbers_beyond_arithmetic_are_named_wherever_they_stand(tmp_path):
+    text = json.dumps(PROFILE)
+    huge = text.replace('"seed"', '"x"').replace('"load_s": 1.25', '"load_s": 1e999', 1)
+    assert faults_of(tmp_path, huge.encode()) == [
+        ("rows[0].load_s", "is larger than any quantity can be.")
+    ]
+    profile = changed("rows", 0, "new", to={"x": [10**300]})
+    assert [where for where, _ in faults_of(tmp_path, profile)] == ["rows[0].new.x[0]"]
+
+
+@pytest.mark.parametrize(
+    ("text", "what"),
+    [
+        ("python /Users/anna/edge/bench.py", 'a home folder ("/Users/anna")'),
+        ("/home/anna", "a home folder"),
+        (r"C:\Users\anna\models", "a home folder"),
+        ("/root" + "/models", "a user's folder"),
+        ("/var/folders/zz/abc", "a user's folder"),
+        ("anna@example.org", "a mail address"),
+        ("annas-mbp.local", "a host name"),
+        ("Annas-MacBook-Pro", "a host name"),
+        ("C02XG2JHJGH5", "a serial number"),
+        ("a4:83:e7:01:02:03", "a network card's address"),
+        ("564D1C2B-6E0B-4D0A-9F3C-1B2A3C4D5E6F", "a machine's identifier"),
+        ("http://192.168.1.20:8000", "an address"),
+        ("hf_abcdefghijklmnopqrstuvwxyz", "an access token"),
+        ("measured on Quince", '"quince", a name of this machine or its user'),
+    ],
+)
+def test_what_names_a_person_or_a_machine_is_found_in_any_text(tmp_path, text, what):
+    for profile in (
+        changed("argv", 1, to=text),
+        changed("rows", 0, "reasons", 0, to=f"quality is not measured: {text}"),
+        changed("rows", 0, "new", to={text: 1}),
+    ):
+        ((_, found),) = faults_of(tmp_path, profile, names=("quince",))
+        assert what in found
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "/sys/class/powercap has no package",
+        "macOS 27.0 (26A428)",
+        "Q5_K_M NVIDIA H200 GPU-0 float16",
+        "stabilityai/stable-code-3b at 0123456789abcdef0123456789abcdef01234567",
+        "pip install 'stable-edge[nvidia]'; --bandwidth-gb-s; ~/models",
+        "12.535.133.1 and 0.32.4",
+        "Quinces and quince-3b",
+        "GENUINEINTEL 1234567890 Mac14,6",
+        "2026-03-01T10:00:00+00:00",
+    ],
+)
+def test_ordinary_texts_name_nobody(tmp_path, text):
+    assert faults_of(tmp_path, changed("argv", 1, to=text), names=("quince",)) == []
+
+
+@pytest.mark.parametrize(
+    ("data", "words"),
+    [
+        (b"", "is no profile (Expecting value"),
+        (b'{"schema": 1', "is no profile"),
+        (b"\xff", "is no profile"),
+        (b'{"schema": NaN}', "NaN is no JSON"),
+        (b'{"schema": 1, "schema": 1}', "is there twice"),
+        (b"[" * 100_000, "nested absurdly deep"),
+        (b"[]", "it has no schema number"),
+        (b'{"schema": 2}', "has schema 2 and this edge checks up to 1: install a newer edge."),
+    ],
+)
+def test_what_is_no_profile_is_one_fault_of_the_whole_file(tmp_path, data, words):
+    ((where, what),) = faults_of(tmp_path, data)
+    assert where == ""
+    assert words in what
+
+
+def test_folders_are_looked_through_and_faults_carry_their_file(tmp_path):
+    (tmp_path / "sub").mkdir()
+    (tmp_path / "sub" / "good.json").write_text(json.dumps(PROFILE))
+    (tmp_path / "bad.json").write_text(json.dumps(changed("argv", to=1)))
+    (tmp_path / "notes.txt").write_text("no profile")
+    os.mkfifo(tmp_path / "pipe.json")
+    checked = check([tmp_path, tmp_path / "gone.json"], names=())
+    assert [Path(fault.file).name for fault in checked.faults] == [
+        "bad.json",
+        "pipe.json",
+        "gone.json",
+    ]
+    assert (checked.files, checked.exit_code) == (4, 1)
+    assert checked.text().splitlines()[0] == f"{tmp_path}/bad.json: argv: is 1, but must be a list."
+    assert checked.text().endswith("4 profiles checked: 3 faults in 3.")
+    assert json.loads(json.dumps(checked.to_dict()))["faults"][0]["where"] == "argv"
+    good = check([tmp_path / "sub"], names=())
+    assert (good.exit_code, good.text()) == (0, "1 profile checked: no faults.")
+
+
+def test_nothing_to_check_is_an_error(tmp_path):
+    with pytest.raises(EdgeError, match="nothing to check"):
+        check_profiles([])
+    with pytest.raises(EdgeError, match=r"no \*\.json file"):
+        check_profiles([tmp_path])
+
+
+def test_a_file_full_of_faults_is_cut_short(tmp_path):
+    found = faults_of(tmp_path, {**PROFILE, "argv": [1] * 1000})
+    assert len(found) == 51
+    assert found[-1] == ("", "has more than 50 faults: mend these first.")
+
+
+def test_places_and_values_of_any_kind_can_be_printed():
+    assert spelt(("rows", 3, "a", "b c", "\x1b[2J")) == 'rows[3].a["b c"]["\\u001b[2J"]'
+    schema = {"type": "string"}
+    for value in (10**5000, [1], {"a": 1}, "x" * 10**6, None):
+        for finding in shape_faults(value, schema):
+            assert len(finding.what) < 200 and finding.what.isprintable()
+
+
+def test_a_schema_with_words_that_are_not_understood_is_refused():
+    with pytest.raises(ValueError, match="uniqueItems"):
+        list(shape_faults([1], {"uniqueItems": True}))

@@ -1,0 +1,170 @@
+"""Chat templates: the text that transformers gives, and nothing that a template may not do."""
+
+import pytest
+from transformers.utils.chat_template_utils import render_jinja_template
+
+from edge.errors import EdgeError
+from edge.tokenizer.chat_template import render
+
+CHATML = (
+    "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\n' + message['content']"
+    " + '<|im_end|>' + '\n' }}{% endfor %}{% if add_generation_prompt %}"
+    "{{ '<|im_start|>assistant\n' }}{% endif %}"
+)
+ZEPHYR = """{% for message in messages %}
+{% if message['role'] == 'user' %}
+{{ '<|user|>\n' + message['content'] + eos_token }}
+{% elif message['role'] == 'system' %}
+{{ '<|system|>\n' + message['content'] + eos_token }}
+{% elif message['role'] == 'assistant' %}
+{{ '<|assistant|>\n'  + message['content'] + eos_token }}
+{% endif %}
+{% if loop.last and add_generation_prompt %}
+{{ '<|assistant|>' }}
+{% endif %}
+{% endfor %}"""
+INST = """{% if messages[0]['role'] == 'system' %}
+    {% set loop_messages = messages[1:] %}{% set system = messages[0]['content'] %}
+{% else %}{% set loop_messages = messages %}{% set system = false %}{% endif %}
+{% for message in loop_messages %}
+    {% if (message['role'] == 'user') != (loop.index0 % 2 == 0) %}
+        {{ raise_exception('Roles must alternate user/assistant/user/assistant/...') }}
+    {% endif %}
+    {% if loop.index0 == 0 and system %}
+        {% set content = '<<SYS>>\\n' + system + '\\n<</SYS>>\\n\\n' + message['content'] %}
+    {% else %}{% set content = message['content'] %}{% endif %}
+    {% if message['role'] == 'user' %}
+        {{- bos_token + '[INST] ' + content.strip() + ' [/INST]' }}
+    {% else %}{{- ' ' + content.strip() + ' ' + eos_token }}{% endif %}
+{% endfor %}"""
+EVERYTHING = """{%- set ns = namespace(turns=0, last='') -%}
+Today is {{ strftime_now('%Y') }}.
+{% for message in messages %}
+    {%- if message.role == 'system' %}{% continue %}{% endif %}
+    {% set ns.turns = ns.turns + 1 %}
+    {% generation %}{{ message.content | trim | upper }}{% endgeneration %}
+    {% if ns.turns == 2 %}{% break %}{% endif %}
+{% endfor %}
+{{ messages | tojson }} {{ messages[0] | tojson(indent=2) }} {{ '<é>' | tojson }}
+{{ dict(a=1).a }} {{ dict.fromkeys(['x'], 2)['x'] }} {{ nothing is defined }} {{ tools is none }}
+{{ 'ab' ~ 3 ~ none ~ 'é' }} {{ 'a' + 'b' }} {{ '%5d' % 3 }} {{ 'a-b'.replace('-', '+') }}
+{{ 'x' | center(9) }} {{ 'a\nb' | indent(2) }} {{ [1, 2] | join(', ') }} {{ 1700000000 | string }}
+{{ [3, 1] | sort | first }} {{ messages | map(attribute='role') | list }} {{ '{:>4}'.format(1) }}
+{{ messages | selectattr('role', 'equalto', 'user') | list | length }} {{ 7 + 1 }} {{ 7 % 4 }}
+{{ 'ab' * 3 }} {{ 2 ** 5 }} {{ 3 * 4 }} {{ ns.turns }} {{ undefined_value }}"""
+
+TALK = [
+    {"role": "user", "content": "  What is <b> & 'é'?\n"},
+    {"role": "assistant", "content": "{{ 7 * 7 }} {% raw %}"},
+    {"role": "user", "content": "😀"},
+]
+SYSTEM = [{"role": "system", "content": "Be short."}, *TALK]
+TOKENS = {"bos_token": "<s>", "eos_token": "</s>"}
+
+
+@pytest.mark.parametrize("template", [CHATML, ZEPHYR, INST, EVERYTHING])
+@pytest.mark.parametrize("messages", [SYSTEM, TALK, TALK[:1]])
+@pytest.mark.parametrize("prompted", [True, False])
+def test_the_text_is_that_of_transformers(template, messages, prompted):
+    found = render(template, messages, add_generation_prompt=prompted, **TOKENS)
+    expected, _ = render_jinja_template(
+        [messages], chat_template=template, add_generation_prompt=prompted, **TOKENS
+    )
+    assert found == expected[0]
+
+
+def refused(template, messages=TALK):
+    with pytest.raises(EdgeError) as error:
+        render(template, messages, add_generation_prompt=True, **TOKENS)
+    assert "\n" not in str(error.value)
+    return str(error.value)
+
+
+def test_what_a_template_refuses_is_one_sentence():
+    said = refused(INST, [TALK[0], TALK[0]])
+    assert said.startswith("the model's chat template does not take this conversation (Roles must")
+
+
+@pytest.mark.parametrize(
+    ("template", "words"),
+    [
+        ("{% for", "unexpected"),
+        ("{{ nothing.at.all }}", "undefined"),
+        ("{{ messages[9].content }}", "no element 9"),
+        ("{{ 1 / 0 }}", "division by zero"),
+        ("{{ messages + 1 }}", "can only concatenate list"),
+        ("{% include 'x' %}", "no loader"),
+        ("{{ messages | shout }}", "No filter named 'shout'"),
+        ("{% generation %}", "Unexpected end of template"),
+    ],
+)
+def test_a_broken_template_is_one_sentence(template, words):
+    assert words in refused(template)
+
+
+@pytest.mark.parametrize(
+    "template",
+    [
+        "{{ ''.__class__ }}",
+        "{{ ''['__class__'] }}",
+        "{{ (''|attr('__class__')).mro() }}",
+        "{{ messages.__class__.__base__.__subclasses__() }}",
+        "{{ raise_exception.__globals__ }}",
+        "{{ strftime_now.__globals__['json'] }}",
+        "{{ dict.__call__.__globals__ }}",
+        "{{ dict.fromkeys.__func__ }}",
+        "{{ self.__init__.__globals__ }}",
+        "{{ cycler.__init__.__globals__.os.popen('true') }}",
+        "{{ lipsum.__globals__ }}",
+        "{{ namespace(__class__=1) }}",
+        "{% set ns = namespace() %}{% set ns.__class__ = dict %}",
+        "{{ '{0.__class__}'.format(messages) }}",
+        "{{ '%s'.__mod__('x') }}",
+        "{{ messages.append(1) }}",
+        "{{ messages[0].update(a=1) }}",
+    ],
+)
+def test_a_template_reaches_nothing_of_python(template):
+    try:
+        text = render(template, TALK)
+    except EdgeError as error:
+        assert "\n" not in str(error)
+    else:  # jinja2's sandbox answers some with nothing
+        assert text == ""
+
+
+BEGIN = "{% set ns = namespace(s='x') %}{% for i in range(60) %}"
+END = "{% endfor %}{{ ns.s | length }}"
+
+
+@pytest.mark.parametrize(
+    "template",
+    [
+        "{{ 'x' * 10**12 }}",
+        "{{ [1] * 10**12 }}",
+        "{{ 9 ** 9 ** 9 }}",
+        "{% for i in range(10**9) %}x{% endfor %}",
+        "{% for i in range(99999) %}{{ 'x' * 99999 }}{% endfor %}",
+        f"{BEGIN}{{% set ns.s = ns.s + ns.s %}}{END}",
+        f"{BEGIN}{{% set ns.s = ns.s ~ ns.s %}}{END}",
+        f"{BEGIN}{{% set ns.s = ns.s ~ ns.s ~ '!' %}}{END}",
+        "{{ 'x'.ljust(10**12) }}",
+        "{{ 'x'.center(width=10**12) }}",
+        "{{ 'x' | center(10**12) }}",
+        "{{ 'x\ny' | indent(width=10**12) }}",
+        "{{ ('x' * 10**6) | replace('x', 'y' * 10**6) }}",
+        "{{ ('x' * 10**6).replace('x', 'y' * 10**6) }}",
+        "{{ '%999999999999d' % 1 }}",
+        "{{ '%999999999999d' | format(1) }}",
+        "{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}",
+        "{{ " + "(" * 5000 + ")" * 5000 + " }}",
+    ],
+)
+def test_a_template_that_wants_everything_is_one_sentence(template):
+    refused(template)
+
+
+def test_messages_are_not_changed():
+    messages = [dict(message) for message in TALK]
+    render("{% for m in messages %}{% set m = 1 %}{% endfor %}", messages)
+    assert messages == TALK
