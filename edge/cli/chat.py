@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from edge.cli import model_path
 from edge.cli.arguments import count
-from edge.cli.opened import check_room
+from edge.cli.opened import open_for
 from edge.cli.sampling_arguments import add_sampling, sampling_from
 from edge.errors import EdgeError
 from edge.formats.text import check_argument, decode_text
@@ -230,9 +230,9 @@ def _find_hole(text: str) -> tuple[str, str]:
 
 def _open(name: str, kv_bits: int | None) -> Opened:
     from edge.chat.session import Opened
-    from edge.model.load import load
 
     path = model_path.runnable(name, "chat", ARTEFACT)
-    need_bytes = check_room(path, "chat", kv_bits)
+    model, tokenizer, need = open_for("chat", path, kv_bits)
     demo = name == "demo"
-    return Opened(name if demo else str(path), *load(path), need_bytes, DEMO if demo else None)
+    shown, remark = (name, DEMO) if demo else (str(path), None)
+    return Opened(shown, model, tokenizer, need.running_bytes, remark)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import mlx.core as mx
 from mlx.utils import tree_flatten
@@ -11,11 +13,48 @@ from edge.errors import EdgeError
 from edge.formats.json import read_json_object
 from edge.model.config import ModelConfig
 from edge.model.cpu_linear import use_blas
+from edge.model.memory import Need, check_fits
 from edge.model.quantised import quantise
 from edge.model.stablelm import Model
 from edge.model.tensors import check_shapes, input_order_shapes
 from edge.model.variant import Variant, current_backend
 from edge.tokenizer.tokenizer import Tokenizer
+
+# The context that must fit, if the model has so much: most chats and files stay below, and a
+# cache for all of a long window would refuse machines that never fill it.
+CONTEXT_TOKENS = 4096
+
+
+class Loaded(NamedTuple):
+    """A model, its tokenizer, and the memory that it takes while it runs."""
+
+    model: Model
+    tokenizer: Tokenizer
+    need: Need
+
+
+def open_model(
+    path: Path, kv_bits: int | None = None, warn: Callable[[str], None] = lambda _: None
+) -> Loaded:
+    """Load an artefact with its tokenizer, unless it does not fit into memory.
+
+    Args:
+        path: a directory with config.json, *.safetensors and a tokenizer.
+        kv_bits: of the cache that will be made for it; None as computed.
+        warn: called with a sentence, before the weights are read, where memory is short.
+
+    Raises:
+        EdgeError: it does not fit, a file is missing or broken, or the tensors do not fit the
+            config.
+    """
+    raw, config = read_directory(path)
+    tokens = min(CONTEXT_TOKENS, config.max_position_embeddings)
+    fit = check_fits(path, config, compute_dtype(), tokens, kv_bits)
+    if fit.warning:
+        warn(fit.warning)
+    # The small files first: they say what is wrong before gigabytes are read.
+    tokenizer = Tokenizer.load(path, raw)
+    return Loaded(_load_model(path, raw, config), tokenizer, fit.need)
 
 
 def compute_dtype() -> mx.Dtype:
@@ -42,10 +81,18 @@ def load_model(
         EdgeError: a file is missing or broken, or the tensors do not fit the config.
     """
     path = Path(path)
-    check_directory(path)
-    raw = read_json_object(path / "config.json")
+    return _load_model(path, *read_directory(path), dtype, variant)
+
+
+def _load_model(
+    path: Path,
+    raw: dict[str, Any],
+    config: ModelConfig,
+    dtype: mx.Dtype | None = None,
+    variant: Variant | None = None,
+) -> Model:
     weights = _read_weights(path)
-    config = ModelConfig.from_dict(raw, str(path / "config.json")).matching(weights)
+    config = config.matching(weights)
     orders = _take_input_orders(config, weights, path)
     if not any(name.endswith(".scales") for name in weights):
         check_shapes(config, {name: array.shape for name, array in weights.items()}, str(path))
@@ -75,12 +122,9 @@ def load(path: Path | str) -> tuple[Model, Tokenizer]:
         EdgeError: as `load_model`, or the tokenizer is missing or broken.
     """
     path = Path(path)
-    check_directory(path)
-    # The small files first: they say what is wrong before gigabytes are read.
-    config = path / "config.json"
-    ModelConfig.from_dict(read_json_object(config), str(config))
-    tokenizer = Tokenizer.load(path)
-    return load_model(path), tokenizer
+    raw, config = read_directory(path)
+    tokenizer = Tokenizer.load(path, raw)
+    return _load_model(path, raw, config), tokenizer
 
 
 def has_input_orders(path: Path) -> bool:
@@ -91,12 +135,20 @@ def has_input_orders(path: Path) -> bool:
     return any(name.endswith("_order") for name in _read_weights(path))  # read when used
 
 
-def check_directory(path: Path) -> None:
-    """Refuse what no model directory can be.
+def read_directory(path: Path) -> tuple[dict[str, Any], ModelConfig]:
+    """A model directory's config.json, as it is and as the network that it describes.
 
     Raises:
-        EdgeError: nothing is there, or a file is.
+        EdgeError: nothing is there, or a file is; config.json is missing, broken or describes
+            another network.
     """
+    _check_directory(path)
+    file = path / "config.json"
+    raw = read_json_object(file)
+    return raw, ModelConfig.from_dict(raw, str(file))
+
+
+def _check_directory(path: Path) -> None:
     if path.is_dir():
         return
     if not path.exists():

@@ -17,10 +17,9 @@ import mlx.core as mx
 
 from edge.device.memory import MemoryRoom, available_bytes
 from edge.errors import EdgeError
-from edge.formats.json import read_json_object, strict_json
+from edge.formats.json import strict_json
 from edge.model.config import ModelConfig
 from edge.model.kv_cache import GROUP_SIZE, GROWTH_SHARE, STEP_POSITIONS
-from edge.model.load import check_directory
 from edge.model.variant import Variant, current_backend
 
 FLOAT_BYTES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2}
@@ -93,7 +92,11 @@ class _Tensor:
 
 
 def check_fits(
-    path: Path | str, dtype: mx.Dtype | None, cache_tokens: int, kv_bits: int | None = None
+    path: Path,
+    config: ModelConfig,
+    dtype: mx.Dtype | None,
+    cache_tokens: int,
+    kv_bits: int | None = None,
 ) -> Fit:
     """Refuse what cannot be loaded here, before it is.
 
@@ -103,6 +106,7 @@ def check_fits(
 
     Args:
         path: an MLX artefact or a Hugging Face directory.
+        config: its config.json, as `edge.model.load.read_directory` gives it.
         dtype: as `required_bytes` has it, like the others.
         cache_tokens: the context that shall fit.
         kv_bits: of the cache.
@@ -110,17 +114,18 @@ def check_fits(
     Raises:
         EdgeError: it does not fit, with the numbers; or its files cannot be read.
     """
-    need, room = required_bytes(path, dtype, cache_tokens, kv_bits), available_bytes()
+    need, room = required_bytes(path, config, dtype, cache_tokens, kv_bits), available_bytes()
     if need.total_bytes <= room.bytes:
         return Fit(need, room, None)
-    sentence = _shortage(Path(path), need, room)
+    sentence = _shortage(path, need, room)
     if need.total_bytes > room.most_bytes and os.environ.get(FORCE, "0") in ("", "0"):
         raise EdgeError(f"{sentence}, or set {FORCE}=1 to try all the same.")
     return Fit(need, room, f"{sentence}.")
 
 
 def required_bytes(
-    path: Path | str,
+    path: Path,
+    config: ModelConfig,
     dtype: mx.Dtype | None,
     cache_tokens: int,
     kv_bits: int | None = None,
@@ -128,23 +133,19 @@ def required_bytes(
 ) -> Need:
     """What loading and running an artefact takes: an upper bound that is meant to be tight.
 
-    Reads config.json and the headers of the safetensors files, never a tensor.
+    Reads the headers of the safetensors files, never a tensor.
 
     Args:
         path: an MLX artefact or a Hugging Face directory.
+        config: its config.json.
         dtype: the compute dtype; None leaves floats as the files have them.
         cache_tokens: positions of context, 0 for none.
         kv_bits: of a quantised cache, or None.
         prefill_tokens: prompt tokens computed at a time.
 
     Raises:
-        EdgeError: the directory or a file is missing or cannot be read.
+        EdgeError: a file is missing or cannot be read.
     """
-    path = Path(path)
-    check_directory(path)
-    config = ModelConfig.from_dict(
-        read_json_object(path / "config.json"), str(path / "config.json")
-    )
     tensors = _used(_read_headers(path), config)
     width = None if dtype is None else dtype.size
     floats = [FLOAT_BYTES[t.dtype] for t in tensors.values() if t.dtype in FLOAT_BYTES]

@@ -71,7 +71,7 @@ def need_bytes(subject: Subject, config: ModelConfig, window: int, pieces: Piece
         EdgeError: its headers cannot be read.
     """
     if subject.is_mlx:
-        need = required_bytes(subject.path, compute_dtype(), window, None, pieces.positions)
+        need = required_bytes(subject.path, config, compute_dtype(), window, None, pieces.positions)
         return need.total_bytes + (pieces.windows - 1) * need.working_bytes
     positions = -(-window // CACHE_STEP) * CACHE_STEP
     heads = config.num_hidden_layers * config.num_key_value_heads

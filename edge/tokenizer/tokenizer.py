@@ -67,25 +67,29 @@ class Tokenizer:
         self.eos_token_ids = {*eos_ids, *own}
 
     @classmethod
-    def load(cls, path: Path) -> Tokenizer:
+    def load(cls, path: Path, network: Mapping[str, Any] | None = None) -> Tokenizer:
         """Read the tokenizer of a model directory.
+
+        Args:
+            path: the directory.
+            network: its config.json where that has been read already.
 
         Raises:
             EdgeError: there is none, or one of its files is broken.
         """
         config = _optional(path / CONFIG)
         if not (path / TOKENIZER).exists() or _is_rebuilt(path, config):
-            return cls._by_transformers(path)
+            return cls._by_transformers(path, network)
         try:
             backend = _backend(path / TOKENIZER)
             names = {**_names(config), **_named_apart(path, config)}
             _add_missing(backend, config, names)
-            return cls(backend, names, _eos_ids(path), _chat_template(path, config))
+            return cls(backend, names, _eos_ids(path, network), _chat_template(path, config))
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise _broken(path, error) from None
 
     @classmethod
-    def _by_transformers(cls, path: Path) -> Tokenizer:
+    def _by_transformers(cls, path: Path, network: Mapping[str, Any] | None) -> Tokenizer:
         """What only transformers can read: SentencePiece models, and what it builds itself."""
         if not any((path / name).exists() for name in (TOKENIZER, SENTENCEPIECE)):
             raise EdgeError(
@@ -98,7 +102,7 @@ class Tokenizer:
             found = load_tokenizer(path, {"trust_remote_code": False})
             names = {name: str(token) for name, token in found.special_tokens_map.items()}
             template = _only_template(found.chat_template)
-            return cls(found.backend_tokenizer, names, _eos_ids(path), template)
+            return cls(found.backend_tokenizer, names, _eos_ids(path, network), template)
         except EdgeError:
             raise
         except Exception as error:  # transformers has no class for its errors
@@ -272,15 +276,16 @@ def _add_missing(backend: Any, config: Mapping[str, Any], names: Mapping[str, st
         backend.add_tokens(flags)
 
 
-def _eos_ids(path: Path) -> list[int]:
+def _eos_ids(path: Path, network: Mapping[str, Any] | None) -> list[int]:
     """EOS ids of the network's configs; as in mlx-lm generation_config.json's where it has any."""
-    for name in ("generation_config.json", "config.json"):
-        found = _optional(path / name).get("eos_token_id")
-        ids = found if isinstance(found, list) else [found]
-        whole = [i for i in ids if type(i) is int and i >= 0]
-        if whole:
-            return whole
-    return []
+    own = _whole_ids(_optional(path / "generation_config.json"))
+    return own or _whole_ids(_optional(path / "config.json") if network is None else network)
+
+
+def _whole_ids(config: Mapping[str, Any]) -> list[int]:
+    found = config.get("eos_token_id")
+    ids = found if isinstance(found, list) else [found]
+    return [i for i in ids if type(i) is int and i >= 0]
 
 
 def _chat_template(path: Path, config: Mapping[str, Any]) -> str | None:

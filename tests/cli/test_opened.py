@@ -6,7 +6,7 @@ import pytest
 
 from edge.chat import session as chat_session
 from edge.cli import main, model_path
-from edge.cli.opened import check_room, opened
+from edge.cli.opened import open_for, opened
 from edge.device import memory as device_memory
 from edge.device.memory import MemoryRoom
 from edge.model import load as loading
@@ -64,7 +64,7 @@ def test_what_other_programs_stand_in_the_way_of_is_tried_with_a_warning(words, 
 
 
 def test_a_model_is_resident_while_it_is_open(resident):
-    need_bytes = check_room(model_path.DEMO, "complete")
+    need_bytes = open_for("complete", model_path.DEMO).need.running_bytes
     with pytest.raises(KeyError), opened(model_path.DEMO, "complete"):
         assert resident == [need_bytes]
         raise KeyError
@@ -74,4 +74,4 @@ def test_a_model_is_resident_while_it_is_open(resident):
 @pytest.mark.parametrize("words", COMMANDS, ids=lambda words: words[0])
 def test_commands_keep_their_model_resident(words, resident):
     assert main.main([*words, "-n", "1"]) == 0
-    assert resident == [check_room(model_path.DEMO, words[0]), 0]
+    assert resident == [open_for(words[0], model_path.DEMO).need.running_bytes, 0]

@@ -11,11 +11,19 @@ from edge.errors import EdgeError
 from edge.generate.decode import PREFILL_TOKENS, generate_tokens
 from edge.model import memory
 from edge.model.kv_cache import cache_bytes, make_cache
-from edge.model.load import compute_dtype, load_model
-from edge.model.memory import FORCE, HEADROOM_BYTES, check_fits, required_bytes
+from edge.model.load import compute_dtype, load_model, read_directory
+from edge.model.memory import FORCE, HEADROOM_BYTES
 from tests.support.tiny import CONFIGS, LLAMA_CONFIGS, write_checkpoint
 
 DTYPES = [mx.float32, mx.float16]
+
+
+def required_bytes(path, *args, **kwargs):
+    return memory.required_bytes(path, read_directory(path)[1], *args, **kwargs)
+
+
+def check_fits(path, *args):
+    return memory.check_fits(path, read_directory(path)[1], *args)
 
 
 def taken(path, dtype):

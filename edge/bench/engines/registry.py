@@ -49,7 +49,9 @@ def check_memory(
     """
     if name == "llama.cpp":
         return None
-    from edge.model.load import compute_dtype
+    from edge.model.load import compute_dtype, read_directory
     from edge.model.memory import check_fits
 
-    return check_fits(path, compute_dtype(), context_tokens, kv_bits if name == "mlx" else None)
+    _, config = read_directory(path)
+    own_bits = kv_bits if name == "mlx" else None
+    return check_fits(path, config, compute_dtype(), context_tokens, own_bits)
