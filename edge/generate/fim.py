@@ -31,11 +31,9 @@ from edge.generate.fim_prompt import (
     REPO_TOKEN,
     FimTokens,
     Order,
-    encode_text,
     fit,
     near_beginning,
     near_end,
-    special_ids,
     step_tokens,
     without_beginning,
 )
@@ -44,6 +42,7 @@ from edge.generate.sampling import GREEDY, Sampling
 from edge.generate.stop import stop_ids
 from edge.generate.token_source import MlxSource, TokenSource
 from edge.tokenizer.detokenizer import REPLACEMENT_CHARACTER, StreamingDetokenizer
+from edge.tokenizer.special_tokens import encode_text, special_ids
 
 if TYPE_CHECKING:
     from edge.model.stablelm import Model

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 from typing import Any, Literal
 
 from edge.errors import EdgeError
@@ -49,28 +46,6 @@ class FimTokens:
         return cls(ids[0], ids[1], ids[2], backend.token_to_id(REPO_TOKEN))
 
 
-def encode_text(backend: Any, text: str) -> list[int]:
-    """Ids of text in which the names of special tokens are text.
-
-    Args:
-        backend: a `tokenizers.Tokenizer`.
-        text: anything.
-    """
-    before = backend.encode_special_tokens
-    backend.encode_special_tokens = True
-    try:
-        ids: list[int] = backend.encode(text, add_special_tokens=False).ids
-        control = special_ids(backend)
-        if control.isdisjoint(ids):
-            return ids
-        # A name that the tokenizer does not flag as special: a cut within it breaks it up.
-        names = sorted(filter(None, map(backend.id_to_token, control)))
-        pieces = _cut_within(text, names)
-        return [i for piece in pieces for i in backend.encode(piece, add_special_tokens=False).ids]
-    finally:
-        backend.encode_special_tokens = before
-
-
 def fit(prefix: list[int], suffix: list[int], room: int) -> tuple[list[int], list[int], int]:
     """Cut prefix and suffix from their far ends to `room` tokens; and what context may have.
 
@@ -111,22 +86,3 @@ def without_beginning(ids: list[int], room: int, step: int) -> list[int]:
     """What fits of the end, cut at a multiple of `step` tokens."""
     excess = max(0, len(ids) - room)
     return ids[-(-excess // step) * step :]
-
-
-def special_ids(backend: Any) -> frozenset[int]:
-    """Ids that mean something other than their text, flagged so or not."""
-    added = backend.get_added_tokens_decoder().items()
-    return frozenset(i for i, token in added if token.special or is_markup(token.content))
-
-
-def is_markup(name: str) -> bool:
-    """Whether an added token looks like <fim_middle> or <|im_end|>, not like spaces."""
-    return re.fullmatch(r"<\|?\w+\|?>", name) is not None
-
-
-def _cut_within(text: str, names: Sequence[str]) -> list[str]:
-    """Text in pieces, none of which holds any of the names."""
-    pattern = "|".join(f"(?={re.escape(name)})" for name in names if len(name) > 1)
-    cuts = [m.start() + 1 for m in re.finditer(pattern, text)]
-    bounds = [0, *cuts, len(text)]
-    return [text[a:b] for a, b in pairwise(bounds)]

@@ -6,6 +6,7 @@ from collections.abc import Collection, Sequence
 from typing import Any
 
 from edge.errors import EdgeError
+from edge.tokenizer.special_tokens import token_id
 
 # Stable Code Instruct ends a turn with <|im_end|>, which its generation_config.json does not
 # name; a base model that begins a turn or another file's part has finished what was asked.
@@ -37,15 +38,6 @@ def stop_ids(tokenizer: Any) -> frozenset[int]:
         eos = [tokenizer.eos_token_id]
     named = [token_id(tokenizer, name) for name in STOP_TOKENS]
     return frozenset(int(i) for i in (*eos, *named) if i is not None)
-
-
-def token_id(tokenizer: Any, name: str) -> int | None:
-    """The id of a token of the vocabulary by its name, None if there is no such token."""
-    found = tokenizer.convert_tokens_to_ids(name)
-    # An unknown name gives the id of the unknown token, where there is one: ask back.
-    if found is None or tokenizer.convert_ids_to_tokens(found) != name:
-        return None
-    return int(found)
 
 
 class StopScanner:

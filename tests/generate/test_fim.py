@@ -14,13 +14,13 @@ from edge.generate.fim import Completer
 from edge.generate.fim_prompt import (
     LEAST_CHARACTERS,
     FimTokens,
-    encode_text,
     fit,
     near_beginning,
     near_end,
 )
 from edge.generate.prefix_cache import common_length
 from edge.generate.sampling import Sampling
+from edge.tokenizer.special_tokens import encode_text
 
 CONTEXT = 1024
 NAMES = [

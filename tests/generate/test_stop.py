@@ -9,7 +9,8 @@ from tokenizers.models import WordLevel
 from transformers import PreTrainedTokenizerFast
 
 from edge.errors import EdgeError
-from edge.generate.stop import STOP_TOKENS, StopScanner, stop_ids, token_id
+from edge.generate.stop import STOP_TOKENS, StopScanner, stop_ids
+from edge.tokenizer.special_tokens import token_id
 from edge.tokenizer.tokenizer import Tokenizer as OurTokenizer
 
 # Few letters, so that stop strings occur, overlap and nearly occur.
