@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
+
+import msgspec
 
 from edge.bench.workload import Workload
 
@@ -33,9 +35,10 @@ class Job:
 
     def to_dict(self) -> dict[str, Any]:
         """As plain JSON data."""
-        return asdict(self)
+        found: dict[str, Any] = msgspec.to_builtins(self)
+        return found
 
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> Job:
         """The inverse of `to_dict`."""
-        return cls(**{**data, "workload": Workload(**data["workload"])})
+        return msgspec.convert(data, cls)

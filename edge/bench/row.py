@@ -9,6 +9,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import msgspec
+
 from edge.bench.energy import TrialEnergy
 from edge.bench.engines.engine import EngineFacts
 from edge.bench.gate import Digest, judge
@@ -20,7 +22,6 @@ from edge.bench.statistics import SHARES, Quantity, percentiles, summarise
 from edge.bench.trial import Trial
 from edge.bench.verdict import (
     Judgement,
-    Verdict,
     judge_conditions,
     judge_energy,
     judge_failure,
@@ -28,7 +29,21 @@ from edge.bench.verdict import (
 )
 from edge.device.describe import Bandwidth, Device, usable_cores
 from edge.device.roofline import fraction_on, on_gpu
-from edge.profile.profile import Row
+from edge.profile.profile import (
+    EngineFacts as Facts,
+)
+from edge.profile.profile import (
+    PowerSource,
+    Process,
+    Row,
+    Verdict,
+)
+from edge.profile.profile import (
+    Quality as RowQuality,
+)
+from edge.profile.profile import (
+    Trial as KeptTrial,
+)
 
 NO_QUALITY = "quality was not measured: add --quality"
 
@@ -125,15 +140,17 @@ def build_row(
         peak_memory_bytes=_most(run.outcome.peak_memory_bytes for run in runs),
         peak_device_bytes=_most(run.outcome.peak_device_bytes for run in runs),
         bandwidth_fraction=reached,
-        quality=quality and {k: v for k, v in quality.items() if k != "reasons"},
+        quality=None if quality is None else msgspec.convert(quality, RowQuality),
         verdict=judgement.verdict,
         reasons=[],
         load_s=_median(run.outcome.load_s for run in runs),
-        engine_facts=asdict(facts) if facts else None,
+        engine_facts=msgspec.convert(asdict(facts), Facts) if facts else None,
         token_latency_ms=_latency_ms(measured.trials),
         power=_power(runs),
-        processes=[_process_dict(run) for run in runs],
-        trials=[_trial_dict(t, e) for run in runs for t, e in run.trials],
+        processes=[msgspec.convert(_process_dict(run), Process) for run in runs],
+        trials=[
+            msgspec.convert(_trial_dict(t, e), KeptTrial) for run in runs for t, e in run.trials
+        ],
     )
     absences = []
     if not failed:
@@ -285,7 +302,7 @@ def _above_ceiling(facts: EngineFacts | None, device: Device | None) -> Verdict:
     bandwidth: Bandwidth | None = device.memory_bandwidth
     if on_gpu(facts.device, device.gpu_name) and device.gpu_memory_bandwidth is not None:
         bandwidth = device.gpu_memory_bandwidth
-    return "WARN" if bandwidth and bandwidth.source.startswith("measured") else "INVALID"
+    return "WARN" if bandwidth and bandwidth.kind == "measured" else "INVALID"
 
 
 def _latency_ms(trials: Sequence[Trial]) -> dict[str, float] | None:
@@ -297,12 +314,12 @@ def _latency_ms(trials: Sequence[Trial]) -> dict[str, float] | None:
     return {name: ns / 1e6 for name, ns in zip(SHARES, found, strict=True)}
 
 
-def _power(runs: Sequence[ProcessRun]) -> dict[str, Any] | None:
+def _power(runs: Sequence[ProcessRun]) -> PowerSource | None:
     """Where watts came from, None where nothing measured."""
     meter = next((run.meter for run in runs if run.samples), None)
     if meter is None:
         return None
-    return {"source": meter.source, "boundary": meter.boundary, "flags": _flags(runs)}
+    return PowerSource(meter.source, meter.boundary, _flags(runs))
 
 
 def _flags(runs: Sequence[ProcessRun]) -> list[str]:

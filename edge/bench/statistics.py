@@ -8,9 +8,11 @@ from __future__ import annotations
 import math
 import statistics
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 
+from edge.profile.profile import Quantity
 from edge.stats import interval
+
+__all__ = ["SHARES", "Quantity", "drift", "outliers", "percentiles", "summarise"]
 
 # hyperfine's limit: ten standard deviations of normal values, each of which is 1.4826 median
 # absolute deviations. (Iglewicz and Hoaglin 1993 advise 3.5 of them, which timings, skewed as they
@@ -22,26 +24,6 @@ MIN_FOR_SHAPE = 5
 DRIFT_LEVEL = 0.01
 # Percentiles of the times of single tokens.
 SHARES = {"p50": 0.5, "p90": 0.9, "p99": 0.99}
-
-
-@dataclass(frozen=True)
-class Quantity:
-    """A measured quantity over n values; `sd` is the sample standard deviation, None for n = 1.
-
-    `ci95` is Student's interval of the mean, over the means of the groups (see `summarise`);
-    None where there are fewer than two groups.
-    """
-
-    median: float
-    mean: float
-    sd: float | None
-    n: int
-    ci95: tuple[float, float] | None = None
-
-    @property
-    def relative_sd(self) -> float:
-        """sd / mean; 0 where one value says nothing of the spread."""
-        return self.sd / self.mean if self.sd and self.mean else 0.0
 
 
 def summarise(

@@ -9,7 +9,6 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 from edge.bench.energy import TrialEnergy, WindowEnergy
 from edge.bench.job import MAX_PASSES
@@ -17,8 +16,8 @@ from edge.bench.rounds import ProcessRun
 from edge.bench.statistics import drift, outliers, summarise
 from edge.bench.trial import Trial
 from edge.device.state import NOMINAL, doubts
+from edge.profile.profile import Verdict
 
-Verdict = Literal["VALID", "WARN", "INVALID"]
 ORDER: tuple[Verdict, ...] = ("VALID", "WARN", "INVALID")
 
 # pyperf's practice: a spread of 10 % is unstable.

@@ -8,6 +8,8 @@ from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import msgspec
+
 from edge.cli.arguments import artefact, open_named, output_folder
 from edge.cli.bench_arguments import (
     ENERGY_WINDOW_S,
@@ -227,15 +229,17 @@ def _new_profile(args: argparse.Namespace, checkpoint: Checkpoint) -> Profile:
 
     from edge.bench.software import software_versions
     from edge.device.describe import describe_device
-    from edge.profile.profile import Profile
+    from edge.profile.profile import SCHEMA, Method, Profile
 
     return Profile(
+        schema=SCHEMA,
         created_utc=datetime.now(UTC).isoformat(timespec="seconds"),
         argv=_shareable_argv(checkpoint),
         device=describe_device(args.bandwidth_gb_s),
         software=software_versions(),
         model=_model_info(checkpoint),
-        method=_method(args),
+        method=Method(**_method(args)),
+        rows=[],
     )
 
 
@@ -289,7 +293,7 @@ def _plot(profile: Profile, path: Path) -> list[Path]:
     from edge.report.figure import to_png
     from edge.report.plots import throughput
 
-    if (drawn := throughput.draw(profile.to_dict())) is None:
+    if (drawn := throughput.draw(msgspec.to_builtins(profile))) is None:
         return []
     plot_path = path.with_suffix(".png")
     with atomic_write(plot_path) as partial:
@@ -306,7 +310,7 @@ def _print(args: argparse.Namespace, profile: Profile, files: list[Path]) -> Non
     if args.output == "json":
         print(profile.to_json(), end="")
     else:
-        data = profile.to_dict()
+        data = msgspec.to_builtins(profile)
         print(markdown_table(data), end="\n\n")
         if args.suite == TABLE_11_SUITE:
             print(table11_beside(data), end="\n\n")

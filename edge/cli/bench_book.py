@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from msgspec.structs import replace
 
 if TYPE_CHECKING:
     from edge.bench.job import Job
@@ -29,9 +31,8 @@ class Book:
     built: dict[int, Row] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        self.profile.method["order"] = [
-            [_label(*self.rows[row]) for row in order] for order in self.results.order
-        ]
+        order = [[_label(*self.rows[row]) for row in order] for order in self.results.order]
+        self.profile = replace(self.profile, method=replace(self.profile.method, order=order))
 
     @property
     def path(self) -> Path:
@@ -63,15 +64,19 @@ class Book:
     def _build(self, changed: Iterable[int]) -> None:
         """Build some rows with what is known now, and write the profile with all of them."""
         from edge.bench.row import build_row
-        from edge.profile.profile import write_profile
+        from edge.profile.profile import write
 
         context, results = self._context(), self.results
         for number in changed:
             job, subject = self.rows[number]
             self.built[number] = build_row(subject, job, results.runs[number], context)
-        self.profile.method.update(_idle_record(results), finished=results.finished)
-        self.profile.rows[:] = [self.built[number] for number in sorted(self.built)]
-        write_profile(self.profile, self.path)
+        idle, finished = _idle_record(results), results.finished
+        self.profile = replace(
+            self.profile,
+            method=replace(self.profile.method, idle=idle, finished=finished),
+            rows=[self.built[number] for number in sorted(self.built)],
+        )
+        write(self.profile, self.path)
 
     def _context(self) -> Any:
         from edge.bench.cooldown import baseline_drift
@@ -98,10 +103,8 @@ def _idle_record(results: Results) -> dict[str, Any]:
 
     before, after = results.idle_before, results.idle_after
     return {
-        "idle": {
-            "before": asdict(before) if before else None,
-            "after": asdict(after) if after else None,
-            "net_of_w": results.idle_w,
-            "drift": baseline_drift(before, after),
-        }
+        "before": asdict(before) if before else None,
+        "after": asdict(after) if after else None,
+        "net_of_w": results.idle_w,
+        "drift": baseline_drift(before, after),
     }

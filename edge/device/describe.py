@@ -8,7 +8,9 @@ import re
 import sys
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Annotated, Literal
 
+import msgspec
 import psutil
 
 from edge.device.chips import APPLE_CACHE_BYTES, OVERRIDE, find_chip
@@ -22,20 +24,33 @@ LEVELS = range(3)
 APPLE = "Apple "
 
 
+# What is read from a file of somebody else has sizes that can be calculated with.
+Count = Annotated[int, msgspec.Meta(ge=0, le=10**15)]
+GigabytesPerSecond = Annotated[float, msgspec.Meta(ge=1e-9, le=1e15)]
+BandwidthSource = Annotated[str, msgspec.Meta(pattern="^(table|measured|driver|given)")]
+BandwidthKind = Literal["table", "measured", "driver", "given"]
+
+
 @dataclass(frozen=True)
 class Bandwidth:
     """Memory bandwidth: GB/s of 1e9 bytes, and where the figure comes from.
 
-    `source` begins with "table", "measured", "driver" or "given".
+    `source` begins with its kind: "table", "measured", "driver" or "given".
     """
 
-    gb_s: float
-    source: str
+    gb_s: GigabytesPerSecond
+    source: BandwidthSource
 
     @property
     def bytes_s(self) -> float:
         """Bytes per second."""
         return self.gb_s * 1e9
+
+    @property
+    def kind(self) -> BandwidthKind:
+        """A measured bandwidth can be too low, as other programs use the memory too."""
+        kinds: tuple[BandwidthKind, ...] = ("table", "measured", "driver", "given")
+        return next(kind for kind in kinds if self.source.startswith(kind))
 
 
 @dataclass(frozen=True)
@@ -45,22 +60,23 @@ class Device:
     `cores_by_level` counts physical cores by Apple's own names of their levels, fastest first:
     Performance and Efficiency, on some M5 Super and Performance. `gpu_memory_bandwidth` is of a
     GPU with memory of its own, `cache_bytes` the processor's last-level cache. `remarks` say why
-    something that matters could not be found out.
+    something that matters could not be found out. In a profile of an older version 0 and "" mean
+    not recorded.
     """
 
     name: str
-    architecture: str
-    physical_cores: int
-    logical_cores: int
-    memory_bytes: int
-    os: str
+    architecture: str = ""
+    physical_cores: Count = 0
+    logical_cores: Count = 0
+    memory_bytes: Count = 0
+    os: str = ""
     hw_model: str | None = None
-    cores_by_level: dict[str, int] = field(default_factory=dict)
+    cores_by_level: dict[str, Count] = field(default_factory=dict)
     gpu_name: str | None = None
-    gpu_cores: int | None = None
+    gpu_cores: Count | None = None
     memory_bandwidth: Bandwidth | None = None
     gpu_memory_bandwidth: Bandwidth | None = None
-    cache_bytes: int | None = None
+    cache_bytes: Count | None = None
     remarks: tuple[str, ...] = ()
 
 
@@ -101,7 +117,7 @@ def measured_again(device: Device) -> Device:
     Other programs can only lower what is measured. Unchanged where it was not measured.
     """
     known = device.memory_bandwidth
-    if known is None or not known.source.startswith("measured"):
+    if known is None or known.kind != "measured":
         return device
     new = _measured()
     return device if new.gb_s <= known.gb_s else replace(device, memory_bandwidth=new)

@@ -13,6 +13,7 @@ from edge.bench.row import NO_QUALITY, Context, build_row
 from edge.convert.artefacts.recipes import RECIPES
 from edge.convert.checkpoint import open_checkpoint
 from edge.errors import EdgeError
+from edge.profile.profile import Quality
 from tests.bench.test_row import JOB, SUBJECT, THREE, process
 
 TOKENS = 512
@@ -95,7 +96,7 @@ def test_a_row_has_it_and_is_judged_by_it():
     record = {"perplexity": 5.0, "kl_mean": 0.1, "reference": "mlx-fp16", "reasons": ["a reason"]}
     row = row_of(Context(quality={SUBJECT.artefact: record}))
     assert row.verdict == "VALID"
-    assert row.quality == {k: v for k, v in record.items() if k != "reasons"}
+    assert row.quality == Quality(perplexity=5.0, kl_mean=0.1, reference="mlx-fp16")
     assert "quality: a reason" in row.reasons
     row = row_of(Context(quality={SUBJECT.artefact: {**record, "kl_mean": 3.0}}))
     assert row.verdict == "INVALID"

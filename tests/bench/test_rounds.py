@@ -87,7 +87,7 @@ def test_power_is_measured_around_every_process_and_idle_before_and_after():
     row = build_row(SUBJECT, JOBS[0], results.runs[0], Context(2, idle_w=results.idle_w))
     assert row.power_w.median == pytest.approx(6.0)
     assert row.joules_per_token_net.median == pytest.approx(0.0, abs=1e-9)
-    assert row.power["source"] == "fake"
+    assert row.power.source == "fake"
 
 
 def test_how_long_each_process_waited_is_kept():

@@ -1,6 +1,7 @@
 import json
 from dataclasses import replace
 
+import msgspec
 import pytest
 
 from edge.bench.job import Job
@@ -13,6 +14,7 @@ from edge.device.describe import Bandwidth, Device
 from edge.device.state import State
 from edge.power.choose import NoMeter
 from edge.power.meter import Sample
+from edge.profile.profile import PowerSource
 from tests.bench.fakes import FACTS, NS, samples_of, trial
 
 SUBJECT = Subject("mlx-int4", "MLX", "INT4", 1000, 4.5)
@@ -52,9 +54,9 @@ def test_quantities_are_medians_over_the_counted_trials():
     assert row.prefill_tok_s.median == 5.0
     assert row.ttft_s.median == 2.0
     assert len(row.trials) == 4  # the warm-up is kept, marked
-    assert row.trials[0]["warmup"]
+    assert row.trials[0].warmup
     assert row.bytes_per_token == 1000 + 101 * 10
-    json.dumps(row.trials, allow_nan=False)
+    json.dumps(msgspec.to_builtins(row.trials), allow_nan=False)
 
 
 def test_a_joint_workloads_cache_holds_the_prompt_too():
@@ -72,8 +74,8 @@ def test_the_interval_takes_each_process_as_one():
     means = [1 / (1.0 + r / 10) for r in range(3)]
     assert row.decode_tok_s.ci95 == pytest.approx(summarise(means).ci95)
     assert row.decode_tok_s.n == 6
-    assert [p["round"] for p in row.processes] == [0, 1, 2]
-    assert [t["round"] for t in row.trials] == [0, 0, 1, 1, 2, 2]
+    assert [p.round for p in row.processes] == [0, 1, 2]
+    assert [t.round for t in row.trials] == [0, 0, 1, 1, 2, 2]
 
 
 def test_the_time_of_single_tokens_is_summed_up():
@@ -115,10 +117,10 @@ def test_energy_is_that_of_the_windows():
     assert row.joules_per_token_net.median == pytest.approx(2.0)
     assert row.prefill_power_w.median == pytest.approx(7.0)
     assert row.prefill_joules_per_token.median == pytest.approx(1.4)
-    assert row.trials[0]["energy_j"] == pytest.approx({"CPU": 6.0, "GPU": 8.0})
-    assert row.trials[0]["energy_coverage"] == 1.0
-    assert row.trials[0]["prefill_energy"]["tokens"] == 10
-    assert row.power == {"source": "fake", "boundary": "CPU and GPU", "flags": []}
+    assert row.trials[0].energy_j == pytest.approx({"CPU": 6.0, "GPU": 8.0})
+    assert row.trials[0].energy_coverage == 1.0
+    assert row.trials[0].prefill_energy.tokens == 10
+    assert row.power == PowerSource("fake", "CPU and GPU")
 
 
 def test_without_idle_power_there_is_no_net():
@@ -172,7 +174,7 @@ def test_one_failed_round_withholds_the_figures_of_all():
     assert row.reasons[0] == "it died (round 2 of 3)"
     assert row.decode_tok_s is None
     assert len(row.trials) == 4
-    assert [p["failed"] for p in row.processes] == [False, True]
+    assert [p.failed for p in row.processes] == [False, True]
 
 
 def test_a_reason_names_the_artefact_not_its_folder():

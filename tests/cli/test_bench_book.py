@@ -12,7 +12,7 @@ from edge.bench.workload import Workload
 from edge.cli.bench_book import Book
 from edge.device.describe import Bandwidth, Device
 from edge.device.state import State
-from edge.profile.profile import ModelInfo, Profile
+from edge.profile.profile import Method, ModelInfo, Profile
 from edge.profile.reading import read_profile
 from tests.bench.fakes import FACTS, FakeClock, FakeMeter, samples_of, trial
 
@@ -25,7 +25,15 @@ def book(tmp_path):
     job = Job("mlx", "x", Workload(10, 3), 50, 0, 1, 1, 2)
     rows = [(job, Subject(name, "MLX", "INT4", 1000, 4.5)) for name in ("first", "second")]
     model = ModelInfo("demo", "demo", None, 5, False)
-    profile = Profile("2026-01-01T00:00:00+00:00", [], DEVICE, {"edge": "1"}, model, {})
+    profile = Profile(
+        schema=1,
+        created_utc="2026-01-01T00:00:00+00:00",
+        device=DEVICE,
+        software={"edge": "1"},
+        model=model,
+        method=Method(),
+        rows=[],
+    )
     return Book(profile, rows, Results([[0, 1], [1, 0]], [[], []]), tmp_path)
 
 

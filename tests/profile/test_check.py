@@ -53,7 +53,6 @@ def test_every_profile_that_is_published_here_has_none_either(path):
 
 
 COPIES = {
-    "edge/data/profile.schema.json": "profiles/schema.json",
     "edge/data/table11.json": "profiles/published/table11.json",
     "edge/data/apple_silicon.json": "profiles/published/apple_silicon.json",
     "edge/data/chips.json": "profiles/published/chips.json",

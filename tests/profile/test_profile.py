@@ -1,102 +1,243 @@
+"""The profile as structs: written, read in full and in part, refused."""
+
+import copy
 import json
+import os
+import re
 from dataclasses import replace
 
+import msgspec
 import pytest
 from jsonschema import Draft202012Validator
 
 from edge.bench.row import Context, build_row
 from edge.device.describe import Bandwidth, Device
-from edge.profile.profile import ModelInfo, Profile, write_profile
-from edge.profile.reading import read_profile
+from edge.errors import EdgeError
+from edge.profile.profile import (
+    Method,
+    ModelInfo,
+    Profile,
+    ProfileError,
+    Quantity,
+    Reason,
+    Trial,
+    Workload,
+    read,
+    read_summary,
+    write,
+)
 from tests.bench.fakes import NS, trial
 from tests.bench.test_row import JOB, SUBJECT, THREE, Watts, process, samples_of
-from tests.support.profiles import ROOT, SCHEMA, faults
+from tests.support.profiles import ROOT
+from tools.write_profile_schema import SCHEMA, text
 
+MEASURED = sorted((ROOT / "profiles" / "measured").glob("*.json"))
+DEVICE = Device("Apple M2", "arm64", 8, 8, 16 << 30, "macOS 27.0")
 PROFILE = Profile(
+    schema=1,
     created_utc="2026-01-01T00:00:00+00:00",
     argv=["bench.py", "[\\n1, 2]"],
-    device=Device("Apple M2", "arm64", 8, 8, 16 << 30, "macOS 27.0"),
+    device=DEVICE,
     software={"edge": "0"},
     model=ModelInfo("demo", "demo", None, 5, False),
-    method={"stamps": [1, 22, 333], "none": [], "mixed": [1, "a"]},
+    method=Method(),
+    rows=[],
 )
-
-
-def test_what_is_written_reads_back_the_same(tmp_path):
-    path = tmp_path / "new" / "profile.json"
-    write_profile(PROFILE, path)
-    assert json.loads(path.read_text()) == json.loads(json.dumps(PROFILE.to_dict()))
-    assert next(iter(json.loads(path.read_text()))) == "schema"
-
-
-def test_stamps_share_a_line():
-    assert '"stamps": [1,22,333]' in PROFILE.to_json()
-
-
-def test_a_number_that_json_does_not_have_is_refused():
-    with pytest.raises(ValueError, match="JSON compliant"):
-        replace(PROFILE, method={"x": float("nan")}).to_json()
-
-
-# --- the schema
-
-
-def test_the_schema_is_one():
-    Draft202012Validator.check_schema(SCHEMA)
-
-
-@pytest.mark.parametrize(
-    "path", sorted((ROOT / "profiles" / "measured").glob("*.json")), ids=lambda p: p.name
-)
-def test_every_profile_in_the_repository_is_valid(path):
-    assert faults(json.loads(path.read_text(encoding="utf-8"))) == []
-    read_profile(path)
-
-
 ROWS = {
     "plain": build_row(SUBJECT, JOB, [process(THREE)]),
     "with energy": build_row(
         SUBJECT,
         JOB,
         [process(THREE, meter=Watts("a flag"), samples=samples_of(7.0))],
-        Context(device=replace(PROFILE.device, memory_bandwidth=Bandwidth(100.0, "table, Apple"))),
+        Context(device=Device("PC", memory_bandwidth=Bandwidth(100.0, "table, Apple"))),
     ),
     "failed": build_row(SUBJECT, JOB, [process([], failure="it died", facts=None, load_s=None)]),
 }
+# As little as a file may hold, as in the first version.
+OLDEST = {
+    "schema": 1,
+    "created_utc": "2026-01-01T00:00:00Z",
+    "device": {"name": "Apple M2"},
+    "software": {},
+    "model": {"name": "demo"},
+    "method": {},
+    "rows": [
+        {
+            "artefact": "mlx-int4",
+            "engine": "mlx",
+            "framework": "MLX",
+            "precision": "INT4",
+            "workload": {"prompt": 1, "generate": 2, "depth": 0},
+            "decode_tok_s": {"median": 1, "mean": 1.0, "n": 1},
+            "verdict": "VALID",
+            "reasons": [],
+            "trials": [{"warmup": False}],
+        }
+    ],
+}
+
+
+@pytest.fixture
+def path(tmp_path):
+    return tmp_path / "new" / "p.json"
+
+
+def saved(path, data):
+    path.parent.mkdir(exist_ok=True)
+    path.write_bytes(data if isinstance(data, bytes) else json.dumps(data).encode())
+    return path
 
 
 @pytest.mark.parametrize("name", ROWS)
-def test_what_is_written_is_valid(name):
-    profile = json.loads(replace(PROFILE, rows=[ROWS[name]]).to_json())
-    assert faults(profile) == []
+def test_what_is_written_reads_back_the_same(path, name):
+    profile = msgspec.structs.replace(PROFILE, rows=[ROWS[name]])
+    write(profile, path)
+    assert read(path) == profile
+    assert next(iter(json.loads(path.read_text()))) == "schema"
+
+
+@pytest.mark.parametrize("measured", MEASURED, ids=lambda path: path.name)
+def test_measured_profiles_are_read_and_written_without_a_loss(measured, path):
+    profile = read(measured)
+    write(profile, path)
+    assert json.loads(path.read_text()) == json.loads(measured.read_text(encoding="utf-8"))
+    summary = msgspec.to_builtins(read_summary(measured))
+    for row in (whole := msgspec.to_builtins(profile))["rows"]:
+        del row["trials"], row["processes"]
+    assert summary == whole
+
+
+def test_the_schema_file_is_that_of_the_structs():
+    """If it is not: python tools/write_profile_schema.py."""
+    assert SCHEMA.read_text(encoding="utf-8") == text()
+    schema = json.loads(text())
+    Draft202012Validator.check_schema(schema)
+    for measured in MEASURED:
+        Draft202012Validator(schema).validate(json.loads(measured.read_text(encoding="utf-8")))
+
+
+def test_older_files_and_unknown_keys_are_read(path):
+    assert read(saved(path, OLDEST)).rows[0].decode_tok_s == Quantity(median=1.0, mean=1.0, n=1)
+    newer = {**OLDEST, "new": {"x": 1}, "device": {"name": "x", "new": [None]}}
+    assert read_summary(saved(path, newer)).device == Device("x")
+
+
+def changed(change):
+    data = copy.deepcopy(OLDEST)
+    change(data)
+    return data
+
+
+@pytest.mark.parametrize("read_it", [read, read_summary])
+@pytest.mark.parametrize(
+    ("data", "kind", "words"),
+    [
+        (b"", "not a profile", "is not JSON"),
+        (b"{", "not a profile", "is not JSON"),
+        (b"\xff", "not a profile", "is not JSON"),
+        (b'{"x": ' + b"[" * 100_000, "not a profile", "is not JSON"),
+        (b'{"schema": NaN}', "not a profile", "is not JSON"),
+        ([1], "not a profile", "no schema number"),
+        ({"a": 1}, "not a profile", "no schema number"),
+        ({"schema": "1"}, "not a profile", "no schema number"),
+        ({"schema": True}, "not a profile", "no schema number"),
+        ({"schema": 0}, "not a profile", "no schema number"),
+        ({"schema": 2}, "newer schema", "has schema 2 and this edge reads up to 1: install"),
+        (b'{"schema": 1%s}' % (b"0" * 3000), "newer schema", "of absurd size"),
+        ({"schema": 1}, "broken", "`created_utc`"),
+        (changed(lambda p: p.pop("rows")), "broken", "`rows`"),
+        (changed(lambda p: p.update(rows={})), "broken", "$.rows"),
+        (changed(lambda p: p.update(created_utc="today")), "broken", "$.created_utc"),
+        (changed(lambda p: p.update(device={})), "broken", "$.device"),
+        (changed(lambda p: p.update(model={"name": 1})), "broken", "$.model.name"),
+        (changed(lambda p: p["rows"].append(1)), "broken", "$.rows[1]"),
+        (changed(lambda p: p["rows"][0].pop("engine")), "broken", "`engine`"),
+        (changed(lambda p: p["rows"][0].update(verdict="FINE")), "broken", "$.rows[0].verdict"),
+        (changed(lambda p: p["rows"][0].update(power_w=0)), "broken", "$.rows[0].power_w"),
+        (changed(lambda p: p["rows"][0].update(file_bytes=10**400)), "broken", "file_bytes"),
+        (changed(lambda p: p["rows"][0].update(load_s=1e300)), "broken", "$.rows[0].load_s"),
+    ],
+)
+def test_hostile_files_are_one_sentence(path, read_it, data, kind, words):
+    with pytest.raises(ProfileError, match=r"p\.json") as caught:
+        read_it(saved(path, data))
+    assert caught.value.kind == kind
+    assert words in str(caught.value)
+    assert str(caught.value).isprintable() and str(caught.value).endswith(".")
+
+
+def test_a_broken_trial_is_refused_in_full_and_passed_over_in_a_summary(path):
+    saved(path, changed(lambda p: p["rows"][0].update(trials=[{}])))
+    with pytest.raises(EdgeError, match=r"\$\.rows\[0\]\.trials\[0\]"):
+        read(path)
+    assert len(read_summary(path).rows) == 1
+
+
+def test_what_is_not_a_regular_file_is_refused(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    for name, words in (("no.json", "is missing"), ("", "regular file"), ("pipe", "regular file")):
+        with pytest.raises(EdgeError, match=words):
+            read(tmp_path / name)
+
+
+def test_stamps_share_a_line_and_nan_is_refused():
+    profile = msgspec.structs.replace(PROFILE, rows=[ROWS["plain"]])
+    assert re.search(r'"pass_begin_ns": \[\d+\],$', profile.to_json(), re.MULTILINE)
+    row = msgspec.structs.replace(ROWS["plain"], load_s=float("nan"))
+    with pytest.raises(ValueError, match="JSON compliant"):
+        msgspec.structs.replace(PROFILE, rows=[row]).to_json()
 
 
 @pytest.mark.parametrize(
-    "spoil",
+    ("workload", "name"),
     [
-        lambda p: p.pop("device"),
-        lambda p: p.update(schema=2),
-        lambda p: p["rows"][0].update(verdict="FINE"),
-        lambda p: p["rows"][0].update(decode_tok_s={"median": 1.0}),
-        lambda p: p["rows"][0].update(power_w=0),
-        lambda p: p["rows"][0]["trials"][0].pop("token_us"),
-        lambda p: p["rows"][0]["trials"][0]["decode_energy"].update(coverage=1.5),
+        (Workload(512, 128), "pp512, tg128"),
+        (Workload(0, 128, 4096), "tg128 @ d4096"),
+        (Workload(8, 4, 64, joint=True), "pp8+tg4 @ d64"),
+        (Workload(), ""),
     ],
 )
-def test_what_is_no_profile_is_not(spoil):
-    profile = json.loads(replace(PROFILE, rows=[ROWS["with energy"]]).to_json())
-    spoil(profile)
-    assert faults(profile)
+def test_workloads_are_spelt_as_in_llama_bench(workload, name):
+    assert str(workload) == name
+
+
+@pytest.mark.parametrize(
+    ("sentence", "about", "text"),
+    [
+        ("power_w: no meter: install one", "power_w", "no meter: install one"),
+        ("power_w, joules_per_token and their like: no meter", "power_w", "no meter"),
+        ("quality was not measured: add --quality", "quality", None),
+        ("decode_tok_s needs two tokens (-n 2)", "decode_tok_s", None),
+        ("it died: out of memory", "", None),
+    ],
+)
+def test_a_reason_knows_what_it_is_about(sentence, about, text):
+    found = Reason.parse(sentence)
+    assert (found.about, found.text) == (about, text or sentence)
+    assert Reason.parse(str(found)) == found
+
+
+def test_why_a_figure_is_missing():
+    reasons = ["too hot", "power_w: no meter", "decode drifts: see joules_per_token"]
+    row = msgspec.structs.replace(ROWS["plain"], reasons=reasons)
+    assert row.why_not("power_w") == "no meter"
+    assert row.why_not("joules_per_token", "power_w") == "decode drifts: see joules_per_token"
+    assert row.why_not("quality") == "the profile does not say why"
+    assert msgspec.structs.replace(row, verdict="INVALID").why_not("quality") == "too hot"
+
+
+def test_windows_of_old_and_new_trials():
+    old = Trial(warmup=False, ttft_s=1.0, token_ns=[5, 6, 9], prefill_begin_ns=1, prefill_end_ns=4)
+    assert (old.prefills, old.passes) == ([(1, 4)], [(5, 9)])
+    new = Trial(warmup=False, prefill_ns=[1, 2, 3, 4], pass_begin_ns=[5, 7], pass_end_ns=[6, 8])
+    assert (new.prefills, new.passes) == ([(1, 2), (3, 4)], [(5, 6), (7, 8)])
 
 
 def test_a_profile_of_five_rows_stays_below_a_megabyte():
     """Windows of 4500 tokens, as a fast model fills 3 s with: six trials of each row."""
-    trials = [replace(trial(i), passes_ns=_passes(i)) for i in range(6)]
+    starts = [5 * NS + number * 330_000_000 for number in range(9)]
+    passes = tuple(tuple(start + i * 660_000 for i in range(500)) for start in starts)
+    trials = [replace(trial(i), passes_ns=passes) for i in range(6)]
     row = build_row(SUBJECT, JOB, [process(trials, meter=Watts(), samples=samples_of(7.0, 700))])
-    size = len(replace(PROFILE, rows=[row] * 5).to_json())
+    size = len(msgspec.structs.replace(PROFILE, rows=[row] * 5).to_json())
     assert 100_000 < size < 1_000_000
-
-
-def _passes(number):
-    start = number * 100 * NS + 5 * NS
-    return tuple(tuple(start + (one * 500 + i) * 660_000 for i in range(500)) for one in range(9))
