@@ -15,7 +15,7 @@ from edge.chat.session import Session
 from edge.chat.status import counted, size
 from edge.chat.terminal import Sanitiser, Screen, StopKey, keys_unseen
 from edge.errors import EdgeError
-from edge.formats.text import read_text
+from edge.formats.files import read_text
 from edge.generate.transcript import read_transcript, write_transcript
 
 if TYPE_CHECKING:

@@ -13,7 +13,7 @@ from edge.cli.arguments import count
 from edge.cli.opened import open_for
 from edge.cli.sampling_arguments import add_sampling, sampling_from
 from edge.errors import EdgeError
-from edge.formats.text import check_argument, decode_text
+from edge.formats.files import check_argument, decode_text
 from edge.power.choose import SOURCES, choose_meter
 from edge.stdout import check_stdout
 

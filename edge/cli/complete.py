@@ -16,7 +16,7 @@ from edge.cli.arguments import count
 from edge.cli.opened import opened
 from edge.cli.sampling_arguments import add_sampling, sampling_from
 from edge.errors import EdgeError
-from edge.formats.text import check_argument, decode_text, read_text
+from edge.formats.files import check_argument, decode_text, read_text
 from edge.generate.hole import CURSOR, read_hole, split_at_mark
 from edge.stdout import check_stdout, write_stdout
 

@@ -1,18 +1,34 @@
-"""Outputs that appear whole or not at all."""
+"""Files: outputs that appear whole, and bounded reads of JSON and text from outside."""
 
 from __future__ import annotations
 
+import json
 import os
+import re
 import shutil
+import stat
 import tempfile
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any, BinaryIO, NoReturn
 
 from edge.errors import EdgeError
 
 # Names of what is on its way in and on its way out: .TARGET.partial-PID, .TARGET.old-PID.
 PARTIAL, OLD = "partial", "old"
+# The largest tokenizer.json of a published model has some 30 MB.
+MAX_BYTES = 100_000_000
+# More text than any context holds.
+MAX_TEXT_BYTES = 64_000_000
+# No file of a checkpoint nests deeper than ten.
+MAX_DEPTH = 64
+# Half of a character that UTF-16 needs two for: alone, nothing can write it down again.
+SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")
+
+
+# --- writing
 
 
 @contextmanager
@@ -39,18 +55,13 @@ def atomic_write(target: Path) -> Iterator[Path]:
 
 @contextmanager
 def os_errors_as_edge_error(target: Path) -> Iterator[None]:
-    """Turn whatever a disk or a folder refuses into an EdgeError that names the target.
-
-    Raises:
-        EdgeError: in place of an OSError.
-    """
+    """Turn an OSError of a write into an EdgeError that names the target."""
     try:
         yield
     except OSError as error:
-        reason = error.strerror or str(error)
         raise EdgeError(
-            f"{target} cannot be written ({reason}); check the disk's free space and the "
-            f"folder's permissions, or choose another folder."
+            f"{target} cannot be written ({error.strerror or error}); check the disk's free space "
+            f"and the folder's permissions, or choose another folder."
         ) from None
 
 
@@ -60,14 +71,10 @@ def check_writable(folder: Path) -> None:
     Raises:
         EdgeError: it cannot be made or written.
     """
-    try:
+    with os_errors_as_edge_error(folder):
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder):
             pass
-    except OSError as error:
-        raise EdgeError(
-            f"{folder} cannot be written ({error.strerror}); choose another folder."
-        ) from None
 
 
 def remove(path: Path) -> None:
@@ -79,16 +86,159 @@ def remove(path: Path) -> None:
 
 
 def _take_place(partial: Path, target: Path) -> None:
-    if target.is_dir() and not target.is_symlink():  # rename cannot replace a full directory
-        old = target.with_name(f".{target.name}.{OLD}-{os.getpid()}")
-        target.rename(old)
-        try:
-            partial.rename(target)
-        except OSError:
-            old.rename(target)
-            raise
-        # Deleted under the other name: whatever is called old is whole and can be put back.
-        old.rename(partial)
-        remove(partial)
-    else:
+    if not target.is_dir() or target.is_symlink():
         partial.replace(target)
+        return
+    old = target.with_name(f".{target.name}.{OLD}-{os.getpid()}")  # rename cannot replace a folder
+    target.rename(old)
+    try:
+        partial.rename(target)
+    except OSError:
+        old.rename(target)
+        raise
+    # Deleted under the other name: whatever is called old is whole and can be put back.
+    old.rename(partial)
+    remove(partial)
+
+
+# --- reading
+
+
+@contextmanager
+def open_file(path: Path) -> Iterator[BinaryIO]:
+    """A regular file opened for reading; what the system refuses meanwhile is an EdgeError.
+
+    Raises:
+        EdgeError: it is missing, unreadable, or not a file.
+    """
+    try:
+        if not stat.S_ISREG(path.stat().st_mode):  # to open a pipe would wait for ever
+            raise EdgeError(f"{path} is no file but a folder, pipe or device; check the path.")
+        with path.open("rb") as file:
+            yield file
+    except FileNotFoundError:
+        raise EdgeError(f"{path} is missing; check the path or download it again.") from None
+    except (OSError, ValueError) as error:  # ValueError: a NUL in the name
+        reason = getattr(error, "strerror", None) or error
+        raise EdgeError(f"{path} cannot be read ({reason}); check its permissions.") from None
+
+
+def read_small_file(path: Path, max_bytes: int = MAX_BYTES) -> bytes:
+    """Content of a file of bounded size.
+
+    Raises:
+        EdgeError: it is too large; or as `open_file`.
+    """
+    with open_file(path) as file:
+        data = file.read(max_bytes + 1)
+    if len(data) > max_bytes:
+        raise EdgeError(f"{path} is larger than {max_bytes // 10**6} MB; give a smaller file.")
+    return data
+
+
+def read_json_object(path: Path) -> dict[str, Any]:
+    """Content of a JSON file that holds an object.
+
+    Raises:
+        EdgeError: as `read_small_file` and `parse_json_object`.
+    """
+    return parse_json_object(read_small_file(path), str(path))
+
+
+def parse_json_object(data: bytes, where: str) -> dict[str, Any]:
+    """The object that JSON holds; `where` names the file in errors.
+
+    Raises:
+        EdgeError: it is not JSON, or not as `strict_json` wants it, or not an object.
+    """
+    try:
+        parsed = strict_json(data)
+    except ValueError as error:
+        raise EdgeError(f"{where} cannot be read as JSON ({error}); download it again.") from None
+    if not isinstance(parsed, dict):
+        raise EdgeError(f"{where} holds no JSON object; download it again.")
+    return parsed
+
+
+def strict_json(data: bytes) -> Any:
+    """Parse JSON that every other reader would understand in the same way.
+
+    Python's parser takes more than JSON has: other encodings, NaN, a key twice. Readers
+    disagree on these, so that one would check what another never uses.
+
+    Raises:
+        ValueError: not UTF-8, a key twice, NaN or Infinity, half characters, numbers of
+            thousands of digits, nesting beyond 64 levels, or no JSON at all.
+    """
+    too_deep = f"nested deeper than {MAX_DEPTH} levels"
+    try:
+        parsed = json.loads(
+            data.decode(), object_pairs_hook=_unique, parse_constant=_refuse_constant
+        )
+    except RecursionError:
+        raise ValueError(too_deep) from None
+    if _is_deeper(parsed, MAX_DEPTH):
+        raise ValueError(too_deep)
+    if SURROGATE.search(data):
+        json.dumps(parsed, ensure_ascii=False).encode()
+    return parsed
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        twice, _ = Counter(key for key, _ in pairs).most_common(1)[0]
+        raise ValueError(f"the key {twice!r} is there twice")
+    return found
+
+
+def _refuse_constant(name: str) -> NoReturn:
+    raise ValueError(f"{name} is no JSON")
+
+
+def _is_deeper(value: Any, limit: int) -> bool:
+    """Nesting of containers compared with a limit, without recursion."""
+    level = [value] if isinstance(value, dict | list) else []
+    for _ in range(limit):
+        children = (c for node in level for c in (node.values() if type(node) is dict else node))
+        level = [child for child in children if isinstance(child, dict | list)]
+    return bool(level)
+
+
+# --- text
+
+
+def read_text(path: Path) -> str:
+    """A text file's content, line ends as they are.
+
+    Raises:
+        EdgeError: as `read_small_file` and `decode_text`.
+    """
+    return decode_text(read_small_file(path, MAX_TEXT_BYTES), str(path))
+
+
+def decode_text(data: bytes, where: str) -> str:
+    """UTF-8 bytes as text, without a byte order mark; `where` names them in errors.
+
+    Raises:
+        EdgeError: they are not text.
+    """
+    if b"\0" in data:
+        raise EdgeError(f"{where} is binary; only text can be used.")
+    try:
+        return data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise EdgeError(
+            f"{where} is no UTF-8 at byte {error.start}; save it in that encoding first."
+        ) from None
+
+
+def check_argument(text: str, flag: str) -> str:
+    """An argument's text, unless it has bytes that are not UTF-8 (surrogates from the system).
+
+    Raises:
+        EdgeError: it has some.
+    """
+    if any("\ud800" <= character <= "\udfff" for character in text):
+        raise EdgeError(f"{flag} is no UTF-8; pass the text through a file or stdin.")
+    return text

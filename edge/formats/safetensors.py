@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 
 from edge.errors import EdgeError
-from edge.formats.json import strict_json
+from edge.formats.files import strict_json
 
 # The bound that the reference implementation sets on the header.
 MAX_HEADER_BYTES = 100_000_000

@@ -6,7 +6,7 @@ import re
 from pathlib import Path
 
 from edge.errors import EdgeError
-from edge.formats.text import read_text
+from edge.formats.files import read_text
 
 CURSOR = "<CURSOR>"
 

@@ -21,8 +21,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, Literal
 
 from edge.errors import EdgeError
-from edge.formats.files import atomic_write
-from edge.formats.json import strict_json
+from edge.formats.files import atomic_write, strict_json
 
 Role = Literal["system", "user", "assistant"]
 # What is personal is nobody else's to read.

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from edge.errors import EdgeError
-from edge.formats.json import read_json_object
+from edge.formats.files import read_json_object
 
 ModelType = Literal["stablelm", "llama"]
 # What a config.json may call itself -> the network that it is.

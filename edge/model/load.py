@@ -10,7 +10,7 @@ import mlx.core as mx
 from mlx.utils import tree_flatten
 
 from edge.errors import EdgeError
-from edge.formats.json import read_json_object
+from edge.formats.files import read_json_object
 from edge.model.config import ModelConfig
 from edge.model.cpu_linear import use_blas
 from edge.model.memory import Need, check_fits

@@ -17,7 +17,7 @@ import mlx.core as mx
 
 from edge.device.memory import MemoryRoom, available_bytes
 from edge.errors import EdgeError
-from edge.formats.json import strict_json
+from edge.formats.files import strict_json
 from edge.model.config import ModelConfig
 from edge.model.kv_cache import GROUP_SIZE, GROWTH_SHARE, STEP_POSITIONS
 from edge.model.variant import Variant, current_backend

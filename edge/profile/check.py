@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from edge.errors import EdgeError, printable
-from edge.formats.json import strict_json
+from edge.formats.files import strict_json
 from edge.profile.fault import Fault, Finding, Place, spelt
 from edge.profile.numbers import row_faults
 from edge.profile.reading import MAX_BYTES, SCHEMA

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from edge.errors import EdgeError
-from edge.formats.json import strict_json
+from edge.formats.files import strict_json
 
 SCHEMA = 1
 # The largest sweep that anyone will measure is a few hundred rows of some 200 kB.

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from edge.errors import EdgeError
-from edge.formats.text import LARGEST_BYTES, decode_text, read_text
+from edge.formats.files import MAX_TEXT_BYTES, decode_text, read_text
 
 BUNDLED = Path(__file__).parents[1] / "data" / "corpus"
 # Of the bundled folder: about the texts, none of them.
@@ -95,7 +95,7 @@ def _is_skipped(folder: Path) -> bool:
 def _text_or_none(file: Path) -> str | None:
     """A file's text; None for what is no text, blank, or too large to be source code."""
     try:
-        if file.stat().st_size > LARGEST_BYTES:
+        if file.stat().st_size > MAX_TEXT_BYTES:
             return None
         text = decode_text(file.read_bytes(), str(file))
     except OSError as error:

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from edge.errors import EdgeError
-from edge.formats.json import read_json_object, read_small_file
+from edge.formats.files import read_json_object, read_small_file
 
 TOKENIZER, CONFIG, NAMES = "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json"
 SENTENCEPIECE = "tokenizer.model"

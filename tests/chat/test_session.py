@@ -235,7 +235,7 @@ def test_a_file_that_does_not_fit_or_is_none_is_refused(start, demo, tmp_path):
     assert "and the model's context 1024" in typed(f"/read {tmp_path / 'long.py'}")
     assert "is no UTF-8 at byte 3" in typed(f"/read {tmp_path / 'latin'}")
     assert "is no file" in typed(f"/read {tmp_path}")
-    assert "is not there" in typed(f"/read {tmp_path / 'gone'}")
+    assert "is missing" in typed(f"/read {tmp_path / 'gone'}")
     assert "no file waits" in typed("/read")
 
 

@@ -244,7 +244,7 @@ def test_a_reader_that_goes_away_is_no_error_text(demo_out, tmp_path):
 @pytest.mark.parametrize(
     ("words", "stdin", "sentence"),
     [
-        (["none.py:1"], b"", "none.py is not there"),
+        (["none.py:1"], b"", "none.py is missing"),
         (["a.py"], b"", "'a.py' names no line"),
         (["a.py:0"], b"", "a.py has lines 1 to 3, not 0"),
         (["a.py:4"], b"", "a.py has lines 1 to 3, not 4"),
@@ -262,7 +262,7 @@ def test_a_reader_that_goes_away_is_no_error_text(demo_out, tmp_path):
         (["--cursor", ""], b"x", "--cursor is empty"),
         (["--prefix", os.fsdecode(b"caf\xe9")], b"", "--prefix is no UTF-8"),
         (["--suffix", os.fsdecode(b"caf\xe9")], b"", "--suffix is no UTF-8"),
-        (["--prefix", "x", "--context", "none.py"], b"", "none.py is not there"),
+        (["--prefix", "x", "--context", "none.py"], b"", "none.py is missing"),
         (["--prefix", "x", "-n", "1021"], b"", "choose from 1 to 1020"),
     ],
 )
@@ -378,4 +378,4 @@ def test_a_cursor_behind_context_is_named(complete, tmp_path):
     (tmp_path / "a.py").write_text("x\n")
     code, _, errors = complete("--context", tmp_path / "a.py", f"{tmp_path / 'a.py'}:1")
     assert code == 1
-    assert f"{tmp_path / 'a.py'}:1 is not there" in errors
+    assert f"{tmp_path / 'a.py'}:1 is missing" in errors

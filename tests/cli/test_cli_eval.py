@@ -141,7 +141,7 @@ def test_a_corpus_that_is_none_is_refused(content, said, here, capsys):
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (("--corpus", "none.py"), "none.py is not there"),
+        (("--corpus", "none.py"), "none.py is missing"),
         (("--corpus", "text.py", "--window", "257"), "longer than the model's context of 256"),
         (("--corpus", "text.py", "--window", "1"), "scores no token"),
         (("--corpus", "text.py", "--window", "64", "--tokens", "63"), "fills no window of 64"),

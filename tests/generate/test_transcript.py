@@ -192,7 +192,7 @@ def test_a_place_where_no_file_can_be_is_a_warning(tmp_path):
         ('{"role": "user", "content": "\\ud800", "cut_off": false}', "surrogates"),
         ('{"undo": 0}', "1 questions to take back, not 0"),
         ('{"undo": 2}', "1 questions to take back, not 2"),
-        ("[" * 100_000, "nested absurdly deep"),
+        ("[" * 100_000, "nested deeper than"),
     ],
 )
 def test_a_line_without_sense_is_an_error_that_names_it(path, line, reason):

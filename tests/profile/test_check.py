@@ -353,7 +353,7 @@ def test_ordinary_texts_name_nobody(tmp_path, text):
         (b"\xff", "is no profile"),
         (b'{"schema": NaN}', "NaN is no JSON"),
         (b'{"schema": 1, "schema": 1}', "is there twice"),
-        (b"[" * 100_000, "nested absurdly deep"),
+        (b"[" * 100_000, "nested deeper than"),
         (b"[]", "it has no schema number"),
         (b'{"schema": 2}', "has schema 2 and this edge checks up to 1: install a newer edge."),
     ],

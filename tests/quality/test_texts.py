@@ -59,7 +59,7 @@ def test_a_named_file_that_is_no_text_is_refused(content, said, tmp_path):
 
 
 def test_what_is_not_there_or_holds_nothing_is_refused(tmp_path):
-    with pytest.raises(EdgeError, match="is not there"):
+    with pytest.raises(EdgeError, match="is missing"):
         read_texts(tmp_path / "none")
     (tmp_path / "x.bin").write_bytes(b"\0")
     with pytest.raises(EdgeError, match="holds no text file"):

@@ -8,7 +8,7 @@ from typing import Any
 
 from edge.convert.sources.tokenizer_file import token_ids
 from edge.errors import EdgeError
-from edge.formats.json import parse_json_object
+from edge.formats.files import parse_json_object
 
 # gguf.TokenType
 NORMAL, CONTROL, USER_DEFINED, UNUSED = 1, 3, 4, 5

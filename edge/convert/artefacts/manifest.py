@@ -20,8 +20,8 @@ from typing import Any
 
 import edge
 from edge.errors import EdgeError
+from edge.formats.files import read_small_file, strict_json
 from edge.formats.gguf import read_string
-from edge.formats.json import read_small_file, strict_json
 
 MLX_FILE = "edge.json"
 GGUF_KEY = "edge.manifest"

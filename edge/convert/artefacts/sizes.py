@@ -11,8 +11,8 @@ from edge.convert.artefacts.layout import layout
 from edge.convert.artefacts.recipes import Recipe
 from edge.convert.checkpoint import Checkpoint
 from edge.convert.sources.companions import INDEX
+from edge.formats.files import read_json_object
 from edge.formats.gguf import read_tensors
-from edge.formats.json import read_json_object
 
 # Bits of a weight outside the head, by llama_ftype. ggml's blocks of 32 or 256 weights hold scales
 # beside the codes; where llama.cpp mixes types, it is the mean over a StableLM's matrices.

@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 
 from edge.errors import EdgeError
-from edge.formats.json import parse_json_object, read_small_file
+from edge.formats.files import parse_json_object, read_small_file
 
 INDEX = "model.safetensors.index.json"  # which file holds which tensor
 # As far as they are there; no file of code is among them.

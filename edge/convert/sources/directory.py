@@ -14,7 +14,7 @@ from edge.convert.sources.gptq import GptqWeights, is_gptq, read_gptq_settings
 from edge.convert.sources.tokenizer_file import check_tokenizer
 from edge.convert.sources.weights import Array, NeverPacked, Opened, Shape
 from edge.errors import EdgeError
-from edge.formats.json import read_json_object
+from edge.formats.files import read_json_object
 from edge.formats.safetensors import SafetensorsFile
 from edge.model.config import ModelConfig
 from edge.model.tensors import check_count

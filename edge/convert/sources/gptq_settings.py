@@ -9,8 +9,8 @@ from typing import Any
 
 from edge.convert.sources.companions import inside
 from edge.errors import EdgeError
+from edge.formats.files import read_json_object
 from edge.formats.gptq import BITS, FORMAT_1, FORMAT_2
-from edge.formats.json import read_json_object
 
 QUANTIZE_CONFIG = "quantize_config.json"
 

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from edge.errors import EdgeError
-from edge.formats.json import parse_json_object
+from edge.formats.files import parse_json_object
 
 FILE = "tokenizer.json"
 

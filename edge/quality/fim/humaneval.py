@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from edge.errors import EdgeError
-from edge.formats.json import strict_json
+from edge.formats.files import strict_json
 from edge.quality.fim.hole import Hole
 
 KINDS = {
