@@ -56,3 +56,14 @@ def _refusals() -> Iterator[None]:
         raise EdgeError(
             f"stdout cannot be written ({error.strerror}); make room, or let it go elsewhere."
         ) from None
+
+
+def fill_closed_streams() -> None:
+    """A file that is opened gets the first free number: never that of a closed stream."""
+    for number in range(3):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)
+    if sys.stderr is None:
+        sys.stderr = os.fdopen(os.open(os.devnull, os.O_WRONLY), "w")

@@ -40,39 +40,6 @@ RANGE = re.compile(r"(\d+)(?:-(\d+)(?:([+*])(\d+))?)?")
 LARGEST_TOKENS, MOST_VALUES = 2**31 - 1, 1000
 
 
-def add_workload_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declare the flags; each may be repeated and takes a list, and all are swept over."""
-    group = parser.add_argument_group(
-        "workload", "LIST: 512 or 512,1024 or a range, 128-512+128 or 128-1024*2"
-    )
-    for flags, dest, default, meaning in (
-        (("-p", "--prompt", "--n-prompt"), "prompt", PROMPT, "prompt tokens; 0 for none"),
-        (("-n", "--generate", "--n-gen"), "generate", GENERATE, "generated tokens; 0 for none"),
-        (("-d", "--depth", "--n-depth"), "depth", DEPTH, "tokens of context before"),
-    ):
-        group.add_argument(
-            *flags,
-            dest=dest,
-            metavar="LIST",
-            type=token_counts,
-            action="extend",
-            help=f"{meaning} (default: {default})",
-        )
-    group.add_argument(
-        "-pg",
-        dest="joint",
-        metavar="P,N",
-        type=prompt_and_generate,
-        action="append",
-        help="also a test that generates N tokens behind a prompt of P; with -p 0 -n 0, only it",
-    )
-    group.add_argument(
-        "--suite",
-        choices=SUITES,
-        help=f"workloads by name; {TABLE_11_SUITE} shows the published figures beside",
-    )
-
-
 def token_counts(text: str) -> list[int]:
     """llama-bench's lists, for argparse: numbers and ranges FIRST-LAST, +STEP or *FACTOR."""
     return [value for part in text.split(",") for value in _range(part, text)]

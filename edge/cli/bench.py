@@ -5,43 +5,55 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Callable, Collection
+from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import msgspec
 
-from edge.cli.arguments import artefact, open_named, output_folder
-from edge.cli.bench_arguments import (
-    ENERGY_WINDOW_S,
-    SPEED_WINDOW_S,
-    add_arguments,
-)
+from edge.bench.cooldown import Machine, kept_awake
+from edge.bench.engines.registry import MLX_LM
+from edge.bench.gate import reference_job
+from edge.bench.job import MAX_PASSES, Job
+from edge.bench.processors import processors_of
+from edge.bench.quality import REFERENCE, quality_job
+from edge.bench.rounds import Run, Settings
+from edge.bench.row import Subject
+from edge.bench.runner import stopped_by_sigterm
+from edge.bench.schedule import rounds_for, trials_per_process
+from edge.bench.software import software_versions, tf32_allowed
+from edge.bench.suites import TABLE_11_SUITE, left_out, workloads
+from edge.bench.workload import Workload
 from edge.cli.bench_book import Book
 from edge.cli.bench_compare import run_compare
+from edge.cli.checkpoint import open_named, output_folder
+from edge.cli.options.bench import ENERGY_WINDOW_S, SPEED_WINDOW_S
 from edge.cli.progress import progress_bars
+from edge.convert.artefacts.recipes import Recipe, find_recipe
+from edge.convert.artefacts.sizes import bits_per_weight, file_bytes
+from edge.convert.checkpoint import Checkpoint
+from edge.convert.convert import convert
+from edge.device.describe import describe_device, usable_cores
+from edge.device.peak import peak_metric
 from edge.errors import EdgeError
+from edge.formats.files import atomic_write, check_writable
+from edge.power.choose import choose_meter
+from edge.power.meter import Meter
+from edge.power.powermetrics import forget_probes
+from edge.profile.profile import SCHEMA, Method, ModelInfo, Profile
+from edge.profile.published import table11_beside
+from edge.quality.prepare import check_trained
+from edge.report.figure import to_png
+from edge.report.markdown import markdown_table
+from edge.report.plots import throughput
+from edge.report.table import notes
 
-if TYPE_CHECKING:
-    from edge.bench.job import Job
-    from edge.bench.rounds import Run
-    from edge.bench.row import Subject
-    from edge.bench.workload import Workload
-    from edge.convert.artefacts.recipes import Recipe
-    from edge.convert.checkpoint import Checkpoint
-    from edge.power.meter import Meter
-    from edge.profile.profile import ModelInfo, Profile
-
-__all__ = ["add_arguments", "run"]
 Progress = Callable[[str, float], None]
 WARMUPS = 1
 
 
 def run(args: argparse.Namespace) -> int:
     """Convert what is missing, measure round by round, save, plot, print."""
-    from edge.bench.cooldown import kept_awake
-    from edge.bench.runner import stopped_by_sigterm
-    from edge.formats.files import check_writable
-
     if args.compare is not None:
         return run_compare(args)
     checkpoint = open_named(args)
@@ -50,8 +62,6 @@ def run(args: argparse.Namespace) -> int:
     if args.min_window is None:
         args.min_window = SPEED_WINDOW_S if meter.unavailable else ENERGY_WINDOW_S
     if args.quality is not None:
-        from edge.quality.prepare import check_trained
-
         check_trained(checkpoint)
     planned = _plan(args, checkpoint)
     check_writable(args.save)
@@ -78,8 +88,6 @@ def run(args: argparse.Namespace) -> int:
 
 def _plan(args: argparse.Namespace, checkpoint: Checkpoint) -> list[tuple[Job, Recipe]]:
     """One job per row and workload, peers right after ours."""
-    from edge.bench.suites import left_out, workloads
-
     limit = checkpoint.config.max_position_embeddings
     planned = workloads(args, limit, checkpoint.source.name)
     for longer in left_out(args, limit):
@@ -99,10 +107,6 @@ def _job(
     engine: str,
     workload: Workload,
 ) -> Job:
-    from edge.bench.job import Job
-    from edge.bench.schedule import trials_per_process
-    from edge.device.describe import usable_cores
-
     return Job(
         engine=engine,
         path=str(recipe.path_in(output_folder(args.out, checkpoint.source.name))),
@@ -118,8 +122,6 @@ def _job(
 
 
 def _engines(args: argparse.Namespace, recipe: Recipe) -> list[str]:
-    from edge.bench.engines.registry import MLX_LM
-
     if not recipe.is_mlx:
         return ["llama.cpp"]
     return ["mlx", MLX_LM] if args.peers else ["mlx"]
@@ -128,10 +130,6 @@ def _engines(args: argparse.Namespace, recipe: Recipe) -> list[str]:
 def _convert(
     args: argparse.Namespace, checkpoint: Checkpoint, progress: Progress
 ) -> dict[str, Subject]:
-    from edge.bench.row import Subject
-    from edge.convert.artefacts.sizes import bits_per_weight, file_bytes
-    from edge.convert.convert import convert
-
     out = output_folder(args.out, checkpoint.source.name)
     parameters = checkpoint.parameters
     return {
@@ -149,16 +147,12 @@ def _convert(
 
 def _wanted(args: argparse.Namespace) -> list[Recipe]:
     """The rows' recipes, and that of what their quality is compared with."""
-    from edge.bench.quality import REFERENCE
-
-    reference = [] if args.quality is None else [artefact(REFERENCE)]
+    reference = [] if args.quality is None else [find_recipe(REFERENCE)]
     return list(dict.fromkeys([*args.rows, *reference]))
 
 
 def _references(checkpoint: Checkpoint, jobs: list[Job]) -> dict[str, Any] | None:
     """What the correctness gate compares with; None, and a warning, where it cannot be had."""
-    from edge.bench.gate import reference_job
-
     try:
         return reference_job(checkpoint, [Path(path) for path in {job.path: None for job in jobs}])
     except EdgeError as error:
@@ -173,11 +167,8 @@ def _quality(
     progress: Progress,
 ) -> tuple[dict[str, Any] | None, str | None]:
     """What each artefact loses; None, a warning and the reason where it cannot be measured."""
-    from edge.bench.quality import quality_job
-    from edge.device.describe import usable_cores
-
     out = output_folder(args.out, checkpoint.source.name)
-    paths = {name: artefact(name).path_in(out) for name in subjects}
+    paths = {name: find_recipe(name).path_in(out) for name in subjects}
     progress("quality", 0.0)
     try:
         threads = args.threads or usable_cores()
@@ -191,9 +182,6 @@ def _quality(
 
 def _new_meter(args: argparse.Namespace) -> Callable[[], Meter]:
     """What makes a meter, `auto` one that covers the processors of the rows."""
-    from edge.bench.processors import processors_of
-    from edge.power.choose import choose_meter
-
     processors: Collection[str] = ()
     if args.power == "auto":
         processors = processors_of(recipe.framework for recipe in args.rows)
@@ -203,11 +191,6 @@ def _new_meter(args: argparse.Namespace) -> Callable[[], Meter]:
 def _new_run(
     args: argparse.Namespace, jobs: list[Job], new_meter: Callable[[], Meter], has_power: bool
 ) -> Run:
-    from edge.bench.cooldown import Machine
-    from edge.bench.rounds import Run, Settings
-    from edge.bench.schedule import rounds_for
-    from edge.power.powermetrics import forget_probes
-
     settings = Settings(
         rounds=rounds_for(args.repetitions, args.rounds),
         seed=args.seed,
@@ -225,12 +208,6 @@ def _warn(sentence: str) -> None:
 
 
 def _new_profile(args: argparse.Namespace, checkpoint: Checkpoint) -> Profile:
-    from datetime import UTC, datetime
-
-    from edge.bench.software import software_versions
-    from edge.device.describe import describe_device
-    from edge.profile.profile import SCHEMA, Method, Profile
-
     return Profile(
         schema=SCHEMA,
         created_utc=datetime.now(UTC).isoformat(timespec="seconds"),
@@ -244,11 +221,6 @@ def _new_profile(args: argparse.Namespace, checkpoint: Checkpoint) -> Profile:
 
 
 def _method(args: argparse.Namespace) -> dict[str, Any]:
-    from edge.bench.job import MAX_PASSES
-    from edge.bench.schedule import rounds_for, trials_per_process
-    from edge.bench.software import tf32_allowed
-    from edge.device.peak import peak_metric
-
     rounds = rounds_for(args.repetitions, args.rounds)
     return {
         "decode_rate": "sum of (N - 1) / sum of (t_N - t_1) over a trial's passes",
@@ -269,8 +241,6 @@ def _method(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def _model_info(checkpoint: Checkpoint) -> ModelInfo:
-    from edge.profile.profile import ModelInfo
-
     return ModelInfo(
         name=checkpoint.source.name,
         source=checkpoint.source.origin,
@@ -289,10 +259,6 @@ def _shareable_argv(checkpoint: Checkpoint) -> list[str]:
 
 def _plot(profile: Profile, path: Path) -> list[Path]:
     """The throughput of all rows; no file without a row."""
-    from edge.formats.files import atomic_write
-    from edge.report.figure import to_png
-    from edge.report.plots import throughput
-
     if (drawn := throughput.draw(msgspec.to_builtins(profile))) is None:
         return []
     plot_path = path.with_suffix(".png")
@@ -302,11 +268,6 @@ def _plot(profile: Profile, path: Path) -> list[Path]:
 
 
 def _print(args: argparse.Namespace, profile: Profile, files: list[Path]) -> None:
-    from edge.bench.suites import TABLE_11_SUITE
-    from edge.profile.published import table11_beside
-    from edge.report.markdown import markdown_table
-    from edge.report.table import notes
-
     if args.output == "json":
         print(profile.to_json(), end="")
     else:

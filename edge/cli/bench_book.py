@@ -5,15 +5,16 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from msgspec.structs import replace
 
-if TYPE_CHECKING:
-    from edge.bench.job import Job
-    from edge.bench.rounds import Results
-    from edge.bench.row import Subject
-    from edge.profile.profile import Profile, Row
+from edge.bench.cooldown import baseline_drift
+from edge.bench.job import Job
+from edge.bench.rounds import Results
+from edge.bench.row import Context, Subject, build_row
+from edge.device.describe import measured_again
+from edge.profile.profile import Profile, Row, write
 
 
 @dataclass
@@ -46,8 +47,6 @@ class Book:
 
     def close(self) -> None:
         """The last time, with the idle power after the run and the better bandwidth of two."""
-        from edge.device.describe import measured_again
-
         self.profile = replace(self.profile, device=measured_again(self.profile.device))
         self._build(range(len(self.rows)))
 
@@ -63,9 +62,6 @@ class Book:
 
     def _build(self, changed: Iterable[int]) -> None:
         """Build some rows with what is known now, and write the profile with all of them."""
-        from edge.bench.row import build_row
-        from edge.profile.profile import write
-
         context, results = self._context(), self.results
         for number in changed:
             job, subject = self.rows[number]
@@ -79,9 +75,6 @@ class Book:
         write(self.profile, self.path)
 
     def _context(self) -> Any:
-        from edge.bench.cooldown import baseline_drift
-        from edge.bench.row import Context
-
         results = self.results
         return Context(
             rounds=len(results.order),
@@ -99,8 +92,6 @@ def _label(job: Job, subject: Subject) -> str:
 
 
 def _idle_record(results: Results) -> dict[str, Any]:
-    from edge.bench.cooldown import baseline_drift
-
     before, after = results.idle_before, results.idle_after
     return {
         "before": asdict(before) if before else None,

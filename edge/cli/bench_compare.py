@@ -4,44 +4,12 @@ from __future__ import annotations
 
 import argparse
 import json
-from pathlib import Path
-from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    from edge.bench.compare import Comparison, Difference
+from edge.bench.compare import Comparison, Difference, compare
+from edge.profile.reading import read_profile
 
 HEAD = ("Row", "Quantity", "A", "B", "B / A", "95 % interval", "p", "Processes", "Conclusion")
 TEXT_COLUMNS = (0, 1, 8)
-
-
-def add_compare_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declare the flags."""
-    group = parser.add_argument_group("compare, and measure nothing")
-    group.add_argument(
-        "--compare",
-        nargs=2,
-        metavar=("A", "B"),
-        type=Path,
-        help="two profiles of one model: B's speed, energy and memory against A's",
-    )
-    group.add_argument(
-        "--min-effect",
-        metavar="PERCENT",
-        type=percent,
-        default=2.0,
-        help="a smaller difference is not called one (default: 2)",
-    )
-
-
-def percent(text: str) -> float:
-    """From 0 to below 100, for argparse."""
-    try:
-        value = float(text.removesuffix("%"))
-    except ValueError:
-        value = -1.0
-    if not 0 <= value < 100:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a percentage from 0 to below 100")
-    return value
 
 
 def run_compare(args: argparse.Namespace) -> int:
@@ -53,9 +21,6 @@ def run_compare(args: argparse.Namespace) -> int:
     Raises:
         EdgeError: a profile cannot be read, or the two are of different things.
     """
-    from edge.bench.compare import compare
-    from edge.profile.reading import read_profile
-
     a, b = (read_profile(path) for path in args.compare)
     found = compare(a, b, args.min_effect / 100)
     if args.output == "json":

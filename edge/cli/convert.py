@@ -5,67 +5,25 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-from edge.cli.arguments import add_artefacts, add_checkpoint, open_named, output_folder, table_11
+from edge.cli.checkpoint import open_named, output_folder
+from edge.cli.options.convert import OF_CHECKPOINT, refuse_others
+from edge.cli.options.shared import table_11
 from edge.cli.progress import progress_bars
-from edge.convert.artefacts.recipes import GPTQ, GROUP_SIZES, MENDED
+from edge.convert.artefacts.manifest import read_manifest
+from edge.convert.artefacts.recipes import GPTQ, MENDED
+from edge.convert.artefacts.sizes import file_bytes
+from edge.convert.convert import Artefact, convert
+from edge.convert.listing import list_artefacts
+from edge.convert.mend import mend_gguf
+from edge.convert.targets import Options
+from edge.convert.verify import Verification, find_origin, verify
 from edge.errors import EdgeError
 
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    from edge.convert.convert import Artefact
-    from edge.convert.verify import Verification
-
 # Options by the names that argparse gives them.
-OF_CHECKPOINT = ("revision", "layers", "rope_theta", "context")
-OF_RECIPES = ("group_size", "requantise", "calibrate", "calibration", "imatrix")
-OPTIONS = ("to", "out", "force", *OF_CHECKPOINT, *OF_RECIPES)
-
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declare the command's arguments."""
-    add_checkpoint(parser, default=None)
-    add_artefacts(parser, "--to", "what to make", also=(MENDED,))
-    parser.set_defaults(to=None)  # to see whether it was given; Table 11's are put in later
-    parser.add_argument(
-        "--out", metavar="DIR", type=Path, help="folder for the artefacts (default: models/NAME)"
-    )
-    parser.add_argument("--force", action="store_true", help="replace artefacts that are there")
-    parser.add_argument(
-        "-o", "--output", choices=["text", "json"], default="text", help="how to print the result"
-    )
-    how = parser.add_argument_group("how to quantise")
-    how.add_argument(
-        "--group-size", type=int, choices=GROUP_SIZES, help="of MLX quantisation (default: 64)"
-    )
-    how.add_argument(
-        "--requantise",
-        "--requantize",
-        action="store_true",
-        help="round a quantised source again, for loaders other than edge, instead of keeping "
-        "its values",
-    )
-    how.add_argument(
-        "--calibrate", choices=[GPTQ], help="learn the quantisation of mlx-intN from a text"
-    )
-    how.add_argument(
-        "--calibration", metavar="FILE", type=Path, help="that text (default: edge's own code)"
-    )
-    how.add_argument(
-        "--imatrix", metavar="FILE", type=Path, help="llama.cpp's importance matrix, for GGUF"
-    )
-    instead = parser.add_argument_group("instead of converting").add_mutually_exclusive_group()
-    instead.add_argument("--list", action="store_true", help="show every artefact and its size")
-    instead.add_argument(
-        "--verify",
-        metavar="ARTEFACT",
-        type=Path,
-        help="check a finished artefact against its digests, and its tensors against MODEL",
-    )
 
 
 def run(args: argparse.Namespace) -> int:
@@ -81,18 +39,7 @@ def run(args: argparse.Namespace) -> int:
     return _mend(args) if MENDED in args.to else _convert(args)
 
 
-def _refuse_others(args: argparse.Namespace, doing: str, *used: str) -> None:
-    """Options that would be passed over in silence are refused."""
-    given = [name for name in OPTIONS if getattr(args, name) and name not in used]
-    if given:
-        flag = given[0].replace("_", "-")
-        raise EdgeError(f"--{flag} bears on nothing when {doing}; leave it out.")
-
-
 def _convert(args: argparse.Namespace) -> int:
-    from edge.convert.convert import convert
-    from edge.convert.targets import Options
-
     options = Options(
         force=args.force,
         group_size=args.group_size,
@@ -116,8 +63,6 @@ def _notice(sentence: str) -> None:
 def _print_made(
     args: argparse.Namespace, artefacts: Sequence[Artefact], warnings: Sequence[str]
 ) -> None:
-    from edge.convert.artefacts.sizes import file_bytes
-
     if args.output == "json":
         print(json.dumps([_as_json(a, warnings) for a in artefacts], indent=2))
         return
@@ -128,8 +73,6 @@ def _print_made(
 
 
 def _as_json(a: Artefact, warnings: Sequence[str]) -> dict[str, object]:
-    from edge.convert.artefacts.sizes import file_bytes
-
     return {
         "artefact": a.recipe.name,
         "path": str(a.path),
@@ -141,9 +84,7 @@ def _as_json(a: Artefact, warnings: Sequence[str]) -> dict[str, object]:
 
 
 def _list(args: argparse.Namespace) -> int:
-    from edge.convert.listing import list_artefacts
-
-    _refuse_others(args, "listing", *OF_CHECKPOINT, "group_size")
+    refuse_others(args, "listing", *OF_CHECKPOINT, "group_size")
     checkpoint = open_named(args)
     listed = list_artefacts(checkpoint, args.group_size)
     if args.output == "json":
@@ -168,9 +109,7 @@ def _list(args: argparse.Namespace) -> int:
 
 
 def _verify(args: argparse.Namespace) -> int:
-    from edge.convert.verify import find_origin, verify
-
-    _refuse_others(args, "verifying")
+    refuse_others(args, "verifying")
     checkpoint = find_origin(args.verify, args.model)
     with progress_bars() as progress:
         found = verify(args.verify, checkpoint, lambda done: progress("comparing", done))
@@ -200,11 +139,7 @@ def _print_verification(artefact: Path, found: Verification) -> None:
 
 
 def _mend(args: argparse.Namespace) -> int:
-    from edge.convert.artefacts.manifest import read_manifest
-    from edge.convert.convert import Artefact
-    from edge.convert.mend import mend_gguf
-
-    _refuse_others(args, "mending a GGUF file", "to", "out", "force", "rope_theta", "context")
+    refuse_others(args, "mending a GGUF file", "to", "out", "force", "rope_theta", "context")
     if len(args.to) > 1:
         raise EdgeError(
             f"{MENDED.name} copies a GGUF file; ask for other artefacts in a second call."

@@ -13,15 +13,17 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from importlib import import_module, metadata
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import psutil
 
+from edge.bench.software import mlx_metal_tag
+from edge.device.describe import Device, describe_device
+from edge.device.state import State, doubts, look
 from edge.install import install_command
-
-if TYPE_CHECKING:
-    from edge.device.describe import Device
-    from edge.device.state import State
+from edge.linux_cpu import blas, problems
+from edge.power.choose import BEST_FIRST, choose_meter
+from edge.power.powermetrics import HOW_TO_ALLOW, SUDOERS
 
 # Package -> module whose import proves that it works.
 ENGINES = {"mlx": "mlx.core", "mlx-lm": "mlx_lm", "llama-cpp-python": "llama_cpp"}
@@ -69,30 +71,6 @@ class Findings:
         return any(e.problem is None for e in self.engines if e.name in ENOUGH)
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declare the command line."""
-    parser.add_argument(
-        "--bandwidth-gb-s",
-        type=bandwidth,
-        metavar="GB/S",
-        help="memory bandwidth, if the chip table is wrong or does not have it",
-    )
-    parser.add_argument(
-        "-o", "--output", choices=["text", "json"], default="text", help="what to print"
-    )
-
-
-def bandwidth(text: str) -> float:
-    """GB/s above 0 and below what any memory does, for argparse."""
-    try:
-        value = float(text)
-    except ValueError:
-        value = 0.0
-    if not 0 < value < 1e5:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a number of GB/s above 0")
-    return value
-
-
 def run(args: argparse.Namespace) -> int:
     """Look, print; 0 when a measurement is possible."""
     findings = examine(args.bandwidth_gb_s)
@@ -106,9 +84,6 @@ def run(args: argparse.Namespace) -> int:
 
 def examine(bandwidth_gb_s: float | None = None) -> Findings:
     """Look at everything."""
-    from edge.device.describe import describe_device
-    from edge.device.state import look
-
     state = look()  # before this program itself makes the machine busy
     device = describe_device(bandwidth_gb_s)
     power, engines = power_sources(), [_engine(name) for name in ENGINES]
@@ -134,8 +109,6 @@ def examine(bandwidth_gb_s: float | None = None) -> Findings:
 
 def power_sources() -> list[Power]:
     """Every meter by name, and why it does not work here."""
-    from edge.power.choose import BEST_FIRST, choose_meter
-
     meters = [choose_meter(source) for source in BEST_FIRST.get(sys.platform, ())]
     return [Power(m.source, m.boundary, _sentence(m.unavailable)) for m in meters]
 
@@ -157,25 +130,19 @@ def _engine(package: str) -> Engine:
 
 
 def _blas() -> str | None:
-    import mlx.core as mx
+    import mlx.core as mx  # here: on a broken installation it fails, and the doctor says so
 
     if mx.default_device().type == mx.DeviceType.gpu:
         return None
-    from edge.linux_cpu import blas
-
     return f"multiplies with {blas()}"
 
 
 def _missing_engines(engines: list[Engine]) -> list[str]:
-    from edge.linux_cpu import problems
-
     return [*(f"{e.name}: {e.problem}" for e in engines if e.problem), *problems()]
 
 
 def _wrong_wheel(device: Device) -> list[str]:
     """M5 and later have matrix kernels that only one of MLX's two wheels brings."""
-    from edge.bench.software import mlx_metal_tag
-
     tag, generation = mlx_metal_tag(), re.match(r"Apple M(\d+)", device.name)
     if tag is None or generation is None or int(generation[1]) < 5 or "macosx_26" in tag:
         return []
@@ -193,8 +160,6 @@ def _missing_power(power: list[Power]) -> list[str]:
 
 
 def _doubts(state: State) -> list[str]:
-    from edge.device.state import doubts
-
     return doubts(state, state)
 
 
@@ -233,8 +198,6 @@ def _report(findings: Findings) -> Iterator[str]:
 
 def _sudoers(power: list[Power]) -> Iterator[str]:
     """What lets powermetrics run, unless its reason says so already."""
-    from edge.power.powermetrics import HOW_TO_ALLOW, SUDOERS
-
     reasons = [p.reason for p in power if p.source.startswith("powermetrics") and p.reason]
     if any(SUDOERS not in reason for reason in reasons):
         yield _pair("powermetrics", HOW_TO_ALLOW)

@@ -6,119 +6,36 @@ import argparse
 import json
 from collections.abc import Sequence
 from dataclasses import asdict
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from edge.cli.arguments import (
-    add_artefacts,
-    add_checkpoint,
-    artefact,
-    count,
-    count_or_zero,
-    open_named,
-    output_folder,
-)
-from edge.cli.eval_fim import FIM_DEFAULTS, add_fim_arguments
-from edge.cli.eval_rows import Progress, check_unused, converted
+from edge.cli.checkpoint import open_named, output_folder
+from edge.cli.eval_fim import run_fim
+from edge.cli.eval_rows import Progress, converted
+from edge.cli.options.eval import check
 from edge.cli.progress import progress_bars
-from edge.errors import EdgeError
-from edge.quality.sizes import TOKENS, WINDOW_TOKENS, WINDOWS
+from edge.convert.artefacts.sizes import bits_per_weight, file_bytes
+from edge.convert.checkpoint import Checkpoint
+from edge.convert.convert import Artefact
+from edge.device.describe import usable_cores
+from edge.quality.evaluate import Evaluated, evaluate
+from edge.quality.prepare import check_trained, tokenizer_of, windows_of
+from edge.quality.rows import Facts, build_row, corpus_record, markdown, notes
+from edge.quality.subject import Subject
+from edge.quality.windows import Windows
+from edge.quality.worst import worst, worst_text
+from edge.report.markdown import escape_markdown
 from edge.stdout import check_stdout, write_stdout
+from edge.tokenizer.tokenizer import Tokenizer
 
-if TYPE_CHECKING:
-    from edge.convert.artefacts.recipes import Recipe
-    from edge.convert.checkpoint import Checkpoint
-    from edge.convert.convert import Artefact
-    from edge.quality.evaluate import Evaluated
-    from edge.quality.windows import Windows
-    from edge.tokenizer.tokenizer import Tokenizer
-
-REFERENCE = "mlx-fp16"
-NO_REFERENCE = "none"
 FOLDER = "eval"  # of the scores, beside the artefacts
-WINDOW_DEFAULTS = {"tokens": None, "window": None, "worst": 0, "again": False}
-
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declare the command's arguments."""
-    add_checkpoint(parser, default="demo")
-    add_artefacts(parser, "--rows", "what to measure")
-    parser.add_argument(
-        "--reference",
-        metavar="ARTEFACT",
-        type=_reference,
-        default=artefact(REFERENCE),
-        help=f"what to compare with, or {NO_REFERENCE} (default: {REFERENCE})",
-    )
-    parser.add_argument(
-        "--corpus",
-        metavar="FILE|DIR",
-        type=Path,
-        help="text or source code to measure on (default: a sample of code that comes with edge)",
-    )
-    _add_windows(parser.add_argument_group("perplexity and divergence"))
-    add_fim_arguments(parser)
-    parser.add_argument(
-        "--seed", metavar="N", type=int, default=0, help="of the middles (default: 0)"
-    )
-    parser.add_argument(
-        "-t",
-        "--threads",
-        metavar="N",
-        type=count,
-        help="CPU threads of llama.cpp (default: usable cores)",
-    )
-    parser.add_argument(
-        "--out",
-        metavar="DIR",
-        type=Path,
-        help="folder of the artefacts and of what was measured (default: models/NAME)",
-    )
-    parser.add_argument(
-        "-o", "--output", choices=["md", "json"], default="md", help="what to print (default: md)"
-    )
-
-
-def _add_windows(group: argparse._ArgumentGroup) -> None:
-    group.add_argument(
-        "--tokens",
-        metavar="N",
-        type=count_or_zero,
-        help="measure so many at most, spread over the corpus; 0: all of it (default: "
-        f"{TOKENS}, or {WINDOWS} windows if that is more)",
-    )
-    group.add_argument(
-        "--window",
-        metavar="W",
-        type=count,
-        help="tokens that are read at once, nothing before them (default: "
-        f"{WINDOW_TOKENS}, or the model's context if that is less)",
-    )
-    group.add_argument(
-        "--worst",
-        metavar="K",
-        type=count_or_zero,
-        default=0,
-        help="also print the K positions of each artefact that are furthest from the reference",
-    )
-    group.add_argument(
-        "--again", action="store_true", help="measure again what was measured before"
-    )
 
 
 def run(args: argparse.Namespace) -> int:
     """Convert what is missing, score what was not scored before, print."""
-    if args.fim is not None or args.humaneval is not None:
-        from edge.cli.eval_fim import run_fim
-
-        check_unused(args, WINDOW_DEFAULTS, "is of perplexity and not of middles; leave it out")
-        return run_fim(args)
-    from edge.quality.prepare import check_trained, tokenizer_of, windows_of
-
     check_stdout()
-    check_unused(args, FIM_DEFAULTS, "is of middles; name --fim or --humaneval too")
-    if args.worst and args.reference is None:
-        raise EdgeError("--worst shows what is furthest from a reference; leave out --reference.")
+    check(args)
+    if args.fim is not None or args.humaneval is not None:
+        return run_fim(args)
     checkpoint = open_named(args)
     check_trained(checkpoint)
     tokenizer = tokenizer_of(checkpoint)
@@ -133,11 +50,6 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def _reference(name: str) -> Recipe | None:
-    """An artefact's name or none, for argparse."""
-    return None if name == NO_REFERENCE else artefact(name)
-
-
 def _evaluate(
     args: argparse.Namespace,
     checkpoint: Checkpoint,
@@ -145,10 +57,6 @@ def _evaluate(
     made: Sequence[Artefact],
     progress: Progress,
 ) -> Evaluated:
-    from edge.device.describe import usable_cores
-    from edge.quality.evaluate import evaluate
-    from edge.quality.subject import Subject
-
     return evaluate(
         [Subject(a.recipe.name, a.path) for a in made],
         None if args.reference is None else args.reference.name,
@@ -168,8 +76,6 @@ def _document(
     made: Sequence[Artefact],
     found: Evaluated,
 ) -> dict[str, Any]:
-    from edge.quality.rows import build_row, corpus_record, notes
-
     source = checkpoint.source
     reference = None if args.reference is None else args.reference.name
     rows = [
@@ -188,9 +94,6 @@ def _document(
 
 
 def _facts(made: Artefact, checkpoint: Checkpoint) -> Any:
-    from edge.convert.artefacts.sizes import bits_per_weight, file_bytes
-    from edge.quality.rows import Facts
-
     return Facts(
         artefact=made.recipe.name,
         framework=made.recipe.framework,
@@ -204,8 +107,6 @@ def _worst(
     args: argparse.Namespace, windows: Windows, tokenizer: Tokenizer, found: Evaluated
 ) -> dict[str, list[Any]]:
     """By artefact; nothing where it was not asked for."""
-    from edge.quality.worst import worst
-
     if not args.worst or args.reference is None:
         return {}
     reference = args.reference.name
@@ -217,10 +118,6 @@ def _worst(
 
 
 def _print(args: argparse.Namespace, document: dict[str, Any], shown: dict[str, list[Any]]) -> None:
-    from edge.quality.rows import markdown
-    from edge.quality.worst import worst_text
-    from edge.report.markdown import escape_markdown
-
     if args.output == "json":
         for row in document["rows"]:
             if row["artefact"] in shown:

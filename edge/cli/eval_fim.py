@@ -6,84 +6,41 @@ import argparse
 import contextlib
 import json
 from collections.abc import Iterator, Sequence
+from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from edge.cli.arguments import count, count_or_zero, open_named, output_folder
+from edge.cli.checkpoint import open_named, output_folder
 from edge.cli.eval_rows import Progress, converted
+from edge.cli.opened import opened
+from edge.cli.options.eval import SAMPLES
 from edge.cli.progress import progress_bars
+from edge.convert.checkpoint import Checkpoint
+from edge.convert.convert import Artefact
+from edge.device.describe import usable_cores
 from edge.errors import EdgeError
-from edge.stdout import check_stdout, write_stdout
+from edge.generate.fim import Infiller
+from edge.generate.fim_prompt import FimTokens
+from edge.generate.llama_source import LlamaSource
+from edge.generate.token_source import MlxSource
+from edge.llama_cpp.session import LlamaSession
+from edge.quality.fim.fill import Settings, fill_all, fill_key, rules_version, window_tokens
+from edge.quality.fim.hole import Hole
+from edge.quality.fim.humaneval import read_humaneval
+from edge.quality.fim.journal import Journal
+from edge.quality.fim.rows import Result, build_rows, by_kind, markdown, samples, samples_text
+from edge.quality.fim.splits import KINDS, draw_holes
+from edge.quality.prepare import check_trained, tokenizer_of
+from edge.quality.subject import Subject, computed
+from edge.quality.texts import read_texts
+from edge.stdout import write_stdout
+from edge.tokenizer.tokenizer import Tokenizer
 
-if TYPE_CHECKING:
-    from edge.convert.checkpoint import Checkpoint
-    from edge.convert.convert import Artefact
-    from edge.generate.fim import Infiller
-    from edge.quality.fim.fill import Settings
-    from edge.quality.fim.hole import Hole
-    from edge.quality.fim.rows import Result
-    from edge.tokenizer.tokenizer import Tokenizer
-
-SAMPLES = 50
-MAX_TOKENS = 128
 FOLDER = Path("eval", "middles")  # of the journals, beside the artefacts
-FIM_DEFAULTS = {
-    "samples": None,
-    "order": "psm",
-    "max_tokens": MAX_TOKENS,
-    "show": 0,
-}
-
-
-def add_fim_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declare what is about middles."""
-    group = parser.add_argument_group("middles instead of perplexity")
-    group.add_argument(
-        "--fim",
-        metavar="FILE|DIR",
-        nargs="?",
-        const="",
-        help="fill holes cut out of this code at characters (default: the corpus)",
-    )
-    group.add_argument(
-        "--humaneval",
-        metavar="FILE",
-        type=Path,
-        help="fill the holes of a HumanEval infilling file, JSON lines, plain or gzip",
-    )
-    group.add_argument(
-        "--samples",
-        metavar="N",
-        type=count,
-        help=f"holes of each kind (default: {SAMPLES}; of --humaneval all)",
-    )
-    group.add_argument(
-        "--order",
-        choices=["psm", "spm"],
-        default="psm",
-        help="prefix or suffix first in the prompt (default: psm)",
-    )
-    group.add_argument(
-        "--max-tokens",
-        metavar="N",
-        type=count,
-        default=MAX_TOKENS,
-        help=f"at most so many tokens per middle (default: {MAX_TOKENS})",
-    )
-    group.add_argument(
-        "--show",
-        metavar="K",
-        type=count_or_zero,
-        default=0,
-        help="print K samples of each kind: what was there, and what came",
-    )
 
 
 def run_fim(args: argparse.Namespace) -> int:
     """Cut the holes, convert what is missing, fill, score, print."""
-    from edge.quality.prepare import check_trained
-
-    check_stdout()
     checkpoint = open_named(args)
     check_trained(checkpoint)
     tokenizer, settings = _tokenizer(checkpoint), _settings(args, checkpoint)
@@ -101,14 +58,8 @@ def run_fim(args: argparse.Namespace) -> int:
 
 def _holes(args: argparse.Namespace) -> list[Hole]:
     """The holes of one kind after those of another."""
-    if args.fim is not None and args.humaneval is not None:
-        raise EdgeError("--fim and --humaneval are two benchmarks; leave one out.")
-    if args.corpus is not None and (args.fim or args.humaneval is not None):
-        raise EdgeError("--corpus is another source of holes than the one named; leave one out.")
     if args.humaneval is not None:
         return _tasks(args.humaneval, args.samples)
-    from edge.quality.fim.splits import KINDS, draw_holes
-    from edge.quality.texts import read_texts
 
     texts = read_texts(Path(args.fim).expanduser() if args.fim else args.corpus)
     most = args.samples or SAMPLES
@@ -117,8 +68,6 @@ def _holes(args: argparse.Namespace) -> list[Hole]:
 
 def _tasks(path: Path, most: int | None) -> list[Hole]:
     """The first tasks of each kind."""
-    from edge.quality.fim.humaneval import read_humaneval
-
     kinds: dict[str, list[Hole]] = {}
     for hole in read_humaneval(path.expanduser()):
         kinds.setdefault(hole.kind, []).append(hole)
@@ -134,9 +83,6 @@ def _tokenizer(checkpoint: Checkpoint) -> Tokenizer:
     Raises:
         EdgeError: it has no tokens to fill in the middle with.
     """
-    from edge.generate.fim_prompt import FimTokens
-    from edge.quality.prepare import tokenizer_of
-
     tokenizer = tokenizer_of(checkpoint)
     FimTokens.find(tokenizer.backend_tokenizer)
     return tokenizer
@@ -158,11 +104,6 @@ class _Run:
 
     def results(self, artefact: Artefact, holes: Sequence[Hole]) -> list[Result]:
         """Fill the holes with this artefact, as far as that was not done before; one per kind."""
-        from edge.quality.fim.fill import fill_all, fill_key
-        from edge.quality.fim.journal import Journal
-        from edge.quality.fim.rows import Result, by_kind
-        from edge.quality.subject import Subject, computed
-
         settings, name = self._settings, artefact.recipe.name
         key = fill_key(computed(Subject(name, artefact.path)), settings)
         filled = fill_all(
@@ -177,18 +118,10 @@ class _Run:
     @contextlib.contextmanager
     def _opened(self, artefact: Artefact, window_tokens: int) -> Iterator[Infiller]:
         """The artefact on its engine, with the same tokenizer and window for all."""
-        from edge.generate.fim import Infiller
-
         if artefact.recipe.is_mlx:
-            from edge.cli.opened import opened
-            from edge.generate.token_source import MlxSource
-
             with opened(artefact.path, self._args.command) as (model, _):
                 yield Infiller(MlxSource(model, context_tokens=window_tokens), self._tokenizer)
             return
-        from edge.device.describe import usable_cores
-        from edge.generate.llama_source import LlamaSource
-        from edge.llama_cpp.session import LlamaSession
 
         threads = self._args.threads or usable_cores()
         session = LlamaSession(artefact.path, window_tokens, threads)
@@ -197,8 +130,6 @@ class _Run:
 
 
 def _settings(args: argparse.Namespace, checkpoint: Checkpoint) -> Settings:
-    from edge.quality.fim.fill import Settings, window_tokens
-
     window = window_tokens(checkpoint.config.max_position_embeddings)
     if args.max_tokens > window // 2:
         raise EdgeError(
@@ -216,8 +147,6 @@ def _journals(args: argparse.Namespace, checkpoint: Checkpoint) -> Path:
 
 
 def _print(args: argparse.Namespace, checkpoint: Checkpoint, results: Sequence[Result]) -> None:
-    from edge.quality.fim.rows import build_rows, markdown, samples, samples_text
-
     reference = None if args.reference is None else args.reference.name
     rows, shown = build_rows(results, reference), samples(results, args.show)
     if args.output == "json":
@@ -236,10 +165,6 @@ def _print(args: argparse.Namespace, checkpoint: Checkpoint, results: Sequence[R
 
 def _method(args: argparse.Namespace, checkpoint: Checkpoint) -> dict[str, Any]:
     """What the rows' numbers depend on."""
-    from dataclasses import asdict
-
-    from edge.quality.fim.fill import rules_version
-
     humaneval = args.humaneval is not None
     return {
         "benchmark": "HumanEval infilling" if humaneval else "held-out middles",

@@ -1,20 +1,28 @@
-"""`edge COMMAND`: find the command, run it, turn errors into one sentence."""
+"""`edge COMMAND`: find the command, run it, print its errors as one sentence."""
 
 from __future__ import annotations
 
 import argparse
-import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from importlib import import_module
-from typing import Any
 
 import edge
 from edge.errors import EdgeError
-from edge.stdout import discard_stdout, flush_stdout
+from edge.stdout import discard_stdout, fill_closed_streams, flush_stdout
 
-# Modules of this folder, imported when `main` runs: Ctrl-C meanwhile is no traceback.
-COMMANDS = ("convert", "bench", "chat", "complete", "eval", "report", "power", "doctor")
+# By name: `edge.cli.options.NAME` is imported for --help, `edge.cli.NAME` to run.
+COMMANDS = {
+    "convert": "Convert a StableLM checkpoint to MLX and GGUF.",
+    "bench": "Benchmark a model's artefacts on this machine.",
+    "chat": "Chat with a model, or get one answer for a script.",
+    "complete": "Write what belongs at a cursor in the middle of a file.",
+    "eval": "Measure what artefacts lose: perplexity, divergence from a reference, filled middles.",
+    "report": "Make tables, plots and a page from profiles; compare devices; check profiles.",
+    "power": "Measure the energy of a command, of a stretch of time, or of a recorded log.",
+    "doctor": "Show what can be measured on this machine, and what to type for what is missing.",
+}
+USAGE = "usage: edge [-h] [--version] COMMAND ..."
 INTERRUPTED = 130
 
 
@@ -24,79 +32,58 @@ def main(argv: Sequence[str] | None = None) -> int:
     Returns:
         The exit code: 0, 1 for a failure, 130 if interrupted. Wrong arguments exit with 2.
     """
-    return _run("edge", _parser, argv)
+    fill_closed_streams()
+    first, *words = (sys.argv[1:] if argv is None else list(argv)) or [""]
+    if first in ("-h", "--help"):
+        print(_help())
+    elif first == "--version":
+        print(f"edge {edge.__version__}")
+    elif first in COMMANDS:
+        return _run(first, f"edge {first}", words)
+    else:
+        wrong = f"there is no command {first!r}" if first else "COMMAND is missing"
+        print(f"{USAGE}\nedge: {wrong}; choose from {', '.join(COMMANDS)}", file=sys.stderr)
+        return 2
+    return 0
 
 
 def run_one(name: str, prog: str) -> int:
     """Run one command under a name of its own (`convert.py`, `bench.py`)."""
-    return _run(prog, lambda: _parser_of(name, prog))
+    fill_closed_streams()
+    return _run(name, prog, sys.argv[1:])
 
 
-def run_command(args: argparse.Namespace) -> int:
-    """Run the parsed command; what the user can mend becomes a sentence on stderr."""
+def parser_of(name: str, prog: str | None = None) -> argparse.ArgumentParser:
+    """Parser of one command with its name and description."""
+    parser: argparse.ArgumentParser = import_module(f"edge.cli.options.{name}").parser()
+    parser.prog = prog or f"edge {name}"
+    parser.description = COMMANDS[name]
+    parser.set_defaults(command=name)
+    return parser
+
+
+def _run(name: str, prog: str, words: Sequence[str]) -> int:
     try:
-        code: int = _module(args.command).run(args)
+        args = parser_of(name, prog).parse_args(words)
+        code: int = import_module(f"edge.cli.{name}").run(args)
         flush_stdout()  # here, where a reader that went away can still be handled
         return code
     except EdgeError as error:
-        print(f"edge {args.command}: {error}", file=sys.stderr)
+        print(f"edge {name}: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        return _interrupted(f"edge {args.command}")
+        print(f"{prog}: interrupted", file=sys.stderr)
+        return INTERRUPTED
     except BrokenPipeError:  # `edge bench | head`
         discard_stdout()
         return 1
 
 
-def _run(
-    prog: str,
-    make_parser: Callable[[], argparse.ArgumentParser],
-    argv: Sequence[str] | None = None,
-) -> int:
-    _fill_closed_streams()
-    try:
-        return run_command(make_parser().parse_args(argv))
-    except KeyboardInterrupt:  # before the command itself began
-        return _interrupted(prog)
-
-
-def _interrupted(prog: str) -> int:
-    print(f"{prog}: interrupted", file=sys.stderr)
-    return INTERRUPTED
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="edge", description=_summary(edge))
-    parser.add_argument("--version", action="version", version=f"edge {edge.__version__}")
-    commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
-    for name in COMMANDS:
-        summary = _summary(_module(name))
-        _module(name).add_arguments(commands.add_parser(name, help=summary, description=summary))
-    return parser
-
-
-def _parser_of(name: str, prog: str) -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog=prog, description=_summary(_module(name)))
-    parser.set_defaults(command=name)
-    _module(name).add_arguments(parser)
-    return parser
-
-
-def _module(name: str) -> Any:
-    return import_module(f"edge.cli.{name}")
-
-
-def _summary(module: Any) -> str:
-    """A docstring's first line."""
-    return (module.__doc__ or "").split("\n")[0]
-
-
-def _fill_closed_streams() -> None:
-    """A file that is opened gets the first free number: never that of a closed stream."""
-    for number in range(3):
-        try:
-            os.fstat(number)
-        except OSError:
-            os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)
-    if sys.stderr is None:
-        sys.stderr = os.fdopen(os.open(os.devnull, os.O_WRONLY), "w")
+def _help() -> str:
+    rows = "\n".join(f"  {name:10}{summary}" for name, summary in COMMANDS.items())
+    return (
+        f"{USAGE}\n\nRun, convert and profile Stable Code 3B and the StableLM family.\n\n"
+        f"commands:\n{rows}\n\n"
+        "options:\n  -h, --help  show this help; `edge COMMAND --help` shows a command's own\n"
+        "  --version   show the version"
+    )

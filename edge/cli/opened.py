@@ -6,12 +6,11 @@ import contextlib
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    from edge.model.load import Loaded
-    from edge.model.stablelm import Model
-    from edge.tokenizer.tokenizer import Tokenizer
+from edge.device.memory import wired
+from edge.model.load import Loaded, open_model
+from edge.model.stablelm import Model
+from edge.tokenizer.tokenizer import Tokenizer
 
 
 def open_for(command: str, path: Path, kv_bits: int | None = None) -> Loaded:
@@ -20,7 +19,6 @@ def open_for(command: str, path: Path, kv_bits: int | None = None) -> Loaded:
     Raises:
         EdgeError: it does not fit, or its files cannot be read.
     """
-    from edge.model.load import open_model
 
     def warn(sentence: str) -> None:
         print(f"edge {command}: warning: {sentence}", file=sys.stderr)
@@ -37,8 +35,6 @@ def opened(
     Raises:
         EdgeError: it does not fit, or its files cannot be read.
     """
-    from edge.device.memory import wired
-
     model, tokenizer, need = open_for(command, path, kv_bits)
     with wired(need.running_bytes):
         yield model, tokenizer

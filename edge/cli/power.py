@@ -9,18 +9,17 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from edge.cli.options.power import check
 from edge.device.state import NOMINAL
-from edge.errors import EdgeError
-from edge.power.choose import SOURCES, choose_meter
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    from edge.power.meter import Energy, Meter, Sample
+from edge.errors import EdgeError, printable
+from edge.power.choose import choose_meter
+from edge.power.meter import Energy, Meter, Sample, integrate
+from edge.power.replay import read_log
 
 DAY_S = 86400.0
 # As shells have them.
@@ -38,36 +37,13 @@ class Measurement:
     flags: tuple[str, ...]
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declare the command's arguments."""
-    parser.epilog = (
-        "COMMAND's exit code is passed on. Where nothing can measure, COMMAND does not run and "
-        "the exit code is 1. COMMAND's output stays on stdout, the figures go to stderr; with "
-        "-o json it is the other way round. Without COMMAND, --seconds or --replay it measures "
-        "until Ctrl-C."
-    )
-    what = parser.add_mutually_exclusive_group()
-    what.add_argument("--seconds", metavar="N", type=_seconds, help="measure for so long")
-    what.add_argument("--replay", metavar="FILE", type=Path, help="a log of powermetrics -f plist")
-    parser.add_argument(
-        "--source",
-        metavar="SOURCE",
-        default="auto",
-        choices=SOURCES,
-        help=f"{', '.join(SOURCES)} (default: auto)",
-    )
-    parser.add_argument("-o", "--output", choices=("text", "json"), default="text")
-    parser.add_argument("argv", metavar="COMMAND", nargs="*", help="what to run, after --")
-
-
 def run(args: argparse.Namespace) -> int:
     """Measure and print.
 
     Returns:
         COMMAND's exit code; 130 if --seconds was cut short; 1 if the meter failed; else 0.
     """
-    if args.argv and (args.seconds is not None or args.replay is not None):
-        raise EdgeError("COMMAND stands alone: leave out --seconds and --replay.")
+    check(args)
     if args.replay is not None:
         _print(_replayed(args.replay), args.output, to_stderr=False)
         return 0
@@ -89,9 +65,6 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _replayed(path: Path) -> Measurement:
-    from edge.power.meter import integrate
-    from edge.power.replay import read_log
-
     log = read_log(path)
     end_ns = log.samples[-1].end_ns
     energy = integrate(log.samples, 0, end_ns)
@@ -134,8 +107,6 @@ def _wait(seconds: float | None) -> int:
 
 
 def _measured(meter: Meter, samples: Sequence[Sample], begin_ns: int, end_ns: int) -> Measurement:
-    from edge.power.meter import integrate
-
     energy = integrate(samples, begin_ns, max(end_ns, begin_ns + 1))
     flags = (*meter.flags, *_window_flags(energy))
     return Measurement(meter.source, meter.boundary, (end_ns - begin_ns) / 1e9, energy, flags)
@@ -187,8 +158,6 @@ def _print(measured: Measurement, output: str, to_stderr: bool) -> None:
 
 def _lines(document: dict[str, Any]) -> list[str]:
     """The figures for people, one below the other."""
-    from edge.errors import printable
-
     energy = document["energy_j"] or {}
     rails = [(rail, j) for rail, j in energy.items() if j is not None]
     beside = [(f"({rail})", j) for rail, j in document["beside_j"].items()]
@@ -202,13 +171,3 @@ def _lines(document: dict[str, Any]) -> list[str]:
     lines.append(f"{document['records']} records cover {document['coverage']:.1%} of the time")
     lines.append(f"thermal pressure: {document['thermal_worst'] or 'not known'}")
     return [printable(line) for line in [*lines, *(f"warning: {f}" for f in document["flags"])]]
-
-
-def _seconds(text: str) -> float:
-    try:
-        seconds = float(text)
-    except ValueError:
-        seconds = 0.0
-    if not 0 < seconds < math.inf:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a number of seconds above 0")
-    return seconds

@@ -9,44 +9,19 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from edge.errors import EdgeError
+from edge.cli.options.report import REPORTS
+from edge.cli.options.report import check as check_options
+from edge.errors import EdgeError, printable
+from edge.formats.files import atomic_write
+from edge.profile.check import check
+from edge.report.devices import compare_devices
 
 if TYPE_CHECKING:
     from edge.report.frame import NamedFigure
 
-REPORTS = Path("profiles") / "reports"
 PLOTS = "plots"
 # A page of more is no page; `--devices` reads any number.
 MOST_PROFILES = 50
-
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declare the command's arguments."""
-    parser.epilog = (
-        "Writes report.html (one page that needs nothing else), table.md, table.csv and plots/ as "
-        "PNG and SVG, and prints the table. --devices prints one comparison of all profiles in a "
-        "folder. --check exits with 1 if anything is wrong."
-    )
-    parser.add_argument(
-        "profiles",
-        metavar="PROFILE",
-        nargs="*",
-        type=Path,
-        help="a JSON file that `edge bench` wrote, or a folder of them",
-    )
-    other = parser.add_mutually_exclusive_group()
-    other.add_argument(
-        "--devices", metavar="DIR", type=Path, help="compare the devices of all profiles in it"
-    )
-    other.add_argument(
-        "--check", metavar="PATH", nargs="+", type=Path, help="say what is wrong with profiles"
-    )
-    parser.add_argument("--chip", metavar="NAME", help="with --devices: only chips named so")
-    parser.add_argument("--model", metavar="NAME", help="with --devices: only models named so")
-    parser.add_argument(
-        "--out", metavar="DIR", type=Path, help=f"output folder (default: {REPORTS}/NAME)"
-    )
-    parser.add_argument("-o", "--output", choices=("md", "json"), default="md")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -59,7 +34,7 @@ def run(args: argparse.Namespace) -> int:
         EdgeError: nothing or two things asked for; a profile cannot be read; a folder cannot be
             written.
     """
-    _check_asked(args)
+    check_options(args)
     if args.devices is not None:
         return _compare_devices(args)
     if args.check is not None:
@@ -67,18 +42,9 @@ def run(args: argparse.Namespace) -> int:
     return _report(args)
 
 
-def _check_asked(args: argparse.Namespace) -> None:
-    if (args.devices is not None or args.check is not None) and (args.profiles or args.out):
-        flag = "--devices" if args.devices is not None else "--check"
-        raise EdgeError(f"{flag} stands alone: leave PROFILE and --out away, or {flag}.")
-    if (args.chip or args.model) and args.devices is None:
-        raise EdgeError("--chip and --model choose among many profiles: give --devices DIR too.")
-    if not args.profiles and args.devices is None and args.check is None:
-        raise EdgeError("Nothing to report: name a profile, such as profiles/local/NAME.json.")
-
-
 def _report(args: argparse.Namespace) -> int:
     """Everything is made before anything is written: no half report."""
+    # Here: matplotlib takes most of a second, and --check and --devices need none.
     from edge.report.markdown import markdown_report
     from edge.report.plots import figures
     from edge.report.tidy import read_for_report
@@ -147,17 +113,15 @@ def _contents(
     yield "report.html", render_page(profiles, drawn).encode()
     yield "table.md", markdown.encode()
     yield "table.csv", csv_table(profiles).encode()
-    for number, figures in enumerate(drawn, 1):
+    for number, plots in enumerate(drawn, 1):
         prefix = f"{number}-" if len(drawn) > 1 else ""
-        for plot in figures:
+        for plot in plots:
             yield f"{PLOTS}/{prefix}{plot.name}.svg", to_svg(plot.figure).encode()
             yield f"{PLOTS}/{prefix}{plot.name}.png", to_png(plot.figure)
 
 
 def _write(folder: Path, contents: Iterator[tuple[str, bytes]]) -> list[Path]:
     """Each file appears whole; other files in the folder stay as they are."""
-    from edge.formats.files import atomic_write
-
     files = []
     for name, data in list(contents):
         with atomic_write(folder / name) as partial:
@@ -179,8 +143,6 @@ def _document(paths: Sequence[Path], folder: Path, files: Sequence[Path]) -> dic
 
 
 def _compare_devices(args: argparse.Namespace) -> int:
-    from edge.report.devices import compare_devices
-
     found = compare_devices(args.devices, chip=args.chip, model=args.model)
     if args.output == "json":
         print(json.dumps(found.to_dict(), indent=1, allow_nan=False))
@@ -190,9 +152,6 @@ def _compare_devices(args: argparse.Namespace) -> int:
 
 
 def _check(args: argparse.Namespace) -> int:
-    from edge.errors import printable
-    from edge.profile.check import check
-
     found = check(args.check)
     if args.output == "json":
         print(json.dumps(found.to_dict(), indent=1))

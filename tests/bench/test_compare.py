@@ -11,7 +11,8 @@ import pytest
 
 from edge.bench.compare import QUANTITIES, compare, difference
 from edge.bench.workload import Workload
-from edge.cli.bench_compare import add_compare_arguments, run_compare
+from edge.cli.bench_compare import run_compare
+from edge.cli.options.bench import add_compare
 from edge.errors import EdgeError
 from tests.support.profiles import faults, mac_profile
 
@@ -222,7 +223,7 @@ def run(tmp_path, a, b, *words):
         paths.append(tmp_path / name)
         paths[-1].write_text(json.dumps(content))
     parser = argparse.ArgumentParser()
-    add_compare_arguments(parser)
+    add_compare(parser)
     parser.add_argument("-o", "--output", default="md")
     return run_compare(parser.parse_args(["--compare", *map(str, paths), *words]))
 

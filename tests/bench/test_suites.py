@@ -2,8 +2,9 @@ import argparse
 
 import pytest
 
-from edge.bench.suites import SUITES, add_workload_arguments, left_out, workloads
+from edge.bench.suites import SUITES, left_out, workloads
 from edge.bench.workload import Workload
+from edge.cli.options.bench import add_workload
 from edge.errors import EdgeError
 
 LONG = 1 << 20
@@ -11,7 +12,7 @@ LONG = 1 << 20
 
 def parse(*words):
     parser = argparse.ArgumentParser()
-    add_workload_arguments(parser)
+    add_workload(parser)
     return parser.parse_args(words)
 
 

@@ -62,7 +62,7 @@ def calls(monkeypatch):
         integrated.append(window)
         return integrate(samples, *window)
 
-    monkeypatch.setattr(edge.bench.row, "build_row", spied_build)
+    monkeypatch.setattr("edge.cli.bench_book.build_row", spied_build)
     monkeypatch.setattr(edge.bench.energy, "integrate", spied_integrate)
     return built, integrated
 

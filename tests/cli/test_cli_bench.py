@@ -1,6 +1,5 @@
 """What `edge bench` plans from its arguments; the runs themselves are in test_cli.py."""
 
-import argparse
 import json
 import os
 import statistics
@@ -8,8 +7,8 @@ import sys
 
 import pytest
 
-from edge.cli.bench import _method, _new_meter, _new_run, _plan, add_arguments
-from edge.cli.main import main
+from edge.cli.bench import _method, _new_meter, _new_run, _plan
+from edge.cli.main import main, parser_of
 from edge.convert.checkpoint import open_checkpoint
 from edge.model.kv_cache import KV_BITS
 from edge.power.choose import NoMeter
@@ -20,9 +19,7 @@ from tests.support.profiles import faults
 
 
 def parsed(*words):
-    parser = argparse.ArgumentParser()
-    add_arguments(parser)
-    return parser.parse_args(["demo", *words, "--rows", "mlx-int4", "gguf-f16"])
+    return parser_of("bench").parse_args(["demo", *words, "--rows", "mlx-int4", "gguf-f16"])
 
 
 def planned(*words):
@@ -112,11 +109,11 @@ def test_the_automatic_meter_covers_what_computes(monkeypatch, mlx, gguf, source
 @pytest.mark.parametrize(
     ("flag", "value", "words"),
     [
-        ("--min-window", "-1", "no number of seconds"),
-        ("--min-window", "nan", "no number of seconds"),
-        ("--cooldown", "x", "no number of seconds"),
-        ("--idle", "1e9", "no number of seconds"),
-        ("--bandwidth-gb-s", "0", "no number of GB/s"),
+        ("--min-window", "-1", "not a number of seconds"),
+        ("--min-window", "nan", "not a number of seconds"),
+        ("--cooldown", "x", "not a number of seconds"),
+        ("--idle", "1e9", "not a number of seconds"),
+        ("--bandwidth-gb-s", "0", "not a number of GB/s"),
         ("--rounds", "0", "at least 1"),
         ("--power", "sun", "invalid choice: 'sun'"),
         ("--power", "replay:FILE", "invalid choice: 'replay:FILE'"),

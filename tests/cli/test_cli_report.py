@@ -1,12 +1,12 @@
 """`edge report`: files, printing, refusals."""
 
-import argparse
 import csv
 import json
 
 import pytest
 
 from edge.cli import report
+from edge.cli.main import parser_of
 from edge.errors import EdgeError
 from edge.report.markdown import markdown_section
 from tests.report.hostile_profiles import with_hostile_strings
@@ -14,9 +14,7 @@ from tests.support.profiles import linux_profile, mac_profile
 
 
 def run(*words):
-    parser = argparse.ArgumentParser()
-    report.add_arguments(parser)
-    return report.run(parser.parse_args([str(word) for word in words]))
+    return report.run(parser_of("report").parse_args([str(word) for word in words]))
 
 
 @pytest.fixture(scope="module")

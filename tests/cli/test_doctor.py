@@ -1,4 +1,3 @@
-import argparse
 import json
 from dataclasses import replace
 
@@ -6,6 +5,7 @@ import pytest
 
 from edge.cli import doctor
 from edge.cli.doctor import Engine, Power
+from edge.cli.main import parser_of
 from edge.device.describe import Bandwidth, Device
 from edge.device.state import State
 
@@ -36,9 +36,7 @@ READY = doctor.Findings(
 
 
 def run(*words):
-    parser = argparse.ArgumentParser()
-    doctor.add_arguments(parser)
-    return doctor.run(parser.parse_args(words))
+    return doctor.run(parser_of("doctor").parse_args(words))
 
 
 def printed(findings, monkeypatch, capsys, *words):
@@ -128,9 +126,9 @@ def test_a_mac_is_told_the_sudoers_line_once(monkeypatch, reason, told):
 
 
 def test_what_is_missing_is_told_with_what_to_do(monkeypatch):
-    monkeypatch.setattr("edge.device.state.look", lambda: replace(QUIET, power_source="battery"))
+    monkeypatch.setattr("edge.cli.doctor.look", lambda: replace(QUIET, power_source="battery"))
     monkeypatch.setattr(
-        "edge.device.describe.describe_device", lambda gb_s: replace(MAC, remarks=("no bandwidth",))
+        "edge.cli.doctor.describe_device", lambda gb_s: replace(MAC, remarks=("no bandwidth",))
     )
     monkeypatch.setattr(doctor, "power_sources", lambda: [Power("rapl", None, "no zone")])
     monkeypatch.setattr(doctor, "TABLE_11_DISK_BYTES", 1e18)
@@ -166,7 +164,7 @@ def test_a_mac_hears_of_the_sources_that_macs_have(monkeypatch):
     ],
 )
 def test_a_wheel_without_the_chips_kernels_is_warned_of(chip, tag, warned, monkeypatch):
-    monkeypatch.setattr("edge.bench.software.mlx_metal_tag", lambda: tag)
+    monkeypatch.setattr("edge.cli.doctor.mlx_metal_tag", lambda: tag)
     found = doctor._wrong_wheel(replace(MAC, name=chip))
     assert len(found) == warned
     if warned:

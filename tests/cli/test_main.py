@@ -32,9 +32,9 @@ def test_ctrl_c_while_modules_are_imported_is_one_line(monkeypatch, capsys):
         raise KeyboardInterrupt
 
     monkeypatch.setattr(entry, "import_module", interrupted)
-    assert entry.main(["--help"]) == 130
+    assert entry.main(["convert", "--help"]) == 130
     assert entry.run_one("convert", "convert.py") == 130
-    assert capsys.readouterr().err == "edge: interrupted\nconvert.py: interrupted\n"
+    assert capsys.readouterr().err == "edge convert: interrupted\nconvert.py: interrupted\n"
 
 
 @pytest.mark.parametrize("words", [CHAT, (*CHAT, "-o", "json"), COMPLETE])

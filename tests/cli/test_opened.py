@@ -4,10 +4,8 @@ import contextlib
 
 import pytest
 
-from edge.chat import session as chat_session
 from edge.cli import main, model_path
 from edge.cli.opened import open_for, opened
-from edge.device import memory as device_memory
 from edge.device.memory import MemoryRoom
 from edge.model import load as loading
 from edge.model import memory as model_memory
@@ -42,8 +40,8 @@ def resident(monkeypatch):
         yield
         seen.append(0)
 
-    for module in (device_memory, chat_session):
-        monkeypatch.setattr(module, "wired", wired)
+    for module in ("edge.cli.opened", "edge.cli.chat", "edge.chat.session"):
+        monkeypatch.setattr(f"{module}.wired", wired)
     return seen
 
 

@@ -1,4 +1,3 @@
-import argparse
 import json
 import os
 import sys
@@ -8,6 +7,7 @@ from types import SimpleNamespace
 import pytest
 
 from edge.cli import power
+from edge.cli.main import parser_of
 from edge.errors import EdgeError
 from tests.support.fake_powermetrics import install, record, stream
 
@@ -25,9 +25,7 @@ KEYS = {
 
 
 def edge_power(*argv):
-    parser = argparse.ArgumentParser()
-    power.add_arguments(parser)
-    return power.run(parser.parse_args(argv))
+    return power.run(parser_of("power").parse_args(argv))
 
 
 @pytest.fixture

@@ -1,0 +1,41 @@
+"""Options of `edge power`."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from edge.cli.options.shared import add_output, add_power, number
+from edge.errors import EdgeError
+
+
+def parser() -> argparse.ArgumentParser:
+    """Parser of the command."""
+    parser = argparse.ArgumentParser(
+        epilog="COMMAND's exit code is passed on. Where nothing can measure, COMMAND does not run "
+        "and the exit code is 1. COMMAND's output stays on stdout, the figures go to stderr; with "
+        "-o json it is the other way round. Without COMMAND, --seconds or --replay it measures "
+        "until Ctrl-C."
+    )
+    what = parser.add_mutually_exclusive_group()
+    what.add_argument(
+        "--seconds",
+        metavar="N",
+        type=number(0.001, 1e9, "a number of seconds above 0"),
+        help="measure for this long",
+    )
+    what.add_argument("--replay", metavar="FILE", type=Path, help="a log of powermetrics -f plist")
+    add_power(parser, "--source", "auto")
+    add_output(parser, ["text", "json"])
+    parser.add_argument("argv", metavar="COMMAND", nargs="*", help="what to run, after --")
+    return parser
+
+
+def check(args: argparse.Namespace) -> None:
+    """Refuse a command beside another task.
+
+    Raises:
+        EdgeError: there are both.
+    """
+    if args.argv and (args.seconds is not None or args.replay is not None):
+        raise EdgeError("COMMAND stands alone: leave out --seconds and --replay.")
