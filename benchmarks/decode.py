@@ -41,11 +41,11 @@ from mlx_lm.models.cache import make_prompt_cache, trim_prompt_cache
 from mlx_lm.sample_utils import make_sampler
 from mlx_lm.utils import load_model as load_peer
 
-from edge.bench.software import software_versions
 from edge.convert.artefacts.recipes import RECIPES
 from edge.convert.checkpoint import open_checkpoint
 from edge.convert.convert import convert
 from edge.device.describe import describe_device
+from edge.device.software import software_versions
 from edge.formats.files import atomic_write
 from edge.generate.decode import generate_tokens
 from edge.generate.sampling import GREEDY, Sampling

@@ -29,8 +29,8 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from edge.bench.software import software_versions  # noqa: E402
 from edge.device.describe import describe_device  # noqa: E402
+from edge.device.software import software_versions  # noqa: E402
 from edge.formats.files import atomic_write  # noqa: E402
 from edge.power.powermetrics import PowermetricsMeter  # noqa: E402
 from tests.support.fake_powermetrics import install, record  # noqa: E402

@@ -1,7 +1,7 @@
-"""Work in a process of its own: a JSON question in, a JSON answer out.
+"""Work in a process of its own: a JSON question on stdin, a JSON answer on stdout.
 
-For what takes memory that must be gone before anything else is measured, or what may take its
-process with it when it fails, as MLX does of an impossible allocation.
+For what takes memory that must be free before anything else is measured, or what may end its
+process, as an impossible allocation of MLX does.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from edge.linux_cpu import child_environment
 
 
 def module_command(module: str, *arguments: str) -> tuple[str, ...]:
-    """How to start a module of ours: without the current directory on the module path (-P).
+    """Command line of one of our modules, without the current directory on its path (-P).
 
     There may be a `json.py` in it, as in a folder that came with a model.
     """
@@ -33,53 +33,33 @@ def run_child(
     what: str,
     environment: Mapping[str, str] | None = None,
 ) -> Any:
-    """Run a module that ends in `child_main`, and give what it answers.
-
-    Args:
-        module: as `python -m` takes it.
-        question: plain JSON data.
-        timeout_s: after this long it is given up.
-        what: is computed, for the sentence if it fails; a plural.
-        environment: variables beside our own.
+    """The answer of a module that ends in `child_main`; `what` (a plural) names it in errors.
 
     Raises:
         EdgeError: it failed or took too long, with the reason.
     """
-    asked = json.dumps(question)
+    command, asked = module_command(module), json.dumps(question)
+    env = {**child_environment(), **(environment or {})}
     try:
         run = subprocess.run(
-            module_command(module),
-            input=asked,
-            capture_output=True,
-            text=True,
-            timeout=timeout_s,
-            env={**child_environment(), **(environment or {})},
+            command, input=asked, capture_output=True, text=True, timeout=timeout_s, env=env
         )
     except subprocess.TimeoutExpired:
         raise EdgeError(f"{what} took more than {timeout_s:g} s.") from None
     if run.returncode != 0:
-        raise EdgeError(f"{what} could not be computed ({_why(run)}).")
+        last_words = (run.stderr.strip().splitlines() or [f"exit code {run.returncode}"])[-1]
+        by_signal = run.returncode < 0 and signal.Signals(-run.returncode).name
+        why = f"its process was ended by {by_signal}" if by_signal else last_words
+        raise EdgeError(f"{what} could not be computed ({why}).")
     return json.loads(run.stdout)
 
 
-def _why(run: subprocess.CompletedProcess[str]) -> str:
-    """Its last words, which after a signal are not about that."""
-    if run.returncode < 0:
-        return f"its process was ended by {signal.Signals(-run.returncode).name}"
-    return (run.stderr.strip().splitlines() or [f"exit code {run.returncode}"])[-1]
-
-
-def child_main(work: Callable[[Any], Any]) -> int:
-    """The whole of such a process: the exit code; an EdgeError is a sentence on stderr.
-
-    Args:
-        work: plain JSON data -> plain JSON data.
-    """
+def child_main(compute: Callable[[Any], Any]) -> int:
+    """The exit code of such a process; an EdgeError becomes a sentence on stderr."""
     answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)  # whatever a library prints is not the answer
-    question = json.load(sys.stdin)
     try:
-        print(json.dumps(work(question)), file=answers, flush=True)
+        print(json.dumps(compute(json.load(sys.stdin))), file=answers, flush=True)
     except EdgeError as error:
         print(error, file=sys.stderr)
         return 1

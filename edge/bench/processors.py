@@ -1,7 +1,7 @@
 """The processors that compute here, so that the power meter covers them.
 
-Run as `python -m edge.bench.processors`: neither MLX nor llama.cpp is then loaded into the process
-that measures.
+Run as `python -m edge.bench.processors`: neither MLX's GPU nor llama.cpp is then opened in the
+process that measures.
 """
 
 from __future__ import annotations
@@ -20,32 +20,30 @@ TIMEOUT_S = 60.0
 def processors_of(frameworks: Iterable[str]) -> set[str]:
     """CPU, GPU or both, as MLX and GGUF artefacts run here; empty where that is not known.
 
-    On macOS it is not asked: there every meter covers all of the chip.
+    On macOS nothing is asked: every meter there covers all of the chip.
     """
     if platform.system() == "Darwin":
         return set()
     try:
         return set(run_child(MODULE, sorted(set(frameworks)), TIMEOUT_S, "the processors"))
     except EdgeError:
-        return set()  # an engine that does not load is told about where its rows fail
+        return set()  # the rows of an engine that does not load fail with the reason
 
 
-def _answered(frameworks: list[str]) -> list[str]:
-    on_gpu = {"MLX": _mlx_on_gpu, "GGUF": _llama_cpp_on_gpu}
-    return ["GPU" if on_gpu[framework]() else "CPU" for framework in frameworks]
+def _compute(frameworks: list[str]) -> list[str]:
+    return ["GPU" if _on_gpu(framework) else "CPU" for framework in frameworks]
 
 
-def _mlx_on_gpu() -> bool:
+def _on_gpu(framework: str) -> bool:
+    """Each library is imported only where its framework is asked for."""
+    if framework == "GGUF":
+        from edge.llama_cpp.session import library
+
+        return bool(library().llama_supports_gpu_offload())
     import mlx.core as mx
 
     return bool(mx.default_device().type == mx.DeviceType.gpu)
 
 
-def _llama_cpp_on_gpu() -> bool:
-    from edge.llama_cpp.session import library
-
-    return bool(library().llama_supports_gpu_offload())
-
-
 if __name__ == "__main__":
-    sys.exit(child_main(_answered))
+    sys.exit(child_main(_compute))

@@ -1,15 +1,14 @@
 """Logits to compare with: our network in float32, one layer in memory at a time.
 
 A 3B in float32 would be 11 GB; layer by layer over a short prompt it is one layer, 0.3 GB. Run
-as `python -m edge.bench.reference` it takes names on stdin and prints digests, so that its memory
-is gone before anything is measured.
+as `python -m edge.bench.reference`, so that its memory is free before anything is measured.
 """
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
-from dataclasses import replace
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, replace
 from math import isclose, isfinite
 from pathlib import Path
 from typing import Any
@@ -21,56 +20,97 @@ from mlx.utils import tree_unflatten
 
 from edge.bench.engines.engine import Logits
 from edge.bench.gate import CHECKPOINT, PREFILLED, Digest, gate_tokens, make_digest
-from edge.child import child_main
-from edge.convert.artefacts.manifest import read_manifest
+from edge.child import child_main, run_child
 from edge.convert.checkpoint import Checkpoint, Corrections, open_checkpoint
 from edge.convert.compare import TensorError, open_artefact, tensor_errors
 from edge.convert.sources.weights import Weights
+from edge.device.software import TF32
 from edge.model.config import ModelConfig
 from edge.model.stablelm import DecoderLayer, Model
 from edge.model.tensors import expected_shapes
 from edge.model.variant import Variant
 
+MODULE = "edge.bench.reference"
+TIMEOUT_S = 1800
 HEAD_ROWS = 8192
 SETTINGS = (
-    "vocab_size",
-    "num_hidden_layers",
-    "num_attention_heads",
-    "num_key_value_heads",
-    "rotary_dims",
-    "rope_theta",
-    "layer_norm_eps",
-    "use_parallel_residual",
-    "qk_layernorm",
+    *("vocab_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads"),
+    *("rotary_dims", "rope_theta", "layer_norm_eps", "use_parallel_residual", "qk_layernorm"),
 )
 # float16's step near zero: tensors of tiny numbers are off by up to half of it.
 F16_STEP = 2.0**-24
 PLAIN = Variant(fuse=False, pad=False)
 
 
-def reference_digest(config: ModelConfig, weights: Weights) -> Digest:
-    """What `edge.bench.gate.logits_digest` should find, apart from rounding.
+def reference_job(checkpoint: Checkpoint, artefacts: Sequence[Path]) -> dict[str, Digest]:
+    """What `edge.bench.gate.judge` compares with, computed in a process of its own.
 
-    Args:
-        config: the checkpoint's, also where the weights are an artefact's: what the artefact
-            says of itself is what is examined.
-        weights: under Hugging Face names, read in blocks.
+    Returns:
+        Digests by the artefact's path; the checkpoint's own under CHECKPOINT.
 
     Raises:
-        EdgeError: they cannot be read.
+        EdgeError: it failed, with the reason.
     """
+    source = checkpoint.source
+    asked = {
+        "model": source.origin if source.path is None else str(source.path),
+        "corrections": asdict(checkpoint.corrections),
+        "artefacts": [str(path) for path in artefacts],
+    }
+    exact = {TF32: "0"}  # on M5 float32 products are rounded otherwise
+    found: dict[str, Digest] = run_child(MODULE, asked, TIMEOUT_S, "the reference logits", exact)
+    return found
+
+
+def _compute(asked: dict[str, Any]) -> dict[str, Digest]:
+    corrections = Corrections(**asked["corrections"])
+    checkpoint = open_checkpoint(asked["model"], corrections=corrections)
+    return dict(references(checkpoint, asked["artefacts"]))
+
+
+def references(checkpoint: Checkpoint, artefacts: list[str]) -> Iterator[tuple[str, Digest]]:
+    """The checkpoint's digest, then each artefact's with the worst error among its tensors.
+
+    All by the checkpoint's config: what the artefact says of itself is compared apart.
+
+    Raises:
+        EdgeError: one of them cannot be read.
+    """
+    config = checkpoint.config
+    yield CHECKPOINT, _digest(config, checkpoint.weights)
+    for path in artefacts:
+        opened = open_artefact(Path(path))
+        digest = _digest(config, opened.weights)
+        digest["settings"] = _other_settings(opened.config, config)
+        yield path, {**digest, **_worst_tensor(opened.weights, checkpoint)}
+
+
+def _digest(config: ModelConfig, weights: Weights) -> Digest:
     logits = reference_logits(config, weights, gate_tokens(config.vocab_size), PREFILLED - 1)
     return make_digest(list(logits), config.vocab_size)
+
+
+def _other_settings(found: ModelConfig, wanted: ModelConfig) -> list[str]:
+    """Settings in which an artefact differs from the checkpoint."""
+    pairs = ((name, getattr(found, name), getattr(wanted, name)) for name in SETTINGS)
+    # GGUF holds float32.
+    others = (pair for pair in pairs if not isclose(pair[1], pair[2], rel_tol=1e-6))
+    return [f"{name} {a:g} instead of {b:g}" for name, a, b in others]
+
+
+def _worst_tensor(weights: Weights, checkpoint: Checkpoint) -> dict[str, Any]:
+    """The tensor that is furthest from the checkpoint's; error None where it is not finite."""
+    found = (e for e in tensor_errors(weights, checkpoint) if e.largest > F16_STEP)
+    nowhere = TensorError("", 0.0, 0.0)
+    worst = max(found, key=lambda e: (not isfinite(e.relative), e.relative), default=nowhere)
+    error = worst.relative if isfinite(worst.relative) else None
+    return {"tensor": worst.name, "tensor_error": error}
 
 
 def reference_logits(
     config: ModelConfig, weights: Weights, ids: list[int], first: int = 0
 ) -> Logits:
-    """Ids -> float32 logits (len(ids) - first, vocab) after the position `first` and all later.
-
-    Raises:
-        EdgeError: the weights cannot be read.
-    """
+    """Ids -> float32 logits (len(ids) - first, vocab) after the position `first` and all later."""
     # One layer's network: its sanitize joins what checkpoints hold in pieces.
     one = Model(replace(config, num_hidden_layers=1), PLAIN)
     table = "model.embed_tokens.weight"
@@ -118,46 +158,5 @@ def _read(weights: Weights, name: str, start: int = 0, stop: int | None = None) 
     return mx.array(weights.read(name, start, stop)).astype(mx.float32)
 
 
-def references(checkpoint: Checkpoint, artefacts: list[str]) -> Iterator[tuple[str, Digest]]:
-    """The checkpoint's digest, then each artefact's with the worst error among its tensors.
-
-    Raises:
-        EdgeError: one of them cannot be read.
-    """
-    yield CHECKPOINT, reference_digest(checkpoint.config, checkpoint.weights)
-    for path in artefacts:
-        opened = open_artefact(Path(path))
-        digest = reference_digest(checkpoint.config, opened.weights)
-        settings = {"settings": _other_settings(opened.config, checkpoint.config)}
-        yield path, {**digest, **settings, **_worst_tensor(Path(path), opened.weights, checkpoint)}
-
-
-def _other_settings(found: ModelConfig, wanted: ModelConfig) -> list[str]:
-    """What an artefact says of the network that the checkpoint does not."""
-    pairs = ((name, getattr(found, name), getattr(wanted, name)) for name in SETTINGS)
-    # GGUF holds float32.
-    others = (pair for pair in pairs if not isclose(pair[1], pair[2], rel_tol=1e-6))
-    return [f"{name} {a:g} instead of {b:g}" for name, a, b in others]
-
-
-def _worst_tensor(path: Path, weights: Weights, checkpoint: Checkpoint) -> dict[str, Any]:
-    """The tensor that is furthest from the checkpoint's; error None where it is no number."""
-    manifest = read_manifest(path)
-    if manifest is not None and manifest.recipe.get("learned") == "awq":
-        return {"tensor": "", "tensor_error": 0.0}  # AWQ moves scales between tensors
-    found = (e for e in tensor_errors(weights, checkpoint) if e.largest > F16_STEP)
-    nowhere = TensorError("", 0.0, 0.0)
-    worst = max(found, key=lambda e: (not isfinite(e.relative), e.relative), default=nowhere)
-    error = worst.relative if isfinite(worst.relative) else None
-    return {"tensor": worst.name, "tensor_error": error}
-
-
-def answered(asked: dict[str, Any]) -> dict[str, Digest]:
-    """Model, corrections and artefacts -> digests."""
-    corrections = Corrections(**asked["corrections"])
-    checkpoint = open_checkpoint(asked["model"], corrections=corrections)
-    return dict(references(checkpoint, asked["artefacts"]))
-
-
 if __name__ == "__main__":
-    sys.exit(child_main(answered))
+    sys.exit(child_main(_compute))

@@ -13,12 +13,11 @@ import msgspec
 
 from edge.bench.energy import TrialEnergy
 from edge.bench.engines.engine import EngineFacts
-from edge.bench.gate import Digest, judge
+from edge.bench.gate import Digest, judge, quality_fault
 from edge.bench.job import Job
 from edge.bench.power_series import power_series
-from edge.bench.quality import Record, quality_fault
 from edge.bench.rounds import ProcessRun
-from edge.bench.statistics import SHARES, Quantity, percentiles, summarise
+from edge.bench.statistics import summarise
 from edge.bench.trial import Trial
 from edge.bench.verdict import (
     Judgement,
@@ -35,6 +34,7 @@ from edge.profile.profile import (
 from edge.profile.profile import (
     PowerSource,
     Process,
+    Quantity,
     Row,
     Verdict,
 )
@@ -44,6 +44,7 @@ from edge.profile.profile import (
 from edge.profile.profile import (
     Trial as KeptTrial,
 )
+from edge.stats import percentiles
 
 NO_QUALITY = "quality was not measured: add --quality"
 
@@ -65,7 +66,7 @@ class Context:
     """What a row needs to know beyond its own processes.
 
     `idle_w` is the machine's power without work; `idle_doubt` a sentence if that moved;
-    `references` from `edge.bench.gate.reference_job`, `quality` from `edge.bench.quality`, with
+    `references` from `edge.bench.gate.reference_job`, `quality` from `edge.quality`, with
     `no_quality` as the sentence where that failed.
     """
 
@@ -74,10 +75,10 @@ class Context:
     idle_w: float | None = None
     idle_doubt: str | None = None
     references: Mapping[str, Digest] | None = None
-    quality: Mapping[str, Record] | None = None
+    quality: Mapping[str, dict[str, Any]] | None = None
     no_quality: str | None = None
 
-    def quality_of(self, subject: Subject, job: Job) -> Record | None:
+    def quality_of(self, subject: Subject, job: Job) -> dict[str, Any] | None:
         """The artefact's, where the row runs it as it was judged."""
         if self.quality is None or job.kv_bits is not None:
             return None
@@ -242,7 +243,7 @@ def _absences(
     return reasons + _energy_absences(row, measured)
 
 
-def _quality_absences(quality: Record | None, job: Job, context: Context) -> list[str]:
+def _quality_absences(quality: dict[str, Any] | None, job: Job, context: Context) -> list[str]:
     if quality is not None:
         return [f"quality: {reason}" for reason in quality["reasons"]]
     if context.quality is not None and job.kv_bits is not None:
@@ -310,8 +311,7 @@ def _latency_ms(trials: Sequence[Trial]) -> dict[str, float] | None:
     times_ns = [ns for trial in trials for ns in trial.token_times_ns]
     if not times_ns:
         return None
-    found = percentiles(times_ns, list(SHARES.values()))
-    return {name: ns / 1e6 for name, ns in zip(SHARES, found, strict=True)}
+    return {name: ns / 1e6 for name, ns in percentiles(times_ns).items()}
 
 
 def _power(runs: Sequence[ProcessRun]) -> PowerSource | None:

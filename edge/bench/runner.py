@@ -13,8 +13,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, NoReturn
 
-from edge.bench.engines.engine import EngineFacts
-from edge.bench.engines.registry import MLX_LM
+from edge.bench.engines.engine import MLX_LM, EngineFacts
 from edge.bench.job import Job
 from edge.bench.trial import Trial
 from edge.child import module_command

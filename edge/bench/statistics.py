@@ -5,25 +5,11 @@ Nothing is ever dropped: an outlier is flagged and counted.
 
 from __future__ import annotations
 
-import math
 import statistics
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 
 from edge.profile.profile import Quantity
 from edge.stats import interval
-
-__all__ = ["SHARES", "Quantity", "drift", "outliers", "percentiles", "summarise"]
-
-# hyperfine's limit: ten standard deviations of normal values, each of which is 1.4826 median
-# absolute deviations. (Iglewicz and Hoaglin 1993 advise 3.5 of them, which timings, skewed as they
-# are, exceed all the time.)
-OUTLIER_MADS = 14.826
-# Below five values neither an outlier nor a trend can be told from the spread.
-MIN_FOR_SHAPE = 5
-# Two tails of Kendall's test: one in a hundred steady series is called drifting.
-DRIFT_LEVEL = 0.01
-# Percentiles of the times of single tokens.
-SHARES = {"p50": 0.5, "p90": 0.9, "p99": 0.99}
 
 
 def summarise(
@@ -54,58 +40,3 @@ def summarise(
         n=len(measured),
         ci95=interval(means),
     )
-
-
-def outliers(values: Sequence[float]) -> list[int]:
-    """Places of values far from the median, in median absolute deviations; none for few values."""
-    if len(values) < MIN_FOR_SHAPE:
-        return []
-    centre = statistics.median(values)
-    mad = statistics.median(abs(v - centre) for v in values)
-    if mad == 0:
-        return []
-    return [i for i, v in enumerate(values) if abs(v - centre) / mad > OUTLIER_MADS]
-
-
-def drift(values: Sequence[float]) -> float:
-    """The relative change over a series that goes one way, as a device that heats up does.
-
-    Kendall's test against the order (Mann 1945) decides whether it does, Sen's median slope
-    (1968) by how much: both ignore single outliers.
-
-    Returns:
-        Slope x (n - 1) / median; 0.0 where the series is too short or has no direction.
-    """
-    n = len(values)
-    if n < MIN_FOR_SHAPE or not statistics.median(values):
-        return 0.0
-    pairs = [(i, j) for i in range(n) for j in range(i + 1, n)]
-    score = sum(_sign(values[j] - values[i]) for i, j in pairs)
-    sd = math.sqrt(n * (n - 1) * (2 * n + 5) / 18)
-    z = max(abs(score) - 1, 0) / sd  # continuity correction
-    if 2 * (1 - statistics.NormalDist().cdf(z)) > DRIFT_LEVEL:
-        return 0.0
-    slope = statistics.median((values[j] - values[i]) / (j - i) for i, j in pairs)
-    return slope * (n - 1) / statistics.median(values)
-
-
-def percentiles(values: Sequence[float], shares: Sequence[float]) -> list[float]:
-    """Linear interpolation between the closest ranks, NumPy's default.
-
-    Raises:
-        ValueError: no values.
-    """
-    if not values:
-        raise ValueError("percentiles of no values")
-    ordered = sorted(values)
-    found = []
-    for share in shares:
-        at = share * (len(ordered) - 1)
-        low = math.floor(at)
-        high = min(low + 1, len(ordered) - 1)
-        found.append(ordered[low] + (ordered[high] - ordered[low]) * (at - low))
-    return found
-
-
-def _sign(x: float) -> int:
-    return (x > 0) - (x < 0)

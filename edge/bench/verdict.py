@@ -13,10 +13,11 @@ from dataclasses import dataclass
 from edge.bench.energy import TrialEnergy, WindowEnergy
 from edge.bench.job import MAX_PASSES
 from edge.bench.rounds import ProcessRun
-from edge.bench.statistics import drift, outliers, summarise
+from edge.bench.statistics import summarise
 from edge.bench.trial import Trial
 from edge.device.state import NOMINAL, doubts
 from edge.profile.profile import Verdict
+from edge.stats import drift, outliers
 
 ORDER: tuple[Verdict, ...] = ("VALID", "WARN", "INVALID")
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Callable, Collection
+from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -12,18 +13,17 @@ from typing import Any
 import msgspec
 
 from edge.bench.cooldown import Machine, kept_awake
-from edge.bench.engines.registry import MLX_LM
-from edge.bench.gate import reference_job
+from edge.bench.engines.engine import MLX_LM
 from edge.bench.job import MAX_PASSES, Job
 from edge.bench.processors import processors_of
-from edge.bench.quality import REFERENCE, quality_job
+from edge.bench.reference import reference_job
 from edge.bench.rounds import Run, Settings
 from edge.bench.row import Subject
 from edge.bench.runner import stopped_by_sigterm
 from edge.bench.schedule import rounds_for, trials_per_process
-from edge.bench.software import software_versions, tf32_allowed
 from edge.bench.suites import TABLE_11_SUITE, left_out, workloads
 from edge.bench.workload import Workload
+from edge.child import run_child
 from edge.cli.bench_book import Book
 from edge.cli.bench_compare import run_compare
 from edge.cli.checkpoint import open_named, output_folder
@@ -35,6 +35,7 @@ from edge.convert.checkpoint import Checkpoint
 from edge.convert.convert import convert
 from edge.device.describe import describe_device, usable_cores
 from edge.device.peak import peak_metric
+from edge.device.software import software_versions, tf32_allowed
 from edge.errors import EdgeError
 from edge.formats.files import atomic_write, check_writable
 from edge.power.choose import choose_meter
@@ -50,6 +51,8 @@ from edge.report.table import notes
 
 Progress = Callable[[str, float], None]
 WARMUPS = 1
+QUALITY_REFERENCE = "mlx-fp16"
+QUALITY_TIMEOUT_S = 4 * 3600
 
 
 def run(args: argparse.Namespace) -> int:
@@ -147,7 +150,7 @@ def _convert(
 
 def _wanted(args: argparse.Namespace) -> list[Recipe]:
     """The rows' recipes, and that of what their quality is compared with."""
-    reference = [] if args.quality is None else [find_recipe(REFERENCE)]
+    reference = [] if args.quality is None else [find_recipe(QUALITY_REFERENCE)]
     return list(dict.fromkeys([*args.rows, *reference]))
 
 
@@ -168,11 +171,19 @@ def _quality(
 ) -> tuple[dict[str, Any] | None, str | None]:
     """What each artefact loses; None, a warning and the reason where it cannot be measured."""
     out = output_folder(args.out, checkpoint.source.name)
-    paths = {name: find_recipe(name).path_in(out) for name in subjects}
+    source = checkpoint.source
+    asked = {
+        "model": source.origin if source.path is None else str(source.path),
+        "corrections": asdict(checkpoint.corrections),
+        "artefacts": {name: str(find_recipe(name).path_in(out)) for name in subjects},
+        "reference": QUALITY_REFERENCE,
+        "folder": str(out / "eval"),
+        "threads": args.threads or usable_cores(),
+        "tokens": args.quality,
+    }
     progress("quality", 0.0)
     try:
-        threads = args.threads or usable_cores()
-        found = quality_job(checkpoint, paths, out / "eval", threads, args.quality)
+        found = run_child("edge.quality.job", asked, QUALITY_TIMEOUT_S, "the quality")
     except EdgeError as error:
         _warn(str(error))
         return None, f"quality: {error}"

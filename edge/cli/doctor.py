@@ -17,8 +17,8 @@ from typing import Any
 
 import psutil
 
-from edge.bench.software import mlx_metal_tag
 from edge.device.describe import Device, describe_device
+from edge.device.software import mlx_metal_tag
 from edge.device.state import State, doubts, look
 from edge.install import install_command
 from edge.linux_cpu import blas, problems

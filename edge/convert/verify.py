@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +14,7 @@ from edge.convert.artefacts.manifest import (
     gguf_sha256,
     read_manifest,
 )
-from edge.convert.artefacts.recipes import RECIPES
+from edge.convert.artefacts.recipes import RECIPES, rounding_bound
 from edge.convert.checkpoint import Checkpoint, Corrections, open_checkpoint
 from edge.convert.compare import TensorError, open_artefact, same_values, tensor_error
 from edge.convert.sources.find import DEMO, HUB_ID
@@ -26,17 +25,10 @@ from edge.errors import EdgeError
 from edge.model.tensors import check_shapes, expected_shapes
 
 WORST = 5
-# Rounding to b bits leaves a relative error of about 1.5 / 2^b on weights that are normal
-# within their group; several times that is another tensor, not another rounding.
-LARGEST_ERROR = 8.0
-# Two tensors that have nothing to do with each other differ by 1.4.
-UNRELATED = 0.9
 # Twice what rounding to a float type can do to a number that is not too small for it.
 FLOAT_ERRORS = {"F32": 2.0**-23, "F16": 2.0**-10, "BF16": 2.0**-7}
 # float16's step near zero: tensors of tiny numbers are off by up to half of it.
 F16_STEP = 2.0**-24
-# The fewest bits that an artefact's matrices have, from its name.
-BITS = re.compile(r"-(?:int|mixed_|q)(\d)")
 # What macOS puts into every folder that the Finder shows.
 FINDERS = ".DS_Store"
 
@@ -225,9 +217,8 @@ def _limit(name: str, shape: Shape, opened: Opened, manifest: Manifest) -> float
         return FLOAT_ERRORS["F32"]  # somebody's own tensors, copied
     if len(shape) == 1 and not recipe.is_mlx:
         return FLOAT_ERRORS["F32"]  # llama.cpp's vectors always are
-    bits = BITS.search(recipe.name)
     # Learning moves norms and biases as well.
     as_it_was = recipe.is_mlx and not manifest.recipe.get("learned")
-    if bits is None or manifest.exact or (as_it_was and not opened.weights.packing(name)):
+    if recipe.is_float or manifest.exact or (as_it_was and not opened.weights.packing(name)):
         return FLOAT_ERRORS[recipe.dtype]
-    return min(UNRELATED, LARGEST_ERROR * 2.0 ** -int(bits[1]))
+    return rounding_bound(recipe.precision)

@@ -41,9 +41,6 @@ class FakeEngine:
         assert length <= self.length
         self.length = length
 
-    def logits_are_finite(self):
-        return True
-
     def facts(self):
         return EngineFacts("fake", "float32", "float32", 1, 1000, 10)
 

@@ -9,21 +9,19 @@ import mlx.core as mx
 import numpy as np
 import pytest
 
+from edge.bench.engines.engine import open_engine
 from edge.bench.engines.mlx import MlxEngine
-from edge.bench.engines.registry import open_engine
 from edge.bench.gate import (
     CHECKPOINT,
     POSITIONS,
     PREFILLED,
-    bounded,
     gate_tokens,
     judge,
     logits_digest,
     make_digest,
-    reference_job,
 )
-from edge.bench.reference import reference_logits, references
-from edge.convert.artefacts.recipes import RECIPES
+from edge.bench.reference import reference_job, reference_logits, references
+from edge.convert.artefacts.recipes import RECIPES, rounding_bound
 from edge.convert.checkpoint import open_checkpoint
 from edge.convert.convert import convert
 from edge.errors import EdgeError
@@ -95,7 +93,7 @@ def test_every_family_passes(tmp_path, shape):
     path = path_of(recipe.name, tmp_path / "out")
     found = dict(references(checkpoint, [path]))
     digest = logits_digest(engine_of(recipe.name, tmp_path / "out"), checkpoint.config.vocab_size)
-    assert judge(found, path, digest, recipe.precision) is None
+    assert judge(found, path, digest, recipe.precision, "mlx") is None
 
 
 def rope(base):
@@ -248,7 +246,7 @@ def test_a_wrong_conversion_is_found(tmp_path, row, change, message):
     [("FP16", 0.03), ("INT4", 1.0), ("Q6_K", 0.25), ("MIXED_2_6", 1.2), ("MENDED", 1.2)],
 )
 def test_fewer_bits_may_change_more(precision, bound):
-    assert bounded(precision, 16.0, 1.2, 0.03) == bound
+    assert rounding_bound(precision, 16.0, 1.2, 0.03) == bound
 
 
 def test_a_reference_that_fails_is_said(demo_out):
@@ -304,9 +302,9 @@ def test_a_token_beyond_1024_positions_is_decoded_where_the_row_goes_there(
 
 def test_the_reference_is_computed_in_float32(monkeypatch):
     """On M5 MLX's products are TF32 otherwise."""
-    from edge.bench import gate
+    from edge.bench import reference
 
     asked = {}
-    monkeypatch.setattr(gate, "run_child", lambda *a: asked.update(a[4]) or {})
-    reference_job(open_checkpoint("demo"), [])
+    monkeypatch.setattr(reference, "run_child", lambda *a: asked.update(a[4]) or {})
+    reference.reference_job(open_checkpoint("demo"), [])
     assert asked == {"MLX_ENABLE_TF32": "0"}

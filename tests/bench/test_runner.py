@@ -11,7 +11,7 @@ import psutil
 import pytest
 
 from edge.bench import worker
-from edge.bench.engines.registry import open_engine
+from edge.bench.engines.engine import open_engine
 from edge.bench.job import Job
 from edge.bench.runner import run_job, stopped_by_sigterm
 from edge.bench.workload import Workload
@@ -228,9 +228,7 @@ def test_a_process_that_dies_after_its_work_leaves_a_remark():
 @pytest.mark.parametrize("broken", [False, True])
 def test_the_engine_is_closed_whatever_happens(broken, monkeypatch, tmp_path):
     engine = FakeEngine(FakeClock())
-    if broken:
-        engine.logits_are_finite = lambda: False
-    engine.last_logits = lambda: np.zeros(4096, np.float32)
+    engine.last_logits = lambda: np.full(4096, np.nan if broken else 0.0, np.float32)
     monkeypatch.setattr(worker, "_open", lambda job: engine)
     asked = job("mlx", tmp_path)
     with (tmp_path / "channel").open("w") as channel:

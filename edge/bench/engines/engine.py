@@ -1,13 +1,18 @@
-"""The protocol that makes engines interchangeable in a measurement."""
+"""The protocol that makes engines interchangeable, and how one is opened by its name."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
+if TYPE_CHECKING:
+    from edge.model.memory import Fit
+
+MLX, MLX_LM, LLAMA_CPP = "mlx", "mlx-lm", "llama.cpp"
 Logits = np.ndarray[Any, np.dtype[np.float32]]
 
 
@@ -16,10 +21,10 @@ class EngineFacts:
     """How an engine runs the artefact here.
 
     `weight_bytes_per_token` is what one decode step reads of the weights as they lie in
-    memory: all but the embedding table, of which it reads one row.
-    `kv_bytes_per_position` is the cache's size per token of context. `remarks` are sentences
-    that a reader needs to judge the figures. `build` says which llama.cpp it is and with what
-    flags, `gpu_layers` how many of its layers are on a GPU: -1 for all.
+    memory: all but the embedding table, of which it reads one row. `kv_bytes_per_position` is
+    the cache's size per token of context. `remarks` are sentences that a reader needs to judge
+    the figures. `build` says which llama.cpp it is and with what flags, `gpu_layers` how many
+    of its layers are on a GPU: -1 for all.
     """
 
     device: str
@@ -49,11 +54,8 @@ class Engine(Protocol):
     def trim(self, length: int) -> None:
         """Forget every position from `length` on."""
 
-    def logits_are_finite(self) -> bool:
-        """Whether the last logits computed are numbers: a cheap check of the weights."""
-
     def last_logits(self) -> Logits:
-        """The last logits computed, (vocab,) in float32: what the correctness gate compares."""
+        """The last logits computed, (vocab,) in float32."""
 
     def facts(self) -> EngineFacts:
         """How it runs here."""
@@ -63,3 +65,45 @@ class Engine(Protocol):
 
     def close(self) -> None:
         """Free what it holds. On Metal llama.cpp aborts the process at its end otherwise."""
+
+
+def open_engine(
+    name: str, path: Path, context_tokens: int, threads: int, kv_bits: int | None = None
+) -> Engine:
+    """Load an artefact; imports that engine's library alone, because its memory is measured.
+
+    Args:
+        name: MLX, MLX_LM or LLAMA_CPP.
+        path: the artefact.
+        context_tokens: positions that the cache must be able to hold, where it does not grow.
+        threads: CPU threads, for the engines that take a number.
+        kv_bits: of our own network's cache; None as computed.
+
+    Raises:
+        EdgeError: the artefact cannot be loaded.
+    """
+    if name == LLAMA_CPP:
+        from edge.bench.engines.llama_cpp import LlamaCppEngine
+
+        return LlamaCppEngine(path, context_tokens, threads)
+    from edge.bench.engines.mlx import open_mlx_lm, open_ours
+
+    return open_mlx_lm(path) if name == MLX_LM else open_ours(path, kv_bits)
+
+
+def check_memory(
+    name: str, path: Path, context_tokens: int, kv_bits: int | None = None
+) -> Fit | None:
+    """What an engine needs; None for llama.cpp, which maps its file and reports a lack itself.
+
+    Raises:
+        EdgeError: it does not fit, or its files cannot be read.
+    """
+    if name == LLAMA_CPP:
+        return None
+    from edge.model.load import compute_dtype, read_directory
+    from edge.model.memory import check_fits
+
+    _, config = read_directory(path)
+    own_bits = kv_bits if name == MLX else None
+    return check_fits(path, config, compute_dtype(), context_tokens, own_bits)

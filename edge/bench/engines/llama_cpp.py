@@ -6,8 +6,6 @@ from collections.abc import Callable, Sequence
 from importlib import metadata
 from pathlib import Path
 
-import numpy as np
-
 from edge.bench.engines.engine import EngineFacts, Logits
 from edge.formats.gguf import GgufTensor, read_tensors
 from edge.llama_cpp.session import LlamaSession, library
@@ -41,10 +39,6 @@ class LlamaCppEngine:
         """Forget every position from `length` on."""
         self._session.trim(length)
 
-    def logits_are_finite(self) -> bool:
-        """Whether the last logits are numbers."""
-        return bool(np.isfinite(self._session.last_logits()).all())
-
     def last_logits(self) -> Logits:
         """Of the last decoded token."""
         return self._session.last_logits()
@@ -73,13 +67,8 @@ class LlamaCppEngine:
         self._session.close()
 
 
-def open_llama_cpp(path: Path, context_tokens: int, threads: int) -> LlamaCppEngine:
-    """Load a GGUF file."""
-    return LlamaCppEngine(path, context_tokens, threads)
-
-
 def _build() -> str:
-    """Which llama.cpp, and what it was compiled with."""
+    """Version of llama.cpp, and what it was compiled with."""
     system = " ".join(library().llama_print_system_info().decode("utf-8", "replace").split())
     return f"llama-cpp-python {metadata.version('llama-cpp-python')}; {system}"
 

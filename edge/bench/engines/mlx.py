@@ -32,7 +32,7 @@ class MlxEngine:
         head: hidden states -> logits.
         model: owns both; its parameters are counted, its layers get a cache each.
         cache: one empty cache per layer.
-        remarks: what the facts shall say of how the network runs.
+        remarks: what the facts say of how the network runs.
     """
 
     def __init__(
@@ -69,7 +69,7 @@ class MlxEngine:
         """One step ahead, as mlx-lm decodes: the next graph is built while this one runs."""
         ahead: mx.array | None = None
         for token in ids:
-            logits = self._step(token)
+            logits = self._head(self._backbone(mx.array([[token]]), self._cache))[:, -1]
             mx.async_eval(logits)  # type: ignore[no-untyped-call]
             if ahead is not None:
                 mx.eval(ahead)
@@ -87,21 +87,12 @@ class MlxEngine:
                 raise ValueError(f"the cache holds {layer.offset} positions, not {length}")
             layer.trim(layer.offset - length)
 
-    def logits_are_finite(self) -> bool:
-        """Whether the last logits are numbers."""
-        return bool(mx.all(mx.isfinite(self._logits)).item())
-
     def last_logits(self) -> Logits:
         """Of the last step or prefill."""
         return np.array(self._logits.astype(mx.float32)).ravel()
 
     def facts(self) -> EngineFacts:
         """Read off the loaded arrays and the cache."""
-        arrays = dict(tree_flatten(self._model.parameters()))
-        table = {name: a for name, a in arrays.items() if ".embed_tokens." in name}
-        total = sum(a.nbytes for a in arrays.values())
-        if any(name.startswith("lm_head.") for name in arrays):
-            total -= sum(a.nbytes - a.nbytes // a.shape[0] for a in table.values())
         # One layer's keys and values, or what stands for them in a quantised cache.
         first = self._cache[0]
         stored = [array for _, array in tree_flatten((first.keys, first.values))]
@@ -111,10 +102,19 @@ class MlxEngine:
             compute_dtype=_name(self._logits.dtype),
             kv_dtype=_cache_dtype(first, stored[0]),
             threads=None,
-            weight_bytes_per_token=total,
+            weight_bytes_per_token=self._weight_bytes_per_token(),
             kv_bytes_per_position=per_position * len(self._cache),
             remarks=(*self._remarks, *_cpu_remarks()),
         )
+
+    def _weight_bytes_per_token(self) -> int:
+        """All weights, and one row of an embedding table that is not the head as well."""
+        arrays = dict(tree_flatten(self._model.parameters()))
+        total = int(sum(a.nbytes for a in arrays.values()))
+        if any(name.startswith("lm_head.") for name in arrays):
+            table = (a for name, a in arrays.items() if ".embed_tokens." in name)
+            total -= int(sum(a.nbytes - a.nbytes // a.shape[0] for a in table))
+        return total
 
     def peak_device_bytes(self) -> int:
         """MLX's own count."""
@@ -122,9 +122,6 @@ class MlxEngine:
 
     def close(self) -> None:
         """MLX frees what nothing refers to."""
-
-    def _step(self, token: int) -> mx.array:
-        return self._head(self._backbone(mx.array([[token]]), self._cache))[:, -1]
 
 
 def open_ours(path: Path, kv_bits: int | None = None) -> MlxEngine:
@@ -157,7 +154,6 @@ def open_mlx_lm(path: Path) -> MlxEngine:
 
 
 def _cpu_remarks() -> tuple[str, ...]:
-    """What a reader must know of a figure that a CPU gave."""
     if mx.default_device().type == mx.DeviceType.gpu:
         return ()
     return (FLOAT32_REMARK.format(blas=blas()), *problems())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,6 +17,9 @@ MIXED_BITS = {
     "mixed_3_6": (3, 6),
     "mixed_4_6": (4, 6),
 }
+# The fewest bits that an artefact's matrices have, from its precision.
+BITS = re.compile(r"^(?:INT|MIXED_|Q)(\d)")
+FLOATS = ("FP32", "FP16", "BF16")
 
 
 @dataclass(frozen=True)
@@ -119,3 +123,24 @@ def find_recipe(name: str) -> Recipe:
     if name not in RECIPES:
         raise EdgeError(f"unknown artefact {name!r}; choose from {', '.join(RECIPES)}.")
     return RECIPES[name]
+
+
+def rounding_bound(
+    precision: str, factor: float = 8.0, largest: float = 0.9, floats: float = 0.01
+) -> float:
+    """The largest relative error that rounding to a precision can account for: factor / 2^bits.
+
+    By default of a tensor. Rounding to b bits is off by about 1.5 / 2^b on weights that are normal
+    within their group; several times that is another tensor, not another rounding. Two tensors
+    that have nothing to do with each other differ by 1.4.
+
+    Args:
+        precision: as tables print it.
+        factor: of the quantity that is bounded.
+        largest: never more; also where the precision does not tell its bits.
+        floats: for float types.
+    """
+    if precision in FLOATS:
+        return floats
+    bits = BITS.match(precision)
+    return min(largest, factor / 2 ** int(bits[1])) if bits else largest

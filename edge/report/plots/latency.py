@@ -8,13 +8,13 @@ from typing import Any
 
 from matplotlib.axes import Axes
 
-from edge.bench.statistics import SHARES, percentiles
 from edge.report.figure import DARK_GREY, INK, colour_of, engine_handles, style
 from edge.report.frame import NamedFigure, finish
 from edge.report.plots.grid import panels
 from edge.report.plots.ticks import label_log
 from edge.report.plots.view import RowView, absences, side_by_side, view
 from edge.report.values import numbers
+from edge.stats import SHARES, percentiles
 
 TITLE = "Time per token"
 # A curve needs no more corners than this to look the same.
@@ -72,10 +72,9 @@ def _draw_row(panel: Axes, row: RowView, times: list[float]) -> None:
     x = [times[place] for place in places]
     y = [(place + 1) / len(times) for place in places]
     panel.plot(x, y, drawstyle="steps-post", color=colour_of(row.engine), linewidth=1.6)
-    shares = list(SHARES.values())
-    marks = percentiles(times, shares)
-    panel.scatter(marks, shares, s=13, color=INK, zorder=3)
-    text = "\n".join(f"{name} {_three(ms)} ms" for name, ms in zip(SHARES, marks, strict=True))
+    marks = percentiles(times)
+    panel.scatter(list(marks.values()), list(SHARES.values()), s=13, color=INK, zorder=3)
+    text = "\n".join(f"{name} {_three(ms)} ms" for name, ms in marks.items())
     panel.annotate(
         text,
         (0.97, 0.06),

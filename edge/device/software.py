@@ -46,15 +46,15 @@ def mlx_metal_tag() -> str | None:
 
 
 def tf32_allowed() -> bool:
-    """Whether MLX may round float32 products to TF32, as it does on M5 unless it is told not to."""
+    """MLX may round float32 products to TF32, as it does on M5 unless it is told not to."""
     return os.environ.get(TF32, "1") != "0"
 
 
 def checkout_revision(package: Path, run: Run = output_of) -> str | None:
     """The commit that a package runs from, `-dirty` behind it where its own files were changed.
 
-    None where the package lies in no git checkout of its own, as an installed wheel does, even
-    inside of some other repository.
+    None where the package does not lie in a git checkout of its own, as an installed wheel does,
+    even inside of some other repository.
     """
     root = package.parent
     if not (root / ".git").exists():

@@ -6,8 +6,8 @@ import subprocess
 import pytest
 
 import edge
-from edge.bench import software
-from edge.bench.software import checkout_revision, software_versions
+from edge.device import software
+from edge.device.software import checkout_revision, software_versions
 
 needs_git = pytest.mark.skipif(shutil.which("git") is None, reason="git is not on the PATH")
 
@@ -53,12 +53,12 @@ def test_no_git_is_no_revision(package):
 
 
 def test_the_versions_name_no_folder(monkeypatch, package):
-    monkeypatch.setattr("edge.bench.software.checkout_revision", lambda _: "0" * 40 + "-dirty")
+    monkeypatch.setattr("edge.device.software.checkout_revision", lambda _: "0" * 40 + "-dirty")
     versions = software_versions()
     assert versions["edge"] == edge.__version__
     assert versions["edge-revision"] == "0" * 40 + "-dirty"
     assert not any("/" in value for value in versions.values())
-    monkeypatch.setattr("edge.bench.software.checkout_revision", lambda _: None)
+    monkeypatch.setattr("edge.device.software.checkout_revision", lambda _: None)
     assert "edge-revision" not in software_versions()
 
 
