@@ -24,7 +24,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from edge.profile.check import check_profiles  # noqa: E402
+from edge.profile.check import check  # noqa: E402
 from edge.profile.profile import NUMBER_LIST  # noqa: E402
 from tests.support.many_profiles import CHIPS, make_profile  # noqa: E402
 
@@ -98,7 +98,7 @@ def run(folder: Path, count: int, rounds: int) -> None:
     """Generate, check a sample, time."""
     total = write(folder, count)
     print(f"{count} profiles, {total / count / 1e3:.0f} kB each, load {os.getloadavg()[0]:.1f}")
-    if faults := check_profiles([folder / "00" / "0.json"], names=()):
+    if faults := check([folder / "00" / "0.json"], names=()).faults:
         sys.exit(f"the generated profiles are no profiles: {faults[0]}")
     for number in range(rounds):
         wall_s, cpu_s, peak_gb = load(folder, folder / "summary.md")

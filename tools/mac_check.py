@@ -19,7 +19,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from edge.profile.text import PRIVATE, own_names
+from edge.profile.check import PRIVATE, own_names
 
 ROOT = Path(__file__).resolve().parents[1]
 LONGEST_S = 1800

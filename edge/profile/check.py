@@ -1,41 +1,113 @@
-"""Whether profiles may be published: their shape, their numbers, and what they give away.
+"""Faults of profiles that are to be published: shape, numbers, reasons, and private words.
 
-faults = check_profiles([Path("profiles/measured")])
+found = check([Path("profiles/measured")])
 """
 
 from __future__ import annotations
 
+import getpass
+import json
 import os
-from collections.abc import Iterable, Iterator, Sequence
+import platform
+import re
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass
+from datetime import datetime
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
+import msgspec
+
 from edge.errors import EdgeError, printable
 from edge.formats.files import strict_json
-from edge.profile.fault import Fault, Finding, Place, spelt
-from edge.profile.numbers import row_faults
-from edge.profile.reading import MAX_BYTES, SCHEMA
-from edge.profile.shape import profile_schema, shape_faults, size_faults
-from edge.profile.text import header_faults, own_names, privacy_faults, reason_faults
+from edge.profile.numbers import Findings, row_findings
+from edge.profile.profile import (
+    HINT,
+    NO_REASON,
+    Profile,
+    ProfileError,
+    Row,
+    check_version,
+    read_bytes,
+)
 
-__all__ = ["Checked", "Fault", "check", "check_profiles"]
 # More tell nothing new about one file.
 MOST_FAULTS = 50
-REQUEST = "give a JSON file that `edge bench` wrote, or a folder of them"
+# Longer values are cut; no text of a profile is longer than LONGEST, so a pattern's work is small.
+SHOWN, LONGEST = 60, 2000
+# What a file to be published must have, though a reader can do without it.
+REQUIRED: dict[str, tuple[str, ...]] = {
+    "device": ("architecture", "physical_cores", "logical_cores", "memory_bytes", "os"),
+    "model": ("source", "revision", "parameters", "synthetic"),
+    "software": ("edge",),
+}
+REQUIRED_OF_ROW = (
+    *("file_bytes", "bits_per_weight", "bytes_per_token", "decode_tok_s", "prefill_tok_s"),
+    *("ttft_s", "power_w", "joules_per_token", "joules_per_token_net", "peak_memory_bytes"),
+    *("bandwidth_fraction", "quality", "load_s", "engine_facts"),
+)
+REQUIRED_OF_TRIAL = ("repetition", "prompt_tokens", "decode_tok_s", "prefill_tok_s", "ttft_s")
+STAMPS = ("pass_begin_ns", "pass_end_ns", "token_us")
+# Figures that can be null, and what else its reason may be about.
+NULLS: dict[str, tuple[str, ...]] = {
+    "decode_tok_s": (),
+    "prefill_tok_s": (),
+    "ttft_s": ("prefill_tok_s",),
+    "power_w": (),
+    "joules_per_token": ("power_w",),
+    "joules_per_token_net": ("joules_per_token", "power_w"),
+    "bandwidth_fraction": ("decode_tok_s",),
+    "quality": (),
+    "peak_memory_bytes": (),
+}
+UNEXPLAINED = "is null, and no sentence in reasons says why."
+PRIVATE: tuple[tuple[re.Pattern[str], str], ...] = (
+    (re.compile(r"(?:/Users|/home|[A-Za-z]:\\+Users)[/\\]+[^/\\\s\"':,;]+"), "a home folder"),
+    (re.compile(r"(?<![\w/])/root(?![\w-])|/var/folders/[\w/+-]+"), "a user's folder"),
+    (re.compile(r"[\w.+-]+@[\w-]+(?:\.[\w-]+)+"), "a mail address"),
+    (re.compile(r"\b[\w-]+\.(?:local|lan|home|internal)\b(?!\.)"), "a host name"),
+    (re.compile(r"\b[\w-]+s-(?:MacBook|Mac-mini|Mac-Studio|iMac)[\w-]*"), "a host name"),
+    (re.compile(r"\b(?:192\.168|172\.(?:1[6-9]|2\d|3[01]))\.\d{1,3}\.\d{1,3}\b"), "an address"),
+    (re.compile(r"\b(?:[0-9A-Fa-f]{2}:){5}[0-9A-Fa-f]{2}\b"), "a network card's address"),
+    (
+        re.compile(r"\b[0-9A-Fa-f]{8}-(?:[0-9A-Fa-f]{4}-){3}[0-9A-Fa-f]{12}\b"),
+        "a machine's identifier",
+    ),
+    (re.compile(r"\b(?=[A-Z]*\d)(?=\d*[A-Z])(?=(?:\D*\d){2})[A-Z0-9]{10,12}\b"), "a serial number"),
+    (re.compile(r"\bhf_[A-Za-z0-9]{20,}|\bgh[pousr]_[A-Za-z0-9]{20,}"), "an access token"),
+)
+# Names of users and hosts that name nobody, or are words of every profile.
+NOBODY = {"root", "user", "admin", "runner", "ubuntu", "localhost", "apple", "demo", "edge", "mac"}
+
+
+@dataclass(frozen=True)
+class Fault:
+    """A sentence on what is wrong with a file.
+
+    `where` is a path into the JSON such as rows[2].decode_tok_s.median, empty for the whole file.
+    """
+
+    file: str
+    where: str
+    what: str
+
+    def __str__(self) -> str:
+        """As a compiler would print it."""
+        return ": ".join(part for part in (self.file, self.where, self.what) if part)
 
 
 @dataclass(frozen=True)
 class Checked:
-    """What came of it: how many files there were, and what is wrong with them."""
+    """Faults of so many files."""
 
     files: int
     faults: list[Fault]
 
     @property
     def exit_code(self) -> int:
-        """0 if nothing is wrong."""
+        """1 if anything is wrong."""
         return 1 if self.faults else 0
 
     def text(self) -> str:
@@ -52,108 +124,165 @@ class Checked:
         return asdict(self)
 
 
-def check_profiles(paths: Iterable[Path], names: Sequence[str] | None = None) -> list[Fault]:
-    """What is wrong with profiles, file by file.
+def check(paths: Iterable[Path], names: Sequence[str] | None = None) -> Checked:
+    """Check files, and every *.json in and below folders.
 
     Args:
-        paths: files, and folders whose *.json are checked with all below them.
+        paths: files and folders.
         names: private words; by default the names of this machine and its user.
 
     Raises:
         EdgeError: there is nothing to check.
     """
-    return check(paths, names).faults
-
-
-def check(paths: Iterable[Path], names: Sequence[str] | None = None) -> Checked:
-    """The same, with the number of files."""
     private = own_names() if names is None else names
     files = [file for path in paths for file in _files(path)]
     if not files:
-        raise EdgeError(f"There is nothing to check: {REQUEST}.")
+        raise EdgeError(f"There is nothing to check: {HINT}, or a folder of them.")
     return Checked(len(files), [fault for file in files for fault in _file_faults(file, private)])
+
+
+def own_names() -> tuple[str, ...]:
+    """Names of this machine and its user, which a profile measured here must not have."""
+    host = platform.node()
+    names = {host, host.split(".")[0]}
+    with suppress(OSError, KeyError, ImportError):  # a container's user can have no name
+        names.add(getpass.getuser())
+    return tuple(sorted(n for n in names if len(n) > 2 and n.lower() not in NOBODY))
 
 
 def _files(path: Path) -> list[Path]:
     if not path.is_dir():
         return [path]
-    found = [
-        Path(parent, name)
-        for parent, _, names in os.walk(path)
-        for name in names
-        if name.lower().endswith(".json")
-    ]
+    walked = (Path(parent, name) for parent, _, names in os.walk(path) for name in names)
+    found = sorted(file for file in walked if file.suffix.lower() == ".json")
     if not found:
-        raise EdgeError(f"{path} has no *.json file: {REQUEST}.")
-    return sorted(found)
+        raise EdgeError(f"{path} has no *.json file: {HINT}, or a folder of them.")
+    return found
 
 
 def _file_faults(path: Path, names: Sequence[str]) -> Iterator[Fault]:
     name = printable(os.fsencode(path).decode(errors="replace"))
     found = list(islice(_findings(path, names), MOST_FAULTS + 1))
-    for finding in found[:MOST_FAULTS]:
-        yield Fault(name, spelt(finding.place), finding.what)
+    for where, what in found[:MOST_FAULTS]:
+        yield Fault(name, where, what)
     if len(found) > MOST_FAULTS:
         yield Fault(name, "", f"has more than {MOST_FAULTS} faults: mend these first.")
 
 
-def _findings(path: Path, names: Sequence[str]) -> Iterator[Finding]:
+def _findings(path: Path, names: Sequence[str]) -> Findings:
     try:
-        data = strict_json(_read(path))
-    except (EdgeError, ValueError) as error:
-        yield Finding((), f"is no profile ({_sentence(error)}): {REQUEST}.")
+        data = read_bytes(path)
+        check_version(data, path)
+        raw = strict_json(data)
+    except ProfileError as error:
+        yield "", f"{printable(error.reason)}."
         return
-    refusal = _refusal(data)
-    if refusal is not None:
-        yield Finding((), refusal)
+    except ValueError as error:
+        yield "", f"is not JSON ({printable(str(error))[:300]}): {HINT}."
         return
-    yield from profile_findings(data, names)
+    yield from _profile_findings(raw)
+    yield from _privacy_findings(raw, names, "")
 
 
-def profile_findings(profile: dict[str, Any], names: Sequence[str]) -> Iterator[Finding]:
-    """Everything that is wrong with a JSON object of this schema's number."""
-    shape = [*shape_faults(profile, profile_schema()), *size_faults(profile)]
-    yield from shape
-    # Where the shape is wrong, sums would stumble; and one fault is not told twice.
-    spoilt = {_part(finding.place) for finding in shape}
-    if not spoilt:
-        yield from header_faults(profile)
-    device = profile["device"] if not spoilt & {("device",), ()} else None
-    rows = profile.get("rows")
-    for index, row in enumerate(rows if isinstance(rows, list) else []):
-        if not spoilt & {("rows", index), ("rows",), ()}:
-            for finding in (*row_faults(row, device), *reason_faults(row)):
-                yield Finding(("rows", index, *finding.place), finding.what)
-    yield from privacy_faults(profile, names)
+def _profile_findings(raw: dict[str, Any]) -> Findings:
+    rows = raw.get("rows")
+    # Head and rows one by one, so that one wrong value does not hide the others'.
+    head = yield from _converted({**raw, "rows": []} if isinstance(rows, list) else raw, Profile)
+    if head is not None:
+        yield from _head_findings(head, raw)
+    first_at: dict[tuple[Any, ...], int] = {}
+    for index, data in enumerate(rows if isinstance(rows, list) else []):
+        place = f"rows[{index}]"
+        row = yield from _converted(data, Row, place)
+        if row is None:
+            continue
+        first = first_at.setdefault((row.artefact, row.engine, row.workload), index)
+        if first != index:
+            yield place, f"measures the same as rows[{first}]: keep one of them."
+        for where, what in _row_findings(row, data, head):
+            yield f"{place}.{where}" if where else place, what
 
 
-def _part(place: Place) -> Place:
-    """The part of a profile that stands or falls together: a key's value, or one row."""
-    return place[:2] if place[:1] == ("rows",) else place[:1]
-
-
-def _read(path: Path) -> bytes:
+def _converted(raw: Any, kind: type[Any], place: str = "") -> Generator[tuple[str, str], None, Any]:
+    """The struct, or None and a finding: what is wrong first, and where."""
     try:
-        if not path.is_file():
-            raise EdgeError("it is missing" if not path.exists() else "it is no regular file")
-        with path.open("rb") as file:
-            data = file.read(MAX_BYTES + 1)
-    except OSError as error:
-        raise EdgeError(f"it cannot be read: {error.strerror or error}") from None
-    if len(data) > MAX_BYTES:
-        raise EdgeError("it is larger than any profile")
-    return data
+        return msgspec.convert(raw, kind)
+    except (msgspec.ValidationError, OverflowError) as error:
+        what, _, where = str(error).partition(" - at `$")
+        yield f"{place}{where.rstrip('`')}".lstrip("."), f"{what}."
+        return None
 
 
-def _refusal(data: Any) -> str | None:
-    """Why the schema cannot be asked, None if it can."""
-    if not isinstance(data, dict) or "schema" not in data:
-        return f"is no profile (it has no schema number): {REQUEST}."
-    schema = data["schema"]
-    if type(schema) is int and SCHEMA < schema < 10**9:
-        return f"has schema {schema} and this edge checks up to {SCHEMA}: install a newer edge."
-    return None
+def _head_findings(head: Profile, raw: Mapping[str, Any]) -> Findings:
+    if "argv" not in raw:
+        yield "", "lacks argv."
+    for place, keys in REQUIRED.items():
+        yield from _lacking(raw[place], keys, place)
+    try:
+        datetime.fromisoformat(head.created_utc)
+    except ValueError:
+        yield "created_utc", f"is {_shown(head.created_utc)}, which is not a valid date."
 
 
-def _sentence(error: Exception) -> str:
-    return printable(str(error)).removesuffix(".")[:300]
+def _row_findings(row: Row, raw: Mapping[str, Any], head: Profile | None) -> Findings:
+    lacking = list(_lacking(raw, REQUIRED_OF_ROW, ""))
+    for index, trial in enumerate(raw["trials"]):
+        keys = REQUIRED_OF_TRIAL if "token_ns" in trial else REQUIRED_OF_TRIAL + STAMPS
+        lacking += _lacking(trial, keys, f"trials[{index}]")
+    yield from lacking
+    if not lacking:
+        yield from row_findings(row, head.device if head is not None else None)
+        yield from _reason_findings(row, raw)
+
+
+def _lacking(raw: Mapping[str, Any], keys: Sequence[str], place: str) -> Findings:
+    yield from ((place, f"lacks {key}.") for key in keys if key not in raw)
+
+
+def _reason_findings(row: Row, raw: Mapping[str, Any]) -> Findings:
+    """Nulls and doubts without a sentence that says why."""
+    if row.verdict != "VALID" and not row.reasons:
+        yield "reasons", f"is empty, but a row that is {row.verdict} needs a reason."
+    if not row.counts:
+        return  # it withholds its figures, and has said why
+    for key, others in NULLS.items():
+        if getattr(row, key) is None and row.why_not(key, *others) == NO_REASON:
+            yield key, UNEXPLAINED
+    for key, value in (raw["quality"] or {}).items():
+        if value is None and row.why_not("quality", key) == NO_REASON:
+            yield f"quality.{key}", UNEXPLAINED
+
+
+def _privacy_findings(data: Any, names: Sequence[str], place: str) -> Findings:
+    """Texts and keys that name a person or a single machine, wherever they stand."""
+    if isinstance(data, str):
+        yield from _private(data, names, place)
+    elif isinstance(data, dict):
+        for key, value in data.items():
+            is_plain = key.isidentifier() and key.isascii() and len(key) <= SHOWN
+            step = f".{key}" if is_plain else f"[{_shown(key)}]"
+            inner = f"{place}{step}".lstrip(".")
+            yield from _private(key, names, inner)
+            yield from _privacy_findings(value, names, inner)
+    elif isinstance(data, list):
+        for index, value in enumerate(data):
+            if isinstance(value, str | dict | list):
+                yield from _privacy_findings(value, names, f"{place}[{index}]")
+
+
+def _private(text: str, names: Sequence[str], place: str) -> Findings:
+    text = text[:LONGEST]
+    for pattern, what in PRIVATE:
+        if found := pattern.search(text):
+            yield place, f"holds {what} ({_shown(found[0])}): take it out by hand."
+            return
+    for name in names:
+        if re.search(rf"(?<![\w-]){re.escape(name)}(?![\w-])", text, re.IGNORECASE):
+            yield place, f"holds {_shown(name)}, a name of this machine or its user."
+            return
+
+
+def _shown(text: str) -> str:
+    """As JSON, cut if it is long."""
+    shown = printable(json.dumps(text[:1000]))
+    return shown if len(shown) <= SHOWN else f"{shown[: SHOWN - 1]}…"

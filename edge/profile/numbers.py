@@ -1,251 +1,167 @@
-"""Numbers that have the right shape and yet cannot be: against the trials, the stamps, the memory.
+"""Numbers of a row that contradict each other: the trials, the stamps, the memory.
 
-All functions take a row that fits the schema, and give places inside of it.
+All functions give pairs of a place inside the row and what is wrong there.
 """
 
 from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from itertools import pairwise
-from typing import Any
+from collections.abc import Iterator
+from itertools import chain, pairwise
 
 from edge.device.chips import APPLE_CACHE_BYTES, NVIDIA_CACHE_BYTES, find_chip
-from edge.device.roofline import fraction, on_gpu
-from edge.profile.fault import Finding
+from edge.device.roofline import on_gpu
+from edge.profile.profile import Bandwidth, Device, Quantity, Row, RowSummary, Trial
 
-Data = Mapping[str, Any]
+Findings = Iterator[tuple[str, str]]
 # Sums of floating point numbers in another order; and fractions of a bandwidth that is rounded.
 TOLERANCE, ROUNDED = 1e-6, 1e-2
 # Whole microseconds: their sum is rounded once.
 ROUNDING_NS = 1000
+# Trials need not keep their energy, and older files do not have the prefill's quantities.
+ENERGIES = ("power_w", "joules_per_token", "prefill_power_w", "prefill_joules_per_token")
+OF_TRIALS = ("decode_tok_s", "prefill_tok_s", "ttft_s", *ENERGIES)
 
 
-def row_faults(row: Data, device: Data | None) -> Iterator[Finding]:
-    """Everything in a row that contradicts the rest of it.
-
-    Args:
-        row: fits the schema.
-        device: the profile's, None if that does not fit.
-    """
-    for name, value_of in TRIAL_VALUES.items():
-        yield from _quantity_faults(name, row, value_of)
-    yield from _latency_faults(row)
-    yield from _energy_faults(row)
-    steps = max(row["workload"]["generate"] - 1, 0)  # N stamps bound N - 1 steps
-    for index, trial in enumerate(row["trials"]):
-        for finding in _trial_faults(trial, steps):
-            yield Finding(("trials", index, *finding.place), finding.what)
+def row_findings(row: Row, device: Device | None) -> Findings:
+    """Everything in a row that contradicts the rest of it; without a device not its roofline."""
+    for name in OF_TRIALS:
+        values = [v for trial in row.counted if (v := _trial_value(trial, name)) is not None]
+        yield from _quantity_findings(name, row, values)
+    yield from _energy_findings(row)
+    latency_ms = row.token_latency_ms or {}
+    percentiles = [latency_ms[name] for name in ("p50", "p90", "p99") if name in latency_ms]
+    if percentiles != sorted(percentiles):
+        yield "token_latency_ms", "has percentiles that do not rise from p50 to p99."
+    for index, trial in enumerate(row.trials):
+        for place, what in _trial_findings(trial, max(row.workload.generate - 1, 0)):
+            yield f"trials[{index}].{place}", what
     if device is not None:
-        yield from _roofline_faults(row, device)
+        yield from _roofline_findings(row, device)
 
 
-def _joules(window: Data | None) -> float | None:
-    """Of the whole window: what coverage lacks is taken as the mean of the rest."""
-    if not window or window["missing"] is not None or not window["coverage"]:
-        return None
-    return float(sum(window["joules"].values()) / window["coverage"])
+def row_bandwidth(row: RowSummary, device: Device) -> Bandwidth | None:
+    """The bandwidth of the memory that the row's weights were read from."""
+    if device.gpu_memory_bandwidth is not None and row_on_gpu(row, device):
+        return device.gpu_memory_bandwidth
+    return device.memory_bandwidth
 
 
-def _watts(key: str) -> Callable[[Data], float | None]:
-    def value(trial: Data) -> float | None:
-        joules = _joules(trial.get(key))
-        return None if joules is None else joules / float(trial[key]["window_s"])
-
-    return value
+def row_on_gpu(row: RowSummary, device: Device) -> bool:
+    """The device's GPU computed the row."""
+    return on_gpu(row.engine_facts.device if row.engine_facts else "", device.gpu_name)
 
 
-def _per_token(key: str) -> Callable[[Data], float | None]:
-    def value(trial: Data) -> float | None:
-        joules, tokens = _joules(trial.get(key)), (trial.get(key) or {}).get("tokens")
-        return None if joules is None or not tokens else joules / float(tokens)
-
-    return value
-
-
-def _own(key: str) -> Callable[[Data], float | None]:
-    return lambda trial: trial[key]
+def _trial_value(trial: Trial, name: str) -> float | None:
+    if name not in ENERGIES:
+        found: float | None = getattr(trial, name)
+        return found
+    window = trial.prefill_energy if name.startswith("prefill_") else trial.decode_energy
+    return None if window is None else getattr(window, name.removeprefix("prefill_"))
 
 
-TRIAL_VALUES: dict[str, Callable[[Data], float | None]] = {
-    "decode_tok_s": _own("decode_tok_s"),
-    "prefill_tok_s": _own("prefill_tok_s"),
-    "ttft_s": _own("ttft_s"),
-    "power_w": _watts("decode_energy"),
-    "joules_per_token": _per_token("decode_energy"),
-    "prefill_power_w": _watts("prefill_energy"),
-    "prefill_joules_per_token": _per_token("prefill_energy"),
-}
-# Which window they are of.
-ENERGIES = {
-    "power_w": "decode_energy",
-    "joules_per_token": "decode_energy",
-    "prefill_power_w": "prefill_energy",
-    "prefill_joules_per_token": "prefill_energy",
-}
-
-
-def _quantity_faults(
-    name: str, row: Data, value_of: Callable[[Data], float | None]
-) -> Iterator[Finding]:
-    quantity = row.get(name)
-    if name in ENERGIES and not any(ENERGIES[name] in trial for trial in row["trials"]):
-        return  # windows are optional
-    found = [value_of(trial) for trial in row["trials"] if not trial["warmup"]]
-    values = [value for value in found if value is not None]
+def _quantity_findings(name: str, row: Row, values: list[float]) -> Findings:
+    quantity: Quantity | None = getattr(row, name)
+    has = f"{len(values)} {'trial has' if len(values) == 1 else 'trials have'} a value"
     if quantity is None:
         # An INVALID row withholds what its trials say.
-        if values and name in row and row["verdict"] != "INVALID":
-            yield Finding((name,), f"is null, but {_trials(len(values))} a value for it.")
+        if values and row.counts and not name.startswith("prefill_p"):
+            yield name, f"is null, but {has} for it."
         return
-    if quantity["n"] != len(values):
-        has = f"{_trials(len(values))} a value (warm-ups do not count)"
-        yield Finding((name, "n"), f"is {quantity['n']}, but {has}.")
+    if not values and name in ENERGIES:
         return
-    for part, truth in _summary(values).items():
-        if truth is None and quantity[part] == 0:  # older profiles' spread of one value
-            continue
-        if not _close(quantity[part], truth):
-            yield Finding(
-                (name, part), f"is {quantity[part]}, but the trials' values give {truth}."
-            )
-    if (ci95 := quantity.get("ci95")) is not None and ci95[0] > ci95[1]:
-        yield Finding((name, "ci95"), "ends below its beginning.")
-
-
-def _summary(values: Sequence[float]) -> dict[str, float | None]:
-    return {
+    if quantity.n != len(values):
+        yield f"{name}.n", f"is {quantity.n}, but {has} (warm-ups do not count)."
+        return
+    truths = {
         "median": statistics.median(values),
         "mean": statistics.fmean(values),
-        "sd": statistics.stdev(values) if len(values) > 1 else None,
+        # Older files have 0 as the spread of one value.
+        "sd": statistics.stdev(values) if len(values) > 1 else quantity.sd and 0.0,
     }
+    for part, truth in truths.items():
+        if not _close(given := getattr(quantity, part), truth):
+            yield f"{name}.{part}", f"is {given}, but the trials' values give {truth}."
+    if quantity.ci95 is not None and quantity.ci95[0] > quantity.ci95[1]:
+        yield f"{name}.ci95", "ends below its beginning."
 
 
-def _latency_faults(row: Data) -> Iterator[Finding]:
-    latency = row.get("token_latency_ms")
-    if latency is not None and not latency["p50"] <= latency["p90"] <= latency["p99"]:
-        yield Finding(("token_latency_ms",), "has percentiles that do not rise from p50 to p99.")
-
-
-def _energy_faults(row: Data) -> Iterator[Finding]:
+def _energy_findings(row: Row) -> Findings:
     for name in ENERGIES:
-        quantity = row.get(name)
-        if quantity is not None and quantity["median"] <= 0:
-            yield Finding((name, "median"), "is not above 0, but whatever computes uses energy.")
-    gross, net = row["joules_per_token"], row["joules_per_token_net"]
-    if gross is not None and net is not None and net["median"] > gross["median"]:
-        yield Finding(
-            ("joules_per_token_net", "median"),
-            f"is {net['median']}, but net of idle power it cannot exceed the gross "
-            f"{gross['median']}.",
-        )
+        quantity: Quantity | None = getattr(row, name)
+        if quantity is not None and quantity.median <= 0:
+            yield f"{name}.median", "is not above 0, but whatever computes uses energy."
+    gross, net = row.joules_per_token, row.joules_per_token_net
+    if gross is not None and net is not None and net.median > gross.median:
+        what = f"is {net.median}, but net of idle power it cannot exceed the gross {gross.median}."
+        yield "joules_per_token_net.median", what
 
 
-def _trial_faults(trial: Data, steps_per_pass: int) -> Iterator[Finding]:
-    prefills, passes = _windows(trial)
-    for key, windows in (("prefill_ns", prefills), ("pass_end_ns", passes)):
-        stamps = [stamp for window in windows or () for stamp in window]
-        if windows is None or any(b < a for a, b in pairwise(stamps)):
-            yield Finding((key,), "has stamps that do not pair or that run backwards.")
+def _trial_findings(trial: Trial, steps_per_pass: int) -> Findings:
+    prefills, passes = trial.prefills, trial.passes
+    is_paired = len(trial.pass_begin_ns) == len(trial.pass_end_ns)
+    for key, windows, pairs in (
+        ("prefill_ns", prefills, len(trial.prefill_ns) % 2 == 0),
+        ("pass_end_ns", passes, is_paired),
+    ):
+        if not pairs or any(b < a for a, b in pairwise(chain.from_iterable(windows))):
+            yield key, "has stamps that do not pair or that run backwards."
             return
-    steps = len(passes or ()) * steps_per_pass
-    if "token_ns" in trial and "pass_end_ns" not in trial:
-        steps = max(len(trial["token_ns"]) - 1, 0)
-    decode_s, prefill_s = (_seconds(windows or ()) for windows in (passes, prefills))
+    steps = len(passes) * steps_per_pass
+    if isinstance(trial.token_ns, list):
+        steps = max(len(trial.token_ns) - 1, 0)
+    decode_s, prefill_s = (sum(end - begin for begin, end in w) / 1e9 for w in (passes, prefills))
     ttft_s = prefill_s / len(prefills) if prefills else None
     truths = {
         "decode_tok_s": steps / decode_s if steps and decode_s else None,
         "ttft_s": ttft_s,
-        "prefill_tok_s": trial["prompt_tokens"] / ttft_s if ttft_s else None,
+        "prefill_tok_s": trial.prompt_tokens / ttft_s if ttft_s else None,
     }
     for key, truth in truths.items():
-        if not _close(trial[key], truth):
-            yield Finding((key,), f"is {trial[key]}, but its stamps give {truth}.")
-    yield from _token_time_faults(trial, steps_per_pass)
-
-
-Windows = list[tuple[int, int]]
-
-
-def _windows(trial: Data) -> tuple[Windows | None, Windows | None]:
-    """Begin and end of every prefill and of every pass; None where they do not pair."""
-    flat = trial.get("prefill_ns")
-    if flat is None:
-        older = (trial.get("prefill_begin_ns"), trial.get("prefill_end_ns"))
-        flat = [] if None in older or trial["ttft_s"] is None else list(older)
-    prefills = list(zip(flat[::2], flat[1::2], strict=True)) if len(flat) % 2 == 0 else None
-    if "pass_begin_ns" not in trial or "pass_end_ns" not in trial:
-        stamps = trial.get("token_ns", [])
-        return prefills, [(stamps[0], stamps[-1])] if stamps else []
-    begins, ends = trial["pass_begin_ns"], trial["pass_end_ns"]
-    pairs = list(zip(begins, ends, strict=False))
-    return prefills, pairs if len(begins) == len(ends) else None
-
-
-def _seconds(windows: Sequence[tuple[int, int]]) -> float:
-    return sum(end - begin for begin, end in windows) / 1e9
-
-
-def _token_time_faults(trial: Data, steps: int) -> Iterator[Finding]:
-    ends = zip(trial.get("pass_begin_ns", []), trial.get("pass_end_ns", []), strict=False)
-    for index, (times, (begin, end)) in enumerate(
-        zip(trial.get("token_us", []), ends, strict=False)
-    ):
-        if len(times) != steps:
-            what = f"has {len(times)} times, but the workload has {steps} in every pass."
-            yield Finding(("token_us", index), what)
+        if not _close(given := getattr(trial, key), truth):
+            yield key, f"is {given}, but its stamps give {truth}."
+    for index, (times, (begin, end)) in enumerate(zip(trial.token_us, passes, strict=False)):
+        if len(times) != steps_per_pass:
+            what = f"has {len(times)} times, but the workload has {steps_per_pass} in every pass."
+            yield f"token_us[{index}]", what
         elif abs(sum(times) * 1000 - (end - begin)) > ROUNDING_NS:
-            yield Finding(("token_us", index), "does not add up to the time from begin to end.")
+            yield f"token_us[{index}]", "does not add up to the time from begin to end."
 
 
-def _roofline_faults(row: Data, device: Data) -> Iterator[Finding]:
+def _roofline_findings(row: Row, device: Device) -> Findings:
     """A rate above what the memory can do, and a share that does not follow from the rate."""
-    decode, bytes_per_token = row["decode_tok_s"], row["bytes_per_token"]
-    stated, cache_bytes = _ceiling(row, device)
-    share = row["bandwidth_fraction"]
-    if decode is None or not bytes_per_token or decode["median"] <= 0:
+    if row.decode_tok_s is None or not row.bytes_per_token or row.decode_tok_s.median <= 0:
         return
-    read_gb_s = decode["median"] * bytes_per_token / 1e9
+    read_gb_s = row.decode_tok_s.median * row.bytes_per_token / 1e9
+    stated, share = row_bandwidth(row, device), row.bandwidth_fraction
     if stated is not None and share is not None:
-        truth = read_gb_s / stated["gb_s"]
+        truth = read_gb_s / stated.gb_s
         if not _close(share, truth, ROUNDED):
             what = f"is {share}, but rate, bytes per token and bandwidth give {truth:.4g}."
-            yield Finding(("bandwidth_fraction",), what)
-    gb_s = _known_gb_s(device, stated)
-    if gb_s is None or row["verdict"] == "INVALID":
-        return
-    _, doubt = fraction(decode["median"], bytes_per_token, gb_s * 1e9, cache_bytes)
-    if doubt is not None and read_gb_s > gb_s and bytes_per_token > (cache_bytes or 0):
-        what = f"reads {read_gb_s:.4g} GB/s, but this device's memory can do {gb_s:.4g} GB/s."
-        yield Finding(("decode_tok_s", "median"), f"{what} Measure again.")
+            yield "bandwidth_fraction", what
+    limit_gb_s = _limit_gb_s(device, stated)
+    is_cached = row.bytes_per_token <= _cache_bytes(device, stated)
+    if limit_gb_s is not None and read_gb_s > limit_gb_s and row.counts and not is_cached:
+        what = f"reads {read_gb_s:.4g} GB/s, but this device's memory can do {limit_gb_s:.4g} GB/s."
+        yield "decode_tok_s.median", f"{what} Measure again."
 
 
-def _ceiling(row: Data, device: Data) -> tuple[Data | None, int | None]:
-    """Bandwidth and cache of what decoded, as the profile states them."""
-    where = (row["engine_facts"] or {}).get("device")
-    own = device.get("gpu_memory_bandwidth")
-    if own is not None and on_gpu(str(where or ""), device.get("gpu_name")):
-        return own, NVIDIA_CACHE_BYTES
-    apple = APPLE_CACHE_BYTES if device["name"].startswith("Apple ") else None
-    return device.get("memory_bandwidth"), device.get("cache_bytes") or apple
-
-
-def _known_gb_s(device: Data, stated: Data | None) -> float | None:
-    """What no measurement can exceed: not a ceiling that was itself measured, which can be low."""
-    chip, _ = find_chip(device["name"], device.get("gpu_cores"))
+def _limit_gb_s(device: Device, stated: Bandwidth | None) -> float | None:
+    """What no measurement can exceed; a bandwidth that was itself measured can be too low."""
+    chip, _ = find_chip(device.name, device.gpu_cores)
     if chip is not None:
         return chip.bandwidth_gb_s
-    if stated is None or stated["source"].startswith("measured"):
-        return None
-    return float(stated["gb_s"])
+    return None if stated is None or stated.kind == "measured" else stated.gb_s
+
+
+def _cache_bytes(device: Device, stated: Bandwidth | None) -> int:
+    if stated is not None and stated is device.gpu_memory_bandwidth:
+        return NVIDIA_CACHE_BYTES
+    return device.cache_bytes or (APPLE_CACHE_BYTES if device.name.startswith("Apple ") else 0)
 
 
 def _close(a: float | None, b: float | None, tolerance: float = TOLERANCE) -> bool:
     if a is None or b is None:
         return a is b
     return math.isclose(a, b, rel_tol=tolerance, abs_tol=1e-9)
-
-
-def _trials(count: int) -> str:
-    return f"{count} {'trial has' if count == 1 else 'trials have'}"

@@ -15,7 +15,6 @@ READ = {
         "data/table11.json",
         "data/apple_silicon.json",
         "data/chips.json",
-        "data/profile.schema.json",
     ),
 }
 

@@ -6,7 +6,7 @@ from functools import cache
 import pytest
 from matplotlib.container import BarContainer
 
-from edge.profile.check import check_profiles
+from edge.profile.check import check
 from edge.profile.published import table11_rows
 from edge.profile.reading import read_profile
 from edge.report.figure import COLOURS, to_svg
@@ -72,7 +72,7 @@ def test_generated_profiles_follow_the_schema(maker):
 @pytest.mark.parametrize("maker", [failed_profile, linux_profile, mac_profile])
 def test_generated_profiles_hang_together(maker, tmp_path):
     (tmp_path / "p.json").write_text(json.dumps(made(maker)))
-    assert check_profiles([tmp_path], names=()) == []
+    assert check([tmp_path], names=()).faults == []
 
 
 def test_a_profile_with_everything_has_every_plot():
