@@ -43,7 +43,7 @@ from edge.power.meter import Meter
 from edge.power.powermetrics import forget_probes
 from edge.profile.profile import SCHEMA, Method, ModelInfo, Profile
 from edge.profile.published import table11_beside
-from edge.quality.prepare import check_trained
+from edge.quality.corpus import check_trained
 from edge.report.figure import to_png
 from edge.report.markdown import markdown_table
 from edge.report.plots import throughput

@@ -4,125 +4,140 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Sequence
+import sys
+from collections.abc import Callable
 from dataclasses import asdict
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 from edge.cli.checkpoint import open_named, output_folder
-from edge.cli.eval_fim import run_fim
-from edge.cli.eval_rows import Progress, converted
-from edge.cli.options.eval import check
+from edge.cli.options.eval import SAMPLES, check
 from edge.cli.progress import progress_bars
-from edge.convert.artefacts.sizes import bits_per_weight, file_bytes
 from edge.convert.checkpoint import Checkpoint
-from edge.convert.convert import Artefact
+from edge.convert.convert import Artefact, convert
 from edge.device.describe import usable_cores
-from edge.quality.evaluate import Evaluated, evaluate
-from edge.quality.prepare import check_trained, tokenizer_of, windows_of
-from edge.quality.rows import Facts, build_row, corpus_record, markdown, notes
-from edge.quality.subject import Subject
-from edge.quality.windows import Windows
-from edge.quality.worst import worst, worst_text
-from edge.report.markdown import escape_markdown
+from edge.generate.fim_prompt import FimTokens
+from edge.quality.corpus import check_trained, iter_texts, tokenizer_of, windows_of
+from edge.quality.evaluate import evaluate
+from edge.quality.fim.fill import Settings, fill_all, rules_version
+from edge.quality.fim.holes import KINDS, Hole, draw_holes, read_humaneval
+from edge.quality.fim.rows import build_rows, samples, samples_text
+from edge.quality.fim.rows import markdown as fim_markdown
+from edge.quality.records import Subject
+from edge.quality.table import add_worst, build_document, markdown, model_record
 from edge.stdout import check_stdout, write_stdout
 from edge.tokenizer.tokenizer import Tokenizer
 
-FOLDER = "eval"  # of the scores, beside the artefacts
+FOLDER = "eval"  # of what was computed, beside the artefacts
+Progress = Callable[[str, float], None]
 
 
 def run(args: argparse.Namespace) -> int:
-    """Convert what is missing, score what was not scored before, print."""
+    """Convert what is missing, measure what was not measured before, print."""
     check_stdout()
     check(args)
-    if args.fim is not None or args.humaneval is not None:
-        return run_fim(args)
     checkpoint = open_named(args)
     check_trained(checkpoint)
     tokenizer = tokenizer_of(checkpoint)
-    corpus = args.corpus and args.corpus.expanduser()
-    windows = windows_of(checkpoint, tokenizer, corpus, args.window, args.tokens)
-    with progress_bars() as progress:
-        made = converted(args, checkpoint, progress)
-        found = _evaluate(args, checkpoint, windows, made, progress)
-    document = _document(args, checkpoint, windows, made, found)
-    shown = _worst(args, windows, tokenizer, found)
-    _print(args, document, shown)
+    middles = args.fim is not None or args.humaneval is not None
+    evaluated = _middles if middles else _perplexity
+    document, text = evaluated(args, checkpoint, tokenizer)
+    if args.output == "json":
+        text = json.dumps(document, indent=2, allow_nan=False) + "\n"
+    write_stdout(text)
     return 0
 
 
-def _evaluate(
-    args: argparse.Namespace,
-    checkpoint: Checkpoint,
-    windows: Windows,
-    made: Sequence[Artefact],
-    progress: Progress,
-) -> Evaluated:
-    return evaluate(
-        [Subject(a.recipe.name, a.path) for a in made],
-        None if args.reference is None else args.reference.name,
-        windows,
-        checkpoint.config,
-        threads=args.threads or usable_cores(),
-        folder=output_folder(args.out, checkpoint.source.name) / FOLDER,
-        again=args.again,
-        progress=lambda name, done: progress(f"{name}, windows", done),
-    )
+def _perplexity(
+    args: argparse.Namespace, checkpoint: Checkpoint, tokenizer: Tokenizer
+) -> tuple[dict[str, Any], str]:
+    windows = windows_of(checkpoint, tokenizer, _path(args.corpus), args.window, args.tokens)
+    reference = _reference_name(args)
+    with progress_bars() as progress:
+        artefacts = _converted(args, checkpoint, progress)
+        found = evaluate(
+            [Subject(a.recipe.name, a.path) for a in artefacts],
+            reference,
+            windows,
+            checkpoint.config,
+            threads=args.threads or usable_cores(),
+            folder=output_folder(args.out, checkpoint.source.name) / FOLDER,
+            again=args.again,
+            progress=lambda name, done: progress(f"{name}, windows", done),
+        )
+    document = build_document(checkpoint, artefacts, reference, windows, found)
+    if args.worst:
+        add_worst(document, windows, found, tokenizer, args.worst)
+    return document, markdown(document)
 
 
-def _document(
-    args: argparse.Namespace,
-    checkpoint: Checkpoint,
-    windows: Windows,
-    made: Sequence[Artefact],
-    found: Evaluated,
-) -> dict[str, Any]:
-    source = checkpoint.source
-    reference = None if args.reference is None else args.reference.name
-    rows = [
-        build_row(_facts(a, checkpoint), found.quality[a.recipe.name], a.recipe.name == reference)
-        for a in made
-    ]
-    document: dict[str, Any] = {
-        "model": {"name": source.name, "source": source.origin, "revision": source.revision},
-        "corpus": corpus_record(windows),
-        "window": windows.tokens,
-        "reference": reference,
+def _middles(
+    args: argparse.Namespace, checkpoint: Checkpoint, tokenizer: Tokenizer
+) -> tuple[dict[str, Any], str]:
+    FimTokens.find(tokenizer.backend_tokenizer)  # refuses a model without them
+    limit = checkpoint.config.max_position_embeddings
+    settings = Settings.of(args.order, args.max_tokens, limit)
+    holes, middles = _holes(args), {}
+    with progress_bars() as progress:
+        for artefact in _converted(args, checkpoint, progress):
+            name = artefact.recipe.name
+            middles[name] = fill_all(
+                Subject(name, artefact.path),
+                holes,
+                settings,
+                tokenizer,
+                output_folder(args.out, checkpoint.source.name) / FOLDER / "middles",
+                args.threads or usable_cores(),
+                partial(progress, name),
+                warn=lambda text: print(f"edge {args.command}: warning: {text}", file=sys.stderr),
+            )
+    rows = build_rows(holes, middles, _reference_name(args))
+    shown = samples(holes, middles, args.show)
+    document = {
+        "model": model_record(checkpoint),
+        "method": _method(args, settings),
+        "reference": _reference_name(args),
         "rows": rows,
+        **({"samples": shown} if args.show else {}),
     }
-    lost = [f"{a.recipe.name}: {note}" for a in made for note in a.notes]
-    return {**document, "notes": [*notes(document), *found.notes, *lost]}
+    return document, (samples_text(shown) + "\n" if shown else "") + fim_markdown(rows)
 
 
-def _facts(made: Artefact, checkpoint: Checkpoint) -> Any:
-    return Facts(
-        artefact=made.recipe.name,
-        framework=made.recipe.framework,
-        precision=made.recipe.precision,
-        file_bytes=file_bytes(made.path),
-        bits_per_weight=bits_per_weight(made.path, checkpoint.parameters),
-    )
+def _holes(args: argparse.Namespace) -> list[Hole]:
+    """The holes of one kind after those of another."""
+    if args.humaneval is not None:
+        return read_humaneval(args.humaneval.expanduser(), args.samples)
+    texts = list(iter_texts(_path(Path(args.fim) if args.fim else args.corpus)))
+    most = args.samples or SAMPLES
+    return [hole for kind in KINDS for hole in draw_holes(texts, kind, most, args.seed)]
 
 
-def _worst(
-    args: argparse.Namespace, windows: Windows, tokenizer: Tokenizer, found: Evaluated
-) -> dict[str, list[Any]]:
-    """By artefact; nothing where it was not asked for."""
-    if not args.worst or args.reference is None:
-        return {}
-    reference = args.reference.name
+def _method(args: argparse.Namespace, settings: Settings) -> dict[str, Any]:
+    """What the rows' numbers depend on."""
+    humaneval = args.humaneval is not None
     return {
-        name: worst(windows, scores, found.scores[reference], tokenizer, args.worst)
-        for name, scores in found.scores.items()
-        if name != reference
+        "benchmark": "HumanEval infilling" if humaneval else "held-out middles",
+        "seed": None if humaneval else args.seed,
+        **asdict(settings),
+        "sampling": "greedy",
+        "stop_rules": rules_version(),
     }
 
 
-def _print(args: argparse.Namespace, document: dict[str, Any], shown: dict[str, list[Any]]) -> None:
-    if args.output == "json":
-        for row in document["rows"]:
-            if row["artefact"] in shown:
-                row["worst"] = [asdict(place) for place in shown[row["artefact"]]]
-        write_stdout(json.dumps(document, indent=2, allow_nan=False) + "\n")
-        return
-    parts = [escape_markdown(worst_text(name, places)) + "\n" for name, places in shown.items()]
-    write_stdout("\n".join([markdown(document), *parts]))
+def _converted(
+    args: argparse.Namespace, checkpoint: Checkpoint, progress: Progress
+) -> list[Artefact]:
+    """The rows in the order asked for; the reference first where it is not among them."""
+    recipes = list(dict.fromkeys(args.rows))
+    if args.reference is not None and args.reference not in recipes:
+        recipes.insert(0, args.reference)
+    return convert(checkpoint, recipes, output_folder(args.out, checkpoint.source.name), progress)
+
+
+def _reference_name(args: argparse.Namespace) -> str | None:
+    return None if args.reference is None else args.reference.name
+
+
+def _path(path: Path | None) -> Path | None:
+    return None if path is None else path.expanduser()

@@ -1,40 +1,50 @@
 """Measure artefacts of one checkpoint against a reference, on the same windows.
 
-windows = make_windows(iter_texts(None), tokenizer, config.vocab_size, "bundled sample")
+windows = windows_of(checkpoint, tokenizer_of(checkpoint))
 found = evaluate([Subject("mlx-fp16", ...), Subject("mlx-int4", ...)], "mlx-fp16", windows, config)
 found.quality["mlx-int4"].kl_mean
 """
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from edge.device.memory import available_bytes, wired
+import numpy as np
+
+from edge.device.memory import MemoryRoom, available_bytes, wired
+from edge.errors import EdgeError
 from edge.model.config import ModelConfig
-from edge.quality.divergence import Scores
-from edge.quality.groups import PIECES_COMPARED, Groups, make_groups, need_bytes, piece_bytes
-from edge.quality.lockstep import Job, Progress, walk
-from edge.quality.records import Records
-from edge.quality.scorer import Pieces
-from edge.quality.subject import Subject, check_comparable, identity
+from edge.model.load import compute_dtype
+from edge.model.memory import FORCE, HEADROOM_BYTES, required_bytes
+from edge.quality.corpus import Windows
+from edge.quality.records import Records, Subject, identity
+from edge.quality.score import SCORE, Job, Pieces, Progress, Scores, score_group
 from edge.quality.summary import Quality, summarise
-from edge.quality.windows import Windows, digests
+
+# To be raised when scores come out otherwise for the same input.
+SCORING = 2
+# While a piece is compared: both distributions, a product of them, and logits that come in.
+PIECES_COMPARED = 5
+# llama.cpp's own logits, those of its graph, and our copy.
+PIECES_IN_LLAMA_CPP = 3
+CACHE_STEP, F16_BYTES = 256, 2
 
 
 @dataclass(frozen=True)
 class Evaluated:
-    """What was found, by artefact.
+    """Results by artefact.
 
     Attributes:
         quality: the figures.
-        scores: what they were made of, one per window.
+        scores: of every position (windows, tokens - 1).
         notes: sentences on how it was done.
     """
 
     quality: Mapping[str, Quality]
-    scores: Mapping[str, Sequence[Scores]]
+    scores: Mapping[str, Scores]
     notes: tuple[str, ...]
 
 
@@ -61,64 +71,127 @@ def evaluate(
         progress: told each artefact's share that is done.
 
     Raises:
-        EdgeError: artefacts are of different models, have random weights, cannot be loaded or
-            do not fit into memory.
+        EdgeError: an artefact cannot be loaded, is of another model or does not fit into memory.
     """
-    check_comparable(subjects)
-    by_name = {subject.name: subject for subject in subjects}
-    chosen = None if reference is None else by_name[reference]
+    chosen = next((subject for subject in subjects if subject.name == reference), None)
     job = Job(
         reference=chosen,
         windows=windows,
-        records=_records(subjects, chosen, windows, folder, again),
+        records={s.name: _records(s, chosen, windows, folder) for s in subjects},
         pieces=Pieces.of(windows.tokens, config.vocab_size),
         vocab_size=config.vocab_size,
         threads=threads,
         progress=progress,
     )
-    groups = _groups(job, subjects, config)
-    with wired(groups.most_bytes):
-        for group in groups.groups:
-            walk(job, job.loaded([by_name[name] for name in group]))
-    return _found(job, subjects, groups.notes)
-
-
-def _found(job: Job, subjects: Sequence[Subject], notes: tuple[str, ...]) -> Evaluated:
-    keys = list(digests(job.windows))
-    scores = {s.name: [job.records[s.name][key] for key in keys] for s in subjects}
-    compared = None if job.reference is None else scores[job.reference.name]
-    quality = {name: summarise(job.windows, own, compared) for name, own in scores.items()}
-    return Evaluated(quality, scores, notes)
+    if again:
+        for record in job.records.values():
+            record.forget()
+    notes = _score_all(job, subjects, config)
+    scores = {s.name: _scores(job, s) for s in subjects}
+    compared = None if chosen is None else scores[chosen.name]
+    quality = {name: summarise(windows, own, compared) for name, own in scores.items()}
+    return Evaluated(quality, scores, tuple(notes))
 
 
 def _records(
-    subjects: Sequence[Subject],
-    reference: Subject | None,
-    windows: Windows,
-    folder: Path | None,
-    again: bool,
-) -> dict[str, Records]:
-    records = {
-        s.name: Records(folder, identity(s, reference), windows.tokens - 1) for s in subjects
+    subject: Subject, reference: Subject | None, windows: Windows, folder: Path | None
+) -> Records[bytes]:
+    key = {
+        **identity(subject),
+        "scoring": SCORING,
+        "positions": windows.tokens - 1,
+        "reference": None if reference is None else identity(reference),
     }
-    if again:
-        for record in records.values():
-            record.forget()
-    return records
+    return Records(folder, key, bytes)
 
 
-def _groups(job: Job, subjects: Sequence[Subject], config: ModelConfig) -> Groups:
-    """Of what is not all on record: that needs no memory."""
-    lacking = job.lacking(subjects)
-    if not lacking:
-        return Groups((), (), 0)
-    window, reference = job.windows.tokens, job.reference
-    needs = {s.name: need_bytes(s, config, window, job.pieces) for s in job.loaded(lacking)}
-    compared = PIECES_COMPARED * piece_bytes(config.vocab_size, job.pieces)
-    for name in needs if reference is None else [reference.name]:
-        needs[name] += compared
-    names = [s.name for s in lacking if s != reference]
-    beside = None if reference is None else reference.name
-    groups = make_groups(names, needs, beside, available_bytes())
-    # The reference alone, where only its own scores are missing.
-    return groups if groups.groups else Groups(((),), groups.notes, groups.most_bytes)
+def _scores(job: Job, subject: Subject) -> Scores:
+    record = job.records[subject.name]
+    return np.stack([np.frombuffer(record[key], SCORE) for key in job.windows.digests])
+
+
+# --- memory
+
+
+def _score_all(job: Job, subjects: Sequence[Subject], config: ModelConfig) -> list[str]:
+    """Score what is not on record, in groups that fit into memory; sentences about that."""
+    missing = job.missing(subjects)
+    if not missing:
+        return []
+    needs = {s: need_bytes(s, config, job) for s in job.with_reference(missing)}
+    base = PIECES_COMPARED * job.pieces.logits_bytes(config.vocab_size)
+    room, free = available_bytes(), 0
+    if job.reference is not None:
+        base += needs.pop(job.reference)
+        free = room.bytes - base
+    groups = make_groups(needs, free)
+    sizes = [base + sum(needs[subject] for subject in group) for group in groups]
+    together = [job.with_reference(group) for group in groups]
+    notes = [] if job.reference is None else _repeats(job.reference, groups)
+    notes += _shortage(together[sizes.index(max(sizes))], max(sizes), room)
+    with wired(max(sizes)):
+        for group in together:
+            score_group(job, group)
+    return notes
+
+
+def make_groups(needs: Mapping[Subject, int], free_bytes: int) -> list[list[Subject]]:
+    """Artefacts that together need at most so much, in their order; one alone at least."""
+    groups: list[list[Subject]] = []
+    left = -1
+    for subject, need in needs.items():
+        if need > left:
+            groups.append([])
+            left = free_bytes
+        groups[-1].append(subject)
+        left -= need
+    return groups or [[]]
+
+
+def need_bytes(subject: Subject, config: ModelConfig, job: Job) -> int:
+    """Memory that an artefact takes while it is scored, from its headers.
+
+    Raises:
+        EdgeError: its headers cannot be read.
+    """
+    window, pieces = job.windows.tokens, job.pieces
+    if subject.is_mlx:
+        need = required_bytes(
+            subject.path, config, compute_dtype(), window, None, pieces.positions
+        )
+        return need.total_bytes + (pieces.windows - 1) * need.working_bytes
+    positions = -(-window // CACHE_STEP) * CACHE_STEP
+    heads = config.num_hidden_layers * config.num_key_value_heads
+    cache = 2 * F16_BYTES * heads * config.head_dim * positions
+    logits = PIECES_IN_LLAMA_CPP * pieces.logits_bytes(config.vocab_size)
+    return subject.path.stat().st_size + cache + logits + HEADROOM_BYTES
+
+
+def _repeats(reference: Subject, groups: Sequence[Sequence[Subject]]) -> list[str]:
+    if len(groups) == 1:
+        return []
+    shown = "; ".join(" ".join(subject.name for subject in group) for group in groups)
+    return [
+        f"the reference {reference.name} was computed {len(groups)} times, because only so many "
+        f"artefacts fit into memory with it at once: {shown}"
+    ]
+
+
+def _shortage(group: Sequence[Subject], size: int, room: MemoryRoom) -> list[str]:
+    """A warning where a group may not fit.
+
+    Raises:
+        EdgeError: it cannot fit, and EDGE_FORCE_MEMORY is not set.
+    """
+    if size <= room.bytes:
+        return []
+    said = (
+        f"{' and '.join(subject.name for subject in group)} need {size / 1e9:.1f} GB together, "
+        f"and {room.bytes / 1e9:.1f} GB of {room.what} are available"
+    )
+    if size > room.most_bytes and os.environ.get(FORCE, "0") in ("", "0"):
+        raise EdgeError(
+            f"{said}; close programs, choose a smaller --reference such as mlx-int8, a shorter "
+            f"--window or --reference none, or set {FORCE}=1 to try all the same."
+        )
+    return [said]

@@ -1,7 +1,11 @@
-"""The quality of artefacts in a process of its own, which `edge bench --quality` asks.
+"""Quality of artefacts in a process of its own, for `edge bench --quality`.
 
-Question: model, corrections, artefacts {name: path}, reference, folder, threads, tokens.
-Answer: by artefact, what `edge eval -o json` has in its rows, with what it depends on.
+Started by `edge.child.run_child("edge.quality.job", question, ...)`, so that its memory is gone
+before anything else is measured.
+
+    question  {"model", "corrections": {}, "artefacts": {name: path}, "reference", "folder",
+              "threads", "tokens"}
+    answer    {name: the fields of `Quality`, "reference", "corpus", "corpus_sha256", "window"}
 """
 
 from __future__ import annotations
@@ -13,30 +17,31 @@ from typing import Any
 
 from edge.child import child_main
 from edge.convert.checkpoint import Corrections, open_checkpoint
+from edge.quality.corpus import check_trained, tokenizer_of, windows_of
 from edge.quality.evaluate import evaluate
-from edge.quality.prepare import check_trained, tokenizer_of, windows_of
-from edge.quality.subject import Subject
+from edge.quality.records import Subject
 
 
-def answered(asked: dict[str, Any]) -> dict[str, dict[str, Any]]:
-    """See the module.
+def compute(question: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """The answer to a question; see above.
 
     Raises:
         EdgeError: the quality cannot be measured.
     """
-    checkpoint = open_checkpoint(asked["model"], corrections=Corrections(**asked["corrections"]))
+    corrections = Corrections(**question["corrections"])
+    checkpoint = open_checkpoint(question["model"], corrections=corrections)
     check_trained(checkpoint)
-    windows = windows_of(checkpoint, tokenizer_of(checkpoint), tokens=asked["tokens"])
+    windows = windows_of(checkpoint, tokenizer_of(checkpoint), tokens=question["tokens"])
     found = evaluate(
-        [Subject(name, Path(path)) for name, path in asked["artefacts"].items()],
-        asked["reference"],
+        [Subject(name, Path(path)) for name, path in question["artefacts"].items()],
+        question["reference"],
         windows,
         checkpoint.config,
-        threads=asked["threads"],
-        folder=Path(asked["folder"]),
+        threads=question["threads"],
+        folder=Path(question["folder"]),
     )
     common = {
-        "reference": asked["reference"],
+        "reference": question["reference"],
         "corpus": windows.corpus.name,
         "corpus_sha256": windows.corpus.sha256,
         "window": windows.tokens,
@@ -45,4 +50,4 @@ def answered(asked: dict[str, Any]) -> dict[str, dict[str, Any]]:
 
 
 if __name__ == "__main__":
-    sys.exit(child_main(answered))
+    sys.exit(child_main(compute))

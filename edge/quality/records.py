@@ -1,102 +1,155 @@
-"""Scores on disk, so that a run that was stopped goes on and none is computed twice.
+"""Results on disk, so that a run that was stopped goes on and nothing is computed twice.
 
-One file per artefact, reference and way of computing, named by a digest of them. It begins with
-what they were, then has a record per window, all of one size, each with a digest of the window's
-ids: its scores depend on nothing else, so a run with more tokens or another corpus finds those it
-shares with an earlier one. A record is whole or ignored: it ends with a checksum.
+    {"key": {"artefact": "mlx-int4", ...}}      the first line: what all results depend on
+    {"name": "3f9c...", "value": ...}           then one line per window or hole
+
+One JSON-lines file per artefact and way of computing, named by a digest of it. It only grows: a
+line that a kill cut off is skipped, and two runs may write at once. More tokens or samples and
+another corpus find what they share with an earlier run.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-import zlib
+import os
 from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, Generic, TypeVar
 
-import numpy as np
+import mlx.core as mx
+import msgspec
 
-from edge.formats.files import atomic_write, os_errors_as_edge_error
-from edge.quality.divergence import Scores
-from edge.quality.windows import DIGEST_BYTES
+import edge
+from edge.convert.artefacts.manifest import read_manifest
+from edge.formats.files import os_errors_as_edge_error
+from edge.llama_cpp.session import library
+from edge.model.load import compute_dtype
 
-MAGIC = b"edge scores 1\n"
-CHECKSUM_BYTES = 4
-SUFFIX = ".scores"
+Value = TypeVar("Value")
 
 
-class Records:
-    """The scores of one artefact against one reference, by window.
+@dataclass(frozen=True)
+class Subject:
+    """An artefact by name: a directory is MLX's, a file GGUF."""
+
+    name: str
+    path: Path
+
+    @property
+    def is_mlx(self) -> bool:
+        """MLX or llama.cpp."""
+        return self.path.is_dir()
+
+
+def identity(subject: Subject) -> dict[str, str]:
+    """Everything that decides what is computed on the same input: artefact, engine, dtype."""
+    return {
+        "edge": edge.__version__,
+        "artefact": subject.name,
+        "fingerprint": fingerprint(subject.path),
+        **(_mlx() if subject.is_mlx else _llama_cpp()),
+    }
+
+
+def fingerprint(path: Path) -> str:
+    """Tells quickly if an artefact has changed: its manifest, and the files' sizes and times."""
+    digest = hashlib.sha256(repr(read_manifest(path)).encode())
+    for file in sorted(path.rglob("*")) if path.is_dir() else [path]:
+        status = file.stat()
+        digest.update(f"{file.name}\0{status.st_size}\0{status.st_mtime_ns}\n".encode())
+    return digest.hexdigest()
+
+
+def _mlx() -> dict[str, str]:
+    return {
+        "engine": f"mlx {version('mlx')}",
+        "device": mx.default_device().type.name,
+        "compute_dtype": str(compute_dtype()).removeprefix("mlx.core."),
+    }
+
+
+def _llama_cpp() -> dict[str, str]:
+    return {
+        "engine": f"llama-cpp-python {version('llama-cpp-python')}",
+        "device": "GPU" if library().llama_supports_gpu_offload() else "CPU",
+    }
+
+
+class _Line(msgspec.Struct, Generic[Value]):
+    name: str
+    value: Value
+
+
+class Records(Generic[Value]):
+    """Results of one artefact by name, in a file of this folder.
 
     Args:
-        folder: where the file is, or None to keep nothing on disk.
-        identity: all that the scores depend on beside a window's ids; plain JSON data, with
-            the artefact's name under "artefact".
-        positions: scored in a window, or left out of the means.
+        folder: of the file, made when there is something to write; None keeps nothing on disk.
+        key: all that a result depends on beside its name; JSON. Its "artefact" begins the
+            file's name.
+        kind: of the values, as msgspec decodes them.
+
+    Raises:
+        EdgeError: the file cannot be read.
     """
 
-    def __init__(self, folder: Path | None, identity: Mapping[str, Any], positions: int):
-        head = json.dumps({**identity, "positions": positions}, sort_keys=True).encode()
-        self._head = MAGIC + len(head).to_bytes(4, "little") + head
-        self._positions = positions
-        self._size = DIGEST_BYTES + 16 * positions + CHECKSUM_BYTES
-        name = f"{identity['artefact']}-{hashlib.sha256(head).hexdigest()[:16]}{SUFFIX}"
-        self._path = None if folder is None else folder / name
-        self._found: dict[bytes, Scores] = {}
-        if self._path is not None:
-            self._found = self._read(self._path)
+    def __init__(self, folder: Path | None, key: Mapping[str, Any], kind: Any):
+        text = json.dumps(key, sort_keys=True)
+        name = f"{key['artefact']}-{hashlib.sha256(text.encode()).hexdigest()[:16]}.jsonl"
+        self._head = f'{{"key": {text}}}\n'.encode()
+        self.path = None if folder is None else folder / name
+        self._found: dict[str, Value] = {}
+        if self.path is not None:
+            with os_errors_as_edge_error(self.path):
+                data = self.path.read_bytes() if self.path.exists() else b""
+            self._found = _decoded(data, msgspec.json.Decoder(_Line[kind]))
 
-    def __contains__(self, window: bytes) -> bool:
-        return window in self._found
+    def __contains__(self, name: str) -> bool:
+        return name in self._found
 
-    def __getitem__(self, window: bytes) -> Scores:
-        return self._found[window]
+    def __getitem__(self, name: str) -> Value:
+        return self._found[name]
 
-    def add(self, window: bytes, scores: Scores) -> None:
-        """Keep a window's scores, on disk when this returns.
+    def add(self, name: str, value: Value) -> None:
+        """Keep a result; it is in the file on return.
 
         Raises:
-            EdgeError: the disk does not take them.
+            EdgeError: the disk is full, or the folder cannot be written.
         """
-        if window in self._found:
+        if name in self._found:
             return
-        self._found[window] = scores
-        if self._path is None:
-            return
-        data = window + b"".join(np.ascontiguousarray(c).tobytes() for c in scores.columns)
-        with os_errors_as_edge_error(self._path), self._path.open("ab") as file:
-            file.write(data + zlib.crc32(data).to_bytes(CHECKSUM_BYTES, "little"))
+        self._found[name] = value
+        if self.path is not None:
+            self._append(self.path, msgspec.json.encode(_Line(name, value)) + b"\n")
 
     def forget(self) -> None:
         """Compute everything again."""
         self._found = {}
-        if self._path is not None:
-            _write(self._path, self._head)
+        if self.path is not None:
+            self.path.unlink(missing_ok=True)
 
-    def _read(self, path: Path) -> dict[bytes, Scores]:
-        """What is whole; a file that ends within a record is cut, any other begun again."""
+    def _append(self, path: Path, line: bytes) -> None:
         with os_errors_as_edge_error(path):
-            data = path.read_bytes() if path.exists() else b""
-        if not data.startswith(self._head):
-            _write(path, self._head)
-            return {}
-        whole = (len(data) - len(self._head)) // self._size
-        end = len(self._head) + whole * self._size
-        if end < len(data):
-            _write(path, data[:end])
-        starts = range(len(self._head), end, self._size)
-        return dict(r for r in (self._record(data[s : s + self._size]) for s in starts) if r)
-
-    def _record(self, data: bytes) -> tuple[bytes, Scores] | None:
-        body, checksum = data[:-CHECKSUM_BYTES], data[-CHECKSUM_BYTES:]
-        if zlib.crc32(body) != int.from_bytes(checksum, "little"):
-            return None
-        columns = np.frombuffer(body[DIGEST_BYTES:], np.float32).reshape(4, self._positions)
-        nll, kl, top, probability = columns
-        return body[:DIGEST_BYTES], Scores(nll, kl, top.view(np.int32), probability)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with path.open("ab+") as file:
+                if file.seek(0, os.SEEK_END) == 0:
+                    file.write(self._head)
+                else:
+                    file.seek(-1, os.SEEK_END)
+                    if file.read(1) != b"\n":  # a line that was cut off
+                        file.write(b"\n")
+                file.write(line)
 
 
-def _write(path: Path, data: bytes) -> None:
-    with atomic_write(path) as partial:
-        partial.write_bytes(data)
+def _decoded(data: bytes, decoder: msgspec.json.Decoder[_Line[Value]]) -> dict[str, Value]:
+    found = {}
+    for line in data.splitlines():
+        try:
+            entry = decoder.decode(line)
+        except (msgspec.DecodeError, UnicodeDecodeError):
+            continue
+        found[entry.name] = entry.value
+    return found

@@ -29,7 +29,7 @@ from edge.cli.options.shared import (
     number,
     seconds,
 )
-from edge.quality.sizes import TOKENS
+from edge.quality import TOKENS
 
 # Speed settles in 3 s (hyperfine); counters of energy are published up to 2.2 s apart.
 SPEED_WINDOW_S, ENERGY_WINDOW_S = 3.0, 10.0

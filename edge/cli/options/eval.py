@@ -21,7 +21,7 @@ from edge.cli.options.shared import (
 )
 from edge.convert.artefacts.recipes import Recipe
 from edge.errors import EdgeError
-from edge.quality.sizes import TOKENS, WINDOW_TOKENS, WINDOWS
+from edge.quality import TOKENS, WINDOW_TOKENS, WINDOWS
 
 REFERENCE = "mlx-fp16"
 NO_REFERENCE = "none"

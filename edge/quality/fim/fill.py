@@ -1,29 +1,34 @@
-"""Fill holes with one artefact."""
+"""Fill holes with artefacts; what was filled before is not filled again."""
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-import edge
+from edge.device.memory import wired
+from edge.model.load import open_model
+from edge.errors import EdgeError
 from edge.generate import fim, fim_prompt, fim_stop
 from edge.generate.fim import Infiller
 from edge.generate.fim_prompt import Order
-from edge.quality.fim.hole import Hole
-from edge.quality.fim.journal import Journal
+from edge.generate.llama_source import LlamaSource
+from edge.generate.token_source import MlxSource
+from edge.llama_cpp.session import LlamaSession
+from edge.quality.fim.holes import Hole
+from edge.quality.records import Records, Subject, identity
+from edge.tokenizer.tokenizer import Tokenizer
 
 # What a prompt and its middle may take together at most: about what editors send. Of a short
 # context half, because most of a sample's time goes into its prompt.
 WINDOW_TOKENS, WINDOW_SHARE = 2048, 1 / 2
-Progress = Callable[[float], None]
 
 
 @dataclass(frozen=True)
 class Settings:
-    """How middles are made, for all artefacts alike.
+    """How middles are made, the same for all artefacts.
 
     Attributes:
         order: of the prompt.
@@ -35,6 +40,21 @@ class Settings:
     max_tokens: int
     window_tokens: int
 
+    @classmethod
+    def of(cls, order: Order, max_tokens: int, context_tokens: int) -> Settings:
+        """Settings for a model with so many positions.
+
+        Raises:
+            EdgeError: too little is left for the prompt.
+        """
+        window = min(WINDOW_TOKENS, int(context_tokens * WINDOW_SHARE))
+        if max_tokens > window // 2:
+            raise EdgeError(
+                f"--max-tokens {max_tokens} leaves too little of the window of {window} tokens to "
+                f"the prompt; choose at most {window // 2}."
+            )
+        return cls(order, max_tokens, window)
+
 
 @dataclass(frozen=True)
 class Filled:
@@ -43,21 +63,12 @@ class Filled:
     Attributes:
         text: the middle.
         stopped_by: as in `Completion`.
-        prompt_tokens: of the whole prompt, as much as the window had room for.
-        generated_tokens: what was cut off included.
         seconds: from the call to the end.
     """
 
     text: str
     stopped_by: str
-    prompt_tokens: int
-    generated_tokens: int
     seconds: float
-
-
-def window_tokens(context_tokens: int) -> int:
-    """The window for a model with so many positions."""
-    return min(WINDOW_TOKENS, int(context_tokens * WINDOW_SHARE))
 
 
 def rules_version() -> str:
@@ -66,45 +77,63 @@ def rules_version() -> str:
     return hashlib.sha256(b"".join(files)).hexdigest()[:16]
 
 
-def fill_key(computed: Mapping[str, object], settings: Settings) -> dict[str, object]:
-    """What a middle depends on, beside its hole, for a `Journal`.
-
-    Args:
-        computed: from `edge.quality.subject`: the artefact, and what computes on it.
-        settings: how middles are made.
-    """
-    return {
-        **computed,
-        "edge": edge.__version__,
-        "rules": rules_version(),
-        **asdict(settings),
-    }
-
-
 def fill_all(
-    opened: Callable[[], AbstractContextManager[Infiller]],
+    subject: Subject,
     holes: Sequence[Hole],
     settings: Settings,
-    journal: Journal,
-    progress: Progress,
+    tokenizer: Tokenizer,
+    folder: Path,
+    threads: int,
+    progress: Callable[[float], None],
+    warn: Callable[[str], None] = lambda _: None,
 ) -> list[Filled]:
-    """Middles of all holes, in their order; those in the journal are not made again.
+    """Middles of all holes, in their order.
 
     Args:
-        opened: opens the artefact; not called where the journal has everything.
+        subject: the artefact; not opened where everything is on record.
         holes: what to fill.
         settings: how.
-        journal: keeps each middle as soon as it is there.
+        tokenizer: the checkpoint's, for all artefacts.
+        folder: keeps each middle as soon as it is there.
+        threads: of llama.cpp.
         progress: told the share that is done.
+        warn: told where memory is short.
+
+    Raises:
+        EdgeError: the artefact cannot be opened, or a middle cannot be kept.
     """
-    missing = [hole for hole in holes if journal.get(hole) is None]
+    key = {**identity(subject), "rules": rules_version(), **asdict(settings)}
+    records: Records[Filled] = Records(folder, key, Filled)
+    missing = [hole for hole in holes if hole.digest not in records]
     if missing:
-        with opened() as infiller:
+        with open_infiller(subject, settings.window_tokens, tokenizer, threads, warn) as infiller:
             for done, hole in enumerate(missing, start=len(holes) - len(missing)):
                 progress(done / len(holes))
-                journal.add(hole, asdict(_fill(infiller, hole, settings)))
+                records.add(hole.digest, _fill(infiller, hole, settings))
     progress(1.0)
-    return [Filled(**(journal.get(hole) or {})) for hole in holes]
+    return [records[hole.digest] for hole in holes]
+
+
+@contextlib.contextmanager
+def open_infiller(
+    subject: Subject,
+    window_tokens: int,
+    tokenizer: Tokenizer,
+    threads: int,
+    warn: Callable[[str], None],
+) -> Iterator[Infiller]:
+    """The artefact on its engine.
+
+    Raises:
+        EdgeError: it cannot be opened.
+    """
+    if subject.is_mlx:
+        model, _, need = open_model(subject.path, warn=warn)
+        with wired(need.running_bytes):
+            yield Infiller(MlxSource(model, context_tokens=window_tokens), tokenizer)
+        return
+    with contextlib.closing(LlamaSession(subject.path, window_tokens, threads)) as session:
+        yield Infiller(LlamaSource(session, window_tokens), tokenizer)
 
 
 def _fill(infiller: Infiller, hole: Hole, settings: Settings) -> Filled:
@@ -113,10 +142,4 @@ def _fill(infiller: Infiller, hole: Hole, settings: Settings) -> Filled:
     done = infiller.complete(
         hole.prefix, hole.suffix, order=settings.order, max_tokens=settings.max_tokens
     )
-    return Filled(
-        text=done.text,
-        stopped_by=done.stopped_by,
-        prompt_tokens=done.prompt_tokens,
-        generated_tokens=done.generated_tokens,
-        seconds=done.total_s,
-    )
+    return Filled(done.text, done.stopped_by, done.total_s)

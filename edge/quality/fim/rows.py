@@ -1,19 +1,21 @@
-"""What is reported of an artefact and a kind of hole: plain data, and the table of it."""
+"""Rows of filled middles by artefact and kind, the table of them, and samples."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict
 from itertools import compress
 from typing import Any
 
 from edge.quality.fim.fill import Filled
-from edge.quality.fim.hole import Hole
-from edge.quality.fim.score import Score, compare, endings, score, summarise
+from edge.quality.fim.holes import Hole
+from edge.quality.fim.score import Score, compare, score, summarise
 from edge.report.lines import markdown_of
 from edge.report.table import NOT_MEASURED
 
 Row = dict[str, Any]
+Middles = Mapping[str, Sequence[Filled]]
 HEAD = (
     "Artefact",
     "Middles",
@@ -24,105 +26,77 @@ HEAD = (
     "Exact match, change",
     "Edit similarity, change",
 )
-WORDS = HEAD[:2]
+WORDS = 2
 
 
-@dataclass(frozen=True)
-class Result:
-    """One artefact's middles."""
-
-    artefact: str
-    holes: Sequence[Hole]
-    filled: Sequence[Filled]
-
-    @property
-    def kind(self) -> str:
-        """Of all its holes, where they are of one."""
-        return self.holes[0].kind
-
-
-def by_kind(result: Result) -> list[Result]:
-    """One result for each kind of hole, in the order of their first ones."""
-    kinds = dict.fromkeys(hole.kind for hole in result.holes)
-    return [_only(result, kind) for kind in kinds]
-
-
-def _only(result: Result, kind: str) -> Result:
-    of_kind = [hole.kind == kind for hole in result.holes]
-    return Result(
-        artefact=result.artefact,
-        holes=list(compress(result.holes, of_kind)),
-        filled=list(compress(result.filled, of_kind)),
-    )
-
-
-def build_rows(results: Sequence[Result], reference: str | None) -> list[Row]:
-    """A row for each result.
+def build_rows(holes: Sequence[Hole], middles: Middles, reference: str | None) -> list[Row]:
+    """A row for each artefact and kind of hole.
 
     Args:
-        results: each of one kind, and of at least one middle.
+        holes: at least one.
+        middles: of all holes, by artefact.
         reference: the artefact to compare the others with; None for no comparison.
     """
-    references = {result.kind: result for result in results if result.artefact == reference}
-    return [_row(result, references.get(result.kind)) for result in results]
+    kinds = dict.fromkeys(hole.kind for hole in holes)
+    return [_row(name, kind, holes, middles, reference) for name in middles for kind in kinds]
 
 
-def _row(result: Result, reference: Result | None) -> Row:
-    scores, change = _scores(result), None
-    if reference is not None and reference is not result:
-        compared = compare(scores, _scores(reference))
-        change = {"reference": reference.artefact, **asdict(compared)}
+def _row(
+    artefact: str, kind: str, holes: Sequence[Hole], middles: Middles, reference: str | None
+) -> Row:
+    of_kind = [hole.kind == kind for hole in holes]
+    expected = [hole.middle for hole in compress(holes, of_kind)]
+    own = list(compress(middles[artefact], of_kind))
+    scores, change = _scores(expected, own), None
+    if reference is not None and reference in middles and reference != artefact:
+        others = _scores(expected, compress(middles[reference], of_kind))
+        change = {"reference": reference, **asdict(compare(scores, others))}
     return {
-        "artefact": result.artefact,
-        "kind": result.kind,
+        "artefact": artefact,
+        "kind": kind,
         **asdict(summarise(scores)),
-        "stopped_by": endings([middle.stopped_by for middle in result.filled]),
-        "seconds": sum(middle.seconds for middle in result.filled),
+        "stopped_by": dict(Counter(middle.stopped_by for middle in own).most_common()),
+        "seconds": sum(middle.seconds for middle in own),
         "change": change,
     }
 
 
-def _scores(result: Result) -> list[Score]:
-    pairs = zip(result.holes, result.filled, strict=True)
-    return [score(hole.middle, middle.text) for hole, middle in pairs]
+def _scores(expected: Sequence[str], filled: Iterable[Filled]) -> list[Score]:
+    return [score(text, middle.text) for text, middle in zip(expected, filled, strict=True)]
 
 
 def markdown(rows: Sequence[Row]) -> str:
     """The table, and how the middles ended; ends with a line end."""
-    numeric = [name not in WORDS for name in HEAD]
+    numeric = [i >= WORDS for i in range(len(HEAD))]
     table = markdown_of(HEAD, numeric, [_cells(row) for row in rows])
     ends = "\n".join(_ends(row) for row in rows)
     return f"{table}\n\n{ends}\n"
 
 
 def _cells(row: Row) -> list[str]:
-    change = row["change"] or {}
-    p = f", p {change['exact_match_p']:.2g}" if change else ""
+    change = row["change"]
+    changes = [NOT_MEASURED, NOT_MEASURED]
+    if change is not None:
+        changes = [_interval(change, name, "+.1f") for name in ("exact_match", "edit_similarity")]
+        changes[0] += f", p {change['exact_match_p']:.2g}"
     return [
         row["artefact"],
         row["kind"],
         str(row["samples"]),
-        _share(row["exact_match"], row["exact_match_ci95"]),
+        _interval(row, "exact_match", ".1f", "%"),
         f"{row['exact_match_stripped']:.1%}",
-        _share(row["edit_similarity"], row["edit_similarity_ci95"]),
-        _points(change, "exact_match") + p,
-        _points(change, "edit_similarity"),
+        _interval(row, "edit_similarity", ".1f", "%"),
+        *changes,
     ]
 
 
-def _share(value: float, bounds: tuple[float, float] | None) -> str:
+def _interval(record: Row, name: str, pattern: str, unit: str = "") -> str:
+    """A share or a difference of shares in percent, with its interval."""
+    text, bounds = f"{100 * record[name]:{pattern}}{unit}", record[f"{name}_ci95"]
     if bounds is None:
-        return f"{value:.1%}"
-    return f"{value:.1%} [{100 * bounds[0]:.1f}, {100 * bounds[1]:.1f}]"
-
-
-def _points(change: Mapping[str, Any], name: str) -> str:
-    """A difference in percentage points with its interval; none for the reference."""
-    if not change:
-        return NOT_MEASURED
-    value, bounds = change[name], change[f"{name}_ci95"]
-    text = f"{100 * value:+.1f}"
-    return text if bounds is None else f"{text} [{100 * bounds[0]:+.1f}, {100 * bounds[1]:+.1f}]"
+        return text
+    low, high = (format(100 * bound, pattern) for bound in bounds)
+    return f"{text} [{low}, {high}]"
 
 
 def _ends(row: Row) -> str:
@@ -133,17 +107,20 @@ def _ends(row: Row) -> str:
 # --- samples
 
 
-def samples(results: Sequence[Result], count: int) -> list[Row]:
-    """The first holes of each kind with what every artefact made of them."""
-    shown: dict[str, Row] = {}
-    for result in results:
-        for hole, middle in list(zip(result.holes, result.filled, strict=True))[:count]:
-            entry = shown.setdefault(
-                f"{hole.kind} {hole.name}",
-                {"name": hole.name, "kind": hole.kind, "expected": hole.middle, "got": {}},
-            )
-            entry["got"][result.artefact] = {"text": middle.text, "stopped_by": middle.stopped_by}
-    return list(shown.values())
+def samples(holes: Sequence[Hole], middles: Middles, count: int) -> list[Row]:
+    """The first holes of each kind with every artefact's middles."""
+    shown: list[Row] = []
+    seen: Counter[str] = Counter()
+    for i, hole in enumerate(holes):
+        seen[hole.kind] += 1
+        if seen[hole.kind] <= count:
+            got = {
+                name: {"text": filled[i].text, "stopped_by": filled[i].stopped_by}
+                for name, filled in middles.items()
+            }
+            place = {"name": hole.name, "kind": hole.kind, "expected": hole.middle}
+            shown.append({**place, "got": got})
+    return shown
 
 
 def samples_text(shown: Sequence[Row]) -> str:

@@ -1,4 +1,4 @@
-"""Middles compared with what was there, and what many of them say.
+"""Middles compared with what was there, and statistics of many.
 
 Exact match is strict: every character, whitespace included. The stripped one leaves whitespace at
 both ends out, as the BigCode harness does, whose figures the Stable Code report prints. Edit
@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -33,15 +32,7 @@ class Score:
 
 @dataclass(frozen=True)
 class Summary:
-    """Many middles.
-
-    Attributes:
-        samples: how many.
-        exact_match: their share that is exact, with Wilson's 95 % interval.
-        exact_match_stripped: the share without whitespace at the ends.
-        edit_similarity: the mean, with Student's 95 % interval within 0 and 1; no interval of
-            a single sample.
-    """
+    """Many middles: shares with Wilson's 95 % interval, the mean similarity with Student's."""
 
     samples: int
     exact_match: float
@@ -53,14 +44,13 @@ class Summary:
 
 @dataclass(frozen=True)
 class Change:
-    """What an artefact does to the middles of another one, hole by hole.
+    """An artefact's middles against those of another one, hole by hole.
 
     Attributes:
         gained: exact here, and not there.
         lost: the other way round.
         exact_match: the difference of the shares, with the 95 % interval of Agresti and Min.
-        exact_match_p: two-sided exact McNemar test: how likely such a split of gained and lost
-            is where both are equally likely.
+        exact_match_p: two-sided exact McNemar test.
         edit_similarity: the mean difference, with Student's 95 % interval of the pairs.
     """
 
@@ -83,7 +73,7 @@ def score(expected: str, got: str) -> Score:
 
 
 def summarise(scores: Sequence[Score]) -> Summary:
-    """Of at least one sample."""
+    """Statistics of at least one sample."""
     exact = sum(s.exact for s in scores)
     similarities = [s.similarity for s in scores]
     spread = interval(similarities)
@@ -137,12 +127,7 @@ def agresti_min(gained: int, lost: int, count: int) -> Interval:
 
 
 def mcnemar(gained: int, lost: int) -> float:
-    """Two-sided p of the exact McNemar test."""
+    """Two-sided p of the exact McNemar test: gained and lost are equally likely."""
     changed, fewer = gained + lost, min(gained, lost)
     tail = sum(math.comb(changed, k) for k in range(fewer + 1))
     return min(1.0, 2 * tail / (1 << changed))
-
-
-def endings(reasons: Sequence[str]) -> dict[str, int]:
-    """How often a middle ended by what, the most frequent first."""
-    return dict(Counter(reasons).most_common())

@@ -1,0 +1,314 @@
+"""Texts to measure on, cut into windows of token ids.
+
+Texts follow each other, each ended by the tokenizer's EOS if it has one, as models are trained.
+Windows do not overlap. In each the first token has nothing before it and is not scored; nor is an
+EOS between texts, which has no bytes. What does not fill a window at the end is dropped. Where
+fewer tokens are asked for than there are, windows are taken evenly from all over the texts, or
+only the first files would count.
+
+Where a tokenizer begins texts with BOS, as Llama's does, each window begins with it in place of
+its first token, as in llama.cpp's perplexity.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import tempfile
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, NoReturn
+
+import numpy as np
+
+from edge.convert.artefacts.manifest import read_manifest
+from edge.convert.checkpoint import Checkpoint
+from edge.errors import EdgeError
+from edge.formats.files import MAX_TEXT_BYTES, decode_text, read_text
+from edge.quality import TOKENS, WINDOW_TOKENS, WINDOWS
+from edge.tokenizer.detokenizer import BYTE_OF, BYTE_TOKEN
+from edge.tokenizer.tokenizer import Tokenizer
+
+BUNDLED = Path(__file__).parents[1] / "data" / "corpus"
+NOT_TEXTS = ("README.md", "LICENSE", "__init__.py")  # of the bundled folder
+SKIPPED_FOLDERS = frozenset(("__pycache__", "node_modules", "site-packages", "venv"))
+VENV_MARK = "pyvenv.cfg"
+METASPACE = "\u2581"  # SentencePiece's sign for a space
+
+Ids = np.ndarray[Any, np.dtype[np.int32]]
+Flags = np.ndarray[Any, np.dtype[np.bool_]]
+
+
+@dataclass(frozen=True)
+class SourceText:
+    """A text and its name, which is its path within the folder that was read."""
+
+    name: str
+    text: str
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """Name, digest of all names and texts, number of texts, their size."""
+
+    name: str
+    sha256: str
+    texts: int
+    bytes: int
+
+
+@dataclass(frozen=True)
+class Windows:
+    """Equal windows of ids, and which of their tokens are scored.
+
+    Attributes:
+        ids: (windows, tokens).
+        scored: (windows, tokens - 1), of the second and later tokens.
+        bytes: (windows, tokens - 1), of text in each of them; 0 where it is not scored.
+        corpus: what they were cut from.
+        left_out: how many windows more the corpus has.
+    """
+
+    ids: Ids
+    scored: Flags
+    bytes: Ids
+    corpus: Corpus
+    left_out: int
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    @property
+    def tokens(self) -> int:
+        """Ids in a window."""
+        return int(self.ids.shape[1])
+
+    @cached_property
+    def digests(self) -> list[str]:
+        """One per window, of its ids: scores depend on nothing else of the corpus."""
+        return [hashlib.sha256(ids.tobytes()).hexdigest()[:32] for ids in self.ids]
+
+
+# --- texts
+
+
+def iter_texts(path: Path | None) -> Iterator[SourceText]:
+    """Texts one at a time, sorted by their paths, none of them blank.
+
+    Args:
+        path: a text file; a folder, whose text files are read, without binary and hidden ones and
+            installed folders; None for the bundled sample.
+
+    Raises:
+        EdgeError: nothing is there, it holds no text, or the file is not text.
+    """
+    if path is None:
+        yield from _folder_texts(BUNDLED, NOT_TEXTS)
+    elif path.is_dir():
+        yield from _folder_texts(path)
+    elif (text := read_text(path)).strip():
+        yield SourceText(path.name, text)
+    else:
+        raise EdgeError(f"{path} is {'blank' if text else 'empty'}; name a text to measure on.")
+
+
+def corpus_name(path: Path | None) -> str:
+    """Name without the folders of this machine."""
+    return "bundled sample" if path is None else path.resolve().name or str(path)
+
+
+def _folder_texts(root: Path, left_out: tuple[str, ...] = ()) -> Iterator[SourceText]:
+    found = False
+    for file in _files(root):
+        name = file.relative_to(root).as_posix()
+        text = None if name in left_out else _text_or_none(file)
+        if text:
+            found = True
+            yield SourceText(name, text)
+    if not found:
+        raise EdgeError(f"{root} holds no text file; name a folder of source code, or a file.")
+
+
+def _files(root: Path) -> list[Path]:
+    """Regular files below a folder, sorted by path; links are not followed."""
+    found: list[Path] = []
+    for folder, folders, names in os.walk(root, onerror=_refuse):
+        folders[:] = [name for name in folders if not _is_skipped(Path(folder, name))]
+        found += [Path(folder, name) for name in names if not name.startswith(".")]
+    return sorted(file for file in found if file.is_file() and not file.is_symlink())
+
+
+def _is_skipped(folder: Path) -> bool:
+    name = folder.name
+    return name.startswith(".") or name in SKIPPED_FOLDERS or (folder / VENV_MARK).exists()
+
+
+def _text_or_none(file: Path) -> str | None:
+    """A file's text; None if it is binary, blank or too large to be source code."""
+    try:
+        if file.stat().st_size > MAX_TEXT_BYTES:
+            return None
+        text = decode_text(file.read_bytes(), str(file))
+    except OSError as error:
+        _refuse(error)
+    except EdgeError:  # binary
+        return None
+    return text if text.strip() else None
+
+
+def _refuse(error: OSError) -> NoReturn:
+    raise EdgeError(
+        f"{error.filename} cannot be read ({error.strerror}); check its permissions or leave it "
+        f"out."
+    ) from None
+
+
+# --- windows
+
+
+def windows_of(
+    checkpoint: Checkpoint,
+    tokenizer: Tokenizer,
+    corpus: Path | None = None,
+    window: int | None = None,
+    tokens: int | None = None,
+) -> Windows:
+    """Cut a corpus for a checkpoint.
+
+    Args:
+        checkpoint: its context bounds the window.
+        tokenizer: the checkpoint's.
+        corpus: a file or folder; None for the bundled sample.
+        window: ids in each; None for WINDOW_TOKENS, or the model's context if that is less.
+        tokens: at most so many; 0 for the whole corpus, None for a number that is quick.
+
+    Raises:
+        EdgeError: the corpus cannot be used, or the window is longer than the context.
+    """
+    limit = checkpoint.config.max_position_embeddings
+    window = min(WINDOW_TOKENS, limit) if window is None else window
+    if window > limit:
+        raise EdgeError(
+            f"--window {window} is longer than the model's context of {limit}; choose a shorter "
+            f"one."
+        )
+    most = max(TOKENS, WINDOWS * window) if tokens is None else tokens or None
+    return make_windows(iter_texts(corpus), tokenizer, corpus_name(corpus), window, most)
+
+
+def make_windows(
+    texts: Iterable[SourceText], tokenizer: Tokenizer, name: str, window: int, tokens: int | None
+) -> Windows:
+    """Cut texts into windows; they are read one at a time, and only their ids are kept.
+
+    Args:
+        texts: at least one.
+        tokenizer: the checkpoint's.
+        name: of the corpus.
+        window: ids in each.
+        tokens: how many ids to use at most, rounded down to whole windows; None for all.
+
+    Raises:
+        EdgeError: no window with a scored token can be cut.
+    """
+    stream, corpus = _read(texts, tokenizer, name)
+    found = len(stream[0])
+    whole = found // window
+    wanted = whole if tokens is None else min(whole, tokens // window)
+    chosen = [i * whole // wanted for i in range(wanted)]
+    ids, sizes, own = (a[: whole * window].reshape(whole, window)[chosen] for a in stream)
+    scored = own[:, 1:].astype(bool)
+    if not scored.any():
+        raise EdgeError(
+            f"{min(found, tokens or found)} tokens of {name} fill no window of {window} that has "
+            f"a token to score; name a longer text, another --window or more --tokens."
+        )
+    bos = tokenizer.bos_token_id
+    if bos is not None and tokenizer.encode("")[:1] == [bos]:
+        ids[:, 0] = bos
+    return Windows(ids, scored, sizes[:, 1:] * scored, corpus, whole - wanted)
+
+
+def _read(texts: Iterable[SourceText], tokenizer: Tokenizer, name: str) -> tuple[list[Ids], Corpus]:
+    """Ids, their bytes, and 1 for a text's own token, 0 for EOS: each (tokens,)."""
+    digest, text_bytes, token_bytes = hashlib.sha256(), [], TokenBytes(tokenizer)
+    end = [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
+    parts = []
+    for source in texts:
+        data = source.text.encode()
+        text_bytes.append(len(data))
+        for piece in (source.name.encode(), data):
+            digest.update(len(piece).to_bytes(8, "little") + piece)
+        ids = tokenizer.encode(source.text, add_special_tokens=False)
+        columns = (ids, token_bytes.lengths(ids, source.text), [1] * len(ids))
+        parts.append(np.array(columns, np.int32))
+        parts.append(np.array([end, [0] * len(end), [0] * len(end)], np.int32))
+    corpus = Corpus(name, digest.hexdigest(), len(text_bytes), sum(text_bytes))
+    return list(np.concatenate(parts, axis=1)), corpus
+
+
+class TokenBytes:
+    """Lengths of a tokenizer's tokens in bytes of UTF-8, for figures that compare vocabularies.
+
+    Exact for byte-level BPE, whose tokens are bytes, and for SentencePiece with its byte tokens.
+    A special token that a text spells out is as long as it is written.
+    """
+
+    def __init__(self, tokenizer: Tokenizer):
+        backend = tokenizer.backend_tokenizer
+        decoder = b"" if backend.decoder is None else backend.decoder.__getstate__()
+        self._byte_level = b"ByteLevel" in decoder
+        self._added = {i: t.content for i, t in backend.get_added_tokens_decoder().items()}
+        self._name_of = tokenizer.convert_ids_to_tokens
+        self._known: dict[int, int] = {}
+
+    def lengths(self, ids: Sequence[int], text: str) -> list[int]:
+        """Bytes of each token of a text; a space that SentencePiece put before it is not counted."""
+        for token_id in set(ids) - self._known.keys():
+            self._known[token_id] = self._measure(token_id)
+        found = [self._known[token_id] for token_id in ids]
+        if found and sum(found) == len(text.encode()) + 1 and not text.startswith(" "):
+            found[0] -= 1
+        return found
+
+    def _measure(self, token_id: int) -> int:
+        if token_id in self._added:
+            return len(self._added[token_id].encode())
+        name = self._name_of(token_id) or ""
+        if self._byte_level:
+            return sum(1 if c in BYTE_OF else len(c.encode()) for c in name)
+        if BYTE_TOKEN.fullmatch(name):
+            return 1
+        return len(name.replace(METASPACE, " ").encode())
+
+
+# --- the checkpoint's part
+
+
+def check_trained(checkpoint: Checkpoint) -> None:
+    """Refuse random weights, and what was made of them: they have no quality.
+
+    Raises:
+        EdgeError: the weights are random.
+    """
+    path = checkpoint.source.path
+    manifest = read_manifest(path) if path else None
+    if checkpoint.source.synthetic or (manifest is not None and manifest.synthetic):
+        raise EdgeError(
+            f"{checkpoint.source.origin} has random weights: they have no quality to measure; name "
+            f"a trained model."
+        )
+
+
+def tokenizer_of(checkpoint: Checkpoint) -> Tokenizer:
+    """The checkpoint's own tokenizer, used for all of its artefacts.
+
+    Raises:
+        EdgeError: it has none, or it is broken.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        for name, content in checkpoint.companions.items():
+            (Path(folder) / name).write_bytes(content)
+        return Tokenizer.load(Path(folder))

@@ -1,0 +1,221 @@
+r"""Holes whose middles are known: cut out of source text, or HumanEval infilling's.
+
+Bavarian et al. (2022, arXiv:2207.14255, section 3) cut a document at two characters chosen
+uniformly, wherever they fall; so were Stable Code (its report, section 4.4) and the demo
+trained. Here the first cut is uniform over all characters of all files, so that a file counts by
+its size, and the second is bound to the kind:
+
+    single-line   uniform over the rest of the same line, its end included
+    multi-line    2 to 6 line breaks further on, uniform over that line, its two ends included
+
+A span of nothing but whitespace is drawn again, and so is one that was drawn before. No cut
+falls between the \r and the \n of a line break. Every draw is a hash of the seed, the kind and
+its own number: the same on every machine, and the first 20 of 100 samples are the 20 of a smaller
+run.
+"""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+import io
+import itertools
+import json
+import zlib
+from bisect import bisect_right
+from collections.abc import Iterator, Sequence
+from dataclasses import astuple, dataclass
+from pathlib import Path
+
+import msgspec
+
+from edge.errors import EdgeError
+from edge.formats.files import strict_json
+from edge.quality.corpus import SourceText
+
+SINGLE_LINE, MULTI_LINE = "single-line", "multi-line"
+KINDS = (SINGLE_LINE, MULTI_LINE)
+LEAST_BREAKS, MOST_BREAKS = 2, 6
+# After so many vain draws there is hardly anything to find.
+MOST_ATTEMPTS = 1000
+# Kept on either side of a hole: more than any window holds, and not a large file once per hole.
+AROUND_CHARACTERS = 200_000
+HUMANEVAL_KINDS = {
+    "SingleLineInfilling": "humaneval-single-line",
+    "MultiLineInfilling": "humaneval-multi-line",
+    "RandomSpanInfilling": "humaneval-random-span",
+    "RandomSpanInfillingLight": "humaneval-random-span-light",
+}
+OTHER_KIND = "humaneval"
+GZIP_MAGIC = b"\x1f\x8b"
+# The largest file of the benchmark has 12 MB.
+LARGEST_BYTES = 200_000_000
+
+
+@dataclass(frozen=True)
+class Hole:
+    """A hole and its middle.
+
+    Attributes:
+        name: where it is from: FILE:LINE:COL, or a task's id.
+        kind: holes of one kind are scored together.
+        prefix: the text before it, at least as much as a window can hold.
+        suffix: the text after it, likewise.
+        middle: what was there.
+    """
+
+    name: str
+    kind: str
+    prefix: str
+    suffix: str
+    middle: str
+
+    @property
+    def digest(self) -> str:
+        """A hash of all of it."""
+        return hashlib.sha256(json.dumps(astuple(self)).encode()).hexdigest()
+
+
+# --- cut out of text
+
+
+def draw_holes(texts: Sequence[SourceText], kind: str, count: int, seed: int) -> list[Hole]:
+    """Different holes of one kind; the order of the texts is part of what the seed means.
+
+    Raises:
+        EdgeError: the texts have too few.
+    """
+    ends = list(itertools.accumulate(len(text.text) for text in texts))
+    spans: dict[tuple[int, int, int], Hole] = {}
+    for sample in range(count):
+        for attempt in range(MOST_ATTEMPTS):
+            span = _draw(texts, ends, kind, _numbers(f"{seed}/{kind}/{sample}/{attempt}"))
+            if span is not None and span not in spans:
+                break
+        else:
+            raise EdgeError(
+                f"the corpus has hardly more than {sample} different {kind} holes; ask for fewer "
+                f"--samples, or name more code."
+            )
+        spans[span] = _cut(texts[span[0]], kind, *span[1:])
+    return list(spans.values())
+
+
+def _numbers(label: str) -> Iterator[int]:
+    """Numbers below 2**256 that follow from a text alone."""
+    for i in itertools.count(1):
+        yield int.from_bytes(hashlib.sha256(f"{label}/{i}".encode()).digest())
+
+
+def _draw(
+    texts: Sequence[SourceText], ends: Sequence[int], kind: str, numbers: Iterator[int]
+) -> tuple[int, int, int] | None:
+    """A file, where the hole begins and ends in it; None if that cannot be a hole."""
+    if not ends or not ends[-1]:
+        return None
+    place = next(numbers) % ends[-1]
+    file = bisect_right(ends, place)
+    text = texts[file].text
+    begin = place - (ends[file] - len(text))
+    end = (_end_in_line if kind == SINGLE_LINE else _end_below)(text, begin, numbers)
+    splits_break = begin > 0 and text[begin - 1 : begin + 1] == "\r\n"
+    if end is None or splits_break or not text[begin:end].strip():
+        return None
+    return file, begin, end
+
+
+def _end_in_line(text: str, begin: int, numbers: Iterator[int]) -> int | None:
+    length = _line_end(text, begin) - begin
+    return begin + 1 + next(numbers) % length if length > 0 else None
+
+
+def _end_below(text: str, begin: int, numbers: Iterator[int]) -> int | None:
+    line = begin
+    for _ in range(LEAST_BREAKS + next(numbers) % (MOST_BREAKS - LEAST_BREAKS + 1)):
+        line = text.find("\n", line) + 1
+        if not line:
+            return None
+    return line + next(numbers) % (_line_end(text, line) - line + 1)
+
+
+def _line_end(text: str, place: int) -> int:
+    """Where the line's break begins, or the text ends."""
+    newline = text.find("\n", place)
+    if newline < 0:
+        return len(text)
+    return newline - 1 if newline > place and text[newline - 1] == "\r" else newline
+
+
+def _cut(source: SourceText, kind: str, begin: int, end: int) -> Hole:
+    text = source.text
+    line, column = text.count("\n", 0, begin) + 1, begin - text.rfind("\n", 0, begin)
+    return Hole(
+        name=f"{source.name}:{line}:{column}",
+        kind=kind,
+        prefix=text[max(0, begin - AROUND_CHARACTERS) : begin],
+        suffix=text[end : end + AROUND_CHARACTERS],
+        middle=text[begin:end],
+    )
+
+
+# --- HumanEval infilling
+
+
+class _Task(msgspec.Struct):
+    task_id: str
+    prompt: str
+    suffix: str
+    canonical_solution: str
+
+
+def read_humaneval(path: Path, most: int | None = None) -> list[Hole]:
+    """Tasks of a JSON-lines file, plain or gzip; a kind is told by the beginning of the task_id.
+
+    Args:
+        path: as the benchmark of Bavarian et al. (2022) has it; other fields are left unread.
+        most: so many of each kind, the first ones, kind after kind; None for all.
+
+    Raises:
+        EdgeError: it cannot be read, or a line is not a task.
+    """
+    holes: dict[str, Hole] = {}
+    # Split at \n alone: JSON may hold any other line end.
+    for number, line in enumerate(_content(path).split(b"\n"), start=1):
+        if line.strip():
+            hole = _task_hole(line, f"line {number} of {path}")
+            if holes.setdefault(hole.name, hole) is not hole:
+                raise EdgeError(
+                    f"line {number} of {path} has the task_id {hole.name!r} of an earlier line; "
+                    f"leave one out."
+                )
+    if not holes:
+        raise EdgeError(f"{path} is empty; name a HumanEval infilling file.")
+    kinds: dict[str, list[Hole]] = {}
+    for hole in holes.values():
+        kinds.setdefault(hole.kind, []).append(hole)
+    return [hole for of_kind in kinds.values() for hole in of_kind[:most]]
+
+
+def _content(path: Path) -> bytes:
+    try:
+        with path.open("rb") as file:
+            data = file.read(LARGEST_BYTES + 1)
+        if data.startswith(GZIP_MAGIC):
+            with gzip.open(io.BytesIO(data)) as unpacked:
+                data = unpacked.read(LARGEST_BYTES + 1)
+    except (gzip.BadGzipFile, EOFError, zlib.error):
+        raise EdgeError(f"{path} is not a whole gzip file; download it again.") from None
+    except OSError as error:
+        raise EdgeError(f"{path} cannot be read ({error.strerror}); check the path.") from None
+    if len(data) > LARGEST_BYTES:
+        raise EdgeError(f"{path} has more than {LARGEST_BYTES / 1e6:.0f} MB; give a part of it.")
+    return data
+
+
+def _task_hole(line: bytes, where: str) -> Hole:
+    try:
+        task = msgspec.convert(strict_json(line), _Task)
+    except ValueError as error:
+        raise EdgeError(f"{where} is not a HumanEval infilling task ({error}).") from None
+    kind = HUMANEVAL_KINDS.get(task.task_id.partition("/")[0], OTHER_KIND)
+    return Hole(task.task_id, kind, task.prompt, task.suffix, task.canonical_solution)

@@ -1,0 +1,304 @@
+"""Scores of artefacts and their reference on the same windows, in one arithmetic on MLX.
+
+For each position, with p the reference's distribution and q the artefact's: the surprise at the
+true next token, -log q(token); the KL divergence, the sum of p log(p / q) over the whole
+vocabulary, without sampling; and the most probable id.
+
+A comparison needs both distributions, and each is as long as the vocabulary: a 3B's over 8192
+positions take 1.6 GB. So the reference's log-probabilities of a piece of a window are computed
+once, each artefact's are compared with them, and both are dropped. The divergence is exact and
+memory is bounded, whatever the corpus.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+import numpy as np
+
+from edge.errors import EdgeError
+from edge.llama_cpp.session import LlamaSession
+from edge.model.kv_cache import make_cache
+from edge.model.load import load_model
+from edge.quality.corpus import Ids, Windows
+from edge.quality.records import Records, Subject
+
+# Logits of a piece in float32. Some five arrays of this size are alive at a time.
+PIECE_BYTES = 128 << 20
+# llama.cpp's largest batch; the largest part of a prompt that our decode loop computes at once.
+MOST_POSITIONS = 2048
+# Short windows go side by side up to so many positions. More gain nothing that could be measured,
+# and what was computed is kept, and the progress bar moves, only after each step.
+POSITIONS_AT_ONCE, MOST_WINDOWS = 512, 8
+# Nats: so close to each other, q - p is taken from p (q / p - 1), which keeps its digits.
+NEAR = 0.25
+
+# One position: nats of surprise; nats of divergence, NaN without a reference; the most probable
+# id and its log-probability.
+SCORE = np.dtype(
+    [("nll", np.float32), ("kl", np.float32), ("top", np.int32), ("top_log_p", np.float32)]
+)
+Scores = np.ndarray[Any, np.dtype[np.void]]
+Progress = Callable[[str, float], None]
+
+
+@dataclass(frozen=True)
+class Pieces:
+    """How much is computed at a time, the same for every scorer so that pieces correspond.
+
+    Attributes:
+        windows: side by side; more than one only where they fit into one piece.
+        positions: of one window.
+    """
+
+    windows: int
+    positions: int
+
+    @classmethod
+    def of(cls, window: int, vocab_size: int, piece_bytes: int | None = None) -> Pieces:
+        """As many as a piece has room for."""
+        room = max(1, (piece_bytes or PIECE_BYTES) // (4 * vocab_size))
+        positions = min(room, window - 1, MOST_POSITIONS)
+        if positions < window - 1:
+            return cls(1, positions)
+        fit = min(room, POSITIONS_AT_ONCE) // positions
+        return cls(min(max(fit, 1), MOST_WINDOWS), positions)
+
+    def logits_bytes(self, vocab_size: int) -> int:
+        """Float32 logits of one piece."""
+        return 4 * vocab_size * self.positions * self.windows
+
+
+# --- logits
+
+
+class MlxScorer:
+    """Our network, with all that makes it fast: what is judged is what runs."""
+
+    def __init__(self, path: Path):
+        self._model = load_model(path)
+        self.vocab_size = self._model.config.vocab_size
+
+    def logits(self, windows: Ids, pieces: Pieces) -> Iterator[mx.array]:
+        """Ids (B, W) -> float32 logits after each token but the last, in order.
+
+        Yields pieces (n, vocab); together (B * (W - 1), vocab).
+        """
+        ids = mx.array(windows[:, :-1])
+        if pieces.positions >= ids.shape[1]:
+            yield _flat(self._model(ids))
+            return
+        for i in range(len(windows)):
+            cache = make_cache(self._model)
+            for start in range(0, ids.shape[1], pieces.positions):
+                part = ids[i : i + 1, start : start + pieces.positions]
+                yield _flat(self._model(part, cache))
+
+    def close(self) -> None:
+        """Give its memory back."""
+        del self._model
+        mx.clear_cache()
+
+
+class LlamaCppScorer:
+    """llama.cpp with its own defaults, as `edge bench` runs it."""
+
+    def __init__(self, path: Path, window: int, threads: int):
+        self._session = LlamaSession(path, window, threads)
+        self.vocab_size = self._session.vocab_size
+
+    def logits(self, windows: Ids, pieces: Pieces) -> Iterator[mx.array]:
+        """As `MlxScorer.logits`; windows that share a piece are put together."""
+        parts = (part for window in windows for part in self._parts(window, pieces.positions))
+        if pieces.positions < windows.shape[1] - 1:
+            yield from map(mx.array, parts)
+        else:
+            yield mx.array(np.concatenate(list(parts)))
+
+    def close(self) -> None:
+        """Give its memory back."""
+        self._session.close()
+
+    def _parts(self, window: Ids, positions: int) -> Iterator[np.ndarray]:
+        self._session.trim(0)
+        ids = [int(i) for i in window[:-1]]
+        for start in range(0, len(ids), positions):
+            yield self._session.all_logits(ids[start : start + positions])
+
+
+def _flat(logits: mx.array) -> mx.array:
+    return logits.reshape(-1, logits.shape[-1]).astype(mx.float32)
+
+
+Scorer = MlxScorer | LlamaCppScorer
+
+
+def open_scorer(subject: Subject, window: int, threads: int) -> Scorer:
+    """Load an artefact.
+
+    Raises:
+        EdgeError: it cannot be loaded.
+    """
+    if subject.is_mlx:
+        return MlxScorer(subject.path)
+    return LlamaCppScorer(subject.path, window, threads)
+
+
+# --- scores
+
+
+def score(
+    scorers: Mapping[str, Scorer], reference: str | None, ids: Ids, pieces: Pieces
+) -> dict[str, Scores]:
+    """Scores (B, W - 1) of every scorer on windows (B, W); the reference is one of them."""
+    order = sorted(scorers, key=lambda name: name != reference)  # the reference first
+    streams = {name: scorers[name].logits(ids, pieces) for name in order}
+    found: dict[str, list[Scores]] = {name: [] for name in order}
+    targets, start = mx.array(ids[:, 1:].reshape(-1)), 0
+    while start < targets.size:
+        log_p: mx.array | None = None
+        for name, stream in streams.items():
+            log_q = log_softmax(next(stream))
+            if name == reference:
+                log_p = log_q
+            stop = start + log_q.shape[0]
+            found[name].append(scores_of(log_q, targets[start:stop], log_p))
+            del log_q
+        start = stop
+    return {name: np.concatenate(parts).reshape(len(ids), -1) for name, parts in found.items()}
+
+
+def scores_of(log_q: mx.array, targets: mx.array, log_p: mx.array | None) -> Scores:
+    """Scores (n,).
+
+    Args:
+        log_q: the artefact's log-probabilities (n, vocab).
+        targets: the true next ids (n,).
+        log_p: the reference's; the same array where it is the reference, None without one.
+    """
+    nll = -mx.take_along_axis(log_q, targets[:, None], axis=-1)[:, 0]
+    if log_p is None:
+        kl = mx.full(nll.shape, mx.nan)
+    else:
+        kl = mx.zeros(nll.shape) if log_p is log_q else _divergence(log_p, log_q)
+    columns = nll, kl, mx.argmax(log_q, axis=-1), mx.max(log_q, axis=-1)
+    mx.eval(columns)
+    found = np.empty(nll.shape, SCORE)
+    for name, column in zip(SCORE.names or (), columns, strict=True):
+        found[name] = np.array(column)
+    return found
+
+
+@partial(mx.compile, shapeless=True)
+def log_softmax(logits: mx.array) -> mx.array:
+    """Float32 logits (n, vocab) -> log-probabilities (n, vocab)."""
+    return logits - mx.logsumexp(logits, axis=-1, keepdims=True)
+
+
+@partial(mx.compile, shapeless=True)
+def _divergence(log_p: mx.array, log_q: mx.array) -> mx.array:
+    """KL over the last axis.
+
+    Summed as p log(p / q) - p + q, which comes to the same because both sum to 1. No term of it is
+    negative, so nothing cancels: the plain sum is off by the rounding of both normalisers, 1e-6 or
+    more, which is as much as two half precisions differ.
+    """
+    p, ratio = mx.exp(log_p), log_p - log_q
+    is_near = mx.abs(ratio) < NEAR
+    near = p * (ratio + mx.expm1(-mx.where(is_near, ratio, 0.0)))
+    far = p * ratio - p + mx.exp(log_q)
+    return mx.sum(mx.where(is_near, near, far), axis=-1)
+
+
+# --- groups of artefacts
+
+
+@dataclass(frozen=True)
+class Job:
+    """The part of an evaluation that every group of artefacts shares.
+
+    Attributes:
+        reference: what artefacts are compared with, if anything.
+        windows: all of them.
+        records: by artefact, the reference's included; scores are added window by window.
+        pieces: computed at a time.
+        vocab_size: the checkpoint's.
+        threads: of llama.cpp.
+        progress: told each artefact's share that is done.
+    """
+
+    reference: Subject | None
+    windows: Windows
+    records: Mapping[str, Records[bytes]]
+    pieces: Pieces
+    vocab_size: int
+    threads: int
+    progress: Progress
+
+    def missing(self, subjects: Sequence[Subject]) -> list[Subject]:
+        """Those with a window that is not on record."""
+        return [subject for subject in subjects if self.pending([subject])]
+
+    def pending(self, subjects: Sequence[Subject]) -> list[int]:
+        """Windows that one of them lacks."""
+        records = [self.records[subject.name] for subject in subjects]
+        keys = enumerate(self.windows.digests)
+        return [i for i, key in keys if any(key not in record for record in records)]
+
+    def with_reference(self, subjects: Sequence[Subject]) -> list[Subject]:
+        """The reference, then the others."""
+        first = [] if self.reference is None else [self.reference]
+        return list(dict.fromkeys([*first, *subjects]))
+
+
+def score_group(job: Job, group: Sequence[Subject]) -> None:
+    """Score artefacts that fit into memory together, as far as they are not on record.
+
+    Raises:
+        EdgeError: an artefact cannot be loaded, or is of another model.
+    """
+    missing = job.missing(group)
+    pending, step = job.pending(missing), job.pieces.windows
+    if not pending:
+        return
+    with _opened(job, missing) as scorers:
+        for start in range(0, len(pending), step):
+            _report(job, missing, pending[start:])
+            _score_windows(job, scorers, pending[start : start + step])
+        _report(job, missing, ())
+
+
+def _report(job: Job, subjects: Sequence[Subject], left: Sequence[int]) -> None:
+    for subject in subjects:
+        job.progress(subject.name, 1 - len(left) / len(job.windows))
+
+
+def _score_windows(job: Job, scorers: Mapping[str, Scorer], chosen: Sequence[int]) -> None:
+    """Score some windows and put them on record."""
+    reference = None if job.reference is None else job.reference.name
+    found = score(scorers, reference, job.windows.ids[list(chosen)], job.pieces)
+    for name, scores in found.items():
+        for i, of_window in zip(chosen, scores, strict=True):
+            job.records[name].add(job.windows.digests[i], of_window.tobytes())
+
+
+@contextmanager
+def _opened(job: Job, missing: Sequence[Subject]) -> Iterator[dict[str, Scorer]]:
+    with ExitStack() as stack:
+        scorers: dict[str, Scorer] = {}
+        for subject in job.with_reference(missing):
+            scorer = open_scorer(subject, job.windows.tokens, job.threads)
+            stack.callback(scorer.close)
+            if scorer.vocab_size != job.vocab_size:
+                raise EdgeError(
+                    f"{subject.name} has a vocabulary of {scorer.vocab_size} and the checkpoint "
+                    f"one of {job.vocab_size}; compare artefacts of one model, or convert it again."
+                )
+            scorers[subject.name] = scorer
+        yield scorers
