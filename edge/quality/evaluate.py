@@ -35,13 +35,7 @@ CACHE_STEP, F16_BYTES = 256, 2
 
 @dataclass(frozen=True)
 class Evaluated:
-    """Results by artefact.
-
-    Attributes:
-        quality: the figures.
-        scores: of every position (windows, tokens - 1).
-        notes: sentences on how it was done.
-    """
+    """Figures and scores (windows, tokens - 1) by artefact, and how they were computed."""
 
     quality: Mapping[str, Quality]
     scores: Mapping[str, Scores]
@@ -74,27 +68,32 @@ def evaluate(
         EdgeError: an artefact cannot be loaded, is of another model or does not fit into memory.
     """
     chosen = next((subject for subject in subjects if subject.name == reference), None)
+    records = {s.name: _records(s, chosen, windows, folder, again) for s in subjects}
     job = Job(
         reference=chosen,
         windows=windows,
-        records={s.name: _records(s, chosen, windows, folder) for s in subjects},
+        records=records,
         pieces=Pieces.of(windows.tokens, config.vocab_size),
         vocab_size=config.vocab_size,
         threads=threads,
         progress=progress,
     )
-    if again:
-        for record in job.records.values():
-            record.forget()
     notes = _score_all(job, subjects, config)
-    scores = {s.name: _scores(job, s) for s in subjects}
+    scores = {
+        name: np.stack([np.frombuffer(record[key], SCORE) for key in windows.digests])
+        for name, record in records.items()
+    }
     compared = None if chosen is None else scores[chosen.name]
     quality = {name: summarise(windows, own, compared) for name, own in scores.items()}
     return Evaluated(quality, scores, tuple(notes))
 
 
 def _records(
-    subject: Subject, reference: Subject | None, windows: Windows, folder: Path | None
+    subject: Subject,
+    reference: Subject | None,
+    windows: Windows,
+    folder: Path | None,
+    again: bool,
 ) -> Records[bytes]:
     key = {
         **identity(subject),
@@ -102,15 +101,7 @@ def _records(
         "positions": windows.tokens - 1,
         "reference": None if reference is None else identity(reference),
     }
-    return Records(folder, key, bytes)
-
-
-def _scores(job: Job, subject: Subject) -> Scores:
-    record = job.records[subject.name]
-    return np.stack([np.frombuffer(record[key], SCORE) for key in job.windows.digests])
-
-
-# --- memory
+    return Records(folder, key, bytes, again)
 
 
 def _score_all(job: Job, subjects: Sequence[Subject], config: ModelConfig) -> list[str]:
@@ -120,18 +111,19 @@ def _score_all(job: Job, subjects: Sequence[Subject], config: ModelConfig) -> li
         return []
     needs = {s: need_bytes(s, config, job) for s in job.with_reference(missing)}
     base = PIECES_COMPARED * job.pieces.logits_bytes(config.vocab_size)
-    room, free = available_bytes(), 0
+    room, free_bytes = available_bytes(), 0  # without a reference each goes alone
     if job.reference is not None:
         base += needs.pop(job.reference)
-        free = room.bytes - base
-    groups = make_groups(needs, free)
+        free_bytes = room.bytes - base
+    groups = make_groups(needs, free_bytes)
     sizes = [base + sum(needs[subject] for subject in group) for group in groups]
-    together = [job.with_reference(group) for group in groups]
-    notes = [] if job.reference is None else _repeats(job.reference, groups)
-    notes += _shortage(together[sizes.index(max(sizes))], max(sizes), room)
-    with wired(max(sizes)):
-        for group in together:
-            score_group(job, group)
+    largest = sizes.index(max(sizes))
+    notes = _shortage(job.with_reference(groups[largest]), sizes[largest], room)
+    if job.reference is not None and len(groups) > 1:
+        notes.append(f"for want of memory {job.reference.name} was computed {len(groups)} times")
+    with wired(sizes[largest]):
+        for group in groups:
+            score_group(job, job.with_reference(group))
     return notes
 
 
@@ -156,25 +148,13 @@ def need_bytes(subject: Subject, config: ModelConfig, job: Job) -> int:
     """
     window, pieces = job.windows.tokens, job.pieces
     if subject.is_mlx:
-        need = required_bytes(
-            subject.path, config, compute_dtype(), window, None, pieces.positions
-        )
+        need = required_bytes(subject.path, config, compute_dtype(), window, None, pieces.positions)
         return need.total_bytes + (pieces.windows - 1) * need.working_bytes
     positions = -(-window // CACHE_STEP) * CACHE_STEP
     heads = config.num_hidden_layers * config.num_key_value_heads
     cache = 2 * F16_BYTES * heads * config.head_dim * positions
     logits = PIECES_IN_LLAMA_CPP * pieces.logits_bytes(config.vocab_size)
     return subject.path.stat().st_size + cache + logits + HEADROOM_BYTES
-
-
-def _repeats(reference: Subject, groups: Sequence[Sequence[Subject]]) -> list[str]:
-    if len(groups) == 1:
-        return []
-    shown = "; ".join(" ".join(subject.name for subject in group) for group in groups)
-    return [
-        f"the reference {reference.name} was computed {len(groups)} times, because only so many "
-        f"artefacts fit into memory with it at once: {shown}"
-    ]
 
 
 def _shortage(group: Sequence[Subject], size: int, room: MemoryRoom) -> list[str]:

@@ -12,8 +12,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -46,11 +46,19 @@ class Subject:
 
 def identity(subject: Subject) -> dict[str, str]:
     """Everything that decides what is computed on the same input: artefact, engine, dtype."""
+    if subject.is_mlx:
+        engine, device = "mlx", mx.default_device().type.name
+        dtype = str(compute_dtype()).removeprefix("mlx.core.")
+    else:
+        engine, dtype = "llama-cpp-python", "its own"
+        device = "GPU" if library().llama_supports_gpu_offload() else "CPU"
     return {
-        "edge": edge.__version__,
         "artefact": subject.name,
         "fingerprint": fingerprint(subject.path),
-        **(_mlx() if subject.is_mlx else _llama_cpp()),
+        "edge": edge.__version__,
+        "engine": f"{engine} {version(engine)}",
+        "device": device,
+        "compute_dtype": dtype,
     }
 
 
@@ -63,49 +71,37 @@ def fingerprint(path: Path) -> str:
     return digest.hexdigest()
 
 
-def _mlx() -> dict[str, str]:
-    return {
-        "engine": f"mlx {version('mlx')}",
-        "device": mx.default_device().type.name,
-        "compute_dtype": str(compute_dtype()).removeprefix("mlx.core."),
-    }
-
-
-def _llama_cpp() -> dict[str, str]:
-    return {
-        "engine": f"llama-cpp-python {version('llama-cpp-python')}",
-        "device": "GPU" if library().llama_supports_gpu_offload() else "CPU",
-    }
-
-
 class _Line(msgspec.Struct, Generic[Value]):
     name: str
     value: Value
 
 
 class Records(Generic[Value]):
-    """Results of one artefact by name, in a file of this folder.
+    """Results of one artefact by name.
 
     Args:
         folder: of the file, made when there is something to write; None keeps nothing on disk.
         key: all that a result depends on beside its name; JSON. Its "artefact" begins the
             file's name.
         kind: of the values, as msgspec decodes them.
+        again: forget what is in the file.
 
     Raises:
         EdgeError: the file cannot be read.
     """
 
-    def __init__(self, folder: Path | None, key: Mapping[str, Any], kind: Any):
+    def __init__(self, folder: Path | None, key: Mapping[str, Any], kind: Any, again: bool = False):
         text = json.dumps(key, sort_keys=True)
         name = f"{key['artefact']}-{hashlib.sha256(text.encode()).hexdigest()[:16]}.jsonl"
-        self._head = f'{{"key": {text}}}\n'.encode()
+        self._head = f'{{"key": {text}}}'.encode()
         self.path = None if folder is None else folder / name
         self._found: dict[str, Value] = {}
-        if self.path is not None:
+        if self.path is not None and self.path.exists():
             with os_errors_as_edge_error(self.path):
-                data = self.path.read_bytes() if self.path.exists() else b""
-            self._found = _decoded(data, msgspec.json.Decoder(_Line[kind]))
+                if again:
+                    self.path.unlink()
+                else:
+                    self._read(self.path.read_bytes(), msgspec.json.Decoder(_Line[kind]))
 
     def __contains__(self, name: str) -> bool:
         return name in self._found
@@ -123,33 +119,17 @@ class Records(Generic[Value]):
             return
         self._found[name] = value
         if self.path is not None:
-            self._append(self.path, msgspec.json.encode(_Line(name, value)) + b"\n")
+            self._append(self.path, msgspec.json.encode(_Line(name, value)))
 
-    def forget(self) -> None:
-        """Compute everything again."""
-        self._found = {}
-        if self.path is not None:
-            self.path.unlink(missing_ok=True)
+    def _read(self, data: bytes, decoder: msgspec.json.Decoder[_Line[Value]]) -> None:
+        for line in data.splitlines():
+            with suppress(msgspec.DecodeError, UnicodeDecodeError):
+                entry = decoder.decode(line)
+                self._found[entry.name] = entry.value
 
     def _append(self, path: Path, line: bytes) -> None:
         with os_errors_as_edge_error(path):
             path.parent.mkdir(parents=True, exist_ok=True)
-            with path.open("ab+") as file:
-                if file.seek(0, os.SEEK_END) == 0:
-                    file.write(self._head)
-                else:
-                    file.seek(-1, os.SEEK_END)
-                    if file.read(1) != b"\n":  # a line that was cut off
-                        file.write(b"\n")
-                file.write(line)
-
-
-def _decoded(data: bytes, decoder: msgspec.json.Decoder[_Line[Value]]) -> dict[str, Value]:
-    found = {}
-    for line in data.splitlines():
-        try:
-            entry = decoder.decode(line)
-        except (msgspec.DecodeError, UnicodeDecodeError):
-            continue
-        found[entry.name] = entry.value
-    return found
+            with path.open("ab") as file:
+                # The break comes first: it also ends a line that was cut off.
+                file.write((b"" if file.tell() else self._head) + b"\n" + line)

@@ -1,9 +1,5 @@
 """Scores of artefacts and their reference on the same windows, in one arithmetic on MLX.
 
-For each position, with p the reference's distribution and q the artefact's: the surprise at the
-true next token, -log q(token); the KL divergence, the sum of p log(p / q) over the whole
-vocabulary, without sampling; and the most probable id.
-
 A comparison needs both distributions, and each is as long as the vocabulary: a 3B's over 8192
 positions take 1.6 GB. So the reference's log-probabilities of a piece of a window are computed
 once, each artefact's are compared with them, and both are dropped. The divergence is exact and
@@ -39,10 +35,11 @@ POSITIONS_AT_ONCE, MOST_WINDOWS = 512, 8
 # Nats: so close to each other, q - p is taken from p (q / p - 1), which keeps its digits.
 NEAR = 0.25
 
-# One position: nats of surprise; nats of divergence, NaN without a reference; the most probable
-# id and its log-probability.
+# A position's figures, with p the reference's distribution and q the artefact's: nats of surprise
+# at the true next token, -log q; nats of divergence, the sum of p log(p / q) over the vocabulary,
+# NaN without a reference; the most probable id and its log-probability.
 SCORE = np.dtype(
-    [("nll", np.float32), ("kl", np.float32), ("top", np.int32), ("top_log_p", np.float32)]
+    [("nll", np.float32), ("kl", np.float32), ("top", np.int32), ("top_log_q", np.float32)]
 )
 Scores = np.ndarray[Any, np.dtype[np.void]]
 Progress = Callable[[str, float], None]
@@ -61,9 +58,9 @@ class Pieces:
     positions: int
 
     @classmethod
-    def of(cls, window: int, vocab_size: int, piece_bytes: int | None = None) -> Pieces:
-        """As many as a piece has room for."""
-        room = max(1, (piece_bytes or PIECE_BYTES) // (4 * vocab_size))
+    def of(cls, window: int, vocab_size: int) -> Pieces:
+        """As many as PIECE_BYTES have room for."""
+        room = max(1, PIECE_BYTES // (4 * vocab_size))
         positions = min(room, window - 1, MOST_POSITIONS)
         if positions < window - 1:
             return cls(1, positions)
@@ -106,12 +103,17 @@ class MlxScorer:
         mx.clear_cache()
 
 
+def _flat(logits: mx.array) -> mx.array:
+    return logits.reshape(-1, logits.shape[-1]).astype(mx.float32)
+
+
 class LlamaCppScorer:
     """llama.cpp with its own defaults, as `edge bench` runs it."""
 
     def __init__(self, path: Path, window: int, threads: int):
         self._session = LlamaSession(path, window, threads)
         self.vocab_size = self._session.vocab_size
+        self.close = self._session.close
 
     def logits(self, windows: Ids, pieces: Pieces) -> Iterator[mx.array]:
         """As `MlxScorer.logits`; windows that share a piece are put together."""
@@ -121,19 +123,11 @@ class LlamaCppScorer:
         else:
             yield mx.array(np.concatenate(list(parts)))
 
-    def close(self) -> None:
-        """Give its memory back."""
-        self._session.close()
-
     def _parts(self, window: Ids, positions: int) -> Iterator[np.ndarray]:
         self._session.trim(0)
         ids = [int(i) for i in window[:-1]]
         for start in range(0, len(ids), positions):
             yield self._session.all_logits(ids[start : start + positions])
-
-
-def _flat(logits: mx.array) -> mx.array:
-    return logits.reshape(-1, logits.shape[-1]).astype(mx.float32)
 
 
 Scorer = MlxScorer | LlamaCppScorer
@@ -175,12 +169,9 @@ def score(
 
 
 def scores_of(log_q: mx.array, targets: mx.array, log_p: mx.array | None) -> Scores:
-    """Scores (n,).
+    """Scores (n,) of log-probabilities (n, vocab) where these ids (n,) came.
 
-    Args:
-        log_q: the artefact's log-probabilities (n, vocab).
-        targets: the true next ids (n,).
-        log_p: the reference's; the same array where it is the reference, None without one.
+    `log_p` is the reference's; the same array where it is the reference, None without one.
     """
     nll = -mx.take_along_axis(log_q, targets[:, None], axis=-1)[:, 0]
     if log_p is None:
@@ -221,17 +212,7 @@ def _divergence(log_p: mx.array, log_q: mx.array) -> mx.array:
 
 @dataclass(frozen=True)
 class Job:
-    """The part of an evaluation that every group of artefacts shares.
-
-    Attributes:
-        reference: what artefacts are compared with, if anything.
-        windows: all of them.
-        records: by artefact, the reference's included; scores are added window by window.
-        pieces: computed at a time.
-        vocab_size: the checkpoint's.
-        threads: of llama.cpp.
-        progress: told each artefact's share that is done.
-    """
+    """The part of an evaluation that groups share; `records` by artefact, `pieces` at a time."""
 
     reference: Subject | None
     windows: Windows
@@ -290,8 +271,8 @@ def _score_windows(job: Job, scorers: Mapping[str, Scorer], chosen: Sequence[int
 
 @contextmanager
 def _opened(job: Job, missing: Sequence[Subject]) -> Iterator[dict[str, Scorer]]:
+    scorers: dict[str, Scorer] = {}
     with ExitStack() as stack:
-        scorers: dict[str, Scorer] = {}
         for subject in job.with_reference(missing):
             scorer = open_scorer(subject, job.windows.tokens, job.threads)
             stack.callback(scorer.close)

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -30,18 +29,15 @@ NOT_FINITE = "its logits are not finite numbers: the artefact is broken; convert
 
 @dataclass(frozen=True)
 class Quality:
-    """How well an artefact predicts, and how far it is from the reference.
+    """How well an artefact predicts `tokens` in `windows`, and how far it is from the reference.
 
     Attributes:
-        tokens: scored.
-        windows: with scored tokens.
         perplexity: exp of the mean surprise at a scored token.
         perplexity_se: its standard error.
         bits_per_byte: surprise over the bytes of the scored tokens.
-        perplexity_ratio: to the reference's; above 1 is worse.
-        perplexity_ratio_ci95: from the differences of each window.
-        kl_mean: nats per token, and its interval, 99th percentile and largest value.
-        top1_agreement: share of tokens where both have the same on top, and its interval.
+        perplexity_ratio: to the reference's; above 1 is worse. Its interval is of the differences.
+        kl_mean: nats per token; the 99th percentile and the largest value follow.
+        top1_agreement: share of tokens where both have the same on top.
         reasons: a sentence for everything that is None.
     """
 
@@ -74,7 +70,6 @@ class _Mean:
         return statistics.stdev(self.by_window) / math.sqrt(n) if n > 1 else None
 
     def interval(self, low: float = -math.inf, high: float = math.inf) -> Interval | None:
-        """Student's, no wider than what is possible."""
         found = interval(self.by_window)
         return None if found is None else (max(low, found[0]), min(high, found[1]))
 
@@ -108,12 +103,12 @@ def _perplexity(own: Scores, windows: Windows) -> dict[str, Any]:
 
 def _compared(own: Scores, reference: Scores, windows: Windows) -> dict[str, Any]:
     change = _mean(own["nll"].astype(np.float64) - reference["nll"], windows)
-    kl = _mean(own["kl"], windows)
+    between, kl = change.interval(), _mean(own["kl"], windows)
     kl_scored = own["kl"][windows.scored].astype(np.float64)
     same = _mean(own["top"] == reference["top"], windows)
     return {
         "perplexity_ratio": _exp(change.mean),
-        "perplexity_ratio_ci95": _each_exp(change.interval()),
+        "perplexity_ratio_ci95": between and (_exp(between[0]), _exp(between[1])),
         "kl_mean": kl.mean,
         "kl_mean_ci95": kl.interval(low=0.0),
         "kl_p99": float(np.quantile(kl_scored, 0.99)),
@@ -126,10 +121,6 @@ def _compared(own: Scores, reference: Scores, windows: Windows) -> dict[str, Any
 def _exp(nats: float) -> float:
     """A broken artefact's surprise may be endless: then as much as a number holds."""
     return math.exp(min(nats, MOST_NATS))
-
-
-def _each_exp(values: Iterable[float] | None) -> tuple[float, ...] | None:
-    return None if values is None else tuple(map(_exp, values))
 
 
 def _mean(values: np.ndarray, windows: Windows) -> _Mean:

@@ -21,20 +21,9 @@ from edge.report.markdown import escape_markdown
 from edge.report.table import NOT_MEASURED
 from edge.tokenizer.tokenizer import Tokenizer
 
-HEAD = (
-    "Framework",
-    "Precision",
-    "MB",
-    "Bits/weight",
-    "Perplexity",
-    "Ratio to the reference's",
-    "Bits/byte",
-    "KL mean",
-    "KL p99",
-    "KL max",
-    "Top-1",
-)
-WORDS = 2
+HEAD = ("Framework", "Precision", "MB", "Bits/weight", "Perplexity", "Ratio to the reference's",
+        "Bits/byte", "KL mean", "KL p99", "KL max", "Top-1")  # fmt: skip
+WORDS, COMPARED = 2, (5, 7, 8, 9, 10)
 CONTEXT_TOKENS, CONTEXT_CHARACTERS = 48, 60
 Row = dict[str, Any]
 
@@ -149,7 +138,7 @@ def _cells(row: Row) -> list[str]:
         cells[5] += f" ({low:.4f} to {high:.4f})"
     if row["is_reference"]:
         cells[1] += " (reference)"
-        for i in (5, 7, 8, 9, 10):  # compared with itself
+        for i in COMPARED:
             cells[i] = NOT_MEASURED
     return cells
 

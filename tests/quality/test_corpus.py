@@ -1,89 +1,175 @@
-"""The bundled sample of code is what its README says, and stays that way."""
+"""Texts that are read, the windows cut from them, and the bundled sample."""
 
+import hashlib
 import re
-import subprocess
-import sys
-import sysconfig
-from pathlib import Path
 
+import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-import edge
+from edge.cli.model_path import DEMO
+from edge.errors import EdgeError
+from edge.quality.corpus import (
+    BUNDLED,
+    SourceText,
+    TokenBytes,
+    corpus_name,
+    iter_texts,
+    make_windows,
+)
+from edge.tokenizer.tokenizer import Tokenizer
 
-ROOT = Path(edge.__file__).resolve().parent / "data" / "corpus"
-FILES = sorted(path for path in ROOT.iterdir() if path.is_file() and path.name != "README.md")
-PYTHON = [path for path in FILES if path.suffix == ".py"]
-LISTED = re.compile(r"^\| (\S+\.\w+) \| \S+ \| (\d+) \|$", re.MULTILINE)
-LEAST_LETTERS = 20
-MOST_SHARED = 0.1
-
-
-def telling_lines(text):
-    """Lines long enough to say something; imports are everybody's."""
-    lines = {line.strip() for line in text.splitlines()}
-    return {
-        line
-        for line in lines
-        if len(line) > LEAST_LETTERS and not line.startswith(("import ", "from "))
-    }
-
-
-@pytest.fixture(scope="module")
-def standard_library():
-    """Every telling line of the interpreter's own modules, packages of two levels included."""
-    folder = Path(sysconfig.get_path("stdlib"))
-    found = [*folder.glob("*.py"), *folder.glob("[a-z]*/*.py")]
-    sources = [path for path in found if path.parent.name not in ("test", "site-packages")]
-    assert len(sources) > 300
-    lines = set()
-    for path in sources:
-        lines |= telling_lines(path.read_text(encoding="utf-8", errors="replace"))
-    return lines
+TOKENIZER = Tokenizer.load(DEMO)
+TEXT = "def f(x):\n    return [y for y in x if y]\n" * 20
+WORDS = st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=60)
 
 
-def test_its_size_and_languages():
-    assert 80_000 <= sum(path.stat().st_size for path in FILES) <= 150_000
-    assert len({path.suffix for path in FILES}) >= 8
-    assert len(PYTHON) >= 5
+def names(path):
+    return [text.name for text in iter_texts(path)]
 
 
-def test_the_readme_lists_every_file_with_its_size():
-    text = (ROOT / "README.md").read_text(encoding="utf-8")
-    listed = {name: int(size) for name, size in LISTED.findall(text)}
-    assert listed == {path.name: path.stat().st_size for path in FILES}
-    assert f"| total | | {sum(listed.values())} |" in text
-    assert "Apache-2.0" in text
+def test_folder_is_read_in_order_without_hidden_binary_and_installed_files(tmp_path):
+    for name in ("b.py", "a/z.c", "a/b/y.rs", ".git/config", ".hidden.py", "node_modules/x.js"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(f"// {name}")
+    (tmp_path / "env").mkdir()
+    (tmp_path / "env" / "pyvenv.cfg").write_text("home = /usr")
+    (tmp_path / "env" / "lib.py").write_text("x")
+    (tmp_path / "picture.png").write_bytes(b"\x89PNG\0\0")
+    (tmp_path / "latin.txt").write_bytes(b"caf\xe9")
+    (tmp_path / "blank.py").write_text(" \n")
+    (tmp_path / "loop").symlink_to(tmp_path)
+    assert names(tmp_path) == ["a/b/y.rs", "a/z.c", "b.py"]
 
 
-@pytest.mark.parametrize("path", FILES, ids=lambda path: path.name)
-def test_a_file_is_plain_text(path):
-    data = path.read_bytes()
-    text = data.decode("utf-8")
-    assert 3_000 <= len(data) <= 10_000
-    assert "\r" not in text and "\0" not in text and not text.startswith("\ufeff")
-    assert text.endswith("\n") and not text.endswith("\n\n")
+def test_folder_is_read_one_text_at_a_time(tmp_path):
+    for i in range(2):
+        (tmp_path / f"{i}.py").write_text("x")
+    texts = iter_texts(tmp_path)
+    assert next(texts).name == "0.py"
+    (tmp_path / "1.py").write_text("later")
+    assert next(texts).text == "later"
 
 
-@pytest.mark.parametrize("path", PYTHON, ids=lambda path: path.name)
-def test_python_compiles(path):
-    compile(path.read_text(encoding="utf-8"), path.name, "exec", dont_inherit=True)
+def test_file_is_read_without_its_byte_order_mark(tmp_path):
+    (tmp_path / "x.py").write_bytes("\ufeffé\r\n".encode())
+    assert list(iter_texts(tmp_path / "x.py")) == [SourceText("x.py", "é\r\n")]
+    assert corpus_name(tmp_path / "x.py") == "x.py"
 
 
-@pytest.mark.parametrize("path", PYTHON, ids=lambda path: path.name)
-def test_python_is_none_of_the_standard_library(path, standard_library):
-    lines = telling_lines(path.read_text(encoding="utf-8"))
-    assert len(lines) > 50
-    assert len(lines & standard_library) < MOST_SHARED * len(lines)
+@pytest.mark.parametrize(
+    ("content", "said"), [(b"\0\1", "binary"), (b"\xff", "UTF-8"), (b"", "empty"), (b" ", "blank")]
+)
+def test_file_without_text_is_refused(content, said, tmp_path):
+    (tmp_path / "x").write_bytes(content)
+    with pytest.raises(EdgeError, match=said):
+        list(iter_texts(tmp_path / "x"))
+    with pytest.raises(EdgeError, match="holds no text file"):
+        list(iter_texts(tmp_path))
 
 
-def test_the_comparison_would_notice_a_copy(standard_library):
-    import textwrap
-
-    lines = telling_lines(Path(textwrap.__file__).read_text(encoding="utf-8"))
-    assert len(lines & standard_library) > MOST_SHARED * len(lines)
+# --- windows
 
 
-def test_edge_does_not_lint_its_sample():
-    command = [sys.executable, "-m", "ruff", "check", "--force-exclude", *map(str, FILES)]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60)
-    assert done.returncode == 0 and "No Python files found" in done.stderr
+def cut(texts, window, tokens=None, tokenizer=TOKENIZER):
+    sources = [SourceText(f"{i}.py", text) for i, text in enumerate(texts)]
+    return make_windows(sources, tokenizer, "corpus", window, tokens)
+
+
+def lengths(text):
+    return TokenBytes(TOKENIZER).lengths(TOKENIZER.encode(text, add_special_tokens=False), text)
+
+
+@given(st.lists(WORDS, min_size=1, max_size=5), st.integers(2, 9), st.integers(0, 40))
+def test_windows_score_every_token_once_and_bytes_add_up(texts, window, extra):
+    ids, sizes = [], []
+    for text in texts:
+        ids += [*TOKENIZER.encode(text, add_special_tokens=False), TOKENIZER.eos_token_id]
+        sizes += [*lengths(text), None]  # EOS has no bytes
+    whole = len(ids) // window
+    used = min(whole, (window + extra) // window)
+    places = [i * whole // used * window for i in range(used)]
+    scored = [p + k for p in places for k in range(1, window) if sizes[p + k] is not None]
+    if not scored:
+        with pytest.raises(EdgeError, match="a token to score"):
+            cut(texts, window, window + extra)
+        return
+    found = cut(texts, window, window + extra)
+    assert found.ids.tolist() == [ids[p : p + window] for p in places]
+    assert found.scored.sum() == len(scored) == len(set(scored))
+    assert len(found) + found.left_out == whole
+    assert not found.bytes[~found.scored].any()
+    assert found.bytes.sum() == sum(sizes[i] for i in scored)
+
+
+def test_windows_are_taken_from_all_over_the_corpus():
+    few, all_of_it = cut([TEXT] * 8, 32, 96), cut([TEXT] * 8, 32)
+    whole = len(all_of_it)
+    assert few.ids.tolist() == [all_of_it.ids[i * whole // 3].tolist() for i in range(3)]
+    assert set(few.digests) < set(all_of_it.digests)
+
+
+def test_bos_begins_every_window_where_the_tokenizer_begins_with_it():
+    class Beginning(Tokenizer):
+        def encode(self, text, add_special_tokens=True):
+            ids = super().encode(text, add_special_tokens)
+            return [self.bos_token_id, *ids] if add_special_tokens else ids
+
+    backend = TOKENIZER.backend_tokenizer
+    tokenizer = Beginning(backend, {**TOKENIZER.special_tokens_map, "bos_token": "<fim_prefix>"})
+    plain, begun = cut([TEXT], 16), cut([TEXT], 16, tokenizer=tokenizer)
+    assert set(begun.ids[:, 0].tolist()) == {tokenizer.bos_token_id}
+    assert np.array_equal(begun.ids[:, 1:], plain.ids[:, 1:])
+
+
+def test_corpus_digest_covers_names_and_texts():
+    found = cut(["ab" * 20, "cd"], 4)
+    pieces = (b"0.py", b"ab" * 20, b"1.py", b"cd")
+    data = b"".join(len(p).to_bytes(8, "little") + p for p in pieces)
+    assert found.corpus.sha256 == hashlib.sha256(data).hexdigest()
+    assert (found.corpus.texts, found.corpus.bytes) == (2, 42)
+
+
+# --- bytes of tokens
+
+
+@given(st.text(st.characters(exclude_categories=["Cs"]), max_size=300))
+def test_bytes_of_all_tokens_are_those_of_the_text(text):
+    assert sum(lengths(text)) == len(text.encode())
+
+
+def test_special_token_in_a_text_is_as_long_as_it_is_written():
+    assert lengths("<|endoftext|>") == [13]
+
+
+class Metaspaced:
+    """What TokenBytes asks of a SentencePiece tokenizer."""
+
+    class backend_tokenizer:
+        decoder = None
+        get_added_tokens_decoder = dict
+
+    convert_ids_to_tokens = ("\u2581def", "\u2581f", "<0x0A>", "é").__getitem__
+
+
+def test_bytes_of_sentencepiece_spaces_and_byte_tokens():
+    assert TokenBytes(Metaspaced()).lengths([0, 1, 2, 3], "def f\né") == [3, 2, 1, 2]
+    assert TokenBytes(Metaspaced()).lengths([0, 1], " def f") == [4, 2]
+
+
+# --- the bundled sample
+
+
+def test_bundled_sample_is_what_its_readme_lists():
+    readme = (BUNDLED / "README.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| (\S+\.\w+) \| \S+ \| (\d+) \|$", readme, re.MULTILINE)
+    listed = {name: int(size) for name, size in rows}
+    texts = list(iter_texts(None))
+    assert listed == {text.name: len(text.text.encode()) for text in texts}
+    assert 80_000 <= sum(listed.values()) <= 150_000
+    assert len({name.rpartition(".")[2] for name in listed}) >= 8
+    for text in texts:
+        assert "\r" not in text.text and text.text.endswith("\n")
+        if text.name.endswith(".py"):
+            compile(text.text, text.name, "exec", dont_inherit=True)

@@ -9,10 +9,9 @@ import pytest
 from edge.cli.model_path import DEMO
 from edge.convert.artefacts.recipes import RECIPES
 from edge.convert.checkpoint import open_checkpoint
+from edge.quality.corpus import SourceText, make_windows
 from edge.quality.evaluate import evaluate
-from edge.quality.subject import Subject
-from edge.quality.texts import SourceText
-from edge.quality.windows import make_windows
+from edge.quality.records import Subject
 from edge.tokenizer.tokenizer import Tokenizer
 
 HERE = Path(__file__).parent
@@ -24,7 +23,7 @@ WINDOW = RECORDED["window"]
 @pytest.fixture(scope="module")
 def found(demo_out, held_out_text):
     windows = make_windows(
-        [SourceText("held_out", held_out_text)], Tokenizer.load(DEMO), 4096, "x", WINDOW, None
+        [SourceText("held_out", held_out_text)], Tokenizer.load(DEMO), "x", WINDOW, None
     )
     names = ("mlx-fp16", *LLAMA_PERPLEXITY["perplexity"])
     subjects = [Subject(n, RECIPES[n].path_in(demo_out)) for n in names]
@@ -32,10 +31,10 @@ def found(demo_out, held_out_text):
 
 
 @pytest.mark.parametrize("name", ["mlx-fp16", "gguf-f16"])
-def test_the_same_as_transformers_in_float32(name, found):
+def test_nll_is_transformers_in_float32(name, found):
     wanted = RECORDED["nll_of_windows"]
     scores = found.scores[name]
-    assert [float(s.nll.sum()) for s in scores] == pytest.approx(wanted, rel=2e-4)
+    assert scores["nll"].sum(axis=1).tolist() == pytest.approx(wanted, rel=2e-4)
     mean = sum(wanted) / len(wanted) / (WINDOW - 1)
     assert found.quality[name].perplexity == pytest.approx(np.exp(mean), rel=1e-3)
 
@@ -48,10 +47,10 @@ def test_live_transformers():
 
 
 @pytest.mark.parametrize("name", LLAMA_PERPLEXITY["perplexity"])
-def test_the_same_as_llama_perplexity(name, found):
+def test_perplexity_is_llama_perplexitys(name, found):
     """It scores the second half of every window, so that each token has a context."""
     scores = found.scores[name]
-    half = np.concatenate([s.nll[WINDOW // 2 :] for s in scores]).astype(np.float64)
+    half = scores["nll"][:, WINDOW // 2 :].astype(np.float64)
     wanted = LLAMA_PERPLEXITY["perplexity"][name]
     assert np.exp(half.mean()) == pytest.approx(wanted, rel=1e-3)
 

@@ -9,7 +9,6 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from edge.device.memory import wired
-from edge.model.load import open_model
 from edge.errors import EdgeError
 from edge.generate import fim, fim_prompt, fim_stop
 from edge.generate.fim import Infiller
@@ -17,6 +16,7 @@ from edge.generate.fim_prompt import Order
 from edge.generate.llama_source import LlamaSource
 from edge.generate.token_source import MlxSource
 from edge.llama_cpp.session import LlamaSession
+from edge.model.load import open_model
 from edge.quality.fim.holes import Hole
 from edge.quality.records import Records, Subject, identity
 from edge.tokenizer.tokenizer import Tokenizer
@@ -58,13 +58,7 @@ class Settings:
 
 @dataclass(frozen=True)
 class Filled:
-    """One hole's middle.
-
-    Attributes:
-        text: the middle.
-        stopped_by: as in `Completion`.
-        seconds: from the call to the end.
-    """
+    """One hole's middle; `stopped_by` as in `Completion`."""
 
     text: str
     stopped_by: str

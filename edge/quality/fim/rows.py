@@ -16,16 +16,8 @@ from edge.report.table import NOT_MEASURED
 
 Row = dict[str, Any]
 Middles = Mapping[str, Sequence[Filled]]
-HEAD = (
-    "Artefact",
-    "Middles",
-    "Samples",
-    "Exact match",
-    "without end spaces",
-    "Edit similarity",
-    "Exact match, change",
-    "Edit similarity, change",
-)
+HEAD = ("Artefact", "Middles", "Samples", "Exact match", "without end spaces", "Edit similarity",
+        "Exact match, change", "Edit similarity, change")  # fmt: skip
 WORDS = 2
 
 

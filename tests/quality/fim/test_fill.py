@@ -3,6 +3,10 @@
 import contextlib
 
 import pytest
+from edge.quality.fim.hole import Hole
+from edge.quality.fim.journal import Journal
+from edge.quality.fim.splits import KINDS, draw_holes
+from edge.quality.texts import SourceText
 
 import edge
 from edge.generate.fim import Infiller
@@ -10,11 +14,7 @@ from edge.generate.llama_source import LlamaSource
 from edge.generate.token_source import MlxSource
 from edge.llama_cpp.session import LlamaSession
 from edge.quality.fim.fill import Filled, Settings, fill_all, fill_key, window_tokens
-from edge.quality.fim.hole import Hole
-from edge.quality.fim.journal import Journal
 from edge.quality.fim.rows import Result, build_rows, by_kind, markdown, samples, samples_text
-from edge.quality.fim.splits import KINDS, draw_holes
-from edge.quality.texts import SourceText
 
 SETTINGS = Settings(order="spm", max_tokens=16, window_tokens=192)
 COMPUTED = {"artefact": "mlx-fp16", "fingerprint": "f", "engine": "mlx"}
