@@ -39,11 +39,8 @@ from mlx_lm.utils import load_model as load_peer
 
 from edge.formats.files import atomic_write
 from edge.model.load import compute_dtype
-from edge.quality.lockstep import score
-from edge.quality.mlx_scorer import MlxScorer
-from edge.quality.scorer import Pieces
-from edge.quality.texts import iter_texts
-from edge.quality.windows import Ids, make_windows
+from edge.quality.corpus import Ids, iter_texts, make_windows
+from edge.quality.score import MlxScorer, Pieces, score
 from edge.tokenizer.tokenizer import Tokenizer
 
 OURS, WITH_KL, PEER = "edge", "edge, with KL", decode.PEER
@@ -52,17 +49,17 @@ AGREEMENT = 1e-3  # relative, of the perplexity
 
 def ids_of(artefact: Path, window: int, tokens: int) -> Ids:
     """Windows (n, window) of the bundled sample."""
-    tokenizer, vocab = Tokenizer.load(artefact), load_peer(artefact)[0].args.vocab_size
-    return make_windows(iter_texts(None), tokenizer, vocab, "sample", window, tokens).ids
+    tokenizer = Tokenizer.load(artefact)
+    return make_windows(iter_texts(None), tokenizer, "sample", window, tokens).ids
 
 
 def ours(scorers: dict[str, MlxScorer], ids: Ids, reference: str | None) -> float:
-    """Perplexity of all second and later tokens, as `edge.quality.lockstep` walks."""
+    """Perplexity of all second and later tokens, as `edge eval` computes it."""
     vocab = next(iter(scorers.values())).vocab_size
     pieces = Pieces.of(ids.shape[1], vocab)
     batches = range(0, len(ids), pieces.windows)
     found = [score(scorers, reference, ids[i : i + pieces.windows], pieces) for i in batches]
-    nll = np.concatenate([scores["own"].nll for scores in found]).astype(np.float64)
+    nll = np.concatenate([scores["own"]["nll"].reshape(-1) for scores in found]).astype(np.float64)
     return math.exp(nll.mean())
 
 

@@ -265,7 +265,7 @@ class TokenBytes:
         self._known: dict[int, int] = {}
 
     def lengths(self, ids: Sequence[int], text: str) -> list[int]:
-        """Bytes of each token of a text; a space that SentencePiece put before it is not counted."""
+        """Bytes of each token of a text, without a space that SentencePiece put before it."""
         for token_id in set(ids) - self._known.keys():
             self._known[token_id] = self._measure(token_id)
         found = [self._known[token_id] for token_id in ids]

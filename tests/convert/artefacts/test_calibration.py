@@ -5,7 +5,7 @@ import pytest
 
 from edge.convert.artefacts.learned import bundled_text, read_text, sequences
 from edge.errors import EdgeError
-from edge.quality.texts import read_texts
+from edge.quality.corpus import iter_texts
 
 
 class Bytes:
@@ -27,7 +27,7 @@ def test_the_bundled_text_has_nothing_of_the_text_that_quality_is_measured_on(he
     lines = [line for line in held_out_text.splitlines() if len(line) > 40]
     shared = [line for line in lines if line in ours]
     assert len(shared) < 0.1 * len(lines)
-    sample = "".join(t.text for t in read_texts(None) if t.name.endswith(".py"))
+    sample = "".join(t.text for t in iter_texts(None) if t.name.endswith(".py"))
     lines = [line for line in sample.splitlines() if len(line) > 40]
     assert len([line for line in lines if line in ours]) < 0.05 * len(lines)
 

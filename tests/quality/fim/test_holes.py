@@ -1,0 +1,186 @@
+"""Held-out middles that are the same everywhere, and HumanEval infilling files."""
+
+import gzip
+import hashlib
+import json
+from dataclasses import astuple
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from edge.errors import EdgeError
+from edge.generate.fim_prompt import near_beginning, near_end
+from edge.quality.corpus import SourceText
+from edge.quality.fim.fill import WINDOW_TOKENS
+from edge.quality.fim.holes import (
+    AROUND_CHARACTERS,
+    KINDS,
+    LEAST_BREAKS,
+    MOST_BREAKS,
+    draw_holes,
+    read_humaneval,
+)
+
+CODE = "".join(f"def f{i}(x):\n    return x + {i}\n\n" for i in range(40))
+TEXTS = [SourceText("a.py", CODE), SourceText("b.py", CODE[:300].replace("\n", "\r\n"))]
+LINE = st.text(alphabet="aé😀\t x\r\x0c\u2028", min_size=1, max_size=12)
+
+
+@given(
+    st.lists(st.tuples(LINE, st.sampled_from(["\n", "\r\n"])), min_size=8, max_size=20),
+    st.integers(0, 2**40),
+)
+def test_hole_of_any_text_is_of_its_kind(lines, seed):
+    text = "".join(line + end for line, end in lines)
+    for kind in KINDS:
+        try:
+            holes = draw_holes([SourceText("f", text)], kind, 3, seed)
+        except EdgeError:
+            assert len(text.strip()) < 20
+            continue
+        assert len({(hole.prefix, hole.middle) for hole in holes}) == 3
+        for hole in holes:
+            assert hole.prefix + hole.middle + hole.suffix == text
+            assert hole.middle.strip()
+            for left, right in ((hole.prefix, hole.middle), (hole.middle, hole.suffix)):
+                assert not (left.endswith("\r") and right.startswith("\n"))
+            breaks = hole.middle.count("\n")
+            assert breaks == 0 if kind == "single-line" else LEAST_BREAKS <= breaks <= MOST_BREAKS
+
+
+def test_draw_is_the_same_everywhere():
+    holes = [hole for kind in KINDS for hole in draw_holes(TEXTS, kind, 5, seed=7)]
+    assert [hole.name for hole in holes[:2]] == ["a.py:47:17", "a.py:76:10"]
+    lines = "".join(json.dumps(astuple(hole)) + "\n" for hole in holes)
+    assert hashlib.sha256(lines.encode()).hexdigest()[:16] == "5a077c04618e7ac0"
+
+
+def test_fewer_samples_are_the_first_of_more():
+    assert draw_holes(TEXTS, KINDS[1], 30, 1)[:10] == draw_holes(TEXTS, KINDS[1], 10, 1)
+    assert draw_holes(TEXTS, KINDS[1], 10, 1) != draw_holes(TEXTS, KINDS[1], 10, 2)
+
+
+def test_cuts_are_uniform_over_characters_of_all_files():
+    line = "abcdefghij" * 2
+    texts = [SourceText("large", f"{line}\n" * 360), SourceText("small", f"{line}\n" * 40)]
+    holes = draw_holes(texts, "single-line", 1000, 0)
+    columns = [int(hole.name.rpartition(":")[2]) for hole in holes]
+    assert all(20 < columns.count(column) < 85 for column in range(1, 21))
+    at_begin = [len(hole.middle) for hole in holes if hole.name.endswith(":1")]
+    assert min(at_begin) < 5 and max(at_begin) > 15
+    assert 0.85 < sum(hole.name.startswith("large:") for hole in holes) / 1000 < 0.95
+
+
+def test_name_is_a_place_that_edge_complete_takes(tmp_path):
+    from edge.generate.hole import read_hole
+
+    (tmp_path / "b.py").write_text(TEXTS[1].text, newline="")
+    for hole in draw_holes(TEXTS[1:], "multi-line", 5, 0):
+        prefix, rest = read_hole(str(tmp_path / hole.name))
+        assert (prefix, rest) == (hole.prefix, hole.middle + hole.suffix)
+
+
+@pytest.mark.parametrize("text", ["", " \n \n \n", "ab"])
+@pytest.mark.parametrize("kind", KINDS)
+def test_corpus_with_too_few_holes_is_refused(text, kind):
+    with pytest.raises(EdgeError, match=rf"hardly more than [0-3] different {kind} holes; ask"):
+        draw_holes([SourceText("f", text)], kind, 5, 0)
+
+
+def test_large_file_is_not_kept_once_per_hole():
+    text = CODE * 1000
+    (hole,) = draw_holes([SourceText("large.py", text)], "single-line", 1, seed=3)
+    assert len(hole.prefix) == len(hole.suffix) == AROUND_CHARACTERS
+    assert hole.prefix + hole.middle + hole.suffix in text
+    # More than is looked at.
+    assert len(near_end(hole.prefix, WINDOW_TOKENS)) < AROUND_CHARACTERS
+    assert len(near_beginning(hole.suffix, WINDOW_TOKENS)) < AROUND_CHARACTERS
+
+
+# --- HumanEval infilling
+
+TASK = {
+    "task_id": "SingleLineInfilling/HumanEval/0/L0",
+    "prompt": "def add(a, b):\n",
+    "suffix": "",
+    "canonical_solution": "    return a + b\n",
+    "entry_point": "add",
+}
+ONE = json.dumps(TASK)
+
+
+def other(**fields):
+    return json.dumps({**TASK, **fields})
+
+
+@pytest.fixture
+def read(tmp_path):
+    def run(*lines, most=None, pack=lambda data: data):
+        path = tmp_path / "tasks.jsonl"
+        path.write_bytes(pack("\n".join(lines).encode()))
+        return read_humaneval(path, most)
+
+    return run
+
+
+def test_task_is_a_hole_and_other_fields_are_left_unread(read):
+    (hole,) = read(other(test=["a"], entry_point=None, more=1))
+    assert (hole.name, hole.kind) == (TASK["task_id"], "humaneval-single-line")
+    assert (hole.prefix, hole.middle, hole.suffix) == ("def add(a, b):\n", "    return a + b\n", "")
+
+
+def test_kinds_are_told_by_the_task_id(read):
+    ids = ["MultiLineInfilling/0", "RandomSpanInfilling/0", "RandomSpanInfillingLight/0", "mine",
+           "MultiLineInfilling/1", "MultiLineInfilling/2"]  # fmt: skip
+    holes = read(*(other(task_id=name) for name in ids), most=2)
+    assert [hole.kind.removeprefix("humaneval") for hole in holes] == [
+        "-multi-line", "-multi-line", "-random-span", "-random-span-light", "",
+    ]  # fmt: skip
+
+
+def test_gzip_blank_lines_and_any_character(read):
+    text = "é\u2028\x85\r\n"
+    holes = read(ONE, "", "  ", other(task_id="b", prompt=text), "", pack=gzip.compress)
+    assert holes[1].prefix == text
+
+
+@pytest.mark.parametrize(
+    ("line", "sentence"),
+    [
+        ("{", "line 3 of .* is not a HumanEval infilling task"),
+        ("[]", "not a HumanEval infilling task"),
+        ('{"a": 1, "a": 2}', "'a' is there twice"),
+        ('{"task_id": "x"}', "`prompt`"),
+        (other(task_id="x", suffix=None), "suffix"),
+        (ONE, "line 3 of .* has the task_id .* of an earlier line"),
+        (other(task_id="x", prompt="\ud800"), "line 3 of .* is not"),
+    ],
+)
+def test_broken_line_is_named(read, line, sentence):
+    with pytest.raises(EdgeError, match=sentence):
+        read(ONE, "", line)
+
+
+@pytest.mark.parametrize(
+    ("data", "sentence"),
+    [
+        (b"\n\n", "is empty"),
+        (gzip.compress(ONE.encode())[:-9], "not a whole gzip file"),
+        (b"\x1f\x8bxxxxxxxxxxxxxxxxxxx", "not a whole gzip file"),
+        (None, "No such file"),
+    ],
+)
+def test_broken_file_is_refused(tmp_path, data, sentence):
+    if data is not None:
+        (tmp_path / "x").write_bytes(data)
+    with pytest.raises(EdgeError, match=sentence):
+        read_humaneval(tmp_path / "x")
+
+
+@given(st.binary(max_size=60))
+def test_any_bytes_are_tasks_or_one_sentence(tmp_path_factory, data):
+    path = tmp_path_factory.getbasetemp() / "any.jsonl"
+    path.write_bytes(data)
+    with pytest.raises(EdgeError):
+        read_humaneval(path)
