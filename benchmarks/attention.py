@@ -24,9 +24,8 @@ import mlx.core as mx
 from mlx_lm.models.base import scaled_dot_product_attention
 from mlx_lm.models.cache import KVCache, QuantizedKVCache
 
-from edge.model.attention import attend, padded, stored_width
 from edge.model.kv_cache import GROUP_SIZE
-from edge.model.variant import Variant
+from edge.model.stablelm import attend, head_width, padded, stored_width
 
 
 def step_ours(inputs: Sequence[mx.array], width: int, cache: Any) -> None:
@@ -59,7 +58,7 @@ def attention_steps(args: argparse.Namespace) -> dict[str, Callable[[], None]]:
 
     past, step = (heads(args.depth), heads(args.depth)), (heads(1), heads(1), heads(1))
     mx.eval(past, step)
-    wide = Variant(pad=True).head_width(args.head_dim)
+    wide = head_width(args.head_dim, "metal")
 
     def filled(cache: Any, width: int) -> Any:
         cache.update_and_fetch(*(padded(t, stored_width(width, cache)) for t in past))

@@ -28,7 +28,6 @@ from edge.device.software import TF32
 from edge.model.config import ModelConfig
 from edge.model.stablelm import DecoderLayer, Model
 from edge.model.tensors import expected_shapes
-from edge.model.variant import Variant
 
 MODULE = "edge.bench.reference"
 TIMEOUT_S = 1800
@@ -39,7 +38,6 @@ SETTINGS = (
 )
 # float16's step near zero: tensors of tiny numbers are off by up to half of it.
 F16_STEP = 2.0**-24
-PLAIN = Variant(fuse=False, pad=False)
 
 
 def reference_job(checkpoint: Checkpoint, artefacts: Sequence[Path]) -> dict[str, Digest]:
@@ -112,7 +110,7 @@ def reference_logits(
 ) -> Logits:
     """Ids -> float32 logits (len(ids) - first, vocab) after the position `first` and all later."""
     # One layer's network: its sanitize joins what checkpoints hold in pieces.
-    one = Model(replace(config, num_hidden_layers=1), PLAIN)
+    one = Model(replace(config, num_hidden_layers=1))
     table = "model.embed_tokens.weight"
     x = mx.concatenate([_read(weights, table, i, i + 1) for i in ids])[None]
     for layer in range(config.num_hidden_layers):
@@ -133,7 +131,7 @@ def _layer(weights: Weights, one: Model, number: int) -> DecoderLayer:
     here, there = "model.layers.0.", f"model.layers.{number}."
     names = (name for name in expected_shapes(one.config) if name.startswith(here))
     read = one.sanitize({n: _read(weights, there + n.removeprefix(here)) for n in names})
-    layer = DecoderLayer(one.config, PLAIN, one.layers[0].self_attn.rope)
+    layer = DecoderLayer(one.config, one.layers[0].self_attn.rope)
     layer.update(tree_unflatten([(k.removeprefix(here), v) for k, v in read.items()]))
     for part in (layer.self_attn, layer.mlp):
         matrices = {n: m for n, m in part.children().items() if isinstance(m, nn.Linear)}

@@ -49,8 +49,9 @@ def _work(job: Job, channel: TextIO) -> None:
     if fit is None:
         _measure(job, channel)
         return
-    with wired(fit.need.running_bytes):
-        _measure(job, channel, (fit.warning.rstrip("."),) if fit.warning else ())
+    need, warning = fit
+    with wired(need.running_bytes):
+        _measure(job, channel, (warning.rstrip("."),) if warning else ())
 
 
 def _measure(job: Job, channel: TextIO, remarks: tuple[str, ...] = ()) -> None:

@@ -16,19 +16,20 @@ import math
 import stat
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
-
-import numpy as np
+from typing import TYPE_CHECKING, Any
 
 from edge.errors import EdgeError
 from edge.formats.files import strict_json
 
+if TYPE_CHECKING:
+    import numpy as np
+
 # The bound that the reference implementation sets on the header.
 MAX_HEADER_BYTES = 100_000_000
 MAX_AXES = 8  # far above any network's, so that no product of sizes takes long
-ITEM_BYTES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "I64": 8, "I32": 4, "U32": 4}
+ITEM_BYTES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "I64": 8, "I32": 4, "U32": 4, "U8": 1}
 # Packed and index tensors of quantised checkpoints; no tensor of a network is one.
-INTEGERS = ("I64", "I32", "U32")
+INTEGERS = ("I64", "I32", "U32", "U8")
 FLOATS = tuple(dtype for dtype in ITEM_BYTES if dtype not in INTEGERS)
 NUMPY_TYPES = {
     "F64": "<f8",
@@ -38,6 +39,7 @@ NUMPY_TYPES = {
     "I64": "<i8",
     "I32": "<i4",
     "U32": "<u4",
+    "U8": "<u1",
 }
 
 
@@ -116,6 +118,8 @@ class SafetensorsFile:
         self, entry: TensorEntry, begin: int, count: int
     ) -> np.ndarray[Any, np.dtype[Any]]:
         """Count numbers from byte begin of the file, one-dimensional."""
+        import numpy as np  # here: who reads headers alone need not wait 0.1 s for it
+
         try:
             stored = np.fromfile(self.path, NUMPY_TYPES[entry.dtype], count, offset=begin)
         except OSError as error:

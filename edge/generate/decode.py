@@ -17,8 +17,7 @@ from edge.generate.speculate import Drafter, Speculation, can_speculate, level
 from edge.model.kv_cache import make_cache
 
 if TYPE_CHECKING:
-    from edge.model.attention import Cache
-    from edge.model.stablelm import Model
+    from edge.model.stablelm import Cache, Model
 
 # mlx-lm's default: bounds the memory of a long prefill.
 PREFILL_TOKENS = 2048

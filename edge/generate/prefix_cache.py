@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 from edge.generate.decode import cache_length
 
 if TYPE_CHECKING:
-    from edge.model.attention import Cache
+    from edge.model.stablelm import Cache
 
 
 class PrefixCache:

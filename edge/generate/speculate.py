@@ -22,11 +22,10 @@ from typing import TYPE_CHECKING, Protocol
 import mlx.core as mx
 
 from edge.generate.sampling import Picker
-from edge.model.attention import FEW_QUERIES
+from edge.model.stablelm import FEW_QUERIES
 
 if TYPE_CHECKING:
-    from edge.model.attention import Cache
-    from edge.model.stablelm import Model
+    from edge.model.stablelm import Cache, Model
 
 # A pass of at most FEW_QUERIES positions: with more a quantised cache is read in another way, and
 # so is every cache on Metal, where the attention for few queries ends there.

@@ -22,8 +22,7 @@ from edge.tokenizer.detokenizer import StreamingDetokenizer
 
 if TYPE_CHECKING:
     from edge.generate.speculate import Drafter
-    from edge.model.attention import Cache
-    from edge.model.stablelm import Model
+    from edge.model.stablelm import Cache, Model
 
 # "length" is max_tokens or the end of the model's context, whichever came first.
 Finish = Literal["stop token", "stop string", "length"]

@@ -33,7 +33,7 @@ FEWEST_OUTPUTS = 8  # so that there are as many words as inputs
 
 
 def use_blas(model: nn.Module) -> None:
-    """Let a float32 model's matrices be multiplied as above; nothing without our BLAS.
+    """Lets a float32 model's matrices be multiplied as above; nothing without our BLAS.
 
     The arrays of a 4-bit one become views of one array, with the codes, scales and biases behind
     one another as `cpu_blas.c` reads them; one matrix at a time is in memory twice.
@@ -46,131 +46,25 @@ def use_blas(model: nn.Module) -> None:
             continue
         layer.__class__ = kind  # its arrays and settings stay
         if isinstance(layer, nn.Linear):
-            layer.factor = _Factor(layer.weight, layer.weight.T[None])
-            mx.eval(layer.factor.transposed)
+            # Names with an underscore are not parameters.
+            layer._source, layer._transposed = layer.weight, layer.weight.T[None]
+            mx.eval(layer._transposed)
         elif _can_pack(layer):
             layer.packed = _pack(layer)
 
 
-@dataclass(frozen=True)
-class _Factor:
-    """A float matrix (outputs, inputs), and a view of it as products take it.
-
-    Attributes:
-        weight: the layer's; where the layer has another by now, this is out of date.
-        transposed: (1, inputs, outputs).
-    """
-
-    weight: mx.array
-    transposed: mx.array
-
-
-@dataclass(frozen=True)
-class _Packed:
-    """A 4-bit matrix (outputs, inputs), as products take it; all arrays are views of one.
-
-    Attributes:
-        weight, scales, biases: the layer's; where the layer has others by now, this is out of
-            date.
-        factor: the codes as floats (1, inputs / 8, outputs).
-        column, row: as many of them as there are outputs and inputs: (outputs, 1), (1, inputs).
-        addend: (1, 1, outputs), whatever its values: addmm asks for one.
-        alpha: what tells the BLAS that this is meant, with the size of a group.
-        few_rows: as many as are multiplied one by one.
-    """
-
-    weight: mx.array
-    scales: mx.array
-    biases: mx.array
-    factor: mx.array
-    column: mx.array
-    row: mx.array
-    addend: mx.array
-    alpha: float
-    few_rows: int
-
-    def product(self, x: mx.array) -> mx.array:
-        """X (..., inputs) -> (..., outputs)."""
-        inputs, words, outputs = x.shape[-1], *self.factor.shape[1:]
-        rows, x = x.size // inputs, x.astype(mx.float32)
-        if rows > self.few_rows:
-            matrix = mx.addmm(mx.array(0.0), self.column, self.row, alpha=self.alpha)
-            return x @ matrix.T
-        # The product is told of the first eighth of each row and finds the rest behind it.
-        eighths = mx.as_strided(x, (rows, 1, words), (inputs, words, 1))
-        out = mx.addmm(self.addend, eighths, self.factor, alpha=self.alpha)
-        return out.reshape(*x.shape[:-1], outputs)
-
-
-def _pack(layer: Any) -> _Packed:
-    outputs, words = layer.weight.shape
-    parts = (layer.weight, layer.scales.view(mx.uint32), layer.biases.view(mx.uint32))
-    joined = mx.concatenate([part.flatten() for part in parts])
-    codes, scales, biases = mx.split(
-        joined, [layer.weight.size, layer.weight.size + layer.scales.size]
-    )
-    layer.weight = codes.reshape(outputs, words)
-    layer.scales = scales.view(mx.float32).reshape(outputs, -1)
-    layer.biases = biases.view(mx.float32).reshape(outputs, -1)
-    floats = codes.view(mx.float32)
-    large = outputs * words * CODES_PER_WORD * mx.float32.size > LARGE_BYTES
-    packed = _Packed(
-        layer.weight,
-        layer.scales,
-        layer.biases,
-        floats.reshape(1, outputs, words).swapaxes(1, 2),
-        floats[:outputs].reshape(outputs, 1),
-        floats[: words * CODES_PER_WORD].reshape(1, -1),
-        floats[:outputs].reshape(1, 1, outputs),
-        INT4_ALPHA * layer.group_size,
-        INT4_ROWS_LARGE if large else INT4_ROWS,
-    )
-    mx.eval(layer.parameters(), packed.factor, packed.column, packed.row, packed.addend)
-    return packed
-
-
-@mx.compile
-def _int4_row(codes: mx.array, scales: mx.array, biases: mx.array, shifts: mx.array) -> mx.array:
-    """Codes (..., words) of one row, its scales and biases -> (..., inputs), as mx.dequantize.
-
-    Which is for every number of bits, and of 25 operations.
-    """
-    groups = (scales.size, 1, 1)
-    numbers = codes.reshape(scales.size, -1, 1) >> shifts & 15
-    row = numbers * scales.reshape(groups) + biases.reshape(groups)
-    return row.reshape(*codes.shape[:-1], -1)
-
-
-def _can_pack(layer: Any) -> bool:
-    is_int4 = layer.bits == 4 and layer.mode == "affine"
-    return is_int4 and len(layer.weight) >= FEWEST_OUTPUTS and _int4_works()
-
-
-@cache
-def _int4_works() -> bool:
-    """Whether `addmm` hands the pointers on as it did in the MLX this was written for."""
-    layer = nn.Linear(64, FEWEST_OUTPUTS, bias=False).to_quantized(32, 4)
-    x, expected = mx.random.normal((1, 2, 64)), mx.dequantize(*_arrays(layer), 32, 4)
-    packed = _pack(layer)
-    found = (packed.product(x), replace(packed, few_rows=0).product(x))
-    return all(mx.allclose(y, x @ expected.T, rtol=1e-4, atol=1e-4).item() for y in found)
-
-
-class _Linear(nn.Linear):  # type: ignore[misc]
-    factor: _Factor
-
+class _Linear(nn.Linear):
     def __call__(self, x: mx.array) -> mx.array:
-        # Of a batch, each sequence would be a product of its own.
-        if x.ndim != 3 or x.shape[0] != 1 or self.factor.weight is not self.weight:
-            out: mx.array = super().__call__(x)
-        elif "bias" in self:
-            out = mx.addmm(self.bias, x, self.factor.transposed)
-        else:
-            out = x @ self.factor.transposed
-        return out
+        # Of a batch, each sequence would be a product of its own. A weight that was replaced since
+        # is not the one that was transposed.
+        if x.ndim != 3 or x.shape[0] != 1 or self._source is not self.weight:
+            return super().__call__(x)
+        if "bias" in self:
+            return mx.addmm(self.bias, x, self._transposed)
+        return x @ self._transposed
 
 
-class _QuantizedLinear(nn.QuantizedLinear):  # type: ignore[misc]
+class _QuantizedLinear(nn.QuantizedLinear):
     packed: _Packed | None = None
 
     def __call__(self, x: mx.array) -> mx.array:
@@ -178,15 +72,13 @@ class _QuantizedLinear(nn.QuantizedLinear):  # type: ignore[misc]
         return out + self["bias"] if "bias" in self else out
 
 
-class _QuantizedEmbedding(nn.QuantizedEmbedding):  # type: ignore[misc]
+class _QuantizedEmbedding(nn.QuantizedEmbedding):
     packed: _Packed | None = None
 
     def __call__(self, ids: mx.array) -> mx.array:
         if ids.size > 1 or self.packed is None:
-            out: mx.array = super().__call__(ids)
-        else:
-            out = _int4_row(self.weight[ids], self.scales[ids], self.biases[ids], INT4_SHIFTS)
-        return out
+            return super().__call__(ids)
+        return _int4_row(self.weight[ids], self.scales[ids], self.biases[ids], INT4_SHIFTS)
 
     def as_linear(self, x: mx.array) -> mx.array:
         return _quantised_product(self, x)
@@ -199,27 +91,100 @@ KINDS = {
 }
 
 
-def _arrays(layer: Any) -> tuple[mx.array, mx.array, mx.array]:
-    return layer["weight"], layer["scales"], layer.get("biases")
-
-
 def _quantised_product(layer: Any, x: mx.array) -> mx.array:
-    """X (..., inputs) -> (..., outputs)."""
-    arrays = weight, scales, biases = _arrays(layer)
+    """x (..., inputs) -> (..., outputs)."""
+    weight, scales, biases = layer["weight"], layer["scales"], layer.get("biases")
     packed = layer.packed
-    if (
-        packed is not None
-        and packed.weight is weight
-        and packed.scales is scales
-        and packed.biases is biases
-    ):
-        product: mx.array = packed.product(x)
-        return product
+    if packed and packed.weight is weight and packed.scales is scales and packed.biases is biases:
+        return packed.product(x)
     inputs = x.shape[-1]
-    large = weight.shape[0] * inputs * mx.float32.size > LARGE_BYTES
     how = {"group_size": layer.group_size, "bits": layer.bits, "mode": layer.mode}
-    if x.size // inputs <= (OTHER_ROWS_LARGE if large else OTHER_ROWS):
-        product = mx.quantized_matmul(x, *arrays, True, **how)
-    else:
-        product = x @ mx.dequantize(*arrays, **how).T
-    return product
+    most = OTHER_ROWS_LARGE if _is_large(weight.shape[0] * inputs) else OTHER_ROWS
+    if x.size // inputs <= most:
+        return mx.quantized_matmul(x, weight, scales, biases, True, **how)
+    return x @ mx.dequantize(weight, scales, biases, **how).T
+
+
+def _is_large(numbers: int) -> bool:
+    return numbers * mx.float32.size > LARGE_BYTES
+
+
+@dataclass(frozen=True)
+class _Packed:
+    """A 4-bit matrix (outputs, inputs), as products take it; all arrays are views of one.
+
+    Attributes:
+        weight, scales, biases: the layer's; where it has others by now, this is out of date.
+        floats: the codes as if they were floats, (outputs * inputs / 8,).
+        factor: the same (1, inputs / 8, outputs).
+        addend: (1, 1, outputs), whatever its values: addmm asks for one.
+        alpha: what tells the BLAS that this is meant, with the size of a group.
+        few_rows: as many as are multiplied one by one.
+    """
+
+    weight: mx.array
+    scales: mx.array
+    biases: mx.array
+    floats: mx.array
+    factor: mx.array
+    addend: mx.array
+    alpha: float
+    few_rows: int
+
+    def product(self, x: mx.array) -> mx.array:
+        """x (..., inputs) -> (..., outputs)."""
+        inputs, words, outputs = x.shape[-1], *self.factor.shape[1:]
+        rows, x = x.size // inputs, x.astype(mx.float32)
+        if rows > self.few_rows:
+            column, row = self.floats[:outputs, None], self.floats[None, :inputs]
+            return x @ mx.addmm(mx.array(0.0), column, row, alpha=self.alpha).T
+        # The product is told of the first eighth of each row and finds the rest behind it.
+        eighths = mx.as_strided(x, (rows, 1, words), (inputs, words, 1))
+        out = mx.addmm(self.addend, eighths, self.factor, alpha=self.alpha)
+        return out.reshape(*x.shape[:-1], outputs)
+
+
+def _pack(layer: Any) -> _Packed:
+    outputs, words = layer.weight.shape
+    parts = (layer.weight, layer.scales.view(mx.uint32), layer.biases.view(mx.uint32))
+    joined = mx.concatenate([part.flatten() for part in parts])
+    ends = [layer.weight.size, layer.weight.size + layer.scales.size]
+    codes, scales, biases = mx.split(joined, ends)
+    layer.weight = codes.reshape(outputs, words)
+    layer.scales = scales.view(mx.float32).reshape(outputs, -1)
+    layer.biases = biases.view(mx.float32).reshape(outputs, -1)
+    floats = codes.view(mx.float32)
+    factor = floats.reshape(1, outputs, words).swapaxes(1, 2)
+    addend = floats[:outputs].reshape(1, 1, outputs)
+    mx.eval(layer.parameters(), floats, factor, addend)
+    most = INT4_ROWS_LARGE if _is_large(codes.size * CODES_PER_WORD) else INT4_ROWS
+    alpha = INT4_ALPHA * layer.group_size
+    return _Packed(layer.weight, layer.scales, layer.biases, floats, factor, addend, alpha, most)
+
+
+def _can_pack(layer: Any) -> bool:
+    is_int4 = layer.bits == 4 and layer.mode == "affine"
+    return is_int4 and len(layer.weight) >= FEWEST_OUTPUTS and _int4_works()
+
+
+@cache
+def _int4_works() -> bool:
+    """Whether `addmm` hands the pointers on as it did in the MLX this was written for."""
+    layer = nn.Linear(64, FEWEST_OUTPUTS, bias=False).to_quantized(32, 4)
+    x = mx.random.normal((1, 2, 64))
+    expected = x @ mx.dequantize(layer.weight, layer.scales, layer.biases, 32, 4).T
+    packed = _pack(layer)
+    found = (packed.product(x), replace(packed, few_rows=0).product(x))
+    return all(mx.allclose(y, expected, rtol=1e-4, atol=1e-4).item() for y in found)
+
+
+@mx.compile
+def _int4_row(codes: mx.array, scales: mx.array, biases: mx.array, shifts: mx.array) -> mx.array:
+    """Codes (..., words) of one row, its scales and biases -> (..., inputs), as mx.dequantize.
+
+    Which is for every number of bits, and of 25 operations.
+    """
+    groups = (scales.size, 1, 1)
+    numbers = codes.reshape(scales.size, -1, 1) >> shifts & 15
+    row = numbers * scales.reshape(groups) + biases.reshape(groups)
+    return row.reshape(*codes.shape[:-1], -1)

@@ -2,27 +2,33 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import mlx.core as mx
+from mlx import nn
 from mlx.utils import tree_flatten
 
 from edge.errors import EdgeError
 from edge.formats.files import read_json_object
 from edge.model.config import ModelConfig
 from edge.model.cpu_linear import use_blas
-from edge.model.memory import Need, check_fits
-from edge.model.quantised import quantise
-from edge.model.stablelm import Model
+from edge.model.memory import Need, check_fits, weight_files
+from edge.model.stablelm import Model, current_backend
 from edge.model.tensors import check_shapes, input_order_shapes
-from edge.model.variant import Variant, current_backend
 from edge.tokenizer.tokenizer import Tokenizer
 
 # The context that must fit, if the model has so much: most chats and files stay below, and a
 # cache for all of a long window would refuse machines that never fill it.
 CONTEXT_TOKENS = 4096
+# The group sizes and bits that mx.quantize has in each mode; the first of each is its default.
+MODES: dict[str, tuple[tuple[int, ...], tuple[int, ...]]] = {
+    "affine": ((64, 32, 128), (4, 1, 2, 3, 5, 6, 8)),
+    "mxfp4": ((32,), (4,)),
+    "nvfp4": ((16,), (4,)),
+    "mxfp8": ((32,), (8,)),
+}
 
 
 class Loaded(NamedTuple):
@@ -33,10 +39,19 @@ class Loaded(NamedTuple):
     need: Need
 
 
+def compute_dtype() -> mx.Dtype:
+    """The dtype activations and unquantised weights should have on this device.
+
+    float16 on Metal and CUDA. On a CPU MLX's half-precision kernels are some 30 times
+    slower than its float32 ones, so float32 there.
+    """
+    return mx.float32 if current_backend() == "cpu" else mx.float16
+
+
 def open_model(
     path: Path, kv_bits: int | None = None, warn: Callable[[str], None] = lambda _: None
 ) -> Loaded:
-    """Load an artefact with its tokenizer, unless it does not fit into memory.
+    """Loads an artefact with its tokenizer, unless it does not fit into memory.
 
     Args:
         path: a directory with config.json, *.safetensors and a tokenizer.
@@ -49,77 +64,23 @@ def open_model(
     """
     raw, config = read_directory(path)
     tokens = min(CONTEXT_TOKENS, config.max_position_embeddings)
-    fit = check_fits(path, config, compute_dtype(), tokens, kv_bits)
-    if fit.warning:
-        warn(fit.warning)
+    need, warning = check_fits(path, config, compute_dtype(), tokens, kv_bits)
+    if warning:
+        warn(warning)
     # The small files first: they say what is wrong before gigabytes are read.
     tokenizer = Tokenizer.load(path, raw)
-    return Loaded(_load_model(path, raw, config), tokenizer, fit.need)
-
-
-def compute_dtype() -> mx.Dtype:
-    """The dtype activations and unquantised weights should have on this device.
-
-    float16 on Metal and CUDA. On a CPU MLX's half-precision kernels are some 30 times
-    slower than its float32 ones, so float32 there.
-    """
-    return mx.float16 if mx.default_device().type == mx.DeviceType.gpu else mx.float32
-
-
-def load_model(
-    path: Path | str, dtype: mx.Dtype | None = None, variant: Variant | None = None
-) -> Model:
-    """Load the weights of an artefact directory.
-
-    Args:
-        path: a directory with config.json and *.safetensors, in MLX or Hugging Face form.
-        dtype: the compute dtype; by default what suits the device.
-        variant: how the network runs; by default what is fastest on the device. With
-            `Variant(fuse=False)` the parameters have the checkpoint's names.
-
-    Raises:
-        EdgeError: a file is missing or broken, or the tensors do not fit the config.
-    """
-    path = Path(path)
-    return _load_model(path, *read_directory(path), dtype, variant)
-
-
-def _load_model(
-    path: Path,
-    raw: dict[str, Any],
-    config: ModelConfig,
-    dtype: mx.Dtype | None = None,
-    variant: Variant | None = None,
-) -> Model:
-    weights = _read_weights(path)
-    config = config.matching(weights)
-    orders = _take_input_orders(config, weights, path)
-    if not any(name.endswith(".scales") for name in weights):
-        check_shapes(config, {name: array.shape for name, array in weights.items()}, str(path))
-    model = Model(config, variant)
-    model.set_input_orders(orders)
-    quantise(model, raw, weights, str(path / "config.json"))
-    _fill(model, weights, path)
-    weights.clear()  # an array held here would stay in memory as it was before the cast
-    model.set_dtype(dtype or compute_dtype())
-    model.eval()
-    if model.variant.fuse:
-        model.fuse()
-    if current_backend() == "cpu":
-        use_blas(model)
-    mx.eval(model.parameters(), list(orders.values()))
-    return model
+    return Loaded(_load_model(path, raw, config), tokenizer, need)
 
 
 def load(path: Path | str) -> tuple[Model, Tokenizer]:
-    """Load an artefact with its tokenizer.
+    """Loads an artefact with its tokenizer, whether it fits into memory or not.
 
     Returns:
         The model, called as `model(ids, cache=None) -> logits` with ids (B, L) and logits
         (B, L, vocab), and its tokenizer.
 
     Raises:
-        EdgeError: as `load_model`, or the tokenizer is missing or broken.
+        EdgeError: as `open_model`.
     """
     path = Path(path)
     raw, config = read_directory(path)
@@ -127,82 +88,84 @@ def load(path: Path | str) -> tuple[Model, Tokenizer]:
     return _load_model(path, raw, config), tokenizer
 
 
-def has_input_orders(path: Path) -> bool:
-    """Whether an artefact has matrices whose inputs are in an order of their own.
+def load_model(path: Path | str, dtype: mx.Dtype | None = None, fuse: bool = True) -> Model:
+    """Loads the weights of an artefact directory.
 
-    Only our network gathers them; a loader that leaves the orders out computes nonsense.
+    Args:
+        path: a directory with config.json and *.safetensors, in MLX or Hugging Face form.
+        dtype: the compute dtype; by default what suits the device.
+        fuse: join matrices; otherwise the parameters have the checkpoint's names.
+
+    Raises:
+        EdgeError: a file is missing or broken, or the tensors do not fit the config.
     """
-    return any(name.endswith("_order") for name in _read_weights(path))  # read when used
+    return _load_model(Path(path), *read_directory(Path(path)), dtype, fuse)
 
 
 def read_directory(path: Path) -> tuple[dict[str, Any], ModelConfig]:
     """A model directory's config.json, as it is and as the network that it describes.
 
     Raises:
-        EdgeError: nothing is there, or a file is; config.json is missing, broken or describes
-            another network.
+        EdgeError: it is not a directory; config.json is missing, broken or describes another
+            network.
     """
-    _check_directory(path)
+    if not path.is_dir():
+        found = "is not a directory" if path.exists() else "is not there"
+        raise EdgeError(
+            f"{path} {found}; a model that runs here is a directory with config.json, "
+            f"tokenizer.json and *.safetensors, so check the path or make one with `edge convert`."
+        )
     file = path / "config.json"
     raw = read_json_object(file)
     return raw, ModelConfig.from_dict(raw, str(file))
 
 
-def _check_directory(path: Path) -> None:
-    if path.is_dir():
-        return
-    if not path.exists():
-        raise EdgeError(f"{path} is not there; check the path, or convert the model first.")
-    kind = "a GGUF file" if _is_gguf(path) else "no directory"
-    raise EdgeError(
-        f"{path} is {kind}, and a model that runs here is a directory with config.json, "
-        f"tokenizer.json and *.safetensors; make one with `edge convert`."
-    )
+def has_input_orders(path: Path) -> bool:
+    """Whether an artefact has matrices whose inputs are in an order of their own.
+
+    Only our network gathers them; a loader that leaves the orders out computes nonsense.
+    """
+    return any(name.endswith("_order") for file in weight_files(path) for name in file.entries)
 
 
-def _is_gguf(path: Path) -> bool:
-    if not path.is_file():  # to open a pipe would wait for ever
-        return False
-    try:
-        with path.open("rb") as file:
-            return file.read(4) == b"GGUF"
-    except OSError:
-        return False
-
-
-def _weight_files(path: Path) -> list[Path]:
-    """Every *.safetensors of a directory, none of which the index misses."""
-    files = sorted(path.glob("*.safetensors"))
-    if not files:
-        raise EdgeError(f"{path} holds no *.safetensors; convert or download the model again.")
-    index = path / "model.safetensors.index.json"
-    listed = read_json_object(index).get("weight_map") if index.exists() else None
-    if isinstance(listed, dict):
-        missing = sorted({str(name) for name in listed.values()} - {file.name for file in files})
-        if missing:
-            raise EdgeError(
-                f"{path / missing[0]} is missing, which {index.name} names; copy or download the "
-                f"model again."
-            )
-    return files
+def _load_model(
+    path: Path,
+    raw: Mapping[str, Any],
+    config: ModelConfig,
+    dtype: mx.Dtype | None = None,
+    fuse: bool = True,
+) -> Model:
+    weights = _read_weights(path)
+    config = config.matching(weights)
+    orders = _take_input_orders(config, weights, path)
+    if not any(name.endswith(".scales") for name in weights):
+        check_shapes(config, {name: array.shape for name, array in weights.items()}, str(path))
+    model = Model(config)
+    model.set_input_orders(orders)
+    _quantise(model, raw.get("quantization"), weights, path)
+    _fill(model, weights, path)
+    weights.clear()  # an array held here would stay in memory as it was before the cast
+    model.set_dtype(dtype or compute_dtype())
+    model.eval()
+    if fuse:
+        model.fuse()
+    if current_backend() == "cpu":
+        use_blas(model)
+    mx.eval(model.parameters(), list(orders.values()))
+    return model
 
 
 def _read_weights(path: Path) -> dict[str, mx.array]:
-    files = _weight_files(path)
+    """Every tensor, read when it is used."""
     weights: dict[str, mx.array] = {}
-    for file in files:
+    for file in weight_files(path):
         try:
-            loaded = mx.load(str(file), format="safetensors")
+            loaded: Any = mx.load(str(file.path), format="safetensors")
         except (RuntimeError, ValueError, OSError) as error:
             raise EdgeError(
-                f"{file} cannot be read ({error}); convert or download the model again."
+                f"{file.path} cannot be read ({error}); convert or download the model again."
             ) from None
-        assert isinstance(loaded, dict)  # safetensors without metadata always is
         weights |= loaded
-    if any(name.endswith(".qweight") for name in weights):
-        raise EdgeError(
-            f"{path} holds GPTQ weights; convert it to an MLX artefact first, with `edge convert`."
-        )
     return weights
 
 
@@ -210,22 +173,50 @@ def _take_input_orders(
     config: ModelConfig, weights: dict[str, mx.array], path: Path
 ) -> dict[str, mx.array]:
     """The permutations among the tensors, checked; they are no weights, so they leave the dict."""
-    orders = {}
-    for name, (width,) in input_order_shapes(config).items():
-        if name in weights:
-            orders[name] = weights.pop(name)
-            if not _is_permutation(orders[name], width):
-                raise EdgeError(
-                    f"{path}: tensor {name} is no permutation of 0 to {width - 1} in int32; "
-                    f"convert the model again."
-                )
+    expected = input_order_shapes(config)
+    orders = {name: weights.pop(name) for name in expected.keys() & weights.keys()}
+    for name, order in orders.items():
+        natural = mx.arange(expected[name][0], dtype=mx.int32)
+        is_permutation = order.dtype == mx.int32 and mx.array_equal(mx.sort(order), natural).item()
+        if not is_permutation:
+            raise _broken(path, f"tensor {name} is not a permutation of its inputs in int32")
     return orders
 
 
-def _is_permutation(order: mx.array, width: int) -> bool:
-    if order.shape != (width,) or order.dtype != mx.int32:
-        return False
-    return bool(mx.array_equal(mx.sort(order), mx.arange(width, dtype=mx.int32)).item())
+def _quantise(model: Model, recipe: Any, tensors: Collection[str], path: Path) -> None:
+    """Turns the layers that an artefact holds quantised into quantised ones, still unfilled.
+
+    The recipe is `quantization` of config.json, as mlx-lm writes it: group_size, bits and mode on
+    top hold for every matrix that has scales. A path of its own overrules them: false leaves the
+    matrix alone, an object has its own values, where one that is missing is the mode's default
+    rather than the one on top.
+    """
+
+    def how(name: str, layer: nn.Module) -> dict[str, Any] | bool:
+        own = recipe.get(name, f"{name}.scales" in tensors)
+        if own is False or not hasattr(layer, "to_quantized"):
+            return False
+        if own is not True:
+            return _settings(own)
+        return _settings({"group_size": recipe["group_size"], "bits": recipe["bits"], **mode})
+
+    try:
+        recipe = {} if recipe is None else recipe
+        mode = {"mode": recipe.get("mode", "affine")}
+        nn.quantize(model, class_predicate=how)
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise _broken(path, f"quantization in config.json is not MLX's ({error})") from None
+
+
+def _settings(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Group size, bits and mode as mx.quantize takes them; it crashes on some that it lacks."""
+    mode = values.get("mode", "affine")
+    choices = dict(zip(("group_size", "bits"), MODES[mode], strict=True))
+    settings = {key: values.get(key) or allowed[0] for key, allowed in choices.items()}
+    for key, allowed in choices.items():
+        if settings[key] not in allowed:
+            raise ValueError(f"{key} {settings[key]!r} of {mode}")
+    return {**settings, "mode": mode}
 
 
 def _fill(model: Model, weights: dict[str, mx.array], path: Path) -> None:
@@ -235,30 +226,23 @@ def _fill(model: Model, weights: dict[str, mx.array], path: Path) -> None:
         for name, array in expected.items():
             _check_tensor(name, weights[name], array, path)
     except KeyError as error:
-        raise EdgeError(
-            f"{path}: tensor {error.args[0]} is missing; convert the model again."
-        ) from None
+        raise _broken(path, f"tensor {error.args[0]} is missing") from None
     extra = sorted(weights.keys() - expected.keys())
     if extra:
-        raise EdgeError(f"{path}: unknown tensor {extra[0]}; convert the model again.")
+        raise _broken(path, f"tensor {extra[0]} is unknown")
     model.load_weights(list(weights.items()))
 
 
 def _check_tensor(name: str, found: mx.array, expected: mx.array, path: Path) -> None:
-    if found.shape != expected.shape:
-        raise EdgeError(
-            f"{path}: tensor {name} has shape {list(found.shape)}, config.json asks for "
-            f"{list(expected.shape)}; convert the model again."
-        )
-    if not _can_stand_for(found.dtype, expected.dtype):
-        raise EdgeError(
-            f"{path}: tensor {name} is {found.dtype}, which cannot stand for {expected.dtype}; "
-            f"convert the model again."
+    """Its shape is the network's; any floats may stand for floats, codes only for codes."""
+    both_floats = all(mx.issubdtype(array.dtype, mx.floating) for array in (found, expected))
+    if found.shape != expected.shape or not (both_floats or found.dtype == expected.dtype):
+        raise _broken(
+            path,
+            f"tensor {name} is {found.dtype} {list(found.shape)}, and config.json asks for "
+            f"{expected.dtype} {list(expected.shape)}",
         )
 
 
-def _can_stand_for(found: mx.Dtype, expected: mx.Dtype) -> bool:
-    """Floating point of any width for floating point; codes only as they are."""
-    if mx.issubdtype(expected, mx.floating):
-        return mx.issubdtype(found, mx.floating)
-    return found == expected
+def _broken(path: Path, problem: str) -> EdgeError:
+    return EdgeError(f"{path}: {problem}; convert the model again.")

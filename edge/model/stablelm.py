@@ -12,23 +12,68 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from functools import partial
+from typing import Any, Literal
 
 import mlx.core as mx
 from mlx import nn
 
-from edge.model.attention import Cache, attend, padded, stored_width
 from edge.model.config import ModelConfig
-from edge.model.fusing import joined
-from edge.model.variant import Variant, current_backend
 
-# On a CPU MLX computes a norm or a rotation as a dozen operations. Of one position both are
-# compiled; a longer prompt gains nothing by it, and each length would be compiled anew.
-_layer_norm = mx.compile(mx.fast.layer_norm)
-_rms_norm = mx.compile(mx.fast.rms_norm)
+# One layer's keys and values: ours (`edge.model.kv_cache`) or any of mlx-lm's classes. Has
+# `offset`, `state`, `update_and_fetch`, `is_trimmable` and `trim`, and may have `make_mask`.
+Cache = Any
+Mask = mx.array | str | None
+Backend = Literal["metal", "cuda", "cpu"]
+
+# The fused attention of a decode step exists for some widths of a head only. Others fall back to
+# two matrix products around a softmax, which write all scores to memory. So q, k and v are padded
+# with zeros to the next width: 80 (Stable Code 3B) to 96, and on Metal 160 (StableLM 2 12B) to
+# 192; the cache grows by a fifth. Padded weights instead would be 6.6 % more bytes at every token.
+# Metal: the check in MLX 0.32.4's ScaledDotProductAttention::use_fallback. CUDA: its sdpa_vector
+# kernels; cuDNN has other widths, but not for the cache of a decode step. CPU: all are the same.
+FUSED_DECODE_WIDTHS: dict[Backend, tuple[int, ...]] = {
+    "metal": (64, 96, 128, 192, 256, 512),
+    "cuda": (64, 96, 128),
+    "cpu": (),
+}
+# A core's second-level cache. Joining matrices saves launches, of which a CPU has none: measured
+# on two Zen 5 cores, the demo decodes 1.1 times as fast; at Stable Code 3B's width nothing is won.
+LARGEST_JOINED_ON_CPU_BYTES = 2 << 20
+# With more queries than this a quantised cache is dequantised first, one layer at a time: it is
+# then read once for many queries, and the fused attention keeps no scores (2048 queries on 8192
+# positions of 32 heads would be a gigabyte of them). MLX's own limit for its decode kernel.
+FEW_QUERIES = 8
+
+
+def current_backend() -> Backend:
+    """The kind of MLX's default device."""
+    if mx.default_device().type != mx.DeviceType.gpu:
+        return "cpu"
+    return "metal" if mx.metal.is_available() else "cuda"
+
+
+def head_width(head_dim: int, backend: Backend | None = None) -> int:
+    """The width of a head in the attention and its cache, by default on MLX's default device."""
+    widths = FUSED_DECODE_WIDTHS[backend or current_backend()]
+    return min((width for width in widths if width >= head_dim), default=head_dim)
 
 
 def _compiles(positions: int) -> bool:
+    """On a CPU MLX computes a norm or a rotation as a dozen operations.
+
+    Of one position both are compiled; a longer prompt gains nothing by it, and each length would
+    be compiled anew.
+    """
     return positions == 1 and current_backend() == "cpu"
+
+
+_compiled_layer_norm = mx.compile(mx.fast.layer_norm)
+_compiled_rms_norm = mx.compile(mx.fast.rms_norm)
+
+
+def _layer_norm(x: mx.array, *weight_bias_eps: Any) -> mx.array:
+    norm = _compiled_layer_norm if _compiles(x.shape[1]) else mx.fast.layer_norm
+    return norm(x, *weight_bias_eps)
 
 
 class LayerNorm(nn.LayerNorm):
@@ -36,8 +81,7 @@ class LayerNorm(nn.LayerNorm):
 
     def __call__(self, x: mx.array) -> mx.array:
         """x (B, L, hidden) -> same shape."""
-        norm = _layer_norm if _compiles(x.shape[1]) else mx.fast.layer_norm
-        return norm(x, self.weight, self.bias, self.eps)
+        return _layer_norm(x, self.weight, self.bias, self.eps)
 
 
 class RMSNorm(nn.RMSNorm):
@@ -45,8 +89,21 @@ class RMSNorm(nn.RMSNorm):
 
     def __call__(self, x: mx.array) -> mx.array:
         """x (B, L, hidden) -> same shape."""
-        norm = _rms_norm if _compiles(x.shape[1]) else mx.fast.rms_norm
+        norm = _compiled_rms_norm if _compiles(x.shape[1]) else mx.fast.rms_norm
         return norm(x, self.weight, self.eps)
+
+
+class PerHeadLayerNorm(nn.Module):
+    """LayerNorm over each head with its own weight and no bias; weight (heads, head_dim)."""
+
+    def __init__(self, heads: int, head_dim: int, eps: float):
+        super().__init__()
+        self.weight = mx.ones((heads, head_dim))
+        self.eps = eps
+
+    def __call__(self, x: mx.array) -> mx.array:
+        """x (B, L, heads, head_dim) -> same shape."""
+        return _layer_norm(x, None, None, self.eps) * self.weight
 
 
 class RotaryEmbedding(nn.RoPE):
@@ -63,11 +120,10 @@ class RotaryEmbedding(nn.RoPE):
         """x (B, heads, L, width) at positions offset to offset + L - 1 -> same shape."""
         if not _compiles(x.shape[2]) or not isinstance(offset, int):  # of a batch: an array
             return super().__call__(x, offset=offset)
-        known = self._position
-        if known is None or known[0] != offset:
-            known = (offset, *_cosines_and_sines(mx.array(offset), self.dims, self.base))
-            self._position = known
-        return _rotated(x, *known[1:])
+        if self._position is None or self._position[0] != offset:
+            angles = _cosines_and_sines(mx.array(offset), self.dims, self.base)
+            self._position = (offset, *angles)
+        return _rotated(x, *self._position[1:])
 
 
 @mx.compile
@@ -80,7 +136,7 @@ def _cosines_and_sines(position: mx.array, dims: int, base: float) -> tuple[mx.a
 
 @mx.compile
 def _rotated(x: mx.array, cosines: mx.array, sines: mx.array) -> mx.array:
-    """X (B, heads, 1, width) -> the same shape."""
+    """x (B, heads, 1, width) -> the same shape."""
     half = cosines.size
     cosines, sines = cosines.astype(x.dtype), sines.astype(x.dtype)
     a, b, rest = mx.split(x, [half, 2 * half], axis=-1)
@@ -88,18 +144,50 @@ def _rotated(x: mx.array, cosines: mx.array, sines: mx.array) -> mx.array:
     return mx.concatenate([*both, rest] if rest.size else both, axis=-1)
 
 
-class PerHeadLayerNorm(nn.Module):
-    """LayerNorm over each head with its own weight and no bias; weight (heads, head_dim)."""
+def _norm(config: ModelConfig) -> nn.Module:
+    kind = RMSNorm if config.model_type == "llama" else LayerNorm
+    return kind(config.hidden_size, eps=config.layer_norm_eps)
 
-    def __init__(self, heads: int, head_dim: int, eps: float):
-        super().__init__()
-        self.weight = mx.ones((heads, head_dim))
-        self.eps = eps
 
-    def __call__(self, x: mx.array) -> mx.array:
-        """x (B, L, heads, head_dim) -> same shape."""
-        norm = _layer_norm if _compiles(x.shape[1]) else mx.fast.layer_norm
-        return norm(x, None, None, self.eps) * self.weight
+def stored_width(width: int, cache: Cache | None) -> int:
+    """The width that heads must have for a cache: a quantised one stores whole groups."""
+    group_size = getattr(cache, "group_size", None)
+    return width if group_size is None else -(-width // group_size) * group_size
+
+
+def padded(x: mx.array, width: int) -> mx.array:
+    """x (..., head_dim) -> (..., width), filled with zeros."""
+    missing = width - x.shape[-1]
+    return mx.pad(x, [(0, 0)] * (x.ndim - 1) + [(0, missing)]) if missing else x
+
+
+def attend(
+    q: mx.array, k: mx.array, v: mx.array, cache: Cache | None, scale: float, mask: Mask
+) -> mx.array:
+    """Extends the cache by k and v, and attends to all that it holds.
+
+    q (B, heads, L, width), k and v (B, kv_heads, L, width) -> (B, heads, L, width). Queries and
+    keys stay in their dtype: the fused attention accumulates in float32 anyway, and a cast would
+    rewrite the whole key cache at every token.
+    """
+    if cache is not None:
+        k, v = cache.update_and_fetch(k, v)
+    if cache is not None and hasattr(cache, "bits"):  # k and v are codes, scales and biases
+        how = {"group_size": cache.group_size, "bits": cache.bits}
+        if q.shape[2] <= FEW_QUERIES:
+            # Imported here: the plain cache does not need mlx-lm, which takes long to import.
+            from mlx_lm.models.base import quantized_scaled_dot_product_attention
+
+            return quantized_scaled_dot_product_attention(q, k, v, scale, mask, **how)
+        k, v = mx.dequantize(*k, **how), mx.dequantize(*v, **how)
+    return mx.fast.scaled_dot_product_attention(q, k, v, scale=scale, mask=mask)
+
+
+def _causal_mask(length: int, cache: Cache | None) -> Mask:
+    """The mask for `length` new positions; the cache decides when it rotates."""
+    if cache is not None and hasattr(cache, "make_mask"):
+        return cache.make_mask(length, return_array=False, window_size=None)
+    return "causal" if length > 1 else None
 
 
 class Attention(nn.Module):
@@ -109,47 +197,34 @@ class Attention(nn.Module):
     `tensors.input_order_shapes`); the underscore keeps them out of `parameters()`.
     """
 
-    def __init__(self, config: ModelConfig, variant: Variant, rope: RotaryEmbedding):
+    def __init__(self, config: ModelConfig, rope: RotaryEmbedding):
         super().__init__()
-        hidden, head = config.hidden_size, config.head_dim
-        self.heads = config.num_attention_heads
-        self.kv_heads = config.num_key_value_heads
-        self.head_dim = head
-        self.width = variant.head_width(head)
+        hidden, head, bias = config.hidden_size, config.head_dim, config.use_qkv_bias
+        self.heads, self.kv_heads = config.num_attention_heads, config.num_key_value_heads
+        self.head_dim, self.width = head, head_width(head)
         self.scale = head**-0.5
-
-        bias = config.use_qkv_bias
         self.q_proj = nn.Linear(hidden, self.heads * head, bias=bias)
         self.k_proj = nn.Linear(hidden, self.kv_heads * head, bias=bias)
         self.v_proj = nn.Linear(hidden, self.kv_heads * head, bias=bias)
         self.o_proj = nn.Linear(self.heads * head, hidden, bias=config.use_o_bias)
+        if config.qk_layernorm:
+            self.q_layernorm = PerHeadLayerNorm(self.heads, head, config.layer_norm_eps)
+            self.k_layernorm = PerHeadLayerNorm(self.kv_heads, head, config.layer_norm_eps)
         self._qkv_order: mx.array | None = None
         self._o_order: mx.array | None = None
         self.rope = rope
-        if config.qk_layernorm:
-            eps = config.layer_norm_eps
-            self.q_layernorm = PerHeadLayerNorm(self.heads, head, eps)
-            self.k_layernorm = PerHeadLayerNorm(self.kv_heads, head, eps)
 
-    def __call__(self, x: mx.array, mask: mx.array | str | None, cache: Cache | None) -> mx.array:
+    def __call__(self, x: mx.array, mask: Mask, cache: Cache | None) -> mx.array:
         """x (B, L, hidden) -> (B, L, hidden)."""
-        B, L, _ = x.shape
-        x = _reordered(x, self._qkv_order)
+        batch, length, _ = x.shape
         project = self._project_at_once if "qkv_proj" in self else self._project_apart
-        width = stored_width(self.width, cache)
-        q, k, v = project(x, width, 0 if cache is None else cache.offset)
+        width, offset = stored_width(self.width, cache), 0 if cache is None else cache.offset
+        q, k, v = project(_reordered(x, self._qkv_order), width, offset)
         out = attend(q, k, v, cache, self.scale, mask)
         if width > self.head_dim:
             out = out[..., : self.head_dim]
-        out = out.transpose(0, 2, 1, 3).reshape(B, L, -1)
+        out = out.transpose(0, 2, 1, 3).reshape(batch, length, -1)
         return self.o_proj(_reordered(out, self._o_order))
-
-    def fuse(self) -> None:
-        """Join q, k and v, unless they are stored in different ways."""
-        qkv = joined([self.q_proj, self.k_proj, self.v_proj])
-        if qkv is not None:
-            self.qkv_proj = qkv
-            del self["q_proj"], self["k_proj"], self["v_proj"]
 
     def _project_apart(
         self, x: mx.array, width: int, offset: int
@@ -179,6 +254,11 @@ class Attention(nn.Module):
         return qk[:, : ends[0]], qk[:, ends[0] :], qkv[:, ends[1] :]
 
 
+def _reordered(x: mx.array, order: mx.array | None) -> mx.array:
+    """x (..., width), its last axis in the order that the next matrix is stored in."""
+    return x if order is None else mx.take(x, order, axis=-1)
+
+
 class MLP(nn.Module):
     """Gated feed-forward (SwiGLU)."""
 
@@ -199,27 +279,25 @@ class MLP(nn.Module):
             gate, up = self.gate_proj(x), self.up_proj(x)
         return self.down_proj(_swiglu(gate, up))
 
-    def fuse(self) -> None:
-        """Join gate and up, unless they are stored in different ways."""
-        gate_up = joined([self.gate_proj, self.up_proj])
-        if gate_up is not None:
-            self.gate_up_proj = gate_up
-            del self["gate_proj"], self["up_proj"]
+
+@partial(mx.compile, shapeless=True)  # one kernel; mlx-lm's, whose package takes long to import
+def _swiglu(gate: mx.array, up: mx.array) -> mx.array:
+    return nn.silu(gate) * up
 
 
 class DecoderLayer(nn.Module):
     """One block; with a parallel residual both halves read the same normalised input."""
 
-    def __init__(self, config: ModelConfig, variant: Variant, rope: RotaryEmbedding):
+    def __init__(self, config: ModelConfig, rope: RotaryEmbedding):
         super().__init__()
-        self.self_attn = Attention(config, variant, rope)
+        self.self_attn = Attention(config, rope)
         self.mlp = MLP(config)
         self.input_layernorm = _norm(config)
         self.parallel = config.use_parallel_residual
         if not self.parallel:
             self.post_attention_layernorm = _norm(config)
 
-    def __call__(self, x: mx.array, mask: mx.array | str | None, cache: Cache | None) -> mx.array:
+    def __call__(self, x: mx.array, mask: Mask, cache: Cache | None) -> mx.array:
         """x (B, L, hidden) -> (B, L, hidden)."""
         h = self.input_layernorm(x)
         attention = self.self_attn(h, mask, cache)
@@ -232,11 +310,11 @@ class DecoderLayer(nn.Module):
 class Backbone(nn.Module):
     """Embedding, blocks, final norm."""
 
-    def __init__(self, config: ModelConfig, variant: Variant):
+    def __init__(self, config: ModelConfig):
         super().__init__()
         self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
         rope = RotaryEmbedding(config.rotary_dims, config.rope_theta)
-        self.layers = [DecoderLayer(config, variant, rope) for _ in range(config.num_hidden_layers)]
+        self.layers = [DecoderLayer(config, rope) for _ in range(config.num_hidden_layers)]
         self.norm = _norm(config)
 
     def __call__(self, ids: mx.array, cache: Sequence[Cache] | None) -> mx.array:
@@ -255,12 +333,11 @@ class Model(nn.Module):
     Its parameters have the checkpoint's names until `fuse` joins some.
     """
 
-    def __init__(self, config: ModelConfig, variant: Variant | None = None):
+    def __init__(self, config: ModelConfig):
         super().__init__()
         self.config = config
-        self.variant = variant or Variant()
         self.model_type = config.model_type
-        self.model = Backbone(config, self.variant)
+        self.model = Backbone(config)
         if not config.tie_word_embeddings:
             self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
 
@@ -270,9 +347,7 @@ class Model(nn.Module):
 
     def head(self, h: mx.array) -> mx.array:
         """Hidden states (B, L, hidden) -> logits (B, L, vocab)."""
-        if "lm_head" in self:
-            return self.lm_head(h)
-        return self.model.embed_tokens.as_linear(h)
+        return self.lm_head(h) if "lm_head" in self else self.model.embed_tokens.as_linear(h)
 
     @property
     def layers(self) -> list[DecoderLayer]:
@@ -280,7 +355,7 @@ class Model(nn.Module):
         return self.model.layers
 
     def fuse(self) -> None:
-        """Join matrices that read the same input, and evaluate, layer by layer.
+        """Joins matrices that read the same input, and evaluates, layer by layer.
 
         So only one layer's matrices are ever in memory twice. To be called once, when the
         weights are there.
@@ -291,15 +366,14 @@ class Model(nn.Module):
         """
         for layer in self.layers:
             if layer is not self.layers[-1]:
-                layer.self_attn.fuse()
-            layer.mlp.fuse()
+                _join(layer.self_attn, ("q_proj", "k_proj", "v_proj"), "qkv_proj")
+            _join(layer.mlp, ("gate_proj", "up_proj"), "gate_up_proj")
             mx.eval(layer.parameters())
 
     def set_input_orders(self, orders: Mapping[str, mx.array]) -> None:
-        """Gather inputs before matrices whose columns are stored in another order.
+        """Gathers inputs before matrices whose columns are stored in another order.
 
-        Args:
-            orders: permutations by their names in `tensors.input_order_shapes`.
+        The names are those of `tensors.input_order_shapes`.
         """
         for name, order in orders.items():
             _, _, layer, part, key = name.split(".")
@@ -307,45 +381,41 @@ class Model(nn.Module):
 
     def sanitize(self, weights: dict[str, mx.array]) -> dict[str, mx.array]:
         """Checkpoint names -> this network's: q/k norms stacked, unused tensors dropped."""
-        config, kept = self.config, dict(weights)
-        for name in list(kept):
-            if name.endswith("rotary_emb.inv_freq"):
-                del kept[name]
-        if config.tie_word_embeddings:
-            for name in [n for n in kept if n.startswith("lm_head.")]:
-                del kept[name]
-        if config.qk_layernorm:
-            for layer in range(config.num_hidden_layers):
-                for letter, heads in (
-                    ("q", config.num_attention_heads),
-                    ("k", config.num_key_value_heads),
-                ):
-                    stem = f"model.layers.{layer}.self_attn.{letter}_layernorm"
-                    rows = [kept.pop(f"{stem}.norms.{i}.weight") for i in range(heads)]
-                    kept[f"{stem}.weight"] = mx.stack(rows)
+        kept = {name: a for name, a in weights.items() if not self.config.drops(name)}
+        norms = [norm for norm in ("q_layernorm", "k_layernorm") if self.config.qk_layernorm]
+        for number, layer in enumerate(self.layers):
+            for norm in norms:
+                stem = f"model.layers.{number}.self_attn.{norm}"
+                heads = range(len(layer.self_attn[norm].weight))
+                rows = [kept.pop(f"{stem}.norms.{head}.weight") for head in heads]
+                kept[f"{stem}.weight"] = mx.stack(rows)
         return kept
 
 
-@partial(mx.compile, shapeless=True)  # one kernel; mlx-lm's, whose package takes long to import
-def _swiglu(gate: mx.array, up: mx.array) -> mx.array:
-    """Two arrays (..., intermediate) -> one of the same shape."""
-    return nn.silu(gate) * up
+def _join(block: nn.Module, parts: Sequence[str], name: str) -> None:
+    """Replaces linear layers by one with the rows of all, where they are stored in the same way.
+
+    Quantised ones join as they are: codes, scales and biases belong to rows. The first layer
+    becomes the joined one, so that no second copy of its arrays stays.
+    """
+    first, *others = layers = [block[part] for part in parts]
+    total_bytes = sum(array.nbytes for layer in layers for array in _arrays(layer).values())
+    if current_backend() == "cpu" and total_bytes > LARGEST_JOINED_ON_CPU_BYTES:
+        return
+    if any(_storage(layer) != _storage(first) for layer in others):
+        return
+    for key in _arrays(first):
+        first[key] = mx.concatenate([layer[key] for layer in layers])
+    for part in parts:
+        del block[part]
+    block[name] = first
 
 
-def _norm(config: ModelConfig) -> nn.Module:
-    """RMSNorm in Llama, LayerNorm with bias in StableLM, over the hidden width."""
-    kind = RMSNorm if config.model_type == "llama" else LayerNorm
-    return kind(config.hidden_size, eps=config.layer_norm_eps)
+def _arrays(layer: nn.Module) -> dict[str, mx.array]:
+    return {name: value for name, value in layer.items() if isinstance(value, mx.array)}
 
 
-def _reordered(x: mx.array, order: mx.array | None) -> mx.array:
-    """X (..., width), its last axis in the order that the next matrix is stored in."""
-    return x if order is None else mx.take(x, order, axis=-1)
-
-
-def _causal_mask(length: int, cache: Cache | None) -> mx.array | str | None:
-    """The mask for `length` new positions; the cache decides when it rotates."""
-    if cache is not None and hasattr(cache, "make_mask"):
-        mask: mx.array | str | None = cache.make_mask(length, return_array=False, window_size=None)
-        return mask
-    return "causal" if length > 1 else None
+def _storage(layer: nn.Module) -> object:
+    """What layers must share to be joined: their kind, how they are quantised, their arrays."""
+    how = [getattr(layer, name, None) for name in ("bits", "group_size", "mode")]
+    return type(layer), how, {n: (a.dtype, a.shape[1:]) for n, a in _arrays(layer).items()}

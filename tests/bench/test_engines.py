@@ -115,7 +115,7 @@ def test_a_quantised_cache_is_said_and_counted(demo_out, bits):
 
 @pytest.mark.parametrize("name", ["mlx", "mlx-lm"])
 def test_memory_is_checked_in_the_dtype_that_the_engine_has(demo_out, name):
-    need = check_memory(name, demo_out / "mlx-fp16", 64).need
+    need, _ = check_memory(name, demo_out / "mlx-fp16", 64)
     engine = open_engine(name, demo_out / "mlx-fp16", 64, 2)
     arrays = tree_flatten(engine._model.parameters())
     assert need.weights_bytes == sum(array.nbytes for _, array in arrays)
@@ -123,7 +123,7 @@ def test_memory_is_checked_in_the_dtype_that_the_engine_has(demo_out, name):
 
 def test_only_our_network_has_its_cache_quantised(demo_out):
     path = demo_out / "mlx-int4"
-    plain, coded = (check_memory("mlx", path, 500, bits).need for bits in (None, 8))
+    plain, coded = (check_memory("mlx", path, 500, bits)[0] for bits in (None, 8))
     assert coded.cache_bytes < plain.cache_bytes
     assert check_memory("mlx-lm", path, 500, 8).need == check_memory("mlx-lm", path, 500).need
 

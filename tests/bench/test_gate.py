@@ -27,7 +27,6 @@ from edge.convert.convert import convert
 from edge.errors import EdgeError
 from edge.model.kv_cache import make_cache
 from edge.model.load import load_model
-from edge.model.variant import Variant
 from tests.support import tiny
 
 ROWS = ("mlx-fp16", "mlx-int4", "gguf-f16", "gguf-q5_k_m", "gguf-q6_k")
@@ -143,7 +142,7 @@ FAULTS = [
 @pytest.mark.parametrize("row", ["mlx-fp16", "mlx-int4"])
 @pytest.mark.parametrize("fault", FAULTS, ids=lambda f: f.__qualname__.split(".")[0])
 def test_a_network_that_computes_something_else_is_found(reference, demo_out, row, fault):
-    model = load_model(demo_out / row, variant=Variant(fuse=False, pad=False))
+    model = load_model(demo_out / row, fuse=False)
     fault(model)
     engine = MlxEngine(model.model, model.head, model, make_cache(model, None))
     assert "wrong logits" in verdict(reference, row, demo_out, logits_digest(engine, VOCAB))

@@ -29,7 +29,7 @@ def spoilt(folder, kind, demo_out):
     if kind == "truncated":
         data = (path / "model.safetensors").read_bytes()
         (path / "model.safetensors").write_bytes(data[:5000])
-        return path, "model.safetensors cannot be read"
+        return path, "model.safetensors is cut off"
     (path / kind).unlink()
     return path, {"tokenizer.json": "no tokenizer.json", "config.json": "is missing"}[kind]
 

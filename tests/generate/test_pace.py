@@ -79,7 +79,7 @@ def test_laps_are_of_the_passes_not_of_the_caller(small):
             ticks.now += ids.shape[1]
             return call(self, ids, cache)
 
-    slow = Slow(small.config, small.variant)
+    slow = Slow(small.config)
     slow.update_modules(dict(small.model.children()))
     timed = Model(small.config)
     timed.update_modules({"model": slow, "lm_head": small.lm_head})
@@ -103,7 +103,7 @@ def test_a_drafter_that_does_not_pay_is_left_alone(small):
             ticks.now += ids.shape[1]
             return call(self, ids, cache)
 
-    slow = Slow(small.config, small.variant)
+    slow = Slow(small.config)
     slow.update_modules(dict(small.model.children()))
     timed = Model(small.config)
     timed.update_modules({"model": slow, "lm_head": small.lm_head})

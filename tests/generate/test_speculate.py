@@ -353,7 +353,7 @@ def test_a_stop_token_in_an_accepted_run_ends_the_text(loaded, prompt):
                 axis=1,
             )
 
-    forced = Forced(model.config, model.variant)
+    forced = Forced(model.config)
     forced.update_modules({"model": model.model, "lm_head": model.lm_head})
     object.__setattr__(forced, "seen", 0)
     cache = make_cache(model)

@@ -5,6 +5,7 @@ import struct
 
 import mlx.core as mx
 import pytest
+from mlx.utils import tree_flatten
 
 from edge.device.memory import MemoryRoom
 from edge.errors import EdgeError
@@ -13,7 +14,7 @@ from edge.model import memory
 from edge.model.kv_cache import cache_bytes, make_cache
 from edge.model.load import compute_dtype, load_model, read_directory
 from edge.model.memory import FORCE, HEADROOM_BYTES
-from tests.support.tiny import CONFIGS, LLAMA_CONFIGS, write_checkpoint
+from tests.support.tiny import CONFIGS, LLAMA, LLAMA_CONFIGS, PLAIN, write_checkpoint
 
 DTYPES = [mx.float32, mx.float16]
 
@@ -27,40 +28,31 @@ def check_fits(path, *args):
 
 
 def taken(path, dtype):
-    """What a model holds once loaded, and the most it held before, as MLX counts them."""
+    """A model, what it holds once loaded, and the most it held before, as MLX counts them."""
     mx.clear_cache()
     before = mx.get_active_memory()
     mx.reset_peak_memory()
     model = load_model(path, dtype)
-    peak = mx.get_peak_memory() - before
-    return model, mx.get_active_memory() - before, peak
+    return model, mx.get_active_memory() - before, mx.get_peak_memory() - before
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("artefact", ["mlx-fp16", "mlx-int4"])
-def test_the_estimate_is_a_tight_bound_on_loading(demo_out, artefact, dtype):
+def test_loading_is_bounded_tightly(demo_out, artefact, dtype):
     need = required_bytes(demo_out / artefact, dtype, 0)
-    model, held, peak = taken(demo_out / artefact, dtype)
+    _model, held, peak = taken(demo_out / artefact, dtype)
     assert need.weights_bytes <= held <= need.weights_bytes * 1.01
     assert peak <= (need.weights_bytes + need.loading_bytes) * 1.01
     assert need.weights_bytes + need.loading_bytes <= 1.4 * peak
     assert need.quantised == (artefact == "mlx-int4")
-    del model
 
 
 @pytest.mark.parametrize("raw", [*CONFIGS.values(), *LLAMA_CONFIGS.values()])
 def test_weights_of_every_shape_are_counted_to_the_byte(raw, tmp_path):
     path = write_checkpoint(tmp_path / "m", raw)
     for dtype in DTYPES:
-        model = load_model(path, dtype)
-        need = required_bytes(path, dtype, 0)
-        assert need.weights_bytes == sum(a.nbytes for a in arrays_of(model))
-
-
-def arrays_of(model):
-    from mlx.utils import tree_flatten
-
-    return [array for _, array in tree_flatten(model.parameters())]
+        arrays = tree_flatten(load_model(path, dtype).parameters())
+        assert required_bytes(path, dtype, 0).weights_bytes == sum(a.nbytes for _, a in arrays)
 
 
 def test_what_loading_drops_is_not_counted(tmp_path):
@@ -74,11 +66,11 @@ def test_what_loading_drops_is_not_counted(tmp_path):
     assert required_bytes(path, mx.float16, 0).weights_bytes == plain
 
 
-def test_as_stored_nothing_is_cast(demo_out):
-    stored = required_bytes(demo_out / "mlx-fp16", None, 0)
-    half = required_bytes(demo_out / "mlx-fp16", mx.float16, 0)
+def test_without_a_dtype_nothing_is_cast(demo_out):
+    stored, half, wide = (
+        required_bytes(demo_out / "mlx-fp16", dtype, 0) for dtype in (None, mx.float16, mx.float32)
+    )
     assert stored == half
-    wide = required_bytes(demo_out / "mlx-fp16", mx.float32, 0)
     assert wide.weights_bytes == 2 * stored.weights_bytes
 
 
@@ -93,16 +85,14 @@ def test_the_cache_is_bounded_for_every_head(name, kv_bits, tmp_path):
         list(generate_tokens(model, [1] * (tokens - 1) or [1], cache=cache, max_tokens=2))
         held = cache_bytes(cache)
         need = required_bytes(path, compute_dtype(), tokens, kv_bits).cache_bytes
-        assert held <= need
-        if tokens > 1:
-            assert need <= 1.3 * held
+        assert held <= need and (tokens == 1 or need <= 1.3 * held)
 
 
 @pytest.mark.parametrize("part", [PREFILL_TOKENS, 256])
-def test_a_prompt_takes_no_more_than_is_said(demo_out, part):
+def test_a_prompt_is_bounded(demo_out, part):
     path, tokens = demo_out / "mlx-fp16", 700
-    model = load_model(path)
     need = required_bytes(path, compute_dtype(), tokens + 1, prefill_tokens=part)
+    model = load_model(path)
     mx.clear_cache()
     before = mx.get_active_memory()
     mx.reset_peak_memory()
@@ -116,39 +106,34 @@ def test_the_parts_of_a_prompt_are_those_of_the_decode_loop():
     assert memory.PREFILL_TOKENS == PREFILL_TOKENS
 
 
-def test_no_tensor_is_read(demo_out, tmp_path):
+def test_no_tensor_is_read(tmp_path):
     """A sparse file of 2 TB: its header is all there is to it."""
-    path = write_checkpoint(tmp_path / "m", CONFIGS["plain"])
+    path = write_checkpoint(tmp_path / "m", PLAIN)
     shape, end = [1 << 20, 1 << 20], 2 << 40
     tensor = {"dtype": "F16", "shape": shape, "data_offsets": [0, end]}
     header = json.dumps({"model.embed_tokens.weight": tensor}).encode()
     with (path / "model.safetensors").open("wb") as file:
         file.write(struct.pack("<Q", len(header)) + header)
+        file.truncate(8 + len(header) + end)
     assert required_bytes(path, mx.float32, 0).weights_bytes == 2 * end
 
 
-@pytest.mark.parametrize(
-    "content",
-    [b"", b"12", struct.pack("<Q", 1 << 60), struct.pack("<Q", 4) + b"[12]", b"\x02" + b"\0" * 7]
-    + [
-        struct.pack("<Q", len(header)) + header
-        for header in (b'{"a": 1}', b'{"a": {"dtype": "F16"}}', b'{"a": {"data_offsets": [1]}}')
-    ],
-)
-def test_a_broken_header_is_one_sentence(content, tmp_path):
-    path = write_checkpoint(tmp_path / "m", CONFIGS["plain"])
-    (path / "model.safetensors").write_bytes(content)
-    with pytest.raises(EdgeError, match=r"model\.safetensors cannot be read") as error:
-        required_bytes(path, mx.float32, 0)
-    assert "\n" not in str(error.value)
-
-
-def test_a_directory_without_weights_or_none_at_all(tmp_path):
-    with pytest.raises(EdgeError, match="is not there"):
-        required_bytes(tmp_path / "no", None, 0)
-    path = write_checkpoint(tmp_path / "m", CONFIGS["plain"])
+def test_missing_files_are_named(tmp_path):
+    path = write_checkpoint(tmp_path / "m", PLAIN)
+    index = path / "model.safetensors.index.json"
+    index.write_text(json.dumps({"weight_map": {"a": "model.safetensors", "b": "model-2.st"}}))
+    with pytest.raises(EdgeError, match=r"holds no model-2\.st"):
+        required_bytes(path, None, 0)
+    index.unlink()
     (path / "model.safetensors").unlink()
-    with pytest.raises(EdgeError, match=r"no \*\.safetensors"):
+    with pytest.raises(EdgeError, match=r"holds no \*\.safetensors"):
+        required_bytes(path, None, 0)
+
+
+def test_gptq_weights_are_refused(tmp_path):
+    codes = {"model.layers.0.self_attn.v_proj.qweight": mx.zeros((8, 64), dtype=mx.int32)}
+    path = write_checkpoint(tmp_path / "m", LLAMA, tensors=codes)
+    with pytest.raises(EdgeError, match="holds GPTQ weights; convert it"):
         required_bytes(path, None, 0)
 
 
@@ -167,37 +152,34 @@ def room(monkeypatch):
     return have
 
 
-def test_what_fits_fits(demo_out):
-    fit = check_fits(demo_out / "mlx-int4", compute_dtype(), 512)
-    assert fit.warning is None
-    assert fit.need.total_bytes <= fit.room.bytes
+def test_what_fits_gives_no_warning(demo_out, room):
+    room(1 << 40, 1 << 40)
+    need, warning = check_fits(demo_out / "mlx-int4", compute_dtype(), 512)
+    assert warning is None and need.total_bytes > HEADROOM_BYTES
 
 
 def test_what_can_never_fit_is_refused_with_the_numbers(demo_out, room):
     room(40_000_000, 41_000_000)
+    need = required_bytes(demo_out / "mlx-fp16", mx.float32, 1000)
+    words = [
+        f"needs {need.total_bytes / 1e6:.0f} MB",
+        "22 MB of weights",
+        "for 1000 tokens",
+        "40 MB of memory are available",
+        "mlx-int4 or a shorter context",
+        f"{FORCE}=1",
+    ]
     with pytest.raises(EdgeError) as error:
         check_fits(demo_out / "mlx-fp16", mx.float32, 1000)
-    said = str(error.value)
-    need = required_bytes(demo_out / "mlx-fp16", mx.float32, 1000)
-    assert f"needs {need.total_bytes / 1e6:.0f} MB" in said
-    assert "22 MB of weights" in said
-    assert "for 1000 tokens" in said
-    assert "40 MB of memory are available" in said
-    assert "mlx-int4 or a shorter context" in said
-    assert f"{FORCE}=1" in said
-
-
-def test_a_quantised_model_is_not_told_to_be_quantised(demo_out, room):
-    room(1, 1)
+    assert all(word in str(error.value) for word in words)
     with pytest.raises(EdgeError, match="choose a smaller model, or set"):
         check_fits(demo_out / "mlx-int4", mx.float32, 0)
 
 
 def test_where_the_system_can_make_room_it_is_a_warning(demo_out, room):
     room(40_000_000, 1 << 40)
-    warning = check_fits(demo_out / "mlx-fp16", mx.float32, 0).warning
-    assert "40 MB of memory are available" in warning
-    assert FORCE not in warning
+    _, warning = check_fits(demo_out / "mlx-fp16", mx.float32, 0)
+    assert "40 MB of memory are available" in warning and FORCE not in warning
 
 
 @pytest.mark.parametrize(("value", "refused"), [("1", False), ("0", True), ("", True)])
@@ -208,7 +190,7 @@ def test_a_refusal_can_be_overruled(demo_out, room, monkeypatch, value, refused)
         with pytest.raises(EdgeError):
             check_fits(demo_out / "mlx-int4", mx.float32, 0)
     else:
-        assert check_fits(demo_out / "mlx-int4", mx.float32, 0).warning
+        assert check_fits(demo_out / "mlx-int4", mx.float32, 0)[1]
 
 
 def test_the_most_is_either_loading_or_running(demo_out):

@@ -1,13 +1,11 @@
 """What proposes tokens in tests, and tiny models to propose them to."""
 
-import mlx.core as mx
-
 from edge.generate.decode import generate_tokens
 from edge.generate.lookup import PromptLookup
 from edge.generate.speculate import MOST_PROPOSED, Pace
-from edge.model.config import ModelConfig
-from edge.model.stablelm import Model
-from tests.support.tiny import random_tensors
+from tests.support.tiny import tiny_model
+
+tiny = tiny_model
 
 
 class Oracle:
@@ -37,14 +35,6 @@ class Wrong(PromptLookup):
 
     def propose(self, count):
         return [(token + 1) % 160 for token in super().propose(count)]
-
-
-def tiny(raw, seed=0):
-    config = ModelConfig.from_dict(raw)
-    model = Model(config)
-    tensors = {name: mx.array(array) for name, array in random_tensors(config, seed).items()}
-    model.load_weights(list(model.sanitize(tensors).items()))
-    return model
 
 
 def both(model, prompt, draft, **options):

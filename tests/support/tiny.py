@@ -3,10 +3,12 @@
 import json
 from pathlib import Path
 
+import mlx.core as mx
 import numpy as np
 from safetensors.numpy import save_file
 
 from edge.model.config import ModelConfig
+from edge.model.stablelm import Model
 from edge.model.tensors import expected_shapes
 
 PLAIN = {
@@ -91,6 +93,15 @@ LLAMA_CONFIGS = {
 }
 
 
+# What mx.quantize can do, with the smallest groups.
+MODES = {
+    "affine": {"group_size": 32, "bits": 4},
+    "mxfp4": {"group_size": 32, "bits": 4},
+    "nvfp4": {"group_size": 16, "bits": 4},
+    "mxfp8": {"group_size": 32, "bits": 8},
+}
+
+
 def random_tensors(config: ModelConfig, seed: int = 0) -> dict[str, np.ndarray]:
     """float32 weights by Hugging Face name; RandomState's stream is the same in every numpy."""
     rng = np.random.RandomState(seed)
@@ -113,12 +124,42 @@ def token_ids(config: ModelConfig, length: int = 40, seed: int = 1) -> np.ndarra
     return np.random.RandomState(seed).randint(0, config.vocab_size, (1, length))
 
 
-def write_checkpoint(path: Path, raw: dict, seed: int = 0) -> Path:
-    """A Hugging Face directory with float32 weights and a byte-level tokenizer."""
+def tiny_model(raw: dict, seed: int = 0) -> Model:
+    """A network with random weights, nothing in it joined."""
+    model = Model(ModelConfig.from_dict(raw))
+    tensors = {name: mx.array(array) for name, array in random_tensors(model.config, seed).items()}
+    model.load_weights(list(model.sanitize(tensors).items()))
+    return model
+
+
+def quantised_tensors(tensors: dict, how: dict, own: dict | None = None) -> dict:
+    """Matrices as codes, scales and biases, as `how` says or as `own` does for one of its path.
+
+    Those whose columns are no whole groups stay as they are, and so do those for which `own` says
+    False.
+    """
+    out = {}
+    for name, array in tensors.items():
+        stem = name.removesuffix(".weight")
+        recipe = (own or {}).get(stem, how)
+        if array.ndim != 2 or recipe is False or array.shape[1] % recipe["group_size"]:
+            out[name] = array
+            continue
+        parts = mx.quantize(mx.array(array), **recipe)
+        out |= zip((name, f"{stem}.scales", f"{stem}.biases"), parts, strict=False)
+    return out
+
+
+def write_checkpoint(path: Path, raw: dict, seed: int = 0, tensors: dict | None = None) -> Path:
+    """A Hugging Face directory with float32 weights, or others, and a byte-level tokenizer."""
     path.mkdir(parents=True, exist_ok=True)
     (path / "config.json").write_text(json.dumps(raw))
-    config = ModelConfig.from_dict(raw)
-    save_file(random_tensors(config, seed), path / "model.safetensors", metadata={"format": "pt"})
+    config, file = ModelConfig.from_dict(raw), path / "model.safetensors"
+    if tensors is None:
+        save_file(random_tensors(config, seed), file, metadata={"format": "pt"})
+    else:
+        arrays = {name: mx.array(array) for name, array in tensors.items()}
+        mx.save_safetensors(str(file), arrays)
     write_tokenizer(path, config.vocab_size)
     return path
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 
 if TYPE_CHECKING:
-    from edge.model.memory import Fit
+    from edge.model.memory import Need
 
 MLX, MLX_LM, LLAMA_CPP = "mlx", "mlx-lm", "llama.cpp"
 Logits = np.ndarray[Any, np.dtype[np.float32]]
@@ -93,7 +93,7 @@ def open_engine(
 
 def check_memory(
     name: str, path: Path, context_tokens: int, kv_bits: int | None = None
-) -> Fit | None:
+) -> tuple[Need, str | None] | None:
     """What an engine needs; None for llama.cpp, which maps its file and reports a lack itself.
 
     Raises:

@@ -29,7 +29,7 @@ from edge.convert.checkpoint import Checkpoint
 from edge.errors import EdgeError
 from edge.formats.safetensors_writer import Planned, SafetensorsWriter
 from edge.model.config import ModelConfig, read_config
-from edge.model.tensors import check_shapes, is_ignored
+from edge.model.tensors import check_shapes
 
 Ids = np.ndarray[Any, np.dtype[np.int32]]
 Progress = Callable[[float], None]
@@ -162,6 +162,7 @@ def network(config: ModelConfig) -> Any:
 
 def _read(path: Path) -> tuple[ModelConfig, dict[str, mx.array]]:
     """The config and its tensors, which MLX reads from disk when they are used."""
+    config = read_config(path / "config.json")
     weights: dict[str, mx.array] = {}
     for file in sorted(path.glob("*.safetensors")):
         try:
@@ -171,9 +172,8 @@ def _read(path: Path) -> tuple[ModelConfig, dict[str, mx.array]]:
                 f"{file} cannot be read ({error}); convert or download the model again."
             ) from None
         assert isinstance(loaded, dict)  # safetensors without metadata always is
-        weights |= {name: array for name, array in loaded.items() if not is_ignored(name)}
-    config = read_config(path / "config.json").matching(weights)
-    return config, weights
+        weights |= {name: array for name, array in loaded.items() if not config.drops(name)}
+    return config.matching(weights), weights
 
 
 def _check(

@@ -15,7 +15,6 @@ from edge.errors import EdgeError
 from edge.formats.gguf import read_gguf
 from edge.llama_cpp.quantise import quantise
 from edge.model.load import load_model
-from edge.model.variant import Variant
 
 Q4_K_M = 15
 CHUNKS, TOKENS = 4, 128
@@ -37,7 +36,7 @@ class Squares(nn.Module):
 @pytest.fixture(scope="module")
 def sums(demo_out, held_out_text) -> dict[str, np.ndarray]:
     """Summed squares of every linear's inputs over CHUNKS * TOKENS tokens, by GGUF name."""
-    model = load_model(demo_out / "mlx-fp16", variant=Variant(fuse=False))
+    model = load_model(demo_out / "mlx-fp16", fuse=False)
     leaves = tree_flatten(model.leaf_modules(), is_leaf=nn.Module.is_module)
     watched = {
         name: Squares(module)

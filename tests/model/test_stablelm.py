@@ -1,0 +1,349 @@
+"""The network against Hugging Face's (recorded and live) and mlx-lm's, however it is run."""
+
+from pathlib import Path
+
+import mlx.core as mx
+import numpy as np
+import pytest
+from mlx import nn
+from mlx.utils import tree_flatten, tree_map
+from mlx_lm.models.cache import make_prompt_cache
+from mlx_lm.utils import compute_bits_per_weight, get_total_parameters
+from mlx_lm.utils import load_model as mlx_lm_load_model
+
+from edge.errors import EdgeError
+from edge.model import stablelm
+from edge.model.config import ModelConfig
+from edge.model.load import load_model
+from edge.model.stablelm import (
+    FUSED_DECODE_WIDTHS,
+    LayerNorm,
+    PerHeadLayerNorm,
+    RMSNorm,
+    RotaryEmbedding,
+    head_width,
+)
+from edge.model.tensors import ORDER_READERS, expected_shapes, input_order_shapes
+from tests.support.tiny import (
+    CONFIGS,
+    LLAMA_CONFIGS,
+    MODES,
+    PLAIN,
+    quantised_tensors,
+    random_tensors,
+    tiny_model,
+    token_ids,
+    write_checkpoint,
+)
+
+REFERENCE = Path(__file__).parent / "reference_logits.npz"
+TOLERANCE = 1e-4
+ROUNDING = 1e-6  # float32, relative to the largest logit
+ALL = CONFIGS | LLAMA_CONFIGS
+
+
+@pytest.fixture(scope="module")
+def reference():
+    return np.load(REFERENCE)
+
+
+@pytest.fixture
+def padded_heads(monkeypatch):
+    """Heads padded as on Metal."""
+    monkeypatch.setitem(FUSED_DECODE_WIDTHS, "cpu", FUSED_DECODE_WIDTHS["metal"])
+
+
+def logits(model, lengths=(40,)):
+    """Of prefill in parts and single tokens, the cache in between."""
+    ids, cache = mx.array(token_ids(model.config, sum(lengths))), make_prompt_cache(model)
+    ends = np.cumsum(lengths)
+    parts = [model(ids[:, e - n : e], cache)[0] for n, e in zip(lengths, ends, strict=True)]
+    return np.array(mx.concatenate(parts))
+
+
+def relative(found, expected):
+    return np.abs(found - expected).max() / np.abs(expected).max()
+
+
+@pytest.mark.parametrize("lengths", [(40,), (1,) * 40, (7, 1, 32)], ids=len)
+@pytest.mark.parametrize("name", ALL)
+def test_logits_match_transformers(name, lengths, reference):
+    assert np.abs(logits(tiny_model(ALL[name]), lengths) - reference[name]).max() < TOLERANCE
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_recorded_logits_are_those_of_transformers_here(name, reference):
+    pytest.importorskip("torch", reason="PyTorch is not installed: recorded logits are used alone")
+    from tools.record_reference_logits import reference_logits
+
+    assert np.abs(reference_logits(ALL[name]) - reference[name]).max() < 1e-5
+
+
+@pytest.mark.parametrize("name", [n for n in ALL if n != "tied"])  # its StableLM has no tied head
+def test_mlx_lm_computes_the_same_on_the_same_files(name, tmp_path):
+    # Under our own config.json, which mlx-lm must understand as well.
+    path = write_checkpoint(tmp_path / "model", ModelConfig.from_dict(ALL[name]).to_dict())
+    ours, (theirs, _) = load_model(path, mx.float32), mlx_lm_load_model(path)
+    theirs.config = ours.config
+    for lengths in ((40,), (1,) * 40):
+        assert np.abs(logits(ours, lengths) - logits(theirs, lengths)).max() < TOLERANCE
+
+
+def test_batch_rows_are_independent():
+    model = tiny_model(CONFIGS["stable-code"])
+    first, second = (mx.array(token_ids(model.config, seed=s)) for s in (1, 2))
+    together = model(mx.concatenate([first, second]))
+    apart = mx.concatenate([model(first), model(second)])
+    assert np.abs(np.array(together) - np.array(apart)).max() < TOLERANCE
+
+
+# --- one position's norms and rotations, compiled on a CPU
+
+
+@pytest.fixture(params=["cpu", "metal"])
+def backend(request, monkeypatch):
+    """Compiled, and as a GPU has it."""
+    monkeypatch.setattr(stablelm, "current_backend", lambda: request.param)
+
+
+@pytest.mark.parametrize("dims", [16, 20, 64])
+@pytest.mark.parametrize("base", [10_000.0, 1_000_000.0])
+def test_rotation_is_mlx_s(dims, base, backend):
+    rope, how = RotaryEmbedding(dims, base), {"traditional": False, "base": base, "scale": 1.0}
+    for length in (1, 5):
+        x = mx.random.normal((2, 3, length, 64))
+        for offset in (0, 1, 1, 700, 3):  # again, and back
+            expected = mx.fast.rope(x, dims, offset=offset, **how)
+            assert mx.allclose(rope(x, offset), expected, rtol=0, atol=2e-4)
+    offset = mx.array([3, 9])  # of a batch, as mlx-lm's caches have it: they change it in place
+    for _ in range(2):
+        expected = mx.fast.rope(x, dims, offset=offset, **how)
+        assert mx.allclose(rope(x, offset), expected, rtol=0, atol=1e-5)
+        offset += 1
+
+
+@pytest.mark.parametrize("dtype", [mx.float16, mx.bfloat16])
+def test_rotation_keeps_half_precision(dtype, backend):
+    x = mx.random.normal((1, 3, 1, 64)).astype(dtype)
+    expected = mx.fast.rope(x, 16, traditional=False, base=10_000.0, scale=1.0, offset=7)
+    found = RotaryEmbedding(16, 10_000.0)(x, 7)
+    assert found.dtype == dtype and mx.allclose(found, expected, rtol=0, atol=2e-2)
+
+
+@pytest.mark.parametrize("length", [1, 5])
+def test_norms_are_mlx_s(length, backend):
+    x = 3 + mx.random.normal((1, length, 32))
+    ours, theirs = LayerNorm(32, eps=1e-5), nn.LayerNorm(32, eps=1e-5)
+    ours.bias = theirs.bias = mx.random.normal((32,))
+    for _ in range(2):  # nothing of the weight is compiled in
+        ours.weight = theirs.weight = mx.random.normal((32,))
+        assert mx.allclose(ours(x), theirs(x), rtol=0, atol=1e-5)
+    assert mx.allclose(RMSNorm(32)(x), nn.RMSNorm(32)(x), rtol=0, atol=1e-5)
+    heads, x = PerHeadLayerNorm(4, 8, 1e-5), x.reshape(1, length, 4, 8)
+    heads.weight = mx.random.normal((4, 8))
+    expected = mx.fast.layer_norm(x, None, None, 1e-5) * heads.weight
+    assert mx.allclose(heads(x), expected, rtol=0, atol=1e-5)
+
+
+# --- joined matrices and padded heads
+
+LENGTHS = (9, 1, 6, 1, 1)
+
+
+@pytest.mark.parametrize("fuse", [True, False])
+@pytest.mark.parametrize("name", ALL)
+def test_padded_heads_and_joined_matrices_compute_the_same(name, fuse, tmp_path, request):
+    path = write_checkpoint(tmp_path / "m", ALL[name])
+    apart, joined = (load_model(path, mx.float32, fuse=f) for f in (False, fuse))
+    request.getfixturevalue("padded_heads")
+    padded = load_model(path, mx.float32, fuse=fuse)
+    assert ("qkv_proj" in joined.layers[0].self_attn) == fuse
+    assert "q_proj" in joined.layers[-1].self_attn  # most of a prefill does without it
+    for model in (joined, padded):
+        assert relative(logits(model, LENGTHS), logits(apart, LENGTHS)) < ROUNDING
+
+
+def write_quantised(path, raw, how, own=None):
+    """A tiny artefact, every matrix quantised alike but for those that `own` names."""
+    tensors = quantised_tensors(random_tensors(ModelConfig.from_dict(raw)), how, own or {})
+    return write_checkpoint(path, {**raw, "quantization": {**how, **(own or {})}}, tensors=tensors)
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("name", ["stablelm-2-12b", "qkv-bias", "llama-bias", "llama-grouped"])
+def test_quantised_matrices_are_joined_as_they_are(name, mode, tmp_path):
+    path = write_quantised(tmp_path / "m", ALL[name], {"mode": mode, **MODES[mode]})
+    apart, model = (load_model(path, mx.float32, fuse=fuse) for fuse in (False, True))
+    attention, old = model.layers[0].self_attn, apart.layers[0].self_attn
+    assert isinstance(attention.qkv_proj, nn.QuantizedLinear)
+    rows = [old.q_proj.weight, old.k_proj.weight, old.v_proj.weight]
+    assert mx.array_equal(attention.qkv_proj.weight, mx.concatenate(rows))
+    assert "gate_up_proj" in model.layers[0].mlp and "gate_proj" not in model.layers[0].mlp
+    assert relative(logits(model, LENGTHS), logits(apart, LENGTHS)) < ROUNDING
+
+
+@pytest.mark.parametrize(
+    "own", [{"bits": 8, "group_size": 32}, {"bits": 4, "group_size": 64}, False], ids=str
+)
+def test_matrices_stored_in_different_ways_stay_apart(own, tmp_path):
+    how = {"group_size": 32, "bits": 4, "mode": "affine"}
+    names = ("model.layers.0.self_attn.v_proj", "model.layers.1.mlp.up_proj")
+    path = write_quantised(tmp_path / "m", PLAIN, how, dict.fromkeys(names, own))
+    model = load_model(path, mx.float32)
+    parts = [part for layer in model.layers for part in (layer.self_attn, layer.mlp)]
+    fused = ["qkv_proj" in p or "gate_up_proj" in p for p in parts]
+    assert fused == [False, True, False, False]  # of the last layer q, k and v are always apart
+
+
+@pytest.mark.parametrize(("backend", "fused"), [("cpu", False), ("metal", True), ("cuda", True)])
+def test_large_matrices_stay_apart_on_a_cpu(backend, fused, monkeypatch):
+    monkeypatch.setattr(stablelm, "LARGEST_JOINED_ON_CPU_BYTES", 1000)
+    monkeypatch.setattr(stablelm, "current_backend", lambda: backend)
+    model = tiny_model(PLAIN)
+    model.fuse()
+    assert ("gate_up_proj" in model.layers[0].mlp) == fused
+    assert ("qkv_proj" in model.layers[0].self_attn) == fused
+
+
+def test_a_bias_that_only_some_have_keeps_them_apart():
+    model = tiny_model({**CONFIGS["qkv-bias"], "num_hidden_layers": 3})
+    del model.layers[0].self_attn.k_proj["bias"]
+    model.fuse()
+    assert ["qkv_proj" in layer.self_attn for layer in model.layers] == [False, True, False]
+
+
+@pytest.mark.parametrize("artefact", ["mlx-fp16", "mlx-int4"])
+def test_a_joined_model_has_the_same_weights_for_mlx_lm(artefact, demo_out):
+    apart, model = (load_model(demo_out / artefact, fuse=fuse) for fuse in (False, True))
+    assert get_total_parameters(model) == get_total_parameters(apart)
+    assert compute_bits_per_weight(model) == compute_bits_per_weight(apart)
+    assert len(tree_flatten(model.parameters())) < len(tree_flatten(apart.parameters()))
+    model.set_dtype(mx.bfloat16)
+    found = model(mx.array([[1, 2, 3]]))
+    assert found.dtype == mx.bfloat16 and mx.all(mx.isfinite(found)).item()
+
+
+@pytest.mark.parametrize("fuse", [False, True])
+def test_loading_never_holds_the_weights_twice(fuse, tmp_path):
+    raw = {**PLAIN, "hidden_size": 256, "intermediate_size": 1024, "num_hidden_layers": 12}
+    path = write_checkpoint(tmp_path / "m", raw)
+    mx.clear_cache()
+    before = mx.get_active_memory()
+    mx.reset_peak_memory()
+    model = load_model(path, mx.float32, fuse)
+    held = sum(a.nbytes for _, a in tree_flatten(model.parameters()))
+    peak = mx.get_peak_memory() - before
+    assert held < peak + 4096 and peak < 1.2 * held
+
+
+@pytest.mark.parametrize(
+    ("head_dim", "metal", "cuda"),
+    [(64, 64, 64), (80, 96, 96), (96, 96, 96), (128, 128, 128), (160, 192, 160), (600, 600, 600)],
+)
+def test_heads_are_padded_where_the_device_gains(head_dim, metal, cuda):
+    widths = [head_width(head_dim, backend) for backend in ("metal", "cuda", "cpu")]
+    assert widths == [metal, cuda, head_dim]
+
+
+def test_the_cache_holds_padded_heads(padded_heads):
+    model = tiny_model(CONFIGS["stable-code"])
+    cache = make_prompt_cache(model)
+    model(mx.array([[1, 2, 3]]), cache)
+    assert cache[0].keys.shape[-1] == cache[0].values.shape[-1] == 96
+    assert not mx.any(cache[0].keys[..., 80:]).item()
+
+
+# --- columns stored in another order
+
+CASES = ("parallel", "grouped", "stable-code", "llama-bias")
+AFFINE = {"group_size": 32, "bits": 8, "mode": "affine"}
+O_ORDER = "model.layers.1.self_attn.o_order"
+
+
+def readers(order_name):
+    """The matrices whose inputs an order gathers."""
+    block, _, _ = order_name.rpartition(".")
+    key = ".".join(order_name.split(".")[3:])
+    return [f"{block}.{reader}.weight" for reader in ORDER_READERS[key]]
+
+
+def reordered(config, names):
+    """The random checkpoint, its columns stored in random orders under those names."""
+    tensors, rng = random_tensors(config), np.random.RandomState(7)
+    for name in names:
+        tensors[name] = rng.permutation(*input_order_shapes(config)[name]).astype(np.int32)
+        for weight in readers(name):
+            tensors[weight] = tensors[weight][:, tensors[name]]
+    return tensors
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_columns_in_another_order_give_the_same_logits(case, tmp_path):
+    config = ModelConfig.from_dict(ALL[case])
+    tensors = reordered(config, input_order_shapes(config))
+    moved = load_model(write_checkpoint(tmp_path / "m", ALL[case], tensors=tensors), mx.float32)
+    for lengths in ((40,), (1,) * 40):
+        assert np.abs(logits(moved, lengths) - logits(tiny_model(ALL[case]))).max() < TOLERANCE
+
+
+@pytest.mark.parametrize("name", input_order_shapes(ModelConfig.from_dict(PLAIN)))
+def test_each_order_alone(name, tmp_path):
+    tensors, expected = reordered(ModelConfig.from_dict(PLAIN), [name]), logits(tiny_model(PLAIN))
+    moved = load_model(write_checkpoint(tmp_path / "moved", PLAIN, tensors=tensors), mx.float32)
+    assert np.abs(logits(moved) - expected).max() < TOLERANCE
+    del tensors[name]
+    lost = load_model(write_checkpoint(tmp_path / "lost", PLAIN, tensors=tensors), mx.float32)
+    assert np.abs(logits(lost) - expected).max() > 0.1
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_quantised_columns_in_another_order(case, tmp_path):
+    """The oracle is the unquantised network on the dequantised matrices, put back in order."""
+    config = ModelConfig.from_dict(ALL[case])
+    tensors = reordered(config, input_order_shapes(config))
+    codes = quantised_tensors(tensors, AFFINE)
+    raw = {**ALL[case], "quantization": AFFINE}
+    moved = load_model(write_checkpoint(tmp_path / "m", raw, tensors=codes), mx.float32)
+    assert isinstance(moved.layers[0].self_attn.o_proj, nn.QuantizedLinear)
+    plain = {name: tensors[name] for name in expected_shapes(config)}
+    for stem in [name.removesuffix("scales") for name in codes if name.endswith(".scales")]:
+        parts = (codes[f"{stem}{part}"] for part in ("weight", "scales", "biases"))
+        plain[f"{stem}weight"] = np.array(mx.dequantize(*parts, **AFFINE))
+    for name in input_order_shapes(config):
+        for weight in readers(name):
+            plain[weight] = plain[weight][:, np.argsort(tensors[name])]
+    expected = load_model(write_checkpoint(tmp_path / "p", ALL[case], tensors=plain), mx.float32)
+    assert np.abs(logits(moved) - logits(expected)).max() < TOLERANCE
+
+
+def test_orders_are_not_parameters_and_keep_their_type(tmp_path):
+    config = ModelConfig.from_dict(PLAIN)
+    tensors = reordered(config, input_order_shapes(config))
+    model = load_model(write_checkpoint(tmp_path / "m", PLAIN, tensors=tensors), mx.float32)
+    before = logits(model)
+    model.unfreeze()
+    for parameters in (model.parameters(), model.trainable_parameters()):
+        assert not any("order" in name for name, _ in tree_flatten(parameters))
+    model.set_dtype(mx.float16)
+    model.update(tree_map(lambda a: a.astype(mx.float32), model.parameters()))
+    assert np.abs(logits(model) - before).max() < 0.1  # the weights went through float16
+
+
+@pytest.mark.parametrize(
+    ("name", "order"),
+    [
+        (O_ORDER, np.arange(65, dtype=np.int32)),
+        (O_ORDER, np.arange(64, dtype=np.int32).reshape(8, 8)),
+        (O_ORDER, np.arange(1, 65, dtype=np.int32)),
+        (O_ORDER, np.r_[0, np.arange(63)].astype(np.int32)),
+        (O_ORDER, np.arange(0, dtype=np.int32)),
+        (O_ORDER, np.arange(64, dtype=np.int64)),
+        ("model.layers.2.mlp.gate_up_order", np.arange(64, dtype=np.int32)),
+        ("model.layers.0.mlp.order", np.arange(64, dtype=np.int32)),
+    ],
+    ids=str,
+)
+def test_a_broken_order_is_refused(name, order, tmp_path):
+    tensors = {**random_tensors(ModelConfig.from_dict(PLAIN)), name: order}
+    with pytest.raises(EdgeError, match=name):
+        load_model(write_checkpoint(tmp_path / "m", PLAIN, tensors=tensors))
