@@ -17,17 +17,10 @@ from typing import Any
 from edge.errors import EdgeError
 from edge.formats.files import read_json_object, read_small_file
 
-TOKENIZER, CONFIG, NAMES = "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json"
-SENTENCEPIECE = "tokenizer.model"
+TOKENIZER, SENTENCEPIECE = "tokenizer.json", "tokenizer.model"
 # In the order in which transformers adds those that the vocabulary lacks.
 SPECIAL_TOKENS = (
-    "bos_token",
-    "eos_token",
-    "unk_token",
-    "sep_token",
-    "pad_token",
-    "cls_token",
-    "mask_token",
+    *("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token"),
 )
 # transformers does not read these tokenizer.json as they are but builds its own from their parts.
 REBUILT = ("LlamaTokenizer", "CodeLlamaTokenizer")
@@ -61,52 +54,32 @@ class Tokenizer:
         self.clean_up_tokenization_spaces = False
         self.bos_token = special_tokens.get("bos_token")
         self.eos_token = special_tokens.get("eos_token")
-        self.unk_token = special_tokens.get("unk_token")
-        self.pad_token = special_tokens.get("pad_token")
         own = () if self.eos_token_id is None else (self.eos_token_id,)
         self.eos_token_ids = {*eos_ids, *own}
 
     @classmethod
     def load(cls, path: Path, network: Mapping[str, Any] | None = None) -> Tokenizer:
-        """Read the tokenizer of a model directory.
-
-        Args:
-            path: the directory.
-            network: its config.json where that has been read already.
+        """Reads the tokenizer of a model directory; `network` is its config.json if that is read.
 
         Raises:
             EdgeError: there is none, or one of its files is broken.
         """
-        config = _optional(path / CONFIG)
-        if not (path / TOKENIZER).exists() or _is_rebuilt(path, config):
-            return cls._by_transformers(path, network)
-        try:
-            backend = _backend(path / TOKENIZER)
-            names = {**_names(config), **_named_apart(path, config)}
-            _add_missing(backend, config, names)
-            return cls(backend, names, _eos_ids(path, network), _chat_template(path, config))
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
-            raise _broken(path, error) from None
-
-    @classmethod
-    def _by_transformers(cls, path: Path, network: Mapping[str, Any] | None) -> Tokenizer:
-        """What only transformers can read: SentencePiece models, and what it builds itself."""
         if not any((path / name).exists() for name in (TOKENIZER, SENTENCEPIECE)):
             raise EdgeError(
                 f"{path} has no {TOKENIZER} and no {SENTENCEPIECE}; download or convert the "
                 f"model again."
             )
-        from mlx_lm.utils import load_tokenizer
-
+        eos_ids = _eos_ids(path, network)
         try:
-            found = load_tokenizer(path, {"trust_remote_code": False})
-            names = {name: str(token) for name, token in found.special_tokens_map.items()}
-            template = _only_template(found.chat_template)
-            return cls(found.backend_tokenizer, names, _eos_ids(path, network), template)
+            backend, names, template = _read(path) or _read_by_transformers(path)
+            return cls(backend, names, eos_ids, template)
         except EdgeError:
             raise
-        except Exception as error:  # transformers has no class for its errors
-            raise _broken(path, error) from None
+        except Exception as error:  # neither tokenizers nor transformers has classes for its own
+            raise EdgeError(
+                f"{path}: the tokenizer cannot be read ({error or type(error).__name__}); convert "
+                f"the checkpoint again."
+            ) from None
 
     @property
     def bos_token_id(self) -> int | None:
@@ -134,20 +107,17 @@ class Tokenizer:
     def encode(self, text: str, add_special_tokens: bool = True) -> list[int]:
         """Text -> ids; names of special tokens in it become these tokens.
 
-        Args:
-            text: anything.
-            add_special_tokens: whether BOS or EOS come with it, where the model has it so.
+        With `add_special_tokens` BOS or EOS come with it, where the model has it so.
 
         Raises:
-            EdgeError: the text has half a character, which is no Unicode.
+            EdgeError: the text has half a character, which is not Unicode.
         """
+        backend = self.backend_tokenizer
         try:
-            ids: list[int] = self.backend_tokenizer.encode(
-                text, add_special_tokens=add_special_tokens
-            ).ids
+            ids: list[int] = backend.encode(text, add_special_tokens=add_special_tokens).ids
         except (TypeError, UnicodeEncodeError):
             raise EdgeError(
-                "the text has half a surrogate pair, which is no character; read it as UTF-8."
+                "the text has half a surrogate pair, which is not a character; read it as UTF-8."
             ) from None
         return ids
 
@@ -159,10 +129,7 @@ class Tokenizer:
     ) -> str:
         """Ids -> text; ids that the vocabulary lacks are nothing.
 
-        Args:
-            ids: of tokens.
-            skip_special_tokens: leave their names out.
-            clean_up_tokenization_spaces: accepted and ignored, as transformers does for BPE.
+        `clean_up_tokenization_spaces` is ignored, as transformers does for BPE.
 
         Raises:
             OverflowError: an id is negative or beyond 32 bits.
@@ -188,7 +155,7 @@ class Tokenizer:
         return_dict: bool = False,
         **variables: Any,
     ) -> str | list[int]:
-        """A conversation as the model was trained to read it.
+        """A conversation as the model was trained to read it, as text or as ids.
 
         Args:
             messages: each with `role` and `content`.
@@ -212,42 +179,57 @@ class Tokenizer:
         return self.encode(text, add_special_tokens=False) if tokenize else text
 
 
-def _optional(path: Path) -> dict[str, Any]:
-    return read_json_object(path) if path.exists() else {}
+# The `tokenizers.Tokenizer` of a directory, its special tokens by their names, its chat template.
+Parts = tuple[Any, dict[str, str], str | None]
 
 
-def _is_rebuilt(path: Path, config: Mapping[str, Any]) -> bool:
-    """Whether transformers would make something else of tokenizer.json.
-
-    It leaves byte-level ones alone, which Llama 3 calls by Llama 2's name.
-    """
-    if str(config.get("tokenizer_class")).removesuffix("Fast") not in REBUILT:
-        return False
-    content = read_json_object(path / TOKENIZER)
-    return "ByteLevel" not in str([content.get(key) for key in ("pre_tokenizer", "decoder")])
-
-
-def _backend(path: Path) -> Any:
+def _read(path: Path) -> Parts | None:
+    """What can be read without transformers; None where it would make something else of it."""
     from tokenizers import Tokenizer as Backend
 
-    data = read_small_file(path)
+    config, file = _optional(path / "tokenizer_config.json"), path / TOKENIZER
+    if not file.exists():
+        return None
+    data = read_small_file(file)
     try:
-        return Backend.from_buffer(data)
+        backend = Backend.from_buffer(data)
     except Exception as error:  # it has no class for its errors
         raise EdgeError(
-            f"{path} is not a tokenizer ({error}); download or convert the model again."
+            f"{file} is not a tokenizer ({error}); download or convert the model again."
         ) from None
+    # Byte-level ones it leaves alone, which Llama 3 calls by Llama 2's name.
+    if str(config.get("tokenizer_class")).removesuffix("Fast") in REBUILT:
+        parts = (backend.pre_tokenizer, backend.decoder)
+        if not any(part and b"ByteLevel" in part.__getstate__() for part in parts):
+            return None
+    names = _names(config)
+    if "added_tokens_decoder" not in config:
+        names |= _names(_optional(path / "special_tokens_map.json"))
+    _add_missing(backend, config, names)
+    template = path / "chat_template.jinja"  # wins over the config's
+    if template.exists():
+        text = read_small_file(template).decode()
+        return backend, names, text.replace("\r\n", "\n").replace("\r", "\n")
+    return backend, names, _only_template(config.get("chat_template"))
+
+
+def _read_by_transformers(path: Path) -> Parts:
+    """SentencePiece models, and what transformers builds itself."""
+    from mlx_lm.utils import load_tokenizer
+
+    found = load_tokenizer(path, {"trust_remote_code": False})
+    names = {name: str(token) for name, token in found.special_tokens_map.items()}
+    return found.backend_tokenizer, names, _only_template(found.chat_template)
+
+
+def _optional(path: Path) -> dict[str, Any]:
+    return read_json_object(path) if path.exists() else {}
 
 
 def _names(config: Mapping[str, Any]) -> dict[str, str]:
     """The special tokens that a file names, by what they are for."""
     found = {name: _text(config[name]) for name in SPECIAL_TOKENS if config.get(name) is not None}
     return {name: text for name, text in found.items() if text}
-
-
-def _named_apart(path: Path, config: Mapping[str, Any]) -> dict[str, str]:
-    """Those of special_tokens_map.json, which counts where the config has no list of tokens."""
-    return {} if "added_tokens_decoder" in config else _names(_optional(path / NAMES))
 
 
 def _text(token: Any) -> str:
@@ -259,21 +241,17 @@ def _text(token: Any) -> str:
 
 
 def _add_missing(backend: Any, config: Mapping[str, Any], names: Mapping[str, str]) -> None:
-    """Add the tokens that are named beside tokenizer.json only; they get the next ids."""
+    """Adds the tokens that are named beside tokenizer.json only; they get the next ids."""
     from tokenizers import AddedToken
 
     listed = config.get("added_tokens_decoder") or {}
     ordered = [token for _, token in sorted(listed.items(), key=lambda item: int(item[0]))]
-    flags = [AddedToken(**{**token, "content": _text(token)}) for token in ordered]
+    backend.add_tokens([AddedToken(**{**token, "content": _text(token)}) for token in ordered])
     extra = config.get("extra_special_tokens") or config.get("additional_special_tokens") or []
     values = extra.values() if isinstance(extra, dict) else extra
-    special = [_text(token) for token in (*names.values(), *values)]
-    known = list(backend.get_added_tokens_decoder().values())
-    flags = [token for token in flags if repr(token) not in map(repr, known)]
-    contents = {token.content for token in (*known, *flags)}
-    flags += [AddedToken(text, special=True) for text in special if text not in contents]
-    if flags:
-        backend.add_tokens(flags)
+    special = dict.fromkeys(_text(token) for token in (*names.values(), *values))
+    known = {token.content for token in backend.get_added_tokens_decoder().values()}
+    backend.add_tokens([AddedToken(text, special=True) for text in special if text not in known])
 
 
 def _eos_ids(path: Path, network: Mapping[str, Any] | None) -> list[int]:
@@ -288,14 +266,6 @@ def _whole_ids(config: Mapping[str, Any]) -> list[int]:
     return [i for i in ids if type(i) is int and i >= 0]
 
 
-def _chat_template(path: Path, config: Mapping[str, Any]) -> str | None:
-    """The template to use: a file beside the tokenizer wins over the config's."""
-    file = path / "chat_template.jinja"
-    if file.exists():
-        return read_small_file(file).decode().replace("\r\n", "\n").replace("\r", "\n")
-    return _only_template(config.get("chat_template"))
-
-
 def _only_template(found: Any) -> str | None:
     """The template named default of several, or the only one."""
     if isinstance(found, list):
@@ -305,10 +275,3 @@ def _only_template(found: Any) -> str | None:
     if found is not None and not isinstance(found, str):
         raise TypeError(f"the chat template is {type(found).__name__}, not text")
     return found
-
-
-def _broken(path: Path, error: Exception) -> EdgeError:
-    return EdgeError(
-        f"{path}: the tokenizer cannot be read ({error or type(error).__name__}); convert the "
-        f"checkpoint again."
-    )

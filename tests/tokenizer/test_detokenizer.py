@@ -206,15 +206,12 @@ STREAMED = {
     "gemma": decoders.Sequence([SPACES, FALLBACK, FUSE]),
     "nested": decoders.Sequence([decoders.Sequence(LLAMA[:2]), decoders.Sequence(LLAMA[2:])]),
     "strips three": decoders.Sequence([SPACES, FALLBACK, FUSE, decoders.Strip(" ", 3, 0)]),
-    "strips tokens": decoders.Sequence([SPACES, decoders.Strip(" ", 1, 0), FALLBACK]),
-    "metaspace": decoders.Metaspace("▁", "always"),
-    "metaspace first": decoders.Metaspace("▁", "first"),
-    "metaspace never": decoders.Metaspace("▁", "never"),
-    "fallback, metaspace": decoders.Sequence([FALLBACK, decoders.Metaspace()]),
-    "bytes, strip": decoders.Sequence([decoders.ByteLevel(), decoders.Strip("a", 2, 0)]),
 }
 LATE = {
     "no decoder": None,
+    "strips tokens": decoders.Sequence([SPACES, decoders.Strip(" ", 1, 0), FALLBACK]),
+    "metaspace": decoders.Metaspace("▁", "always"),
+    "bytes, strip": decoders.Sequence([decoders.ByteLevel(), decoders.Strip("a", 2, 0)]),
     "word piece": decoders.WordPiece(),
     "bpe": decoders.BPEDecoder(),
     "ctc": decoders.CTC(),

