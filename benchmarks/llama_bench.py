@@ -15,12 +15,12 @@ import statistics
 import subprocess
 from pathlib import Path
 
-from edge.bench.job import Job
 from edge.bench.runner import run_job
-from edge.bench.workload import Workload
+from edge.bench.worker import Job
 from edge.device.describe import usable_cores
 from edge.formats.gguf import read_tensors
 from edge.llama_cpp.session import has_amx, library
+from edge.profile.profile import Workload
 
 
 def ours(job: Job) -> dict[str, float]:

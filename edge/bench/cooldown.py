@@ -1,24 +1,22 @@
-"""Let the machine come to rest before a measurement, and learn what rest costs."""
+"""Wait until the machine is idle; measure idle power; keep the machine awake."""
 
 from __future__ import annotations
 
+import os
 import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
-from os import getpid
 
 import psutil
 
-from edge.device.state import NOMINAL, State, look
+from edge.device.state import NOMINAL, look
 from edge.power.meter import Meter, integrate
 
 NewMeter = Callable[[], Meter]
-Sleep = Callable[[float], None]
-Clock = Callable[[], int]
 
 PERIOD_S = 2.0
 # Near idle: what a quiet system wavers by. A small chip's idle is a tenth of a watt.
@@ -32,11 +30,11 @@ MIN_COVERAGE = 0.9
 
 
 @dataclass(frozen=True)
-class Cooled:
-    """How long a process waited; `unsettled` says what was still wrong at the limit."""
+class Cooldown:
+    """How long a process waited; `timed_out` says what was still wrong at the limit."""
 
     waited_s: float = 0.0
-    unsettled: str | None = None
+    timed_out: str | None = None
 
 
 @dataclass(frozen=True)
@@ -49,54 +47,49 @@ class Idle:
     samples: int
 
 
-@dataclass(frozen=True)
-class Machine:
-    """What waiting needs to know of the machine; all of it can be a stand-in.
+def cool_down(limit_s: float, new_meter: NewMeter, idle: Idle | None) -> Cooldown:
+    """Wait until thermal pressure is nominal and power, or else the load, is near idle.
 
-    `busy` blocks for a moment and gives the share of all cores in use.
+    Where neither heat nor power is known it does not wait: time alone proves nothing. A limit
+    of 0 does not even look; `idle` is None where no meter measured it.
     """
-
-    new_meter: NewMeter
-    look: Callable[[], State] = look
-    clock: Clock = time.monotonic_ns
-    sleep: Sleep = time.sleep
-    busy: Callable[[], float] = lambda: psutil.cpu_percent(interval=BUSY_S) / 100
-
-
-def cool_down(limit_s: float, machine: Machine, idle: Idle | None) -> Cooled:
-    """Wait until thermal pressure is nominal and power, or else the load, is near rest.
-
-    Where neither heat nor power can be known it does not wait: time alone proves nothing.
-
-    Args:
-        limit_s: wait no longer than this; 0 does not even look.
-        machine: what tells and what waits.
-        idle: its power at rest, None where no meter measured it.
-    """
-    if limit_s <= 0 or (machine.look().thermal is None and idle is None):
-        return Cooled()
-    begin_ns = machine.clock()
+    if limit_s <= 0 or (look().thermal is None and idle is None):
+        return Cooldown()
+    begin_ns = time.monotonic_ns()
     while True:
-        wrong = _unrest(machine, idle)
-        waited_s = (machine.clock() - begin_ns) / 1e9
-        if wrong is None or waited_s >= limit_s:
-            return Cooled(waited_s, wrong)
-        machine.sleep(min(PERIOD_S, limit_s - waited_s))
+        reason = _busy_reason(new_meter, idle)
+        waited_s = (time.monotonic_ns() - begin_ns) / 1e9
+        if reason is None or waited_s >= limit_s:
+            return Cooldown(waited_s, reason)
+        time.sleep(min(PERIOD_S, limit_s - waited_s))
 
 
-def measure_idle(seconds: float, machine: Machine) -> Idle | None:
-    """Power while nothing of ours runs; None where no meter can tell."""
+def _busy_reason(new_meter: NewMeter, idle: Idle | None) -> str | None:
+    thermal = look().thermal
+    if thermal not in (None, NOMINAL):
+        return f"thermal pressure is {thermal}"
+    if idle is None:
+        share = psutil.cpu_percent(interval=BUSY_S) / 100
+        return None if share <= QUIET_SHARE else f"programs use {share:.0%} of the processor"
+    probe = measure_idle(PERIOD_S, new_meter)
+    if probe is None or probe.watts <= IDLE_FACTOR * idle.watts + IDLE_SLACK_W:
+        return None
+    return f"power is {probe.watts:.1f} W, {idle.watts:.1f} W when idle"
+
+
+def measure_idle(seconds: float, new_meter: NewMeter) -> Idle | None:
+    """Power while nothing of ours runs; None without a meter."""
     if seconds <= 0:
         return None
-    meter = machine.new_meter()
+    meter = new_meter()
     if meter.unavailable is not None:
         return None
     meter.start()
-    begin_ns = machine.clock()
+    begin_ns = time.monotonic_ns()
     try:
-        machine.sleep(seconds)
+        time.sleep(seconds)
     finally:
-        end_ns = machine.clock()
+        end_ns = time.monotonic_ns()
         samples = meter.stop()
     energy = integrate(samples, begin_ns, max(end_ns, begin_ns + 1))
     if energy.coverage < MIN_COVERAGE or not energy.is_total:
@@ -124,35 +117,8 @@ def baseline_drift(before: Idle | None, after: Idle | None) -> str | None:
     )
 
 
-@contextmanager
-def kept_awake(system: str = sys.platform) -> Iterator[None]:
-    """On macOS hold `caffeinate -i`, so that the machine does not sleep in the middle.
-
-    It watches this process and ends with it, however that ends.
-    """
-    if system != "darwin":
-        yield
-        return
-    holder = None
-    with suppress(OSError):  # not there: the machine may sleep, and the trials will show it
-        holder = subprocess.Popen(("caffeinate", "-i", "-w", str(getpid())))
-    try:
-        yield
-    finally:
-        if holder is not None:
-            holder.terminate()
-            holder.wait()
-
-
-def _unrest(machine: Machine, idle: Idle | None) -> str | None:
-    """What keeps the machine from being at rest, None if nothing does."""
-    thermal = machine.look().thermal
-    if thermal not in (None, NOMINAL):
-        return f"thermal pressure is {thermal}"
-    if idle is None:
-        share = machine.busy()
-        return None if share <= QUIET_SHARE else f"programs use {share:.0%} of the processor"
-    probe = measure_idle(PERIOD_S, machine)
-    if probe is None or probe.watts <= IDLE_FACTOR * idle.watts + IDLE_SLACK_W:
-        return None
-    return f"power is {probe.watts:.1f} W, {idle.watts:.1f} W at rest"
+def keep_awake() -> None:
+    """On macOS start `caffeinate -i`, which ends with this process however that ends."""
+    if sys.platform == "darwin":
+        with suppress(OSError):  # it is missing: the machine may sleep, and the trials show it
+            subprocess.Popen(("caffeinate", "-i", "-w", str(os.getpid())))

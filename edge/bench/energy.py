@@ -1,103 +1,63 @@
-"""A trial's energy: prefill and decode apart, or null with the reason."""
+"""Energy of a trial's windows, and a process's power over time as a profile keeps it."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Iterator, Sequence
 
-from edge.bench.trial import Trial
-from edge.power.meter import Energy, Sample, integrate
+from msgspec.structs import replace
+
+from edge.power.meter import Energy, Sample, integrate, worst_thermal
+from edge.profile.profile import EnergyWindow, PowerSeries, ThermalChange, Trial
 
 # Less than this and part of the window's energy is unknown.
 MIN_COVERAGE = 0.99
+# Some 25 bytes each in the file; more than a plot has pixels.
+KEPT_SAMPLES = 1000
 
 
-@dataclass(frozen=True)
-class WindowEnergy:
-    """Energy of one window, and the tokens whose work lies in it.
+def with_energy(trial: Trial, samples: Sequence[Sample], source: str) -> Trial:
+    """The trial with the energy of both windows; without any samples there is none.
 
-    `missing` says why there is no total; then every figure is None.
-    """
-
-    seconds: float
-    tokens: int
-    energy: Energy
-    missing: str | None
-
-    @property
-    def power_w(self) -> float | None:
-        """Mean over the window; what coverage lacks to 1 is taken as the mean of the rest."""
-        if self.missing is not None:
-            return None
-        return self.energy.total_j / (self.seconds * self.energy.coverage)
-
-    @property
-    def joules_per_token(self) -> float | None:
-        """Gross: all that the boundary used in the window."""
-        power_w = self.power_w
-        return None if power_w is None or not self.tokens else power_w * self.seconds / self.tokens
-
-    def net_joules_per_token(self, idle_w: float | None) -> float | None:
-        """Gross less what the machine would have used without work, in the same time."""
-        gross_j = self.joules_per_token
-        if gross_j is None or idle_w is None:
-            return None
-        return gross_j - idle_w * self.seconds / self.tokens
-
-    @property
-    def edge_share(self) -> float:
-        """How much of the total the window's edges can have misplaced."""
-        total_j = self.energy.total_j
-        return self.energy.edge_error_j / total_j if total_j > 0 else 0.0
-
-    def to_record(self) -> dict[str, Any]:
-        """What a profile keeps."""
-        return {
-            "window_s": self.seconds,
-            "tokens": self.tokens,
-            "joules": dict(self.energy.joules),
-            "beside": dict(self.energy.beside),
-            "coverage": self.energy.coverage,
-            "edge_error_j": self.energy.edge_error_j,
-            "records": self.energy.records,
-            "thermal_worst": self.energy.thermal_worst,
-            "missing": self.missing,
-        }
-
-
-@dataclass(frozen=True)
-class TrialEnergy:
-    """Both windows of a trial; None where the trial has no such window or nothing measured."""
-
-    prefill: WindowEnergy | None = None
-    decode: WindowEnergy | None = None
-
-
-def trial_energy(trial: Trial, samples: Sequence[Sample], source: str) -> TrialEnergy:
-    """Energy of both windows.
+    A window reaches from its first stamp to its last over all passes. In the decode window lies
+    the whole work of all tokens but the very first.
 
     Args:
-        trial: whose windows.
-        samples: a meter's, over the whole process; without any there is no energy at all.
+        trial: as the worker measured it.
+        samples: a meter's, over the whole process.
         source: the meter's name, for the reasons.
     """
     if not samples:
-        return TrialEnergy()
-    return TrialEnergy(
-        prefill=_window(samples, trial.prefill_window_ns, trial.window_prompt_tokens, source),
-        decode=_window(samples, trial.decode_window_ns, trial.window_tokens, source),
+        return trial
+    prompt_tokens = trial.prompt_tokens * len(trial.prefills)
+    tokens = sum(len(times) + 1 for times in trial.token_us) - 1
+    decode = _window(samples, trial.passes, tokens, source) if tokens > 0 else None
+    return replace(
+        trial,
+        prefill_energy=_window(samples, trial.prefills, prompt_tokens, source),
+        decode_energy=decode,
+        energy_j=decode.joules if decode else None,
+        energy_coverage=decode.coverage if decode else None,
     )
 
 
 def _window(
-    samples: Sequence[Sample], window_ns: tuple[int, int] | None, tokens: int, source: str
-) -> WindowEnergy | None:
-    if window_ns is None or window_ns[1] <= window_ns[0]:
+    samples: Sequence[Sample], passes: Sequence[tuple[int, int]], tokens: int, source: str
+) -> EnergyWindow | None:
+    if not passes or passes[-1][1] <= passes[0][0]:
         return None
-    energy = integrate(samples, *window_ns)
-    seconds = (window_ns[1] - window_ns[0]) / 1e9
-    return WindowEnergy(seconds, tokens, energy, _missing(energy, source))
+    begin_ns, end_ns = passes[0][0], passes[-1][1]
+    energy = integrate(samples, begin_ns, end_ns)
+    return EnergyWindow(
+        window_s=(end_ns - begin_ns) / 1e9,
+        tokens=tokens,
+        joules=dict(energy.joules),
+        beside=dict(energy.beside),
+        coverage=energy.coverage,
+        edge_error_j=energy.edge_error_j,
+        records=energy.records,
+        thermal_worst=energy.thermal_worst,
+        missing=_missing(energy, source),
+    )
 
 
 def _missing(energy: Energy, source: str) -> str | None:
@@ -108,3 +68,41 @@ def _missing(energy: Energy, source: str) -> str | None:
     if not energy.is_total:
         return f"the CPU's counter of {source} failed, so that no total is known: measure again"
     return None
+
+
+def power_series(samples: Sequence[Sample]) -> PowerSeries | None:
+    """Begins, ends, whole milliwatts per rail, and the thermal level wherever it changes.
+
+    Of more than `KEPT_SAMPLES` neighbours are merged: joules are kept, not peaks. None without
+    samples.
+    """
+    groups = list(_groups([s for s in samples if s.end_ns > s.begin_ns]))
+    if not groups:
+        return None
+    rails = sorted({rail for group in groups for s in group for rail in s.joules})
+    return PowerSeries(
+        begin_ns=[group[0].begin_ns for group in groups],
+        end_ns=[group[-1].end_ns for group in groups],
+        milliwatts={rail: [_milliwatts(group, rail) for group in groups] for rail in rails},
+        thermal=_changes(groups),
+    )
+
+
+def _groups(samples: Sequence[Sample]) -> Iterator[Sequence[Sample]]:
+    size = max(1, -(-len(samples) // KEPT_SAMPLES))
+    for first in range(0, len(samples), size):
+        yield samples[first : first + size]
+
+
+def _milliwatts(group: Sequence[Sample], rail: str) -> int:
+    seconds = sum(s.end_ns - s.begin_ns for s in group) / 1e9
+    return round(1000 * sum(s.joules.get(rail, 0.0) for s in group) / seconds)
+
+
+def _changes(groups: Sequence[Sequence[Sample]]) -> list[ThermalChange]:
+    changes: list[ThermalChange] = []
+    for group in groups:
+        level = worst_thermal([s.thermal for s in group])
+        if level is not None and (not changes or changes[-1].level != level):
+            changes.append(ThermalChange(begin_ns=group[0].begin_ns, level=level))
+    return changes

@@ -25,6 +25,7 @@ import numpy as np
 
 from edge.bench.engines.engine import LLAMA_CPP, Engine, Logits
 from edge.convert.artefacts.recipes import rounding_bound
+from edge.profile.profile import Quality
 
 PREFILLED, STEPPED = 16, 16
 POSITIONS = PREFILLED + STEPPED
@@ -148,20 +149,17 @@ def judge(
 def _conversion_fault(checkpoint: Digest, own: Digest, precision: str) -> str | None:
     if own["settings"]:
         return f"wrong settings: the artefact has {', '.join(own['settings'])}; convert it again"
-    bound = rounding_bound(precision)
-    if own["tensor_error"] is None or own["tensor_error"] > bound:
-        return (
-            f"wrong weights: tensor {own['tensor']} is {_size(own['tensor_error'])} off the "
-            f"checkpoint's, and {precision} can account for {bound:.2g}; convert it again"
-        )
-    bound = rounding_bound(precision, *LOGITS_BOUND)
     found, _ = _errors(checkpoint["logits"], own["logits"])
-    if found <= bound:
-        return None
-    return (
-        f"wrong weights: the artefact's logits are {_size(found)} off the checkpoint's, and "
-        f"{precision} can account for {bound:.2g}; convert it again"
-    )
+    for what, error, bound in (
+        (f"tensor {own['tensor']} is", own["tensor_error"], rounding_bound(precision)),
+        ("the artefact's logits are", found, rounding_bound(precision, *LOGITS_BOUND)),
+    ):
+        if error is None or error > bound:
+            return (
+                f"wrong weights: {what} {_size(error)} off the checkpoint's, and {precision} can "
+                f"account for {bound:.2g}; convert it again"
+            )
+    return None
 
 
 def _engine_fault(own: Digest, digest: Digest, bound: float) -> str | None:
@@ -191,16 +189,16 @@ def _size(error: float | None) -> str:
     return "infinitely far" if error is None or not math.isfinite(error) else f"{error:.2g}"
 
 
-def quality_fault(record: Mapping[str, Any], precision: str) -> str | None:
+def quality_fault(quality: Quality, precision: str) -> str | None:
     """Why a row is INVALID; None where the artefact predicts as its precision lets expect."""
-    kl = record["kl_mean"]
+    kl = quality.kl_mean
     if kl is None:
-        broken = record["perplexity"] is None
+        broken = quality.perplexity is None
         return "wrong predictions: its logits are not finite" if broken else None
     bound = rounding_bound(precision, *ROOT_KL_BOUND) ** 2
     if kl <= bound:
         return None
     return (
-        f"wrong predictions: {kl:.2g} nats per token from {record['reference']}, and {precision} "
+        f"wrong predictions: {kl:.2g} nats per token from {quality.reference}, and {precision} "
         f"can account for {bound:.2g}; convert it again"
     )

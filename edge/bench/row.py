@@ -4,49 +4,44 @@ from __future__ import annotations
 
 import os
 import statistics
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import msgspec
 
-from edge.bench.energy import TrialEnergy
-from edge.bench.engines.engine import EngineFacts
+from edge.bench.energy import power_series
+from edge.bench.engines.engine import LLAMA_CPP
 from edge.bench.gate import Digest, judge, quality_fault
-from edge.bench.job import Job
-from edge.bench.power_series import power_series
-from edge.bench.rounds import ProcessRun
-from edge.bench.statistics import summarise
-from edge.bench.trial import Trial
+from edge.bench.runner import ProcessRun
+from edge.bench.trial import kept_times
 from edge.bench.verdict import (
-    Judgement,
+    VERDICTS,
     judge_conditions,
     judge_energy,
     judge_failure,
     judge_speed,
+    warning,
+    worst_first,
 )
-from edge.device.describe import Bandwidth, Device, usable_cores
+from edge.bench.worker import Done, Job
+from edge.device.describe import Device, usable_cores
 from edge.device.roofline import fraction_on, on_gpu
 from edge.profile.profile import (
-    EngineFacts as Facts,
-)
-from edge.profile.profile import (
+    EnergyWindow,
+    EngineFacts,
     PowerSource,
     Process,
+    Quality,
     Quantity,
+    Reason,
     Row,
-    Verdict,
+    Trial,
 )
-from edge.profile.profile import (
-    Quality as RowQuality,
-)
-from edge.profile.profile import (
-    Trial as KeptTrial,
-)
-from edge.stats import percentiles
+from edge.stats import interval, percentiles
 
-NO_QUALITY = "quality was not measured: add --quality"
+Quantities = dict[str, Quantity | None]
 
 
 @dataclass(frozen=True)
@@ -65,43 +60,48 @@ class Subject:
 class Context:
     """What a row needs to know beyond its own processes.
 
-    `idle_w` is the machine's power without work; `idle_doubt` a sentence if that moved;
-    `references` from `edge.bench.gate.reference_job`, `quality` from `edge.quality`, with
+    `idle_w` is the machine's power without work, `idle_drift` a sentence if that moved;
+    `references` from `edge.bench.reference`; `quality` by artefact from `edge.quality`, with
     `no_quality` as the sentence where that failed.
     """
 
     rounds: int = 1
     device: Device | None = None
     idle_w: float | None = None
-    idle_doubt: str | None = None
+    idle_drift: str | None = None
     references: Mapping[str, Digest] | None = None
     quality: Mapping[str, dict[str, Any]] | None = None
     no_quality: str | None = None
 
-    def quality_of(self, subject: Subject, job: Job) -> dict[str, Any] | None:
-        """The artefact's, where the row runs it as it was judged."""
-        if self.quality is None or job.kv_bits is not None:
-            return None
-        return self.quality.get(subject.artefact)
-
 
 @dataclass(frozen=True)
 class _Measured:
-    """The trials that count, with their energy."""
+    """A row's processes; a failed row keeps its trials, but none of them counts."""
 
+    job: Job
     runs: Sequence[ProcessRun]
-    trials: Sequence[Trial]
-    energies: Sequence[TrialEnergy]
+    failed: bool
+    done: list[Done]
+    trials: list[Trial]
 
-    def over_trials(self, values: Iterable[float | None]) -> Quantity | None:
-        """Summarised with the process as the unit of the interval."""
-        return summarise(values, groups=[t.round for t in self.trials])
+    @property
+    def facts(self) -> EngineFacts | None:
+        return self.done[-1].facts if self.done else None
+
+    @property
+    def windows(self) -> list[EnergyWindow]:
+        pairs = [pair for t in self.trials for pair in (t.decode_energy, t.prefill_energy)]
+        return [window for window in pairs if window is not None]
+
+    @property
+    def flags(self) -> list[str]:
+        return list(dict.fromkeys(flag for run in self.runs for flag in run.meter.flags))
 
 
 def build_row(
     subject: Subject, job: Job, runs: Sequence[ProcessRun], context: Context | None = None
 ) -> Row:
-    """Compute everything that a row says.
+    """Everything that a row says.
 
     Args:
         subject: what was measured.
@@ -110,22 +110,22 @@ def build_row(
         context: the run around it.
     """
     context = context or Context()
-    failed = any(run.outcome.failure for run in runs)
-    # A failed row keeps its trials, but no figure that could be quoted.
-    measured = _measured([] if failed else runs)
-    facts = next((r.outcome.facts for r in reversed(runs) if r.outcome.facts), None)
-    decode = measured.over_trials(t.decode_tok_s for t in measured.trials)
+    measured = _measured(job, runs)
+    facts, done = measured.facts, measured.done
+    quantities = _quantities(measured.trials, context.idle_w)
     bytes_per_token = _bytes_per_token(job, facts)
-    reached, doubt = _bandwidth_fraction(facts, decode, bytes_per_token, context.device)
-    judgement = _judge(measured, runs, job, context)
-    if not failed and (fault := _wrong_logits(subject, job, runs, context)) is not None:
-        judgement = judgement.with_("INVALID", [fault])
-    quality = None if failed else context.quality_of(subject, job)
-    if quality is not None and (fault := quality_fault(quality, subject.precision)) is not None:
-        judgement = judgement.with_("INVALID", [fault])
-    if reached is not None and doubt is not None:
-        judgement = judgement.with_(_above_ceiling(facts, context.device), [doubt])
-    row = Row(
+    rate = quantities["decode_tok_s"]
+    share, ceiling = _bandwidth_fraction(facts, rate, bytes_per_token, context.device)
+    quality, no_quality = (None, []) if measured.failed else _quality(subject, job, context)
+    if measured.failed:
+        reasons = [*judge_failure(runs, context.rounds), *_notes(*subject.notes)]
+        reasons += _notes("no quantity was measured: the row failed")
+    else:
+        reasons = [*_doubts(measured, context), *ceiling]
+        reasons += [*_faults(subject, measured, quality, context), *_notes(*subject.notes)]
+        reasons += [*_absences(quantities, measured, context), *no_quality]
+    reasons = worst_first(reasons)
+    return Row(
         artefact=subject.artefact,
         engine=job.engine,
         framework=subject.framework,
@@ -134,224 +134,217 @@ def build_row(
         file_bytes=subject.file_bytes,
         bits_per_weight=subject.bits_per_weight,
         bytes_per_token=bytes_per_token,
-        decode_tok_s=decode,
-        prefill_tok_s=measured.over_trials(t.prefill_tok_s for t in measured.trials),
-        ttft_s=measured.over_trials(t.ttft_s for t in measured.trials),
-        **_energy_quantities(measured, context),
-        peak_memory_bytes=_most(run.outcome.peak_memory_bytes for run in runs),
-        peak_device_bytes=_most(run.outcome.peak_device_bytes for run in runs),
-        bandwidth_fraction=reached,
-        quality=None if quality is None else msgspec.convert(quality, RowQuality),
-        verdict=judgement.verdict,
-        reasons=[],
-        load_s=_median(run.outcome.load_s for run in runs),
-        engine_facts=msgspec.convert(asdict(facts), Facts) if facts else None,
+        **quantities,
+        peak_memory_bytes=_most(each.peak_memory_bytes for each in done),
+        peak_device_bytes=_most(each.peak_device_bytes for each in done),
+        bandwidth_fraction=share,
+        quality=quality,
+        verdict=VERDICTS[reasons[0].level] if reasons else "VALID",
+        reasons=[_without_folders(str(reason), job) for reason in reasons],
+        load_s=statistics.median(each.load_s for each in done) if done else None,
+        engine_facts=facts,
         token_latency_ms=_latency_ms(measured.trials),
-        power=_power(runs),
-        processes=[msgspec.convert(_process_dict(run), Process) for run in runs],
-        trials=[
-            msgspec.convert(_trial_dict(t, e), KeptTrial) for run in runs for t, e in run.trials
-        ],
+        power=_power(measured),
+        processes=[_process(run) for run in runs],
+        trials=[_kept(trial) for run in runs for trial in run.outcome.trials],
     )
-    absences = []
-    if not failed:
-        no_ceiling = doubt if reached is None else None
-        checked = context.references is not None
-        absences = _absences(row, measured, facts, no_ceiling, checked)
-        absences += _quality_absences(quality, job, context)
-    row.reasons.extend(
-        dict.fromkeys(
-            _without_folders(reason.rstrip("."), job)
-            for reason in (*judgement.reasons, *subject.notes, *absences)
-        )
-    )
-    if failed:
-        row.reasons.append("no quantity was measured: the row failed")
-    return row
 
 
-def _measured(runs: Sequence[ProcessRun]) -> _Measured:
-    pairs = [pair for run in runs for pair in run.trials if not pair[0].warmup]
-    return _Measured(runs, [t for t, _ in pairs], [e for _, e in pairs])
+def _measured(job: Job, runs: Sequence[ProcessRun]) -> _Measured:
+    failed = any(run.outcome.failure for run in runs)
+    done = [run.outcome.done for run in runs if run.outcome.done]
+    counted = [t for run in runs for t in run.outcome.trials if not (failed or t.warmup)]
+    return _Measured(job, runs, failed, done, counted)
 
 
-def _judge(
-    measured: _Measured, runs: Sequence[ProcessRun], job: Job, context: Context
-) -> Judgement:
-    """Speed, then the machine's state, then energy."""
-    if any(run.outcome.failure for run in runs):
-        return judge_failure(runs, context.rounds)
-    threads = _threads(job, runs, context.device)
-    judgement = judge_speed(measured.trials, job.min_window_s, len(runs), context.rounds)
-    others = [judge_conditions(runs, threads), judge_energy(measured.energies, _flags(runs))]
-    for other in others:
-        judgement = judgement.with_(other.verdict, other.reasons)
-    if context.idle_doubt is not None and any(e.decode for e in measured.energies):
-        judgement = judgement.with_("WARN", [context.idle_doubt])
-    return judgement
+def summarise(values: Iterable[float | None], groups: Sequence[int]) -> Quantity | None:
+    """Centre and spread of all values that were measured, none dropped; None if there are none.
 
-
-def _threads(job: Job, runs: Sequence[ProcessRun], device: Device | None) -> int:
-    """How many a row keeps busy by itself; one that feeds it where it runs on a GPU."""
-    facts = next((run.outcome.facts for run in runs if run.outcome.facts), None)
-    if facts is not None and on_gpu(facts.device, device.gpu_name if device else None):
-        return 1
-    return job.threads if job.engine == "llama.cpp" else usable_cores()
-
-
-def _wrong_logits(
-    subject: Subject, job: Job, runs: Sequence[ProcessRun], context: Context
-) -> str | None:
-    """What the correctness gate says; the first round's process reported logits."""
-    if context.references is None:
+    Args:
+        values: one per trial; None where nothing was measured.
+        groups: the process each value comes from. Values of one process share its memory layout
+            and its heat, so the interval takes each process as one observation, as pyperf does.
+    """
+    by_group: dict[int, list[float]] = {}
+    for group, value in zip(groups, values, strict=True):
+        if value is not None:
+            by_group.setdefault(group, []).append(value)
+    measured = [value for group in by_group.values() for value in group]
+    if not measured:
         return None
-    digest = next(run.outcome.logits for run in runs if run.outcome.logits)
-    return judge(context.references, job.path, digest, subject.precision, job.engine, job.kv_bits)
+    return Quantity(
+        median=statistics.median(measured),
+        mean=statistics.fmean(measured),
+        sd=statistics.stdev(measured) if len(measured) > 1 else None,
+        n=len(measured),
+        ci95=interval([statistics.fmean(group) for group in by_group.values()]),
+    )
 
 
-def _energy_quantities(measured: _Measured, context: Context) -> dict[str, Quantity | None]:
-    decode = [e.decode for e in measured.energies]
-    prefill = [e.prefill for e in measured.energies]
-    over, idle_w = measured.over_trials, context.idle_w
-    return {
-        "power_w": over(w.power_w if w else None for w in decode),
-        "joules_per_token": over(w.joules_per_token if w else None for w in decode),
-        "joules_per_token_net": over(w.net_joules_per_token(idle_w) if w else None for w in decode),
-        "prefill_power_w": over(w.power_w if w else None for w in prefill),
-        "prefill_joules_per_token": over(w.joules_per_token if w else None for w in prefill),
+def _quantities(trials: Sequence[Trial], idle_w: float | None) -> Quantities:
+    decode, prefill = [t.decode_energy for t in trials], [t.prefill_energy for t in trials]
+    values: dict[str, list[float | None]] = {
+        "decode_tok_s": [t.decode_tok_s for t in trials],
+        "prefill_tok_s": [t.prefill_tok_s for t in trials],
+        "ttft_s": [t.ttft_s for t in trials],
+        "power_w": [w.power_w if w else None for w in decode],
+        "joules_per_token": [w.joules_per_token if w else None for w in decode],
+        "joules_per_token_net": [_net_joules_per_token(w, idle_w) for w in decode],
+        "prefill_power_w": [w.power_w if w else None for w in prefill],
+        "prefill_joules_per_token": [w.joules_per_token if w else None for w in prefill],
     }
+    rounds = [t.round for t in trials]
+    return {name: summarise(listed, rounds) for name, listed in values.items()}
 
 
-def _absences(
-    row: Row,
-    measured: _Measured,
-    facts: EngineFacts | None,
-    no_ceiling: str | None,
-    checked: bool,
-) -> list[str]:
-    """One sentence for every quantity that a finished row does not have."""
-    reasons = list(facts.remarks) if facts else []
-    reasons += [run.outcome.bad_end for run in measured.runs if run.outcome.bad_end]
-    if not checked:
-        reasons.append("its logits were not compared with the checkpoint's")
-    if row.workload.generate < 2:
-        reasons.append("decode_tok_s needs at least two generated tokens (-n 2)")
-    if row.workload.prompt == 0:
-        reasons.append("prefill_tok_s and ttft_s were not measured: no prompt (-p 0)")
-    if no_ceiling is not None:
-        reasons.append(no_ceiling)
-    return reasons + _energy_absences(row, measured)
-
-
-def _quality_absences(quality: dict[str, Any] | None, job: Job, context: Context) -> list[str]:
-    if quality is not None:
-        return [f"quality: {reason}" for reason in quality["reasons"]]
-    if context.quality is not None and job.kv_bits is not None:
-        return [f"quality was not measured with a cache of {job.kv_bits} bits (--kv-bits)"]
-    return [context.no_quality or NO_QUALITY]
-
-
-def _energy_absences(row: Row, measured: _Measured) -> list[str]:
-    """Why energy, or some of it, is null."""
-    windows = [w for e in measured.energies for w in (e.prefill, e.decode)]
-    missing = list(dict.fromkeys(w.missing for w in windows if w and w.missing))
-    if row.power_w is None and row.prefill_power_w is None:
-        why = missing or [_no_samples(measured.runs)]
-        return [f"power_w, joules_per_token and their like: {'; '.join(why)}"]
-    reasons = [f"power is null for a part of the trials: {why}" for why in missing]
-    if row.power_w is not None and row.joules_per_token_net is None:
-        reasons.append("joules_per_token_net: idle power was not measured (--idle)")
-    return reasons
-
-
-def _no_samples(runs: Sequence[ProcessRun]) -> str:
-    meter = next((run.meter for run in runs), None)
-    if meter is None:
-        return "nothing was measured"
-    flags = "; ".join(meter.flags)
-    none = f"no sample of {meter.source} covers the decode window"
-    return meter.unavailable or (f"{none} ({flags})" if flags else none)
+def _net_joules_per_token(window: EnergyWindow | None, idle_w: float | None) -> float | None:
+    """Gross less what the machine would have used without work, in the same time."""
+    if window is None or window.joules_per_token is None or idle_w is None:
+        return None
+    return window.joules_per_token - idle_w * window.window_s / window.tokens
 
 
 def _bytes_per_token(job: Job, facts: EngineFacts | None) -> int | None:
+    """Bytes that one decode step reads: weights, and the cache at the middle of the window."""
     if facts is None:
         return None
     middle = job.workload.decode_depth + job.workload.generate // 2
-    return facts.weight_bytes_per_token + middle * facts.kv_bytes_per_position
-
-
-def _bandwidth_fraction(
-    facts: EngineFacts | None,
-    decode: Quantity | None,
-    bytes_per_token: int | None,
-    device: Device | None,
-) -> tuple[float | None, str | None]:
-    """Share of the device's memory bandwidth; a sentence where it is None or impossible."""
-    if facts is None or decode is None or not bytes_per_token:
-        return None, None  # a failed row and one without decoding have their sentence already
-    if device is None:
-        return None, "bandwidth_fraction: the device is not known"
-    return fraction_on(
-        device, on_gpu(facts.device, device.gpu_name), decode.median, bytes_per_token
-    )
-
-
-def _above_ceiling(facts: EngineFacts | None, device: Device | None) -> Verdict:
-    """INVALID, unless the ceiling itself was measured here, where other programs may run."""
-    if facts is None or device is None:
-        return "INVALID"
-    bandwidth: Bandwidth | None = device.memory_bandwidth
-    if on_gpu(facts.device, device.gpu_name) and device.gpu_memory_bandwidth is not None:
-        bandwidth = device.gpu_memory_bandwidth
-    return "WARN" if bandwidth and bandwidth.kind == "measured" else "INVALID"
+    return (facts.weight_bytes_per_token or 0) + middle * (facts.kv_bytes_per_position or 0)
 
 
 def _latency_ms(trials: Sequence[Trial]) -> dict[str, float] | None:
     """Percentiles over every token but the first of each pass."""
-    times_ns = [ns for trial in trials for ns in trial.token_times_ns]
-    if not times_ns:
+    times_us = [us for trial in trials for times in trial.token_us for us in times]
+    if not times_us:
         return None
-    return {name: ns / 1e6 for name, ns in percentiles(times_ns).items()}
+    return {name: us / 1000 for name, us in percentiles(times_us).items()}
 
 
-def _power(runs: Sequence[ProcessRun]) -> PowerSource | None:
+def _power(measured: _Measured) -> PowerSource | None:
     """Where watts came from, None where nothing measured."""
-    meter = next((run.meter for run in runs if run.samples), None)
-    if meter is None:
-        return None
-    return PowerSource(meter.source, meter.boundary, _flags(runs))
+    meter = next((run.meter for run in measured.runs if run.samples), None)
+    return PowerSource(meter.source, meter.boundary, measured.flags) if meter else None
 
 
-def _flags(runs: Sequence[ProcessRun]) -> list[str]:
-    return list(dict.fromkeys(flag for run in runs for flag in run.meter.flags))
+def _process(run: ProcessRun) -> Process:
+    done = run.outcome.done
+    return Process(
+        round=run.round,
+        load_s=done.load_s if done else None,
+        peak_memory_bytes=done.peak_memory_bytes if done else None,
+        peak_device_bytes=done.peak_device_bytes if done else None,
+        failed=run.outcome.failure is not None,
+        waited_s=run.cooldown.waited_s,
+        unsettled=run.cooldown.timed_out,
+        before=asdict(run.before),
+        after=asdict(run.after),
+        power_series=power_series(run.samples),
+    )
 
 
-def _process_dict(run: ProcessRun) -> dict[str, Any]:
-    """What a profile keeps of one process."""
-    outcome = run.outcome
-    return {
-        "round": run.round,
-        "load_s": outcome.load_s,
-        "peak_memory_bytes": outcome.peak_memory_bytes,
-        "peak_device_bytes": outcome.peak_device_bytes,
-        "failed": outcome.failure is not None,
-        "waited_s": run.cooled.waited_s,
-        "unsettled": run.cooled.unsettled,
-        "before": asdict(run.before),
-        "after": asdict(run.after),
-        "power_series": power_series(run.samples),
-    }
+def _kept(trial: Trial) -> Trial:
+    return msgspec.structs.replace(trial, token_us=kept_times(trial.token_us))
 
 
-def _trial_dict(trial: Trial, energy: TrialEnergy) -> dict[str, Any]:
-    """Raw stamps and what follows from them."""
-    return {
-        **trial.to_record(),
-        "energy_j": dict(energy.decode.energy.joules) if energy.decode else None,
-        "energy_coverage": energy.decode.energy.coverage if energy.decode else None,
-        "decode_energy": energy.decode.to_record() if energy.decode else None,
-        "prefill_energy": energy.prefill.to_record() if energy.prefill else None,
-    }
+def _bandwidth_fraction(
+    facts: EngineFacts | None,
+    rate: Quantity | None,
+    bytes_per_token: int | None,
+    device: Device | None,
+) -> tuple[float | None, list[Reason]]:
+    """Share of the device's memory bandwidth; the reason where it is None or impossible."""
+    if facts is None or rate is None or not bytes_per_token:
+        return None, []  # a failed row and one without decoding have their reason already
+    if device is None:
+        return None, [Reason("bandwidth_fraction", "reason", "the device is not known")]
+    is_on_gpu = on_gpu(facts.device, device.gpu_name)
+    share, text = fraction_on(device, is_on_gpu, rate.median, bytes_per_token)
+    if text is None:
+        return share, []
+    if share is None:
+        return share, [Reason("bandwidth_fraction", "reason", text)]
+    # Above 1. A ceiling that was measured here can be too low: other programs may have run.
+    bandwidth = (is_on_gpu and device.gpu_memory_bandwidth) or device.memory_bandwidth
+    is_low = bandwidth is not None and bandwidth.kind == "measured"
+    return share, [warning(text) if is_low else Reason("", "error", text)]
+
+
+def _quality(subject: Subject, job: Job, context: Context) -> tuple[Quality | None, list[Reason]]:
+    """The artefact's, where the row runs it as it was judged; the reasons for every null."""
+    if context.quality is None:
+        texts = [context.no_quality or "quality was not measured: add --quality"]
+    elif job.kv_bits is not None:
+        texts = [f"quality was not measured with a cache of {job.kv_bits} bits (--kv-bits)"]
+    else:
+        record = context.quality[subject.artefact]
+        about = [Reason("quality", "reason", text.rstrip(".")) for text in record["reasons"]]
+        return msgspec.convert(record, Quality), about
+    return None, [Reason("quality", "reason", text.rstrip(".")) for text in texts]
+
+
+def _doubts(measured: _Measured, context: Context) -> Iterator[Reason]:
+    """About speed, then the machine's state, then energy."""
+    job, trials = measured.job, measured.trials
+    yield from judge_speed(trials, job.min_window_s, len(measured.runs), context.rounds)
+    yield from judge_conditions(measured.runs, _threads(measured, context.device))
+    yield from judge_energy(measured.windows, measured.flags)
+    if context.idle_drift is not None and any(t.decode_energy for t in trials):
+        yield warning(context.idle_drift)
+
+
+def _threads(measured: _Measured, device: Device | None) -> int:
+    """How many a row keeps busy by itself; one that feeds it where it runs on a GPU."""
+    facts, job = measured.facts, measured.job
+    if facts is not None and on_gpu(facts.device, device.gpu_name if device else None):
+        return 1
+    return job.threads if job.engine == LLAMA_CPP else usable_cores()
+
+
+def _faults(
+    subject: Subject, measured: _Measured, quality: Quality | None, context: Context
+) -> Iterator[Reason]:
+    """Wrong logits, which the first round's process reported; wrong predictions."""
+    job, precision = measured.job, subject.precision
+    if context.references is not None:
+        digest = next(each.logits for each in measured.done if each.logits)
+        if fault := judge(context.references, job.path, digest, precision, job.engine, job.kv_bits):
+            yield Reason("", "error", fault)
+    if quality is not None and (fault := quality_fault(quality, precision)):
+        yield Reason("", "error", fault)
+
+
+def _absences(quantities: Quantities, measured: _Measured, context: Context) -> Iterator[Reason]:
+    """Reasons for the quantities that a finished row does not have, and what was not checked."""
+    workload, facts = measured.job.workload, measured.facts
+    yield from _notes(*(facts.remarks if facts else ()))
+    yield from _notes(*(r.outcome.bad_end for r in measured.runs if r.outcome.bad_end))
+    if context.references is None:
+        yield from _notes("its logits were not compared with the checkpoint's")
+    if workload.generate < 2:
+        text = "decode_tok_s needs at least two generated tokens (-n 2)"
+        yield Reason("decode_tok_s", "reason", text)
+    if workload.prompt == 0:
+        text = "prefill_tok_s and ttft_s were not measured: no prompt (-p 0)"
+        yield Reason("prefill_tok_s", "reason", text)
+    missing = list(dict.fromkeys(w.missing for w in measured.windows if w.missing))
+    if quantities["power_w"] is None and quantities["prefill_power_w"] is None:
+        why = "; ".join(missing or [_no_samples(measured)])
+        text = f"power_w, joules_per_token and their like: {why}"
+        yield Reason("power_w", "reason", text)
+        return
+    yield from _notes(*(f"power is null for a part of the trials: {why}" for why in missing))
+    if quantities["power_w"] is not None and quantities["joules_per_token_net"] is None:
+        yield Reason("joules_per_token_net", "reason", "idle power was not measured (--idle)")
+
+
+def _no_samples(measured: _Measured) -> str:
+    meter = measured.runs[0].meter
+    flags = f" ({'; '.join(meter.flags)})" if meter.flags else ""
+    return meter.unavailable or f"no sample of {meter.source} covers the decode window{flags}"
+
+
+def _notes(*texts: str) -> list[Reason]:
+    return [Reason("", "reason", text.rstrip(".")) for text in texts]
 
 
 def _without_folders(text: str, job: Job) -> str:
@@ -361,8 +354,3 @@ def _without_folders(text: str, job: Job) -> str:
 
 def _most(values: Iterable[int | None]) -> int | None:
     return max((value for value in values if value is not None), default=None)
-
-
-def _median(values: Iterable[float | None]) -> float | None:
-    known = [value for value in values if value is not None]
-    return statistics.median(known) if known else None

@@ -1,8 +1,8 @@
-"""Run one row in a fresh process and collect what it says."""
+"""The run: every row once per round, each time in a fresh process, the meter running around it."""
 
 from __future__ import annotations
 
-import json
+import random
 import re
 import signal
 import subprocess
@@ -10,14 +10,20 @@ import tempfile
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
-from typing import Any, NoReturn
+from dataclasses import dataclass, field, replace
+from typing import IO, NoReturn
 
-from edge.bench.engines.engine import MLX_LM, EngineFacts
-from edge.bench.job import Job
-from edge.bench.trial import Trial
+import msgspec
+
+from edge.bench.cooldown import Cooldown, Idle, NewMeter, cool_down, measure_idle
+from edge.bench.energy import with_energy
+from edge.bench.engines.engine import MLX_LM
+from edge.bench.worker import Done, Failed, Job, Measured, Message
 from edge.child import module_command
+from edge.device.state import State, look
 from edge.linux_cpu import KEEP_BLAS, child_environment
+from edge.power.meter import Meter, Sample
+from edge.profile.profile import Trial
 
 WORKER = module_command("edge.bench.worker")
 OUT_OF_MEMORY = (
@@ -29,6 +35,16 @@ ALLOCATION_FAILED = re.compile(
 )
 
 
+def order_of(rows: int, rounds: int, seed: int) -> list[list[int]]:
+    """The rows' numbers in running order, one list per round.
+
+    Each round is a permutation of its own: what a row finds (heat, caches, memory in pieces)
+    depends on the row before it, and a fixed order would make that part of the result.
+    """
+    rng = random.Random(f"order {seed}")
+    return [rng.sample(range(rows), rows) for _ in range(rounds)]
+
+
 @dataclass
 class Outcome:
     """What a worker reported; `failure` is None if it finished.
@@ -36,15 +52,44 @@ class Outcome:
     `bad_end` says how its process ended if not well, though its work was reported.
     """
 
-    job: Job
-    load_s: float | None = None
-    facts: EngineFacts | None = None
     trials: list[Trial] = field(default_factory=list)
-    peak_memory_bytes: int | None = None
-    peak_device_bytes: int | None = None
+    done: Done | None = None
     failure: str | None = None
     bad_end: str | None = None
-    logits: dict[str, Any] | None = None
+
+
+@dataclass(frozen=True)
+class ProcessRun:
+    """One row in one round: what its process reported, and the machine around it.
+
+    `power_lost` says why the meter that had worked before did not start.
+    """
+
+    round: int
+    outcome: Outcome
+    meter: Meter
+    samples: Sequence[Sample]
+    before: State
+    after: State
+    cooldown: Cooldown = field(default_factory=Cooldown)
+    power_lost: str | None = None
+
+
+@dataclass
+class Results:
+    """What was measured so far; `runs` has a list per row, in the order of the rounds."""
+
+    order: list[list[int]]
+    runs: list[list[ProcessRun]]
+    idle_before: Idle | None = None
+    idle_after: Idle | None = None
+    finished: bool = False
+
+    @property
+    def idle_w(self) -> float | None:
+        """Mean of the idle power before and after, as far as measured."""
+        known = [idle.watts for idle in (self.idle_before, self.idle_after) if idle is not None]
+        return sum(known) / len(known) if known else None
 
 
 @contextmanager
@@ -67,33 +112,23 @@ def run_job(
     on_trial: Callable[[Trial], None] = lambda _: None,
     command: Sequence[str] = WORKER,
 ) -> Outcome:
-    """Start a worker, follow it to its end.
+    """Start a worker, follow it to its end; after `timeout_s` it is killed.
 
-    A worker that dies, hangs or speaks nonsense gives a failed outcome with the reason; it
-    never raises, so that the other rows still run.
-
-    Args:
-        job: what it shall do.
-        timeout_s: after this long it is killed.
-        on_trial: told every trial as it ends.
-        command: the worker's command line.
+    A worker that crashes, hangs or sends invalid JSON gives an outcome with a failure; nothing
+    is raised, so that the other rows still run.
     """
-    outcome = Outcome(job)
+    outcome = Outcome()
+    # mlx-lm keeps the BLAS that MLX comes with.
+    environment = {**child_environment(), **({KEEP_BLAS: "1"} if job.engine == MLX_LM else {})}
     with tempfile.TemporaryFile() as log:
         process = subprocess.Popen(
-            command,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=log,
-            text=True,
-            errors="replace",
-            env=_environment(job),
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log, env=environment
         )
         watchdog = threading.Timer(min(timeout_s, threading.TIMEOUT_MAX), process.kill)
         watchdog.daemon = True  # Ctrl-C while it starts must not leave us waiting for it
         try:
             watchdog.start()
-            finished = _follow(process, outcome, on_trial)
+            _follow(process, job, outcome, on_trial)
         except BaseException:  # Ctrl-C included: no orphan may go on computing
             process.kill()
             raise
@@ -101,78 +136,142 @@ def run_job(
             timed_out = not watchdog.is_alive()
             watchdog.cancel()
             process.wait()
-        if finished and process.returncode != 0:
-            outcome.bad_end = f"after its work {_end(process.returncode, _tail(log))}"
-        elif not finished and outcome.failure is None:
-            outcome.failure = _death(process.returncode, timed_out, timeout_s, _tail(log))
+        end = _end(process.returncode, log)
+    if outcome.done is not None:
+        outcome.bad_end = f"after its work {end}" if process.returncode else None
+    elif timed_out and outcome.failure is None:
+        hint = "raise --timeout to wait longer"
+        outcome.failure = f"the worker was stopped after {timeout_s:g} s ({hint})"
+    else:
+        outcome.failure = outcome.failure or end
     return outcome
 
 
-def _environment(job: Job) -> dict[str, str]:
-    """Ours, but that mlx-lm keeps the BLAS that MLX comes with."""
-    return {**child_environment(), **({KEEP_BLAS: "1"} if job.engine == MLX_LM else {})}
-
-
 def _follow(
-    process: subprocess.Popen[str], outcome: Outcome, on_trial: Callable[[Trial], None]
-) -> bool:
-    """Read messages until the worker closes its stdout; whether it said it was done."""
+    process: subprocess.Popen[bytes],
+    job: Job,
+    outcome: Outcome,
+    on_trial: Callable[[Trial], None],
+) -> None:
+    """Send the job, read messages until the worker closes its stdout."""
     assert process.stdin is not None and process.stdout is not None
     try:
-        process.stdin.write(json.dumps(outcome.job.to_dict()))
+        process.stdin.write(msgspec.json.encode(job))
         process.stdin.close()
     except BrokenPipeError:
         pass  # it died at once; its exit code tells more
-    finished = False
     for line in process.stdout:
         try:
-            finished = _take(json.loads(line), outcome, on_trial) or finished
-        except (ValueError, TypeError, KeyError, AttributeError):
-            outcome.failure = f"the worker said something that is no message: {line.strip()[:200]}"
+            message: Message = msgspec.json.decode(line, type=Message)
+        except (msgspec.DecodeError, UnicodeDecodeError):
+            sent = line.decode("utf-8", "replace").strip()[:200]
+            outcome.failure = f"the worker sent an invalid message: {sent}"
             process.kill()
-    return finished
+            continue
+        if isinstance(message, Measured):
+            outcome.trials.append(message.trial)
+            on_trial(message.trial)
+        elif isinstance(message, Failed):
+            outcome.failure = _explained(message.reason)
+        else:
+            outcome.done = message
 
 
-def _take(message: dict[str, Any], outcome: Outcome, on_trial: Callable[[Trial], None]) -> bool:
-    event = message.pop("event")
-    if event == "trial":
-        trial = Trial.from_dict(message)
-        outcome.trials.append(trial)
-        on_trial(trial)
-    elif event == "failed":
-        outcome.failure = _explained(message["reason"])
-    elif event == "done":
-        outcome.peak_memory_bytes = message["peak_memory_bytes"]
-        outcome.peak_device_bytes = message.get("peak_device_bytes")
-        outcome.load_s = message["load_s"]
-        outcome.logits = message.get("logits")
-        outcome.facts = EngineFacts(**message["facts"])
-        return True
-    return False
-
-
-def _death(returncode: int, timed_out: bool, timeout_s: float, last_line: str) -> str:
-    if timed_out:
-        return f"the worker was stopped after {timeout_s:g} s (raise --timeout to wait longer)"
+def _end(returncode: int, log: IO[bytes]) -> str:
+    """How a worker's process ended, with the last line on its stderr, usually the reason."""
     if returncode == -signal.SIGKILL:
         return f"the worker was killed (signal 9), as a system does {OUT_OF_MEMORY}"
-    return _explained(_end(returncode, last_line))
-
-
-def _end(returncode: int, last_line: str) -> str:
+    log.seek(0)
+    lines = [line.strip() for line in log.read().decode("utf-8", "replace").splitlines()]
+    last = next((f" ({line[:300]})" for line in reversed(lines) if line), "")
     how = f"signal {-returncode}" if returncode < 0 else f"exit code {returncode}"
-    return f"the worker died with {how}{f' ({last_line})' if last_line else ''}"
+    return _explained(f"the worker died with {how}{last}")
 
 
 def _explained(failure: str) -> str:
-    """A failure with what to do, if it is that memory ran out."""
+    """A failure, with what to do where memory ran out."""
     if not ALLOCATION_FAILED.search(failure):
         return failure
     return f"{failure.rstrip('.')}, which is what happens {OUT_OF_MEMORY}"
 
 
-def _tail(log: Any) -> str:
-    """The last line on stderr, usually the reason."""
-    log.seek(0)
-    lines = log.read().decode("utf-8", "replace").splitlines()
-    return next((line.strip()[:300] for line in reversed(lines) if line.strip()), "")
+RunJob = Callable[[Job, float, Callable[[Trial], None]], Outcome]
+
+
+@dataclass
+class Run:
+    """A run over all rows; one that failed in one round is not run again, the others go on.
+
+    Args:
+        jobs: a row's work per process each.
+        rounds: processes per row.
+        new_meter: makes a meter of the best source that works.
+        seed: of the order.
+        timeout_s: of a process.
+        cooldown_s: longest wait before a process.
+        idle_s: how long idle power is measured; 0 for not at all.
+        has_power: a meter worked before: that it no longer does is then worth a warning.
+        warn: told once, at once, if power was there and is gone.
+        run_job: runs one process to its end; never raises for what the process does.
+    """
+
+    jobs: Sequence[Job]
+    rounds: int
+    new_meter: NewMeter
+    seed: int = 0
+    timeout_s: float = 3600
+    cooldown_s: float = 60
+    idle_s: float = 10
+    has_power: bool = False
+    warn: Callable[[str], None] = lambda _: None
+    run_job: RunJob = run_job
+    results: Results = field(init=False)
+
+    def __post_init__(self) -> None:
+        order = order_of(len(self.jobs), self.rounds, self.seed)
+        self.results = Results(order, [[] for _ in self.jobs])
+
+    def run_rounds(
+        self, on_process: Callable[[int], None], on_trial: Callable[[int, Trial], None]
+    ) -> None:
+        """Measure everything; the callbacks are told a row's number after each process or trial."""
+        results = self.results
+        results.idle_before = measure_idle(self.idle_s, self.new_meter)
+        for round_number, order in enumerate(results.order):
+            for row in order:
+                if not any(run.outcome.failure for run in results.runs[row]):
+                    results.runs[row].append(self._process(row, round_number, on_trial))
+                    on_process(row)
+        if results.idle_before is not None:
+            cool_down(self.cooldown_s, self.new_meter, results.idle_before)
+            results.idle_after = measure_idle(self.idle_s, self.new_meter)
+        results.finished = True
+
+    def _process(
+        self, row: int, round_number: int, on_trial: Callable[[int, Trial], None]
+    ) -> ProcessRun:
+        """One process, the meter running around it."""
+        cooldown = cool_down(self.cooldown_s, self.new_meter, self.results.idle_before)
+        job = replace(self.jobs[row], round=round_number)
+        before, (meter, lost) = look(), self._started_meter()
+        try:
+            outcome = self.run_job(job, self.timeout_s, lambda trial: on_trial(row, trial))
+        finally:  # on Ctrl-C too: a meter may be a process of its own
+            samples = meter.stop()
+        after = look()
+        outcome.trials = [with_energy(t, samples, meter.source) for t in outcome.trials]
+        return ProcessRun(round_number, outcome, meter, samples, before, after, cooldown, lost)
+
+    def _started_meter(self) -> tuple[Meter, str | None]:
+        """The meter, running; and why the one that had worked is not it."""
+        meter = self.new_meter()
+        meter.start()
+        if meter.unavailable is None or not self.has_power:
+            return meter, None
+        lost = meter.unavailable
+        meter = self.new_meter()  # the next source, where there is one
+        meter.start()
+        if not any(run.power_lost for runs in self.results.runs for run in runs):
+            instead = f"; {meter.source} goes on" if meter.unavailable is None else ""
+            self.warn(f"power is no longer measured: {lost}{instead}")
+        return meter, lost

@@ -1,4 +1,4 @@
-"""VALID, WARN or INVALID: what a reader may think of a row, why, and what to do next.
+"""Reasons for a row's verdict: what is weak about its figures, and what to do next.
 
 INVALID: there is no figure, or it cannot be true. WARN: there is one, with a doubt. Nothing here
 removes a value.
@@ -6,20 +6,14 @@ removes a value.
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+import statistics
+from collections.abc import Iterable, Iterator, Sequence
 
-from edge.bench.energy import TrialEnergy, WindowEnergy
-from edge.bench.job import MAX_PASSES
-from edge.bench.rounds import ProcessRun
-from edge.bench.statistics import summarise
-from edge.bench.trial import Trial
+from edge.bench.runner import ProcessRun
+from edge.bench.worker import MAX_PASSES
 from edge.device.state import NOMINAL, doubts
-from edge.profile.profile import Verdict
+from edge.profile.profile import EnergyWindow, Reason, Trial, Verdict
 from edge.stats import drift, outliers
-
-ORDER: tuple[Verdict, ...] = ("VALID", "WARN", "INVALID")
 
 # pyperf's practice: a spread of 10 % is unstable.
 MAX_RELATIVE_SD = 0.10
@@ -33,33 +27,32 @@ MIN_ENERGY_S, GOOD_ENERGY_S = 10.0, 30.0
 MAX_EDGE_SHARE = 0.05
 
 
-@dataclass(frozen=True)
-class Judgement:
-    """A verdict with the sentences that led to it."""
-
-    verdict: Verdict = "VALID"
-    reasons: tuple[str, ...] = ()
-
-    def with_(self, verdict: Verdict, reasons: Iterable[str]) -> Judgement:
-        """No better than before; unchanged by no reasons."""
-        added = tuple(dict.fromkeys(r for r in reasons if r not in self.reasons))
-        if not added:
-            return self
-        worse = max(self.verdict, verdict, key=ORDER.index)
-        return Judgement(worse, (*self.reasons, *added))
+VERDICTS: dict[str, Verdict] = {"reason": "VALID", "warning": "WARN", "error": "INVALID"}
 
 
-def judge_failure(runs: Sequence[ProcessRun], rounds: int) -> Judgement:
-    """INVALID with the reason of the process that failed, and in which round."""
+def warning(text: str) -> Reason:
+    """A doubt about a row's figures."""
+    return Reason("", "warning", text)
+
+
+def worst_first(reasons: Iterable[Reason]) -> list[Reason]:
+    """Errors, then warnings, then the others; each once."""
+    levels = list(VERDICTS)
+    return sorted(dict.fromkeys(reasons), key=lambda reason: -levels.index(reason.level))
+
+
+def judge_failure(runs: Sequence[ProcessRun], rounds: int) -> Iterator[Reason]:
+    """The reason of the process that failed, and in which round."""
     failed = next(run for run in runs if run.outcome.failure)
-    reason = failed.outcome.failure or ""
-    if rounds > 1:
-        reason = f"{reason.rstrip('.')} (round {failed.round + 1} of {rounds})"
-    return Judgement("INVALID", (reason,))
+    text = (failed.outcome.failure or "").rstrip(".")
+    where = f" (round {failed.round + 1} of {rounds})" if rounds > 1 else ""
+    yield Reason("", "error", f"{text}{where}")
 
 
-def judge_speed(trials: Sequence[Trial], min_window_s: float, done: int, rounds: int) -> Judgement:
-    """What is weak about the rates.
+def judge_speed(
+    trials: Sequence[Trial], min_window_s: float, done: int, rounds: int
+) -> Iterator[Reason]:
+    """Doubts about the rates.
 
     Args:
         trials: those that count, in the order of time.
@@ -67,122 +60,110 @@ def judge_speed(trials: Sequence[Trial], min_window_s: float, done: int, rounds:
         done: rounds that were measured.
         rounds: rounds that were planned.
     """
-    warnings = []
     if done < rounds:
-        warnings.append(f"only {done} of {rounds} rounds were measured: the run was stopped")
+        yield warning(f"only {done} of {rounds} rounds were measured: the run was stopped")
     if len(trials) < MIN_TRIALS:
         count = "1 trial" if len(trials) == 1 else f"{len(trials)} trials"
-        warnings.append(f"only {count}: use -r {MIN_TRIALS} or more")
-    decode = [t.decode_tok_s for t in trials]
-    prefill = [t.prefill_tok_s for t in trials]
-    warnings += _spread("decode", decode, "-n") + _spread("prefill", prefill, "-p")
-    for name, windows in (
-        ("decode", [t.decode_window_ns for t in trials]),
-        ("prefill", [t.prefill_window_ns for t in trials]),
-    ):
-        warnings += _short(name, windows, min_window_s)
-    return Judgement().with_("WARN", warnings)
+        yield warning(f"only {count}: use -r {MIN_TRIALS} or more")
+    yield from _spread("decode", [t.decode_tok_s for t in trials], "-n")
+    yield from _spread("prefill", [t.prefill_tok_s for t in trials], "-p")
+    decodes = [t.passes for t in trials if t.decode_tok_s is not None]
+    yield from _short("decode", decodes, min_window_s)
+    yield from _short("prefill", [t.prefills for t in trials if t.prefills], min_window_s)
 
 
-def judge_conditions(runs: Sequence[ProcessRun], threads: int) -> Judgement:
-    """What the machine's state says against the figures: the first sentence of each kind."""
-    found: dict[str, str] = {}
-    for run in runs:
-        sentences = doubts(run.before, run.after, threads)
-        if run.cooled.unsettled:
-            sentences.append(
-                f"{run.cooled.unsettled} after a wait of {run.cooled.waited_s:.0f} s: close other "
-                f"programs, or raise --cooldown"
-            )
-        if run.power_lost:
-            sentences.append(f"power was lost during the run: {run.power_lost}")
-        for sentence in sentences:
-            found.setdefault(re.sub(r"[\d.]+", "#", sentence), sentence)
-    return Judgement().with_("WARN", found.values())
-
-
-def judge_energy(energies: Sequence[TrialEnergy], flags: Iterable[str]) -> Judgement:
-    """What is weak about the joules; nothing where there are none.
-
-    Args:
-        energies: of the trials that count.
-        flags: the meter's own doubts.
-    """
-    windows = [w for e in energies for w in (e.decode, e.prefill) if w is not None]
-    known = [w for w in windows if w.missing is None]
-    if not known:
-        return Judgement()
-    warnings = [*flags, *_edges(known), *_heat(known)]
-    shortest_s = min(w.seconds for w in known)
-    judgement = Judgement().with_("WARN", warnings)
-    if shortest_s < MIN_ENERGY_S:
-        return judgement.with_("WARN", [_short_energy(shortest_s, f"{MIN_ENERGY_S:g} or more")])
-    if shortest_s < GOOD_ENERGY_S:
-        return judgement.with_("VALID", [_short_energy(shortest_s, f"{GOOD_ENERGY_S:g}")])
-    return judgement
-
-
-def _spread(name: str, rates: Sequence[float | None], flag: str) -> list[str]:
+def _spread(name: str, rates: Sequence[float | None], flag: str) -> Iterator[Reason]:
     """Spread, outliers and drift of one rate over the trials."""
     values = [rate for rate in rates if rate is not None]
-    quantity = summarise(values)
-    if quantity is None:
-        return []
-    said = []
-    if quantity.relative_sd > MAX_RELATIVE_SD:
-        said.append(
-            f"{name} varies by {quantity.relative_sd:.0%} between trials: close other "
-            f"programs, and use more or longer trials (-r, {flag}, --min-window)"
+    if len(values) < 2:
+        return
+    relative_sd = statistics.stdev(values) / statistics.fmean(values)
+    if relative_sd > MAX_RELATIVE_SD:
+        yield warning(
+            f"{name} varies by {relative_sd:.0%} between trials: close other programs, and use "
+            f"more or longer trials (-r, {flag}, --min-window)"
         )
     if far := outliers(values):
-        said.append(
+        yield warning(
             f"{name}: {len(far)} of {len(values)} trials lie far from the others and are kept: "
             f"close other programs and run again"
         )
     change = drift(values)
     if abs(change) >= MIN_DRIFT:
-        how = "falls" if change < 0 else "rises"
-        said.append(
-            f"{name} {how} by {abs(change):.0%} over the trials, as on a device that heats up or "
-            f"cools down: raise --cooldown"
+        yield warning(
+            f"{name} {'falls' if change < 0 else 'rises'} by {abs(change):.0%} over the trials, as "
+            f"on a device that heats up or cools down: raise --cooldown",
         )
-    return said
 
 
-def _short(name: str, windows: Sequence[tuple[int, int] | None], min_window_s: float) -> list[str]:
-    lengths_s = [(w[1] - w[0]) / 1e9 for w in windows if w is not None]
-    if not lengths_s or min(lengths_s) >= max(min_window_s, MIN_WINDOW_S):
-        return []
-    shortest_s = min(lengths_s)
+def _short(
+    name: str, windows: Sequence[Sequence[tuple[int, int]]], min_window_s: float
+) -> Iterator[Reason]:
+    """`windows` have begin and end of every pass of a trial."""
+    lengths_s = [(passes[-1][1] - passes[0][0]) / 1e9 for passes in windows]
+    shortest_s = min(lengths_s, default=min_window_s + MIN_WINDOW_S)
     if shortest_s < MIN_WINDOW_S:
-        return [f"the {name} window is {shortest_s:.2g} s, too short to quote: raise --min-window"]
-    return [
-        f"the {name} window is {shortest_s:.2g} s, shorter than the {min_window_s:g} s asked for, "
-        f"after {MAX_PASSES} passes: use a larger -n or -p"
-    ]
+        text = f"the {name} window is {shortest_s:.2g} s, too short to quote: raise --min-window"
+        yield warning(text)
+    elif shortest_s < min_window_s:
+        yield warning(
+            f"the {name} window is {shortest_s:.2g} s, shorter than the {min_window_s:g} s asked "
+            f"for, after {MAX_PASSES} passes: use a larger -n or -p",
+        )
 
 
-def _edges(windows: Sequence[WindowEnergy]) -> list[str]:
-    worst = max(w.edge_share for w in windows)
-    if worst <= MAX_EDGE_SHARE:
-        return []
-    return [
-        f"the edges of a window may hold {worst:.0%} of its joules that belong elsewhere: raise "
-        f"--min-window"
-    ]
+def judge_conditions(runs: Sequence[ProcessRun], threads: int) -> list[Reason]:
+    """Doubts about the machine's state: the first sentence of each kind."""
+    found: dict[str, str] = {}
+    for run in runs:
+        kinds = doubts(run.before, run.after, threads)
+        if run.cooldown.timed_out:
+            kinds["cooldown"] = (
+                f"{run.cooldown.timed_out} after a wait of {run.cooldown.waited_s:.0f} s: close "
+                f"other programs, or raise --cooldown"
+            )
+        if run.power_lost:
+            kinds["power"] = f"power was lost during the run: {run.power_lost}"
+        found = {**kinds, **found}
+    return [warning(text) for text in found.values()]
 
 
-def _heat(windows: Sequence[WindowEnergy]) -> list[str]:
-    levels = {w.energy.thermal_worst for w in windows} - {None, NOMINAL}
-    return [
-        f"thermal pressure reached {level} in a timed window: the machine slows itself, let it "
-        f"cool and raise --cooldown"
-        for level in sorted(map(str, levels))
-    ]
+def judge_energy(windows: Iterable[EnergyWindow], flags: Iterable[str]) -> Iterator[Reason]:
+    """Doubts about the joules; nothing where there are none.
+
+    Args:
+        windows: of the trials that count.
+        flags: the meter's own doubts.
+    """
+    known = [window for window in windows if window.missing is None]
+    if not known:
+        return
+    yield from (warning(flag) for flag in flags)
+    worst = max(_edge_share(window) for window in known)
+    if worst > MAX_EDGE_SHARE:
+        yield warning(
+            f"the edges of a window may hold {worst:.0%} of its joules that belong elsewhere: "
+            f"raise --min-window",
+        )
+    levels = {window.thermal_worst for window in known} - {None, NOMINAL}
+    for level in sorted(map(str, levels)):
+        yield warning(
+            f"thermal pressure reached {level} in a timed window: the machine slows itself, let "
+            f"it cool and raise --cooldown",
+        )
+    shortest_s = min(window.window_s for window in known)
+    if shortest_s < GOOD_ENERGY_S:
+        is_weak = shortest_s < MIN_ENERGY_S
+        better = f"{MIN_ENERGY_S:g} or more" if is_weak else f"{GOOD_ENERGY_S:g}"
+        yield Reason(
+            "",
+            "warning" if is_weak else "reason",
+            f"energy comes from windows of {shortest_s:.2g} s, whose edges weigh much: use "
+            f"--min-window {better}",
+        )
 
 
-def _short_energy(seconds: float, better: str) -> str:
-    return (
-        f"energy comes from windows of {seconds:.2g} s, whose edges weigh much: use --min-window "
-        f"{better}"
-    )
+def _edge_share(window: EnergyWindow) -> float:
+    """Share of the joules that the window's edges can have misplaced."""
+    joules = sum(window.joules.values())
+    return window.edge_error_j / joules if joules > 0 else 0.0

@@ -1,134 +1,146 @@
-"""The process that runs one row: `python -m edge.bench.worker`, a job on stdin.
+"""The process that runs one row: `python -m edge.bench.worker`, a `Job` on stdin.
 
-Answers with JSON lines on stdout: one `trial` per repetition, then `done` with the
-engine's facts and the peak memory, or `failed` with a sentence. Whatever libraries
-print goes to stderr.
+Answers with JSON lines on stdout: `Measured` after each repetition, then `Done` or `Failed`.
+Whatever libraries print goes to stderr.
 """
 
 from __future__ import annotations
 
-import json
 import os
 import sys
 import time
-from dataclasses import asdict, replace
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
+import msgspec
 import numpy as np
 
 from edge.bench.engines.engine import Engine, check_memory, open_engine
 from edge.bench.gate import POSITIONS, logits_digest
-from edge.bench.job import Job
 from edge.bench.trial import ONE_PASS, Window, run_trial
 from edge.bench.workload import TokenPlan, plan_tokens
-from edge.device.peak import peak_bytes as process_peak_bytes
+from edge.device.memory import wired
+from edge.device.peak import peak_bytes
 from edge.errors import EdgeError
+from edge.profile.profile import EngineFacts, Trial, Workload
+
+MAX_PASSES = 1000
+
+
+@dataclass(frozen=True)
+class Job:
+    """One row's work in one process.
+
+    `repetitions` are the counted trials of this process, whose windows last at least
+    `min_window_s` where `max_passes` allow it. `kv_bits` are those of our network's cache.
+    """
+
+    engine: str
+    path: str
+    workload: Workload
+    vocab_size: int
+    seed: int
+    repetitions: int
+    warmups: int
+    threads: int
+    kv_bits: int | None = None
+    min_window_s: float = 0.0
+    max_passes: int = MAX_PASSES
+    round: int = 0
+
+
+class Measured(msgspec.Struct, tag=True):
+    """One repetition."""
+
+    trial: Trial
+
+
+class Failed(msgspec.Struct, tag=True):
+    """The work ended early; the reason is a sentence."""
+
+    reason: str
+
+
+class Done(msgspec.Struct, tag=True):
+    """All repetitions ended; `logits` are the first round's, for the correctness gate."""
+
+    load_s: float
+    peak_memory_bytes: int
+    peak_device_bytes: int | None
+    facts: EngineFacts
+    logits: dict[str, Any] | None = None
+
+
+Message = Measured | Failed | Done
+Send = Callable[[Message], None]
 
 
 def main() -> int:
     """Read the job, run it, report."""
-    channel = _private_stdout()
+    send = _sender()
     try:
-        _work(Job.from_dict(json.load(sys.stdin)), channel)
+        _work(msgspec.json.decode(sys.stdin.buffer.read(), type=Job), send)
     except EdgeError as error:
-        _send(channel, "failed", reason=str(error))
+        send(Failed(str(error)))
         return 1
     except Exception as error:  # the row fails with its reason, the run goes on
-        _send(channel, "failed", reason=f"{type(error).__name__}: {error}")
+        send(Failed(f"{type(error).__name__}: {error}"))
         raise
     return 0
 
 
-def _work(job: Job, channel: TextIO) -> None:
-    """Check the memory, keep the model resident where that can be asked for, measure."""
-    from edge.device.memory import wired
+def _sender() -> Send:
+    """Writes messages to stdout; C libraries that print reach stderr instead."""
+    channel = os.fdopen(os.dup(1), "w", encoding="utf-8")
+    os.dup2(2, 1)
+    return lambda message: print(msgspec.json.encode(message).decode(), file=channel, flush=True)
 
+
+def _work(job: Job, send: Send) -> None:
+    """Check the memory, keep the model resident where the system allows it, measure."""
     path, context_tokens = Path(job.path), job.workload.context_tokens
-    fit = check_memory(job.engine, path, context_tokens, job.kv_bits)
-    if fit is None:
-        _measure(job, channel)
-        return
-    need, warning = fit
-    with wired(need.running_bytes):
-        _measure(job, channel, (warning.rstrip("."),) if warning else ())
+    need, memory_warning = check_memory(job.engine, path, context_tokens, job.kv_bits)
+    with ExitStack() as stack:
+        if need is not None:
+            stack.enter_context(wired(need.running_bytes))
+        plan = plan_tokens(job.workload, job.vocab_size, job.seed)
+        begin_ns = time.monotonic_ns()
+        engine = _open(job)
+        stack.callback(engine.close)
+        load_s = (time.monotonic_ns() - begin_ns) / 1e9
+        _run_trials(job, engine, plan, send)
+        # The peak first: looking up the facts takes memory of its own.
+        device_bytes = engine.peak_device_bytes()
+        most_bytes = max(peak_bytes(), device_bytes)
+        facts = engine.facts()
+        if memory_warning:
+            facts.remarks.append(memory_warning.rstrip("."))
+        done = Done(load_s, most_bytes, device_bytes or None, facts)
+        if job.round == 0:
+            done.logits = logits_digest(engine, job.vocab_size, context_tokens)
+        send(done)
 
 
-def _measure(job: Job, channel: TextIO, remarks: tuple[str, ...] = ()) -> None:
-    plan = plan_tokens(job.workload, job.vocab_size, job.seed)
-    begin_ns = time.monotonic_ns()
-    engine = _open(job)
-    load_s = (time.monotonic_ns() - begin_ns) / 1e9
-    try:
-        _measure_on(engine, job, plan, channel, load_s, remarks)
-    finally:
-        engine.close()
-
-
-def _measure_on(
-    engine: Engine,
-    job: Job,
-    plan: TokenPlan,
-    channel: TextIO,
-    load_s: float,
-    remarks: tuple[str, ...],
-) -> None:
+def _run_trials(job: Job, engine: Engine, plan: TokenPlan, send: Send) -> None:
+    """Warm up with one pass of the full shape; then the trials that count."""
     if plan.depth:
         engine.prefill(plan.depth)
-    _run_trials(job, engine, plan, channel)
-    # The peak first: looking up the facts takes memory of its own.
-    device_bytes = engine.peak_device_bytes()
-    peak_bytes = max(process_peak_bytes(), device_bytes)
-    facts = engine.facts()
-    facts = replace(facts, remarks=(*facts.remarks, *remarks))
-    _send(
-        channel,
-        "done",
-        load_s=load_s,
-        peak_memory_bytes=peak_bytes,
-        peak_device_bytes=device_bytes or None,
-        facts=asdict(facts),
-        logits=(
-            logits_digest(engine, job.vocab_size, job.workload.context_tokens)
-            if job.round == 0
-            else None
-        ),
-    )
-
-
-def _run_trials(job: Job, engine: Engine, plan: TokenPlan, channel: TextIO) -> None:
-    """Warm up with one pass of the full shape; then the trials that count."""
-    clock, window = time.monotonic_ns, Window(job.min_window_s, job.max_passes)
     for number in range(job.warmups + job.repetitions):
         warmup = number < job.warmups
-        passes = ONE_PASS if warmup else window
-        trial = run_trial(
-            engine, plan, number, warmup, clock, passes, job.round, job.workload.joint
-        )
-        if number == 0:
-            _check(bool(np.isfinite(engine.last_logits()).all()))
-        _send(channel, "trial", **asdict(trial))
+        window = ONE_PASS if warmup else Window(job.min_window_s, job.max_passes)
+        trial = run_trial(engine, plan, window, job.workload.joint)
+        if number == 0 and not np.isfinite(engine.last_logits()).all():
+            raise EdgeError("the logits are not finite: the weights are damaged; convert again.")
+        where = {"repetition": number, "round": job.round, "warmup": warmup}
+        send(Measured(msgspec.structs.replace(trial, **where)))
 
 
 def _open(job: Job) -> Engine:
     context_tokens = max(job.workload.context_tokens, POSITIONS)
     return open_engine(job.engine, Path(job.path), context_tokens, job.threads, job.kv_bits)
-
-
-def _check(finite: bool) -> None:
-    if not finite:
-        raise EdgeError("the logits are not finite: the weights are damaged; convert them again.")
-
-
-def _private_stdout() -> TextIO:
-    """Keep stdout for messages; C libraries that write to it reach stderr instead."""
-    channel = os.fdopen(os.dup(1), "w", encoding="utf-8")
-    os.dup2(2, 1)
-    return channel
-
-
-def _send(channel: TextIO, event: str, **fields: Any) -> None:
-    print(json.dumps({"event": event, **fields}), file=channel, flush=True)
 
 
 if __name__ == "__main__":

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import json
 import sys
+from collections import Counter
 from collections.abc import Callable, Collection
 from dataclasses import asdict
 from datetime import UTC, datetime
@@ -12,22 +14,26 @@ from typing import Any
 
 import msgspec
 
-from edge.bench.cooldown import Machine, kept_awake
-from edge.bench.engines.engine import MLX_LM
-from edge.bench.job import MAX_PASSES, Job
+from edge.bench.compare import Comparison, Difference, compare
+from edge.bench.cooldown import keep_awake
+from edge.bench.engines.engine import LLAMA_CPP, MLX, MLX_LM
 from edge.bench.processors import processors_of
 from edge.bench.reference import reference_job
-from edge.bench.rounds import Run, Settings
 from edge.bench.row import Subject
-from edge.bench.runner import stopped_by_sigterm
-from edge.bench.schedule import rounds_for, trials_per_process
-from edge.bench.suites import TABLE_11_SUITE, left_out, workloads
-from edge.bench.workload import Workload
+from edge.bench.runner import Run, stopped_by_sigterm
+from edge.bench.worker import MAX_PASSES, Job
+from edge.bench.workload import check_lengths, plan_workloads, suite_workloads
+from edge.bench.writer import ProfileWriter
 from edge.child import run_child
-from edge.cli.bench_book import Book
-from edge.cli.bench_compare import run_compare
 from edge.cli.checkpoint import open_named, output_folder
-from edge.cli.options.bench import ENERGY_WINDOW_S, SPEED_WINDOW_S
+from edge.cli.options.bench import (
+    DEPTH,
+    ENERGY_WINDOW_S,
+    GENERATE,
+    PROMPT,
+    SPEED_WINDOW_S,
+    TABLE_11_SUITE,
+)
 from edge.cli.progress import progress_bars
 from edge.convert.artefacts.recipes import Recipe, find_recipe
 from edge.convert.artefacts.sizes import bits_per_weight, file_bytes
@@ -41,16 +47,20 @@ from edge.formats.files import atomic_write, check_writable
 from edge.power.choose import choose_meter
 from edge.power.meter import Meter
 from edge.power.powermetrics import forget_probes
-from edge.profile.profile import SCHEMA, Method, ModelInfo, Profile
+from edge.profile.profile import SCHEMA, Method, ModelInfo, Profile, Workload, read
 from edge.profile.published import table11_beside
 from edge.quality.corpus import check_trained
 from edge.report.figure import to_png
+from edge.report.lines import markdown_of
 from edge.report.markdown import markdown_table
 from edge.report.plots import throughput
 from edge.report.table import notes
 
 Progress = Callable[[str, float], None]
 WARMUPS = 1
+WORKLOAD_FLAGS = {"prompt": "-p", "generate": "-n", "depth": "-d", "joint": "-pg"}
+COMPARED = ("Row", "Quantity", "A", "B", "B / A", "95 % interval", "p", "Processes", "Conclusion")
+TEXT_COLUMNS = ("Row", "Quantity", "Conclusion")
 QUALITY_REFERENCE = "mlx-fp16"
 QUALITY_TIMEOUT_S = 4 * 3600
 
@@ -58,49 +68,74 @@ QUALITY_TIMEOUT_S = 4 * 3600
 def run(args: argparse.Namespace) -> int:
     """Convert what is missing, measure round by round, save, plot, print."""
     if args.compare is not None:
-        return run_compare(args)
+        return _compare(args)
     checkpoint = open_named(args)
     new_meter = _new_meter(args)
-    meter = new_meter()
+    has_power = new_meter().unavailable is None
     if args.min_window is None:
-        args.min_window = SPEED_WINDOW_S if meter.unavailable else ENERGY_WINDOW_S
+        args.min_window = ENERGY_WINDOW_S if has_power else SPEED_WINDOW_S
     if args.quality is not None:
         check_trained(checkpoint)
     planned = _plan(args, checkpoint)
     check_writable(args.save)
-    with stopped_by_sigterm(), progress_bars() as progress, kept_awake():
+    with stopped_by_sigterm(), progress_bars() as progress:
+        keep_awake()
         subjects = _convert(args, checkpoint, progress)
         rows = [(job, subjects[recipe.name]) for job, recipe in planned]
-        run = _new_run(args, [job for job, _ in rows], new_meter, meter.unavailable is None)
-        book = Book(
-            _new_profile(args, checkpoint),
-            rows,
-            run.results,
-            args.save,
-            _references(checkpoint, [job for job, _ in rows]) if args.check else None,
-        )
-        total = (WARMUPS + rows[0][0].repetitions) * run.settings.rounds
-        run.go(book.enter, lambda row, _: progress(*book.progress(row, total)))
-        book.close()
+        jobs = [job for job, _ in rows]
+        forget_probes()  # converting or downloading can take longer than sudo's ticket lasts
+        run = _new_run(args, jobs, new_meter, has_power)
+        references = _references(checkpoint, jobs) if args.check else None
+        profile = _new_profile(args, checkpoint)
+        writer = ProfileWriter(profile, rows, run.results, args.save, references)
+        run.run_rounds(writer.update, _progress_of(writer, run, progress))
+        writer.finish()
         if args.quality is not None:
-            book.add_quality(*_quality(args, checkpoint, subjects, progress))
-    plots = _plot(book.profile, book.path)
-    _print(args, book.profile, [book.path, *plots])
-    return 1 if any(row.verdict == "INVALID" for row in book.profile.rows) else 0
+            writer.add_quality(*_quality(args, checkpoint, subjects, progress))
+    plots = _plot(writer.profile, writer.path)
+    _print(args, writer.profile, [writer.path, *plots])
+    return 1 if any(row.verdict == "INVALID" for row in writer.profile.rows) else 0
+
+
+def _progress_of(writer: ProfileWriter, run: Run, progress: Progress) -> Callable[[int, Any], None]:
+    """Shows how much of a row's trials is done."""
+    done: Counter[int] = Counter()
+
+    def on_trial(row: int, _: Any) -> None:
+        done[row] += 1
+        trials = (WARMUPS + run.jobs[row].repetitions) * run.rounds
+        progress(writer.label(row), done[row] / trials)
+
+    return on_trial
 
 
 def _plan(args: argparse.Namespace, checkpoint: Checkpoint) -> list[tuple[Job, Recipe]]:
     """One job per row and workload, peers right after ours."""
-    limit = checkpoint.config.max_position_embeddings
-    planned = workloads(args, limit, checkpoint.source.name)
-    for longer in left_out(args, limit):
-        _warn(f"{longer} is left out: {checkpoint.source.name} was trained for {limit} positions")
+    planned = _workloads(args, checkpoint)
     return [
         (_job(args, checkpoint, recipe, engine, workload), recipe)
         for recipe in dict.fromkeys(args.rows)
         for engine in _engines(args, recipe)
         for workload in planned
     ]
+
+
+def _workloads(args: argparse.Namespace, checkpoint: Checkpoint) -> list[Workload]:
+    limit, name = checkpoint.config.max_position_embeddings, checkpoint.source.name
+    if args.suite is not None:
+        given = [flag for dest, flag in WORKLOAD_FLAGS.items() if getattr(args, dest) is not None]
+        if given:
+            flags = ", ".join(given)
+            raise EdgeError(f"--suite {args.suite} sets the workloads itself; leave out {flags}.")
+        return suite_workloads(args.suite, limit, name, _warn)
+    planned = plan_workloads(
+        args.prompt or [PROMPT],
+        args.generate or [GENERATE],
+        args.depth or [DEPTH],
+        args.joint or [],
+    )
+    check_lengths(planned, limit, name)
+    return planned
 
 
 def _job(
@@ -116,7 +151,7 @@ def _job(
         workload=workload,
         vocab_size=checkpoint.config.vocab_size,
         seed=args.seed,
-        repetitions=trials_per_process(args.repetitions, args.rounds),
+        repetitions=_trials_per_process(args),
         warmups=WARMUPS,
         threads=args.threads or usable_cores(),
         kv_bits=args.kv_bits,
@@ -124,10 +159,20 @@ def _job(
     )
 
 
+def _rounds(args: argparse.Namespace) -> int:
+    """Rounds, none without a trial."""
+    return int(min(args.repetitions, args.rounds))
+
+
+def _trials_per_process(args: argparse.Namespace) -> int:
+    """A row's trials spread over its rounds, rounded up so that all rounds are alike."""
+    return int(-(-args.repetitions // _rounds(args)))
+
+
 def _engines(args: argparse.Namespace, recipe: Recipe) -> list[str]:
     if not recipe.is_mlx:
-        return ["llama.cpp"]
-    return ["mlx", MLX_LM] if args.peers else ["mlx"]
+        return [LLAMA_CPP]
+    return [MLX, MLX_LM] if args.peers else [MLX]
 
 
 def _convert(
@@ -202,16 +247,17 @@ def _new_meter(args: argparse.Namespace) -> Callable[[], Meter]:
 def _new_run(
     args: argparse.Namespace, jobs: list[Job], new_meter: Callable[[], Meter], has_power: bool
 ) -> Run:
-    settings = Settings(
-        rounds=rounds_for(args.repetitions, args.rounds),
+    return Run(
+        jobs=jobs,
+        rounds=_rounds(args),
+        new_meter=new_meter,
         seed=args.seed,
         timeout_s=args.timeout,
         cooldown_s=args.cooldown,
         idle_s=args.idle if has_power else 0.0,
         has_power=has_power,
+        warn=_warn,
     )
-    forget_probes()  # converting or downloading can take longer than sudo's ticket lasts
-    return Run(jobs, settings, Machine(new_meter), notice=_warn)
 
 
 def _warn(sentence: str) -> None:
@@ -219,45 +265,41 @@ def _warn(sentence: str) -> None:
 
 
 def _new_profile(args: argparse.Namespace, checkpoint: Checkpoint) -> Profile:
+    source = checkpoint.source
     return Profile(
         schema=SCHEMA,
         created_utc=datetime.now(UTC).isoformat(timespec="seconds"),
         argv=_shareable_argv(checkpoint),
         device=describe_device(args.bandwidth_gb_s),
         software=software_versions(),
-        model=_model_info(checkpoint),
-        method=Method(**_method(args)),
+        model=ModelInfo(
+            name=source.name,
+            source=source.origin,
+            revision=source.revision,
+            parameters=checkpoint.parameters,
+            synthetic=source.synthetic,
+        ),
+        method=_method(args),
         rows=[],
     )
 
 
-def _method(args: argparse.Namespace) -> dict[str, Any]:
-    rounds = rounds_for(args.repetitions, args.rounds)
-    return {
-        "decode_rate": "sum of (N - 1) / sum of (t_N - t_1) over a trial's passes",
-        "excluded": ["load", "tokenisation", "sampling", "detokenisation", "trimming the cache"],
-        "warmups": WARMUPS,
-        "repetitions": args.repetitions,
-        "processes_per_row": rounds,
-        "trials_per_process": trials_per_process(args.repetitions, args.rounds),
-        "min_window_s": args.min_window,
-        "max_passes": MAX_PASSES,
-        "cooldown_limit_s": args.cooldown,
-        "power": args.power,
-        "seed": args.seed,
-        "clock": "monotonic_ns",
-        "peak_memory": peak_metric(),
-        "float32_products": "TF32 where the chip has it" if tf32_allowed() else "float32",
-    }
-
-
-def _model_info(checkpoint: Checkpoint) -> ModelInfo:
-    return ModelInfo(
-        name=checkpoint.source.name,
-        source=checkpoint.source.origin,
-        revision=checkpoint.source.revision,
-        parameters=checkpoint.parameters,
-        synthetic=checkpoint.source.synthetic,
+def _method(args: argparse.Namespace) -> Method:
+    return Method(
+        decode_rate="sum of (N - 1) / sum of (t_N - t_1) over a trial's passes",
+        excluded=["load", "tokenisation", "sampling", "detokenisation", "trimming the cache"],
+        warmups=WARMUPS,
+        repetitions=args.repetitions,
+        processes_per_row=_rounds(args),
+        trials_per_process=_trials_per_process(args),
+        min_window_s=args.min_window,
+        max_passes=MAX_PASSES,
+        cooldown_limit_s=args.cooldown,
+        power=args.power,
+        seed=args.seed,
+        clock="monotonic_ns",
+        peak_memory=peak_metric(),
+        float32_products="TF32 where the chip has it" if tf32_allowed() else "float32",
     )
 
 
@@ -291,3 +333,49 @@ def _print(args: argparse.Namespace, profile: Profile, files: list[Path]) -> Non
         print()
     for file in files:
         print(f"saved {file}", file=sys.stderr)
+
+
+def _compare(args: argparse.Namespace) -> int:
+    """Compare two profiles; 0 whatever the difference."""
+    a, b = (read(path) for path in args.compare)
+    found = compare(a, b, args.min_effect / 100)
+    if args.output == "json":
+        print(json.dumps(asdict(found), indent=1, allow_nan=False))
+        return 0
+    lines = [
+        [f"{row.artefact} on {row.engine}, {row.workload}", *_compared_cells(difference)]
+        for row in found.rows
+        for difference in row.differences
+    ]
+    print(markdown_of(COMPARED, [name not in TEXT_COLUMNS for name in COMPARED], lines), end="\n\n")
+    for note in _compared_notes(found, [path.name for path in args.compare]):
+        print(f"- {note}")
+    return 0
+
+
+def _compared_cells(found: Difference) -> list[str]:
+    low_high, p, conclusion = found.interval, found.p, str(found.conclusion)
+    if found.is_better is not None:
+        size = f"{abs(found.ratio - 1):.1%}"
+        conclusion = f"{size} {conclusion}: {'better' if found.is_better else 'worse'}"
+    return [
+        f"{found.quantity} ({found.unit})",
+        *(f"{value:.0f}" if value >= 1000 else f"{value:.4g}" for value in (found.a, found.b)),
+        f"{found.ratio:.3f}",
+        f"{low_high[0]:.3f} to {low_high[1]:.3f}" if low_high else "—",
+        "—" if p is None else f"{p:.3f}" if p >= 0.001 else "< 0.001",
+        "{} and {}".format(*found.processes),
+        conclusion,
+    ]
+
+
+def _compared_notes(found: Comparison, names: list[str]) -> list[str]:
+    return [
+        *(
+            f"{side}: {name}, {dev}"
+            for side, name, dev in zip("AB", names, found.devices, strict=True)
+        ),
+        f"a difference has p < {1 - found.confidence:.2f} (Welch's test on the logarithms of the "
+        f"processes' means) and {found.min_effect:.1%} or more",
+        *found.remarks,
+    ]

@@ -160,7 +160,7 @@ def _missing_power(power: list[Power]) -> list[str]:
 
 
 def _doubts(state: State) -> list[str]:
-    return doubts(state, state)
+    return list(doubts(state, state).values())
 
 
 def _missing_room(disk_bytes: float, memory_bytes: float) -> list[str]:

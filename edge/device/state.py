@@ -202,18 +202,24 @@ def _supplies(folder: Path, *kinds: str) -> Iterator[Path]:
             yield supply
 
 
-def doubts(before: State, after: State, threads: int = 0) -> list[str]:
-    """Why a figure measured between two looks may be off, a sentence each with what to do.
+def doubts(before: State, after: State, threads: int = 0) -> dict[str, str]:
+    """Why a figure measured between two looks may be off: kind -> sentence with what to do.
 
     Args:
         before: at the beginning.
         after: at the end.
         threads: how many the measurement itself kept busy, here or in the minute before.
     """
-    found = [_power(before, after), _low_power(before, after), _thermal(before, after)]
-    found += [_throttled(before, after), _governor(before, after)]
-    found += [_load(before, after, threads), _memory(before, after)]
-    return [sentence for sentence in found if sentence is not None]
+    found = {
+        "mains": _power(before, after),
+        "low power": _low_power(before, after),
+        "thermal": _thermal(before, after),
+        "throttled": _throttled(before, after),
+        "governor": _governor(before, after),
+        "load": _load(before, after, threads),
+        "memory": _memory(before, after),
+    }
+    return {kind: sentence for kind, sentence in found.items() if sentence is not None}
 
 
 def _power(before: State, after: State) -> str | None:

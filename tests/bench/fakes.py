@@ -1,25 +1,44 @@
 """An engine, a meter and a machine on a clock that moves only when they work."""
 
-from edge.bench.cooldown import Machine
-from edge.bench.engines.engine import EngineFacts
-from edge.bench.trial import Trial
+from msgspec.structs import replace
+
+from edge.bench import cooldown, runner, trial
+from edge.bench.cooldown import Cooldown
+from edge.bench.energy import with_energy
+from edge.bench.row import Subject
+from edge.bench.runner import Outcome, ProcessRun
+from edge.bench.trial import make_trial
+from edge.bench.worker import Done, Job
 from edge.device.state import State
 from edge.power.choose import NoMeter
 from edge.power.meter import Sample
+from edge.profile.profile import EngineFacts, Workload
+
+NS = 10**9
 
 
 class FakeClock:
+    """Stands for the module `time` as well."""
+
     def __init__(self):
         self.now_ns = 1_000
+        self.slept = []
 
-    def __call__(self) -> int:
+    def __call__(self):
         return self.now_ns
+
+    def monotonic_ns(self):
+        return self.now_ns
+
+    def sleep(self, seconds):
+        self.slept.append(seconds)
+        self.now_ns += int(seconds * NS)
 
 
 class FakeEngine:
     """Prefill costs 10 ns a token, generation 100 ns plus 1 ns per position of context."""
 
-    def __init__(self, clock: FakeClock):
+    def __init__(self, clock):
         self.clock = clock
         self.length = 0
         self.calls = []
@@ -42,7 +61,7 @@ class FakeEngine:
         self.length = length
 
     def facts(self):
-        return EngineFacts("fake", "float32", "float32", 1, 1000, 10)
+        return FACTS
 
     def peak_device_bytes(self):
         return 0
@@ -51,17 +70,14 @@ class FakeEngine:
         self.closed = True
 
 
-NS = 10**9
-
-
 class FakeMeter:
-    """The same watts all the time, in samples of `step_s`, from its clock's start to stop."""
+    """The same watts all the time, in samples of half a second, from its clock's start to stop."""
 
-    def __init__(self, clock, watts=7.0, step_s=0.5, unavailable=None, flags=(), rails=None):
-        self.source, self.boundary, self.unavailable = "fake", "CPU and GPU", unavailable
-        self.flags = flags
-        self._clock, self._watts, self._step_ns = clock, watts, int(step_s * NS)
-        self._rails = rails or {"CPU": 0.25, "GPU": 0.75}
+    source, boundary = "fake", "CPU and GPU"
+
+    def __init__(self, clock, watts=7.0, unavailable=None, flags=()):
+        self.unavailable, self.flags = unavailable, flags
+        self._clock, self._watts, self._step_ns = clock, watts, NS // 2
         self._begin_ns = None
 
     def start(self):
@@ -71,12 +87,68 @@ class FakeMeter:
         end_ns, samples, at_ns = self._clock(), [], self._begin_ns
         while at_ns < end_ns and self.unavailable is None:
             watts = self._watts() if callable(self._watts) else self._watts
-            joules = {
-                rail: share * watts * self._step_ns / NS for rail, share in self._rails.items()
-            }
+            joules = {"CPU": 0.25 * watts / 2, "GPU": 0.75 * watts / 2}
             samples.append(Sample(at_ns, at_ns + self._step_ns, joules))
             at_ns += self._step_ns
         return samples
+
+
+class FakeMachine:
+    """This machine, with a clock that moves only when somebody sleeps or works on it.
+
+    A list of values is used up to its last element, which stays.
+    """
+
+    def __init__(self, monkeypatch, watts=None, thermal=None, busy=0.0):
+        self.clock = FakeClock()
+        self.watts, self.thermal = watts, thermal
+        for module in (cooldown, trial):
+            monkeypatch.setattr(module, "time", self.clock)
+        for module in (cooldown, runner):
+            monkeypatch.setattr(module, "look", lambda: State(thermal=next_of(self.thermal)))
+        percent = lambda interval: 100 * next_of(busy)  # noqa: E731
+        monkeypatch.setattr(cooldown.psutil, "cpu_percent", percent)
+
+    @property
+    def slept(self):
+        return self.clock.slept
+
+    def new_meter(self):
+        if self.watts is None:
+            return NoMeter("power was not measured: there is none")
+        return FakeMeter(self.clock, self.watts)
+
+
+def next_of(value):
+    if not isinstance(value, list):
+        return value
+    return value.pop(0) if len(value) > 1 else value[0]
+
+
+FACTS = EngineFacts(
+    device="cpu",
+    compute_dtype="float32",
+    kv_dtype="float32",
+    weight_bytes_per_token=1000,
+    kv_bytes_per_position=10,
+)
+SUBJECT = Subject("mlx-int4", "MLX", "INT4", 1000, 4.5)
+JOB = Job("mlx", "x", Workload(10, 3, 100), 50, 0, 3, 1, 2)
+NO_METER = NoMeter("power was not measured: there is none")
+
+
+class Watts:
+    """A meter that worked."""
+
+    source, boundary, unavailable = "fake", "CPU and GPU", None
+
+    def __init__(self, *flags):
+        self.flags = flags
+
+
+def done(**changes):
+    fields = {"load_s": 0.5, "peak_memory_bytes": 7, "peak_device_bytes": None, "facts": FACTS}
+    return Done(**{**fields, **changes})
 
 
 def samples_of(watts, last_s=400):
@@ -84,46 +156,29 @@ def samples_of(watts, last_s=400):
     return [Sample(t * NS, (t + 1) * NS, {"CPU": 3.0, "GPU": watts - 3.0}) for t in range(last_s)]
 
 
-class FakeMachine:
-    """A machine whose clock moves only when somebody sleeps or works on it."""
-
-    def __init__(self, watts=None, thermal=None, busy=0.0):
-        self.clock = FakeClock()
-        self.watts, self.thermal, self.share = watts, thermal, busy
-        self.slept = []
-
-    def machine(self):
-        return Machine(self.new_meter, self.look, self.clock, self.sleep, self.busy)
-
-    def new_meter(self):
-        if self.watts is None:
-            return NoMeter("power was not measured: there is none")
-        return FakeMeter(self.clock, self.watts)
-
-    def look(self):
-        return State(thermal=next_of(self.thermal))
-
-    def busy(self):
-        return next_of(self.share)
-
-    def sleep(self, seconds):
-        self.slept.append(seconds)
-        self.clock.now_ns += int(seconds * NS)
-
-
-def next_of(value):
-    """A list is used up to its last element, which stays."""
-    if not isinstance(value, list):
-        return value
-    return value.pop(0) if len(value) > 1 else value[0]
-
-
-FACTS = EngineFacts("cpu", "float32", "float32", None, 1000, 10)
-
-
-def trial(number, seconds_per_token=1.0, warmup=False, round_number=0, tokens=3):
+def trial_at(number, seconds_per_token=1.0, tokens=3, **fields):
     """Prefill of 10 tokens in 2 s, tokens from 5 s on; every trial begins 100 s later."""
     start = number * 100 * NS
-    stamps = tuple(int(start + (5 + i * seconds_per_token) * NS) for i in range(tokens))
-    prefill_ns = ((start, start + 2 * NS),)
-    return Trial(number, warmup, prefill_ns, (stamps,), 10, round_number)
+    stamps = [int(start + (5 + i * seconds_per_token) * NS) for i in range(tokens)]
+    made = make_trial(10, [(start, start + 2 * NS)], [stamps])
+    return replace(made, repetition=number, **fields)
+
+
+THREE = [trial_at(1), trial_at(2), trial_at(3)]
+
+
+def process(
+    trials,
+    number=0,
+    meter=NO_METER,
+    samples=(),
+    failure=None,
+    before=State(),  # noqa: B008
+    after=State(),  # noqa: B008
+    cooldown=Cooldown(),  # noqa: B008
+    **changes,
+):
+    """One process of a row; `changes` are of what the worker said at its end."""
+    measured = [with_energy(replace(t, round=number), samples, meter.source) for t in trials]
+    outcome = Outcome(measured, None if failure else done(**changes), failure)
+    return ProcessRun(number, outcome, meter, samples, before, after, cooldown)

@@ -6,11 +6,11 @@ from dataclasses import replace
 import pytest
 
 from edge.bench.cooldown import (
-    Cooled,
+    Cooldown,
     Idle,
     baseline_drift,
     cool_down,
-    kept_awake,
+    keep_awake,
     measure_idle,
 )
 from tests.bench.fakes import FakeMachine
@@ -18,75 +18,63 @@ from tests.bench.fakes import FakeMachine
 IDLE = Idle(watts=5.0, sd_w=0.1, seconds=10.0, samples=20)
 
 
-def test_where_nothing_can_be_known_it_does_not_wait():
-    fake = FakeMachine(watts=None, thermal=None, busy=1.0)
-    assert cool_down(60, fake.machine(), None) == Cooled(0.0)
+@pytest.fixture
+def machine(monkeypatch):
+    """machine(...): a FakeMachine in the place of this one."""
+    return lambda **fields: FakeMachine(monkeypatch, **fields)
+
+
+@pytest.mark.parametrize(
+    ("limit_s", "fields"),
+    [(60, {"busy": 1.0}), (0, {"thermal": "heavy"})],
+    ids=["nothing is known", "limit 0"],
+)
+def test_it_does_not_wait(machine, limit_s, fields):
+    fake = machine(**fields)
+    assert cool_down(limit_s, fake.new_meter, None) == Cooldown(0.0)
     assert fake.slept == []
 
 
-def test_zero_turns_it_off():
-    fake = FakeMachine(thermal="heavy")
-    assert cool_down(0, fake.machine(), None) == Cooled(0.0)
-    assert fake.slept == []
+@pytest.mark.parametrize(
+    ("limit_s", "fields", "cooldown"),
+    [
+        (60, {"thermal": ["heavy", "heavy", "moderate", "nominal"]}, Cooldown(4.0)),
+        (5, {"thermal": "heavy"}, Cooldown(5.0, "thermal pressure is heavy")),
+        (60, {"thermal": "nominal", "busy": [0.9, 0.3, 0.1]}, Cooldown(4.0)),
+        (
+            3,
+            {"thermal": "nominal", "busy": 0.9},
+            Cooldown(3.0, "programs use 90% of the processor"),
+        ),
+    ],
+)
+def test_it_waits_for_heat_and_load_up_to_its_limit(machine, limit_s, fields, cooldown):
+    fake = machine(**fields)
+    assert cool_down(limit_s, fake.new_meter, None) == cooldown
+    assert sum(fake.slept) == cooldown.waited_s
 
 
-def test_it_waits_until_the_pressure_is_nominal():
-    fake = FakeMachine(thermal=["heavy", "heavy", "moderate", "nominal"])
-    cooled = cool_down(60, fake.machine(), None)
-    assert cooled == Cooled(4.0)
-    assert fake.slept == [2.0, 2.0]
+def test_it_waits_for_power_where_heat_is_unknown(machine):
+    fake = machine()
+    fake.watts = lambda: 20.0 if fake.clock.now_ns < 5e9 else 5.5
+    cooldown = cool_down(60, fake.new_meter, IDLE)
+    assert 5 <= cooldown.waited_s <= 9
+    assert cooldown.timed_out is None
+    hot = machine(watts=20.0)
+    assert cool_down(6, hot.new_meter, IDLE).timed_out == "power is 20.0 W, 5.0 W when idle"
 
 
-def test_it_waits_no_longer_than_it_may_and_says_what_was_wrong():
-    fake = FakeMachine(thermal="heavy")
-    cooled = cool_down(5, fake.machine(), None)
-    assert cooled == Cooled(5.0, "thermal pressure is heavy")
-    assert sum(fake.slept) == 5.0
+def test_idle_power_has_mean_and_spread(machine):
+    steady = measure_idle(10, machine(watts=5.0).new_meter)
+    assert (steady.watts, steady.sd_w) == pytest.approx((5.0, 0.0))
+    assert (steady.seconds, steady.samples) == (10.0, 20)
+    calls = iter(range(1000))
+    wavering = measure_idle(10, machine(watts=lambda: 4.0 + 2.0 * (next(calls) % 2)).new_meter)
+    assert wavering.watts == pytest.approx(5.0)
+    assert wavering.sd_w == pytest.approx(1.026, abs=1e-3)
 
 
-def test_without_a_meter_the_load_tells():
-    fake = FakeMachine(thermal="nominal", busy=[0.9, 0.3, 0.1])
-    assert cool_down(60, fake.machine(), None) == Cooled(4.0)
-    fake = FakeMachine(thermal="nominal", busy=0.9)
-    assert cool_down(3, fake.machine(), None).unsettled == "programs use 90% of the processor"
-
-
-def test_with_a_meter_power_tells_even_where_heat_is_unknown():
-    fake = FakeMachine(watts=lambda: 20.0 if fake.clock.now_ns < 5e9 else 5.5)
-    cooled = cool_down(60, fake.machine(), IDLE)
-    assert 5 <= cooled.waited_s <= 9
-    assert cooled.unsettled is None
-    fake = FakeMachine(watts=20.0)
-    assert cool_down(6, fake.machine(), IDLE).unsettled == "power is 20.0 W, 5.0 W at rest"
-
-
-def test_idle_is_what_the_meter_says_of_the_time():
-    fake = FakeMachine(watts=5.0)
-    idle = measure_idle(10, fake.machine())
-    assert (idle.watts, idle.sd_w) == pytest.approx((5.0, 0.0))
-    assert (idle.seconds, idle.samples) == (10.0, 20)
-
-
-def test_idle_carries_its_spread():
-    fake = FakeMachine(watts=lambda: 4.0 + 2.0 * (fake.calls.__next__() % 2))
-    fake.calls = iter(range(1000))
-    idle = measure_idle(10, fake.machine())
-    assert idle.watts == pytest.approx(5.0)
-    assert idle.sd_w == pytest.approx(1.026, abs=1e-3)
-
-
-@pytest.mark.parametrize(("watts", "seconds"), [(None, 10), (5.0, 0)])
-def test_without_a_meter_or_time_there_is_no_idle_power(watts, seconds):
-    assert measure_idle(seconds, FakeMachine(watts=watts).machine()) is None
-
-
-def test_a_meter_that_gives_nothing_gives_no_idle_power():
-    fake = FakeMachine(watts=5.0)
-    fake.new_meter = lambda: Silent()
-    assert measure_idle(10, fake.machine()) is None
-
-
-class Silent:
+class SilentMeter:
     unavailable = None
 
     def start(self):
@@ -96,52 +84,33 @@ class Silent:
         return []
 
 
-def test_a_baseline_that_moves_is_said():
+def test_idle_power_is_none_without_meter_time_or_samples(machine):
+    assert measure_idle(10, machine().new_meter) is None
+    assert measure_idle(0, machine(watts=5.0).new_meter) is None
+    assert measure_idle(10, SilentMeter) is None
+
+
+def test_a_baseline_that_moved_is_a_sentence():
     assert baseline_drift(IDLE, None) is None
     assert baseline_drift(IDLE, replace(IDLE, watts=5.4)) is None
-    said = baseline_drift(IDLE, replace(IDLE, watts=7.0))
-    assert "from 5.00 W to 7.00 W" in said
+    assert "from 5.00 W to 7.00 W" in baseline_drift(IDLE, replace(IDLE, watts=7.0))
     noisy = replace(IDLE, sd_w=1.5)
     assert baseline_drift(noisy, replace(noisy, watts=7.0)) is None
 
 
-# --- staying awake
-
-
-@pytest.fixture
-def caffeinate(tmp_path, monkeypatch):
-    """A stand-in on the PATH that notes its arguments and waits to be ended."""
-    script = tmp_path / "caffeinate"
-    notes = tmp_path / "notes"
-    script.write_text(f'#!/bin/sh\necho "$@" > {notes}.part\nmv {notes}.part {notes}\nexec cat\n')
-    script.chmod(0o755)
-    monkeypatch.setenv("PATH", f"{tmp_path}{os.pathsep}{os.environ['PATH']}")
-    return notes
-
-
-def test_a_mac_is_kept_awake_and_let_go(caffeinate, monkeypatch):
+@pytest.mark.parametrize(
+    ("system", "commands"),
+    [("linux", []), ("darwin", [("caffeinate", "-i", "-w", str(os.getpid()))])],
+)
+def test_a_mac_is_kept_awake(system, commands, monkeypatch):
     started = []
-    popen = subprocess.Popen
-
-    def noted(command, **_):
-        started.append(popen(command, stdin=subprocess.PIPE))
-        return started[-1]
-
-    monkeypatch.setattr(subprocess, "Popen", noted)
-    with kept_awake("darwin"):
-        while not caffeinate.exists():
-            assert started[0].poll() is None
-    assert caffeinate.read_text().split() == ["-i", "-w", str(os.getpid())]
-    assert started[0].returncode is not None
+    monkeypatch.setattr(subprocess, "Popen", started.append)
+    monkeypatch.setattr(sys, "platform", system)
+    keep_awake()
+    assert started == commands
 
 
 def test_without_caffeinate_the_run_goes_on(tmp_path, monkeypatch):
+    monkeypatch.setattr(sys, "platform", "darwin")
     monkeypatch.setenv("PATH", str(tmp_path))
-    with kept_awake("darwin"):
-        pass
-
-
-def test_elsewhere_nothing_is_started(monkeypatch):
-    monkeypatch.setattr(subprocess, "Popen", lambda *_, **__: sys.exit("started"))
-    with kept_awake("linux"):
-        pass
+    keep_awake()

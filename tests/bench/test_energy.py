@@ -1,9 +1,10 @@
 import pytest
 
-from edge.bench.energy import TrialEnergy, trial_energy
-from edge.bench.trial import Trial
+from edge.bench.energy import KEPT_SAMPLES, power_series, with_energy
+from edge.bench.trial import make_trial
 from edge.power.meter import Sample
-from tests.bench.fakes import NS, trial
+from edge.profile.profile import PowerSeries, ThermalChange
+from tests.bench.fakes import NS, trial_at
 
 
 def steady(begin_s, end_s, **watts):
@@ -15,31 +16,26 @@ def steady(begin_s, end_s, **watts):
 
 def test_prefill_and_decode_are_apart():
     samples = steady(0, 3, CPU=10, GPU=2) + steady(3, 20, CPU=3, GPU=4)
-    energy = trial_energy(trial(0), samples, "fake")
-    assert energy.prefill.power_w == pytest.approx(12.0)
-    assert energy.prefill.joules_per_token == pytest.approx(2.4)  # 24 J, 10 prompt tokens
-    assert energy.decode.power_w == pytest.approx(7.0)
-    assert energy.decode.energy.joules == pytest.approx({"CPU": 6.0, "GPU": 8.0})
-    assert energy.decode.joules_per_token == pytest.approx(7.0)  # 14 J, the last two tokens
+    trial = with_energy(trial_at(0), samples, "fake")
+    assert trial.prefill_energy.power_w == pytest.approx(12.0)
+    assert trial.prefill_energy.joules_per_token == pytest.approx(2.4)  # 24 J, 10 prompt tokens
+    assert trial.decode_energy.power_w == pytest.approx(7.0)
+    assert trial.decode_energy.joules == trial.energy_j == pytest.approx({"CPU": 6.0, "GPU": 8.0})
+    assert trial.decode_energy.joules_per_token == pytest.approx(7.0)  # 14 J, the last two tokens
+    assert trial.energy_coverage == 1.0
 
 
 def test_joules_of_several_passes_are_over_the_tokens_they_paid_for():
     """Two passes of three tokens, 1 s each: the window holds five steps, the gap's included."""
-    passes = ((0, NS, 2 * NS), (3 * NS, 4 * NS, 5 * NS))
-    energy = trial_energy(Trial(0, False, (), passes, 0), steady(0, 10, CPU=6), "fake")
-    assert energy.prefill is None
-    assert (energy.decode.seconds, energy.decode.tokens) == (5.0, 5)
-    assert energy.decode.joules_per_token == pytest.approx(6.0)
-
-
-def test_net_is_gross_less_idle_over_the_same_time():
-    decode = trial_energy(trial(0), steady(0, 20, CPU=7), "fake").decode
-    assert decode.net_joules_per_token(5.0) == pytest.approx(2.0)
-    assert decode.net_joules_per_token(None) is None
+    trial = make_trial(0, [], [(0, NS, 2 * NS), (3 * NS, 4 * NS, 5 * NS)])
+    trial = with_energy(trial, steady(0, 10, CPU=6), "fake")
+    assert trial.prefill_energy is None
+    assert (trial.decode_energy.window_s, trial.decode_energy.tokens) == (5.0, 5)
+    assert trial.decode_energy.joules_per_token == pytest.approx(6.0)
 
 
 def test_without_samples_there_is_no_energy():
-    assert trial_energy(trial(0), [], "fake") == TrialEnergy()
+    assert with_energy(trial_at(0), [], "fake") == trial_at(0)
 
 
 @pytest.mark.parametrize(
@@ -50,23 +46,59 @@ def test_without_samples_there_is_no_energy():
         ([Sample(0, 20 * NS, {"GPU": 5.0}, beside={"CPU": 0.0})], "CPU's counter of fake failed"),
     ],
 )
-def test_what_is_no_total_is_null_with_its_reason(samples, words):
-    decode = trial_energy(trial(0), samples, "fake").decode
+def test_a_part_is_null_with_its_reason(samples, words):
+    decode = with_energy(trial_at(0), samples, "fake").decode_energy
     assert words in decode.missing
-    assert decode.power_w is None
-    assert decode.joules_per_token is None
-    assert decode.net_joules_per_token(1.0) is None
-    assert decode.to_record()["missing"] == decode.missing
-
-
-def test_the_edges_share_of_a_steady_power_is_nothing():
-    decode = trial_energy(trial(0, 1.3), steady(0, 20, CPU=7), "fake").decode
-    assert decode.edge_share == 0.0
+    assert (decode.power_w, decode.joules_per_token) == (None, None)
 
 
 def test_an_edge_inside_a_jump_is_uncertain():
+    flat = with_energy(trial_at(0, 1.3), steady(0, 20, CPU=7), "fake")
+    assert flat.decode_energy.edge_error_j == 0
     samples = steady(0, 5, CPU=1) + steady(5, 8, CPU=50) + steady(8, 20, CPU=1)
-    shifted = Trial(0, False, (), ((5 * NS + NS // 2, 7 * NS + NS // 2),), 0)
-    decode = trial_energy(shifted, samples, "fake").decode
-    assert decode.edge_share > 0.5
-    assert decode.to_record()["edge_error_j"] > 0
+    jump = make_trial(0, [], [(5 * NS + NS // 2, 7 * NS + NS // 2)])
+    assert with_energy(jump, samples, "fake").decode_energy.edge_error_j > 50
+
+
+# --- over time
+
+
+def samples(count, joules=0.5):
+    return [
+        Sample(i * NS, (i + 1) * NS, {"CPU": joules, "GPU": i * 1.0}, "nominal")
+        for i in range(count)
+    ]
+
+
+def test_samples_become_whole_milliwatts():
+    assert power_series(samples(3)) == PowerSeries(
+        begin_ns=[0, NS, 2 * NS],
+        end_ns=[NS, 2 * NS, 3 * NS],
+        milliwatts={"CPU": [500, 500, 500], "GPU": [0, 1000, 2000]},
+        thermal=[ThermalChange(0, "nominal")],
+    )
+    assert power_series([Sample(5, 5, {"CPU": 1.0})]) is None
+
+
+def test_many_samples_are_merged_and_their_joules_kept():
+    many = samples(2 * KEPT_SAMPLES + 100)
+    kept = power_series(many)
+    assert len(kept.begin_ns) <= KEPT_SAMPLES
+    seconds = [(end - begin) / 1e9 for begin, end in zip(kept.begin_ns, kept.end_ns, strict=True)]
+    for rail in ("CPU", "GPU"):
+        joules = sum(s * mw / 1000 for s, mw in zip(seconds, kept.milliwatts[rail], strict=True))
+        assert joules == pytest.approx(sum(s.joules[rail] for s in many), rel=1e-6)
+
+
+def test_thermal_levels_are_kept_where_they_change():
+    levels = ["nominal", "nominal", "heavy", None, "nominal"]
+    many = [
+        Sample(i * NS, (i + 1) * NS, {"CPU": 1.0}, thermal=level) for i, level in enumerate(levels)
+    ]
+    changes = [ThermalChange(0, "nominal"), ThermalChange(2 * NS, "heavy")]
+    assert power_series(many).thermal == [*changes, ThermalChange(4 * NS, "nominal")]
+
+
+def test_a_rail_that_comes_and_goes_is_0_meanwhile():
+    some = [Sample(0, NS, {"CPU": 1.0}), Sample(NS, 2 * NS, {"GPU": 2.0})]
+    assert power_series(some).milliwatts == {"CPU": [1000, 0], "GPU": [0, 2000]}

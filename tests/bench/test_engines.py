@@ -129,7 +129,7 @@ def test_only_our_network_has_its_cache_quantised(demo_out):
 
 
 def test_llama_cpp_maps_its_file(demo_out):
-    assert check_memory("llama.cpp", demo_out / "gguf-f16.gguf", 64) is None
+    assert check_memory("llama.cpp", demo_out / "gguf-f16.gguf", 64) == (None, None)
 
 
 def test_what_does_not_fit_is_refused_before_it_is_loaded(demo_out, monkeypatch):

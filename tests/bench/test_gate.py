@@ -19,6 +19,7 @@ from edge.bench.gate import (
     judge,
     logits_digest,
     make_digest,
+    quality_fault,
 )
 from edge.bench.reference import reference_job, reference_logits, references
 from edge.convert.artefacts.recipes import RECIPES, rounding_bound
@@ -27,6 +28,7 @@ from edge.convert.convert import convert
 from edge.errors import EdgeError
 from edge.model.kv_cache import make_cache
 from edge.model.load import load_model
+from edge.profile.profile import Quality
 from tests.support import tiny
 
 ROWS = ("mlx-fp16", "mlx-int4", "gguf-f16", "gguf-q5_k_m", "gguf-q6_k")
@@ -307,3 +309,26 @@ def test_the_reference_is_computed_in_float32(monkeypatch):
     monkeypatch.setattr(reference, "run_child", lambda *a: asked.update(a[4]) or {})
     reference.reference_job(open_checkpoint("demo"), [])
     assert asked == {"MLX_ENABLE_TF32": "0"}
+
+
+# The demo's artefacts on 4096 tokens of the sample, in nats per token.
+MEASURED = {
+    "FP16": 2.0e-6, "BF16": 5.7e-5, "Q8_0": 1.3e-3, "INT8": 5.7e-4, "Q6_K": 7.7e-3, "INT6": 8.5e-3,
+    "Q5_0": 0.033, "INT5": 0.034, "Q4_0": 0.11, "INT4": 0.154, "MIXED_4_6": 0.115, "INT3": 0.76,
+    "Q2_K": 1.0, "INT2": 3.7,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("precision", MEASURED)
+def test_quality_bounds_let_rounding_pass_and_little_more(precision):
+    right, *wrong = (
+        Quality(perplexity=5.0, reference="mlx-fp16", kl_mean=kl)
+        for kl in (MEASURED[precision], 20 * MEASURED[precision] + 0.01, 7.0)
+    )
+    assert quality_fault(right, precision) is None
+    assert all("wrong predictions" in quality_fault(each, precision) for each in wrong)
+
+
+def test_predictions_that_are_not_finite_are_a_fault():
+    assert "not finite" in quality_fault(Quality(reference="mlx-fp16"), "INT4")
+    assert quality_fault(Quality(perplexity=5.0), "INT4") is None

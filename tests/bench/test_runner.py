@@ -1,8 +1,10 @@
-"""The runner against real processes, good and bad."""
+"""The runner against real processes, good and bad, and whole runs with stand-ins for them."""
 
 import json
+import os
 import signal
 import struct
+import subprocess
 import sys
 from dataclasses import replace
 
@@ -11,24 +13,26 @@ import psutil
 import pytest
 
 from edge.bench import worker
-from edge.bench.engines.engine import open_engine
-from edge.bench.job import Job
-from edge.bench.runner import run_job, stopped_by_sigterm
-from edge.bench.workload import Workload
+from edge.bench.row import Context, build_row
+from edge.bench.runner import Outcome, Run, order_of, run_job, stopped_by_sigterm
+from edge.bench.trial import make_trial
+from edge.bench.worker import Job
 from edge.errors import EdgeError
-from tests.bench.fakes import FakeClock, FakeEngine
-from tests.support.tiny import CONFIGS, write_checkpoint
+from edge.profile.profile import Workload, read
+from tests.bench.fakes import NS, SUBJECT, FakeClock, FakeEngine, FakeMachine, FakeMeter, done
+from tests.support.profiles import ROOT
+from tests.support.tiny import CONFIGS, PLAIN, write_checkpoint
 
 WORKLOAD = Workload(prompt=8, generate=4)
 
 
 def job(engine, path, **changes):
     fields = {"vocab_size": 4096, "seed": 0, "repetitions": 2, "warmups": 1, "threads": 2}
-    return Job(engine, str(path), WORKLOAD, **{**fields, **changes})
+    return Job(engine, str(path), **{"workload": WORKLOAD, **fields, **changes})
 
 
-def script(code):
-    return (sys.executable, "-c", code)
+def failure_of(code, timeout_s=60):
+    return run_job(job("mlx", "m"), timeout_s, command=(sys.executable, "-c", code)).failure
 
 
 @pytest.mark.parametrize(
@@ -48,16 +52,19 @@ def test_a_row_of_every_engine(engine, artefact, demo_out):
     assert [t.warmup for t in outcome.trials] == [True, False, False]
     assert seen == outcome.trials
     for trial in outcome.trials:
-        ((begin_ns, end_ns),), (stamps,) = trial.prefill_ns, trial.passes_ns
-        assert len(stamps) == 4
-        assert list(stamps) == sorted(stamps)
-        assert begin_ns < end_ns <= stamps[0]
-    assert outcome.load_s > 0
-    assert outcome.peak_memory_bytes > 20e6
-    assert outcome.facts.weight_bytes_per_token > 1e6
+        ((begin_ns, end_ns),), ((first_ns, last_ns),) = trial.prefills, trial.passes
+        assert begin_ns < end_ns <= first_ns < last_ns
+        assert len(trial.token_us[0]) == 3
+    assert outcome.done.load_s > 0
+    assert outcome.done.peak_memory_bytes > 20e6
+    assert outcome.done.facts.weight_bytes_per_token > 1e6
+    if engine == "mlx":
+        assert 3e6 < outcome.done.peak_device_bytes < outcome.done.peak_memory_bytes
+    if engine == "llama.cpp":
+        assert outcome.done.peak_device_bytes is None  # it keeps no count
 
 
-def test_an_artefact_that_is_not_there_fails_with_a_sentence(tmp_path):
+def test_a_missing_artefact_fails_with_a_sentence(tmp_path):
     outcome = run_job(job("llama.cpp", tmp_path / "no.gguf"), 60)
     assert "no.gguf cannot be read" in outcome.failure
     assert outcome.trials == []
@@ -69,48 +76,22 @@ def test_an_artefact_that_is_not_there_fails_with_a_sentence(tmp_path):
         ("import os; os.kill(os.getpid(), 11)", "died with signal 11"),
         ("import os; os.kill(os.getpid(), 9)", "killed (signal 9), as a system does when memory"),
         ("raise SystemExit(3)", "died with exit code 3"),
-        ("import sys; sys.exit('no memory left')", "no memory left"),
-        ("print('hello')", "no message: hello"),
-        ("print('[]')", "no message"),
-        ("print('5')", "no message"),
-        ("print('null')", "no message"),
-        ("print('\"x\"')", "no message"),
-        ('print(\'{"event": "done"}\')', "no message"),
-        ("import sys; sys.stdout.buffer.write(b'\\xff\\n')", "no message"),
+        ("import sys; sys.exit('no room left')", "no room left"),
+        # For real: no machine has an exabyte.
+        ("bytearray(1 << 60)", "exit code 1 (MemoryError), which is what happens when memory runs"),
+        ("print('hello')", "an invalid message: hello"),
+        ("print('[]')", "an invalid message"),
+        ('print(\'{"type": "Done"}\')', "an invalid message"),
+        ("import sys; sys.stdout.buffer.write(b'\\xff\\n')", "an invalid message"),
     ],
 )
-def test_a_worker_that_misbehaves_is_a_reason_not_a_crash(code, words, tmp_path):
-    outcome = run_job(job("mlx", tmp_path), 60, command=script(code))
-    assert words in outcome.failure
+def test_a_worker_that_misbehaves_is_a_reason(code, words):
+    assert words in failure_of(code)
 
 
-def test_a_worker_that_hangs_is_stopped(tmp_path):
-    outcome = run_job(job("mlx", tmp_path), 0.2, command=script("import time; time.sleep(60)"))
-    assert "stopped after 0.2 s" in outcome.failure
-
-
-def test_a_timeout_beyond_the_clock_is_no_crash(tmp_path):
-    outcome = run_job(job("mlx", tmp_path), 1e12, command=script("raise SystemExit(3)"))
-    assert "exit code 3" in outcome.failure
-
-
-def test_depth_is_in_the_cache_before_the_clock_starts(demo_out):
-    """Without the depth's prefill the trial's first trim would be refused, and the row fail."""
-    deep = Job("mlx", str(demo_out / "mlx-fp16"), Workload(8, 4, 100), 4096, 0, 1, 0, 2)
-    outcome = run_job(deep, 120)
-    assert outcome.failure is None
-    assert len(outcome.trials) == 1
-
-
-def test_what_was_measured_before_a_death_is_kept(tmp_path):
-    trial = (
-        '{"event": "trial", "repetition": 0, "warmup": false, "prefill_ns": [[1, 2]], '
-        '"passes_ns": [[3, 4]], "prompt_tokens": 8}'
-    )
-    code = f"print('{trial}', flush=True); raise SystemExit(9)"
-    outcome = run_job(job("mlx", tmp_path), 60, command=script(code))
-    assert len(outcome.trials) == 1
-    assert "exit code 9" in outcome.failure
+def test_a_worker_that_hangs_is_stopped():
+    assert "stopped after 0.2 s" in failure_of("import time; time.sleep(60)", 0.2)
+    assert "exit code 3" in failure_of("raise SystemExit(3)", 1e12)  # beyond any timer
 
 
 @pytest.mark.parametrize(
@@ -119,77 +100,81 @@ def test_what_was_measured_before_a_death_is_kept(tmp_path):
         "RuntimeError: [malloc] Unable to allocate 9000000000 bytes.",
         "[METAL] Command buffer execution failed: Insufficient Memory (00000008:kIOGPU",
         "cudaMallocAsync(&data, size, stream) failed: out of memory",
-        "MemoryError",
         "std::bad_alloc",
     ],
 )
 @pytest.mark.parametrize("dies", [False, True])
-def test_memory_that_ran_out_is_said_with_what_to_do(said, dies, tmp_path):
+def test_memory_that_ran_out_is_said_with_what_to_do(said, dies):
+    code = f"print({json.dumps({'type': 'Failed', 'reason': said})!r})"
     if dies:
         code = f"import os, sys; print({said!r}, file=sys.stderr, flush=True); os.abort()"
-    else:
-        code = f"import json; print(json.dumps({{'event': 'failed', 'reason': {said!r}}}))"
-    failure = run_job(job("mlx", tmp_path), 60, command=script(code)).failure
+    failure = failure_of(code)
     assert said.rstrip(".") in failure
     assert "close other programs, or choose a smaller artefact" in failure
 
 
-def test_a_worker_that_asks_for_what_is_not_there_says_so(tmp_path):
-    """For real: no machine has an exabyte."""
-    failure = run_job(job("mlx", tmp_path), 60, command=script("bytearray(1 << 60)")).failure
-    assert "exit code 1 (MemoryError), which is what happens when memory runs out" in failure
+def test_what_was_measured_before_a_death_is_kept():
+    trial = {"warmup": False, "prefill_ns": [1, 2], "prompt_tokens": 8}
+    message = json.dumps({"type": "Measured", "trial": trial})
+    code = f"print({message!r}, flush=True); raise SystemExit(9)"
+    outcome = run_job(job("mlx", "m"), 60, command=(sys.executable, "-c", code))
+    assert len(outcome.trials) == 1
+    assert "exit code 9" in outcome.failure
 
 
-def test_a_quantised_cache_and_its_check_reach_the_row(demo_out):
-    """Through JSON to the worker, there to the engine, and back as a remark."""
-    outcome = run_job(job("mlx", demo_out / "mlx-int4", kv_bits=8, repetitions=1), 120)
+@pytest.mark.parametrize(
+    ("end", "bad_end"),
+    [("os.abort()", "after its work the worker died with signal 6"), ("", None)],
+)
+def test_a_process_that_dies_after_its_work_leaves_a_remark(end, bad_end):
+    """As llama.cpp's does on macOS where a model is not freed."""
+    message = {"type": "Done", "load_s": 1.0, "peak_memory_bytes": 5, "peak_device_bytes": None}
+    line = json.dumps({**message, "facts": {"device": "GPU"}})
+    code = f"import os, sys; sys.stdin.read(); print({line!r}, flush=True); {end}"
+    outcome = run_job(job("mlx", "m"), 60, command=(sys.executable, "-c", code))
+    assert (outcome.failure, outcome.bad_end) == (None, bad_end)
+
+
+@pytest.mark.parametrize("workload", [Workload(8, 4, 100), Workload(8, 4, 5, joint=True)])
+def test_depth_is_in_the_cache_before_the_clock_starts(workload, demo_out):
+    """Without the depth's prefill the trial's first trim would be refused, and the row fail."""
+    outcome = run_job(job("mlx", demo_out / "mlx-int4", workload=workload), 120)
     assert outcome.failure is None
-    assert outcome.facts.kv_dtype == "8 bits in groups of 32"
+    assert [len(t.token_us[0]) for t in outcome.trials] == [3, 3, 3]
 
 
 def test_a_model_larger_than_the_machine_is_a_failed_row(tmp_path):
     path = write_checkpoint(tmp_path / "m", CONFIGS["plain"])
-    tensor = {"dtype": "F16", "shape": [1 << 40], "data_offsets": [0, 2 << 40]}
+    tensor = {"dtype": "F16", "shape": [1 << 38], "data_offsets": [0, 2 << 38]}
     header = json.dumps({"model.embed_tokens.weight": tensor}).encode()
     (path / "model.safetensors").write_bytes(struct.pack("<Q", len(header)) + header)
+    os.truncate(path / "model.safetensors", 8 + len(header) + (2 << 38))  # sparse
     outcome = run_job(job("mlx", path), 120)
     assert "m needs" in outcome.failure
     assert "GB of weights" in outcome.failure
-    assert outcome.trials == []
 
 
-def test_the_peak_is_the_workers_own_not_its_parents(demo_out):
+def test_the_peak_is_the_workers_own(demo_out):
     size = 700 << 20
     held = b"x" * size
     outcome = run_job(job("mlx", demo_out / "mlx-int4", repetitions=1), 120)
     del held
-    assert 20e6 < outcome.peak_memory_bytes < size
+    assert 20e6 < outcome.done.peak_memory_bytes < size
 
 
-def test_a_window_is_filled_with_passes(demo_out):
+def test_a_window_is_filled_with_passes_and_the_caches_bits_arrive(demo_out):
     """The warm-up is one pass of the full shape; trials repeat it until their window is full."""
-    asked = job("mlx", demo_out / "mlx-int4", repetitions=1, min_window_s=0.3, round=2)
-    warmup, trial = run_job(asked, 120).trials
-    assert (len(warmup.prefill_ns), len(warmup.passes_ns)) == (1, 1)
-    assert len(trial.passes_ns) > 1
-    for begin_ns, end_ns in (trial.prefill_window_ns, trial.decode_window_ns):
-        assert end_ns - begin_ns >= 0.3e9
-    assert {len(stamps) for stamps in trial.passes_ns} == {4}
+    fields = {"repetitions": 1, "min_window_s": 0.3, "round": 2, "kv_bits": 8}
+    outcome = run_job(job("mlx", demo_out / "mlx-int4", **fields), 120)
+    warmup, trial = outcome.trials
+    assert (len(warmup.prefills), len(warmup.passes)) == (1, 1)
+    assert len(trial.passes) > 1
+    for windows in (trial.prefills, trial.passes):
+        assert windows[-1][1] - windows[0][0] >= 0.3e9
+    assert {len(times) for times in trial.token_us} == {3}
     assert trial.round == 2
-
-
-def test_a_joint_workload_runs_on_a_real_engine(demo_out):
-    joint = replace(job("mlx", demo_out / "mlx-int4"), workload=Workload(8, 4, 5, joint=True))
-    outcome = run_job(joint, 120)
-    assert outcome.failure is None
-    assert [len(t.passes_ns[0]) for t in outcome.trials] == [4, 4, 4]
-
-
-def test_the_devices_memory_is_told_apart(demo_out):
-    mlx = run_job(job("mlx", demo_out / "mlx-int4", repetitions=1), 120)
-    assert 3e6 < mlx.peak_device_bytes < mlx.peak_memory_bytes
-    gguf = run_job(job("llama.cpp", demo_out / "gguf-q6_k.gguf", repetitions=1), 120)
-    assert gguf.peak_device_bytes is None  # it keeps no count
+    assert outcome.done.logits is None  # the first round's alone
+    assert outcome.done.facts.kv_dtype == "8 bits in groups of 32"
 
 
 def test_sigterm_takes_the_worker_along(tmp_path):
@@ -209,40 +194,182 @@ def test_sigterm_takes_the_worker_along(tmp_path):
     assert signal.getsignal(signal.SIGTERM) == before
 
 
-DONE = (
-    "import json, os, sys; sys.stdin.read(); "
-    "print(json.dumps({'event': 'done', 'load_s': 1.0, 'peak_memory_bytes': 5, 'facts': "
-    "{'device': 'GPU', 'compute_dtype': 'f', 'kv_dtype': 'f', 'threads': 1, "
-    "'weight_bytes_per_token': 1, 'kv_bytes_per_position': 1}}), flush=True); "
-)
-
-
-def test_a_process_that_dies_after_its_work_leaves_a_remark():
-    """As llama.cpp's does on macOS where a model is not freed."""
-    outcome = run_job(job("mlx", "m"), 60, command=script(DONE + "os.abort()"))
-    assert outcome.failure is None
-    assert outcome.bad_end == "after its work the worker died with signal 6"
-    assert run_job(job("mlx", "m"), 60, command=script(DONE)).bad_end is None
-
-
 @pytest.mark.parametrize("broken", [False, True])
-def test_the_engine_is_closed_whatever_happens(broken, monkeypatch, tmp_path):
-    engine = FakeEngine(FakeClock())
+def test_the_engine_is_closed_whatever_happens(broken, monkeypatch):
+    engine, sent = FakeEngine(FakeClock()), []
     engine.last_logits = lambda: np.full(4096, np.nan if broken else 0.0, np.float32)
     monkeypatch.setattr(worker, "_open", lambda job: engine)
-    asked = job("mlx", tmp_path)
-    with (tmp_path / "channel").open("w") as channel:
-        if broken:
-            with pytest.raises(EdgeError, match="not finite"):
-                worker._measure(asked, channel)
-        else:
-            worker._measure(asked, channel)
+    asked = job("llama.cpp", "m")
+    if broken:
+        with pytest.raises(EdgeError, match="not finite"):
+            worker._work(asked, sent.append)
+    else:
+        worker._work(asked, sent.append)
+        assert [type(message).__name__ for message in sent] == [*["Measured"] * 3, "Done"]
     assert engine.closed
 
 
-def test_llama_cpp_is_freed_with_its_engine(demo_out):
-    engine = open_engine("llama.cpp", demo_out / "gguf-q6_k.gguf", 64, 2)
-    session = engine._session
-    assert session._model and session._context
-    engine.close()
-    assert session._model is None and session._context is None
+# --- whole runs
+
+JOBS = [job("mlx", name, workload=Workload(10, 3)) for name in "abc"]
+
+
+class Workers:
+    """Stands for the processes: two trials each, 10 s of work; `dies` names (path, round)."""
+
+    def __init__(self, clock, dies=()):
+        self.clock, self.dies, self.ran = clock, dies, []
+
+    def __call__(self, job, timeout_s, on_trial):
+        self.ran.append((job.path, job.round))
+        begin_ns = self.clock.now_ns
+        self.clock.now_ns += 10 * NS
+        if (job.path, job.round) in self.dies:
+            return Outcome(failure="the worker died with signal 11")
+        stamps = [begin_ns + i * NS for i in (3, 4, 5)]
+        trials = [make_trial(10, [(begin_ns, begin_ns + NS)], [stamps]) for _ in range(2)]
+        for one in trials:
+            on_trial(one)
+        return Outcome(trials, done())
+
+
+@pytest.fixture
+def go(monkeypatch):
+    """go(rounds, dies, machine=..., ...): the run, its workers, and the rows that were reported."""
+
+    def go(rounds, dies=(), machine=None, new_meter=None, **settings):
+        fake = FakeMachine(monkeypatch, **(machine or {}))
+        workers, reported = Workers(fake.clock, dies), []
+        meter = new_meter(fake) if new_meter else fake.new_meter
+        run = Run(JOBS, rounds, meter, run_job=workers, **settings)
+        run.run_rounds(reported.append, lambda *_: None)
+        return run.results, workers.ran, reported, fake
+
+    return go
+
+
+def test_orders_are_seeded_permutations():
+    orders = order_of(5, 20, seed=3)
+    assert all(sorted(order) == [0, 1, 2, 3, 4] for order in orders)
+    assert orders == order_of(5, 20, seed=3) != order_of(5, 20, seed=4)
+    assert {order[order.index(0) - 1] for order in orders} == {1, 2, 3, 4}
+
+
+def test_every_row_runs_in_every_round_in_the_recorded_order(go):
+    results, ran, reported, fake = go(3, seed=5)
+    assert ran == [("abc"[row], n) for n, order in enumerate(results.order) for row in order]
+    assert reported == [row for order in results.order for row in order]
+    assert [[r.round for r in runs] for runs in results.runs] == [[0, 1, 2]] * 3
+    assert results.finished
+    assert fake.slept == []  # there is no meter
+    assert results.idle_w is None
+
+
+def test_a_row_that_fails_is_not_run_again_and_the_rest_completes(go):
+    results, ran, *_ = go(3, dies=[("b", 1)])
+    assert [len(runs) for runs in results.runs] == [3, 2, 3]
+    assert ("b", 2) not in ran
+    rows = [build_row(SUBJECT, JOBS[i], results.runs[i], Context(3)) for i in range(3)]
+    assert [row.verdict == "INVALID" for row in rows] == [False, True, False]
+
+
+def test_power_is_measured_around_every_process_and_idle_before_and_after(go):
+    results, *_ = go(2, machine={"watts": 6.0})
+    assert results.idle_w == pytest.approx(6.0)
+    assert results.idle_before.seconds == results.idle_after.seconds == 10.0
+    row = build_row(SUBJECT, JOBS[0], results.runs[0], Context(2, idle_w=results.idle_w))
+    assert row.power_w.median == pytest.approx(6.0)
+    assert row.joules_per_token_net.median == pytest.approx(0.0, abs=1e-9)
+    assert row.power.source == "fake"
+
+
+def test_how_long_each_process_waited_is_kept(go):
+    results, *_ = go(1, machine={"thermal": ["heavy", "heavy", "nominal"]})
+    assert results.runs[results.order[0][0]][0].cooldown.waited_s == 2.0
+
+
+def test_ctrl_c_stops_the_meter(monkeypatch):
+    fake, stopped = FakeMachine(monkeypatch, watts=5.0), []
+
+    class Noted(FakeMeter):
+        def stop(self):
+            stopped.append(True)
+            return []
+
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    run = Run(JOBS, 1, lambda: Noted(fake.clock), cooldown_s=0, idle_s=0, run_job=interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        run.run_rounds(lambda _: None, lambda *_: None)
+    assert stopped == [True]
+
+
+def failing_meters(works, then):
+    """A machine whose powermetrics stops starting after a while; `then` are the watts after it."""
+
+    def meters(fake):
+        left = [works]
+
+        def new_meter():
+            left[0] -= 1
+            if left[0] < -1 and then is not None:
+                return FakeMeter(fake.clock, then)
+            return FakeMeter(fake.clock, 5.0, None if left[0] >= 0 else "sudo wants a password")
+
+        return new_meter
+
+    return meters
+
+
+@pytest.mark.parametrize("then", [None, 3.0])
+def test_power_that_is_lost_is_said_at_once_and_in_the_rows(go, then):
+    """The first process has a meter, the next none, then the next source where there is one."""
+    said = []
+    settings = {"idle_s": 0, "has_power": True, "warn": said.append}
+    results, *_ = go(1, new_meter=failing_meters(1, then), **settings)
+    instead = "; fake goes on" if then else ""
+    assert said == [f"power is no longer measured: sudo wants a password{instead}"]
+    first, second, _ = (results.runs[i][0] for i in results.order[0])
+    assert (first.power_lost, second.power_lost) == (None, "sudo wants a password")
+    before, after = (build_row(SUBJECT, JOBS[0], [run], Context(1)) for run in (first, second))
+    assert before.power_w.median == pytest.approx(5.0)
+    assert "power was lost during the run: sudo wants a password" in after.reasons
+    assert after.verdict == "WARN"
+    assert (after.power_w is None) == (then is None)
+
+
+def test_a_machine_without_power_does_not_lose_it(go):
+    said = []
+    go(1, new_meter=failing_meters(0, None), idle_s=0, warn=said.append)
+    assert said == []
+
+
+def test_what_was_measured_before_a_kill_is_on_disk_and_valid(tmp_path):
+    """SIGKILL to a real run after its first process; its worker ends with its last trial."""
+    tiny = write_checkpoint(tmp_path / "tiny", PLAIN)
+    words = ["bench", tiny, "--rows", "mlx-fp16", "mlx-int4", "-p", "8", "-n", "8", "-r", "300"]
+    command = [sys.executable, "-m", "edge", *words, "--rounds", "100", "--min-window", "0"]
+    process = subprocess.Popen(
+        [*map(str, command), "--save", str(tmp_path / "s")],
+        cwd=tmp_path,
+        stderr=subprocess.DEVNULL,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+    )
+    while not list((tmp_path / "s").glob("*.json")):
+        assert process.poll() is None
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    (path,) = (tmp_path / "s").glob("*.json")
+    profile = read(path)
+    assert profile.method.finished is False
+    assert len(profile.method.order) == 100
+    row = profile.rows[0]
+    assert row.verdict == "WARN"
+    assert any("of 100 rounds were measured" in reason for reason in row.reasons)
+    assert row.decode_tok_s.n >= 3
+
+
+def test_jobs_cross_the_pipe_unchanged():
+    asked = replace(JOBS[0], kv_bits=8, min_window_s=0.5)
+    assert worker.msgspec.json.decode(worker.msgspec.json.encode(asked), type=Job) == asked

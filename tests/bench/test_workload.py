@@ -1,25 +1,82 @@
 import pytest
 
-from edge.bench.workload import Workload, plan_tokens
+from edge.bench.workload import (
+    SUITES,
+    check_lengths,
+    plan_tokens,
+    plan_workloads,
+    suite_workloads,
+)
+from edge.errors import EdgeError
+from edge.profile.profile import Workload
 
 
 @pytest.mark.parametrize(
-    ("workload", "text", "context", "decode_depth"),
+    ("prompts", "generates", "expected"),
     [
-        (Workload(512, 128), "pp512, tg128", 512, 0),
-        (Workload(0, 128, 4096), "tg128 @ d4096", 4224, 4096),
-        (Workload(512, 128, joint=True), "pp512+tg128", 640, 512),
-        (Workload(512, 128, 100, True), "pp512+tg128 @ d100", 740, 612),
+        ([512, 1024], [128, 256], [(512, 128), (1024, 256)]),
+        ([512, 1024], [64], [(512, 64), (1024, 0)]),
+        ([8], [16, 32, 64], [(8, 16), (0, 32), (0, 64)]),
+        ([0], [32], [(0, 32)]),
+        ([512], [0], [(512, 0)]),
+        ([8, 8], [2], [(8, 2)]),
     ],
 )
-def test_a_joint_workload_generates_behind_its_prompt(workload, text, context, decode_depth):
-    assert str(workload) == text
-    assert workload.context_tokens == context
-    assert workload.decode_depth == decode_depth
+def test_every_test_is_run_once(prompts, generates, expected):
+    found = plan_workloads(prompts, generates, [0])
+    assert found == [Workload(p, n) for p, n in expected]
+
+
+def test_joint_tests_and_depths():
+    joint = Workload(16, 4, 0, True)
+    assert plan_workloads([8], [2], [0, 100], [(16, 4)]) == [
+        Workload(8, 2),
+        joint,
+        Workload(8, 2, 100),
+        Workload(16, 4, 100, True),
+    ]
+    assert plan_workloads([0], [0], [0], [(16, 4)]) == [joint]  # as in llama-bench
+
+
+@pytest.mark.parametrize(("prompts", "generates"), [([0], [0]), ([0], [1]), ([8], [2, 1])])
+def test_nothing_to_measure_is_refused(prompts, generates):
+    with pytest.raises(EdgeError, match="nothing to measure"):
+        plan_workloads(prompts, generates, [0])
+
+
+@pytest.mark.parametrize(
+    ("workload", "positions"),
+    [(Workload(512, 128, 4000), 4512), (Workload(4000, 128, 0, True), 4128)],
+)
+def test_what_is_too_long_is_refused(workload, positions):
+    check_lengths([workload], positions, "demo")
+    with pytest.raises(EdgeError, match=f"{positions} positions, demo was trained for 4096"):
+        check_lengths([workload], 4096, "demo")
+
+
+def test_a_suite_leaves_out_what_is_too_long():
+    warnings = []
+    assert suite_workloads("depth", 1 << 20, "x", warnings.append) == list(SUITES["depth"])
+    assert warnings == []
+    found = suite_workloads("depth", 4096, "x", warnings.append)
+    assert [workload.depth for workload in found] == [0, 1024]
+    assert warnings == [
+        f"pp512, tg128 @ d{depth} is left out: x was trained for 4096 positions"
+        for depth in (4096, 16384)
+    ]
+    with pytest.raises(EdgeError, match="needs 512 positions"):
+        suite_workloads("depth", 100, "x", warnings.append)
+
+
+def test_localscores_nine_scenarios():
+    names = [str(workload) for workload in SUITES["localscore"]]
+    assert len(names) == 9
+    assert (names[0], names[-1]) == ("pp1024+tg16", "pp16+tg1536")
 
 
 def test_the_same_seed_gives_every_engine_the_same_ids():
     first, again = (plan_tokens(Workload(9, 5, 3), 1000, seed=4) for _ in range(2))
     assert first == again
     assert (len(first.depth), len(first.prompt), len(first.generate)) == (3, 9, 5)
+    assert all(0 <= i < 1000 for i in (*first.depth, *first.prompt, *first.generate))
     assert plan_tokens(Workload(9, 5, 3), 1000, seed=5) != first

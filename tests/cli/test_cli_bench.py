@@ -1,21 +1,23 @@
-"""What `edge bench` plans from its arguments; the runs themselves are in test_cli.py."""
+"""What `edge bench` plans from its arguments, and runs in this process."""
 
 import json
 import os
+import shutil
 import statistics
 import sys
 
 import pytest
 
-from edge.cli.bench import _method, _new_meter, _new_run, _plan
+from edge.bench import workload
+from edge.cli import bench
 from edge.cli.main import main, parser_of
+from edge.cli.options.bench import SUITES
 from edge.convert.checkpoint import open_checkpoint
+from edge.errors import EdgeError
 from edge.model.kv_cache import KV_BITS
 from edge.power.choose import NoMeter
-from edge.profile.reading import read_profile
-from edge.report.markdown import markdown_section
+from edge.profile.profile import Workload, read
 from tests.support.fake_powermetrics import CPU_W, GPU_W, install
-from tests.support.profiles import faults
 
 
 def parsed(*words):
@@ -23,8 +25,7 @@ def parsed(*words):
 
 
 def planned(*words):
-    args = parsed(*words)
-    return [job for job, _ in _plan(args, open_checkpoint("demo"))]
+    return [job for job, _ in bench._plan(parsed(*words), open_checkpoint("demo"))]
 
 
 @pytest.mark.parametrize(
@@ -41,17 +42,33 @@ def test_the_bits_of_the_cache_are_in_the_job(bits):
     assert planned(*flags)[0].kv_bits == bits
 
 
-def test_bits_that_no_cache_has_are_refused(capsys):
-    with pytest.raises(SystemExit):
-        planned("--kv-bits", "5")
-    assert "--kv-bits" in capsys.readouterr().err
+@pytest.mark.parametrize(
+    ("flags", "expected"),
+    [
+        ([], [(512, 128)]),
+        (["-p", "16,32", "-n", "8"], [(16, 8), (32, 0)]),
+        (["-p", "8-32+8", "-n", "0"], [(8, 0), (16, 0), (24, 0), (32, 0)]),
+        (["-p", "8-64*2", "-n", "0"], [(8, 0), (16, 0), (32, 0), (64, 0)]),
+        (["-p", "8-10", "-n", "0"], [(8, 0), (9, 0), (10, 0)]),
+        (["-p", "8", "-n", "2", "-d", "0,64"], [(8, 2, 0), (8, 2, 64)]),
+        (["-p", "0", "-n", "0", "-pg", "16,4"], [(16, 4, 0, True)]),
+        (["--suite", "quick"], [(128, 32)]),
+    ],
+)
+def test_rows_times_workloads(flags, expected):
+    jobs = planned(*flags)
+    assert [(job.engine, job.workload) for job in jobs] == [
+        (engine, Workload(*numbers)) for engine in ("mlx", "llama.cpp") for numbers in expected
+    ]
 
 
-def test_rows_times_workloads():
-    jobs = planned("-p", "16,32", "-n", "8", "-d", "0,64")
-    asked = [(j.engine, j.workload.prompt, j.workload.depth) for j in jobs]
-    assert len(asked) == len(set(asked)) == 8
-    assert [engine for engine, *_ in asked] == ["mlx"] * 4 + ["llama.cpp"] * 4
+def test_suites_are_those_of_the_options():
+    assert tuple(workload.SUITES) == SUITES
+
+
+def test_a_suite_sets_the_workloads_itself():
+    with pytest.raises(EdgeError, match="leave out -n"):
+        planned("--suite", "quick", "-n", "9")
 
 
 @pytest.mark.parametrize(
@@ -67,18 +84,18 @@ def test_rows_times_workloads():
 def test_trials_are_spread_over_rounds(flags, rounds, each):
     args, jobs = parsed(*flags), planned(*flags)
     assert {job.repetitions for job in jobs} == {each}
-    run = _new_run(args, jobs, lambda: NoMeter("none here"), has_power=False)
-    assert run.settings.rounds == rounds
-    method = _method(args)
-    assert (method["processes_per_row"], method["trials_per_process"]) == (rounds, each)
+    run = bench._new_run(args, jobs, lambda: NoMeter("none here"), has_power=False)
+    assert run.rounds == rounds
+    method = bench._method(args)
+    assert (method.processes_per_row, method.trials_per_process) == (rounds, each)
 
 
-def test_idle_power_is_measured_where_there_is_a_meter():
-    def idle_s(has_power, *words):
-        new_meter = lambda: NoMeter("none here")  # noqa: E731
-        return _new_run(parsed(*words), planned(), new_meter, has_power).settings.idle_s
-
-    assert (idle_s(False), idle_s(True), idle_s(True, "--idle", "0")) == (0, 10, 0)
+@pytest.mark.parametrize(
+    ("has_power", "flags", "idle_s"), [(False, [], 0), (True, [], 10), (True, ["--idle", "0"], 0)]
+)
+def test_idle_power_is_measured_where_there_is_a_meter(has_power, flags, idle_s):
+    run = bench._new_run(parsed(*flags), planned(), lambda: NoMeter("none here"), has_power)
+    assert run.idle_s == idle_s
 
 
 @pytest.mark.parametrize(
@@ -101,66 +118,64 @@ def test_the_automatic_meter_covers_what_computes(monkeypatch, mlx, gguf, source
         "edge.bench.processors.run_child",
         lambda _, question, *__: asked.append(question) or [gguf, mlx],
     )
-    chosen = _new_meter(parsed())()
+    chosen = bench._new_meter(parsed())()
     assert (chosen.source, asked) == (source, [["GGUF", "MLX"]])
-    assert _new_meter(parsed("--power", "nvml"))().source == "nvml"  # as asked for
+    assert bench._new_meter(parsed("--power", "nvml"))().source == "nvml"  # as asked for
 
 
 @pytest.mark.parametrize(
-    ("flag", "value", "words"),
+    "words",
     [
-        ("--min-window", "-1", "not a number of seconds"),
-        ("--min-window", "nan", "not a number of seconds"),
-        ("--cooldown", "x", "not a number of seconds"),
-        ("--idle", "1e9", "not a number of seconds"),
-        ("--bandwidth-gb-s", "0", "not a number of GB/s"),
-        ("--rounds", "0", "at least 1"),
-        ("--power", "sun", "invalid choice: 'sun'"),
-        ("--power", "replay:FILE", "invalid choice: 'replay:FILE'"),
+        *(["-p", text] for text in ("five", "-5", "8-", "8-32+0", "0-32*2", "32-8", "")),
+        *(["-p", text] for text in ("1-100000", "99999999999")),
+        *(["-pg", text] for text in ("512", "512,1", "0,8", "8-9,8")),
+        ["--suite", "huge"],
+        ["--min-window", "-1"],
+        ["--min-window", "nan"],
+        ["--cooldown", "x"],
+        ["--idle", "1e9"],
+        ["--bandwidth-gb-s", "0"],
+        ["--rounds", "0"],
+        ["--kv-bits", "5"],
+        ["--power", "sun"],
+        ["--power", "replay:FILE"],
     ],
 )
-def test_what_makes_no_sense_is_refused(flag, value, words, capsys):
-    with pytest.raises(SystemExit):
-        parsed(flag, value)
-    assert words in capsys.readouterr().err
+def test_invalid_arguments_are_refused(words, capsys):
+    with pytest.raises(SystemExit) as failure:
+        parsed(*words)
+    assert failure.value.code == 2
+    assert f"error: argument {words[0]}" in capsys.readouterr().err
 
 
-@pytest.fixture
-def benched(demo_out, tmp_path, monkeypatch, capsys):
-    """benched(*words): a run of two rows of the demo, in this process; its profile."""
-
-    def run(*words):
-        monkeypatch.chdir(tmp_path)
-        small = ["-p", "16", "-n", "16", "--min-window", "0.05", "-r", "2", "--rounds", "2"]
-        rows = ["--rows", "mlx-int4", "gguf-q6_k", "--out", str(demo_out), "-o", "json"]
-        code = main(["bench", "demo", *small, *rows, *words])
-        return code, json.loads(capsys.readouterr().out)
-
-    return run
+# --- runs
 
 
-def test_a_run_writes_a_valid_profile_with_its_order_and_windows(benched, tmp_path):
-    code, profile = benched("--bandwidth-gb-s", "123")
-    assert code == 0
-    assert faults(profile) == []
-    method = profile["method"]
-    assert method["finished"] is True
-    assert [sorted(order) for order in method["order"]] == [
+def test_a_run_writes_a_valid_profile_with_its_order_and_windows(
+    demo_out, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.chdir(tmp_path)
+    words = ["-p", "16", "-n", "16", "--min-window", "0.05", "-r", "2", "--rounds", "2"]
+    words += ["--rows", "mlx-int4", "gguf-q6_k", "--out", str(demo_out), "-o", "json"]
+    assert main(["bench", "demo", *words, "--bandwidth-gb-s", "123"]) == 0
+    (saved,) = (tmp_path / "profiles" / "local").glob("*.json")
+    assert json.loads(capsys.readouterr().out) == json.loads(saved.read_text())
+    profile = read(saved)
+    assert profile.method.finished is True
+    assert [sorted(order) for order in profile.method.order] == [
         ["gguf-q6_k on llama.cpp, pp16, tg16", "mlx-int4 on mlx, pp16, tg16"]
     ] * 2
-    assert method["min_window_s"] == 0.05
-    assert profile["device"]["memory_bandwidth"] == {"gb_s": 123.0, "source": "given"}
-    for row in profile["rows"]:
-        assert [(t["round"], t["warmup"]) for t in row["trials"]] == [
+    assert profile.method.min_window_s == 0.05
+    bandwidth = profile.device.memory_bandwidth
+    assert (bandwidth.gb_s, bandwidth.source) == (123.0, "given")
+    for row in profile.rows:
+        assert [(t.round, t.warmup) for t in row.trials] == [
             (0, True), (0, False), (1, True), (1, False),
         ]  # fmt: skip
-        for trial in row["trials"]:
-            if not trial["warmup"]:
-                assert trial["pass_end_ns"][-1] - trial["pass_begin_ns"][0] >= 0.05e9
-        assert [p["round"] for p in row["processes"]] == [0, 1]
-        assert row["token_latency_ms"]["p50"] <= row["token_latency_ms"]["p99"]
-    (saved,) = (tmp_path / "profiles" / "local").glob("*.json")
-    assert read_profile(saved) == profile
+        for trial in row.counted:
+            assert trial.passes[-1][1] - trial.passes[0][0] >= 0.05e9
+        assert [p.round for p in row.processes] == [0, 1]
+        assert row.token_latency_ms["p50"] <= row.token_latency_ms["p99"]
 
 
 @pytest.fixture(scope="module")
@@ -173,7 +188,7 @@ def metered(demo_out, tmp_path_factory):
     install(folder / "bin")
     words = ["bench", "demo", "--rows", "gguf-q6_k", "--out", str(demo_out), "--save", str(folder)]
     words += ["-p", "16", "-n", "16", "-r", "1", "--min-window", "0.5", "--bandwidth-gb-s", "123"]
-    words += ["--power", "powermetrics", "--idle", "0.5", "--cooldown", "0", "-o", "json"]
+    words += ["--power", "powermetrics", "--idle", "0.5", "--cooldown", "0"]
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PATH", f"{folder / 'bin'}{os.pathsep}{os.environ['PATH']}")
         patch.setenv("FAKE_POWERMETRICS", "by-worker")
@@ -182,82 +197,89 @@ def metered(demo_out, tmp_path_factory):
         patch.setattr("edge.device.describe._cache_bytes", lambda _: 1 << 20)
         assert main(words) == 0
     (saved,) = folder.glob("*.json")
-    return read_profile(saved)
+    return read(saved)
 
 
 def test_a_meters_watts_reach_the_profile(metered):
-    assert faults(metered) == []
-    (row,) = metered["rows"]
-    assert row["power_w"]["median"] == pytest.approx(CPU_W + GPU_W, rel=0.1)
-    assert row["prefill_power_w"]["median"] == pytest.approx(CPU_W + GPU_W, rel=0.1)
-    (trial,) = (t for t in row["trials"] if not t["warmup"])
-    window = trial["decode_energy"]
-    assert window["coverage"] == trial["energy_coverage"] == pytest.approx(1.0)
-    assert window["records"] >= 5 and window["missing"] is None
-    assert window["joules"] == trial["energy_j"]
-    assert window["joules"]["GPU"] / window["joules"]["CPU"] == pytest.approx(
-        GPU_W / CPU_W, rel=0.1
-    )
-    assert row["joules_per_token"]["median"] == pytest.approx(
-        sum(window["joules"].values()) / window["tokens"]
-    )
+    (row,) = metered.rows
+    assert row.power_w.median == pytest.approx(CPU_W + GPU_W, rel=0.1)
+    assert row.prefill_power_w.median == pytest.approx(CPU_W + GPU_W, rel=0.1)
+    (trial,) = row.counted
+    window = trial.decode_energy
+    assert window.coverage == trial.energy_coverage == pytest.approx(1.0)
+    assert window.records >= 5 and window.missing is None
+    assert window.joules == trial.energy_j
+    assert window.joules["GPU"] / window.joules["CPU"] == pytest.approx(GPU_W / CPU_W, rel=0.1)
+    joules = sum(window.joules.values()) / window.coverage
+    assert row.joules_per_token.median == pytest.approx(joules / window.tokens)
 
 
 def test_net_energy_is_less_the_idle_power(metered):
-    (row,) = metered["rows"]
-    idle = metered["method"]["idle"]
+    (row,) = metered.rows
+    idle = metered.method.idle
     watts = [idle[when]["watts"] for when in ("before", "after")]
     assert watts == pytest.approx([0.1 * (CPU_W + GPU_W)] * 2, rel=0.25)
     assert idle["net_of_w"] == pytest.approx(statistics.mean(watts))
-    gross_j, net_j = (row[f"joules_per_token{kind}"]["median"] for kind in ("", "_net"))
-    (window,) = (t["decode_energy"] for t in row["trials"] if not t["warmup"])
-    assert gross_j - net_j == pytest.approx(
-        idle["net_of_w"] * window["window_s"] / window["tokens"]
-    )
+    gross_j, net_j = row.joules_per_token.median, row.joules_per_token_net.median
+    window = row.counted[0].decode_energy
+    assert gross_j - net_j == pytest.approx(idle["net_of_w"] * window.window_s / window.tokens)
     assert 0 < net_j < gross_j
 
 
 def test_a_stand_in_cannot_pass_for_apples(metered):
-    (row,) = metered["rows"]
-    assert row["power"]["source"] == "powermetrics stand-in"
-    assert row["power"]["boundary"].startswith("CPU + GPU + ANE of the SoC, without DRAM")
+    (row,) = metered.rows
+    assert row.power.source == "powermetrics stand-in"
+    assert row.power.boundary.startswith("CPU + GPU + ANE of the SoC, without DRAM")
     claims = "powermetrics is a stand-in here"
-    assert [flag for flag in row["power"]["flags"] if claims in flag]
-    assert row["verdict"] == "WARN"
-    assert [reason for reason in row["reasons"] if claims in reason]
-    printed = markdown_section(metered)
-    assert claims in printed and "power: powermetrics stand-in" in printed
+    assert [flag for flag in row.power.flags if claims in flag]
+    assert row.verdict == "WARN"
+    assert [reason for reason in row.reasons if claims in reason]
 
 
 def test_the_roofline_is_that_of_the_given_bandwidth(metered):
-    (row,) = metered["rows"]
-    rate = row["decode_tok_s"]["median"]
-    assert row["bandwidth_fraction"] == pytest.approx(rate * row["bytes_per_token"] / 123e9)
-    assert 0 < row["bandwidth_fraction"] < 1
-
-
-def test_the_table_shows_watts_and_joules(metered):
-    head, _, line = (line for line in markdown_section(metered).splitlines() if line[:1] == "|")
-    shown = dict(
-        zip(*([c.strip() for c in x.strip("|").split("|")] for x in (head, line)), strict=True)
-    )
-    (row,) = metered["rows"]
-    for column, name in (
-        ("Power (W)", "power_w"),
-        ("J/token", "joules_per_token"),
-        ("Net J/token", "joules_per_token_net"),
-    ):
-        assert float(shown[column].split()[0]) == pytest.approx(
-            row[name]["median"], rel=0.02, abs=0.0006
-        )
+    (row,) = metered.rows
+    rate = row.decode_tok_s.median
+    assert row.bandwidth_fraction == pytest.approx(rate * row.bytes_per_token / 123e9)
+    assert 0 < row.bandwidth_fraction < 1
 
 
 def test_the_meters_samples_are_on_the_trials_clock(metered):
-    (row,) = metered["rows"]
-    (process,) = row["processes"]
-    series = process["power_series"]
-    (trial,) = (t for t in row["trials"] if not t["warmup"])
-    assert series["begin_ns"][0] < trial["prefill_ns"][0]
-    assert series["end_ns"][-1] >= trial["pass_end_ns"][-1]
-    assert set(series["milliwatts"]) == {"CPU", "GPU", "ANE"}
-    assert series["thermal"][0]["level"] == "nominal"
+    (row,) = metered.rows
+    (process,), (trial,) = row.processes, row.counted
+    series = process.power_series
+    assert series.begin_ns[0] < trial.prefill_ns[0]
+    assert series.end_ns[-1] >= trial.pass_end_ns[-1]
+    assert set(series.milliwatts) == {"CPU", "GPU", "ANE"}
+    assert series.thermal[0].level == "nominal"
+
+
+# --- quality
+
+QUICK = ["-p", "8", "-n", "8", "-r", "1", "--rounds", "1", "--min-window", "0", "--power", "none"]
+
+
+def test_quality_and_speed_are_in_one_profile(demo_out, tmp_path, capsys):
+    out, save = tmp_path / "out", tmp_path / "profiles"
+    out.mkdir()  # scores are kept beside the artefacts
+    shutil.copy(demo_out / "gguf-q6_k.gguf", out)
+    shutil.copytree(demo_out / "mlx-fp16", out / "mlx-fp16")
+    words = ["demo", "--rows", "gguf-q6_k", "--out", str(out), "--save", str(save), *QUICK]
+    assert main(["bench", *words, "--quality", "512"]) == 0
+    printed = capsys.readouterr().out
+    assert "KL" in printed
+    assert "add --quality" not in printed
+    (file,) = save.glob("*.json")
+    (row,) = read(file).rows  # what it is compared with has no row
+    assert row.quality.reference == "mlx-fp16"
+    assert 0.0005 < row.quality.kl_mean < 0.05
+    assert 0.8 < row.quality.top1_agreement < 1
+    assert row.quality.tokens == 511
+    assert list((out / "eval").iterdir())
+
+
+def test_random_weights_are_refused_before_anything_is_made(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    words = ["synthetic:stable-code-3b", "--layers", "1", "--rows", "gguf-f16", *QUICK]
+    assert main(["bench", *words, "--quality"]) == 1
+    assert "random weights" in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []

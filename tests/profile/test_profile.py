@@ -4,13 +4,13 @@ import copy
 import json
 import os
 import re
-from dataclasses import replace
 
 import msgspec
 import pytest
 from jsonschema import Draft202012Validator
 
 from edge.bench.row import Context, build_row
+from edge.bench.trial import make_trial
 from edge.device.describe import Bandwidth, Device
 from edge.errors import EdgeError
 from edge.profile.profile import (
@@ -26,8 +26,7 @@ from edge.profile.profile import (
     read_summary,
     write,
 )
-from tests.bench.fakes import NS, trial
-from tests.bench.test_row import JOB, SUBJECT, THREE, Watts, process, samples_of
+from tests.bench.fakes import JOB, NS, SUBJECT, THREE, Watts, process, samples_of
 from tests.support.profiles import ROOT
 from tools.write_profile_schema import SCHEMA, text
 
@@ -51,7 +50,7 @@ ROWS = {
         [process(THREE, meter=Watts("a flag"), samples=samples_of(7.0))],
         Context(device=Device("PC", memory_bandwidth=Bandwidth(100.0, "table, Apple"))),
     ),
-    "failed": build_row(SUBJECT, JOB, [process([], failure="it died", facts=None, load_s=None)]),
+    "failed": build_row(SUBJECT, JOB, [process([], failure="it died")]),
 }
 # As little as a file may hold, as in the first version.
 OLDEST = {
@@ -237,7 +236,7 @@ def test_a_profile_of_five_rows_stays_below_a_megabyte():
     """Windows of 4500 tokens, as a fast model fills 3 s with: six trials of each row."""
     starts = [5 * NS + number * 330_000_000 for number in range(9)]
     passes = tuple(tuple(start + i * 660_000 for i in range(500)) for start in starts)
-    trials = [replace(trial(i), passes_ns=passes) for i in range(6)]
+    trials = [make_trial(10, [(0, 2 * NS)], passes)] * 6
     row = build_row(SUBJECT, JOB, [process(trials, meter=Watts(), samples=samples_of(7.0, 700))])
     size = len(msgspec.structs.replace(PROFILE, rows=[row] * 5).to_json())
     assert 100_000 < size < 1_000_000

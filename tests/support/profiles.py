@@ -325,7 +325,7 @@ def failed_row(made, reason):
 
 
 def quantity(values):
-    """As `edge.bench.statistics` has it; the interval is a rough one."""
+    """As `edge.bench.row` has it; the interval is a rough one."""
     mean, sd = statistics.mean(values), statistics.stdev(values)
     half = 4.3 * sd / len(values) ** 0.5
     return {

@@ -3,39 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
+
+from edge.profile.profile import EngineFacts
 
 if TYPE_CHECKING:
     from edge.model.memory import Need
 
 MLX, MLX_LM, LLAMA_CPP = "mlx", "mlx-lm", "llama.cpp"
 Logits = np.ndarray[Any, np.dtype[np.float32]]
-
-
-@dataclass(frozen=True)
-class EngineFacts:
-    """How an engine runs the artefact here.
-
-    `weight_bytes_per_token` is what one decode step reads of the weights as they lie in
-    memory: all but the embedding table, of which it reads one row. `kv_bytes_per_position` is
-    the cache's size per token of context. `remarks` are sentences that a reader needs to judge
-    the figures. `build` says which llama.cpp it is and with what flags, `gpu_layers` how many
-    of its layers are on a GPU: -1 for all.
-    """
-
-    device: str
-    compute_dtype: str
-    kv_dtype: str
-    threads: int | None
-    weight_bytes_per_token: int
-    kv_bytes_per_position: int
-    remarks: tuple[str, ...] = ()
-    build: str | None = None
-    gpu_layers: int | None = None
 
 
 class Engine(Protocol):
@@ -58,7 +37,11 @@ class Engine(Protocol):
         """The last logits computed, (vocab,) in float32."""
 
     def facts(self) -> EngineFacts:
-        """How it runs here."""
+        """How it runs here; `remarks` are sentences that a reader needs to judge the figures.
+
+        `weight_bytes_per_token` are those as they lie in memory: all but the embedding table, of
+        which a step reads one row. `kv_bytes_per_position` is the cache's size per token.
+        """
 
     def peak_device_bytes(self) -> int:
         """The most memory the engine has held on the device, 0 where it cannot tell."""
@@ -93,14 +76,16 @@ def open_engine(
 
 def check_memory(
     name: str, path: Path, context_tokens: int, kv_bits: int | None = None
-) -> tuple[Need, str | None] | None:
-    """What an engine needs; None for llama.cpp, which maps its file and reports a lack itself.
+) -> tuple[Need | None, str | None]:
+    """What an engine needs, and a warning where that is a tight fit.
+
+    None for llama.cpp, which maps its file and reports a lack of memory itself.
 
     Raises:
         EdgeError: it does not fit, or its files cannot be read.
     """
     if name == LLAMA_CPP:
-        return None
+        return None, None
     from edge.model.load import compute_dtype, read_directory
     from edge.model.memory import check_fits
 

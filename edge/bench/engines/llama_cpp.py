@@ -6,9 +6,10 @@ from collections.abc import Callable, Sequence
 from importlib import metadata
 from pathlib import Path
 
-from edge.bench.engines.engine import EngineFacts, Logits
+from edge.bench.engines.engine import Logits
 from edge.formats.gguf import GgufTensor, read_tensors
 from edge.llama_cpp.session import LlamaSession, library
+from edge.profile.profile import EngineFacts
 
 EMBEDDING = "token_embd.weight"
 AMX_REMARK = (
@@ -53,7 +54,7 @@ class LlamaCppEngine:
             threads=self._threads,
             weight_bytes_per_token=sum(map(_bytes_per_token, read_tensors(self._path))),
             kv_bytes_per_position=session.kv_elements_per_position * 2,
-            remarks=(AMX_REMARK,) if session.amx_avoided else (),
+            remarks=[AMX_REMARK] if session.amx_avoided else [],
             build=_build(),
             gpu_layers=-1 if session.device == "GPU" else 0,
         )

@@ -10,12 +10,13 @@ import mlx.core as mx
 import numpy as np
 from mlx.utils import tree_flatten
 
-from edge.bench.engines.engine import EngineFacts, Logits
+from edge.bench.engines.engine import Logits
 from edge.errors import EdgeError
 from edge.generate.decode import PREFILL_TOKENS, prefill_parts
 from edge.linux_cpu import blas, problems
 from edge.model.kv_cache import make_cache
 from edge.model.load import compute_dtype, has_input_orders, load_model
+from edge.profile.profile import EngineFacts
 
 FLOAT32_REMARK = (
     "MLX computes in float32 on this CPU, whose half-precision kernels are far slower, and "
@@ -104,7 +105,7 @@ class MlxEngine:
             threads=None,
             weight_bytes_per_token=self._weight_bytes_per_token(),
             kv_bytes_per_position=per_position * len(self._cache),
-            remarks=(*self._remarks, *_cpu_remarks()),
+            remarks=[*self._remarks, *_cpu_remarks()],
         )
 
     def _weight_bytes_per_token(self) -> int:

@@ -3,18 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import re
 from pathlib import Path
 
-from edge.bench.suites import (
-    DEPTH,
-    GENERATE,
-    PROMPT,
-    REPETITIONS,
-    SUITES,
-    TABLE_11_SUITE,
-    prompt_and_generate,
-    token_counts,
-)
 from edge.cli.options.shared import (
     add_artefacts,
     add_bandwidth,
@@ -35,6 +26,13 @@ from edge.quality import TOKENS
 SPEED_WINDOW_S, ENERGY_WINDOW_S = 3.0, 10.0
 IDLE_S = 10.0
 COOLDOWN_S = 60.0
+# llama-bench's own.
+PROMPT, GENERATE, DEPTH, REPETITIONS = 512, 128, 0, 5
+# Of edge.bench.workload, which takes long to import.
+TABLE_11_SUITE = "table11"
+SUITES = (TABLE_11_SUITE, "quick", "depth", "localscore")
+RANGE = re.compile(r"(\d{1,9})(?:-(\d{1,9})(?:([+*])(\d{1,9}))?)?")
+MOST_VALUES = 1000
 
 
 def parser() -> argparse.ArgumentParser:
@@ -72,7 +70,7 @@ def add_workload(parser: argparse.ArgumentParser) -> None:
             *flags,
             dest=dest,
             metavar="LIST",
-            type=token_counts,
+            type=_token_counts,
             action="extend",
             help=f"{meaning} (default: {default})",
         )
@@ -80,7 +78,7 @@ def add_workload(parser: argparse.ArgumentParser) -> None:
         "-pg",
         dest="joint",
         metavar="P,N",
-        type=prompt_and_generate,
+        type=_prompt_and_generate,
         action="append",
         help="also a test that generates N tokens behind a prompt of P; with -p 0 -n 0, only it",
     )
@@ -89,6 +87,35 @@ def add_workload(parser: argparse.ArgumentParser) -> None:
         choices=SUITES,
         help=f"workloads by name; {TABLE_11_SUITE} shows the published figures beside",
     )
+
+
+def _token_counts(text: str) -> list[int]:
+    """llama-bench's lists: numbers and ranges FIRST-LAST, +STEP or *FACTOR."""
+    return [value for part in text.split(",") for value in _range(part)]
+
+
+def _range(part: str) -> list[int]:
+    values: list[int] = []
+    if match := RANGE.fullmatch(part):
+        value, last, step = int(match[1]), int(match[2] or match[1]), int(match[4] or 1)
+        while value <= last and len(values) <= MOST_VALUES:
+            values.append(value)
+            value = value * step if match[3] == "*" else value + step
+    if not 0 < len(values) <= MOST_VALUES:
+        raise argparse.ArgumentTypeError(
+            f"{part!r} is not a whole number or a growing range, such as 512 or 128-512+128"
+        )
+    return values
+
+
+def _prompt_and_generate(text: str) -> tuple[int, int]:
+    """llama-bench's -pg."""
+    values = _token_counts(text) if re.fullmatch(r"\d+,\d+", text) else []
+    if len(values) != 2 or values[0] < 1 or values[1] < 2:
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is not P,N with a prompt of at least 1 and at least 2 generated tokens"
+        )
+    return values[0], values[1]
 
 
 def add_compare(parser: argparse.ArgumentParser) -> None:

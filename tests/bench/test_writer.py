@@ -1,0 +1,74 @@
+"""The profile of a run is complete after every process."""
+
+import pytest
+
+from edge.bench import writer as module
+from edge.bench.row import build_row
+from edge.bench.runner import Results
+from edge.bench.writer import ProfileWriter
+from edge.device.describe import Bandwidth, Device
+from edge.profile.profile import Method, ModelInfo, Profile, read
+from tests.bench.fakes import JOB, SUBJECT, Watts, process, samples_of, trial_at
+
+DEVICE = Device("PC", "x86_64", 8, 16, 2**36, "Linux", memory_bandwidth=Bandwidth(70.0, "given"))
+
+
+@pytest.fixture
+def writer(tmp_path):
+    """Two rows, of which nothing is measured yet."""
+    profile = Profile(
+        schema=1,
+        created_utc="2026-01-01T00:00:00+00:00",
+        device=DEVICE,
+        software={"edge": "1"},
+        model=ModelInfo("demo", "demo", None, 5, False),
+        method=Method(),
+        rows=[],
+    )
+    return ProfileWriter(
+        profile, [(JOB, SUBJECT)] * 2, Results([[0, 1], [1, 0]], [[], []]), tmp_path
+    )
+
+
+def measure(writer, row, number, seconds_per_token=1.0):
+    trials = [trial_at(i, seconds_per_token) for i in (1, 2)]
+    run = process(trials, number, Watts(), samples_of(7.0))
+    writer.results.runs[row].append(run)
+    writer.update(row)
+
+
+def test_only_the_row_that_changed_is_built(writer, monkeypatch):
+    built = []
+
+    def spied(subject, job, runs, context):
+        built.append(len(runs))
+        return build_row(subject, job, runs, context)
+
+    monkeypatch.setattr(module, "build_row", spied)
+    measure(writer, 0, 0)
+    measure(writer, 1, 0)
+    measure(writer, 1, 1)
+    assert built == [1, 1, 2]
+    writer.finish()
+    assert built[3:] == [1, 2]
+
+
+def test_the_file_has_every_row_measured_so_far_in_their_order(writer):
+    measure(writer, 1, 0, seconds_per_token=2.0)
+    assert writer.path.name == "20260101T000000Z-demo.json"
+    assert len(read(writer.path).rows) == 1
+    measure(writer, 0, 0)
+    profile = read(writer.path)
+    assert [row.decode_tok_s.median for row in profile.rows] == [1.0, 0.5]
+    assert [row.power_w.median for row in profile.rows] == pytest.approx([7.0, 7.0])
+    assert profile.method.order == [["mlx-int4 on mlx, pp10, tg3 @ d100"] * 2] * 2
+    assert profile.method.finished is False
+    assert profile.method.idle["net_of_w"] is None
+
+
+def test_quality_reaches_every_row(writer):
+    measure(writer, 0, 0)
+    measure(writer, 1, 0)
+    writer.add_quality(None, "quality: it died")
+    for row in read(writer.path).rows:
+        assert "quality: it died" in row.reasons
