@@ -2,28 +2,30 @@
 
 from __future__ import annotations
 
-import importlib
 import sys
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 
+from edge.power.ioreport import IoReportMeter
 from edge.power.meter import Meter, Sample
+from edge.power.nvml import NvmlMeter
+from edge.power.powermetrics import PowermetricsMeter
+from edge.power.rapl import RaplMeter
 
-# Each with its class, which is imported only when asked for and built without arguments.
-METERS = {
-    "powermetrics": ("edge.power.powermetrics", "PowermetricsMeter"),
-    "ioreport": ("edge.power.ioreport", "IoReportMeter"),
-    "nvml": ("edge.power.nvml", "NvmlMeter"),
-    "rapl": ("edge.power.rapl", "RaplMeter"),
+METERS: dict[str, Callable[[], Meter]] = {
+    "powermetrics": PowermetricsMeter,
+    "ioreport": IoReportMeter,
+    "nvml": NvmlMeter,
+    "rapl": RaplMeter,
 }
-SOURCES = ("auto", *METERS, "none")
-# Best first: what the maker's own tool says, then what needs no root; the device before its host.
-BEST_FIRST = {"darwin": ("powermetrics", "ioreport"), "linux": ("nvml", "rapl")}
 COVERS = {
     "powermetrics": ("CPU", "GPU"),
     "ioreport": ("CPU", "GPU"),
     "nvml": ("GPU",),
     "rapl": ("CPU",),
 }
+SOURCES = ("auto", *METERS, "none")
+# Best first: the maker's own tool, then what needs no root; the device before its host.
+BEST_FIRST = {"darwin": ("powermetrics", "ioreport"), "linux": ("nvml", "rapl")}
 
 
 class NoMeter:
@@ -54,15 +56,10 @@ def choose_meter(source: str, processors: Collection[str] = ()) -> Meter:
     """
     if source == "none":
         return NoMeter("power was not measured: no source was wanted (none)")
-    if source == "auto":
-        return _best(BEST_FIRST.get(sys.platform, ()), processors)
-    return _build(source)
-
-
-def _best(names: Sequence[str], processors: Collection[str]) -> Meter:
-    """The first that works and covers the processors."""
+    if source != "auto":
+        return _build(source)
     reasons = []
-    for name in names:
+    for name in BEST_FIRST.get(sys.platform, ()):
         left_out = sorted(set(processors).difference(COVERS[name]))
         if left_out:
             reasons.append(f"{name}: it leaves out the {left_out[0]}, which computes here")
@@ -71,11 +68,9 @@ def _best(names: Sequence[str], processors: Collection[str]) -> Meter:
         if meter.unavailable is None:
             return meter
         reasons.append(f"{name}: {meter.unavailable}")
-    why = "; ".join(reasons) or f"edge knows no meter for {sys.platform}"
+    why = "; ".join(reasons) or f"edge has no meter for {sys.platform}"
     return NoMeter(f"power was not measured: {why}")
 
 
 def _build(name: str) -> Meter:
-    module, class_name = METERS[name]
-    meter: Meter = getattr(importlib.import_module(module), class_name)()
-    return meter
+    return METERS[name]()

@@ -1,4 +1,4 @@
-"""What every power source looks like, and the one way its samples become joules."""
+"""Power meters: what each one offers, and the one way its samples become joules."""
 
 from __future__ import annotations
 
@@ -14,10 +14,9 @@ from edge.device.state import THERMAL_LEVELS
 class Sample:
     """Energy between two moments of `time.monotonic_ns()`, in joules per rail.
 
-    The rails of `joules` add up to the meter's boundary. Those of `beside` are shown and
-    never added: they overlap others (a core inside its package).
-    `thermal` is the pressure at the end of the sample, one of THERMAL_LEVELS or one that
-    nobody knows, None where the source has none.
+    The rails of `joules` add up to the meter's boundary. Those of `beside` overlap them (a core
+    inside its package) and are never added. `thermal` is the pressure at the end of the sample,
+    one of THERMAL_LEVELS or an unknown word, None where the source has none.
     """
 
     begin_ns: int
@@ -27,17 +26,22 @@ class Sample:
     beside: Mapping[str, float] = field(default_factory=dict)
 
     @property
+    def length_ns(self) -> int:
+        """Nanoseconds from begin to end."""
+        return self.end_ns - self.begin_ns
+
+    @property
     def mean_w(self) -> float:
         """Mean power over the rails that add up, in watts."""
-        return sum(self.joules.values()) / (self.end_ns - self.begin_ns) * 1e9
+        return sum(self.joules.values()) / self.length_ns * 1e9
 
 
 @dataclass(frozen=True)
 class Energy:
     """Energy inside a window.
 
-    `coverage` is the fraction of the window that samples cover; below 1 the joules are of
-    the covered part only. `edge_error_j` bounds what the two edges can have misplaced.
+    `coverage` is the fraction of the window that samples cover; below 1 the joules are of the
+    covered part only. `edge_error_j` bounds what the two edges can have misplaced.
     """
 
     joules: Mapping[str, float]
@@ -59,84 +63,66 @@ class Energy:
 
 
 class Meter(Protocol):
-    """A source of power samples. Its constructor never raises.
+    """A source of power samples. Neither its constructor nor its methods raise.
 
-    `boundary` says in words what the rails cover and leave out. `unavailable` is None for a
-    meter that works here, else the sentence that explains every missing watt. `flags` are
-    sentences about doubts, complete after `stop`. Samples that `stop` returns are in order
-    and do not overlap.
+    `boundary` names what the rails cover and leave out. `unavailable` is None for a meter that
+    works here, else the reason for every missing watt. `flags` are warnings about the samples,
+    complete after `stop`.
     """
 
     @property
     def source(self) -> str:
-        """The meter's name, as `--source` spells it; a stand-in says that it is one."""
+        """The name that `--source` takes; a stand-in's says that it is one."""
 
     @property
     def boundary(self) -> str:
-        """What the rails cover and what they leave out."""
+        """Rails that are covered and those that are left out."""
 
     @property
     def unavailable(self) -> str | None:
-        """Why there is no sample, if so."""
+        """Reason why there is no sample."""
 
     @property
     def flags(self) -> Sequence[str]:
-        """Doubts about the samples, a sentence each."""
+        """Warnings, a sentence each."""
 
     def start(self) -> None:
-        """Begin sampling; returns when the first sample can be trusted. Never raises."""
+        """Begin sampling; returns when the first sample can be trusted."""
 
     def stop(self) -> Sequence[Sample]:
-        """End sampling; everything since `start`. Never raises."""
+        """End sampling; the samples since `start` in order, without overlap."""
 
 
-def integrate(
-    samples: Sequence[Sample], begin_ns: int, end_ns: int, clock_error_ns: int = 0
-) -> Energy:
-    """Energy between two stamps: the sum of joules x overlap over the samples.
+def integrate(samples: Sequence[Sample], begin_ns: int, end_ns: int) -> Energy:
+    """Energy between two stamps: the sum of joules x overlap over samples in order.
 
-    A sample that straddles an edge counts in proportion to the part inside: within a sample
-    the power is taken as constant.
-
-    Args:
-        samples: in order, not overlapping.
-        begin_ns: the window's begin.
-        end_ns: the window's end.
-        clock_error_ns: how far the samples' stamps may be off.
+    Within a sample the power is taken as constant.
 
     Raises:
         ValueError: the window is empty.
     """
     if end_ns <= begin_ns:
         raise ValueError("an energy window must end after it begins")
-    # Those that end after the begin and begin before the end.
     first = bisect_right(samples, begin_ns, key=lambda s: s.end_ns)
     last = bisect_left(samples, end_ns, key=lambda s: s.begin_ns)
-    inside = [s for s in samples[first:last] if s.end_ns > s.begin_ns]
+    inside = [sample for sample in samples[first:last] if sample.length_ns > 0]
     joules: dict[str, float] = {}
     beside: dict[str, float] = {}
     covered_ns = 0
     for sample in inside:
         overlap_ns = min(end_ns, sample.end_ns) - max(begin_ns, sample.begin_ns)
         covered_ns += overlap_ns
-        share = overlap_ns / (sample.end_ns - sample.begin_ns)
+        share = overlap_ns / sample.length_ns
         _add(joules, sample.joules, share)
         _add(beside, sample.beside, share)
     return Energy(
         joules=joules,
         coverage=covered_ns / (end_ns - begin_ns),
-        edge_error_j=sum(_edge_error_j(samples, at, clock_error_ns) for at in (begin_ns, end_ns)),
+        edge_error_j=sum(_edge_error_j(samples, at) for at in (begin_ns, end_ns)),
         thermal_worst=worst_thermal([s.thermal for s in inside]),
         records=len(inside),
         beside=beside,
     )
-
-
-def worst_thermal(levels: Sequence[str | None]) -> str | None:
-    """The worst pressure level; one that nobody knows is worse than all, so that it shows."""
-    known = [level for level in levels if level is not None]
-    rank = {level: place for place, level in enumerate(THERMAL_LEVELS)}
-    return max(known, key=lambda level: rank.get(level, len(rank)), default=None)
 
 
 def _add(total: dict[str, float], joules: Mapping[str, float], share: float) -> None:
@@ -144,24 +130,25 @@ def _add(total: dict[str, float], joules: Mapping[str, float], share: float) -> 
         total[rail] = total.get(rail, 0.0) + energy_j * share
 
 
-def _edge_error_j(samples: Sequence[Sample], edge_ns: int, clock_error_ns: int) -> float:
-    """What an edge can have misplaced: (straddled interval + clock error) x change of power.
+def worst_thermal(levels: Sequence[str | None]) -> str | None:
+    """The worst pressure level; an unknown word counts as worse than all, so that it shows."""
+    known = [level for level in levels if level is not None]
+    rank = {level: place for place, level in enumerate(THERMAL_LEVELS)}
+    return max(known, key=lambda level: rank.get(level, len(rank)), default=None)
 
-    The change of power is that from the sample before the straddled one to the one after it;
-    where one of them is missing, all that the straddled sample holds may lie on either side.
+
+def _edge_error_j(samples: Sequence[Sample], edge_ns: int) -> float:
+    """Energy that an edge can have misplaced: straddled interval x change of power.
+
+    The change of power is that between the samples before and after the straddled one; where one
+    of them is missing, all of the straddled sample may lie on either side.
     """
     place = bisect_left(samples, edge_ns, key=lambda s: s.end_ns)
-    if place == len(samples) or samples[place].begin_ns > edge_ns:
-        return 0.0  # no sample here: the coverage says so
-    sample = samples[place]
-    length_ns = sample.end_ns - sample.begin_ns
-    straddles = sample.begin_ns < edge_ns < sample.end_ns
-    interval_ns = (length_ns if straddles else 0) + clock_error_ns
-    if interval_ns == 0:
+    if place == len(samples) or not samples[place].begin_ns < edge_ns < samples[place].end_ns:
         return 0.0
-    if 0 < place < len(samples) - 1:
-        change_w = abs(samples[place + 1].mean_w - samples[place - 1].mean_w)
-        # A burst inside the straddled sample stands in neither neighbour.
-        burst_w = max(abs(sample.mean_w - samples[place + side].mean_w) for side in (-1, 1))
-        return interval_ns * max(change_w, burst_w) / 1e9
-    return interval_ns * sample.mean_w / 1e9
+    sample = samples[place]
+    if not 0 < place < len(samples) - 1:
+        return sample.mean_w * sample.length_ns / 1e9
+    # The sample's own power too: a burst inside it shows in neither neighbour.
+    powers_w = [s.mean_w for s in samples[place - 1 : place + 2]]
+    return (max(powers_w) - min(powers_w)) * sample.length_ns / 1e9

@@ -1,81 +1,61 @@
 """NVML: the energy counter of NVIDIA's boards, through nvidia-ml-py (the extra `nvidia`).
 
 Since Volta the driver counts millijoules of the whole board, memory included, in steps of 20 to
-100 ms. Older boards tell only their power, which is then sampled and integrated. Programs must
+100 ms. Older boards only give their power, which is then sampled and integrated. Programs must
 finish their work on the GPU before they stamp a window's edges.
-
-Written against nvidia-ml-py 13.615's functions; never run on a real GPU by its author.
 """
 
 from __future__ import annotations
 
-import threading
-import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 from edge.device.nvidia import Gpu, load_nvml, visible_gpus
 from edge.errors import EdgeError
-from edge.power.polling import NS_PER_S, Clock, PollingMeter, Reading, Wait
+from edge.power.polling import PollingMeter, Reading
 
 SAMPLING_PERIOD_S = 0.1
 
 
 class SampledPower:
-    """Joules of a board that tells only its watts: the trapezoids between readings."""
+    """Joules of a board that only gives its watts: the trapezoids between readings."""
 
-    def __init__(self, nvml: Any, gpu: Gpu, clock: Clock):
-        self._nvml, self._gpu, self._clock = nvml, gpu, clock
-        self._last: tuple[int, float] | None = None
+    def __init__(self, watts: Callable[[], float], clock_ns: Callable[[], int]) -> None:
+        self._watts, self._clock_ns = watts, clock_ns
+        self._last_w, self._last_ns = watts(), clock_ns()
         self._joules = 0.0
 
     def __call__(self) -> float:
-        """Joules since the first call."""
-        watts = self._nvml.nvmlDeviceGetPowerUsage(self._gpu.handle) / 1000
-        now_ns = self._clock()
-        if self._last is not None:
-            then_ns, then_w = self._last
-            self._joules += (watts + then_w) / 2 * (now_ns - then_ns) / NS_PER_S
-        self._last = now_ns, watts
+        """Joules since the beginning."""
+        watts, now_ns = self._watts(), self._clock_ns()
+        self._joules += (watts + self._last_w) / 2 * (now_ns - self._last_ns) / 1e9
+        self._last_w, self._last_ns = watts, now_ns
         return self._joules
 
 
 class NvmlMeter(PollingMeter):
-    """Joules of every board that CUDA_VISIBLE_DEVICES leaves, a rail for each.
-
-    Args:
-        load: gives the initialised module, or raises EdgeError with the reason.
-        environment: where CUDA_VISIBLE_DEVICES is; the process's own by default.
-        clock: nanoseconds.
-        wait: waits for an event or so many seconds.
-    """
+    """Joules of every board that CUDA_VISIBLE_DEVICES leaves, a rail for each."""
 
     source = "nvml"
     boundary = "NVIDIA boards, memory included, without CPU and main memory"
 
-    def __init__(
-        self,
-        load: Callable[[], Any] = load_nvml,
-        environment: Mapping[str, str] | None = None,
-        clock: Clock = time.monotonic_ns,
-        wait: Wait = threading.Event.wait,
-    ):
-        super().__init__(clock, wait)
+    def __init__(self) -> None:
+        super().__init__()
         self._counters: dict[str, Callable[[], float]] = {}
         try:
-            self._nvml = load()
-            self._open(visible_gpus(self._nvml, environment))
-        except Exception as error:  # the module's own errors too: the constructor never raises
-            reason = str(error) if isinstance(error, EdgeError) else f"NVML failed: {error}."
+            self._nvml = load_nvml()
+            self._open(visible_gpus(self._nvml))
+        except Exception as error:  # the package's own errors too
+            reason = str(error) if isinstance(error, EdgeError) else f"NVML failed: {error}"
             self.unavailable = reason.rstrip(".")
 
     def start(self) -> None:
         """Begin sampling."""
         super().start()
         if len(self._counters) > 1:
-            self._flags.append(
-                f"nvml: {len(self._counters)} boards are added up; set CUDA_VISIBLE_DEVICES to "
-                f"those that work"
+            self._warn(
+                f"{len(self._counters)} boards are added up; set CUDA_VISIBLE_DEVICES to those "
+                f"that work"
             )
 
     def _read(self) -> Reading:
@@ -86,7 +66,7 @@ class NvmlMeter(PollingMeter):
             raise EdgeError("CUDA_VISIBLE_DEVICES leaves no NVIDIA GPU; unset it.")
         for number, gpu in enumerate(gpus):
             self._refuse_slices(gpu)
-            self._add(gpu, "gpu" if len(gpus) == 1 else f"gpu{number}")
+            self._add(gpu.handle, "gpu" if len(gpus) == 1 else f"gpu{number}")
         names = " + ".join(gpu.name for gpu in gpus)
         self.boundary = f"{names}: the whole board, without CPU and main memory"
         if len(self.pulse) < len(gpus):
@@ -100,18 +80,18 @@ class NvmlMeter(PollingMeter):
             return  # a board that cannot be sliced
         if current == self._nvml.NVML_DEVICE_MIG_ENABLE:
             raise EdgeError(
-                f"{gpu.name} is sliced (MIG), and NVML tells the energy of the whole board only; "
+                f"{gpu.name} is sliced (MIG), and NVML counts the energy of the whole board only; "
                 f"measure on a whole GPU."
             )
 
-    def _add(self, gpu: Gpu, rail: str) -> None:
+    def _add(self, handle: Any, rail: str) -> None:
         nvml = self._nvml
         try:
-            nvml.nvmlDeviceGetTotalEnergyConsumption(gpu.handle)
-        except nvml.NVMLError:
-            sampled = SampledPower(nvml, gpu, self._clock)
-            sampled()  # raises where there is no power either
-            self._counters[rail] = sampled
+            nvml.nvmlDeviceGetTotalEnergyConsumption(handle)
+        except nvml.NVMLError:  # raised again where there is no power either
+            self._counters[rail] = SampledPower(
+                lambda: nvml.nvmlDeviceGetPowerUsage(handle) / 1000, self.clock_ns
+            )
             return
-        self._counters[rail] = lambda: nvml.nvmlDeviceGetTotalEnergyConsumption(gpu.handle) / 1000
+        self._counters[rail] = lambda: nvml.nvmlDeviceGetTotalEnergyConsumption(handle) / 1000
         self.pulse = [*self.pulse, rail]

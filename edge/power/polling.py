@@ -2,9 +2,9 @@
 
 Counters are published in steps: RAPL's every millisecond, NVML's every 20 to 100 ms, IOReport's
 on macOS 27 in batches two seconds apart. A reader that cuts time at its own ticks sees zeros and
-then an impossible spike. So a sample ends when the counters have moved, not when they were looked
-at: its energy and its time belong together, whatever the step, and a longer step only shows as a
-longer sample and hence a larger edge error.
+then an impossible spike. So a sample ends when the counters have moved, not when they were read:
+its energy and its time belong together, and a longer step only means a longer sample and hence a
+larger edge error.
 """
 
 from __future__ import annotations
@@ -17,35 +17,28 @@ from dataclasses import dataclass, field
 
 from edge.power.meter import Sample
 
-Clock = Callable[[], int]
-Wait = Callable[[threading.Event, float], bool]
-
 # macOS 27 publishes every 2.2 s; a processor that is on cannot use nothing for longer than this.
 STALL_S = 5.0
 # How closely the beginning and the end of a measurement follow a step of the counters.
 FINE_S = 0.02
-# No rail of any machine this runs on: a counter that jumps so far was reset.
+# More than any rail uses: a counter that grows faster was reset.
 MAX_RAIL_W = 10_000.0
-NS_PER_S = 1e9
 
 
 @dataclass(frozen=True)
 class Reading:
-    """Joules since some beginning. `beside` overlaps what is in `joules` and is never added."""
+    """Joules since an arbitrary beginning. `beside` overlaps `joules` and is never added."""
 
     joules: Mapping[str, float]
     beside: Mapping[str, float] = field(default_factory=dict)
 
 
 class PollingMeter(ABC):
-    """A thread that reads counters. A source says what it is and how to read; see `Meter`.
+    """A thread that reads counters; a source says how. See `edge.power.meter.Meter`.
 
-    `pulse` are the rails that always move while a machine is on: a sample ends when all of
-    them have. `live` are those that can be trusted while the pulse stands still.
-
-    Args:
-        clock: nanoseconds, the same clock as tokens are stamped with.
-        wait: waits for an event or so many seconds; true when the event is set.
+    `pulse` are the rails that always move while a machine is on: a sample ends when all of them
+    have moved. `live` are those that can be trusted while the pulse stands still. Tests replace
+    `clock_ns` and `wait`.
     """
 
     source = ""
@@ -54,9 +47,10 @@ class PollingMeter(ABC):
     pulse: Sequence[str] = ()
     live: Sequence[str] = ()
     period_s = 0.25
+    clock_ns = staticmethod(time.monotonic_ns)
+    wait = staticmethod(threading.Event.wait)
 
-    def __init__(self, clock: Clock = time.monotonic_ns, wait: Wait = threading.Event.wait):
-        self._clock, self._wait = clock, wait
+    def __init__(self) -> None:
         self._samples: list[Sample] = []
         self._flags: list[str] = []
         self._stopping = threading.Event()
@@ -66,7 +60,7 @@ class PollingMeter(ABC):
 
     @property
     def flags(self) -> Sequence[str]:
-        """Doubts about the samples, a sentence each."""
+        """Warnings about the samples, a sentence each."""
         return tuple(self._flags)
 
     def start(self) -> None:
@@ -78,7 +72,7 @@ class PollingMeter(ABC):
             self._thread.start()
 
     def stop(self) -> Sequence[Sample]:
-        """End sampling after the next step of the counters; everything since `start`."""
+        """End sampling after the next step of the counters."""
         self._stopping.set()
         if self._thread is not None:
             self._thread.join()
@@ -88,20 +82,20 @@ class PollingMeter(ABC):
 
     @abstractmethod
     def _read(self) -> Reading:
-        """Read every counter; any exception ends the measurement with a flag."""
+        """Read every counter; an exception ends the measurement with a warning."""
 
     def _begin(self) -> None:
         self._last = self._stamped()
         self._aligned = self._until_moved()
         self._samples.clear()  # began between two steps
         if not self._aligned:
-            self._flags.append(
-                f"{self.source}: the counter of {' and '.join(self.pulse)} stood still for "
-                f"{STALL_S:.0f} s at the start; where that goes on, choose another source"
+            self._warn(
+                f"the counter of {' and '.join(self.pulse)} stood still for {STALL_S:.0f} s at "
+                f"the start; if that goes on, choose another source"
             )
 
     def _run(self) -> None:
-        while not self._wait(self._stopping, self.period_s):
+        while not self.wait(self._stopping, self.period_s):
             self._poll()
 
     def _end(self) -> None:
@@ -110,17 +104,17 @@ class PollingMeter(ABC):
 
     def _until_moved(self) -> bool:
         """Poll closely until a sample ends; false if the counters stand still."""
-        begin_ns, never = self._clock(), threading.Event()
+        begin_ns, never = self.clock_ns(), threading.Event()
         while not self._poll():
-            if self._clock() - begin_ns > STALL_S * NS_PER_S:
+            if self.clock_ns() - begin_ns > STALL_S * 1e9:
                 return False
-            self._wait(never, FINE_S)
+            self.wait(never, FINE_S)
         return True
 
     def _stamped(self) -> tuple[int, Reading]:
-        """Stamped after reading: a counter's value is never newer than its stamp."""
+        """A reading, stamped after it: a counter's value is never newer than its stamp."""
         reading = self._read()
-        return self._clock(), reading
+        return self.clock_ns(), reading
 
     def _poll(self) -> bool:
         """Read; true if that ended a sample."""
@@ -128,50 +122,47 @@ class PollingMeter(ABC):
         if self._last is None:
             return False
         begin_ns, before = self._last
-        if now_ns - begin_ns < FINE_S * NS_PER_S:
-            return False
-        if not all(now.joules[rail] != before.joules[rail] for rail in self.pulse):
+        moved = all(now.joules[rail] != before.joules[rail] for rail in self.pulse)
+        if not moved or now_ns - begin_ns < FINE_S * 1e9:
             return False
         self._last = now_ns, now
         if not self._aligned:  # a counter that wakes up may release energy from long before
             self._aligned = True
             return True
-        sample = Sample(
-            begin_ns,
-            now_ns,
-            _growth(before.joules, now.joules),
-            beside=_growth(before.beside, now.beside),
-        )
+        beside = _growth(before.beside, now.beside)
+        sample = Sample(begin_ns, now_ns, _growth(before.joules, now.joules), beside=beside)
         if _is_possible(sample):
             self._samples.append(sample)
         else:
-            self._flags.append(
-                f"{self.source}: a counter jumped, as after a reset; {_seconds(sample)} of samples "
+            self._warn(
+                f"a counter jumped, as after a reset; {sample.length_ns / 1e9:.1f} s of samples "
                 f"were thrown away: measure again"
             )
         return True
 
     def _close_stalled(self, begin_ns: int, before: Reading, end_ns: int, now: Reading) -> None:
-        """Keep what the live rails say of a time in which the others stood still."""
-        names = " and ".join(self.pulse)
-        self._flags.append(
-            f"{self.source}: the counter of {names} stood still for the last "
-            f"{(end_ns - begin_ns) / NS_PER_S:.1f} s, where no total is known: measure again"
+        """Keep the live rails of a time in which the others stood still."""
+        self._warn(
+            f"the counter of {' and '.join(self.pulse)} stood still for the last "
+            f"{(end_ns - begin_ns) / 1e9:.1f} s, where no total is known: measure again"
         )
-        grown = {r: j for r, j in _growth(before.joules, now.joules).items() if r in self.live}
-        sample = Sample(begin_ns, end_ns, grown)
-        if grown and _is_possible(sample):
+        growth = _growth(before.joules, now.joules)
+        sample = Sample(begin_ns, end_ns, {r: j for r, j in growth.items() if r in self.live})
+        if sample.joules and _is_possible(sample):
             self._samples.append(sample)
 
     def _guarded(self, work: Callable[[], None]) -> bool:
-        """Run; a meter that breaks is a flag, never the end of the measurement around it."""
+        """Run; a meter that breaks is a warning, never the end of the measurement around it."""
         try:
             work()
         except Exception as error:
             self._last = None
-            self._flags.append(f"{self.source}: the counters could not be read any more: {error}")
+            self._warn(f"the counters could not be read any more: {error}")
             return False
         return True
+
+    def _warn(self, sentence: str) -> None:
+        self._flags.append(f"{self.source}: {sentence}")
 
 
 def _growth(before: Mapping[str, float], now: Mapping[str, float]) -> dict[str, float]:
@@ -179,13 +170,9 @@ def _growth(before: Mapping[str, float], now: Mapping[str, float]) -> dict[str, 
 
 
 def _is_possible(sample: Sample) -> bool:
-    """Whether no rail lost energy or used more than any machine can.
+    """False if a rail lost energy or used more than any machine can.
 
-    A short sample may hold a whole step of the counter, so nothing is judged by less than 1 s.
+    A short sample may hold a whole step of the counter, so it is judged as one of 1 s.
     """
-    limit_j = MAX_RAIL_W * max((sample.end_ns - sample.begin_ns) / NS_PER_S, 1.0)
+    limit_j = MAX_RAIL_W * max(sample.length_ns / 1e9, 1.0)
     return all(0 <= energy_j <= limit_j for energy_j in sample.joules.values())
-
-
-def _seconds(sample: Sample) -> str:
-    return f"{(sample.end_ns - sample.begin_ns) / NS_PER_S:.1f} s"

@@ -1,4 +1,4 @@
-"""One record of powermetrics: what it says, and whether that can be true."""
+"""Records of powermetrics: cut out of its stream, read, and checked for what cannot be true."""
 
 from __future__ import annotations
 
@@ -9,21 +9,18 @@ from datetime import UTC, datetime
 from typing import Any
 from xml.parsers.expat import ExpatError
 
-# What makes up the total, by the prefix of its keys; DRAM on macOS 12 and older.
+# The rails of the total, by the prefix of their keys; DRAM on macOS 12 and older.
 RAILS = {"cpu": "CPU", "gpu": "GPU", "ane": "ANE", "dram": "DRAM"}
 MAX_W = 1000.0
 MAX_ELAPSED_NS = 24 * 3600 * 10**9
-
-# plistlib promises no exception of its own for what nobody vouches for. Entity declarations are
-# refused, so no small record unfolds into a large one.
+END = b"</plist>"
+# Six clusters of an M2 Ultra make 76 kB.
+MAX_RECORD_BYTES = 1 << 20
+# plistlib promises no exception of its own for untrusted bytes. Entity declarations are refused,
+# so no small record unfolds into a large one.
 PARSE_ERRORS = (
-    ExpatError,
-    ValueError,
-    TypeError,
-    AttributeError,
-    LookupError,
-    ArithmeticError,
-    RecursionError,
+    *(ExpatError, ValueError, TypeError, AttributeError),
+    *(LookupError, ArithmeticError, RecursionError),
 )
 
 
@@ -33,11 +30,10 @@ class BadRecordError(ValueError):
 
 @dataclass(frozen=True)
 class Record:
-    """What one interval of powermetrics used.
+    """Energy of one interval of powermetrics.
 
-    `joules` add up; `beside` holds what overlaps them. `ended` is the tool's own stamp, cut
-    to whole seconds, of the end of the interval. `digest` tells records apart. `follows_loss`:
-    something between it and the record before was not believed.
+    `joules` add up; `beside` overlaps them. `ended` is the tool's own stamp of the end of the
+    interval, cut to whole seconds.
     """
 
     elapsed_ns: int
@@ -45,12 +41,68 @@ class Record:
     beside: Mapping[str, float] = field(default_factory=dict)
     thermal: str | None = None
     ended: datetime | None = None
-    hw_model: str | None = None
-    digest: int = 0
-    follows_loss: bool = False
 
 
-def read_plist_record(data: bytes) -> Record:
+class RecordStream:
+    """Bytes in, believable records out.
+
+    powermetrics writes a NUL before every record but the first, so a record is whole at its
+    `</plist>`: waiting for the NUL would show each record one interval late and the last one
+    never. `complaints` has a few words for everything that was left out.
+    """
+
+    def __init__(self) -> None:
+        self.complaints: list[str] = []
+        self._buffer = bytearray()
+        self._seen: set[int] = set()
+
+    def feed(self, chunk: bytes) -> list[Record]:
+        """The records that this chunk completes."""
+        unscanned = max(0, len(self._buffer) - len(END) + 1)
+        self._buffer += chunk
+        records = []
+        while (end := self._buffer.find(END, unscanned)) >= 0:
+            frame = bytes(self._buffer[: end + len(END)])
+            del self._buffer[: end + len(END)]
+            unscanned = 0
+            if (record := self._read(frame)) is not None:
+                records.append(record)
+        if len(self._buffer) > MAX_RECORD_BYTES:
+            self.finish()
+        return records
+
+    def finish(self) -> None:
+        """Discard what is left: a truncated tail."""
+        self._discard(bytes(self._buffer))
+        self._buffer.clear()
+
+    def _read(self, frame: bytes) -> Record | None:
+        """Read a frame from its last header on: one before that began a record that was cut."""
+        begin = frame.rfind(b"<?xml")
+        begin = begin if begin >= 0 else frame.rfind(b"<plist")
+        if begin < 0 or len(frame) - begin > MAX_RECORD_BYTES:
+            self._discard(frame)
+            return None
+        self._discard(frame[:begin])
+        data = frame[begin:]
+        try:
+            record = read_record(data)
+        except BadRecordError as error:
+            self.complaints.append(str(error))
+            return None
+        # Two intervals never agree in every counter to the nanosecond.
+        if hash(data) in self._seen:
+            self.complaints.append("the same record twice")
+            return None
+        self._seen.add(hash(data))
+        return record
+
+    def _discard(self, junk: bytes) -> None:
+        if junk.strip(b"\0 \t\r\n"):
+            self.complaints.append("cut off or not a record")
+
+
+def read_record(data: bytes) -> Record:
     """Read and check one record.
 
     Raises:
@@ -64,63 +116,37 @@ def read_plist_record(data: bytes) -> Record:
         raise BadRecordError("no dictionary")
     if document.get("is_delta") is False:
         raise BadRecordError("a total since boot")
-    elapsed_ns = _elapsed(document.get("elapsed_ns"))
+    elapsed_ns = document.get("elapsed_ns")
+    if type(elapsed_ns) is not int or not 0 < elapsed_ns < MAX_ELAPSED_NS:
+        raise BadRecordError("no elapsed_ns")
     # The GPU's own dictionary covers another interval than elapsed_ns, so its energy differs.
     processor = document.get("processor")
     if not isinstance(processor, dict):
         raise BadRecordError("no processor: powermetrics ran without the cpu_power sampler")
-    joules, beside = _energies(processor, elapsed_ns)
+    thermal, ended = document.get("thermal_pressure"), document.get("timestamp")
     return Record(
         elapsed_ns=elapsed_ns,
-        joules=joules,
-        beside=beside,
-        thermal=_thermal(document.get("thermal_pressure")),
-        ended=_utc(document.get("timestamp")),
-        hw_model=_text(document.get("hw_model")),
-        digest=hash(data),
+        joules={
+            rail: _joules(processor, key, elapsed_ns)
+            for key, rail in RAILS.items()
+            if key == "cpu" or f"{key}_energy" in processor
+        },
+        # On macOS 12 and older: all of these and more.
+        beside={"Package": _joules(processor, "package", elapsed_ns)}
+        if "package_energy" in processor
+        else {},
+        # In lower case, as THERMAL_LEVELS has it.
+        thermal=thermal[:64].lower() or None if isinstance(thermal, str) else None,
+        ended=ended.replace(tzinfo=UTC) if isinstance(ended, datetime) else None,
     )
 
 
-def _energies(
-    processor: Mapping[str, Any], elapsed_ns: int
-) -> tuple[dict[str, float], dict[str, float]]:
-    joules = {
-        rail: _rail_j(processor, key, elapsed_ns)
-        for key, rail in RAILS.items()
-        if key == "cpu" or f"{key}_energy" in processor
-    }
-    # macOS 12 and older have a package that holds all of these and more.
-    if "package_energy" in processor:
-        return joules, {"Package": _rail_j(processor, "package", elapsed_ns)}
-    return joules, {}
-
-
-def _rail_j(processor: Mapping[str, Any], key: str, elapsed_ns: int) -> float:
-    """A rail in joules, if its millijoules can be what a computer used."""
+def _joules(processor: Mapping[str, Any], key: str, elapsed_ns: int) -> float:
+    """Joules of a rail, if its millijoules can be what a computer used."""
     energy_mj = processor.get(f"{key}_energy")
     if isinstance(energy_mj, bool) or not isinstance(energy_mj, int | float):
         raise BadRecordError(f"no {key}_energy")
-    # Another unit would be a thousand times as much. NaN is not in the range either.
+    # Another unit would be a thousand times as much. NaN is outside the range too.
     if not 0 <= energy_mj < MAX_W * elapsed_ns / 1e6:
         raise BadRecordError(f"{key}_energy is not of 0 to {MAX_W:.0f} W")
     return energy_mj / 1e3
-
-
-def _elapsed(value: object) -> int:
-    if isinstance(value, bool) or not isinstance(value, int) or not 0 < value < MAX_ELAPSED_NS:
-        raise BadRecordError("no elapsed_ns")
-    return value
-
-
-def _thermal(value: object) -> str | None:
-    """Apple's word for the pressure in lower case, as THERMAL_LEVELS has it."""
-    level = _text(value)
-    return level.lower() if level else None
-
-
-def _text(value: object) -> str | None:
-    return value[:64] if isinstance(value, str) else None
-
-
-def _utc(value: object) -> datetime | None:
-    return value.replace(tzinfo=UTC) if isinstance(value, datetime) else None

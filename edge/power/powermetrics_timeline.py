@@ -1,16 +1,16 @@
-"""From records to samples: where each lies in time, and what to doubt about them.
+"""From records to samples: where each lies in time, and warnings about them.
 
-powermetrics' intervals are contiguous, so cumulative elapsed time tells where records lie to
-one another, exactly. Where they lie on our clock is known only through stamps that come late
-(their arrival) or are cut short (whole seconds); the smallest lag is the truest.
+powermetrics' intervals are contiguous, so cumulative elapsed time places the records exactly
+relative to one another. Where they lie on our clock is known only through stamps that come late
+(their arrival) or are cut to whole seconds; the smallest lag is the truest.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from itertools import accumulate
+from itertools import accumulate, groupby
 
 from edge.power.meter import Sample, worst_thermal
 from edge.power.powermetrics_record import Record
@@ -23,7 +23,7 @@ MAX_DIFFERENCE, MAX_DIFFERENCE_NS = 0.02, SECOND_NS
 
 @dataclass(frozen=True)
 class Timeline:
-    """Samples in order, their boundary in words, and doubts, a sentence each."""
+    """Samples in order, their boundary in words, and warnings, a sentence each."""
 
     samples: Sequence[Sample]
     boundary: str
@@ -35,7 +35,6 @@ def build_timeline(
     stamps_ns: Sequence[int] | None,
     gap_ns: int,
     complaints: Sequence[str] = (),
-    after_loss_ns: int | None = None,
 ) -> Timeline:
     """Place records on a clock.
 
@@ -44,139 +43,119 @@ def build_timeline(
         stamps_ns: for each record a moment of that clock, not before the record's end by more
             than a constant; None to put them end to end from 0.
         gap_ns: how far the stamps of contiguous records can vary.
-        complaints: why records are missing, a few words for each that is.
-        after_loss_ns: the same where a record is known to be missing; None for `gap_ns`.
+        complaints: why records are missing, a few words for each.
     """
-    flags = [_sentence(words, n) for words, n in Counter(complaints).items()]
-    samples, clock_flags = _place(
-        records, stamps_ns, gap_ns, gap_ns if after_loss_ns is None else after_loss_ns
-    )
+    ends_ns = list(accumulate(record.elapsed_ns for record in records))
+    flags = [
+        f"{count} record{' was' if count == 1 else 's were'} not counted: {words}"
+        for words, count in Counter(complaints).items()
+    ]
+    if stamps_ns and records:
+        ends_ns, clock_flags = _place(ends_ns, stamps_ns, gap_ns)
+        flags += clock_flags
+    samples = [
+        Sample(end_ns - r.elapsed_ns, end_ns, r.joules, r.thermal, r.beside)
+        for r, end_ns in zip(records, ends_ns, strict=True)
+    ]
     samples, boundary, cpu_flags = _judge_cpu(samples)
-    return Timeline(samples, boundary, (*flags, *clock_flags, *cpu_flags))
+    return Timeline(samples, boundary, (*flags, *cpu_flags))
 
 
 def describe_boundary(rails: Sequence[str]) -> str:
-    """What the rails cover and leave out, in words."""
+    """Rails that are covered and those that are left out, in words."""
     if "CPU" not in rails:
         return f"{' + '.join(rails) or 'nothing'} of the SoC only: not a total"
     without = "" if "DRAM" in rails else "DRAM, "
     return f"{' + '.join(rails)} of the SoC, without {without}display and everything else"
 
 
-def _sentence(words: str, count: int) -> str:
-    records = "1 record was" if count == 1 else f"{count} records were"
-    return f"{records} not counted: {words}"
-
-
 def _place(
-    records: Sequence[Record], stamps_ns: Sequence[int] | None, gap_ns: int, after_loss_ns: int
-) -> tuple[list[Sample], list[str]]:
-    ends_ns = list(accumulate(r.elapsed_ns for r in records))
-    if stamps_ns is None or not records:
-        return _samples(records, ends_ns), []
+    ends_ns: Sequence[int], stamps_ns: Sequence[int], gap_ns: int
+) -> tuple[list[int], list[str]]:
+    """Ends on the clock of the stamps, and warnings about lost and invented time."""
     lags_ns = [stamp - end for stamp, end in zip(stamps_ns, ends_ns, strict=True)]
     # A late stamp raises one lag, lost time all that follow: the minimum of what follows tells
     # them apart, and never moves a record before its predecessor.
     floors_ns = list(accumulate(reversed(lags_ns), min))[::-1]
     offset_ns, lost_ns, placed_ns = floors_ns[0], 0, []
-    for record, end_ns, floor_ns in zip(records, ends_ns, floors_ns, strict=True):
-        if floor_ns - offset_ns > (after_loss_ns if record.follows_loss else gap_ns):
+    for end_ns, floor_ns in zip(ends_ns, floors_ns, strict=True):
+        if floor_ns - offset_ns > gap_ns:
             lost_ns += floor_ns - offset_ns
             offset_ns = floor_ns
         placed_ns.append(end_ns + offset_ns)
     # Time that the records claim and the clock never had: it was set back, or slept.
     invented_ns = max(0, min(lags_ns[: len(lags_ns) // 4 + 1]) - floors_ns[-1])
     tolerated_ns = max(gap_ns, min(MAX_DIFFERENCE_NS, int(MAX_DIFFERENCE * ends_ns[-1])))
-    return _samples(records, placed_ns), _clock_flags(lost_ns, invented_ns, tolerated_ns)
-
-
-def _samples(records: Sequence[Record], ends_ns: Sequence[int]) -> list[Sample]:
-    return [
-        Sample(end_ns - r.elapsed_ns, end_ns, r.joules, r.thermal, r.beside)
-        for r, end_ns in zip(records, ends_ns, strict=True)
-    ]
-
-
-def _clock_flags(lost_ns: int, invented_ns: int, tolerated_ns: int) -> list[str]:
     flags = []
     if lost_ns > tolerated_ns:
         flags.append(f"{lost_ns / 1e9:.1f} s are missing between records")
     if invented_ns > tolerated_ns:
         flags.append(
             f"the records claim {invented_ns / 1e9:.1f} s more than passed on the clock: the "
-            "machine slept, its clock was set, or records stand out of order"
+            "machine slept, its clock was set, or records are out of order"
         )
-    return flags
+    return placed_ns, flags
 
 
 def _judge_cpu(samples: list[Sample]) -> tuple[list[Sample], str, list[str]]:
     """Leave a CPU counter that stands still out of the total; spread one that comes in batches."""
-    rails = list(dict.fromkeys(rail for s in samples for rail in s.joules))
+    rails = list(dict.fromkeys(rail for sample in samples for rail in sample.joules))
     stalled_ns = _longest_zero_ns(samples)
     if stalled_ns > STALL_NS:
-        gpu_only = [_gpu_only(s) for s in samples]
         flag = (
             f"CPU counter stalled: it stood at 0 for {stalled_ns / 1e9:.1f} s, so the energy is "
             "of the GPU only and no total; update macOS"
         )
-        return gpu_only, describe_boundary(["GPU"] if "GPU" in rails else []), [flag]
-    merged = _merge_batches(samples)
-    return merged, describe_boundary(rails), _tail_flags(merged)
+        boundary = describe_boundary(["GPU"] if "GPU" in rails else [])
+        return [_gpu_only(sample) for sample in samples], boundary, [flag]
+    merged, flags = _merge_batches(samples), []
+    if merged and _is_zero(merged[-1]):
+        tail_s = merged[-1].length_ns / 1e9
+        flags.append(
+            f"the CPU counter did not move in the last {tail_s:.1f} s, so their energy is low"
+        )
+    return merged, describe_boundary(rails), flags
 
 
 def _is_zero(sample: Sample) -> bool:
-    """An interval in which no CPU energy was published; a running CPU uses some."""
+    """No CPU energy was published in this interval; a running CPU uses some."""
     return sample.joules.get("CPU") == 0
 
 
 def _longest_zero_ns(samples: Sequence[Sample]) -> int:
-    longest_ns, begin_ns = 0, None
-    for sample in samples:
-        if not _is_zero(sample):
-            begin_ns = None
-            continue
-        begin_ns = sample.begin_ns if begin_ns is None else begin_ns
-        longest_ns = max(longest_ns, sample.end_ns - begin_ns)
-    return longest_ns
+    runs = [list(run) for is_zero, run in groupby(samples, _is_zero) if is_zero]
+    return max((run[-1].end_ns - run[0].begin_ns for run in runs), default=0)
 
 
 def _gpu_only(sample: Sample) -> Sample:
-    joules = {rail: j for rail, j in sample.joules.items() if rail == "GPU"}
-    rest = {rail: j for rail, j in sample.joules.items() if rail != "GPU"}
-    return replace(sample, joules=joules, beside={**sample.beside, **rest})
+    joules = dict(sample.joules)
+    gpu = {"GPU": joules.pop("GPU")} if "GPU" in joules else {}
+    return replace(sample, joules=gpu, beside={**sample.beside, **joules})
 
 
 def _merge_batches(samples: Sequence[Sample]) -> list[Sample]:
     """Join samples without CPU energy with the one that brings it.
 
-    What a batch holds was used since the batch before: as one sample its energy is spread
-    over that time, and the edge error is of that length.
+    A batch holds the energy used since the batch before: as one sample it is spread over that
+    time, and the edge error is of that length.
     """
     merged: list[Sample] = []
     for sample in samples:
-        previous = merged[-1] if merged else None
-        if previous and _is_zero(previous) and previous.end_ns == sample.begin_ns:
-            merged[-1] = _join(previous, sample)
+        if merged and _is_zero(merged[-1]) and merged[-1].end_ns == sample.begin_ns:
+            merged[-1] = _join(merged[-1], sample)
         else:
             merged.append(sample)
     return merged
 
 
 def _join(first: Sample, second: Sample) -> Sample:
-    def both(a: dict[str, float], b: dict[str, float]) -> dict[str, float]:
+    def both(a: Mapping[str, float], b: Mapping[str, float]) -> dict[str, float]:
         return {rail: a.get(rail, 0.0) + b.get(rail, 0.0) for rail in {**a, **b}}
 
     return Sample(
         first.begin_ns,
         second.end_ns,
-        both(dict(first.joules), dict(second.joules)),
+        both(first.joules, second.joules),
         worst_thermal([first.thermal, second.thermal]),
-        both(dict(first.beside), dict(second.beside)),
+        both(first.beside, second.beside),
     )
-
-
-def _tail_flags(merged: Sequence[Sample]) -> list[str]:
-    if not merged or not _is_zero(merged[-1]):
-        return []
-    tail_s = (merged[-1].end_ns - merged[-1].begin_ns) / 1e9
-    return [f"the CPU counter did not move in the last {tail_s:.1f} s, so their energy is low"]

@@ -4,8 +4,8 @@
     /sys/class/powercap/intel-rapl:N:M/...                                     core, uncore, dram
 
 AMD's Zen is served by the same driver, under the same names. A package contains its core and
-uncore; psys is the platform and contains the packages; dram stands alone. `intel-rapl-mmio:N` is
-the same package seen a second time. So packages and dram add up, the rest is shown beside.
+uncore; psys is the platform and contains the packages; dram is separate. `intel-rapl-mmio:N` is
+the same package a second time. So packages and dram add up, the rest is shown beside.
 
 Tested on a copy of the directory tree, never on a processor: virtual machines have no RAPL.
 """
@@ -14,10 +14,9 @@ from __future__ import annotations
 
 import re
 import threading
-import time
 from pathlib import Path
 
-from edge.power.polling import Clock, PollingMeter, Reading, Wait
+from edge.power.polling import PollingMeter, Reading
 
 ROOT = Path("/sys/class/powercap")
 ZONE = re.compile(r"intel-rapl:(\d+)(?::\d+)?")
@@ -27,26 +26,26 @@ PROBE_S, PROBES = 0.02, 5
 
 
 class Zone:
-    """One counter, unwrapped: it starts again at 0 after `range_uj`, which takes minutes.
+    """One counter, unwrapped: it starts again at 0 after `max_energy_range_uj`, in minutes.
 
     Raises:
         OSError: it cannot be read.
-        ValueError: it holds no number.
+        ValueError: it does not hold a number.
     """
 
     def __init__(self, path: Path):
         package = ZONE.fullmatch(path.name)
         name = (path / "name").read_text(encoding="utf-8").strip()
-        self.path = path
+        self._path = path
         self.adds_up = name.startswith(ADDING_UP)
-        # A package and psys are numbered by themselves, a package's parts by its number.
+        # The names of packages and psys are unique, those of a package's parts are not.
         self.rail = f"{name}-{package[1]}" if package and path.name.count(":") > 1 else name
         self._range_uj = int((path / "max_energy_range_uj").read_text(encoding="utf-8"))
         self._last_uj, self._wrapped_uj = read_uj(path), 0
 
     def joules(self) -> float:
         """Joules since an arbitrary beginning. Must be called at least once per wrap-around."""
-        now_uj = read_uj(self.path)
+        now_uj = read_uj(self._path)
         if now_uj < self._last_uj:
             self._wrapped_uj += self._range_uj
         self._last_uj = now_uj
@@ -54,23 +53,12 @@ class Zone:
 
 
 class RaplMeter(PollingMeter):
-    """Joules of every processor package and, where there is one, DRAM counter.
-
-    Args:
-        root: the powercap folder.
-        clock: nanoseconds.
-        wait: waits for an event or so many seconds.
-    """
+    """Joules of every processor package and, where there is one, DRAM counter."""
 
     source = "rapl"
 
-    def __init__(
-        self,
-        root: Path = ROOT,
-        clock: Clock = time.monotonic_ns,
-        wait: Wait = threading.Event.wait,
-    ):
-        super().__init__(clock, wait)
+    def __init__(self, root: Path = ROOT):
+        super().__init__()
         self._zones: list[Zone] = []
         self.unavailable = self._find_zones(root)
         names = [zone.rail for zone in self._zones if zone.adds_up]
@@ -90,8 +78,13 @@ class RaplMeter(PollingMeter):
         paths = sorted(p for p in root.glob("intel-rapl:*") if ZONE.fullmatch(p.name))
         try:
             self._zones = [Zone(path) for path in paths]
-        except PermissionError:
-            return _no_permission(root)
+        except PermissionError:  # since CVE-2020-8694: fine energy readings leak computations
+            counters = f"{root}/intel-rapl:*/energy_uj"
+            return (
+                f"RAPL's counters are for root alone (CVE-2020-8694); to let your group read them "
+                f"until the next boot, type: sudo chgrp $(id -gn) {counters} && "
+                f"sudo chmod g+r {counters}"
+            )
         except (OSError, ValueError) as error:
             return f"RAPL's counters under {root} cannot be read ({error}); choose another source"
         packages = [zone for zone in self._zones if zone.rail.startswith("package")]
@@ -111,7 +104,7 @@ class RaplMeter(PollingMeter):
         begin = [zone.joules() for zone in packages]
         never = threading.Event()
         for _ in range(PROBES):
-            self._wait(never, PROBE_S)
+            self.wait(never, PROBE_S)
             if all(zone.joules() != j for zone, j in zip(packages, begin, strict=True)):
                 return True
         return False
@@ -120,12 +113,3 @@ class RaplMeter(PollingMeter):
 def read_uj(zone: Path) -> int:
     """A zone's counter as the kernel gives it, in microjoules."""
     return int((zone / "energy_uj").read_text(encoding="utf-8"))
-
-
-def _no_permission(root: Path) -> str:
-    """Only root may read since CVE-2020-8694: fine energy readings leak what others compute."""
-    counters = f"{root}/intel-rapl:*/energy_uj"
-    return (
-        f"RAPL's counters are for root alone (CVE-2020-8694); to let your group read them until "
-        f"the next boot, type: sudo chgrp $(id -gn) {counters} && sudo chmod g+r {counters}"
-    )

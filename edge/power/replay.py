@@ -7,32 +7,31 @@ from dataclasses import replace
 from pathlib import Path
 
 from edge.errors import EdgeError
-from edge.power.powermetrics_process import RecordStream
-from edge.power.powermetrics_record import Record
+from edge.power.powermetrics_record import Record, RecordStream
 from edge.power.powermetrics_timeline import Timeline, build_timeline
 
-# A week at two records a second would be 10 GB; nobody's log is.
+# A week at two records a second would be 10 GB.
 MAX_LOG_BYTES = 1 << 30
 CHUNK_BYTES = 1 << 20
-# powermetrics cuts its stamps to whole seconds: those of contiguous records vary by so much.
+# powermetrics cuts its stamps to whole seconds: those of contiguous records vary by this much.
 GAP_NS = 10**9 + 2 * 10**8
 
 
 def read_log(path: Path) -> Timeline:
     """A log of `powermetrics -f plist`, on a clock that begins with its first record.
 
-    Where the CPU's counter came in batches a sample joins several records.
-
     Raises:
         EdgeError: it cannot be read, or holds no energy.
     """
+    stream = RecordStream()
     try:
-        records, complaints = _read_records(path)
+        records = _read_records(path, stream)
     except OSError as error:
         raise EdgeError(
             f"The power log {path} cannot be read ({error.strerror}): give the file that "
             "powermetrics wrote."
         ) from error
+    complaints = stream.complaints
     if not records:
         raise EdgeError(
             f"The power log {path} holds no energy ({complaints[0] if complaints else 'no record'})"
@@ -41,29 +40,25 @@ def read_log(path: Path) -> Timeline:
         )
     timeline = build_timeline(records, _stamps_ns(records), GAP_NS, complaints)
     zero_ns = timeline.samples[0].begin_ns
-    return replace(
-        timeline,
-        samples=[
-            replace(s, begin_ns=s.begin_ns - zero_ns, end_ns=s.end_ns - zero_ns)
-            for s in timeline.samples
-        ],
-    )
+    samples = [
+        replace(sample, begin_ns=sample.begin_ns - zero_ns, end_ns=sample.end_ns - zero_ns)
+        for sample in timeline.samples
+    ]
+    return replace(timeline, samples=samples)
 
 
-def _read_records(path: Path) -> tuple[list[Record], list[str]]:
+def _read_records(path: Path, stream: RecordStream) -> list[Record]:
     if path.stat().st_size > MAX_LOG_BYTES:
         raise OSError(0, "too large for a power log")
-    stream = RecordStream()
     records: list[Record] = []
     with path.open("rb") as log:
         while chunk := log.read(CHUNK_BYTES):
             records += stream.feed(chunk)
     stream.finish()
-    return records, stream.complaints
+    return records
 
 
 def _stamps_ns(records: Sequence[Record]) -> list[int] | None:
     """Each record's own stamp; None where any is missing."""
-    ended = [r.ended for r in records]
-    known = [int(e.timestamp()) * 10**9 for e in ended if e is not None]
-    return known if len(known) == len(ended) else None
+    stamps = [int(r.ended.timestamp()) * 10**9 for r in records if r.ended is not None]
+    return stamps if len(stamps) == len(records) else None

@@ -1,9 +1,4 @@
-"""IOReport against a stand-in for AppleEnergyMonitor, which only Macs have.
-
-The stand-in has the interface of zeus-apple-silicon 1.1.0 as its bindings declare it: a class
-of millijoules as whole numbers, or lists of them per core or cluster, each None where the chip has
-no such counter; a monitor without arguments, whose errors are RuntimeError and ValueError.
-"""
+"""IOReport against a stand-in with the interface of zeus-apple-silicon 1.1.0's bindings."""
 
 import sys
 from dataclasses import dataclass, fields
@@ -14,14 +9,14 @@ import pytest
 
 from edge.power import ioreport
 from edge.power.ioreport import IoReportMeter
-from tests.power.counters import Time, contiguous, span_s, totals
+from tests.power.conftest import measured, span_s, totals
 
 WATTS = {"cpu_total_mj": 4.0, "gpu_mj": 20.0, "ane_mj": 0.0, "dram_mj": 3.0, "gpu_sram_mj": 0.5}
 
 
 @dataclass
 class AppleEnergyMetrics:
-    """All of its attributes, in the order of the bindings."""
+    """Millijoules, or lists of them per core or cluster; None where a chip has no such counter."""
 
     cpu_total_mj: int | None = None
     efficiency_cores_mj: list[int] | None = None
@@ -37,50 +32,43 @@ class AppleEnergyMetrics:
 
 
 class AppleEnergyMonitor:
-    """Cumulative millijoules; those of `batched` are published every `batch_s` only."""
+    """Cumulative millijoules; all but the GPU's are published every `batch_s` only."""
 
-    def __init__(self, watts=WATTS, batch_s=0.001, batched=("cpu_total_mj", "ane_mj", "dram_mj")):
-        self.watts, self.batch_s, self.batched = watts, batch_s, batched
-        self.frozen_at_s = float("inf")
+    def __init__(self, watts=WATTS, batch_s=0.001):
+        self.watts, self.batch_s = watts, batch_s
         self.tick(0.0)
 
     def tick(self, now_s):
-        published_s = min(now_s, self.frozen_at_s) // self.batch_s * self.batch_s
+        published_s = now_s // self.batch_s * self.batch_s
         self.metrics = AppleEnergyMetrics(
             **{
-                name: None
-                if watts is None
-                else int(watts * 1000 * (published_s if name in self.batched else now_s)) + 7000
+                name: int(watts * 1000 * (now_s if "gpu" in name else published_s)) + 7000
                 for name, watts in self.watts.items()
+                if watts is not None
             }
         )
 
     def get_cumulative_energy(self):
         return self.metrics
 
-    def begin_window(self, key, restart=False):
-        raise RuntimeError("Measurement with specified key already exists.")
 
-    def end_window(self, key):
-        raise RuntimeError("No measurement with provided key had been started.")
+@pytest.fixture
+def make(passing, monkeypatch):
+    """make(monitor): the meter over it, for 20 s."""
 
+    def make(monitor):
+        passing(monitor.tick, 20.0)
+        monkeypatch.setattr(ioreport, "load_monitor", lambda: monitor)
+        return IoReportMeter()
 
-def make(monitor, seconds=20.0):
-    time = Time(monitor.tick, seconds)
-    return IoReportMeter(lambda: monitor, time.clock, time.wait)
-
-
-def measured(meter):
-    assert meter.unavailable is None
-    meter.start()
-    return meter.stop()
+    return make
 
 
-def test_live_counters():
+def test_live_counters(make):
     meter = make(AppleEnergyMonitor())
     samples = measured(meter)
     seconds = span_s(samples)
-    assert contiguous(samples) and seconds == pytest.approx(20, abs=0.5)
+    assert seconds == pytest.approx(20, abs=0.5)
     assert totals(samples) == pytest.approx(
         {"CPU": 4 * seconds, "GPU": 20 * seconds, "ANE": 0, "DRAM": 3 * seconds}, rel=0.01
     )
@@ -89,102 +77,44 @@ def test_live_counters():
     assert meter.flags == ()
 
 
-def test_batches_of_macos_27_make_long_samples_not_spikes():
-    """Every 2.2 s: cut at the reader's own ticks, power would read 0 W and then 35 W."""
-    meter = make(AppleEnergyMonitor(batch_s=2.2), 30.0)
-    samples = measured(meter)
-    powers_w = [
-        sample.joules["CPU"] / (sample.end_ns - sample.begin_ns) * 1e9 for sample in samples
-    ]
-    assert len(samples) >= 10
-    assert powers_w == pytest.approx([4.0] * len(samples), rel=0.15)
-    assert totals(samples)["CPU"] == pytest.approx(4 * span_s(samples), rel=0.03)
+def test_batches_of_macos_27_are_flagged(make):
+    meter = make(AppleEnergyMonitor(batch_s=2.2))
+    assert totals(samples := measured(meter))["CPU"] == pytest.approx(4 * span_s(samples), rel=0.03)
     assert len(meter.flags) == 1 and "batches up to 2." in meter.flags[0]
 
 
-def test_sampling_goes_on_past_the_end_until_the_next_batch():
-    monitor = AppleEnergyMonitor(batch_s=2.2)
-    time = Time(monitor.tick, 10.0)
-    meter = IoReportMeter(lambda: monitor, time.clock, time.wait)
-    meter.start()
-    samples = meter.stop()
-    assert samples[-1].end_ns >= 10**12 + 10e9
-
-
-def test_a_counter_that_stalls_leaves_the_gpu_alone_and_says_so():
-    monitor = AppleEnergyMonitor()
-    monitor.frozen_at_s = 8.0
-    meter = make(monitor)
-    samples = measured(meter)
-    assert samples[-1].joules.keys() == {"GPU"}
-    assert totals(samples)["CPU"] == pytest.approx(32, rel=0.05)
-    assert totals(samples)["GPU"] == pytest.approx(20 * span_s(samples), rel=0.01)
-    assert "the counter of CPU stood still" in meter.flags[0]
-
-
-def test_counters_that_never_move_give_no_watts_of_the_cpu():
-    """Some Macs with macOS 27 need powermetrics to be running."""
-    monitor = AppleEnergyMonitor()
-    monitor.frozen_at_s = 0.0
-    meter = make(monitor)
-    assert "CPU" not in totals(measured(meter))
-    assert "stood still" in meter.flags[0]
-
-
-def test_a_counter_that_wakes_up_releases_no_energy_from_before():
-    """It stood still from the start, and what it then publishes is older than the window."""
-    monitor = AppleEnergyMonitor()
-
-    def tick(now_s):
-        monitor.tick(now_s)
-        monitor.metrics.cpu_total_mj = 7000 if now_s < 9 else 5_000_000 + int(now_s * 4000)
-
-    time = Time(tick, 20)
-    meter = IoReportMeter(lambda: monitor, time.clock, time.wait)
-    samples = measured(meter)
-    assert totals(samples)["CPU"] == pytest.approx(4 * span_s(samples), rel=0.01)
-    assert samples[0].begin_ns >= 10**12 + 9e9
-    assert len(meter.flags) == 1 and "at the start" in meter.flags[0]
-
-
-def test_an_unknown_rail_is_left_out_and_named():
+def test_an_unknown_rail_is_left_out_and_named(make):
     meter = make(AppleEnergyMonitor({**WATTS, "dram_mj": None, "gpu_sram_mj": None}))
     assert totals(measured(meter)).keys() == {"CPU", "GPU", "ANE"}
     assert "without DRAM" in meter.boundary
 
 
-def test_a_virtual_mac_has_no_energy_model():
-    meter = IoReportMeter(lambda: AppleEnergyMonitor(dict.fromkeys(WATTS)))
+def test_a_virtual_mac_has_no_energy_model(make):
+    meter = make(AppleEnergyMonitor(dict.fromkeys(WATTS)))
     assert "virtual machine" in meter.unavailable
     meter.start()
     assert meter.stop() == ()
 
 
-def test_a_failing_library_is_a_reason():
+def test_a_failing_library_is_a_reason(monkeypatch):
     def load():
         raise RuntimeError("Failed to create subscription")
 
-    assert IoReportMeter(load).unavailable == "IOReport failed: Failed to create subscription"
-
-
-def test_other_systems_have_none(monkeypatch):
-    monkeypatch.setattr(ioreport.platform, "system", lambda: "Linux")
-    assert "Apple silicon only" in IoReportMeter().unavailable
+    monkeypatch.setattr(ioreport, "load_monitor", load)
+    assert IoReportMeter().unavailable == "IOReport failed: Failed to create subscription"
 
 
 @pytest.fixture
 def mac(monkeypatch):
-    """mac(answers, version): a Mac with the package, and what sysctl says of it."""
+    """mac(version, chip, vm): a meter on a Mac with the package, and what sysctl says there."""
 
-    def make(version="1.1.0", **answers):
+    def make(version="1.1.0", chip="Apple M2 Max", vm="0"):
         package = ModuleType("zeus_apple_silicon")
         package.AppleEnergyMonitor = AppleEnergyMonitor
-        package.AppleEnergyMetrics = AppleEnergyMetrics
-        names = {"vm": "kern.hv_vmm_present", "chip": "machdep.cpu.brand_string"}
-        said = {names[key]: answer for key, answer in answers.items()}
+        said = {"kern.hv_vmm_present": vm, "machdep.cpu.brand_string": chip}
         monkeypatch.setattr(ioreport.platform, "system", lambda: "Darwin")
         monkeypatch.setattr(ioreport.platform, "machine", lambda: "arm64")
-        monkeypatch.setattr(ioreport, "output_of", lambda command: said.get(command[-1], ""))
+        monkeypatch.setattr(ioreport, "output_of", lambda command: said[command[-1]])
         monkeypatch.setattr(ioreport.metadata, "version", {ioreport.PACKAGE: version}.__getitem__)
         monkeypatch.setitem(sys.modules, "zeus_apple_silicon", package)
         return IoReportMeter()
@@ -192,26 +122,31 @@ def mac(monkeypatch):
     return make
 
 
-def test_on_a_mac_the_package_is_asked_for(mac, monkeypatch):
-    assert mac(chip="Apple M2 Max", vm="0").unavailable is None
+def test_on_a_mac_the_package_is_needed(mac, monkeypatch):
+    assert mac().unavailable is None
     monkeypatch.setitem(sys.modules, "zeus_apple_silicon", None)
     assert IoReportMeter().unavailable.endswith(" zeus-apple-silicon")
+    monkeypatch.setattr(ioreport.platform, "system", lambda: "Linux")
+    assert "Apple silicon only" in IoReportMeter().unavailable
 
 
 def test_a_virtual_machine_is_refused_before_the_library_is_asked(mac, monkeypatch):
     monkeypatch.setattr(AppleEnergyMonitor, "__init__", lambda self: pytest.fail("it would crash"))
-    assert "virtual machine" in mac(chip="Apple M2 Max (Virtual)", vm="1").unavailable
+    assert "virtual machine" in mac(vm="1").unavailable
 
 
-@pytest.mark.parametrize("version", ["1.0.4", "1.1.0"])
-def test_a_release_that_counts_one_die_of_two_is_refused(mac, version):
-    reason = mac(version, chip="Apple M2 Ultra", vm="0").unavailable
-    assert reason.startswith(f"zeus-apple-silicon {version} counts only one of the two dies")
-
-
-def test_a_release_that_counts_both_dies_is_not(mac):
-    assert mac("1.1.1", chip="Apple M2 Ultra", vm="0").unavailable is None
-    assert mac("1.10", chip="Apple M3 Ultra", vm="0").unavailable is None
+@pytest.mark.parametrize(
+    ("version", "chip", "refused"),
+    [
+        ("1.0.4", "Apple M2 Ultra", True),
+        ("1.1.0", "Apple M2 Ultra", True),
+        ("1.1.1", "Apple M2 Ultra", False),
+        ("1.10", "Apple M3 Ultra", False),
+    ],
+)
+def test_a_release_that_counts_one_die_of_two_is_refused(mac, version, chip, refused):
+    reason = mac(version, chip).unavailable or ""
+    assert (f"{version} counts only one of the two dies" in reason) is refused
 
 
 def test_every_rail_is_an_attribute_of_the_metrics():

@@ -4,8 +4,9 @@ import pytest
 
 from edge.device.nvidia import memory_bytes_s, visible_gpus
 from edge.errors import EdgeError
+from edge.power import nvml as module
 from edge.power.nvml import NvmlMeter
-from tests.power.counters import Time, contiguous, span_s, totals
+from tests.power.conftest import BEGIN_NS, measured, span_s, totals
 
 A100, RTX = "NVIDIA A100-SXM4-40GB", "NVIDIA GeForce GTX 1080 Ti"
 
@@ -63,77 +64,45 @@ class Nvml:
         return 1215
 
 
-def make(nvml, environment=None, seconds=10.0, period_s=0.25, tick=None):
-    time = Time(tick or nvml.tick, seconds, period_s)
-    return NvmlMeter(lambda: nvml, environment or {}, time.clock, time.wait)
+@pytest.fixture
+def make(passing, monkeypatch):
+    """make(nvml): the meter over it, for 10 s."""
+
+    def make(nvml, visible=None, tick=None, period_s=0.25):
+        monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+        if visible is not None:
+            monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+        monkeypatch.setattr(module, "load_nvml", lambda: nvml)
+        passing(tick or nvml.tick, 10.0, period_s)
+        return NvmlMeter()
+
+    return make
 
 
-def measured(meter):
-    assert meter.unavailable is None
-    meter.start()
-    return meter.stop()
-
-
-def test_the_energy_counter(tmp_path):
+def test_the_energy_counter(make):
     meter = make(Nvml([A100]))
     samples = measured(meter)
-    assert contiguous(samples) and span_s(samples) == pytest.approx(10, abs=0.5)
+    assert span_s(samples) == pytest.approx(10, abs=0.5)
     assert totals(samples) == pytest.approx({"gpu": 300 * span_s(samples)}, rel=0.02)
     assert meter.flags == ()
     assert meter.boundary == f"{A100}: the whole board, without CPU and main memory"
 
 
-def test_before_volta_power_is_sampled():
+def test_before_volta_power_is_sampled(make):
     nvml = Nvml([RTX], counter=False)
 
     def tick(now_s):
         nvml.watts = 100.0 + 20.0 * now_s  # a ramp, which trapezoids integrate exactly
 
-    meter = make(nvml, period_s=0.1, tick=tick)
+    meter = make(nvml, tick=tick, period_s=0.1)
     samples = measured(meter)
-    begin_s = (samples[0].begin_ns - 10**12) / 1e9
-    end_s = (samples[-1].end_ns - 10**12) / 1e9
+    begin_s, end_s = ((at - BEGIN_NS) / 1e9 for at in (samples[0].begin_ns, samples[-1].end_ns))
     exact_j = 100 * (end_s - begin_s) + 10 * (end_s**2 - begin_s**2)
     assert totals(samples)["gpu"] == pytest.approx(exact_j, rel=1e-4)
     assert "sampled power" in meter.boundary
 
 
-def test_a_reloaded_driver_is_no_negative_energy():
-    nvml = Nvml([A100])
-
-    def tick(now_s):
-        nvml.tick(now_s)
-        if now_s >= 5:
-            nvml.millijoules -= 6_000_000
-
-    meter = make(nvml, tick=tick)
-    samples = measured(meter)
-    assert all(sample.joules["gpu"] >= 0 for sample in samples)
-    assert totals(samples)["gpu"] == pytest.approx(3000, rel=0.1)
-    assert len(meter.flags) == 1 and "jumped" in meter.flags[0]
-
-
-def test_a_counter_that_stops_is_no_zero():
-    nvml = Nvml([A100])
-    meter = make(nvml, tick=lambda now_s: nvml.tick(min(now_s, 4.0)))
-    samples = measured(meter)
-    assert span_s(samples) == pytest.approx(4, abs=0.5)
-    assert len(meter.flags) == 1 and "stood still" in meter.flags[0]
-
-
-def test_an_error_in_mid_run_keeps_what_was_measured():
-    nvml = Nvml([A100])
-
-    def tick(now_s):
-        nvml.tick(now_s)
-        nvml.counter = now_s < 5
-
-    meter = make(nvml, tick=tick)
-    assert 3 < span_s(measured(meter)) < 5.1
-    assert len(meter.flags) == 1 and "Not Supported" in meter.flags[0]
-
-
-def test_two_boards_have_a_rail_each_and_a_flag():
+def test_two_boards_have_a_rail_each_and_a_flag(make):
     meter = make(Nvml([A100, A100]))
     assert totals(measured(meter)).keys() == {"gpu0", "gpu1"}
     assert "2 boards are added up" in meter.flags[0]
@@ -178,27 +147,20 @@ def test_memory_bandwidth_of_an_a100():
 
 
 @pytest.mark.parametrize(
-    ("nvml", "environment", "reason"),
+    ("nvml", "visible", "reason"),
     [
-        (Nvml([A100], mig=1), {}, "sliced (MIG)"),
-        (Nvml([A100]), {"CUDA_VISIBLE_DEVICES": "MIG-1234"}, "MIG slice"),
-        (Nvml([A100]), {"CUDA_VISIBLE_DEVICES": ""}, "leaves no NVIDIA GPU"),
-        (Nvml([]), {}, "leaves no NVIDIA GPU"),
-        (Nvml([RTX], counter=False, power=False), {}, "Not Supported"),
+        (Nvml([A100], mig=1), None, "sliced (MIG)"),
+        (Nvml([A100]), "MIG-1234", "MIG slice"),
+        (Nvml([A100]), "", "leaves no NVIDIA GPU"),
+        (Nvml([]), None, "leaves no NVIDIA GPU"),
+        (Nvml([RTX], counter=False, power=False), None, "NVML failed: Not Supported"),
     ],
 )
-def test_reasons(nvml, environment, reason):
-    meter = NvmlMeter(lambda: nvml, environment)
+def test_reasons(make, nvml, visible, reason):
+    meter = make(nvml, visible)
     assert reason in meter.unavailable
     meter.start()
     assert meter.stop() == ()
-
-
-def test_a_missing_package_says_what_to_install():
-    def load():
-        raise EdgeError("nvidia-ml-py is not installed: pip install it.")
-
-    assert NvmlMeter(load).unavailable == "nvidia-ml-py is not installed: pip install it"
 
 
 def test_the_stand_in_has_the_real_modules_names():

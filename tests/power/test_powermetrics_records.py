@@ -1,33 +1,58 @@
-"""Records and streams of the shapes that real powermetrics writes."""
+"""Records and streams of the shapes that real powermetrics writes, placed in time."""
 
+import os
 import plistlib
+from datetime import UTC, datetime, timedelta
+from itertools import pairwise
+from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
-from edge.power.powermetrics_process import MAX_RECORD_BYTES, Framer, RecordStream
-from edge.power.powermetrics_record import BadRecordError, read_plist_record
+from edge.errors import EdgeError
+from edge.power.meter import integrate
+from edge.power.powermetrics_record import (
+    MAX_RECORD_BYTES,
+    BadRecordError,
+    Record,
+    RecordStream,
+    read_record,
+)
+from edge.power.powermetrics_timeline import build_timeline
+from edge.power.replay import read_log
 from tests.support.fake_powermetrics import CHIPS, record, stream
+
+MS, SECOND = 10**6, 10**9
+START = datetime(2026, 10, 4, 23, 7, 0, 250_000, tzinfo=UTC)
+SAMPLES = "EDGE_POWERMETRICS_SAMPLES"
+# Joules and seconds by hand: the energies in the plists.
+REAL = {
+    "M1_MacBookPro17,1_22E252_500ms.plist": ({"CPU": 0.054, "GPU": 0.010, "ANE": 0}, 0.525992374),
+    "M2Ultra_Mac14,14_23E224.plist": ({"CPU": 0.855, "GPU": 72.607, "ANE": 0}, 1.023721416),
+    "M4_Mac16,10_25G229_TRIMMED.plist": ({"CPU": 0.135, "GPU": 0.011, "ANE": 0}, 1.529245833),
+}
+
+# --- one record
 
 
 @pytest.mark.parametrize("chip", CHIPS)
 def test_every_chip(chip):
-    read = read_plist_record(record(3, 505_000_000, 2525, 36000, 12, chip))
+    read = read_record(record(3, 505_000_000, 2525, 36000, 12, chip))
     assert read.joules == {"CPU": 2.525, "GPU": 36.0, "ANE": 0.012}
     assert (read.elapsed_ns, read.thermal) == (505_000_000, "nominal")
-    assert read.hw_model == CHIPS[chip][0]
     assert read.ended.isoformat() == "2026-10-04T23:07:07+00:00"
 
 
 def test_energies_are_the_processors_not_the_gpus_own():
     data = record(gpu_mj=72607)
     assert plistlib.loads(data)["gpu"]["gpu_energy"] == 73491
-    assert read_plist_record(data).joules["GPU"] == 72.607
+    assert read_record(data).joules["GPU"] == 72.607
 
 
 def test_an_old_macos_has_dram_and_a_package_that_holds_all():
-    dram = "<integer>500</integer><key>dram_power</key><real>1000</real>"
-    package = "<integer>14000</integer><key>package_power</key><real>28000</real>"
-    read = read_plist_record(record(combined_power=None, dram_energy=dram, package_energy=package))
+    changes = {"dram_energy": "<integer>500</integer>", "package_energy": "<real>14000</real>"}
+    read = read_record(record(combined_power=None, **changes))
     assert read.joules == {"CPU": 2.5, "GPU": 10.0, "ANE": 0.0, "DRAM": 0.5}
     assert read.beside == {"Package": 14.0}
 
@@ -49,9 +74,9 @@ def test_an_old_macos_has_dram_and_a_package_that_holds_all():
         ({"extra": "<key>processor</key><array/>"}, "no processor"),
     ],
 )
-def test_what_cannot_be_true_is_not_believed(changes, words):
+def test_impossible_records_are_refused(changes, words):
     with pytest.raises(BadRecordError, match=words):
-        read_plist_record(record(**changes))
+        read_record(record(**changes))
 
 
 @pytest.mark.parametrize(
@@ -73,43 +98,222 @@ def test_what_cannot_be_true_is_not_believed(changes, words):
 )
 def test_hostile_records_are_refused(data):
     with pytest.raises(BadRecordError):
-        read_plist_record(data)
+        read_record(data)
+
+
+# --- streams
 
 
 @pytest.mark.parametrize("size", [1, 7, 4096, 1 << 20])
 def test_a_record_is_whole_at_its_end_tag_however_it_arrives(size):
-    records = [record(n, chip="M4") for n in range(3)]
-    data = stream(records)
+    data = stream(record(n, chip="M4") for n in range(3)).rstrip()
     reader, read = RecordStream(), []
-    for begin in range(0, len(data.rstrip()), size):
-        read += reader.feed(data.rstrip()[begin : begin + size])
+    for begin in range(0, len(data), size):
+        read += reader.feed(data[begin : begin + size])
     assert len(read) == 3  # the last one without a NUL behind it
     assert reader.complaints == []
 
 
-def test_a_cut_record_takes_no_whole_one_with_it():
-    first, second, third = (record(n) for n in range(3))
+@pytest.mark.parametrize(
+    ("pieces", "whole"),
+    [([record(0), record(1)[:9000], record(2)], 2), ([record(0), record(1)[:-12]], 1)],
+)
+def test_a_cut_record_takes_no_whole_one_with_it(pieces, whole):
     reader = RecordStream()
-    read = reader.feed(stream([first, second[:9000], third]))
+    assert len(reader.feed(stream(pieces))) == whole
     reader.finish()
-    assert [r.follows_loss for r in read] == [False, True]
     assert reader.complaints == ["cut off or not a record"]
 
 
-def test_a_truncated_tail_costs_the_tail():
-    reader = RecordStream()
-    read = reader.feed(stream([record(0), record(1)[:-12]]))
-    reader.finish()
-    assert len(read) == 1
-    assert reader.complaints
-
-
 def test_an_endless_record_is_not_kept():
-    framer = Framer()
-    list(framer.feed(b"<?xml"))
-    for _ in range(40):
-        assert list(framer.feed(b"x" * (1 << 16))) == []
-    assert len(framer._buffer) <= MAX_RECORD_BYTES
-    assert framer.discarded_bytes > MAX_RECORD_BYTES
-    whole = record()
-    assert list(framer.feed(b"</plist>" + whole)) == [whole.rstrip()]
+    reader = RecordStream()
+    for chunk in (b"<?xml", *[b"x" * (1 << 16)] * 40):
+        assert reader.feed(chunk) == []
+        assert len(reader._buffer) <= MAX_RECORD_BYTES
+    assert len(reader.feed(b"</plist>" + record())) == 1
+
+
+# --- time
+
+
+def records(*cpu_j, elapsed_ns=500 * MS):
+    return [Record(elapsed_ns, {"CPU": j, "GPU": 1.0, "ANE": 0.0}) for j in cpu_j]
+
+
+def arrivals(late_ms=None):
+    """Stamps of six records, 5 ms late each and some later."""
+    late = late_ms or {}
+    return [7000 * MS + (n + 1) * 500 * MS + (5 + late.get(n, 0)) * MS for n in range(6)]
+
+
+def timeline(late_ms=None):
+    return build_timeline(records(*[1] * 6), arrivals(late_ms), 100 * MS)
+
+
+def test_a_late_arrival_moves_nothing():
+    line = timeline({0: 90, 2: 300})
+    assert line.flags == ()
+    assert [s.end_ns for s in line.samples] == arrivals()
+    assert all(s.length_ns == 500 * MS for s in line.samples)
+
+
+def test_lost_time_moves_what_follows():
+    line = timeline(dict.fromkeys(range(3, 6), 1500))
+    assert line.samples[3].begin_ns - line.samples[2].end_ns == 1500 * MS
+    assert line.flags == ("1.5 s are missing between records",)
+
+
+def test_a_clock_that_slept_is_flagged():
+    line = timeline(dict.fromkeys(range(3, 6), -1500))
+    assert "claim 1.5 s more" in line.flags[0]
+    assert all(a.end_ns <= b.begin_ns for a, b in pairwise(line.samples))
+
+
+def test_a_stalled_counter_is_not_zero_energy():
+    line = build_timeline(records(3, *[0] * 11), None, 0)
+    assert "CPU counter stalled" in line.flags[0]
+    assert line.boundary == "GPU of the SoC only: not a total"
+    energy = integrate(line.samples, 0, 6 * SECOND)
+    assert (energy.joules, energy.is_total) == ({"GPU": 12.0}, False)
+    assert energy.beside["CPU"] == 3.0
+
+
+def test_five_seconds_of_zeros_are_not_yet_a_stall():
+    line = build_timeline(records(*[0] * 10, 60), None, 0)
+    energy = integrate(line.samples, 0, 5500 * MS)
+    assert (line.flags, energy.joules["CPU"], energy.is_total) == ((), 60.0, True)
+
+
+def test_a_batch_is_spread_over_its_time():
+    line = build_timeline(records(0, 0, 0, 8, 0, 0, 0, 8), None, 0)
+    assert [(s.begin_ns, s.joules["CPU"]) for s in line.samples] == [(0, 8.0), (2 * SECOND, 8.0)]
+    half = integrate(line.samples, 0, SECOND)
+    assert half.joules["CPU"] == pytest.approx(4.0)
+    assert half.edge_error_j >= 4.0  # where in the batch it was used is not known
+
+
+def test_zeros_at_the_end_are_flagged():
+    line = build_timeline(records(1, 1, 0, 0), None, 0)
+    assert "did not move in the last 1.0 s" in line.flags[0]
+
+
+def test_complaints_are_counted():
+    line = build_timeline(records(1), None, 0, ["broken XML", "broken XML", "no cpu_energy"])
+    assert line.flags == (
+        "2 records were not counted: broken XML",
+        "1 record was not counted: no cpu_energy",
+    )
+    assert list(build_timeline([], [], 0).samples) == []
+
+
+# --- logs
+
+
+def log(count=8):
+    ends = [START + timedelta(seconds=0.5 * (n + 1)) for n in range(count)]
+    return [record(n, ended=end) for n, end in enumerate(ends)]
+
+
+def replayed(folder, data):
+    path = folder / "power.log"
+    path.write_bytes(data)
+    return read_log(path)
+
+
+def whole_of(recording):
+    return integrate(recording.samples, 0, recording.samples[-1].end_ns)
+
+
+def test_a_log(tmp_path):
+    recording = replayed(tmp_path, stream(log()))
+    energy = whole_of(recording)
+    assert energy.joules == pytest.approx({"CPU": 20.0, "GPU": 80.0, "ANE": 0.0})
+    assert (energy.coverage, recording.samples[-1].end_ns) == (1.0, 4 * SECOND)
+    assert recording.flags == ()
+
+
+@pytest.mark.parametrize(
+    ("data", "words"),
+    [
+        (b"\0" * 5000, "no record"),
+        (record(cpu_energy=None), "no cpu_energy"),
+        (b"*** Sampled system activity (Mon Mar  1 10:50:28 2021 -0800)", "not a record"),
+    ],
+)
+def test_a_log_without_energy_is_an_error(tmp_path, data, words):
+    with pytest.raises(EdgeError, match=words):
+        replayed(tmp_path, data)
+    with pytest.raises(EdgeError, match="cannot be read"):
+        read_log(tmp_path / "none.plist")
+
+
+def test_missing_and_disordered_records_are_flagged(tmp_path):
+    records = log(20)
+    recording = replayed(tmp_path, stream(records[:6] + records[12:]))
+    assert any("missing between records" in flag for flag in recording.flags)
+    assert whole_of(recording).coverage == pytest.approx(0.7, abs=0.1)
+    assert replayed(tmp_path, stream(records[10:] + records[:10])).flags
+
+
+MUTATIONS = st.lists(
+    st.tuples(
+        st.sampled_from(["flip", "cut", "repeat", "insert", "swap", "drop"]),
+        st.floats(0, 1, exclude_max=True),
+        st.floats(0, 0.2),
+        st.binary(min_size=1, max_size=8),
+    ),
+    min_size=1,
+    max_size=4,
+)
+CLEAN = stream(log(6))
+
+
+def mutated(data, mutations):
+    for what, where, length, junk in mutations:
+        at = int(where * len(data))
+        end = at + 1 + int(length * len(data))
+        if what == "flip":
+            data = data[:at] + junk[:1] + data[at + 1 :]
+        elif what == "cut":
+            data = data[:at] + data[end:]
+        elif what == "repeat":
+            data = data[:end] + data[at:]
+        elif what == "insert":
+            data = data[:at] + junk + data[at:]
+        else:
+            parts = data.split(b"\0")
+            one = parts.pop(int(where * len(parts)))
+            data = b"\0".join([*parts, one] if what == "swap" else parts or [one])
+    return data
+
+
+@settings(
+    max_examples=int(os.environ.get("EDGE_FUZZ_CASES", "200")),
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
+)
+@given(MUTATIONS)
+def test_no_mutation_invents_power_or_time(tmp_path, mutations):
+    try:
+        samples = replayed(tmp_path, mutated(CLEAN, mutations)).samples
+    except EdgeError:
+        return
+    for sample in samples:
+        limit_j = 1000 * sample.length_ns / 1e9
+        assert all(0 <= energy_j < limit_j for energy_j in sample.joules.values())
+    assert all(a.end_ns <= b.begin_ns for a, b in pairwise(samples))
+
+
+@pytest.mark.skipif(SAMPLES not in os.environ, reason=f"{SAMPLES} names no folder of real logs")
+@pytest.mark.parametrize("ending", [*REAL, "_gpu_power_multiple_samples.plist"])
+def test_real_logs(ending):
+    (path,) = Path(os.environ[SAMPLES]).glob(f"*{ending}")
+    if ending not in REAL:
+        with pytest.raises(EdgeError, match="without the cpu_power sampler"):
+            read_log(path)
+        return
+    recording = read_log(path)
+    joules, seconds = REAL[ending]
+    energy = whole_of(recording)
+    assert energy.joules == pytest.approx(joules)
+    assert recording.samples[-1].end_ns / 1e9 == pytest.approx(seconds, abs=1e-9)
+    assert (energy.coverage, list(recording.flags)) == (1.0, [])

@@ -1,0 +1,57 @@
+"""Time that passes only when a polling meter waits, and then takes the counters along."""
+
+import threading
+from itertools import pairwise
+
+import pytest
+
+from edge.power.polling import PollingMeter
+
+BEGIN_NS = 10**12
+
+
+@pytest.fixture
+def passing(monkeypatch):
+    """passing(tick, seconds): every wait moves the clock on and calls `tick(now_s)`.
+
+    A test lets its counters grow there. The thread's waits, recognised by their period, end after
+    `seconds`.
+    """
+
+    def install(tick, seconds=10.0, period_s=0.25):
+        now_ns, end_ns = [BEGIN_NS], BEGIN_NS + int(seconds * 1e9)
+
+        def clock_ns():
+            now_ns[0] += 1000  # looking takes time too
+            return now_ns[0]
+
+        def wait(event, wait_s):
+            assert isinstance(event, threading.Event)
+            if wait_s == period_s and now_ns[0] >= end_ns:
+                return True
+            now_ns[0] += int(wait_s * 1e9)
+            tick((now_ns[0] - BEGIN_NS) / 1e9)
+            return False
+
+        monkeypatch.setattr(PollingMeter, "clock_ns", staticmethod(clock_ns))
+        monkeypatch.setattr(PollingMeter, "wait", staticmethod(wait))
+
+    return install
+
+
+def measured(meter):
+    assert meter.unavailable is None
+    meter.start()
+    samples = meter.stop()
+    assert all(a.end_ns <= b.begin_ns for a, b in pairwise(samples))
+    return samples
+
+
+def totals(samples):
+    """Joules per rail over all samples."""
+    rails = {rail for sample in samples for rail in sample.joules}
+    return {rail: sum(sample.joules.get(rail, 0.0) for sample in samples) for rail in rails}
+
+
+def span_s(samples):
+    return (samples[-1].end_ns - samples[0].begin_ns) / 1e9

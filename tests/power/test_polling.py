@@ -1,0 +1,132 @@
+"""What every meter over growing counters does when they step, jump, stall or vanish."""
+
+import threading
+from time import monotonic_ns
+
+import pytest
+
+from edge.power.polling import PollingMeter, Reading
+from tests.power.conftest import BEGIN_NS, measured, span_s, totals
+
+
+class Counters(PollingMeter):
+    """A CPU of 4 W, published every `batch_s`, and a GPU of 20 W, published at once."""
+
+    source, boundary, pulse, live = "test", "CPU + GPU", ("CPU",), ("GPU",)
+
+    def __init__(self, batch_s=0.001):
+        super().__init__()
+        self.batch_s, self.cpu_j, self.gpu_j = batch_s, 7.0, 7.0
+
+    def tick(self, now_s):
+        self.cpu_j = 7 + 4 * (now_s // self.batch_s * self.batch_s)
+        self.gpu_j = 7 + 20 * now_s
+
+    def _read(self):
+        if self.cpu_j is None:
+            raise OSError("No such device")
+        return Reading({"CPU": self.cpu_j, "GPU": self.gpu_j})
+
+
+@pytest.fixture
+def run(passing):
+    """run(meter, change): samples of 20 s; `change(meter, now_s)` spoils the counters."""
+
+    def run(meter, change=None, seconds=20.0):
+        def tick(now_s):
+            meter.tick(now_s)
+            if change:
+                change(meter, now_s)
+
+        passing(tick, seconds)
+        return measured(meter)
+
+    return run
+
+
+def test_energy_and_time_belong_together(run):
+    meter = Counters()
+    samples = run(meter)
+    assert span_s(samples) == pytest.approx(20, abs=0.5)
+    assert totals(samples) == pytest.approx(
+        {"CPU": 4 * span_s(samples), "GPU": 20 * span_s(samples)}, rel=0.01
+    )
+    assert meter.flags == ()
+    again = measured(meter)
+    assert again[0].begin_ns >= samples[-1].end_ns
+
+
+def test_batches_make_long_samples_not_spikes(run):
+    """Cut at the reader's own ticks, power would read 0 W and then 35 W."""
+    samples = run(Counters(batch_s=2.2), seconds=30.0)
+    powers_w = [sample.joules["CPU"] / sample.length_ns * 1e9 for sample in samples]
+    assert len(samples) >= 10
+    assert powers_w == pytest.approx([4.0] * len(samples), rel=0.15)
+    assert samples[-1].end_ns >= BEGIN_NS + 30e9  # the batch after the end
+
+
+def test_a_stall_leaves_the_live_rails(run):
+    def freeze(meter, now_s):
+        meter.cpu_j = min(meter.cpu_j, 7 + 4 * 8.0)
+
+    meter = Counters()
+    samples = run(meter, freeze)
+    assert samples[-1].joules.keys() == {"GPU"}
+    assert totals(samples)["CPU"] == pytest.approx(32, rel=0.05)
+    assert totals(samples)["GPU"] == pytest.approx(20 * span_s(samples), rel=0.01)
+    assert len(meter.flags) == 1 and "the counter of CPU stood still" in meter.flags[0]
+
+
+def test_a_counter_that_never_moves_gives_no_watts(run):
+    def freeze(meter, now_s):
+        meter.cpu_j = 7.0
+
+    meter = Counters()
+    assert "CPU" not in totals(run(meter, freeze))
+    assert "stood still" in meter.flags[0]
+
+
+def test_a_counter_that_wakes_up_releases_no_energy_from_before(run):
+    def wake(meter, now_s):
+        meter.cpu_j = 7.0 if now_s < 9 else 5000 + 4 * now_s
+
+    meter = Counters()
+    samples = run(meter, wake)
+    assert totals(samples)["CPU"] == pytest.approx(4 * span_s(samples), rel=0.01)
+    assert samples[0].begin_ns >= BEGIN_NS + 9e9
+    assert len(meter.flags) == 1 and "at the start" in meter.flags[0]
+
+
+def test_a_counter_that_is_reset_is_not_negative_energy(run):
+    def reset(meter, now_s):
+        meter.cpu_j -= 0 if now_s < 5 else 6000
+
+    meter = Counters()
+    samples = run(meter, reset)
+    assert all(sample.joules["CPU"] >= 0 for sample in samples)
+    assert totals(samples)["CPU"] == pytest.approx(80, rel=0.1)
+    assert len(meter.flags) == 1 and "jumped" in meter.flags[0]
+
+
+def test_a_counter_that_vanishes_keeps_what_was_measured(run):
+    def vanish(meter, now_s):
+        meter.cpu_j = meter.cpu_j if now_s < 5 else None
+
+    meter = Counters()
+    assert 3 < span_s(run(meter, vanish)) < 5.1
+    assert meter.flags == ("test: the counters could not be read any more: No such device",)
+
+
+def test_with_a_real_thread_and_clock():
+    class Real(Counters):
+        def _read(self):
+            return Reading({"CPU": monotonic_ns() / 1e8, "GPU": 0.0})
+
+    meter, before, begin_ns = Real(), threading.active_count(), monotonic_ns()
+    meter.start()
+    assert threading.active_count() == before + 1
+    end_ns = monotonic_ns()
+    samples = meter.stop()
+    assert threading.active_count() == before
+    assert begin_ns < samples[0].begin_ns <= end_ns < samples[-1].end_ns
+    assert totals(samples)["CPU"] == pytest.approx(10 * span_s(samples), rel=0.2)
