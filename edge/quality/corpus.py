@@ -1,11 +1,9 @@
 """Texts to measure on, cut into windows of token ids.
 
 Texts follow each other, each ended by the tokenizer's EOS if it has one, as models are trained.
-Windows do not overlap. In each the first token has nothing before it and is not scored; nor is an
-EOS between texts, which has no bytes. What does not fill a window at the end is dropped. Where
-fewer tokens are asked for than there are, windows are taken evenly from all over the texts, or
-only the first files would count.
-
+Windows do not overlap. In each the first token has nothing before it and is not scored; nor is
+EOS, which has no bytes. What does not fill a window at the end is dropped. Where fewer tokens are
+asked for than there are, windows are taken evenly from all texts, not only from the first files.
 Where a tokenizer begins texts with BOS, as Llama's does, each window begins with it in place of
 its first token, as in llama.cpp's perplexity.
 """
@@ -16,23 +14,23 @@ import hashlib
 import os
 import tempfile
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import numpy as np
 
 from edge.convert.artefacts.manifest import read_manifest
 from edge.convert.checkpoint import Checkpoint
 from edge.errors import EdgeError
-from edge.formats.files import MAX_TEXT_BYTES, decode_text, read_text
+from edge.formats.files import MAX_TEXT_BYTES, decode_text, read_small_file, read_text
 from edge.quality import TOKENS, WINDOW_TOKENS, WINDOWS
 from edge.tokenizer.detokenizer import BYTE_OF, BYTE_TOKEN
 from edge.tokenizer.tokenizer import Tokenizer
 
 BUNDLED = Path(__file__).parents[1] / "data" / "corpus"
-NOT_TEXTS = ("README.md", "LICENSE", "__init__.py")  # of the bundled folder
 SKIPPED_FOLDERS = frozenset(("__pycache__", "node_modules", "site-packages", "venv"))
 VENV_MARK = "pyvenv.cfg"
 METASPACE = "\u2581"  # SentencePiece's sign for a space
@@ -51,7 +49,7 @@ class SourceText:
 
 @dataclass(frozen=True)
 class Corpus:
-    """Name, digest of all names and texts, number of texts, their size."""
+    """Name, digest of all names and texts, number and size of the texts."""
 
     name: str
     sha256: str
@@ -61,14 +59,10 @@ class Corpus:
 
 @dataclass(frozen=True)
 class Windows:
-    """Equal windows of ids, and which of their tokens are scored.
+    """Equal windows of ids (windows, tokens), and which of their tokens are scored.
 
-    Attributes:
-        ids: (windows, tokens).
-        scored: (windows, tokens - 1), of the second and later tokens.
-        bytes: (windows, tokens - 1), of text in each of them; 0 where it is not scored.
-        corpus: what they were cut from.
-        left_out: how many windows more the corpus has.
+    `scored` and `bytes` of text are (windows, tokens - 1), of the second and later tokens; bytes
+    are 0 where a token is not scored. `left_out` is how many windows more the corpus has.
     """
 
     ids: Ids
@@ -104,14 +98,16 @@ def iter_texts(path: Path | None) -> Iterator[SourceText]:
     Raises:
         EdgeError: nothing is there, it holds no text, or the file is not text.
     """
-    if path is None:
-        yield from _folder_texts(BUNDLED, NOT_TEXTS)
-    elif path.is_dir():
-        yield from _folder_texts(path)
-    elif (text := read_text(path)).strip():
-        yield SourceText(path.name, text)
-    else:
-        raise EdgeError(f"{path} is {'blank' if text else 'empty'}; name a text to measure on.")
+    texts: Iterable[SourceText] = _folder_texts(path or BUNDLED)
+    if path is not None and not path.is_dir():
+        texts = [SourceText(path.name, read_text(path))]
+    found = False
+    for text in texts:
+        if text.text.strip():
+            found = True
+            yield text
+    if not found:
+        raise EdgeError(f"{path} holds no text; name a file of source code, or a folder of them.")
 
 
 def corpus_name(path: Path | None) -> str:
@@ -119,16 +115,13 @@ def corpus_name(path: Path | None) -> str:
     return "bundled sample" if path is None else path.resolve().name or str(path)
 
 
-def _folder_texts(root: Path, left_out: tuple[str, ...] = ()) -> Iterator[SourceText]:
-    found = False
+def _folder_texts(root: Path) -> Iterator[SourceText]:
     for file in _files(root):
-        name = file.relative_to(root).as_posix()
-        text = None if name in left_out else _text_or_none(file)
-        if text:
-            found = True
-            yield SourceText(name, text)
-    if not found:
-        raise EdgeError(f"{root} holds no text file; name a folder of source code, or a file.")
+        if root == BUNDLED and file.name == "README.md":
+            continue
+        data = read_small_file(file)
+        with suppress(EdgeError):  # binary
+            yield SourceText(file.relative_to(root).as_posix(), decode_text(data, str(file)))
 
 
 def _files(root: Path) -> list[Path]:
@@ -137,7 +130,8 @@ def _files(root: Path) -> list[Path]:
     for folder, folders, names in os.walk(root, onerror=_refuse):
         folders[:] = [name for name in folders if not _is_skipped(Path(folder, name))]
         found += [Path(folder, name) for name in names if not name.startswith(".")]
-    return sorted(file for file in found if file.is_file() and not file.is_symlink())
+    regular = (file for file in found if file.is_file() and not file.is_symlink())
+    return sorted(file for file in regular if file.stat().st_size <= MAX_TEXT_BYTES)
 
 
 def _is_skipped(folder: Path) -> bool:
@@ -145,24 +139,8 @@ def _is_skipped(folder: Path) -> bool:
     return name.startswith(".") or name in SKIPPED_FOLDERS or (folder / VENV_MARK).exists()
 
 
-def _text_or_none(file: Path) -> str | None:
-    """A file's text; None if it is binary, blank or too large to be source code."""
-    try:
-        if file.stat().st_size > MAX_TEXT_BYTES:
-            return None
-        text = decode_text(file.read_bytes(), str(file))
-    except OSError as error:
-        _refuse(error)
-    except EdgeError:  # binary
-        return None
-    return text if text.strip() else None
-
-
-def _refuse(error: OSError) -> NoReturn:
-    raise EdgeError(
-        f"{error.filename} cannot be read ({error.strerror}); check its permissions or leave it "
-        f"out."
-    ) from None
+def _refuse(error: OSError) -> None:
+    raise EdgeError(f"{error.filename} cannot be read ({error.strerror}); leave it out.")
 
 
 # --- windows
@@ -180,7 +158,7 @@ def windows_of(
     Args:
         checkpoint: its context bounds the window.
         tokenizer: the checkpoint's.
-        corpus: a file or folder; None for the bundled sample.
+        corpus: as `iter_texts` has it.
         window: ids in each; None for WINDOW_TOKENS, or the model's context if that is less.
         tokens: at most so many; 0 for the whole corpus, None for a number that is quick.
 
@@ -190,10 +168,7 @@ def windows_of(
     limit = checkpoint.config.max_position_embeddings
     window = min(WINDOW_TOKENS, limit) if window is None else window
     if window > limit:
-        raise EdgeError(
-            f"--window {window} is longer than the model's context of {limit}; choose a shorter "
-            f"one."
-        )
+        raise EdgeError(f"--window {window} is longer than the model's context of {limit}.")
     most = max(TOKENS, WINDOWS * window) if tokens is None else tokens or None
     return make_windows(iter_texts(corpus), tokenizer, corpus_name(corpus), window, most)
 
@@ -201,10 +176,10 @@ def windows_of(
 def make_windows(
     texts: Iterable[SourceText], tokenizer: Tokenizer, name: str, window: int, tokens: int | None
 ) -> Windows:
-    """Cut texts into windows; they are read one at a time, and only their ids are kept.
+    """Cut texts, at least one, into windows; only their ids are kept.
 
     Args:
-        texts: at least one.
+        texts: read one at a time.
         tokenizer: the checkpoint's.
         name: of the corpus.
         window: ids in each.
@@ -262,13 +237,11 @@ class TokenBytes:
         self._byte_level = b"ByteLevel" in decoder
         self._added = {i: t.content for i, t in backend.get_added_tokens_decoder().items()}
         self._name_of = tokenizer.convert_ids_to_tokens
-        self._known: dict[int, int] = {}
+        self._length = cache(self._measure)
 
     def lengths(self, ids: Sequence[int], text: str) -> list[int]:
         """Bytes of each token of a text, without a space that SentencePiece put before it."""
-        for token_id in set(ids) - self._known.keys():
-            self._known[token_id] = self._measure(token_id)
-        found = [self._known[token_id] for token_id in ids]
+        found = [self._length(token_id) for token_id in ids]
         if found and sum(found) == len(text.encode()) + 1 and not text.startswith(" "):
             found[0] -= 1
         return found
@@ -284,15 +257,8 @@ class TokenBytes:
         return len(name.replace(METASPACE, " ").encode())
 
 
-# --- the checkpoint's part
-
-
 def check_trained(checkpoint: Checkpoint) -> None:
-    """Refuse random weights, and what was made of them: they have no quality.
-
-    Raises:
-        EdgeError: the weights are random.
-    """
+    """Refuse random weights, and what was made of them: they have no quality."""
     path = checkpoint.source.path
     manifest = read_manifest(path) if path else None
     if checkpoint.source.synthetic or (manifest is not None and manifest.synthetic):
@@ -303,11 +269,7 @@ def check_trained(checkpoint: Checkpoint) -> None:
 
 
 def tokenizer_of(checkpoint: Checkpoint) -> Tokenizer:
-    """The checkpoint's own tokenizer, used for all of its artefacts.
-
-    Raises:
-        EdgeError: it has none, or it is broken.
-    """
+    """The checkpoint's own tokenizer, used for all of its artefacts."""
     with tempfile.TemporaryDirectory() as folder:
         for name, content in checkpoint.companions.items():
             (Path(folder) / name).write_bytes(content)

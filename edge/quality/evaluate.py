@@ -1,9 +1,4 @@
-"""Measure artefacts of one checkpoint against a reference, on the same windows.
-
-windows = windows_of(checkpoint, tokenizer_of(checkpoint))
-found = evaluate([Subject("mlx-fp16", ...), Subject("mlx-int4", ...)], "mlx-fp16", windows, config)
-found.quality["mlx-int4"].kl_mean
-"""
+"""Measure artefacts of one checkpoint against a reference, on the same windows."""
 
 from __future__ import annotations
 
@@ -21,7 +16,7 @@ from edge.model.load import compute_dtype
 from edge.model.memory import FORCE, HEADROOM_BYTES, required_bytes
 from edge.quality.corpus import Windows
 from edge.quality.records import Records, Subject, identity
-from edge.quality.score import SCORE, Job, Pieces, Progress, Scores, score_group
+from edge.quality.score import SCORE, Job, Progress, Scores, score_group
 from edge.quality.summary import Quality, summarise
 
 # To be raised when scores come out otherwise for the same input.
@@ -68,17 +63,13 @@ def evaluate(
         EdgeError: an artefact cannot be loaded, is of another model or does not fit into memory.
     """
     chosen = next((subject for subject in subjects if subject.name == reference), None)
-    records = {s.name: _records(s, chosen, windows, folder, again) for s in subjects}
-    job = Job(
-        reference=chosen,
-        windows=windows,
-        records=records,
-        pieces=Pieces.of(windows.tokens, config.vocab_size),
-        vocab_size=config.vocab_size,
-        threads=threads,
-        progress=progress,
-    )
-    notes = _score_all(job, subjects, config)
+    beside = None if chosen is None else identity(chosen)
+    common = {"scoring": SCORING, "positions": windows.tokens - 1, "reference": beside}
+    records: dict[str, Records[bytes]] = {
+        s.name: Records(folder, {**identity(s), **common}, bytes, again) for s in subjects
+    }
+    job = Job(chosen, windows, config, records, threads, progress)
+    notes = _score_all(job, subjects)
     scores = {
         name: np.stack([np.frombuffer(record[key], SCORE) for key in windows.digests])
         for name, record in records.items()
@@ -88,29 +79,13 @@ def evaluate(
     return Evaluated(quality, scores, tuple(notes))
 
 
-def _records(
-    subject: Subject,
-    reference: Subject | None,
-    windows: Windows,
-    folder: Path | None,
-    again: bool,
-) -> Records[bytes]:
-    key = {
-        **identity(subject),
-        "scoring": SCORING,
-        "positions": windows.tokens - 1,
-        "reference": None if reference is None else identity(reference),
-    }
-    return Records(folder, key, bytes, again)
-
-
-def _score_all(job: Job, subjects: Sequence[Subject], config: ModelConfig) -> list[str]:
+def _score_all(job: Job, subjects: Sequence[Subject]) -> list[str]:
     """Score what is not on record, in groups that fit into memory; sentences about that."""
     missing = job.missing(subjects)
     if not missing:
         return []
-    needs = {s: need_bytes(s, config, job) for s in job.with_reference(missing)}
-    base = PIECES_COMPARED * job.pieces.logits_bytes(config.vocab_size)
+    needs = {s: need_bytes(s, job) for s in job.with_reference(missing)}
+    base = PIECES_COMPARED * job.piece_bytes
     room, free_bytes = available_bytes(), 0  # without a reference each goes alone
     if job.reference is not None:
         base += needs.pop(job.reference)
@@ -140,29 +115,21 @@ def make_groups(needs: Mapping[Subject, int], free_bytes: int) -> list[list[Subj
     return groups or [[]]
 
 
-def need_bytes(subject: Subject, config: ModelConfig, job: Job) -> int:
-    """Memory that an artefact takes while it is scored, from its headers.
-
-    Raises:
-        EdgeError: its headers cannot be read.
-    """
-    window, pieces = job.windows.tokens, job.pieces
+def need_bytes(subject: Subject, job: Job) -> int:
+    """Memory that an artefact takes while it is scored, from its headers."""
+    window, pieces, config = job.windows.tokens, job.pieces, job.config
     if subject.is_mlx:
         need = required_bytes(subject.path, config, compute_dtype(), window, None, pieces.positions)
         return need.total_bytes + (pieces.windows - 1) * need.working_bytes
     positions = -(-window // CACHE_STEP) * CACHE_STEP
     heads = config.num_hidden_layers * config.num_key_value_heads
     cache = 2 * F16_BYTES * heads * config.head_dim * positions
-    logits = PIECES_IN_LLAMA_CPP * pieces.logits_bytes(config.vocab_size)
+    logits = PIECES_IN_LLAMA_CPP * job.piece_bytes
     return subject.path.stat().st_size + cache + logits + HEADROOM_BYTES
 
 
 def _shortage(group: Sequence[Subject], size: int, room: MemoryRoom) -> list[str]:
-    """A warning where a group may not fit.
-
-    Raises:
-        EdgeError: it cannot fit, and EDGE_FORCE_MEMORY is not set.
-    """
+    """A warning where a group may not fit, an EdgeError where it cannot and is not forced."""
     if size <= room.bytes:
         return []
     said = (

@@ -23,11 +23,7 @@ from edge.quality.records import Subject
 
 
 def compute(question: dict[str, Any]) -> dict[str, dict[str, Any]]:
-    """The answer to a question; see above.
-
-    Raises:
-        EdgeError: the quality cannot be measured.
-    """
+    """The answer to a question."""
     corrections = Corrections(**question["corrections"])
     checkpoint = open_checkpoint(question["model"], corrections=corrections)
     check_trained(checkpoint)

@@ -1,7 +1,7 @@
 """Results on disk, so that a run that was stopped goes on and nothing is computed twice.
 
     {"key": {"artefact": "mlx-int4", ...}}      the first line: what all results depend on
-    {"name": "3f9c...", "value": ...}           then one line per window or hole
+    {"3f9c...": ...}                            then one line per window or hole
 
 One JSON-lines file per artefact and way of computing, named by a digest of it. It only grows: a
 line that a kill cut off is skipped, and two runs may write at once. More tokens or samples and
@@ -17,7 +17,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, Generic, TypeVar
+from typing import Any, TypeVar
 
 import mlx.core as mx
 import msgspec
@@ -71,19 +71,13 @@ def fingerprint(path: Path) -> str:
     return digest.hexdigest()
 
 
-class _Line(msgspec.Struct, Generic[Value]):
-    name: str
-    value: Value
-
-
-class Records(Generic[Value]):
-    """Results of one artefact by name.
+class Records(dict[str, Value]):
+    """Results of one artefact by name, in a file that `add` makes and the next run reads.
 
     Args:
-        folder: of the file, made when there is something to write; None keeps nothing on disk.
-        key: all that a result depends on beside its name; JSON. Its "artefact" begins the
-            file's name.
-        kind: of the values, as msgspec decodes them.
+        folder: of the file; None keeps nothing on disk.
+        key: all that a result depends on beside its name; JSON, with the "artefact".
+        kind: of the values, for msgspec.
         again: forget what is in the file.
 
     Raises:
@@ -95,19 +89,17 @@ class Records(Generic[Value]):
         name = f"{key['artefact']}-{hashlib.sha256(text.encode()).hexdigest()[:16]}.jsonl"
         self._head = f'{{"key": {text}}}'.encode()
         self.path = None if folder is None else folder / name
-        self._found: dict[str, Value] = {}
         if self.path is not None and self.path.exists():
             with os_errors_as_edge_error(self.path):
                 if again:
                     self.path.unlink()
                 else:
-                    self._read(self.path.read_bytes(), msgspec.json.Decoder(_Line[kind]))
+                    self._read(self.path.read_bytes(), msgspec.json.Decoder(dict[str, kind]))
 
-    def __contains__(self, name: str) -> bool:
-        return name in self._found
-
-    def __getitem__(self, name: str) -> Value:
-        return self._found[name]
+    def _read(self, data: bytes, decoder: msgspec.json.Decoder[dict[str, Value]]) -> None:
+        for line in data.splitlines():
+            with suppress(msgspec.DecodeError, UnicodeDecodeError):
+                self.update(decoder.decode(line))
 
     def add(self, name: str, value: Value) -> None:
         """Keep a result; it is in the file on return.
@@ -115,21 +107,14 @@ class Records(Generic[Value]):
         Raises:
             EdgeError: the disk is full, or the folder cannot be written.
         """
-        if name in self._found:
+        if name in self:
             return
-        self._found[name] = value
-        if self.path is not None:
-            self._append(self.path, msgspec.json.encode(_Line(name, value)))
-
-    def _read(self, data: bytes, decoder: msgspec.json.Decoder[_Line[Value]]) -> None:
-        for line in data.splitlines():
-            with suppress(msgspec.DecodeError, UnicodeDecodeError):
-                entry = decoder.decode(line)
-                self._found[entry.name] = entry.value
-
-    def _append(self, path: Path, line: bytes) -> None:
-        with os_errors_as_edge_error(path):
-            path.parent.mkdir(parents=True, exist_ok=True)
-            with path.open("ab") as file:
+        self[name] = value
+        if self.path is None:
+            return
+        with os_errors_as_edge_error(self.path):
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            with self.path.open("ab") as file:
+                head = b"" if file.tell() else self._head
                 # The break comes first: it also ends a line that was cut off.
-                file.write((b"" if file.tell() else self._head) + b"\n" + line)
+                file.write(head + b"\n" + msgspec.json.encode({name: value}))

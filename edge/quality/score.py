@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ import numpy as np
 
 from edge.errors import EdgeError
 from edge.llama_cpp.session import LlamaSession
+from edge.model.config import ModelConfig
 from edge.model.kv_cache import make_cache
 from edge.model.load import load_model
 from edge.quality.corpus import Ids, Windows
@@ -27,7 +28,7 @@ from edge.quality.records import Records, Subject
 
 # Logits of a piece in float32. Some five arrays of this size are alive at a time.
 PIECE_BYTES = 128 << 20
-# llama.cpp's largest batch; the largest part of a prompt that our decode loop computes at once.
+# llama.cpp's largest batch, and that of our decode loop.
 MOST_POSITIONS = 2048
 # Short windows go side by side up to so many positions. More gain nothing that could be measured,
 # and what was computed is kept, and the progress bar moves, only after each step.
@@ -47,12 +48,7 @@ Progress = Callable[[str, float], None]
 
 @dataclass(frozen=True)
 class Pieces:
-    """How much is computed at a time, the same for every scorer so that pieces correspond.
-
-    Attributes:
-        windows: side by side; more than one only where they fit into one piece.
-        positions: of one window.
-    """
+    """How much every scorer computes at a time: positions of a window, or whole windows at once."""
 
     windows: int
     positions: int
@@ -66,13 +62,6 @@ class Pieces:
             return cls(1, positions)
         fit = min(room, POSITIONS_AT_ONCE) // positions
         return cls(min(max(fit, 1), MOST_WINDOWS), positions)
-
-    def logits_bytes(self, vocab_size: int) -> int:
-        """Float32 logits of one piece."""
-        return 4 * vocab_size * self.positions * self.windows
-
-
-# --- logits
 
 
 class MlxScorer:
@@ -134,17 +123,10 @@ Scorer = MlxScorer | LlamaCppScorer
 
 
 def open_scorer(subject: Subject, window: int, threads: int) -> Scorer:
-    """Load an artefact.
-
-    Raises:
-        EdgeError: it cannot be loaded.
-    """
+    """Load an artefact for windows of so many tokens."""
     if subject.is_mlx:
         return MlxScorer(subject.path)
     return LlamaCppScorer(subject.path, window, threads)
-
-
-# --- scores
 
 
 def score(
@@ -207,20 +189,26 @@ def _divergence(log_p: mx.array, log_q: mx.array) -> mx.array:
     return mx.sum(mx.where(is_near, near, far), axis=-1)
 
 
-# --- groups of artefacts
-
-
 @dataclass(frozen=True)
 class Job:
-    """The part of an evaluation that groups share; `records` by artefact, `pieces` at a time."""
+    """The part of an evaluation that groups share; `records` are by artefact."""
 
     reference: Subject | None
     windows: Windows
+    config: ModelConfig
     records: Mapping[str, Records[bytes]]
-    pieces: Pieces
-    vocab_size: int
     threads: int
     progress: Progress
+
+    @cached_property
+    def pieces(self) -> Pieces:
+        """How much is computed at a time."""
+        return Pieces.of(self.windows.tokens, self.config.vocab_size)
+
+    @property
+    def piece_bytes(self) -> int:
+        """Float32 logits of a piece."""
+        return 4 * self.config.vocab_size * self.pieces.positions * self.pieces.windows
 
     def missing(self, subjects: Sequence[Subject]) -> list[Subject]:
         """Those with a window that is not on record."""
@@ -239,11 +227,7 @@ class Job:
 
 
 def score_group(job: Job, group: Sequence[Subject]) -> None:
-    """Score artefacts that fit into memory together, as far as they are not on record.
-
-    Raises:
-        EdgeError: an artefact cannot be loaded, or is of another model.
-    """
+    """Score artefacts that fit into memory together, as far as they are not on record."""
     missing = job.missing(group)
     pending, step = job.pending(missing), job.pieces.windows
     if not pending:
@@ -261,7 +245,6 @@ def _report(job: Job, subjects: Sequence[Subject], left: Sequence[int]) -> None:
 
 
 def _score_windows(job: Job, scorers: Mapping[str, Scorer], chosen: Sequence[int]) -> None:
-    """Score some windows and put them on record."""
     reference = None if job.reference is None else job.reference.name
     found = score(scorers, reference, job.windows.ids[list(chosen)], job.pieces)
     for name, scores in found.items():
@@ -276,10 +259,10 @@ def _opened(job: Job, missing: Sequence[Subject]) -> Iterator[dict[str, Scorer]]
         for subject in job.with_reference(missing):
             scorer = open_scorer(subject, job.windows.tokens, job.threads)
             stack.callback(scorer.close)
-            if scorer.vocab_size != job.vocab_size:
+            if scorer.vocab_size != job.config.vocab_size:
                 raise EdgeError(
                     f"{subject.name} has a vocabulary of {scorer.vocab_size} and the checkpoint "
-                    f"one of {job.vocab_size}; compare artefacts of one model, or convert it again."
+                    f"one of {job.config.vocab_size}; convert it again."
                 )
             scorers[subject.name] = scorer
         yield scorers

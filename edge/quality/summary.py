@@ -31,14 +31,9 @@ NOT_FINITE = "its logits are not finite numbers: the artefact is broken; convert
 class Quality:
     """How well an artefact predicts `tokens` in `windows`, and how far it is from the reference.
 
-    Attributes:
-        perplexity: exp of the mean surprise at a scored token.
-        perplexity_se: its standard error.
-        bits_per_byte: surprise over the bytes of the scored tokens.
-        perplexity_ratio: to the reference's; above 1 is worse. Its interval is of the differences.
-        kl_mean: nats per token; the 99th percentile and the largest value follow.
-        top1_agreement: share of tokens where both have the same on top.
-        reasons: a sentence for everything that is None.
+    Perplexity is exp of the mean surprise at a scored token; its ratio to the reference's is above
+    1 where it is worse. KL is in nats per token, top-1 agreement the share of tokens where both
+    have the same on top. `reasons` have a sentence for everything that is None.
     """
 
     perplexity: float | None = None
@@ -59,7 +54,7 @@ class Quality:
 
 @dataclass(frozen=True)
 class _Mean:
-    """A mean over tokens, and one value per window whose mean and spread are its own."""
+    """A mean over tokens, and one value per window whose mean and spread it has."""
 
     mean: float
     by_window: list[float]

@@ -147,16 +147,12 @@ def _number(value: float | None, pattern: str) -> str:
     return NOT_MEASURED if value is None else format(value, pattern)
 
 
-# --- worst positions
-
-
 def worst(
     windows: Windows, own: Scores, reference: Scores, tokenizer: Tokenizer, count: int
 ) -> list[Row]:
     """Scored positions of the largest divergence, at most so many, the largest first.
 
-    Each has `kl` in nats, `window` from 0, `position` of the token that came, the text `before`
-    it, the token itself as `next`, and the guesses of `reference` and `artefact`. Texts are one
+    Windows are counted from 0; `position` and `next` are of the token that came. Texts are one
     line each, control characters shown as escapes.
     """
     kl = np.where(windows.scored, -own["kl"], np.inf)
@@ -199,15 +195,14 @@ def _worst_text(row: Row) -> str:
     name = row["artefact"]
     lines = [f"{name}: where it is furthest from the reference", ""]
     for place in row["worst"]:
-        theirs, own = _guess_text(place["reference"]), _guess_text(place["artefact"])
+        had = [
+            f"had ⟦{guess['token']}⟧ ({guess['probability']:.0%}, and "
+            f"{guess['probability_of_next']:.1%} for what came)"
+            for guess in (place["reference"], place["artefact"])
+        ]
         lines += [
             f"- KL {place['kl']:.3g} nats, window {place['window']}, token {place['position']}: "
             f"{place['before']}⟦{place['next']}⟧",
-            f"  - reference {theirs}; {name} {own}",
+            f"  - reference {had[0]}; {name} {had[1]}",
         ]
     return escape_markdown("\n".join(lines)) + "\n"
-
-
-def _guess_text(guess: Row) -> str:
-    given = f"{guess['probability']:.0%}, and {guess['probability_of_next']:.1%} for what came"
-    return f"had ⟦{guess['token']}⟧ ({given})"

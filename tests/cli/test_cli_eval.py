@@ -102,7 +102,7 @@ def test_help_tells_the_defaults(capsys):
     ("words", "said"),
     [
         (["tiny", "--corpus", "none.py"], "none.py is missing"),
-        (["tiny", "--corpus", "blank.py"], "blank.py is blank"),
+        (["tiny", "--corpus", "blank.py"], "blank.py holds no text"),
         (["tiny", "--corpus", "short.py", "--window", "16"], "fill no window of 16"),
         (["tiny", "--window", "257"], "longer than the model's context of 256"),
         (["tiny", "--corpus", "text.py", "--window", "1"], "fill no window of 1"),

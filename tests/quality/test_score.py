@@ -37,7 +37,7 @@ def test_scores_against_brute_force(seed, vocab, scale):
     np.testing.assert_allclose(found["nll"], nll, rtol=2e-5, atol=2e-5)
     np.testing.assert_allclose(found["kl"], kl, rtol=2e-4, atol=2e-5)
     assert np.array_equal(found["top"], q.argmax(axis=1))
-    np.testing.assert_allclose(found["top_log_q"], log_q.max(axis=1), rtol=1e-4, atol=1e-6)
+    np.testing.assert_allclose(found["top_log_q"], log_q.max(axis=1), atol=1e-4)
 
 
 @given(SEEDS, st.floats(-30, 30), st.sampled_from([1e-4, 1e-3, 1e-2]))

@@ -28,13 +28,7 @@ WINDOW_TOKENS, WINDOW_SHARE = 2048, 1 / 2
 
 @dataclass(frozen=True)
 class Settings:
-    """How middles are made, the same for all artefacts.
-
-    Attributes:
-        order: of the prompt.
-        max_tokens: a middle's, at most.
-        window_tokens: of prompt and middle together.
-    """
+    """How middles are made for all artefacts; the window holds the prompt and the middle."""
 
     order: Order
     max_tokens: int
@@ -42,16 +36,12 @@ class Settings:
 
     @classmethod
     def of(cls, order: Order, max_tokens: int, context_tokens: int) -> Settings:
-        """Settings for a model with so many positions.
-
-        Raises:
-            EdgeError: too little is left for the prompt.
-        """
+        """Settings for a model with so many positions; an EdgeError if no prompt fits."""
         window = min(WINDOW_TOKENS, int(context_tokens * WINDOW_SHARE))
         if max_tokens > window // 2:
             raise EdgeError(
-                f"--max-tokens {max_tokens} leaves too little of the window of {window} tokens to "
-                f"the prompt; choose at most {window // 2}."
+                f"--max-tokens {max_tokens} leaves too little room for a prompt in a window of "
+                f"{window}; choose at most {window // 2}."
             )
         return cls(order, max_tokens, window)
 
@@ -81,14 +71,14 @@ def fill_all(
     progress: Callable[[float], None],
     warn: Callable[[str], None] = lambda _: None,
 ) -> list[Filled]:
-    """Middles of all holes, in their order.
+    """Middles of all holes, in their order; the artefact is opened only if some are not on record.
 
     Args:
-        subject: the artefact; not opened where everything is on record.
-        holes: what to fill.
-        settings: how.
-        tokenizer: the checkpoint's, for all artefacts.
-        folder: keeps each middle as soon as it is there.
+        subject: the artefact.
+        holes: any number.
+        settings: the same for all.
+        tokenizer: the checkpoint's.
+        folder: of the records, which keep each middle as soon as it is there.
         threads: of llama.cpp.
         progress: told the share that is done.
         warn: told where memory is short.
@@ -103,7 +93,11 @@ def fill_all(
         with open_infiller(subject, settings.window_tokens, tokenizer, threads, warn) as infiller:
             for done, hole in enumerate(missing, start=len(holes) - len(missing)):
                 progress(done / len(holes))
-                records.add(hole.digest, _fill(infiller, hole, settings))
+                infiller.forget()  # another hole's cache would be right, but rounded otherwise
+                made = infiller.complete(
+                    hole.prefix, hole.suffix, order=settings.order, max_tokens=settings.max_tokens
+                )
+                records.add(hole.digest, Filled(made.text, made.stopped_by, made.total_s))
     progress(1.0)
     return [records[hole.digest] for hole in holes]
 
@@ -116,11 +110,7 @@ def open_infiller(
     threads: int,
     warn: Callable[[str], None],
 ) -> Iterator[Infiller]:
-    """The artefact on its engine.
-
-    Raises:
-        EdgeError: it cannot be opened.
-    """
+    """The artefact on its engine."""
     if subject.is_mlx:
         model, _, need = open_model(subject.path, warn=warn)
         with wired(need.running_bytes):
@@ -128,12 +118,3 @@ def open_infiller(
         return
     with contextlib.closing(LlamaSession(subject.path, window_tokens, threads)) as session:
         yield Infiller(LlamaSource(session, window_tokens), tokenizer)
-
-
-def _fill(infiller: Infiller, hole: Hole, settings: Settings) -> Filled:
-    # What another hole left in the cache would be right, but rounded otherwise.
-    infiller.forget()
-    done = infiller.complete(
-        hole.prefix, hole.suffix, order=settings.order, max_tokens=settings.max_tokens
-    )
-    return Filled(done.text, done.stopped_by, done.total_s)

@@ -8,10 +8,9 @@ its size, and the second is bound to the kind:
     single-line   uniform over the rest of the same line, its end included
     multi-line    2 to 6 line breaks further on, uniform over that line, its two ends included
 
-A span of nothing but whitespace is drawn again, and so is one that was drawn before. No cut
-falls between the \r and the \n of a line break. Every draw is a hash of the seed, the kind and
-its own number: the same on every machine, and the first 20 of 100 samples are the 20 of a smaller
-run.
+Blank spans and those drawn before are drawn again. No cut falls between the \r and the \n of a
+line break. Every draw is a hash of the seed, the kind and its own number: the same on every
+machine, and the first 20 of 100 samples are the 20 of a smaller run.
 """
 
 from __future__ import annotations
@@ -30,11 +29,10 @@ from pathlib import Path
 import msgspec
 
 from edge.errors import EdgeError
-from edge.formats.files import strict_json
+from edge.formats.files import read_small_file, strict_json
 from edge.quality.corpus import SourceText
 
-SINGLE_LINE, MULTI_LINE = "single-line", "multi-line"
-KINDS = (SINGLE_LINE, MULTI_LINE)
+KINDS = SINGLE_LINE, MULTI_LINE = "single-line", "multi-line"
 LEAST_BREAKS, MOST_BREAKS = 2, 6
 # After so many vain draws there is hardly anything to find.
 MOST_ATTEMPTS = 1000
@@ -46,7 +44,6 @@ HUMANEVAL_KINDS = {
     "RandomSpanInfilling": "humaneval-random-span",
     "RandomSpanInfillingLight": "humaneval-random-span-light",
 }
-OTHER_KIND = "humaneval"
 GZIP_MAGIC = b"\x1f\x8b"
 # The largest file of the benchmark has 12 MB.
 LARGEST_BYTES = 200_000_000
@@ -54,14 +51,9 @@ LARGEST_BYTES = 200_000_000
 
 @dataclass(frozen=True)
 class Hole:
-    """A hole and its middle.
+    """A middle, and at least as much text on both sides as a window can hold.
 
-    Attributes:
-        name: where it is from: FILE:LINE:COL, or a task's id.
-        kind: holes of one kind are scored together.
-        prefix: the text before it, at least as much as a window can hold.
-        suffix: the text after it, likewise.
-        middle: what was there.
+    Its name is FILE:LINE:COL or a task's id. Holes of one kind are scored together.
     """
 
     name: str
@@ -74,9 +66,6 @@ class Hole:
     def digest(self) -> str:
         """A hash of all of it."""
         return hashlib.sha256(json.dumps(astuple(self)).encode()).hexdigest()
-
-
-# --- cut out of text
 
 
 def draw_holes(texts: Sequence[SourceText], kind: str, count: int, seed: int) -> list[Hole]:
@@ -158,9 +147,6 @@ def _cut(source: SourceText, kind: str, begin: int, end: int) -> Hole:
     )
 
 
-# --- HumanEval infilling
-
-
 class _Task(msgspec.Struct):
     task_id: str
     prompt: str
@@ -169,46 +155,41 @@ class _Task(msgspec.Struct):
 
 
 def read_humaneval(path: Path, most: int | None = None) -> list[Hole]:
-    """Tasks of a JSON-lines file, plain or gzip; a kind is told by the beginning of the task_id.
+    """Tasks of a JSON-lines file, plain or gzip, as Bavarian et al. (2022) publish it.
 
-    Args:
-        path: as the benchmark of Bavarian et al. (2022) has it; other fields are left unread.
-        most: so many of each kind, the first ones, kind after kind; None for all.
+    The task_id's beginning tells the kind; `most` are the first so many of each kind, None for all.
 
     Raises:
         EdgeError: it cannot be read, or a line is not a task.
     """
-    holes: dict[str, Hole] = {}
+    names: set[str] = set()
+    kinds: dict[str, list[Hole]] = {}
     # Split at \n alone: JSON may hold any other line end.
     for number, line in enumerate(_content(path).split(b"\n"), start=1):
-        if line.strip():
-            hole = _task_hole(line, f"line {number} of {path}")
-            if holes.setdefault(hole.name, hole) is not hole:
-                raise EdgeError(
-                    f"line {number} of {path} has the task_id {hole.name!r} of an earlier line; "
-                    f"leave one out."
-                )
-    if not holes:
-        raise EdgeError(f"{path} is empty; name a HumanEval infilling file.")
-    kinds: dict[str, list[Hole]] = {}
-    for hole in holes.values():
+        if not line.strip():
+            continue
+        where = f"line {number} of {path}"
+        hole = _task_hole(line, where)
+        if hole.name in names:
+            raise EdgeError(f"{where} has the task_id {hole.name!r} of an earlier line.")
+        names.add(hole.name)
         kinds.setdefault(hole.kind, []).append(hole)
+    if not names:
+        raise EdgeError(f"{path} is empty; name a HumanEval infilling file.")
     return [hole for of_kind in kinds.values() for hole in of_kind[:most]]
 
 
 def _content(path: Path) -> bytes:
+    data = read_small_file(path, LARGEST_BYTES)
+    if not data.startswith(GZIP_MAGIC):
+        return data
     try:
-        with path.open("rb") as file:
-            data = file.read(LARGEST_BYTES + 1)
-        if data.startswith(GZIP_MAGIC):
-            with gzip.open(io.BytesIO(data)) as unpacked:
-                data = unpacked.read(LARGEST_BYTES + 1)
-    except (gzip.BadGzipFile, EOFError, zlib.error):
+        with gzip.open(io.BytesIO(data)) as unpacked:
+            data = unpacked.read(LARGEST_BYTES + 1)
+    except (OSError, EOFError, zlib.error):
         raise EdgeError(f"{path} is not a whole gzip file; download it again.") from None
-    except OSError as error:
-        raise EdgeError(f"{path} cannot be read ({error.strerror}); check the path.") from None
     if len(data) > LARGEST_BYTES:
-        raise EdgeError(f"{path} has more than {LARGEST_BYTES / 1e6:.0f} MB; give a part of it.")
+        raise EdgeError(f"{path} has more than {LARGEST_BYTES // 10**6} MB; give a part of it.")
     return data
 
 
@@ -217,5 +198,5 @@ def _task_hole(line: bytes, where: str) -> Hole:
         task = msgspec.convert(strict_json(line), _Task)
     except ValueError as error:
         raise EdgeError(f"{where} is not a HumanEval infilling task ({error}).") from None
-    kind = HUMANEVAL_KINDS.get(task.task_id.partition("/")[0], OTHER_KIND)
+    kind = HUMANEVAL_KINDS.get(task.task_id.partition("/")[0], "humaneval")
     return Hole(task.task_id, kind, task.prompt, task.suffix, task.canonical_solution)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict
 from itertools import compress
 from typing import Any
 
@@ -22,13 +21,7 @@ WORDS = 2
 
 
 def build_rows(holes: Sequence[Hole], middles: Middles, reference: str | None) -> list[Row]:
-    """A row for each artefact and kind of hole.
-
-    Args:
-        holes: at least one.
-        middles: of all holes, by artefact.
-        reference: the artefact to compare the others with; None for no comparison.
-    """
+    """A row for each artefact and kind of hole; others are compared with the reference."""
     kinds = dict.fromkeys(hole.kind for hole in holes)
     return [_row(name, kind, holes, middles, reference) for name in middles for kind in kinds]
 
@@ -42,11 +35,11 @@ def _row(
     scores, change = _scores(expected, own), None
     if reference is not None and reference in middles and reference != artefact:
         others = _scores(expected, compress(middles[reference], of_kind))
-        change = {"reference": reference, **asdict(compare(scores, others))}
+        change = {"reference": reference, **compare(scores, others)}
     return {
         "artefact": artefact,
         "kind": kind,
-        **asdict(summarise(scores)),
+        **summarise(scores),
         "stopped_by": dict(Counter(middle.stopped_by for middle in own).most_common()),
         "seconds": sum(middle.seconds for middle in own),
         "change": change,
@@ -94,9 +87,6 @@ def _interval(record: Row, name: str, pattern: str, unit: str = "") -> str:
 def _ends(row: Row) -> str:
     ends = ", ".join(f"{reason} {count}" for reason, count in row["stopped_by"].items())
     return f"- {row['artefact']}, {row['kind']}: ended by {ends}; {row['seconds']:.1f} s"
-
-
-# --- samples
 
 
 def samples(holes: Sequence[Hole], middles: Middles, count: int) -> list[Row]:

@@ -12,6 +12,7 @@ import math
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from rapidfuzz.distance import Levenshtein
 
@@ -23,44 +24,11 @@ Interval = tuple[float, float]
 
 @dataclass(frozen=True)
 class Score:
-    """One middle against what was there; see above."""
+    """One middle against what was there."""
 
     exact: bool
     stripped: bool
     similarity: float
-
-
-@dataclass(frozen=True)
-class Summary:
-    """Many middles: shares with Wilson's 95 % interval, the mean similarity with Student's."""
-
-    samples: int
-    exact_match: float
-    exact_match_ci95: Interval
-    exact_match_stripped: float
-    edit_similarity: float
-    edit_similarity_ci95: Interval | None
-
-
-@dataclass(frozen=True)
-class Change:
-    """An artefact's middles against those of another one, hole by hole.
-
-    Attributes:
-        gained: exact here, and not there.
-        lost: the other way round.
-        exact_match: the difference of the shares, with the 95 % interval of Agresti and Min.
-        exact_match_p: two-sided exact McNemar test.
-        edit_similarity: the mean difference, with Student's 95 % interval of the pairs.
-    """
-
-    gained: int
-    lost: int
-    exact_match: float
-    exact_match_ci95: Interval
-    exact_match_p: float
-    edit_similarity: float
-    edit_similarity_ci95: Interval | None
 
 
 def score(expected: str, got: str) -> Score:
@@ -72,36 +40,39 @@ def score(expected: str, got: str) -> Score:
     )
 
 
-def summarise(scores: Sequence[Score]) -> Summary:
-    """Statistics of at least one sample."""
+def summarise(scores: Sequence[Score]) -> dict[str, Any]:
+    """Shares with Wilson's interval, the mean similarity with Student's, of at least one middle."""
     exact = sum(s.exact for s in scores)
     similarities = [s.similarity for s in scores]
     spread = interval(similarities)
-    return Summary(
-        samples=len(scores),
-        exact_match=exact / len(scores),
-        exact_match_ci95=wilson(exact, len(scores)),
-        exact_match_stripped=statistics.fmean(s.stripped for s in scores),
-        edit_similarity=statistics.fmean(similarities),
-        edit_similarity_ci95=None if spread is None else (max(0.0, spread[0]), min(1.0, spread[1])),
-    )
+    return {
+        "samples": len(scores),
+        "exact_match": exact / len(scores),
+        "exact_match_ci95": wilson(exact, len(scores)),
+        "exact_match_stripped": statistics.fmean(s.stripped for s in scores),
+        "edit_similarity": statistics.fmean(similarities),
+        "edit_similarity_ci95": spread and (max(0.0, spread[0]), min(1.0, spread[1])),
+    }
 
 
-def compare(scores: Sequence[Score], reference: Sequence[Score]) -> Change:
-    """The same holes filled by two artefacts, in the same order, at least one."""
+def compare(scores: Sequence[Score], reference: Sequence[Score]) -> dict[str, Any]:
+    """Differences of the same holes filled by two artefacts, in the same order, at least one.
+
+    `gained` are exact here and not there, `lost` the other way round.
+    """
     pairs = list(zip(scores, reference, strict=True))
     gained = sum(a.exact and not b.exact for a, b in pairs)
     lost = sum(b.exact and not a.exact for a, b in pairs)
     differences = [a.similarity - b.similarity for a, b in pairs]
-    return Change(
-        gained=gained,
-        lost=lost,
-        exact_match=(gained - lost) / len(pairs),
-        exact_match_ci95=agresti_min(gained, lost, len(pairs)),
-        exact_match_p=mcnemar(gained, lost),
-        edit_similarity=statistics.fmean(differences),
-        edit_similarity_ci95=interval(differences),
-    )
+    return {
+        "gained": gained,
+        "lost": lost,
+        "exact_match": (gained - lost) / len(pairs),
+        "exact_match_ci95": agresti_min(gained, lost, len(pairs)),
+        "exact_match_p": mcnemar(gained, lost),
+        "edit_similarity": statistics.fmean(differences),
+        "edit_similarity_ci95": interval(differences),
+    }
 
 
 def wilson(successes: int, count: int) -> Interval:

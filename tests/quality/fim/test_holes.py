@@ -168,7 +168,7 @@ def test_broken_line_is_named(read, line, sentence):
         (b"\n\n", "is empty"),
         (gzip.compress(ONE.encode())[:-9], "not a whole gzip file"),
         (b"\x1f\x8bxxxxxxxxxxxxxxxxxxx", "not a whole gzip file"),
-        (None, "No such file"),
+        (None, "is missing"),
     ],
 )
 def test_broken_file_is_refused(tmp_path, data, sentence):

@@ -94,22 +94,27 @@ def test_the_paired_interval_is_no_point_where_nothing_changed():
 
 def test_a_summary():
     found = summarise([YES, NO, NO, Score(False, True, 0.5)])
-    assert (found.samples, found.exact_match, found.exact_match_stripped) == (4, 0.25, 0.5)
-    assert found.exact_match_ci95 == wilson(1, 4)
-    assert found.edit_similarity == 0.5
-    low, high = found.edit_similarity_ci95
+    assert (found["samples"], found["exact_match"], found["exact_match_stripped"]) == (4, 0.25, 0.5)
+    assert found["exact_match_ci95"] == wilson(1, 4)
+    assert found["edit_similarity"] == 0.5
+    low, high = found["edit_similarity_ci95"]
     assert low == 0  # Student's goes below
     # t(3, 97.5 %) is 3.182446, the standard deviation sqrt(1/8)
     assert high == pytest.approx(min(1, 0.5 + 3.182446 * math.sqrt(1 / 8) / 2))
-    assert summarise([YES]).edit_similarity_ci95 is None
+    assert summarise([YES])["edit_similarity_ci95"] is None
 
 
 def test_a_change_is_by_pairs():
     change = compare([YES, YES, NO, NO], [YES, NO, YES, NO])
-    assert (change.gained, change.lost, change.exact_match, change.exact_match_p) == (1, 1, 0, 1)
-    assert change.edit_similarity == 0
+    assert (change["gained"], change["lost"], change["exact_match"], change["exact_match_p"]) == (
+        1,
+        1,
+        0,
+        1,
+    )
+    assert change["edit_similarity"] == 0
     same = compare([YES, NO], [YES, NO])
-    assert same.edit_similarity_ci95 == (0, 0)
-    assert compare([YES], [NO]).exact_match == 1
+    assert same["edit_similarity_ci95"] == (0, 0)
+    assert compare([YES], [NO])["exact_match"] == 1
     with pytest.raises(ValueError):
         compare([YES], [])
