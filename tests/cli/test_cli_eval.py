@@ -121,7 +121,7 @@ def test_help_tells_the_defaults(capsys):
         (["--fim", "--worst", "1"], "--worst is of perplexity"),
         (["--humaneval", "x", "--again"], "--again is of perplexity"),
         (["--fim", "--max-tokens", "257"], "choose at most 256"),
-        (["--humaneval", "nowhere"], "nowhere cannot be read"),
+        (["--humaneval", "nowhere"], "nowhere is missing"),
         (["--humaneval", "short.py"], "line 1 of short.py is not"),
         (["synthetic:stable-code-3b", "--fim"], "random weights"),
         (["tiny", "--fim"], "no <fim_prefix>, <fim_suffix>, <fim_middle>"),

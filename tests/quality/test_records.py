@@ -1,4 +1,4 @@
-"""Results on disk after a run that was stopped, by windows or holes alike."""
+"""Results on disk after a run that was stopped, of windows and holes alike."""
 
 import os
 from dataclasses import dataclass
@@ -17,7 +17,7 @@ class Result:
     data: bytes
 
 
-ONE, TWO, THREE = Result("é\u2028\n\x00", bytes(range(256))), Result("", b""), Result("3", b"3")
+ALL = {"one": Result("é\u2028\n\x00", bytes(range(256))), "two": Result("", b"")}
 
 
 def records(folder, again=False, **other):
@@ -26,26 +26,21 @@ def records(folder, again=False, **other):
 
 def written(folder):
     found = records(folder)
-    found.add("one", ONE)
-    found.add("two", TWO)
+    for name, value in ALL.items():
+        found.add(name, value)
     return found.path
 
 
-def test_results_are_there_again(tmp_path):
-    assert "one" not in records(tmp_path / "new")
-    assert not (tmp_path / "new").exists()
-    path = written(tmp_path / "new")
-    assert path.name.startswith("mlx-int4-")
-    again = records(tmp_path / "new")
-    assert (again["one"], again["two"]) == (ONE, TWO)
-    assert "three" not in again
-
-
-def test_another_key_has_another_file(tmp_path):
-    written(tmp_path)
-    assert "one" not in records(tmp_path, fingerprint="cd")
-    assert "one" not in records(tmp_path, reference="mlx-fp16")
-    assert "one" in records(tmp_path)
+def test_results_are_there_again_unless_they_are_forgotten(tmp_path):
+    folder = tmp_path / "new"
+    assert records(folder) == {} and not folder.exists()
+    assert written(folder).name.startswith("mlx-int4-")
+    assert records(folder) == ALL
+    assert records(folder, fingerprint="cd") == records(folder, reference="mlx-fp16") == {}
+    assert records(folder, again=True) == records(folder) == {}
+    kept = records(None)
+    kept.add("one", ALL["one"])
+    assert kept["one"] == ALL["one"]
 
 
 def test_file_cut_anywhere_is_read_and_continued(tmp_path):
@@ -53,43 +48,30 @@ def test_file_cut_anywhere_is_read_and_continued(tmp_path):
     whole = path.read_bytes()
     for length in range(len(whole)):
         path.write_bytes(whole[:length])
-        found = records(tmp_path)
-        assert "two" not in found
-        found.add("one", ONE)
-        found.add("two", TWO)
-        again = records(tmp_path)
-        assert (again["one"], again["two"]) == (ONE, TWO)
+        assert "two" not in records(tmp_path)
+        written(tmp_path)
+        assert records(tmp_path) == ALL
 
 
-@pytest.mark.parametrize("junk", [b"\n[]", b'\n{"name": "one"}', b'\n{"hole": "x"}', b"\n\xff{"])
+@pytest.mark.parametrize("junk", [b"\n[]", b'\n{"one": 1}', b'\n{"hole": "x"}', b"\n\xff{"])
 def test_lines_of_another_form_are_skipped(junk, tmp_path):
     path = written(tmp_path)
     path.write_bytes(junk + path.read_bytes() + junk)
-    assert records(tmp_path)["two"] == TWO
+    assert records(tmp_path) == ALL
 
 
 def test_two_runs_at_once_lose_nothing(tmp_path):
     first, second = records(tmp_path), records(tmp_path)
-    first.add("one", ONE)
-    second.add("two", TWO)
-    first.add("three", THREE)
-    found = records(tmp_path)
-    assert [found[name] for name in ("one", "two", "three")] == [ONE, TWO, THREE]
-
-
-def test_forgetting_and_keeping_nothing_on_disk(tmp_path):
-    written(tmp_path)
-    assert "one" not in records(tmp_path, again=True)
-    assert "one" not in records(tmp_path)
-    kept = records(None)
-    kept.add("one", ONE)
-    assert kept["one"] == ONE
+    first.add("one", ALL["one"])
+    second.add("two", ALL["two"])
+    first.add("three", ALL["one"])
+    assert records(tmp_path) == {**ALL, "three": ALL["one"]}
 
 
 def test_folder_that_cannot_be_written_is_refused(tmp_path):
     (tmp_path / "file").write_text("x")
     with pytest.raises(EdgeError, match="cannot be"):
-        records(tmp_path / "file").add("one", ONE)
+        records(tmp_path / "file").add("one", ALL["one"])
 
 
 def test_fingerprint_changes_with_a_file(demo_out, tmp_path):

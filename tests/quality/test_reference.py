@@ -16,25 +16,22 @@ from edge.tokenizer.tokenizer import Tokenizer
 
 HERE = Path(__file__).parent
 RECORDED = json.loads((HERE / "reference_nll.json").read_text())
-LLAMA_PERPLEXITY = json.loads((HERE / "llama_perplexity.json").read_text())
+LLAMA_PERPLEXITY = json.loads((HERE / "llama_perplexity.json").read_text())["perplexity"]
 WINDOW = RECORDED["window"]
 
 
 @pytest.fixture(scope="module")
 def found(demo_out, held_out_text):
-    windows = make_windows(
-        [SourceText("held_out", held_out_text)], Tokenizer.load(DEMO), "x", WINDOW, None
-    )
-    names = ("mlx-fp16", *LLAMA_PERPLEXITY["perplexity"])
-    subjects = [Subject(n, RECIPES[n].path_in(demo_out)) for n in names]
+    text = SourceText("held_out", held_out_text)
+    windows = make_windows([text], Tokenizer.load(DEMO), "x", WINDOW, None)
+    subjects = [Subject(n, RECIPES[n].path_in(demo_out)) for n in ("mlx-fp16", *LLAMA_PERPLEXITY)]
     return evaluate(subjects, "mlx-fp16", windows, open_checkpoint("demo").config, threads=2)
 
 
 @pytest.mark.parametrize("name", ["mlx-fp16", "gguf-f16"])
-def test_nll_is_transformers_in_float32(name, found):
+def test_nll_is_that_of_transformers_in_float32(name, found):
     wanted = RECORDED["nll_of_windows"]
-    scores = found.scores[name]
-    assert scores["nll"].sum(axis=1).tolist() == pytest.approx(wanted, rel=2e-4)
+    assert found.scores[name]["nll"].sum(axis=1).tolist() == pytest.approx(wanted, rel=2e-4)
     mean = sum(wanted) / len(wanted) / (WINDOW - 1)
     assert found.quality[name].perplexity == pytest.approx(np.exp(mean), rel=1e-3)
 
@@ -46,22 +43,16 @@ def test_live_transformers():
     assert window_nlls() == pytest.approx(RECORDED["nll_of_windows"], rel=1e-5)
 
 
-@pytest.mark.parametrize("name", LLAMA_PERPLEXITY["perplexity"])
-def test_perplexity_is_llama_perplexitys(name, found):
+@pytest.mark.parametrize("name", LLAMA_PERPLEXITY)
+def test_perplexity_is_that_of_llama_perplexity(name, found):
     """It scores the second half of every window, so that each token has a context."""
-    scores = found.scores[name]
-    half = scores["nll"][:, WINDOW // 2 :].astype(np.float64)
-    wanted = LLAMA_PERPLEXITY["perplexity"][name]
-    assert np.exp(half.mean()) == pytest.approx(wanted, rel=1e-3)
+    half = found.scores[name]["nll"][:, WINDOW // 2 :].astype(np.float64)
+    assert np.exp(half.mean()) == pytest.approx(LLAMA_PERPLEXITY[name], rel=1e-3)
 
 
-def test_float16_on_both_frameworks_is_one_distribution(found):
-    quality = found.quality["gguf-f16"]
-    assert quality.kl_mean < 1e-4
-    assert quality.top1_agreement > 0.99
-    assert quality.perplexity_ratio == pytest.approx(1.0, abs=1e-3)
-
-
-def test_fewer_bits_diverge_more(found):
+def test_fewer_bits_diverge_more_and_float16_hardly(found):
     kl = [found.quality[n].kl_mean for n in ("gguf-f16", "gguf-q6_k", "gguf-q5_k_m")]
     assert kl == sorted(kl)
+    f16 = found.quality["gguf-f16"]
+    assert f16.kl_mean < 1e-4 and f16.top1_agreement > 0.99
+    assert f16.perplexity_ratio == pytest.approx(1.0, abs=1e-3)
