@@ -20,9 +20,8 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from edge.convert.artefacts.block import Block
 from edge.convert.checkpoint import Corrections, open_checkpoint
-from edge.convert.stream import blocks
+from edge.convert.stream import Block, blocks
 from edge.formats.safetensors_writer import Planned, SafetensorsWriter
 from edge.model.tensors import expected_shapes
 

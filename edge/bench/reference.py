@@ -22,8 +22,8 @@ from edge.bench.engines.engine import Logits
 from edge.bench.gate import CHECKPOINT, PREFILLED, Digest, gate_tokens, make_digest
 from edge.child import child_main, run_child
 from edge.convert.checkpoint import Checkpoint, Corrections, open_checkpoint
-from edge.convert.compare import TensorError, open_artefact, tensor_errors
 from edge.convert.sources.weights import Weights
+from edge.convert.verify import TensorError, open_artefact, tensor_errors
 from edge.device.software import TF32
 from edge.model.config import ModelConfig
 from edge.model.stablelm import DecoderLayer, Model

@@ -1,4 +1,4 @@
-"""Convert a StableLM checkpoint to MLX and GGUF."""
+"""Convert a StableLM checkpoint to MLX and GGUF; list, verify, or fix a GGUF file."""
 
 from __future__ import annotations
 
@@ -8,26 +8,24 @@ import sys
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 from edge.cli.checkpoint import open_named, output_folder
 from edge.cli.options.convert import OF_CHECKPOINT, refuse_others
 from edge.cli.options.shared import table_11
 from edge.cli.progress import progress_bars
-from edge.convert.artefacts.manifest import read_manifest
 from edge.convert.artefacts.recipes import GPTQ, MENDED
 from edge.convert.artefacts.sizes import file_bytes
+from edge.convert.checkpoint import Corrections
 from edge.convert.convert import Artefact, convert
-from edge.convert.listing import list_artefacts
-from edge.convert.mend import mend_gguf
-from edge.convert.targets import Options
+from edge.convert.fix_gguf import fix_gguf
+from edge.convert.targets import Options, list_artefacts
 from edge.convert.verify import Verification, find_origin, verify
 from edge.errors import EdgeError
 
-# Options by the names that argparse gives them.
-
 
 def run(args: argparse.Namespace) -> int:
-    """Convert, list, verify or mend: progress on stderr, the result on stdout."""
+    """Progress on stderr, the result on stdout."""
     if args.verify is not None:
         return _verify(args)
     if args.model is None:
@@ -36,7 +34,11 @@ def run(args: argparse.Namespace) -> int:
     if args.list:
         return _list(args)
     args.to = args.to or table_11()
-    return _mend(args) if MENDED in args.to else _convert(args)
+    return _fix(args) if MENDED in args.to else _convert(args)
+
+
+def _notice(sentence: str) -> None:
+    print(f"edge convert: {sentence}", file=sys.stderr)
 
 
 def _convert(args: argparse.Namespace) -> int:
@@ -52,59 +54,64 @@ def _convert(args: argparse.Namespace) -> int:
     out = output_folder(args.out, checkpoint.source.name)
     with progress_bars() as progress:
         artefacts = convert(checkpoint, args.to, out, progress, options, _notice)
-    _print_made(args, artefacts, checkpoint.warnings)
-    return 0
+    return _print_made(args, artefacts, checkpoint.warnings)
 
 
-def _notice(sentence: str) -> None:
-    print(f"edge convert: {sentence}", file=sys.stderr)
+def _fix(args: argparse.Namespace) -> int:
+    refuse_others(args, "fixing a GGUF file", "to", "out", "force", "rope_theta", "context")
+    if len(args.to) > 1:
+        raise EdgeError(
+            f"{MENDED.name} copies a GGUF file; ask for other artefacts in a second call."
+        )
+    warnings: list[str] = []
+
+    def notice(sentence: str) -> None:
+        _notice(sentence)
+        warnings.append(sentence.removeprefix("warning: "))
+
+    out = output_folder(args.out, Path(args.model).stem)
+    corrections = Corrections(rope_theta=args.rope_theta, context=args.context)
+    with progress_bars() as progress:
+        made = fix_gguf(args.model, out, corrections, args.force, progress, notice)
+    return _print_made(args, [made], warnings)
 
 
 def _print_made(
     args: argparse.Namespace, artefacts: Sequence[Artefact], warnings: Sequence[str]
-) -> None:
+) -> int:
+    rows: list[dict[str, Any]] = [
+        {
+            "artefact": artefact.recipe.name,
+            "path": str(artefact.path),
+            "kept": artefact.kept,
+            "file_bytes": file_bytes(artefact.path),
+            "notes": list(artefact.notes),
+            "warnings": list(warnings),
+        }
+        for artefact in artefacts
+    ]
     if args.output == "json":
-        print(json.dumps([_as_json(a, warnings) for a in artefacts], indent=2))
-        return
-    for a in artefacts:
-        print(f"{'kept' if a.kept else 'made'} {a.path} ({file_bytes(a.path) / 1e6:.1f} MB)")
-        for note in a.notes:
+        print(json.dumps(rows, indent=2))
+        return 0
+    for row in rows:
+        done = "kept" if row["kept"] else "made"
+        print(f"{done} {row['path']} ({row['file_bytes'] / 1e6:.1f} MB)")
+        for note in row["notes"]:
             print(f"  {note}")
-
-
-def _as_json(a: Artefact, warnings: Sequence[str]) -> dict[str, object]:
-    return {
-        "artefact": a.recipe.name,
-        "path": str(a.path),
-        "kept": a.kept,
-        "file_bytes": file_bytes(a.path),
-        "notes": list(a.notes),
-        "warnings": list(warnings),
-    }
+    return 0
 
 
 def _list(args: argparse.Namespace) -> int:
     refuse_others(args, "listing", *OF_CHECKPOINT, "group_size")
-    checkpoint = open_named(args)
-    listed = list_artefacts(checkpoint, args.group_size)
+    listed = list_artefacts(open_named(args), args.group_size)
     if args.output == "json":
-        rows = [
-            {
-                "artefact": item.recipe.name,
-                "bits_per_weight": item.bits_per_weight,
-                "weight_bytes": item.weight_bytes,
-                "exact": item.exact,
-                "estimated": item.estimated,
-            }
-            for item in listed
-        ]
-        print(json.dumps(rows, indent=2))
+        print(json.dumps([asdict(item) for item in listed], indent=2))
         return 0
     print(f"{'artefact':<16} {'bits/weight':>11} {'size (MB)':>15}")
     for item in listed:
         exact = "  keeps the source's own values" if item.exact else ""
         size = f"{'about ' if item.estimated else ''}{item.weight_bytes / 1e6:,.1f}"
-        print(f"{item.recipe.name:<16} {item.bits_per_weight:>11.2f} {size:>15}{exact}")
+        print(f"{item.artefact:<16} {item.bits_per_weight:>11.2f} {size:>15}{exact}")
     return 0
 
 
@@ -136,31 +143,3 @@ def _print_verification(artefact: Path, found: Verification) -> None:
     for problem in found.problems:
         print(f"PROBLEM: {problem}")
     print("not what it should be" if found.problems else "as it should be")
-
-
-def _mend(args: argparse.Namespace) -> int:
-    refuse_others(args, "mending a GGUF file", "to", "out", "force", "rope_theta", "context")
-    if len(args.to) > 1:
-        raise EdgeError(
-            f"{MENDED.name} copies a GGUF file; ask for other artefacts in a second call."
-        )
-    warnings: list[str] = []
-
-    def notice(sentence: str) -> None:
-        _notice(sentence)
-        warnings.append(sentence.removeprefix("warning: "))
-
-    out = output_folder(args.out, Path(args.model).stem)
-    with progress_bars() as progress:
-        made = mend_gguf(
-            args.model,
-            out,
-            args.rope_theta,
-            args.force,
-            lambda done: progress(MENDED.name, done),
-            notice,
-            args.context,
-        )
-    manifest = read_manifest(made)
-    _print_made(args, [Artefact(MENDED, made, False, manifest.notes if manifest else ())], warnings)
-    return 0

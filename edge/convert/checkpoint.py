@@ -14,7 +14,7 @@ from edge.convert.sources.find import Source, find_source
 from edge.convert.sources.gguf import has_rope_base, open_gguf
 from edge.convert.sources.published import doubts_about, rope_base_is_doubtful
 from edge.convert.sources.synthetic import PREFIX, open_synthetic
-from edge.convert.sources.weights import Opened, Weights
+from edge.convert.sources.weights import Weights
 from edge.errors import printable
 from edge.model.config import ModelConfig
 from edge.model.tensors import check_shapes, parameter_count
@@ -79,7 +79,7 @@ class Checkpoint:
 
     @cached_property
     def fingerprint(self) -> str:
-        """A hash that tells whether an artefact was made from these weights.
+        """A hash of the weights by which an artefact knows its source.
 
         Covers the user's corrections, config and tokenizer, the beginning of every file, and
         samples spread over the rest; nothing that another version of edge would write otherwise.
@@ -112,7 +112,10 @@ def open_checkpoint(
     """
     corrections = corrections or Corrections()
     source = find_source(model, revision, corrections.layers)
-    opened = _open(source, corrections.layers)
+    if source.path is None:
+        opened = open_synthetic(source.origin.removeprefix(PREFIX), corrections.layers)
+    else:
+        opened = open_directory(source.path) if source.path.is_dir() else open_gguf(source.path)
     config = corrections.applied(opened.config.matching(opened.weights.shapes))
     check_shapes(config, opened.weights.shapes, source.origin)
     doubts = _doubts(config, source, opened.title, corrections)
@@ -126,14 +129,6 @@ def open_checkpoint(
         title=opened.title,
         corrections=corrections,
     )
-
-
-def _open(source: Source, layers: int | None) -> Opened:
-    if source.path is None:
-        return open_synthetic(source.origin.removeprefix(PREFIX), layers)
-    if source.path.is_dir():
-        return open_directory(source.path)
-    return open_gguf(source.path)
 
 
 def _doubts(

@@ -2,20 +2,56 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import fcntl
+import os
+import re
+import shutil
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from threading import Event
 
-from edge.convert.artefacts.gguf import check_expressible
-from edge.convert.artefacts.manifest import read_manifest
-from edge.convert.artefacts.recipes import Recipe
+from edge.convert.artefacts.gguf import GgufWriter, check_expressible, gguf_notes
+from edge.convert.artefacts.manifest import (
+    Manifest,
+    file_sha256,
+    gguf_sha256,
+    read_manifest,
+    tool_versions,
+    write_manifest,
+)
+from edge.convert.artefacts.mlx import MlxWriter
+from edge.convert.artefacts.recipes import RECIPES, Recipe
+from edge.convert.artefacts.sizes import bits_per_weight, planned_bytes
 from edge.convert.checkpoint import Checkpoint
-from edge.convert.conversion import Conversion, Progress
-from edge.convert.output_folder import lock_folder
+from edge.convert.sources.companions import INDEX
+from edge.convert.sources.hub import SMALL_FILES
+from edge.convert.stream import Writer, stream
 from edge.convert.targets import Options, Target, targets
+from edge.convert.verify import describe_loss
 from edge.errors import EdgeError
+from edge.formats.files import (
+    OLD,
+    PARTIAL,
+    atomic_write,
+    check_writable,
+    os_errors_as_edge_error,
+    remove,
+)
+from edge.formats.text import read_text
+from edge.llama_cpp.imatrix import read_imatrix
+from edge.llama_cpp.quantise import fallback_warning, quantise
 
+# Told (artefact name, finished fraction 0 to 1).
+Progress = Callable[[str, float], None]
 Notice = Callable[[str], None]
+FLOAT_MLX, FLOAT_GGUF = RECIPES["mlx-fp16"], RECIPES["gguf-f16"]
+# What this program leaves behind if it is killed; nothing else is ever touched.
+LEFTOVER = re.compile(rf"\.((?:mlx|gguf)-[\w.]+)\.({PARTIAL}|{OLD})-\d+")
+# A disk filled to the last byte is of no use to anyone.
+SPARE_BYTES = 64 << 20
 
 
 @dataclass(frozen=True)
@@ -54,20 +90,22 @@ def convert(
     wanted = targets(checkpoint, recipes, out, options)
     if not all(target.recipe.is_mlx for target in wanted):
         check_expressible(checkpoint)
-    _check_apart(wanted, checkpoint)
-    with lock_folder(out, notice):
-        missing = [t for t in wanted if options.force or not _is_there(t, checkpoint)]
-        if missing:
-            Conversion(checkpoint, missing, out, progress, options).run()
-    return [_finished(t, kept=t not in missing) for t in wanted]
-
-
-def _check_apart(wanted: Sequence[Target], checkpoint: Checkpoint) -> None:
-    """An artefact must not take the place of what it is made of, however forced."""
     source = checkpoint.source.path
     for target in wanted:
         if source is not None and target.path.exists() and target.path.samefile(source):
             raise EdgeError(f"{target.path} is the source itself; choose another --out.")
+    with lock_folder(out, notice):
+        missing = [t for t in wanted if options.force or not _is_there(t, checkpoint)]
+        if missing:
+            with os_errors_as_edge_error(out):
+                _Conversion(checkpoint, out, progress, options).run(missing)
+    return [finished(t.recipe, t.path, kept=t not in missing) for t in wanted]
+
+
+def finished(recipe: Recipe, path: Path, kept: bool) -> Artefact:
+    """A whole artefact with the notes of its manifest."""
+    manifest = read_manifest(path)
+    return Artefact(recipe, path, kept, manifest.notes if manifest else ())
 
 
 def _is_there(target: Target, checkpoint: Checkpoint) -> bool:
@@ -75,19 +113,227 @@ def _is_there(target: Target, checkpoint: Checkpoint) -> bool:
         return False
     found = read_manifest(target.path)
     if found is None:
-        what = "is no whole artefact of edge"
+        reason = "is not a whole artefact of edge"
     elif found.fingerprint != checkpoint.fingerprint:
-        what = "was made from another checkpoint"
+        reason = "was made from another checkpoint"
     elif target.chosen and (found.recipe, found.exact) != (target.record(), target.exact):
-        what = "was made with other options"
+        reason = "was made with other options"
     else:
         return True
     raise EdgeError(
-        f"{target.path} {what}; replace it with 'edge convert MODEL --to {target.recipe.name} "
+        f"{target.path} {reason}; replace it with 'edge convert MODEL --to {target.recipe.name} "
         f"--force', or choose another --out."
     )
 
 
-def _finished(target: Target, kept: bool) -> Artefact:
-    manifest = read_manifest(target.path)
-    return Artefact(target.recipe, target.path, kept, manifest.notes if manifest else ())
+class _Conversion:
+    """One pass over the tensors, then what needs a float artefact as input."""
+
+    def __init__(
+        self, checkpoint: Checkpoint, out: Path, progress: Progress, options: Options
+    ) -> None:
+        self._checkpoint, self._out = checkpoint, out
+        self._progress, self._options = progress, options
+
+    def run(self, missing: Sequence[Target]) -> None:
+        """Make every target; hash the source's files meanwhile."""
+        self._check_files()
+        streamed = [target for target in missing if target.is_streamed]
+        later = [target for target in missing if not target.is_streamed]
+        temporary = self._temporary(streamed, later)
+        made = [(target.recipe, target.exact) for target in (*missing, *temporary)]
+        check_room(self._out, sum(planned_bytes(self._checkpoint, *each) for each in made))
+        stop = Event()
+        with ThreadPoolExecutor(1) as background:
+            # While the tensors pass: another core has time, and the files are in its cache.
+            self._sources = background.submit(_hash_sources, self._checkpoint, stop.is_set)
+            try:
+                self._stream([*streamed, *temporary], temporary)
+                inputs = {target.recipe: target.path for target in temporary}
+                for target in later:
+                    make = self._learn if target.learned else self._quantise
+                    make(target, inputs)
+            finally:
+                stop.set()  # nobody waits for digests after Ctrl-C
+                for target in temporary:
+                    remove(target.path)
+
+    def _check_files(self) -> None:
+        """Read what the user names before hours of work depend on it."""
+        if self._options.imatrix is not None:
+            read_imatrix(self._options.imatrix)
+        if self._options.calibration is not None:
+            read_text(self._options.calibration)
+
+    def _temporary(self, streamed: Sequence[Target], later: Sequence[Target]) -> list[Target]:
+        """The float artefacts that later steps read and nobody asked for or made before.
+
+        They are named as partials, so that a kill leaves nothing for good.
+        """
+        needed = {FLOAT_MLX if target.learned else FLOAT_GGUF: None for target in later}
+        paths = {recipe: recipe.path_in(self._out) for recipe in needed}
+        there = {target.path for target in streamed}
+        return [
+            Target(recipe, self._out / f".{path.name}.{PARTIAL}-{os.getpid()}")
+            for recipe, path in paths.items()
+            if path not in there and not self._is_ours(path)
+        ]
+
+    def _is_ours(self, path: Path) -> bool:
+        manifest = read_manifest(path)
+        return manifest is not None and manifest.fingerprint == self._checkpoint.fingerprint
+
+    def _stream(self, wanted: Sequence[Target], temporary: Sequence[Target]) -> None:
+        if not wanted:
+            return
+        with ExitStack() as stack:
+            writers: list[tuple[Target, Path, Writer]] = []
+            for target in wanted:
+                whole = os_errors_as_edge_error if target in temporary else atomic_write
+                partial = stack.enter_context(whole(target.path)) or target.path
+                writer = self._writer(target, partial)
+                stack.callback(writer.close)
+                writers.append((target, partial, writer))
+            stream(self._checkpoint, [w for *_, w in writers], self._progress_of(wanted))
+            for target, partial, writer in writers:
+                digests = writer.finish()
+                if target not in temporary:
+                    self._sign(target, partial, digests, writer.notes())
+
+    def _writer(self, target: Target, partial: Path) -> Writer:
+        if target.recipe.is_mlx:
+            return MlxWriter(self._checkpoint, target.recipe, target.exact, partial)
+        return GgufWriter(self._checkpoint, target.recipe, partial)
+
+    def _progress_of(self, wanted: Sequence[Target]) -> Callable[[float], None]:
+        def update(done: float) -> None:
+            for target in wanted:
+                self._progress(target.recipe.name, done)
+
+        return update
+
+    def _quantise(self, target: Target, inputs: dict[Recipe, Path]) -> None:
+        source = inputs.get(FLOAT_GGUF) or FLOAT_GGUF.path_in(self._out)
+        file_type = target.recipe.file_type
+        assert file_type is not None  # every GGUF recipe has one
+        with atomic_write(target.path) as partial:
+            quantise(source, partial, file_type, self._progress_of([target]), target.imatrix)
+            warning = fallback_warning(partial, file_type)
+            notes = [*gguf_notes(self._checkpoint), *([warning] if warning else [])]
+            self._sign(target, partial, {target.path.name: gguf_sha256(partial)}, notes)
+
+    def _learn(self, target: Target, inputs: dict[Recipe, Path]) -> None:
+        # Here: it imports mlx-lm and transformers, which nothing else needs.
+        from edge.convert.artefacts.learned import write_learned
+
+        source = inputs.get(FLOAT_MLX) or FLOAT_MLX.path_in(self._out)
+        with atomic_write(target.path) as partial:
+            digests, notes = write_learned(
+                self._checkpoint,
+                target.recipe,
+                source,
+                self._options.calibration,
+                partial,
+                self._progress_of([target]),
+            )
+            self._sign(target, partial, digests, notes)
+
+    def _sign(
+        self, target: Target, partial: Path, digests: dict[str, str], notes: Sequence[str]
+    ) -> None:
+        """Put the manifest in, the last thing before the artefact takes its place."""
+        checkpoint = self._checkpoint
+        if checkpoint.weights.quantised and not target.exact:
+            notes = [*notes, describe_loss(partial, checkpoint)]
+        manifest = Manifest(
+            artefact=target.recipe.name,
+            source=checkpoint.source.origin,
+            revision=checkpoint.source.revision,
+            synthetic=_is_synthetic(checkpoint),
+            fingerprint=checkpoint.fingerprint,
+            corrections=checkpoint.corrections,
+            recipe=target.record(),
+            exact=target.exact,
+            bits_per_weight=bits_per_weight(partial, checkpoint.parameters),
+            source_sha256=self._sources.result(),
+            output_sha256=digests,
+            tools=tool_versions(),
+            notes=tuple(notes),
+        )
+        write_manifest(partial, manifest)
+
+
+def _is_synthetic(checkpoint: Checkpoint) -> bool:
+    """Random weights, or an artefact made of such."""
+    path = checkpoint.source.path
+    manifest = read_manifest(path) if path else None
+    return path is None or (manifest is not None and manifest.synthetic)
+
+
+def _hash_sources(checkpoint: Checkpoint, stopped: Callable[[], bool]) -> dict[str, str]:
+    """Digests of every file that was read: the small ones, then the weights."""
+    path = checkpoint.source.path
+    small = [path / name for name in (*SMALL_FILES, INDEX)] if path else []
+    files = [file for file in small if file.is_file()]
+    files += checkpoint.weights.files
+    return {file.name: file_sha256(file, stopped) for file in files}
+
+
+# --- the folder
+
+
+@contextmanager
+def lock_folder(out: Path, notice: Notice) -> Iterator[None]:
+    """Make the folder and hold it alone; the lock ends with the process, however it ends.
+
+    Args:
+        out: the folder.
+        notice: told if another process has it, before waiting for that one.
+
+    Raises:
+        EdgeError: the folder cannot be made, written or locked.
+    """
+    check_writable(out)
+    descriptor = os.open(out, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            notice(f"another process is converting to {out}; waiting for it to finish.")
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+        except OSError as error:  # ENOTSUP: some network volumes of macOS
+            raise EdgeError(
+                f"{out} is on a disk whose files cannot be locked ({error.strerror}); choose "
+                f"another --out, on a local disk."
+            ) from None
+        _clear_leftovers(out)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def _clear_leftovers(out: Path) -> None:
+    """Undo what a killed process left; nobody else writes here now."""
+    for path in out.iterdir():
+        match = LEFTOVER.fullmatch(path.name)
+        if match is None:
+            continue
+        target = out / match[1]
+        if match[2] == OLD and not target.exists():
+            path.rename(target)  # killed between taking the old one away and the new one's place
+        else:
+            remove(path)
+
+
+def check_room(out: Path, needed_bytes: int) -> None:
+    """Compare what will be written with what is free.
+
+    Raises:
+        EdgeError: the disk is too small.
+    """
+    free_bytes = shutil.disk_usage(out).free
+    if needed_bytes + SPARE_BYTES > free_bytes:
+        raise EdgeError(
+            f"{out} needs {needed_bytes / 1e9:.2f} GB and its disk has {free_bytes / 1e9:.2f} GB "
+            f"free; free some, ask for fewer artefacts, or choose another --out."
+        )

@@ -8,16 +8,19 @@ of blocks, whatever the size of the model.
 from __future__ import annotations
 
 import os
+from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
+from functools import cached_property
 from math import prod
 from typing import TypeVar
 
-from edge.convert.artefacts.block import Block
-from edge.convert.artefacts.writer import ArtefactWriter, Encoded
+import numpy as np
+
 from edge.convert.checkpoint import Checkpoint
-from edge.convert.sources.weights import Shape
+from edge.convert.sources.weights import Array, Packed, Shape
+from edge.errors import EdgeError
 from edge.model.tensors import expected_shapes
 
 BLOCK_NUMBERS = 1 << 20  # 4 MB of float32
@@ -25,10 +28,104 @@ MAX_THREADS = 8
 T = TypeVar("T")
 
 
+class Block:
+    """Consecutive rows of a tensor, checked, and rounded once however many artefacts ask.
+
+    Args:
+        name: the tensor's Hugging Face name.
+        values: float16, float32 or float64 rows.
+
+    Raises:
+        EdgeError: a value is not finite.
+    """
+
+    def __init__(self, name: str, values: Array):
+        self.name = name
+        self.values = values
+        if not np.isfinite(self.largest):
+            raise EdgeError(
+                f"tensor {name} holds values that are not finite; the checkpoint is damaged or "
+                f"diverged, so download it again or choose another."
+            )
+
+    @cached_property
+    def largest(self) -> float:
+        """The largest magnitude, NaN or infinite where one value is."""
+        if not self.values.size:
+            return 0.0
+        return float(max(self.values.max(), -self.values.min()))
+
+    @cached_property
+    def float32(self) -> Array:
+        """The rows as float32."""
+        return self._rounded(np.float32)
+
+    @cached_property
+    def float16(self) -> Array:
+        """The rows as float16."""
+        return self._rounded(np.float16)
+
+    @cached_property
+    def bfloat16(self) -> Array:
+        """The rows as bfloat16, its bits in a uint16; ties go to even as everywhere."""
+        bits = self.float32.view(np.uint32)
+        even = (bits >> 16) & 1
+        return ((bits + (0x7FFF + even)) >> 16).astype(np.uint16)
+
+    def as_dtype(self, dtype: str) -> Array:
+        """The rows as F32, F16 or BF16."""
+        if dtype == "BF16":
+            return self.bfloat16
+        return self.float32 if dtype == "F32" else self.float16
+
+    def _rounded(self, dtype: type[np.floating]) -> Array:
+        if self.largest > float(np.finfo(dtype).max):
+            raise EdgeError(
+                f"tensor {self.name} has values that {np.dtype(dtype)} cannot hold (largest "
+                f"{self.largest:g}); the checkpoint is damaged or diverged, so download it again "
+                f"or choose another."
+            )
+        return np.ascontiguousarray(self.values, dtype)
+
+
+class Writer(ABC):
+    """One artefact that takes a checkpoint's tensors in the order of `expected_shapes`."""
+
+    def takes_packed(self, name: str) -> bool:
+        """The tensor is wanted as the source has it quantised."""
+        return False
+
+    def append_packed(self, name: str, packed: Packed) -> None:
+        """Write a whole tensor as the source has it; called only if `takes_packed`."""
+        raise NotImplementedError
+
+    @abstractmethod
+    def encode(self, block: Block) -> Sequence[Array]:
+        """Rows in this artefact's form. Runs in any thread and changes nothing."""
+
+    @abstractmethod
+    def append(self, name: str, encoded: Sequence[Array]) -> None:
+        """Write encoded rows, which come in order."""
+
+    @abstractmethod
+    def end_tensor(self, name: str) -> None:
+        """All rows of the tensor have come."""
+
+    @abstractmethod
+    def finish(self) -> dict[str, str]:
+        """Complete the artefact but for its manifest; SHA-256 of its files by name."""
+
+    @abstractmethod
+    def notes(self) -> list[str]:
+        """Sentences on what the user should know of the result."""
+
+    @abstractmethod
+    def close(self) -> None:
+        """Let go of open files after a failure."""
+
+
 def stream(
-    checkpoint: Checkpoint,
-    writers: Sequence[ArtefactWriter],
-    progress: Callable[[float], None],
+    checkpoint: Checkpoint, writers: Sequence[Writer], progress: Callable[[float], None]
 ) -> None:
     """Give every tensor to every writer.
 
@@ -41,7 +138,7 @@ def stream(
         EdgeError: a weight is not finite, or too large for a writer's type.
     """
     shapes = expected_shapes(checkpoint.config)
-    total, done = sum(prod(shape) for shape in shapes.values()), 0
+    total, done = sum(map(prod, shapes.values())), 0
     with ThreadPoolExecutor(min(MAX_THREADS, os.cpu_count() or 1)) as threads:
         for name, shape in shapes.items():
             progress(done / total)
@@ -67,13 +164,9 @@ def blocks(shape: Shape) -> Iterator[tuple[int, int]]:
 
 
 def _stream_rows(
-    checkpoint: Checkpoint,
-    writers: Sequence[ArtefactWriter],
-    name: str,
-    shape: Shape,
-    threads: Executor,
+    checkpoint: Checkpoint, writers: Sequence[Writer], name: str, shape: Shape, threads: Executor
 ) -> None:
-    def encode(start: int, stop: int) -> list[Encoded]:
+    def encode(start: int, stop: int) -> list[Sequence[Array]]:
         block = Block(name, checkpoint.weights.read(name, start, stop))
         return [writer.encode(block) for writer in writers]
 

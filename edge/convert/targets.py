@@ -1,14 +1,15 @@
-"""What a call of the converter is to make: options, and one target per artefact."""
+"""What a call of the converter is to make: options, one target per artefact, and their sizes."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from edge.convert.artefacts.layout import source_packing
-from edge.convert.artefacts.recipes import GPTQ, Recipe
+from edge.convert.artefacts.mlx import source_packing
+from edge.convert.artefacts.recipes import GPTQ, GPTQ_BITS, RECIPES, Recipe
+from edge.convert.artefacts.sizes import planned_bytes
 from edge.convert.checkpoint import Checkpoint
 from edge.errors import EdgeError
 
@@ -62,12 +63,16 @@ class Target:
 
     def record(self) -> dict[str, Any]:
         """How it is made, for the manifest."""
-        fields = asdict(self.recipe)
-        shown = {key: fields[key] for key in ("bits", "group_size", "high_bits", "dtype")}
-        shown["file_type"] = self.recipe.file_type
-        shown["learned"] = GPTQ if self.learned else None
-        shown["imatrix"] = self.imatrix.name if self.imatrix else None
-        return shown
+        recipe = self.recipe
+        return {
+            "bits": recipe.bits,
+            "group_size": recipe.group_size,
+            "high_bits": recipe.high_bits,
+            "dtype": recipe.dtype,
+            "file_type": recipe.file_type,
+            "learned": GPTQ if self.learned else None,
+            "imatrix": self.imatrix.name if self.imatrix else None,
+        }
 
 
 def targets(
@@ -111,18 +116,48 @@ def _check_options(made: Sequence[Target], options: Options, checkpoint: Checkpo
             f"--requantise is for quantised sources, and {checkpoint.source.name} is none; "
             f"leave it out."
         )
-    unused = [
-        flag
-        for flag, given, used in (
-            ("--calibrate", options.learned, any(t.learned for t in made)),
-            ("--imatrix", options.imatrix, any(t.imatrix for t in made)),
-            ("--group-size", options.group_size, any(t.recipe.group_size for t in made)),
-            ("--requantise", options.requantise, any(t.recipe.bits for t in made)),
-        )
-        if given and not used
-    ]
-    if unused:
-        raise EdgeError(
-            f"{unused[0]} bears on none of the artefacts asked for; leave it out, or ask for one "
-            f"such as {'gguf-q4_k_m' if unused[0] == '--imatrix' else 'mlx-int4'}."
-        )
+    for target in made:
+        if target.learned and target.recipe.bits not in GPTQ_BITS:
+            raise EdgeError(
+                f"{GPTQ} cannot make {target.recipe.bits} bits; choose from "
+                f"{', '.join(map(str, GPTQ_BITS))}."
+            )
+    for flag, given, used in (
+        ("--calibrate", options.learned, any(t.learned for t in made)),
+        ("--imatrix", options.imatrix, any(t.imatrix for t in made)),
+        ("--group-size", options.group_size, any(t.recipe.group_size for t in made)),
+        ("--requantise", options.requantise, any(t.recipe.bits for t in made)),
+    ):
+        if given and not used:
+            raise EdgeError(
+                f"{flag} bears on none of the artefacts asked for; leave it out, or ask for one "
+                f"such as {'gguf-q4_k_m' if flag == '--imatrix' else 'mlx-int4'}."
+            )
+
+
+@dataclass(frozen=True)
+class Listed:
+    """One artefact that could be made; the size is of its weights.
+
+    `exact`: it keeps the source's own quantised values. `estimated`: llama.cpp decides the types
+    of the tensors, and the size is right to 2 %; all others are right to the byte.
+    """
+
+    artefact: str
+    bits_per_weight: float
+    weight_bytes: int
+    exact: bool
+    estimated: bool
+
+
+def list_artefacts(checkpoint: Checkpoint, group_size: int | None = None) -> list[Listed]:
+    """Every artefact that this checkpoint can become, with a group size for MLX's affine ones."""
+    stablelm = checkpoint.config.model_type == "stablelm"
+    recipes = [recipe for recipe in RECIPES.values() if recipe.is_mlx or stablelm]
+    listed = []
+    for target in targets(checkpoint, recipes, Path(), Options(group_size=group_size)):
+        recipe, size = target.recipe, planned_bytes(checkpoint, target.recipe, target.exact)
+        bits = 8 * size / checkpoint.parameters
+        estimated = not (recipe.is_mlx or recipe.is_float)
+        listed.append(Listed(recipe.name, bits, size, target.exact, estimated))
+    return listed

@@ -1,11 +1,13 @@
-"""Is a finished artefact what its manifest says, and does it fit its source?"""
+"""A finished artefact against its manifest and against the checkpoint it was made of."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+
+import numpy as np
 
 from edge.convert.artefacts.manifest import (
     MLX_FILE,
@@ -15,12 +17,13 @@ from edge.convert.artefacts.manifest import (
     read_manifest,
 )
 from edge.convert.artefacts.recipes import RECIPES, rounding_bound
-from edge.convert.checkpoint import Checkpoint, Corrections, open_checkpoint
-from edge.convert.compare import TensorError, open_artefact, same_values, tensor_error
+from edge.convert.checkpoint import Checkpoint, open_checkpoint
+from edge.convert.sources.directory import open_directory
 from edge.convert.sources.find import DEMO, HUB_ID
+from edge.convert.sources.gguf import open_gguf
 from edge.convert.sources.hub import cached
 from edge.convert.sources.synthetic import PREFIX
-from edge.convert.sources.weights import Opened, Shape
+from edge.convert.sources.weights import Array, Opened, Packed, Shape, Weights
 from edge.errors import EdgeError
 from edge.model.tensors import check_shapes, expected_shapes
 
@@ -31,50 +34,23 @@ FLOAT_ERRORS = {"F32": 2.0**-23, "F16": 2.0**-10, "BF16": 2.0**-7}
 F16_STEP = 2.0**-24
 # What macOS puts into every folder that the Finder shows.
 FINDERS = ".DS_Store"
+# Rows compared: some places spread over each tensor, a few rows at each. Quantisation
+# errors hardly differ between the rows of a matrix, and reading all would take minutes.
+PLACES = 8
+ROWS_PER_PLACE = 16
 
 
-def find_origin(artefact: Path, model: str | None = None) -> Checkpoint | None:
-    """The checkpoint an artefact was made of, with the same corrections.
+@dataclass(frozen=True)
+class TensorError:
+    """A tensor's distance from the checkpoint's over the rows compared.
 
-    Args:
-        artefact: finished.
-        model: where its source is. If None, only what is here without asking the network is
-            found; local directories are not, as a manifest holds their names only.
-
-    Raises:
-        EdgeError: the artefact has no manifest, or the source named is none.
+    `relative` is the root mean square of the difference over that of the weights;
+    `largest` the largest difference.
     """
-    manifest = _manifest_of(artefact)
-    corrections = _corrections(manifest)
-    if model is not None:
-        return open_checkpoint(model, corrections=corrections)
-    try:
-        found = _implied_origin(manifest, corrections)
-    except EdgeError:  # a cache that is incomplete, a shape of another release
-        return None
-    # A directory may be called "demo" as well.
-    return found if found and found.fingerprint == manifest.fingerprint else None
 
-
-def _implied_origin(manifest: Manifest, corrections: Corrections) -> Checkpoint | None:
-    origin = manifest.source
-    if origin == DEMO or origin.startswith(PREFIX):
-        return open_checkpoint(origin, corrections=corrections)
-    if HUB_ID.fullmatch(origin) and (path := cached(origin, manifest.revision)):
-        return open_checkpoint(str(path), corrections=corrections)
-    return None
-
-
-def _corrections(manifest: Manifest) -> Corrections:
-    """What was set, as far as it can be used."""
-    layers, theta, context = (
-        manifest.corrections.get(key) for key in ("layers", "rope_theta", "context")
-    )
-    return Corrections(
-        layers=layers if type(layers) is int else None,
-        rope_theta=float(theta) if isinstance(theta, int | float) else None,
-        context=context if type(context) is int else None,
-    )
+    name: str
+    relative: float
+    largest: float
 
 
 @dataclass(frozen=True)
@@ -113,37 +89,73 @@ def verify(
     """
     manifest = _manifest_of(artefact)
     problems = _changed_files(artefact, manifest)
-    hashed = len(manifest.output_sha256)
     remarks: list[str] = []
     errors: list[TensorError] = []
     try:
         opened = open_artefact(artefact)
-        check_shapes(
-            opened.config.matching(opened.weights.shapes), opened.weights.shapes, str(artefact)
-        )
+        config = opened.config.matching(opened.weights.shapes)
+        check_shapes(config, opened.weights.shapes, str(artefact))
     except EdgeError as error:
-        return Verification(manifest, hashed, 0, (), (*problems, str(error)), ())
-    if checkpoint is None:
-        remarks.append("its source is not here, so no tensor was compared with it.")
-    elif checkpoint.fingerprint != manifest.fingerprint:
-        problems.append(
-            f"{artefact} was not made from {checkpoint.source.origin} as it is now; "
-            f"name its own source ({manifest.source}), or convert again."
-        )
-    elif manifest.recipe.get("learned") == "awq":
-        remarks.append("AWQ moves scales between tensors, so no single one can be compared.")
+        problems.append(str(error))
     else:
-        found, errors = _compare(opened, manifest, checkpoint, progress)
-        problems += found
+        if checkpoint is None:
+            remarks.append("its source is not here, so no tensor was compared with it.")
+        elif checkpoint.fingerprint != manifest.fingerprint:
+            problems.append(
+                f"{artefact} was not made from {checkpoint.source.origin} as it is now; "
+                f"name its own source ({manifest.source}), or convert again."
+            )
+        elif manifest.recipe.get("learned") == "awq":  # by releases up to 0.9
+            remarks.append("AWQ moves scales between tensors, so no single one can be compared.")
+        else:
+            found, errors = _compare(opened, manifest, checkpoint, progress)
+            problems += found
     worst = sorted(errors, key=lambda error: error.relative, reverse=True)[:WORST]
     return Verification(
         manifest=manifest,
-        hashed_files=hashed,
+        hashed_files=len(manifest.output_sha256),
         compared_tensors=len(errors),
         worst=tuple(worst),
         problems=tuple(problems),
         remarks=tuple(remarks),
     )
+
+
+# --- the source
+
+
+def find_origin(artefact: Path, model: str | None = None) -> Checkpoint | None:
+    """The checkpoint an artefact was made of, with the same corrections.
+
+    Args:
+        artefact: finished.
+        model: where its source is. If None, only what is here without asking the network is
+            found; local directories are not, as a manifest holds their names only.
+
+    Raises:
+        EdgeError: the artefact has no manifest, or the source named is not a checkpoint.
+    """
+    manifest = _manifest_of(artefact)
+    if model is not None:
+        return open_checkpoint(model, corrections=manifest.corrections)
+    try:
+        found = _implied_origin(manifest)
+    except EdgeError:  # a cache that is incomplete, a shape of another release
+        return None
+    # A directory may be called "demo" as well.
+    return found if found and found.fingerprint == manifest.fingerprint else None
+
+
+def _implied_origin(manifest: Manifest) -> Checkpoint | None:
+    origin, corrections = manifest.source, manifest.corrections
+    if origin == DEMO or origin.startswith(PREFIX):
+        return open_checkpoint(origin, corrections=corrections)
+    if HUB_ID.fullmatch(origin) and (path := cached(origin, manifest.revision)):
+        return open_checkpoint(str(path), corrections=corrections)
+    return None
+
+
+# --- the files
 
 
 def _manifest_of(artefact: Path) -> Manifest:
@@ -160,12 +172,12 @@ def _manifest_of(artefact: Path) -> Manifest:
 
 def _changed_files(artefact: Path, manifest: Manifest) -> list[str]:
     """Sentences on files that are missing, other than they were, or new."""
-    problems = []
     expected = manifest.output_sha256
     if not artefact.is_dir():
-        if gguf_sha256(artefact) != next(iter(expected.values()), None):
-            problems.append(f"{artefact} has changed since it was made; convert the model again.")
-        return problems
+        if gguf_sha256(artefact) == next(iter(expected.values()), None):
+            return []
+        return [f"{artefact} has changed since it was made; convert the model again."]
+    problems = []
     for name, digest in expected.items():
         path = artefact / name
         if not path.is_file():
@@ -173,24 +185,36 @@ def _changed_files(artefact: Path, manifest: Manifest) -> list[str]:
         elif file_sha256(path) != digest:
             problems.append(f"{path} has changed since it was made; convert the model again.")
     known = {*expected, MLX_FILE, FINDERS}
-    strangers = sorted(p.name for p in artefact.iterdir() if p.name not in known)
-    problems += [f"{artefact / name} is not part of the artefact; remove it." for name in strangers]
-    return problems
+    others = sorted(p.name for p in artefact.iterdir() if p.name not in known)
+    return problems + [f"{artefact / n} is not part of the artefact; remove it." for n in others]
+
+
+def open_artefact(path: Path) -> Opened:
+    """An artefact as a source: its config, and its tensors under Hugging Face names.
+
+    Raises:
+        EdgeError: it is damaged.
+    """
+    return open_directory(path) if path.is_dir() else open_gguf(path)
+
+
+# --- the tensors
 
 
 def _compare(
     opened: Opened, manifest: Manifest, checkpoint: Checkpoint, progress: Callable[[float], None]
 ) -> tuple[list[str], list[TensorError]]:
+    """Problems, and the errors of the tensors that could be compared."""
     problems, errors = [], []
     shapes = expected_shapes(checkpoint.config)
     for done, (name, shape) in enumerate(shapes.items(), 1):
         if manifest.exact and checkpoint.weights.packing(name):
-            same = same_values(name, opened.weights, checkpoint)
             error = TensorError(name, 0.0, 0.0)
+            same = _same_values(name, opened.weights, checkpoint)
             problem = None if same else f"tensor {name} is not the source's own any more."
         else:
             error = tensor_error(name, shape, opened.weights, checkpoint)
-            problem = _problem(error, _limit(name, shape, opened, manifest))
+            problem = _problem(error, _bound(name, shape, opened, manifest))
         if problem:
             problems.append(problem)
         if not problem or (error.relative and math.isfinite(error.relative)):
@@ -199,26 +223,87 @@ def _compare(
     return problems, errors
 
 
-def _problem(error: TensorError, limit: float) -> str | None:
+def _problem(error: TensorError, bound: float) -> str | None:
     if not math.isfinite(error.relative):
         return f"tensor {error.name} holds values that are not finite; convert again."
-    if error.relative <= limit or error.largest <= F16_STEP:
+    if error.relative <= bound or error.largest <= F16_STEP:
         return None
     return (
         f"tensor {error.name} differs from the source by {error.relative:.2g} of its size, and "
-        f"rounding can account for {limit:.2g}; convert again."
+        f"rounding can account for {bound:.2g}; convert again."
     )
 
 
-def _limit(name: str, shape: Shape, opened: Opened, manifest: Manifest) -> float:
-    """The largest relative error that is no other tensor's."""
+def _bound(name: str, shape: Shape, opened: Opened, manifest: Manifest) -> float:
+    """The largest relative error that rounding explains."""
     recipe = RECIPES.get(manifest.artefact)
-    if recipe is None or (manifest.exact and not recipe.is_mlx):
-        return FLOAT_ERRORS["F32"]  # somebody's own tensors, copied
-    if len(shape) == 1 and not recipe.is_mlx:
-        return FLOAT_ERRORS["F32"]  # llama.cpp's vectors always are
+    if recipe is None or (not recipe.is_mlx and (manifest.exact or len(shape) == 1)):
+        return FLOAT_ERRORS["F32"]  # copied, or a vector, which llama.cpp keeps in float32
     # Learning moves norms and biases as well.
-    as_it_was = recipe.is_mlx and not manifest.recipe.get("learned")
-    if recipe.is_float or manifest.exact or (as_it_was and not opened.weights.packing(name)):
+    learned = not recipe.is_mlx or manifest.recipe.get("learned")
+    kept = manifest.exact or not (learned or opened.weights.packing(name))
+    if kept or recipe.is_float:
         return FLOAT_ERRORS[recipe.dtype]
     return rounding_bound(recipe.precision)
+
+
+def tensor_errors(weights: Weights, checkpoint: Checkpoint) -> Iterator[TensorError]:
+    """Every tensor's error against the checkpoint's, in file order."""
+    for name, shape in expected_shapes(checkpoint.config).items():
+        yield tensor_error(name, shape, weights, checkpoint)
+
+
+def tensor_error(name: str, shape: Shape, weights: Weights, checkpoint: Checkpoint) -> TensorError:
+    """One tensor's error, NaN or infinite where a value is."""
+    pairs = [
+        (checkpoint.weights.read(name, *rows), weights.read(name, *rows))
+        for rows in _sampled(shape[0])
+    ]
+    with np.errstate(invalid="ignore", over="ignore"):
+        original, stored = (
+            np.concatenate(part).astype(np.float64) for part in zip(*pairs, strict=True)
+        )
+        difference = stored - original
+        scale = float(np.sqrt(np.mean(np.square(original))))
+        error = float(np.sqrt(np.mean(np.square(difference))))
+        relative = error / scale if scale else float(error > 0)
+        return TensorError(name, relative, float(np.max(np.abs(difference))))
+
+
+def _sampled(rows: int) -> list[tuple[int, int]]:
+    """Disjoint runs of rows, from the first to the last."""
+    if rows <= PLACES * ROWS_PER_PLACE:
+        return [(0, rows)]
+    starts = [(rows - ROWS_PER_PLACE) * i // (PLACES - 1) for i in range(PLACES)]
+    return [(start, start + ROWS_PER_PLACE) for start in starts]
+
+
+def _same_values(name: str, weights: Weights, checkpoint: Checkpoint) -> bool:
+    """True if a quantised matrix is bit for bit the source's own."""
+    if weights.packing(name) != checkpoint.weights.packing(name):
+        return False
+    ours, theirs = weights.read_packed(name), checkpoint.weights.read_packed(name)
+    return (
+        np.array_equal(ours.codes, theirs.codes)
+        and np.array_equal(ours.scales, theirs.scales)
+        and np.array_equal(ours.biases, theirs.biases)
+        and np.array_equal(_order(ours), _order(theirs))
+    )
+
+
+def _order(packed: Packed) -> Array:
+    """Where each column's input lies."""
+    if packed.input_order is not None:
+        return packed.input_order
+    return np.arange(packed.scales.shape[1] * packed.packing.group_size)
+
+
+def describe_loss(path: Path, checkpoint: Checkpoint) -> str:
+    """A sentence on what rounding an already quantised source again has cost."""
+    errors = list(tensor_errors(open_artefact(path).weights, checkpoint))
+    worst = max(errors, key=lambda error: error.relative)
+    typical = float(np.median([error.relative for error in errors]))
+    return (
+        f"the source is quantised itself and was rounded again: relative error "
+        f"{typical:.2g} in the median tensor, {worst.relative:.2g} in the worst ({worst.name})."
+    )

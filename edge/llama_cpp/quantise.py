@@ -8,20 +8,23 @@ removes the unfinished file and ends.
 
 from __future__ import annotations
 
+import ctypes
 import os
 import re
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from edge.child import module_command
-from edge.convert.artefacts.imatrix import check_imatrix, read_imatrix
 from edge.errors import EdgeError
-from edge.formats.gguf import read_gguf, read_tensors
+from edge.formats.gguf import read_gguf
 from edge.linux_cpu import child_environment
+from edge.llama_cpp.imatrix import Float32, Importance, check_imatrix, read_imatrix
+from edge.llama_cpp.session import first_complaint, library, listening
 
 # Each tensor's line ends "size = 12.34 MiB" or "size = 12.34 MiB -> 5.67 MiB".
 SIZE = re.compile(r"size = +([\d.]+) MiB")
@@ -29,6 +32,11 @@ MIB = 1 << 20
 # llama_ftype of the K-quants; their blocks have 256 weights of a row, all others' 32.
 K_QUANTS = range(10, 19)
 LARGE_BLOCK, SMALL_BLOCK = 256, 32
+# Rows of one tensor that are held at once: source, float32 and result. llama.cpp's default is
+# 8 GiB; the result is the same, since every row is quantised by itself.
+BUFFER_BYTES = 64 << 20
+TAG_INT, TAG_STR = 0, 3  # enum llama_model_kv_override_type
+TEXT_BYTES = 127  # an override's name or text, without its closing zero
 
 
 def quantise(
@@ -50,11 +58,12 @@ def quantise(
     Raises:
         EdgeError: llama.cpp refused or died, or the matrix is damaged or another model's.
     """
+    model = read_gguf(source)
     arguments = [str(source), str(target), str(file_type)]
     if imatrix is not None:
-        check_imatrix(read_imatrix(imatrix), source)
+        check_imatrix(read_imatrix(imatrix), model)
         arguments.append(str(imatrix))
-    total_mib = sum(tensor.data_bytes for tensor in read_tensors(source)) / MIB
+    total_mib = sum(tensor.data_bytes for tensor in model.tensors) / MIB
     done_mib, last = 0.0, ""
     with _child(arguments) as process:
         assert process.stdout is not None
@@ -68,31 +77,25 @@ def quantise(
     progress(1.0)
 
 
-def fallbacks(path: Path, file_type: int) -> list[str]:
-    """Tensors of a quantised file that have another type than its mixture would give them.
+def fallback_warning(path: Path, file_type: int) -> str | None:
+    """Names tensors of a quantised file that have another type than its mixture would give them.
 
-    Returns:
-        "NAME: TYPE" of each matrix whose rows do not divide into the blocks of the file type.
+    llama.cpp does so with matrices whose rows do not divide into the blocks of the file type.
     """
     block = LARGE_BLOCK if file_type in K_QUANTS else SMALL_BLOCK
-    return [
+    found = [
         f"{tensor.name}: {tensor.kind}"
         for tensor in read_gguf(path).tensors
         if len(tensor.shape) == 2
         and not tensor.name.endswith("_norm.weight")
         and tensor.shape[-1] % block
     ]
-
-
-def fallback_warning(path: Path, file_type: int) -> str | None:
-    """The sentence a user should read, or None if every matrix has its intended type."""
-    found = fallbacks(path, file_type)
     if not found:
         return None
     return (
-        f"{path.name}: llama.cpp stored {len(found)} tensors in other types, because their rows "
-        f"do not divide into the format's blocks ({found[0]}); expect another size and quality "
-        f"than the name says."
+        f"llama.cpp stored {len(found)} tensors in other types, because their rows do not divide "
+        f"into the format's blocks ({found[0]}); expect another size and quality than the name "
+        f"says."
     )
 
 
@@ -120,23 +123,47 @@ def _child(arguments: list[str]) -> Iterator[subprocess.Popen[str]]:
             pipe.close()
 
 
-def main() -> int:
-    """The child: log lines on stdout, the reason of a failure as the last one."""
-    from edge.llama_cpp.quantise_child import run_quantiser
+# --- the child
 
+
+def main() -> int:
+    """Log lines on stdout, the reason of a failure as the last one."""
     source, target, file_type, *imatrix = sys.argv[1:]
     _end_with_parent(Path(target))
     try:
         importance = read_imatrix(Path(imatrix[0])) if imatrix else None
-        run_quantiser(Path(source), Path(target), int(file_type), _say, importance)
+        run_quantiser(Path(source), Path(target), int(file_type), importance)
     except EdgeError as error:
         _say(f"{error}\n")
         return 1
     return 0
 
 
+def run_quantiser(
+    source: Path, target: Path, file_type: int, importance: Importance | None
+) -> None:
+    """Quantise in this process, which blocks, and print llama.cpp's log.
+
+    Raises:
+        EdgeError: llama.cpp refused.
+    """
+    lib = library()
+    params = lib.llama_model_quantize_default_params()
+    params.ftype = file_type
+    params.nthread = _threads()
+    params.max_buf_size = BUFFER_BYTES
+    if importance is not None:
+        params.imatrix = _matrix(lib, importance.columns)
+        params.kv_overrides = _overrides(lib, importance.keys)
+    with listening(_say):
+        result = lib.llama_model_quantize(
+            os.fsencode(source), os.fsencode(target), ctypes.byref(params)
+        )
+    if result != 0:
+        raise EdgeError(f"llama.cpp could not quantise {source} ({first_complaint()}).")
+
+
 def _say(text: str) -> None:
-    """The child's words to its parent, at once."""
     sys.stdout.write(text)
     sys.stdout.flush()
 
@@ -151,6 +178,36 @@ def _end_with_parent(target: Path) -> None:
         os._exit(1)
 
     threading.Thread(target=watch, daemon=True).start()
+
+
+def _threads() -> int:
+    """The processors this process may use, which a container or taskset can limit."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def _matrix(lib: Any, columns: Mapping[str, Float32]) -> Any:
+    """A C array that ends with an empty entry; it keeps what it points to alive."""
+    array = (lib.llama_model_imatrix_data * (len(columns) + 1))()
+    for entry, (name, values) in zip(array, columns.items(), strict=False):
+        data = (ctypes.c_float * values.size)(*values.tolist())
+        entry.name, entry.size = name.encode(), values.size
+        entry.data = ctypes.cast(data, ctypes.POINTER(ctypes.c_float))
+    return array
+
+
+def _overrides(lib: Any, keys: Mapping[str, str | int]) -> Any:
+    """Keys for the quantised file as a C array that ends with an empty entry."""
+    array = (lib.llama_model_kv_override * (len(keys) + 1))()
+    for entry, (key, value) in zip(array, keys.items(), strict=False):
+        entry.key = key.encode()
+        if isinstance(value, int):
+            entry.tag, entry.value.val_i64 = TAG_INT, value
+        else:
+            short = value.encode()[:TEXT_BYTES].decode("utf-8", "ignore")
+            entry.tag, entry.value.val_str = TAG_STR, short.encode()
+    return array
 
 
 if __name__ == "__main__":

@@ -11,16 +11,14 @@ from safetensors.numpy import load_file
 
 import edge
 from edge.convert.artefacts.manifest import read_manifest
-from edge.convert.artefacts.recipes import MENDED, RECIPES
+from edge.convert.artefacts.recipes import RECIPES
 from edge.convert.checkpoint import Corrections, open_checkpoint
 from edge.convert.convert import convert
-from edge.convert.mend import mend_gguf
 from edge.convert.sources.find import DEMO_PATH
 from edge.convert.sources.gguf import open_gguf
 from edge.convert.targets import Options
 from edge.convert.verify import find_origin, verify
 from edge.errors import EdgeError
-from edge.formats.gguf import read_gguf
 from edge.llama_cpp.session import LlamaSession, library
 from edge.model.load import load_model
 from tests.support.foreign_gguf import rewritten, write_tiny
@@ -267,62 +265,3 @@ def test_an_artefact_with_another_base_is_another_artefact(foreign, tmp_path):
             "mlx-int8",
             corrections=Corrections(rope_theta=STABLE_CODE_BASE),
         )
-
-
-# ---- Mended copies
-
-
-def mended(path, out, base=None, force=False, context=None):
-    told = []
-    made = mend_gguf(str(path), out, base, force, lambda _: None, told.append, context)
-    return made, told
-
-
-def test_a_mended_file_computes_the_truth_in_llama_cpp(files, foreign, tmp_path):
-    made, told = mended(foreign, tmp_path)
-    assert [t for t in told if "rotary" in t or "rope" in t] == []
-    assert ["--context 16384" in t for t in told] == [True]
-    truth = theirs(files["q8_0"])
-    assert np.abs(theirs(foreign) - truth).max() > 0.1
-    assert np.abs(theirs(made) - truth).max() <= 1e-5
-    manifest = read_manifest(made)
-    assert (manifest.artefact, manifest.source) == (MENDED.name, foreign.name)
-    assert manifest.corrections["rope_theta"] == STABLE_CODE_BASE
-    found = verify(made, find_origin(made, str(foreign)), lambda _: None)
-    assert not found.problems
-    assert found.compared_tensors == 48
-
-
-def test_the_context_is_mended_if_asked(foreign, tmp_path):
-    made, told = mended(foreign, tmp_path, context=16384)
-    assert told == []
-    assert read_gguf(made).keys["stablelm.context_length"] == 16384
-    assert doubts(made) == []
-    assert not verify(made, find_origin(made, str(foreign)), lambda _: None).problems
-
-
-def test_a_wrong_context_alone_leaves_a_base_that_is_given(files, tmp_path):
-    """A doubt about the context is none about the base."""
-    path = rewritten(files["q8_0"], tmp_path / "stable-code.gguf", rope_base=500_000.0)
-    made, _ = mended(path, tmp_path / "out", context=16384)
-    assert read_gguf(made).keys["stablelm.rope.freq_base"] == 500_000.0
-
-
-def test_a_mended_file_is_not_replaced_unless_forced(foreign, tmp_path):
-    made, _ = mended(foreign, tmp_path)
-    with pytest.raises(EdgeError, match=r"is there already; replace it with --force"):
-        mended(foreign, tmp_path)
-    stamp = made.stat().st_ino
-    assert mended(foreign, tmp_path, force=True)[0].stat().st_ino != stamp
-
-
-def test_what_lacks_nothing_or_cannot_be_known_is_refused(files, tmp_path):
-    with pytest.raises(EdgeError, match="nothing to mend"):
-        mended(files["q8_0"], tmp_path)
-    plain = rewritten(files["q8_0"], tmp_path / "model.gguf", rope_base=None)
-    with pytest.raises(EdgeError, match=r"--rope-theta"):
-        mended(plain, tmp_path)
-    made, _ = mended(plain, tmp_path, base=STABLE_CODE_BASE)
-    assert np.abs(theirs(made) - theirs(files["q8_0"])).max() <= 1e-5
-    with pytest.raises(EdgeError, match="is no file"):
-        mended("demo", tmp_path)

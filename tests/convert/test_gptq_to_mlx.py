@@ -14,8 +14,7 @@ from edge.convert.artefacts.manifest import read_manifest
 from edge.convert.artefacts.recipes import RECIPES
 from edge.convert.checkpoint import open_checkpoint
 from edge.convert.convert import convert
-from edge.convert.listing import list_artefacts
-from edge.convert.targets import Options
+from edge.convert.targets import Options, list_artefacts
 from edge.convert.verify import find_origin, verify
 from edge.errors import EdgeError
 from edge.formats import gptq as fmt
@@ -226,7 +225,7 @@ def test_code_llama_has_no_gguf_form_here(tmp_path):
         run(tmp_path / "m", tmp_path / "out", "gguf-f16")
     listed = list_artefacts(open_checkpoint(str(tmp_path / "m")))
     assert {item.recipe.framework for item in listed} == {"MLX"}
-    assert [item.recipe.name for item in listed if item.exact] == ["mlx-int4"]
+    assert [item.artefact for item in listed if item.exact] == ["mlx-int4"]
 
 
 def test_an_exact_artefact_is_not_taken_for_a_requantised_one(tmp_path):

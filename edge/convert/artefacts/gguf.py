@@ -1,4 +1,4 @@
-"""Write a StableLM GGUF file in float32, float16 or bfloat16.
+"""A StableLM GGUF file in float32, float16 or bfloat16.
 
 Written here rather than by llama.cpp's converter because that one leaves out
 `stablelm.rope.freq_base`: llama.cpp then runs with base 10000, which is wrong for
@@ -8,20 +8,20 @@ Stable Code (1000000). Quantised files are made from the float16 file by llama.c
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
-from typing import Any
 
 import numpy as np
+from gguf import GGMLQuantizationType, GGUFWriter
 
-from edge.convert.artefacts.block import Block
 from edge.convert.artefacts.gguf_tokenizer import GgufTokenizer, read_tokenizer
-from edge.convert.artefacts.manifest import GGUF_KEY, blank_manifest
+from edge.convert.artefacts.manifest import BLANK, GGUF_KEY
 from edge.convert.artefacts.recipes import Recipe
-from edge.convert.artefacts.writer import Encoded
 from edge.convert.checkpoint import Checkpoint
-from edge.convert.sources.weights import Array, Packed, Shape
+from edge.convert.sources.weights import Array, Shape
+from edge.convert.stream import Block, Writer
 from edge.errors import EdgeError
 from edge.formats.safetensors_writer import ITEM_BYTES, raw_bytes
 from edge.model.config import ModelConfig
@@ -51,7 +51,7 @@ LAYER_NAMES = {
 
 
 @dataclass(frozen=True)
-class GgufTensor:
+class PlannedTensor:
     """One tensor of the file; `sources` are the checkpoint's that fill it, in order."""
 
     name: str
@@ -65,49 +65,50 @@ class GgufTensor:
         return prod(self.shape) * ITEM_BYTES[self.dtype]
 
 
-class GgufWriter:
-    """One float GGUF file.
+def gguf_plan(config: ModelConfig, dtype: str) -> list[PlannedTensor]:
+    """Every tensor of the file, in file order, matrices stored as `dtype`."""
+    sources: dict[str, list[str]] = {}
+    shapes = expected_shapes(config)
+    for name in shapes:
+        sources.setdefault(gguf_name(name), []).append(name)
+    plan = []
+    for name, parts in sources.items():
+        shape = shapes[parts[0]] if len(parts) == 1 else (len(parts), *shapes[parts[0]])
+        vector = name.endswith(("_norm.weight", ".bias"))  # llama.cpp wants them in float32
+        plan.append(PlannedTensor(name, shape, "F32" if vector else dtype, tuple(parts)))
+    if config.tie_word_embeddings:
+        plan.append(PlannedTensor("output.weight", plan[0].shape, dtype, ()))
+    return plan
 
-    Args:
-        checkpoint: what is converted.
-        recipe: one of the float GGUF recipes.
-        path: the file to make.
 
-    Raises:
-        EdgeError: GGUF cannot express the network or its tokenizer.
-    """
+def gguf_name(name: str) -> str:
+    """A checkpoint's tensor in GGUF's terms; per-head norms share one."""
+    stem, part = name.rsplit(".", 1)
+    if stem in NAMES:
+        return f"{NAMES[stem]}.{part}"
+    _, _, layer, path = stem.split(".", 3)
+    return f"blk.{layer}.{LAYER_NAMES[path.split('.norms.')[0]]}.{part}"
+
+
+class GgufWriter(Writer):
+    """One float GGUF file."""
 
     def __init__(self, checkpoint: Checkpoint, recipe: Recipe, path: Path) -> None:
-        self._checkpoint, self._recipe, self._path = checkpoint, recipe, path
-        self._plan = gguf_plan(checkpoint.config, recipe.dtype)
-        self._of = {source: tensor for tensor in self._plan for source in tensor.sources}
-        self._write_header()
-        self._digest = hashlib.sha256()
-        with path.open("rb") as file:
-            self._digest.update(file.read())
+        self._checkpoint, self._recipe = checkpoint, recipe
+        plan = gguf_plan(checkpoint.config, recipe.dtype)
+        self._of = {source: tensor for tensor in plan for source in tensor.sources}
+        _write_header(path, checkpoint, recipe, plan)
+        self._digest = hashlib.sha256(path.read_bytes())
         self._file = path.open("ab")
         self._pad(path.stat().st_size)
 
-    def takes_packed(self, name: str) -> bool:
-        """Never: the float files hold floats."""
-        return False
-
-    def encode(self, block: Block) -> Encoded:
+    def encode(self, block: Block) -> Sequence[Array]:
         """Rows in the tensor's float type."""
-        forms = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
-        return [getattr(block, forms[self._of[block.name].dtype])]
+        return [block.as_dtype(self._of[block.name].dtype)]
 
-    def append(self, name: str, encoded: Encoded) -> None:
+    def append(self, name: str, encoded: Sequence[Array]) -> None:
         """Write rows."""
         self._write(encoded[0])
-
-    def append_packed(self, name: str, packed: Packed) -> None:
-        """Never called, as no tensor is taken so.
-
-        Raises:
-            ValueError: always.
-        """
-        raise ValueError(f"{name}: a float GGUF file takes no packed tensor")
 
     def end_tensor(self, name: str) -> None:
         """Pad after the last of the tensors that make up one of the file's."""
@@ -135,9 +136,8 @@ class GgufWriter:
         name = "model.embed_tokens.weight"
         rows = self._checkpoint.config.vocab_size
         for start in range(0, rows, BLOCK_ROWS):
-            stop = min(rows, start + BLOCK_ROWS)
-            block = Block(name, self._checkpoint.weights.read(name, start, stop))
-            self._write(self.encode(block)[0])
+            values = self._checkpoint.weights.read(name, start, min(rows, start + BLOCK_ROWS))
+            self._write(self.encode(Block(name, values))[0])
         self._pad(self._of[name].data_bytes)
 
     def _write(self, array: Array) -> None:
@@ -147,25 +147,6 @@ class GgufWriter:
 
     def _pad(self, written_bytes: int) -> None:
         self._write(np.zeros(-written_bytes % ALIGNMENT_BYTES, np.uint8))
-
-    def _write_header(self) -> None:
-        from gguf import GGMLQuantizationType, GGUFWriter
-
-        config = self._checkpoint.config
-        writer = GGUFWriter(str(self._path), "stablelm")
-        writer.add_string(GGUF_KEY, blank_manifest())
-        _add_model(writer, self._checkpoint, self._recipe)
-        tokenizer = read_tokenizer(self._checkpoint.companions, config.vocab_size)
-        _add_tokenizer(writer, tokenizer, config)
-        for tensor in self._plan:
-            kind = GGMLQuantizationType[tensor.dtype]
-            writer.add_tensor_info(
-                tensor.name, tensor.shape, np.dtype(np.float32), tensor.data_bytes, raw_dtype=kind
-            )
-        writer.write_header_to_file()
-        writer.write_kv_data_to_file()
-        writer.write_ti_data_to_file()
-        writer.close()
 
 
 def check_expressible(checkpoint: Checkpoint) -> None:
@@ -192,39 +173,30 @@ def gguf_notes(checkpoint: Checkpoint) -> list[str]:
     ]
 
 
-def gguf_plan(config: ModelConfig, dtype: str) -> list[GgufTensor]:
-    """Every tensor of the file, in file order, matrices stored as `dtype`."""
-    sources: dict[str, list[str]] = {}
-    shapes = expected_shapes(config)
-    for name in shapes:
-        sources.setdefault(gguf_name(name), []).append(name)
-    plan = []
-    for name, parts in sources.items():
-        shape = shapes[parts[0]] if len(parts) == 1 else (len(parts), *shapes[parts[0]])
-        plan.append(GgufTensor(name, shape, _stored_as(name, dtype), tuple(parts)))
-    if config.tie_word_embeddings:
-        plan.append(GgufTensor("output.weight", plan[0].shape, dtype, ()))
-    return plan
+def _write_header(
+    path: Path, checkpoint: Checkpoint, recipe: Recipe, plan: Sequence[PlannedTensor]
+) -> None:
+    config = checkpoint.config
+    writer = GGUFWriter(str(path), "stablelm")
+    writer.add_string(GGUF_KEY, BLANK)
+    _add_model(writer, checkpoint, recipe)
+    _add_tokenizer(writer, read_tokenizer(checkpoint.companions, config.vocab_size), config)
+    for tensor in plan:
+        kind = GGMLQuantizationType[tensor.dtype]
+        writer.add_tensor_info(
+            tensor.name, tensor.shape, np.dtype(np.float32), tensor.data_bytes, raw_dtype=kind
+        )
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_ti_data_to_file()
+    writer.close()
 
 
-def gguf_name(name: str) -> str:
-    """A checkpoint's tensor in GGUF's terms; per-head norms share one."""
-    stem, part = name.rsplit(".", 1)
-    if stem in NAMES:
-        return f"{NAMES[stem]}.{part}"
-    _, _, layer, path = stem.split(".", 3)
-    return f"blk.{layer}.{LAYER_NAMES[path.split('.norms.')[0]]}.{part}"
-
-
-def _stored_as(name: str, dtype: str) -> str:
-    """llama.cpp wants norms and biases in float32."""
-    return "F32" if name.endswith(("_norm.weight", ".bias")) else dtype
-
-
-def _add_model(writer: Any, checkpoint: Checkpoint, recipe: Recipe) -> None:
-    config, source = checkpoint.config, checkpoint.source
+def _add_model(writer: GGUFWriter, checkpoint: Checkpoint, recipe: Recipe) -> None:
+    config = checkpoint.config
+    assert recipe.file_type is not None  # every GGUF recipe has one
     writer.add_type("model")
-    writer.add_name(source.name)
+    writer.add_name(checkpoint.source.name)
     writer.add_file_type(recipe.file_type)
     writer.add_quantization_version(QUANTIZATION_VERSION)
     writer.add_context_length(config.max_position_embeddings)
@@ -240,7 +212,7 @@ def _add_model(writer: Any, checkpoint: Checkpoint, recipe: Recipe) -> None:
     writer.add_vocab_size(config.vocab_size)
 
 
-def _add_tokenizer(writer: Any, tokenizer: GgufTokenizer, config: ModelConfig) -> None:
+def _add_tokenizer(writer: GGUFWriter, tokenizer: GgufTokenizer, config: ModelConfig) -> None:
     writer.add_tokenizer_model("gpt2")
     writer.add_tokenizer_pre(tokenizer.pre)
     writer.add_token_list(tokenizer.tokens)

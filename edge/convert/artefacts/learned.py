@@ -12,7 +12,6 @@ from __future__ import annotations
 import io
 from collections.abc import Callable
 from contextlib import redirect_stderr, redirect_stdout
-from dataclasses import dataclass
 from importlib import resources
 from importlib.resources.abc import Traversable
 from pathlib import Path
@@ -22,45 +21,28 @@ import mlx.core as mx
 import numpy as np
 from mlx import nn
 from mlx.utils import tree_flatten
+from mlx_lm.models import llama, stablelm
+from mlx_lm.quant.gptq import gptq_quantize
+from mlx_lm.utils import load_tokenizer
+from transformers.utils import logging
 
 from edge.convert.artefacts.mlx import write_small_files
 from edge.convert.artefacts.recipes import Recipe
 from edge.convert.checkpoint import Checkpoint
 from edge.errors import EdgeError
 from edge.formats.safetensors_writer import Planned, SafetensorsWriter
+from edge.formats.text import read_text
 from edge.model.config import ModelConfig, read_config
-from edge.model.tensors import check_shapes
 
 Ids = np.ndarray[Any, np.dtype[np.int32]]
 Progress = Callable[[float], None]
-# mlx-lm's GPTQ packs codes one after the other, so their width must divide 32.
-BITS = (2, 4, 8)
-# Sequences and their length. A Hessian is whole from as many tokens as a row has weights.
+# Sequences and their length. A Hessian is whole from as many tokens as a row has weights; on a
+# CPU it is what models like the demo need.
 ON_CPU, ON_GPU = (32, 256), (128, 512)
 BATCH = 4
 DTYPES = {mx.uint32: "U32", mx.float16: "F16"}
 # What quality is measured on; of two files the tests measure on an old copy.
-LEFT_OUT = ("data", "runner.py", "statistics.py")
-
-
-@dataclass(frozen=True)
-class Learning:
-    """How to learn.
-
-    Attributes:
-        bits: width of a code.
-        group_size: how many weights share a scale and a bias.
-        sequences: how many pieces of the text to look at; by default what the device does in
-            minutes (on a CPU for models like the demo).
-        sequence_tokens: how long each is, at most the model's context; by default likewise.
-        seed: decides which pieces, and in which order.
-    """
-
-    bits: int = 4
-    group_size: int = 64
-    sequences: int | None = None
-    sequence_tokens: int | None = None
-    seed: int = 0
+LEFT_OUT = ("data", "runner.py", "statistics.py", "stats.py")
 
 
 def write_learned(
@@ -71,7 +53,7 @@ def write_learned(
     folder: Path,
     progress: Progress,
 ) -> tuple[dict[str, str], list[str]]:
-    """Learn, and write an MLX artefact.
+    """Learn, and write an MLX artefact; digests of its files by name, and notes.
 
     Args:
         checkpoint: what is converted.
@@ -81,25 +63,19 @@ def write_learned(
         folder: the directory to make.
         progress: told the finished fraction, 0 to 1.
 
-    Returns:
-        Digests of the files by name, and sentences for the manifest.
-
     Raises:
-        EdgeError: see `learn` and `read_text`.
+        EdgeError: the text is too short, or the group size does not divide the matrices' rows.
     """
-    from mlx_lm.utils import load_tokenizer
-    from transformers.utils import logging
-
     # It would warn of a text longer than the model's context, which is about to be cut.
     logging.set_verbosity_error()  # type: ignore[no-untyped-call]
-    assert recipe.bits is not None and recipe.group_size is not None
     text = bundled_text() if calibration is None else read_text(calibration)
-    learning = Learning(bits=recipe.bits, group_size=recipe.group_size)
-    tensors = learn(source, learning, text, load_tokenizer(source), progress)
+    count, tokens = ON_CPU if mx.default_device().type == mx.DeviceType.cpu else ON_GPU
+    tokens = min(tokens, checkpoint.config.max_position_embeddings)
+    ids = sequences(load_tokenizer(source), text, tokens, count)
+    tensors = learn(source, recipe, ids, progress)
     folder.mkdir()
-    plan = [
-        Planned(name, DTYPES[array.dtype], tuple(array.shape)) for name, array in tensors.items()
-    ]
+    shapes = {name: tuple(array.shape) for name, array in tensors.items()}
+    plan = [Planned(name, DTYPES[array.dtype], shapes[name]) for name, array in tensors.items()]
     writer = SafetensorsWriter(folder, plan)
     try:
         for array in tensors.values():
@@ -116,42 +92,42 @@ def write_learned(
 # --- GPTQ
 
 
-def learn(
-    path: Path, learning: Learning, text: str, tokenizer: Any, progress: Progress
-) -> dict[str, mx.array]:
+def learn(path: Path, recipe: Recipe, ids: Ids, progress: Progress) -> dict[str, mx.array]:
     """Quantise a float model with the help of a text.
 
     Args:
-        path: a directory with config.json and float *.safetensors.
-        learning: how.
-        text: what the model is for.
-        tokenizer: has `encode(text) -> ids`.
+        path: an mlx-fp16 artefact.
+        recipe: bits and group size.
+        ids: of the text (sequences, tokens).
         progress: told the finished fraction, 0 to 1.
 
     Returns:
         The artefact's tensors by name, codes uint32 and all else float16.
 
     Raises:
-        EdgeError: GPTQ has no such bits or group size, the model is quantised already or
-            damaged, or the text is too short.
+        EdgeError: the group size does not divide the matrices' rows.
     """
-    config, weights = _read(path)
-    _check(learning, config, weights, path)
-    on_cpu = mx.default_device().type == mx.DeviceType.cpu
-    count, tokens = ON_CPU if on_cpu else ON_GPU
-    tokens = min(learning.sequence_tokens or tokens, config.max_position_embeddings)
-    ids = sequences(tokenizer, text, tokens, learning.sequences or count, learning.seed)
-    model = network(config)
+    assert recipe.bits and recipe.group_size
+    weights: dict[str, mx.array] = {}
+    for file in sorted(path.glob("*.safetensors")):
+        loaded = mx.load(str(file))
+        assert isinstance(loaded, dict)  # safetensors without metadata always is
+        weights |= loaded
+    for name, array in weights.items():
+        if array.ndim == 2 and array.shape[1] % recipe.group_size:
+            raise EdgeError(
+                f"rows of {name} have {array.shape[1]} weights, which do not divide into groups "
+                f"of {recipe.group_size}; choose another --group-size."
+            )
+    model = network(read_config(path / "config.json").matching(weights))
     model.load_weights(list(weights.items()))
-    _quantise(model, ids, learning, progress)
+    _quantise(model, mx.array(ids), recipe, progress)
     progress(1.0)
     return _exported(model)
 
 
 def network(config: ModelConfig) -> Any:
     """mlx-lm's model without weights, its parameters named as in the checkpoint."""
-    from mlx_lm.models import llama, stablelm
-
     raw = config.to_dict()
     module = {"stablelm": stablelm, "llama": llama}[raw["model_type"]]
     model = module.Model(module.ModelArgs.from_dict(raw))
@@ -160,69 +136,33 @@ def network(config: ModelConfig) -> Any:
     return model
 
 
-def _read(path: Path) -> tuple[ModelConfig, dict[str, mx.array]]:
-    """The config and its tensors, which MLX reads from disk when they are used."""
-    config = read_config(path / "config.json")
-    weights: dict[str, mx.array] = {}
-    for file in sorted(path.glob("*.safetensors")):
-        try:
-            loaded = mx.load(str(file))
-        except (RuntimeError, ValueError, OSError) as error:
-            raise EdgeError(
-                f"{file} cannot be read ({error}); convert or download the model again."
-            ) from None
-        assert isinstance(loaded, dict)  # safetensors without metadata always is
-        weights |= {name: array for name, array in loaded.items() if not config.drops(name)}
-    return config.matching(weights), weights
-
-
-def _check(
-    learning: Learning, config: ModelConfig, weights: dict[str, mx.array], path: Path
-) -> None:
-    if learning.bits not in BITS:
-        raise EdgeError(
-            f"gptq cannot make {learning.bits} bits; choose from {', '.join(map(str, BITS))}."
-        )
-    if any(array.dtype == mx.uint32 for array in weights.values()):
-        raise EdgeError(f"{path} is quantised already; learn from the checkpoint or mlx-fp16.")
-    check_shapes(config, {name: array.shape for name, array in weights.items()}, str(path))
-    for name, array in weights.items():
-        if array.ndim == 2 and array.shape[1] % learning.group_size:
-            raise EdgeError(
-                f"{path}: rows of {name} have {array.shape[1]} weights, which do not divide into "
-                f"groups of {learning.group_size}; choose another group size."
-            )
-
-
-def _quantise(model: Any, ids: Ids, learning: Learning, progress: Progress) -> None:
+def _quantise(model: Any, ids: mx.array, recipe: Recipe, progress: Progress) -> None:
     """Block after block, each seeing what the quantised ones before it put out.
 
     In float32, since sums of squares leave float16's range.
     """
     body = model.model
     body.embed_tokens = body.embed_tokens.to_quantized(
-        group_size=learning.group_size, bits=learning.bits
+        group_size=recipe.group_size, bits=recipe.bits
     )
-    hidden = body.embed_tokens(mx.array(ids)).astype(mx.float32)
+    hidden = body.embed_tokens(ids).astype(mx.float32)
     for done, layer in enumerate(body.layers):
         progress(done / (len(body.layers) + 1))
         layer.set_dtype(mx.float32)
         block = _Block(layer)
-        _quantise_block(block, hidden, learning)
+        _quantise_block(block, hidden, recipe)
         hidden = block.all(hidden)
     body.norm.set_dtype(mx.float32)
     if "lm_head" in model:
         progress(len(body.layers) / (len(body.layers) + 1))
         model.lm_head.set_dtype(mx.float32)
         head = _Head(model.lm_head)
-        _quantise_block(head, body.norm(hidden), learning)
+        _quantise_block(head, body.norm(hidden), recipe)
         model.lm_head = head.inner
 
 
-def _quantise_block(block: nn.Module, inputs: mx.array, learning: Learning) -> None:
-    from mlx_lm.quant.gptq import gptq_quantize
-
-    bits, group_size = learning.bits, learning.group_size
+def _quantise_block(block: nn.Module, inputs: mx.array, recipe: Recipe) -> None:
+    bits, group_size = recipe.bits, recipe.group_size
     with redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):  # bars for each block
         gptq_quantize(block, inputs, bits, group_size, bits, group_size, batch_size=BATCH)
     mx.eval(block.parameters())
@@ -250,8 +190,12 @@ class _Block(nn.Module):  # type: ignore[misc]
         return mx.concatenate(parts)
 
 
-class _Head(_Block):
+class _Head(nn.Module):  # type: ignore[misc]
     """The language-model head as a network of its own."""
+
+    def __init__(self, inner: Any):
+        super().__init__()
+        self.inner = inner
 
     def __call__(self, x: mx.array) -> mx.array:
         """x (B, L, hidden) -> (B, L, vocab)."""
@@ -280,29 +224,20 @@ def bundled_text() -> str:
     return "\n\n".join(_sources(resources.files("edge")))
 
 
-def read_text(path: Path) -> str:
-    """A text file to calibrate on.
-
-    Raises:
-        EdgeError: it is missing, empty or no text.
-    """
-    try:
-        text = path.read_bytes().decode()
-    except OSError as error:
-        raise EdgeError(
-            f"{path} cannot be read ({error.strerror}); choose another text to calibrate on."
-        ) from None
-    except UnicodeDecodeError:
-        raise _unfit(path, "is no UTF-8 text") from None
-    if "\0" in text:
-        raise _unfit(path, "is no text")
-    if not text.strip():
-        raise _unfit(path, "is empty")
-    return text
+def _sources(folder: Traversable) -> list[str]:
+    texts: list[str] = []
+    for entry in sorted(folder.iterdir(), key=lambda entry: entry.name):
+        if entry.name in LEFT_OUT:
+            continue
+        if entry.is_dir():
+            texts += _sources(entry)
+        elif entry.name.endswith(".py"):
+            texts.append(entry.read_text(encoding="utf-8"))
+    return texts
 
 
-def sequences(tokenizer: Any, text: str, tokens: int, count: int, seed: int) -> Ids:
-    """Cut a text into equal pieces and draw some of them.
+def sequences(tokenizer: Any, text: str, tokens: int, count: int, seed: int = 0) -> Ids:
+    """Cut a text into equal pieces and draw some of them: ids (sequences, tokens).
 
     Args:
         tokenizer: has `encode(text) -> ids`.
@@ -310,9 +245,6 @@ def sequences(tokenizer: Any, text: str, tokens: int, count: int, seed: int) -> 
         tokens: length of a sequence.
         count: how many at most.
         seed: decides which, and in which order.
-
-    Returns:
-        Ids (sequences, tokens), at least one.
 
     Raises:
         EdgeError: the text is shorter than one sequence.
@@ -326,22 +258,3 @@ def sequences(tokenizer: Any, text: str, tokens: int, count: int, seed: int) -> 
     pieces = ids[: ids.size // tokens * tokens].reshape(-1, tokens)
     order = np.random.RandomState(seed).permutation(len(pieces))
     return pieces[order[:count]]
-
-
-def _unfit(path: Path, what: str) -> EdgeError:
-    return EdgeError(
-        f"{path} {what}; calibrate on a text like what the model is for, some hundred kilobytes "
-        f"of it."
-    )
-
-
-def _sources(folder: Traversable) -> list[str]:
-    texts: list[str] = []
-    for entry in sorted(folder.iterdir(), key=lambda entry: entry.name):
-        if entry.name in LEFT_OUT:
-            continue
-        if entry.is_dir():
-            texts += _sources(entry)
-        elif entry.name.endswith(".py"):
-            texts.append(entry.read_text(encoding="utf-8"))
-    return texts

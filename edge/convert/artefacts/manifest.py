@@ -3,22 +3,23 @@
 An MLX artefact has it as edge.json. A GGUF file has it under the key edge.manifest,
 as JSON padded with spaces: the room is reserved in the header and filled when the
 digests are known. The file's own digest is that of the file with the room blank.
-The manifest ends with its own digest, so that no byte of an artefact changes unseen.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import CancelledError
 from dataclasses import asdict, dataclass, field
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import msgspec
+
 import edge
+from edge.convert.checkpoint import Corrections
 from edge.errors import EdgeError
 from edge.formats.files import read_small_file, strict_json
 from edge.formats.gguf import read_string
@@ -26,8 +27,8 @@ from edge.formats.gguf import read_string
 MLX_FILE = "edge.json"
 GGUF_KEY = "edge.manifest"
 TOOLS = ("gguf", "huggingface-hub", "llama-cpp-python", "mlx", "mlx-lm", "numpy")
-OWN_DIGEST = "sha256"  # of the other fields
 GGUF_ROOM_BYTES = 16384
+BLANK = " " * GGUF_ROOM_BYTES  # until the manifest is known
 READ_BYTES = 1 << 22
 
 
@@ -56,7 +57,7 @@ class Manifest:
     revision: str | None
     synthetic: bool
     fingerprint: str
-    corrections: dict[str, Any]
+    corrections: Corrections
     recipe: dict[str, Any]
     exact: bool
     bits_per_weight: float
@@ -66,13 +67,8 @@ class Manifest:
     notes: tuple[str, ...] = ()
 
     def to_json(self) -> str:
-        """One JSON object, its own digest last."""
-        fields = asdict(self)
-        return json.dumps({**fields, OWN_DIGEST: _digest_of(fields)}, indent=2) + "\n"
-
-
-def _digest_of(fields: dict[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(fields, sort_keys=True).encode()).hexdigest()
+        """One JSON object."""
+        return json.dumps(asdict(self), indent=2) + "\n"
 
 
 def tool_versions() -> dict[str, str]:
@@ -87,60 +83,30 @@ def read_manifest(artefact: Path) -> Manifest | None:
             data = read_small_file(artefact / MLX_FILE)
         else:
             data = (read_string(artefact, GGUF_KEY) or "").encode()
-        fields = strict_json(data)
-        if fields.pop(OWN_DIGEST) != _digest_of(fields):
-            return None
-        notes = fields.pop("notes", [])
-        if not isinstance(notes, list):
-            return None
-        fields["notes"] = tuple(notes)
-        manifest = Manifest(**fields)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, EdgeError):
+        return msgspec.convert(strict_json(data), Manifest)
+    except (ValueError, EdgeError):  # msgspec's error is a ValueError
         return None
-    return manifest if _is_well_typed(manifest) else None
-
-
-def _is_well_typed(manifest: Manifest) -> bool:
-    by_name = (manifest.source_sha256, manifest.output_sha256, manifest.tools)
-    texts = (manifest.artefact, manifest.source, manifest.fingerprint)
-    bits = manifest.bits_per_weight
-    return (
-        all(isinstance(text, str) for text in (*texts, *manifest.notes))
-        and (manifest.revision is None or isinstance(manifest.revision, str))
-        and all(isinstance(names, dict) for names in by_name)
-        and all(isinstance(part, str) for names in by_name for part in names.values())
-        and all(isinstance(part, dict) for part in (manifest.corrections, manifest.recipe))
-        and all(isinstance(flag, bool) for flag in (manifest.synthetic, manifest.exact))
-        and isinstance(bits, float)
-        and math.isfinite(bits)
-    )
 
 
 def write_manifest(artefact: Path, manifest: Manifest) -> None:
-    """Put it into an artefact that is complete but for it."""
-    if artefact.is_dir():
-        (artefact / MLX_FILE).write_text(manifest.to_json(), encoding="utf-8")
-    else:
-        _fill_room(artefact, manifest)
+    """Put it into an artefact that is complete but for it.
 
-
-def blank_manifest() -> str:
-    """What fills the room in a GGUF header until the manifest is known."""
-    return " " * GGUF_ROOM_BYTES
-
-
-def _fill_room(path: Path, manifest: Manifest) -> None:
+    Raises:
+        EdgeError: a GGUF file has not the room.
+    """
     text = manifest.to_json().encode()
-    begin, end = _room(path)
-    room_bytes = end - begin
-    if len(text) > room_bytes:  # a source of more than a hundred files
+    if artefact.is_dir():
+        (artefact / MLX_FILE).write_bytes(text)
+        return
+    begin, end = _room(artefact)
+    if len(text) > end - begin:  # a source of more than a hundred files
         raise EdgeError(
-            f"{path.name}: the manifest takes {len(text)} bytes, a GGUF file has room for "
-            f"{room_bytes}; convert from a checkpoint with fewer files."
+            f"{artefact.name}: the manifest takes {len(text)} bytes, a GGUF file has room for "
+            f"{end - begin}; convert from a checkpoint with fewer files."
         )
-    with path.open("r+b") as file:
+    with artefact.open("r+b") as file:
         file.seek(begin)
-        file.write(text.ljust(room_bytes))
+        file.write(text.ljust(end - begin))
 
 
 def file_sha256(path: Path, stopped: Callable[[], bool] = lambda: False) -> str:
@@ -149,32 +115,27 @@ def file_sha256(path: Path, stopped: Callable[[], bool] = lambda: False) -> str:
     Raises:
         CancelledError: `stopped` became true before the end.
     """
-    digest = hashlib.sha256()
-    for piece in _pieces(path):
-        if stopped():
-            raise CancelledError
-        digest.update(piece)
-    return digest.hexdigest()
+    return _sha256(path, b"", 0, stopped)
 
 
 def gguf_sha256(path: Path) -> str:
     """Digest of a GGUF file with the room of its manifest blank."""
     begin, end = _room(path)
-    digest = hashlib.sha256()
-    position = 0
-    for piece in map(bytearray, _pieces(path)):
-        inside = slice(max(0, begin - position), max(0, end - position))
-        blanks = len(piece[inside])
-        piece[inside] = b" " * blanks
-        digest.update(piece)
-        position += len(piece)
-    return digest.hexdigest()
-
-
-def _pieces(path: Path) -> Iterator[bytes]:
     with path.open("rb") as file:
+        head = file.read(begin) + b" " * (end - begin)
+    return _sha256(path, head, end, lambda: False)
+
+
+def _sha256(path: Path, head: bytes, begin: int, stopped: Callable[[], bool]) -> str:
+    """Digest of some bytes and of a file's from `begin` on."""
+    digest = hashlib.sha256(head)
+    with path.open("rb") as file:
+        file.seek(begin)
         while piece := file.read(READ_BYTES):
-            yield piece
+            if stopped():
+                raise CancelledError
+            digest.update(piece)
+    return digest.hexdigest()
 
 
 def _room(path: Path) -> tuple[int, int]:
@@ -193,4 +154,5 @@ def _room(path: Path) -> tuple[int, int]:
         raise EdgeError(f"{path} has no edge manifest; convert the model again.")
     length_at = at + len(key) + 4
     begin = length_at + 8
-    return begin, begin + int.from_bytes(head[length_at:begin], "little")
+    end = begin + int.from_bytes(head[length_at:begin], "little")
+    return begin, min(end, path.stat().st_size)

@@ -1,4 +1,4 @@
-"""Write an MLX artefact: float, affine quantisation, or the source's own quantised values.
+"""An MLX artefact: float, affine quantisation, or the source's own quantised values.
 
 Rows at a time instead of through mlx-lm's quantize_model, so that memory holds a few
 blocks of one tensor rather than the model. Names and config are mlx-lm's, so plain
@@ -9,41 +9,161 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from math import prod
 from pathlib import Path
 from typing import Any
 
 import mlx.core as mx
 import numpy as np
 
-from edge.convert.artefacts.block import Block
-from edge.convert.artefacts.layout import Form, quantization_config, source_packing
 from edge.convert.artefacts.recipes import Recipe
-from edge.convert.artefacts.writer import Encoded
 from edge.convert.checkpoint import Checkpoint
-from edge.convert.sources.weights import Array, Packed
-from edge.formats.safetensors_writer import SafetensorsWriter
+from edge.convert.sources.weights import Array, Packed, Packing, Shape
+from edge.convert.stream import Block, Writer
+from edge.formats.safetensors_writer import Planned, SafetensorsWriter
+from edge.model.tensors import ORDER_READERS, expected_shapes, order_of
 
 TORCH_DTYPES = {"F16": "float16", "BF16": "bfloat16"}
+CODE_BITS = 32
+# Of the matrices that share an order of inputs, the one it is written after.
+FIRST_READERS = tuple(f"{readers[0]}.weight" for readers in ORDER_READERS.values())
 
 
-class MlxWriter:
-    """One artefact directory.
+# --- how each tensor is stored, decided before anything is read
 
-    Args:
-        checkpoint: what is converted.
-        recipe: an MLX recipe.
-        forms: how each tensor is stored.
-        folder: the directory to make.
+
+@dataclass(frozen=True)
+class TensorLayout:
+    """One tensor: a float type, or bits and group size; `packing` if the source has it so."""
+
+    name: str
+    shape: Shape
+    dtype: str
+    bits: int | None = None
+    group_size: int | None = None
+    packing: Packing | None = None
+
+    @property
+    def stem(self) -> str:
+        """The module's path."""
+        return self.name.removesuffix(".weight")
+
+    def planned(self) -> list[Planned]:
+        """What is written for it, in file order."""
+        if self.bits is None or self.group_size is None:
+            return [Planned(self.name, self.dtype, self.shape)]
+        rows, columns = self.shape
+        groups = (rows, columns // self.group_size)
+        planned = [
+            Planned(self.name, "U32", (rows, columns * self.bits // CODE_BITS)),
+            Planned(f"{self.stem}.scales", self.dtype, groups),
+            Planned(f"{self.stem}.biases", self.dtype, groups),
+        ]
+        if order := self.order_name():
+            planned.append(Planned(order, "I32", (columns,)))
+        return planned
+
+    def order_name(self) -> str | None:
+        """Where the order of its inputs goes, if this matrix is the one to bring it."""
+        permuted = self.packing is not None and self.packing.permuted
+        return order_of(self.stem) if permuted and self.name.endswith(FIRST_READERS) else None
+
+
+def layout(checkpoint: Checkpoint, recipe: Recipe, exact: bool) -> list[TensorLayout]:
+    """Every tensor of an MLX artefact, in file order.
+
+    `exact` keeps the source's quantised matrices as they are, and the others in float.
     """
+    shapes = expected_shapes(checkpoint.config)
+    if exact:
+        return [_kept(checkpoint, name, shape, recipe.dtype) for name, shape in shapes.items()]
+    layers = checkpoint.config.num_hidden_layers
+    return [_rounded(recipe, name, shape, layers) for name, shape in shapes.items()]
 
-    def __init__(
-        self, checkpoint: Checkpoint, recipe: Recipe, forms: Sequence[Form], folder: Path
-    ) -> None:
+
+def _kept(checkpoint: Checkpoint, name: str, shape: Shape, dtype: str) -> TensorLayout:
+    packing = checkpoint.weights.packing(name)
+    if packing is None:
+        return TensorLayout(name, shape, dtype)
+    return TensorLayout(name, shape, dtype, packing.bits, packing.group_size, packing)
+
+
+def _rounded(recipe: Recipe, name: str, shape: Shape, layers: int) -> TensorLayout:
+    """As mlx-lm: every linear and the embedding whose rows divide into groups."""
+    group_size = recipe.group_size
+    if group_size is None or len(shape) != 2 or shape[1] % group_size:
+        return TensorLayout(name, shape, recipe.dtype)
+    bits = recipe.high_bits if _is_sensitive(name, layers) else recipe.bits
+    return TensorLayout(name, shape, recipe.dtype, bits or recipe.bits, group_size)
+
+
+def _is_sensitive(name: str, layers: int) -> bool:
+    """The matrices that mlx-lm's mixed recipes give more bits.
+
+    The head, and v_proj and down_proj in the first and last eighth of the layers and every
+    third in between (mlx_lm.convert.mixed_quant_predicate_builder).
+    """
+    if name.startswith("lm_head."):
+        return True
+    if "v_proj" not in name and "down_proj" not in name:
+        return False
+    layer, eighth = int(name.split(".")[2]), layers // 8
+    in_between = (layer - eighth) % 3 == 2
+    return layer < eighth or layer >= 7 * layers // 8 or in_between
+
+
+def source_packing(checkpoint: Checkpoint) -> tuple[int, int] | None:
+    """Bits and group size of most of the quantised weights, if they can be kept exactly.
+
+    None if the source is not quantised, or if keeping what can be kept would leave more than
+    half of the quantised weights in float: that is not what an artefact's name promises.
+    """
+    kept: Counter[tuple[int, int]] = Counter()
+    by_bits: Counter[int] = Counter()
+    lost = 0
+    for name, shape in expected_shapes(checkpoint.config).items():
+        if packing := checkpoint.weights.packing(name):
+            kept[packing.bits, packing.group_size] += prod(shape)
+            by_bits[packing.bits] += prod(shape)
+        elif name in checkpoint.weights.unpackable:
+            lost += prod(shape)
+    if not kept or kept.total() < lost:
+        return None
+    most = by_bits.most_common(1)[0][0]
+    return max((key for key in kept if key[0] == most), key=kept.__getitem__)
+
+
+def quantization_config(tensors: Sequence[TensorLayout]) -> dict[str, Any] | None:
+    """config.json's "quantization" as mlx-lm reads it: one setting, and a path's own if it differs.
+
+    mlx-lm takes a matrix without scales for unquantised whatever stands here.
+    """
+    settings = {t.stem: (t.group_size, t.bits) for t in tensors if t.bits is not None}
+    if not settings:
+        return None
+    group_size, bits = Counter(settings.values()).most_common(1)[0][0]
+    own = {
+        stem: {"group_size": s[0], "bits": s[1], "mode": "affine"}
+        for stem, s in settings.items()
+        if s != (group_size, bits)
+    }
+    return {"group_size": group_size, "bits": bits, "mode": "affine", **own}
+
+
+# --- the directory
+
+
+class MlxWriter(Writer):
+    """One artefact directory."""
+
+    def __init__(self, checkpoint: Checkpoint, recipe: Recipe, exact: bool, folder: Path) -> None:
         folder.mkdir()
         self._checkpoint, self._recipe, self._folder = checkpoint, recipe, folder
-        self._forms = {form.name: form for form in forms}
-        plan = [planned for form in forms for planned in form.planned()]
+        self._layout = {tensor.name: tensor for tensor in layout(checkpoint, recipe, exact)}
+        plan = [planned for tensor in self._layout.values() for planned in tensor.planned()]
         self._tensors = SafetensorsWriter(folder, plan)
         # What follows a matrix's codes: small, so it waits for the last row.
         self._scales: list[Array] = []
@@ -51,23 +171,23 @@ class MlxWriter:
         self._bias_error_steps = 0.0
 
     def takes_packed(self, name: str) -> bool:
-        """Whether the tensor is kept as the source has it quantised."""
-        return self._forms[name].packing is not None
+        """The tensor is kept as the source has it quantised."""
+        return self._layout[name].packing is not None
 
-    def encode(self, block: Block) -> Encoded:
+    def encode(self, block: Block) -> Sequence[Array]:
         """Rows as codes, scales and biases, or as floats."""
-        form = self._forms[block.name]
-        if form.bits is None:
-            return [block.bfloat16 if form.dtype == "BF16" else block.float16]
+        tensor = self._layout[block.name]
+        if tensor.bits is None:
+            return [block.as_dtype(tensor.dtype)]
         # On the CPU everywhere: the same bits whatever the machine.
         with mx.stream(mx.cpu):
             quantised = mx.quantize(
-                mx.array(block.float16), group_size=form.group_size, bits=form.bits
+                mx.array(block.float16), group_size=tensor.group_size, bits=tensor.bits
             )
             return [np.asarray(array) for array in quantised]
 
-    def append(self, name: str, encoded: Encoded) -> None:
-        """Write rows."""
+    def append(self, name: str, encoded: Sequence[Array]) -> None:
+        """Write codes or floats; keep scales and biases."""
         self._tensors.write(encoded[0])
         if len(encoded) > 1:
             self._scales.append(encoded[1])
@@ -78,11 +198,11 @@ class MlxWriter:
         for array in (packed.codes, packed.scales, packed.biases):
             self._tensors.write(array)
         self._bias_error_steps = max(self._bias_error_steps, packed.bias_error_steps)
-        if self._forms[name].order_name() and packed.input_order is not None:
+        if self._layout[name].order_name() and packed.input_order is not None:
             self._tensors.write(packed.input_order.astype(np.int32))
 
     def end_tensor(self, name: str) -> None:
-        """Write what waited for the last row."""
+        """Write scales and biases."""
         for array in (*self._scales, *self._biases):
             self._tensors.write(array)
         self._scales.clear()
@@ -91,34 +211,34 @@ class MlxWriter:
     def finish(self) -> dict[str, str]:
         """Write the index, the config and what travels along."""
         self._tensors.finish()
-        quantization = quantization_config(list(self._forms.values()))
+        quantization = quantization_config(list(self._layout.values()))
         small = write_small_files(self._checkpoint, self._recipe.dtype, quantization, self._folder)
         return self._tensors.sha256 | small
 
     def notes(self) -> list[str]:
         """What was kept of a quantised source, how exactly, and why the rest was not."""
-        kept = [form for form in self._forms.values() if form.packing]
-        reasons = self._checkpoint.weights.unpackable
-        unpackable = {name: reasons[name] for name in self._forms if name in reasons}
+        kept = [tensor for tensor in self._layout.values() if tensor.packing]
+        unpackable = self._checkpoint.weights.unpackable
+        lost = {name: unpackable[name] for name in self._layout if name in unpackable}
         if not kept:
-            if self._recipe.bits is None or not unpackable or source_packing(self._checkpoint):
+            if self._recipe.bits is None or not lost or source_packing(self._checkpoint):
                 return []
-            return [f"the source's own values cannot be kept ({_reasons(unpackable)})."]
+            return [f"the source's own values cannot be kept ({_reasons(lost)})."]
         notes = [
-            f"{len(kept)} of {len(kept) + len(unpackable)} quantised matrices keep the source's "
-            f"own values and scales."
+            f"{len(kept)} of {len(kept) + len(lost)} quantised matrices keep the source's own "
+            f"values and scales."
         ]
-        if unpackable:
+        if lost:
             notes.append(
                 f"stored dequantised, in float16, as MLX cannot hold them exactly: "
-                f"{_reasons(unpackable)}."
+                f"{_reasons(lost)}."
             )
         if self._bias_error_steps:
             notes.append(
                 f"float16 cannot hold every zero point exactly: a weight is off by up to "
                 f"{self._bias_error_steps:.2g} of a quantisation step."
             )
-        if any(form.order_name() for form in kept):
+        if any(tensor.order_name() for tensor in kept):
             notes.append(
                 "the source was quantised in the order of activations (act-order): edge runs this "
                 "artefact; for mlx-lm and other loaders make one with --requantise."
@@ -144,16 +264,13 @@ def _reasons(unpackable: Mapping[str, str]) -> str:
 def write_small_files(
     checkpoint: Checkpoint, dtype: str, quantization: dict[str, Any] | None, folder: Path
 ) -> dict[str, str]:
-    """Write config.json and what travels along.
+    """Write config.json and what travels along; SHA-256 by name.
 
     Args:
         checkpoint: where they come from.
         dtype: of what is not quantised, safetensors' spelling.
         quantization: config.json's "quantization", if anything is quantised.
         folder: the artefact.
-
-    Returns:
-        Digests by name.
     """
     config = checkpoint.config.to_dict()
     config["torch_dtype"] = TORCH_DTYPES[dtype]

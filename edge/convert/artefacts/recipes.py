@@ -1,4 +1,4 @@
-"""The artefacts that edge makes, by name."""
+"""The artefacts that edge makes, by name, and how far rounding may take them from their source."""
 
 from __future__ import annotations
 
@@ -10,13 +10,8 @@ from edge.errors import EdgeError
 
 GROUP_SIZES = (32, 64, 128)
 GPTQ = "gptq"  # what `--calibrate` takes, and manifests record
-# Low and high bits of mlx-lm's mixed recipes (mlx_lm.convert.QUANT_RECIPES).
-MIXED_BITS = {
-    "mixed_2_6": (2, 6),
-    "mixed_3_4": (3, 4),
-    "mixed_3_6": (3, 6),
-    "mixed_4_6": (4, 6),
-}
+GPTQ_BITS = (2, 4, 8)  # mlx-lm packs its codes one after the other: the width must divide 32
+FLOAT_FILE_TYPES = {0: "F32", 1: "F16", 32: "BF16"}
 # The fewest bits that an artefact's matrices have, from its precision.
 BITS = re.compile(r"^(?:INT|MIXED_|Q)(\d)")
 FLOATS = ("FP32", "FP16", "BF16")
@@ -61,37 +56,29 @@ class Recipe:
         return out / (self.name if self.is_mlx else f"{self.name}.gguf")
 
 
-FLOAT_FILE_TYPES = {0: "F32", 1: "F16", 32: "BF16"}
+def _mlx(name: str, dtype: str = "F16") -> Recipe:
+    return Recipe(f"mlx-{name}", "MLX", name.upper(), dtype)
 
 
-def _mlx_float(name: str, dtype: str) -> Recipe:
-    return Recipe(f"mlx-{name}", "MLX", name.upper(), dtype=dtype)
-
-
-def _mlx_affine(bits: int) -> Recipe:
-    return Recipe(f"mlx-int{bits}", "MLX", f"INT{bits}", bits=bits, group_size=64)
-
-
-def _mlx_mixed(name: str) -> Recipe:
-    low, high = MIXED_BITS[name]
-    precision = name.upper()
-    return Recipe(f"mlx-{name}", "MLX", precision, bits=low, group_size=64, high_bits=high)
+def _affine(name: str, bits: int, high_bits: int | None = None) -> Recipe:
+    return Recipe(f"mlx-{name}", "MLX", name.upper(), bits=bits, group_size=64, high_bits=high_bits)
 
 
 def _gguf(name: str, file_type: int) -> Recipe:
     precision = {"f32": "FP32", "f16": "FP16"}.get(name, name.upper())
     dtype = FLOAT_FILE_TYPES.get(file_type, "F16")
-    return Recipe(f"gguf-{name}", "GGUF", precision, dtype=dtype, file_type=file_type)
+    return Recipe(f"gguf-{name}", "GGUF", precision, dtype, file_type=file_type)
 
 
 # From most to fewest bits, as `--list` prints them.
 RECIPES = {
     recipe.name: recipe
     for recipe in (
-        _mlx_float("fp16", "F16"),
-        _mlx_float("bf16", "BF16"),
-        *(_mlx_affine(bits) for bits in (8, 6, 5, 4, 3, 2)),
-        *(_mlx_mixed(name) for name in ("mixed_4_6", "mixed_3_6", "mixed_3_4", "mixed_2_6")),
+        _mlx("fp16"),
+        _mlx("bf16", "BF16"),
+        *(_affine(f"int{bits}", bits) for bits in (8, 6, 5, 4, 3, 2)),
+        # The low and high bits of mlx_lm.convert.QUANT_RECIPES.
+        *(_affine(f"mixed_{a}_{b}", a, b) for a, b in ((4, 6), (3, 6), (3, 4), (2, 6))),
         _gguf("f32", 0),
         _gguf("f16", 1),
         _gguf("bf16", 32),

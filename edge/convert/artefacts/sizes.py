@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from math import prod
 from pathlib import Path
 
 from edge.convert.artefacts.gguf import gguf_plan
-from edge.convert.artefacts.layout import layout
+from edge.convert.artefacts.mlx import layout
 from edge.convert.artefacts.recipes import Recipe
 from edge.convert.checkpoint import Checkpoint
 from edge.convert.sources.companions import INDEX
@@ -45,8 +44,7 @@ def tensor_bytes(path: Path) -> int:
         EdgeError: the artefact is damaged.
     """
     if path.is_dir():
-        index = read_json_object(path / INDEX)
-        return int(index["metadata"]["total_size"])
+        return int(read_json_object(path / INDEX)["metadata"]["total_size"])
     return sum(tensor.data_bytes for tensor in read_tensors(path))
 
 
@@ -55,28 +53,15 @@ def bits_per_weight(path: Path, parameters: int) -> float:
     return 8 * tensor_bytes(path) / parameters
 
 
-def planned_bytes(checkpoint: Checkpoint, wanted: Sequence[tuple[Recipe, bool]]) -> list[int]:
-    """Bytes of the weights of artefacts that are yet to be made.
+def planned_bytes(checkpoint: Checkpoint, recipe: Recipe, exact: bool = False) -> int:
+    """Bytes of the weights of an artefact that is yet to be made.
 
     To the byte, except for quantised GGUF files: llama.cpp decides each tensor's type, and for the
     published StableLMs the result is right to 2 %.
-
-    Args:
-        checkpoint: what they will be made of.
-        wanted: recipes, and whether each keeps the source's own quantised values.
     """
-    return [
-        _mlx_bytes(checkpoint, recipe, exact) if recipe.is_mlx else _gguf_bytes(checkpoint, recipe)
-        for recipe, exact in wanted
-    ]
-
-
-def _mlx_bytes(checkpoint: Checkpoint, recipe: Recipe, exact: bool) -> int:
-    forms = layout(checkpoint, recipe, exact)
-    return sum(planned.data_bytes for form in forms for planned in form.planned())
-
-
-def _gguf_bytes(checkpoint: Checkpoint, recipe: Recipe) -> int:
+    if recipe.is_mlx:
+        tensors = layout(checkpoint, recipe, exact)
+        return sum(planned.data_bytes for tensor in tensors for planned in tensor.planned())
     total = 0.0
     for tensor in gguf_plan(checkpoint.config, recipe.dtype):
         if recipe.is_float or tensor.dtype == "F32":  # vectors always are

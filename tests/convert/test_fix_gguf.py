@@ -1,0 +1,170 @@
+"""Fixed copies of GGUF files: in the real llama.cpp, and byte by byte."""
+
+import hashlib
+
+import gguf
+import numpy as np
+import pytest
+
+from edge.convert.artefacts.manifest import GGUF_KEY, read_manifest
+from edge.convert.artefacts.recipes import MENDED
+from edge.convert.checkpoint import Corrections
+from edge.convert.fix_gguf import fix_gguf
+from edge.convert.sources.gguf import open_gguf
+from edge.convert.verify import find_origin, verify
+from edge.errors import EdgeError
+from edge.formats.gguf import read_gguf
+from edge.llama_cpp.session import LlamaSession, library
+from tests.support.foreign_gguf import KEYS, ROPE_BASE, rewritten, write_tiny
+
+THETA = 1_000_000.0
+IDS = list(range(100, 160))
+SPECIAL = {name: None for name in ("fim_pre", "fim_suf", "fim_mid", "fim_pad", "fim_rep", "eot")}
+
+
+def fix(path, out, base=THETA, context=None, force=False):
+    """The fixed file, and what the user was told."""
+    told = []
+    corrections = Corrections(rope_theta=base, context=context)
+    made = fix_gguf(str(path), out, corrections, force, lambda *_: None, told.append)
+    return made.path, told
+
+
+@pytest.fixture(scope="module")
+def ours(demo_out):
+    return demo_out / "gguf-q6_k.gguf"
+
+
+@pytest.fixture(scope="module")
+def foreign(ours, tmp_path_factory):
+    """The same model as llama.cpp's own converter leaves Stable Code."""
+    path = tmp_path_factory.mktemp("foreign") / "stable-code-3b.gguf"
+    return rewritten(ours, path, rope_base=None, **SPECIAL)
+
+
+@pytest.fixture(scope="module")
+def fixed(foreign):
+    return fix(foreign, foreign.parent / "out", base=None)
+
+
+def logits(path):
+    session = LlamaSession(path, 64, 1, "f32", flash_attention=False, gpu_layers=0)
+    try:
+        return session.all_logits(IDS)
+    finally:
+        session.close()
+
+
+def digests(path):
+    data, file = path.read_bytes(), read_gguf(path)
+    return {
+        t.name: (t.kind, t.shape, hashlib.sha256(data[t.begin :][: t.data_bytes]).hexdigest())
+        for t in file.tensors
+    }
+
+
+def test_llama_cpp_computes_the_truth_and_finds_the_middle(ours, foreign, fixed):
+    path, told = fixed
+    assert ["--context 16384" in sentence for sentence in told] == [True]
+    truth = logits(ours)
+    assert np.abs(logits(foreign) - truth).max() > 0.1
+    assert np.abs(logits(path) - truth).max() <= 1e-5
+    assert open_gguf(path).config.rope_theta == THETA
+    session, lib = LlamaSession(path, 64, 1), library()
+    vocab = lib.llama_model_get_vocab(session._model)
+    ids = [f(vocab) for f in (lib.llama_vocab_fim_pre, lib.llama_vocab_fim_suf)]
+    ids.append(lib.llama_vocab_fim_mid(vocab))
+    texts = [lib.llama_vocab_get_text(vocab, i) for i in ids]
+    session.close()
+    assert texts == [b"<fim_prefix>", b"<fim_suffix>", b"<fim_middle>"]
+
+
+def test_only_missing_keys_are_added_and_no_tensor_changes(ours, foreign, fixed):
+    path, _ = fixed
+    assert digests(path) == digests(foreign)
+    old, new = (gguf.GGUFReader(str(file)) for file in (foreign, path))
+    for name, field in old.fields.items():
+        if not name.startswith("GGUF.") and name != GGUF_KEY:
+            assert new.fields[name].types == field.types
+            assert new.fields[name].contents() == field.contents()
+    added = {n: new.fields[n].contents() for n in new.fields.keys() - old.fields.keys()}
+    expected = read_gguf(ours).keys
+    assert added == {KEYS[name]: expected[KEYS[name]] for name in ("rope_base", *SPECIAL)}
+    assert new.fields[ROPE_BASE].types == [gguf.GGUFValueType.FLOAT32]
+
+
+def test_the_manifest_names_the_source_and_verifies(foreign, fixed):
+    path, _ = fixed
+    manifest = read_manifest(path)
+    assert (manifest.artefact, manifest.source) == (MENDED.name, foreign.name)
+    assert manifest.corrections.rope_theta == THETA
+    found = verify(path, find_origin(path, str(foreign)), lambda _: None)
+    assert not found.problems
+    assert found.compared_tensors == 48
+
+
+def test_a_wrong_base_and_context_are_replaced(ours, tmp_path):
+    wrong = rewritten(ours, tmp_path / "wrong.gguf", rope_base=10000.0)
+    path, told = fix(wrong, tmp_path / "out", context=16384)
+    old, new = read_gguf(wrong).keys, read_gguf(path).keys
+    changed = {ROPE_BASE: THETA, "stablelm.context_length": 16384, GGUF_KEY: new[GGUF_KEY]}
+    assert told == []
+    assert new == {**old, **changed}
+    assert digests(path) == digests(wrong)
+
+
+def test_a_base_that_is_given_stays_where_only_the_context_is_wrong(ours, tmp_path):
+    path = rewritten(ours, tmp_path / "stable-code.gguf", rope_base=500_000.0)
+    made, _ = fix(path, tmp_path / "out", base=None, context=16384)
+    assert read_gguf(made).keys[ROPE_BASE] == 500_000.0
+
+
+@pytest.mark.parametrize("version", [2, 3])
+def test_any_alignment_and_version(tmp_path, version):
+    path = rewritten(write_tiny(tmp_path / "a.gguf"), tmp_path / "x.gguf", alignment=256)
+    data = bytearray(path.read_bytes())
+    data[4] = version
+    path.write_bytes(data)
+    made, _ = fix(path, tmp_path / "out")
+    file = read_gguf(made)
+    assert (file.alignment, file.data_begin % 256) == (256, 0)
+    assert digests(made) == digests(path)
+    # Only tokens that the vocabulary has are given ids.
+    names = ("rope_base", "fim_pre", "fim_suf", "fim_mid", "eot")
+    added = file.keys.keys() - read_gguf(path).keys.keys()
+    assert added == {*(KEYS[n] for n in names), GGUF_KEY}
+
+
+def test_an_older_copy_is_replaced_only_if_forced(foreign, tmp_path):
+    made, _ = fix(foreign, tmp_path)
+    with pytest.raises(EdgeError, match="is there already; replace it with --force"):
+        fix(foreign, tmp_path)
+    inode = made.stat().st_ino
+    assert fix(foreign, tmp_path, force=True)[0].stat().st_ino != inode
+
+
+@pytest.mark.parametrize(
+    ("name", "keys", "words"),
+    [
+        ("llama", {"general.architecture": "llama"}, "'llama' model"),
+        ("split", {"split.count": 2}, "one of 2 parts"),
+        ("unknown", {}, "--rope-theta"),
+    ],
+)
+def test_files_that_cannot_be_fixed(tmp_path, name, keys, words):
+    path = write_tiny(tmp_path / f"{name}.gguf", keys)
+    with pytest.raises(EdgeError, match=words):
+        fix(path, tmp_path / "out", base=None)
+    assert not list((tmp_path / "out").glob("*"))
+
+
+def test_nothing_to_fix_and_the_file_itself(fixed, tmp_path):
+    with pytest.raises(EdgeError, match="nothing to fix"):
+        fix(fixed[0], tmp_path)
+    with pytest.raises(EdgeError, match="is not a file"):
+        fix(tmp_path, tmp_path)
+    path = write_tiny(tmp_path / "gguf-mended.gguf")
+    before = path.read_bytes()
+    with pytest.raises(EdgeError, match="choose another --out"):
+        fix(path, tmp_path, force=True)
+    assert path.read_bytes() == before
