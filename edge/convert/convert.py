@@ -38,9 +38,9 @@ from edge.formats.files import (
     atomic_write,
     check_writable,
     os_errors_as_edge_error,
+    read_text,
     remove,
 )
-from edge.formats.text import read_text
 from edge.llama_cpp.imatrix import read_imatrix
 from edge.llama_cpp.quantise import fallback_warning, quantise
 

@@ -252,7 +252,7 @@ def test_the_base_can_be_given(files, foreign, tmp_path):
     assert np.abs(ours(wrong.path) - truth).max() > 0.1
     config = json.loads((right[0].path / "config.json").read_text())
     assert config["rope_theta"] == STABLE_CODE_BASE
-    assert read_manifest(right[0].path).corrections["rope_theta"] == STABLE_CODE_BASE
+    assert read_manifest(right[0].path).corrections.rope_theta == STABLE_CODE_BASE
     assert not verify(right[0].path, find_origin(right[0].path, str(foreign)), print).problems
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from edge.convert.artefacts.block import Block
+from edge.convert.stream import Block
 from edge.errors import EdgeError
 from tests.support.hostile import MADE, is_sentence, run
 from tests.support.mutations import BASES, GGUF_FILE, mutate, write_files

@@ -11,24 +11,13 @@ import psutil
 import pytest
 from gguf import GGUFWriter
 
-from edge.llama_cpp import quantise_child as llamacpp_quantise
-from edge.llama_cpp.quantise import fallback_warning, fallbacks, quantise
+from edge.convert.artefacts.recipes import RECIPES
+from edge.llama_cpp import quantise as module
+from edge.llama_cpp.quantise import fallback_warning, quantise, run_quantiser
 from edge.llama_cpp.session import LlamaSession
 
 Q4_0, Q8_0, Q4_K_M, Q6_K = 2, 7, 15, 18
-FILE_TYPES = {
-    "q8_0": Q8_0,
-    "q6_k": Q6_K,
-    "q5_k_m": 17,
-    "q5_k_s": 16,
-    "q4_k_m": Q4_K_M,
-    "q4_0": Q4_0,
-    "q4_1": 3,
-    "q5_0": 8,
-    "q5_1": 9,
-    "q3_k_m": 12,
-    "q2_k": 10,
-}
+QUANTISED = [r for r in RECIPES.values() if not r.is_mlx and not r.is_float]
 
 
 @pytest.fixture(scope="module")
@@ -36,14 +25,14 @@ def f16(demo_out):
     return demo_out / "gguf-f16.gguf"
 
 
-@pytest.mark.parametrize("file_type", FILE_TYPES.values(), ids=FILE_TYPES)
-def test_every_file_type_runs(tmp_path, f16, file_type):
+@pytest.mark.parametrize("recipe", QUANTISED, ids=lambda recipe: recipe.name)
+def test_every_file_type_runs(tmp_path, f16, recipe):
     out = tmp_path / "out.gguf"
     told = []
-    quantise(f16, out, file_type, told.append)
+    quantise(f16, out, recipe.file_type, told.append)
     assert told == sorted(told)
     assert told[-1] == 1
-    assert fallback_warning(out, file_type) is None
+    assert fallback_warning(out, recipe.file_type) is None
     session = LlamaSession(out, 64, 1)
     session.decode([5, 6, 7])
     assert np.isfinite(session.last_logits()).all()
@@ -52,18 +41,17 @@ def test_every_file_type_runs(tmp_path, f16, file_type):
 
 def test_rows_read_in_small_pieces_give_the_same_file(tmp_path, f16, monkeypatch):
     quantise(f16, tmp_path / "whole", Q6_K, lambda _: None)
-    monkeypatch.setattr(llamacpp_quantise, "BUFFER_BYTES", 5000)
-    llamacpp_quantise.run_quantiser(f16, tmp_path / "pieces", Q6_K, lambda _: None)
+    monkeypatch.setattr(module, "BUFFER_BYTES", 5000)
+    run_quantiser(f16, tmp_path / "pieces", Q6_K, None)
     assert (tmp_path / "whole").read_bytes() == (tmp_path / "pieces").read_bytes()
 
 
-def odd_model(width: int, tmp_path):
+def odd_model(width: int, path):
     """A model of zeros whose rows have `width` weights."""
     shapes = {"token_embd.weight": (64, width), "output.weight": (64, width)}
     shapes |= {"output_norm.weight": (width,), "output_norm.bias": (width,)}
     shapes |= {f"blk.0.attn_{name}.weight": (width, width) for name in ("q", "k", "v", "output")}
     shapes |= {f"blk.0.ffn_{name}.weight": (width, width) for name in ("gate", "up", "down")}
-    path = tmp_path / "odd.gguf"
     writer = GGUFWriter(str(path), "stablelm")
     writer.add_file_type(1)
     writer.add_context_length(64)
@@ -85,21 +73,23 @@ def odd_model(width: int, tmp_path):
 
 @pytest.mark.parametrize(
     ("width", "file_type", "kind"),
-    [(160, Q4_K_M, "Q5_0"), (160, Q6_K, "Q8_0"), (100, Q6_K, "F16"), (100, Q4_0, "F16")],
+    [
+        (160, Q4_K_M, "Q8_0"),
+        (160, Q6_K, "Q8_0"),
+        (100, Q6_K, "F16"),
+        (100, Q4_0, "F16"),
+        (160, Q8_0, None),
+    ],
 )
 def test_rows_that_blocks_do_not_divide_are_reported(tmp_path, width, file_type, kind):
-    source, out = odd_model(width, tmp_path), tmp_path / "out.gguf"
+    source, out = odd_model(width, tmp_path / "odd.gguf"), tmp_path / "out.gguf"
     quantise(source, out, file_type, lambda _: None)
-    found = fallbacks(out, file_type)
-    assert f"blk.0.attn_q.weight: {kind}" in found
-    assert len(found) == 9  # seven of the block, embedding, head
-    assert "stored 9 tensors in other types" in fallback_warning(out, file_type)
-
-
-def test_rows_of_32_suit_the_small_blocks(tmp_path):
-    source, out = odd_model(160, tmp_path), tmp_path / "out.gguf"
-    quantise(source, out, Q8_0, lambda _: None)
-    assert fallback_warning(out, Q8_0) is None
+    warning = fallback_warning(out, file_type)
+    if kind is None:
+        assert warning is None
+    else:  # seven of the block, embedding, head
+        assert "stored 9 tensors in other types" in warning
+        assert f".weight: {kind})" in warning
 
 
 def test_an_interrupt_ends_the_child(tmp_path, f16):

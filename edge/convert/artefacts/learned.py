@@ -30,8 +30,8 @@ from edge.convert.artefacts.mlx import write_small_files
 from edge.convert.artefacts.recipes import Recipe
 from edge.convert.checkpoint import Checkpoint
 from edge.errors import EdgeError
+from edge.formats.files import read_text
 from edge.formats.safetensors_writer import Planned, SafetensorsWriter
-from edge.formats.text import read_text
 from edge.model.config import ModelConfig, read_config
 
 Ids = np.ndarray[Any, np.dtype[np.int32]]

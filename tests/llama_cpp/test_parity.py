@@ -12,14 +12,14 @@ from edge.model.load import load_model
 from tests.support.tiny import CONFIGS, token_ids, write_checkpoint
 
 
-def made(tmp_path, raw, *names):
+def made(tmp_path, raw, name):
     checkpoint = open_checkpoint(str(write_checkpoint(tmp_path / "model", raw)))
-    recipes = [RECIPES[name] for name in names]
-    artefacts = convert(checkpoint, recipes, tmp_path / "out", lambda *_: None)
-    return checkpoint, [artefact.path for artefact in artefacts]
+    (artefact,) = convert(checkpoint, [RECIPES[name]], tmp_path / "out", lambda *_: None)
+    return checkpoint, artefact.path, token_ids(checkpoint.config)[0].tolist()
 
 
 def llama_logits(path, ids, kv_type="f32"):
+    """Of all ids at once, and of one after the other."""
     flash_attention = False if kv_type == "f32" else None
     session = LlamaSession(path, 64, 2, kv_type, flash_attention, gpu_layers=0)
     try:
@@ -35,14 +35,12 @@ def llama_logits(path, ids, kv_type="f32"):
 
 
 def our_logits(checkpoint, ids):
-    model = load_model(checkpoint.source.path, mx.float32)
-    return np.array(model(mx.array([ids])))[0]
+    return np.array(load_model(checkpoint.source.path, mx.float32)(mx.array([ids])))[0]
 
 
 @pytest.mark.parametrize("name", CONFIGS)
 def test_float32_gguf_gives_our_logits(name, tmp_path):
-    checkpoint, (path,) = made(tmp_path, CONFIGS[name], "gguf-f32")
-    ids = token_ids(checkpoint.config)[0].tolist()
+    checkpoint, path, ids = made(tmp_path, CONFIGS[name], "gguf-f32")
     ours = our_logits(checkpoint, ids)
     for theirs in llama_logits(path, ids):
         assert np.abs(theirs - ours).max() <= 1e-4
@@ -50,19 +48,17 @@ def test_float32_gguf_gives_our_logits(name, tmp_path):
 
 @pytest.mark.parametrize("name", ["stable-code", "stablelm-2-12b", "qkv-bias"])
 def test_float16_gguf_is_close(name, tmp_path):
-    checkpoint, (path,) = made(tmp_path, CONFIGS[name], "gguf-f16")
-    ids = token_ids(checkpoint.config)[0].tolist()
+    checkpoint, path, ids = made(tmp_path, CONFIGS[name], "gguf-f16")
     ours = our_logits(checkpoint, ids)
     for theirs in llama_logits(path, ids, kv_type="f16"):
         assert np.abs(theirs - ours).max() <= 2e-2
         assert (theirs.argmax(-1) == ours.argmax(-1)).mean() >= 0.97
 
 
-def test_a_forgotten_rope_base_would_show(tmp_path):
-    """The check above is sharp: llama.cpp at base 10000 is far off for a 1e6 model."""
-    _, (path,) = made(tmp_path / "right", CONFIGS["theta-1e6"], "gguf-f32")
-    checkpoint, _ = made(tmp_path / "wrong", CONFIGS["plain"], "gguf-f32")
-    ids = token_ids(checkpoint.config)[0].tolist()
+def test_another_rope_base_is_far_off(tmp_path):
+    """The check above is sharp: base 10000 would show in a 1e6 model."""
+    _, path, ids = made(tmp_path / "right", CONFIGS["theta-1e6"], "gguf-f32")
+    checkpoint, *_ = made(tmp_path / "wrong", CONFIGS["plain"], "gguf-f32")
     batch, _ = llama_logits(path, ids)
     assert np.abs(batch - our_logits(checkpoint, ids)).max() > 0.05
 

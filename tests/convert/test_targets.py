@@ -1,19 +1,15 @@
-"""What --list foretells is what convert makes: MLX to the byte, quantised GGUF about."""
-
-import json
+"""The sizes that --list gives are those of what convert makes: quantised GGUF to 2 %."""
 
 import mlx.core as mx
 import numpy as np
 import pytest
 
 import edge
-from edge.cli.main import main
-from edge.convert.artefacts.recipes import GROUP_SIZES, RECIPES
+from edge.convert.artefacts.recipes import GROUP_SIZES, RECIPES, find_recipe, rounding_bound
 from edge.convert.artefacts.sizes import bits_per_weight, tensor_bytes
 from edge.convert.checkpoint import open_checkpoint
 from edge.convert.convert import convert
-from edge.convert.listing import list_artefacts
-from edge.convert.targets import Options
+from edge.convert.targets import Options, list_artefacts
 from edge.convert.verify import verify
 from edge.errors import EdgeError
 from edge.llama_cpp.session import LlamaSession
@@ -27,29 +23,30 @@ ODD = {**PLAIN, "hidden_size": 72, "intermediate_size": 100, "vocab_size": 163}
 
 
 def listed(path, **options):
-    return {a.recipe.name: a for a in list_artefacts(open_checkpoint(str(path)), **options)}
+    return {a.artefact: a for a in list_artefacts(open_checkpoint(str(path)), **options)}
 
 
 @pytest.fixture(scope="module")
 def every_demo(tmp_path_factory):
     """The demo in every recipe there is."""
     out = tmp_path_factory.mktemp("every")
+    recipes = list(RECIPES.values())
     return {
         made.recipe.name: made.path
-        for made in convert(open_checkpoint("demo"), list(RECIPES.values()), out, QUIET)
+        for made in convert(open_checkpoint("demo"), recipes, out, QUIET)
     }
 
 
-def test_every_recipe_of_the_demo_is_foretold_and_verifies(every_demo):
+def test_every_artefact_has_the_listed_size_and_verifies(every_demo):
     demo = open_checkpoint("demo")
-    foretold = listed("demo")
-    assert list(foretold) == list(RECIPES)
+    expected = listed("demo")
+    assert list(expected) == list(RECIPES)
     for name, path in every_demo.items():
-        error = 0.02 if foretold[name].estimated else 0
-        expected = pytest.approx(foretold[name].weight_bytes, rel=error, abs=0)
-        assert tensor_bytes(path) == expected, name
-        expected = pytest.approx(foretold[name].bits_per_weight, rel=error, abs=0)
-        assert bits_per_weight(path, demo.parameters) == expected, name
+        error = 0.02 if expected[name].estimated else 0
+        size = pytest.approx(expected[name].weight_bytes, rel=error, abs=0)
+        assert tensor_bytes(path) == size, name
+        bits = pytest.approx(expected[name].bits_per_weight, rel=error, abs=0)
+        assert bits_per_weight(path, demo.parameters) == bits, name
         assert verify(path, demo, QUIET).problems == (), name
 
 
@@ -64,7 +61,7 @@ def last_logits(path, ids):
     return logits
 
 
-def test_every_recipe_of_the_demo_runs_and_means_the_same(every_demo):
+def test_every_artefact_computes_about_the_same(every_demo):
     _, tokenizer = edge.load(every_demo["mlx-fp16"])
     ids = tokenizer.encode("def add(a, b):\n    return")
     expected = last_logits(every_demo["mlx-fp16"], ids)
@@ -74,43 +71,33 @@ def test_every_recipe_of_the_demo_runs_and_means_the_same(every_demo):
         assert likeness > (0.6 if few else 0.95), (name, likeness)
 
 
-def test_fewer_bits_are_fewer_bytes():
-    sizes = {name: a.weight_bytes for name, a in listed("demo").items()}
-    for names in (
-        ["mlx-fp16", *(f"mlx-int{bits}" for bits in (8, 6, 5, 4, 3, 2))],
-        [f"gguf-{n}" for n in ("f32", "f16", "q8_0", "q6_k", "q5_k_m", "q5_k_s", "q4_k_m")],
-    ):
-        found = [sizes[name] for name in names]
-        assert found == sorted(found, reverse=True)
-
-
 @pytest.mark.parametrize("name", ["tied", "stablelm-2-12b", "odd"])
-def test_shapes_of_all_kinds_are_foretold_to_the_byte(tmp_path, name):
+def test_sizes_of_unusual_shapes(tmp_path, name):
     source = write_checkpoint(tmp_path / name, ODD if name == "odd" else CONFIGS[name])
     recipes = [RECIPES[n] for n in ("mlx-int4", "mlx-mixed_3_4", "gguf-bf16")]
-    foretold = listed(source)
+    expected = listed(source)
     for made in convert(open_checkpoint(str(source)), recipes, tmp_path / "out", QUIET):
-        assert tensor_bytes(made.path) == foretold[made.recipe.name].weight_bytes, made.path
+        assert tensor_bytes(made.path) == expected[made.recipe.name].weight_bytes, made.path
 
 
 @pytest.mark.parametrize("group_size", GROUP_SIZES)
-def test_group_sizes_are_foretold_to_the_byte(tmp_path, group_size):
+def test_sizes_with_a_group_size(tmp_path, group_size):
     source = write_checkpoint(tmp_path / "tiny", CONFIGS["stable-code"])
-    foretold = listed(source, group_size=group_size)
+    expected = listed(source, group_size=group_size)
     recipes = [RECIPES["mlx-int5"], RECIPES["mlx-mixed_4_6"]]
     options = Options(group_size=group_size)
     for made in convert(open_checkpoint(str(source)), recipes, tmp_path / "out", QUIET, options):
-        assert tensor_bytes(made.path) == foretold[made.recipe.name].weight_bytes
+        assert tensor_bytes(made.path) == expected[made.recipe.name].weight_bytes
         assert made.recipe.group_size == group_size
 
 
 def test_a_quantised_source_lists_what_keeps_its_values(tmp_path):
     write_gptq(tmp_path / "gptq", STABLELM, Settings())
-    foretold = listed(tmp_path / "gptq")
-    assert [name for name, artefact in foretold.items() if artefact.exact] == ["mlx-int4"]
+    expected = listed(tmp_path / "gptq")
+    assert [name for name, artefact in expected.items() if artefact.exact] == ["mlx-int4"]
     checkpoint = open_checkpoint(str(tmp_path / "gptq"))
     (made,) = convert(checkpoint, [RECIPES["mlx-int4"]], tmp_path / "out", QUIET)
-    assert tensor_bytes(made.path) == foretold["mlx-int4"].weight_bytes
+    assert tensor_bytes(made.path) == expected["mlx-int4"].weight_bytes
 
 
 def test_a_llama_has_no_gguf_here(tmp_path):
@@ -120,19 +107,34 @@ def test_a_llama_has_no_gguf_here(tmp_path):
         convert(open_checkpoint(str(source)), [RECIPES["gguf-f16"]], tmp_path / "out", QUIET)
 
 
-def test_the_published_model_has_its_known_sizes(capsys):
-    assert main(["convert", "synthetic:stable-code-3b", "--list", "-o", "json"]) == 0
-    rows = {row["artefact"]: row for row in json.loads(capsys.readouterr().out)}
-    bits = {name: row["bits_per_weight"] for name, row in rows.items()}
-    assert rows["mlx-fp16"]["weight_bytes"] == 2 * 2_795_443_200
-    assert bits["mlx-int4"] == pytest.approx(4.5, abs=0.005)
-    assert bits["mlx-int8"] == pytest.approx(8.5, abs=0.005)
-    # What llama.cpp makes of it.
+def test_the_published_model_has_its_known_sizes():
+    rows = listed("synthetic:stable-code-3b")
+    assert rows["mlx-fp16"].weight_bytes == 2 * 2_795_443_200
+    # MLX, and what llama.cpp makes of it.
     real = {"q8_0": 8.50, "q6_k": 6.57, "q5_k_m": 5.70, "q5_k_s": 5.55, "q5_1": 6.03, "q5_0": 5.55,
             "q4_k_m": 4.88, "q4_1": 5.08, "q4_0": 4.60, "q3_k_m": 3.98, "q2_k": 3.10}  # fmt: skip
-    for name, expected in real.items():
-        assert bits[f"gguf-{name}"] == pytest.approx(expected, rel=0.02), name
-    assert main(["convert", "synthetic:stable-code-3b", "--list", "--group-size", "32"]) == 0
-    lines = capsys.readouterr().out.splitlines()
-    assert next(line for line in lines if line.startswith("mlx-int4")).split()[1] == "5.00"
-    assert len(lines) == 1 + len(RECIPES)
+    for name, expected in {f"gguf-{k}": v for k, v in real.items()}.items():
+        assert rows[name].bits_per_weight == pytest.approx(expected, rel=0.02), name
+    for bits in (8, 6, 5, 4, 3, 2):
+        assert rows[f"mlx-int{bits}"].bits_per_weight == pytest.approx(bits + 0.5, abs=0.005)
+
+
+def test_an_unknown_artefact_lists_the_known():
+    with pytest.raises(EdgeError, match="mlx-int4"):
+        find_recipe("mlx-int7")
+
+
+@pytest.mark.parametrize(
+    ("precision", "quantity", "bound"),
+    [
+        ("FP16", "logits", 0.03),
+        ("INT4", "logits", 1.0),
+        ("Q6_K", "logits", 0.25),
+        ("MIXED_2_6", "logits", 1.2),
+        ("MENDED", "logits", 1.2),
+        ("INT8", "tensor", 8 / 256),
+        ("Q2_K", "root_kl", 2.5),
+    ],
+)
+def test_fewer_bits_may_round_more(precision, quantity, bound):
+    assert rounding_bound(precision, quantity) == bound
