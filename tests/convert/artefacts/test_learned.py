@@ -15,7 +15,7 @@ from edge.convert.artefacts.recipes import RECIPES
 from edge.errors import EdgeError
 from edge.model.config import ModelConfig
 from edge.model.load import load_model
-from edge.quality.texts import read_texts
+from edge.quality.corpus import iter_texts
 from tests.support.tiny import LLAMA_CONFIGS, PLAIN, write_checkpoint
 
 WIDE = {**PLAIN, "intermediate_size": 128, "hidden_size": 128, "num_attention_heads": 4}
@@ -155,7 +155,7 @@ def test_the_bundled_text_is_code_that_quality_is_not_measured_on(held_out_text)
     assert 100_000 < len(text.encode()) < 2_000_000
     assert "def bundled_text() -> str:" in text
     ours = set(text.splitlines())
-    sample = "".join(t.text for t in read_texts(None) if t.name.endswith(".py"))
+    sample = "".join(t.text for t in iter_texts(None) if t.name.endswith(".py"))
     for measured in (held_out_text, sample):
         lines = [line for line in measured.splitlines() if len(line) > 40]
         assert len([line for line in lines if line in ours]) < 0.1 * len(lines)
