@@ -1,14 +1,12 @@
 """The one description of a network, read from every published spelling.
 
-Two families share the network, StableLM and Llama. Their configs come in four
-spellings: `stablelm_epoch` (the original remote-code configs: rope_pct, norm_eps,
-num_heads), `stablelm` and `llama` (transformers 4: rope keys at the top level) and
-transformers 5 (`rope_parameters`).
+There are four: `stablelm_epoch` (the original remote-code configs: rope_pct, norm_eps, num_heads),
+`stablelm` and `llama` (transformers 4: rope keys on top) and transformers 5 (`rope_parameters`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import MISSING, Field, dataclass, fields, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -40,14 +38,14 @@ DEFAULTS: dict[ModelType, dict[str, Any]] = {
 }
 # Other names of our fields, which count where the field's own name is missing.
 SHARED_ALIASES = (("num_heads", "num_attention_heads"), ("rope_pct", "partial_rotary_factor"))
+BIASES = (("attention_bias", "use_qkv_bias"), ("attention_bias", "use_o_bias"))
 ALIASES: dict[ModelType, tuple[tuple[str, str], ...]] = {
     "stablelm": (*SHARED_ALIASES, ("norm_eps", "layer_norm_eps")),
     # transformers has one switch for the biases of q, k, v and o; ours beside it tell more.
     "llama": (
         *SHARED_ALIASES,
+        *BIASES,
         ("rms_norm_eps", "layer_norm_eps"),
-        ("attention_bias", "use_qkv_bias"),
-        ("attention_bias", "use_o_bias"),
         ("mlp_bias", "use_mlp_bias"),
     ),
 }
@@ -60,11 +58,7 @@ FOREIGN: dict[ModelType, tuple[str, ...]] = {
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """A network's shape and switches, in transformers' names for StableLM.
-
-    `model_type` decides the norms: LayerNorm with bias in StableLM, RMSNorm in Llama;
-    `layer_norm_eps` is the epsilon of either. `use_o_bias` and `use_mlp_bias` occur in Llama only.
-    """
+    """A network's shape and switches; transformers' names for StableLM, the last two Llama's."""
 
     vocab_size: int
     hidden_size: int
@@ -101,8 +95,7 @@ class ModelConfig:
         """Reads any published spelling; `where` is the file's name for error messages.
 
         Raises:
-            EdgeError: another architecture, a missing or impossible value, or a feature
-                that this network does not have.
+            EdgeError: another architecture, a missing or impossible value, or another feature.
         """
         model_type = _model_type(raw, where)
         values = {**DEFAULTS[model_type], **_own_names(raw, where, model_type)}
@@ -114,8 +107,7 @@ class ModelConfig:
         checked = {field.name: _checked(field, values, where) for field in plain}
         ids = {"bos_token_id": bos[0] if bos else None, "eos_token_ids": tuple(eos)}
         config = cls(**{**checked, **ids, "model_type": model_type})
-        problem = config._problem(raw.get("head_dim"))
-        if problem is not None:
+        for problem in config._problems(raw.get("head_dim")):
             raise EdgeError(f"{where}: {problem}; check the file, or choose another checkpoint.")
         return config
 
@@ -161,60 +153,41 @@ class ModelConfig:
         return replace(self, use_qkv_bias=any(n.endswith("q_proj.bias") for n in tensor_names))
 
     def drops(self, tensor_name: str) -> bool:
-        """Whether a checkpoint may hold this tensor though the network has no use for it.
-
-        Old checkpoints carry rotary tables, and some savers write a tied head as well.
-        """
+        """A tensor without use: old files carry rotary tables, some savers write a tied head."""
         is_tied = self.tie_word_embeddings and tensor_name.startswith("lm_head.")
         return is_tied or tensor_name.endswith("rotary_emb.inv_freq")
 
-    def _problem(self, head_dim: object) -> str | None:
-        """Why values that are possible by themselves do not make a network; None if they do."""
-        heads, rotary = self.num_attention_heads, self.partial_rotary_factor
-        bos = () if self.bos_token_id is None else (self.bos_token_id,)
+    def _problems(self, head_dim: object) -> Iterator[str]:
+        """Why values that are possible by themselves do not make a network."""
+        heads, kv_heads, width = self.num_attention_heads, self.num_key_value_heads, self.head_dim
+        rotary = f"partial_rotary_factor {self.partial_rotary_factor}"
         if self.hidden_size % heads:
-            return f"hidden_size {self.hidden_size} is not divisible by num_attention_heads {heads}"
-        if head_dim is not None and head_dim != self.head_dim:
-            return f"head_dim is {head_dim!r}, hidden_size / num_attention_heads {self.head_dim}"
-        if heads % self.num_key_value_heads:
-            kv_heads = self.num_key_value_heads
-            return f"num_attention_heads {heads} is not divisible by num_key_value_heads {kv_heads}"
-        if self.rotary_dims % 2 or not 0 < self.rotary_dims <= self.head_dim:
-            return (
-                f"partial_rotary_factor {rotary} of head size {self.head_dim} rotates "
-                f"{self.rotary_dims} dims, which must be even and between 2 and the head size"
-            )
-        if self.model_type == "llama" and self.rotary_dims != self.head_dim:
-            return f"partial_rotary_factor is {rotary}, but a Llama rotates whole heads"
-        for i in (*bos, *self.eos_token_ids):
+            yield f"hidden_size {self.hidden_size} is not divisible by num_attention_heads {heads}"
+        if head_dim is not None and head_dim != width:
+            yield f"head_dim is {head_dim!r}, but hidden_size / num_attention_heads is {width}"
+        if heads % kv_heads:
+            yield f"num_attention_heads {heads} is not divisible by num_key_value_heads {kv_heads}"
+        if self.rotary_dims % 2 or not 0 < self.rotary_dims <= width:
+            yield f"{rotary} rotates {self.rotary_dims} of {width} dims, which must be even"
+        if self.model_type == "llama" and self.rotary_dims != width:
+            yield f"{rotary} is not a Llama's, which rotates whole heads"
+        for i in (*self.eos_token_ids, 0 if self.bos_token_id is None else self.bos_token_id):
             if type(i) is not int or not 0 <= i < self.vocab_size:
-                return (
-                    f"bos_token_id or eos_token_id is {i!r}, of a vocabulary of {self.vocab_size}"
-                )
-        return None
+                yield f"bos_token_id or eos_token_id is {i!r}, of a vocabulary of {self.vocab_size}"
 
 
 def read_config(path: Path) -> ModelConfig:
-    """Reads a config.json.
-
-    Raises:
-        EdgeError: the file is missing, is not JSON, or describes another network.
-    """
+    """A config.json; an EdgeError where it is missing, broken or of another network."""
     return ModelConfig.from_dict(read_json_object(path), str(path))
 
 
 def _model_type(raw: Mapping[str, Any], where: str) -> ModelType:
-    """The network that the config names; refuses what ours cannot compute."""
     kind, act = raw.get("model_type"), raw.get("hidden_act", "silu")
-    if not isinstance(kind, str) or kind not in MODEL_TYPES:
+    if not isinstance(kind, str) or kind not in MODEL_TYPES or act != "silu":
         raise EdgeError(
-            f"{where} describes a {kind!r} model; edge runs {', '.join(MODEL_TYPES)}, "
-            f"so choose a checkpoint of the StableLM or Llama family."
-        )
-    if act != "silu":
-        raise EdgeError(
-            f"{where}: hidden_act {act!r} is not supported, only 'silu', which every published "
-            f"checkpoint of both families has; check the file."
+            f"{where} describes a {kind!r} model with hidden_act {act!r}; edge runs "
+            f"{', '.join(MODEL_TYPES)} with 'silu', so choose a checkpoint of the StableLM or "
+            f"Llama family."
         )
     return MODEL_TYPES[kind]
 
@@ -231,24 +204,22 @@ def _own_names(raw: Mapping[str, Any], where: str, model_type: ModelType) -> dic
 def _nested_rope(raw: Mapping[str, Any], where: str) -> dict[str, Any]:
     """What `rope_parameters` says of the rotation; refuses scaling in it or in `rope_scaling`."""
     nested, scaling = raw.get("rope_parameters") or {}, raw.get("rope_scaling") or {}
-    if not isinstance(nested, Mapping) or not isinstance(scaling, Mapping):
-        raise EdgeError(
-            f"{where}: rope_parameters or rope_scaling is not an object; check the file."
+    for rope in (nested, scaling):
+        kind = (
+            rope.get("rope_type", rope.get("type", "default"))
+            if isinstance(rope, Mapping)
+            else rope
         )
-    kinds = {str(d.get("rope_type", d.get("type", "default"))) for d in (nested, scaling)}
-    if any(d.get("factor", 1) != 1 for d in (nested, scaling)):
-        kinds.add("factor")
-    if kinds != {"default"}:
-        raise EdgeError(
-            f"{where}: rope scaling {sorted(kinds - {'default'})} is not supported; "
-            f"remove rope_scaling to run the model at its trained context."
-        )
+        if kind != "default" or rope.get("factor", 1) != 1:
+            raise EdgeError(
+                f"{where}: rope scaling {kind!r} is not supported; remove rope_scaling to run the "
+                f"model at its trained context."
+            )
     names = ("rope_theta", "partial_rotary_factor")
     return {name: nested[name] for name in names if nested.get(name) is not None}
 
 
 def _listed(value: object) -> list[object]:
-    """One id, a list of them, or null, which means none, as a list."""
     return value if isinstance(value, list) else [] if value is None else [value]
 
 

@@ -111,25 +111,16 @@ def _is_large(numbers: int) -> bool:
 
 @dataclass(frozen=True)
 class _Packed:
-    """A 4-bit matrix (outputs, inputs), as products take it; all arrays are views of one.
+    """A 4-bit matrix (outputs, inputs), as products take it; all arrays are views of one."""
 
-    Attributes:
-        weight, scales, biases: the layer's; where it has others by now, this is out of date.
-        floats: the codes as if they were floats, (outputs * inputs / 8,).
-        factor: the same (1, inputs / 8, outputs).
-        addend: (1, 1, outputs), whatever its values: addmm asks for one.
-        alpha: what tells the BLAS that this is meant, with the size of a group.
-        few_rows: as many as are multiplied one by one.
-    """
-
-    weight: mx.array
+    weight: mx.array  # the layer's, as scales and biases; where it has others, this is out of date
     scales: mx.array
     biases: mx.array
-    floats: mx.array
-    factor: mx.array
-    addend: mx.array
-    alpha: float
-    few_rows: int
+    floats: mx.array  # the codes as if they were floats, (outputs * inputs / 8,)
+    factor: mx.array  # the same (1, inputs / 8, outputs)
+    addend: mx.array  # (1, 1, outputs), whatever its values: addmm asks for one
+    alpha: float  # tells the BLAS that this is meant, with the size of a group
+    few_rows: int  # as many as are multiplied one by one
 
     def product(self, x: mx.array) -> mx.array:
         """x (..., inputs) -> (..., outputs)."""
@@ -180,10 +171,7 @@ def _int4_works() -> bool:
 
 @mx.compile
 def _int4_row(codes: mx.array, scales: mx.array, biases: mx.array, shifts: mx.array) -> mx.array:
-    """Codes (..., words) of one row, its scales and biases -> (..., inputs), as mx.dequantize.
-
-    Which is for every number of bits, and of 25 operations.
-    """
+    """Codes (..., words) of one row -> (..., inputs): mx.dequantize, which is 25 operations."""
     groups = (scales.size, 1, 1)
     numbers = codes.reshape(scales.size, -1, 1) >> shifts & 15
     row = numbers * scales.reshape(groups) + biases.reshape(groups)

@@ -17,9 +17,8 @@ from edge.model.stablelm import Cache, Model
 KV_BITS = (4, 8)
 # The largest group that every head of the family can be padded to at little cost.
 GROUP_SIZE = 32
-# Room is made for so many positions at a time, or for this share of those held if that is more:
-# each growth copies all, so steps of one size would copy ever more per position. Growing 2
-# layers of 32 heads to 8192 positions took 1.1 s on a CPU, in steps of 256 1.9 s.
+# Room is made for so many positions, or this share of those held if that is more: each growth
+# copies all. Growing 2 layers of 32 heads to 8192 positions took 1.1 s on a CPU, by 256 each 1.9 s.
 STEP_POSITIONS = 256
 GROWTH_SHARE = 1 / 8
 
@@ -71,11 +70,7 @@ def _with_room(held: mx.array | None, new: mx.array, before: int) -> mx.array:
 
 
 def make_cache(model: Model, kv_bits: int | None = None) -> list[Cache]:
-    """One empty cache per layer; with 8 or 4 bits keys and values are stored quantised.
-
-    Raises:
-        EdgeError: a number of bits that no cache has.
-    """
+    """One empty cache per layer; with 8 or 4 bits keys and values are stored quantised."""
     if kv_bits is None:
         return [KVCache() for _ in model.layers]
     if kv_bits not in KV_BITS:

@@ -16,7 +16,7 @@ from edge.model.config import ModelConfig
 from edge.model.cpu_linear import use_blas
 from edge.model.memory import Need, check_fits, weight_files
 from edge.model.stablelm import Model, current_backend
-from edge.model.tensors import check_shapes, input_order_shapes
+from edge.model.tensors import check_count, input_order_shapes
 from edge.tokenizer.tokenizer import Tokenizer
 
 # The context that must fit, if the model has so much: most chats and files stay below, and a
@@ -51,7 +51,7 @@ def compute_dtype() -> mx.Dtype:
 def open_model(
     path: Path, kv_bits: int | None = None, warn: Callable[[str], None] = lambda _: None
 ) -> Loaded:
-    """Loads an artefact with its tokenizer, unless it does not fit into memory.
+    """Loads an artefact with its tokenizer; the one place where a command opens a model.
 
     Args:
         path: a directory with config.json, *.safetensors and a tokenizer.
@@ -59,8 +59,8 @@ def open_model(
         warn: called with a sentence, before the weights are read, where memory is short.
 
     Raises:
-        EdgeError: it does not fit, a file is missing or broken, or the tensors do not fit the
-            config.
+        EdgeError: it does not fit into memory, a file is missing or broken, or the tensors do not
+            fit the config.
     """
     raw, config = read_directory(path)
     tokens = min(CONTEXT_TOKENS, config.max_position_embeddings)
@@ -75,12 +75,7 @@ def open_model(
 def load(path: Path | str) -> tuple[Model, Tokenizer]:
     """Loads an artefact with its tokenizer, whether it fits into memory or not.
 
-    Returns:
-        The model, called as `model(ids, cache=None) -> logits` with ids (B, L) and logits
-        (B, L, vocab), and its tokenizer.
-
-    Raises:
-        EdgeError: as `open_model`.
+    The model is called as `model(ids, cache=None) -> logits`: ids (B, L), logits (B, L, vocab).
     """
     path = Path(path)
     raw, config = read_directory(path)
@@ -89,26 +84,15 @@ def load(path: Path | str) -> tuple[Model, Tokenizer]:
 
 
 def load_model(path: Path | str, dtype: mx.Dtype | None = None, fuse: bool = True) -> Model:
-    """Loads the weights of an artefact directory.
+    """Loads an artefact, by default in the dtype that suits the device.
 
-    Args:
-        path: a directory with config.json and *.safetensors, in MLX or Hugging Face form.
-        dtype: the compute dtype; by default what suits the device.
-        fuse: join matrices; otherwise the parameters have the checkpoint's names.
-
-    Raises:
-        EdgeError: a file is missing or broken, or the tensors do not fit the config.
+    Without `fuse` the parameters have the checkpoint's names.
     """
     return _load_model(Path(path), *read_directory(Path(path)), dtype, fuse)
 
 
 def read_directory(path: Path) -> tuple[dict[str, Any], ModelConfig]:
-    """A model directory's config.json, as it is and as the network that it describes.
-
-    Raises:
-        EdgeError: it is not a directory; config.json is missing, broken or describes another
-            network.
-    """
+    """A model directory's config.json, as it is and as the network that it describes."""
     if not path.is_dir():
         found = "is not a directory" if path.exists() else "is not there"
         raise EdgeError(
@@ -121,29 +105,27 @@ def read_directory(path: Path) -> tuple[dict[str, Any], ModelConfig]:
 
 
 def has_input_orders(path: Path) -> bool:
-    """Whether an artefact has matrices whose inputs are in an order of their own.
-
-    Only our network gathers them; a loader that leaves the orders out computes nonsense.
-    """
+    """Whether matrices have inputs in an order of their own, which only our network follows."""
     return any(name.endswith("_order") for file in weight_files(path) for name in file.entries)
 
 
 def _load_model(
-    path: Path,
-    raw: Mapping[str, Any],
-    config: ModelConfig,
-    dtype: mx.Dtype | None = None,
-    fuse: bool = True,
+    path: Path, raw: Any, config: ModelConfig, dtype: mx.Dtype | None = None, fuse: bool = True
 ) -> Model:
     weights = _read_weights(path)
-    config = config.matching(weights)
-    orders = _take_input_orders(config, weights, path)
-    if not any(name.endswith(".scales") for name in weights):
-        check_shapes(config, {name: array.shape for name, array in weights.items()}, str(path))
-    model = Model(config)
+    check_count(config, len(weights), str(path))
+    model = Model(config.matching(weights))
+    try:
+        orders = _take_input_orders(model.config, weights)
+        _quantise(model, raw.get("quantization") or {}, weights)
+        _fill(model, weights)
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        reason = " ".join(str(error).split())
+        raise EdgeError(
+            f"{path}: its tensors are not what config.json describes ({reason}); convert or "
+            f"download the model again."
+        ) from None
     model.set_input_orders(orders)
-    _quantise(model, raw.get("quantization"), weights, path)
-    _fill(model, weights, path)
     weights.clear()  # an array held here would stay in memory as it was before the cast
     model.set_dtype(dtype or compute_dtype())
     model.eval()
@@ -156,93 +138,61 @@ def _load_model(
 
 
 def _read_weights(path: Path) -> dict[str, mx.array]:
-    """Every tensor, read when it is used."""
     weights: dict[str, mx.array] = {}
     for file in weight_files(path):
-        try:
-            loaded: Any = mx.load(str(file.path), format="safetensors")
-        except (RuntimeError, ValueError, OSError) as error:
-            raise EdgeError(
-                f"{file.path} cannot be read ({error}); convert or download the model again."
-            ) from None
+        loaded: Any = mx.load(str(file.path), format="safetensors")
         weights |= loaded
     return weights
 
 
-def _take_input_orders(
-    config: ModelConfig, weights: dict[str, mx.array], path: Path
-) -> dict[str, mx.array]:
-    """The permutations among the tensors, checked; they are no weights, so they leave the dict."""
+def _take_input_orders(config: ModelConfig, weights: dict[str, mx.array]) -> dict[str, mx.array]:
+    """The permutations among the tensors, checked, and taken out of the dict."""
     expected = input_order_shapes(config)
     orders = {name: weights.pop(name) for name in expected.keys() & weights.keys()}
     for name, order in orders.items():
         natural = mx.arange(expected[name][0], dtype=mx.int32)
-        is_permutation = order.dtype == mx.int32 and mx.array_equal(mx.sort(order), natural).item()
-        if not is_permutation:
-            raise _broken(path, f"tensor {name} is not a permutation of its inputs in int32")
+        if order.dtype != mx.int32 or not mx.array_equal(mx.sort(order), natural).item():
+            raise ValueError(f"{name} is not a permutation of {natural.size} inputs in int32")
     return orders
 
 
-def _quantise(model: Model, recipe: Any, tensors: Collection[str], path: Path) -> None:
+def _quantise(model: Model, recipe: Mapping[str, Any], tensors: Collection[str]) -> None:
     """Turns the layers that an artefact holds quantised into quantised ones, still unfilled.
 
-    The recipe is `quantization` of config.json, as mlx-lm writes it: group_size, bits and mode on
-    top hold for every matrix that has scales. A path of its own overrules them: false leaves the
-    matrix alone, an object has its own values, where one that is missing is the mode's default
-    rather than the one on top.
+    The recipe is mlx-lm's `quantization`: group_size, bits and mode on top hold for every matrix
+    that has scales. A path of its own overrules them: false leaves the matrix alone, an object has
+    its own values, where one that is missing is the mode's default, not the one on top.
     """
 
     def how(name: str, layer: nn.Module) -> dict[str, Any] | bool:
         own = recipe.get(name, f"{name}.scales" in tensors)
         if own is False or not hasattr(layer, "to_quantized"):
             return False
-        if own is not True:
-            return _settings(own)
-        return _settings({"group_size": recipe["group_size"], "bits": recipe["bits"], **mode})
+        return _settings(top if own is True else own)
 
-    try:
-        recipe = {} if recipe is None else recipe
-        mode = {"mode": recipe.get("mode", "affine")}
-        nn.quantize(model, class_predicate=how)
-    except (AttributeError, KeyError, TypeError, ValueError) as error:
-        raise _broken(path, f"quantization in config.json is not MLX's ({error})") from None
+    top = {key: recipe[key] for key in ("group_size", "bits", "mode") if key in recipe}
+    nn.quantize(model, class_predicate=how)
 
 
 def _settings(values: Mapping[str, Any]) -> dict[str, Any]:
     """Group size, bits and mode as mx.quantize takes them; it crashes on some that it lacks."""
     mode = values.get("mode", "affine")
-    choices = dict(zip(("group_size", "bits"), MODES[mode], strict=True))
-    settings = {key: values.get(key) or allowed[0] for key, allowed in choices.items()}
-    for key, allowed in choices.items():
+    settings = {"mode": mode}
+    for key, allowed in zip(("group_size", "bits"), MODES[mode], strict=True):
+        settings[key] = values.get(key) or allowed[0]
         if settings[key] not in allowed:
-            raise ValueError(f"{key} {settings[key]!r} of {mode}")
-    return {**settings, "mode": mode}
+            raise ValueError(f"quantization in {key} {settings[key]!r} of mode {mode}")
+    return settings
 
 
-def _fill(model: Model, weights: dict[str, mx.array], path: Path) -> None:
-    try:
-        weights = model.sanitize(weights)
-        expected = dict(tree_flatten(model.parameters()))
-        for name, array in expected.items():
-            _check_tensor(name, weights[name], array, path)
-    except KeyError as error:
-        raise _broken(path, f"tensor {error.args[0]} is missing") from None
-    extra = sorted(weights.keys() - expected.keys())
-    if extra:
-        raise _broken(path, f"tensor {extra[0]} is unknown")
-    model.load_weights(list(weights.items()))
-
-
-def _check_tensor(name: str, found: mx.array, expected: mx.array, path: Path) -> None:
-    """Its shape is the network's; any floats may stand for floats, codes only for codes."""
-    both_floats = all(mx.issubdtype(array.dtype, mx.floating) for array in (found, expected))
-    if found.shape != expected.shape or not (both_floats or found.dtype == expected.dtype):
-        raise _broken(
-            path,
-            f"tensor {name} is {found.dtype} {list(found.shape)}, and config.json asks for "
-            f"{expected.dtype} {list(expected.shape)}",
+def _fill(model: Model, weights: dict[str, mx.array]) -> None:
+    """Takes all tensors; any floats may stand for floats, codes only for codes."""
+    weights = model.sanitize(weights)
+    for name, expected in tree_flatten(model.parameters()):
+        found = weights.get(name, expected).dtype
+        both_floats = mx.issubdtype(found, mx.floating) and mx.issubdtype(
+            expected.dtype, mx.floating
         )
-
-
-def _broken(path: Path, problem: str) -> EdgeError:
-    return EdgeError(f"{path}: {problem}; convert the model again.")
+        if not both_floats and found != expected.dtype:
+            raise TypeError(f"{name} is {found}, not {expected.dtype}")
+    model.load_weights(list(weights.items()))

@@ -8,7 +8,6 @@ some ten at a time, and each that is cast or joined is there twice until the nex
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -37,22 +36,14 @@ FORCE = "EDGE_FORCE_MEMORY"
 
 @dataclass(frozen=True)
 class Need:
-    """What a model takes, in bytes.
-
-    Attributes:
-        weights_bytes: as they stay in memory.
-        loading_bytes: beside them while they are loaded.
-        cache_bytes: keys and values of `cache_tokens` positions.
-        working_bytes: the largest part of a prompt being computed.
-        quantised: whether any weights are codes.
-    """
+    """What a model takes, in bytes."""
 
     weights_bytes: int
-    loading_bytes: int
-    cache_bytes: int
-    working_bytes: int
+    loading_bytes: int  # beside the weights while they are loaded
+    cache_bytes: int  # keys and values of cache_tokens positions
+    working_bytes: int  # the largest part of a prompt being computed
     cache_tokens: int
-    quantised: bool
+    quantised: bool  # whether any weights are codes
 
     @property
     def running_bytes(self) -> int:
@@ -72,14 +63,11 @@ def check_fits(
     cache_tokens: int,
     kv_bits: int | None = None,
 ) -> tuple[Need, str | None]:
-    """Refuses what cannot be loaded here, before it is; the arguments are `required_bytes`'.
-
-    Refused is what is above all that the system can make room for; what is above the memory
-    that is free now but not above that gets a warning, the sentence beside the need.
-    EDGE_FORCE_MEMORY=1 in the environment makes a refusal a warning too.
+    """What `required_bytes` says of the same arguments, and a warning if memory is short now.
 
     Raises:
-        EdgeError: it does not fit, with the numbers; or its files cannot be read.
+        EdgeError: it is more than the system can make room for, and EDGE_FORCE_MEMORY=1 is not in
+            the environment; or the files cannot be read.
     """
     need, room = required_bytes(path, config, dtype, cache_tokens, kv_bits), available_bytes()
     if need.total_bytes <= room.bytes:
@@ -107,9 +95,6 @@ def required_bytes(
         cache_tokens: positions of context, 0 for none.
         kv_bits: of a quantised cache, or None.
         prefill_tokens: prompt tokens computed at a time.
-
-    Raises:
-        EdgeError: a file is missing or cannot be read.
     """
     entries = {name: entry for file in weight_files(path) for name, entry in file.entries.items()}
     tensors = {name: entry for name, entry in entries.items() if not config.drops(name)}
@@ -117,9 +102,14 @@ def required_bytes(
     floats = [ITEM_BYTES[t.dtype] for t in tensors.values() if t.dtype in FLOATS]
     computed = width or max(floats, default=4)
     quantised = any(name.endswith(".scales") for name in tensors)
+    loaded = {name: _loaded_bytes(tensor, width) for name, tensor in tensors.items()}
+    stored = {name: tensor.end - tensor.begin for name, tensor in tensors.items()}
+    joined = (name for name in stored if not JOINED.isdisjoint(name.split(".")))
+    twice = {*joined, *(name for name in stored if stored[name] != loaded[name])}
+    largest = sorted((stored[name] for name in twice), reverse=True)
     return Need(
-        weights_bytes=sum(_loaded_bytes(tensor, width) for tensor in tensors.values()),
-        loading_bytes=_in_flight_bytes(tensors, width),
+        weights_bytes=sum(loaded.values()),
+        loading_bytes=sum(largest[:TENSORS_IN_FLIGHT]),
         cache_bytes=_cache_bytes(config, cache_tokens, kv_bits, computed),
         working_bytes=_working_bytes(config, cache_tokens, prefill_tokens, computed, quantised),
         cache_tokens=cache_tokens,
@@ -128,11 +118,7 @@ def required_bytes(
 
 
 def weight_files(path: Path) -> list[SafetensorsFile]:
-    """Every *.safetensors of a directory, none of which its index misses.
-
-    Raises:
-        EdgeError: a file is missing or its header is broken, or the weights are GPTQ's.
-    """
+    """Every *.safetensors of a directory; an EdgeError where one is missing, broken or GPTQ's."""
     files = [SafetensorsFile(file) for file in sorted(path.glob("*.safetensors"))]
     index = path / "model.safetensors.index.json"
     listed = read_json_object(index).get("weight_map") if index.exists() else None
@@ -152,21 +138,9 @@ def weight_files(path: Path) -> list[SafetensorsFile]:
 
 def _loaded_bytes(tensor: TensorEntry, width: int | None) -> int:
     """In memory with floats of `width` bytes; None leaves them as they are."""
-    stored_bytes = tensor.end - tensor.begin
-    if width is None or tensor.dtype not in FLOATS:
-        return stored_bytes
-    return stored_bytes // ITEM_BYTES[tensor.dtype] * width
-
-
-def _in_flight_bytes(tensors: Mapping[str, TensorEntry], width: int | None) -> int:
-    """The largest of the tensors that are cast or joined, as the files have them."""
-    sizes = {name: tensor.end - tensor.begin for name, tensor in tensors.items()}
-    twice = (
-        size
-        for name, size in sizes.items()
-        if _loaded_bytes(tensors[name], width) != size or not JOINED.isdisjoint(name.split("."))
-    )
-    return sum(sorted(twice, reverse=True)[:TENSORS_IN_FLIGHT])
+    stored = ITEM_BYTES[tensor.dtype]
+    item_bytes = (width if tensor.dtype in FLOATS else None) or stored
+    return (tensor.end - tensor.begin) // stored * item_bytes
 
 
 def _cache_bytes(config: ModelConfig, tokens: int, kv_bits: int | None, width: int) -> int:
@@ -195,7 +169,6 @@ def _working_bytes(
 
 
 def _shortage(path: Path, need: Need, room: MemoryRoom) -> str:
-    """The sentence up to where it may be forced, without a full stop."""
     parts = [f"{_gb(need.weights_bytes)} of weights"]
     advice = "a smaller model" if need.quantised else "mlx-int4"
     if need.cache_tokens:

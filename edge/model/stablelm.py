@@ -1,10 +1,9 @@
 """The network for MLX: StableLM (Stable Code 3B, 3B 4E1T, StableLM 2) and Llama (Code Llama).
 
-What sets StableLM apart from Llama: only the first quarter of every head is
-rotated, norms are LayerNorms with bias, and the larger siblings add q/k/v bias,
-a LayerNorm per query and key head, and a parallel residual. Follows Hugging Face
-transformers' `StableLmForCausalLM` and `LlamaForCausalLM`, parameter names included,
-but for the matrices that `Model.fuse` joins: qkv_proj and gate_up_proj.
+Unlike in Llama, only the first quarter of every head is rotated, norms are LayerNorms with bias,
+and the larger siblings add q/k/v bias, a LayerNorm per query and key head, and a parallel
+residual. Follows transformers' `StableLmForCausalLM` and `LlamaForCausalLM`, parameter names
+included, but for the matrices that `Model.fuse` joins: qkv_proj and gate_up_proj.
 """
 
 from __future__ import annotations
@@ -25,12 +24,11 @@ Cache = Any
 Mask = mx.array | str | None
 Backend = Literal["metal", "cuda", "cpu"]
 
-# The fused attention of a decode step exists for some widths of a head only. Others fall back to
-# two matrix products around a softmax, which write all scores to memory. So q, k and v are padded
-# with zeros to the next width: 80 (Stable Code 3B) to 96, and on Metal 160 (StableLM 2 12B) to
-# 192; the cache grows by a fifth. Padded weights instead would be 6.6 % more bytes at every token.
-# Metal: the check in MLX 0.32.4's ScaledDotProductAttention::use_fallback. CUDA: its sdpa_vector
-# kernels; cuDNN has other widths, but not for the cache of a decode step. CPU: all are the same.
+# The fused attention of a decode step exists for some widths of a head only (MLX 0.32.4's
+# ScaledDotProductAttention::use_fallback; on CUDA its sdpa_vector kernels). Others fall back to two
+# products around a softmax, which write all scores to memory. So q, k and v are padded with zeros
+# to the next width: 80 (Stable Code 3B) to 96, and on Metal 160 (StableLM 2 12B) to 192; the cache
+# grows by a fifth. Padded weights instead would be 6.6 % more bytes at every token.
 FUSED_DECODE_WIDTHS: dict[Backend, tuple[int, ...]] = {
     "metal": (64, 96, 128, 192, 256, 512),
     "cuda": (64, 96, 128),
@@ -40,8 +38,8 @@ FUSED_DECODE_WIDTHS: dict[Backend, tuple[int, ...]] = {
 # on two Zen 5 cores, the demo decodes 1.1 times as fast; at Stable Code 3B's width nothing is won.
 LARGEST_JOINED_ON_CPU_BYTES = 2 << 20
 # With more queries than this a quantised cache is dequantised first, one layer at a time: it is
-# then read once for many queries, and the fused attention keeps no scores (2048 queries on 8192
-# positions of 32 heads would be a gigabyte of them). MLX's own limit for its decode kernel.
+# then read once for all, and no scores are kept (2048 queries on 8192 positions of 32 heads would
+# be a gigabyte of them). MLX's own limit for its decode kernel.
 FEW_QUERIES = 8
 
 
@@ -59,11 +57,8 @@ def head_width(head_dim: int, backend: Backend | None = None) -> int:
 
 
 def _compiles(positions: int) -> bool:
-    """On a CPU MLX computes a norm or a rotation as a dozen operations.
-
-    Of one position both are compiled; a longer prompt gains nothing by it, and each length would
-    be compiled anew.
-    """
+    # On a CPU MLX computes a norm or a rotation as a dozen operations. Of one position both are
+    # compiled; a longer prompt gains nothing by it, and each length would be compiled anew.
     return positions == 1 and current_backend() == "cpu"
 
 
@@ -164,10 +159,9 @@ def padded(x: mx.array, width: int) -> mx.array:
 def attend(
     q: mx.array, k: mx.array, v: mx.array, cache: Cache | None, scale: float, mask: Mask
 ) -> mx.array:
-    """Extends the cache by k and v, and attends to all that it holds.
+    """q (B, heads, L, width), k and v (B, kv_heads, L, width), for the cache -> as q.
 
-    q (B, heads, L, width), k and v (B, kv_heads, L, width) -> (B, heads, L, width). Queries and
-    keys stay in their dtype: the fused attention accumulates in float32 anyway, and a cast would
+    All stay in their dtype: the fused attention accumulates in float32 anyway, and a cast would
     rewrite the whole key cache at every token.
     """
     if cache is not None:
@@ -191,11 +185,7 @@ def _causal_mask(length: int, cache: Cache | None) -> Mask:
 
 
 class Attention(nn.Module):
-    """Causal self-attention with partial rotary position embedding.
-
-    `_qkv_order` and `_o_order` permute the inputs of matrices stored so (see
-    `tensors.input_order_shapes`); the underscore keeps them out of `parameters()`.
-    """
+    """Causal self-attention with partial rotary position embedding."""
 
     def __init__(self, config: ModelConfig, rope: RotaryEmbedding):
         super().__init__()
@@ -210,6 +200,7 @@ class Attention(nn.Module):
         if config.qk_layernorm:
             self.q_layernorm = PerHeadLayerNorm(self.heads, head, config.layer_norm_eps)
             self.k_layernorm = PerHeadLayerNorm(self.kv_heads, head, config.layer_norm_eps)
+        # See `Model.set_input_orders`; the underscore keeps them out of `parameters()`.
         self._qkv_order: mx.array | None = None
         self._o_order: mx.array | None = None
         self.rope = rope
@@ -328,10 +319,7 @@ class Backbone(nn.Module):
 
 
 class Model(nn.Module):
-    """The network with its language-model head, called as mlx-lm's models are.
-
-    Its parameters have the checkpoint's names until `fuse` joins some.
-    """
+    """The network with its head; parameters have the checkpoint's names until `fuse` joins some."""
 
     def __init__(self, config: ModelConfig):
         super().__init__()
@@ -355,10 +343,7 @@ class Model(nn.Module):
         return self.model.layers
 
     def fuse(self) -> None:
-        """Joins matrices that read the same input, and evaluates, layer by layer.
-
-        So only one layer's matrices are ever in memory twice. To be called once, when the
-        weights are there.
+        """Joins matrices that read the same input, layer by layer: one at a time is there twice.
 
         The last layer's q stays apart: of all positions of a prompt but the last only that
         layer's keys and values are needed, and what is not evaluated is not computed. With 2
@@ -371,10 +356,7 @@ class Model(nn.Module):
             mx.eval(layer.parameters())
 
     def set_input_orders(self, orders: Mapping[str, mx.array]) -> None:
-        """Gathers inputs before matrices whose columns are stored in another order.
-
-        The names are those of `tensors.input_order_shapes`.
-        """
+        """Permutes the inputs of matrices stored in another order: `tensors.input_order_shapes`."""
         for name, order in orders.items():
             _, _, layer, part, key = name.split(".")
             setattr(self.layers[int(layer)][part], f"_{key}", order)
@@ -382,21 +364,20 @@ class Model(nn.Module):
     def sanitize(self, weights: dict[str, mx.array]) -> dict[str, mx.array]:
         """Checkpoint names -> this network's: q/k norms stacked, unused tensors dropped."""
         kept = {name: a for name, a in weights.items() if not self.config.drops(name)}
-        norms = [norm for norm in ("q_layernorm", "k_layernorm") if self.config.qk_layernorm]
-        for number, layer in enumerate(self.layers):
-            for norm in norms:
-                stem = f"model.layers.{number}.self_attn.{norm}"
-                heads = range(len(layer.self_attn[norm].weight))
-                rows = [kept.pop(f"{stem}.norms.{head}.weight") for head in heads]
-                kept[f"{stem}.weight"] = mx.stack(rows)
+        if self.config.qk_layernorm:
+            for number, layer in enumerate(self.layers):
+                for norm in ("q_layernorm", "k_layernorm"):
+                    stem = f"model.layers.{number}.self_attn.{norm}."
+                    heads = range(len(layer.self_attn[norm].weight))
+                    rows = [kept.pop(f"{stem}norms.{head}.weight") for head in heads]
+                    kept[f"{stem}weight"] = mx.stack(rows)
         return kept
 
 
 def _join(block: nn.Module, parts: Sequence[str], name: str) -> None:
     """Replaces linear layers by one with the rows of all, where they are stored in the same way.
 
-    Quantised ones join as they are: codes, scales and biases belong to rows. The first layer
-    becomes the joined one, so that no second copy of its arrays stays.
+    Quantised ones join as they are: codes, scales and biases belong to rows.
     """
     first, *others = layers = [block[part] for part in parts]
     total_bytes = sum(array.nbytes for layer in layers for array in _arrays(layer).values())

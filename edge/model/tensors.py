@@ -15,9 +15,8 @@ from edge.model.stablelm import Model
 
 Shape = tuple[int, ...]
 LAYER = "model.layers.0."
-# q, k, v, o, gate, up, down and a norm. A config may ask for this many times what the files hold
-# and still be told by name which tensor is missing.
-LEAST_LAYER_TENSORS = 8
+LEAST_LAYER_TENSORS = 8  # q, k, v, o, gate, up, down and a norm
+# A config may ask for so many times what the files hold, and is still told what is missing.
 ABSURD_RATIO, MANY_TENSORS = 8, 100_000
 
 # The permutations beside the weights, and the matrices whose inputs each one gathers.
@@ -56,9 +55,8 @@ def input_order_shapes(config: ModelConfig) -> dict[str, Shape]:
     """The permutations (int32) that an artefact may hold beside its weights.
 
     A matrix whose columns are stored in another order than the network's inputs, as act-order
-    GPTQ leaves them, has its inputs gathered by one of these: column i belongs to input
-    order[i]. There is one for q, k and v, one for o, one for gate and up; none for down, whose
-    order belongs into the rows of gate and up. Absent means the natural order.
+    GPTQ leaves them, has its inputs gathered by one: column i belongs to input order[i]. There is
+    none for down, whose order belongs into the rows of gate and up. Absent is the natural order.
     """
     return {
         f"model.layers.{layer}.{name}": (config.hidden_size,)  # as wide as all heads, too
@@ -77,17 +75,13 @@ def order_of(matrix: str) -> str | None:
 
 
 def check_count(config: ModelConfig, found: int, where: str) -> None:
-    """Refuses a config that asks for many times the tensors that the files hold, of any names.
-
-    To be called before anything lists them.
-    """
+    """Refuses a config of absurdly many more tensors than the files hold, before any list."""
     heads = config.num_attention_heads + config.num_key_value_heads if config.qk_layernorm else 0
     least = config.num_hidden_layers * (LEAST_LAYER_TENSORS + heads)
     if least > max(MANY_TENSORS, ABSURD_RATIO * found):
         raise EdgeError(
-            f"{where}: config.json asks for {config.num_hidden_layers} layers and so for at least "
-            f"{least} tensors, the files hold {found}; the two belong to different models, so "
-            f"download both again."
+            f"{where}: config.json asks for {config.num_hidden_layers} layers of {least} tensors, "
+            f"and the files hold {found}; the two belong to different models, so download both."
         )
 
 
@@ -97,13 +91,8 @@ def parameter_count(config: ModelConfig) -> int:
 
 
 def check_shapes(config: ModelConfig, found: Mapping[str, Shape], where: str) -> None:
-    """Compares a checkpoint's tensors with what its config asks for.
-
-    Raises:
-        EdgeError: the first tensor that is missing, has the wrong shape, or is unknown.
-    """
-    problem = next(_problems(config, found), None)
-    if problem is not None:
+    """Names the first tensor of a checkpoint that is missing, misshapen or unknown, in an error."""
+    for problem in _problems(config, found):
         raise EdgeError(
             f"{where}: tensor {problem}; the download is incomplete or config.json belongs to "
             f"another model, so download both again."
