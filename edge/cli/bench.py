@@ -12,8 +12,6 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-import msgspec
-
 from edge.bench.compare import Comparison, Difference, compare
 from edge.bench.cooldown import keep_awake
 from edge.bench.engines.engine import LLAMA_CPP, MLX, MLX_LM
@@ -48,13 +46,11 @@ from edge.power.choose import choose_meter
 from edge.power.meter import Meter
 from edge.power.powermetrics import forget_probes
 from edge.profile.profile import SCHEMA, Method, ModelInfo, Profile, Workload, read
-from edge.profile.published import table11_beside
 from edge.quality.corpus import check_trained
-from edge.report.figure import to_png
-from edge.report.lines import markdown_of
-from edge.report.markdown import markdown_table
-from edge.report.plots import throughput
-from edge.report.table import notes
+from edge.report.plots.bars import throughput
+from edge.report.published import table11_beside
+from edge.report.table import notes, profile_table
+from edge.text import figure, markdown
 
 Progress = Callable[[str, float], None]
 WARMUPS = 1
@@ -312,11 +308,12 @@ def _shareable_argv(checkpoint: Checkpoint) -> list[str]:
 
 def _plot(profile: Profile, path: Path) -> list[Path]:
     """The throughput of all rows; no file without a row."""
-    if (drawn := throughput.draw(msgspec.to_builtins(profile))) is None:
+    drawn = throughput(profile)
+    if isinstance(drawn, str):
         return []
     plot_path = path.with_suffix(".png")
     with atomic_write(plot_path) as partial:
-        partial.write_bytes(to_png(drawn.figure))
+        partial.write_bytes(drawn.png())
     return [plot_path]
 
 
@@ -324,11 +321,10 @@ def _print(args: argparse.Namespace, profile: Profile, files: list[Path]) -> Non
     if args.output == "json":
         print(profile.to_json(), end="")
     else:
-        data = msgspec.to_builtins(profile)
-        print(markdown_table(data), end="\n\n")
+        print(profile_table(profile).markdown(), end="\n\n")
         if args.suite == TABLE_11_SUITE:
-            print(table11_beside(data), end="\n\n")
-        for note in notes(data):
+            print(table11_beside(profile).markdown(), end="\n\n")
+        for note in notes(profile):
             print(f"- {note}")
         print()
     for file in files:
@@ -347,7 +343,7 @@ def _compare(args: argparse.Namespace) -> int:
         for row in found.rows
         for difference in row.differences
     ]
-    print(markdown_of(COMPARED, [name not in TEXT_COLUMNS for name in COMPARED], lines), end="\n\n")
+    print(markdown(COMPARED, lines, TEXT_COLUMNS), end="\n\n")
     for note in _compared_notes(found, [path.name for path in args.compare]):
         print(f"- {note}")
     return 0
@@ -360,7 +356,8 @@ def _compared_cells(found: Difference) -> list[str]:
         conclusion = f"{size} {conclusion}: {'better' if found.is_better else 'worse'}"
     return [
         f"{found.quantity} ({found.unit})",
-        *(f"{value:.0f}" if value >= 1000 else f"{value:.4g}" for value in (found.a, found.b)),
+        figure(found.a, 4),
+        figure(found.b, 4),
         f"{found.ratio:.3f}",
         f"{low_high[0]:.3f} to {low_high[1]:.3f}" if low_high else "—",
         "—" if p is None else f"{p:.3f}" if p >= 0.001 else "< 0.001",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,10 +14,11 @@ from edge.cli.options.report import check as check_options
 from edge.errors import EdgeError, printable
 from edge.formats.files import atomic_write
 from edge.profile.check import check
-from edge.report.devices import compare_devices
+from edge.profile.profile import Profile, decode, read_bytes
+from edge.report.devices import compare_devices, devices_markdown
 
 if TYPE_CHECKING:
-    from edge.report.frame import NamedFigure
+    from edge.report.page import Source
 
 PLOTS = "plots"
 # A page of more is no page; `--devices` reads any number.
@@ -45,20 +46,19 @@ def run(args: argparse.Namespace) -> int:
 def _report(args: argparse.Namespace) -> int:
     """Everything is made before anything is written: no half report."""
     # Here: matplotlib takes most of a second, and --check and --devices need none.
-    from edge.report.markdown import markdown_report
-    from edge.report.plots import figures
-    from edge.report.tidy import read_for_report
+    from edge.report.page import Source
+    from edge.report.plots import draw
 
     paths = _profile_files(args.profiles)
-    profiles = [read_for_report(path) for path in paths]
-    drawn = [figures(profile) for profile in profiles]
-    markdown = markdown_report(profiles)
+    read = [(data := read_bytes(path), decode(data, path, Profile)) for path in paths]
+    sources = [Source(profile, draw(profile), data) for data, profile in read]
+    contents = dict(_contents(sources))
     folder = args.out if args.out is not None else REPORTS / _name_of(paths)
-    files = _write(folder, _contents(profiles, drawn, markdown))
+    files = _write(folder, contents)
     if args.output == "json":
         print(json.dumps(_document(paths, folder, files), indent=1))
         return 0
-    print(markdown)
+    print(contents["table.md"].decode())
     _say_saved(folder, files)
     return 0
 
@@ -91,9 +91,7 @@ def _files_of(path: Path) -> list[Path]:
     except (OSError, ValueError) as error:  # ValueError: a NUL in the name
         raise EdgeError(f"{path} cannot be read ({error}): check the path.") from None
     if not found:
-        raise EdgeError(
-            f"{path} holds no profile: give a folder of *.json that `edge bench` wrote."
-        )
+        raise EdgeError(f"{path} has no profile: give a folder of *.json that `edge bench` wrote.")
     return found
 
 
@@ -102,32 +100,28 @@ def _name_of(paths: Sequence[Path]) -> str:
     return paths[0].stem + (f"-and-{others}-more" if others else "")
 
 
-def _contents(
-    profiles: Sequence[dict[str, Any]], drawn: Sequence[Sequence[NamedFigure]], markdown: str
-) -> Iterator[tuple[str, bytes]]:
+def _contents(sources: Sequence[Source]) -> Iterator[tuple[str, bytes]]:
     """Every file's place in the folder and its bytes."""
-    from edge.report.csv_table import csv_table
-    from edge.report.figure import to_png, to_svg
     from edge.report.page import render_page
+    from edge.report.table import csv_table, markdown_section
 
-    yield "report.html", render_page(profiles, drawn).encode()
-    yield "table.md", markdown.encode()
+    profiles = [source.profile for source in sources]
+    yield "report.html", render_page(sources).encode()
+    yield "table.md", "\n".join(map(markdown_section, profiles)).encode()
     yield "table.csv", csv_table(profiles).encode()
-    for number, plots in enumerate(drawn, 1):
-        prefix = f"{number}-" if len(drawn) > 1 else ""
-        for plot in plots:
-            yield f"{PLOTS}/{prefix}{plot.name}.svg", to_svg(plot.figure).encode()
-            yield f"{PLOTS}/{prefix}{plot.name}.png", to_png(plot.figure)
+    for number, source in enumerate(sources, 1):
+        prefix = f"{number}-" if len(sources) > 1 else ""
+        for plot in source.drawn.figures:
+            yield f"{PLOTS}/{prefix}{plot.name}.svg", plot.svg().encode()
+            yield f"{PLOTS}/{prefix}{plot.name}.png", plot.png()
 
 
-def _write(folder: Path, contents: Iterator[tuple[str, bytes]]) -> list[Path]:
+def _write(folder: Path, contents: Mapping[str, bytes]) -> list[Path]:
     """Each file appears whole; other files in the folder stay as they are."""
-    files = []
-    for name, data in list(contents):
+    for name, data in contents.items():
         with atomic_write(folder / name) as partial:
             partial.write_bytes(data)
-        files.append(folder / name)
-    return files
+    return [folder / name for name in contents]
 
 
 def _document(paths: Sequence[Path], folder: Path, files: Sequence[Path]) -> dict[str, Any]:
@@ -147,7 +141,7 @@ def _compare_devices(args: argparse.Namespace) -> int:
     if args.output == "json":
         print(json.dumps(found.to_dict(), indent=1, allow_nan=False))
     else:
-        print(found.markdown())
+        print(devices_markdown(found))
     return 0
 
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import re
-import stat
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
@@ -17,8 +16,8 @@ import msgspec
 from msgspec import UNSET, Meta, Struct, UnsetType
 
 from edge.device.describe import Bandwidth, Device
-from edge.errors import EdgeError
-from edge.formats.files import atomic_write
+from edge.errors import EdgeError, printable
+from edge.formats.files import atomic_write, read_small_file
 
 __all__ = ["Bandwidth", "Device"]  # and all that is defined below
 
@@ -51,6 +50,8 @@ QUANTITIES = (
 )
 # What a reason can be about: the figures of a row that can be null.
 ABOUT = (*QUANTITIES, "bandwidth_fraction", "peak_memory_bytes", "quality")
+# Engines that a framework's name stands for; others are peers.
+OWN_ENGINES = {"MLX": "mlx", "GGUF": "llama.cpp"}
 NO_REASON = "the profile does not say why"
 # Begins with a line break, which no JSON string holds: only lists of stamps match.
 NUMBER_LIST = re.compile(r"\[\n[\d\s,]+\]")
@@ -373,6 +374,10 @@ class RowSummary(Struct, frozen=True, kw_only=True):
         """Its figures can be compared with others."""
         return self.verdict != "INVALID"
 
+    def with_peer(self, name: str) -> str:
+        """The name, and behind it a peer's engine."""
+        return name if self.engine in OWN_ENGINES.values() else f"{name} ({self.engine})"
+
     def why_not(self, *keys: str) -> str:
         """The reason for a null: one about a key, one that mentions it, or why the row failed."""
         reasons = [Reason.parse(reason) for reason in self.reasons]
@@ -476,24 +481,16 @@ def write(profile: Profile, path: Path) -> None:
 
 
 def read_bytes(path: Path) -> bytes:
-    """Read a file that is not larger than any profile.
+    """Content of a file that is not larger than any profile.
 
     Raises:
-        ProfileError: it cannot be read; a pipe would never end, so it is not opened.
+        ProfileError: it cannot be read.
     """
     try:
-        if not stat.S_ISREG(path.stat().st_mode):
-            raise ProfileError(path, "unreadable", f"is not a regular file: {HINT}")
-        with path.open("rb") as file:
-            data = file.read(MAX_BYTES + 1)
-    except FileNotFoundError:
-        raise ProfileError(path, "unreadable", f"is missing: {HINT}") from None
-    except (OSError, ValueError) as error:  # ValueError: a NUL in the name
-        reason = getattr(error, "strerror", None) or error
-        raise ProfileError(path, "unreadable", f"cannot be read ({reason})") from None
-    if len(data) > MAX_BYTES:
-        raise ProfileError(path, "unreadable", f"is larger than any profile: {HINT}")
-    return data
+        return read_small_file(path, MAX_BYTES)
+    except EdgeError as error:
+        reason = str(error).removeprefix(f"{printable(str(path))} ").removesuffix(".")
+        raise ProfileError(path, "unreadable", reason) from None
 
 
 def decode(data: bytes, path: Path, kind: type[AnyProfile]) -> AnyProfile:

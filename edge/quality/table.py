@@ -16,9 +16,8 @@ from edge.errors import printable
 from edge.quality.corpus import Windows
 from edge.quality.evaluate import Evaluated
 from edge.quality.score import Scores
-from edge.report.lines import markdown_of
-from edge.report.markdown import escape_markdown
-from edge.report.table import NOT_MEASURED
+from edge.text import NOT_MEASURED, escape
+from edge.text import markdown as markdown_table
 from edge.tokenizer.tokenizer import Tokenizer
 
 HEAD = ("Framework", "Precision", "MB", "Bits/weight", "Perplexity", "Ratio to the reference's",
@@ -111,10 +110,9 @@ def _notes(document: Row) -> list[str]:
 
 def markdown(document: Row) -> str:
     """The table, its notes, and the worst positions where the rows have them."""
-    lines = [[escape_markdown(cell) for cell in _cells(row)] for row in document["rows"]]
-    numeric = [i >= WORDS for i in range(len(HEAD))]
-    table = markdown_of(HEAD, numeric, lines)
-    notes = "\n".join(f"- {escape_markdown(note)}" for note in document["notes"])
+    lines = [[escape(cell) for cell in _cells(row)] for row in document["rows"]]
+    table = markdown_table(HEAD, lines, HEAD[:WORDS])
+    notes = "\n".join(f"- {escape(note)}" for note in document["notes"])
     places = [_worst_text(row) for row in document["rows"] if "worst" in row]
     return "\n".join([f"{table}\n\n{notes}\n", *places])
 
@@ -205,4 +203,6 @@ def _worst_text(row: Row) -> str:
             f"{place['before']}⟦{place['next']}⟧",
             f"  - reference {had[0]}; {name} {had[1]}",
         ]
-    return escape_markdown("\n".join(lines)) + "\n"
+    return escape("
+".join(lines)) + "
+"

@@ -1,7 +1,7 @@
-"""What all plots share: colours, type, provenance, SVG and PNG.
+"""Figures: colours, type, heading and notes around the panels, SVG and PNG.
 
 Figures are drawn with matplotlib's object interface: no state, no display. Text in them comes
-from profiles of strangers: it passes `plain` and is never read as markup or mathematics.
+from untrusted profiles: it passes `plain` and is never read as markup or mathematics.
 """
 
 from __future__ import annotations
@@ -9,29 +9,37 @@ from __future__ import annotations
 import io
 import re
 import textwrap
-import unicodedata
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from html import escape
+from itertools import pairwise
 from typing import Any, cast
 
 import matplotlib
-from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
+from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.patches import Patch
+from matplotlib.text import Text
+
+from edge.profile.profile import Profile
+from edge.report.table import provenance, title
+from edge.text import plain
 
 # Okabe and Ito's palette, distinct for colour-blind readers.
 BLUE, SKY, GREEN, ORANGE = "#0072B2", "#56B4E9", "#009E73", "#E69F00"
-VERMILLION, PURPLE, YELLOW, BLACK = "#D55E00", "#CC79A7", "#F0E442", "#000000"
+VERMILLION, PURPLE, YELLOW = "#D55E00", "#CC79A7", "#F0E442"
 GREY, DARK_GREY, INK = "#999999", "#555555", "#222222"
 # One colour per engine in every figure. Vermillion is kept for what is wrong.
 COLOURS = {"mlx": BLUE, "mlx-lm": SKY, "llama.cpp": ORANGE}
 ERROR = VERMILLION
-WIDTH_IN = 8.0
-LEGEND_PT = 8
+WIDTH_IN, EDGE_IN = 8.0, 0.06
+TITLE_PT, LEGEND_PT, NOTE_PT = 11, 8, 7
+# Of DejaVu Sans at NOTE_PT, as many as an inch holds.
+NOTE_CHARACTERS_PER_INCH = 17
 STYLE: dict[str, Any] = {
     "figure.facecolor": "white",
     "savefig.facecolor": "white",
@@ -54,13 +62,62 @@ STYLE: dict[str, Any] = {
     "svg.fonttype": "none",
     "hatch.linewidth": 0.6,
 }
-# Those that reorder what stands around them, and the invisible rest of their kind.
-UNSEEN = ("Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp")
 TAG = re.compile(r"<[A-Za-z][^<>]*>")
 COORDINATES = re.compile(r'\b(?:d|x|y)="[^"]*"')
 # Hundredths of a point are finer than any screen.
 DIGITS = re.compile(r"(\.\d\d)\d+")
 REFERENCE = re.compile(r'(\bid="|(?:xlink:)?href="#|url\(#)([^")]+)')
+
+
+@dataclass(frozen=True)
+class NamedFigure:
+    """A plot: `name` for files and ids, `caption` for n, spread and what is missing.
+
+    `heights_in` are those of heading, legend, panels and notes.
+    """
+
+    name: str
+    title: str
+    caption: str = field(repr=False)
+    provenance: str = field(repr=False)
+    figure: Figure = field(repr=False)
+    words: tuple[Text, Text] = field(repr=False)
+    heights_in: tuple[float, float, float, float] = field(repr=False)
+
+    def svg(self, prefix: str = "") -> str:
+        """The whole figure; with a prefix for its ids panels and legend alone, for a page."""
+        with self._laid_out(whole=not prefix):
+            return to_svg(self.figure, prefix + self.name)
+
+    def png(self) -> bytes:
+        """The whole figure as a PNG file, 150 dots per inch."""
+        buffer = io.BytesIO()
+        with style(), self._laid_out(whole=True):
+            FigureCanvasAgg(self.figure)
+            self.figure.savefig(buffer, format="png", dpi=150, metadata={"Software": None})
+        return buffer.getvalue()
+
+    def _repr_svg_(self) -> str:
+        """For notebooks."""
+        return self.svg()
+
+    @contextmanager
+    def _laid_out(self, whole: bool) -> Iterator[None]:
+        """The figure at its height, panels below the legend, with or without its words."""
+        title_in, legend_in, body_in, notes_in = self.heights_in
+        if not whole:
+            title_in, notes_in = EDGE_IN / 2, 0.0
+        height_in = title_in + legend_in + body_in + notes_in
+        self.figure.set_figheight(height_in)
+        for text in self.words:
+            text.set_visible(whole)
+            text.set_in_layout(whole)
+        self.words[0].set_y(1 - EDGE_IN / height_in)
+        for legend in self.figure.legends:
+            legend.set_bbox_to_anchor((0.005, 1 - title_in / height_in))
+        layout = cast(ConstrainedLayoutEngine, self.figure.get_layout_engine())
+        layout.set(rect=(0, 0, 1, 1 - (title_in + legend_in) / height_in))
+        yield
 
 
 @contextmanager
@@ -74,103 +131,84 @@ def style() -> Iterator[None]:
         yield
 
 
-def new_figure(name: str, height_in: float, width_in: float = WIDTH_IN) -> Figure:
-    """An empty figure whose SVG ids will begin with `name`."""
-    figure = Figure(figsize=(width_in, height_in), layout="constrained")
-    figure.set_label(name)
-    return figure
+def new_figure(height_in: float) -> Figure:
+    """An empty figure; `finish` adds to the height of its panels."""
+    return Figure(figsize=(WIDTH_IN, height_in), layout="constrained")
 
 
-def provenance(profile: Mapping[str, Any]) -> str:
-    """What it was measured on, with what, when: one line for under a figure."""
-    device, software = profile["device"], profile["software"]
-    names = ("mlx", "mlx-lm", "llama-cpp-python")
-    engines = [f"{name} {plain(software[name], 40)}" for name in names if name in software]
-    sources = {plain(p["source"], 30) for row in profile["rows"] if (p := _power_of(row))}
-    power = f"power: {', '.join(sorted(sources))}" if sources else "power not measured"
-    parts = (
-        plain(device["name"], 60),
-        plain(device.get("os") or "system not recorded", 60),
-        f"edge {plain(software.get('edge') or 'of unknown version', 40)}{_commit(software)}",
-        *engines,
-        power,
-        plain(profile["created_utc"], 30),
-    )
-    synthetic = profile["model"].get("synthetic") is True
-    return ", ".join(parts) + ("; random weights" if synthetic else "")
+def finish(
+    figure: Figure,
+    name: str,
+    what: str,
+    profile: Profile,
+    handles: Sequence[Any],
+    *sentences: str,
+) -> NamedFigure:
+    """Heading and legend above the panels, caption and provenance beneath.
 
-
-def _commit(software: Mapping[str, Any]) -> str:
-    """The checkout's commit, in short, where the profile has it."""
-    revision = software.get("edge-revision")
-    if not isinstance(revision, str):
-        return ""
-    commit, _, changed = revision.partition("-")
-    return f" ({plain(commit[:9], 9)}{', changed' if changed else ''})"
-
-
-def _power_of(row: Mapping[str, Any]) -> Mapping[str, Any] | None:
-    power = row.get("power")
-    return power if isinstance(power, Mapping) and "source" in power else None
-
-
-def plain(text: object, most: int = 80) -> str:
-    """A stranger's text as one line that any output can hold, cut to `most` characters.
-
-    Control characters, lone surrogates and marks that turn the direction of writing become a
-    replacement character; white space becomes one space.
+    Args:
+        figure: drawn, of `new_figure`.
+        name: for files and ids.
+        what: the heading's first words.
+        profile: what is drawn.
+        handles: the legend's entries.
+        sentences: the caption: n, spread, how to read it, what was not measured.
     """
-    words = " ".join(str(text)[: 20 * most].split())
-    seen = "".join("\N{REPLACEMENT CHARACTER}" if _unseen(c) else c for c in words)
-    return seen if len(seen) <= most else f"{seen[: most - 1].rstrip()}…"
+    caption, source = " ".join(sentences), provenance(profile)
+    width = int(WIDTH_IN * NOTE_CHARACTERS_PER_INCH)
+    heading = textwrap.fill(f"{what}: {title(profile)}", int(width * 0.6))
+    under = "\n".join(textwrap.fill(paragraph, width) for paragraph in (caption, source))
+    columns = legend_columns([str(handle.get_label()) for handle in handles])
+    if handles:
+        figure.legend(handles=handles, ncols=columns, loc="upper left", borderaxespad=0)
+    look: dict[str, Any] = {"ha": "left", "va": "top", "fontweight": "bold"}
+    words = (
+        figure.text(0.01, 1, heading, fontsize=TITLE_PT, **look),
+        figure.supxlabel(under, fontsize=NOTE_PT, color=DARK_GREY, x=0.01, ha="left"),
+    )
+    heights_in = (
+        0.08 + _lines_in(heading.count("\n") + 1, TITLE_PT),
+        _lines_in(-(-len(handles) // columns), LEGEND_PT * 1.15) + EDGE_IN,
+        figure.get_figheight(),
+        _lines_in(under.count("\n") + 1, NOTE_PT) + 0.08,
+    )
+    return NamedFigure(name, what, caption, source, figure, words, heights_in)
 
 
-def _unseen(character: str) -> bool:
-    return unicodedata.category(character) in UNSEEN
+def _lines_in(lines: int, size_pt: float) -> float:
+    """The height of so many lines of text, in inches."""
+    return lines * 1.3 * size_pt / 72
+
+
+def legend_columns(labels: Sequence[str]) -> int:
+    """As many as fit beside each other; a legend is filled column by column."""
+    for columns in range(len(labels), 1, -1):
+        lines, longer = divmod(len(labels), columns)
+        starts = [n * lines + min(n, longer) for n in range(columns + 1)]
+        parts = [labels[a:b] for a, b in pairwise(starts)]
+        if sum(0.55 + 0.072 * max(map(len, part)) for part in parts) <= WIDTH_IN:
+            return columns
+    return 1
 
 
 def colour_of(engine: str) -> str:
-    """The engine's, in every figure the same; grey for one that nobody knows."""
+    """The engine's colour; grey for an unknown one."""
     return COLOURS.get(engine, GREY)
-
-
-def bar_look(engine: str, wrong: bool) -> dict[str, Any]:
-    """A bar in its engine's colour; hatched where the figure must not be taken for one."""
-    if wrong:
-        return {"color": "white", "edgecolor": ERROR, "hatch": "////"}
-    return {"color": colour_of(engine), "edgecolor": "none"}
-
-
-def wrong_handle(label: str) -> Patch:
-    """What a hatched bar means, for the legend."""
-    return Patch(facecolor="white", edgecolor=ERROR, hatch="////", label=label)
 
 
 def engine_handles(engines: Sequence[str], *others: Any) -> list[Any]:
     """A legend's entries: the engines' colours, then others."""
     known = [engine for engine in COLOURS if engine in engines]
     unknown = sorted(set(engines) - set(COLOURS))
-    handles: list[Any] = [Patch(color=colour_of(e), label=plain(e, 30)) for e in known + unknown]
-    return [*handles, *others]
+    return [*(Patch(color=colour_of(e), label=plain(e, 30)) for e in known + unknown), *others]
 
 
-def say_missing(axes: Axes, sentence: str) -> None:
-    """An empty panel that says why it is empty."""
-    axes.set_xticks([])
-    axes.set_yticks([])
-    axes.spines[["left", "bottom"]].set_visible(False)
-    text = textwrap.fill(f"not measured: {sentence}", 36)
-    look: dict[str, Any] = {"ha": "center", "va": "center", "color": DARK_GREY, "fontsize": 8}
-    axes.text(0.5, 0.5, text, transform=axes.transAxes, **look)
-
-
-def to_svg(figure: Figure) -> str:
+def to_svg(figure: Figure, name: str) -> str:
     """The figure as one `<svg>` element, text as text, equal for equal figures.
 
-    Its ids begin with the figure's name, so that several fit into one page; it carries no
-    style rules that could reach beyond it, no time stamp and no XML prolog. It is a file too.
+    Its ids begin with `name`, so that several fit into one page; it carries no style rules that
+    could reach beyond it, no time stamp and no XML prolog. It is a file too.
     """
-    name = str(figure.get_label()) or "figure"
     buffer = io.StringIO()
     with style(), matplotlib.rc_context({"svg.hashsalt": name}):
         FigureCanvasSVG(figure)
@@ -191,12 +229,3 @@ def _own_tag(tag: str, name: str) -> str:
     """Ids and references under the figure's name, coordinates no finer than can be seen."""
     tag = COORDINATES.sub(lambda found: DIGITS.sub(r"\1", found[0]), tag)
     return REFERENCE.sub(rf"\g<1>{name}-\g<2>", tag)
-
-
-def to_png(figure: Figure) -> bytes:
-    """The figure as a PNG file, 150 dots per inch."""
-    buffer = io.BytesIO()
-    with style():
-        FigureCanvasAgg(figure)
-        figure.savefig(buffer, format="png", dpi=150, metadata={"Software": None})
-    return buffer.getvalue()

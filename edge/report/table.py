@@ -1,103 +1,228 @@
-"""What the table of a profile has: columns, names of rows, notes, figures as text."""
+"""A profile's table in Table 11's order of columns, what it leaves open, and all of it as CSV."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import csv
+import io
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
-Rows = Sequence[Mapping[str, Any]]
-NOT_MEASURED = "—"
-COLUMNS = (
-    "Framework",
-    "Device",
-    "Precision",
-    "Throughput (Tok/s)",
-    "Power (W)",
-    "J/token",
-    "Net J/token",
-    "Test",
-    "Prefill (Tok/s)",
-    "TTFT (ms)",
-    "Peak memory (MB)",
-    "Bytes/weight",
-    "Roofline",
-    "KL (nats)",
-    "PPL ratio",
-    "Top-1",
-    "Verdict",
+import msgspec
+
+from edge.profile.profile import QUANTITIES, Profile, Quality, Quantity, RowSummary
+from edge.text import NOT_MEASURED, escape, figure, markdown, plain, share
+
+WORDS = ("Framework", "Device", "Precision", "Test", "Verdict")
+# Columns that are left out where no row has a figure, or all rows have the same test.
+OPTIONAL = ("J/token", "Net J/token", "Roofline", "KL (nats)", "PPL ratio", "Top-1")
+ENGINES = ("mlx", "mlx-lm", "llama-cpp-python")
+PARTS = ("median", "mean", "sd", "ci95_low", "ci95_high", "n")
+NUMBERS = (
+    *("file_bytes", "bits_per_weight", "bytes_per_token", "peak_memory_bytes"),
+    *("peak_device_bytes", "bandwidth_fraction", "load_s"),
 )
-TEXT_COLUMNS = 3
+QUALITY = (
+    *("perplexity", "perplexity_ratio", "kl_mean", "kl_p99", "top1_agreement"),
+    *("tokens", "reference", "corpus"),
+)
+# A spreadsheet takes what begins so for a formula, and runs it.
+FORMULA = ("=", "+", "-", "@")
 
 
-def _any(key: str) -> Callable[[Rows], bool]:
-    return lambda rows: any(row.get(key) is not None for row in rows)
+@dataclass(frozen=True)
+class Cell:
+    """Text, and for a number what it is sorted by; None where nothing was measured."""
+
+    text: str
+    value: float | None = None
 
 
-def _any_quality(key: str) -> Callable[[Rows], bool]:
-    return lambda rows: any((row.get("quality") or {}).get(key) is not None for row in rows)
+@dataclass(frozen=True)
+class Table:
+    """Head and lines, all equally long; `words` names the columns of text."""
+
+    head: tuple[str, ...]
+    lines: tuple[tuple[Cell, ...], ...]
+    words: tuple[str, ...]
+
+    def markdown(self) -> str:
+        """As an aligned Markdown table."""
+        lines = [[escape(cell.text) for cell in line] for line in self.lines]
+        return markdown(self.head, lines, self.words)
 
 
-# Columns shown only where they say something.
-OPTIONAL: dict[str, Callable[[Rows], bool]] = {
-    "J/token": _any("joules_per_token"),
-    "Net J/token": _any("joules_per_token_net"),
-    "Roofline": _any("bandwidth_fraction"),
-    "KL (nats)": _any_quality("kl_mean"),
-    "PPL ratio": _any_quality("perplexity_ratio"),
-    "Top-1": _any_quality("top1_agreement"),
-    "Test": lambda rows: several_workloads(rows),
-}
-OWN_ENGINES = ("mlx", "llama.cpp")
+def profile_table(profile: Profile) -> Table:
+    """The rows' medians ± standard deviation, without columns that say nothing."""
+    lines = [_cells(row, plain(profile.device.name)) for row in profile.rows]
+    kept = [name for name in lines[0] if _is_kept(name, lines)] if lines else []
+    return Table(tuple(kept), tuple(tuple(line[name] for name in kept) for line in lines), WORDS)
 
 
-def notes(profile: Mapping[str, Any]) -> list[str]:
-    """What the table leaves open: each distinct reason once, with the rows it is about."""
-    rows = profile["rows"]
+def number_cell(value: float | None, digits: int = 3) -> Cell:
+    """A number; a dash for None."""
+    return Cell(figure(value, digits), value)
+
+
+def _is_kept(name: str, lines: Sequence[dict[str, Cell]]) -> bool:
+    if name == "Test":
+        return len({line[name].text for line in lines}) > 1
+    return name not in OPTIONAL or any(line[name].value is not None for line in lines)
+
+
+def _cells(row: RowSummary, device: str) -> dict[str, Cell]:
+    quality, bits = row.quality or Quality(), row.bits_per_weight
+    top1, peak, ratio = quality.top1_agreement, row.peak_memory_bytes, quality.perplexity_ratio
+    return {
+        "Framework": Cell(plain(row.with_peer(row.framework), 48)),
+        "Device": Cell(device),
+        "Precision": Cell(plain(row.precision, 30)),
+        "Throughput (Tok/s)": _quantity_cell(row.decode_tok_s),
+        "Power (W)": _quantity_cell(row.power_w),
+        "J/token": _quantity_cell(row.joules_per_token),
+        "Net J/token": _quantity_cell(row.joules_per_token_net),
+        "Test": Cell(str(row.workload)),
+        "Prefill (Tok/s)": _quantity_cell(row.prefill_tok_s),
+        "TTFT (ms)": _quantity_cell(row.ttft_s, 1000),
+        "Peak memory (MB)": Cell(NOT_MEASURED if peak is None else f"{peak / 1e6:.0f}", peak),
+        "Bytes/weight": Cell(NOT_MEASURED if bits is None else f"{bits / 8:.2f}", bits),
+        "Roofline": Cell(share(row.bandwidth_fraction), row.bandwidth_fraction),
+        "KL (nats)": number_cell(quality.kl_mean, 2),
+        "PPL ratio": Cell(NOT_MEASURED if ratio is None else f"{ratio:.4f}", ratio),
+        "Top-1": Cell(NOT_MEASURED if top1 is None else f"{top1:.1%}", top1),
+        "Verdict": Cell(row.verdict),
+    }
+
+
+def _quantity_cell(quantity: Quantity | None, scale: float = 1.0) -> Cell:
+    if quantity is None:
+        return Cell(NOT_MEASURED)
+    median = quantity.median * scale
+    text = figure(median)
+    if quantity.sd is not None:
+        text += f" ± {quantity.sd * scale:.{len(text.partition('.')[2])}f}"
+    return Cell(text, median)
+
+
+def notes(profile: Profile) -> list[str]:
+    """Each distinct reason once, with the rows it is about where that is not all of them."""
+    rows = profile.rows
     about: dict[str, list[str]] = {}
     for row in rows:
-        for reason in row["reasons"]:
-            about.setdefault(reason, []).append(row_label(row, rows))
+        for reason in row.reasons:
+            about.setdefault(plain(reason, 600), []).append(row_label(row, rows))
     said = [
         reason if len(names) == len(rows) else f"{listed(names)}: {reason}"
         for reason, names in about.items()
     ]
-    metric = profile.get("method", {}).get("peak_memory")
-    return [*said, f"peak memory is the process's {metric}"] if metric else said
+    metric = profile.method.peak_memory
+    return [*said, f"peak memory is the process's {plain(metric, 300)}"] if metric else said
 
 
-def listed(labels: Sequence[str]) -> str:
+def row_label(row: RowSummary, rows: Sequence[RowSummary]) -> str:
+    """A row's short name, with the workload where `rows` have several."""
+    name = plain(row.with_peer(row.artefact), 60)
+    return f"{name} {row.workload}" if len({r.workload for r in rows}) > 1 else name
+
+
+def listed(labels: Iterable[str]) -> str:
     """Labels beside each other; those of several workloads have commas of their own."""
+    labels = list(labels)
     return ("; " if any(", " in label for label in labels) else ", ").join(labels)
 
 
-def row_label(row: Mapping[str, Any], rows: Rows = ()) -> str:
-    """A row's short name; a peer's carries its engine, and where `rows` differ the workload."""
-    name = with_peer(row["artefact"], row["engine"])
-    return f"{name} {workload_name(row['workload'])}" if several_workloads(rows) else name
+def title(profile: Profile) -> str:
+    """Model and device."""
+    return f"{plain(profile.model.name)} on {plain(profile.device.name)}"
 
 
-def with_peer(name: str, engine: str) -> str:
-    """The name, and behind it the engine where that is not one of edge's own."""
-    return name if engine in OWN_ENGINES else f"{name} ({engine})"
+def markdown_section(profile: Profile) -> str:
+    """Heading, table, notes and provenance of one profile; ends with a line end."""
+    parts = (
+        f"### {escape(title(profile))}",
+        profile_table(profile).markdown() if profile.rows else "No row was measured.",
+        "\n".join(f"- {escape(note)}" for note in notes(profile)),
+        escape(provenance(profile)),
+    )
+    return "\n\n".join(part for part in parts if part) + "\n"
 
 
-def workload_name(workload: Mapping[str, Any]) -> str:
-    """As llama-bench spells it: pp512, tg128 @ d4096; a joint one pp512+tg128."""
-    kinds = (("pp", workload["prompt"]), ("tg", workload["generate"]))
-    tests = [f"{kind}{n}" for kind, n in kinds if n]
-    name = ("+" if workload.get("joint") else ", ").join(tests)
-    return f"{name} @ d{workload['depth']}" if workload["depth"] else name
+def provenance(profile: Profile) -> str:
+    """Device, versions, meter and time in one line, for under a figure."""
+    software, revision = profile.software, profile.software.get("edge-revision", "")
+    commit, _, changed = revision.partition("-")
+    edge = f"edge {software.get('edge') or 'of unknown version'}"
+    edge += f" ({commit[:9]}{', changed' if changed else ''})" if commit else ""
+    meters = sorted({row.power.source for row in profile.rows if row.power})
+    parts = (
+        profile.device.name,
+        profile.device.os or "system not recorded",
+        edge,
+        *(f"{name} {software[name]}" for name in ENGINES if name in software),
+        f"power: {', '.join(meters)}" if meters else "power not measured",
+        profile.created_utc,
+    )
+    text = ", ".join(plain(part, 60) for part in parts)
+    return f"{text}; random weights" if profile.model.synthetic else text
 
 
-def several_workloads(rows: Rows) -> bool:
-    """Whether rows were measured under more than one workload."""
-    return len({workload_name(row["workload"]) for row in rows}) > 1
+def csv_table(profiles: Iterable[Profile]) -> str:
+    """A line per row: every figure, unrounded; empty where nothing was measured."""
+    text = io.StringIO()
+    writer = csv.DictWriter(text, HEAD, lineterminator="\n")
+    writer.writeheader()
+    for profile in profiles:
+        for row in profile.rows:
+            figures = {**_about(profile), **dict(_figures(row))}
+            writer.writerow({name: _csv_cell(value) for name, value in figures.items()})
+    return text.getvalue()
 
 
-def format_rate(value: float) -> str:
-    """Three significant figures, or all before the point."""
-    return f"{value:.{_digits(value)}f}"
+def _about(profile: Profile) -> dict[str, Any]:
+    device, model = profile.device, profile.model
+    return {
+        "created_utc": profile.created_utc,
+        "device": device.name,
+        "os": device.os,
+        "memory_bandwidth_gb_s": device.memory_bandwidth and device.memory_bandwidth.gb_s,
+        "model": model.name,
+        "parameters": model.parameters,
+        "synthetic": model.synthetic,
+        "edge": profile.software.get("edge"),
+    }
 
 
-def _digits(value: float) -> int:
-    return 0 if value >= 1000 else 1 if value >= 10 else 2 if value >= 1 else 3
+def _figures(row: RowSummary) -> Iterator[tuple[str, Any]]:
+    for name in ("framework", "artefact", "engine", "precision"):
+        yield name, getattr(row, name)
+    for name in ("prompt", "generate", "depth"):
+        yield name, getattr(row.workload, name)
+    for name in QUANTITIES:
+        quantity = msgspec.to_builtins(getattr(row, name)) or {}
+        low, high = quantity.get("ci95") or (None, None)
+        parts = {**quantity, "ci95_low": low, "ci95_high": high}
+        yield from ((f"{name}_{part}", parts.get(part)) for part in PARTS)
+    for name in NUMBERS:
+        yield name, getattr(row, name)
+    for name in QUALITY:
+        yield f"quality_{name}", getattr(row.quality or Quality(), name)
+    yield "verdict", row.verdict
+    yield "reasons", "; ".join(row.reasons)
+
+
+def _csv_cell(value: Any) -> Any:
+    if not isinstance(value, str):
+        return value
+    text = plain(value, 4000)
+    return f"'{text}" if text.startswith(FORMULA) else text
+
+
+HEAD = (
+    *("created_utc", "device", "os", "memory_bandwidth_gb_s", "model", "parameters"),
+    *("synthetic", "edge", "framework", "artefact", "engine", "precision"),
+    *("prompt", "generate", "depth"),
+    *(f"{name}_{part}" for name in QUANTITIES for part in PARTS),
+    *NUMBERS,
+    *(f"quality_{name}" for name in QUALITY),
+    *("verdict", "reasons"),
+)

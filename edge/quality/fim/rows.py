@@ -10,8 +10,8 @@ from typing import Any
 from edge.quality.fim.fill import Filled
 from edge.quality.fim.holes import Hole
 from edge.quality.fim.score import Score, compare, score, summarise
-from edge.report.lines import markdown_of
-from edge.report.table import NOT_MEASURED
+from edge.text import NOT_MEASURED
+from edge.text import markdown as markdown_table
 
 Row = dict[str, Any]
 Middles = Mapping[str, Sequence[Filled]]
@@ -52,8 +52,7 @@ def _scores(expected: Sequence[str], filled: Iterable[Filled]) -> list[Score]:
 
 def markdown(rows: Sequence[Row]) -> str:
     """The table, and how the middles ended; ends with a line end."""
-    numeric = [i >= WORDS for i in range(len(HEAD))]
-    table = markdown_of(HEAD, numeric, [_cells(row) for row in rows])
+    table = markdown_table(HEAD, [_cells(row) for row in rows], HEAD[:WORDS])
     ends = "\n".join(_ends(row) for row in rows)
     return f"{table}\n\n{ends}\n"
 

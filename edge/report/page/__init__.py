@@ -9,40 +9,83 @@ from __future__ import annotations
 
 import base64
 import hashlib
-import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
+from dataclasses import dataclass
 from importlib import resources
 from typing import Any
 
+import msgspec
 from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 
 import edge
-from edge.report.figure import to_svg
-from edge.report.frame import NamedFigure
-from edge.report.page.section import section_of
+from edge.device.describe import Bandwidth
+from edge.profile.profile import ModelInfo, Profile, Reason, Row
+from edge.profile.published import is_published_model
+from edge.report.plots import Drawn
+from edge.report.published import Beside, table11_beside
+from edge.report.table import (
+    Table,
+    markdown_section,
+    profile_table,
+    provenance,
+    row_label,
+    title,
+)
+from edge.text import figure, plain
 
 # In JSON these stand only within strings, where an escape means the same.
 UNSAFE_IN_SCRIPT = {ord(c): f"\\u{ord(c):04x}" for c in "<>&\u2028\u2029"}
+VERDICTS = ("INVALID", "WARN", "VALID")
+BEST = (
+    ("Fastest decode", "decode_tok_s", "tok/s", max),
+    ("fastest prefill", "prefill_tok_s", "tok/s", max),
+    ("least energy", "joules_per_token", "J/token", min),
+)
+Facts = list[tuple[str, str]]
 
 
-def render_page(
-    profiles: Sequence[Mapping[str, Any]],
-    drawn: Sequence[Sequence[NamedFigure]] | None = None,
-) -> str:
-    """The page, complete.
+@dataclass(frozen=True)
+class Source:
+    """A profile for the page: what was read, its plots, and the file's bytes."""
 
-    Args:
-        profiles: plain data, as `read_for_report` gives it; one after the other on the page.
-        drawn: each profile's figures, where they are drawn already.
-    """
-    from edge.report.plots import figures
+    profile: Profile
+    drawn: Drawn
+    data: bytes
 
-    drawn = [figures(profile) for profile in profiles] if drawn is None else drawn
-    sections = [
-        section_of(number, profile, _plots(number, shown))
-        for number, (profile, shown) in enumerate(zip(profiles, drawn, strict=True), 1)
-    ]
+
+@dataclass(frozen=True)
+class Reasons:
+    """Sentences about the same rows, which stand with their verdicts; no rows: all of them."""
+
+    texts: tuple[str, ...]
+    rows: tuple[tuple[str, str], ...]
+
+
+@dataclass(frozen=True)
+class Section:
+    """One profile on the page, worded; the template only lays it out."""
+
+    number: int
+    title: str
+    created_utc: str
+    device: Facts
+    best: list[str]
+    verdicts: list[tuple[str, int]]
+    table: Table
+    beside: Beside | None
+    reasons: list[Reasons]
+    missing: list[Reasons]
+    plots: list[dict[str, Any]]
+    method: Facts
+    software: Facts
+    provenance: str
+    markdown: str
+
+
+def render_page(sources: Sequence[Source]) -> str:
+    """The page, complete."""
+    sections = [_section(number, source) for number, source in enumerate(sources, 1)]
     style, script = _part("style.css"), _part("script.js")
     template = Environment(autoescape=True, undefined=StrictUndefined).from_string(
         _part("template.html")
@@ -54,41 +97,132 @@ def render_page(
         style=Markup(style),
         script=Markup(script),
         policy=_policy(style, script),
-        data=Markup(script_json(profiles)),
+        data=Markup(f"[{','.join(script_json(source.data) for source in sources)}]"),
     )
 
 
-def script_json(value: object) -> str:
-    """JSON that cannot end the script element it stands in, nor begin a comment there.
-
-    Raises:
-        ValueError: a number is no JSON; `read_for_report` refuses those.
-    """
-    text = json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+def script_json(data: bytes) -> str:
+    """JSON that cannot end the script element it stands in, nor begin a comment there."""
+    text = msgspec.json.format(data, indent=-1).decode(errors="replace")
     return text.translate(UNSAFE_IN_SCRIPT)
 
 
-def _plots(number: int, drawn: Sequence[NamedFigure]) -> list[dict[str, Any]]:
-    """Name, title, caption, provenance and SVG of each plot."""
-    return [
-        {
-            "name": plot.name,
-            "title": plot.title,
-            "caption": plot.caption,
-            "provenance": plot.provenance,
-            "svg": Markup(_svg(number, plot)),
+def _section(number: int, source: Source) -> Section:
+    profile, rows = source.profile, source.profile.rows
+    beside = table11_beside(profile) if is_published_model(profile.model) else None
+    reasons, missing = _reasons(rows)
+    given = [row.verdict for row in rows]
+    return Section(
+        number=number,
+        title=title(profile),
+        created_utc=profile.created_utc,
+        device=_device(profile),
+        best=_best(rows),
+        verdicts=[(v, given.count(v)) for v in reversed(VERDICTS) if v in given],
+        table=profile_table(profile),
+        beside=beside,
+        reasons=reasons,
+        missing=[*missing, *(Reasons((text,), ()) for text in source.drawn.missing)],
+        plots=[
+            {
+                "title": plot.title,
+                "caption": plot.caption,
+                "provenance": plot.provenance,
+                "svg": Markup(plot.svg(prefix=f"p{number}-")),
+            }
+            for plot in source.drawn.figures
+        ],
+        method=_facts(msgspec.to_builtins(profile.method), 600),
+        software=_facts(dict(profile.software), 80),
+        provenance=provenance(profile),
+        markdown=markdown_section(profile),
+    )
+
+
+def _device(profile: Profile) -> Facts:
+    device = profile.device
+    levels = ", ".join(f"{count} {kind}" for kind, count in list(device.cores_by_level.items())[:6])
+    cores = f"{device.physical_cores}" + (f" ({levels})" if levels else "")
+    gpu_cores = f"{device.gpu_cores} cores" if device.gpu_cores else None
+    facts = (
+        ("Chip", device.name),
+        ("CPU cores", cores if device.physical_cores else None),
+        ("GPU", ", ".join(filter(None, (device.gpu_name, gpu_cores)))),
+        ("Memory", device.memory_bytes and f"{device.memory_bytes / 2**30:.4g} GiB"),
+        ("Memory bandwidth", _bandwidth(device.memory_bandwidth)),
+        ("GPU memory bandwidth", _bandwidth(device.gpu_memory_bandwidth)),
+        ("System", device.os),
+        ("Model", _model(profile.model)),
+        *(("Remark", remark) for remark in device.remarks[:10]),
+    )
+    return [(name, plain(str(value), 400)) for name, value in facts if value]
+
+
+def _bandwidth(bandwidth: Bandwidth | None) -> str | None:
+    if bandwidth is None:
+        return None
+    return f"{bandwidth.gb_s:.4g} GB/s ({plain(bandwidth.source, 120)})"
+
+
+def _model(model: ModelInfo) -> str:
+    size = f"{model.parameters / 1e6:.4g} M weights" if model.parameters else None
+    return ", ".join(
+        filter(None, (model.name, size, "random weights" if model.synthetic else None))
+    )
+
+
+def _best(rows: Sequence[Row]) -> list[str]:
+    """The best figure of each kind among the rows that count."""
+    found = []
+    for what, key, unit, choose in BEST:
+        medians = {
+            i: q.median for i, row in enumerate(rows) if row.counts and (q := getattr(row, key))
         }
-        for plot in drawn
-    ]
+        if medians:
+            place = choose(medians, key=lambda i: medians[i])
+            row, best = rows[place], figure(medians[place])
+            doubt = "" if row.verdict == "VALID" else f", {row.verdict}"
+            found.append(f"{what} {best} {unit} ({row_label(row, rows)}{doubt})")
+    return found
 
 
-def _svg(number: int, plot: NamedFigure) -> str:
-    """Without the words that the page has itself; ids differ between the page's profiles."""
-    with plot.bare() as figure:
-        figure.set_label(f"p{number}-{plot.name}")
-        svg = to_svg(figure)
-        figure.set_label(plot.name)
-    return svg
+def _reasons(rows: Sequence[Row]) -> tuple[list[Reasons], list[Reasons]]:
+    """Doubts, those about INVALID rows first; and reasons for what is not measured."""
+    doubts: dict[str, dict[str, str]] = {}
+    missing: dict[str, dict[str, str]] = {}
+    for row in rows:
+        for reason in row.reasons:
+            about = Reason.parse(reason).about
+            found = missing if about and getattr(row, about) is None else doubts
+            found.setdefault(plain(reason, 600), {})[row_label(row, rows)] = row.verdict
+    return _grouped(doubts, rows), _grouped(missing, rows)
+
+
+def _grouped(about: dict[str, dict[str, str]], rows: Sequence[Row]) -> list[Reasons]:
+    """Each distinct sentence once, sentences about the same rows together."""
+    groups: dict[tuple[tuple[str, str], ...], list[str]] = {}
+    for text, labels in about.items():
+        key = tuple(labels.items()) if len(labels) < len(rows) or len(rows) == 1 else ()
+        groups.setdefault(key, []).append(text)
+    found = [Reasons(tuple(texts), labels) for labels, texts in groups.items()]
+    return sorted(found, key=lambda r: min([VERDICTS.index(v) for _, v in r.rows], default=9))
+
+
+def _facts(data: dict[str, Any], most: int) -> Facts:
+    """A flat object's keys and values; empty values are left out."""
+    said = [(plain(key, 40).replace("_", " "), _said(value)) for key, value in data.items()]
+    return [(key, plain(text, most)) for key, text in said[:60] if text]
+
+
+def _said(value: Any) -> str:
+    if isinstance(value, dict):
+        return ", ".join(f"{key} {text}" for key, item in value.items() if (text := _said(item)))
+    if isinstance(value, list):
+        nested = any(isinstance(item, list) for item in value)
+        return ("; " if nested else ", ").join(filter(None, map(_said, value)))
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return "" if value is None else str(value)
 
 
 def _policy(style: str, script: str) -> str:

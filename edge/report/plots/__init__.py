@@ -1,31 +1,43 @@
-"""The plots of a profile, one file each; every one is `draw(profile)` and `missing(profile)`."""
+"""The plots of a profile: each is a function that gives a figure, or why there is none."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+from dataclasses import dataclass
 
-from edge.report.frame import NamedFigure
-from edge.report.plots import depth, energy, latency, power, precision, roofline, throughput
+from edge.profile.profile import Profile
+from edge.report.figure import NamedFigure
+from edge.report.plots.bars import roofline, throughput
+from edge.report.plots.depth import depth
+from edge.report.plots.latency import latency
+from edge.report.plots.points import energy, precision
+from edge.report.plots.power import power
+from edge.text import plain
 
-PLOTS = (throughput, energy, precision, depth, power, latency, roofline)
+PLOTS = {
+    "Decode throughput": throughput,
+    "Energy against speed": energy,
+    "What a precision costs": precision,
+    "Against depth": depth,
+    "Power over time": power,
+    "Time per token": latency,
+    "Roofline": roofline,
+}
 
 
-def figures(profile: Mapping[str, Any]) -> list[NamedFigure]:
-    """Every plot that the profile has data for.
+@dataclass(frozen=True)
+class Drawn:
+    """A profile's figures, and a sentence for each reason why others are missing."""
 
-    Args:
-        profile: plain data, as `edge.profile.reading.read_profile` gives it.
-    """
-    drawn = (plot.draw(profile) for plot in PLOTS)
-    return [figure for figure in drawn if figure is not None]
+    figures: list[NamedFigure]
+    missing: list[str]
 
 
-def missing(profile: Mapping[str, Any]) -> list[str]:
-    """Sentences about the plots that the profile has no data for, one for each reason."""
+def draw(profile: Profile) -> Drawn:
+    """Every plot that the profile has data for."""
+    drawn = {title: plot(profile) for title, plot in PLOTS.items()}
     titles: dict[str, list[str]] = {}
-    for plot in PLOTS:
-        if (sentence := plot.missing(profile)) is not None:
-            title, _, why = sentence.partition(": ")
-            titles.setdefault(why, []).append(title)
-    return [f"{', '.join(found)}: {why}" for why, found in titles.items()]
+    for title, found in drawn.items():
+        if isinstance(found, str):
+            titles.setdefault(plain(found, 400), []).append(title)
+    missing = [f"{', '.join(names)}: {why}." for why, names in titles.items()]
+    return Drawn([f for f in drawn.values() if isinstance(f, NamedFigure)], missing)

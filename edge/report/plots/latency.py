@@ -1,82 +1,90 @@
-"""How long single tokens took: the share of tokens that took no longer than a time."""
+"""Time per token: the share of tokens that took no longer than a time."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+import textwrap
+from collections.abc import Sequence
 from itertools import pairwise
-from typing import Any
+from statistics import quantiles
 
 from matplotlib.axes import Axes
 
-from edge.report.figure import DARK_GREY, INK, colour_of, engine_handles, style
-from edge.report.frame import NamedFigure, finish
-from edge.report.plots.grid import panels
-from edge.report.plots.ticks import label_log
-from edge.report.plots.view import RowView, absences, side_by_side, view
-from edge.report.values import numbers
-from edge.stats import SHARES, percentiles
+from edge.profile.profile import Profile, Row
+from edge.report.figure import (
+    DARK_GREY,
+    INK,
+    NamedFigure,
+    colour_of,
+    engine_handles,
+    finish,
+    new_figure,
+    style,
+)
+from edge.report.plots.rows import absences, heading, label_log, side_by_side
+from edge.text import figure as number
 
-TITLE = "Time per token"
+COLUMNS, PANEL_IN = 3, 1.7
+TITLE_CHARACTERS = 34
 # A curve needs no more corners than this to look the same.
 MOST_POINTS = 300
+SHARES = {"p50": 50, "p90": 90, "p99": 99}
 
 
-def missing(profile: Mapping[str, Any]) -> str | None:
-    """Why there is no such plot."""
-    if any(token_times_ms(row) for row in view(profile)):
-        return None
-    return f"{TITLE}: no row has kept the times of its tokens."
-
-
-def draw(profile: Mapping[str, Any]) -> NamedFigure | None:
-    """A panel for every row that has token times."""
-    if missing(profile):
-        return None
-    every = side_by_side(view(profile))
-    rows = [row for row in every if token_times_ms(row)]
-    times = [token_times_ms(row) for row in rows]
+def latency(profile: Profile) -> NamedFigure | str:
+    """A panel for every row that has kept the times of its tokens, scales shared by all."""
+    every = side_by_side(profile.rows)
+    known = [(row, times) for row in every if len(times := token_times_ms(row)) > 1]
+    if not known:
+        return "no row has kept the times of its tokens"
     with style():
-        label = "time per token (ms, log)"
-        figure, axes = panels("latency", rows, label, "share of tokens")
-        for panel, row, found in zip(axes, rows, times, strict=True):
-            _draw_row(panel, row, found)
-        _scale(axes[0], min(map(min, times)), max(map(max, times)))
-        handles = engine_handles([row.engine for row in rows])
-        least, most = min(map(len, times)), max(map(len, times))
-        counts = f"{least}" if least == most else f"{least} to {most}"
+        columns = min(COLUMNS, len(known))
+        lines = math.ceil(len(known) / columns)
+        figure = new_figure(0.5 + PANEL_IN * lines)
+        grid = figure.subplots(lines, columns, sharex=True, sharey=True, squeeze=False)
+        panels = [panel for line in grid for panel in line]
+        for place, (panel, (row, times)) in enumerate(zip(panels, known, strict=False)):
+            _draw_panel(panel, row, times, heading(row, profile.rows))
+            if place % columns == 0:
+                panel.set_ylabel("share of tokens", fontsize=8)
+            if place + columns >= len(known):
+                panel.xaxis.set_tick_params(labelbottom=True)
+                panel.set_xlabel("time per token (ms, log)", fontsize=8)
+        for unused in panels[len(known) :]:
+            unused.set_visible(False)
+        _scale(panels[0], [times for _, times in known])
+        handles = engine_handles([row.engine for row, _ in known])
+        least, *_, most = sorted(len(times) for _, times in [*known, *known])
+        hidden = [row for row in every if all(row is not shown for shown, _ in known)]
         caption = (
-            f"Share of tokens that took no longer than a time; n = {counts} tokens a row, of all "
-            f"trials that count, without the first of each pass. Dots: p50, p90 and p99."
+            f"n = {least if least == most else f'{least} to {most}'} tokens a row, of all trials "
+            "that count, without the first of each pass. Dots: p50, p90 and p99.",
+            *absences(hidden, profile.rows, "decode_tok_s"),
         )
-        absent = absences([row for row in every if row not in rows], "decode_tok_s")
-        return finish(figure, TITLE, caption, profile, handles, *absent)
+        return finish(figure, "latency", "Time per token", profile, handles, *caption)
 
 
-def token_times_ms(row: RowView) -> list[float]:
+def token_times_ms(row: Row) -> list[float]:
     """Of every kept token of the trials that count, shortest first."""
-    times = [ms for trial in row.counted_trials() for ms in _times_ms(trial)]
+    times = [us / 1e3 for trial in row.counted for one in trial.token_us for us in one]
+    for trial in row.counted:
+        if isinstance(trial.token_ns, list):
+            times += [(b - a) / 1e6 for a, b in pairwise(trial.token_ns)]
     return sorted(ms for ms in times if ms > 0)
 
 
-def _times_ms(trial: Mapping[str, Any]) -> list[float]:
-    passes = trial.get("token_us")
-    if isinstance(passes, list):
-        return [us / 1e3 for times in passes for us in numbers(times)]
-    # Profiles of before the passes have stamps.
-    return [(b - a) / 1e6 for a, b in pairwise(numbers(trial.get("token_ns")))]
-
-
-def _draw_row(panel: Axes, row: RowView, times: list[float]) -> None:
-    step = max(1, len(times) // MOST_POINTS)
-    places = [*range(0, len(times), step), len(times) - 1]
+def _draw_panel(panel: Axes, row: Row, times: Sequence[float], title: str) -> None:
+    places = [*range(0, len(times), max(1, len(times) // MOST_POINTS)), len(times) - 1]
     x = [times[place] for place in places]
     y = [(place + 1) / len(times) for place in places]
     panel.plot(x, y, drawstyle="steps-post", color=colour_of(row.engine), linewidth=1.6)
-    marks = percentiles(times)
-    panel.scatter(list(marks.values()), list(SHARES.values()), s=13, color=INK, zorder=3)
-    text = "\n".join(f"{name} {_three(ms)} ms" for name, ms in marks.items())
+    cuts = quantiles(times, n=100, method="inclusive")
+    marks = {name: cuts[cut - 1] for name, cut in SHARES.items()}
+    panel.scatter(
+        [*marks.values()], [cut / 100 for cut in SHARES.values()], s=13, color=INK, zorder=3
+    )
     panel.annotate(
-        text,
+        "\n".join(f"{name} {number(ms)} ms" for name, ms in marks.items()),
         (0.97, 0.06),
         xycoords="axes fraction",
         ha="right",
@@ -85,17 +93,14 @@ def _draw_row(panel: Axes, row: RowView, times: list[float]) -> None:
         color=DARK_GREY,
         bbox={"facecolor": "white", "edgecolor": "none", "alpha": 0.8, "pad": 1},
     )
+    panel.set_title(textwrap.fill(title, TITLE_CHARACTERS), fontsize=8)
+    panel.grid()
 
 
-def _scale(panel: Axes, least_ms: float, most_ms: float) -> None:
-    """Logarithmic, with round numbers in plain writing."""
+def _scale(panel: Axes, times: Sequence[Sequence[float]]) -> None:
+    low, high = min(map(min, times)) / 1.15, max(map(max, times)) * 1.6
     panel.set_xscale("log")
-    panel.set_xlim(least_ms / 1.15, most_ms * 1.6)
+    panel.set_xlim(low, high)
     panel.set_ylim(0, 1.04)
     panel.set_yticks([0, 0.25, 0.5, 0.75, 1])
-    label_log(panel.xaxis, least_ms / 1.15, most_ms * 1.6)
-
-
-def _three(value: float) -> str:
-    """Three significant figures, zeros included."""
-    return f"{value:#.3g}".rstrip(".") if value < 1000 else f"{value:.0f}"
+    label_log(panel.xaxis, low, high)

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from itertools import pairwise
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
 from edge.device.state import NOMINAL
+from edge.profile.profile import PowerSeries, Process, Profile, Row
 from edge.report.figure import (
     BLUE,
     DARK_GREY,
@@ -22,15 +23,14 @@ from edge.report.figure import (
     PURPLE,
     SKY,
     YELLOW,
+    NamedFigure,
+    finish,
     new_figure,
-    plain,
     style,
 )
-from edge.report.frame import NamedFigure, finish
-from edge.report.plots.view import RowView, side_by_side, view
-from edge.report.values import number, numbers, objects
+from edge.report.plots.rows import NO_ROWS, heading, side_by_side
+from edge.text import plain
 
-TITLE = "Power over time"
 MOST_ROWS = 6
 # A row with its strip, and what the scale of time takes beneath the last.
 ROW_IN, TIME_IN = 1.45, 0.4
@@ -42,48 +42,60 @@ LEVELS = {NOMINAL: GREEN, "light": YELLOW, "moderate": ORANGE}
 
 
 @dataclass(frozen=True)
-class _Series:
-    """Samples of one process, in seconds since its first; watts per rail."""
+class Sampled:
+    """A row's first process that kept usable samples."""
 
-    round: Any
-    zero_ns: float
-    begin_s: list[float]
-    end_s: list[float]
-    watts: dict[str, list[float]]
-    thermal: list[tuple[float, str]]
+    row: Row
+    process: Process
+    series: PowerSeries
+
+    def seconds(self, stamp_ns: int) -> float:
+        """Since the process's first sample."""
+        return (stamp_ns - self.series.begin_ns[0]) / 1e9
+
+    @property
+    def end_s(self) -> float:
+        """The end of its last sample."""
+        return self.seconds(self.series.end_ns[-1])
+
+    @property
+    def rails(self) -> dict[str, Sequence[int]]:
+        """Milliwatts of rails that used anything, the known ones first."""
+        used = {rail: mw for rail, mw in self.series.milliwatts.items() if any(mw)}
+        return {rail: used[rail] for rail in [*RAILS, *sorted(used)] if rail in used}
+
+    def windows_s(self, kind: str) -> list[tuple[float, float]]:
+        """Timed windows of the process's own trials."""
+        trials = [t for t in self.row.trials if t.round == self.process.round]
+        passes = [trial.prefills if kind == "prefill" else trial.passes for trial in trials]
+        found = [(self.seconds(p[0][0]), self.seconds(p[-1][1])) for p in passes if p]
+        return [(begin, end) for begin, end in found if begin < self.end_s and end > 0]
 
 
-def missing(profile: Mapping[str, Any]) -> str | None:
-    """Why there is no such plot."""
-    rows = view(profile)
-    if any(_series_of(row) for row in rows):
-        return None
-    if any(row.spread("power_w") for row in rows):
-        return f"{TITLE}: the profile has not kept the power samples."
-    why = rows[0].why_not("power_w") if rows else "the profile has no rows"
-    return f"{TITLE}: {why}."
-
-
-def draw(profile: Mapping[str, Any]) -> NamedFigure | None:
+def power(profile: Profile) -> NamedFigure | str:
     """A row's first measured process each; of many rows six, those with a figure first."""
-    if missing(profile):
-        return None
-    known = [(row, s) for row in side_by_side(view(profile)) if (s := _series_of(row))]
-    shown = sorted(known, key=lambda pair: pair[0].spread("power_w") is None)[:MOST_ROWS]
+    rows = side_by_side(profile.rows)
+    known = [sampled for row in rows if (sampled := _sampled(row))]
+    if not known:
+        if any(row.power_w for row in rows):
+            return "the profile has not kept the power samples"
+        return rows[0].why_not("power_w") if rows else NO_ROWS
+    shown = sorted(known, key=lambda found: found.row.power_w is None)[:MOST_ROWS]
+    end_s = max(found.end_s for found in shown)
+    top_mw = max(max(map(sum, zip(*s.series.milliwatts.values(), strict=True))) for s in shown)
     with style():
-        figure = new_figure("power", ROW_IN * len(shown) + TIME_IN)
-        top_w = max(max(_totals(series)) for _, series in shown)
-        end_s = max(series.end_s[-1] for _, series in shown)
+        figure = new_figure(ROW_IN * len(shown) + TIME_IN)
         panels = _panels(figure, len(shown))
-        for (row, series), (panel, strip) in zip(shown, panels, strict=True):
-            _draw_power(panel, row, series)
-            _draw_thermal(strip, series)
-            panel.set(xlim=(0, end_s), ylim=(0, 1.08 * top_w or 1.0))
+        for found, (panel, strip) in zip(shown, panels, strict=True):
+            _draw_power(panel, found)
+            panel.set_title(_title(found, profile.rows), fontsize=8)
+            _draw_thermal(strip, found)
+            panel.set(xlim=(0, end_s), ylim=(0, 1.08e-3 * top_mw or 1.0))
             strip.set_xlim(0, end_s)
         panels[-1][1].tick_params(bottom=True, labelbottom=True)
         panels[-1][1].set_xlabel("time since the first sample of the process (s)")
-        handles = _handles(shown)
-        return finish(figure, TITLE, _caption(shown, len(known)), profile, handles)
+        caption = _caption(shown, len(known))
+        return finish(figure, "power", "Power over time", profile, _handles(shown), *caption)
 
 
 def _panels(figure: Figure, count: int) -> list[tuple[Axes, Axes]]:
@@ -94,151 +106,80 @@ def _panels(figure: Figure, count: int) -> list[tuple[Axes, Axes]]:
     return [(figure.add_subplot(pair[0]), figure.add_subplot(pair[1])) for pair in pairs]
 
 
-def _series_of(row: RowView) -> _Series | None:
-    """Of the first process that kept samples."""
-    for process in objects(row.data.get("processes")):
-        found = process.get("power_series")
-        if isinstance(found, Mapping) and (series := _series(found, process.get("round"))):
-            return series
+def _sampled(row: Row) -> Sampled | None:
+    for process in row.processes:
+        if process.power_series is not None and _is_usable(process.power_series):
+            return Sampled(row, process, process.power_series)
     return None
 
 
-def _series(data: Mapping[str, Any], round_number: Any) -> _Series | None:
-    """Checked: as many watts as samples, time that goes on."""
-    begins, ends = numbers(data.get("begin_ns")), numbers(data.get("end_ns"))
-    rails = data.get("milliwatts")
-    if not begins or len(begins) != len(ends) or not isinstance(rails, Mapping):
-        return None
-    watts = {plain(rail, 20): [mw / 1000 for mw in numbers(v)] for rail, v in rails.items()}
-    watts = {rail: v for rail, v in watts.items() if len(v) == len(begins) and min(v) >= 0}
-    if (
-        not watts
-        or begins != sorted(begins)
-        or any(e < b for b, e in zip(begins, ends, strict=True))
-    ):
-        return None
-    zero = begins[0]
-    thermal = [
-        ((at - zero) / 1e9, plain(change.get("level"), 16))
-        for change in objects(data.get("thermal"))
-        if (at := number(change.get("begin_ns"))) is not None
-    ]
-    return _Series(
-        round_number,
-        zero,
-        [(b - zero) / 1e9 for b in begins],
-        [(e - zero) / 1e9 for e in ends],
-        watts,
-        sorted(thermal),
-    )
+def _is_usable(series: PowerSeries) -> bool:
+    """As many watts as samples, time that goes on."""
+    begins, ends = series.begin_ns, series.end_ns
+    lengths = {len(ends), *map(len, series.milliwatts.values())}
+    if not begins or not series.milliwatts or lengths != {len(begins)}:
+        return False
+    return begins == sorted(begins) and all(b <= e for b, e in zip(begins, ends, strict=True))
 
 
-def _totals(series: _Series) -> list[float]:
-    return [sum(values) for values in zip(*series.watts.values(), strict=True)]
+def _title(found: Sampled, rows: Sequence[Row]) -> str:
+    label = textwrap.shorten(heading(found.row, rows), 70, placeholder=" …")
+    return f"{label}, round {found.process.round + 1}"
 
 
-def _draw_power(axes: Axes, row: RowView, series: _Series) -> None:
+def _draw_power(axes: Axes, found: Sampled) -> None:
     for kind, colour in WINDOWS.items():
-        for begin_s, end_s in _windows(row, series, kind):
+        for begin_s, end_s in found.windows_s(kind):
             axes.axvspan(begin_s, end_s, color=colour, alpha=0.35, linewidth=0)
-    places = _thinned(series)
-    edges = [series.begin_s[i] for i in places] + [series.end_s[-1]]
-    base, stack = [0.0] * len(places), []
-    for rail, colour in _colours(series).items():
-        steps = _means(series.watts[rail], places)
-        base = [b + v for b, v in zip(base, steps, strict=True)]
-        stack.append((base, colour))
-    for top, colour in reversed(stack):  # the lower ones over the higher: no edge drawn twice
-        axes.stairs(top, edges, fill=True, color=colour, linewidth=0)
+    count = len(found.series.begin_ns)
+    places = list(range(0, count, max(1, -(-count // MOST_STEPS))))
+    edges = [found.seconds(found.series.begin_ns[i]) for i in places] + [found.end_s]
+    top, stack = [0.0] * len(places), []
+    for rail, milliwatts in found.rails.items():
+        means = [sum(milliwatts[a:b]) / (b - a) / 1e3 for a, b in pairwise([*places, count])]
+        top = [below + mean for below, mean in zip(top, means, strict=True)]
+        stack.append((top, RAILS.get(rail, GREY)))
+    for heights, colour in reversed(stack):  # the lower over the higher: no edge drawn twice
+        axes.stairs(heights, edges, fill=True, color=colour, linewidth=0)
     axes.set_ylabel("power (W)", fontsize=8)
-    number_of = number(series.round)
-    which = "" if number_of is None else f", round {int(number_of) + 1}"
-    axes.set_title(textwrap.shorten(row.heading, 70, placeholder=" …") + which, fontsize=8)
     axes.grid(axis="y")
     axes.tick_params(bottom=False, labelbottom=False)
 
 
-def _thinned(series: _Series) -> list[int]:
-    """First samples of groups that become one step."""
-    count = len(series.begin_s)
-    return list(range(0, count, max(1, -(-count // MOST_STEPS))))
-
-
-def _means(values: Sequence[float], places: Sequence[int]) -> list[float]:
-    ends = [*places[1:], len(values)]
-    return [sum(values[a:b]) / (b - a) for a, b in zip(places, ends, strict=True)]
-
-
-def _windows(row: RowView, series: _Series, kind: str) -> list[tuple[float, float]]:
-    """Timed windows of the process's own trials, in its seconds."""
-    found = []
-    for trial in row.trials():
-        stamps = _stamps(trial, kind)
-        if len(stamps) < 2 or trial.get("round") != series.round:
-            continue
-        begin_s, end_s = ((ns - series.zero_ns) / 1e9 for ns in (stamps[0], stamps[-1]))
-        if begin_s < series.end_s[-1] and end_s > 0:
-            found.append((begin_s, end_s))
-    return found
-
-
-def _stamps(trial: Mapping[str, Any], kind: str) -> list[float]:
-    if kind == "prefill":
-        return numbers(trial.get("prefill_ns"))
-    return sorted(numbers(trial.get("pass_begin_ns")) + numbers(trial.get("pass_end_ns")))
-
-
-def _draw_thermal(axes: Axes, series: _Series) -> None:
+def _draw_thermal(axes: Axes, found: Sampled) -> None:
     """A strip in the level's colour, its name on it where there is room."""
     axes.set_yticks([])
     axes.spines[["left", "bottom"]].set_visible(False)
     axes.tick_params(bottom=False, labelbottom=False)
     axes.set_ylabel("heat", fontsize=7, rotation=0, ha="right", va="center")
     axes.set_ylim(0, 1)
-    end_s = series.end_s[-1]
-    if not series.thermal:
+    changes = [(max(found.seconds(c.begin_ns), 0.0), c.level) for c in found.series.thermal]
+    if not changes:
         axes.text(0, 0.5, " thermal level not measured", va="center", fontsize=7, color=DARK_GREY)
-        return
-    ends = [at for at, _ in series.thermal[1:]] + [end_s]
-    for (begin_s, level), until_s in zip(series.thermal, ends, strict=True):
-        begin_s = max(begin_s, 0.0)
-        axes.broken_barh([(begin_s, until_s - begin_s)], (0, 1), color=_level_colour(level))
-        if until_s - begin_s > 0.09 * end_s:
-            axes.text(begin_s, 0.45, f" {level}", va="center", fontsize=7)
+    for (begin_s, level), (until_s, _) in pairwise([*sorted(changes), (found.end_s, "")]):
+        # Worse than moderate and unknown show as wrong; the oldest profiles have "Nominal".
+        colour = LEVELS.get(level.lower(), ERROR)
+        axes.broken_barh([(begin_s, until_s - begin_s)], (0, 1), color=colour)
+        if until_s - begin_s > 0.09 * found.end_s:
+            axes.text(begin_s, 0.45, f" {plain(level, 16)}", va="center", fontsize=7)
 
 
-def _level_colour(level: str) -> str:
-    """Whatever is worse than moderate, or unknown, shows as wrong.
-
-    The first profiles have Apple's spelling, "Nominal".
-    """
-    return LEVELS.get(level.lower(), ERROR)
-
-
-def _colours(series: _Series) -> dict[str, str]:
-    """Rails that used anything, the known ones first."""
-    used = [rail for rail, values in series.watts.items() if max(values) > 0]
-    ordered = [r for r in RAILS if r in used] + sorted(set(used) - set(RAILS))
-    return {rail: RAILS.get(rail, GREY) for rail in ordered}
-
-
-def _handles(shown: Sequence[tuple[RowView, _Series]]) -> list[Patch]:
-    colours = {rail: colour for _, series in shown for rail, colour in _colours(series).items()}
-    handles = [Patch(color=colour, label=rail) for rail, colour in colours.items()]
+def _handles(shown: Sequence[Sampled]) -> list[Patch]:
+    rails = dict.fromkeys(rail for found in shown for rail in found.rails)
+    handles = [Patch(color=RAILS.get(rail, GREY), label=plain(rail, 20)) for rail in rails]
     for kind, colour in WINDOWS.items():
-        if any(_windows(row, series, kind) for row, series in shown):
+        if any(found.windows_s(kind) for found in shown):
             handles.append(Patch(color=colour, alpha=0.35, label=f"{kind} window"))
     return handles
 
 
-def _caption(shown: Sequence[tuple[RowView, _Series]], known: int) -> str:
-    row = shown[0][0]
-    samples = sorted(len(series.begin_s) for _, series in shown)
-    counts = f"{samples[0]}" if samples[0] == samples[-1] else f"{samples[0]} to {samples[-1]}"
-    text = f"Mean power of each sample, rails stacked; n = {counts} samples of one process a row."
-    power = row.data.get("power")
-    if isinstance(power, Mapping) and power.get("boundary"):
-        text += f" Boundary: {plain(power['boundary'], 120)}."
+def _caption(shown: Sequence[Sampled], known: int) -> list[str]:
+    samples = sorted(len(found.series.begin_ns) for found in shown)
+    n = f"{samples[0]}" if samples[0] == samples[-1] else f"{samples[0]} to {samples[-1]}"
+    said = [f"Mean power of each sample, rails stacked; n = {n} samples of one process a row."]
+    source = shown[0].row.power
+    if source is not None and source.boundary:
+        said.append(f"Boundary: {plain(source.boundary, 120)}.")
     if known > len(shown):
-        text += f" Shown: {len(shown)} of {known} rows."
-    return text
+        said.append(f"Shown: {len(shown)} of {known} rows.")
+    return said

@@ -1,0 +1,447 @@
+"""Many profiles side by side: the rows that are shown, what is left out, and why.
+
+Of several measurements of one thing (the same model, workload, method, device, precision and
+engine) one is shown: the newest VALID one, or where none is VALID the newest. The best would
+reward luck, and a mean over files would mix versions of everything. The others are named beside
+it, with the range of all.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+from edge.device.describe import Device
+from edge.errors import EdgeError, printable
+from edge.profile.numbers import row_bandwidth, row_on_gpu
+from edge.profile.profile import (
+    OWN_ENGINES,
+    Method,
+    ModelInfo,
+    ProfileError,
+    Quantity,
+    RowSummary,
+    Summary,
+    read_summary,
+)
+from edge.text import escape, figure, markdown, plain, share
+
+# Rows that can be compared have the GROUP in common, repeated measurements of one thing SAME.
+GROUP = ("model", "workload", "method")
+SAME = (*GROUP, "device", "artefact", "engine", "precision", "runs_on")
+# Less than any energy of a token, and enough to divide by.
+LEAST_J = 1e-9
+# Files named per reason before the rest is only counted; the JSON document names all.
+NAMED = 10
+# A wider table cannot be read; the one with a line per precision always can.
+MOST_COLUMNS = 12
+COLUMNS = (
+    *("Device", "Precision", "Decode (tok/s)", "Prefill (tok/s)", "Roofline", "tok/s per GB/s"),
+    *("tok/J", "Peak memory (MB)", "Verdict", "Measured", "Runs"),
+)
+Row = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class LeftOut:
+    """A file, or a row of one, that is not in the comparison.
+
+    `kind` groups the reasons: unreadable, not a profile, newer schema, broken, duplicate,
+    no rows, invalid, impossible, not measured.
+    """
+
+    file: str
+    reason: str
+    kind: str
+
+
+@dataclass(frozen=True)
+class DeviceComparison:
+    """The comparison.
+
+    Each of `rows` is one precision on one device: model, workload, method, device, artefact,
+    engine, framework, precision, runs_on, verdict, reason, file, created_utc, n; the medians
+    decode_tok_s, prefill_tok_s, power_w, joules_per_token, peak_memory_bytes; bandwidth_gb_s,
+    bandwidth_source and bandwidth_fraction; decode_per_gb_s (tok/s per GB/s) and tok_per_joule;
+    meter; runs (how many measurements there are), lowest_tok_s, highest_tok_s and others (their
+    files). What was not measured is None. `methods` are the meanings of a rate that occur, most
+    common first. Of `files`, `filtered_out` did not match `chip` and `model`.
+    """
+
+    files: int
+    profiles: int
+    filtered_out: int
+    rows: list[Row]
+    methods: list[str]
+    left_out: list[LeftOut]
+    chip: str | None = None
+    model: str | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON data."""
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class DeviceTable:
+    """A table of the comparison; `remarks` are sentences under it."""
+
+    title: str
+    columns: list[str]
+    rows: list[list[str]]
+    remarks: list[str]
+
+
+def compare_devices(
+    folder: Path, chip: str | None = None, model: str | None = None
+) -> DeviceComparison:
+    """Compare all profiles below a folder.
+
+    Args:
+        folder: looked through with all folders in it.
+        chip: only devices whose chip, GPU or hardware model has this in its name.
+        model: only models that have this in their name or source. Case matters in neither.
+
+    Raises:
+        EdgeError: it is not a folder, or has no *.json file.
+    """
+    left_out: list[LeftOut] = []
+    found = _read_folder(folder, left_out)
+    files = len(found) + len(left_out)
+    profiles = _without_duplicates(found, left_out)
+    matching = {
+        file: profile
+        for file, profile in profiles.items()
+        if _has(chip, profile.device.name, profile.device.gpu_name, profile.device.hw_model)
+        and _has(model, profile.model.name, profile.model.source)
+    }
+    usable: list[Row] = []
+    for file, profile in matching.items():
+        if not profile.rows:
+            reason = "has no rows: its run was stopped before the first"
+            left_out.append(LeftOut(file, reason, "no rows"))
+        for row in profile.rows:
+            line = _line(file, profile, row)
+            if (refused := _refused(line)) is None:
+                usable.append(line)
+            else:
+                left_out.append(LeftOut(file, *refused))
+    rows = _shown(usable)
+    return DeviceComparison(
+        files=files,
+        profiles=len(matching),
+        filtered_out=len(profiles) - len(matching),
+        rows=rows,
+        methods=list(dict.fromkeys(row["method"] for row in rows)),
+        left_out=sorted(left_out, key=lambda entry: (entry.file, entry.reason)),
+        chip=chip,
+        model=model,
+    )
+
+
+def _read_folder(folder: Path, left_out: list[LeftOut]) -> dict[str, Summary]:
+    """Every *.json below a folder, by its name there; links to folders are not followed."""
+    if not folder.is_dir():
+        raise EdgeError(f"{folder} is not a folder: name one that holds profiles (*.json).")
+
+    def note(error: OSError) -> None:
+        name = _name(Path(error.filename), folder)
+        left_out.append(LeftOut(name, f"cannot be opened ({error.strerror})", "unreadable"))
+
+    walked = os.walk(folder, onerror=note)
+    paths = sorted(Path(parent, name) for parent, _, names in walked for name in names)
+    paths = [path for path in paths if path.suffix.lower() == ".json"]
+    if not paths and not left_out:
+        raise EdgeError(f"{folder} has no profiles (*.json): `edge bench --save` writes them.")
+    found = {}
+    for path in paths:
+        name = _name(path, folder)
+        try:
+            found[name] = read_summary(path)
+        except ProfileError as error:
+            left_out.append(LeftOut(name, plain(error.reason, 300), error.kind))
+    return found
+
+
+def _name(path: Path, folder: Path) -> str:
+    """Relative, as one line that can be printed: a file's name may be any bytes."""
+    return printable(os.fsencode(path.relative_to(folder)).decode(errors="replace"))
+
+
+def _without_duplicates(found: dict[str, Summary], left_out: list[LeftOut]) -> dict[str, Summary]:
+    """Of one run's files the most complete stays: a run writes its file again after every row."""
+
+    def completeness(file: str) -> tuple[bool, int, str]:
+        return not found[file].method.finished, -len(found[file].rows), file
+
+    kept: dict[tuple[str, ...], str] = {}
+    for file in sorted(found, key=completeness):
+        run = _run(found[file])
+        if run in kept:
+            reason = f"is of the same run as {kept[run]}: device, model and time"
+            left_out.append(LeftOut(file, reason, "duplicate"))
+        else:
+            kept[run] = file
+    return {file: profile for file, profile in found.items() if file in kept.values()}
+
+
+def _run(profile: Summary) -> tuple[str, ...]:
+    return _device_label(profile.device), _model_label(profile.model), profile.created_utc[:19]
+
+
+def _has(wanted: str | None, *names: str | None) -> bool:
+    return not wanted or any(wanted.lower() in (name or "").lower() for name in names)
+
+
+def _line(file: str, profile: Summary, row: RowSummary) -> Row:
+    """What is shown of a row, and what it is grouped and sorted by."""
+    device, bandwidth = profile.device, row_bandwidth(row, profile.device)
+    decode, joules = _median(row.decode_tok_s), _median(row.joules_per_token)
+    source = row.power and plain(f"{row.power.source} ({row.power.boundary})")
+    return {
+        "model": _model_label(profile.model),
+        "workload": str(row.workload),
+        "method": _method_label(profile.method),
+        "device": _device_label(device),
+        **{key: plain(getattr(row, key)) for key in ("artefact", "engine", "framework")},
+        "precision": plain(row.precision),
+        "runs_on": _runs_on(row, device),
+        "verdict": row.verdict,
+        "reason": plain(row.reasons[0], 300) if row.reasons else "",
+        "file": file,
+        "created_utc": profile.created_utc[:19],
+        "n": max((q.n for q in (row.decode_tok_s, row.prefill_tok_s) if q), default=0),
+        "decode_tok_s": decode,
+        "prefill_tok_s": _median(row.prefill_tok_s),
+        "power_w": _median(row.power_w),
+        "joules_per_token": joules,
+        "peak_memory_bytes": row.peak_memory_bytes,
+        "bandwidth_gb_s": bandwidth and bandwidth.gb_s,
+        "bandwidth_source": bandwidth and plain(bandwidth.source),
+        "bandwidth_fraction": row.bandwidth_fraction,
+        "decode_per_gb_s": decode / bandwidth.gb_s if decode is not None and bandwidth else None,
+        "tok_per_joule": 1 / joules if joules is not None and joules >= LEAST_J else None,
+        "meter": source,
+        "order": (row.workload.depth, row.workload.prompt, row.workload.generate),
+    }
+
+
+def _median(quantity: Quantity | None) -> float | None:
+    return None if quantity is None else quantity.median
+
+
+def _device_label(device: Device) -> str:
+    """A device as people tell it from another: chip, model, GPU, memory."""
+    facts = (
+        device.hw_model,
+        device.gpu_name if device.gpu_name != device.name else None,
+        f"{device.gpu_cores} GPU cores" if device.gpu_cores else None,
+        f"{device.memory_bytes / 2**30:.0f} GB" if device.memory_bytes else None,
+    )
+    known = ", ".join(plain(fact) for fact in facts if fact)
+    return f"{plain(device.name)} ({known})" if known else plain(device.name)
+
+
+def _model_label(model: ModelInfo) -> str:
+    """Name, size, and random weights; speed depends on no other part of it."""
+    size = f", {model.parameters / 1e6:.4g} M parameters" if model.parameters else ""
+    return f"{plain(model.name)}{size}{' (synthetic)' if model.synthetic else ''}"
+
+
+def _method_label(method: Method) -> str:
+    """What a rate is and leaves out; the order in which it says so means nothing."""
+    excluded = ", ".join(sorted(plain(word) for word in method.excluded[:20])) or "nothing"
+    return f"rate = {plain(method.decode_rate)}; left out: {excluded}"
+
+
+def _runs_on(row: RowSummary, device: Device) -> str:
+    """What else makes two rows two things: the processor and the kinds of numbers."""
+    facts = row.engine_facts
+    if facts is None:
+        return ""
+    place = "GPU" if row_on_gpu(row, device) else "CPU" if facts.device == "CPU" else ""
+    return ", ".join(plain(part) for part in (place, facts.compute_dtype, facts.kv_dtype) if part)
+
+
+def _refused(line: Row) -> tuple[str, str] | None:
+    """Why a row has no figure that can be compared, and the kind of reason."""
+    name = f"{line['artefact']} on {line['engine']} ({line['workload']})"
+    if line["verdict"] == "INVALID":
+        return f"{name} is INVALID: {line['reason']}", "invalid"
+    if not line["decode_tok_s"] and not line["prefill_tok_s"]:
+        return f"{name} has neither a decode nor a prefill rate: {line['reason']}", "not measured"
+    # A bandwidth that was itself measured can be too low.
+    is_limit = not (line["bandwidth_source"] or "").startswith("measured")
+    if is_limit and (line["bandwidth_fraction"] or 0) > 1:
+        return f"{name} reads faster than its memory can: measure again", "impossible"
+    return None
+
+
+def _shown(rows: Sequence[Row]) -> list[Row]:
+    """One line per thing measured, most common method first, the fastest device first."""
+    newest = sorted(rows, key=lambda row: (row["created_utc"], row["file"]), reverse=True)
+    same: dict[tuple[Any, ...], list[Row]] = {}
+    for row in sorted(newest, key=lambda row: row["verdict"] != "VALID"):
+        same.setdefault(tuple(row[key] for key in SAME), []).append(row)
+    pooled = [_pooled(runs) for runs in same.values()]
+    methods = [row["method"] for row in pooled]
+    best: dict[tuple[Any, ...], float] = {}
+    for row in pooled:
+        rate = row["decode_tok_s"] or row["prefill_tok_s"] or 0.0
+        best[_place(row)] = max(rate, best.get(_place(row), 0.0))
+    pooled.sort(
+        key=lambda row: (
+            *(-methods.count(row["method"]), row["method"], row["model"], row["order"]),
+            *(row["workload"], -best[_place(row)], row["device"], row["framework"]),
+            *(row["precision"], row["engine"], row["runs_on"]),
+        )
+    )
+    for row in pooled:
+        del row["order"]
+    return pooled
+
+
+def _place(row: Row) -> tuple[Any, ...]:
+    return tuple(row[key] for key in (*GROUP, "device"))
+
+
+def _pooled(runs: Sequence[Row]) -> Row:
+    """The first, with the range of all."""
+    rates = [run["decode_tok_s"] for run in runs if run["decode_tok_s"] is not None]
+    return {
+        **runs[0],
+        "runs": len(runs),
+        "lowest_tok_s": min(rates, default=None),
+        "highest_tok_s": max(rates, default=None),
+        "others": [run["file"] for run in runs[1:]],
+    }
+
+
+def devices_tables(comparison: DeviceComparison) -> list[DeviceTable]:
+    """A table per model, workload and method: what can be compared stands in one.
+
+    Where a model was measured on several devices and in several precisions, their decode rates
+    stand before it, a line per device and a column per precision.
+    """
+    tables = []
+    for group, found in groupby(comparison.rows, key=lambda row: [row[key] for key in GROUP]):
+        rows, number = list(found), comparison.methods.index(group[2])
+        title = f"{group[0]}, {group[1] or 'no tokens'}"
+        title += f", method {number + 1}" if number else ""
+        names = _precisions(rows)
+        tables += [*_matrix(title, rows, names), _detail(title, rows, names)]
+    return tables
+
+
+def devices_markdown(comparison: DeviceComparison) -> str:
+    """Everything, as Markdown that shows names as text whatever is in them."""
+    parts = [*_opening(comparison)]
+    for table in devices_tables(comparison):
+        head, *lines = ([*map(escape, line)] for line in (table.columns, *table.rows))
+        drawn = markdown(head, lines, COLUMNS[:2])
+        parts += [f"## {escape(table.title)}", drawn, *map(escape, table.remarks)]
+    if len(comparison.methods) > 1:
+        named = [f"{i}. {escape(method)}" for i, method in enumerate(comparison.methods, 1)]
+        why = "Rates of different methods are different things and stand in tables apart."
+        parts += ["## Methods", why, "\n".join(named)]
+    if comparison.left_out:
+        parts += ["## Left out", "\n".join(_left_out_lines(comparison.left_out))]
+    return "\n\n".join(parts)
+
+
+def _matrix(title: str, rows: Sequence[Row], names: Sequence[str]) -> list[DeviceTable]:
+    """Decode rates, devices by precisions; none where the other table says as much."""
+    columns = sorted(set(names))
+    devices = list(dict.fromkeys(row["device"] for row in rows))
+    if len(devices) < 2 or not 2 <= len(columns) <= MOST_COLUMNS:
+        return []
+    cells = {(r["device"], n): figure(r["decode_tok_s"]) for r, n in zip(rows, names, strict=True)}
+    lines = [[device, *(cells.get((device, c), "") for c in columns)] for device in devices]
+    has_gaps = any("" in line for line in lines)
+    remarks = ["An empty cell: not measured by anybody."] if has_gaps else []
+    return [DeviceTable(f"{title}: decode (tok/s)", ["Device", *columns], lines, remarks)]
+
+
+def _detail(title: str, rows: Sequence[Row], names: Sequence[str]) -> DeviceTable:
+    lines = [
+        [
+            row["device"],
+            name,
+            figure(row["decode_tok_s"]),
+            figure(row["prefill_tok_s"]),
+            share(row["bandwidth_fraction"]),
+            figure(row["decode_per_gb_s"]),
+            figure(row["tok_per_joule"]),
+            figure(row["peak_memory_bytes"] and row["peak_memory_bytes"] / 1e6),
+            row["verdict"],
+            row["created_utc"][:10],
+            _runs(row),
+        ]
+        for row, name in zip(rows, names, strict=True)
+    ]
+    return DeviceTable(title, list(COLUMNS), lines, _meters(rows))
+
+
+def _precisions(rows: Sequence[Row]) -> list[str]:
+    """A name for every row's precision that is its own on its device."""
+    names, details = [], []
+    for row in rows:
+        name = f"{row['framework']} {row['precision']}"
+        is_own = OWN_ENGINES.get(row["framework"]) == row["engine"]
+        names.append(name if is_own else f"{name} on {row['engine']}")
+        details.append(", ".join(filter(None, (row["artefact"], row["runs_on"]))))
+    meanings = set(zip(names, details, strict=True))
+    several = {name for name in names if sum(name == other for other, _ in meanings) > 1}
+    return [
+        f"{name} ({detail})" if name in several else name
+        for name, detail in zip(names, details, strict=True)
+    ]
+
+
+def _meters(rows: Sequence[Row]) -> list[str]:
+    measured = [row["meter"] or "a meter that is not named" for row in rows if row["tok_per_joule"]]
+    meters = list(dict.fromkeys(measured))
+    if len(meters) < 2:
+        return [f"Energy by {meter}." for meter in meters]
+    several = "; ".join(meters[:NAMED])
+    return [f"Energy by several meters ({several}): compare tok/J only where they are the same."]
+
+
+def _runs(row: Row) -> str:
+    """How many measurements there are, and their range."""
+    low, high = row["lowest_tok_s"], row["highest_tok_s"]
+    if row["runs"] == 1 or low is None:
+        return str(row["runs"])
+    return f"{row['runs']} ({figure(low)} to {figure(high)})"
+
+
+def _opening(comparison: DeviceComparison) -> Iterator[str]:
+    devices = len({row["device"] for row in comparison.rows})
+    filters = (("chip", comparison.chip), ("model", comparison.model))
+    wanted = ", ".join(f'{name} "{escape(plain(text))}"' for name, text in filters if text)
+    line = f"{_count(comparison.profiles, 'profile')} of {_count(comparison.files, 'file')}"
+    if wanted:
+        line += f"; {_count(comparison.filtered_out, 'other')} did not match {wanted}"
+    yield f"# {_count(devices, 'device')} compared"
+    yield f"{line}. Figures are medians over a run's trials."
+    if not comparison.rows:
+        yield "Nothing is left to compare."
+
+
+def _left_out_lines(left_out: Iterable[LeftOut]) -> Iterator[str]:
+    by_kind: dict[str, list[LeftOut]] = {}
+    for entry in left_out:
+        by_kind.setdefault(entry.kind, []).append(entry)
+    for kind, entries in by_kind.items():
+        yield f"- {kind} ({len(entries)})"
+        yield from (f"  - {escape(e.file)}: {escape(e.reason)}" for e in entries[:NAMED])
+        if len(entries) > NAMED:
+            yield f"  - and {len(entries) - NAMED} more: `-o json` names all"
+
+
+def _count(number: int, what: str) -> str:
+    return f"{number} {what}{'' if number == 1 else 's'}"

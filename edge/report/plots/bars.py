@@ -1,0 +1,270 @@
+"""A bar for every row: decode throughput, and memory traffic against the roofline."""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import chain, pairwise
+from typing import Any
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.patches import Patch
+
+from edge.profile.profile import Profile, Row
+from edge.profile.published import is_published_model, table11, table11_rows
+from edge.report.figure import (
+    DARK_GREY,
+    ERROR,
+    INK,
+    NamedFigure,
+    colour_of,
+    engine_handles,
+    finish,
+    new_figure,
+    style,
+)
+from edge.report.plots.rows import NO_ROWS, Spread, counts, side_by_side, spread, spread_kinds
+from edge.report.table import row_label
+from edge.text import figure as number
+from edge.text import plain
+
+# A CI over two processes can be huge; the axis is clipped to this multiple of the values.
+MOST_OF_AXIS = 1.6
+LABEL_CHARACTERS, REASON_CHARACTERS = 34, 78
+# A row's share and its median may have been rounded apart by so much.
+SAME = 0.02
+INVALID = "INVALID: not a figure to quote"
+
+
+@dataclass(frozen=True)
+class Bar:
+    """A bar's length, and the text behind `end`, or before it where the bar is `inside` long.
+
+    A hatched bar must not be taken for a figure; an error says so in its text.
+    """
+
+    length: float
+    text: str
+    end: float
+    is_hatched: bool
+    is_error: bool = False
+    inside: float = float("inf")
+
+
+def throughput(profile: Profile) -> NamedFigure | str:
+    """Median decode rate of every row, every trial a dot, published rates as marks."""
+    if not profile.rows:
+        return NO_ROWS
+    rows = side_by_side(profile.rows)
+    rates = [spread(row.decode_tok_s) for row in rows]
+    trials = [[t.decode_tok_s for t in row.counted if t.decode_tok_s is not None] for row in rows]
+    published = _published(profile, rows)
+    known = [rate for rate in rates if rate is not None]
+    values = [*(rate.median for rate in known), *chain.from_iterable(trials), *published.values()]
+    most = max(values, default=1.0)
+    limit = 1.14 * max([most, *(min(rate.high, MOST_OF_AXIS * most) for rate in known)]) or 1.0
+    bars: list[Bar | str] = [
+        row.why_not("decode_tok_s") if rate is None else _rate_bar(row, rate, values, limit)
+        for row, rate, values in zip(rows, rates, trials, strict=True)
+    ]
+    with style():
+        figure, axes = _row_bars(rows, bars, limit, "decode throughput (tok/s)")
+        for y, (rate, values) in enumerate(zip(rates, trials, strict=True)):
+            if rate is not None:
+                _draw_trials(axes, y, rate, values)
+        for y, theirs in published.items():
+            axes.plot([theirs] * 2, [y - 0.42, y + 0.42], color="white", linewidth=4, zorder=4)
+            axes.plot([theirs] * 2, [y - 0.42, y + 0.42], color=INK, linewidth=2, zorder=5)
+        handles = [*_dot_handles(trials), *_mark_handles(published), *_hatched_handles(bars)]
+        handles = engine_handles([row.engine for row in rows], *handles)
+        caption = _throughput_caption(rows, known, limit, bool(published))
+        return finish(figure, "throughput", "Decode throughput", profile, handles, *caption)
+
+
+def _rate_bar(row: Row, rate: Spread, trials: Sequence[float], limit: float) -> Bar:
+    text = number(rate.median) + ("" if row.verdict == "VALID" else f"  {row.verdict}")
+    end = min(max(rate.high, rate.median, *trials), limit) if trials else rate.median
+    return Bar(rate.median, text, end, is_hatched=not row.counts)
+
+
+def _draw_trials(axes: Axes, y: int, rate: Spread, values: Sequence[float]) -> None:
+    if rate.kind:
+        axes.errorbar(rate.median, y, xerr=rate.errors, color=INK, capsize=3)
+    # From top to bottom in the order of time, so that a drift shows as a slant.
+    steps = [y - 0.2 + 0.4 * (i + 0.5) / len(values) for i in range(len(values))]
+    axes.scatter(values, steps, s=11, color=INK, edgecolor="white", linewidth=0.4, zorder=3)
+
+
+def _published(profile: Profile, rows: Sequence[Row]) -> dict[int, float]:
+    """Rates of Table 11 by the row's place; none at a depth, which nobody published."""
+    if not is_published_model(profile.model):
+        return {}
+    return {
+        y: published.decode_tok_s
+        for y, row in enumerate(rows)
+        for published in table11_rows()
+        if published.is_of(row) and row.decode_tok_s is not None and not row.workload.depth
+    }
+
+
+def _throughput_caption(
+    rows: Sequence[Row], rates: Sequence[Spread], limit: float, marked: bool
+) -> list[str]:
+    if not rates:
+        return ["No row has a figure; each says why."]
+    tests = {str(row.workload) for row in rows}
+    said = [f"{rows[0].workload}."] if len(tests) == 1 else []
+    n = counts(rate.n for rate in rates)
+    said.append(f"Bar: median of n = {n} trials (dots, top to bottom in time).")
+    said.append(f"Bracket: {spread_kinds(rates)}.")
+    if any(rate.high > limit for rate in rates):
+        said.append("A bracket that reaches the frame goes on beyond it.")
+    if marked:
+        device = table11()["device"]["as_printed"]
+        said.append(f"Published rates are of '{device}', with unknown prompt and length.")
+    return said
+
+
+def roofline(profile: Profile) -> NamedFigure | str:
+    """Bytes per token times tokens per second, with the memory's bandwidth as a line."""
+    rows = side_by_side(profile.rows)
+    traffic = {y: gb_s for y, row in enumerate(rows) if (gb_s := _traffic_gb_s(row))}
+    if not traffic:
+        return rows[0].why_not("bandwidth_fraction") if rows else NO_ROWS
+    peaks = _peaks(profile, rows, traffic)
+    limit = 1.14 * max(*peaks, *traffic.values())
+    bars = [
+        _traffic_bar(row, traffic[y], limit)
+        if y in traffic
+        else row.why_not("bandwidth_fraction", "decode_tok_s")
+        for y, row in enumerate(rows)
+    ]
+    with style():
+        figure, axes = _row_bars(rows, bars, limit, "read while decoding (GB/s)")
+        for peak in peaks:
+            axes.axvline(peak, color=INK, linewidth=1.4, linestyle="--", zorder=3)
+        names = ", ".join(f"{peak:g}" for peak in peaks[:3])
+        line = Line2D([], [], color=INK, linestyle="--", label=f"peak, {names} GB/s")
+        handles = engine_handles([row.engine for row in rows], line, *_hatched_handles(bars))
+        caption = _roofline_caption(profile, rows, bars)
+        return finish(figure, "roofline", "Roofline", profile, handles, *caption)
+
+
+def _traffic_gb_s(row: Row) -> float | None:
+    if row.decode_tok_s is None or not row.bytes_per_token or not row.bandwidth_fraction:
+        return None
+    return row.decode_tok_s.median * row.bytes_per_token / 1e9
+
+
+def _peaks(profile: Profile, rows: Sequence[Row], traffic: dict[int, float]) -> list[float]:
+    """Bandwidths that shares are of: the device's own, as exact as they were written."""
+    device = profile.device
+    own = [b.gb_s for b in (device.memory_bandwidth, device.gpu_memory_bandwidth) if b]
+    peaks = set()
+    for y, gb_s in traffic.items():
+        implied = gb_s / (rows[y].bandwidth_fraction or 1.0)
+        near = [peak for peak in own if abs(implied / peak - 1) < SAME]
+        peaks.add(near[0] if near else round(implied, 1))
+    return sorted(peaks)
+
+
+def _traffic_bar(row: Row, gb_s: float, limit: float) -> Bar:
+    reached = row.bandwidth_fraction or 0.0
+    text = f"{number(gb_s)} GB/s, {reached:.0%}"
+    wrong = reached > 1
+    text = f"error: {text} of the peak" if wrong else text if row.counts else f"{text}  INVALID"
+    # Inside the bar where it is long, so that the line of the peak does not cross the text.
+    return Bar(gb_s, text, gb_s, wrong or not row.counts, wrong, inside=0.45 * limit)
+
+
+def _roofline_caption(
+    profile: Profile, rows: Sequence[Row], bars: Sequence[Bar | str]
+) -> list[str]:
+    device = profile.device
+    bandwidth = device.gpu_memory_bandwidth or device.memory_bandwidth
+    source = plain(bandwidth.source, 90) if bandwidth else "not recorded"
+    n = counts(row.decode_tok_s.n for row in rows if row.decode_tok_s)
+    said = [
+        "Bytes that one token reads (weights, and the cache at the middle of the window) times "
+        f"the median decode rate of n = {n} trials.",
+        f"Source of the peak: {source}.",
+    ]
+    if any(isinstance(bar, Bar) and bar.is_error for bar in bars):
+        said.append("More than the peak cannot be read: measurement or bandwidth is wrong.")
+    return said
+
+
+def _row_bars(
+    rows: Sequence[Row], bars: Sequence[Bar | str], limit: float, x_label: str
+) -> tuple[Figure, Axes]:
+    """A line per row with its bar, or the reason why there is none."""
+    figure = new_figure(0.8 + 0.4 * len(rows))
+    axes = figure.add_subplot()
+    for y, (row, bar) in enumerate(zip(rows, bars, strict=True)):
+        if isinstance(bar, Bar):
+            _draw_bar(axes, y, row, bar)
+        else:
+            text = plain(f"not measured: {bar}", REASON_CHARACTERS + 14)
+            note = axes.text(limit * 0.005, y, text, va="center", fontsize=7.5, color=INK, zorder=4)
+            note.set_bbox({"facecolor": "white", "edgecolor": "none", "pad": 1})
+    axes.set_yticks(range(len(rows)), [_folded(row_label(row, rows)) for row in rows])
+    axes.set_ylim(len(rows) - 0.4, -0.6)
+    axes.set_xlim(0, limit)
+    axes.set_xlabel(x_label)
+    if not any(isinstance(bar, Bar) for bar in bars):
+        axes.set_xticks([])  # a scale without a figure would suggest one
+    axes.tick_params(axis="y", length=0)
+    axes.grid(axis="x")
+    for y, (above, below) in enumerate(pairwise(rows)):
+        if above.workload != below.workload:
+            axes.axhline(y + 0.5, color=DARK_GREY, linewidth=0.6, linestyle=":")
+    return figure, axes
+
+
+def _draw_bar(axes: Axes, y: int, row: Row, bar: Bar) -> None:
+    look: dict[str, Any] = {"color": colour_of(row.engine), "edgecolor": "none"}
+    if bar.is_hatched:
+        look = {"color": "white", "edgecolor": ERROR, "hatch": "////"}
+    axes.barh(y, bar.length, height=0.64, **look)
+    is_inside = bar.end > bar.inside
+    axes.annotate(
+        bar.text,
+        (bar.end, y),
+        xytext=(-6 if is_inside else 6, 0),
+        textcoords="offset points",
+        ha="right" if is_inside else "left",
+        va="center",
+        color=ERROR if bar.is_error else INK,
+        fontweight="bold" if bar.is_error else "normal",
+        bbox={"facecolor": "white", "edgecolor": "none", "alpha": 0.85, "pad": 1.5},
+        annotation_clip=False,
+        zorder=4,
+    )
+
+
+def _folded(label: str) -> str:
+    """A label in one line or two, so that it leaves room for the bars."""
+    lines = textwrap.wrap(label, LABEL_CHARACTERS)
+    return "\n".join(lines[:2] if len(lines) < 3 else [lines[0], f"{lines[1][:-1]}…"])
+
+
+def _dot_handles(trials: Sequence[Sequence[float]]) -> list[Line2D]:
+    look: dict[str, Any] = {"marker": "o", "ls": "", "color": INK, "markersize": 3.5}
+    return [Line2D([], [], label="a trial", **look)] if any(trials) else []
+
+
+def _mark_handles(published: dict[int, float]) -> list[Line2D]:
+    label = f"published (Table {table11()['source']['table']})"
+    look: dict[str, Any] = {"marker": "|", "ls": "", "color": INK, "markersize": 11, "mew": 2}
+    return [Line2D([], [], label=label, **look)] if published else []
+
+
+def _hatched_handles(bars: Sequence[Bar | str]) -> list[Patch]:
+    hatched = [bar for bar in bars if isinstance(bar, Bar) and bar.is_hatched]
+    if not hatched:
+        return []
+    label = "above the peak: an error" if any(bar.is_error for bar in hatched) else INVALID
+    return [Patch(facecolor="white", edgecolor=ERROR, hatch="////", label=label)]

@@ -1,0 +1,205 @@
+"""A point for every row: joules per token against speed, and divergence against bytes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from matplotlib.axes import Axes
+from matplotlib.lines import Line2D
+
+from edge.profile.profile import Profile, Row
+from edge.report.figure import GREEN, INK, NamedFigure, engine_handles, finish, new_figure, style
+from edge.report.plots.rows import (
+    NO_ROWS,
+    Point,
+    Spread,
+    absences,
+    counts,
+    draw_point,
+    label_log,
+    main_workload,
+    place_labels,
+    spread,
+    spread_kinds,
+)
+from edge.text import figure as number
+from edge.text import plain
+
+# A divergence that rounding alone explains, and none at all, stand on the lower edge.
+LEAST_KL = 1e-7
+EDGE_FACTOR = 4.0
+
+
+def energy(profile: Profile) -> NamedFigure | str:
+    """Rows of one workload: joules of another say nothing beside them."""
+    every = profile.rows
+    rows = main_workload(every, "joules_per_token")
+    shown = [
+        (row, rate, joules)
+        for row in rows
+        if row.counts and (rate := spread(row.decode_tok_s))
+        if (joules := spread(row.joules_per_token))
+    ]
+    if not shown:
+        return every[0].why_not("joules_per_token", "power_w") if every else NO_ROWS
+    points = [(rate.median, joules.median) for _, rate, joules in shown]
+    with style():
+        figure = new_figure(4.4)
+        axes = figure.add_subplot()
+        handles = engine_handles([row.engine for row, _, _ in shown], *_draw_front(axes, points))
+        for row, rate, joules in shown:
+            _draw_errors(axes, rate, joules)
+            draw_point(axes, row, (rate.median, joules.median))
+        axes.set_xlim(0, 1.2 * max(x for x, _ in points) or 1.0)
+        axes.set_ylim(0, 1.2 * max(y for _, y in points) or 1.0)
+        axes.set_xlabel("decode throughput (tok/s), more is better")
+        axes.set_ylabel("energy (J/token), less is better")
+        axes.grid()
+        level = [((r.low, j.median), (r.high, j.median)) for _, r, j in shown]
+        upright = [((r.median, j.low), (r.median, j.high)) for _, r, j in shown]
+        labels = [_cost_label(row) for row, _, _ in shown]
+        place_labels(figure, axes, points, labels, level + upright)
+        absent = [row for row in rows if all(row is not found for found, _, _ in shown)]
+        caption = _energy_caption(shown[0][0], [joules for _, _, joules in shown])
+        if len(rows) < len(every):
+            caption.append("Rows of other workloads are left out.")
+        caption += absences(absent, every, "joules_per_token", "power_w")
+        return finish(figure, "energy", "Energy against speed", profile, handles, *caption)
+
+
+def front(points: Sequence[Point]) -> list[int]:
+    """Indices of (tok/s, J/token) that no other point beats in both, slowest first."""
+    best: list[int] = []
+    for place in sorted(range(len(points)), key=lambda i: (-points[i][0], points[i][1])):
+        if not best or points[place][1] < points[best[-1]][1]:
+            best.append(place)
+    return best[::-1]
+
+
+def _draw_front(axes: Axes, points: Sequence[Point]) -> list[Line2D]:
+    """Stairs, and their entry in the legend: what lies above or left of them is beaten."""
+    if len(points) < 2:
+        return []
+    best = [points[i] for i in front(points)]
+    x, y = [0.0, *(b[0] for b in best)], [best[0][1], *(b[1] for b in best)]
+    axes.plot(x, y, drawstyle="steps-pre", color=GREEN, linestyle="--", linewidth=1.2)
+    axes.plot([x[-1]] * 2, [y[-1], 10 * y[-1]], color=GREEN, linestyle="--", linewidth=1.2)
+    return [Line2D([], [], color=GREEN, linestyle="--", label="nothing is better in both")]
+
+
+def _draw_errors(axes: Axes, rate: Spread, joules: Spread) -> None:
+    x_errors, y_errors = (found.errors if found.kind else None for found in (rate, joules))
+    look: dict[str, Any] = {"color": INK, "linewidth": 0.8, "capsize": 2}
+    axes.errorbar(rate.median, joules.median, xerr=x_errors, yerr=y_errors, **look)
+
+
+def _cost_label(row: Row) -> str:
+    """The row's name, and what its precision costs where that is known."""
+    name, quality = plain(row.with_peer(row.artefact), 36), row.quality
+    if quality is None:
+        return name
+    if quality.kl_mean is not None:
+        return f"{name}\nKL {number(quality.kl_mean, 2)} nats"
+    if quality.perplexity_ratio is not None:
+        return f"{name}\nperplexity ratio {quality.perplexity_ratio:.3f}"
+    return f"{name}\nperplexity {number(quality.perplexity)}" if quality.perplexity else name
+
+
+def _energy_caption(row: Row, joules: Sequence[Spread]) -> list[str]:
+    n = counts(found.n for found in joules)
+    boundary = f" of {plain(row.power.boundary, 120)}" if row.power and row.power.boundary else ""
+    said = [
+        f"{row.workload}. Medians of n = {n} trials, bars: {spread_kinds(joules)}.",
+        f"Gross energy{boundary}. Circles MLX, squares GGUF.",
+    ]
+    return said if row.quality else [*said, "Quality was not measured."]
+
+
+def precision(profile: Profile) -> NamedFigure | str:
+    """A point for every artefact; to the left is smaller, below is closer to the reference.
+
+    Of an artefact that has several rows on an engine the first: depth changes no weight.
+    """
+    every = profile.rows
+    artefacts: dict[str, Row] = {}
+    for row in every:
+        artefacts.setdefault(row.with_peer(row.artefact), row)
+    kls = {
+        name: row.quality.kl_mean
+        for name, row in artefacts.items()
+        if row.quality and row.quality.kl_mean is not None and row.bits_per_weight and row.counts
+    }
+    if not kls:
+        return every[0].why_not("quality") if every else NO_ROWS
+    if len(kls) < 2 or max(kls.values()) < LEAST_KL:
+        return "fewer than two rows have a KL divergence that is not 0"
+    with style():
+        figure = new_figure(3.8)
+        axes = figure.add_subplot()
+        rows = [artefacts[name] for name in kls]
+        floor = _scale(axes, rows, [kl for kl in kls.values() if kl >= LEAST_KL])
+        points = [
+            ((row.bits_per_weight or 0) / 8, max(kl, floor))
+            for row, kl in zip(rows, kls.values(), strict=True)
+        ]
+        whiskers = [_draw_kl(axes, row, point) for row, point in zip(rows, points, strict=True)]
+        place_labels(figure, axes, points, [_kl_label(row) for row in rows], whiskers)
+        handles = engine_handles([row.engine for row in rows])
+        caption = _precision_caption(rows, min(kls.values()) < LEAST_KL)
+        caption += absences([artefacts[n] for n in artefacts if n not in kls], every, "quality")
+        return finish(figure, "precision", "What a precision costs", profile, handles, *caption)
+
+
+def _scale(axes: Axes, rows: Sequence[Row], kls: Sequence[float]) -> float:
+    """Limits, ticks and labels; gives the lower edge."""
+    tails = [row.quality.kl_p99 for row in rows if row.quality and row.quality.kl_p99]
+    low, high = min(kls) / EDGE_FACTOR, max([*kls, *tails]) * EDGE_FACTOR / 2
+    axes.set_yscale("log")
+    axes.set_ylim(low, high)
+    label_log(axes.yaxis, low, high)
+    axes.set_xlim(0, 1.2 * max(row.bits_per_weight or 0 for row in rows) / 8)
+    axes.set_xlabel("bytes per weight, less is smaller")
+    axes.set_ylabel("KL divergence (nats per token, log)")
+    axes.grid()
+    return low
+
+
+def _draw_kl(axes: Axes, row: Row, point: Point) -> tuple[Point, Point]:
+    """The point and its whisker to the 99th percentile; gives the whisker's ends."""
+    x, y = point
+    quality = row.quality
+    end = max(y, (quality.kl_p99 if quality else None) or 0.0)
+    if end > y:
+        axes.plot([x, x], [y, end], color=INK, linewidth=0.8)
+        axes.plot([x], [end], marker="_", color=INK, markersize=7)
+    has_height = quality is not None and (quality.kl_mean or 0.0) >= LEAST_KL
+    draw_point(axes, row, point, None if has_height else "v")
+    return (x, y), (x, end)
+
+
+def _kl_label(row: Row) -> str:
+    quality, text = row.quality, plain(row.with_peer(row.artefact), 36)
+    if quality is not None:
+        text += f"\n{number(quality.kl_mean, 2)} nats"
+        if quality.top1_agreement is not None:
+            text += f", top-1 {quality.top1_agreement:.1%}"
+    return text
+
+
+def _precision_caption(rows: Sequence[Row], on_edge: bool) -> list[str]:
+    found = [row.quality for row in rows if row.quality]
+    tokens = counts(quality.tokens for quality in found if quality.tokens)
+    names = dict.fromkeys(plain(q.reference, 40) for q in found if q.reference)
+    corpora = dict.fromkeys(plain(q.corpus, 40) for q in found if q.corpus)
+    corpus = f" of {' or '.join(corpora)}" if corpora else ""
+    reference = " or ".join(names) or "an unnamed reference"
+    said = [
+        f"Mean KL divergence of the next token from {reference}, over n = {tokens} tokens{corpus}.",
+        "Circles MLX, squares GGUF.",
+    ]
+    if any(quality.kl_p99 is not None for quality in found):
+        said.append("Whisker: to the 99th percentile of tokens.")
+    if on_edge:
+        said.append(f"A triangle on the lower edge: less than {LEAST_KL:g} nats.")
+    return said
