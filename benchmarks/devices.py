@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import itertools
-import json
 import os
 import random
 import sys
@@ -25,39 +24,35 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 from edge.profile.check import check  # noqa: E402
-from edge.profile.profile import NUMBER_LIST  # noqa: E402
-from tests.support.many_profiles import CHIPS, make_profile  # noqa: E402
+from tests.support.profiles import CHIPS, make_profile, typed  # noqa: E402
 
 CREATED = "2026-03-01T10:00:00+00:00"
 MACS = [f"Mac{major},{minor}" for major in (13, 14, 15, 16) for minor in (1, 2)]
 MODELS = ("stable-code-3b", "stablelm-3b-4e1t", "stablelm-2-1_6b")
-SHAPES = ((512, 128, 4, 4), (512, 96, 5, 5))  # prompt, generate, trials, passes
+TOKENS = (256, 320)
 LOAD = (
-    "import sys; from pathlib import Path; from edge.report.devices import compare_devices; "
-    "c = compare_devices(Path(sys.argv[1])); print(c.markdown()); "
+    "import sys; from pathlib import Path; "
+    "from edge.report.devices import compare_devices, devices_markdown; "
+    "c = compare_devices(Path(sys.argv[1])); print(devices_markdown(c)); "
     "print(c.files, len(c.rows), len(c.left_out), file=sys.stderr)"
 )
 
 
 def texts() -> Iterator[str]:
-    """Every device with every model and shape, as `edge bench` would write it."""
-    kinds = itertools.product(CHIPS, MACS, MODELS, SHAPES)
-    for seed, (chip, mac, model, shape) in enumerate(kinds):
-        prompt, generate, trials, passes = shape
+    """Every device with every model and length, as `edge bench` would write it."""
+    kinds = itertools.product(CHIPS, MACS, MODELS, TOKENS)
+    for seed, (chip, mac, model, generate) in enumerate(kinds):
         profile = make_profile(
             chip,
-            CREATED,
-            random.Random(seed).uniform(0.8, 1.6),
+            created=CREATED,
             model=model,
-            prompt=prompt,
-            generate=generate,
-            repetitions=trials,
-            passes=passes,
-            seed=seed,
             hw_model=mac,
+            rate=random.Random(seed).uniform(0.7, 1.3),
+            generate=generate,
+            seed=seed,
+            samples=0,
         )
-        text = json.dumps(profile, indent=1)
-        yield NUMBER_LIST.sub(lambda found: "".join(found[0].split()), text) + "\n"
+        yield typed(profile).to_json()
 
 
 def write(folder: Path, count: int) -> int:
@@ -99,7 +94,7 @@ def run(folder: Path, count: int, rounds: int) -> None:
     total = write(folder, count)
     print(f"{count} profiles, {total / count / 1e3:.0f} kB each, load {os.getloadavg()[0]:.1f}")
     if faults := check([folder / "00" / "0.json"], names=()).faults:
-        sys.exit(f"the generated profiles are no profiles: {faults[0]}")
+        sys.exit(f"the generated profiles are not valid: {faults[0]}")
     for number in range(rounds):
         wall_s, cpu_s, peak_gb = load(folder, folder / "summary.md")
         lines = len((folder / "summary.md").read_text(encoding="utf-8").splitlines())

@@ -9,9 +9,8 @@ import sys
 from pathlib import Path
 
 from edge.formats.files import atomic_write
-from edge.profile.reading import read_profile
-from edge.report.figure import to_svg
-from edge.report.plots import throughput
+from edge.profile.profile import read
+from edge.report.plots.bars import throughput
 
 ROOT = Path(__file__).resolve().parents[1]
 PROFILE = max((ROOT / "profiles" / "measured").glob("*-demo.json"))  # the newest
@@ -20,9 +19,9 @@ PLOT = ROOT / "docs" / "throughput.svg"
 
 def drawn() -> str:
     """The SVG file's text; nothing in it depends on the time or the machine."""
-    figure = throughput.draw(read_profile(PROFILE))
-    assert figure is not None, "the profile has no rows"
-    return to_svg(figure.figure) + "\n"
+    figure = throughput(read(PROFILE))
+    assert not isinstance(figure, str), figure
+    return figure.svg() + "\n"
 
 
 def main() -> int:

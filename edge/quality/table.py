@@ -203,6 +203,4 @@ def _worst_text(row: Row) -> str:
             f"{place['before']}⟦{place['next']}⟧",
             f"  - reference {had[0]}; {name} {had[1]}",
         ]
-    return escape("
-".join(lines)) + "
-"
+    return escape("\n".join(lines)) + "\n"

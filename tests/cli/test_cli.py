@@ -20,7 +20,7 @@ FAST = ("--bandwidth-gb-s", "10", "--no-check")
 ROOT = Path(__file__).resolve().parents[2]
 HEAVY = (
     *("mlx", "mlx_lm", "matplotlib", "transformers", "rich", "prompt_toolkit", "llama_cpp"),
-    *("polars", "jinja2"),
+    "jinja2",
 )
 
 

@@ -8,9 +8,8 @@ import pytest
 from edge.cli import report
 from edge.cli.main import parser_of
 from edge.errors import EdgeError
-from edge.report.markdown import markdown_section
-from tests.report.hostile_profiles import with_hostile_strings
-from tests.support.profiles import linux_profile, mac_profile
+from edge.report.table import markdown_section
+from tests.support.profiles import hostile_profile, linux_profile, make_profile, typed
 
 
 def run(*words):
@@ -41,9 +40,9 @@ def without_trials(profile):
 def test_it_writes_table_plots_and_page(saved, profile, capsys):
     assert run(saved) == 0
     out, err = capsys.readouterr()
-    assert out == markdown_section(profile) + "\n"
+    assert out == markdown_section(typed(profile)) + "\n"
     folder = saved.parent / "profiles" / "reports" / "mine"
-    assert (folder / "table.md").read_text(encoding="utf-8") == markdown_section(profile)
+    assert (folder / "table.md").read_text(encoding="utf-8") == markdown_section(typed(profile))
     rows = list(csv.DictReader((folder / "table.csv").open(encoding="utf-8", newline="")))
     assert [row["artefact"] for row in rows] == ["mlx-fp16", "mlx-int4"]
     page = (folder / "report.html").read_text(encoding="utf-8")
@@ -96,7 +95,7 @@ def test_a_second_report_takes_the_firsts_place_and_nothing_else(saved, profile,
 
 
 def test_what_is_printed_cannot_act_on_a_terminal(saved, profile, capsys):
-    saved.write_text(json.dumps(with_hostile_strings(without_trials(profile))), encoding="utf-8")
+    saved.write_text(json.dumps(hostile_profile(without_trials(profile))), encoding="utf-8")
     assert run(saved) == 0
     out = capsys.readouterr().out
     assert all(c.isprintable() or c == "\n" for c in out)
@@ -115,13 +114,16 @@ def refused(words, saved, says):
 @pytest.mark.parametrize(
     ("change", "says"),
     [
-        (lambda text: text[: len(text) // 2], "is no profile .*: give a JSON file"),
+        (lambda text: text[: len(text) // 2], "is not JSON .*: give a JSON file"),
         (lambda text: text.replace('"schema": 1', '"schema": 2'), "install a newer edge"),
-        (lambda text: text.replace('"parameters": 2795443200', '"parameters": NaN'), "NaN is no"),
-        (lambda text: text.replace('"parameters": 2795443200', '"parameters": 1e999'), "beyond"),
-        (lambda text: text.replace('"rows"', '"lines"'), "rows is missing"),
-        (lambda _: "", "is no profile"),
-        (lambda _: "\x00\x01", "is no profile"),
+        (lambda text: text.replace('"parameters": 2795443200', '"parameters": NaN'), "is not JSON"),
+        (
+            lambda text: text.replace('"parameters": 2795443200', '"parameters": 1e999'),
+            "parameters",
+        ),
+        (lambda text: text.replace('"rows"', '"lines"'), "missing required field `rows`"),
+        (lambda _: "", "is not JSON"),
+        (lambda _: "\x00\x01", "is not JSON"),
     ],
 )
 def test_a_broken_profile_is_one_sentence_and_no_half_page(saved, change, says):
@@ -134,7 +136,7 @@ def test_a_broken_profile_is_one_sentence_and_no_half_page(saved, change, says):
 def test_what_is_not_there_is_one_sentence(saved, profile):
     saved.write_text(json.dumps(without_trials(profile)), encoding="utf-8")
     (saved.parent / "empty").mkdir()
-    refused(["empty"], saved, "empty holds no profile: give a folder")
+    refused(["empty"], saved, "empty has no profile: give a folder")
     refused(["absent.json"], saved, "absent.json is missing")
     refused([], saved, "Nothing to report: name a profile")
     refused([saved, "--out", saved / "below"], saved, "cannot be written")
@@ -158,7 +160,7 @@ def test_one_thing_at_a_time(saved, words, says):
 
 
 def test_devices_are_compared(tmp_path, capsys):
-    (tmp_path / "a.json").write_text(json.dumps(mac_profile(depths=(0,))), encoding="utf-8")
+    (tmp_path / "a.json").write_text(json.dumps(make_profile(samples=0)), encoding="utf-8")
     (tmp_path / "b.json").write_text(json.dumps(linux_profile()), encoding="utf-8")
     assert run("--devices", tmp_path, "-o", "json") == 0
     rows = json.loads(capsys.readouterr().out)["rows"]

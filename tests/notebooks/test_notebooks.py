@@ -62,7 +62,7 @@ def ran_on(name, profile, tmp_path, capsys, monkeypatch):
             r'Path\("[^"]*"\)', f"Path({str(tmp_path / 'p.json')!r})", cell.source
         )
         exec(compile(source, name, "exec"), names)
-        assert changed == ("read_profile(" in source)
+        assert changed == ("= read(" in source)
     return capsys.readouterr().out, names
 
 

@@ -2,15 +2,14 @@ import copy
 import json
 import os
 import re
-import subprocess
-import sys
 
 import pytest
 
 from edge.errors import EdgeError
-from edge.report.devices import compare_devices, devices_table
-from tests.support.many_profiles import make_profile
+from edge.report.devices import compare_devices, devices_markdown, devices_tables
+from tests.support.profiles import make_profile
 
+NAMES = ("mlx-fp16", "mlx-int4", "gguf-f16", "gguf-q6_k")
 OLD, NEW = "2026-03-01T10:00:00+00:00", "2026-04-01T10:00:00Z"
 
 
@@ -29,8 +28,13 @@ def folder(tmp_path):
     return put
 
 
+def several(chip="Apple M2 Max", **options):
+    options = {"artefacts": NAMES, "created": OLD, "generate": 4, "processes": 1, **options}
+    return make_profile(chip, samples=0, **options)
+
+
 def one(**options):
-    return make_profile(artefacts=("mlx-int4",), **options)
+    return several(artefacts=("mlx-int4",), **options)
 
 
 def reasons(comparison):
@@ -38,9 +42,7 @@ def reasons(comparison):
 
 
 def test_devices_and_precisions_stand_side_by_side(folder):
-    found = compare_devices(
-        folder(a=make_profile("Apple M2"), deep__er__b=make_profile("Apple M4"))
-    )
+    found = compare_devices(folder(a=several("Apple M2"), deep__er__b=several("Apple M4")))
     assert [(row["device"][:8], row["framework"], row["precision"]) for row in found.rows] == [
         (chip, framework, precision)
         for chip in ("Apple M4", "Apple M2")  # the faster one first
@@ -86,7 +88,7 @@ def test_what_was_not_measured_is_a_dash_and_never_a_zero(folder):
     found = compare_devices(folder(a=profile))
     assert found.rows[0]["tok_per_joule"] is None
     assert found.rows[0]["decode_per_gb_s"] is None
-    (table,) = devices_table(found)
+    (table,) = devices_tables(found)
     cells = dict(zip(table.columns, table.rows[0], strict=True))
     missing = ("Roofline", "tok/s per GB/s", "tok/J", "Peak memory (MB)")
     assert [cells[name] for name in missing] == ["—"] * 4
@@ -109,7 +111,7 @@ def test_of_several_runs_of_one_device_the_newest_valid_one_is_shown(folder):
     (row,) = compare_devices(put).rows
     assert (row["file"], row["runs"], row["others"]) == ("new.json", 3, ["old.json", "newest.json"])
     assert row["lowest_tok_s"] < row["decode_tok_s"] < row["highest_tok_s"]
-    assert " to " in devices_table(compare_devices(put))[0].rows[0][-1]
+    assert " to " in devices_tables(compare_devices(put))[0].rows[0][-1]
 
 
 def test_where_no_run_is_valid_the_newest_doubtful_one_is_shown_as_such(folder):
@@ -154,21 +156,21 @@ def test_tables_hold_one_model_workload_and_method_and_say_what_methods_are(fold
     other = copy.deepcopy(one(chip="Apple M4"))
     other["method"]["decode_rate"] = "N / t"
     found = compare_devices(folder(a=one(), b=one(chip="Apple M2"), c=other))
-    assert [table.title for table in devices_table(found)] == [
-        "stable-code-3b, 2795 M parameters, pp64, tg32",
-        "stable-code-3b, 2795 M parameters, pp64, tg32, method 2",
+    assert [table.title for table in devices_tables(found)] == [
+        "stable-code-3b, 2795 M parameters, pp512, tg4",
+        "stable-code-3b, 2795 M parameters, pp512, tg4, method 2",
     ]
     assert len(found.methods) == 2
-    assert "2. rate = N / t; left out: load, tokenisation" in found.markdown()
+    assert "2. rate = N / t; left out: detokenisation, load" in devices_markdown(found)
 
 
 def test_a_matrix_of_rates_comes_first_where_there_is_more_than_one_of_each(folder):
-    put = folder(a=make_profile("Apple M2"), b=make_profile("Apple M4", artefacts=("mlx-int4",)))
-    matrix, detail = devices_table(compare_devices(put))
+    put = folder(a=several("Apple M2"), b=several("Apple M4", artefacts=("mlx-int4",)))
+    matrix, detail = devices_tables(compare_devices(put))
     assert matrix.columns == ["Device", "GGUF FP16", "GGUF Q6_K", "MLX FP16", "MLX INT4"]
     (m4,) = [line for line in matrix.rows if line[0].startswith("Apple M4")]
     assert m4[1:4] == ["", "", ""] and float(m4[4]) > 0
-    assert "nobody has measured" in matrix.remarks[0]
+    assert "not measured by anybody" in matrix.remarks[0]
     assert len(detail.rows) == 5
 
 
@@ -181,7 +183,7 @@ def test_filters_look_for_a_part_of_a_name_in_any_case(folder):
     found = compare_devices(put, chip="m4", model="Stable-CODE")
     assert [row["file"] for row in found.rows] == ["c.json"]
     assert (found.files, found.profiles, found.filtered_out) == (3, 1, 2)
-    assert '2 others did not match chip "m4", model "Stable-CODE"' in found.markdown()
+    assert '2 others did not match chip "m4", model "Stable-CODE"' in devices_markdown(found)
     assert compare_devices(put, chip="(").rows == []  # no regular expression
 
 
@@ -194,14 +196,14 @@ def test_copies_are_named_and_counted_once(folder):
     found = compare_devices(put)
     assert [row["runs"] for row in found.rows] == [2]
     assert reasons(found) == {
-        "b.json": "has the same content as a.json",
+        "b.json": "is of the same run as a.json: device, model and time",
         "c.json": "is of the same run as a.json: device, model and time",
         "d.json": "is of the same run as a.json: device, model and time",
     }
 
 
 def test_invalid_and_impossible_rows_are_left_out_with_their_reason(folder):
-    profile = make_profile()
+    profile = several()
     rows = profile["rows"]
     rows[0] |= {"verdict": "INVALID", "reasons": ["it crashed"]}
     rows[1]["bandwidth_fraction"] = 1.2
@@ -211,13 +213,13 @@ def test_invalid_and_impossible_rows_are_left_out_with_their_reason(folder):
     assert sorted((entry.kind, entry.reason) for entry in found.left_out) == [
         (
             "impossible",
-            "mlx-int4 on mlx (pp64, tg32) reads faster than its memory can: measure again",
+            "mlx-int4 on mlx (pp512, tg4) reads faster than its memory can: measure again",
         ),
-        ("invalid", "mlx-fp16 on mlx (pp64, tg32) is INVALID: it crashed"),
+        ("invalid", "mlx-fp16 on mlx (pp512, tg4) is INVALID: it crashed"),
         ("no rows", "has no rows: its run was stopped before the first"),
         (
             "not measured",
-            "gguf-f16 on llama.cpp (pp64, tg32) has neither a decode nor a prefill rate: no tokens",
+            "gguf-f16 on llama.cpp (pp512, tg4) has neither a decode nor a prefill rate: no tokens",
         ),
     ]
 
@@ -232,20 +234,11 @@ def test_a_ceiling_that_was_itself_measured_may_be_exceeded(folder):
 @pytest.mark.parametrize(
     ("content", "kind", "words"),
     [
-        (b"", "not a profile", "is no JSON"),
-        (b'{"schema": 1', "not a profile", "is no JSON"),
-        (b"\xff\xfe", "not a profile", "is no JSON"),
-        (b'{"schema": NaN}', "not a profile", "is no JSON"),
-        (b'{"x": ' + b"[" * 100_000, "not a profile", "is no JSON"),
-        (b"[1]", "not a profile", "no JSON object"),
-        (b"{}", "not a profile", "no schema number"),
-        (b'{"schema": true}', "not a profile", "no schema number"),
+        (b'{"schema": 1', "not a profile", "is not JSON"),
+        (b"[1]", "not a profile", "no schema number"),
         (b'{"schema": 2, "rows": "new"}', "newer schema", "has schema 2 .* install a newer edge"),
-        (b'{"schema": 1%s}' % (b"0" * 3000), "newer schema", "of absurd size"),
-        (b'{"schema": 1}', "broken", "created_utc"),
-        ({**one(), "rows": 1}, "broken", r"rows`\): edge report --check"),
-        ({**one(), "created_utc": "yesterday"}, "broken", "created_utc"),
-        ({**one(), "device": {"name": 1}}, "broken", "device"),
+        ({**one(), "rows": 1}, "broken", r"`\$\.rows`\): measure again"),
+        ({**one(), "created_utc": "yesterday"}, "broken", r"\$\.created_utc"),
     ],
 )
 def test_a_broken_file_is_a_sentence_and_the_others_are_compared(folder, content, kind, words):
@@ -254,36 +247,7 @@ def test_a_broken_file_is_a_sentence_and_the_others_are_compared(folder, content
     assert (left_out.file, left_out.kind) == ("bad.json", kind)
     assert re.search(words, left_out.reason)
     assert [row["file"] for row in found.rows] == ["good.json"]
-    assert "bad.json" in found.markdown()
-
-
-def spoilt(*steps):
-    """A profile of four rows with one value at a place."""
-    profile = copy.deepcopy(make_profile(created=NEW))
-    target = profile
-    for step in steps[:-1]:
-        target = target[step]
-    target[steps[-1]] = ["x"]
-    return profile
-
-
-@pytest.mark.parametrize(
-    ("steps", "place"),
-    [
-        (("rows", 1, "decode_tok_s", "median"), "$.rows[1].decode_tok_s.median"),
-        (("rows", 1, "workload", "depth"), "$.rows[1].workload.depth"),
-        (("rows", 1), "$.rows[1]"),
-        (("device", "memory_bandwidth"), "$.device.memory_bandwidth"),
-        (("model", "parameters"), "$.model.parameters"),
-    ],
-)
-def test_a_wrong_value_is_named_with_its_place(folder, steps, place):
-    found = compare_devices(folder(bad=spoilt(*steps), good=one()))
-    (entry,) = found.left_out
-    assert (entry.file, entry.kind) == ("bad.json", "broken")
-    assert entry.reason.startswith("is broken (Expected ") and f"`{place}`" in entry.reason
-    assert entry.reason.endswith("): edge report --check says more")
-    assert [row["file"] for row in found.rows] == ["good.json"]
+    assert "bad.json" in devices_markdown(found)
 
 
 def test_pipes_links_to_nothing_and_strange_names_are_sentences_too(folder):
@@ -295,9 +259,10 @@ def test_pipes_links_to_nothing_and_strange_names_are_sentences_too(folder):
     (put / "a\nb\x1b[2J.json").write_text("{")
     found = compare_devices(put)
     assert reasons(found) == {
-        "gone.json": "cannot be read (No such file or directory)",
-        "pipe.json": "is no regular file, or larger than any profile",
-        r"a\nb\x1b[2J.json": "is no JSON (Input data was truncated): take another copy",
+        "gone.json": "is missing; check the path or download it again",
+        "pipe.json": "is no file but a folder, pipe or device; check the path",
+        r"a\nb\x1b[2J.json": "is not JSON (Input data was truncated): give a JSON file that "
+        "`edge bench` wrote",
     }
     assert found.files == 4
 
@@ -311,7 +276,7 @@ def test_names_are_shown_as_text_whatever_is_in_them(folder):
     other = copy.deepcopy(profile)
     other["rows"][0] |= {"verdict": "INVALID", "reasons": [name]}
     other["created_utc"] = NEW
-    text = compare_devices(folder(a=profile, b=other)).markdown()
+    text = devices_markdown(compare_devices(folder(a=profile, b=other)))
     assert "script" in text
     assert all(c.isprintable() or c == "\n" for c in text)
     for markup in ("<", "[", "`", "|"):
@@ -323,12 +288,12 @@ def test_names_are_shown_as_text_whatever_is_in_them(folder):
 def test_of_many_files_left_out_for_one_reason_markdown_names_ten(folder):
     found = compare_devices(folder(good=one(), **{f"bad{i:02}": b"{" for i in range(25)}))
     assert len(found.to_dict()["left_out"]) == 25
-    assert "- not a profile (25)" in found.markdown()
-    assert "and 15 more: `-o json` names all" in found.markdown()
+    assert "- not a profile (25)" in devices_markdown(found)
+    assert "and 15 more: `-o json` names all" in devices_markdown(found)
 
 
 def test_json_holds_everything_and_nothing_but_json(folder):
-    found = compare_devices(folder(a=make_profile(), bad=b"{"), chip="M2")
+    found = compare_devices(folder(a=several(), bad=b"{"), chip="M2")
     document = json.loads(json.dumps(found.to_dict(), allow_nan=False))
     assert document["rows"] == found.rows
     assert document["left_out"][0]["file"] == "bad.json"
@@ -336,17 +301,12 @@ def test_json_holds_everything_and_nothing_but_json(folder):
 
 
 def test_only_broken_files_make_an_empty_comparison_that_says_so(folder):
-    text = compare_devices(folder(bad=b"{")).markdown()
+    text = devices_markdown(compare_devices(folder(bad=b"{")))
     assert "0 devices compared" in text and "Nothing is left to compare." in text
 
 
 def test_no_folder_and_an_empty_one_are_errors(tmp_path):
     with pytest.raises(EdgeError, match="no profiles"):
         compare_devices(tmp_path)
-    with pytest.raises(EdgeError, match="is no folder"):
+    with pytest.raises(EdgeError, match="is not a folder"):
         compare_devices(tmp_path / "nowhere")
-
-
-def test_polars_is_loaded_only_when_there_is_something_to_compare():
-    code = "import sys, edge.report.devices; sys.exit('polars' in sys.modules)"
-    subprocess.run([sys.executable, "-c", code], check=True)

@@ -1,122 +1,169 @@
+"""Tables, notes, Markdown and CSV of one profile."""
+
 import copy
+import csv
+import io
+import re
 
 import pytest
 
-from edge.report.markdown import markdown_table
-from edge.report.table import notes
+from edge.report.table import HEAD, csv_table, markdown_section, notes, profile_table, provenance
+from edge.text import figure, markdown, plain
+from tests.support.profiles import (
+    HOSTILE,
+    failed_row,
+    hostile_profile,
+    make_profile,
+    quality_at,
+    typed,
+)
 
 
-def row(artefact, engine, rate, **changes):
-    quantity = None if rate is None else {"median": rate, "mean": rate, "sd": 1.0, "n": 3}
-    trials = [{"warmup": i == 0, "decode_tok_s": rate} for i in range(4)] if rate else []
-    return {
-        "artefact": artefact,
-        "engine": engine,
-        "framework": "MLX" if engine.startswith("mlx") else "GGUF",
-        "precision": "INT4",
-        "workload": {"prompt": 512, "generate": 128, "depth": 0},
-        "bits_per_weight": 4.5,
-        "decode_tok_s": quantity,
-        "prefill_tok_s": quantity,
-        "ttft_s": None,
-        "power_w": None,
-        "peak_memory_bytes": 123e6,
-        "verdict": "VALID",
-        "reasons": ["no meter"],
-        "trials": trials,
-        **changes,
-    }
+@pytest.fixture
+def made():
+    """Three rows: a good one, a peer without power, a failed one; as plain data."""
+    data = make_profile(artefacts=("mlx-fp16", "mlx-int4", "gguf-f16"))
+    first, second, third = data["rows"]
+    first["decode_tok_s"] = {"median": 52.25, "mean": 52.0, "sd": 1.04, "n": 3}
+    second.update(engine="mlx-lm", power_w=None, joules_per_token=None, verdict="WARN")
+    second.update(reasons=["power_w: no meter", "hot"], decode_tok_s={**first["decode_tok_s"]})
+    second["decode_tok_s"].update(median=1234.5, sd=None)
+    data["rows"][2] = failed_row(third, "it died")
+    return data
 
 
-PROFILE = {
-    "created_utc": "2026-01-01T00:00:00+00:00",
-    "device": {"name": "Apple M2 Max", "os": "macOS 27.0"},
-    "model": {"name": "demo"},
-    "software": {"edge": "1", "mlx": "2", "llama-cpp-python": "3"},
-    "rows": [
-        row("mlx-int4", "mlx", 52.25),
-        row("mlx-int4", "mlx-lm", 1234.5),
-        row("gguf-q6_k", "llama.cpp", None, verdict="INVALID", reasons=["it died", "no meter"]),
-    ],
-}
+def cells(data):
+    """Of every line, by column."""
+    head, _, *lines = profile_table(typed(data)).markdown().splitlines()
+    names, *values = (
+        [cell.strip() for cell in line.strip("|").split("|")] for line in (head, *lines)
+    )
+    return [dict(zip(names, line, strict=True)) for line in values]
 
 
-def test_the_table_begins_with_table_11s_columns():
-    lines = markdown_table(PROFILE).splitlines()
-    header = [cell.strip() for cell in lines[0].strip("|").split("|")]
-    assert header[:5] == [
-        "Framework",
-        "Device",
-        "Precision",
-        "Throughput (Tok/s)",
-        "Power (W)",
-    ]
-    assert len(lines) == 2 + 3
+def test_the_table_begins_with_table_11s_columns(made):
+    lines = profile_table(typed(made)).markdown().splitlines()
     assert len({len(line) for line in lines}) == 1  # aligned
-    first = [cell.strip() for cell in lines[2].strip("|").split("|")]
-    assert first[:6] == ["MLX", "Apple M2 Max", "INT4", "52.2 ± 1.0", "—", "52.2 ± 1.0"]
-    assert first[7:] == ["123", "0.56", "VALID"]
-    assert "MLX (mlx-lm)" in lines[3]
-    assert "1234 ± 1" in lines[3]
-
-
-def test_what_was_not_measured_is_never_a_zero():
-    cells = [c.strip() for c in markdown_table(PROFILE).splitlines()[4].strip("|").split("|")]
-    assert cells[3:7] == ["—"] * 4
-    assert cells[-1] == "INVALID"
-
-
-def test_notes_say_each_reason_once():
-    assert notes(PROFILE) == ["no meter", "gguf-q6_k: it died"]
-
-
-def headers(profile):
-    return [cell.strip() for cell in markdown_table(profile).splitlines()[0].strip("|").split("|")]
-
-
-def test_columns_that_say_nothing_are_left_out():
-    assert not {"J/token", "Net J/token", "Test", "Roofline"} & set(headers(PROFILE))
-    profile = copy.deepcopy(PROFILE)
-    joules = {"median": 0.5, "mean": 0.5, "sd": 0.01, "n": 3}
-    profile["rows"][0].update(joules_per_token=joules, bandwidth_fraction=0.81)
-    assert {"J/token", "Roofline"} <= set(headers(profile))
-    line = markdown_table(profile).splitlines()[2]
-    assert "0.500 ± 0.010" in line
-    assert "81%" in line
-
-
-def test_rows_of_several_workloads_are_told_apart():
-    profile = copy.deepcopy(PROFILE)
-    profile["rows"][1]["workload"] = {"prompt": 8, "generate": 4, "depth": 64, "joint": True}
-    assert "Test" in headers(profile)
-    assert "| pp8+tg4 @ d64 |" in markdown_table(profile)
-    assert "gguf-q6_k pp512, tg128: it died" in notes(profile)
-
-
-@pytest.mark.parametrize("engine", ["mlx-lm", "llama-bench"])
-def test_a_peer_keeps_its_framework(engine):
-    """Older profiles have rows of llama-bench."""
-    profile = copy.deepcopy(PROFILE)
-    profile["rows"][2].update(engine=engine)
-    assert f"| GGUF ({engine}) |" in markdown_table(profile)
-    assert f"gguf-q6_k ({engine}): it died" in notes(profile)
-
-
-def test_quality_has_columns_where_a_row_has_it():
-    assert not {"KL (nats)", "PPL ratio", "Top-1"} & set(headers(PROFILE))
-    profile = copy.deepcopy(PROFILE)
-    profile["rows"][0]["quality"] = {"kl_mean": 0.01234, "perplexity_ratio": 1.01, "tokens": 99}
-    profile["rows"][1]["quality"] = {"kl_mean": 0.0, "perplexity_ratio": None}
-    assert headers(profile)[-3:] == ["KL (nats)", "PPL ratio", "Verdict"]
-    cells = [
-        [cell.strip() for cell in line.strip("|").split("|")][-3:-1]
-        for line in markdown_table(profile).splitlines()[2:]
+    first, second, third = cells(made)
+    assert list(first)[:5] == [
+        *("Framework", "Device", "Precision", "Throughput (Tok/s)", "Power (W)")
     ]
-    assert cells == [["0.012", "1.0100"], ["0", "—"], ["—", "—"]]
+    assert first["Throughput (Tok/s)"] == "52.2 ± 1.0"
+    assert (first["Peak memory (MB)"], first["Bytes/weight"]) == ("6053", "2.00")
+    assert (second["Framework"], second["Throughput (Tok/s)"]) == ("MLX (mlx-lm)", "1234")
+    assert second["Power (W)"] == third["Throughput (Tok/s)"] == "—"
+    assert third["Verdict"] == "INVALID"
 
 
-def test_labels_with_commas_are_not_told_apart_by_commas():
-    profile = copy.deepcopy(PROFILE)
-    profile["rows"][1]["workload"] = {"prompt": 8, "generate": 4, "depth": 64}
-    profile["rows"][2]["reasons"] = []
-    assert notes(profile) == ["mlx-int4 pp512, tg128; mlx-int4 (mlx-lm) pp8, tg4 @ d64: no meter"]
+def test_columns_that_say_nothing_are_left_out(made):
+    optional = {"J/token", "Net J/token", "Test", "Roofline", "KL (nats)", "PPL ratio", "Top-1"}
+    assert optional & set(cells(made)[0]) == {"J/token", "Net J/token", "Roofline"}
+    made["rows"][0]["quality"] = {"kl_mean": 0.01234, "perplexity_ratio": 1.01}
+    made["rows"][1]["workload"] = {"prompt": 8, "generate": 4, "depth": 64, "joint": True}
+    for row in made["rows"]:
+        row.update(joules_per_token=None, joules_per_token_net=None, bandwidth_fraction=None)
+    first, second, _ = cells(made)
+    assert optional & set(first) == {"Test", "KL (nats)", "PPL ratio"}
+    assert (first["KL (nats)"], first["PPL ratio"], second["PPL ratio"]) == ("0.012", "1.0100", "—")
+    assert second["Test"] == "pp8+tg4 @ d64"
+
+
+def test_notes_have_each_reason_once_with_its_rows(made):
+    made["rows"][0]["reasons"] = ["hot"]
+    made["method"]["peak_memory"] = "VmHWM"
+    assert notes(typed(made)) == [
+        "mlx-fp16, mlx-int4 (mlx-lm): hot",
+        "mlx-int4 (mlx-lm): power_w: no meter",
+        "gguf-f16: it died",
+        "peak memory is the process's VmHWM",
+    ]
+    made["rows"][1]["workload"]["depth"] = 64
+    assert notes(typed(made))[0].startswith(
+        "mlx-fp16 pp512, tg128; mlx-int4 (mlx-lm) pp512, tg128 @ d64: hot"
+    )
+
+
+def test_provenance_names_versions_and_the_commit(made):
+    assert provenance(typed(made)) == (
+        "Apple M2 Max, macOS 15.5 (24F74), edge 0.1.0, mlx 0.32.4, llama-cpp-python 0.3.36, "
+        "power: powermetrics, 2026-11-20T12:00:00+00:00"
+    )
+    made["software"]["edge-revision"] = "0123456789" * 4 + "-dirty"
+    made["model"]["synthetic"] = True
+    assert "edge 0.1.0 (012345678, changed), mlx 0.32.4" in provenance(typed(made))
+    assert provenance(typed(made)).endswith("; random weights")
+
+
+def test_csv_has_every_figure_unrounded(made):
+    made["rows"][0]["quality"] = quality_at(4.5)
+    first, second, third = csv.DictReader(io.StringIO(csv_table([typed(made)])))
+    rate = made["rows"][0]["prefill_tok_s"]
+    assert float(first["prefill_tok_s_median"]) == rate["median"]
+    assert float(first["prefill_tok_s_ci95_low"]) == rate["ci95"][0]
+    assert (first["memory_bandwidth_gb_s"], first["quality_tokens"]) == ("409.6", "4096")
+    assert (second["power_w_median"], third["decode_tok_s_n"]) == ("", "")
+    assert second["quality_kl_mean"] == second["quality_reference"] == ""
+    assert (second["verdict"], second["reasons"]) == ("WARN", "power_w: no meter; hot")
+
+
+@pytest.mark.parametrize("first", range(3))
+def test_hostile_strings_stay_within_their_cell(made, first):
+    profile = typed(hostile_profile(made, 2 * first))
+    text = markdown_section(profile)
+    table = [line for line in text.splitlines() if line.startswith("|")]
+    assert len(table) == 2 + 3
+    assert len({len(re.findall(r"(?<!\\)\|", line)) for line in table}) == 1
+    assert not re.search(r"(?<!\\)[<>`\[\]]", text)
+    assert all(c.isprintable() or c == "\n" for c in text)
+    rows = list(csv.reader(io.StringIO(csv_table([profile]))))
+    assert {len(row) for row in rows} == {len(HEAD)}
+    assert not [cell for row in rows for cell in row if cell.startswith(("=", "+", "-", "@"))]
+
+
+def test_no_rows(made):
+    profile = typed({**made, "rows": []})
+    assert "No row was measured." in markdown_section(profile)
+    assert len(csv_table([profile]).splitlines()) == 1
+
+
+def test_optional_keys_may_be_absent(made):
+    """As in the first version."""
+    keys = ("artefact", "engine", "framework", "precision", "workload", "verdict", "reasons")
+    rows = [{**{key: row[key] for key in keys}, "trials": []} for row in made["rows"]]
+    old = {**made, "device": {"name": "x"}, "model": {"name": "y"}, "method": {}, "rows": rows}
+    profile = typed({**copy.deepcopy(old), "software": {}})
+    assert markdown_section(profile).startswith("### y on x\n")
+    assert "edge of unknown version" in provenance(profile)
+    assert len(csv_table([profile]).splitlines()) == 4
+
+
+@pytest.mark.parametrize(
+    ("value", "digits", "text"),
+    [
+        (None, 3, "—"),
+        (0.0, 3, "0"),
+        (1234.5, 3, "1234"),
+        (52.25, 3, "52.2"),
+        (0.5, 3, "0.500"),
+        (0.01234, 2, "0.012"),
+        (1.8e-6, 2, "1.8e-06"),
+        (-3.14159, 3, "-3.14"),
+    ],
+)
+def test_figures_have_significant_digits(value, digits, text):
+    assert figure(value, digits) == text
+
+
+def test_plain_is_one_short_line():
+    assert plain("a\n\tb") == "a b"
+    assert plain("a\x00b\u202ec\ud800") == "a\ufffdb\ufffdc\ufffd"
+    assert plain("x" * 200, 10) == "x" * 9 + "…"
+    assert all(plain(text).isprintable() for text in HOSTILE)
+
+
+def test_markdown_aligns_figures_to_the_right():
+    assert markdown(("Name", "n"), [["a", "10"]], ("Name",)).splitlines() == [
+        "| Name |   n |",
+        "| ---- | --: |",
+        "| a    |  10 |",
+    ]

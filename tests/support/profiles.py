@@ -1,4 +1,4 @@
-"""What a profile must look like (profiles/schema.json), and profiles made for tests.
+"""Profiles for tests, as plain JSON data.
 
 The figures are invented, but hang together: rates follow from token times, energy from power,
 power from samples. All of it is seeded.
@@ -9,14 +9,18 @@ import random
 import statistics
 from pathlib import Path
 
-from jsonschema import Draft202012Validator
+from edge.profile.profile import Profile, ProfileError, decode
 
 ROOT = Path(__file__).resolve().parents[2]
-SCHEMA = json.loads((ROOT / "profiles" / "schema.json").read_text(encoding="utf-8"))
-VALIDATOR = Draft202012Validator(SCHEMA)
-
 NS = 10**9
 PARAMETERS = 2795443200
+CHIPS = {  # GPU cores, GB/s, GB
+    "Apple M1 Max": (32, 409.6, 64),
+    "Apple M2": (10, 102.4, 16),
+    "Apple M2 Max": (38, 409.6, 64),
+    "Apple M3 Pro": (18, 153.6, 36),
+    "Apple M4": (10, 120.0, 24),
+}
 # Artefact, engine, framework, precision, bits per weight, bytes of weights per token, watts.
 TABLE11 = (
     ("mlx-fp16", "mlx", "MLX", "FP16", 16.0, 5333335040, 21.0),
@@ -26,53 +30,74 @@ TABLE11 = (
     ("gguf-q6_k", "llama.cpp", "GGUF", "Q6_K", 6.56, 2188558900, 26.0),
 )
 KV_BYTES_PER_POSITION = 327680
-LEVELS = ("nominal", "moderate")
 NULL_WHEN_FAILED = (
     *("decode_tok_s", "prefill_tok_s", "ttft_s", "power_w", "joules_per_token"),
     *("joules_per_token_net", "bandwidth_fraction", "token_latency_ms", "peak_memory_bytes"),
 )
-# What a stranger may write where a name belongs.
+# Texts of somebody who means harm: markup, mathematics, ids, formulas, escapes, endless lines.
 HOSTILE = (
-    "</text></svg><script>alert(1)</script>",
-    "$\\frac{1}{0}$ a_b^c {x",
-    '& &amp; "quoted" \'too\' url(#p) id="x"',
-    "line\nbreak\ttab\x00nul\x1b[31mred\u202eback\u2028",
-    "名前 \U0001f600 " + "very-long-" * 40,
+    "</text></svg></script><script>window.attacked = 1</script>",
+    "$\\frac{1}{0}$ a_b^c {x {{ 7 * 7 }} {% raw %}",
+    '& &amp; "quoted" \' onmouseover=\'window.attacked = 2\' url(#p) id="x"',
+    '"><img src=x onerror="window.attacked = 3"> <!-- <style></title></textarea></pre>',
+    "line\nbreak\ttab\x00nul\x1b[31mred\x1b]0;title\x07\u202eback\u2066\u2028\u200f",
+    '=HYPERLINK("http://127.0.0.1:9/x") | ![x](http://127.0.0.1:9/y) `code` \n# head',
+    "名前 \U0001f600 " + "very-long-" * 400,
 )
 
 
 def faults(profile):
-    """Where a profile breaks the schema, a line each."""
-    return [f"{list(e.absolute_path)}: {e.message[:200]}" for e in VALIDATOR.iter_errors(profile)]
+    """Why JSON data is not a profile; empty if it is one."""
+    try:
+        decode(json.dumps(profile).encode(), Path("p.json"), Profile)
+    except ProfileError as error:
+        return [str(error)]
+    return []
 
 
-def mac_profile(depths=(0, 4096), power=True, quality=False, model="stable-code-3b", seed=1):
-    """Table 11's rows on an Apple M2 Max."""
+def typed(profile):
+    """JSON data as it is read from a file."""
+    return decode(json.dumps(profile).encode(), Path("p.json"), Profile)
+
+
+def make_profile(
+    chip="Apple M2 Max",
+    artefacts=tuple(kind[0] for kind in TABLE11),
+    depths=(0,),
+    created="2026-11-20T12:00:00+00:00",
+    model="stable-code-3b",
+    hw_model="Mac14,6",
+    **how,
+):
+    """Rows of Table 11 on a Mac; `how` is that of `row`."""
+    cores, gb_s, memory_gb = CHIPS[chip]
     device = {
-        "name": "Apple M2 Max",
+        "name": chip,
         "architecture": "arm64",
         "physical_cores": 12,
         "logical_cores": 12,
-        "memory_bytes": 64 << 30,
+        "memory_bytes": memory_gb << 30,
         "os": "macOS 15.5 (24F74)",
-        "hw_model": "Mac14,6",
+        "hw_model": hw_model,
         "cores_by_level": {"Performance": 8, "Efficiency": 4},
-        "gpu_name": "Apple M2 Max",
-        "gpu_cores": 38,
-        "memory_bandwidth": {"gb_s": 409.6, "source": "table: M2 Max"},
+        "gpu_name": chip,
+        "gpu_cores": cores,
+        "memory_bandwidth": {"gb_s": gb_s, "source": f"table: {chip}"},
         "gpu_memory_bandwidth": None,
         "cache_bytes": 100_000_000,
         "remarks": [],
     }
-    rows = [
-        row(kind, depth, 409.6, power=power, quality=quality, seed=seed)
-        for depth in depths
-        for kind in TABLE11
-    ]
-    return profile(device, rows, model=model)
+    kinds = [kind for kind in TABLE11 if kind[0] in artefacts]
+    rows = [row(kind, depth, gb_s, **how) for depth in depths for kind in kinds]
+    return profile(device, rows, model, created)
 
 
-def linux_profile(seed=2):
+def mac_profile(depths=(0, 4096), **how):
+    """Everything at two depths."""
+    return make_profile(depths=depths, **how)
+
+
+def linux_profile():
     """The same rows on a processor without any meter."""
     device = {
         "name": "AMD Ryzen 7 7840U",
@@ -85,22 +110,20 @@ def linux_profile(seed=2):
         "cache_bytes": 16 << 20,
         "remarks": [],
     }
-    return profile(device, [row(kind, 0, 71.0, power=False, seed=seed) for kind in TABLE11])
+    return profile(device, [row(kind, 0, 71.0, power=False, seed=2) for kind in TABLE11])
 
 
 def failed_profile():
     """Every row died."""
-    made = mac_profile(depths=(0,))
-    made["rows"] = [
-        failed_row(r, f"the worker was killed (signal 9) in round {n % 3 + 1} of 3: out of memory")
-        for n, r in enumerate(made["rows"])
-    ]
+    made = make_profile()
+    reason = "the worker was killed (signal 9) in round {} of 3: out of memory"
+    made["rows"] = [failed_row(r, reason.format(n % 3 + 1)) for n, r in enumerate(made["rows"])]
     return made
 
 
 def many_rows_profile(count=20):
     """Twenty artefacts with long names, every seventh of them failed."""
-    made = mac_profile(depths=(0,))
+    made = make_profile()
     rows = []
     for n in range(count):
         kind = list(TABLE11[n % len(TABLE11)])
@@ -111,28 +134,33 @@ def many_rows_profile(count=20):
     return made
 
 
-def hostile_profile():
-    """Strings that try to be markup, mathematics, ids or an escape, wherever text may stand."""
-    made = mac_profile(depths=(0,), quality=True)
-    for n, (r, text) in enumerate(zip(made["rows"], HOSTILE, strict=True)):
-        r.update(artefact=text, framework=text, precision=text)
-        if n % 2:
-            r["engine"] = text
-        r["reasons"] = [text]
-        r["power"].update(source=text, boundary=text)
-    made["rows"][0] = failed_row(made["rows"][0], HOSTILE[0])
-    made["model"].update(name=HOSTILE[1], source=HOSTILE[0])
-    made["device"].update(name=HOSTILE[2], os=HOSTILE[3])
-    made["software"] = {"edge": HOSTILE[0], "mlx": HOSTILE[4]}
-    made["argv"] = list(HOSTILE)
+def hostile_profile(made=None, first=0):
+    """The same with another of HOSTILE in place of every text that may be any text."""
+    made = make_profile(quality=True) if made is None else made
+    fixed = {"created_utc", "verdict"}
+    count = [first]
+
+    def spoilt(value, key=""):
+        if isinstance(value, str) and key not in fixed:
+            count[0] += 1
+            prefix = "given " if key == "source" and value.startswith(("table", "measured")) else ""
+            return prefix + HOSTILE[count[0] % len(HOSTILE)]
+        if isinstance(value, list):
+            return [spoilt(item) for item in value]
+        if isinstance(value, dict):
+            return {k: spoilt(item, k) for k, item in value.items()}
+        return value
+
+    made = spoilt(made)
+    made["software"].update({text: text for text in HOSTILE})
     return made
 
 
-def profile(device, rows, model="stable-code-3b"):
+def profile(device, rows, model="stable-code-3b", created="2026-11-20T12:00:00+00:00"):
     """A whole profile around some rows."""
     return {
         "schema": 1,
-        "created_utc": "2026-11-20T12:00:00+00:00",
+        "created_utc": created,
         "argv": ["bench.py", "stabilityai/stable-code-3b", "--suite", "table11"],
         "device": device,
         "software": {"edge": "0.1.0", "mlx": "0.32.4", "llama-cpp-python": "0.3.36"},
@@ -159,65 +187,77 @@ def profile(device, rows, model="stable-code-3b"):
     }
 
 
-def row(kind, depth, bandwidth_gb_s, power=True, quality=False, seed=0):
-    """One row: three processes of a warm-up and two trials each."""
+def row(
+    kind,
+    depth,
+    gb_s,
+    power=True,
+    quality=False,
+    seed=1,
+    rate=1.0,
+    prompt=512,
+    generate=128,
+    processes=3,
+    samples=260,
+):
+    """One row: processes of a warm-up and two trials each, at 62 % of the roofline times `rate`."""
     artefact, engine, framework, precision, bits, weight_bytes, watts = kind
     rng = random.Random(f"{artefact} {depth} {seed}")
     bytes_per_token = weight_bytes + (depth + 64) * KV_BYTES_PER_POSITION
-    rate = 0.62 * bandwidth_gb_s * 1e9 / bytes_per_token * rng.uniform(0.95, 1.05)
-    begins = [(1000 + 60 * n) * NS for n in range(3)]
-    trials = [
-        trial(rng, begins[n] + (2 + 8 * i) * NS, rate, n, i, watts if power else None)
-        for n in range(3)
-        for i in range(3)
+    speed = 0.62 * rate * gb_s * 1e9 / bytes_per_token * rng.uniform(0.95, 1.05)
+    watts = watts if power else None
+    begins = [(1000 + 60 * n) * NS for n in range(processes)]
+    shape = (prompt, generate)
+    rounds = [
+        [trial(rng, begin + (2 + 8 * i) * NS, speed, n, i, watts, shape) for i in range(3)]
+        for n, begin in enumerate(begins)
     ]
-    counted = [t for t in trials if not t["warmup"]]
-    rates = [t["decode_tok_s"] for t in counted]
-    made = {
+    trials = [one for found in rounds for one in found]
+    counted = [one for one in trials if not one["warmup"]]
+    times_ms = [us / 1000 for one in counted for us in one["token_us"][0]]
+    cuts = statistics.quantiles(times_ms, n=100, method="inclusive")
+    reasons = [] if quality else ["quality was not measured: add --quality"]
+    if not power:
+        reasons.append("power_w, joules_per_token and their like: there is no meter here")
+    rates = [one["decode_tok_s"] for one in counted]
+    boundary = "CPU, GPU and ANE; leaves out DRAM, display and losses"
+    return {
         "artefact": artefact,
         "engine": engine,
         "framework": framework,
         "precision": precision,
-        "workload": {"prompt": 512, "generate": 128, "depth": depth, "joint": False},
+        "workload": {"prompt": prompt, "generate": generate, "depth": depth, "joint": False},
         "file_bytes": weight_bytes,
         "bits_per_weight": bits,
         "bytes_per_token": bytes_per_token,
         "decode_tok_s": quantity(rates),
-        "prefill_tok_s": quantity([t["prefill_tok_s"] for t in counted]),
-        "ttft_s": quantity([t["ttft_s"] for t in counted]),
+        "prefill_tok_s": quantity([one["prefill_tok_s"] for one in counted]),
+        "ttft_s": quantity([one["ttft_s"] for one in counted]),
         **_energy(counted, power),
         "peak_memory_bytes": int(weight_bytes * 1.06 + depth * KV_BYTES_PER_POSITION + 4e8),
         "peak_device_bytes": None,
-        "bandwidth_fraction": statistics.median(rates) * bytes_per_token / bandwidth_gb_s / 1e9,
+        "bandwidth_fraction": statistics.median(rates) * bytes_per_token / gb_s / 1e9,
         "quality": quality_at(bits) if quality else None,
         "verdict": "VALID",
-        "reasons": [] if quality else ["quality was not measured: add --quality"],
+        "reasons": reasons,
         "load_s": 1.5,
-        "engine_facts": None,
-        "token_latency_ms": None,
-        "power": None,
+        "engine_facts": {
+            "device": "GPU" if power else "CPU",
+            "compute_dtype": "float16",
+            "kv_dtype": "float16",
+        },
+        "token_latency_ms": {"p50": cuts[49], "p90": cuts[89], "p99": cuts[98]},
+        "power": {"source": "powermetrics", "boundary": boundary, "flags": []} if power else None,
         "processes": [
-            process(n, begins[n], trials[3 * n : 3 * n + 3], watts if power else None)
-            for n in range(3)
+            process(n, begins[n], rounds[n], watts if samples else None, samples)
+            for n in range(processes)
         ],
         "trials": trials,
     }
-    times_ms = [us / 1000 for t in counted for us in t["token_us"][0]]
-    cuts = statistics.quantiles(times_ms, n=100)
-    made["token_latency_ms"] = {"p50": cuts[49], "p90": cuts[89], "p99": cuts[98]}
-    if power:
-        made["power"] = {
-            "source": "powermetrics",
-            "boundary": "CPU, GPU and ANE; leaves out DRAM, display and losses",
-            "flags": [],
-        }
-    else:
-        made["reasons"].append("power_w, joules_per_token and their like: there is no meter here")
-    return made
 
 
 def quality_at(bits):
-    """Each bit less doubles what is lost; sixteen of them are the reference."""
+    """Each bit less doubles the loss; sixteen of them are the reference."""
     lost = 0.0 if bits == 16 else 0.4 * 2**-bits
     return {
         "perplexity": 5.0 * (1 + lost),
@@ -231,43 +271,43 @@ def quality_at(bits):
     }
 
 
-def trial(rng, begin_ns, rate, round_number, number, watts):
-    """Prefill for 0.7 s, then 128 tokens; the first trial of a process is its warm-up."""
+def trial(rng, begin_ns, rate, round_number, number, watts, shape=(512, 128)):
+    """Prefill for 0.7 s, then tokens; the first trial of a process is its warm-up."""
+    prompt, generate = shape
     slowness = rng.gauss(1.0, 0.01) + 0.02 * round_number + (0.15 if number == 0 else 0)
     typical_us = 1e6 / rate * slowness
     token_us = [
         round(typical_us * (rng.gauss(1.0, 0.02) + (0.6 if rng.random() < 0.02 else 0)))
-        for _ in range(127)
+        for _ in range(generate - 1)
     ]
     prefill_ns = int(0.7 * NS * slowness)
     first_ns = begin_ns + prefill_ns + 20_000_000
     window_s = sum(token_us) / 1e6
+    energy = watts and decode_energy(window_s, watts * rng.uniform(0.98, 1.02), generate - 1)
     return {
         "repetition": number,
         "round": round_number,
         "warmup": number == 0,
-        "prompt_tokens": 512,
-        "decode_tok_s": 127 / window_s,
-        "prefill_tok_s": 512 / (prefill_ns / NS),
+        "prompt_tokens": prompt,
+        "decode_tok_s": (generate - 1) / window_s,
+        "prefill_tok_s": prompt / (prefill_ns / NS),
         "ttft_s": prefill_ns / NS,
         "prefill_ns": [begin_ns, begin_ns + prefill_ns],
         "pass_begin_ns": [first_ns],
         "pass_end_ns": [first_ns + 1000 * sum(token_us)],
         "token_us": [token_us],
-        "energy_j": {"CPU": 2 * window_s, "GPU": (watts - 2) * window_s} if watts else None,
-        "energy_coverage": 1.0 if watts else None,
-        "decode_energy": decode_energy(window_s, watts * rng.uniform(0.98, 1.02))
-        if watts
-        else None,
+        "energy_j": energy and energy["joules"],
+        "energy_coverage": energy and 1.0,
+        "decode_energy": energy,
         "prefill_energy": None,
     }
 
 
-def decode_energy(window_s, watts):
+def decode_energy(window_s, watts, tokens):
     """Of one trial: two watts of the CPU, the rest of the GPU."""
     return {
         "window_s": window_s,
-        "tokens": 127,
+        "tokens": tokens,
         "joules": {"CPU": 2 * window_s, "GPU": (watts - 2) * window_s},
         "beside": {},
         "coverage": 1.0,
@@ -278,8 +318,8 @@ def decode_energy(window_s, watts):
     }
 
 
-def process(round_number, begin_ns, trials, watts):
-    """What is kept of one process; its power in whole milliwatts, ten samples a second."""
+def process(round_number, begin_ns, trials, watts, samples):
+    """One process; its power in whole milliwatts, ten samples a second."""
     made = {
         "round": round_number,
         "load_s": 1.5,
@@ -292,24 +332,24 @@ def process(round_number, begin_ns, trials, watts):
         "after": {"thermal": "nominal"},
     }
     if watts is not None:
-        made["power_series"] = power_series(begin_ns, trials, watts, round_number)
+        made["power_series"] = power_series(begin_ns, trials, watts, round_number, samples)
     return made
 
 
-def power_series(begin_ns, trials, watts, round_number, samples=260):
+def power_series(begin_ns, trials, watts, round_number, samples):
     """Idle, but for a burst while a prompt is read and a plateau while tokens come."""
     rng = random.Random(round_number)
     begins = [begin_ns + n * NS // 10 for n in range(samples)]
     cpu, gpu = [], []
-    for n in range(samples):
-        at_ns = begins[n] + NS // 20
+    for begin in begins:
+        at_ns = begin + NS // 20
         burst = any(t["prefill_ns"][0] <= at_ns <= t["prefill_ns"][1] for t in trials)
         busy = any(t["prefill_ns"][0] <= at_ns <= t["pass_end_ns"][0] for t in trials)
         cpu.append(round(1000 * (2.0 if busy else 0.4) * rng.uniform(0.9, 1.1)))
         gpu.append(round(1000 * (1.6 if burst else 1 if busy else 0.02) * (watts - 2)))
-    changes = [{"begin_ns": begins[0], "level": LEVELS[0]}]
+    changes = [{"begin_ns": begins[0], "level": "nominal"}]
     if round_number == 0:
-        changes.append({"begin_ns": begins[200], "level": LEVELS[1]})
+        changes.append({"begin_ns": begins[-60], "level": "moderate"})
     return {
         "begin_ns": begins,
         "end_ns": [b + NS // 10 for b in begins],
@@ -319,13 +359,17 @@ def power_series(begin_ns, trials, watts, round_number, samples=260):
 
 
 def failed_row(made, reason):
-    """What a row is without any figure."""
+    """A row without any figure."""
     null = dict.fromkeys(NULL_WHEN_FAILED)
     return {**made, **null, "verdict": "INVALID", "reasons": [reason], "trials": []}
 
 
 def quantity(values):
+<<<<<<< HEAD
     """As `edge.bench.row` has it; the interval is a rough one."""
+=======
+    """As bench has it; the interval is a rough one."""
+>>>>>>> 0a3ec5a (Reports, plots and devices read the typed profile: one table writer, one number formatter, no polars)
     mean, sd = statistics.mean(values), statistics.stdev(values)
     half = 4.3 * sd / len(values) ** 0.5
     return {
@@ -341,7 +385,7 @@ def _energy(trials, power):
     names = ("power_w", "joules_per_token", "joules_per_token_net")
     if not power:
         return dict.fromkeys(names)
-    windows = [t["decode_energy"] for t in trials]
+    windows = [one["decode_energy"] for one in trials]
     joules = [sum(w["joules"].values()) for w in windows]
     powers = [j / w["window_s"] for j, w in zip(joules, windows, strict=True)]
     gross = [j / w["tokens"] for j, w in zip(joules, windows, strict=True)]
