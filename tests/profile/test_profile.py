@@ -174,7 +174,11 @@ def test_a_broken_trial_is_refused_in_full_and_passed_over_in_a_summary(path):
 
 def test_what_is_not_a_regular_file_is_refused(tmp_path):
     os.mkfifo(tmp_path / "pipe")
-    for name, words in (("no.json", "is missing"), ("", "regular file"), ("pipe", "regular file")):
+    for name, words in (
+        ("no.json", "is missing"),
+        ("", "check the path"),
+        ("pipe", "check the path"),
+    ):
         with pytest.raises(EdgeError, match=words):
             read(tmp_path / name)
 

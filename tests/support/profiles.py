@@ -365,11 +365,7 @@ def failed_row(made, reason):
 
 
 def quantity(values):
-<<<<<<< HEAD
-    """As `edge.bench.row` has it; the interval is a rough one."""
-=======
     """As bench has it; the interval is a rough one."""
->>>>>>> 0a3ec5a (Reports, plots and devices read the typed profile: one table writer, one number formatter, no polars)
     mean, sd = statistics.mean(values), statistics.stdev(values)
     half = 4.3 * sd / len(values) ** 0.5
     return {
