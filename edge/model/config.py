@@ -100,13 +100,18 @@ class ModelConfig:
         model_type = _model_type(raw, where)
         values = {**DEFAULTS[model_type], **_own_names(raw, where, model_type)}
         values.setdefault("num_key_value_heads", values.get("num_attention_heads"))
-        bos, eos = (
-            _listed(raw.get(name, values.get(name))) for name in ("bos_token_id", "eos_token_id")
-        )
         plain = (field for field in fields(cls) if field.type in ("int", "float", "bool"))
-        checked = {field.name: _checked(field, values, where) for field in plain}
-        ids = {"bos_token_id": bos[0] if bos else None, "eos_token_ids": tuple(eos)}
-        config = cls(**{**checked, **ids, "model_type": model_type})
+        checked = {field.name: _checked(field, values, where, model_type) for field in plain}
+        bos, eos = (
+            _token_ids(name, raw.get(name, values.get(name)), checked["vocab_size"], where)
+            for name in ("bos_token_id", "eos_token_id")
+        )
+        config = cls(
+            **checked,
+            bos_token_id=bos[0] if bos else None,
+            eos_token_ids=eos,
+            model_type=model_type,
+        )
         for problem in config._problems(raw.get("head_dim")):
             raise EdgeError(f"{where}: {problem}; check the file, or choose another checkpoint.")
         return config
@@ -171,9 +176,6 @@ class ModelConfig:
             yield f"{rotary} rotates {self.rotary_dims} of {width} dims, which must be even"
         if self.model_type == "llama" and self.rotary_dims != width:
             yield f"{rotary} is not a Llama's, which rotates whole heads"
-        for i in (*self.eos_token_ids, 0 if self.bos_token_id is None else self.bos_token_id):
-            if type(i) is not int or not 0 <= i < self.vocab_size:
-                yield f"bos_token_id or eos_token_id is {i!r}, of a vocabulary of {self.vocab_size}"
 
 
 def read_config(path: Path) -> ModelConfig:
@@ -219,11 +221,18 @@ def _nested_rope(raw: Mapping[str, Any], where: str) -> dict[str, Any]:
     return {name: nested[name] for name in names if nested.get(name) is not None}
 
 
-def _listed(value: object) -> list[object]:
-    return value if isinstance(value, list) else [] if value is None else [value]
+def _token_ids(name: str, value: Any, vocab_size: int, where: str) -> tuple[int, ...]:
+    """One id, a list of them, or none; null in the file means none."""
+    ids = value if isinstance(value, list) else [] if value is None else [value]
+    if not all(type(i) is int and 0 <= i < vocab_size for i in ids):
+        raise EdgeError(
+            f"{where}: {name} is {value!r}, not a token of the vocabulary of {vocab_size}; "
+            f"check the file."
+        )
+    return tuple(ids)
 
 
-def _checked(field: Field[Any], values: Mapping[str, Any], where: str) -> Any:
+def _checked(field: Field[Any], values: Mapping[str, Any], where: str, kind: ModelType) -> Any:
     """One value, of the field's type and in its range."""
     value = values.get(field.name, field.default)
     if field.type == "bool":
@@ -235,5 +244,7 @@ def _checked(field: Field[Any], values: Mapping[str, Any], where: str) -> Any:
         wanted = "a positive number"
     if not fits:
         found = "missing" if value is MISSING or value is None else repr(value)
-        raise EdgeError(f"{where}: {field.name} is {found}, not {wanted}; check the file.")
+        aliases = (alias for alias, name in ALIASES[kind] if name == field.name)
+        names = " or ".join((field.name, *aliases))
+        raise EdgeError(f"{where}: {names} is {found}, not {wanted}; check the file.")
     return float(value) if field.type == "float" else value

@@ -80,8 +80,8 @@ def check_count(config: ModelConfig, found: int, where: str) -> None:
     least = config.num_hidden_layers * (LEAST_LAYER_TENSORS + heads)
     if least > max(MANY_TENSORS, ABSURD_RATIO * found):
         raise EdgeError(
-            f"{where}: config.json asks for {config.num_hidden_layers} layers of {least} tensors, "
-            f"and the files hold {found}; the two belong to different models, so download both."
+            f"{where}: config.json asks for {config.num_hidden_layers} layers and so for at least "
+            f"{least} tensors, the files hold {found}; they belong to different models."
         )
 
 

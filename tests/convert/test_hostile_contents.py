@@ -101,7 +101,7 @@ HEADERS = {
     "dtype": (_entry(dtype=["F32"]), "not safetensors"),
     **{
         name: (_entry(dtype=name), f"tensor {UP} is stored as {name}, edge reads")
-        for name in ("F8_E4M3", "F8_E5M2", "U16", "U8", "I8", "BOOL", "C64", "F4", "U64", "x" * 99)
+        for name in ("F8_E4M3", "F8_E5M2", "U16", "I8", "BOOL", "C64", "F4", "U64", "x" * 99)
     },
     **{
         name: (_entry(dtype=name), f"{UP} is stored as {name}, not as a float")
