@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 import psutil
 
-from edge.device.state import NOMINAL, look
+from edge.device.state import NOMINAL, read_state
 from edge.power.meter import Meter, integrate
 
 NewMeter = Callable[[], Meter]
@@ -53,7 +53,7 @@ def cool_down(limit_s: float, new_meter: NewMeter, idle: Idle | None) -> Cooldow
     Where neither heat nor power is known it does not wait: time alone proves nothing. A limit
     of 0 does not even look; `idle` is None where no meter measured it.
     """
-    if limit_s <= 0 or (look().thermal is None and idle is None):
+    if limit_s <= 0 or (read_state().thermal is None and idle is None):
         return Cooldown()
     begin_ns = time.monotonic_ns()
     while True:
@@ -65,7 +65,7 @@ def cool_down(limit_s: float, new_meter: NewMeter, idle: Idle | None) -> Cooldow
 
 
 def _busy_reason(new_meter: NewMeter, idle: Idle | None) -> str | None:
-    thermal = look().thermal
+    thermal = read_state().thermal
     if thermal not in (None, NOMINAL):
         return f"thermal pressure is {thermal}"
     if idle is None:

@@ -27,7 +27,7 @@ from edge.bench.verdict import (
 )
 from edge.bench.worker import Done, Job
 from edge.device.describe import Device, usable_cores
-from edge.device.roofline import fraction_on, on_gpu
+from edge.device.roofline import bandwidth_fraction, on_gpu
 from edge.profile.profile import (
     EnergyWindow,
     EngineFacts,
@@ -258,7 +258,7 @@ def _bandwidth_fraction(
     if device is None:
         return None, [Reason("bandwidth_fraction", "reason", "the device is not known")]
     is_on_gpu = on_gpu(facts.device, device.gpu_name)
-    share, text = fraction_on(device, is_on_gpu, rate.median, bytes_per_token)
+    share, text = bandwidth_fraction(device, is_on_gpu, rate.median, bytes_per_token)
     if text is None:
         return share, []
     if share is None:

@@ -20,7 +20,7 @@ from edge.bench.energy import with_energy
 from edge.bench.engines.engine import MLX_LM
 from edge.bench.worker import Done, Failed, Job, Measured, Message
 from edge.child import module_command
-from edge.device.state import State, look
+from edge.device.state import State, read_state
 from edge.linux_cpu import KEEP_BLAS, child_environment
 from edge.power.meter import Meter, Sample
 from edge.profile.profile import Trial
@@ -253,12 +253,12 @@ class Run:
         """One process, the meter running around it."""
         cooldown = cool_down(self.cooldown_s, self.new_meter, self.results.idle_before)
         job = replace(self.jobs[row], round=round_number)
-        before, (meter, lost) = look(), self._started_meter()
+        before, (meter, lost) = read_state(), self._started_meter()
         try:
             outcome = self.run_job(job, self.timeout_s, lambda trial: on_trial(row, trial))
         finally:  # on Ctrl-C too: a meter may be a process of its own
             samples = meter.stop()
-        after = look()
+        after = read_state()
         outcome.trials = [with_energy(t, samples, meter.source) for t in outcome.trials]
         return ProcessRun(round_number, outcome, meter, samples, before, after, cooldown, lost)
 

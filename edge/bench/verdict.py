@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator, Sequence
 
 from edge.bench.runner import ProcessRun
 from edge.bench.worker import MAX_PASSES
-from edge.device.state import NOMINAL, doubts
+from edge.device.state import NOMINAL, warnings_between
 from edge.profile.profile import EnergyWindow, Reason, Trial, Verdict
 from edge.stats import drift, outliers
 
@@ -116,7 +116,7 @@ def judge_conditions(runs: Sequence[ProcessRun], threads: int) -> list[Reason]:
     """Doubts about the machine's state: the first sentence of each kind."""
     found: dict[str, str] = {}
     for run in runs:
-        kinds = doubts(run.before, run.after, threads)
+        kinds = warnings_between(run.before, run.after, threads)
         if run.cooldown.timed_out:
             kinds["cooldown"] = (
                 f"{run.cooldown.timed_out} after a wait of {run.cooldown.waited_s:.0f} s: close "

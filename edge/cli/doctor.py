@@ -19,7 +19,7 @@ import psutil
 
 from edge.device.describe import Device, describe_device
 from edge.device.software import mlx_metal_tag
-from edge.device.state import State, doubts, look
+from edge.device.state import State, read_state, warnings_between
 from edge.install import install_command
 from edge.linux_cpu import blas, problems
 from edge.power.choose import BEST_FIRST, choose_meter
@@ -84,7 +84,7 @@ def run(args: argparse.Namespace) -> int:
 
 def examine(bandwidth_gb_s: float | None = None) -> Findings:
     """Look at everything."""
-    state = look()  # before this program itself makes the machine busy
+    state = read_state()  # before this program itself makes the machine busy
     device = describe_device(bandwidth_gb_s)
     power, engines = power_sources(), [_engine(name) for name in ENGINES]
     disk_free_bytes = shutil.disk_usage(Path.cwd()).free
@@ -160,7 +160,7 @@ def _missing_power(power: list[Power]) -> list[str]:
 
 
 def _doubts(state: State) -> list[str]:
-    return list(doubts(state, state).values())
+    return list(warnings_between(state, state).values())
 
 
 def _missing_room(disk_bytes: float, memory_bytes: float) -> list[str]:

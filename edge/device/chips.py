@@ -3,24 +3,26 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import dataclass
 from functools import cache
 from importlib import resources
-from typing import Any
+from pathlib import Path
+
+from edge.device.system import text_of
 
 OVERRIDE = "give it with --bandwidth-gb-s"
 # Larger than the system-level cache of any Apple chip so far (96 MB, from memory).
 APPLE_CACHE_BYTES = 100_000_000
 # Larger than the second-level cache of any NVIDIA GPU so far (126 MB, from memory).
 NVIDIA_CACHE_BYTES = 130_000_000
+CPU_ROOT = Path("/sys/devices/system/cpu")
+UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30}
 
 
 @dataclass(frozen=True)
 class Chip:
-    """One line of the table: GPU core counts that share a bandwidth.
-
-    `sources` names, per column, where the value comes from.
-    """
+    """GPU core counts that share a bandwidth. `sources`: column -> where its value comes from."""
 
     name: str
     gpu_cores: tuple[int, ...]
@@ -31,18 +33,18 @@ class Chip:
 
 @cache
 def chip_table() -> tuple[Chip, ...]:
-    """Every chip known, as it lies in the package."""
+    """Every known chip."""
     text = (resources.files("edge") / "data" / "chips.json").read_text(encoding="utf-8")
-    lines: list[dict[str, Any]] = json.loads(text)["chips"]
+    lines = json.loads(text)["chips"]
     return tuple(Chip(**{**line, "gpu_cores": tuple(line["gpu_cores"])}) for line in lines)
 
 
 def find_chip(name: str, gpu_cores: int | None = None) -> tuple[Chip | None, str | None]:
-    """Look a chip up.
+    """A chip by its name; the GPU cores decide where a name has several bandwidths.
 
     Args:
         name: as `sysctl machdep.cpu.brand_string` gives it: "Apple M2 Max".
-        gpu_cores: settles which line it is where a name has several bandwidths.
+        gpu_cores: None if not known.
 
     Returns:
         The chip, or None and the sentence that says why and how to go on.
@@ -51,22 +53,27 @@ def find_chip(name: str, gpu_cores: int | None = None) -> tuple[Chip | None, str
     if not named:
         return None, f"the memory bandwidth of {name} is not in the table: {OVERRIDE}"
     exact = [chip for chip in named if gpu_cores in chip.gpu_cores]
-    if exact:
-        return exact[0], None
-    # An unheard-of core count of a chip with one bandwidth is a variant that came later.
-    if len({chip.bandwidth_gb_s for chip in named}) == 1:
-        return named[0], None
-    return None, f"{name} comes with {_choices(named)}, and {_found(gpu_cores)}: {OVERRIDE}"
-
-
-def _choices(chips: list[Chip]) -> str:
-    return " or ".join(
+    # An unknown core count of a chip with one bandwidth is a variant that came later.
+    if exact or len({chip.bandwidth_gb_s for chip in named}) == 1:
+        return (exact or named)[0], None
+    choices = " or ".join(
         f"{chip.bandwidth_gb_s:g} GB/s ({'/'.join(map(str, chip.gpu_cores))} GPU cores)"
-        for chip in chips
+        for chip in named
     )
+    found = "the number of GPU cores could not be found out"
+    if gpu_cores is not None:
+        found = f"{gpu_cores} GPU cores is none of these"
+    return None, f"{name} comes with {choices}, and {found}: {OVERRIDE}"
 
 
-def _found(gpu_cores: int | None) -> str:
-    if gpu_cores is None:
-        return "the number of GPU cores could not be found out"
-    return f"{gpu_cores} GPU cores is none of these"
+def last_level_cache_bytes(root: Path = CPU_ROOT) -> int | None:
+    """Size of the largest cache, all its copies together; None where it is not known."""
+    largest, copies = 0, set[str]()
+    for index in root.glob("cpu[0-9]*/cache/index*"):
+        written = re.fullmatch(r"(\d+)([KMG]?)", text_of(index / "size") or "")  # "32768K"
+        size = int(written[1]) * UNITS[written[2]] if written else 0
+        if size > largest:
+            largest, copies = size, set()
+        if size == largest:
+            copies.add(text_of(index / "shared_cpu_list") or index.parent.parent.name)
+    return largest * len(copies) or None

@@ -13,7 +13,8 @@ from typing import Annotated, Literal
 import msgspec
 import psutil
 
-from edge.device.chips import APPLE_CACHE_BYTES, OVERRIDE, find_chip
+from edge.device.chips import APPLE_CACHE_BYTES, OVERRIDE, find_chip, last_level_cache_bytes
+from edge.device.nvidia import load_nvml, memory_bytes_s, visible_gpus
 from edge.device.state import allowed_load
 from edge.device.system import Run, output_of, text_of
 from edge.errors import EdgeError
@@ -22,9 +23,7 @@ TRADEMARKS = re.compile(r"\((R|TM|C)\)", re.IGNORECASE)
 # M1 to M5 have two levels; Apple may add one.
 LEVELS = range(3)
 APPLE = "Apple "
-
-
-# What is read from a file of somebody else has sizes that can be calculated with.
+# Profiles of others are read into these: sizes that can be calculated with.
 Count = Annotated[int, msgspec.Meta(ge=0, le=10**15)]
 GigabytesPerSecond = Annotated[float, msgspec.Meta(ge=1e-9, le=1e15)]
 BandwidthSource = Annotated[str, msgspec.Meta(pattern="^(table|measured|driver|given)")]
@@ -83,11 +82,11 @@ class Device:
 def describe_device(
     bandwidth_gb_s: float | None = None, measure: bool = True, run: Run = output_of
 ) -> Device:
-    """Look at this machine.
+    """This machine.
 
     Args:
         bandwidth_gb_s: memory bandwidth that the user gave; goes before every other source.
-        measure: whether to measure it where no table knows it, which takes about half a second.
+        measure: measure it where no table has it, which takes about half a second.
         run: runs a small program and gives what it prints, empty if it fails.
     """
     name = chip_name(run)
@@ -106,7 +105,7 @@ def describe_device(
         gpu_cores=gpu_cores,
         memory_bandwidth=bandwidth,
         gpu_memory_bandwidth=gpu_bandwidth,
-        cache_bytes=_cache_bytes(name),
+        cache_bytes=APPLE_CACHE_BYTES if name.startswith(APPLE) else last_level_cache_bytes(),
         remarks=(remark,) if remark else (),
     )
 
@@ -133,7 +132,11 @@ def usable_cores() -> int:
 
 def chip_name(run: Run = output_of) -> str:
     """The processor's marketing name, such as "Apple M2 Max"."""
-    raw = run(("sysctl", "-n", "machdep.cpu.brand_string")) if _is_mac() else _cpuinfo_model()
+    if _is_mac():
+        raw = run(("sysctl", "-n", "machdep.cpu.brand_string"))
+    else:
+        cpuinfo = text_of(Path("/proc/cpuinfo")) or ""
+        raw = _first(r"(?m)^model name\s*:\s*(.+)$", cpuinfo) or ""
     return " ".join(TRADEMARKS.sub("", raw or platform.processor() or "unknown CPU").split())
 
 
@@ -146,37 +149,36 @@ def operating_system(run: Run = output_of) -> str:
     return f"{platform.system()} {platform.release().split('-')[0]}"
 
 
-def gpu_core_count(run: Run = output_of) -> int | None:
-    """GPU cores of an Apple chip, from the driver's registry entry, else the system report."""
-    match = re.search(r'"gpu-core-count"\s*=\s*(\d+)', run(("ioreg", "-rc", "AGXAccelerator")))
-    if match is None:
-        report = run(("system_profiler", "SPDisplaysDataType"))
-        match = re.search(r"Total Number of Cores:\s*(\d+)", report)
-    return int(match[1]) if match else None
-
-
 def _is_mac() -> bool:
     return sys.platform == "darwin"
 
 
+def _first(pattern: str, text: str) -> str | None:
+    found = re.search(pattern, text)
+    return found[1] if found else None
+
+
 def _cores_by_level(run: Run) -> dict[str, int]:
-    """Physical cores per level; a Mac with Intel's processor has none."""
+    """Physical cores per level."""
     names = [f"hw.perflevel{n}.{key}" for n in LEVELS for key in ("name", "physicalcpu")]
     answers = dict(re.findall(r"^(\S+): (.+)$", run(("sysctl", *names)), re.MULTILINE))
-    counts = {}
-    for level in LEVELS:
-        count = answers.get(f"hw.perflevel{level}.physicalcpu", "")
-        if count.isdigit():
-            counts[answers.get(f"hw.perflevel{level}.name", f"level {level}")] = int(count)
-    return counts
+    counts = {
+        answers.get(f"hw.perflevel{n}.name", f"level {n}"): answers.get(
+            f"hw.perflevel{n}.physicalcpu", ""
+        )
+        for n in LEVELS
+    }
+    return {name: int(count) for name, count in counts.items() if count.isdigit()}
 
 
 def _gpu(chip: str, run: Run) -> tuple[str | None, int | None, Bandwidth | None]:
     """Name, cores and, for memory of its own, bandwidth of the GPU."""
     if chip.startswith(APPLE):
-        return chip, gpu_core_count(run), None
-    from edge.device.nvidia import load_nvml, memory_bytes_s, visible_gpus
-
+        entry = run(("ioreg", "-rc", "AGXAccelerator"))
+        cores = _first(r'"gpu-core-count"\s*=\s*(\d+)', entry) or _first(
+            r"Total Number of Cores:\s*(\d+)", run(("system_profiler", "SPDisplaysDataType"))
+        )
+        return chip, int(cores) if cores else None, None
     try:
         nvml = load_nvml()
         gpus = visible_gpus(nvml)
@@ -186,14 +188,13 @@ def _gpu(chip: str, run: Run) -> tuple[str | None, int | None, Bandwidth | None]
         return None, None, None
     speed = memory_bytes_s(nvml, gpus[0])
     source = "driver: bus width x memory clock x 2"
-    bandwidth = Bandwidth(round(speed / 1e9, 1), source) if speed else None
-    return gpus[0].name, None, bandwidth
+    return gpus[0].name, None, Bandwidth(round(speed / 1e9, 1), source) if speed else None
 
 
 def _memory_bandwidth(
     chip: str, gpu_cores: int | None, given_gb_s: float | None, measure: bool
 ) -> tuple[Bandwidth | None, str | None]:
-    """What is known, and a sentence where nothing is."""
+    """The bandwidth, and a sentence where it is not known or doubtful."""
     if given_gb_s is not None:
         return Bandwidth(given_gb_s, "given"), None
     if chip.startswith(APPLE):
@@ -204,36 +205,18 @@ def _memory_bandwidth(
         return Bandwidth(known.bandwidth_gb_s, f"table, {known.sources['bandwidth_gb_s']}"), None
     if not measure:
         return None, f"the memory bandwidth was not measured: {OVERRIDE}"
-    return _measured(), _busy_remark(os.getloadavg()[0])
-
-
-def _measured() -> Bandwidth:
-    from edge.device.bandwidth import measure_bandwidth
-
-    measured = measure_bandwidth(usable_cores())
-    kernel = "read" if measured.read_bytes_s >= measured.triad_bytes_s else "triad"
-    triad = f"triad {measured.triad_bytes_s / 1e9:.1f} GB/s"
-    source = f"measured {kernel}, {measured.method}; {triad}"
-    return Bandwidth(round(measured.bytes_s / 1e9, 1), source)
-
-
-def _busy_remark(load: float) -> str | None:
-    """Other programs use the memory too, and what they leave is no ceiling."""
+    load = os.getloadavg()[0]
     if load <= allowed_load():
-        return None
-    return (
+        return _measured(), None
+    return _measured(), (
         f"the memory bandwidth was measured while other programs ran (load {load:.1f}) and may be "
         f"too low: close them, or {OVERRIDE}"
     )
 
 
-def _cache_bytes(chip: str) -> int | None:
-    from edge.device.bandwidth import last_level_cache_bytes
+def _measured() -> Bandwidth:
+    from edge.device.bandwidth import measure_bandwidth  # here: it imports numpy, reports need none
 
-    return APPLE_CACHE_BYTES if chip.startswith(APPLE) else last_level_cache_bytes()
-
-
-def _cpuinfo_model() -> str:
-    text = text_of(Path("/proc/cpuinfo")) or ""
-    match = re.search(r"^model name\s*:\s*(.+)$", text, re.MULTILINE)
-    return match[1] if match else ""
+    measured = measure_bandwidth(usable_cores())
+    fastest_bytes_s = max(measured.read_bytes_s, measured.triad_bytes_s)
+    return Bandwidth(round(fastest_bytes_s / 1e9, 1), str(measured))

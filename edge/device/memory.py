@@ -1,7 +1,7 @@
 """How much memory this device can still give, and keeping a model's part of it resident.
 
-A CPU's memory and a Mac's are what all programs share. What the system calls available counts
-the pages that it can take back from its file cache. macOS goes on beyond that, compressing and
+A CPU's memory and a Mac's are shared by all programs. What the system calls available counts the
+pages that it can take back from its file cache. macOS goes on beyond that, compressing and
 swapping what other programs hold; Linux without swap, and a container at its limit, kill.
 """
 
@@ -16,7 +16,7 @@ from pathlib import Path
 import mlx.core as mx
 import psutil
 
-from edge.device.system import text_of
+from edge.device.system import number_in, text_of
 
 CGROUPS = Path("/sys/fs/cgroup")
 MEMBERSHIP = Path("/proc/self/cgroup")
@@ -27,14 +27,13 @@ FIRST_MACOS_THAT_WIRES = 15
 
 @dataclass(frozen=True)
 class MemoryRoom:
-    """What a program may still take.
+    """Memory that a program may still take.
 
     Attributes:
         bytes: what is free now.
-        most_bytes: what there can be at most while other programs stay: above `bytes` where
-            the system makes room by swapping or compressing. Beyond it allocations fail or the
-            system kills.
-        what: what is counted, in words that complete "4.1 GB of ...".
+        most_bytes: what there can be while other programs stay: above `bytes` where the system
+            makes room by swapping or compressing. Beyond it allocations fail or the system kills.
+        what: words that complete "4.1 GB of ...".
     """
 
     bytes: int
@@ -42,29 +41,20 @@ class MemoryRoom:
     what: str
 
 
-@dataclass(frozen=True)
-class _Group:
-    """A control group's limit and what its processes hold that cannot be taken back."""
-
-    limit_bytes: int
-    used_bytes: int
-
-
 def available_bytes() -> MemoryRoom:
-    """Look at the memory that MLX's default device computes in."""
+    """Room in the memory that MLX's default device computes in."""
     if mx.default_device().type != mx.DeviceType.gpu:
         return _main_memory()
     if mx.metal.is_available():
         return _metal_memory()
-    info = mx.device_info()
-    free = int(info["free_memory"])
     # Buffers that MLX keeps to use again are its own to give.
-    return MemoryRoom(free + mx.get_cache_memory(), free + mx.get_cache_memory(), "GPU memory")
+    free = int(mx.device_info()["free_memory"]) + mx.get_cache_memory()
+    return MemoryRoom(free, free, "GPU memory")
 
 
 @contextmanager
 def wired(need_bytes: int) -> Iterator[None]:
-    """Keep so many bytes of MLX's buffers resident on Metal while the block runs.
+    """Keep this many bytes of MLX's buffers resident on Metal while the block runs.
 
     Without it macOS may page a model out between tokens. mlx-lm wires all that is recommended
     for any model, which has taken 10 of 16 GB for a model of 0.7 GB (exo-explore/exo#1672); this
@@ -116,41 +106,35 @@ def _main_memory() -> MemoryRoom:
         return MemoryRoom(memory.available, memory.total, "memory")
     swap = psutil.swap_memory().free
     room = MemoryRoom(memory.available, memory.available + swap, "memory")
-    for group in _groups(CGROUPS, MEMBERSHIP):
-        left = max(0, group.limit_bytes - group.used_bytes)
-        if left < room.bytes:
-            room = MemoryRoom(left, left, "this container's memory")
-    return room
+    group = min(_group_rooms(), default=room.bytes)
+    return room if group >= room.bytes else MemoryRoom(group, group, "this container's memory")
 
 
-def _groups(root: Path, membership: Path) -> Iterator[_Group]:
-    """The limited control groups that this process is in, those around them included.
+def _group_rooms() -> Iterator[int]:
+    """Bytes left in the limited control groups of this process, those around them included.
 
     Version 2 lists "0::/PATH"; version 1 "5:memory:/PATH", below a folder of its own. A
     container may see its own group as the root whatever the path says.
     """
-    for line in (text_of(membership) or "").splitlines():
+    for line in (text_of(MEMBERSHIP) or "").splitlines():
         _, controllers, path = line.split(":", 2)
         if controllers == "":
-            top, names = root, ("memory.max", "memory.current", "inactive_file")
+            top, names = CGROUPS, ("memory.max", "memory.current", "inactive_file")
         elif "memory" in controllers.split(","):
-            top = root / "memory"
+            top = CGROUPS / "memory"
             names = ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file")
         else:
             continue
         folder = top / path.strip("/")
         for place in (folder, *folder.parents):
-            group = _group(place, *names)
-            if group is not None:
-                yield group
-            if place == top:
-                break
+            if place.is_relative_to(top):
+                yield from _group_room(place, *names)
 
 
-def _group(folder: Path, limit_name: str, used_name: str, reclaimable_name: str) -> _Group | None:
-    limit, used = text_of(folder / limit_name) or "", text_of(folder / used_name) or ""
-    if not limit.isdecimal() or not used.isdecimal() or int(limit) >= UNLIMITED_BYTES:
-        return None
+def _group_room(folder: Path, limit: str, used: str, reclaimable: str) -> Iterator[int]:
+    limit_bytes, used_bytes = number_in(folder / limit), number_in(folder / used)
+    if limit_bytes is None or used_bytes is None or limit_bytes >= UNLIMITED_BYTES:
+        return
     fields = (line.split() for line in (text_of(folder / "memory.stat") or "").splitlines())
-    reclaimable = {name: int(value) for name, value in fields}.get(reclaimable_name, 0)
-    return _Group(int(limit), max(0, int(used) - reclaimable))
+    reclaimable_bytes = {name: int(value) for name, value in fields}.get(reclaimable, 0)
+    yield max(0, limit_bytes - max(0, used_bytes - reclaimable_bytes))

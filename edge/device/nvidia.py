@@ -1,7 +1,4 @@
-"""NVIDIA GPUs through nvidia-ml-py, the optional extra `nvidia`.
-
-Written against nvidia-ml-py 13.615's functions; never run on a real GPU by its author.
-"""
+"""NVIDIA GPUs through nvidia-ml-py, the optional extra `nvidia`."""
 
 from __future__ import annotations
 
@@ -46,7 +43,7 @@ def load_nvml() -> ModuleType:
     return pynvml
 
 
-def visible_gpus(nvml: Any, environment: Mapping[str, str] | None = None) -> list[Gpu]:
+def visible_gpus(nvml: Any, environment: Mapping[str, str] = os.environ) -> list[Gpu]:
     """The GPUs that CUDA_VISIBLE_DEVICES leaves, all of them where it is not set.
 
     As CUDA reads it: a list of numbers or of UUIDs, which may be cut short, up to the first
@@ -56,7 +53,6 @@ def visible_gpus(nvml: Any, environment: Mapping[str, str] | None = None) -> lis
     Raises:
         EdgeError: a MIG slice is named, or a number means different boards to CUDA and NVML.
     """
-    environment = os.environ if environment is None else environment
     handles = map(nvml.nvmlDeviceGetHandleByIndex, range(nvml.nvmlDeviceGetCount()))
     gpus = [Gpu(h, str(nvml.nvmlDeviceGetName(h)), str(nvml.nvmlDeviceGetUUID(h))) for h in handles]
     chosen = environment.get("CUDA_VISIBLE_DEVICES")
@@ -76,7 +72,7 @@ def memory_bytes_s(nvml: Any, gpu: Gpu) -> float | None:
     """Memory bandwidth: bus width x the highest memory clock x 2, for two transfers per clock.
 
     Gives the published figures: A100 40 GB 5120 bit x 1215 MHz = 1555 GB/s, RTX 3090 384 bit x
-    9751 MHz = 936 GB/s. None where the driver does not tell, as with unified memory.
+    9751 MHz = 936 GB/s. None where the driver does not know, as with unified memory.
     """
     try:
         bits = nvml.nvmlDeviceGetMemoryBusWidth(gpu.handle)
@@ -89,8 +85,8 @@ def memory_bytes_s(nvml: Any, gpu: Gpu) -> float | None:
 def _find(entry: str, gpus: list[Gpu], pci_order: bool) -> Gpu | None:
     if entry.startswith("MIG"):
         raise EdgeError(
-            "CUDA_VISIBLE_DEVICES names a MIG slice, whose energy NVML does not tell from its "
-            "board's; measure on a whole GPU."
+            "CUDA_VISIBLE_DEVICES names a MIG slice, and NVML counts the energy of whole boards "
+            "only; measure on a whole GPU."
         )
     if entry.startswith("GPU-"):
         matching = [gpu for gpu in gpus if gpu.uuid.startswith(entry)]

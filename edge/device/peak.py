@@ -14,6 +14,8 @@ import resource
 import struct
 from pathlib import Path
 
+from edge.device.system import text_of
+
 MACOS, LINUX, OTHER = "lifetime maximum physical footprint", "VmHWM", "ru_maxrss"
 RUSAGE_INFO_V4 = 4
 # struct rusage_info_v4 of macOS's <sys/resource.h>: a UUID of 16 bytes, then 35 uint64, of which
@@ -22,21 +24,22 @@ V4_BYTES, LIFETIME_MAX_OFFSET = 16 + 35 * 8, 16 + 28 * 8
 
 
 def peak_metric() -> str:
-    """The name of what `peak_bytes` gives here."""
+    """Name of what `peak_bytes` gives here."""
     return {"Darwin": MACOS, "Linux": LINUX}.get(platform.system(), OTHER)
 
 
 def peak_bytes() -> int:
     """The most memory this process has had; on macOS with what it allocated for the GPU."""
-    found = _footprint_bytes() if platform.system() == "Darwin" else _resident_bytes()
+    on_mac = platform.system() == "Darwin"
+    found = _footprint_bytes() if on_mac else _resident_bytes()
     if found is not None:
         return found
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if platform.system() == "Darwin" else peak * 1024  # the unit differs by system
+    return peak if on_mac else peak * 1024  # the unit differs by system
 
 
 def _footprint_bytes() -> int | None:
-    """What Activity Monitor calls memory, at its most."""
+    """The highest value of what Activity Monitor calls memory."""
     info = ctypes.create_string_buffer(V4_BYTES)
     try:
         system = ctypes.CDLL("/usr/lib/libSystem.B.dylib")
@@ -48,9 +51,6 @@ def _footprint_bytes() -> int | None:
 
 
 def _resident_bytes() -> int | None:
-    try:
-        status = Path("/proc/self/status").read_text(encoding="utf-8")
-    except OSError:
-        return None
+    status = text_of(Path("/proc/self/status")) or ""
     match = re.search(r"^VmHWM:\s*(\d+) kB$", status, re.MULTILINE)
     return int(match[1]) * 1024 if match else None

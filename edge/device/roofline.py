@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from edge.device.chips import NVIDIA_CACHE_BYTES
-
-if TYPE_CHECKING:
-    from edge.device.describe import Device
+from edge.device.describe import Device
 
 
 def ceiling_tok_s(bytes_per_token: float, bandwidth_bytes_s: float) -> float:
@@ -21,59 +17,42 @@ def ceiling_tok_s(bytes_per_token: float, bandwidth_bytes_s: float) -> float:
     return bandwidth_bytes_s / bytes_per_token
 
 
-def fraction(
-    decode_tok_s: float,
-    bytes_per_token: float,
-    bandwidth_bytes_s: float,
-    cache_bytes: int | None = None,
+def bandwidth_fraction(
+    device: Device, on_gpu: bool, decode_tok_s: float, bytes_per_token: float
 ) -> tuple[float | None, str | None]:
     """How much of the ceiling a decode rate reaches.
 
     Args:
+        device: the machine; a GPU with memory of its own has its own ceiling.
+        on_gpu: the GPU decoded.
         decode_tok_s: the measured rate.
-        bytes_per_token: what one decode step reads.
-        bandwidth_bytes_s: the memory's.
-        cache_bytes: the last-level cache. What fits in it is not read from memory again, and
-            memory's bandwidth is no ceiling for it.
+        bytes_per_token: what one decode step reads. What fits in the last-level cache is not read
+            from memory again, and memory's bandwidth is no ceiling for it.
 
     Returns:
-        The fraction, None where memory is no ceiling; and a sentence where there is something
-        to say: why None, or that above 1 the measurement is wrong.
-    """
-    if cache_bytes is not None and bytes_per_token <= cache_bytes:
-        return None, (
-            f"bandwidth_fraction: a token's {bytes_per_token / 1e6:.0f} MB fit in the cache of "
-            f"{cache_bytes / 1e6:.0f} MB, so memory is no ceiling; use a larger model"
-        )
-    reached = decode_tok_s / ceiling_tok_s(bytes_per_token, bandwidth_bytes_s)
-    if reached <= 1:
-        return reached, None
-    return reached, (
-        f"decode reads {decode_tok_s * bytes_per_token / 1e9:.1f} GB/s, {reached:.0%} of the "
-        f"{bandwidth_bytes_s / 1e9:.1f} GB/s that memory can do: the measurement or the bandwidth "
-        f"is wrong; check --bandwidth-gb-s and run again"
-    )
-
-
-def fraction_on(
-    device: Device, on_gpu: bool, decode_tok_s: float, bytes_per_token: float
-) -> tuple[float | None, str | None]:
-    """`fraction` with the bandwidth and the cache of what decoded.
-
-    Args:
-        device: the machine.
-        on_gpu: whether its GPU decoded; a GPU with memory of its own has its own ceiling.
-        decode_tok_s: the measured rate.
-        bytes_per_token: what one decode step reads.
+        The fraction, None where memory is no ceiling; and a sentence that says why None, or that
+        above 1 the measurement is wrong.
     """
     bandwidth, cache_bytes = device.memory_bandwidth, device.cache_bytes
     if on_gpu and device.gpu_memory_bandwidth is not None:
         bandwidth, cache_bytes = device.gpu_memory_bandwidth, NVIDIA_CACHE_BYTES
     if bandwidth is None:
         return None, f"bandwidth_fraction: {'; '.join(device.remarks) or 'no bandwidth is known'}"
-    return fraction(decode_tok_s, bytes_per_token, bandwidth.bytes_s, cache_bytes)
+    if cache_bytes is not None and bytes_per_token <= cache_bytes:
+        return None, (
+            f"bandwidth_fraction: a token's {bytes_per_token / 1e6:.0f} MB fit in the cache of "
+            f"{cache_bytes / 1e6:.0f} MB, so memory is no ceiling; use a larger model"
+        )
+    reached = decode_tok_s / ceiling_tok_s(bytes_per_token, bandwidth.bytes_s)
+    if reached <= 1:
+        return reached, None
+    return reached, (
+        f"decode reads {decode_tok_s * bytes_per_token / 1e9:.1f} GB/s, {reached:.0%} of the "
+        f"{bandwidth.gb_s:.1f} GB/s that memory can do: the measurement or the bandwidth is "
+        f"wrong; check --bandwidth-gb-s and run again"
+    )
 
 
 def on_gpu(engine_device: str, gpu_name: str | None) -> bool:
-    """Which processor computed, from what an engine says: llama.cpp GPU, MLX the device's name."""
+    """From an engine's word for its device: llama.cpp's is GPU, MLX's the device's name."""
     return engine_device == "GPU" or bool(gpu_name and gpu_name in engine_device)

@@ -1,7 +1,7 @@
 """The machine's state before and after a trial: what can make a figure worth less.
 
 Nothing here needs root or takes longer than some 50 ms: the small programs that macOS is asked
-run at the same time. What cannot be found out is None, and None is never a doubt.
+run at the same time. What cannot be found out is None, and None is never a warning.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ MAINS = "mains"
 # Load that a quiet desktop makes by itself: 1, and on many cores, as idle Macs have, more.
 ALLOWED_LOAD, ALLOWED_LOAD_PER_CORE = 1.0, 0.25
 
-# What macOS tells without root. `ProcessInfo.thermalState` would hide the second level.
+# macOS without root. `ProcessInfo.thermalState` would hide the second level.
 THERMAL_KEY = "com.apple.system.thermalpressurelevel"
 NOTIFIED_LEVELS = (NOMINAL, "moderate", "heavy", "trapping", "sleeping")  # by their number
 PRESSURE_LEVELS = {"1": "normal", "2": "warn", "4": "critical"}
@@ -35,7 +35,6 @@ COMMANDS: tuple[Sequence[str], ...] = (
     ("notifyutil", "-g", THERMAL_KEY),
     ("sysctl", "-n", "kern.memorystatus_vm_pressure_level"),
 )
-
 # Linux: reading a frequency asks the core itself; eight are enough to see a slow machine.
 MAX_POLICIES = 8
 # Per cent of the last ten seconds in which some, or all, tasks waited for memory.
@@ -44,7 +43,7 @@ WARN_PERCENT = 1.0
 
 @dataclass(frozen=True)
 class State:
-    """One look at the machine.
+    """State of the machine at one moment.
 
     `power_source` is "mains", "battery" or "UPS". `thermal` is one of THERMAL_LEVELS, on Linux
     None. `throttled` counts, on Linux, how often a core was slowed for its heat since the machine
@@ -62,8 +61,8 @@ class State:
     cpu_mhz: float | None = None
 
 
-def look(system: str | None = None, run: Run = output_of, root: Path = Path("/")) -> State:
-    """Look at this machine.
+def read_state(system: str | None = None, run: Run = output_of, root: Path = Path("/")) -> State:
+    """State of this machine.
 
     Args:
         system: "Darwin" or "Linux", by default what this is; on others only the load is known.
@@ -73,48 +72,32 @@ def look(system: str | None = None, run: Run = output_of, root: Path = Path("/")
     known: Mapping[str, Any] = {}
     system = system or platform.system()
     if system == "Darwin":
-        known = _look_macos(run)
+        known = _read_macos(run)
     elif system == "Linux":
-        known = _look_linux(root)
+        known = _read_linux(root)
     return State(load_1m=os.getloadavg()[0], **known)
 
 
-def _look_macos(run: Run) -> Mapping[str, Any]:
-    """Fields of `State`. An Apple chip's frequency needs root."""
+def _read_macos(run: Run) -> Mapping[str, Any]:
+    """Fields of `State`; an Apple chip's frequency needs root."""
     with ThreadPoolExecutor(len(COMMANDS)) as pool:
         batt, settings, thermal, pressure = pool.map(run, COMMANDS)
+    # The first line is "Now drawing from 'AC Power'".
+    source = re.search(r"Now drawing from '([^']+)'", batt)
+    charge = re.search(r"InternalBattery.*?(\d+)%", batt)
+    # `powermode` is 1 for low and 2 for high power where there are three.
+    mode = re.search(r"^\s*(?:lowpowermode|powermode)\s+(\d+)", settings, re.MULTILINE)
     return {
-        "power_source": _macos_power_source(batt),
-        "battery_percent": _macos_battery_percent(batt),
-        "low_power": _macos_low_power(settings),
+        "power_source": POWER_SOURCES.get(source[1], source[1]) if source else None,
+        "battery_percent": int(charge[1]) if charge else None,
+        "low_power": mode[1] == "1" if mode else None,
         "thermal": _macos_thermal_level(thermal),
         "memory_pressure": PRESSURE_LEVELS.get(pressure.strip()),
     }
 
 
-def _macos_power_source(batt: str) -> str | None:
-    """From `pmset -g batt`, whose first line is "Now drawing from 'AC Power'"."""
-    match = re.search(r"Now drawing from '([^']+)'", batt)
-    return POWER_SOURCES.get(match[1], match[1]) if match else None
-
-
-def _macos_battery_percent(batt: str) -> int | None:
-    """Charge of the built-in battery; None for a Mac without one."""
-    match = re.search(r"InternalBattery.*?(\d+)%", batt)
-    return int(match[1]) if match else None
-
-
-def _macos_low_power(settings: str) -> bool | None:
-    """From `pmset -g`: `lowpowermode 1`, or `powermode 1` where there are three (2 is high)."""
-    match = re.search(r"^\s*(?:lowpowermode|powermode)\s+(\d+)", settings, re.MULTILINE)
-    return match[1] == "1" if match else None
-
-
 def _macos_thermal_level(answer: str) -> str | None:
-    """From `notifyutil -g KEY`, which prints the key and a number.
-
-    A number that is not in the header is named as it is, so that it counts as not nominal.
-    """
+    """From `notifyutil -g KEY`: the key and a number, of which an unknown one is not nominal."""
     match = re.search(rf"{re.escape(THERMAL_KEY)}\s+(\d+)", answer)
     if match is None:
         return None
@@ -122,19 +105,22 @@ def _macos_thermal_level(answer: str) -> str | None:
     return NOTIFIED_LEVELS[level] if level < len(NOTIFIED_LEVELS) else f"level {level}"
 
 
-def _look_linux(root: Path) -> Mapping[str, Any]:
+def _read_linux(root: Path) -> Mapping[str, Any]:
     """Fields of `State`."""
-    cpus = root / "sys/devices/system/cpu"
+    cpus, supplies = root / "sys/devices/system/cpu", root / "sys/class/power_supply"
     governor = text_of(cpus / "cpu0/cpufreq/scaling_governor")
     driver = text_of(cpus / "cpu0/cpufreq/scaling_driver")
+    profile = text_of(root / "sys/firmware/acpi/platform_profile")
+    charges = (number_in(supply / "capacity") for supply in _supplies(supplies, "Battery"))
+    # Of Intel's processors only.
+    throttles = [number_in(p) for p in cpus.glob("cpu[0-9]*/thermal_throttle/core_throttle_count")]
+    counts = [count for count in throttles if count is not None]
     return {
-        "power_source": _linux_power_source(root / "sys/class/power_supply"),
-        "battery_percent": _linux_battery_percent(root / "sys/class/power_supply"),
-        "low_power": _linux_low_power(
-            governor, driver, text_of(root / "sys/firmware/acpi/platform_profile")
-        ),
+        "power_source": _linux_power_source(supplies),
+        "battery_percent": next((charge for charge in charges if charge is not None), None),
+        "low_power": _linux_low_power(governor, driver, profile),
         "governor": governor,
-        "throttled": _linux_throttled(cpus),
+        "throttled": sum(counts) if counts else None,
         "memory_pressure": _linux_memory_pressure(text_of(root / "proc/pressure/memory") or ""),
         "cpu_mhz": _linux_cpu_mhz(cpus, text_of(root / "proc/cpuinfo") or ""),
     }
@@ -150,12 +136,6 @@ def _linux_power_source(supplies: Path) -> str | None:
     return MAINS if batteries else None
 
 
-def _linux_battery_percent(supplies: Path) -> int | None:
-    """Charge of the first battery."""
-    charges = (number_in(s / "capacity") for s in _supplies(supplies, "Battery"))
-    return next((charge for charge in charges if charge is not None), None)
-
-
 def _linux_low_power(governor: str | None, driver: str | None, profile: str | None) -> bool | None:
     """The platform's low-power profile, or a governor that keeps the clock down.
 
@@ -166,13 +146,6 @@ def _linux_low_power(governor: str | None, driver: str | None, profile: str | No
         return None
     pinned = governor == "powersave" and "pstate" not in (driver or "")
     return pinned or profile == "low-power"
-
-
-def _linux_throttled(cpus: Path) -> int | None:
-    """How often cores were slowed for their heat since the machine started (Intel only)."""
-    counts = [number_in(p) for p in cpus.glob("cpu[0-9]*/thermal_throttle/core_throttle_count")]
-    known = [count for count in counts if count is not None]
-    return sum(known) if known else None
 
 
 def _linux_memory_pressure(pressure: str) -> str | None:
@@ -202,8 +175,8 @@ def _supplies(folder: Path, *kinds: str) -> Iterator[Path]:
             yield supply
 
 
-def doubts(before: State, after: State, threads: int = 0) -> dict[str, str]:
-    """Why a figure measured between two looks may be off: kind -> sentence with what to do.
+def warnings_between(before: State, after: State, threads: int = 0) -> dict[str, str]:
+    """Why a figure measured between two moments may be off: kind -> sentence with what to do.
 
     Args:
         before: at the beginning.
@@ -211,72 +184,57 @@ def doubts(before: State, after: State, threads: int = 0) -> dict[str, str]:
         threads: how many the measurement itself kept busy, here or in the minute before.
     """
     found = {
-        "mains": _power(before, after),
+        "mains": _power(before.power_source, after.power_source),
         "low power": _low_power(before, after),
-        "thermal": _thermal(before, after),
-        "throttled": _throttled(before, after),
-        "governor": _governor(before, after),
-        "load": _load(before, after, threads),
-        "memory": _memory(before, after),
+        "thermal": _thermal(before.thermal, after.thermal),
+        "throttled": _throttled(before.throttled, after.throttled),
+        "governor": _governor(before.governor, after.governor),
+        "load": _load(max(before.load_1m or 0.0, after.load_1m or 0.0), threads),
+        "memory": _memory(after.memory_pressure) or _memory(before.memory_pressure),
     }
     return {kind: sentence for kind, sentence in found.items() if sentence is not None}
 
 
-def _power(before: State, after: State) -> str | None:
-    if before.power_source != after.power_source and None not in (
-        before.power_source,
-        after.power_source,
-    ):
+def _power(before: str | None, after: str | None) -> str | None:
+    if before and after and before != after:
         return (
-            f"the power source changed from {before.power_source} to {after.power_source} during "
-            f"the run: stay on mains and measure again"
+            f"the power source changed from {before} to {after} during the run: stay on mains and "
+            f"measure again"
         )
-    source = before.power_source or after.power_source
-    if source in (None, MAINS):
-        return None
-    return f"the machine ran on {source}: plug it in and measure again"
+    source = before or after
+    return None if source in (None, MAINS) else f"the machine ran on {source}: plug it in"
 
 
 def _low_power(before: State, after: State) -> str | None:
-    if before.low_power or after.low_power:
-        how = (
-            "type sudo cpupower frequency-set -g performance"
-            if before.governor == "powersave"
-            else "switch it off in the system settings"
-        )
-        return f"low power mode was on: {how} and measure again"
+    if not (before.low_power or after.low_power):
+        return None
+    if before.governor == "powersave":
+        return "low power mode was on: type sudo cpupower frequency-set -g performance"
+    return "low power mode was on: switch it off in the system settings"
+
+
+def _thermal(before: str | None, after: str | None) -> str | None:
+    for level, when in ((before, "before"), (after, "after")):
+        if level not in (None, NOMINAL):
+            return f"thermal pressure was {level}, not {NOMINAL}, {when} the run: let it cool"
     return None
 
 
-def _thermal(before: State, after: State) -> str | None:
-    levels = [s.thermal for s in (before, after) if s.thermal not in (None, NOMINAL)]
-    if not levels:
-        return None
-    when = "before" if before.thermal not in (None, NOMINAL) else "after"
-    return (
-        f"thermal pressure was {levels[0]}, not {NOMINAL}, {when} the run: let the machine cool "
-        f"and measure again"
-    )
-
-
-def _throttled(before: State, after: State) -> str | None:
-    times = (after.throttled or 0) - (before.throttled or 0)
-    if before.throttled is None or after.throttled is None or times <= 0:
+def _throttled(before: int | None, after: int | None) -> str | None:
+    times = 0 if before is None or after is None else after - before
+    if times <= 0:
         return None
     return f"the processor was slowed for its heat {times} times during the run: let it cool"
 
 
-def _governor(before: State, after: State) -> str | None:
-    names = {s.governor for s in (before, after) if s.governor is not None}
-    if len(names) > 1:
-        return (
-            f"the CPU's governor changed during the run ({' and '.join(sorted(names))}): keep one"
-        )
+def _governor(before: str | None, after: str | None) -> str | None:
+    if before and after and before != after:
+        names = " and ".join(sorted((before, after)))
+        return f"the CPU's governor changed during the run ({names}): keep one"
     return None
 
 
-def _load(before: State, after: State, threads: int) -> str | None:
-    load = max(before.load_1m or 0.0, after.load_1m or 0.0)
+def _load(load: float, threads: int) -> str | None:
     if load <= threads + allowed_load():
         return None
     ours = f", {threads} of it ours" if threads else ""
@@ -289,11 +247,7 @@ def allowed_load(cores: int | None = None) -> float:
     return max(ALLOWED_LOAD, ALLOWED_LOAD_PER_CORE * cores)
 
 
-def _memory(before: State, after: State) -> str | None:
-    for state in (after, before):
-        if state.memory_pressure not in (None, "normal"):
-            return (
-                f"memory was short (pressure {state.memory_pressure}): close other programs or "
-                f"use a smaller artefact"
-            )
-    return None
+def _memory(pressure: str | None) -> str | None:
+    if pressure in (None, "normal"):
+        return None
+    return f"memory was short (pressure {pressure}): close other programs or use a smaller artefact"

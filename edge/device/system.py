@@ -13,13 +13,10 @@ Run = Callable[[Sequence[str]], str]
 
 
 def output_of(command: Sequence[str]) -> str:
-    """Standard output of a small system command.
+    """Output of a small program, stripped; empty where it is missing or hangs.
 
-    What it says counts, not its exit code: `sysctl` asked for five names of which one does
-    not exist prints four and fails.
-
-    Returns:
-        The text without white space around it, empty where the program is missing or hangs.
+    The exit code is ignored: `sysctl` asked for five names of which one does not exist prints
+    four and fails.
     """
     try:
         done = subprocess.run(
@@ -37,7 +34,7 @@ def output_of(command: Sequence[str]) -> str:
 
 
 def text_of(path: Path) -> str | None:
-    """A small file's content without white space around it; None where it cannot be read."""
+    """Content of a small file, stripped; None where it cannot be read."""
     try:
         return path.read_text(encoding="utf-8", errors="replace").strip()
     except OSError:
@@ -45,7 +42,7 @@ def text_of(path: Path) -> str | None:
 
 
 def number_in(path: Path) -> int | None:
-    """The whole number that a file holds; None where there is none."""
+    """The whole number in a file; None where there is none."""
     try:
         return int(text_of(path) or "")
     except ValueError:

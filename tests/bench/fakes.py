@@ -105,7 +105,7 @@ class FakeMachine:
         for module in (cooldown, trial):
             monkeypatch.setattr(module, "time", self.clock)
         for module in (cooldown, runner):
-            monkeypatch.setattr(module, "look", lambda: State(thermal=next_of(self.thermal)))
+            monkeypatch.setattr(module, "read_state", lambda: State(thermal=next_of(self.thermal)))
         percent = lambda interval: 100 * next_of(busy)  # noqa: E731
         monkeypatch.setattr(cooldown.psutil, "cpu_percent", percent)
 

@@ -126,7 +126,9 @@ def test_a_mac_is_told_the_sudoers_line_once(monkeypatch, reason, told):
 
 
 def test_what_is_missing_is_told_with_what_to_do(monkeypatch):
-    monkeypatch.setattr("edge.cli.doctor.look", lambda: replace(QUIET, power_source="battery"))
+    monkeypatch.setattr(
+        "edge.cli.doctor.read_state", lambda: replace(QUIET, power_source="battery")
+    )
     monkeypatch.setattr(
         "edge.cli.doctor.describe_device", lambda gb_s: replace(MAC, remarks=("no bandwidth",))
     )

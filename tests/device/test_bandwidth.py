@@ -1,41 +1,39 @@
+"""Bandwidths: measured, of the chip table, and as the ceiling of decoding."""
+
+from dataclasses import replace
+from types import SimpleNamespace
+
 import pytest
 
-from edge.device.bandwidth import (
-    MIN_PASSES,
-    Measured,
-    last_level_cache_bytes,
-    measure_bandwidth,
-)
+from edge.device import bandwidth
+from edge.device.bandwidth import MIN_PASSES, Measured, measure_bandwidth
+from edge.device.chips import chip_table, find_chip, last_level_cache_bytes
+from edge.device.describe import Bandwidth, Device
+from edge.device.roofline import bandwidth_fraction, ceiling_tok_s
 
 MIB = 1 << 20
 
 
 def test_this_machine_moves_bytes():
     measured = measure_bandwidth(threads=1, total_bytes=12 * MIB, budget_s=0.0)
-    assert measured.passes == MIN_PASSES
-    assert measured.total_bytes == 12 * MIB
-    assert 1e7 < measured.triad_bytes_s < 1e13
-    assert 1e7 < measured.read_bytes_s < 1e13
-    assert measured.bytes_s == max(measured.triad_bytes_s, measured.read_bytes_s)
+    assert (measured.passes, measured.total_bytes) == (MIN_PASSES, 12 * MIB)
+    assert 1e7 < measured.triad_bytes_s < 1e13 and 1e7 < measured.read_bytes_s < 1e13
 
 
-def test_bytes_are_counted_as_stream_counts_them():
-    """Each array once per pass: with one second per kernel, the size is the rate."""
+def test_bytes_are_counted_as_stream_counts_them_and_passes_go_on_for_the_budget(monkeypatch):
+    """Each look at the clock is a second later: one second per kernel, so the size is the rate."""
     seconds = iter(range(1000))
-    measured = measure_bandwidth(2, 24 * MIB, budget_s=0.0, clock=lambda: float(next(seconds)))
+    clock = SimpleNamespace(perf_counter=lambda: float(next(seconds)))
+    monkeypatch.setattr(bandwidth, "time", clock)
+    measured = measure_bandwidth(2, 24 * MIB, budget_s=50.0)
     assert measured.triad_bytes_s == measured.read_bytes_s == 24 * MIB
-
-
-def test_passes_go_on_for_the_budget():
-    seconds = iter(range(1000))
-    measured = measure_bandwidth(1, 1 * MIB, budget_s=50.0, clock=lambda: float(next(seconds)))
     assert measured.passes == 11  # four looks at the clock for the first three, then five
 
 
 @pytest.mark.parametrize(("multiple", "words"), [(4.0, ", 4.0 times the cache"), (None, "")])
-def test_the_method_is_told(multiple, words):
-    measured = Measured(1e9, 2e9, 4, 192 * MIB, 7, multiple)
-    assert measured.method == f"best of 7 passes, 4 threads, 192 MiB{words}"
+def test_the_method_is_named(multiple, words):
+    said = str(Measured(1e9, 2e9, 4, 192 * MIB, 7, multiple))
+    assert said == f"measured read, best of 7 passes, 4 threads, 192 MiB{words}; triad 1.0 GB/s"
 
 
 def test_caches_of_two_sockets_add_up(tmp_path):
@@ -47,3 +45,101 @@ def test_caches_of_two_sockets_add_up(tmp_path):
             (folder / "shared_cpu_list").write_text(f"{shared}\n")
     assert last_level_cache_bytes(tmp_path) == 64 * MIB
     assert last_level_cache_bytes(tmp_path / "none") is None
+
+
+# --- chips
+
+
+@pytest.mark.parametrize(
+    ("name", "gpu_cores", "gb_s"),
+    [
+        ("Apple M1", 7, 68.3),
+        ("Apple M2 Pro", 19, 204.8),
+        ("Apple M2 Max", None, 409.6),  # one bandwidth, whatever the cores
+        ("Apple M2 Max", 31, 409.6),
+        ("Apple M3 Max", 30, 307.2),
+        ("Apple M3 Max", 40, 409.6),
+        ("Apple M4 Max", 32, 410.0),
+        ("Apple M4 Max", 40, 546.0),
+        ("Apple M5 Max", 40, 614.0),
+    ],
+)
+def test_a_chip_is_found_by_name_and_cores(name, gpu_cores, gb_s):
+    chip, remark = find_chip(name, gpu_cores)
+    assert (chip.bandwidth_gb_s, remark) == (gb_s, None)
+
+
+@pytest.mark.parametrize(
+    ("name", "gpu_cores", "words"),
+    [
+        ("Apple M3 Max", None, "307.2 GB/s (30 GPU cores) or 409.6 GB/s (40 GPU cores)"),
+        ("Apple M5 Max", 36, "36 GPU cores is none of these"),
+        ("Apple M9 Ultra", 80, "Apple M9 Ultra is not in the table"),
+        ("Apple M2 Pro Max", 38, "not in the table"),  # the report's chip, which does not exist
+    ],
+)
+def test_an_ambiguous_or_unknown_chip_says_how_to_go_on(name, gpu_cores, words):
+    chip, remark = find_chip(name, gpu_cores)
+    assert chip is None
+    assert words in remark and remark.endswith("give it with --bandwidth-gb-s")
+
+
+def test_the_table_is_whole():
+    chips = chip_table()
+    assert {chip.name.split()[1] for chip in chips} == {"M1", "M2", "M3", "M4", "M5"}
+    seen = [(chip.name, cores) for chip in chips for cores in chip.gpu_cores]
+    assert len(seen) == len(set(seen))
+    for chip in chips:
+        assert 50 < chip.bandwidth_gb_s < 1000 and 8 <= chip.max_memory_gb <= 512
+        assert chip.sources.keys() == {"bandwidth_gb_s", "gpu_cores", "max_memory_gb"}
+        for source in chip.sources.values():
+            assert source == "from memory" or source.startswith("published: ")
+
+
+# --- the roofline
+
+PC = Device(
+    name="PC",
+    memory_bandwidth=Bandwidth(204.8, "measured read"),
+    gpu_memory_bandwidth=Bandwidth(1000.0, "driver"),
+    cache_bytes=32_000_000,
+)
+
+
+def test_the_ceilings_of_the_reports_chip():
+    """5.6 GB per token: 36.6 tok/s on an M2 Pro, 73 on an M2 Max."""
+    assert ceiling_tok_s(5.6e9, 204.8e9) == pytest.approx(36.57, abs=0.01)
+    assert ceiling_tok_s(5.6e9, 409.6e9) == pytest.approx(73.14, abs=0.01)
+    for size, speed in ((0, 1e9), (1e9, 0), (-1, 1e9)):
+        with pytest.raises(ValueError):
+            ceiling_tok_s(size, speed)
+
+
+@pytest.mark.parametrize(
+    ("on_gpu", "tok_s", "token_bytes", "reached", "words"),
+    [
+        (False, 28.0, 5.6e9, 0.7656, ""),
+        (False, 2.0, 102.4e9, 1.0, ""),
+        (False, 53.0, 5.6e9, 1.449, "296.8 GB/s, 145% of the 204.8 GB/s"),
+        (True, 20.0, 2e9, 0.04, ""),  # the GPU's own memory
+        (False, 4000.0, 4e6, None, "4 MB fit in the cache of 32 MB"),
+        (True, 20.0, 1e8, None, "fit in the cache"),
+        (False, 20.0, 1e8, 0.0098, ""),
+    ],
+)
+def test_fractions_of_the_bandwidth(on_gpu, tok_s, token_bytes, reached, words):
+    found, why = bandwidth_fraction(PC, on_gpu, tok_s, token_bytes)
+    assert found == (reached if reached is None else pytest.approx(reached, abs=1e-3))
+    assert words in (why or "") and bool(words) == bool(why)
+
+
+def test_unified_memory_has_one_ceiling():
+    mac = replace(PC, gpu_memory_bandwidth=None)
+    assert bandwidth_fraction(mac, True, 20.0, 2e9) == bandwidth_fraction(mac, False, 20.0, 2e9)
+
+
+@pytest.mark.parametrize(("remarks", "words"), [(("no M9 yet",), "no M9 yet"), ((), "is known")])
+def test_an_unknown_bandwidth_is_a_reason(remarks, words):
+    unknown = replace(PC, memory_bandwidth=None, remarks=remarks)
+    reached, why = bandwidth_fraction(unknown, False, 20.0, 2e9)
+    assert reached is None and why.startswith("bandwidth_fraction: ") and words in why

@@ -1,11 +1,14 @@
 """Room on every kind of device, by stand-ins for the ones that are not here."""
 
+import ctypes
+import resource
+import struct
 from types import SimpleNamespace
 
 import psutil
 import pytest
 
-from edge.device import memory
+from edge.device import memory, peak
 from edge.device.memory import available_bytes, wired
 
 GB = 10**9
@@ -63,6 +66,9 @@ def mac(**changes):
     return FakeMlx(**{"max_recommended_working_set_size": 48 * GB, **changes})
 
 
+OTHERS = "memory that other programs leave"
+CUDA = FakeMlx(metal=False, cached=GB, free_memory=9 * GB, total_memory=80 * GB)
+
 # --- room
 
 
@@ -72,21 +78,26 @@ def test_this_machine_has_some():
     assert room.what
 
 
-def test_a_mac_has_the_gpus_share_less_what_is_active(machine):
-    machine(mac(active=8 * GB))
-    assert (available_bytes().bytes, available_bytes().most_bytes) == (40 * GB, 40 * GB)
-    assert "GPU" in available_bytes().what
-
-
-def test_a_mac_has_no_more_than_other_programs_leave_but_can_make_room(machine):
-    machine(mac(active=8 * GB), available=5 * GB)
-    assert (available_bytes().bytes, available_bytes().most_bytes) == (5 * GB, 40 * GB)
-    assert "programs" in available_bytes().what
-
-
-def test_cuda_has_what_is_free_and_what_mlx_keeps(machine):
-    machine(FakeMlx(metal=False, cached=GB, free_memory=9 * GB, total_memory=80 * GB), "Linux")
-    assert (available_bytes().bytes, available_bytes().most_bytes) == (10 * GB, 10 * GB)
+@pytest.mark.parametrize(
+    ("mlx", "system", "available", "expected"),
+    [
+        # The GPU's share, less what is active; no more than others leave, but it can make room.
+        (mac(active=8 * GB), "Darwin", 50 * GB, (40 * GB, 40 * GB, "the GPU's share of memory")),
+        (
+            mac(active=8 * GB),
+            "Darwin",
+            5 * GB,
+            (5 * GB, 40 * GB, "memory that other programs leave"),
+        ),
+        # Free memory and what MLX keeps.
+        (CUDA, "Linux", 50 * GB, (10 * GB, 10 * GB, "GPU memory")),
+        (FakeMlx("cpu"), "Darwin", 5 * GB, (5 * GB, 64 * GB, "memory")),
+    ],
+)
+def test_room_on_a_device(machine, mlx, system, available, expected):
+    machine(mlx, system, available=available)
+    room = available_bytes()
+    assert (room.bytes, room.most_bytes, room.what) == expected
 
 
 @pytest.fixture
@@ -139,27 +150,20 @@ def test_a_container_has_what_its_limit_leaves(linux, membership, groups):
     assert "container" in room.what
 
 
-def test_file_pages_in_a_container_can_be_taken_back(linux):
-    stat = {"memory.stat": f"anon 12\ninactive_file {2 * GB}\n"}
-    assert linux("0::/\n", V2 | stat).bytes == 3 * GB
-
-
 @pytest.mark.parametrize(
-    ("membership", "groups"),
+    ("membership", "groups", "left_gb"),
     [
-        ("0::/\n", NO_LIMIT),
-        ("0::/\n", {}),
-        ("4:memory:/\n", inside("memory", {**V1, "memory.limit_in_bytes": str(2**63 - 4096)})),
-        ("4:cpu:/\n", V2),
-        ("0::/\n", {**V2, "memory.max": str(60 * GB)}),
+        ("0::/\n", NO_LIMIT, 50),
+        ("0::/\n", {}, 50),
+        ("4:memory:/\n", inside("memory", {**V1, "memory.limit_in_bytes": str(2**63 - 4096)}), 50),
+        ("4:cpu:/\n", V2, 50),
+        ("0::/\n", {**V2, "memory.max": str(60 * GB)}, 50),
+        ("0::/\n", {**V2, "memory.current": str(5 * GB)}, 0),  # over its limit
+        ("0::/\n", V2 | {"memory.stat": f"anon 12\ninactive_file {2 * GB}\n"}, 3),  # file pages
     ],
 )
-def test_a_group_that_limits_nothing_changes_nothing(linux, membership, groups):
-    assert linux(membership, groups).bytes == 50 * GB
-
-
-def test_a_container_over_its_limit_has_nothing_left(linux):
-    assert linux("0::/\n", {**V2, "memory.current": str(5 * GB)}).bytes == 0
+def test_limits_and_what_can_be_taken_back(linux, membership, groups, left_gb):
+    assert linux(membership, groups).bytes == left_gb * GB
 
 
 # --- wiring
@@ -170,13 +174,8 @@ def test_what_is_needed_is_wired_and_let_go_after_the_last_work(machine):
     with wired(3 * GB):
         assert mlx.limit == 3 * GB
     assert mlx.calls == [("wire", 3 * GB), ("synchronize",), ("wire", 0)]
-
-
-def test_never_more_than_the_system_recommends(machine):
-    mlx = machine(mac())
     with wired(100 * GB):
-        assert mlx.limit == 48 * GB
-    assert mlx.limit == 0
+        assert mlx.limit == 48 * GB  # as much as the system recommends
 
 
 @pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt, GeneratorExit])
@@ -221,3 +220,31 @@ def test_elsewhere_nothing_is_wired(machine, mlx, system, release):
     with wired(3 * GB):
         pass
     assert mlx.calls == []
+
+
+# --- the most that a process had
+
+
+def test_on_linux_the_peak_is_this_programs_own():
+    assert peak.peak_metric() == "VmHWM"
+    held = bytearray(64 << 20)
+    assert 64 << 20 < peak.peak_bytes() < 1 << 40
+    del held
+
+
+@pytest.mark.parametrize(("status", "expected"), [(0, 5_000_000_000), (-1, None)])
+def test_on_a_mac_the_peak_is_the_footprint_else_resident_memory(monkeypatch, status, expected):
+    """The call fills the structure as macOS does, or fails."""
+
+    def proc_pid_rusage(pid, flavour, info):
+        assert flavour == 4
+        fields = [*range(28), 5_000_000_000, *range(29, 35)]
+        ctypes.memmove(info, struct.pack("<16s35Q", b"uuid", *fields), 16 + 35 * 8)
+        return status
+
+    library = SimpleNamespace(proc_pid_rusage=proc_pid_rusage)
+    monkeypatch.setattr(peak.platform, "system", lambda: "Darwin")
+    monkeypatch.setattr(peak.ctypes, "CDLL", lambda name: library)
+    assert peak.peak_metric() == "lifetime maximum physical footprint"
+    resident_bytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # bytes there
+    assert peak.peak_bytes() == (expected or resident_bytes)

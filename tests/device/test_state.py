@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 
 from edge.device import state as state_module
-from edge.device.state import State, allowed_load, doubts, look
+from edge.device.state import State, allowed_load, read_state, warnings_between
 from edge.device.system import output_of
 
 LAPTOP = (
@@ -20,16 +20,7 @@ DESKTOP = "Now drawing from 'AC Power'\n"
 SETTINGS = """System-wide power settings:
 Currently in use:
  standby              1
- Sleep On Power Button 1
- hibernatefile        /var/vm/sleepimage
- powernap             1
- networkoversleep     0
- disksleep            10
  sleep                1 (sleep prevented by powerd, caffeinate)
- hibernatemode        3
- ttyskeepawake        1
- displaysleep         10
- tcpkeepalive         1
  {mode}
  womp                 1
 """
@@ -43,7 +34,7 @@ def mac(batt=DESKTOP, mode="lowpowermode         0", thermal="0", pressure="1"):
         ("notifyutil", "-g", key): f"{key} {thermal}\n",
         ("sysctl", "-n", "kern.memorystatus_vm_pressure_level"): f"{pressure}\n",
     }
-    return look("Darwin", lambda command: answers[tuple(command)])
+    return read_state("Darwin", lambda command: answers[tuple(command)])
 
 
 # --- macOS
@@ -92,9 +83,9 @@ def test_memory_pressure(number, level):
 
 
 def test_programs_that_do_not_answer_leave_it_unknown():
-    state = look("Darwin", lambda command: "")
+    state = read_state("Darwin", lambda command: "")
     assert replace(state, load_1m=None) == State()
-    assert doubts(replace(state, load_1m=0.0), replace(state, load_1m=0.0)) == {}
+    assert warnings_between(replace(state, load_1m=0.0), replace(state, load_1m=0.0)) == {}
 
 
 # --- Linux
@@ -113,7 +104,7 @@ SUPPLY = "sys/class/power_supply"
 
 
 def linux(root):
-    return look("Linux", lambda command: pytest.fail(f"runs {command}"), root)
+    return read_state("Linux", lambda command: pytest.fail(f"runs {command}"), root)
 
 
 def test_a_linux_laptop(tmp_path):
@@ -197,12 +188,12 @@ def test_a_virtual_machine_tells_little(tmp_path):
 
 
 def test_this_machine():
-    state = look()
+    state = read_state()
     assert state.load_1m is not None
     assert state.memory_pressure in (None, "normal", "warn", "critical")
 
 
-# --- doubts
+# --- warnings
 
 QUIET = State(
     power_source="mains",
@@ -218,8 +209,8 @@ QUIET = State(
 
 
 def test_a_quiet_machine_leaves_no_doubt():
-    assert doubts(QUIET, QUIET) == {}
-    assert doubts(State(), State()) == {}
+    assert warnings_between(QUIET, QUIET) == {}
+    assert warnings_between(State(), State()) == {}
 
 
 @pytest.mark.parametrize(
@@ -239,14 +230,14 @@ def test_a_quiet_machine_leaves_no_doubt():
     ],
 )
 def test_each_doubt_is_one_sentence_with_what_to_do(before, after, words):
-    (found,) = doubts(replace(QUIET, **before), replace(QUIET, **after)).values()
+    (found,) = warnings_between(replace(QUIET, **before), replace(QUIET, **after)).values()
     assert words in found
 
 
 def test_our_own_threads_are_no_foreign_load():
     busy = replace(QUIET, load_1m=8.6)
-    assert doubts(busy, busy, threads=8) == {}
-    assert "8 of it ours" in doubts(busy, replace(QUIET, load_1m=9.5), threads=8)["load"]
+    assert warnings_between(busy, busy, threads=8) == {}
+    assert "8 of it ours" in warnings_between(busy, replace(QUIET, load_1m=9.5), threads=8)["load"]
 
 
 # --- small programs
@@ -270,4 +261,4 @@ def test_idle_macs_have_a_load():
     for cores, sentences in ((10, 0), (2, 1)):
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(state_module.os, "cpu_count", lambda cores=cores: cores)
-            assert len(doubts(busy, busy)) == sentences
+            assert len(warnings_between(busy, busy)) == sentences
