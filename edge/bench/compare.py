@@ -16,7 +16,8 @@ from dataclasses import dataclass
 from typing import Literal
 
 from edge.errors import EdgeError
-from edge.profile.profile import Profile, Row, Trial, Workload
+from edge.profile.profile import Profile, Row, Workload
+from edge.profile.trial import Trial
 from edge.stats import CONFIDENCE, t_quantile, welch
 
 MIN_EFFECT = 0.02

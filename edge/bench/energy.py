@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from msgspec.structs import replace
 
 from edge.power.meter import Energy, Sample, integrate, worst_thermal
-from edge.profile.profile import EnergyWindow, PowerSeries, ThermalChange, Trial
+from edge.profile.trial import EnergyWindow, PowerSeries, ThermalChange, Trial
 
 # Less than this and part of the window's energy is unknown.
 MIN_COVERAGE = 0.99

@@ -28,17 +28,8 @@ from edge.bench.verdict import (
 from edge.bench.worker import Done, Job
 from edge.device.describe import Device, usable_cores
 from edge.device.roofline import bandwidth_fraction, on_gpu
-from edge.profile.profile import (
-    EnergyWindow,
-    EngineFacts,
-    PowerSource,
-    Process,
-    Quality,
-    Quantity,
-    Reason,
-    Row,
-    Trial,
-)
+from edge.profile.profile import EngineFacts, PowerSource, Quality, Quantity, Reason, Row
+from edge.profile.trial import EnergyWindow, Process, Trial
 from edge.stats import interval, percentiles
 
 Quantities = dict[str, Quantity | None]

@@ -23,7 +23,7 @@ from edge.child import module_command
 from edge.device.state import State, read_state
 from edge.linux_cpu import KEEP_BLAS, child_environment
 from edge.power.meter import Meter, Sample
-from edge.profile.profile import Trial
+from edge.profile.trial import Trial
 
 WORKER = module_command("edge.bench.worker")
 OUT_OF_MEMORY = (

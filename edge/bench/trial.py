@@ -9,7 +9,7 @@ from itertools import pairwise
 
 from edge.bench.engines.engine import Engine
 from edge.bench.workload import TokenPlan
-from edge.profile.profile import Trial
+from edge.profile.trial import Trial
 
 NS_PER_S = 1e9
 # Tokens of one trial whose single times a profile keeps; further passes keep first and last.

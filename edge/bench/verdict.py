@@ -12,7 +12,8 @@ from collections.abc import Iterable, Iterator, Sequence
 from edge.bench.runner import ProcessRun
 from edge.bench.worker import MAX_PASSES
 from edge.device.state import NOMINAL, warnings_between
-from edge.profile.profile import EnergyWindow, Reason, Trial, Verdict
+from edge.profile.profile import Reason, Verdict
+from edge.profile.trial import EnergyWindow, Trial
 from edge.stats import drift, outliers
 
 # pyperf's practice: a spread of 10 % is unstable.

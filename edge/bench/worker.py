@@ -25,7 +25,8 @@ from edge.bench.workload import TokenPlan, plan_tokens
 from edge.device.memory import wired
 from edge.device.peak import peak_bytes
 from edge.errors import EdgeError
-from edge.profile.profile import EngineFacts, Trial, Workload
+from edge.profile.profile import EngineFacts, Workload
+from edge.profile.trial import Trial
 
 MAX_PASSES = 1000
 

@@ -11,8 +11,10 @@ from collections.abc import Iterator
 from itertools import chain, pairwise
 
 from edge.device.chips import APPLE_CACHE_BYTES, NVIDIA_CACHE_BYTES, find_chip
+from edge.device.describe import Bandwidth, Device
 from edge.device.roofline import on_gpu
-from edge.profile.profile import Bandwidth, Device, Quantity, Row, RowSummary, Trial
+from edge.profile.profile import Quantity, Row, RowSummary
+from edge.profile.trial import Trial
 
 Findings = Iterator[tuple[str, str]]
 # Sums of floating point numbers in another order; and fractions of a bandwidth that is rounded.

@@ -13,25 +13,16 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
 import msgspec
-from msgspec import UNSET, Meta, Struct, UnsetType
+from msgspec import Meta, Struct
 
-from edge.device.describe import Bandwidth, Device
+from edge.device.describe import Device
 from edge.errors import EdgeError, printable
 from edge.formats.files import atomic_write, read_small_file
-
-__all__ = ["Bandwidth", "Device"]  # and all that is defined below
+from edge.profile.trial import MOST, Count, NotNegative, Number, Process, Trial
 
 SCHEMA: Literal[1] = 1
 # The largest sweep that anyone will measure is a few hundred rows of some 200 kB.
 MAX_BYTES = 200_000_000
-# Far more than any quantity of a device, and still exact as a float.
-MOST = 10**15
-Count = Annotated[int, Meta(ge=0, le=MOST)]
-Number = Annotated[float, Meta(ge=-float(MOST), le=float(MOST))]
-NotNegative = Annotated[float, Meta(ge=0, le=float(MOST))]
-Above0 = Annotated[float, Meta(ge=1e-9, le=float(MOST))]
-Share = Annotated[float, Meta(ge=0, le=1.0000001)]
-Stamp = Annotated[int, Meta(ge=0, le=2**62)]
 Sentence = Annotated[str, Meta(min_length=1)]
 Instant = Annotated[str, Meta(pattern=r"^\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\+00:00|Z)$")]
 Interval = tuple[Number, Number]
@@ -39,14 +30,8 @@ Verdict = Literal["VALID", "WARN", "INVALID"]
 Level = Literal["reason", "warning", "error"]
 
 QUANTITIES = (
-    "decode_tok_s",
-    "prefill_tok_s",
-    "ttft_s",
-    "power_w",
-    "joules_per_token",
-    "joules_per_token_net",
-    "prefill_power_w",
-    "prefill_joules_per_token",
+    *("decode_tok_s", "prefill_tok_s", "ttft_s", "power_w", "joules_per_token"),
+    *("joules_per_token_net", "prefill_power_w", "prefill_joules_per_token"),
 )
 # What a reason can be about: the figures of a row that can be null.
 ABOUT = (*QUANTITIES, "bandwidth_fraction", "peak_memory_bytes", "quality")
@@ -169,115 +154,6 @@ class Method(Struct, frozen=True, kw_only=True):
     order: list[list[str]] = []
     idle: dict[str, Any] | None = None
     finished: bool = True
-
-
-class EnergyWindow(Struct, frozen=True, kw_only=True):
-    """Joules per rail over one timed window, and the tokens whose work lies in it.
-
-    `beside` are rails that the total already includes, `coverage` the share of the window that
-    samples cover; `missing` says why there is no total.
-    """
-
-    window_s: Above0
-    tokens: Count = 0
-    joules: dict[str, Number]
-    beside: dict[str, Number] = {}
-    coverage: Share
-    edge_error_j: NotNegative = 0.0
-    records: Count = 0
-    thermal_worst: str | None = None
-    missing: str | None = None
-
-    @property
-    def total_j(self) -> float | None:
-        """Of the whole window: what coverage lacks to 1 is taken as the mean of the rest."""
-        if self.missing is not None or not self.coverage:
-            return None
-        return sum(self.joules.values()) / self.coverage
-
-    @property
-    def power_w(self) -> float | None:
-        """Mean over the window."""
-        return None if self.total_j is None else self.total_j / self.window_s
-
-    @property
-    def joules_per_token(self) -> float | None:
-        """Gross: all that the boundary used in the window."""
-        return self.total_j / self.tokens if self.total_j is not None and self.tokens else None
-
-
-class Trial(Struct, frozen=True, kw_only=True):
-    """One timed repetition; all stamps are of `time.monotonic_ns()`.
-
-    `prefill_ns` has begin and end of every prefill pass, flat; `pass_begin_ns` and `pass_end_ns`
-    first and last stamp of every generation pass; `token_us` the microseconds between a pass's
-    stamps, which later passes of a long trial do not keep. The last three are of older files.
-    """
-
-    repetition: Count = 0
-    round: Count = 0
-    warmup: bool
-    prompt_tokens: Count = 0
-    decode_tok_s: NotNegative | None = None
-    prefill_tok_s: NotNegative | None = None
-    ttft_s: NotNegative | None = None
-    prefill_ns: list[Stamp] = []
-    pass_begin_ns: list[Stamp] = []
-    pass_end_ns: list[Stamp] = []
-    token_us: list[list[Count]] = []
-    energy_j: dict[str, Number] | None = None
-    energy_coverage: Share | None = None
-    decode_energy: EnergyWindow | None = None
-    prefill_energy: EnergyWindow | None = None
-    token_ns: list[Stamp] | UnsetType = UNSET
-    prefill_begin_ns: Stamp | UnsetType = UNSET
-    prefill_end_ns: Stamp | UnsetType = UNSET
-
-    @property
-    def prefills(self) -> list[tuple[int, int]]:
-        """Begin and end of every prefill pass."""
-        begin_ns, end_ns = self.prefill_begin_ns, self.prefill_end_ns
-        if begin_ns is not UNSET and end_ns is not UNSET:
-            return [(begin_ns, end_ns)] if self.ttft_s is not None else []
-        return list(zip(self.prefill_ns[::2], self.prefill_ns[1::2], strict=False))
-
-    @property
-    def passes(self) -> list[tuple[int, int]]:
-        """First and last stamp of every generation pass."""
-        if self.token_ns is not UNSET:
-            return [(self.token_ns[0], self.token_ns[-1])] if self.token_ns else []
-        return list(zip(self.pass_begin_ns, self.pass_end_ns, strict=False))
-
-
-class ThermalChange(Struct, frozen=True):
-    """From when on the machine had a thermal level."""
-
-    begin_ns: Stamp
-    level: str
-
-
-class PowerSeries(Struct, frozen=True):
-    """A process's power samples on the trials' clock; `thermal` has the changes of level."""
-
-    begin_ns: list[Stamp]
-    end_ns: list[Stamp]
-    milliwatts: dict[str, list[Count]]
-    thermal: list[ThermalChange] = []
-
-
-class Process(Struct, frozen=True, kw_only=True):
-    """One process of a row: how long it waited, and the machine's state around it."""
-
-    round: Count = 0
-    load_s: NotNegative | None = None
-    peak_memory_bytes: Count | None = None
-    peak_device_bytes: Count | None = None
-    failed: bool = False
-    waited_s: NotNegative = 0.0
-    unsettled: str | None = None
-    before: dict[str, Any] = {}
-    after: dict[str, Any] = {}
-    power_series: PowerSeries | None = None
 
 
 class EngineFacts(Struct, frozen=True, kw_only=True):
@@ -494,12 +370,7 @@ def read_bytes(path: Path) -> bytes:
 
 
 def decode(data: bytes, path: Path, kind: type[AnyProfile]) -> AnyProfile:
-    """Decode a profile's JSON.
-
-    Args:
-        data: the file's bytes.
-        path: names the file in errors.
-        kind: Profile or Summary.
+    """A Profile or a Summary from a file's bytes.
 
     Raises:
         ProfileError: it is not a profile; a wrong value is named with its place in the JSON.

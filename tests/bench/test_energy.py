@@ -3,7 +3,7 @@ import pytest
 from edge.bench.energy import KEPT_SAMPLES, power_series, with_energy
 from edge.bench.trial import make_trial
 from edge.power.meter import Sample
-from edge.profile.profile import PowerSeries, ThermalChange
+from edge.profile.trial import PowerSeries, ThermalChange
 from tests.bench.fakes import NS, trial_at
 
 

@@ -20,12 +20,12 @@ from edge.profile.profile import (
     ProfileError,
     Quantity,
     Reason,
-    Trial,
     Workload,
     read,
     read_summary,
     write,
 )
+from edge.profile.trial import Trial
 from tests.bench.fakes import JOB, NS, SUBJECT, THREE, Watts, process, samples_of
 from tests.support.profiles import ROOT
 from tools.write_profile_schema import SCHEMA, text

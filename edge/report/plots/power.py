@@ -12,7 +12,8 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
 from edge.device.state import NOMINAL
-from edge.profile.profile import PowerSeries, Process, Profile, Row
+from edge.profile.profile import Profile, Row
+from edge.profile.trial import PowerSeries, Process
 from edge.report.figure import (
     BLUE,
     DARK_GREY,
