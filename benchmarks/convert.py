@@ -22,7 +22,7 @@ from pathlib import Path
 
 from edge.convert.checkpoint import Corrections, open_checkpoint
 from edge.convert.stream import Block, blocks
-from edge.formats.safetensors_writer import Planned, SafetensorsWriter
+from edge.formats.safetensors import Planned, ShardWriter
 from edge.model.tensors import expected_shapes
 
 PEER = (sys.executable, "-m", "mlx_lm", "convert")
@@ -48,7 +48,7 @@ def write_source(name: str, layers: int, folder: Path) -> None:
     checkpoint = open_checkpoint(f"synthetic:{name}", corrections=Corrections(layers=layers))
     shapes = expected_shapes(checkpoint.config)
     folder.mkdir()
-    writer = SafetensorsWriter(folder, [Planned(n, "BF16", s) for n, s in shapes.items()])
+    writer = ShardWriter(folder, [Planned(n, "BF16", s) for n, s in shapes.items()])
     for tensor, shape in shapes.items():
         for start, stop in blocks(shape):
             rows = checkpoint.weights.read(tensor, start, stop)

@@ -18,7 +18,7 @@ from pathlib import Path
 from edge.bench.runner import run_job
 from edge.bench.worker import Job
 from edge.device.describe import usable_cores
-from edge.formats.gguf import read_tensors
+from edge.formats.gguf import read_gguf
 from edge.llama_cpp.session import has_amx, library
 from edge.profile.profile import Workload
 
@@ -66,7 +66,7 @@ def parsed() -> argparse.Namespace:
 def main() -> None:
     """Measure, print."""
     args = parsed()
-    (vocab,) = (t.rows for t in read_tensors(args.file) if t.name == "token_embd.weight")
+    (vocab,) = (t.shape[0] for t in read_gguf(args.file).tensors if t.name == "token_embd.weight")
     workload = Workload(args.prompt, args.generate, args.depth)
     job = Job("llama.cpp", str(args.file), workload, vocab, 0, args.repetitions, 1, args.threads)
     rounds: dict[str, list[dict[str, float]]] = {"ours": [], "theirs": []}

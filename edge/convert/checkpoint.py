@@ -11,8 +11,8 @@ from pathlib import Path
 
 from edge.convert.sources.directory import open_directory
 from edge.convert.sources.find import Source, find_source
-from edge.convert.sources.gguf import has_rope_base, open_gguf
-from edge.convert.sources.published import doubts_about, rope_base_is_doubtful
+from edge.convert.sources.gguf import open_gguf
+from edge.convert.sources.published import doubts_about
 from edge.convert.sources.synthetic import PREFIX, open_synthetic
 from edge.convert.sources.weights import Weights
 from edge.errors import printable
@@ -118,7 +118,8 @@ def open_checkpoint(
         opened = open_directory(source.path) if source.path.is_dir() else open_gguf(source.path)
     config = corrections.applied(opened.config.matching(opened.weights.shapes))
     check_shapes(config, opened.weights.shapes, source.origin)
-    doubts = _doubts(config, source, opened.title, corrections)
+    gives_base = opened.gives_rope_base or corrections.rope_theta is not None
+    doubts = doubts_about(config, source.origin, opened.title, gives_base=gives_base)
     return Checkpoint(
         source=source,
         config=config,
@@ -129,16 +130,6 @@ def open_checkpoint(
         title=opened.title,
         corrections=corrections,
     )
-
-
-def _doubts(
-    config: ModelConfig, source: Source, title: str | None, corrections: Corrections
-) -> list[str]:
-    path, names = source.path, (source.origin, title)
-    if corrections.rope_theta is not None or path is None or not path.is_file():
-        return doubts_about(config, *names)
-    doubtful = rope_base_is_doubtful(config, *names)  # only then is the file worth a second look
-    return doubts_about(config, *names, gives_base=not doubtful or has_rope_base(path))
 
 
 def _sample(path: Path, digest: hashlib._Hash) -> None:

@@ -26,8 +26,7 @@ from edge.convert.artefacts.mlx import MlxWriter
 from edge.convert.artefacts.recipes import RECIPES, Recipe
 from edge.convert.artefacts.sizes import bits_per_weight, planned_bytes
 from edge.convert.checkpoint import Checkpoint
-from edge.convert.sources.companions import INDEX
-from edge.convert.sources.hub import SMALL_FILES
+from edge.convert.sources.directory import SMALL_FILES
 from edge.convert.stream import Writer, stream
 from edge.convert.targets import Options, Target, targets
 from edge.convert.verify import describe_loss
@@ -41,6 +40,7 @@ from edge.formats.files import (
     read_text,
     remove,
 )
+from edge.formats.safetensors import INDEX
 from edge.llama_cpp.imatrix import read_imatrix
 from edge.llama_cpp.quantise import fallback_warning, quantise
 

@@ -28,8 +28,7 @@ from edge.convert.artefacts.recipes import MENDED
 from edge.convert.artefacts.sizes import bits_per_weight
 from edge.convert.checkpoint import Checkpoint, Corrections, open_checkpoint
 from edge.convert.convert import Artefact, Notice, Progress, check_room, finished, lock_folder
-from edge.convert.sources.gguf import has_rope_base
-from edge.convert.sources.gguf_network import ARCHITECTURE, ROPE_BASE_KEY, check_is_whole_stablelm
+from edge.convert.sources.gguf import ARCHITECTURE, ROPE_BASE_KEY, check_is_whole_stablelm
 from edge.convert.sources.published import (
     STABLE_CODE_ROPE_THETA,
     doubts_about,
@@ -96,7 +95,7 @@ def _rope_base(source: Path) -> float:
     checkpoint = open_checkpoint(str(source))
     if rope_base_is_doubtful(checkpoint.config, *checkpoint.names):
         return STABLE_CODE_ROPE_THETA
-    if not has_rope_base(source):
+    if ROPE_BASE_KEY not in read_gguf(source).keys:
         raise EdgeError(
             f"{source} does not say its rotary base and is not known to be Stable Code; give the "
             f"one it was trained with as --rope-theta (StableLM 3B: 10000)."

@@ -21,7 +21,6 @@ from edge.convert.checkpoint import Checkpoint, open_checkpoint
 from edge.convert.sources.directory import open_directory
 from edge.convert.sources.find import DEMO, HUB_ID
 from edge.convert.sources.gguf import open_gguf
-from edge.convert.sources.hub import cached
 from edge.convert.sources.synthetic import PREFIX
 from edge.convert.sources.weights import Array, Opened, Packed, Shape, Weights
 from edge.errors import EdgeError
@@ -150,8 +149,11 @@ def _implied_origin(manifest: Manifest) -> Checkpoint | None:
     origin, corrections = manifest.source, manifest.corrections
     if origin == DEMO or origin.startswith(PREFIX):
         return open_checkpoint(origin, corrections=corrections)
-    if HUB_ID.fullmatch(origin) and (path := cached(origin, manifest.revision)):
-        return open_checkpoint(str(path), corrections=corrections)
+    if HUB_ID.fullmatch(origin):
+        from edge.convert.sources.hub import cached  # here: it takes a second to load
+
+        if path := cached(origin, manifest.revision):
+            return open_checkpoint(str(path), corrections=corrections)
     return None
 
 

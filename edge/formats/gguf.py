@@ -1,9 +1,8 @@
-"""Look into a GGUF file: every key, and where every tensor lies.
+"""The head of a GGUF file: every key, and where every tensor lies.
 
-Parsed here rather than by the gguf package, whose reader believes every count and
-length it finds: a file with one wrong byte makes it loop for hours or fail in a
-dozen ways. Here each is checked against the bytes that are left, so that a broken
-file is a sentence at once. Format: magic, version, counts, keys with typed values,
+Parsed here rather than by the gguf package, whose reader believes every count and length it
+finds: a file with one wrong byte makes it loop for hours or fail in a dozen ways. Here each is
+checked against the bytes that are left. Format: magic, version, counts, keys with typed values,
 tensor descriptions, padding, data (ggml's docs/gguf.md).
 """
 
@@ -11,8 +10,8 @@ from __future__ import annotations
 
 import math
 import struct
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import Any, BinaryIO, NoReturn
@@ -20,9 +19,10 @@ from typing import Any, BinaryIO, NoReturn
 import numpy as np
 
 from edge.errors import EdgeError
+from edge.formats.files import open_file
 
 MAGIC = b"GGUF"
-VERSIONS = (2, 3)  # version 1 had shorter counts and lived for days
+VERSIONS = (2, 3)  # version 1 is obsolete
 DEFAULT_ALIGNMENT = 32
 STRING, ARRAY = 8, 9
 # Value types, by their number in the format, as struct and numpy spell them.
@@ -66,37 +66,14 @@ class GgufTensor:
     begin: int
     data_bytes: int
 
-    @property
-    def rows(self) -> int:
-        """How many there are along the first axis."""
-        return self.shape[0]
-
 
 @dataclass(frozen=True)
 class GgufFile:
-    """The head of a file, checked against its size.
-
-    Attributes:
-        path: the file.
-        version: of the format, 2 or 3.
-        keys: every value by key.
-        tensors: in the order of the file.
-        key_spans: where each key with its value lies: begin and end offset.
-        tensor_span: where the tensor descriptions lie.
-        alignment: every tensor begins at a multiple of it, counted from data_begin.
-        data_begin: where the data begin.
-        file_bytes: how long the file is.
-    """
+    """The head of a file, checked against its size: every value by key, tensors in order."""
 
     path: Path
-    version: int
     keys: Mapping[str, Value]
     tensors: tuple[GgufTensor, ...]
-    key_spans: Mapping[str, tuple[int, int]]
-    tensor_span: tuple[int, int]
-    alignment: int
-    data_begin: int
-    file_bytes: int
 
 
 def read_gguf(path: Path) -> GgufFile:
@@ -106,79 +83,50 @@ def read_gguf(path: Path) -> GgufFile:
         EdgeError: the file is missing, cut off, of another byte order or version, or
             contradicts itself.
     """
-    try:
-        with path.open("rb") as file:
-            return _read(_Head(file, path))
-    except FileNotFoundError:
-        raise EdgeError(f"{path} is missing; convert the model again.") from None
-    except OSError as error:
-        raise EdgeError(
-            f"{path} cannot be read ({error.strerror}); check its permissions."
-        ) from None
+    with open_file(path) as file:
+        return _read(_Head(file, path))
 
 
-def read_tensors(path: Path) -> list[GgufTensor]:
-    """Every tensor of the file.
-
-    Raises:
-        EdgeError: as read_gguf.
-    """
-    return list(read_gguf(path).tensors)
+def block_size(kind: str) -> tuple[int, int]:
+    """Items and bytes of a tensor type's block."""
+    return next((items, size) for name, items, size in _kinds().values() if name == kind)
 
 
-def read_string(path: Path, key: str) -> str | None:
-    """One string key, or None.
+@cache
+def _kinds() -> dict[int, tuple[str, int, int]]:
+    """Name, and items and bytes of a block, of every tensor type by its number."""
+    from gguf.constants import GGML_QUANT_SIZES  # here: the package takes half a second to load
 
-    Raises:
-        EdgeError: as read_gguf.
-    """
-    value = read_gguf(path).keys.get(key)
-    return value if isinstance(value, str) else None
-
-
-def pack_text(text: str) -> bytes:
-    """A string as the format stores it."""
-    data = text.encode()
-    return struct.pack("<Q", len(data)) + data
-
-
-def pack_key(key: str, code: int, value: float | str) -> bytes:
-    """A key with its value as the format stores them.
-
-    Args:
-        key: its name.
-        code: the value's type, STRING or one of SCALARS.
-        value: the value.
-    """
-    stored = pack_text(str(value)) if code == STRING else struct.pack(f"<{SCALARS[code]}", value)
-    return pack_text(key) + struct.pack("<I", code) + stored
+    return {int(kind): (str(kind.name), *size) for kind, size in GGML_QUANT_SIZES.items()}
 
 
 class _Head:
     """A cursor that never runs past the end of the file, nor into absurd sizes."""
 
     def __init__(self, file: BinaryIO, path: Path):
-        self.path = path
+        self.path, self._file = path, file
         self.file_bytes = file.seek(0, 2)
-        self.position = 0
-        self._limit = min(self.file_bytes, MAX_HEADER_BYTES)
-        self._file = file
-        file.seek(0)
+        self.position = file.seek(0)
 
     def take(self, count: int) -> bytes:
         """The next bytes."""
-        if count > self._limit - self.position:
+        end = self.position + count
+        data = self._file.read(count) if end <= MAX_HEADER_BYTES else b""
+        if len(data) < count:
             self.broken(f"it is cut off or holds a wrong length at byte {self.position}")
-        self.position += count
-        data = self._file.read(count)
-        if len(data) < count:  # somebody is shortening it meanwhile
-            self.broken(f"it ends before byte {self.position}")
+        self.position = end
         return data
 
-    def scalar(self, code: int) -> Any:
-        """The next number or truth value, of one of the SCALARS."""
-        layout = _layout(code)
-        return layout.unpack(self.take(layout.size))[0]
+    def number(self, layout: str) -> Any:
+        """The next number or truth value, as struct spells its type."""
+        return struct.unpack(f"<{layout}", self.take(struct.calcsize(f"<{layout}")))[0]
+
+    def count(self, name: str, limit: int) -> int:
+        """The next count of something, which must be believable."""
+        value: int = self.number("Q")
+        if value > limit:
+            self.broken(f"it claims {value} {name}")
+        return value
 
     def text(self) -> str:
         """The next string."""
@@ -187,34 +135,22 @@ class _Head:
         except UnicodeDecodeError:
             self.broken(f"the text before byte {self.position} is not UTF-8")
 
-    def count(self, what: str, limit: int) -> int:
-        """The next count, which must be believable."""
-        value = int.from_bytes(self.take(8), "little")
-        if value > limit:
-            self.broken(f"it claims {value} {what}")
-        return value
-
-    def value(self, code: int) -> Value:
-        """The next value of a type."""
-        if code == STRING:
-            return self.text()
-        if code in SCALARS:
-            value: Value = self.scalar(code)
+    def value(self) -> Value:
+        """The next value, after its type."""
+        code = self.number("I")
+        if code != ARRAY:
+            value: Value = next(self._values(code, 1))
             return value
-        if code == ARRAY:
-            return self._array()
-        self.broken(f"there is no value type {code}, met at byte {self.position}")
+        code, items = self.number("I"), self.count("items in one array", MAX_ARRAY_ITEMS)
+        return list(self._values(code, items))
 
-    def _array(self) -> list[Any]:
-        code = self.scalar(4)
-        items = self.count("items in one array", MAX_ARRAY_ITEMS)
+    def _values(self, code: int, items: int) -> Iterator[Any]:
         if code == STRING:
-            return [self.text() for _ in range(items)]
+            return (self.text() for _ in range(items))
         if code not in SCALARS:  # llama.cpp has no arrays of arrays either
-            self.broken(f"there is no array of type {code}, met at byte {self.position}")
+            self.broken(f"there is no value type {code}, met at byte {self.position}")
         dtype = np.dtype(f"<{SCALARS[code]}")
-        values: list[Any] = np.frombuffer(self.take(items * dtype.itemsize), dtype).tolist()
-        return values
+        return iter(np.frombuffer(self.take(items * dtype.itemsize), dtype).tolist())
 
     def broken(self, reason: str) -> NoReturn:
         """Refuse the file."""
@@ -223,102 +159,51 @@ class _Head:
         )
 
 
-@cache
-def _layout(code: int) -> struct.Struct:
-    return struct.Struct(f"<{SCALARS[code]}")
-
-
 def _read(head: _Head) -> GgufFile:
-    version = _read_version(head)
+    _check_version(head)
     tensor_count = head.count("tensors", MAX_ENTRIES)
-    key_count = head.count("keys", MAX_ENTRIES)
-    keys, key_spans = _read_keys(head, key_count)
-    begin = head.position
-    descriptions = [_read_description(head) for _ in range(tensor_count)]
-    alignment = _alignment(head, keys)
-    data_begin = math.ceil(head.position / alignment) * alignment
-    tensors = tuple(
-        GgufTensor(name, kind, shape, data_begin + offset, data_bytes)
-        for name, kind, shape, offset, data_bytes in descriptions
-    )
-    _check_layout(head, tensors, alignment, data_begin)
-    return GgufFile(
-        path=head.path,
-        version=version,
-        keys=keys,
-        tensors=tensors,
-        key_spans=key_spans,
-        tensor_span=(begin, head.position),
-        alignment=alignment,
-        data_begin=data_begin,
-        file_bytes=head.file_bytes,
-    )
-
-
-def _read_version(head: _Head) -> int:
-    if head.file_bytes < 4 or head.take(4) != MAGIC:
-        raise EdgeError(f"{head.path} is not a GGUF file; check the path.")
-    version = int(head.scalar(4))
-    if version and version % 65536 == 0:
-        raise EdgeError(
-            f"{head.path} is a GGUF file for big-endian machines; "
-            f"download the usual, little-endian one."
-        )
-    if version not in VERSIONS:
-        raise EdgeError(
-            f"{head.path} has version {version} of the GGUF format, edge reads 2 and 3; "
-            f"download a newer file, or upgrade edge."
-        )
-    return version
-
-
-def _read_keys(head: _Head, count: int) -> tuple[dict[str, Value], dict[str, tuple[int, int]]]:
     keys: dict[str, Value] = {}
-    spans: dict[str, tuple[int, int]] = {}
-    for _ in range(count):
-        begin = head.position
+    for _ in range(head.count("keys", MAX_ENTRIES)):
         key = head.text()
         if key in keys:
             head.broken(f"it has the key {key!r} twice")
-        keys[key] = head.value(head.scalar(4))
-        spans[key] = (begin, head.position)
-    return keys, spans
+        keys[key] = head.value()
+    described = [_read_description(head) for _ in range(tensor_count)]
+    alignment = keys.get("general.alignment", DEFAULT_ALIGNMENT)
+    if type(alignment) is not int or alignment <= 0 or alignment & (alignment - 1):
+        head.broken(f"general.alignment is {alignment!r}, not a power of two")
+    data_begin = math.ceil(head.position / alignment) * alignment
+    tensors = tuple(replace(tensor, begin=data_begin + tensor.begin) for tensor in described)
+    _check_layout(head, tensors, alignment, data_begin)
+    return GgufFile(head.path, keys, tensors)
 
 
-def _read_description(head: _Head) -> tuple[str, str, tuple[int, ...], int, int]:
-    """One tensor's name, type, shape, offset within the data, and length in bytes."""
-    name = head.text()
-    dimensions = head.scalar(4)
+def _check_version(head: _Head) -> None:
+    if head.file_bytes < 4 or head.take(4) != MAGIC:
+        raise EdgeError(f"{head.path} is not a GGUF file; check the path.")
+    version: int = head.number("I")
+    if version not in VERSIONS:
+        big_endian = version and version % 65536 == 0
+        kind = "for big-endian machines" if big_endian else f"of version {version}"
+        raise EdgeError(
+            f"{head.path} is a GGUF file {kind}; edge reads versions 2 and 3 in the usual, "
+            f"little-endian order, so download another file."
+        )
+
+
+def _read_description(head: _Head) -> GgufTensor:
+    """A tensor that begins where its offset within the data says."""
+    name, dimensions = head.text(), head.number("I")
     if not 1 <= dimensions <= MAX_DIMENSIONS:
         head.broken(f"tensor {name!r} has {dimensions} dimensions")
-    shape = tuple(reversed([head.scalar(10) for _ in range(dimensions)]))
-    code, offset = head.scalar(4), head.scalar(10)
+    shape = tuple(reversed([head.number("Q") for _ in range(dimensions)]))
+    code, offset = head.number("I"), head.number("Q")
     if code not in _kinds():
         head.broken(f"tensor {name!r} has the unknown type {code}")
-    kind, block_items, block_bytes = _kinds()[code]
-    if 0 in shape or shape[-1] % block_items:
+    kind, items, block_bytes = _kinds()[code]
+    if 0 in shape or shape[-1] % items:
         head.broken(f"tensor {name!r} of type {kind} has shape {list(shape)}")
-    return name, kind, shape, offset, math.prod(shape) // block_items * block_bytes
-
-
-@cache
-def _kinds() -> dict[int, tuple[str, int, int]]:
-    """Every tensor type: its name, and how many items of how many bytes a block has."""
-    from gguf.constants import GGML_QUANT_SIZES
-
-    return {int(kind): (str(kind.name), *size) for kind, size in GGML_QUANT_SIZES.items()}
-
-
-def block_size(kind: str) -> tuple[int, int]:
-    """How many items in how many bytes a block of a tensor type has."""
-    return next((items, data) for name, items, data in _kinds().values() if name == kind)
-
-
-def _alignment(head: _Head, keys: Mapping[str, Value]) -> int:
-    value = keys.get("general.alignment", DEFAULT_ALIGNMENT)
-    if type(value) is not int or value <= 0 or value & (value - 1):
-        head.broken(f"general.alignment is {value!r}, not a power of two")
-    return value
+    return GgufTensor(name, kind, shape, offset, math.prod(shape) // items * block_bytes)
 
 
 def _check_layout(

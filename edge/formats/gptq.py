@@ -30,88 +30,64 @@ BLOCK_OUTPUTS = 512
 
 
 def unpack(words: Array, bits: int) -> Array:
-    """The numbers in a stream of words.
+    """Numbers of a stream: 32-bit words (..., n) to uint8 (..., n * 32 / bits).
 
-    Args:
-        words: 32-bit (..., n); for 3 bits n is a multiple of 3.
-        bits: 2, 3, 4 or 8.
-
-    Returns:
-        uint8 (..., n * 32 / bits).
+    For 3 bits n is a multiple of 3.
     """
     raw = np.ascontiguousarray(words).view(np.uint8)
     if bits == 8:
         return raw
-    if bits == 3:
-        return _unpack_3(raw)
-    per_byte = 8 // bits
-    numbers = np.empty((*raw.shape, per_byte), np.uint8)
-    for i in range(per_byte):
-        np.right_shift(raw, bits * i, out=numbers[..., i])
-    numbers &= (1 << bits) - 1
+    units, per_unit = (_triples(raw), 8) if bits == 3 else (raw, 8 // bits)
+    numbers = np.empty((*units.shape, per_unit), np.uint8)
+    for i in range(per_unit):
+        numbers[..., i] = (units >> bits * i) & ((1 << bits) - 1)
     return numbers.reshape(*raw.shape[:-1], -1)
+
+
+def _triples(raw: Array) -> Array:
+    """Every three bytes as one number, which holds eight of three bits."""
+    parts = raw.reshape(*raw.shape[:-1], -1, 3).astype(np.uint32)
+    return parts[..., 0] | parts[..., 1] << 8 | parts[..., 2] << 16
 
 
 def pack(numbers: Array, bits: int) -> Array:
     """The inverse of `unpack`: uint8 (..., m) to uint32 (..., m * bits / 32)."""
     if bits == 8:
-        raw = np.ascontiguousarray(numbers)
-    elif bits == 3:
-        raw = _pack_3(numbers)
-    else:
-        per_byte = 8 // bits
-        split = numbers.reshape(*numbers.shape[:-1], -1, per_byte)
-        raw = split[..., 0].copy()
-        for i in range(1, per_byte):
-            raw |= split[..., i] << (bits * i)
-    return raw.view(np.uint32)
+        return np.ascontiguousarray(numbers).view(np.uint32)
+    unit: Any
+    unit, per_unit = (np.uint32, 8) if bits == 3 else (np.uint8, 8 // bits)
+    split = numbers.reshape(*numbers.shape[:-1], -1, per_unit)
+    units: Array = split[..., 0].astype(unit)
+    for i in range(1, per_unit):
+        units |= split[..., i].astype(unit) << bits * i
+    if bits == 3:
+        parts = np.stack([units >> shift & 255 for shift in (0, 8, 16)], axis=-1)
+        units = parts.astype(np.uint8).reshape(*numbers.shape[:-1], -1)
+    return units.view(np.uint32)
 
 
-def _unpack_3(raw: Array) -> Array:
-    """Eight numbers from every three bytes."""
-    triples = raw.reshape(*raw.shape[:-1], -1, 3).astype(np.uint32)
-    joined = triples[..., 0] | triples[..., 1] << 8 | triples[..., 2] << 16
-    numbers = np.empty((*joined.shape, 8), np.uint8)
-    for i in range(8):
-        numbers[..., i] = (joined >> 3 * i) & 7
-    return numbers.reshape(*raw.shape[:-1], -1)
-
-
-def _pack_3(numbers: Array) -> Array:
-    split = numbers.reshape(*numbers.shape[:-1], -1, 8).astype(np.uint32)
-    joined = split[..., 0].copy()
-    for i in range(1, 8):
-        joined |= split[..., i] << 3 * i
-    raw = np.stack([joined >> shift & 255 for shift in (0, 8, 16)], axis=-1)
-    return raw.astype(np.uint8).reshape(*numbers.shape[:-1], -1)
-
-
-def zero_points(qzeros: Array, bits: int, stored_as: str) -> Array:
-    """Zero points as meant, uint8 (G, O).
+def zero_points(stored: Array, bits: int, stored_as: str) -> Array:
+    """Zero points as meant, from those unpacked, uint8 (G, O) both.
 
     Format 1 wraps around: a zero point of 0 is stored as the largest number.
     """
-    zeros = unpack(qzeros, bits)
     if stored_as == FORMAT_1:
-        return (zeros + np.uint8(1)) & np.uint8((1 << bits) - 1)
-    return zeros
+        return (stored + np.uint8(1)) & np.uint8((1 << bits) - 1)
+    return stored
 
 
 def symmetric_format(stored: Array, bits: int) -> str | None:
     """The format in which these are a symmetric matrix's zero points, None if in neither.
 
-    Args:
-        stored: zero points as stored, uint8 (G, O).
-        bits: of a code. A symmetric zero point is 2^(bits-1), so stored as that or one less.
+    Symmetric means 2^(bits-1) everywhere, so stored as that or one less.
     """
-    first, middle = int(stored.flat[0]), 1 << (bits - 1)
-    if first not in (middle - 1, middle) or not (stored == first).all():
-        return None
-    return FORMAT_2 if first == middle else FORMAT_1
+    middle = 1 << (bits - 1)
+    formats = {middle - 1: FORMAT_1, middle: FORMAT_2}
+    return formats.get(int(stored.flat[0])) if (stored == stored.flat[0]).all() else None
 
 
 def in_groups(group_of: Array, groups: int) -> tuple[int, Array | None] | None:
-    """How inputs fall into groups of one size.
+    """How inputs fall into groups of one size; None if sizes differ.
 
     Args:
         group_of: the group of each input, int (I,), each within 0 to groups - 1.
@@ -119,7 +95,7 @@ def in_groups(group_of: Array, groups: int) -> tuple[int, Array | None] | None:
 
     Returns:
         The size, and the order (int32 (I,)) that brings groups together in turn, None if
-        they are so already; or None if sizes differ.
+        they are so already.
     """
     counts = np.bincount(group_of, minlength=groups)
     if (counts != counts[0]).any():
@@ -138,15 +114,8 @@ def dequantise(
 ) -> Array:
     """Rows of the matrix, inputs in the network's order, float32 (outputs, I).
 
-    Exact for float16 scales: eleven bits times nine fit float32.
-
-    Args:
-        qweight: as stored.
-        zeros: as meant, uint8 (G, O).
-        scales: (G, O).
-        group_of: int (I,).
-        bits: of a code.
-        outputs: which rows, with a step of one.
+    Exact for float16 scales: eleven bits times nine fit float32. `zeros` are as meant, uint8
+    (G, O); `group_of` is int (I,); `outputs` has a step of one.
     """
     start, stop, _ = outputs.indices(qweight.shape[1])
     dense = np.empty((max(0, stop - start), group_of.size), np.float32)
@@ -173,15 +142,14 @@ def affine_codes(
     qweight: Array, bits: int, input_order: Array | None, output_order: Array | None
 ) -> Array:
     """MLX's codes, uint32 (O, I * bits / 32), columns and rows in the orders given."""
+    outputs = np.arange(qweight.shape[1]) if output_order is None else output_order
     if input_order is None:
-        return words_by_output(qweight, slice(None) if output_order is None else output_order)
+        return words_by_output(qweight, outputs)
     codes = np.empty(qweight.shape[::-1], np.uint32)
     for begin in range(0, len(codes), BLOCK_OUTPUTS):
-        part: slice | Array = slice(begin, begin + BLOCK_OUTPUTS)
-        rows = codes[part]
-        part = part if output_order is None else output_order[part]
-        numbers = unpack(words_by_output(qweight, part), bits)
-        rows[:] = pack(numbers.take(input_order, axis=1), bits)
+        part = slice(begin, begin + BLOCK_OUTPUTS)
+        numbers = unpack(words_by_output(qweight, outputs[part]), bits)
+        codes[part] = pack(numbers.take(input_order, axis=1), bits)
     return codes
 
 

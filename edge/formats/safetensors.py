@@ -1,177 +1,294 @@
-"""One safetensors file: a checked header, and tensors read in blocks of rows.
+"""Safetensors files: checked headers, tensors read in blocks of rows, and a writer of shards.
 
-Read here rather than with the safetensors package because numpy has no bfloat16,
-and because a broken download deserves an exact sentence (how many bytes are
-missing) instead of a parser's message. Format: an unsigned 64-bit header length,
-a JSON header {name: {dtype, shape, data_offsets}}, then the data.
+Format: an unsigned 64-bit header length, a JSON header {name: {dtype, shape, data_offsets}},
+then the data without gaps. Read here rather than with the safetensors package because numpy
+has no bfloat16, and because a broken download deserves to be told how many bytes are missing.
 
-Rows are read, not mapped: pages of a mapped file count as resident memory until
-something else wants it, so converting 6 GB would look like, and on a small machine
-be, 6 GB of memory.
+Rows are read, not mapped: pages of a mapped file count as resident memory until something else
+wants it, so converting 6 GB would look like, and on a small machine be, 6 GB of memory.
 """
 
 from __future__ import annotations
 
+import hashlib
+import json
 import math
-import stat
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from edge.errors import EdgeError
-from edge.formats.files import strict_json
+from edge.formats.files import open_file, strict_json
 
 if TYPE_CHECKING:
     import numpy as np
 
+Array: TypeAlias = "np.ndarray[Any, np.dtype[Any]]"
+Shape = tuple[int, ...]
+
+INDEX = "model.safetensors.index.json"  # which file holds which tensor
+FLOATS = {"F64": "<f8", "F32": "<f4", "F16": "<f2", "BF16": "<u2"}
+# Codes and orders of quantised checkpoints; no tensor of a network is one.
+INTEGERS = {"I64": "<i8", "I32": "<i4", "U32": "<u4", "U8": "<u1"}
+NUMPY_TYPES = FLOATS | INTEGERS
+ITEM_BYTES = {dtype: int(kind[-1]) for dtype, kind in NUMPY_TYPES.items()}
 # The bound that the reference implementation sets on the header.
 MAX_HEADER_BYTES = 100_000_000
 MAX_AXES = 8  # far above any network's, so that no product of sizes takes long
-ITEM_BYTES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "I64": 8, "I32": 4, "U32": 4, "U8": 1}
-# Packed and index tensors of quantised checkpoints; no tensor of a network is one.
-INTEGERS = ("I64", "I32", "U32", "U8")
-FLOATS = tuple(dtype for dtype in ITEM_BYTES if dtype not in INTEGERS)
-NUMPY_TYPES = {
-    "F64": "<f8",
-    "F32": "<f4",
-    "F16": "<f2",
-    "BF16": "<u2",
-    "I64": "<i8",
-    "I32": "<i4",
-    "U32": "<u4",
-    "U8": "<u1",
-}
+SHARD_BYTES = 5 << 30  # what mlx-lm and the hub use
+# Readers that map the file want the data aligned; the reference writer pads to 8 too.
+ALIGNMENT_BYTES = 8
+
+
+# --- reading
+
+
+def read_array(path: Path, dtype: str, count: int, begin: int) -> Array:
+    """Numbers of any file (count,), from byte `begin` on.
+
+    Raises:
+        EdgeError: the file cannot be read or has become shorter.
+    """
+    import numpy as np  # here: who reads headers alone need not wait 0.1 s for it
+
+    with open_file(path) as file:
+        numbers = np.fromfile(file, dtype, count, offset=begin)
+    if numbers.size < count:
+        raise _broken(path, "has been cut off since it was opened")
+    return numbers
 
 
 @dataclass(frozen=True)
-class TensorEntry:
-    """Where one tensor lies; begin and end count from the start of the file."""
+class StoredTensor:
+    """One tensor of a file; `begin` and `end` count from the start of the file."""
 
+    name: str
+    path: Path
     dtype: str
-    shape: tuple[int, ...]
+    shape: Shape
     begin: int
     end: int
 
-
-class SafetensorsFile:
-    """A file whose header has been checked against its size.
-
-    Raises:
-        EdgeError: the file is missing, truncated, or its header contradicts itself.
-    """
-
-    def __init__(self, path: Path):
-        self.path = path
-        try:
-            status = path.stat()
-            if not stat.S_ISREG(status.st_mode):  # to open a pipe would wait for ever
-                raise self._broken("is a folder, pipe or device, no file")
-            self.file_bytes = status.st_size
-            with path.open("rb") as file:
-                header_bytes = int.from_bytes(file.read(8), "little")
-                self.data_begin = 8 + header_bytes
-                if self.file_bytes < 8 or self.data_begin > self.file_bytes:
-                    raise self._broken(f"is cut off inside its header ({self.file_bytes} bytes)")
-                if header_bytes > MAX_HEADER_BYTES:
-                    raise self._broken(f"claims a header of {header_bytes} bytes")
-                self.header = file.read(header_bytes)
-        except FileNotFoundError:
-            raise self._broken("is missing") from None
-        except OSError as error:
-            raise self._broken(f"cannot be read ({error.strerror})") from None
-        self.entries = self._parse()
-        self._check_layout()
-
-    def check_is_float(self, name: str) -> None:
+    def check_is_float(self) -> None:
         """Refuse whole numbers where weights belong.
 
         Raises:
-            EdgeError: the tensor holds such.
+            EdgeError: it holds such.
         """
-        dtype = self.entries[name].dtype
-        if dtype not in FLOATS:
+        if self.dtype not in FLOATS:
             raise EdgeError(
-                f"{self.path}: tensor {name} is stored as {dtype}, not as a float; "
+                f"{self.path}: tensor {self.name} is stored as {self.dtype}, not as a float; "
                 f"use the unquantised checkpoint."
             )
 
-    def read(
-        self, name: str, start: int = 0, stop: int | None = None
-    ) -> np.ndarray[Any, np.dtype[Any]]:
-        """Rows start to stop of a tensor, bfloat16 widened to float32, other dtypes as stored.
+    def read(self, start: int = 0, stop: int | None = None) -> Array:
+        """Rows start to stop, clipped as in a slice; bfloat16 widened to float32."""
+        rows, *axes = self.shape or (1,)
+        first, last, _ = slice(start, stop).indices(rows)
+        count, width = max(0, last - first), math.prod(axes)
+        begin = self.begin + first * width * ITEM_BYTES[self.dtype]
+        stored = read_array(self.path, NUMPY_TYPES[self.dtype], count * width, begin)
+        if self.dtype == "BF16":
+            stored = stored.astype("<u4")
+            stored <<= 16
+            stored = stored.view("<f4")
+        return stored.reshape(count, *axes) if self.shape else stored.reshape(())
 
-        Start and stop count along the first axis and are clipped as in a slice; a tensor
-        without axes is its own only row.
+
+def read_headers(paths: Iterable[Path]) -> dict[str, StoredTensor]:
+    """Every tensor of some files by name.
+
+    Raises:
+        EdgeError: two files hold a tensor of one name; or as `read_header`.
+    """
+    found: dict[str, StoredTensor] = {}
+    for path in paths:
+        for name, tensor in read_header(path).items():
+            if name in found:
+                raise EdgeError(
+                    f"tensor {name} is in {found[name].path} and in {path}; "
+                    f"keep the files of one checkpoint only."
+                )
+            found[name] = tensor
+    return found
+
+
+def read_header(path: Path) -> dict[str, StoredTensor]:
+    """Every tensor of a file by name, checked against the file's size.
+
+    Raises:
+        EdgeError: the file is missing, cut off, or its header contradicts itself.
+    """
+    with open_file(path) as file:
+        file_bytes = path.stat().st_size
+        header_bytes = int.from_bytes(file.read(8), "little")
+        if file_bytes < 8 + header_bytes:
+            raise _broken(path, f"is cut off inside its header ({file_bytes} bytes)")
+        if header_bytes > MAX_HEADER_BYTES:
+            raise _broken(path, f"claims a header of {header_bytes} bytes")
+        raw = file.read(header_bytes)
+    try:
+        header = strict_json(raw)
+        metadata = header.pop("__metadata__", None)  # MLX writes null for none
+        if metadata is not None and not all(isinstance(t, str) for t in metadata.values()):
+            raise ValueError(metadata)
+        tensors = [_entry(path, name, header[name], 8 + header_bytes) for name in header]
+    except (ValueError, TypeError, KeyError, AttributeError):
+        raise _broken(path, "has a header that is not safetensors") from None
+    _check_layout(path, tensors, 8 + header_bytes, file_bytes)
+    return {tensor.name: tensor for tensor in tensors}
+
+
+def _entry(path: Path, name: str, fields: dict[str, Any], data_begin: int) -> StoredTensor:
+    dtype, shape = fields["dtype"], fields["shape"]
+    begin, end = fields["data_offsets"]
+    if dtype not in ITEM_BYTES:
+        raise EdgeError(
+            f"{path}: tensor {name} is stored as {dtype}, edge reads {', '.join(ITEM_BYTES)}; "
+            f"use the unquantised checkpoint."
+        )
+    sizes = (begin, end, *shape)
+    if len(sizes) > MAX_AXES or not all(type(n) is int and 0 <= n < 1 << 63 for n in sizes):
+        raise ValueError(name)
+    if end - begin != math.prod(shape) * ITEM_BYTES[dtype]:
+        raise _broken(path, f"gives tensor {name} {end - begin} bytes for shape {shape}")
+    return StoredTensor(name, path, dtype, tuple(shape), data_begin + begin, data_begin + end)
+
+
+def _check_layout(path: Path, tensors: list[StoredTensor], begin: int, file_bytes: int) -> None:
+    """Tensors must fill the data exactly, as the format demands: no gap, no overlap."""
+    for tensor in sorted(tensors, key=lambda tensor: (tensor.begin, tensor.end)):
+        if tensor.begin != begin:
+            raise _broken(path, f"has tensor {tensor.name} overlapping or after a gap")
+        begin = tensor.end
+    if begin > file_bytes:
+        raise _broken(path, f"is cut off: {file_bytes} bytes of {begin}")
+    if begin < file_bytes:
+        raise _broken(path, f"has {file_bytes - begin} bytes too many")
+
+
+def _broken(path: Path, reason: str) -> EdgeError:
+    return EdgeError(f"{path} {reason}; download it again.")
+
+
+# --- writing
+
+
+@dataclass(frozen=True)
+class Planned:
+    """One tensor that will be written."""
+
+    name: str
+    dtype: str
+    shape: Shape
+
+    @property
+    def data_bytes(self) -> int:
+        """Its size on disk."""
+        return math.prod(self.shape) * ITEM_BYTES[self.dtype]
+
+
+class ShardWriter:
+    """A folder's model*.safetensors and their index, hashed on the way.
+
+    Every shape is planned before the first byte, so headers, shard names and the index are
+    known from the start and no tensor waits in memory for its shard to fill. Data must arrive
+    in the planned order.
+    """
+
+    def __init__(self, folder: Path, plan: Sequence[Planned]):
+        self._folder = folder
+        shards = split_into_shards(plan)
+        self._shards = dict(zip(_shard_names(len(shards)), shards, strict=True))
+        self._waiting = list(reversed(self._shards))
+        self._left_bytes = 0  # of the open shard
+        self.sha256: dict[str, str] = {}
+
+    def write(self, data: Array) -> None:
+        """Append bytes of the tensor whose turn it is.
 
         Raises:
-            EdgeError: the file has become unreadable or shorter since it was opened.
+            ValueError: more bytes than the shard has room for, or all tensors have arrived.
         """
-        entry = self.entries[name]
-        if not entry.shape:
-            return self._numbers(entry, entry.begin, 1).reshape(())
-        first, last, _ = slice(start, stop).indices(entry.shape[0])
-        rows, width = max(0, last - first), math.prod(entry.shape[1:])
-        begin = entry.begin + first * width * ITEM_BYTES[entry.dtype]
-        return self._numbers(entry, begin, rows * width).reshape(rows, *entry.shape[1:])
+        raw = raw_bytes(data)
+        if not self._left_bytes and self._waiting:
+            self._open(self._waiting.pop())
+        if len(raw) > self._left_bytes:
+            raise ValueError(f"{len(raw) - self._left_bytes} bytes more than were planned")
+        self._left_bytes -= len(raw)
+        self._put(raw)
+        if not self._left_bytes:
+            self._file.close()
+            self.sha256[self._name] = self._digest.hexdigest()
 
-    def _numbers(
-        self, entry: TensorEntry, begin: int, count: int
-    ) -> np.ndarray[Any, np.dtype[Any]]:
-        """Count numbers from byte begin of the file, one-dimensional."""
-        import numpy as np  # here: who reads headers alone need not wait 0.1 s for it
+    def finish(self) -> None:
+        """Write the index.
 
-        try:
-            stored = np.fromfile(self.path, NUMPY_TYPES[entry.dtype], count, offset=begin)
-        except OSError as error:
-            raise self._broken(f"cannot be read any more ({error.strerror})") from None
-        if stored.size < count:
-            raise self._broken("has been cut off since it was opened")
-        if entry.dtype == "BF16":
-            wide = stored.astype(np.uint32)
-            wide <<= 16
-            return wide.view(np.float32)
-        return stored
+        Raises:
+            ValueError: a planned tensor has not arrived.
+        """
+        if self._left_bytes or self._waiting:
+            raise ValueError("planned tensors are missing")
+        total = sum(tensor.data_bytes for shard in self._shards.values() for tensor in shard)
+        files = {tensor.name: name for name, shard in self._shards.items() for tensor in shard}
+        index = {"metadata": {"total_size": total}, "weight_map": files}
+        text = (json.dumps(index, indent=2) + "\n").encode()
+        (self._folder / INDEX).write_bytes(text)
+        self.sha256[INDEX] = hashlib.sha256(text).hexdigest()
 
-    def _parse(self) -> dict[str, TensorEntry]:
-        try:
-            header = strict_json(self.header)
-            metadata = header.pop("__metadata__", {})
-            texts = () if metadata is None else metadata.values()  # MLX writes null for none
-            if not all(isinstance(text, str) for text in texts):
-                raise ValueError(metadata)
-            return {name: self._entry(name, fields) for name, fields in header.items()}
-        except (ValueError, TypeError, KeyError, AttributeError):
-            raise self._broken("has a header that is not safetensors") from None
+    def close(self) -> None:
+        """Let go of an unfinished file."""
+        if self._left_bytes:
+            self._file.close()
 
-    def _entry(self, name: str, fields: dict[str, Any]) -> TensorEntry:
-        dtype, shape = fields["dtype"], fields["shape"]
-        begin, end = fields["data_offsets"]
-        if dtype not in ITEM_BYTES:
-            raise EdgeError(
-                f"{self.path}: tensor {name} is stored as {dtype}, edge reads "
-                f"{', '.join(ITEM_BYTES)}; use the unquantised checkpoint."
-            )
-        numbers = (begin, end, *shape)
-        if type(shape) is not list or len(shape) > MAX_AXES:
-            raise ValueError(name)
-        if not all(type(n) is int and 0 <= n < 1 << 63 for n in numbers):
-            raise ValueError(name)
-        if end - begin != math.prod(shape) * ITEM_BYTES[dtype]:
-            raise self._broken(f"gives tensor {name} {end - begin} bytes for shape {shape}")
-        return TensorEntry(dtype, tuple(shape), self.data_begin + begin, self.data_begin + end)
+    def _open(self, name: str) -> None:
+        self._name, self._digest = name, hashlib.sha256()
+        self._file = (self._folder / name).open("wb")
+        self._left_bytes = sum(tensor.data_bytes for tensor in self._shards[name])
+        self._put(_header(self._shards[name]))
 
-    def _check_layout(self) -> None:
-        """Tensors must fill the data exactly, as the format demands: no gap, no overlap."""
-        position = self.data_begin
-        in_order = sorted(self.entries.items(), key=lambda item: (item[1].begin, item[1].end))
-        for name, entry in in_order:
-            if entry.begin != position:
-                raise self._broken(f"has tensor {name} overlapping or after a gap")
-            position = entry.end
-        if position > self.file_bytes:
-            raise self._broken(f"is cut off: {self.file_bytes} bytes of {position}")
-        if position < self.file_bytes:
-            raise self._broken(f"has {self.file_bytes - position} bytes too many")
+    def _put(self, raw: bytes | memoryview) -> None:
+        self._file.write(raw)
+        self._digest.update(raw)
 
-    def _broken(self, what: str) -> EdgeError:
-        return EdgeError(f"{self.path} {what}; download it again.")
+
+def split_into_shards(plan: Sequence[Planned]) -> list[list[Planned]]:
+    """Consecutive tensors, none but a single tensor's shard over the limit."""
+    shards: list[list[Planned]] = [[]]
+    room_bytes = SHARD_BYTES
+    for tensor in plan:
+        if shards[-1] and tensor.data_bytes > room_bytes:
+            shards.append([])
+            room_bytes = SHARD_BYTES
+        shards[-1].append(tensor)
+        room_bytes -= tensor.data_bytes
+    return shards
+
+
+def _shard_names(count: int) -> list[str]:
+    """Hugging Face's names, which hold the count."""
+    if count == 1:
+        return ["model.safetensors"]
+    return [f"model-{i + 1:05d}-of-{count:05d}.safetensors" for i in range(count)]
+
+
+def _header(tensors: Sequence[Planned]) -> bytes:
+    fields: dict[str, object] = {"__metadata__": {"format": "mlx"}}
+    begin = 0
+    for tensor in tensors:
+        place = [begin, begin := begin + tensor.data_bytes]
+        fields[tensor.name] = {
+            "dtype": tensor.dtype,
+            "shape": list(tensor.shape),
+            "data_offsets": place,
+        }
+    text = json.dumps(fields, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % ALIGNMENT_BYTES)
+    return len(text).to_bytes(8, "little") + text
+
+
+def raw_bytes(array: Array) -> memoryview:
+    """An array's bytes in row order, without a copy if they lie so."""
+    flat: Any = array if array.flags.c_contiguous else array.copy()
+    return memoryview(flat).cast("B")

@@ -106,7 +106,7 @@ def read_directory(path: Path) -> tuple[dict[str, Any], ModelConfig]:
 
 def has_input_orders(path: Path) -> bool:
     """Whether matrices have inputs in an order of their own, which only our network follows."""
-    return any(name.endswith("_order") for file in weight_files(path) for name in file.entries)
+    return any(name.endswith("_order") for file in weight_files(path).values() for name in file)
 
 
 def _load_model(
@@ -140,7 +140,7 @@ def _load_model(
 def _read_weights(path: Path) -> dict[str, mx.array]:
     weights: dict[str, mx.array] = {}
     for file in weight_files(path):
-        loaded: Any = mx.load(str(file.path), format="safetensors")
+        loaded: Any = mx.load(str(file), format="safetensors")
         weights |= loaded
     return weights
 

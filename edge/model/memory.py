@@ -16,7 +16,7 @@ import mlx.core as mx
 from edge.device.memory import MemoryRoom, available_bytes
 from edge.errors import EdgeError
 from edge.formats.files import read_json_object
-from edge.formats.safetensors import FLOATS, ITEM_BYTES, SafetensorsFile, TensorEntry
+from edge.formats.safetensors import FLOATS, ITEM_BYTES, StoredTensor, read_header
 from edge.model.config import ModelConfig
 from edge.model.kv_cache import GROUP_SIZE, GROWTH_SHARE, STEP_POSITIONS
 from edge.model.stablelm import current_backend, head_width
@@ -96,7 +96,7 @@ def required_bytes(
         kv_bits: of a quantised cache, or None.
         prefill_tokens: prompt tokens computed at a time.
     """
-    entries = {name: entry for file in weight_files(path) for name, entry in file.entries.items()}
+    entries = {name: t for file in weight_files(path).values() for name, t in file.items()}
     tensors = {name: entry for name, entry in entries.items() if not config.drops(name)}
     width = None if dtype is None else dtype.size
     floats = [ITEM_BYTES[t.dtype] for t in tensors.values() if t.dtype in FLOATS]
@@ -117,26 +117,26 @@ def required_bytes(
     )
 
 
-def weight_files(path: Path) -> list[SafetensorsFile]:
+def weight_files(path: Path) -> dict[Path, dict[str, StoredTensor]]:
     """Every *.safetensors of a directory; an EdgeError where one is missing, broken or GPTQ's."""
-    files = [SafetensorsFile(file) for file in sorted(path.glob("*.safetensors"))]
+    files = {file: read_header(file) for file in sorted(path.glob("*.safetensors"))}
     index = path / "model.safetensors.index.json"
     listed = read_json_object(index).get("weight_map") if index.exists() else None
     named = {str(name) for name in listed.values()} if isinstance(listed, dict) else set()
-    missing = sorted(named - {file.path.name for file in files})
+    missing = sorted(named - {file.name for file in files})
     if missing or not files:
         raise EdgeError(
             f"{path} holds no {missing[0] if missing else '*.safetensors'}; convert or download "
             f"the model again."
         )
-    if any(name.endswith(".qweight") for file in files for name in file.entries):
+    if any(name.endswith(".qweight") for file in files.values() for name in file):
         raise EdgeError(
             f"{path} holds GPTQ weights; convert it to an MLX artefact first, with `edge convert`."
         )
     return files
 
 
-def _loaded_bytes(tensor: TensorEntry, width: int | None) -> int:
+def _loaded_bytes(tensor: StoredTensor, width: int | None) -> int:
     """In memory with floats of `width` bytes; None leaves them as they are."""
     stored = ITEM_BYTES[tensor.dtype]
     item_bytes = (width if tensor.dtype in FLOATS else None) or stored

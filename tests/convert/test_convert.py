@@ -124,7 +124,7 @@ def test_a_sharded_checkpoint_is_the_same_checkpoint(tmp_path):
 
 
 def test_large_artefacts_are_written_in_shards(tiny, tmp_path, monkeypatch):
-    monkeypatch.setattr("edge.formats.safetensors_writer.SHARD_BYTES", 60_000)
+    monkeypatch.setattr("edge.formats.safetensors.SHARD_BYTES", 60_000)
     (made,) = run(tiny, tmp_path / "out", "mlx-fp16")
     shards = sorted(made.path.glob("model-*.safetensors"))
     assert len(shards) > 2

@@ -7,7 +7,6 @@ EDGE_FUZZ_CASE=1234 then runs alone.
 import os
 import random
 import shutil
-import time
 from pathlib import Path
 
 import pytest
@@ -18,7 +17,7 @@ from tests.support.hostile import MADE, is_sentence, run
 from tests.support.mutations import BASES, GGUF_FILE, mutate, write_files
 from tests.support.oracle import check_artefacts
 
-CASES = int(os.environ.get("EDGE_FUZZ_CASES", "2000"))
+CASES = int(os.environ.get("EDGE_FUZZ_CASES", "1000"))
 SEED = int(os.environ.get("EDGE_FUZZ_SEED", "0"))
 ONLY = os.environ.get("EDGE_FUZZ_CASE")
 
@@ -43,8 +42,8 @@ def outcome(path: Path, out: Path) -> str | None:
     return None
 
 
-def run_case(number: int, bases: dict, folder: Path) -> tuple[str, str | None]:
-    """One case from its number alone: how it was spoilt, and what came of it."""
+def run_case(number: int, bases: dict, folder: Path) -> str | None:
+    """One case from its number alone."""
     rng = random.Random(f"{SEED} {number}")
     base = rng.choice(sorted(bases))
     files = dict(bases[base])
@@ -58,7 +57,7 @@ def run_case(number: int, bases: dict, folder: Path) -> tuple[str, str | None]:
     assert answer is None or is_sentence(answer), f"{where}: {answer!r}"
     for made in (path, out):
         shutil.rmtree(made, ignore_errors=True)
-    return where, answer
+    return answer
 
 
 @pytest.mark.parametrize("base", BASES)
@@ -67,18 +66,11 @@ def test_what_is_not_spoilt_converts(bases, base, tmp_path):
 
 
 def test_a_spoilt_checkpoint_is_a_sentence_or_right(bases, tmp_path):
-    numbers = [int(ONLY)] if ONLY else range(CASES)
-    took_s, right = [], 0
-    for number in numbers:
-        begun = time.monotonic()
-        where, answer = run_case(number, bases, tmp_path)
-        took_s.append((time.monotonic() - begun, where))
-        right += answer is None
-        if ONLY:
-            print(where, answer, sep="\n")
-    print(f"{len(took_s)} cases, {right} converted; slowest {max(took_s)}")
-    if not ONLY:  # both answers are common, or the test has lost its teeth
-        assert 0.1 < right / len(took_s) < 0.6
+    if ONLY:
+        print(run_case(int(ONLY), bases, tmp_path))
+        return
+    right = sum(run_case(number, bases, tmp_path) is None for number in range(CASES))
+    assert 0.1 < right / CASES < 0.6  # both answers are common, or the test has lost its teeth
 
 
 def test_a_wrong_weight_would_be_seen(bases, tmp_path, monkeypatch):
@@ -92,7 +84,6 @@ def test_a_wrong_weight_would_be_seen(bases, tmp_path, monkeypatch):
 
     monkeypatch.setattr(Block, "_rounded", spoilt)
     for base, files in bases.items():
-        folder = tmp_path / base
-        folder.mkdir()
+        (tmp_path / base).mkdir()
         with pytest.raises(AssertionError):
-            outcome(write_files(folder / "model", files), folder / "out")
+            outcome(write_files(tmp_path / base / "model", files), tmp_path / base / "out")

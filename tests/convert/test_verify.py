@@ -28,7 +28,7 @@ from edge.convert.verify import (
 )
 from edge.errors import EdgeError
 from edge.formats.gguf import read_gguf
-from edge.formats.safetensors import SafetensorsFile
+from edge.formats.safetensors import read_header
 from tests.support.gptq_packer import STABLELM, Settings, write_gptq
 from tests.support.tiny import CONFIGS, PLAIN, write_checkpoint
 
@@ -93,8 +93,8 @@ def places(artefact):
     if not artefact.is_dir():
         tensors = read_gguf(artefact).tensors
         return {t.name: (artefact, t.begin, t.begin + t.data_bytes) for t in tensors}
-    file = SafetensorsFile(artefact / "model.safetensors")
-    return {name: (file.path, e.begin, e.end) for name, e in file.entries.items()}
+    tensors = read_header(artefact / "model.safetensors")
+    return {name: (t.path, t.begin, t.end) for name, t in tensors.items()}
 
 
 def rewrite(artefact, name, change, dtype="u1"):

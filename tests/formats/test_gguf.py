@@ -2,23 +2,15 @@
 
 import struct
 import tracemalloc
-from pathlib import Path
 
 import gguf
 import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from edge.convert.sources.gguf import open_gguf
 from edge.errors import EdgeError
-from edge.formats.gguf import read_gguf, read_string, read_tensors
+from edge.formats.gguf import read_gguf
 from tests.support.foreign_gguf import write_tiny
-
-
-@pytest.fixture(scope="module")
-def tiny(tmp_path_factory) -> Path:
-    return write_tiny(tmp_path_factory.mktemp("tiny") / "tiny.gguf")
 
 
 def test_the_parser_agrees_with_the_gguf_package(demo_out):
@@ -26,20 +18,18 @@ def test_the_parser_agrees_with_the_gguf_package(demo_out):
     ours, theirs = read_gguf(path), gguf.GGUFReader(str(path))
     keys = {k: f.contents() for k, f in theirs.fields.items() if not k.startswith("GGUF.")}
     assert ours.keys == keys
-    assert [(t.name, t.kind, t.begin, t.data_bytes, t.rows) for t in ours.tensors] == [
-        (t.name, t.tensor_type.name, t.data_offset, t.n_bytes, int(t.shape[-1]))
+    assert [(t.name, t.kind, t.begin, t.data_bytes, t.shape) for t in ours.tensors] == [
+        (t.name, t.tensor_type.name, t.data_offset, t.n_bytes, tuple(map(int, t.shape[::-1])))
         for t in theirs.tensors
     ]
-    assert read_tensors(path) == list(ours.tensors)
-    assert read_string(path, "general.architecture") == "stablelm"
-    assert read_string(path, "stablelm.block_count") is None
 
 
-def test_version_2_is_the_same(tmp_path, tiny):
-    data = bytearray(tiny.read_bytes())
+def test_version_2_is_the_same(tmp_path):
+    path = write_tiny(tmp_path / "x.gguf")
+    keys, data = read_gguf(path).keys, bytearray(path.read_bytes())
     data[4] = 2
-    (tmp_path / "x.gguf").write_bytes(data)
-    assert read_gguf(tmp_path / "x.gguf").keys == read_gguf(tiny).keys
+    path.write_bytes(data)
+    assert read_gguf(path).keys == keys
 
 
 def key(name, code, value):
@@ -62,8 +52,8 @@ BROKEN = {
     "empty": (b"", "not a GGUF file"),
     "other": (b"GGML" + bytes(60), "not a GGUF file"),
     "cut": (b"GGUF\3\0", "cut off"),
-    "version-1": (header(version=1), "has version 1"),
-    "version-0": (header(version=0), "has version 0"),
+    "version-1": (header(version=1), "of version 1"),
+    "version-0": (header(version=0), "of version 0"),
     "big-endian": (header(version=3 << 24), "big-endian"),
     "tensors": (b"GGUF" + struct.pack("<IQQ", 3, 1 << 60, 0), "claims .* tensors"),
     "keys": (b"GGUF" + struct.pack("<IQQ", 3, 0, 1 << 60), "claims .* keys"),
@@ -71,7 +61,7 @@ BROKEN = {
     "string": (header(keys=[key(b"a", 8, HUGE)]), "wrong length"),
     "array": (header(keys=[key(b"a", 9, struct.pack("<I", 4) + HUGE)]), "items in one array"),
     "long": (header(keys=[key(b"a", 9, struct.pack("<IQ", 10, 1 << 20))]), "wrong length"),
-    "nested": (header(keys=[key(b"a", 9, struct.pack("<IQ", 9, 1))]), "no array of type 9"),
+    "nested": (header(keys=[key(b"a", 9, struct.pack("<IQ", 9, 1))]), "no value type 9"),
     "type": (header(keys=[key(b"a", 13, b"")]), "no value type 13"),
     "utf-8": (header(keys=[key(b"\xff", 7, b"\1")]), "not UTF-8"),
     "same-key": (header(keys=[key(b"a", 7, b"\1")] * 2), "'a' twice"),
@@ -91,7 +81,7 @@ BROKEN = {
 
 
 @pytest.mark.parametrize("name", BROKEN)
-def test_a_broken_file_is_one_sentence(tmp_path, name):
+def test_a_broken_file_is_refused(tmp_path, name):
     content, words = BROKEN[name]
     path = tmp_path / "x.gguf"
     path.write_bytes(content)
@@ -100,13 +90,12 @@ def test_a_broken_file_is_one_sentence(tmp_path, name):
     assert "x.gguf" in str(error.value)
 
 
-def test_a_long_file_does_not_make_absurd_lengths_believable(tmp_path):
-    """A hole of three gigabytes behind the header: still nothing of that size is allocated."""
+def test_absurd_lengths_in_a_long_file_allocate_nothing(tmp_path):
     path = tmp_path / "x.gguf"
     for value in (key(b"a", 8, struct.pack("<Q", 1 << 31)), HUGE, key(b"a", 9, bytes(4) + HUGE)):
         path.write_bytes(b"GGUF" + struct.pack("<IQQ", 3, 0, 1) + value)
         with path.open("r+b") as file:
-            file.truncate(3 << 30)
+            file.truncate(3 << 30)  # a hole
         tracemalloc.start()
         with pytest.raises(EdgeError):
             read_gguf(path)
@@ -115,35 +104,11 @@ def test_a_long_file_does_not_make_absurd_lengths_believable(tmp_path):
         assert peak < 1 << 20
 
 
-def test_a_file_that_is_not_there_is_a_sentence(tmp_path):
+def test_a_missing_file_is_refused(tmp_path):
     with pytest.raises(EdgeError, match="is missing"):
-        open_gguf(tmp_path / "x.gguf")
-    with pytest.raises(EdgeError, match="cannot be read"):
-        open_gguf(tmp_path)
-
-
-@settings(max_examples=300, deadline=None)
-@given(st.data())
-def test_a_mutated_file_never_crashes(tmp_path_factory, tiny, data):
-    """Whatever bytes change, the answer is a sentence or tensors of the declared shapes."""
-    content = bytearray(tiny.read_bytes())
-    begin = read_gguf(tiny).data_begin
-    for _ in range(data.draw(st.integers(1, 4))):
-        last = data.draw(st.sampled_from([begin, begin, len(content)])) - 1
-        content[data.draw(st.integers(0, last))] = data.draw(st.integers(0, 255))
-    if data.draw(st.booleans()):
-        del content[data.draw(st.integers(0, len(content))) :]
-    path = tmp_path_factory.mktemp("fuzz") / "x.gguf"
-    path.write_bytes(content)
-    try:
-        opened = open_gguf(path)
-    except EdgeError:
-        return
-    for name, shape in opened.weights.shapes.items():
-        assert opened.weights.read(name).shape == shape
-        if packing := opened.weights.packing(name):
-            codes = opened.weights.read_packed(name).codes
-            assert codes.shape == (shape[0], shape[1] * packing.bits // 32)
+        read_gguf(tmp_path / "x.gguf")
+    with pytest.raises(EdgeError, match="is no file"):
+        read_gguf(tmp_path)
 
 
 def test_broken_numbers_come_as_they_are_and_are_not_packed(tmp_path):

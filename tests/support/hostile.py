@@ -12,10 +12,9 @@ from edge.convert.artefacts.recipes import RECIPES
 from edge.convert.checkpoint import open_checkpoint
 from edge.convert.convert import convert
 from edge.errors import EdgeError
-from tests.support.mutations import join_safetensors, split_safetensors
+from tests.support.mutations import WEIGHTS, join_safetensors, split_safetensors
 
 MADE = ("mlx-fp16", "mlx-int4", "gguf-f16")
-WEIGHTS = "model.safetensors"
 UP = "model.layers.0.mlp.up_proj.weight"
 # A hang, not slowness: what is refused takes some milliseconds.
 LIMIT_S = 60

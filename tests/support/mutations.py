@@ -22,6 +22,7 @@ SMALL = {**PLAIN, "num_hidden_layers": 1, "vocab_size": 64}
 GPTQ = {**STABLELM, "num_hidden_layers": 1, "vocab_size": 64, "hidden_size": 64}
 GPTQ |= {"intermediate_size": 128, "num_attention_heads": 2, "num_key_value_heads": 1}
 GGUF_FILE = "model.gguf"
+WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 
 
@@ -32,6 +33,14 @@ class Special:
     kind: str
     target: str = ""
 
+    def put(self, file: Path) -> None:
+        if self.kind == "link":
+            file.symlink_to(self.target)
+        elif self.kind == "folder":
+            file.mkdir()
+        else:
+            os.mkfifo(file)
+
 
 Files = dict[str, bytes | Special]
 
@@ -40,15 +49,10 @@ def write_files(path: Path, files: Files) -> Path:
     """Put the files into a new directory."""
     path.mkdir()
     for name, content in files.items():
-        file = path / name
-        if isinstance(content, bytes):
-            file.write_bytes(content)
-        elif content.kind == "link":
-            file.symlink_to(content.target)
-        elif content.kind == "folder":
-            file.mkdir()
+        if isinstance(content, Special):
+            content.put(path / name)
         else:
-            os.mkfifo(file)
+            (path / name).write_bytes(content)
     return path
 
 
@@ -67,59 +71,53 @@ def _half(path: Path) -> Files:
     """float16, with every switch of the family that adds tensors."""
     switches = {"use_qkv_bias": True, "qk_layernorm": True, "use_parallel_residual": True}
     files = _plain(path, num_key_value_heads=2, **switches)
-    tensors = load_file(path / "model.safetensors")
+    tensors = load_file(path / WEIGHTS)
     half = {name: array.astype(np.float16) for name, array in tensors.items()}
-    return files | {"model.safetensors": save(half, metadata={"format": "pt"})}
+    return files | {WEIGHTS: save(half, metadata={"format": "pt"})}
 
 
 def _sharded(path: Path) -> Files:
     files = _plain(path, rope_theta=1_000_000)
-    tensors = load_file(path / "model.safetensors")
+    tensors = load_file(path / WEIGHTS)
     names = sorted(tensors)
     shards = {"model-1.safetensors": names[:5], "model-2.safetensors": names[5:]}
-    del files["model.safetensors"]
+    del files[WEIGHTS]
     for file, part in shards.items():
         files[file] = save({name: tensors[name] for name in part})
     index = {"metadata": {}, "weight_map": {n: f for f, part in shards.items() for n in part}}
     return files | {INDEX: json.dumps(index).encode()}
 
 
+def _by_mlx(path: Path, tensors: dict[str, mx.array], **changes) -> Files:
+    """MLX's own writer."""
+    write_checkpoint(path, {**SMALL, **changes})
+    mx.save_safetensors(str(path / WEIGHTS), tensors, {"format": "mlx"})
+    return _files_of(path)
+
+
 def _bfloat16(path: Path) -> Files:
-    files = _plain(path)
-    tensors = load_file(path / "model.safetensors")
-    mx.save_safetensors(
-        str(path / "model.safetensors"),
-        {name: mx.array(array).astype(mx.bfloat16) for name, array in tensors.items()},
-    )
-    return files | {"model.safetensors": (path / "model.safetensors").read_bytes()}
+    tensors = load_file(write_checkpoint(path, SMALL) / WEIGHTS)
+    return _by_mlx(path, {n: mx.array(a).astype(mx.bfloat16) for n, a in tensors.items()})
 
 
-def _gptq(path: Path, **how) -> Files:
-    write_gptq(path, GPTQ, Settings(group_size=32, **how))
+def _mlx(path: Path) -> Files:
+    """As mlx-lm writes it: matrices in 4 bits and groups of 32."""
+    tensors = {}
+    for name, array in load_file(write_checkpoint(path, SMALL) / WEIGHTS).items():
+        half, stem = mx.array(array).astype(mx.float16), name.removesuffix("weight")
+        parts = mx.quantize(half, group_size=32, bits=4) if array.ndim == 2 else (half,)
+        tensors |= dict(zip((name, f"{stem}scales", f"{stem}biases"), parts, strict=False))
+    return _by_mlx(path, tensors, quantization={"group_size": 32, "bits": 4})
+
+
+def _gptq(path: Path, act_order: bool) -> Files:
+    write_gptq(path, GPTQ, Settings(group_size=32, act_order=act_order))
     return _files_of(path)
 
 
 def _gguf(path: Path) -> Files:
     path.mkdir()
     return {GGUF_FILE: write_tiny(path / GGUF_FILE).read_bytes()}
-
-
-def _mlx(path: Path) -> Files:
-    """As mlx-lm writes it: matrices in 4 bits and groups of 32."""
-    files = _plain(path)
-    tensors = {}
-    for name, array in load_file(path / "model.safetensors").items():
-        half = mx.array(array).astype(mx.float16)
-        if array.ndim == 1:
-            tensors[name] = half
-            continue
-        parts = mx.quantize(half, group_size=32, bits=4)
-        stem = name.removesuffix("weight")
-        tensors |= dict(zip((name, f"{stem}scales", f"{stem}biases"), parts, strict=True))
-    mx.save_safetensors(str(path / "model.safetensors"), tensors, {"format": "mlx"})
-    files["model.safetensors"] = (path / "model.safetensors").read_bytes()
-    raw = {**SMALL, "quantization": {"group_size": 32, "bits": 4}}
-    return files | {"config.json": json.dumps(raw).encode()}
 
 
 BASES: dict[str, Callable[[Path], Files]] = {
@@ -142,7 +140,8 @@ NUMBERS = (0, 1, 2, 3, -1, 31, 63, 64, 65, 128, 2**16, 2**31 - 1, 2**31, 2**53, 
 VALUES = (
     *NUMBERS,
     *(0.25, 0.5, 1e-5, 1e-300, 1e300, 64.0, True, False, None, "", "64", "false", "gptq", "../x"),
-    *([], {}, [0], [[0]], {"a": 0}, "\ud800", "a\nb", "\0", "x" * 300, "model.safetensors"),
+    *([], {}, [0], [[0]], {"a": 0}, "\ud800", "a\nb", "\0", "x" * 300, WEIGHTS),
+    *("F64", "F32", "F16", "BF16", "I64", "I32", "U32", "U8", "BOOL", [2**62, 4], [-1, -64]),
 )
 LITERALS = (b"NaN", b"Infinity", b"-Infinity", b"1" * 5000, b"[" * 5000, b"1e999", b'"\\ud800"')
 KEYS = (
@@ -151,15 +150,13 @@ KEYS = (
     *("desc_act", "checkpoint_format", "model_type", "normalizer", "added_tokens", "vocab"),
     *("__metadata__", "lm_head.weight", "model.norm.scales", "dtype", "shape", "data_offsets"),
 )
-DTYPES = ("F64", "F32", "F16", "BF16", "I64", "I32", "U32", "I16", "U16", "U8", "BOOL", "F8_E4M3")
-FLOAT_TYPES = {"F16": np.float16, "F32": np.float32, "F64": np.float64}
 BROKEN = (np.nan, np.inf, -np.inf, 1e30, 65504.0, 65520.0, -0.0, 1e-40)
 OTHER_NAMES = (
     *("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"),
     *("vocab.json", "merges.txt", "chat_template.jinja", "generation_config.json", INDEX),
-    *("quantize_config.json", "config.json", "extra.safetensors", "model.safetensors", "a.bin"),
+    *("quantize_config.json", "config.json", "extra.safetensors", WEIGHTS, "a.bin"),
 )
-LINKS = ("../outside.json", "/dev/zero", "model.safetensors", "loop", "gone", ".", "config.json")
+LINKS = ("../outside.json", "/dev/zero", WEIGHTS, "loop", "gone", ".", "config.json")
 
 
 def mutate(files: Files, rng: random.Random) -> str:
@@ -183,10 +180,9 @@ def mutate(files: Files, rng: random.Random) -> str:
 def _bytes(files: Files, name: str, content: bytes, rng: random.Random) -> None:
     """A few bytes, most of them near the beginning."""
     data = bytearray(content)
-    for _ in range(rng.randint(1, 6)):
-        if data:
-            reach = len(data) if rng.random() < 0.5 else min(len(data), 2000)
-            data[rng.randrange(reach)] = rng.choice((rng.randrange(256), 0, 0xFF, 0x22, 0x5D))
+    for _ in range(rng.randint(1, 6) if data else 0):
+        reach = len(data) if rng.random() < 0.5 else min(len(data), 2000)
+        data[rng.randrange(reach)] = rng.choice((rng.randrange(256), 0, 0xFF, 0x22, 0x5D))
     files[name] = bytes(data)
 
 
@@ -198,7 +194,6 @@ def _length(files: Files, name: str, content: bytes, rng: random.Random) -> None
             content + bytes(width),
             content[:at] + content[at + width :],
             content[:at] + content[at : at + width] + content[at:],
-            b"",
             b"PK\x03\x04" + content,
             content.decode("latin-1").encode("utf-16") if len(content) < 9000 else b"\xef\xbb\xbf",
         )
@@ -206,8 +201,7 @@ def _length(files: Files, name: str, content: bytes, rng: random.Random) -> None
 
 
 def _whole_files(files: Files, name: str, content: bytes, rng: random.Random) -> None:
-    other = rng.choice((*sorted(files), *OTHER_NAMES))
-    way = rng.randrange(4)
+    other, way = rng.choice((*sorted(files), *OTHER_NAMES)), rng.randrange(4)
     if way == 0:
         del files[name]
     elif way == 1:
@@ -219,11 +213,9 @@ def _whole_files(files: Files, name: str, content: bytes, rng: random.Random) ->
 
 
 def _place(files: Files, name: str, content: bytes, rng: random.Random) -> None:
-    kind = rng.choice(("link", "link", "link", "folder", "pipe"))
-    files[name] = Special(kind, rng.choice((*LINKS, name)))
+    files[name] = Special(rng.choice(("link", "folder", "pipe")), rng.choice((*LINKS, name)))
     if rng.random() < 0.5:
-        files["moved"] = content
-        files[name] = Special("link", "moved")
+        files["moved"], files[name] = content, Special("link", "moved")
 
 
 def _json(files: Files, name: str, content: bytes, rng: random.Random) -> None:
@@ -231,16 +223,14 @@ def _json(files: Files, name: str, content: bytes, rng: random.Random) -> None:
         parsed = json.loads(content)
     except (ValueError, RecursionError):
         return
-    mark = '"\u2603"'
     for _ in range(rng.randint(1, 2)):
         parsed = _changed(parsed, rng)
     text = json.dumps(parsed).encode()
     if rng.random() < 0.15:  # what json.dumps does not write
-        marked = json.dumps(_changed(parsed, rng, json.loads(mark))).encode()
+        marked = json.dumps(_changed(parsed, rng, "\u2603")).encode()
         text = marked.replace(json.dumps("\u2603").encode(), rng.choice(LITERALS))
     if rng.random() < 0.05 and isinstance(parsed, dict) and parsed:
-        key = rng.choice(sorted(parsed))
-        again = json.dumps({key: _value(rng)}).encode()
+        again = json.dumps({rng.choice(sorted(parsed)): _value(rng)}).encode()
         text = again[:-1] + b"," + text[1:]
     files[name] = text
 
@@ -255,13 +245,12 @@ def _changed(parsed, rng: random.Random, value=None):
     if not isinstance(parsed, dict | list) or not parsed or rng.random() < 0.02:
         return _value(rng) if value is None else value
     keys = sorted(parsed) if isinstance(parsed, dict) else range(len(parsed))
-    key = rng.choice(keys)
+    key, other = rng.choice(keys), rng.choice(keys)
     child = parsed[key]
     if isinstance(child, dict | list) and child and rng.random() < 0.7:
         parsed[key] = _changed(child, rng, value)
         return parsed
     way = rng.randrange(10) if value is None else 0
-    other = rng.choice(keys)
     if way <= 4:
         parsed[key] = _value(rng) if value is None else value
     elif way == 5:
@@ -292,78 +281,32 @@ def join_safetensors(header: dict, data: bytes) -> bytes:
 
 
 def _header(files: Files, name: str, content: bytes, rng: random.Random) -> None:
-    """One tensor's entry, with its data left as they are."""
+    """One thing in the header, with the data left as they are."""
     try:
         header, data = split_safetensors(content)
-        names = sorted(n for n in header if n != "__metadata__")
-        tensor, other = rng.choice(names), rng.choice(names)
-        entry = header[tensor]
-        _change_entry(header, entry, tensor, other, rng)
-    except (ValueError, KeyError, TypeError, IndexError, AttributeError):
+    except ValueError:
         return
-    files[name] = join_safetensors(header, data)
-
-
-def _change_entry(header: dict, entry: dict, tensor: str, other: str, rng: random.Random) -> None:
-    way = rng.randrange(9)
-    if way == 0:
-        entry["dtype"] = rng.choice((*DTYPES, None, 5))
-    elif way == 1:
-        entry["shape"] = rng.choice(
-            (entry["shape"][::-1], [], [0], [*entry["shape"], 1], [2**62, 4], [-1, -64], "", {})
-        )
-    elif way == 2:
-        entry["data_offsets"][rng.randrange(2)] += rng.choice((-4, 4, 1, 2**40, -(2**40)))
-    elif way == 3:
-        entry["data_offsets"] = list(header[other]["data_offsets"])
-    elif way == 4:
-        header[rng.choice((other, tensor + "x", "\ud800", "a\nb", *KEYS))] = header.pop(tensor)
-    elif way == 5:
-        del header[tensor]
-    elif way == 6:  # two of one size change places, which no reader can know
-        header[tensor], header[other] = header[other], header[tensor]
-    elif way == 7:  # the same bytes under another type
-        entry["dtype"] = {"F16": "BF16", "BF16": "F16", "F32": "U32", "U32": "F32", "I32": "F32"}[
-            entry["dtype"]
-        ]
-    else:
-        header[tensor] = _changed(entry, rng)
+    files[name] = join_safetensors(_changed(header, rng), data)
 
 
 def _values(files: Files, name: str, content: bytes, rng: random.Random) -> None:
-    """Some numbers of one tensor."""
-    try:
-        header, data = split_safetensors(content)
-        entry = header[rng.choice(sorted(n for n in header if n != "__metadata__"))]
-        begin, end = entry["data_offsets"]
-        size = {"F32": 4, "F16": 2, "BF16": 2, "F64": 8}.get(entry["dtype"], 4)
-        if not 0 <= begin < end <= len(data):
-            return
-        at = begin + rng.randrange((end - begin) // size) * size
-        data = data[:at] + _number(entry["dtype"], rng) + data[at + size :]
-    except (ValueError, KeyError, TypeError, AttributeError):
-        return
-    files[name] = join_safetensors(header, data)
-
-
-def _number(dtype: str, rng: random.Random) -> bytes:
-    value = rng.choice(BROKEN)
+    """A number of some tensor."""
+    data = bytearray(content)
+    at = len(data) - 4 * rng.randrange(1, 1 + max(1, len(data) // 8))
     with np.errstate(over="ignore"):
-        if dtype == "BF16":
-            return np.float32(value).tobytes()[2:]
-        if dtype in FLOAT_TYPES:
-            return FLOAT_TYPES[dtype](value).tobytes()
-    return rng.choice((b"\0\0\0\0", b"\xff\xff\xff\xff", b"\0\0\0\x80", b"\x07\0\0\0"))
+        value = rng.choice((np.float32, np.float16))(rng.choice(BROKEN)).tobytes()
+    value = rng.choice((value, value[-2:], b"\xff\xff\xff\xff", b"\0\0\0\x80", b"\x07\0\0\0"))
+    if at > 0:
+        data[at : at + len(value)] = value
+    files[name] = bytes(data)
 
 
 def _gguf_numbers(files: Files, name: str, content: bytes, rng: random.Random) -> None:
     """One number, count or type of the head, or of the data, becomes another."""
     data = bytearray(content)
     reach = len(data) if rng.random() < 0.2 else min(len(data), 3200)
-    at = rng.randrange(max(1, reach - 8))
-    number = rng.choice(NUMBERS) & (2**64 - 1)
-    stored = rng.choice(
-        (struct.pack("<I", number & 0xFFFFFFFF), struct.pack("<Q", number), bytes([number & 0xFF]))
-    )
+    at, number = rng.randrange(max(1, reach - 8)), rng.choice(NUMBERS) & (2**64 - 1)
+    words = (struct.pack("<I", number & 0xFFFFFFFF), struct.pack("<Q", number))
+    stored = rng.choice((*words, bytes([number & 0xFF])))
     data[at : at + len(stored)] = stored
     files[name] = bytes(data)

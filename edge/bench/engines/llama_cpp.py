@@ -7,7 +7,7 @@ from importlib import metadata
 from pathlib import Path
 
 from edge.bench.engines.engine import Logits
-from edge.formats.gguf import GgufTensor, read_tensors
+from edge.formats.gguf import GgufTensor, read_gguf
 from edge.llama_cpp.session import LlamaSession, library
 from edge.profile.profile import EngineFacts
 
@@ -52,7 +52,7 @@ class LlamaCppEngine:
             compute_dtype="as llama.cpp chooses per tensor type",
             kv_dtype="float16",
             threads=self._threads,
-            weight_bytes_per_token=sum(map(_bytes_per_token, read_tensors(self._path))),
+            weight_bytes_per_token=sum(map(_bytes_per_token, read_gguf(self._path).tensors)),
             kv_bytes_per_position=session.kv_elements_per_position * 2,
             remarks=[AMX_REMARK] if session.amx_avoided else [],
             build=_build(),
@@ -78,4 +78,4 @@ def _bytes_per_token(tensor: GgufTensor) -> int:
     """The whole tensor, except one row of the embedding table."""
     if tensor.name != EMBEDDING:
         return tensor.data_bytes
-    return tensor.data_bytes // tensor.rows
+    return tensor.data_bytes // tensor.shape[0]

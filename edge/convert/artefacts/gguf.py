@@ -20,34 +20,17 @@ from edge.convert.artefacts.gguf_tokenizer import GgufTokenizer, read_tokenizer
 from edge.convert.artefacts.manifest import BLANK, GGUF_KEY
 from edge.convert.artefacts.recipes import Recipe
 from edge.convert.checkpoint import Checkpoint
+from edge.convert.sources.gguf_weights import gguf_name
 from edge.convert.sources.weights import Array, Shape
 from edge.convert.stream import Block, Writer
 from edge.errors import EdgeError
-from edge.formats.safetensors_writer import ITEM_BYTES, raw_bytes
+from edge.formats.safetensors import ITEM_BYTES, raw_bytes
 from edge.model.config import ModelConfig
 from edge.model.tensors import expected_shapes
 
 QUANTIZATION_VERSION = 2
 ALIGNMENT_BYTES = 32  # GGUF's default
 BLOCK_ROWS = 4096
-NAMES = {
-    "model.embed_tokens": "token_embd",
-    "model.norm": "output_norm",
-    "lm_head": "output",
-}
-LAYER_NAMES = {
-    "input_layernorm": "attn_norm",
-    "post_attention_layernorm": "ffn_norm",
-    "self_attn.q_proj": "attn_q",
-    "self_attn.k_proj": "attn_k",
-    "self_attn.v_proj": "attn_v",
-    "self_attn.o_proj": "attn_output",
-    "self_attn.q_layernorm": "attn_q_norm",
-    "self_attn.k_layernorm": "attn_k_norm",
-    "mlp.gate_proj": "ffn_gate",
-    "mlp.up_proj": "ffn_up",
-    "mlp.down_proj": "ffn_down",
-}
 
 
 @dataclass(frozen=True)
@@ -79,15 +62,6 @@ def gguf_plan(config: ModelConfig, dtype: str) -> list[PlannedTensor]:
     if config.tie_word_embeddings:
         plan.append(PlannedTensor("output.weight", plan[0].shape, dtype, ()))
     return plan
-
-
-def gguf_name(name: str) -> str:
-    """A checkpoint's tensor in GGUF's terms; per-head norms share one."""
-    stem, part = name.rsplit(".", 1)
-    if stem in NAMES:
-        return f"{NAMES[stem]}.{part}"
-    _, _, layer, path = stem.split(".", 3)
-    return f"blk.{layer}.{LAYER_NAMES[path.split('.norms.')[0]]}.{part}"
 
 
 class GgufWriter(Writer):

@@ -31,7 +31,7 @@ from edge.convert.artefacts.recipes import Recipe
 from edge.convert.checkpoint import Checkpoint
 from edge.errors import EdgeError
 from edge.formats.files import read_text
-from edge.formats.safetensors_writer import Planned, SafetensorsWriter
+from edge.formats.safetensors import Planned, ShardWriter
 from edge.model.config import ModelConfig, read_config
 
 Ids = np.ndarray[Any, np.dtype[np.int32]]
@@ -76,7 +76,7 @@ def write_learned(
     folder.mkdir()
     shapes = {name: tuple(array.shape) for name, array in tensors.items()}
     plan = [Planned(name, DTYPES[array.dtype], shapes[name]) for name, array in tensors.items()]
-    writer = SafetensorsWriter(folder, plan)
+    writer = ShardWriter(folder, plan)
     try:
         for array in tensors.values():
             writer.write(np.asarray(array))

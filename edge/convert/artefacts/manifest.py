@@ -22,7 +22,7 @@ import edge
 from edge.convert.checkpoint import Corrections
 from edge.errors import EdgeError
 from edge.formats.files import read_small_file, strict_json
-from edge.formats.gguf import read_string
+from edge.formats.gguf import read_gguf
 
 MLX_FILE = "edge.json"
 GGUF_KEY = "edge.manifest"
@@ -82,7 +82,7 @@ def read_manifest(artefact: Path) -> Manifest | None:
         if artefact.is_dir():
             data = read_small_file(artefact / MLX_FILE)
         else:
-            data = (read_string(artefact, GGUF_KEY) or "").encode()
+            data = str(read_gguf(artefact).keys.get(GGUF_KEY, "")).encode()
         return msgspec.convert(strict_json(data), Manifest)
     except (ValueError, EdgeError):  # msgspec's error is a ValueError
         return None

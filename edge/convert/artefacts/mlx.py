@@ -23,7 +23,7 @@ from edge.convert.artefacts.recipes import Recipe
 from edge.convert.checkpoint import Checkpoint
 from edge.convert.sources.weights import Array, Packed, Packing, Shape
 from edge.convert.stream import Block, Writer
-from edge.formats.safetensors_writer import Planned, SafetensorsWriter
+from edge.formats.safetensors import Planned, ShardWriter
 from edge.model.tensors import ORDER_READERS, expected_shapes, order_of
 
 TORCH_DTYPES = {"F16": "float16", "BF16": "bfloat16"}
@@ -164,7 +164,7 @@ class MlxWriter(Writer):
         self._checkpoint, self._recipe, self._folder = checkpoint, recipe, folder
         self._layout = {tensor.name: tensor for tensor in layout(checkpoint, recipe, exact)}
         plan = [planned for tensor in self._layout.values() for planned in tensor.planned()]
-        self._tensors = SafetensorsWriter(folder, plan)
+        self._tensors = ShardWriter(folder, plan)
         # What follows a matrix's codes: small, so it waits for the last row.
         self._scales: list[Array] = []
         self._biases: list[Array] = []

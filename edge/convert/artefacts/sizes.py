@@ -9,9 +9,9 @@ from edge.convert.artefacts.gguf import gguf_plan
 from edge.convert.artefacts.mlx import layout
 from edge.convert.artefacts.recipes import Recipe
 from edge.convert.checkpoint import Checkpoint
-from edge.convert.sources.companions import INDEX
 from edge.formats.files import read_json_object
-from edge.formats.gguf import read_tensors
+from edge.formats.gguf import read_gguf
+from edge.formats.safetensors import INDEX
 
 # Bits of a weight outside the head, by llama_ftype. ggml's blocks of 32 or 256 weights hold scales
 # beside the codes; where llama.cpp mixes types, it is the mean over a StableLM's matrices.
@@ -45,7 +45,7 @@ def tensor_bytes(path: Path) -> int:
     """
     if path.is_dir():
         return int(read_json_object(path / INDEX)["metadata"]["total_size"])
-    return sum(tensor.data_bytes for tensor in read_tensors(path))
+    return sum(tensor.data_bytes for tensor in read_gguf(path).tensors)
 
 
 def bits_per_weight(path: Path, parameters: int) -> float:

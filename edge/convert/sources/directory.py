@@ -1,68 +1,58 @@
 """Open a checkpoint's directory: which of its files are used, and that each may be.
 
-Nothing in it is trusted: no pickle is opened, no code is run or copied, and no name
-or link may lead out of it.
+Nothing in it is trusted: no pickle is opened, no code is run or copied, and no name or link may
+lead out of it.
 """
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
-from edge.convert.sources.companions import INDEX, inside, read_companions
-from edge.convert.sources.gptq import GptqWeights, is_gptq, read_gptq_settings
-from edge.convert.sources.tokenizer_file import check_tokenizer
-from edge.convert.sources.weights import Array, NeverPacked, Opened, Shape
+from tokenizers import Tokenizer
+
+from edge.convert.sources.gptq import GptqWeights
+from edge.convert.sources.gptq_matrix import GptqSettings, parse_settings
+from edge.convert.sources.mlx import MlxWeights
+from edge.convert.sources.weights import Opened, Weights, files_of
 from edge.errors import EdgeError
-from edge.formats.files import read_json_object
-from edge.formats.safetensors import SafetensorsFile
+from edge.formats.files import parse_json_object, read_json_object, read_small_file
+from edge.formats.safetensors import INDEX, Array, StoredTensor, read_headers
 from edge.model.config import ModelConfig
 from edge.model.tensors import check_count
 
-PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
+TOKENIZER, QUANTIZE_CONFIG = "tokenizer.json", "quantize_config.json"
+# What travels along as far as it is there; no file of code is among them.
+COMPANIONS = (
+    *(TOKENIZER, "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"),
+    *("vocab.json", "merges.txt", "tokenizer.model", "chat_template.jinja"),
+    "generation_config.json",
+)
+SMALL_FILES = ("config.json", QUANTIZE_CONFIG, *COMPANIONS)
+# Those that can name classes for a loader to run; in the others the name would be a token.
+WITH_CODE = ("tokenizer_config.json", "special_tokens_map.json", "generation_config.json")
+PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
+HUB_FOLDER = "models--"  # of the hub's cache
 
 
-class PlainWeights(NeverPacked):
-    """Unquantised tensors of one or more safetensors files.
+class PlainWeights(Weights):
+    """Unquantised tensors."""
 
-    Raises:
-        EdgeError: two files hold a tensor of one name, or one holds no floats.
-    """
-
-    def __init__(self, files: tuple[SafetensorsFile, ...]):
-        self._file_of = file_of_each(files)
-        for name, file in self._file_of.items():
-            file.check_is_float(name)
-        self.files = tuple(file.path for file in files)
-        self.shapes: Mapping[str, Shape] = {
-            name: file.entries[name].shape for name, file in self._file_of.items()
-        }
+    def __init__(self, tensors: Mapping[str, StoredTensor]):
+        self._tensors, self.files = tensors, files_of(tensors)
+        for tensor in tensors.values():
+            tensor.check_is_float()
+        self.shapes = {name: tensor.shape for name, tensor in tensors.items()}
 
     def read(self, name: str, start: int = 0, stop: int | None = None) -> Array:
         """Rows of a tensor, bfloat16 widened to float32."""
-        return self._file_of[name].read(name, start, stop)
-
-
-def file_of_each(files: tuple[SafetensorsFile, ...]) -> dict[str, SafetensorsFile]:
-    """Every tensor's file.
-
-    Raises:
-        EdgeError: two files hold a tensor of one name.
-    """
-    found: dict[str, SafetensorsFile] = {}
-    for file in files:
-        for name in file.entries:
-            if name in found:
-                raise EdgeError(
-                    f"tensor {name} is in {found[name].path} and in {file.path}; "
-                    f"keep the files of one checkpoint only."
-                )
-            found[name] = file
-    return found
+        return self._tensors[name].read(start, stop)
 
 
 def open_directory(path: Path) -> Opened:
-    """Read what a directory holds.
+    """Config, tensors and companions of a directory.
 
     Raises:
         EdgeError: a file is missing, broken, or one that must not be opened.
@@ -70,23 +60,20 @@ def open_directory(path: Path) -> Opened:
     config_file = inside(path, "config.json")
     raw = read_json_object(config_file)
     config = ModelConfig.from_dict(raw, str(config_file))
-    files = tuple(SafetensorsFile(inside(path, name)) for name in weight_files(path))
-    check_count(config, len(file_of_each(files)), str(path))
-    companions = read_companions(path)
-    check_tokenizer(companions["tokenizer.json"], config.vocab_size, str(path / "tokenizer.json"))
-    if is_gptq(raw, path):
-        gptq = GptqWeights(files, read_gptq_settings(raw, path), config)
+    tensors = read_headers(inside(path, name) for name in weight_files(path))
+    check_count(config, len(tensors), str(path))
+    companions = read_companions(path, config.vocab_size)
+    if settings := read_gptq_settings(raw, path):
+        gptq = GptqWeights(tensors, settings, config)
         return Opened(config, gptq, companions, gptq.warnings)
     if "quantization" in raw:  # MLX's own key
-        from edge.convert.sources.mlx import MlxWeights  # here: MLX takes a while to load
-
-        return Opened(config, MlxWeights(files, config), companions)
+        return Opened(config, MlxWeights(tensors, config), companions)
     if raw.get("quantization_config"):
         raise EdgeError(
             f"{config_file} describes a quantised checkpoint that is neither GPTQ nor MLX; "
             f"convert from the unquantised one."
         )
-    return Opened(config, PlainWeights(files), companions)
+    return Opened(config, PlainWeights(tensors), companions)
 
 
 def weight_files(path: Path) -> list[str]:
@@ -100,26 +87,104 @@ def weight_files(path: Path) -> list[str]:
         names = read_json_object(inside(path, INDEX)).get("weight_map")
         if not isinstance(names, dict) or not all(isinstance(n, str) for n in names.values()):
             raise EdgeError(f"{index} has no weight_map; download it again.")
+        for name in names.values():
+            if Path(name).name != name or not (
+                name.endswith(".safetensors") and name.isprintable()
+            ):
+                raise EdgeError(f"{index} points outside its directory ({name!r}); do not use it.")
         if names:
-            return [_plain_name(name, index) for name in sorted(set(names.values()))]
+            return sorted(set(names.values()))
     found = sorted(file.name for file in path.glob("*.safetensors"))
     if not found:
-        raise _without_weights(path)
+        pickles = sorted(file.name for file in path.iterdir() if file.name.endswith(PICKLES))
+        held = f"only {pickles[0]}, a pickle, which can run any code" if pickles else "no weights"
+        raise EdgeError(f"{path} holds {held}; choose or download a checkpoint with *.safetensors.")
     return found
 
 
-def _plain_name(name: str, index: Path) -> str:
-    if Path(name).name != name or not name.endswith(".safetensors") or not name.isprintable():
-        raise EdgeError(f"{index} points outside its directory ({name!r}); do not use it.")
-    return name
+def read_gptq_settings(config: Mapping[str, Any], path: Path) -> GptqSettings | None:
+    """Settings of config.json, quantize_config.json or both; None if it is not GPTQ's.
+
+    Raises:
+        EdgeError: another packing, or an impossible value.
+    """
+    nested = config.get("quantization_config")
+    nested = nested if isinstance(nested, Mapping) else {}
+    beside = inside(path, QUANTIZE_CONFIG)
+    if beside.is_file():
+        return parse_settings({**read_json_object(beside), **nested}, str(beside))
+    if nested.get("quant_method") == "gptq":
+        return parse_settings(nested, str(path / "config.json"))
+    return None
 
 
-def _without_weights(path: Path) -> EdgeError:
-    pickles = sorted(file.name for pattern in PICKLES for file in path.glob(pattern))
-    if pickles:
-        return EdgeError(
-            f"{path} holds its weights only as {pickles[0]}, a pickle, and opening a pickle can "
-            f"run any code it contains, so edge never does; choose a checkpoint in safetensors "
-            f"form."
+def read_companions(path: Path, vocab_size: int) -> dict[str, bytes]:
+    """Contents of what travels along, by name.
+
+    Raises:
+        EdgeError: tokenizer.json is missing or does not fit the vocabulary, or a file is
+            unreadable, huge or not JSON.
+    """
+    companions = {}
+    for name in COMPANIONS:
+        file = inside(path, name)
+        if name != TOKENIZER and not file.exists():  # every artefact needs that one
+            continue
+        companions[name] = content = read_small_file(file)
+        if not name.endswith(".json"):
+            continue
+        parsed = parse_json_object(content, str(file))
+        if name == TOKENIZER:
+            _check_tokenizer(content, parsed, vocab_size, str(file))
+        if name in WITH_CODE and "auto_map" in parsed:
+            del parsed["auto_map"]
+            companions[name] = json.dumps(parsed, indent=2).encode()
+    return companions
+
+
+def inside(path: Path, name: str) -> Path:
+    """A file of the directory.
+
+    Raises:
+        EdgeError: it is a link that leads out of the directory. The hub's cache links
+            models--OWNER--NAME/snapshots/REVISION/FILE to models--OWNER--NAME/blobs/HASH,
+            which is allowed.
+    """
+    file = path / name
+    try:
+        home, target, is_link = path.resolve(), file.resolve(), file.is_symlink()
+    except OSError as error:
+        raise EdgeError(f"{file} cannot be read ({error.strerror}); check its name.") from None
+    except RuntimeError:  # a link to itself
+        raise EdgeError(f"{file} is a link in a circle; download it again.") from None
+    repository = home.parent.parent
+    if home.parent.name == "snapshots" and repository.name.startswith(HUB_FOLDER):
+        home = repository
+    if is_link and not target.is_relative_to(home):
+        raise EdgeError(
+            f"{file} is a link that leads out of its directory; replace it with the file itself."
         )
-    return EdgeError(f"{path} holds no *.safetensors; download the checkpoint again.")
+    return file
+
+
+def _check_tokenizer(
+    content: bytes, parsed: Mapping[str, Any], vocab_size: int, where: str
+) -> None:
+    """Every token has one id, however the file is read, and a row of the embedding.
+
+    A token without a row makes a network read memory that is not its embedding.
+    """
+    try:
+        ids: dict[str, int] = Tokenizer.from_buffer(content).get_vocab(with_added_tokens=True)
+        added = {token["content"]: token["id"] for token in parsed.get("added_tokens") or ()}
+        if any(ids[text] != token_id for text, token_id in added.items()):
+            raise ValueError("an added token has two ids")
+        if len(set(ids.values())) < len(ids):
+            raise ValueError("two tokens have one id")
+    except Exception as error:  # the package has no class for its errors
+        raise EdgeError(f"{where} is not a tokenizer ({error}); download it again.") from None
+    if ids and max(ids.values()) >= vocab_size:
+        raise EdgeError(
+            f"{where} has token id {max(ids.values())}, the model's embedding has {vocab_size} "
+            f"rows; the two belong to different models, so download both again."
+        )

@@ -44,21 +44,25 @@ def find_source(model: str, revision: str | None = None, layers: int | None = No
     Raises:
         EdgeError: it is none of these, or the hub does not give it.
     """
-    kind = _kind_of_path(model)
-    if revision is not None and (kind or model == DEMO or model.startswith(PREFIX)):
+    path = _existing_path(model)
+    is_synthetic = model.startswith(PREFIX)
+    if revision is not None and (path or model == DEMO or is_synthetic):
         raise EdgeError(f"--revision is for models on the hub, and {model} is none; leave it out.")
-    if layers is not None and not model.startswith(PREFIX):
+    if layers is not None and not is_synthetic:
         raise EdgeError(f"--layers is for synthetic models, and {model} is none; leave it out.")
     if model == DEMO:
         return Source(DEMO, DEMO, DEMO_PATH)
-    if model.startswith(PREFIX):
+    if is_synthetic:
         name = model.replace(":", "-") + (f"-{layers}-layers" if layers else "")
         return Source(name, model, None)
-    if kind == "directory":
-        path = Path(model).expanduser()
+    if path and path.is_dir():
         return Source(path.resolve().name, path.resolve().name, path)
-    if kind == "file":
-        return _file(Path(model).expanduser())
+    if path and path.is_file() and path.suffix.lower() == ".gguf":
+        return Source(path.stem, path.name, path)
+    if path:  # to open a pipe would wait for ever
+        raise EdgeError(
+            f"{path} is a file but no .gguf; name the checkpoint's directory or a GGUF file."
+        )
     if HUB_ID.fullmatch(model) and not model.startswith("."):
         return _from_hub(model, revision)
     raise EdgeError(
@@ -67,29 +71,16 @@ def find_source(model: str, revision: str | None = None, layers: int | None = No
     )
 
 
-def _kind_of_path(model: str) -> str | None:
-    """What lies at the path, None if nothing does or it is no path."""
+def _existing_path(model: str) -> Path | None:
     try:
         path = Path(model).expanduser()
-        if not model or not path.exists():  # Path("") would be this directory
-            return None
-        return "directory" if path.is_dir() else "file"
+        return path if model and path.exists() else None  # Path("") would be this directory
     except (OSError, RuntimeError, ValueError):  # too long, unknown ~user, a zero byte
         return None
 
 
-def _file(path: Path) -> Source:
-    if not path.is_file():  # to open a pipe would wait for ever
-        raise EdgeError(f"{path} is a pipe or device, no file; name a directory or a GGUF file.")
-    if path.suffix.lower() != ".gguf":
-        raise EdgeError(
-            f"{path} is a file but no .gguf; name the checkpoint's directory or a GGUF file."
-        )
-    return Source(path.stem, path.name, path)
-
-
 def _from_hub(model: str, revision: str | None) -> Source:
-    from edge.convert.sources.hub import DEFAULT_REVISION, download, split_revision
+    from edge.convert.sources.hub import DEFAULT_REVISION, download  # takes a second to load
 
     repo, branch = split_revision(model, revision)
     path, commit = download(repo, branch)
@@ -97,3 +88,19 @@ def _from_hub(model: str, revision: str | None) -> Source:
     if branch is not None and branch != DEFAULT_REVISION:  # each has a folder of its own
         name += "-" + re.sub(r"[^\w.-]", "-", branch)
     return Source(name, repo, path, commit)
+
+
+def split_revision(model: str, revision: str | None = None) -> tuple[str, str | None]:
+    """Take `owner/name:branch` apart, text-generation-webui's spelling of a revision.
+
+    Raises:
+        EdgeError: no branch after the colon, or another revision than that asked for apart.
+    """
+    repo, colon, branch = model.partition(":")
+    if colon and not branch:
+        raise EdgeError(f"{model} names no branch after the colon; give one or leave it out.")
+    if branch and revision not in (None, branch):
+        raise EdgeError(
+            f"{model} asks for the branch {branch} and --revision for {revision}; give only one."
+        )
+    return repo, branch or revision

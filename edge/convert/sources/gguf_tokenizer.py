@@ -8,8 +8,7 @@ normalizer and llama.cpp applies none, so none is rebuilt. GPT-NeoX's composes a
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from edge.errors import EdgeError
@@ -31,25 +30,18 @@ TIKTOKEN_PATTERN = (
     r"|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
 NAMED_TOKENS = {
-    "bos_token": "bos",
-    "eos_token": "eos",
-    "unk_token": "unknown",
-    "pad_token": "padding",
+    "bos": "bos_token",
+    "eos": "eos_token",
+    "unknown": "unk_token",
+    "padding": "pad_token",
 }
-
-
-@dataclass(frozen=True)
-class RebuiltTokenizer:
-    """Contents by file name, and what the user should know about them."""
-
-    files: dict[str, bytes]
-    warnings: tuple[str, ...]
+Tokens = dict[int, tuple[str, int]]
 
 
 def rebuild_tokenizer(
     keys: Mapping[str, Value], config: ModelConfig, where: str
-) -> RebuiltTokenizer:
-    """Make the files of a Hugging Face tokenizer.
+) -> tuple[dict[str, bytes], list[str]]:
+    """The files of a Hugging Face tokenizer by name, and warnings about them.
 
     Args:
         keys: the GGUF file's.
@@ -61,19 +53,24 @@ def rebuild_tokenizer(
     """
     kind = keys.get("tokenizer.ggml.model")
     if kind != "gpt2":
-        raise EdgeError(
-            f"{where} has a tokenizer of type {kind!r}; StableLM's is byte-level BPE ('gpt2'), so "
-            f"choose another file."
-        )
+        raise _unusable(where, f"has a tokenizer of type {kind!r}, not byte-level BPE ('gpt2')")
     tokens = _tokens(keys, config.vocab_size, where)
-    merges = _merges(keys, {text for text, _ in tokens.values()}, where)
     splitting, warnings = _splitting(keys, len(tokens), where)
     settings = _settings(keys, tokens, config.max_position_embeddings, where)
-    generation = {"bos_token_id": config.bos_token_id, "eos_token_id": _eos(config)}
+    ends = {
+        "bos_token_id": config.bos_token_id,
+        "eos_token_id": next(iter(config.eos_token_ids), None),
+    }
+    added = {
+        text: kind in SPECIAL_TYPES
+        for text, kind in tokens.values()
+        if kind in (*SPECIAL_TYPES, USER_DEFINED)
+    }
+    vocab = {text: i for i, (text, _) in tokens.items()}
     files = {
-        "tokenizer.json": _tokenizer(tokens, merges, splitting),
+        "tokenizer.json": tokenizer_json(vocab, _merges(keys, vocab, where), added, splitting),
         "tokenizer_config.json": settings,
-        "generation_config.json": {k: v for k, v in generation.items() if v is not None},
+        "generation_config.json": {k: v for k, v in ends.items() if v is not None},
     }
     if keys.get("tokenizer.ggml.add_bos_token") is True:
         warnings.append(
@@ -84,19 +81,62 @@ def rebuild_tokenizer(
         name: (json.dumps(content, indent=2, ensure_ascii=False) + "\n").encode()
         for name, content in files.items()
     }
-    return RebuiltTokenizer(encoded, tuple(warnings))
+    return encoded, warnings
 
 
-def _tokens(keys: Mapping[str, Value], vocab_size: int, where: str) -> dict[int, tuple[str, int]]:
+def tokenizer_json(
+    vocab: Mapping[str, int], merges: Sequence[str], added: Mapping[str, bool], splitting: Any
+) -> dict[str, Any]:
+    """A byte-level BPE tokenizer.json.
+
+    Args:
+        vocab: every token's id, those added too: the tokenizers package numbers by that.
+        merges: as "left right".
+        added: tokens that are found before text is split, and whether they are special.
+        splitting: the pre_tokenizer.
+    """
+    plain = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False}
+    return {
+        "version": "1.0",
+        "truncation": None,
+        "padding": None,
+        "added_tokens": [
+            {"id": vocab[text], "content": text, **plain, "special": special}
+            for text, special in sorted(added.items(), key=lambda item: vocab[item[0]])
+        ],
+        "normalizer": None,
+        "pre_tokenizer": splitting,
+        "post_processor": byte_level(use_regex=True),
+        "decoder": byte_level(use_regex=True),
+        "model": {
+            "type": "BPE",
+            "dropout": None,
+            "unk_token": None,
+            "continuing_subword_prefix": None,
+            "end_of_word_suffix": None,
+            "fuse_unk": False,
+            "byte_fallback": False,
+            "ignore_merges": False,
+            "vocab": vocab,
+            "merges": merges,
+        },
+    }
+
+
+def byte_level(use_regex: bool) -> dict[str, Any]:
+    """GPT-2's byte alphabet as a step, with its splitting or without."""
+    step = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True}
+    return {**step, "use_regex": use_regex}
+
+
+def _tokens(keys: Mapping[str, Value], vocab_size: int, where: str) -> Tokens:
     """Text and type of every token that is one, by id."""
     texts = _list_of(str, keys.get("tokenizer.ggml.tokens"))
     types = _list_of(int, keys.get("tokenizer.ggml.token_type"))
     if not texts or not types or len(texts) != len(types):
-        raise EdgeError(f"{where} has no tokens with their types; choose another file.")
+        raise _unusable(where, "has no tokens with their types")
     if len(texts) > vocab_size:
-        raise EdgeError(
-            f"{where} has {len(texts)} tokens, its embedding {vocab_size} rows; download it again."
-        )
+        raise _unusable(where, f"has {len(texts)} tokens, its embedding {vocab_size} rows")
     tokens = {
         i: (text, kind)
         for i, (text, kind) in enumerate(zip(texts, types, strict=True))
@@ -104,20 +144,18 @@ def _tokens(keys: Mapping[str, Value], vocab_size: int, where: str) -> dict[int,
         if kind != UNUSED and text != f"[PAD{i}]"
     }
     if len({text for text, _ in tokens.values()}) < len(tokens):
-        raise EdgeError(f"{where} has one token under two ids; download it again.")
+        raise _unusable(where, "has one token under two ids")
     return tokens
 
 
-def _merges(keys: Mapping[str, Value], texts: set[str], where: str) -> list[str]:
+def _merges(keys: Mapping[str, Value], vocab: Mapping[str, int], where: str) -> list[str]:
     merges = _list_of(str, keys.get("tokenizer.ggml.merges"))
     if merges is None:
-        raise EdgeError(f"{where} has no merges, so no byte-level BPE; choose another file.")
+        raise _unusable(where, "has no merges, so no byte-level BPE")
     for merge in merges:
         left, _, right = merge.partition(" ")
-        if not {left, right, left + right} <= texts or " " in right:
-            raise EdgeError(
-                f"{where} merges {merge!r}, which are no tokens of it; download it again."
-            )
+        if not {left, right, left + right} <= vocab.keys() or " " in right:
+            raise _unusable(where, f"merges {merge!r}, which are no tokens of it")
     return merges
 
 
@@ -135,77 +173,16 @@ def _splitting(
             f"llama.cpp splits such a file in a way of its own: prefer a newer file."
         )
     if name in GPT2_NAMES:
-        return _byte_level(use_regex=True), warnings
+        return byte_level(use_regex=True), warnings
     if name in TIKTOKEN_NAMES:
-        split = {
-            "type": "Split",
-            "pattern": {"Regex": TIKTOKEN_PATTERN},
-            "behavior": "Removed",
-            "invert": True,
-        }
-        steps = [split, _byte_level(use_regex=False)]
-        return {"type": "Sequence", "pretokenizers": steps}, warnings
-    raise EdgeError(
-        f"{where} splits text in the way {name!r}, which no StableLM does; choose another file."
-    )
-
-
-def _byte_level(use_regex: bool) -> dict[str, Any]:
-    return {
-        "type": "ByteLevel",
-        "add_prefix_space": False,
-        "trim_offsets": True,
-        "use_regex": use_regex,
-    }
-
-
-def _tokenizer(
-    tokens: dict[int, tuple[str, int]], merges: list[str], splitting: dict[str, Any]
-) -> dict[str, Any]:
-    """The contents of tokenizer.json.
-
-    Added tokens are in the vocabulary too: the tokenizers package numbers by that.
-    """
-    return {
-        "version": "1.0",
-        "truncation": None,
-        "padding": None,
-        "added_tokens": list(_added(tokens)),
-        "normalizer": None,
-        "pre_tokenizer": splitting,
-        "post_processor": _byte_level(use_regex=True),
-        "decoder": _byte_level(use_regex=True),
-        "model": {
-            "type": "BPE",
-            "dropout": None,
-            "unk_token": None,
-            "continuing_subword_prefix": None,
-            "end_of_word_suffix": None,
-            "fuse_unk": False,
-            "byte_fallback": False,
-            "ignore_merges": False,
-            "vocab": {text: i for i, (text, _) in tokens.items()},
-            "merges": merges,
-        },
-    }
-
-
-def _added(tokens: dict[int, tuple[str, int]]) -> Iterator[dict[str, Any]]:
-    for i, (text, kind) in tokens.items():
-        if kind in SPECIAL_TYPES or kind == USER_DEFINED:
-            yield {
-                "id": i,
-                "content": text,
-                "single_word": False,
-                "lstrip": False,
-                "rstrip": False,
-                "normalized": False,
-                "special": kind in SPECIAL_TYPES,
-            }
+        regex = {"Regex": TIKTOKEN_PATTERN}
+        split = {"type": "Split", "pattern": regex, "behavior": "Removed", "invert": True}
+        return {"type": "Sequence", "pretokenizers": [split, byte_level(False)]}, warnings
+    raise _unusable(where, f"splits text in the way {name!r}, which no StableLM does")
 
 
 def _settings(
-    keys: Mapping[str, Value], tokens: dict[int, tuple[str, int]], context: int, where: str
+    keys: Mapping[str, Value], tokens: Tokens, context: int, where: str
 ) -> dict[str, Any]:
     """The contents of tokenizer_config.json."""
     settings: dict[str, Any] = {
@@ -214,15 +191,12 @@ def _settings(
         "model_max_length": context,
         "tokenizer_class": "PreTrainedTokenizerFast",
     }
-    for name, key in NAMED_TOKENS.items():
+    for key, name in NAMED_TOKENS.items():
         token_id = keys.get(f"tokenizer.ggml.{key}_token_id")
         if token_id is None:
             continue
         if type(token_id) is not int or token_id not in tokens:
-            raise EdgeError(
-                f"{where} has {token_id!r} as its {name}, which is no token of it; "
-                f"download it again."
-            )
+            raise _unusable(where, f"has {token_id!r} as its {name}, which is no token of it")
         settings[name] = tokens[token_id][0]
     template = keys.get("tokenizer.chat_template")
     if isinstance(template, str):
@@ -230,11 +204,11 @@ def _settings(
     return settings
 
 
-def _eos(config: ModelConfig) -> int | None:
-    return config.eos_token_ids[0] if config.eos_token_ids else None
-
-
 def _list_of(kind: type, value: Any) -> list[Any] | None:
     """The value if it is a list whose items are of a type."""
     fits = isinstance(value, list) and all(type(item) is kind for item in value)
     return value if fits else None
+
+
+def _unusable(where: str, reason: str) -> EdgeError:
+    return EdgeError(f"{where} {reason}; download it again or choose another file.")

@@ -6,26 +6,32 @@ matrix, so per-module overrides (`dynamic`) need no reading. The settings decide
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
+from functools import cached_property
 from threading import Lock
 
 import numpy as np
 
-from edge.convert.sources.gptq_matrix import PARTS, Matrix, Tensors, read_groups, scan_matrix
-from edge.convert.sources.gptq_settings import GptqSettings, is_gptq, read_gptq_settings
-from edge.convert.sources.weights import Array, Packed, Packing, Shape
+from edge.convert.sources.gptq_matrix import (
+    PARTS,
+    GptqSettings,
+    Matrix,
+    Tensors,
+    read_floats,
+    read_groups,
+    scan_matrix,
+    wrong,
+)
+from edge.convert.sources.weights import Packed, Packing, Weights, files_of
 from edge.errors import EdgeError
 from edge.formats import gptq as fmt
-from edge.formats.safetensors import INTEGERS, SafetensorsFile
+from edge.formats.safetensors import INTEGERS, Array, Shape
 from edge.model.config import ModelConfig
 from edge.model.tensors import expected_shapes
 
-__all__ = ["GptqSettings", "GptqWeights", "is_gptq", "read_gptq_settings"]
-
 # Matrices that share their inputs, hence one order of them.
-SHARED_INPUTS = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))
+QKV, GATE_UP = ("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj")
 WITH_OWN_ORDER = ("o_proj", "down_proj")
 
 
@@ -39,7 +45,7 @@ class _Parts:
     group_of: Array
 
 
-class GptqWeights:
+class GptqWeights(Weights):
     """The weights of a GPTQ checkpoint, dequantised or packed.
 
     `read_packed` of gate_proj and up_proj gives their outputs in the order of down_proj's
@@ -49,36 +55,27 @@ class GptqWeights:
     Biases that old writers add to every matrix are left out where they are zero and the
     network has none; `config.matching(weights.shapes)` then gives the network's switches.
 
-    Attributes:
-        shapes: every tensor's shape, dequantised, by Hugging Face name.
-        files: the safetensors files.
-        warnings: what the user should know before trusting the weights.
-        unpackable: why a quantised tensor has no packing, by name.
-
     Raises:
         EdgeError: tensors are missing, contradict each other, or hold impossible values.
     """
 
     quantised = True
 
-    def __init__(
-        self, files: Sequence[SafetensorsFile], settings: GptqSettings, config: ModelConfig
-    ):
-        self._tensors = Tensors(files)
-        self._settings = settings
-        self.files: tuple[Path, ...] = self._tensors.paths
+    def __init__(self, tensors: Tensors, settings: GptqSettings, config: ModelConfig):
+        self._tensors, self._settings = tensors, settings
+        self.files = files_of(tensors)
         self._matrices = self._scan(config)
-        self.shapes: Mapping[str, Shape] = self._dense_shapes(config)
-        self._zeros_as = _zero_points_as(self._matrices, settings)
-        self.warnings = tuple(_doubts(self._matrices, self._zeros_as, settings))
+        self.shapes = self._dense_shapes(config)
+        self._zeros_as = self._zero_points_as()
+        self.warnings = tuple(self._warnings())
         self._settle_orders()
-        self.unpackable: Mapping[str, str] = {
-            f"{stem}.weight": matrix.reason
-            for stem, matrix in self._matrices.items()
-            if matrix.reason
-        }
         self._last: tuple[str, _Parts] | None = None
         self._lock = Lock()  # of _last
+
+    @cached_property
+    def unpackable(self) -> Mapping[str, str]:
+        """Why a quantised tensor has no packing, by name."""
+        return {f"{stem}.weight": m.reason for stem, m in self._matrices.items() if m.reason}
 
     def read(self, name: str, start: int = 0, stop: int | None = None) -> Array:
         """Rows start to stop, dequantised to float32 where quantised, inputs in their order."""
@@ -92,12 +89,13 @@ class GptqWeights:
 
     def packing(self, name: str) -> Packing | None:
         """How MLX stores the matrix exactly; None for other tensors and those in `unpackable`."""
-        matrix = self._matrices.get(_stem(name))
-        if matrix is None or matrix.reason:
+        stem = _stem(name)
+        if not self._is_packed(stem):
             return None
+        matrix = self._matrices[stem]
         size = fmt.mlx_group_size(matrix.group_size)
         assert size is not None  # otherwise there is a reason
-        return Packing(matrix.bits, size, self._input_order(_stem(name)) is not None)
+        return Packing(matrix.bits, size, self._input_order(stem) is not None)
 
     def read_packed(self, name: str) -> Packed:
         """A matrix that has a packing, in that form: codes and scales bit for bit."""
@@ -116,22 +114,23 @@ class GptqWeights:
             bias_error_steps=error_steps,
         )
 
+    def _is_packed(self, stem: str) -> bool:
+        return stem in self._matrices and self._matrices[stem].reason is None
+
     def _input_order(self, stem: str) -> Array | None:
         """The order a packed matrix expects its inputs in; down_proj finds them so."""
-        return None if stem.endswith(".down_proj") else self._matrices[stem].order
+        return None if _leaf(stem) == "down_proj" else self._matrices[stem].order
 
     def _output_order(self, stem: str) -> Array | None:
         """The order in which a packed matrix gives its outputs, None for the network's."""
-        prefix, _, leaf = stem.rpartition(".")
-        down = self._matrices.get(f"{prefix}.down_proj")
-        if leaf not in ("gate_proj", "up_proj") or down is None or down.reason:
-            return None
-        return down.order
+        (down,) = _siblings(stem, ["down_proj"])
+        folded = _leaf(stem) in GATE_UP and self._is_packed(down)
+        return self._matrices[down].order if folded else None
 
     def _read_ordinary(self, name: str, start: int = 0, stop: int | None = None) -> Array:
-        if self._tensors.entry(name).dtype in INTEGERS:
-            raise self._tensors.wrong(name, "holds whole numbers where weights belong")
-        return self._tensors.read(name, start, stop)
+        if self._tensors[name].dtype in INTEGERS:
+            raise wrong(self._tensors, name, "holds whole numbers where weights belong")
+        return read_floats(self._tensors[name], start, stop)
 
     def _parts(self, stem: str) -> _Parts:
         """A matrix's tensors; the last one's are kept, for threads that read its blocks."""
@@ -143,26 +142,17 @@ class GptqWeights:
 
     def _load(self, stem: str) -> _Parts:
         matrix, tensors = self._matrices[stem], self._tensors
+        zeros = fmt.unpack(tensors[f"{stem}.qzeros"].read(), matrix.bits)
         return _Parts(
-            qweight=tensors.read(f"{stem}.qweight"),
-            zeros=fmt.zero_points(
-                tensors.read(f"{stem}.qzeros"), matrix.bits, self._zeros_as[stem]
-            ),
-            scales=tensors.read(f"{stem}.scales"),
+            qweight=tensors[f"{stem}.qweight"].read(),
+            zeros=fmt.zero_points(zeros, matrix.bits, self._zeros_as[stem]),
+            scales=read_floats(tensors[f"{stem}.scales"]),
             group_of=read_groups(tensors, stem, self._settings, matrix.shape[1], matrix.groups),
         )
 
     def _scan(self, config: ModelConfig) -> dict[str, Matrix]:
         """Every quantised matrix by its name without `.weight`."""
         stems = [_stem(name, ".qweight") for name in self._tensors if name.endswith(".qweight")]
-        self._refuse_loose_parts(set(stems))
-        inputs = {_stem(name): s[1] for name, s in expected_shapes(config).items() if len(s) == 2}
-        return {
-            stem: scan_matrix(self._tensors, stem, self._settings, inputs.get(stem))
-            for stem in stems
-        }
-
-    def _refuse_loose_parts(self, stems: set[str]) -> None:
         if not stems:
             raise EdgeError(
                 f"{self._settings.where} says that the weights are GPTQ's, but no file holds a "
@@ -170,20 +160,25 @@ class GptqWeights:
             )
         for name in self._tensors:
             stem, _, kind = name.rpartition(".")
-            if kind in PARTS and stem not in stems:
-                raise self._tensors.wrong(name, f"has no {stem}.qweight beside it")
-            if kind == "weight" and stem in stems:
-                raise self._tensors.wrong(name, "is there both quantised and not")
+            if kind in PARTS and f"{stem}.qweight" not in self._tensors:
+                raise wrong(self._tensors, name, f"has no {stem}.qweight beside it")
+            if kind == "weight" and f"{stem}.qweight" in self._tensors:
+                raise wrong(self._tensors, name, "is there both quantised and not")
+        inputs = {_stem(name): s[1] for name, s in expected_shapes(config).items() if len(s) == 2}
+        return {
+            stem: scan_matrix(self._tensors, stem, self._settings, inputs.get(stem))
+            for stem in stems
+        }
 
     def _dense_shapes(self, config: ModelConfig) -> dict[str, Shape]:
         dropped = self._biases_to_drop(config)
         shapes: dict[str, Shape] = {}
-        for name in self._tensors:
+        for name, tensor in self._tensors.items():
             stem, _, kind = name.rpartition(".")
             if kind == "qweight":
                 shapes[f"{stem}.weight"] = self._matrices[stem].shape
             elif kind not in PARTS and name not in dropped:
-                shapes[name] = self._tensors.entry(name).shape
+                shapes[name] = tensor.shape
         return shapes
 
     def _biases_to_drop(self, config: ModelConfig) -> set[str]:
@@ -191,20 +186,53 @@ class GptqWeights:
         names = [f"{stem}.bias" for stem in self._matrices if f"{stem}.bias" in self._tensors]
         used = [name for name in names if self._read_ordinary(name).any()]
         wanted = set(expected_shapes(config))
-        if any(_leaf(_stem(name, ".bias")) in SHARED_INPUTS[0] for name in used):
+        if any(_leaf(_stem(name, ".bias")) in QKV for name in used):
             wanted |= set(expected_shapes(config.matching(names)))
         for name in used:
             if name not in wanted:
-                raise self._tensors.wrong(
-                    name, "is a bias that is not zero and that the network has no place for"
+                raise wrong(
+                    self._tensors,
+                    name,
+                    "is a bias that is not zero and that the network has no place for",
                 )
         return set(names) - wanted
+
+    def _zero_points_as(self) -> dict[str, str]:
+        """The format of each matrix's zero points.
+
+        Some files carry the wrong label, and symmetric zero points show their format; those of
+        a checkpoint that is not symmetric do not.
+        """
+        label = self._settings.checkpoint_format
+        if not self._settings.sym:
+            return dict.fromkeys(self._matrices, label)
+        shown = {matrix.zeros_as for matrix in self._matrices.values() if matrix.zeros_as}
+        usual = shown.pop() if len(shown) == 1 else label
+        return {stem: matrix.zeros_as or usual for stem, matrix in self._matrices.items()}
+
+    def _warnings(self) -> Iterator[str]:
+        """Doubtful zero points, in sentences."""
+        settings, total = self._settings, len(self._matrices)
+        label, matrices = settings.checkpoint_format, self._matrices.values()
+        if settings.sym and (unlike := sum(matrix.zeros_as != label for matrix in matrices)):
+            yield (
+                f"{settings.where} says that zero points are symmetric and stored as {label!r}, "
+                f"but those of {unlike} of {total} matrices are not; edge follows the tensors, so "
+                f"check the model's answers."
+            )
+        unclear = [s for s, form in self._zeros_as.items() if form == fmt.FORMAT_1]
+        if wrapped := sum(self._matrices[stem].zeros_wrap for stem in unclear):
+            yield (
+                f"{settings.where}: {wrapped} of {total} matrices hold a zero point of 0, which "
+                f"programs write and read in different ways, so results may differ from theirs; "
+                f"prefer a symmetric checkpoint or one in 'gptq_v2'."
+            )
 
     def _settle_orders(self) -> None:
         """Refuse the orders that an artefact has no place for."""
         ordered = [s for s, m in self._matrices.items() if m.order is not None and not m.reason]
         for stem in ordered:
-            family = next((f for f in SHARED_INPUTS if _leaf(stem) in f), None)
+            family = next((f for f in (QKV, GATE_UP) if _leaf(stem) in f), None)
             if family is not None and not self._share_order(_siblings(stem, family)):
                 self._refuse(stem, f"{', '.join(family)} have no order of inputs in common")
             elif family is None and _leaf(stem) not in WITH_OWN_ORDER:
@@ -214,63 +242,25 @@ class GptqWeights:
                 self._settle_down(stem)
 
     def _share_order(self, stems: Sequence[str]) -> bool:
-        """Whether all are packed, in one order."""
-        matrices = [self._matrices.get(stem) for stem in stems]
-        orders = [m.order for m in matrices if m is not None and not m.reason]
-        first = orders[0] if len(orders) == len(stems) else None
+        """All are packed, in one order."""
+        if not all(map(self._is_packed, stems)):
+            return False
+        first, *others = (self._matrices[stem].order for stem in stems)
         return first is not None and all(
-            order is not None and np.array_equal(order, first) for order in orders
+            order is not None and np.array_equal(order, first) for order in others
         )
 
     def _settle_down(self, stem: str) -> None:
         """Its order is folded into the outputs of the two before it, if these allow."""
-        for before in _siblings(stem, SHARED_INPUTS[1]):
-            matrix = self._matrices.get(before)
-            if matrix is None or matrix.reason or matrix.shape[0] != self._matrices[stem].shape[1]:
+        inputs = self._matrices[stem].shape[1]
+        for before in _siblings(stem, GATE_UP):
+            if not self._is_packed(before) or self._matrices[before].shape[0] != inputs:
                 self._refuse(stem, "its order of inputs needs gate_proj and up_proj packed too")
             elif f"{before}.bias" in self.shapes:  # which would have to follow
                 self._refuse(stem, f"its order of inputs leaves no place for {before}.bias")
 
     def _refuse(self, stem: str, reason: str) -> None:
         self._matrices[stem] = replace(self._matrices[stem], reason=reason)
-
-
-def _zero_points_as(matrices: Mapping[str, Matrix], settings: GptqSettings) -> dict[str, str]:
-    """The format of each matrix's zero points.
-
-    Some files carry the wrong label, and symmetric zero points show their format; those of
-    a checkpoint that is not symmetric do not.
-    """
-    label = settings.checkpoint_format
-    if not settings.sym:
-        return dict.fromkeys(matrices, label)
-    shown = {matrix.zeros_as for matrix in matrices.values() if matrix.zeros_as}
-    usual = shown.pop() if len(shown) == 1 else label
-    return {stem: matrix.zeros_as or usual for stem, matrix in matrices.items()}
-
-
-def _doubts(
-    matrices: Mapping[str, Matrix], zeros_as: Mapping[str, str], settings: GptqSettings
-) -> Iterable[str]:
-    """What is doubtful about zero points, in sentences."""
-    where, label, total = settings.where, settings.checkpoint_format, len(matrices)
-    if others := sum(form != label for form in zeros_as.values()):
-        yield (
-            f"{where} says that zero points are stored as {label!r}, but {others} of {total} "
-            f"matrices hold the other format's symmetric ones; edge follows the tensors."
-        )
-    if settings.sym and (uneven := sum(not matrix.zeros_as for matrix in matrices.values())):
-        yield (
-            f"{where} says that zero points are symmetric, but those of {uneven} of {total} "
-            f"matrices are not; edge follows the tensors, so check the model's answers."
-        )
-    wrapped = [s for s, m in matrices.items() if m.zeros_wrap and zeros_as[s] == fmt.FORMAT_1]
-    if wrapped:
-        yield (
-            f"{where}: {len(wrapped)} of {total} matrices hold a zero point of 0, which programs "
-            f"write and read in different ways, so results may differ from theirs; prefer a "
-            f"symmetric checkpoint or one in 'gptq_v2'."
-        )
 
 
 def _stem(name: str, ending: str = ".weight") -> str:

@@ -3,57 +3,64 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Container, Mapping
 from dataclasses import dataclass
+from typing import Annotated, Any, Literal
 
+import msgspec
 import numpy as np
 
-from edge.convert.sources.gptq_settings import GptqSettings
-from edge.convert.sources.weights import Array
 from edge.errors import EdgeError
 from edge.formats import gptq as fmt
-from edge.formats.safetensors import INTEGERS, SafetensorsFile, TensorEntry
+from edge.formats.safetensors import FLOATS, INTEGERS, Array, StoredTensor
 
 PARTS = ("qweight", "qzeros", "scales", "g_idx")
-FLOATS = ("F16", "BF16", "F32", "F64")
 LARGEST_FLOAT16 = 65504.0
+Tensors = Mapping[str, StoredTensor]
 
 
-class Tensors:
-    """The tensors of several files by name.
+class GptqSettings(msgspec.Struct, frozen=True, kw_only=True):
+    """What a checkpoint says about its quantisation.
 
-    Raises:
-        EdgeError: two files hold a tensor of one name.
+    Attributes:
+        where: the file that says so, for messages.
+        bits: of a code, where no override says otherwise.
+        group_size: inputs that share a scale; -1 for all of them.
+        sym: zero points all lie in the middle of the range.
+        checkpoint_format: how zero points are stored.
     """
 
-    def __init__(self, files: Sequence[SafetensorsFile]):
-        self.paths = tuple(file.path for file in files)
-        self._file_of: dict[str, SafetensorsFile] = {}
-        for file in files:
-            for name in file.entries:
-                if name in self._file_of:
-                    raise self.wrong(name, f"is in {file.path.name} too")
-                self._file_of[name] = file
+    where: str
+    bits: Literal[2, 3, 4, 8]
+    group_size: Annotated[int, msgspec.Meta(ge=-1, lt=1 << 31)] = -1
+    sym: bool = True
+    checkpoint_format: Literal["gptq", "gptq_v2"] = "gptq"
+    quant_method: Literal["gptq"] = "gptq"
+    pack_dtype: Literal["int32", "torch.int32"] = "int32"
 
-    def __contains__(self, name: str) -> bool:
-        return name in self._file_of
 
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._file_of)
+def parse_settings(raw: Mapping[str, Any], where: str) -> GptqSettings:
+    """Settings under the names of AutoGPTQ, optimum and GPTQModel, old and new.
 
-    def entry(self, name: str) -> TensorEntry:
-        """Type and shape of a tensor."""
-        return self._file_of[name].entries[name]
-
-    def read(self, name: str, start: int = 0, stop: int | None = None) -> Array:
-        """Rows as stored, but nothing wider than float32 among floats."""
-        array = self._file_of[name].read(name, start, stop)
-        return array.astype(np.float32) if array.dtype == np.float64 else array
-
-    def wrong(self, name: str, what: str) -> EdgeError:
-        """The sentence about a tensor that is not as it must be."""
-        path = self._file_of[name].path if name in self._file_of else self.paths[0].parent
-        return EdgeError(f"{path}: tensor {name} {what}; download the checkpoint again.")
+    Raises:
+        EdgeError: another method or packing, or an impossible value.
+    """
+    found = {
+        "bits": raw.get("bits", raw.get("w_bit")),
+        "group_size": raw.get("group_size", raw.get("q_group_size")),
+        "checkpoint_format": raw.get("checkpoint_format") or raw.get("format"),
+        **{name: raw.get(name) for name in ("sym", "quant_method", "pack_dtype")},
+    }
+    if raw.get("is_marlin_format"):
+        found["checkpoint_format"] = "marlin"
+    given = {name: value for name, value in found.items() if value is not None}
+    try:
+        return msgspec.convert({"where": where, **given}, GptqSettings)
+    except msgspec.ValidationError as error:
+        raise EdgeError(
+            f"{where}: {error}; edge reads GPTQ of 2, 3, 4 and 8 bits in the formats 'gptq' and "
+            f"'gptq_v2', so choose such a checkpoint, or the unquantised one."
+        ) from None
 
 
 @dataclass(frozen=True)
@@ -66,8 +73,8 @@ class Matrix:
         groups: how many share the inputs among them.
         zeros_as: how its zero points are stored, judged by them alone; None if they do not tell.
         zeros_wrap: a zero point is stored as the largest number, which format 1 leaves unclear.
-        group_size: inputs per group, 0 where groups differ.
         order: int32 (inputs,), what brings groups together; None where they are.
+        group_size: inputs per group, 0 where groups differ.
         reason: why MLX cannot store it without rounding again, if it cannot.
     """
 
@@ -81,34 +88,28 @@ class Matrix:
     reason: str | None = None
 
 
-def scan_matrix(
-    tensors: Tensors, stem: str, settings: GptqSettings, inputs: int | None = None
-) -> Matrix:
-    """Read all of a matrix but its codes.
-
-    Args:
-        tensors: where it is.
-        stem: its name without `.qweight`.
-        settings: for what its tensors leave open.
-        inputs: how many the network gives it, if known.
+def scan_matrix(tensors: Tensors, stem: str, settings: GptqSettings, inputs: int | None) -> Matrix:
+    """Read all of a matrix but its codes; `inputs` are how many the network gives it, if known.
 
     Raises:
         EdgeError: a tensor is missing, contradicts another, or holds impossible values.
     """
     bits, shape, groups = _layout(tensors, stem, settings, inputs)
-    largest_scale, exact = _judge_scales(tensors, f"{stem}.scales")
-    stored_zeros = fmt.unpack(tensors.read(f"{stem}.qzeros"), bits)
-    grouping = fmt.in_groups(read_groups(tensors, stem, settings, shape[1], groups), groups)
-    group_size, order = grouping or (0, None)
+    scales = read_floats(tensors[f"{stem}.scales"])
+    if not np.isfinite(scales).all():
+        raise wrong(tensors, f"{stem}.scales", "holds values that are not finite")
+    zeros = fmt.unpack(tensors[f"{stem}.qzeros"].read(), bits)
+    group_of = read_groups(tensors, stem, settings, shape[1], groups)
+    group_size, order = fmt.in_groups(group_of, groups) or (0, None)
     return Matrix(
         bits=bits,
         shape=shape,
         groups=groups,
-        zeros_as=fmt.symmetric_format(stored_zeros, bits),
-        zeros_wrap=bool(stored_zeros.max() == (1 << bits) - 1),
+        zeros_as=fmt.symmetric_format(zeros, bits),
+        zeros_wrap=bool(zeros.max() == (1 << bits) - 1),
         group_size=group_size,
         order=order,
-        reason=_why_not(group_size, largest_scale * (1 << bits), exact),
+        reason=_why_not(group_size, bits, scales),
     )
 
 
@@ -122,84 +123,70 @@ def read_groups(
             not divide into groups.
     """
     name = f"{stem}.g_idx"
-    stored = tensors.read(name) if name in tensors else None
+    stored = tensors[name].read() if name in tensors else None
+    if stored is not None and (groups == 1 or stored.any()):
+        if stored.min() < 0 or stored.max() >= groups:
+            raise wrong(tensors, name, f"names a group outside 0 to {groups - 1}")
+        return stored
     # Writers before act-order left g_idx zero: then it says nothing.
-    if stored is None or (groups > 1 and not stored.any()):
-        return np.arange(inputs) // _size_of_groups(tensors, stem, settings, inputs, groups)
-    if stored.min() < 0 or stored.max() >= groups:
-        raise tensors.wrong(name, f"names a group outside 0 to {groups - 1}")
-    return stored
-
-
-def _size_of_groups(
-    tensors: Tensors, stem: str, settings: GptqSettings, inputs: int, groups: int
-) -> int:
     for size in (settings.group_size, inputs // groups):
         if size > 0 and -(-inputs // size) == groups:
-            return size
-    raise tensors.wrong(f"{stem}.scales", f"has {groups} groups for {inputs} inputs")
+            return np.arange(inputs) // size
+    raise wrong(tensors, f"{stem}.scales", f"has {groups} groups for {inputs} inputs")
+
+
+def read_floats(tensor: StoredTensor, start: int = 0, stop: int | None = None) -> Array:
+    """Rows as stored, but nothing wider than float32."""
+    array = tensor.read(start, stop)
+    return array.astype(np.float32) if array.dtype == np.float64 else array
+
+
+def wrong(tensors: Tensors, name: str, reason: str) -> EdgeError:
+    """The sentence about a tensor that is not as it must be."""
+    path = tensors[name].path if name in tensors else next(iter(tensors.values())).path.parent
+    return EdgeError(f"{path}: tensor {name} {reason}; download the checkpoint again.")
 
 
 def _layout(
     tensors: Tensors, stem: str, settings: GptqSettings, inputs: int | None
 ) -> tuple[int, tuple[int, int], int]:
     """Bits, (outputs, inputs) and groups, from shapes that must agree."""
-    rows, outputs = _part_shape(tensors, stem, "qweight", ("I32",))
-    groups, width = _part_shape(tensors, stem, "qzeros", ("I32",))
-    scales = _part_shape(tensors, stem, "scales", FLOATS)
-    inputs = _inputs_by_g_idx(tensors, f"{stem}.g_idx") or inputs or rows * 32 // settings.bits
+    rows, outputs = _part_shape(tensors, f"{stem}.qweight", ("I32",), 2)
+    groups, width = _part_shape(tensors, f"{stem}.qzeros", ("I32",), 2)
+    scales = _part_shape(tensors, f"{stem}.scales", FLOATS, 2)
+    if f"{stem}.g_idx" in tensors:
+        (inputs,) = _part_shape(tensors, f"{stem}.g_idx", INTEGERS, 1)
+    inputs = inputs or rows * 32 // settings.bits
     bits = rows * 32 // max(1, inputs)
     if bits not in fmt.BITS or bits * inputs != rows * 32:
-        raise tensors.wrong(f"{stem}.qweight", f"has {rows} rows for {inputs} inputs")
+        raise wrong(tensors, f"{stem}.qweight", f"has {rows} rows for {inputs} inputs")
     if scales != (groups, outputs):
-        raise tensors.wrong(f"{stem}.scales", f"has shape {scales}, not {(groups, outputs)}")
+        raise wrong(tensors, f"{stem}.scales", f"has shape {scales}, not {(groups, outputs)}")
     if width * 32 != outputs * bits:
-        raise tensors.wrong(f"{stem}.qzeros", f"has {width} columns for {outputs} outputs")
+        raise wrong(tensors, f"{stem}.qzeros", f"has {width} columns for {outputs} outputs")
     return bits, (outputs, inputs), groups
 
 
-def _inputs_by_g_idx(tensors: Tensors, name: str) -> int | None:
-    """How many inputs it has groups for; None if old writers left it out."""
+def _part_shape(tensors: Tensors, name: str, dtypes: Container[str], axes: int) -> tuple[int, ...]:
     if name not in tensors:
-        return None
-    entry = tensors.entry(name)
-    if entry.dtype not in INTEGERS or len(entry.shape) != 1 or not entry.shape[0]:
-        raise tensors.wrong(name, f"is {entry.dtype} of shape {entry.shape}, not GPTQ's")
-    return entry.shape[0]
+        raise wrong(tensors, name, "is missing beside its qweight")
+    dtype, shape = tensors[name].dtype, tensors[name].shape
+    if dtype not in dtypes or len(shape) != axes or not math.prod(shape):
+        raise wrong(tensors, name, f"is {dtype} of shape {shape}, not GPTQ's")
+    return shape
 
 
-def _part_shape(tensors: Tensors, stem: str, part: str, dtypes: Sequence[str]) -> tuple[int, int]:
-    name = f"{stem}.{part}"
-    if name not in tensors:
-        raise tensors.wrong(name, f"is missing beside {stem}.qweight")
-    entry = tensors.entry(name)
-    if entry.dtype not in dtypes or len(entry.shape) != 2 or not math.prod(entry.shape):
-        raise tensors.wrong(name, f"is {entry.dtype} of shape {entry.shape}, not GPTQ's")
-    return entry.shape[0], entry.shape[1]
-
-
-def _judge_scales(tensors: Tensors, name: str) -> tuple[float, bool]:
-    """The largest magnitude, and whether float16 holds all of them."""
-    scales = tensors.read(name)
-    if scales.dtype == np.float16:  # magnitudes sort as their bits do, and those much faster
-        largest, exact = float((scales.view(np.uint16) & 0x7FFF).max().view(np.float16)), True
-    else:
-        largest = float(np.abs(scales).max())
-        with np.errstate(over="ignore"):
-            exact = bool((scales.astype(np.float16) == scales).all())
-    if not math.isfinite(largest):
-        raise tensors.wrong(name, "holds values that are not finite")
-    return largest, exact
-
-
-def _why_not(group_size: int, largest_bias: float, exact_scales: bool) -> str | None:
+def _why_not(group_size: int, bits: int, scales: Array) -> str | None:
     """Why a matrix does not fit MLX's affine form by itself."""
     if not group_size:
         return "its groups have different sizes"
     if fmt.mlx_group_size(group_size) is None:
         return f"its groups of {group_size} inputs do not divide into MLX's 32, 64 or 128"
-    if not exact_scales:
-        return "its scales do not fit float16"
-    if largest_bias > LARGEST_FLOAT16:
+    with np.errstate(over="ignore"):
+        if scales.dtype != np.float16 and (scales.astype(np.float16) != scales).any():
+            return "its scales do not fit float16"
+    # Magnitudes sort as their bits do, and those much faster.
+    bits_of = scales.astype(np.float16).view(np.uint16) & 0x7FFF
+    if float(bits_of.max().view(np.float16)) * (1 << bits) > LARGEST_FLOAT16:
         return "its scales are so large that biases would not fit float16"
     return None

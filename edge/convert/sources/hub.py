@@ -1,69 +1,51 @@
 """Checkpoints from the Hugging Face hub, kept in huggingface_hub's own cache.
 
 Files come one after the other in this thread, so that Ctrl-C does not wait for one: the library's
-`snapshot_download` has threads that finish theirs first. It is never asked for anything while
-HF_HUB_OFFLINE is set.
+`snapshot_download` has threads that finish theirs first. The library locks each file against
+other processes; a file that broke off begins again in the next run, whole ones are kept. The hub
+is never asked for anything while HF_HUB_OFFLINE is set.
+
+Imported where it is used, since the library takes a second to load.
 """
 
 from __future__ import annotations
 
-import errno
-import json
 import re
 import shutil
-from collections.abc import Collection, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
-from edge.convert.sources.companions import COMPANIONS, INDEX
+from huggingface_hub import HfApi, constants, errors, hf_hub_download, try_to_load_from_cache
+
+from edge.convert.sources.directory import PICKLES, SMALL_FILES, TOKENIZER, weight_files
 from edge.errors import EdgeError
+from edge.formats.safetensors import INDEX
 
 DEFAULT_REVISION = "main"
 CONFIG, SINGLE = "config.json", "model.safetensors"
-SMALL_FILES = (CONFIG, "quantize_config.json", *COMPANIONS)
 # Not the checkpoint itself, or the same weights again in another layout or precision.
 SECONDARY = re.compile(r"^(consolidated|adapter_)|[._-](fp16|fp32|bf16|f16|f32|non_ema)[.-]")
-PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 COMMIT = re.compile(r"[0-9a-f]{40}")
 REVISION = re.compile(r"(?!.*\.\.)\w[\w./+@#-]*")  # what git allows, less what leads elsewhere
 US = "stable-edge"  # as the library tells the hub
 
 
-def split_revision(model: str, revision: str | None = None) -> tuple[str, str | None]:
-    """Take `owner/name:branch` apart, text-generation-webui's spelling of a revision.
-
-    Args:
-        model: a hub id, with or without a branch.
-        revision: what was asked for apart from it.
-
-    Raises:
-        EdgeError: both name a revision, and not the same.
-    """
-    repo, colon, branch = model.partition(":")
-    if colon and not branch:
-        raise EdgeError(f"{model} names no branch after the colon; give one or leave it out.")
-    if branch and revision is not None and branch != revision:
-        raise EdgeError(
-            f"{model} asks for the branch {branch} and --revision for {revision}; give only one."
-        )
-    return repo, branch or revision
-
-
 def cached(repo: str, revision: str | None = None) -> Path | None:
-    """The snapshot directory if the cache holds the checkpoint; never asks the network."""
-    from huggingface_hub import try_to_load_from_cache
+    """The snapshot directory if the cache holds the whole checkpoint; never asks the network.
 
+    Other programs fetch single files, so that a snapshot that exists may lack any.
+    """
     revision = revision or DEFAULT_REVISION
-    if not REVISION.fullmatch(revision):
-        return None
     try:
         config = try_to_load_from_cache(repo, CONFIG, revision=revision)
-    except (OSError, ValueError):  # of the library too: no name of a repository
+        if not REVISION.fullmatch(revision) or not isinstance(config, str):
+            return None
+        snapshot = Path(config).parent
+        needed = [CONFIG, TOKENIZER, *weight_files(snapshot)]
+        return snapshot if all((snapshot / name).is_file() for name in needed) else None
+    except (OSError, ValueError, EdgeError):  # of the library too: no name of a repository
         return None
-    if not isinstance(config, str) or not _is_whole(Path(config).parent):
-        return None
-    return Path(config).parent
 
 
 def download(repo: str, revision: str | None = None) -> tuple[Path, str]:
@@ -80,8 +62,6 @@ def download(repo: str, revision: str | None = None) -> tuple[Path, str]:
         EdgeError: the hub does not give it, it holds no weights that can be read safely, the
             disk has no room, or the connection broke off for good.
     """
-    from huggingface_hub import constants, errors
-
     revision = revision or DEFAULT_REVISION
     if not REVISION.fullmatch(revision):
         raise EdgeError(f"{revision!r} is no revision of {repo}; name a branch, tag or commit.")
@@ -91,65 +71,59 @@ def download(repo: str, revision: str | None = None) -> tuple[Path, str]:
     if constants.HF_HUB_OFFLINE:
         raise EdgeError(
             f"{repo} at revision {revision} cannot be fetched from the hub because HF_HUB_OFFLINE "
-            f"is set, and the cache holds no whole checkpoint of it; unset it, or give a directory "
-            f"with the checkpoint."
+            f"is set, and the cache holds no whole checkpoint of it; unset it, or give a directory."
         )
-    with _in_words(repo, revision):
-        try:
-            commit, files = _ask(repo, revision)
-        except (errors.RevisionNotFoundError, errors.HFValidationError):
-            raise
-        except Exception:
-            if there is None:
-                raise
-            return there, there.name  # a checkpoint at hand is better than none
+    asked = False
+    try:
+        commit, files = _ask(repo, revision)
+        asked = True
         snapshot = _bring(repo, revision, commit, files)
+    except EdgeError:
+        raise
+    except Exception as error:  # whatever a network, a proxy or a cache can do
+        wrong_name = isinstance(error, errors.RevisionNotFoundError | errors.HFValidationError)
+        if there is None or asked or wrong_name:
+            raise EdgeError(_sentence(error, repo, revision)) from None
+        snapshot = there  # a checkpoint at hand is better than none
     return snapshot, snapshot.name
 
 
-def choose_files(names: Collection[str], shards: Collection[str] | None = None) -> list[str]:
-    """Which of a repository's files make the checkpoint: companions first, then weights.
+def choose_files(names: Collection[str], shards: Collection[str] = ()) -> list[str]:
+    """Files of a repository that make the checkpoint: companions first, then weights.
 
-    Args:
-        names: every file of the repository; those in folders are never taken.
-        shards: what the index names; None if there is no index.
-
-    Returns:
-        Names; no weights among them if there are no safetensors.
+    `shards` are those that its index names. Files in folders are never taken.
     """
     weights = sorted(n for n in names if n.endswith(".safetensors") and "/" not in n)
-    if shards is not None:
-        weights = sorted(set(shards))
+    if shards:
+        weights = [INDEX, *shards]
     elif SINGLE in weights:
         weights = [SINGLE]
     else:
         weights = [n for n in weights if not SECONDARY.search(n)] or weights
-    index = [INDEX] if shards is not None else []
-    return [name for name in SMALL_FILES if name in names] + index + weights
+    return [name for name in SMALL_FILES if name in names] + weights
 
 
 def _ask(repo: str, revision: str) -> tuple[str, dict[str, Any]]:
     """The commit, and its files as the library describes them, by name."""
-    from huggingface_hub import HfApi, constants
-
     info = HfApi(library_name=US).model_info(
         repo, revision=revision, files_metadata=True, timeout=constants.HF_HUB_ETAG_TIMEOUT
     )
-    if info.sha is None:
-        raise ValueError("it names no commit")
-    return info.sha, {file.rfilename: file for file in info.siblings or ()}
+    return str(info.sha), {file.rfilename: file for file in info.siblings or ()}
 
 
 def _bring(repo: str, revision: str, commit: str, files: Mapping[str, Any]) -> Path:
-    from huggingface_hub import hf_hub_download
-
     def fetch(name: str, at: str = commit) -> Path:
         return Path(hf_hub_download(repo, name, revision=at, library_name=US))
 
-    _check_readable(repo, revision, files)
+    if reason := _why_unreadable(files):
+        raise EdgeError(f"{repo} {reason} at revision {revision}; choose another one.")
     snapshot = fetch(CONFIG).parent
-    shards = _shards(fetch(INDEX), repo, files) if INDEX in files else None
-    wanted = choose_files(files, shards or None)
+    wanted = choose_files(files, weight_files(fetch(INDEX).parent) if INDEX in files else ())
+    for name in wanted:
+        if name not in files:
+            raise EdgeError(
+                f"{INDEX} of {repo} names {name!r}, which is not there; choose another."
+            )
     _check_room(repo, snapshot, [files[name] for name in wanted])
     for name in wanted:
         fetch(name)
@@ -157,45 +131,20 @@ def _bring(repo: str, revision: str, commit: str, files: Mapping[str, Any]) -> P
     return snapshot
 
 
-def _check_readable(repo: str, revision: str, files: Collection[str]) -> None:
-    top = [name for name in files if "/" not in name]
-    if not any(name.endswith(".safetensors") for name in top):
-        pickled = sorted(name for name in top if name.endswith(PICKLES))
-        if pickled:
-            raise EdgeError(
-                f"{repo} holds only pickled weights at revision {revision} ({pickled[0]}), which "
-                f"are never opened because unpickling runs whatever code is in them; choose a "
-                f"revision or repository with safetensors."
-            )
-        raise EdgeError(
-            f"{repo} holds no *.safetensors at revision {revision}; choose a revision or "
-            f"repository in safetensors form."
-        )
+def _why_unreadable(files: Collection[str]) -> str | None:
     if CONFIG not in files:
-        raise EdgeError(
-            f"{repo} holds no config.json at revision {revision}; choose a whole checkpoint."
-        )
-
-
-def _shards(index: Path, repo: str, files: Collection[str]) -> list[str]:
-    shards = _index_names(index)
-    if shards is None:
-        raise EdgeError(f"{INDEX} of {repo} has no weight_map; choose another revision.")
-    for name in shards:
-        if name not in files or "/" in name or not name.endswith(".safetensors"):
-            raise EdgeError(
-                f"{INDEX} of {repo} names {name!r}, which is no safetensors file of the "
-                f"repository; choose another revision."
-            )
-    return shards
+        return f"holds no {CONFIG}"
+    if any(name.endswith(".safetensors") and "/" not in name for name in files):
+        return None
+    pickles = sorted(name for name in files if name.endswith(PICKLES))
+    note = f" but pickles ({pickles[0]}), which can run any code and are never opened"
+    return "holds no *.safetensors" + (note if pickles else "")
 
 
 def _check_room(repo: str, snapshot: Path, files: Collection[Any]) -> None:
     folder = snapshot.parents[1]
-    oids = {(file.lfs.sha256 if file.lfs else file.blob_id): file.size or 0 for file in files}
-    needed_bytes = sum(
-        size for oid, size in oids.items() if not (folder / "blobs" / str(oid)).exists()
-    )
+    sizes = {(file.lfs.sha256 if file.lfs else file.blob_id): file.size or 0 for file in files}
+    needed_bytes = sum(n for oid, n in sizes.items() if not (folder / "blobs" / str(oid)).exists())
     free_bytes = shutil.disk_usage(folder).free
     if needed_bytes > free_bytes:
         raise EdgeError(
@@ -204,79 +153,23 @@ def _check_room(repo: str, snapshot: Path, files: Collection[Any]) -> None:
         )
 
 
-def _index_names(index: Path) -> list[str] | None:
-    """The files that an index of shards names, None if it is no such index."""
-    try:
-        names = set(json.loads(index.read_bytes())["weight_map"].values())
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        return None
-    return sorted(names) if all(isinstance(name, str) for name in names) else None
-
-
-def _is_whole(snapshot: Path) -> bool:
-    """Whether a snapshot has config, tokenizer and all the weights that its index names.
-
-    Other programs fetch single files, so that a snapshot that exists may lack any.
-    """
-    if not all((snapshot / name).is_file() for name in (CONFIG, "tokenizer.json")):
-        return False
-    shards = _index_names(snapshot / INDEX) if (snapshot / INDEX).is_file() else []
-    if shards is None:
-        return False
-    weights = [snapshot / name for name in shards] or list(snapshot.glob("*.safetensors"))
-    return bool(weights) and all(path.is_file() for path in weights)
-
-
-# --- what can go wrong
-
-
-@contextmanager
-def _in_words(repo: str, revision: str) -> Iterator[None]:
-    """Turn whatever the library raises into an EdgeError."""
-    try:
-        yield
-    except EdgeError:
-        raise
-    except Exception as error:  # whatever a network, a proxy or a cache can do
-        raise EdgeError(_sentence(error, repo, revision)) from None
-
-
 def _sentence(error: Exception, repo: str, revision: str) -> str:
-    from huggingface_hub import constants, errors
-
     page = f"{constants.ENDPOINT}/{repo}"
     if isinstance(error, errors.GatedRepoError):
         return f"{repo} is gated: accept its licence on {page}, then run 'hf auth login'."
-    if isinstance(error, (errors.RepositoryNotFoundError, errors.HFValidationError)):
+    if isinstance(error, errors.RepositoryNotFoundError | errors.HFValidationError):
         return (
             f"the hub has no {repo}, or it is private, and there is no such directory here; "
             f"check the spelling or run 'hf auth login'."
         )
     if isinstance(error, errors.RevisionNotFoundError):
         return f"{repo} has no revision {revision!r}; choose one of those on {page}/tree/main."
-    if isinstance(error, errors.HfHubHTTPError) and error.response.status_code == 401:
-        return f"the hub refuses your token for {repo}; run 'hf auth login' to replace it."
-    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return (
-            f"the disk of {constants.HF_HUB_CACHE} filled up while {repo} came; make room and run "
-            f"the same command again, or set HF_HOME to a folder on another disk."
-        )
-    if isinstance(error, OSError) and error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
-        return (
-            f"{constants.HF_HUB_CACHE} cannot be written ({error.strerror}), so {repo} has no "
-            f"place; set HF_HOME to a folder of yours."
-        )
+    response = getattr(error, "response", None)
+    if response is None:
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0][:160].rstrip(" .")
+    else:
+        reason = f"it answers with status {response.status_code}"
     return (
-        f"{repo} cannot be fetched from the hub ({_reason(error)}), and there is no such directory "
-        f"here; check the network and run the same command again, or give a directory."
+        f"{repo} cannot be fetched from the hub into {constants.HF_HUB_CACHE} ({reason}); check "
+        f"the network, the disk and your token ('hf auth login'), then run the command again."
     )
-
-
-def _reason(error: Exception) -> str:
-    """The first line of what a library says, short enough for a sentence."""
-    error = error.__cause__ if isinstance(error.__cause__, Exception) else error
-    status = getattr(getattr(error, "response", None), "status_code", None)
-    if status is not None:
-        return f"it answers with status {status}"
-    lines = str(error).strip().splitlines()
-    return lines[0][:160].rstrip(" .") if lines else type(error).__name__

@@ -1,4 +1,4 @@
-"""What is known of the published models: shapes to imitate, values to check against."""
+"""The published models: shapes to imitate, values to check against."""
 
 from __future__ import annotations
 
@@ -11,12 +11,6 @@ from edge.model.config import DEFAULT_ROPE_THETA, ModelConfig
 STABLE_CODE = re.compile(r"stable[-_. ]?code", re.IGNORECASE)
 STABLE_CODE_ROPE_THETA = 1_000_000.0
 STABLE_CODE_CONTEXT = 16384
-NO_ROPE_BASE = (
-    f"the file gives no rotary base, so llama.cpp takes {DEFAULT_ROPE_THETA:.0f}, but Stable Code "
-    f"3B was trained with {STABLE_CODE_ROPE_THETA:.0f}: add --rope-theta "
-    f"{STABLE_CODE_ROPE_THETA:.0f}, or make a corrected copy with 'edge convert "
-    f"MODEL --to gguf-mended', unless this is another model."
-)
 
 _3B = ModelConfig(
     vocab_size=50304,
@@ -27,51 +21,37 @@ _3B = ModelConfig(
     num_key_value_heads=32,
     max_position_embeddings=4096,
 )
+_STABLELM_2 = replace(_3B, vocab_size=100352, bos_token_id=100257, eos_token_ids=(100257,))
 # From the config.json files on the hub.
 SHAPES = {
     "stable-code-3b": replace(
-        _3B,
-        rope_theta=STABLE_CODE_ROPE_THETA,
-        max_position_embeddings=STABLE_CODE_CONTEXT,
+        _3B, rope_theta=STABLE_CODE_ROPE_THETA, max_position_embeddings=STABLE_CODE_CONTEXT
     ),
     "stablelm-3b-4e1t": _3B,
-    "stablelm-2-1_6b": ModelConfig(
-        vocab_size=100352,
+    "stablelm-2-1_6b": replace(
+        _STABLELM_2,
         hidden_size=2048,
         intermediate_size=5632,
         num_hidden_layers=24,
-        num_attention_heads=32,
-        num_key_value_heads=32,
-        max_position_embeddings=4096,
         use_qkv_bias=True,
-        bos_token_id=100257,
-        eos_token_ids=(100257,),
     ),
-    "stablelm-2-12b": ModelConfig(
-        vocab_size=100352,
+    "stablelm-2-12b": replace(
+        _STABLELM_2,
         hidden_size=5120,
         intermediate_size=13824,
         num_hidden_layers=40,
-        num_attention_heads=32,
         num_key_value_heads=8,
-        max_position_embeddings=4096,
         qk_layernorm=True,
         use_parallel_residual=True,
-        bos_token_id=100257,
-        eos_token_ids=(100257,),
     ),
 }
 
 
 def rope_base_is_doubtful(config: ModelConfig, *names: str | None) -> bool:
-    """Whether this is Stable Code 3B, by its names or its context, with the rotary base of others.
+    """Stable Code 3B, by its names or its context, with the rotary base of others.
 
     Revision 84383c2 of stable-code-3b, conversions made from it, and every GGUF file of it
     that llama.cpp's own converter made, carry or imply a rotary base of 10000.
-
-    Args:
-        config: as the source describes the network.
-        names: what the model is called, wherever it is named.
     """
     long_context = config.max_position_embeddings == STABLE_CODE_CONTEXT
     return config.rope_theta == DEFAULT_ROPE_THETA and (long_context or _is_named(names))
@@ -87,7 +67,16 @@ def doubts_about(config: ModelConfig, *names: str | None, gives_base: bool = Tru
     """
     doubts = []
     if rope_base_is_doubtful(config, *names):
-        doubts.append(_rope_doubt(config) if gives_base else NO_ROPE_BASE)
+        base, wanted = f"{config.rope_theta:.0f}", f"{STABLE_CODE_ROPE_THETA:.0f}"
+        found = f"rope_theta is {base}"
+        remedy = f"add --rope-theta {wanted}"
+        if not gives_base:
+            found = f"the file gives no rotary base, so llama.cpp takes {base}"
+            remedy += ", or make a corrected copy with 'edge convert MODEL --to gguf-mended',"
+        doubts.append(
+            f"{found}, but Stable Code 3B was trained with {wanted}: {remedy} unless this is "
+            f"another model."
+        )
     if _is_named(names) and config.max_position_embeddings != STABLE_CODE_CONTEXT:
         doubts.append(
             f"the context is {config.max_position_embeddings} tokens, but Stable Code 3B was "
@@ -99,11 +88,3 @@ def doubts_about(config: ModelConfig, *names: str | None, gives_base: bool = Tru
 
 def _is_named(names: Iterable[str | None]) -> bool:
     return any(name and STABLE_CODE.search(name) for name in names)
-
-
-def _rope_doubt(config: ModelConfig) -> str:
-    return (
-        f"rope_theta is {config.rope_theta:.0f}, but Stable Code 3B was trained with "
-        f"{STABLE_CODE_ROPE_THETA:.0f}: add --rope-theta {STABLE_CODE_ROPE_THETA:.0f} "
-        f"unless this is another model."
-    )

@@ -8,16 +8,16 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
 from dataclasses import replace
 from math import prod
-from pathlib import Path
 
 import numpy as np
 
+from edge.convert.sources.gguf_tokenizer import byte_level, tokenizer_json
 from edge.convert.sources.published import SHAPES
-from edge.convert.sources.weights import Array, NeverPacked, Opened, Shape
+from edge.convert.sources.weights import Opened, Weights
 from edge.errors import EdgeError
+from edge.formats.safetensors import Array
 from edge.model.config import ModelConfig
 from edge.model.tensors import expected_shapes
 
@@ -30,24 +30,16 @@ NOISE_NUMBERS = BLOCK_NUMBERS * 4
 MAX_LAYERS = 1024
 END_OF_TEXT = "<|endoftext|>"
 SPECIAL_TOKENS = (
-    END_OF_TEXT,
-    "<|padding|>",
-    "<fim_prefix>",
-    "<fim_middle>",
-    "<fim_suffix>",
-    "<fim_pad>",
-    "<|im_start|>",
-    "<|im_end|>",
+    *(END_OF_TEXT, "<|padding|>", "<fim_prefix>", "<fim_middle>", "<fim_suffix>", "<fim_pad>"),
+    *("<|im_start|>", "<|im_end|>"),
 )
 
 
-class SyntheticWeights(NeverPacked):
+class SyntheticWeights(Weights):
     """Normal noise, scaled so that activations keep their size through the layers."""
 
-    files: tuple[Path, ...] = ()
-
     def __init__(self, config: ModelConfig):
-        self.shapes: Mapping[str, Shape] = expected_shapes(config)
+        self.shapes = expected_shapes(config)
         noise = np.random.Generator(np.random.PCG64(0)).standard_normal(NOISE_NUMBERS, np.float32)
         self._noise = noise.astype(np.float16)
 
@@ -90,8 +82,7 @@ def open_synthetic(name: str, layers: int | None) -> Opened:
     config = SHAPES[name]
     if layers is not None:
         config = replace(config, num_hidden_layers=layers)
-    end = config.eos_token_ids[0]
-    return Opened(config, SyntheticWeights(config), _companions(end))
+    return Opened(config, SyntheticWeights(config), _companions(config.eos_token_ids[0]))
 
 
 def _shift(name: str, block: int) -> int:
@@ -105,26 +96,9 @@ def _companions(end_id: int) -> dict[str, bytes]:
     alphabet = [*map(chr, range(33, 127)), *map(chr, range(161, 173)), *map(chr, range(174, 324))]
     ids = {token: i + 1 for i, token in enumerate([*SPECIAL_TOKENS[1:], *alphabet, "!!"])}
     ids[END_OF_TEXT] = end_id
-    plain = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False}
-    byte_level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True}
-    tokenizer = {
-        "version": "1.0",
-        "truncation": None,
-        "padding": None,
-        "added_tokens": [
-            {"id": ids[token], "content": token, "special": True, **plain}
-            for token in sorted(SPECIAL_TOKENS, key=ids.__getitem__)
-        ],
-        "normalizer": None,
-        "pre_tokenizer": {**byte_level, "use_regex": True},
-        "post_processor": None,
-        "decoder": {**byte_level, "use_regex": True},
-        "model": {
-            "type": "BPE",
-            "vocab": ids,  # readers number anew what is only among the added tokens
-            "merges": ["! !"],  # llama.cpp refuses a tokenizer that has none
-        },
-    }
+    added = dict.fromkeys(SPECIAL_TOKENS, True)
+    # llama.cpp refuses a tokenizer that has no merges.
+    tokenizer = tokenizer_json(ids, ["! !"], added, byte_level(use_regex=True))
     settings = {
         "bos_token": END_OF_TEXT,
         "eos_token": END_OF_TEXT,

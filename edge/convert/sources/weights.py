@@ -1,24 +1,21 @@
-"""What every source of weights offers: named tensors, read in blocks of rows.
+"""Named tensors of a source, read in blocks of rows.
 
-Names are Hugging Face's whatever the file format. A source that is quantised
-offers a matrix in two forms: dequantised by `read`, and exactly as it is by
-`read_packed`, in the terms of MLX's affine quantisation.
+Names are Hugging Face's whatever the file format. A source that is quantised offers a matrix in
+two forms: dequantised by `read`, and exactly as it is by `read_packed`, in the terms of MLX's
+affine quantisation.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
-from types import MappingProxyType
-from typing import Any, Protocol
 
-import numpy as np
-
+from edge.formats.safetensors import Array as Array
+from edge.formats.safetensors import Shape as Shape
+from edge.formats.safetensors import StoredTensor
 from edge.model.config import ModelConfig
-
-Array = np.ndarray[Any, np.dtype[Any]]
-Shape = tuple[int, ...]
 
 
 @dataclass(frozen=True)
@@ -57,76 +54,59 @@ class Packed:
     bias_error_steps: float = 0.0
 
 
-class Weights(Protocol):
-    """The tensors of one source."""
+class Weights:
+    """The tensors of one source; here, of one that is not quantised.
 
-    @property
-    def shapes(self) -> Mapping[str, Shape]:
-        """Every tensor's shape, dequantised, by Hugging Face name."""
-        ...
+    Attributes:
+        shapes: every tensor's shape, dequantised, by Hugging Face name.
+        files: the files that hold them; none for generated weights.
+        quantised: the weights were rounded to a few bits before.
+    """
 
-    @property
-    def files(self) -> tuple[Path, ...]:
-        """The files that hold them; none for generated weights."""
-        ...
+    shapes: Mapping[str, Shape]
+    files: tuple[Path, ...] = ()
+    quantised: bool = False
 
-    @property
-    def quantised(self) -> bool:
-        """Whether the weights were rounded to a few bits before."""
-        ...
-
-    @property
+    @cached_property
     def unpackable(self) -> Mapping[str, str]:
         """Why a quantised tensor has no packing, by name."""
-        ...
+        return {}
 
     def read(self, name: str, start: int = 0, stop: int | None = None) -> Array:
         """Rows start to stop of a tensor as float16 or float32, never more precise than stored."""
-        ...
+        raise NotImplementedError
 
     def packing(self, name: str) -> Packing | None:
         """How MLX can store the tensor without rounding it again; None if it cannot."""
-        ...
-
-    def read_packed(self, name: str) -> Packed:
-        """A tensor that has a packing, in that form."""
-        ...
-
-
-class NeverPacked:
-    """The part of `Weights` that sources of plain floats share."""
-
-    quantised = False
-    unpackable: Mapping[str, str] = MappingProxyType({})
-
-    def packing(self, name: str) -> Packing | None:
-        """None: floats."""
         return None
 
     def read_packed(self, name: str) -> Packed:
-        """No tensor has this form.
-
-        Raises:
-            ValueError: always.
-        """
+        """A tensor that has a packing, in that form."""
         raise ValueError(f"{name} has no packing")
+
+
+def files_of(tensors: Mapping[str, StoredTensor]) -> tuple[Path, ...]:
+    """The files that hold some tensors, in order."""
+    return tuple(dict.fromkeys(tensor.path for tensor in tensors.values()))
 
 
 @dataclass(frozen=True)
 class Opened:
-    """What a source turned out to hold.
+    """A source that was read but not yet compared with its config.
 
     Attributes:
         config: the network, as the source describes it.
-        weights: its tensors; not yet compared with the config.
-        companions: contents of tokenizer.json, tokenizer_config.json, generation_config.json
-            and what else travels along, by file name.
+        weights: its tensors.
+        companions: tokenizer files and what else travels along, by file name.
         warnings: sentences that the user should read before trusting the result.
         title: the model's name as the source gives it, if it does.
+        gives_rope_base: false for a GGUF file that leaves it out, from which llama.cpp takes
+            10000; its own converter does so, which is wrong for Stable Code (1000000).
     """
 
     config: ModelConfig
     weights: Weights
     companions: Mapping[str, bytes]
-    warnings: tuple[str, ...] = field(default=())
+    warnings: tuple[str, ...] = ()
     title: str | None = None
+    gives_rope_base: bool = True

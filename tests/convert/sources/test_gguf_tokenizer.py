@@ -5,6 +5,7 @@ import json
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tokenizers import Tokenizer
 
 from edge.convert.sources.find import DEMO_PATH
 from edge.convert.sources.gguf import open_gguf
@@ -12,19 +13,15 @@ from edge.llama_cpp.session import LlamaSession
 from tests.support.foreign_gguf import rewritten, write_tiny
 
 
-def reference():
-    from tokenizers import Tokenizer
-
-    return Tokenizer.from_file(str(DEMO_PATH / "tokenizer.json"))
+def rebuilt(path):
+    return Tokenizer.from_str(open_gguf(path).companions["tokenizer.json"].decode())
 
 
 @pytest.fixture(scope="module")
 def tokenizers(demo_out):
     """The demo's own, and the one rebuilt from its GGUF file."""
-    from tokenizers import Tokenizer
-
-    files = open_gguf(demo_out / "gguf-f16.gguf").companions
-    return reference(), Tokenizer.from_str(files["tokenizer.json"].decode())
+    theirs = Tokenizer.from_file(str(DEMO_PATH / "tokenizer.json"))
+    return theirs, rebuilt(demo_out / "gguf-f16.gguf")
 
 
 def check_same(tokenizers, text):
@@ -37,38 +34,28 @@ def check_same(tokenizers, text):
         )
 
 
-@pytest.mark.parametrize(
-    "text",
-    [
-        "",
-        " \n\t  \r\n",
-        "héllo wörld — ünïcode 日本語 🎉 e\u0301",
+def test_the_rebuilt_tokenizer_reads_code_and_special_tokens_alike(tokenizers, held_out_text):
+    for text in (
+        *("", " \n\t  \r\n", "héllo wörld — ünïcode 日本語 🎉 e\u0301", held_out_text),
         "<fim_prefix>def f():<fim_suffix>\n    pass<fim_middle>",
         "<|im_start|>user\nhi<|im_end|>\na<|endoftext|>b<|padding|>",
-        "<fim_nothing> <|im_start [PAD7]",
-        "don't we'll I'm 1234567890",
-    ],
-)
-def test_the_rebuilt_tokenizer_splits_as_the_original(tokenizers, text):
-    check_same(tokenizers, text)
+        "<fim_nothing> <|im_start [PAD7] don't we'll I'm 1234567890",
+    ):
+        check_same(tokenizers, text)
 
 
-def test_the_rebuilt_tokenizer_reads_code_alike(tokenizers, held_out_text):
-    check_same(tokenizers, held_out_text)
-
-
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=200, deadline=None)
 @given(st.text(max_size=60))
 def test_the_rebuilt_tokenizer_reads_any_text_alike(tokenizers, text):
     check_same(tokenizers, text)
 
 
 def test_the_rebuilt_tokenizer_has_the_same_tokens(tokenizers):
-    theirs, ours = tokenizers
-    assert ours.get_vocab(True) == theirs.get_vocab(True)
-    assert {i: (t.content, t.special) for i, t in ours.get_added_tokens_decoder().items()} == {
-        i: (t.content, t.special) for i, t in theirs.get_added_tokens_decoder().items()
-    }
+    theirs, ours = (
+        (t.get_vocab(True), {i: str(token) for i, token in t.get_added_tokens_decoder().items()})
+        for t in tokenizers
+    )
+    assert ours == theirs
 
 
 def test_the_settings_come_back(demo_out):
@@ -79,44 +66,31 @@ def test_the_settings_come_back(demo_out):
 
 
 def test_padding_is_left_out_and_user_defined_tokens_are_not_special(tmp_path):
-    tiny = write_tiny(tmp_path / "tiny.gguf")
-    data = json.loads(open_gguf(tiny).companions["tokenizer.json"])
+    data = json.loads(open_gguf(write_tiny(tmp_path / "x.gguf")).companions["tokenizer.json"])
     assert [t["id"] for t in data["added_tokens"]] == [0, 4, 5, 6, 7, 9]
     assert [t["id"] for t in data["added_tokens"] if not t["special"]] == [7]
-    assert "[PAD10]" not in data["model"]["vocab"]
-    assert "[PAD11]" not in data["model"]["vocab"]  # a user-defined one, as old converters wrote
+    # 11 is user defined, as old converters wrote.
+    assert not {"[PAD10]", "[PAD11]"} & data["model"]["vocab"].keys()
 
 
 def test_the_way_of_stablelm_2_is_that_of_llama_cpp(demo_out, tmp_path, held_out_text):
-    from tokenizers import Tokenizer
-
     path = rewritten(demo_out / "gguf-f16.gguf", tmp_path / "x.gguf", pre="stablelm2")
-    ours = Tokenizer.from_str(open_gguf(path).companions["tokenizer.json"].decode())
-    session = LlamaSession(path, 64, 1)
-    try:
-        for text in (held_out_text, "I'M 12345 we'Ll\r\n\n x=  y\t\tz", "a.b!!\n\n  c"):
-            ids = session.tokenize(text)
-            assert ours.encode(text).ids == ids
-            assert ours.decode(ids) == text
-    finally:
-        session.close()
-    assert ours.encode("12345").ids != reference().encode("12345").ids
+    ours, session = rebuilt(path), LlamaSession(path, 64, 1)
+    for text in (held_out_text, "I'M 12345 we'Ll\r\n\n x=  y\t\tz", "a.b!!\n\n  c"):
+        ids = session.tokenize(text)
+        assert ours.encode(text).ids == ids
+        assert ours.decode(ids) == text
+    session.close()
 
 
-def test_a_file_that_does_not_say_how_it_splits_is_warned_about(tmp_path):
+def test_an_unnamed_way_is_guessed_from_the_number_of_tokens(tmp_path):
     opened = open_gguf(write_tiny(tmp_path / "x.gguf", {"tokenizer.ggml.pre": None}))
     assert "GPT-NeoX's way" in opened.warnings[-1]
     split = json.loads(opened.companions["tokenizer.json"])["pre_tokenizer"]
-    assert split == {
-        "type": "ByteLevel",
-        "add_prefix_space": False,
-        "trim_offsets": True,
-        "use_regex": True,
-    }
+    assert (split["type"], split["use_regex"], split["add_prefix_space"]) == ("ByteLevel", 1, 0)
     many = {"tokenizer.ggml.tokens": ["a", "b", "ab", *(f"t{i}" for i in range(89_997))]}
-    many |= {"tokenizer.ggml.token_type": [1] * 90_000}
+    many |= {"tokenizer.ggml.token_type": [1] * 90_000, "tokenizer.ggml.pre": "default"}
     shapes = {name: (90_000, 64) for name in ("token_embd.weight", "output.weight")}
-    many |= {"tokenizer.ggml.pre": "default"}
     opened = open_gguf(write_tiny(tmp_path / "y.gguf", many, shapes))
     assert "StableLM 2's way" in opened.warnings[-1]
 

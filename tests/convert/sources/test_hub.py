@@ -13,7 +13,8 @@ from pathlib import Path
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from edge.convert.sources.hub import choose_files, split_revision
+from edge.convert.sources.find import split_revision
+from edge.convert.sources.hub import choose_files
 from edge.errors import EdgeError
 from tests.support.hub_server import commit_of, hub_server
 from tests.support.tiny import PLAIN, write_checkpoint

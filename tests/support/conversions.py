@@ -1,0 +1,59 @@
+"""Convert, and compare what both engines compute with the results."""
+
+import ctypes
+from pathlib import Path
+
+import mlx.core as mx
+import numpy as np
+
+from edge.convert.artefacts.recipes import RECIPES
+from edge.convert.checkpoint import open_checkpoint
+from edge.convert.convert import convert
+from edge.convert.targets import Options
+from edge.llama_cpp.session import LlamaSession, library
+from edge.model.load import load_model
+
+IDS = np.random.RandomState(1).randint(0, 160, 40).tolist()
+
+
+def make(source, out: Path, *names, corrections=None, **options):
+    """Artefacts of a source."""
+    checkpoint = open_checkpoint(str(source), corrections=corrections)
+    recipes = [RECIPES[name] for name in names]
+    return convert(checkpoint, recipes, out, lambda *_: None, Options(**options))
+
+
+def edge_logits(path: Path) -> np.ndarray:
+    return np.array(load_model(path, mx.float32)(mx.array([IDS])))[0]
+
+
+def mlx_lm_logits(path: Path) -> np.ndarray:
+    """What anybody with plain mlx-lm computes."""
+    from mlx_lm import load
+
+    model, _ = load(str(path))
+    model.set_dtype(mx.float32)
+    return np.array(model(mx.array([IDS])))[0]
+
+
+def llama_logits(path: Path) -> np.ndarray:
+    session = LlamaSession(path, 128, 1, "f32", flash_attention=False, gpu_layers=0)
+    try:
+        return session.all_logits(IDS)
+    finally:
+        session.close()
+
+
+def widened(source: Path, target: Path) -> Path:
+    """llama.cpp's own float32 copy of the very same weights, which rounds no activations."""
+    lib = library()
+    params = lib.llama_model_quantize_default_params()
+    params.ftype, params.allow_requantize, params.nthread = 0, True, 1
+    paths = str(source).encode(), str(target).encode()
+    assert lib.llama_model_quantize(*paths, ctypes.byref(params)) == 0
+    return target
+
+
+def relative(found: np.ndarray, wanted: np.ndarray) -> float:
+    """The norm of the difference over that of what is wanted."""
+    return float(np.linalg.norm(found - wanted) / np.linalg.norm(wanted))
