@@ -172,7 +172,7 @@ def test_any_changed_byte_is_found(made, tmp_path, name):
     if other.is_dir():
         files = [(f, 0, f.stat().st_size) for f in other.iterdir() if f.name != MLX_FILE]
     else:
-        head = read_gguf(other).data_begin
+        head = read_gguf(other).tensors[0].begin
         room = other.read_bytes().index(b"edge.manifest")
         files = [(other, 0, room), (other, room + 20_000, head), (other, head, head + 50_000)]
     for path, begin, end in files:
