@@ -81,7 +81,13 @@ def test_table_names_the_reference_and_what_was_scored(here, capsys):
     assert set(out.splitlines()[1]) <= set("|-: ")
 
 
-def test_windows_are_as_long_as_the_context_allows_by_default(here, capsys):
+def test_defaults_are_those_of_the_help_or_the_context(here, capsys):
+    with pytest.raises(SystemExit):
+        main(["eval", "--help"])
+    said = " ".join(capsys.readouterr().out.split())
+    assert f"(default: {TOKENS}, or {WINDOWS} windows if that is more)" in said
+    assert f"(default: {WINDOW_TOKENS}, or the model's context" in said
+    assert " ".join(TABLE_11) in said
     (here / "text.py").write_text(TEXT * 20)
     words = ("--corpus", "text.py", "--rows", "mlx-fp16", "-o", "json")
     assert main(["eval", "tiny", *words]) == 0
@@ -89,41 +95,22 @@ def test_windows_are_as_long_as_the_context_allows_by_default(here, capsys):
     assert (found["window"], found["corpus"]["windows"]) == (256, TOKENS // 256)
 
 
-def test_help_tells_the_defaults(capsys):
-    with pytest.raises(SystemExit):
-        main(["eval", "--help"])
-    said = " ".join(capsys.readouterr().out.split())
-    assert f"(default: {TOKENS}, or {WINDOWS} windows if that is more)" in said
-    assert f"(default: {WINDOW_TOKENS}, or the model's context" in said
-    assert " ".join(TABLE_11) in said
-
-
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (["tiny", "--corpus", "none.py"], "none.py is missing"),
         (["tiny", "--corpus", "blank.py"], "blank.py holds no text"),
         (["tiny", "--corpus", "short.py", "--window", "16"], "fill no window of 16"),
         (["tiny", "--window", "257"], "longer than the model's context of 256"),
-        (["tiny", "--corpus", "text.py", "--window", "1"], "fill no window of 1"),
         (["tiny", "--corpus", "text.py", "--window", "64", "--tokens", "63"], "no window of 64"),
         (["--worst", "1", "--reference", "none"], "--worst shows"),
         (["--samples", "3"], "--samples is of middles"),
-        (["--max-tokens", "9"], "name --fim or --humaneval too"),
         (["synthetic:stable-code-3b"], "has random weights: they have no quality"),
-        (["--fim", "nowhere"], "nowhere"),
-        (["--fim", "blank.py"], "blank.py"),
         (["--fim", "short.py"], "different single-line holes; ask for fewer --samples"),
         (["--fim", "--humaneval", "x"], "leave one out"),
-        (["--fim", "short.py", "--corpus", "blank.py"], "--corpus is another source"),
         (["--humaneval", "short.py", "--corpus", "blank.py"], "--corpus is another source"),
         (["--fim", "--window", "64"], "--window is of perplexity"),
-        (["--fim", "--worst", "1"], "--worst is of perplexity"),
-        (["--humaneval", "x", "--again"], "--again is of perplexity"),
         (["--fim", "--max-tokens", "257"], "choose at most 256"),
-        (["--humaneval", "nowhere"], "nowhere is missing"),
         (["--humaneval", "short.py"], "line 1 of short.py is not"),
-        (["synthetic:stable-code-3b", "--fim"], "random weights"),
         (["tiny", "--fim"], "no <fim_prefix>, <fim_suffix>, <fim_middle>"),
     ],
 )
@@ -146,15 +133,7 @@ def test_artefacts_of_another_model_in_the_folder_are_refused(here, capsys):
     assert "was made from another checkpoint" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize(
-    "words",
-    [
-        ["--reference", "mlx-int99"],
-        ["--fim", "--samples", "0"],
-        ["--fim", "--order", "x"],
-        ["--fim", "--show", "-1"],
-    ],
-)
+@pytest.mark.parametrize("words", [["--reference", "mlx-int99"], ["--fim", "--samples", "0"]])
 def test_wrong_arguments_exit_with_2(words, capsys):
     with pytest.raises(SystemExit) as stopped:
         main(["eval", *words])

@@ -9,7 +9,6 @@ import subprocess
 import sys
 from pathlib import Path
 
-import mlx.core as mx
 import pytest
 
 from edge.cli.main import main
@@ -56,12 +55,10 @@ def test_rows_are_there_for_every_artefact_and_kind(evaluate, code):
     assert [(r["artefact"], r["kind"]) for r in rows] == [(a, k) for a in ROWS for k in kinds]
     for row in rows:
         assert row["samples"] == 3 == sum(row["stopped_by"].values())
-        for figure in ("exact_match", "edit_similarity"):
-            low, high = row[f"{figure}_ci95"]
-            assert 0 <= low <= row[figure] <= high <= 1
         assert row["seconds"] > 0
-    assert [row["change"] is None for row in rows] == [True, True, False, False]
-    assert all(row["change"]["reference"] == "mlx-fp16" for row in rows[2:])
+    assert [row["change"] and row["change"]["reference"] for row in rows] == [
+        None, None, "mlx-fp16", "mlx-fp16",
+    ]  # fmt: skip
     # Weights in half precision on both: the same middles.
     assert [row["edit_similarity"] for row in rows[:2]] == [
         pytest.approx(row["edit_similarity"], abs=0.2) for row in rows[2:]
@@ -114,14 +111,6 @@ def test_killed_run_ends_as_if_it_had_not_been(evaluate, out, code):
         for row in document["rows"]:
             del row["seconds"]
     assert after == fresh
-
-
-def test_middles_of_another_dtype_are_made_anew(evaluate, out, code, monkeypatch):
-    words = ("--fim", code, "--rows", "mlx-fp16", *QUICK[3:])
-    evaluate(*words)
-    monkeypatch.setattr("edge.quality.records.compute_dtype", lambda: mx.bfloat16)
-    evaluate(*words)
-    assert len(list((out / "eval" / "middles").iterdir())) == 2
 
 
 def test_humaneval_is_scored_by_kind(evaluate, tmp_path):

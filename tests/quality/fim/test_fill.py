@@ -2,10 +2,12 @@
 
 import contextlib
 
+import mlx.core as mx
 import pytest
 
 from edge.cli.model_path import DEMO
 from edge.errors import EdgeError
+from edge.quality import records
 from edge.quality.corpus import SourceText
 from edge.quality.fim import fill as module
 from edge.quality.fim.fill import Filled, Settings, fill_all
@@ -72,12 +74,14 @@ def test_stopped_run_continues(demo_out, holes, tmp_path, monkeypatch):
     assert fill(tmp_path / "part", demo_out, holes[:4]) == whole
 
 
-def test_other_settings_or_rules_fill_anew(demo_out, holes, tmp_path, monkeypatch):
+def test_other_settings_rules_or_dtype_fill_anew(demo_out, holes, tmp_path, monkeypatch):
     for settings in (SETTINGS, Settings("psm", 16, 192), Settings("spm", 15, 192)):
         fill(tmp_path, demo_out, holes[:1], settings=settings)
-    monkeypatch.setattr(module, "rules_version", lambda: "other")
-    fill(tmp_path, demo_out, holes[:1])
-    assert len(list(tmp_path.iterdir())) == 4
+    for name, value in (("rules_version", "other"), ("compute_dtype", mx.bfloat16)):
+        owner = module if hasattr(module, name) else records
+        monkeypatch.setattr(owner, name, lambda value=value: value)
+        fill(tmp_path, demo_out, holes[:1])
+    assert len(list(tmp_path.iterdir())) == 5
 
 
 def test_window_is_half_of_a_short_context_and_holds_two_middles():
