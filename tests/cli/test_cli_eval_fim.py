@@ -48,32 +48,25 @@ def evaluate(out, capsys):
     return run
 
 
-def test_rows_are_there_for_every_artefact_and_kind(evaluate, code):
-    document = json.loads(evaluate("--fim", code, *QUICK, "-o", "json", "--show", "1"))
-    rows = document["rows"]
-    kinds = ["single-line", "multi-line"]
+def test_rows_samples_and_table(evaluate, code):
+    words = ("--corpus", code, "--fim", *QUICK, "--show", "1")
+    document = json.loads(evaluate(*words, "-o", "json"))
+    rows, kinds = document["rows"], ["single-line", "multi-line"]
     assert [(r["artefact"], r["kind"]) for r in rows] == [(a, k) for a in ROWS for k in kinds]
     for row in rows:
         assert row["samples"] == 3 == sum(row["stopped_by"].values())
         assert row["seconds"] > 0
-    assert [row["change"] and row["change"]["reference"] for row in rows] == [
-        None, None, "mlx-fp16", "mlx-fp16",
-    ]  # fmt: skip
+    changes = [row["change"] and row["change"]["reference"] for row in rows]
+    assert changes == [None, None, "mlx-fp16", "mlx-fp16"]
     # Weights in half precision on both: the same middles.
-    assert [row["edit_similarity"] for row in rows[:2]] == [
-        pytest.approx(row["edit_similarity"], abs=0.2) for row in rows[2:]
-    ]
+    for ours, theirs in zip(rows[:2], rows[2:], strict=True):
+        assert ours["edit_similarity"] == pytest.approx(theirs["edit_similarity"], abs=0.2)
     assert [entry["kind"] for entry in document["samples"]] == kinds
     assert set(document["samples"][0]["got"]) == set(ROWS)
     method = document["method"]
     assert (method["seed"], method["order"], method["window_tokens"]) == (0, "psm", 512)
-
-
-def test_table_and_samples(evaluate, code):
-    words = ("--corpus", code, "--fim", "--seed", "4", *QUICK[3:], "--show", "2")
-    text = evaluate(*words, "--rows", "mlx-fp16")
-    assert text.count("  expected  ") == 4
-    assert text.count("\n| mlx-fp16") == 2
+    text = evaluate(*words)
+    assert (text.count("  expected  "), text.count("\n| mlx-fp16")) == (2, 2)
     assert all(line.isprintable() for line in text.splitlines())
 
 

@@ -111,14 +111,9 @@ def test_broken_artefact_has_no_figures(bad):
     found = summarise(windows(), own, some(2))
     assert found.perplexity is found.kl_mean is None
     assert found.reasons == (NOT_FINITE,)
-    scored = np.ones((N, P), bool)
-    scored[0, 3] = False
-    assert summarise(windows(scored), own, some(2)).perplexity is not None
 
 
-@pytest.mark.parametrize("factor", [1e5, 1e7])
-def test_endless_surprise_gives_finite_numbers(factor):
-    worse = some(1, nll=some(1)["nll"] * np.float32(factor))
-    found = summarise(windows(), worse, some(2))
+def test_endless_surprise_gives_finite_numbers():
+    found = summarise(windows(), some(1, nll=1e7), some(2))
     json.dumps(asdict(found), allow_nan=False)
     assert found.perplexity > 1e200
