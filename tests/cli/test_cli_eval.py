@@ -1,7 +1,10 @@
-"""`edge eval` as a user calls it: perplexity and divergence."""
+"""`edge eval` as a user calls it."""
 
+import gzip
 import json
+import os
 import re
+import shutil
 from pathlib import Path
 
 import pytest
@@ -59,13 +62,10 @@ def test_json_has_a_row_per_artefact(here, capsys):
     assert len(list((here / "models/tiny/eval").iterdir())) == 3
 
 
-def test_reference_is_a_row_though_it_was_not_asked_for(here, capsys):
+def test_reference_is_a_row_or_none(here, capsys):
     found = as_json(capsys, "--rows", "mlx-int4", "--reference", "gguf-f16", "--tokens", "0")
     assert [row["artefact"] for row in found["rows"]] == ["gguf-f16", "mlx-int4"]
     assert found["corpus"]["windows_left_out"] == 0
-
-
-def test_null_has_a_reason_without_a_reference(here, capsys):
     (row,) = as_json(capsys, "--rows", "mlx-int4", "--reference", "none")["rows"]
     assert row["perplexity"] > 1
     assert row["kl_mean"] is row["kl_p99"] is row["top1_agreement"] is None
@@ -139,3 +139,60 @@ def test_wrong_arguments_exit_with_2(words, capsys):
         main(["eval", *words])
     assert stopped.value.code == 2
     assert words[-2] in capsys.readouterr().err
+
+
+ROWS = ("mlx-fp16", "gguf-f16")
+QUICK = ("--rows", *ROWS, "--samples", "3", "--max-tokens", "8", "--threads", "1")
+
+
+@pytest.fixture
+def evaluate_demo(demo_out, tmp_path, capsys):
+    """Runs the command on the demo in a folder with some of its artefacts; its stdout."""
+    out = tmp_path / "out"
+    shutil.copytree(demo_out / ROWS[0], out / ROWS[0], copy_function=os.link)
+    os.link(demo_out / f"{ROWS[1]}.gguf", out / f"{ROWS[1]}.gguf")
+
+    def run(*words):
+        assert main(["eval", *map(str, words), "--out", str(out)]) == 0
+        return capsys.readouterr().out
+
+    return run
+
+
+def test_middles_as_rows_samples_and_table(evaluate_demo, tmp_path, held_out_text):
+    code = tmp_path / "code"
+    code.mkdir()
+    (code / "a.py").write_text(held_out_text[:500])
+    (code / "b.py").write_text(held_out_text[500:900].replace("\n", "\r\n"), newline="")
+    words = ("--corpus", code, "--fim", *QUICK, "--show", "1")
+    document = json.loads(evaluate_demo(*words, "-o", "json"))
+    rows, kinds = document["rows"], ["single-line", "multi-line"]
+    assert [(r["artefact"], r["kind"]) for r in rows] == [(a, k) for a in ROWS for k in kinds]
+    for row in rows:
+        assert row["samples"] == 3 == sum(row["stopped_by"].values())
+        assert row["seconds"] > 0
+    changes = [row["change"] and row["change"]["reference"] for row in rows]
+    assert changes == [None, None, "mlx-fp16", "mlx-fp16"]
+    # Weights in half precision on both: the same middles.
+    for ours, theirs in zip(rows[:2], rows[2:], strict=True):
+        assert ours["edit_similarity"] == pytest.approx(theirs["edit_similarity"], abs=0.2)
+    assert [entry["kind"] for entry in document["samples"]] == kinds
+    assert set(document["samples"][0]["got"]) == set(ROWS)
+    method = document["method"]
+    assert (method["seed"], method["order"], method["window_tokens"]) == (0, "psm", 512)
+    text = evaluate_demo(*words)
+    assert (text.count("  expected  "), text.count("\n| mlx-fp16")) == (2, 2)
+    assert all(line.isprintable() for line in text.splitlines())
+
+
+def test_humaneval_is_scored_by_kind(evaluate_demo, tmp_path):
+    names = ("SingleLineInfilling/0", "SingleLineInfilling/1", "RandomSpanInfilling/0")
+    task = {"prompt": "x = a + b  #", "suffix": "\nreturn x\n", "canonical_solution": " sum"}
+    lines = [json.dumps({"task_id": name, **task}) for name in names]
+    (tmp_path / "tasks.gz").write_bytes(gzip.compress("\n".join(lines).encode()))
+    words = ("--humaneval", tmp_path / "tasks.gz", "--rows", "mlx-fp16", "--max-tokens", "1")
+    rows = json.loads(evaluate_demo(*words, "-o", "json"))["rows"]
+    assert [(row["kind"], row["samples"]) for row in rows] == [
+        ("humaneval-single-line", 2), ("humaneval-random-span", 1),
+    ]  # fmt: skip
+    assert rows[1]["edit_similarity_ci95"] is None

@@ -14,14 +14,7 @@ from edge.generate.fim_prompt import near_beginning, near_end
 from edge.generate.hole import read_hole
 from edge.quality.corpus import SourceText
 from edge.quality.fim.fill import WINDOW_TOKENS
-from edge.quality.fim.holes import (
-    AROUND_CHARACTERS,
-    KINDS,
-    LEAST_BREAKS,
-    MOST_BREAKS,
-    draw_holes,
-    read_humaneval,
-)
+from edge.quality.fim.holes import AROUND_CHARACTERS, KINDS, draw_holes, read_humaneval
 
 CODE = "".join(f"def f{i}(x):\n    return x + {i}\n\n" for i in range(40))
 TEXTS = [SourceText("a.py", CODE), SourceText("b.py", CODE[:300].replace("\n", "\r\n"))]
@@ -47,19 +40,15 @@ def test_hole_of_any_text_is_of_its_kind(lines, seed):
             for left, right in ((hole.prefix, hole.middle), (hole.middle, hole.suffix)):
                 assert not (left.endswith("\r") and right.startswith("\n"))
             breaks = hole.middle.count("\n")
-            assert breaks == 0 if kind == "single-line" else LEAST_BREAKS <= breaks <= MOST_BREAKS
+            assert breaks == 0 if kind == "single-line" else 2 <= breaks <= 6
 
 
-def test_draw_is_the_same_everywhere():
+def test_draw_is_the_same_everywhere_and_for_more_samples():
     holes = [hole for kind in KINDS for hole in draw_holes(TEXTS, kind, 5, seed=7)]
     assert [hole.name for hole in holes[:2]] == ["a.py:47:17", "a.py:76:10"]
     lines = "".join(json.dumps(astuple(hole)) + "\n" for hole in holes)
     assert hashlib.sha256(lines.encode()).hexdigest()[:16] == "5a077c04618e7ac0"
-
-
-def test_fewer_samples_are_the_first_of_more():
-    assert draw_holes(TEXTS, KINDS[1], 30, 1)[:10] == draw_holes(TEXTS, KINDS[1], 10, 1)
-    assert draw_holes(TEXTS, KINDS[1], 10, 1) != draw_holes(TEXTS, KINDS[1], 10, 2)
+    assert draw_holes(TEXTS, KINDS[1], 30, 7)[:5] == holes[5:]
 
 
 def test_cuts_are_uniform_over_characters_of_all_files():
@@ -68,9 +57,8 @@ def test_cuts_are_uniform_over_characters_of_all_files():
     holes = draw_holes(texts, "single-line", 1000, 0)
     columns = [int(hole.name.rpartition(":")[2]) for hole in holes]
     assert all(20 < columns.count(column) < 85 for column in range(1, 21))
-    at_begin = [len(hole.middle) for hole in holes if hole.name.endswith(":1")]
-    assert min(at_begin) < 5 and max(at_begin) > 15
-    assert 0.85 < sum(hole.name.startswith("large:") for hole in holes) / 1000 < 0.95
+    assert {len(hole.middle) for hole in holes if hole.name.endswith(":1")} > {2, 3, 17, 18}
+    assert 850 < sum(hole.name.startswith("large:") for hole in holes) < 950
 
 
 def test_name_is_a_place_that_edge_complete_takes(tmp_path):
