@@ -6,6 +6,7 @@ import argparse
 import json
 import sys
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -139,7 +140,7 @@ def _document(paths: Sequence[Path], folder: Path, files: Sequence[Path]) -> dic
 def _compare_devices(args: argparse.Namespace) -> int:
     found = compare_devices(args.devices, chip=args.chip, model=args.model)
     if args.output == "json":
-        print(json.dumps(found.to_dict(), indent=1, allow_nan=False))
+        print(json.dumps(asdict(found), indent=1, allow_nan=False))
     else:
         print(devices_markdown(found))
     return 0
@@ -148,7 +149,7 @@ def _compare_devices(args: argparse.Namespace) -> int:
 def _check(args: argparse.Namespace) -> int:
     found = check(args.check)
     if args.output == "json":
-        print(json.dumps(found.to_dict(), indent=1))
+        print(json.dumps(asdict(found), indent=1))
     else:
         for line in found.text().splitlines():
             print(printable(line))

@@ -12,7 +12,7 @@ import platform
 import re
 from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from datetime import datetime
 from itertools import islice
 from pathlib import Path
@@ -118,10 +118,6 @@ class Checked:
             return f"{profiles} checked: no faults."
         found = f"{len(self.faults)} {'fault' if len(self.faults) == 1 else 'faults'}"
         return "\n".join([*map(str, self.faults), f"{profiles} checked: {found} in {broken}."])
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain JSON data."""
-        return asdict(self)
 
 
 def check(paths: Iterable[Path], names: Sequence[str] | None = None) -> Checked:

@@ -1,16 +1,14 @@
 """Many profiles side by side: the rows that are shown, what is left out, and why.
 
-Of several measurements of one thing (the same model, workload, method, device, precision and
-engine) one is shown: the newest VALID one, or where none is VALID the newest. The best would
-reward luck, and a mean over files would mix versions of everything. The others are named beside
-it, with the range of all.
+Of several measurements of one thing the newest VALID one is shown, else the newest, with the
+range of all. The best would reward luck, a mean over files would mix versions of everything.
 """
 
 from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -23,7 +21,6 @@ from edge.profile.profile import (
     Method,
     ModelInfo,
     ProfileError,
-    Quantity,
     RowSummary,
     Summary,
     read_summary,
@@ -33,26 +30,19 @@ from edge.text import escape, figure, markdown, plain, share
 # Rows that can be compared have the GROUP in common, repeated measurements of one thing SAME.
 GROUP = ("model", "workload", "method")
 SAME = (*GROUP, "device", "artefact", "engine", "precision", "runs_on")
+MEDIANS = ("decode_tok_s", "prefill_tok_s", "power_w", "joules_per_token")
 # Less than any energy of a token, and enough to divide by.
 LEAST_J = 1e-9
 # Files named per reason before the rest is only counted; the JSON document names all.
 NAMED = 10
 # A wider table cannot be read; the one with a line per precision always can.
 MOST_COLUMNS = 12
-COLUMNS = (
-    *("Device", "Precision", "Decode (tok/s)", "Prefill (tok/s)", "Roofline", "tok/s per GB/s"),
-    *("tok/J", "Peak memory (MB)", "Verdict", "Measured", "Runs"),
-)
 Row = dict[str, Any]
 
 
 @dataclass(frozen=True)
 class LeftOut:
-    """A file, or a row of one, that is not in the comparison.
-
-    `kind` groups the reasons: unreadable, not a profile, newer schema, broken, duplicate,
-    no rows, invalid, impossible, not measured.
-    """
+    """A file, or a row of one, that is not in the comparison; `kind` groups the reasons."""
 
     file: str
     reason: str
@@ -80,10 +70,6 @@ class DeviceComparison:
     left_out: list[LeftOut]
     chip: str | None = None
     model: str | None = None
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain JSON data."""
-        return asdict(self)
 
 
 @dataclass(frozen=True)
@@ -180,17 +166,14 @@ def _without_duplicates(found: dict[str, Summary], left_out: list[LeftOut]) -> d
 
     kept: dict[tuple[str, ...], str] = {}
     for file in sorted(found, key=completeness):
-        run = _run(found[file])
+        device, model = found[file].device, found[file].model
+        run = _device_label(device), _model_label(model), found[file].created_utc[:19]
         if run in kept:
             reason = f"is of the same run as {kept[run]}: device, model and time"
             left_out.append(LeftOut(file, reason, "duplicate"))
         else:
             kept[run] = file
     return {file: profile for file, profile in found.items() if file in kept.values()}
-
-
-def _run(profile: Summary) -> tuple[str, ...]:
-    return _device_label(profile.device), _model_label(profile.model), profile.created_utc[:19]
 
 
 def _has(wanted: str | None, *names: str | None) -> bool:
@@ -200,7 +183,8 @@ def _has(wanted: str | None, *names: str | None) -> bool:
 def _line(file: str, profile: Summary, row: RowSummary) -> Row:
     """What is shown of a row, and what it is grouped and sorted by."""
     device, bandwidth = profile.device, row_bandwidth(row, profile.device)
-    decode, joules = _median(row.decode_tok_s), _median(row.joules_per_token)
+    medians = {key: q.median if (q := getattr(row, key)) else None for key in MEDIANS}
+    decode, joules = medians["decode_tok_s"], medians["joules_per_token"]
     source = row.power and plain(f"{row.power.source} ({row.power.boundary})")
     return {
         "model": _model_label(profile.model),
@@ -215,10 +199,7 @@ def _line(file: str, profile: Summary, row: RowSummary) -> Row:
         "file": file,
         "created_utc": profile.created_utc[:19],
         "n": max((q.n for q in (row.decode_tok_s, row.prefill_tok_s) if q), default=0),
-        "decode_tok_s": decode,
-        "prefill_tok_s": _median(row.prefill_tok_s),
-        "power_w": _median(row.power_w),
-        "joules_per_token": joules,
+        **medians,
         "peak_memory_bytes": row.peak_memory_bytes,
         "bandwidth_gb_s": bandwidth and bandwidth.gb_s,
         "bandwidth_source": bandwidth and plain(bandwidth.source),
@@ -228,10 +209,6 @@ def _line(file: str, profile: Summary, row: RowSummary) -> Row:
         "meter": source,
         "order": (row.workload.depth, row.workload.prompt, row.workload.generate),
     }
-
-
-def _median(quantity: Quantity | None) -> float | None:
-    return None if quantity is None else quantity.median
 
 
 def _device_label(device: Device) -> str:
@@ -291,22 +268,16 @@ def _shown(rows: Sequence[Row]) -> list[Row]:
     methods = [row["method"] for row in pooled]
     best: dict[tuple[Any, ...], float] = {}
     for row in pooled:
-        rate = row["decode_tok_s"] or row["prefill_tok_s"] or 0.0
-        best[_place(row)] = max(rate, best.get(_place(row), 0.0))
-    pooled.sort(
-        key=lambda row: (
-            *(-methods.count(row["method"]), row["method"], row["model"], row["order"]),
-            *(row["workload"], -best[_place(row)], row["device"], row["framework"]),
-            *(row["precision"], row["engine"], row["runs_on"]),
-        )
-    )
-    for row in pooled:
-        del row["order"]
-    return pooled
+        place = tuple(row[key] for key in (*GROUP, "device"))
+        best[place] = max(row["decode_tok_s"] or row["prefill_tok_s"], best.get(place, 0.0))
 
+    def order(row: Row) -> tuple[Any, ...]:
+        rate = best[tuple(row[key] for key in (*GROUP, "device"))]
+        group = (-methods.count(row["method"]), row["method"], row["model"], row.pop("order"))
+        names = (row[key] for key in ("device", "framework", "precision", "engine", "runs_on"))
+        return (*group, row["workload"], -rate, *names)
 
-def _place(row: Row) -> tuple[Any, ...]:
-    return tuple(row[key] for key in (*GROUP, "device"))
+    return sorted(pooled, key=order)
 
 
 def _pooled(runs: Sequence[Row]) -> Row:
@@ -342,7 +313,7 @@ def devices_markdown(comparison: DeviceComparison) -> str:
     parts = [*_opening(comparison)]
     for table in devices_tables(comparison):
         head, *lines = ([*map(escape, line)] for line in (table.columns, *table.rows))
-        drawn = markdown(head, lines, COLUMNS[:2])
+        drawn = markdown(head, lines, ("Device", "Precision"))
         parts += [f"## {escape(table.title)}", drawn, *map(escape, table.remarks)]
     if len(comparison.methods) > 1:
         named = [f"{i}. {escape(method)}" for i, method in enumerate(comparison.methods, 1)]
@@ -368,22 +339,23 @@ def _matrix(title: str, rows: Sequence[Row], names: Sequence[str]) -> list[Devic
 
 def _detail(title: str, rows: Sequence[Row], names: Sequence[str]) -> DeviceTable:
     lines = [
-        [
-            row["device"],
-            name,
-            figure(row["decode_tok_s"]),
-            figure(row["prefill_tok_s"]),
-            share(row["bandwidth_fraction"]),
-            figure(row["decode_per_gb_s"]),
-            figure(row["tok_per_joule"]),
-            figure(row["peak_memory_bytes"] and row["peak_memory_bytes"] / 1e6),
-            row["verdict"],
-            row["created_utc"][:10],
-            _runs(row),
-        ]
+        {
+            "Device": row["device"],
+            "Precision": name,
+            "Decode (tok/s)": figure(row["decode_tok_s"]),
+            "Prefill (tok/s)": figure(row["prefill_tok_s"]),
+            "Roofline": share(row["bandwidth_fraction"]),
+            "tok/s per GB/s": figure(row["decode_per_gb_s"]),
+            "tok/J": figure(row["tok_per_joule"]),
+            "Peak memory (MB)": figure(row["peak_memory_bytes"] and row["peak_memory_bytes"] / 1e6),
+            "Verdict": row["verdict"],
+            "Measured": row["created_utc"][:10],
+            "Runs": _runs(row),
+        }
         for row, name in zip(rows, names, strict=True)
     ]
-    return DeviceTable(title, list(COLUMNS), lines, _meters(rows))
+    values = [[*line.values()] for line in lines]
+    return DeviceTable(title, [*lines[0]], values, _meters(rows))
 
 
 def _precisions(rows: Sequence[Row]) -> list[str]:
@@ -407,8 +379,7 @@ def _meters(rows: Sequence[Row]) -> list[str]:
     meters = list(dict.fromkeys(measured))
     if len(meters) < 2:
         return [f"Energy by {meter}." for meter in meters]
-    several = "; ".join(meters[:NAMED])
-    return [f"Energy by several meters ({several}): compare tok/J only where they are the same."]
+    return [f"Energy by several meters ({'; '.join(meters[:NAMED])}): compare tok/J within one."]
 
 
 def _runs(row: Row) -> str:

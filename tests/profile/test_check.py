@@ -1,6 +1,7 @@
 import copy
 import json
 import os
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
@@ -353,7 +354,7 @@ def test_folders_are_looked_through_and_faults_carry_their_file(tmp_path):
         checked.text().splitlines()[0] == f"{tmp_path}/bad.json: argv: Expected `array`, got `int`."
     )
     assert checked.text().endswith("4 profiles checked: 3 faults in 3.")
-    assert json.loads(json.dumps(checked.to_dict()))["faults"][0]["where"] == "argv"
+    assert json.loads(json.dumps(asdict(checked)))["faults"][0]["where"] == "argv"
     good = check([tmp_path / "sub"], names=())
     assert (good.exit_code, good.text()) == (0, "1 profile checked: no faults.")
 

@@ -2,6 +2,7 @@ import copy
 import json
 import os
 import re
+from dataclasses import asdict
 
 import pytest
 
@@ -287,14 +288,14 @@ def test_names_are_shown_as_text_whatever_is_in_them(folder):
 
 def test_of_many_files_left_out_for_one_reason_markdown_names_ten(folder):
     found = compare_devices(folder(good=one(), **{f"bad{i:02}": b"{" for i in range(25)}))
-    assert len(found.to_dict()["left_out"]) == 25
+    assert len(asdict(found)["left_out"]) == 25
     assert "- not a profile (25)" in devices_markdown(found)
     assert "and 15 more: `-o json` names all" in devices_markdown(found)
 
 
 def test_json_holds_everything_and_nothing_but_json(folder):
     found = compare_devices(folder(a=several(), bad=b"{"), chip="M2")
-    document = json.loads(json.dumps(found.to_dict(), allow_nan=False))
+    document = json.loads(json.dumps(asdict(found), allow_nan=False))
     assert document["rows"] == found.rows
     assert document["left_out"][0]["file"] == "bad.json"
     assert document["chip"] == "M2"

@@ -4,6 +4,7 @@ import copy
 import json
 import math
 import os
+from dataclasses import asdict
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -114,7 +115,7 @@ def hold(folder, text):
     seen = {file for row in found.rows for file in (row["file"], *row["others"])}
     assert seen | {entry.file for entry in found.left_out} == {"good.json", "fuzz.json"}
     assert all(c.isprintable() or c == "\n" for c in devices_markdown(found))
-    json.dumps(found.to_dict(), allow_nan=False).encode()
+    json.dumps(asdict(found), allow_nan=False).encode()
     return faults, found
 
 

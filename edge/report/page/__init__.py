@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib import resources
 from typing import Any
@@ -20,18 +20,11 @@ from markupsafe import Markup
 
 import edge
 from edge.device.describe import Bandwidth
-from edge.profile.profile import ModelInfo, Profile, Reason, Row
+from edge.profile.profile import Profile, Reason, Row
 from edge.profile.published import is_published_model
 from edge.report.plots import Drawn
-from edge.report.published import Beside, table11_beside
-from edge.report.table import (
-    Table,
-    markdown_section,
-    profile_table,
-    provenance,
-    row_label,
-    title,
-)
+from edge.report.published import table11_beside
+from edge.report.table import markdown_section, profile_table, provenance, row_label, title
 from edge.text import figure, plain
 
 # In JSON these stand only within strings, where an escape means the same.
@@ -43,6 +36,7 @@ BEST = (
     ("least energy", "joules_per_token", "J/token", min),
 )
 Facts = list[tuple[str, str]]
+Reasons = dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -54,35 +48,6 @@ class Source:
     data: bytes
 
 
-@dataclass(frozen=True)
-class Reasons:
-    """Sentences about the same rows, which stand with their verdicts; no rows: all of them."""
-
-    texts: tuple[str, ...]
-    rows: tuple[tuple[str, str], ...]
-
-
-@dataclass(frozen=True)
-class Section:
-    """One profile on the page, worded; the template only lays it out."""
-
-    number: int
-    title: str
-    created_utc: str
-    device: Facts
-    best: list[str]
-    verdicts: list[tuple[str, int]]
-    table: Table
-    beside: Beside | None
-    reasons: list[Reasons]
-    missing: list[Reasons]
-    plots: list[dict[str, Any]]
-    method: Facts
-    software: Facts
-    provenance: str
-    markdown: str
-
-
 def render_page(sources: Sequence[Source]) -> str:
     """The page, complete."""
     sections = [_section(number, source) for number, source in enumerate(sources, 1)]
@@ -91,7 +56,7 @@ def render_page(sources: Sequence[Source]) -> str:
         _part("template.html")
     )
     return template.render(
-        title=sections[0].title if len(sections) == 1 else "Device reports",
+        title=sections[0]["title"] if len(sections) == 1 else "Device reports",
         sections=sections,
         edge_version=edge.__version__,
         style=Markup(style),
@@ -107,40 +72,35 @@ def script_json(data: bytes) -> str:
     return text.translate(UNSAFE_IN_SCRIPT)
 
 
-def _section(number: int, source: Source) -> Section:
+def _section(number: int, source: Source) -> dict[str, Any]:
+    """What the template lays out of one profile."""
     profile, rows = source.profile, source.profile.rows
     beside = table11_beside(profile) if is_published_model(profile.model) else None
     reasons, missing = _reasons(rows)
     given = [row.verdict for row in rows]
-    return Section(
-        number=number,
-        title=title(profile),
-        created_utc=profile.created_utc,
-        device=_device(profile),
-        best=_best(rows),
-        verdicts=[(v, given.count(v)) for v in reversed(VERDICTS) if v in given],
-        table=profile_table(profile),
-        beside=beside,
-        reasons=reasons,
-        missing=[*missing, *(Reasons((text,), ()) for text in source.drawn.missing)],
-        plots=[
-            {
-                "title": plot.title,
-                "caption": plot.caption,
-                "provenance": plot.provenance,
-                "svg": Markup(plot.svg(prefix=f"p{number}-")),
-            }
-            for plot in source.drawn.figures
-        ],
-        method=_facts(msgspec.to_builtins(profile.method), 600),
-        software=_facts(dict(profile.software), 80),
-        provenance=provenance(profile),
-        markdown=markdown_section(profile),
-    )
+    return {
+        "number": number,
+        "title": title(profile),
+        "created_utc": profile.created_utc,
+        "device": _device(profile),
+        "best": _best(rows),
+        "verdicts": [(v, given.count(v)) for v in reversed(VERDICTS) if v in given],
+        "table": profile_table(profile),
+        "beside": beside,
+        "reasons": reasons,
+        "missing": [*missing, *({"texts": [text], "rows": ()} for text in source.drawn.missing)],
+        "plots": [(plot, Markup(plot.svg(f"p{number}-"))) for plot in source.drawn.figures],
+        "method": _facts(msgspec.to_builtins(profile.method), 600),
+        "software": _facts(profile.software, 80),
+        "provenance": provenance(profile),
+        "markdown": markdown_section(profile),
+    }
 
 
 def _device(profile: Profile) -> Facts:
-    device = profile.device
+    device, model = profile.device, profile.model
+    size = [f"{model.parameters / 1e6:.4g} M weights"] if model.parameters else []
+    random = ["random weights"] if model.synthetic else []
     levels = ", ".join(f"{count} {kind}" for kind, count in list(device.cores_by_level.items())[:6])
     cores = f"{device.physical_cores}" + (f" ({levels})" if levels else "")
     gpu_cores = f"{device.gpu_cores} cores" if device.gpu_cores else None
@@ -152,23 +112,14 @@ def _device(profile: Profile) -> Facts:
         ("Memory bandwidth", _bandwidth(device.memory_bandwidth)),
         ("GPU memory bandwidth", _bandwidth(device.gpu_memory_bandwidth)),
         ("System", device.os),
-        ("Model", _model(profile.model)),
+        ("Model", ", ".join((model.name, *size, *random))),
         *(("Remark", remark) for remark in device.remarks[:10]),
     )
     return [(name, plain(str(value), 400)) for name, value in facts if value]
 
 
 def _bandwidth(bandwidth: Bandwidth | None) -> str | None:
-    if bandwidth is None:
-        return None
-    return f"{bandwidth.gb_s:.4g} GB/s ({plain(bandwidth.source, 120)})"
-
-
-def _model(model: ModelInfo) -> str:
-    size = f"{model.parameters / 1e6:.4g} M weights" if model.parameters else None
-    return ", ".join(
-        filter(None, (model.name, size, "random weights" if model.synthetic else None))
-    )
+    return None if bandwidth is None else f"{bandwidth.gb_s:.4g} GB/s ({bandwidth.source})"
 
 
 def _best(rows: Sequence[Row]) -> list[str]:
@@ -195,20 +146,20 @@ def _reasons(rows: Sequence[Row]) -> tuple[list[Reasons], list[Reasons]]:
             about = Reason.parse(reason).about
             found = missing if about and getattr(row, about) is None else doubts
             found.setdefault(plain(reason, 600), {})[row_label(row, rows)] = row.verdict
-    return _grouped(doubts, rows), _grouped(missing, rows)
+    return _grouped(doubts, len(rows)), _grouped(missing, len(rows))
 
 
-def _grouped(about: dict[str, dict[str, str]], rows: Sequence[Row]) -> list[Reasons]:
-    """Each distinct sentence once, sentences about the same rows together."""
+def _grouped(about: dict[str, dict[str, str]], count: int) -> list[Reasons]:
+    """Sentences about the same rows together, without the rows where they are about all."""
     groups: dict[tuple[tuple[str, str], ...], list[str]] = {}
     for text, labels in about.items():
-        key = tuple(labels.items()) if len(labels) < len(rows) or len(rows) == 1 else ()
-        groups.setdefault(key, []).append(text)
-    found = [Reasons(tuple(texts), labels) for labels, texts in groups.items()]
-    return sorted(found, key=lambda r: min([VERDICTS.index(v) for _, v in r.rows], default=9))
+        rows = tuple(labels.items()) if len(labels) < count or count == 1 else ()
+        groups.setdefault(rows, []).append(text)
+    order = {rows: min([VERDICTS.index(v) for _, v in rows], default=9) for rows in groups}
+    return [{"texts": groups[rows], "rows": rows} for rows in sorted(groups, key=order.__getitem__)]
 
 
-def _facts(data: dict[str, Any], most: int) -> Facts:
+def _facts(data: Mapping[str, Any], most: int) -> Facts:
     """A flat object's keys and values; empty values are left out."""
     said = [(plain(key, 40).replace("_", " "), _said(value)) for key, value in data.items()]
     return [(key, plain(text, most)) for key, text in said[:60] if text]
