@@ -11,13 +11,12 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from edge.errors import EdgeError
 from edge.profile.profile import Profile, Row, Workload
-from edge.profile.trial import Trial
 from edge.stats import CONFIDENCE, t_quantile, welch
 
 MIN_EFFECT = 0.02
@@ -34,13 +33,14 @@ Conclusion = Literal[
 
 @dataclass(frozen=True)
 class Compared:
-    """A quantity that is compared: `values` gives one per process; `better` is the good way."""
+    """A quantity that is compared: `key` of a trial or of what `within` names; `better` is good."""
 
     name: str
     unit: str
     better: Literal["higher", "lower"]
-    values: Callable[[Row], list[float]]
-    needs_meter: bool = False
+    key: str
+    within: Literal["trial", "decode_energy", "process"] = "trial"
+    scale: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -86,12 +86,7 @@ class Comparison:
 
 
 def compare(a: Profile, b: Profile, min_effect: float = MIN_EFFECT) -> Comparison:
-    """Compare what two profiles have in common.
-
-    Args:
-        a: the base.
-        b: what is compared with it.
-        min_effect: relative differences below this are not called one.
+    """Compare `b` with the base `a`; relative differences below `min_effect` are not called one.
 
     Raises:
         EdgeError: models, methods or workloads are not the same, or no valid row is in both.
@@ -118,7 +113,7 @@ def compare(a: Profile, b: Profile, min_effect: float = MIN_EFFECT) -> Compariso
         min_effect=min_effect,
         confidence=CONFIDENCE,
         rows=[_compare_row(key, rows_a[key], rows_b[key], min_effect) for key in usable],
-        remarks=[*_profile_remarks(a, b), *_remarks(rows_a, rows_b)],
+        remarks=list(_remarks(a, b, rows_a, rows_b)),
     )
 
 
@@ -161,48 +156,38 @@ def _conclude(shift: float, p: float | None, processes: int, min_effect: float) 
 def _compare_row(key: Key, a: Row, b: Row, min_effect: float) -> RowComparison:
     found = []
     for quantity in QUANTITIES:
-        if quantity.needs_meter and _meter(a) != _meter(b):
+        if quantity.within == "decode_energy" and _meter(a) != _meter(b):
             continue
-        values_a, values_b = quantity.values(a), quantity.values(b)
+        values_a, values_b = _values(quantity, a), _values(quantity, b)
         if values_a and values_b:
             found.append(difference(quantity, values_a, values_b, min_effect))
     return RowComparison(key[0], key[1], str(key[2]), found)
 
 
-def _means(pairs: Iterable[tuple[int, float | None]]) -> list[float]:
-    """The mean of each process's values; none where one value is not above 0 or missing."""
+def _values(quantity: Compared, row: Row) -> list[float]:
+    """The mean of each process's values; none where one value is not above 0 or missing.
+
+    Older profiles have one process per row, and one peak of the memory.
+    """
+    parts: list[Any] = row.counted
+    if quantity.within == "process":
+        parts = [*row.processes] or [row]
     groups: dict[int, list[float]] = {}
-    for group, value in pairs:
+    for part in parts:
+        source = part.decode_energy if quantity.within == "decode_energy" else part
+        value = getattr(source, quantity.key, None)
         if value is None or not value > 0:
             return []
-        groups.setdefault(group, []).append(value)
+        groups.setdefault(getattr(part, "round", 0), []).append(value * quantity.scale)
     return [statistics.fmean(values) for values in groups.values()]
 
 
-def _over_trials(value: Callable[[Trial], float | None]) -> Callable[[Row], list[float]]:
-    """Means over the trials that count. Older profiles have one process per row."""
-    return lambda row: _means((t.round, value(t)) for t in row.trials if not t.warmup)
-
-
-def _peak_mb(row: Row) -> list[float]:
-    peaks = [p.peak_memory_bytes for p in row.processes] or [row.peak_memory_bytes]
-    return _means((i, peak / 1e6 if peak else None) for i, peak in enumerate(peaks))
-
-
-def _watts(trial: Trial) -> float | None:
-    return trial.decode_energy.power_w if trial.decode_energy else None
-
-
-def _joules_per_token(trial: Trial) -> float | None:
-    return trial.decode_energy.joules_per_token if trial.decode_energy else None
-
-
 QUANTITIES = (
-    Compared("decode", "tok/s", "higher", _over_trials(lambda trial: trial.decode_tok_s)),
-    Compared("prefill", "tok/s", "higher", _over_trials(lambda trial: trial.prefill_tok_s)),
-    Compared("power", "W", "lower", _over_trials(_watts), needs_meter=True),
-    Compared("energy", "J/token", "lower", _over_trials(_joules_per_token), needs_meter=True),
-    Compared("memory", "MB", "lower", _peak_mb),
+    Compared("decode", "tok/s", "higher", "decode_tok_s"),
+    Compared("prefill", "tok/s", "higher", "prefill_tok_s"),
+    Compared("power", "W", "lower", "power_w", "decode_energy"),
+    Compared("energy", "J/token", "lower", "joules_per_token", "decode_energy"),
+    Compared("memory", "MB", "lower", "peak_memory_bytes", "process", 1e-6),
 )
 
 
@@ -233,23 +218,21 @@ def _invalid(key: Key, a: Mapping[Key, Row], b: Mapping[Key, Row]) -> str | None
     return None
 
 
-def _profile_remarks(a: Profile, b: Profile) -> Iterator[str]:
+def _remarks(
+    a: Profile, b: Profile, rows_a: Mapping[Key, Row], rows_b: Mapping[Key, Row]
+) -> Iterator[str]:
+    """Sentences on what differs around the figures, and on rows that are not compared."""
     if a.device.name != b.device.name:
         yield f"different devices: {a.device.name} in A, {b.device.name} in B"
     for package in sorted({*a.software, *b.software}):
-        ours, theirs = a.software.get(package), b.software.get(package)
-        if ours != theirs:
-            yield f"{package}: {ours} in A, {theirs} in B"
-
-
-def _remarks(a: Mapping[Key, Row], b: Mapping[Key, Row]) -> Iterator[str]:
-    for key in {**a, **b}:
-        if key not in b or key not in a:
-            yield f"{_label(key)} is only in {'A' if key in a else 'B'}"
-        elif reason := _invalid(key, a, b):
+        yield from _different(package, a.software.get(package), b.software.get(package))
+    for key in {**rows_a, **rows_b}:
+        if key not in rows_b or key not in rows_a:
+            yield f"{_label(key)} is only in {'A' if key in rows_a else 'B'}"
+        elif reason := _invalid(key, rows_a, rows_b):
             yield f"not compared: {reason}"
         else:
-            yield from _row_remarks(_label(key), a[key], b[key])
+            yield from _row_remarks(_label(key), rows_a[key], rows_b[key])
 
 
 def _row_remarks(label: str, a: Row, b: Row) -> Iterator[str]:
@@ -258,11 +241,15 @@ def _row_remarks(label: str, a: Row, b: Row) -> Iterator[str]:
             yield f"{label} is WARN in {name}: {_first_reason(row)}"
     for fact in FACTS:
         ours, theirs = (getattr(row.engine_facts, fact, None) for row in (a, b))
-        if ours != theirs:
-            yield f"{label}, {fact}: {ours} in A, {theirs} in B"
-    ours, theirs = _meter(a), _meter(b)
-    if ours and theirs and ours != theirs:
-        yield f"{label}: power and energy not compared: {ours} in A, {theirs} in B"
+        yield from _different(f"{label}, {fact}", ours, theirs)
+    if a.power and b.power:
+        what = f"{label}: power and energy not compared"
+        yield from _different(what, _meter(a), _meter(b))
+
+
+def _different(what: str, ours: object, theirs: object) -> Iterator[str]:
+    if ours != theirs:
+        yield f"{what}: {ours} in A, {theirs} in B"
 
 
 def _meter(row: Row) -> str | None:

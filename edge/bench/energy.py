@@ -47,17 +47,8 @@ def _window(
         return None
     begin_ns, end_ns = passes[0][0], passes[-1][1]
     energy = integrate(samples, begin_ns, end_ns)
-    return EnergyWindow(
-        window_s=(end_ns - begin_ns) / 1e9,
-        tokens=tokens,
-        joules=dict(energy.joules),
-        beside=dict(energy.beside),
-        coverage=energy.coverage,
-        edge_error_j=energy.edge_error_j,
-        records=energy.records,
-        thermal_worst=energy.thermal_worst,
-        missing=_missing(energy, source),
-    )
+    window_s, missing = (end_ns - begin_ns) / 1e9, _missing(energy, source)
+    return EnergyWindow(window_s=window_s, tokens=tokens, missing=missing, **vars(energy))
 
 
 def _missing(energy: Energy, source: str) -> str | None:

@@ -62,10 +62,7 @@ def gate_tokens(vocab_size: int, count: int = POSITIONS) -> list[int]:
 def logits_digest(engine: Engine, vocab_size: int, context_tokens: int = POSITIONS) -> Digest:
     """An engine's logits over the prompt; its cache is empty before and after.
 
-    Args:
-        engine: with room for POSITIONS.
-        vocab_size: the checkpoint's.
-        context_tokens: how far the row's workload goes; beyond FAR a token there is decoded too.
+    Where the row's workload goes beyond FAR, a token there is decoded too.
     """
     ids = gate_tokens(vocab_size)
     engine.trim(0)
@@ -131,13 +128,9 @@ def judge(
 ) -> str | None:
     """Why a row is INVALID; None where the logits are what they should be.
 
-    Args:
-        reference: from `edge.bench.reference.reference_job`.
-        path: the artefact's, as it was given there.
-        digest: from the worker.
-        precision: as tables print it; decides how much rounding may change.
-        engine: by its name; decides how much its arithmetic may.
-        kv_bits: of the cache.
+    `reference` is from `edge.bench.reference`, which was given `path`; `digest` from the worker.
+    The precision, as tables print it, decides how much rounding may change, engine and cache how
+    much the arithmetic may.
     """
     checkpoint, own = reference[CHECKPOINT], reference[path]
     bound = LLAMA_CPP_BOUND if engine == LLAMA_CPP else MLX_BOUND

@@ -1,7 +1,6 @@
 """The processors that compute here, so that the power meter covers them.
 
-Run as `python -m edge.bench.processors`: neither MLX's GPU nor llama.cpp is then opened in the
-process that measures.
+Run as `python -m edge.bench.processors`, so that neither opens a GPU in the process that measures.
 """
 
 from __future__ import annotations
@@ -10,8 +9,11 @@ import platform
 import sys
 from collections.abc import Iterable
 
+import mlx.core as mx
+
 from edge.child import child_main, run_child
 from edge.errors import EdgeError
+from edge.llama_cpp.session import library
 
 MODULE = "edge.bench.processors"
 TIMEOUT_S = 60.0
@@ -31,18 +33,11 @@ def processors_of(frameworks: Iterable[str]) -> set[str]:
 
 
 def _compute(frameworks: list[str]) -> list[str]:
-    return ["GPU" if _on_gpu(framework) else "CPU" for framework in frameworks]
-
-
-def _on_gpu(framework: str) -> bool:
-    """Each library is imported only where its framework is asked for."""
-    if framework == "GGUF":
-        from edge.llama_cpp.session import library
-
-        return bool(library().llama_supports_gpu_offload())
-    import mlx.core as mx
-
-    return bool(mx.default_device().type == mx.DeviceType.gpu)
+    on_gpu = {
+        "MLX": mx.default_device().type == mx.DeviceType.gpu,
+        "GGUF": "GGUF" in frameworks and library().llama_supports_gpu_offload(),
+    }
+    return ["GPU" if on_gpu[framework] else "CPU" for framework in frameworks]
 
 
 if __name__ == "__main__":

@@ -41,10 +41,7 @@ F16_STEP = 2.0**-24
 
 
 def reference_job(checkpoint: Checkpoint, artefacts: Sequence[Path]) -> dict[str, Digest]:
-    """What `edge.bench.gate.judge` compares with, computed in a process of its own.
-
-    Returns:
-        Digests by the artefact's path; the checkpoint's own under CHECKPOINT.
+    """Digests by the artefact's path, the checkpoint's own under CHECKPOINT, from a child process.
 
     Raises:
         EdgeError: it failed, with the reason.
@@ -67,12 +64,9 @@ def _compute(asked: dict[str, Any]) -> dict[str, Digest]:
 
 
 def references(checkpoint: Checkpoint, artefacts: list[str]) -> Iterator[tuple[str, Digest]]:
-    """The checkpoint's digest, then each artefact's with the worst error among its tensors.
+    """The checkpoint's digest, then each artefact's with its settings and worst tensor.
 
     All by the checkpoint's config: what the artefact says of itself is compared apart.
-
-    Raises:
-        EdgeError: one of them cannot be read.
     """
     config = checkpoint.config
     yield CHECKPOINT, _digest(config, checkpoint.weights)
@@ -98,11 +92,12 @@ def _other_settings(found: ModelConfig, wanted: ModelConfig) -> list[str]:
 
 def _worst_tensor(weights: Weights, checkpoint: Checkpoint) -> dict[str, Any]:
     """The tensor that is furthest from the checkpoint's; error None where it is not finite."""
-    found = (e for e in tensor_errors(weights, checkpoint) if e.largest > F16_STEP)
-    nowhere = TensorError("", 0.0, 0.0)
-    worst = max(found, key=lambda e: (not isfinite(e.relative), e.relative), default=nowhere)
-    error = worst.relative if isfinite(worst.relative) else None
-    return {"tensor": worst.name, "tensor_error": error}
+    found = [e for e in tensor_errors(weights, checkpoint) if e.largest > F16_STEP]
+    for error in found:
+        if not isfinite(error.relative):
+            return {"tensor": error.name, "tensor_error": None}
+    worst = max(found, key=lambda e: e.relative, default=TensorError("", 0.0, 0.0))
+    return {"tensor": worst.name, "tensor_error": worst.relative}
 
 
 def reference_logits(

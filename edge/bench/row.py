@@ -28,11 +28,10 @@ from edge.bench.verdict import (
 from edge.bench.worker import Done, Job
 from edge.device.describe import Device, usable_cores
 from edge.device.roofline import bandwidth_fraction, on_gpu
+from edge.power.meter import Meter
 from edge.profile.profile import EngineFacts, PowerSource, Quality, Quantity, Reason, Row
 from edge.profile.trial import EnergyWindow, Process, Trial
 from edge.stats import interval, percentiles
-
-Quantities = dict[str, Quantity | None]
 
 
 @dataclass(frozen=True)
@@ -65,58 +64,19 @@ class Context:
     no_quality: str | None = None
 
 
-@dataclass(frozen=True)
-class _Measured:
-    """A row's processes; a failed row keeps its trials, but none of them counts."""
-
-    job: Job
-    runs: Sequence[ProcessRun]
-    failed: bool
-    done: list[Done]
-    trials: list[Trial]
-
-    @property
-    def facts(self) -> EngineFacts | None:
-        return self.done[-1].facts if self.done else None
-
-    @property
-    def windows(self) -> list[EnergyWindow]:
-        pairs = [pair for t in self.trials for pair in (t.decode_energy, t.prefill_energy)]
-        return [window for window in pairs if window is not None]
-
-    @property
-    def flags(self) -> list[str]:
-        return list(dict.fromkeys(flag for run in self.runs for flag in run.meter.flags))
-
-
 def build_row(
     subject: Subject, job: Job, runs: Sequence[ProcessRun], context: Context | None = None
 ) -> Row:
-    """Everything that a row says.
+    """Everything that a row says of its processes, which are in the order of time.
 
-    Args:
-        subject: what was measured.
-        job: the work of each of its processes.
-        runs: its processes so far, in the order of time.
-        context: the run around it.
+    A failed row keeps its trials, but has no figure that could be quoted.
     """
     context = context or Context()
-    measured = _measured(job, runs)
-    facts, done = measured.facts, measured.done
-    quantities = _quantities(measured.trials, context.idle_w)
-    bytes_per_token = _bytes_per_token(job, facts)
-    rate = quantities["decode_tok_s"]
-    share, ceiling = _bandwidth_fraction(facts, rate, bytes_per_token, context.device)
-    quality, no_quality = (None, []) if measured.failed else _quality(subject, job, context)
-    if measured.failed:
-        reasons = [*judge_failure(runs, context.rounds), *_notes(*subject.notes)]
-        reasons += _notes("no quantity was measured: the row failed")
-    else:
-        reasons = [*_doubts(measured, context), *ceiling]
-        reasons += [*_faults(subject, measured, quality, context), *_notes(*subject.notes)]
-        reasons += [*_absences(quantities, measured, context), *no_quality]
-    reasons = worst_first(reasons)
-    return Row(
+    failed = any(run.outcome.failure for run in runs)
+    done = [run.outcome.done for run in runs if run.outcome.done]
+    trials = [t for run in runs for t in run.outcome.trials if not (failed or t.warmup)]
+    facts = done[-1].facts if done else None
+    row = Row(
         artefact=subject.artefact,
         engine=job.engine,
         framework=subject.framework,
@@ -124,28 +84,36 @@ def build_row(
         workload=job.workload,
         file_bytes=subject.file_bytes,
         bits_per_weight=subject.bits_per_weight,
-        bytes_per_token=bytes_per_token,
-        **quantities,
+        bytes_per_token=_bytes_per_token(job, facts),
+        **_quantities(trials, context.idle_w),
         peak_memory_bytes=_most(each.peak_memory_bytes for each in done),
         peak_device_bytes=_most(each.peak_device_bytes for each in done),
-        bandwidth_fraction=share,
-        quality=quality,
-        verdict=VERDICTS[reasons[0].level] if reasons else "VALID",
-        reasons=[_without_folders(str(reason), job) for reason in reasons],
+        bandwidth_fraction=None,
+        quality=None if failed else _quality(subject, job, context),
+        verdict="VALID",
+        reasons=[],
         load_s=statistics.median(each.load_s for each in done) if done else None,
         engine_facts=facts,
-        token_latency_ms=_latency_ms(measured.trials),
-        power=_power(measured),
+        token_latency_ms=_latency_ms(trials),
+        power=_power(runs),
         processes=[_process(run) for run in runs],
         trials=[_kept(trial) for run in runs for trial in run.outcome.trials],
     )
-
-
-def _measured(job: Job, runs: Sequence[ProcessRun]) -> _Measured:
-    failed = any(run.outcome.failure for run in runs)
-    done = [run.outcome.done for run in runs if run.outcome.done]
-    counted = [t for run in runs for t in run.outcome.trials if not (failed or t.warmup)]
-    return _Measured(job, runs, failed, done, counted)
+    share, reasons = _bandwidth_fraction(row, context.device)
+    if failed:
+        reasons += judge_failure(runs, context.rounds)
+        reasons += _notes(*subject.notes, "no quantity was measured: the row failed")
+    else:
+        reasons += [*_doubts(row, job, runs, context), *_faults(row, job, done, context)]
+        reasons += [*_notes(*subject.notes), *_absences(row, runs, context)]
+        reasons += _quality_reasons(subject, job, context)
+    reasons = worst_first(reasons)
+    return msgspec.structs.replace(
+        row,
+        bandwidth_fraction=share,
+        verdict=VERDICTS[reasons[0].level] if reasons else "VALID",
+        reasons=[_without_folders(str(reason), job) for reason in reasons],
+    )
 
 
 def summarise(values: Iterable[float | None], groups: Sequence[int]) -> Quantity | None:
@@ -172,7 +140,7 @@ def summarise(values: Iterable[float | None], groups: Sequence[int]) -> Quantity
     )
 
 
-def _quantities(trials: Sequence[Trial], idle_w: float | None) -> Quantities:
+def _quantities(trials: Sequence[Trial], idle_w: float | None) -> dict[str, Quantity | None]:
     decode, prefill = [t.decode_energy for t in trials], [t.prefill_energy for t in trials]
     values: dict[str, list[float | None]] = {
         "decode_tok_s": [t.decode_tok_s for t in trials],
@@ -211,10 +179,14 @@ def _latency_ms(trials: Sequence[Trial]) -> dict[str, float] | None:
     return {name: us / 1000 for name, us in percentiles(times_us).items()}
 
 
-def _power(measured: _Measured) -> PowerSource | None:
+def _power(runs: Sequence[ProcessRun]) -> PowerSource | None:
     """Where watts came from, None where nothing measured."""
-    meter = next((run.meter for run in measured.runs if run.samples), None)
-    return PowerSource(meter.source, meter.boundary, measured.flags) if meter else None
+    meter = next((run.meter for run in runs if run.samples), None)
+    return PowerSource(meter.source, meter.boundary, _flags(runs)) if meter else None
+
+
+def _flags(runs: Sequence[ProcessRun]) -> list[str]:
+    return list(dict.fromkeys(flag for run in runs for flag in run.meter.flags))
 
 
 def _process(run: ProcessRun) -> Process:
@@ -237,19 +209,15 @@ def _kept(trial: Trial) -> Trial:
     return msgspec.structs.replace(trial, token_us=kept_times(trial.token_us))
 
 
-def _bandwidth_fraction(
-    facts: EngineFacts | None,
-    rate: Quantity | None,
-    bytes_per_token: int | None,
-    device: Device | None,
-) -> tuple[float | None, list[Reason]]:
+def _bandwidth_fraction(row: Row, device: Device | None) -> tuple[float | None, list[Reason]]:
     """Share of the device's memory bandwidth; the reason where it is None or impossible."""
-    if facts is None or rate is None or not bytes_per_token:
+    facts, rate = row.engine_facts, row.decode_tok_s
+    if facts is None or rate is None or not row.bytes_per_token:
         return None, []  # a failed row and one without decoding have their reason already
     if device is None:
         return None, [Reason("bandwidth_fraction", "reason", "the device is not known")]
     is_on_gpu = on_gpu(facts.device, device.gpu_name)
-    share, text = bandwidth_fraction(device, is_on_gpu, rate.median, bytes_per_token)
+    share, text = bandwidth_fraction(device, is_on_gpu, rate.median, row.bytes_per_token)
     if text is None:
         return share, []
     if share is None:
@@ -257,79 +225,85 @@ def _bandwidth_fraction(
     # Above 1. A ceiling that was measured here can be too low: other programs may have run.
     bandwidth = (is_on_gpu and device.gpu_memory_bandwidth) or device.memory_bandwidth
     is_low = bandwidth is not None and bandwidth.kind == "measured"
-    return share, [warning(text) if is_low else Reason("", "error", text)]
+    return share, [Reason("", "warning" if is_low else "error", text)]
 
 
-def _quality(subject: Subject, job: Job, context: Context) -> tuple[Quality | None, list[Reason]]:
-    """The artefact's, where the row runs it as it was judged; the reasons for every null."""
+def _quality(subject: Subject, job: Job, context: Context) -> Quality | None:
+    """The artefact's, where the row runs it as it was judged."""
+    if context.quality is None or job.kv_bits is not None:
+        return None
+    return msgspec.convert(context.quality[subject.artefact], Quality)
+
+
+def _quality_reasons(subject: Subject, job: Job, context: Context) -> list[Reason]:
+    """Why quality, or a part of it, is null."""
     if context.quality is None:
         texts = [context.no_quality or "quality was not measured: add --quality"]
     elif job.kv_bits is not None:
         texts = [f"quality was not measured with a cache of {job.kv_bits} bits (--kv-bits)"]
     else:
-        record = context.quality[subject.artefact]
-        about = [Reason("quality", "reason", text.rstrip(".")) for text in record["reasons"]]
-        return msgspec.convert(record, Quality), about
-    return None, [Reason("quality", "reason", text.rstrip(".")) for text in texts]
+        texts = context.quality[subject.artefact]["reasons"]
+    return [Reason("quality", "reason", text.rstrip(".")) for text in texts]
 
 
-def _doubts(measured: _Measured, context: Context) -> Iterator[Reason]:
+def _doubts(row: Row, job: Job, runs: Sequence[ProcessRun], context: Context) -> Iterator[Reason]:
     """About speed, then the machine's state, then energy."""
-    job, trials = measured.job, measured.trials
-    yield from judge_speed(trials, job.min_window_s, len(measured.runs), context.rounds)
-    yield from judge_conditions(measured.runs, _threads(measured, context.device))
-    yield from judge_energy(measured.windows, measured.flags)
-    if context.idle_drift is not None and any(t.decode_energy for t in trials):
+    yield from judge_speed(row.counted, job.min_window_s, len(runs), context.rounds)
+    yield from judge_conditions(runs, _busy_threads(row, job, context.device))
+    yield from judge_energy(_windows(row), _flags(runs))
+    if context.idle_drift is not None and row.power_w is not None:
         yield warning(context.idle_drift)
 
 
-def _threads(measured: _Measured, device: Device | None) -> int:
+def _windows(row: Row) -> list[EnergyWindow]:
+    pairs = [pair for t in row.counted for pair in (t.decode_energy, t.prefill_energy)]
+    return [window for window in pairs if window is not None]
+
+
+def _busy_threads(row: Row, job: Job, device: Device | None) -> int:
     """How many a row keeps busy by itself; one that feeds it where it runs on a GPU."""
-    facts, job = measured.facts, measured.job
-    if facts is not None and on_gpu(facts.device, device.gpu_name if device else None):
+    engine_device = row.engine_facts.device if row.engine_facts else ""
+    if on_gpu(engine_device, device.gpu_name if device else None):
         return 1
     return job.threads if job.engine == LLAMA_CPP else usable_cores()
 
 
-def _faults(
-    subject: Subject, measured: _Measured, quality: Quality | None, context: Context
-) -> Iterator[Reason]:
+def _faults(row: Row, job: Job, done: Sequence[Done], context: Context) -> Iterator[Reason]:
     """Wrong logits, which the first round's process reported; wrong predictions."""
-    job, precision = measured.job, subject.precision
+    faults = []
     if context.references is not None:
-        digest = next(each.logits for each in measured.done if each.logits)
-        if fault := judge(context.references, job.path, digest, precision, job.engine, job.kv_bits):
-            yield Reason("", "error", fault)
-    if quality is not None and (fault := quality_fault(quality, precision)):
-        yield Reason("", "error", fault)
+        digest = next(each.logits for each in done if each.logits)
+        asked = job.path, digest, row.precision, job.engine, job.kv_bits
+        faults.append(judge(context.references, *asked))
+    if row.quality is not None:
+        faults.append(quality_fault(row.quality, row.precision))
+    yield from (Reason("", "error", fault) for fault in faults if fault)
 
 
-def _absences(quantities: Quantities, measured: _Measured, context: Context) -> Iterator[Reason]:
+def _absences(row: Row, runs: Sequence[ProcessRun], context: Context) -> Iterator[Reason]:
     """Reasons for the quantities that a finished row does not have, and what was not checked."""
-    workload, facts = measured.job.workload, measured.facts
-    yield from _notes(*(facts.remarks if facts else ()))
-    yield from _notes(*(r.outcome.bad_end for r in measured.runs if r.outcome.bad_end))
+    yield from _notes(*(row.engine_facts.remarks if row.engine_facts else ()))
+    yield from _notes(*(run.outcome.bad_end for run in runs if run.outcome.bad_end))
     if context.references is None:
         yield from _notes("its logits were not compared with the checkpoint's")
-    if workload.generate < 2:
+    if row.workload.generate < 2:
         text = "decode_tok_s needs at least two generated tokens (-n 2)"
         yield Reason("decode_tok_s", "reason", text)
-    if workload.prompt == 0:
+    if row.workload.prompt == 0:
         text = "prefill_tok_s and ttft_s were not measured: no prompt (-p 0)"
         yield Reason("prefill_tok_s", "reason", text)
-    missing = list(dict.fromkeys(w.missing for w in measured.windows if w.missing))
-    if quantities["power_w"] is None and quantities["prefill_power_w"] is None:
-        why = "; ".join(missing or [_no_samples(measured)])
+    missing = list(dict.fromkeys(w.missing for w in _windows(row) if w.missing))
+    if row.power_w is None and row.prefill_power_w is None:
+        why = "; ".join(missing) or _no_samples(runs[0].meter)
         text = f"power_w, joules_per_token and their like: {why}"
         yield Reason("power_w", "reason", text)
-        return
-    yield from _notes(*(f"power is null for a part of the trials: {why}" for why in missing))
-    if quantities["power_w"] is not None and quantities["joules_per_token_net"] is None:
+    else:
+        yield from _notes(*(f"power is null for a part of the trials: {why}" for why in missing))
+    if row.power_w is not None and row.joules_per_token_net is None:
         yield Reason("joules_per_token_net", "reason", "idle power was not measured (--idle)")
 
 
-def _no_samples(measured: _Measured) -> str:
-    meter = measured.runs[0].meter
+def _no_samples(meter: Meter) -> str:
     flags = f" ({'; '.join(meter.flags)})" if meter.flags else ""
     return meter.unavailable or f"no sample of {meter.source} covers the decode window{flags}"
 

@@ -35,16 +35,6 @@ ALLOCATION_FAILED = re.compile(
 )
 
 
-def order_of(rows: int, rounds: int, seed: int) -> list[list[int]]:
-    """The rows' numbers in running order, one list per round.
-
-    Each round is a permutation of its own: what a row finds (heat, caches, memory in pieces)
-    depends on the row before it, and a fixed order would make that part of the result.
-    """
-    rng = random.Random(f"order {seed}")
-    return [rng.sample(range(rows), rows) for _ in range(rounds)]
-
-
 @dataclass
 class Outcome:
     """What a worker reported; `failure` is None if it finished.
@@ -202,17 +192,9 @@ RunJob = Callable[[Job, float, Callable[[Trial], None]], Outcome]
 class Run:
     """A run over all rows; one that failed in one round is not run again, the others go on.
 
-    Args:
-        jobs: a row's work per process each.
-        rounds: processes per row.
-        new_meter: makes a meter of the best source that works.
-        seed: of the order.
-        timeout_s: of a process.
-        cooldown_s: longest wait before a process.
-        idle_s: how long idle power is measured; 0 for not at all.
-        has_power: a meter worked before: that it no longer does is then worth a warning.
-        warn: told once, at once, if power was there and is gone.
-        run_job: runs one process to its end; never raises for what the process does.
+    `jobs` are a row's work per process each; `has_power` says that a meter worked before: that
+    it no longer does is then told `warn`, once and at once. `run_job` never raises for what the
+    process does.
     """
 
     jobs: Sequence[Job]
@@ -228,8 +210,11 @@ class Run:
     results: Results = field(init=False)
 
     def __post_init__(self) -> None:
-        order = order_of(len(self.jobs), self.rounds, self.seed)
-        self.results = Results(order, [[] for _ in self.jobs])
+        # Each round is a permutation of its own: what a row finds (heat, caches, memory in pieces)
+        # depends on the row before it, and a fixed order would make that part of the result.
+        rng, rows = random.Random(f"order {self.seed}"), range(len(self.jobs))
+        order = [rng.sample(rows, len(rows)) for _ in range(self.rounds)]
+        self.results = Results(order, [[] for _ in rows])
 
     def run_rounds(
         self, on_process: Callable[[int], None], on_trial: Callable[[int, Trial], None]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import accumulate, pairwise
 
 from edge.bench.engines.engine import Engine
 from edge.bench.workload import TokenPlan
@@ -14,7 +14,7 @@ from edge.profile.trial import Trial
 NS_PER_S = 1e9
 # Tokens of one trial whose single times a profile keeps; further passes keep first and last.
 KEPT_TOKENS = 4096
-Spans = list[tuple[int, int]]
+Passes = Sequence[Sequence[int]]
 
 
 @dataclass(frozen=True)
@@ -23,10 +23,6 @@ class Window:
 
     least_s: float = 0.0
     most_passes: int = 1
-
-    def is_full(self, passes: int, begin_ns: int, end_ns: int) -> bool:
-        """No further pass is needed after so many between two stamps."""
-        return passes >= self.most_passes or end_ns - begin_ns >= self.least_s * NS_PER_S
 
 
 ONE_PASS = Window()
@@ -47,46 +43,43 @@ def run_trial(
             still come first, so that each window holds one kind of work.
     """
     depth = len(plan.depth)
-    prefills = _prefills(engine, plan, window) if plan.prompt else []
     start = depth + (len(plan.prompt) if joint else 0)
-    passes = _decodes(engine, plan.generate, start, window) if plan.generate else []
+
+    def prefill() -> list[int]:
+        engine.trim(depth)
+        begin_ns = time.monotonic_ns()
+        engine.prefill(plan.prompt)
+        return [begin_ns, time.monotonic_ns()]
+
+    def decode() -> list[int]:
+        stamps: list[int] = []
+        engine.trim(start)
+        engine.decode(plan.generate, lambda: stamps.append(time.monotonic_ns()))
+        return stamps
+
+    prefills = _repeated(prefill, window) if plan.prompt else []
+    passes = _repeated(decode, window) if plan.generate else []
     engine.trim(depth)
     return make_trial(len(plan.prompt), prefills, passes)
 
 
-def _prefills(engine: Engine, plan: TokenPlan, window: Window) -> Spans:
-    """Begin and end of every pass."""
-    spans: Spans = []
-    while not spans or not window.is_full(len(spans), spans[0][0], spans[-1][1]):
-        engine.trim(len(plan.depth))
-        begin_ns = time.monotonic_ns()
-        engine.prefill(plan.prompt)
-        spans.append((begin_ns, time.monotonic_ns()))
-    return spans
-
-
-def _decodes(engine: Engine, ids: Sequence[int], start: int, window: Window) -> list[list[int]]:
-    """A stamp per token of every pass, all of which start at the same depth."""
-    passes: list[list[int]] = []
-    while not passes or not window.is_full(len(passes), passes[0][0], passes[-1][-1]):
-        engine.trim(start)
-        stamps: list[int] = []
-        engine.decode(ids, _stamp_into(stamps))
-        passes.append(stamps)
+def _repeated(one_pass: Callable[[], list[int]], window: Window) -> list[list[int]]:
+    """The stamps of every pass, until they fill the window."""
+    passes = [one_pass()]
+    while len(passes) < window.most_passes:
+        if passes[-1][-1] - passes[0][0] >= window.least_s * NS_PER_S:
+            break
+        passes.append(one_pass())
     return passes
 
 
-def _stamp_into(stamps: list[int]) -> Callable[[], None]:
-    return lambda: stamps.append(time.monotonic_ns())
-
-
-def make_trial(prompt_tokens: int, prefills: Spans, passes: Sequence[Sequence[int]]) -> Trial:
+def make_trial(prompt_tokens: int, prefills: Passes, passes: Passes) -> Trial:
     """Rates and stamps of one repetition; a rate is None where its window is missing.
 
     Decode rate: sum of (N - 1) over sum of (t_N - t_1), as N stamps bound N - 1 intervals.
     `ttft_s` is the prefills' mean: from the prompt's submission to its last logits, model loaded.
     """
-    prefill_s = sum(end - begin for begin, end in prefills) / NS_PER_S
+    prefill_s = sum(stamps[-1] - stamps[0] for stamps in prefills) / NS_PER_S
     ttft_s = prefill_s / len(prefills) if prefills else None
     decode_s = sum(stamps[-1] - stamps[0] for stamps in passes) / NS_PER_S
     steps = sum(len(stamps) - 1 for stamps in passes)
@@ -111,11 +104,6 @@ def _times_us(stamps: Sequence[int]) -> list[int]:
 
 def kept_times(token_us: list[list[int]]) -> list[list[int]]:
     """Single token times that a profile keeps: whole passes of up to `KEPT_TOKENS` tokens."""
-    kept: list[list[int]] = []
-    tokens = 0
-    for times in token_us:
-        tokens += len(times) + 1
-        if kept and tokens > KEPT_TOKENS:
-            break
-        kept.append(times)
-    return kept
+    counts = accumulate(len(times) + 1 for times in token_us)
+    kept = [times for times, tokens in zip(token_us, counts, strict=True) if tokens <= KEPT_TOKENS]
+    return kept or token_us[:1]

@@ -53,14 +53,7 @@ def judge_failure(runs: Sequence[ProcessRun], rounds: int) -> Iterator[Reason]:
 def judge_speed(
     trials: Sequence[Trial], min_window_s: float, done: int, rounds: int
 ) -> Iterator[Reason]:
-    """Doubts about the rates.
-
-    Args:
-        trials: those that count, in the order of time.
-        min_window_s: what their windows should have lasted.
-        done: rounds that were measured.
-        rounds: rounds that were planned.
-    """
+    """Doubts about the rates of trials in the order of time; `done` of `rounds` were measured."""
     if done < rounds:
         yield warning(f"only {done} of {rounds} rounds were measured: the run was stopped")
     if len(trials) < MIN_TRIALS:
@@ -130,12 +123,7 @@ def judge_conditions(runs: Sequence[ProcessRun], threads: int) -> list[Reason]:
 
 
 def judge_energy(windows: Iterable[EnergyWindow], flags: Iterable[str]) -> Iterator[Reason]:
-    """Doubts about the joules; nothing where there are none.
-
-    Args:
-        windows: of the trials that count.
-        flags: the meter's own doubts.
-    """
+    """Doubts about the joules, the meter's own first; nothing where there are none."""
     known = [window for window in windows if window.missing is None]
     if not known:
         return

@@ -54,19 +54,19 @@ class Job:
 
 
 class Measured(msgspec.Struct, tag=True):
-    """One repetition."""
+    """After one repetition."""
 
     trial: Trial
 
 
 class Failed(msgspec.Struct, tag=True):
-    """The work ended early; the reason is a sentence."""
+    """After an error."""
 
     reason: str
 
 
 class Done(msgspec.Struct, tag=True):
-    """All repetitions ended; `logits` are the first round's, for the correctness gate."""
+    """After all repetitions; `logits` are the first round's, for the correctness gate."""
 
     load_s: float
     peak_memory_bytes: int

@@ -47,7 +47,7 @@ class ProfileWriter:
         return f"{subject.artefact} on {job.engine}, {job.workload}"
 
     def update(self, row: int) -> None:
-        """Build the row again, one of whose processes ended, and write."""
+        """Build a row again, one of whose processes ended, and write."""
         self._write([row])
 
     def finish(self) -> None:

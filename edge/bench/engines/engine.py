@@ -55,12 +55,8 @@ def open_engine(
 ) -> Engine:
     """Load an artefact; imports that engine's library alone, because its memory is measured.
 
-    Args:
-        name: MLX, MLX_LM or LLAMA_CPP.
-        path: the artefact.
-        context_tokens: positions that the cache must be able to hold, where it does not grow.
-        threads: CPU threads, for the engines that take a number.
-        kv_bits: of our own network's cache; None as computed.
+    `context_tokens` and `threads` are llama.cpp's, whose cache does not grow; `kv_bits` are of our
+    own network's cache.
 
     Raises:
         EdgeError: the artefact cannot be loaded.

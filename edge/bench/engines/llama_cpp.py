@@ -47,6 +47,7 @@ class LlamaCppEngine:
     def facts(self) -> EngineFacts:
         """From the file's tensors and llama.cpp's own description of the model."""
         session = self._session
+        system = " ".join(library().llama_print_system_info().decode("utf-8", "replace").split())
         return EngineFacts(
             device=session.device,
             compute_dtype="as llama.cpp chooses per tensor type",
@@ -55,7 +56,7 @@ class LlamaCppEngine:
             weight_bytes_per_token=sum(map(_bytes_per_token, read_gguf(self._path).tensors)),
             kv_bytes_per_position=session.kv_elements_per_position * 2,
             remarks=[AMX_REMARK] if session.amx_avoided else [],
-            build=_build(),
+            build=f"llama-cpp-python {metadata.version('llama-cpp-python')}; {system}",
             gpu_layers=-1 if session.device == "GPU" else 0,
         )
 
@@ -68,14 +69,6 @@ class LlamaCppEngine:
         self._session.close()
 
 
-def _build() -> str:
-    """Version of llama.cpp, and what it was compiled with."""
-    system = " ".join(library().llama_print_system_info().decode("utf-8", "replace").split())
-    return f"llama-cpp-python {metadata.version('llama-cpp-python')}; {system}"
-
-
 def _bytes_per_token(tensor: GgufTensor) -> int:
-    """The whole tensor, except one row of the embedding table."""
-    if tensor.name != EMBEDDING:
-        return tensor.data_bytes
-    return tensor.data_bytes // tensor.shape[0]
+    """The whole tensor, but of the embedding table one row."""
+    return tensor.data_bytes // (tensor.shape[0] if tensor.name == EMBEDDING else 1)

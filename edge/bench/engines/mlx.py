@@ -28,26 +28,14 @@ Network = Callable[..., mx.array]
 class MlxEngine:
     """Our network, or a model of mlx-lm's with the same parts.
 
-    Args:
-        backbone: ids (B, L) and the caches -> hidden states (B, L, hidden).
-        head: hidden states -> logits.
-        model: owns both; its parameters are counted, its layers get a cache each.
-        cache: one empty cache per layer.
-        remarks: what the facts say of how the network runs.
+    `backbone` maps ids (B, L) and the caches to hidden states (B, L, hidden), `head` those to
+    logits. `model` owns both: its parameters are counted, its layers get an empty cache each.
     """
 
-    def __init__(
-        self,
-        backbone: Network,
-        head: Network,
-        model: Any,
-        cache: Sequence[Any],
-        remarks: tuple[str, ...] = (),
-    ):
+    def __init__(self, backbone: Network, head: Network, model: Any, cache: Sequence[Any]):
         self._backbone = backbone
         self._head = head
         self._model = model
-        self._remarks = remarks
         self._cache = cache
         self._logits = mx.zeros((1,))
 
@@ -98,14 +86,18 @@ class MlxEngine:
         first = self._cache[0]
         stored = [array for _, array in tree_flatten((first.keys, first.values))]
         per_position = sum(a.shape[1] * a.shape[3] * a.itemsize for a in stored)
+        kv_dtype, remarks = _name(stored[0].dtype), _cpu_remarks()
+        if (bits := getattr(first, "bits", None)) is not None:
+            kv_dtype = f"{bits} bits in groups of {first.group_size}"
+            remarks.insert(0, f"keys and values are stored in {bits} bits (--kv-bits {bits})")
         return EngineFacts(
             device=str(mx.device_info().get("device_name", mx.default_device())),
             compute_dtype=_name(self._logits.dtype),
-            kv_dtype=_cache_dtype(first, stored[0]),
+            kv_dtype=kv_dtype,
             threads=None,
             weight_bytes_per_token=self._weight_bytes_per_token(),
             kv_bytes_per_position=per_position * len(self._cache),
-            remarks=[*self._remarks, *_cpu_remarks()],
+            remarks=remarks,
         )
 
     def _weight_bytes_per_token(self) -> int:
@@ -128,10 +120,7 @@ class MlxEngine:
 def open_ours(path: Path, kv_bits: int | None = None) -> MlxEngine:
     """Our network; the cache grows as needed and MLX chooses its threads."""
     model = load_model(path)
-    remarks: tuple[str, ...] = ()
-    if kv_bits is not None:
-        remarks = (f"keys and values are stored in {kv_bits} bits (--kv-bits {kv_bits})",)
-    return MlxEngine(model.model, model.head, model, make_cache(model, kv_bits), remarks)
+    return MlxEngine(model.model, model.head, model, make_cache(model, kv_bits))
 
 
 def open_mlx_lm(path: Path) -> MlxEngine:
@@ -154,15 +143,10 @@ def open_mlx_lm(path: Path) -> MlxEngine:
     return MlxEngine(model.model, model.lm_head, model, make_prompt_cache(model))
 
 
-def _cpu_remarks() -> tuple[str, ...]:
+def _cpu_remarks() -> list[str]:
     if mx.default_device().type == mx.DeviceType.gpu:
-        return ()
-    return (FLOAT32_REMARK.format(blas=blas()), *problems())
-
-
-def _cache_dtype(layer: Any, keys: mx.array) -> str:
-    bits = getattr(layer, "bits", None)
-    return _name(keys.dtype) if bits is None else f"{bits} bits in groups of {layer.group_size}"
+        return []
+    return [FLOAT32_REMARK.format(blas=blas()), *problems()]
 
 
 def _name(dtype: mx.Dtype) -> str:
