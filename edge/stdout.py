@@ -11,10 +11,10 @@ from edge.errors import EdgeError
 
 
 def check_stdout() -> None:
-    """Find out whether there is one, before anything is computed for it.
+    """Refuse a closed stdout (`>&-`) before anything is computed for it.
 
     Raises:
-        EdgeError: it was closed (`>&-`).
+        EdgeError: it is closed.
     """
     if sys.stdout is None:
         raise EdgeError("stdout is closed; let it go to a terminal, a file or a pipe.")
@@ -34,15 +34,26 @@ def write_stdout(text: str) -> None:
 
 
 def flush_stdout() -> None:
-    """Write what is held back; errors of `write_stdout`, but none where stdout is closed."""
+    """Write what is held back, with the errors of `write_stdout`."""
     if sys.stdout is not None:
         with _refusals():
             sys.stdout.flush()
 
 
 def discard_stdout() -> None:
-    """What it still holds goes nowhere, or the end of the process would fail with it again."""
+    """Drop what it still holds, or the end of the process would fail with it again."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def fill_closed_streams() -> None:
+    """Open the null device for closed streams: else a file that is opened gets their number."""
+    for number in range(3):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)
+    if sys.stderr is None:
+        sys.stderr = os.fdopen(os.open(os.devnull, os.O_WRONLY), "w")
 
 
 @contextlib.contextmanager
@@ -56,14 +67,3 @@ def _refusals() -> Iterator[None]:
         raise EdgeError(
             f"stdout cannot be written ({error.strerror}); make room, or let it go elsewhere."
         ) from None
-
-
-def fill_closed_streams() -> None:
-    """A file that is opened gets the first free number: never that of a closed stream."""
-    for number in range(3):
-        try:
-            os.fstat(number)
-        except OSError:
-            os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)
-    if sys.stderr is None:
-        sys.stderr = os.fdopen(os.open(os.devnull, os.O_WRONLY), "w")

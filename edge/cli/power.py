@@ -10,31 +10,18 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from edge.cli.options.power import check
 from edge.device.state import NOMINAL
 from edge.errors import EdgeError, printable
 from edge.power.choose import choose_meter
-from edge.power.meter import Energy, Meter, Sample, integrate
+from edge.power.meter import Energy, Meter, integrate
 from edge.power.replay import read_log
 
 DAY_S = 86400.0
 # As shells have them.
 NOT_EXECUTABLE, NOT_FOUND, SIGNALLED, INTERRUPTED = 126, 127, 128, 130
-
-
-@dataclass(frozen=True)
-class Measurement:
-    """What was measured over a window, and what to doubt about it."""
-
-    source: str
-    boundary: str
-    duration_s: float
-    energy: Energy
-    flags: tuple[str, ...]
 
 
 def run(args: argparse.Namespace) -> int:
@@ -45,9 +32,12 @@ def run(args: argparse.Namespace) -> int:
     """
     check(args)
     if args.replay is not None:
-        _print(_replayed(args.replay), args.output, to_stderr=False)
+        log = read_log(args.replay)
+        end_ns = log.samples[-1].end_ns
+        energy = integrate(log.samples, 0, end_ns)
+        source = f"replay:{args.replay.name}"
+        _print(args, _document(source, log.boundary, energy, end_ns, log.flags))
         return 0
-
     meter = choose_meter(args.source)
     _refuse_unavailable(meter)
     meter.start()
@@ -59,17 +49,9 @@ def run(args: argparse.Namespace) -> int:
     finally:
         end_ns = time.monotonic_ns()
         samples = meter.stop()
-    measurement = _measured(meter, samples, begin_ns, end_ns)
-    _print(measurement, args.output, to_stderr=bool(args.argv) and args.output == "text")
+    energy = integrate(samples, begin_ns, max(end_ns, begin_ns + 1))
+    _print(args, _document(meter.source, meter.boundary, energy, end_ns - begin_ns, meter.flags))
     return code if args.argv or meter.unavailable is None else 1
-
-
-def _replayed(path: Path) -> Measurement:
-    log = read_log(path)
-    end_ns = log.samples[-1].end_ns
-    energy = integrate(log.samples, 0, end_ns)
-    flags = (*log.flags, *_window_flags(energy))
-    return Measurement(f"replay:{path.name}", log.boundary, end_ns / 1e9, energy, flags)
 
 
 def _refuse_unavailable(meter: Meter) -> None:
@@ -78,7 +60,7 @@ def _refuse_unavailable(meter: Meter) -> None:
 
 
 def _run_command(args: argparse.Namespace) -> int:
-    """Run COMMAND to its end; Ctrl-C is for it, and what it used is still told."""
+    """Run COMMAND to its end; Ctrl-C is for it, and what it used is still printed."""
     stdout = sys.stderr if args.output == "json" else None
     # A handler, unlike SIG_IGN, is not inherited.
     before = signal.signal(signal.SIGINT, lambda *_: None)
@@ -106,14 +88,29 @@ def _wait(seconds: float | None) -> int:
     return 0
 
 
-def _measured(meter: Meter, samples: Sequence[Sample], begin_ns: int, end_ns: int) -> Measurement:
-    energy = integrate(samples, begin_ns, max(end_ns, begin_ns + 1))
-    flags = (*meter.flags, *_window_flags(energy))
-    return Measurement(meter.source, meter.boundary, (end_ns - begin_ns) / 1e9, energy, flags)
+def _document(
+    source: str, boundary: str, energy: Energy, duration_ns: int, flags: Sequence[str]
+) -> dict[str, Any]:
+    joules = {**energy.joules, "total": energy.total_j if energy.is_total else None}
+    covered_s = duration_ns / 1e9 * energy.coverage
+    known = bool(energy.records and energy.joules) and covered_s > 0
+    return {
+        "source": source,
+        "boundary": boundary,
+        "duration_s": duration_ns / 1e9,
+        "energy_j": joules if known else None,
+        "beside_j": dict(energy.beside),
+        "edge_error_j": energy.edge_error_j if known else None,
+        "mean_power_w": energy.total_j / covered_s if known and energy.is_total else None,
+        "records": energy.records,
+        "coverage": energy.coverage,
+        "thermal_worst": energy.thermal_worst,
+        "flags": [*flags, *_window_flags(energy)],
+    }
 
 
 def _window_flags(energy: Energy) -> list[str]:
-    """Doubts that belong to the window rather than to the meter."""
+    """Warnings about the window rather than the meter."""
     flags = []
     if energy.coverage < 0.99:
         flags.append(
@@ -128,41 +125,15 @@ def _window_flags(energy: Energy) -> list[str]:
     return flags
 
 
-def _document(measured: Measurement) -> dict[str, Any]:
-    energy = measured.energy
-    joules = {**energy.joules, "total": energy.total_j if energy.is_total else None}
-    covered_s = measured.duration_s * energy.coverage
-    known = bool(energy.records and energy.joules) and covered_s > 0
-    return {
-        "source": measured.source,
-        "boundary": measured.boundary,
-        "duration_s": measured.duration_s,
-        "energy_j": joules if known else None,
-        "beside_j": dict(energy.beside),
-        "edge_error_j": energy.edge_error_j if known else None,
-        "mean_power_w": energy.total_j / covered_s if known and energy.is_total else None,
-        "records": energy.records,
-        "coverage": energy.coverage,
-        "thermal_worst": energy.thermal_worst,
-        "flags": list(measured.flags),
-    }
-
-
-def _print(measured: Measurement, output: str, to_stderr: bool) -> None:
-    document = _document(measured)
-    if output == "json":
+def _print(args: argparse.Namespace, document: dict[str, Any]) -> None:
+    """JSON, or the figures one below the other; on stderr where stdout is COMMAND's."""
+    if args.output == "json":
         print(json.dumps(document, indent=2, allow_nan=False))
         return
-    print("\n".join(_lines(document)), file=sys.stderr if to_stderr else sys.stdout)
-
-
-def _lines(document: dict[str, Any]) -> list[str]:
-    """The figures for people, one below the other."""
-    energy = document["energy_j"] or {}
-    rails = [(rail, j) for rail, j in energy.items() if j is not None]
-    beside = [(f"({rail})", j) for rail, j in document["beside_j"].items()]
-    width = max([len(rail) for rail, _ in rails + beside] + [8])
-    lines = [f"{rail:<{width}}  {joules:12.3f} J" for rail, joules in rails + beside]
+    rails = [(rail, j) for rail, j in (document["energy_j"] or {}).items() if j is not None]
+    rails += [(f"({rail})", j) for rail, j in document["beside_j"].items()]
+    width = max([len(rail) for rail, _ in rails] + [8])
+    lines = [f"{rail:<{width}}  {joules:12.3f} J" for rail, joules in rails]
     if document["mean_power_w"] is not None:
         lines.append(f"{'mean':<{width}}  {document['mean_power_w']:12.3f} W")
         lines.append(f"{'edges':<{width}} ±{document['edge_error_j']:12.3f} J")
@@ -170,4 +141,5 @@ def _lines(document: dict[str, Any]) -> list[str]:
     lines.append(f"{document['source']}: {document['boundary']}")
     lines.append(f"{document['records']} records cover {document['coverage']:.1%} of the time")
     lines.append(f"thermal pressure: {document['thermal_worst'] or 'not known'}")
-    return [printable(line) for line in [*lines, *(f"warning: {f}" for f in document["flags"])]]
+    lines += [f"warning: {flag}" for flag in document["flags"]]
+    print("\n".join(map(printable, lines)), file=sys.stderr if args.argv else sys.stdout)

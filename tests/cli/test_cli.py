@@ -12,16 +12,11 @@ from pathlib import Path
 import psutil
 import pytest
 
-from edge.cli.main import COMMANDS
 from tests.support.tiny import PLAIN, write_checkpoint
 
 # Neither the memory bandwidth is measured nor the logits are compared.
 FAST = ("--bandwidth-gb-s", "10", "--no-check")
 ROOT = Path(__file__).resolve().parents[2]
-HEAVY = (
-    *("mlx", "mlx_lm", "matplotlib", "transformers", "rich", "prompt_toolkit", "llama_cpp"),
-    "jinja2",
-)
 
 
 def edge(*words, cwd, script=None, **environment):
@@ -67,30 +62,6 @@ def test_modules_in_the_current_folder_are_not_run(tiny, tmp_path):
     words = ("-p", "8", "-n", "4", "-r", "1", "--rounds", "1", "--min-window", "0", "--peers")
     done = edge(tiny, "--rows", *rows, *out, *words, cwd=folder, script="bench.py")
     assert (done.returncode, ran.exists()) == (0, False), done.stderr
-
-
-# --- help
-
-
-@pytest.mark.parametrize("words", [["--help"], ["--version"], *([c, "--help"] for c in COMMANDS)])
-def test_help_imports_nothing_heavy(words, tmp_path):
-    code = (
-        "import sys\nfrom edge.cli.main import main\n"
-        f"try: main({words!r})\nexcept SystemExit as done: assert not done.code\n"
-        f"print([m for m in {HEAVY!r} if m in sys.modules], file=sys.stderr)"
-    )
-    done = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=True
-    )
-    assert done.stderr.strip() == "[]"
-    assert done.stdout.strip()
-
-
-@pytest.mark.parametrize("script", ["convert.py", "bench.py"])
-def test_the_scripts_are_the_commands(script, tmp_path):
-    done = edge("--help", cwd=tmp_path, script=script)
-    assert done.returncode == 0
-    assert done.stdout.startswith(f"usage: {script}")
 
 
 # --- convert

@@ -1,4 +1,4 @@
-"""Where a command begins and ends: streams that are closed or full, and Ctrl-C at any time."""
+"""Where a command begins and ends: help, wrong words, closed or full streams, Ctrl-C."""
 
 import os
 import subprocess
@@ -8,10 +8,15 @@ from pathlib import Path
 import pytest
 
 from edge.cli import main as entry
+from edge.cli.main import COMMANDS
 
 ROOT = Path(__file__).resolve().parents[2]
 CHAT = ("chat", "-p", "import os", "-n", "2", "--temperature", "0")
 COMPLETE = ("complete", "--prefix", "import ", "-n", "2")
+HEAVY = (
+    *("mlx", "mlx_lm", "matplotlib", "transformers", "rich", "prompt_toolkit", "llama_cpp"),
+    *("numpy", "jinja2"),
+)
 
 
 def shell(redirection, *words):
@@ -25,6 +30,42 @@ def shell(redirection, *words):
         timeout=100,
         check=False,
     )
+
+
+@pytest.mark.parametrize("words", [["--help"], ["--version"], *([c, "--help"] for c in COMMANDS)])
+def test_help_imports_nothing_heavy(words):
+    code = (
+        "import sys\nfrom edge.cli.main import main\n"
+        f"try: main({words!r})\nexcept SystemExit as done: assert not done.code\n"
+        f"print([m for m in {HEAVY!r} if m in sys.modules], file=sys.stderr)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=True
+    )
+    assert done.stderr.strip() == "[]"
+    assert done.stdout.strip()
+
+
+def test_every_command_is_listed(capsys):
+    assert entry.main(["--help"]) == 0
+    said = capsys.readouterr().out
+    assert all(f"\n  {name} " in said for name in COMMANDS)
+
+
+@pytest.mark.parametrize(
+    ("words", "said"), [([], "COMMAND is missing"), (["fly"], "there is no command 'fly'")]
+)
+def test_a_wrong_command_exits_with_2(words, said, capsys):
+    assert entry.main(words) == 2
+    assert f"edge: {said}; choose from convert, bench" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("script", ["convert.py", "bench.py"])
+def test_the_scripts_are_the_commands(script, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", [script, "--help"])
+    with pytest.raises(SystemExit):
+        entry.run_one(script.removesuffix(".py"), script)
+    assert capsys.readouterr().out.startswith(f"usage: {script}")
 
 
 def test_ctrl_c_while_modules_are_imported_is_one_line(monkeypatch, capsys):

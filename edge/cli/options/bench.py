@@ -6,26 +6,11 @@ import argparse
 import re
 from pathlib import Path
 
-from edge.cli.options.shared import (
-    add_artefacts,
-    add_bandwidth,
-    add_checkpoint,
-    add_kv_bits,
-    add_out,
-    add_output,
-    add_power,
-    add_threads,
-    count,
-    count_or_zero,
-    number,
-    seconds,
-)
+from edge.cli.options import shared
 from edge.quality import TOKENS
 
 # Speed settles in 3 s (hyperfine); counters of energy are published up to 2.2 s apart.
 SPEED_WINDOW_S, ENERGY_WINDOW_S = 3.0, 10.0
-IDLE_S = 10.0
-COOLDOWN_S = 60.0
 # llama-bench's own.
 PROMPT, GENERATE, DEPTH, REPETITIONS = 512, 128, 0, 5
 # Of edge.bench.workload, which takes long to import.
@@ -37,26 +22,29 @@ MOST_VALUES = 1000
 
 def parser() -> argparse.ArgumentParser:
     """Parser of the command."""
-    parser = argparse.ArgumentParser()
-    add_checkpoint(parser, default="demo")
-    add_artefacts(parser, "--rows", "what to measure")
-    add_workload(parser)
-    add_compare(parser)
-    _add_method(parser.add_argument_group("method"))
-    _add_engines(parser.add_argument_group("engines"))
-    add_out(parser, "folder of the artefacts")
-    parser.add_argument(
-        "--save",
-        type=Path,
-        default=Path("profiles/local"),
-        metavar="DIR",
-        help="folder for the profile and its plot (default: profiles/local)",
-    )
-    add_output(parser, ["md", "json"])
+    parser = shared.new_parser()
+    shared.add_checkpoint(parser, default="demo")
+    shared.add_artefacts(parser, "--rows", "what to measure")
+    _add_workload(parser)
+    _add_compare(parser.add_argument_group("compare, and measure nothing"))
+    method = parser.add_argument_group("method")
+    _add_times(method)
+    shared.add_power(method, "--power", "auto")
+    shared.add_bandwidth(method)
+    _add_checks(method)
+    engines = parser.add_argument_group("engines")
+    peers = "also run MLX artefacts on mlx-lm's own network, in our compute dtype"
+    engines.add_argument("--peers", action="store_true", help=peers)
+    shared.add_kv_bits(engines)
+    shared.add_threads(engines)
+    shared.add_out(parser, "folder of the artefacts")
+    save, folder = "folder for the profile and its plot", Path("profiles/local")
+    shared.add_path(parser, "--save", metavar="DIR", default=folder, help=save)
+    shared.add_output(parser, ["md", "json"])
     return parser
 
 
-def add_workload(parser: argparse.ArgumentParser) -> None:
+def _add_workload(parser: argparse.ArgumentParser) -> None:
     """Add the workload; each flag may be repeated and takes a list."""
     group = parser.add_argument_group(
         "workload", "LIST: 512 or 512,1024 or a range, 128-512+128 or 128-1024*2"
@@ -66,13 +54,9 @@ def add_workload(parser: argparse.ArgumentParser) -> None:
         (("-n", "--generate", "--n-gen"), "generate", GENERATE, "generated tokens; 0 for none"),
         (("-d", "--depth", "--n-depth"), "depth", DEPTH, "tokens of context before"),
     ):
+        meaning = f"{meaning} (default: {default})"
         group.add_argument(
-            *flags,
-            dest=dest,
-            metavar="LIST",
-            type=_token_counts,
-            action="extend",
-            help=f"{meaning} (default: {default})",
+            *flags, dest=dest, metavar="LIST", type=_token_counts, action="extend", help=meaning
         )
     group.add_argument(
         "-pg",
@@ -82,11 +66,8 @@ def add_workload(parser: argparse.ArgumentParser) -> None:
         action="append",
         help="also a test that generates N tokens behind a prompt of P; with -p 0 -n 0, only it",
     )
-    group.add_argument(
-        "--suite",
-        choices=SUITES,
-        help=f"workloads by name; {TABLE_11_SUITE} shows the published figures beside",
-    )
+    meaning = f"workloads by name; {TABLE_11_SUITE} shows the published figures beside"
+    group.add_argument("--suite", choices=SUITES, help=meaning)
 
 
 def _token_counts(text: str) -> list[int]:
@@ -118,106 +99,58 @@ def _prompt_and_generate(text: str) -> tuple[int, int]:
     return values[0], values[1]
 
 
-def add_compare(parser: argparse.ArgumentParser) -> None:
-    """Add the comparison of two profiles."""
-    group = parser.add_argument_group("compare, and measure nothing")
-    group.add_argument(
-        "--compare",
-        nargs=2,
-        metavar=("A", "B"),
-        type=Path,
-        help="two profiles of one model: B's speed, energy and memory against A's",
-    )
-    group.add_argument(
-        "--min-effect",
-        metavar="PERCENT",
-        type=_percent,
-        default=2.0,
-        help="a smaller difference is not called one (default: 2)",
-    )
+def _add_compare(group: argparse._ArgumentGroup) -> None:
+    meaning = "two profiles of one model: B's speed, energy and memory against A's"
+    group.add_argument("--compare", nargs=2, metavar=("A", "B"), type=Path, help=meaning)
+    meaning = "a smaller difference is not called one"
+    group.add_argument("--min-effect", metavar="PERCENT", type=_percent, default=2.0, help=meaning)
 
 
 def _percent(text: str) -> float:
-    return number(0.0, 99.999, "a percentage from 0 to below 100")(text.removesuffix("%"))
+    return shared.number(0.0, 99.999, "a percentage from 0 to below 100")(text.removesuffix("%"))
 
 
-def _add_method(group: argparse._ArgumentGroup) -> None:
-    group.add_argument(
-        "-r",
-        "--repetitions",
-        metavar="N",
-        type=count,
+def _add_times(group: argparse._ArgumentGroup) -> None:
+    shared.add_count(
+        group,
+        *("-r", "--repetitions"),
         default=REPETITIONS,
-        help=f"trials per row, spread over the rounds and rounded up (default: {REPETITIONS})",
+        help="trials per row, spread over the rounds and rounded up",
     )
-    group.add_argument(
-        "--rounds",
-        metavar="N",
-        type=count,
-        default=3,
-        help="fresh processes per row, rows in turn; never more than -r (default: 3)",
-    )
-    group.add_argument(
-        "--seed",
-        metavar="N",
-        type=int,
-        default=0,
-        help="of the token ids and the order (default: 0)",
-    )
-    group.add_argument(
-        "--min-window",
-        metavar="S",
-        type=seconds,
-        help="repeat a trial's passes until its timed window lasts this long; 0: one pass "
-        f"(default: {SPEED_WINDOW_S:g}, with a power meter {ENERGY_WINDOW_S:g}; 30 is better)",
-    )
-    group.add_argument(
-        "--cooldown",
-        metavar="S",
-        type=seconds,
-        default=COOLDOWN_S,
-        help="wait at most this long before a process until the machine is cool and idle, where "
-        f"that can be known; 0: never (default: {COOLDOWN_S:g})",
-    )
-    group.add_argument(
-        "--idle",
-        metavar="S",
-        type=seconds,
-        default=IDLE_S,
-        help="measure idle power this long before and after, where there is a meter (default: "
-        f"{IDLE_S:g})",
-    )
-    add_power(group, "--power", "auto")
-    add_bandwidth(group)
-    group.add_argument(
-        "--no-check",
-        dest="check",
-        action="store_false",
-        help="do not compare logits with the checkpoint's, which takes a while for a large model",
-    )
-    group.add_argument(
+    meaning = "fresh processes per row, rows in turn; never more than -r"
+    shared.add_count(group, "--rounds", default=3, help=meaning)
+    meaning = "of the token ids and the order"
+    group.add_argument("--seed", metavar="N", type=int, default=0, help=meaning)
+    for flag, default, meaning in (
+        (
+            "--min-window",
+            None,
+            "repeat a trial's passes until its timed window lasts this long; 0: one pass "
+            f"(default: {SPEED_WINDOW_S:g}, with a power meter {ENERGY_WINDOW_S:g}; 30 is better)",
+        ),
+        (
+            "--cooldown",
+            60.0,
+            "wait at most this long before a process until the machine is cool and idle, where "
+            "that can be known; 0: never",
+        ),
+        ("--idle", 10.0, "measure idle power this long before and after, with a meter"),
+    ):
+        group.add_argument(flag, metavar="S", type=shared.seconds, default=default, help=meaning)
+
+
+def _add_checks(group: argparse._ArgumentGroup) -> None:
+    meaning = "do not compare logits with the checkpoint's, which takes long for a large model"
+    group.add_argument("--no-check", dest="check", action="store_false", help=meaning)
+    shared.add_count(
+        group,
         "--quality",
+        least=0,
         metavar="TOKENS",
         nargs="?",
-        type=count_or_zero,
         const=TOKENS,
         help="also measure what each artefact loses against mlx-fp16, as edge eval does, on at "
-        f"most this many tokens of code; 0: all of the sample (default with --quality: {TOKENS})",
+        f"most this many tokens of code; 0: all of the sample (with --quality alone: {TOKENS})",
     )
-    group.add_argument(
-        "--timeout",
-        type=count,
-        default=3600,
-        metavar="S",
-        help="seconds per process (default: 3600)",
-    )
-
-
-def _add_engines(group: argparse._ArgumentGroup) -> None:
-    group.add_argument(
-        "--peers",
-        action="store_true",
-        help="also run MLX artefacts on mlx-lm's own network, in our compute dtype",
-    )
-    add_kv_bits(group, "our network with keys and values stored in this many bits, to compare")
-    add_threads(group)
+    meaning = "seconds per process"
+    shared.add_count(group, "--timeout", default=3600, metavar="S", help=meaning)

@@ -4,15 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from edge.cli.options.shared import (
-    add_kv_bits,
-    add_max_tokens,
-    add_order,
-    add_output,
-    add_sampling,
-    count,
-    model_help,
-)
+from edge.cli.options import shared
 from edge.generate.hole import CURSOR
 
 ARTEFACT = "mlx-fp16"
@@ -20,10 +12,11 @@ ARTEFACT = "mlx-fp16"
 
 def parser() -> argparse.ArgumentParser:
     """Parser of the command."""
-    parser = argparse.ArgumentParser()
-    _add_cursor(parser)
-    parser.add_argument("--model", metavar="MODEL", default="demo", help=model_help(ARTEFACT))
-    add_order(parser)
+    parser = shared.new_parser()
+    _add_cursor(parser.add_argument_group("the cursor (default: a mark on stdin)"))
+    meaning = shared.model_help(ARTEFACT)
+    parser.add_argument("--model", metavar="MODEL", default="demo", help=meaning)
+    shared.add_order(parser)
     parser.add_argument(
         "--context",
         metavar="FILE",
@@ -33,15 +26,23 @@ def parser() -> argparse.ArgumentParser:
         help="other files of the repository, the most important last; they get the room that "
         "prefix and suffix leave",
     )
-    _add_end(parser)
-    add_sampling(parser, temperature=0)
-    add_kv_bits(parser, "store keys and values in this many bits, for long files on small machines")
-    add_output(parser, ["text", "json"])
+    end = parser.add_argument_group("the end of the middle")
+    shared.add_max_tokens(end, 128, "of the middle")
+    meaning = "at most this many lines, not counting blank ones before the first"
+    shared.add_count(end, "--max-lines", help=meaning)
+    end.add_argument(
+        "--no-stop-rules",
+        action="store_true",
+        help="do not end at a blank line, a smaller indentation, a bracket or line that the "
+        "suffix has",
+    )
+    shared.add_sampling(parser, temperature=0)
+    shared.add_kv_bits(parser)
+    shared.add_output(parser, ["text", "json"])
     return parser
 
 
-def _add_cursor(parser: argparse.ArgumentParser) -> None:
-    group = parser.add_argument_group("the cursor (default: a mark on stdin)")
+def _add_cursor(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
         "place",
         metavar="FILE:LINE[:COL]",
@@ -50,23 +51,4 @@ def _add_cursor(parser: argparse.ArgumentParser) -> None:
     )
     group.add_argument("--prefix", metavar="TEXT", help="the text before the cursor")
     group.add_argument("--suffix", metavar="TEXT", help="the text after it")
-    group.add_argument(
-        "--cursor", metavar="MARK", default=CURSOR, help=f"stands once on stdin (default: {CURSOR})"
-    )
-
-
-def _add_end(parser: argparse.ArgumentParser) -> None:
-    group = parser.add_argument_group("the end of the middle")
-    add_max_tokens(group, 128, "of the middle")
-    group.add_argument(
-        "--max-lines",
-        metavar="N",
-        type=count,
-        help="at most this many lines, not counting blank ones before the first",
-    )
-    group.add_argument(
-        "--no-stop-rules",
-        action="store_true",
-        help="do not end at a blank line, a smaller indentation, a bracket or line that the "
-        "suffix has",
-    )
+    group.add_argument("--cursor", metavar="MARK", default=CURSOR, help="stands once on stdin")

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 
-from edge.cli.options.shared import add_artefacts, add_checkpoint, add_out, add_output
+from edge.cli.options import shared
 from edge.convert.artefacts.recipes import GPTQ, GROUP_SIZES, MENDED
 from edge.errors import EdgeError
 
@@ -17,45 +16,36 @@ OPTIONS = ("to", "out", "force", *OF_CHECKPOINT, *OF_RECIPES)
 
 def parser() -> argparse.ArgumentParser:
     """Parser of the command."""
-    parser = argparse.ArgumentParser()
-    add_checkpoint(parser, default=None)
-    add_artefacts(parser, "--to", "what to make", also=(MENDED,))
+    parser = shared.new_parser()
+    shared.add_checkpoint(parser, default=None)
+    shared.add_artefacts(parser, "--to", "what to make", also=(MENDED,))
     parser.set_defaults(to=None)  # to see whether it was given; Table 11's are put in later
-    add_out(parser, "folder for the artefacts")
+    shared.add_out(parser, "folder for the artefacts")
     parser.add_argument("--force", action="store_true", help="replace existing artefacts")
-    add_output(parser, ["text", "json"])
+    shared.add_output(parser, ["text", "json"])
     _add_quantisation(parser.add_argument_group("how to quantise"))
     instead = parser.add_argument_group("instead of converting").add_mutually_exclusive_group()
     instead.add_argument("--list", action="store_true", help="show every artefact and its size")
-    instead.add_argument(
-        "--verify",
-        metavar="ARTEFACT",
-        type=Path,
-        help="check a finished artefact against its digests, and its tensors against MODEL",
-    )
+    meaning = "check a finished artefact against its digests, and its tensors against MODEL"
+    shared.add_path(instead, "--verify", metavar="ARTEFACT", help=meaning)
     return parser
 
 
 def _add_quantisation(group: argparse._ArgumentGroup) -> None:
+    meaning = "of MLX quantisation (default: 64)"
+    group.add_argument("--group-size", type=int, choices=GROUP_SIZES, help=meaning)
     group.add_argument(
-        "--group-size", type=int, choices=GROUP_SIZES, help="of MLX quantisation (default: 64)"
-    )
-    group.add_argument(
-        "--requantise",
-        "--requantize",
+        *("--requantise", "--requantize"),
         action="store_true",
         help="round a quantised source again, for loaders other than edge, instead of keeping "
         "its values",
     )
-    group.add_argument(
-        "--calibrate", choices=[GPTQ], help="learn the quantisation of mlx-intN from a text"
-    )
-    group.add_argument(
-        "--calibration", metavar="FILE", type=Path, help="that text (default: edge's own code)"
-    )
-    group.add_argument(
-        "--imatrix", metavar="FILE", type=Path, help="llama.cpp's importance matrix, for GGUF"
-    )
+    meaning = "learn the quantisation of mlx-intN from a text"
+    group.add_argument("--calibrate", choices=[GPTQ], help=meaning)
+    meaning = "that text (default: edge's own code)"
+    shared.add_path(group, "--calibration", metavar="FILE", help=meaning)
+    meaning = "llama.cpp's importance matrix, for GGUF"
+    shared.add_path(group, "--imatrix", metavar="FILE", help=meaning)
 
 
 def refuse_others(args: argparse.Namespace, doing: str, *used: str) -> None:

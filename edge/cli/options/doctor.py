@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import argparse
 
-from edge.cli.options.shared import add_bandwidth, add_output
+from edge.cli.options import shared
 
 
 def parser() -> argparse.ArgumentParser:
     """Parser of the command."""
-    parser = argparse.ArgumentParser()
-    add_bandwidth(parser)
-    add_output(parser, ["text", "json"])
+    parser = shared.new_parser()
+    shared.add_bandwidth(parser)
+    shared.add_output(parser, ["text", "json"])
     return parser

@@ -4,22 +4,9 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
-from edge.cli.options.shared import (
-    add_artefacts,
-    add_checkpoint,
-    add_max_tokens,
-    add_order,
-    add_out,
-    add_output,
-    add_threads,
-    artefact,
-    count,
-    count_or_zero,
-)
-from edge.convert.artefacts.recipes import Recipe
+from edge.cli.options import shared
 from edge.errors import EdgeError
 from edge.quality import TOKENS, WINDOW_TOKENS, WINDOWS
 
@@ -33,93 +20,59 @@ FIM_DEFAULTS = {"samples": None, "order": "psm", "max_tokens": MAX_TOKENS, "show
 
 def parser() -> argparse.ArgumentParser:
     """Parser of the command."""
-    parser = argparse.ArgumentParser()
-    add_checkpoint(parser, default="demo")
-    add_artefacts(parser, "--rows", "what to measure")
+    parser = shared.new_parser()
+    shared.add_checkpoint(parser, default="demo")
+    shared.add_artefacts(parser, "--rows", "what to measure")
     parser.add_argument(
         "--reference",
         metavar="ARTEFACT",
-        type=_reference,
-        default=artefact(REFERENCE),
+        type=lambda name: None if name == NO_REFERENCE else shared.artefact(name),
+        default=shared.artefact(REFERENCE),
         help=f"what to compare with, or {NO_REFERENCE} (default: {REFERENCE})",
     )
-    parser.add_argument(
-        "--corpus",
-        metavar="FILE|DIR",
-        type=Path,
-        help="text or source code to measure on (default: a sample of code that comes with edge)",
-    )
+    meaning = "text or source code to measure on (default: a sample of code that comes with edge)"
+    shared.add_path(parser, "--corpus", metavar="FILE|DIR", help=meaning)
     _add_windows(parser.add_argument_group("perplexity and divergence"))
     _add_fim(parser.add_argument_group("middles instead of perplexity"))
-    parser.add_argument(
-        "--seed", metavar="N", type=int, default=0, help="of the middles (default: 0)"
-    )
-    add_threads(parser)
-    add_out(parser, "folder of the artefacts and of what was measured")
-    add_output(parser, ["md", "json"])
+    parser.add_argument("--seed", metavar="N", type=int, default=0, help="of the middles")
+    shared.add_threads(parser)
+    shared.add_out(parser, "folder of the artefacts and of what was measured")
+    shared.add_output(parser, ["md", "json"])
     return parser
 
 
-def _reference(name: str) -> Recipe | None:
-    return None if name == NO_REFERENCE else artefact(name)
-
-
 def _add_windows(group: argparse._ArgumentGroup) -> None:
-    group.add_argument(
+    shared.add_count(
+        group,
         "--tokens",
-        metavar="N",
-        type=count_or_zero,
+        least=0,
         help="measure at most this many, spread over the corpus; 0: all of it (default: "
         f"{TOKENS}, or {WINDOWS} windows if that is more)",
     )
-    group.add_argument(
+    shared.add_count(
+        group,
         "--window",
         metavar="W",
-        type=count,
         help="tokens that are read at once, nothing before them (default: "
         f"{WINDOW_TOKENS}, or the model's context if that is less)",
     )
-    group.add_argument(
-        "--worst",
-        metavar="K",
-        type=count_or_zero,
-        default=0,
-        help="also print the K positions of each artefact that are furthest from the reference",
-    )
-    group.add_argument(
-        "--again", action="store_true", help="measure again what was measured before"
-    )
+    meaning = "also print the K positions of each artefact that are furthest from the reference"
+    shared.add_count(group, "--worst", least=0, metavar="K", default=0, help=meaning)
+    meaning = "measure again what was measured before"
+    group.add_argument("--again", action="store_true", help=meaning)
 
 
 def _add_fim(group: argparse._ArgumentGroup) -> None:
-    group.add_argument(
-        "--fim",
-        metavar="FILE|DIR",
-        nargs="?",
-        const="",
-        help="fill holes cut out of this code at characters (default: the corpus)",
-    )
-    group.add_argument(
-        "--humaneval",
-        metavar="FILE",
-        type=Path,
-        help="fill the holes of a HumanEval infilling file, JSON lines, plain or gzip",
-    )
-    group.add_argument(
-        "--samples",
-        metavar="N",
-        type=count,
-        help=f"holes of each kind (default: {SAMPLES}; of --humaneval all)",
-    )
-    add_order(group)
-    add_max_tokens(group, MAX_TOKENS, "of a middle")
-    group.add_argument(
-        "--show",
-        metavar="K",
-        type=count_or_zero,
-        default=0,
-        help="print K samples of each kind: what was there, and what came",
-    )
+    meaning = "fill holes cut out of this code at characters (default: the corpus)"
+    group.add_argument("--fim", metavar="FILE|DIR", nargs="?", const="", help=meaning)
+    meaning = "fill the holes of a HumanEval infilling file, JSON lines, plain or gzip"
+    shared.add_path(group, "--humaneval", metavar="FILE", help=meaning)
+    meaning = f"holes of each kind (default: {SAMPLES}; of --humaneval all)"
+    shared.add_count(group, "--samples", help=meaning)
+    shared.add_order(group)
+    shared.add_max_tokens(group, MAX_TOKENS, "of a middle")
+    meaning = "print K samples of each kind: what was there, and what came"
+    shared.add_count(group, "--show", least=0, metavar="K", default=0, help=meaning)
 
 
 def check(args: argparse.Namespace) -> None:

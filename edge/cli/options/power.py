@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 
-from edge.cli.options.shared import add_output, add_power, number
+from edge.cli.options import shared
 from edge.errors import EdgeError
 
 
 def parser() -> argparse.ArgumentParser:
     """Parser of the command."""
-    parser = argparse.ArgumentParser(
-        epilog="COMMAND's exit code is passed on. Where nothing can measure, COMMAND does not run "
+    parser = shared.new_parser(
+        "COMMAND's exit code is passed on. Where nothing can measure, COMMAND does not run "
         "and the exit code is 1. COMMAND's output stays on stdout, the figures go to stderr; with "
         "-o json it is the other way round. Without COMMAND, --seconds or --replay it measures "
         "until Ctrl-C."
@@ -21,12 +20,13 @@ def parser() -> argparse.ArgumentParser:
     what.add_argument(
         "--seconds",
         metavar="N",
-        type=number(0.001, 1e9, "a number of seconds above 0"),
+        type=shared.number(0.001, 1e9, "a number of seconds above 0"),
         help="measure for this long",
     )
-    what.add_argument("--replay", metavar="FILE", type=Path, help="a log of powermetrics -f plist")
-    add_power(parser, "--source", "auto")
-    add_output(parser, ["text", "json"])
+    meaning = "a log of powermetrics -f plist"
+    shared.add_path(what, "--replay", metavar="FILE", help=meaning)
+    shared.add_power(parser, "--source", "auto")
+    shared.add_output(parser, ["text", "json"])
     parser.add_argument("argv", metavar="COMMAND", nargs="*", help="what to run, after --")
     return parser
 

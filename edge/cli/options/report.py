@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from edge.cli.options.shared import add_output
+from edge.cli.options import shared
 from edge.errors import EdgeError
 
 REPORTS = Path("profiles") / "reports"
@@ -13,31 +13,23 @@ REPORTS = Path("profiles") / "reports"
 
 def parser() -> argparse.ArgumentParser:
     """Parser of the command."""
-    parser = argparse.ArgumentParser(
-        epilog="Writes report.html (one page that needs nothing else), table.md, table.csv and "
+    parser = shared.new_parser(
+        "Writes report.html (one page that needs nothing else), table.md, table.csv and "
         "plots/ as PNG and SVG, and prints the table. --devices prints one comparison of all "
         "profiles in a folder. --check exits with 1 if anything is wrong."
     )
-    parser.add_argument(
-        "profiles",
-        metavar="PROFILE",
-        nargs="*",
-        type=Path,
-        help="a JSON file that `edge bench` wrote, or a folder of them",
-    )
+    meaning = "a JSON file that `edge bench` wrote, or a folder of them"
+    shared.add_path(parser, "profiles", metavar="PROFILE", nargs="*", help=meaning)
     other = parser.add_mutually_exclusive_group()
-    other.add_argument(
-        "--devices", metavar="DIR", type=Path, help="compare the devices of all profiles in it"
-    )
-    other.add_argument(
-        "--check", metavar="PATH", nargs="+", type=Path, help="say what is wrong with profiles"
-    )
+    meaning = "compare the devices of all profiles in it"
+    shared.add_path(other, "--devices", metavar="DIR", help=meaning)
+    meaning = "say what is wrong with profiles"
+    shared.add_path(other, "--check", metavar="PATH", nargs="+", help=meaning)
     parser.add_argument("--chip", metavar="NAME", help="with --devices: only chips named so")
     parser.add_argument("--model", metavar="NAME", help="with --devices: only models named so")
-    parser.add_argument(
-        "--out", metavar="DIR", type=Path, help=f"output folder (default: {REPORTS}/NAME)"
-    )
-    add_output(parser, ["md", "json"])
+    meaning = f"output folder (default: {REPORTS}/NAME)"
+    shared.add_path(parser, "--out", metavar="DIR", help=meaning)
+    shared.add_output(parser, ["md", "json"])
     return parser
 
 

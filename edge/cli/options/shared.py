@@ -6,12 +6,31 @@ import argparse
 import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 from edge.convert.artefacts.recipes import RECIPES, TABLE_11, Recipe, find_recipe
 from edge.errors import EdgeError
 from edge.power.choose import SOURCES
 
+Options = argparse._ActionsContainer  # a parser or a group of one
 LARGEST_COUNT = 2**31 - 1  # files hold 32 bits
+SHOWN = (int, float, str, Path)  # defaults that --help shows
+
+
+class _Formatter(argparse.HelpFormatter):
+    """Help with defaults, where there is one that can be typed."""
+
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        shown = type(action.default) is not bool and isinstance(action.default, SHOWN)
+        if not shown or action.default == argparse.SUPPRESS or "default:" in (action.help or ""):
+            return action.help
+        return f"{action.help} (default: %(default)s)"
+
+
+def new_parser(epilog: str | None = None) -> argparse.ArgumentParser:
+    """A parser whose help shows the defaults."""
+    return argparse.ArgumentParser(epilog=epilog, formatter_class=_Formatter)
+
 
 # --- types
 
@@ -48,11 +67,7 @@ def number(least: float, most: float, meaning: str) -> Callable[[str], float]:
     return parse
 
 
-count = whole_number(1)
-count_or_zero = whole_number(0)
 seconds = number(0.0, 86400.0, "a number of seconds from 0 to a day")
-# No trained model is near either end; float32 holds both.
-rotary_base = number(1.0, 1e30, "a number from 1 to 1e+30")
 
 
 def artefact(name: str) -> Recipe:
@@ -71,6 +86,16 @@ def table_11() -> list[Recipe]:
 # --- options
 
 
+def add_count(options: Options, *flags: str, least: int = 1, **more: Any) -> None:
+    """Add a whole number, by default of at least 1."""
+    options.add_argument(*flags, type=whole_number(least), **{"metavar": "N", **more})
+
+
+def add_path(options: Options, *flags: str, metavar: str, **more: Any) -> None:
+    """Add a file or folder."""
+    options.add_argument(*flags, type=Path, metavar=metavar, **more)
+
+
 def add_checkpoint(parser: argparse.ArgumentParser, default: str | None) -> None:
     """Add what names a checkpoint; without a default it is None where it is not given."""
     parser.add_argument(
@@ -79,29 +104,25 @@ def add_checkpoint(parser: argparse.ArgumentParser, default: str | None) -> None
         nargs="?",
         default=default,
         help="demo, a checkpoint's directory, a GGUF file, a hub id (owner/name or "
-        "owner/name:branch), or synthetic:NAME for random weights at a published shape"
-        + (f" (default: {default})" if default else ""),
+        "owner/name:branch), or synthetic:NAME for random weights at a published shape",
     )
     source = parser.add_argument_group("the checkpoint")
     source.add_argument("--revision", metavar="REV", help="branch, tag or commit on the hub")
-    source.add_argument("--layers", metavar="N", type=count, help="layers of a synthetic model")
+    add_count(source, "--layers", help="layers of a synthetic model")
     source.add_argument(
         "--rope-theta",
         metavar="BASE",
-        type=rotary_base,
+        # No trained model is near either end; float32 holds both.
+        type=number(1.0, 1e30, "a number from 1 to 1e+30"),
         help="rotary base, if the source's is wrong",
     )
-    source.add_argument(
-        "--context", metavar="N", type=count, help="positions, if the source's number is wrong"
-    )
+    add_count(source, "--context", help="positions, if the source's number is wrong")
 
 
-def add_artefacts(
-    parser: argparse.ArgumentParser, flag: str, purpose: str, also: tuple[Recipe, ...] = ()
-) -> None:
+def add_artefacts(options: Options, flag: str, purpose: str, also: tuple[Recipe, ...] = ()) -> None:
     """Add an option that takes artefacts' names, Table 11's rows by default."""
     choices = {**RECIPES, **{recipe.name: recipe for recipe in also}}
-    parser.add_argument(
+    options.add_argument(
         flag,
         nargs="+",
         type=lambda name: choices.get(name) or artefact(name),
@@ -115,84 +136,58 @@ def model_help(artefact_name: str) -> str:
     """Help for a model that is run, and converted to this artefact first where it must be."""
     return (
         f"a directory, best an MLX artefact, or another checkpoint as in convert, whose "
-        f"models/NAME/{artefact_name} is made when missing (default: demo)"
+        f"models/NAME/{artefact_name} is made when missing"
     )
 
 
-def add_out(parser: argparse.ArgumentParser, meaning: str) -> None:
+def add_out(options: Options, meaning: str) -> None:
     """Add the folder of the artefacts."""
-    parser.add_argument("--out", metavar="DIR", type=Path, help=f"{meaning} (default: models/NAME)")
+    add_path(options, "--out", metavar="DIR", help=f"{meaning} (default: models/NAME)")
 
 
-def add_output(
-    parser: argparse.ArgumentParser | argparse._ArgumentGroup, choices: Sequence[str]
-) -> None:
+def add_output(options: Options, choices: Sequence[str]) -> None:
     """Add the form of the result, the first of `choices` by default."""
-    parser.add_argument(
-        "-o",
-        "--output",
-        choices=choices,
-        default=choices[0],
-        help=f"what to print (default: {choices[0]})",
+    options.add_argument(
+        "-o", "--output", choices=choices, default=choices[0], help="what to print"
     )
 
 
-def add_threads(parser: argparse.ArgumentParser | argparse._ArgumentGroup) -> None:
+def add_threads(options: Options) -> None:
     """Add llama.cpp's threads."""
-    parser.add_argument(
-        "-t",
-        "--threads",
-        metavar="N",
-        type=count,
-        help="CPU threads of llama.cpp (default: usable cores)",
-    )
+    add_count(options, "-t", "--threads", help="CPU threads of llama.cpp (default: usable cores)")
 
 
-def add_kv_bits(parser: argparse.ArgumentParser | argparse._ArgumentGroup, meaning: str) -> None:
+def add_kv_bits(options: Options) -> None:
     """Add the bits of a quantised KV cache."""
-    parser.add_argument("--kv-bits", type=int, choices=[4, 8], help=meaning)
+    meaning = "store keys and values in this many bits, for long texts on small machines"
+    options.add_argument("--kv-bits", type=int, choices=[4, 8], help=meaning)
 
 
-def add_max_tokens(
-    parser: argparse.ArgumentParser | argparse._ArgumentGroup, default: int, of: str
-) -> None:
+def add_max_tokens(options: Options, default: int, of: str) -> None:
     """Add the largest number of tokens of one answer or middle."""
-    parser.add_argument(
-        "-n",
-        "--max-tokens",
-        metavar="N",
-        type=count,
-        default=default,
-        help=f"at most this many tokens {of} (default: {default})",
-    )
+    meaning = f"at most this many tokens {of}"
+    add_count(options, "-n", "--max-tokens", default=default, help=meaning)
 
 
-def add_order(parser: argparse.ArgumentParser | argparse._ArgumentGroup) -> None:
+def add_order(options: Options) -> None:
     """Add the order of prefix and suffix in an infilling prompt."""
-    parser.add_argument(
+    options.add_argument(
         "--order",
         choices=["psm", "spm"],
         default="psm",
-        help="prefix or suffix first in the prompt; models see both in training (default: psm)",
+        help="prefix or suffix first in the prompt; models see both in training",
     )
 
 
-def add_power(
-    parser: argparse.ArgumentParser | argparse._ArgumentGroup, flag: str, default: str
-) -> None:
+def add_power(options: Options, flag: str, default: str) -> None:
     """Add the choice of a power meter."""
-    parser.add_argument(
-        flag,
-        metavar="SOURCE",
-        choices=SOURCES,
-        default=default,
-        help=f"where watts come from: {', '.join(SOURCES)} (default: {default})",
-    )
+    meaning = f"where watts come from: {', '.join(SOURCES)}"
+    options.add_argument(flag, metavar="SOURCE", choices=SOURCES, default=default, help=meaning)
 
 
-def add_bandwidth(parser: argparse.ArgumentParser | argparse._ArgumentGroup) -> None:
-    """Add the memory bandwidth, for machines that the chip table does not have."""
-    parser.add_argument(
+def add_bandwidth(options: Options) -> None:
+    """Add the memory bandwidth."""
+    options.add_argument(
         "--bandwidth-gb-s",
         metavar="GB/S",
         type=number(0.1, 1e6, "a number of GB/s from 0.1 to 1000000"),
@@ -205,40 +200,14 @@ def add_sampling(
 ) -> None:
     """Add how tokens are chosen; `edge.generate.sampling.Sampling` checks the ranges."""
     group = parser.add_argument_group("how tokens are chosen")
-    group.add_argument(
-        "--temperature",
-        metavar="T",
-        type=float,
-        default=temperature,
-        help=f"0 takes the most probable token (default: {temperature:g})",
-    )
-    group.add_argument(
-        "--top-p",
-        metavar="P",
-        type=float,
-        default=top_p,
-        help=f"draw from the most probable tokens with this share (default: {top_p:g})",
-    )
-    group.add_argument(
-        "--top-k",
-        metavar="K",
-        type=int,
-        default=top_k,
-        help=f"draw from the K most probable tokens, 0 for all (default: {top_k})",
-    )
-    group.add_argument(
-        "--min-p",
-        metavar="P",
-        type=float,
-        default=0.0,
-        help="draw from tokens with at least this share of the best one's probability",
-    )
-    group.add_argument(
-        "--repetition-penalty",
-        metavar="X",
-        type=float,
-        help="above 1 makes recent tokens less likely, 1.1 slightly",
-    )
-    group.add_argument(
-        "--seed", metavar="N", type=int, help="the same seed draws the same tokens again"
-    )
+    for flag, metavar, default, meaning in (
+        ("--temperature", "T", temperature, "0 takes the most probable token"),
+        ("--top-p", "P", top_p, "draw from the most probable tokens with this share"),
+        ("--min-p", "P", 0.0, "draw from tokens with this share of the best one's probability"),
+        ("--repetition-penalty", "X", None, "above 1 makes recent tokens less likely"),
+    ):
+        group.add_argument(flag, metavar=metavar, type=float, default=default, help=meaning)
+    meaning = "draw from the K most probable tokens, 0 for all"
+    group.add_argument("--top-k", metavar="K", type=int, default=top_k, help=meaning)
+    meaning = "the same seed draws the same tokens again"
+    group.add_argument("--seed", metavar="N", type=int, help=meaning)
