@@ -1,14 +1,13 @@
 """MLX on a Linux CPU: a fast BLAS, and a private folder for what MLX compiles.
 
-Both must be there before MLX is imported: the import hook in `edge/__init__.py` calls `prepare`.
-With another wheel or build of MLX, for macOS or for a GPU, nothing is changed.
+The import hook in `edge/__init__.py` calls `prepare` before MLX is imported. With another wheel or
+build of MLX, for macOS or for a GPU, nothing is changed.
 
 - MLX's wheel multiplies with the reference BLAS. It asks the dynamic linker for `cblas_sgemm`,
-  which gives what was loaded globally before the wheel's own library: so `cpu_blas.c`, compiled
-  once for this CPU, can call the OpenBLAS that numpy's wheel carries.
+  which gives what was loaded globally before: `cpu_blas.c`, compiled once for this CPU, which
+  calls the OpenBLAS of numpy's wheel.
 - MLX compiles functions into a folder of a known name under TMPDIR and loads what it finds there,
-  even if another user put it there or another process is still writing it. So TMPDIR becomes a
-  folder of this process in the user's cache: filled from there, and kept there at the end.
+  whoever put it there. So TMPDIR becomes a folder of this process in the user's cache.
 """
 
 from __future__ import annotations
@@ -37,7 +36,7 @@ PROCESS, LOCK = "process-", "lock"
 LOWEST_FREE_BYTES = 16 << 20  # MLX compiles some 30 files of up to 100 kB
 OLD_S = 86400.0  # a folder without a lock is being made, or was left by a killed process
 ST_NOEXEC = 8  # of statvfs; os has it on Linux only
-# What can go wrong with folders, homes without an owner and names that are not text.
+# Of folders, homes without an owner and names that are not text.
 FAILURES = (OSError, RuntimeError, ValueError)
 
 _library: ctypes.CDLL | None = None
@@ -48,11 +47,9 @@ _outer_tmpdir: str | None = None  # TMPDIR before it was set for MLX
 
 
 def prepare(module: str) -> None:
-    """Make ready for the first import of numpy or mlx.core; never fails.
+    """Makes ready for the first import of numpy or mlx.core, whichever that is; never fails.
 
-    Args:
-        module: which of the two is about to be imported. OpenBLAS is loaded before numpy loads
-            it, because only then can it be told how long its threads spin.
+    OpenBLAS is loaded before numpy loads it: only then can it be told how long its threads spin.
     """
     global _compile_problem
     if "mlx.core" in sys.modules or not _has_reference_blas():
@@ -68,7 +65,7 @@ def prepare(module: str) -> None:
 
 
 def uses_openblas() -> bool:
-    """Whether MLX, once imported, multiplies on the CPU with `cpu_blas.c`."""
+    """True where MLX has been imported and multiplies on the CPU with `cpu_blas.c`."""
     return _library is not None and "mlx.core" in sys.modules and _counts_a_product(_library)
 
 
@@ -93,7 +90,7 @@ def blas() -> str:
 
 
 def problems() -> list[str]:
-    """What makes MLX slower here than it could be: sentences with the reasons."""
+    """Sentences with the reasons why MLX is slower here than it could be."""
     found = []
     if _library is not None and not uses_openblas():
         found.append("MLX does not multiply with OpenBLAS: another BLAS was loaded before")
@@ -106,23 +103,19 @@ def problems() -> list[str]:
 
 @cache
 def _load_openblas() -> None:
-    """Load it before numpy does, its threads told not to spin.
-
-    By default they do for 0.1 s after a product, on cores that decoding needs. OpenBLAS reads
-    the variable when it is loaded, and programs that we start are not to inherit it.
-    """
+    """Loads it with threads that do not spin on cores that decoding needs, by default for 0.1 s."""
     global _openblas
     path = _of_wheel("numpy", "numpy.libs", "libscipy_openblas64_*")
-    timeout = os.environ.get("OPENBLAS_THREAD_TIMEOUT")
-    os.environ.setdefault("OPENBLAS_THREAD_TIMEOUT", "8")
+    name = "OPENBLAS_THREAD_TIMEOUT"  # read when it is loaded; our programs shall not inherit it
+    given = os.environ.get(name)
+    os.environ[name] = given or "8"
     with suppress(*FAILURES):
         _openblas = None if path is None else ctypes.CDLL(str(path))
-    if timeout is None:
-        os.environ.pop("OPENBLAS_THREAD_TIMEOUT", None)
+    if given is None:
+        del os.environ[name]
 
 
 def _use_openblas() -> None:
-    """Give it to MLX, or note why not."""
     global _library, _blas_problem
     _blas_problem = None
     if os.environ.get(KEEP_BLAS):
@@ -140,7 +133,7 @@ def _use_openblas() -> None:
 
 @cache
 def _has_reference_blas() -> bool:
-    """Whether this MLX is the wheel for Linux CPUs."""
+    """True for MLX's wheel for Linux CPUs."""
     return _of_wheel("mlx", "mlx_cpu.libs", "libblas-*") is not None
 
 
@@ -154,11 +147,7 @@ def _of_wheel(package: str, folder: str, pattern: str) -> Path | None:
 
 
 def _compiled_library(folder: Path) -> Path:
-    """The library made of `cpu_blas.c`, in a file that appears whole.
-
-    Raises:
-        OSError: there is no compiler, or it fails.
-    """
+    """The library made of `cpu_blas.c`; an OSError without a compiler, or where it fails."""
     key = f"{zlib.crc32(repr(FLAGS).encode() + SOURCE.read_bytes()):08x}"
     library = folder / f"cpu_blas-{key}.so"
     if not library.exists():
@@ -180,12 +169,7 @@ def _compiled_library(folder: Path) -> Path:
 
 @cache
 def _private_folder() -> Path:
-    """A folder that only this user can write to, for code compiled for this CPU.
-
-    Raises:
-        OSError: it cannot be made or written to, belongs to another user, is open to others, or
-            nothing in it can be run.
-    """
+    """A folder that only this user can write to, for code compiled for this CPU; or an OSError."""
     base = os.environ.get("XDG_CACHE_HOME", "")  # a relative one is to be ignored
     top = Path(base if base.startswith("/") else "~/.cache").expanduser() / "edge"
     top.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -220,7 +204,7 @@ def _cpu() -> bytes:
 
 
 def _compile_privately(folder: Path) -> None:
-    """Have MLX compile into a folder of this process, where all is that was compiled before."""
+    """Has MLX compile into a folder of this process, which has all that was compiled before."""
     global _outer_tmpdir
     kept = folder / "kept"
     kept.mkdir(exist_ok=True)
@@ -238,7 +222,7 @@ def _compile_privately(folder: Path) -> None:
 
 
 def child_environment() -> dict[str, str]:
-    """Our environment for a process that we start: TMPDIR as it was before MLX needed another."""
+    """Our environment with TMPDIR as it was, for a process that we start."""
     environment = dict(os.environ)
     if environment.get("TMPDIR", "").rpartition("/")[2].startswith(PROCESS):
         environment.pop("TMPDIR")
@@ -248,7 +232,7 @@ def child_environment() -> dict[str, str]:
 
 
 def _is_left(folder: Path) -> bool:
-    """Whether the process of a folder is gone, however it ended."""
+    """True where the process of a folder is gone, however it ended."""
     try:
         with (folder / LOCK).open("rb") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -262,7 +246,7 @@ def _is_left(folder: Path) -> bool:
 
 
 def _keep(own: Path, kept: Path, pid: int) -> None:
-    """At the end: what MLX compiled and loaded is kept, the rest is removed."""
+    """Keeps what MLX compiled and loaded, and removes the rest; called at the end."""
     if os.getpid() != pid:  # the end of a fork
         return
     with suppress(OSError):
@@ -273,7 +257,7 @@ def _keep(own: Path, kept: Path, pid: int) -> None:
 
 
 def _link(names: Iterable[Path], source: Path, target: Path) -> None:
-    """Give files of one folder the same names in another, where each appears whole."""
+    """Gives files of one folder the same names in another, where each appears whole."""
     for name in names:
         link = target / name
         link.parent.mkdir(parents=True, exist_ok=True)

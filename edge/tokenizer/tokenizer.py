@@ -19,18 +19,15 @@ from edge.formats.files import read_json_object, read_small_file
 
 TOKENIZER, SENTENCEPIECE = "tokenizer.json", "tokenizer.model"
 # In the order in which transformers adds those that the vocabulary lacks.
-SPECIAL_TOKENS = (
-    *("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token"),
+SPECIAL_TOKENS = tuple(
+    f"{kind}_token" for kind in ("bos", "eos", "unk", "sep", "pad", "cls", "mask")
 )
 # transformers does not read these tokenizer.json as they are but builds its own from their parts.
 REBUILT = ("LlamaTokenizer", "CodeLlamaTokenizer")
 
 
 class Tokenizer:
-    """Text to ids and back.
-
-    Has the methods that mlx-lm asks of a tokenizer of transformers, so it can be given to
-    `mlx_lm.generate` and `mlx_lm.stream_generate`.
+    """Text to ids and back, with the methods that mlx-lm asks of a tokenizer of transformers.
 
     Args:
         backend: a `tokenizers.Tokenizer`.
@@ -91,11 +88,6 @@ class Tokenizer:
         """The id of the EOS token; `eos_token_ids` has all that end a text."""
         return self.convert_tokens_to_ids(self.eos_token)
 
-    @property
-    def vocab_size(self) -> int:
-        """Tokens without the added ones."""
-        return int(self.backend_tokenizer.get_vocab_size(with_added_tokens=False))
-
     def __len__(self) -> int:
         return int(self.backend_tokenizer.get_vocab_size(with_added_tokens=True))
 
@@ -108,9 +100,6 @@ class Tokenizer:
         """Text -> ids; names of special tokens in it become these tokens.
 
         With `add_special_tokens` BOS or EOS come with it, where the model has it so.
-
-        Raises:
-            EdgeError: the text has half a character, which is not Unicode.
         """
         backend = self.backend_tokenizer
         try:
@@ -127,12 +116,9 @@ class Tokenizer:
         skip_special_tokens: bool = False,
         clean_up_tokenization_spaces: bool = False,
     ) -> str:
-        """Ids -> text; ids that the vocabulary lacks are nothing.
+        """Ids -> text; ids that the vocabulary lacks are nothing, those beyond 32 bits an error.
 
         `clean_up_tokenization_spaces` is ignored, as transformers does for BPE.
-
-        Raises:
-            OverflowError: an id is negative or beyond 32 bits.
         """
         ids = [ids] if isinstance(ids, int) else [int(i) for i in ids]
         text: str = self.backend_tokenizer.decode(ids, skip_special_tokens=skip_special_tokens)
@@ -155,14 +141,10 @@ class Tokenizer:
         return_dict: bool = False,
         **variables: Any,
     ) -> str | list[int]:
-        """A conversation as the model was trained to read it, as text or as ids.
+        """Messages with `role` and `content` as the model was trained to read them.
 
-        Args:
-            messages: each with `role` and `content`.
-            add_generation_prompt: whether it ends with the beginning of an answer.
-            tokenize: whether to give ids, without BOS or EOS beyond the template's own.
-            return_dict: must be False; mlx-lm says so.
-            variables: others for the template, such as `tools`.
+        Ends with the beginning of an answer, or not; `tokenize` gives ids; `variables` are the
+        template's, such as `tools`; mlx-lm passes `return_dict`, always False.
 
         Raises:
             EdgeError: the model has no template, or it does not take these messages.
@@ -267,8 +249,7 @@ def _whole_ids(config: Mapping[str, Any]) -> list[int]:
 
 
 def _only_template(found: Any) -> str | None:
-    """The template named default of several, or the only one."""
-    if isinstance(found, list):
+    if isinstance(found, list):  # of several the one named default
         found = {template["name"]: template["template"] for template in found}
     if isinstance(found, dict):
         found = found.get("default")
