@@ -83,25 +83,17 @@ def test_a_profile_without_figures_is_shown_as_such(tmp_path, capsys, monkeypatc
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_every_cell_was_run_in_order_without_complaint(name):
-    cells = code_cells(committed(name))
+def test_what_is_committed_can_be_shown_and_names_nobody(name):
+    notebook = committed(name)
+    cells = code_cells(notebook)
     assert [cell.execution_count for cell in cells] == list(range(1, len(cells) + 1))
     outputs = [output for cell in cells for output in cell.outputs]
     assert outputs
     assert not [o for o in outputs if o.output_type == "error" or o.get("name") == "stderr"]
-
-
-@pytest.mark.parametrize("name", NAMES)
-def test_a_code_host_can_show_it(name):
+    assert all(cell.source.count("\n") < MOST_LINES for cell in notebook.cells)
+    assert set(notebook.metadata) == {"kernelspec"}
     text = (FOLDER / f"{name}.ipynb").read_text(encoding="utf-8")
     assert len(text) < MOST_BYTES
-    assert all(cell.source.count("\n") < MOST_LINES for cell in committed(name).cells)
-    assert set(committed(name).metadata) == {"kernelspec"}
-
-
-@pytest.mark.parametrize("name", NAMES)
-def test_it_names_no_machine_and_no_folder(name):
-    text = (FOLDER / f"{name}.ipynb").read_text(encoding="utf-8")
     assert not re.search(r"/(?:home|Users|root|tmp|work|private|var)/", text)
     assert str(ROOT) not in text
     assert not re.search(rf"\b{re.escape(socket.gethostname())}\b", text)

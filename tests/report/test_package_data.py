@@ -11,11 +11,7 @@ from tests.support.profiles import ROOT
 
 READ = {
     "edge.report.page": ("template.html", "style.css", "script.js"),
-    "edge": (
-        "data/table11.json",
-        "data/apple_silicon.json",
-        "data/chips.json",
-    ),
+    "edge": ("data/table11.json", "data/apple_silicon.json", "data/chips.json"),
 }
 
 
