@@ -26,6 +26,7 @@ lint: $(READY)
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/mypy --platform linux
 	$(VENV)/bin/mypy --platform darwin
+	$(VENV)/bin/lint-imports
 
 # What a Mac owner can send: docs/mac.md.
 mac-check: $(READY)
