@@ -39,9 +39,8 @@ from edge.convert.checkpoint import Corrections, open_checkpoint
 from edge.convert.convert import convert
 from edge.errors import EdgeError
 from edge.generate.decode import generate_tokens
-from edge.generate.lookup import PromptLookup
+from edge.generate.lookup import DraftLength, PromptLookup
 from edge.generate.sampling import GREEDY, Sampling
-from edge.generate.speculate import Drafter, Pace
 from edge.model.kv_cache import make_cache
 from edge.model.load import load, load_model
 from edge.model.stablelm import Model
@@ -53,7 +52,7 @@ BEGINNINGS = (
     "import argparse\n\n\ndef main():\n",
 )
 # A drafter of one kind, made once for all rounds: what it learnt is kept, as in a conversation.
-Drafters = dict[str, Callable[[], Drafter | None]]
+Drafters = dict[str, Callable[[], PromptLookup | None]]
 
 
 class Editor:
@@ -114,7 +113,7 @@ def texts(model: Model, tokenizer: Any, count: int) -> Iterator[tuple[str, Any, 
 
 
 def run(
-    model: Any, prompt: Sequence[int], count: int, sampling: Sampling, draft: Drafter | None
+    model: Any, prompt: Sequence[int], count: int, sampling: Sampling, draft: PromptLookup | None
 ) -> tuple[float, list[int]]:
     """Decoded tokens per second, and the tokens."""
     mx.synchronize()
@@ -127,10 +126,10 @@ def run(
 
 def measure(model: Any, prompt: Sequence[int], args: argparse.Namespace, sampling: Sampling) -> str:
     """One line: every loop once per round, in an order that turns; the round before is lost."""
-    drafters: dict[str, Drafter | None] = {
+    drafters: dict[str, PromptLookup | None] = {
         "plain": None,
         "lookup": PromptLookup(),
-        "always 4": PromptLookup(pace=Pace(fixed=4)),
+        "always 4": PromptLookup(length=DraftLength(fixed=4)),
     }
     rates: dict[str, list[float]] = {name: [] for name in drafters}
     expected, drafted, accepted, names = None, 0, 0, list(drafters)
@@ -143,7 +142,7 @@ def measure(model: Any, prompt: Sequence[int], args: argparse.Namespace, samplin
             if turn >= 0:
                 rates[name].append(rate)
             if name == "lookup" and draft is not None:
-                drafted, accepted = draft.pace.drafted, draft.pace.accepted
+                drafted, accepted = draft.drafted, draft.accepted
     plain = statistics.median(rates["plain"])
     share = f"{accepted / drafted:4.0%}" if drafted else "  - "
     ratios = [statistics.median(rates[name]) / plain for name in names[1:]]

@@ -1,27 +1,28 @@
-"""The commands of the loop: a table, what they do, and how a line is told from a message."""
+"""The commands of the loop, and how a line is told from a message."""
 
 from __future__ import annotations
 
-import contextlib
 import difflib
 import os
 import re
-from collections.abc import Callable, Generator
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+import mlx.core as mx
+
+from edge.chat.screen import Sanitiser, echo_off, follow
 from edge.chat.session import Session
-from edge.chat.status import counted, size
-from edge.chat.terminal import Sanitiser, Screen, StopKey, keys_unseen
+from edge.chat.turn import counted, size
 from edge.errors import EdgeError
 from edge.formats.files import read_text
+from edge.generate.fim import Completer, Completion, MiddleEvent
+from edge.generate.hole import CURSOR, read_hole, split_at_mark
+from edge.generate.sources import MlxSource
 from edge.generate.transcript import read_transcript, write_transcript
 
-if TYPE_CHECKING:
-    from edge.generate.fim import Completion, MiddleEvent
-
-# /usr/bin/x is no command, and neither is a comment of C++.
+# /usr/bin/x is not a command, and neither is a comment of C++.
 LOOKS_LIKE_ONE = re.compile(r"/([A-Za-z]+|\?)(?=\s|$)")
 # What /set changes.
 NAMES: dict[str, Callable[[str], float]] = {
@@ -36,6 +37,7 @@ NAMES: dict[str, Callable[[str], float]] = {
 # Those of them that can be without a value.
 OPTIONAL = ("repetition_penalty", "seed", "max_tokens")
 OFF = "off"
+SHORT_CHARACTERS = 60
 
 
 class Leave(Exception):
@@ -51,8 +53,8 @@ class Command:
         arguments: as /help shows them.
         summary: what it does, without a full stop.
         handler: gets what stands after the name, spaces around it left out.
-        takes_path: whether its argument is completed as a path.
-        takes_lines: whether its argument may have several lines.
+        takes_path: its argument is completed as a path.
+        takes_lines: its argument may have several lines.
     """
 
     name: str
@@ -84,7 +86,7 @@ def as_message(text: str) -> str:
 
 
 def run_command(session: Session, name: str, argument: str) -> None:
-    """Run a command.
+    """Runs a command.
 
     Raises:
         EdgeError: there is none of this name, or it cannot do what was asked.
@@ -92,18 +94,15 @@ def run_command(session: Session, name: str, argument: str) -> None:
     """
     command = TABLE.get(ALIASES.get(name, name))
     if command is None:
-        raise EdgeError(_unknown(name))
+        near = difflib.get_close_matches(name, [*TABLE, *ALIASES], n=1, cutoff=0.5)
+        hint = f"did you mean /{near[0]}? " if near else ""
+        raise EdgeError(
+            f"there is no command /{name}; {hint}/help lists them, and //{name} sends it as a "
+            f"message."
+        )
     if argument and not command.arguments:
         raise EdgeError(f"/{command.name} takes nothing after it; leave out {argument!r}.")
     command.handler(session, argument)
-
-
-def _unknown(name: str) -> str:
-    near = difflib.get_close_matches(name, [*TABLE, *ALIASES], n=1, cutoff=0.5)
-    hint = f"did you mean /{near[0]}? " if near else ""
-    return (
-        f"there is no command /{name}; {hint}/help lists them, and //{name} sends it as a message."
-    )
 
 
 def _help(session: Session, _: str) -> None:
@@ -124,21 +123,19 @@ def _undo(session: Session, _: str) -> None:
     taken = session.talk.undo()
     if taken is None:
         raise EdgeError("there is nothing to take back; the conversation is empty.")
-    session.screen.note(f"took back: {shortened(taken.content)}")
-
-
-def _regen(session: Session, _: str) -> None:
-    session.regenerate()
+    line = " ".join(taken.content.split())
+    short = line if len(line) <= SHORT_CHARACTERS else f"{line[: SHORT_CHARACTERS - 1]}…"
+    session.screen.note(f"took back: {short}")
 
 
 def _system(session: Session, text: str) -> None:
-    if not text and not session.answers:
+    if not session.answers:
         raise EdgeError("a base model takes no system prompt; begin your text with it.")
     if not text:
         session.screen.say(session.talk.system or "there is no system prompt; /system TEXT sets it")
         return
-    session.talk.system = None if text == "off" else text
-    note = "there is no system prompt any more" if text == "off" else "the system prompt is set"
+    session.talk.system = None if text == OFF else text
+    note = "there is no system prompt any more" if text == OFF else "the system prompt is set"
     session.screen.note(f"{note}, from the next message on")
 
 
@@ -146,17 +143,16 @@ def _model(session: Session, name: str) -> None:
     if not name:
         session.screen.say(session.opened.name)
         return
-    session.switch(session.tools.open_model(name))
+    session.switch(session.open_model(name))
     kept = counted(len(session.talk.messages), "message")
     session.screen.note(f"now {session.opened.name}; {kept} kept")
-    session.say_if_base()
+    session.introduce()
 
 
 def _stats(session: Session, _: str) -> None:
-    import mlx.core as mx
-
-    talk, totals = session.talk, session.totals
+    talk, totals, meter = session.talk, session.totals, session.meter
     rate = f"{totals.decoded_tokens / totals.decode_s:.1f} tok/s" if totals.decode_s else "-"
+    power = "not measured" if meter.source == "none" else meter.unavailable
     rows = {
         "model": session.opened.name,
         "answers": f"{totals.turns} with {totals.tokens} tokens, {rate} on average",
@@ -165,72 +161,57 @@ def _stats(session: Session, _: str) -> None:
         "left out": f"{talk.dropped_turns} of the oldest turns",
         "memory": f"{size(mx.get_active_memory())} now, {size(mx.get_peak_memory())} at most, "
         f"{size(talk.cache_bytes)} of it the conversation's",
-        "power": _energy(session),
-        "transcript": str(session.transcript.path or "none"),
+        "power": f"{totals.joules:.1f} J by {meter.source}" if not meter.unavailable else power,
+        "transcript": session.transcript.path or "none",
     }
     for name, value in rows.items():
         session.screen.say(f"  {name:<12}{value}")
-
-
-def _energy(session: Session) -> str:
-    if session.meter.unavailable is None:
-        return f"{session.totals.joules:.1f} J by {session.meter.source}"
-    return "not measured" if session.meter.source == "none" else session.meter.unavailable
 
 
 def _exit(_session: Session, _: str) -> None:
     raise Leave
 
 
-def shortened(text: str, most: int = 60) -> str:
-    """A text's beginning, on one line."""
-    line = " ".join(text.split())
-    return line if len(line) <= most else f"{line[: most - 1]}…"
-
-
 # --- files
 
 
-def save(session: Session, name: str) -> None:
-    """/save FILE."""
+def _save(session: Session, name: str) -> None:
     path = _path(name, "/save")
     if not session.talk.messages:
         raise EdgeError("there is nothing to save; the conversation is empty.")
     if path.exists():
-        _check_is_ours(path)
+        try:  # a name typed wrong must not cost somebody a file
+            read_transcript(path)
+        except EdgeError:
+            raise EdgeError(
+                f"{path} is there and holds no conversation; choose another name."
+            ) from None
     write_transcript(path, session.talk.messages)
     session.screen.note(f"saved {counted(len(session.talk.messages), 'message')} to {path}")
 
 
-def load(session: Session, name: str) -> None:
-    """/load FILE."""
+def _load(session: Session, name: str) -> None:
     path = _path(name, "/load")
     messages = read_transcript(path)
     session.talk.restore(messages)
     session.screen.note(f"loaded {counted(len(messages), 'message')} from {path}")
 
 
-def read(session: Session, name: str) -> None:
-    """/read FILE: the text goes with the next message."""
+def _read(session: Session, name: str) -> None:
     if not name:
-        _list(session)
+        waiting = "\n".join(f"  {name}" for name in session.attached)
+        session.screen.say(waiting or "no file waits for your next message; /read FILE adds one")
         return
     path = _path(name, "/read")
     block = as_block(path.name, read_text(path))
-    tokens, limit = session.count(block), session.talk.context_limit
+    tokens = len(session.opened.tokenizer.encode(block, add_special_tokens=False))
+    limit = session.talk.context_limit
     if tokens >= limit:
         raise EdgeError(
             f"{path} has {tokens} tokens and the model's context {limit}; read a part of it."
         )
     session.attached[str(path)] = block
     session.screen.note(f"{path}: {tokens} tokens, which go with your next message")
-
-
-def _list(session: Session) -> None:
-    for name in session.attached:
-        session.screen.say(f"  {name}")
-    if not session.attached:
-        session.screen.say("no file waits for your next message; /read FILE adds one")
 
 
 def as_block(name: str, text: str) -> str:
@@ -247,100 +228,77 @@ def _path(name: str, command: str) -> Path:
     return Path(os.path.expanduser(name))  # noqa: PTH111  # Path.expanduser raises for ~nobody
 
 
-def _check_is_ours(path: Path) -> None:
-    """A name typed wrong must not cost somebody a file."""
-    try:
-        read_transcript(path)
-    except EdgeError:
-        raise EdgeError(
-            f"{path} is there and holds no conversation; choose another name."
-        ) from None
-
-
 # --- how the model answers
 
 
-def set_(session: Session, argument: str) -> None:
-    """/set, or /set NAME VALUE; NAME=VALUE is as good."""
+def _set(session: Session, argument: str) -> None:
+    """Shows all settings, or changes one: NAME VALUE or NAME=VALUE."""
+    settings = session.settings
+
+    def shown(name: str) -> str:
+        holder = session.settings if name == "max_tokens" else session.settings.sampling
+        value = getattr(holder, name)
+        return OFF if value is None else str(value)
+
     if not argument:
         for name in NAMES:
-            session.screen.say(f"  {name:<20}{_shown(_value(session, name))}")
+            session.screen.say(f"  {name:<20}{shown(name)}")
         return
     name, _, text = argument.replace("=", " ", 1).partition(" ")
     name, text = name.lower().replace("-", "_"), text.strip()
     if name not in NAMES:
         raise EdgeError(f"there is no {name!r} to set; choose one of {', '.join(NAMES)}.")
     if text:
-        _set(session, name, _parsed(name, text))
-    session.screen.note(f"{name} is {_shown(_value(session, name))}")
+        changed: dict[str, Any] = {name: _parsed(name, text)}
+        if name != "max_tokens":
+            changed = {"sampling": replace(settings.sampling, **changed)}
+        session.settings = replace(settings, **changed)
+    session.screen.note(f"{name} is {shown(name)}")
 
 
 def _parsed(name: str, text: str) -> float | None:
     if name in OPTIONAL and text.lower() in (OFF, "none"):
         return None
     try:
-        return NAMES[name](text)
+        value = NAMES[name](text)
     except ValueError:
         kind = "whole number" if NAMES[name] is int else "number"
         off = f" or {OFF}" if name in OPTIONAL else ""
         raise EdgeError(f"{name} takes a {kind}{off}, not {text!r}.") from None
-
-
-def _set(session: Session, name: str, value: float | None) -> None:
-    if name != "max_tokens":
-        changed: dict[str, Any] = {name: value}
-        sampling = replace(session.settings.sampling, **changed)
-        session.settings = replace(session.settings, sampling=sampling)
-        return
-    if value is not None and value < 1:
+    if name == "max_tokens" and value < 1:
         raise EdgeError(f"max_tokens is {value}; choose 1 or more, or {OFF}.")
-    session.settings = replace(session.settings, max_tokens=None if value is None else int(value))
+    return value
 
 
-def _value(session: Session, name: str) -> object:
-    if name == "max_tokens":
-        return session.settings.max_tokens
-    return getattr(session.settings.sampling, name)
-
-
-def _shown(value: object) -> str:
-    return OFF if value is None else str(value)
-
-
-def fim(session: Session, argument: str) -> None:
-    """/fim PREFIX<CURSOR>SUFFIX, or /fim FILE:LINE[:COL]: print the middle as it comes."""
-    from edge.generate.fim import Completer
-
+def _fim(session: Session, argument: str) -> None:
+    """Prints what belongs at PREFIX<CURSOR>SUFFIX or FILE:LINE[:COL] as it comes."""
     if not argument:
         raise EdgeError("/fim needs PREFIX<CURSOR>SUFFIX or FILE:LINE[:COL].")
-    prefix, suffix = session.tools.find_hole(argument)
+    marked = CURSOR in argument
+    hole = split_at_mark(argument, where="the text") if marked else read_hole(argument)
     if session.completer is None:
-        opened, kv_bits = session.opened, session.settings.kv_bits
-        session.completer = Completer(opened.model, opened.tokenizer, kv_bits)
-    done = _print_middle(session.screen, session.completer.stream(prefix, suffix))
-    if done is None:
-        session.screen.note("stopped by you")
-        return
+        opened = session.opened
+        source = MlxSource(opened.model, session.settings.kv_bits)
+        session.completer = Completer(source, opened.tokenizer)
+    sanitiser, done = Sanitiser(), None
+
+    def show(event: MiddleEvent) -> None:
+        nonlocal done
+        session.screen.write(sanitiser.add(event.text))
+        done = event.completion
+
+    with echo_off():
+        follow(session.completer.stream(*hole), show)
+    session.screen.write(sanitiser.finish())
+    session.screen.note("stopped by you" if done is None else _figures(done))
+
+
+def _figures(done: Completion) -> str:
     rate = "" if done.decode_tok_s is None else f" · {done.decode_tok_s:.1f} tok/s"
-    session.screen.note(
+    return (
         f"{counted(done.generated_tokens, 'token')}{rate} · first after {done.ttft_s:.2f} s · "
         f"ended by {done.stopped_by}"
     )
-
-
-def _print_middle(screen: Screen, events: Generator[MiddleEvent, None, None]) -> Completion | None:
-    """Until it ends, or until Ctrl-C: then None, and what came stays on the screen."""
-    sanitiser, done = Sanitiser(), None
-    interrupts = contextlib.suppress(KeyboardInterrupt)
-    with keys_unseen(), interrupts, StopKey() as stop, contextlib.closing(events):
-        for event in events:
-            stop.begun = True
-            screen.write(sanitiser.add(event.text))
-            done = event.completion
-            if stop.pressed:
-                break
-    screen.write(sanitiser.finish())
-    return done
 
 
 TABLE = {
@@ -349,16 +307,16 @@ TABLE = {
         Command("help", "", "this list", _help),
         Command("clear", "", "begin a new conversation", _clear),
         Command("undo", "", "take back the last message and its answer", _undo),
-        Command("regen", "", "another answer to the last message", _regen),
+        Command("regen", "", "another answer to the last message", lambda s, _: s.regenerate()),
         Command("system", "[TEXT]", "show or set the system prompt; off for none", _system,
                 takes_lines=True),
-        Command("set", "[NAME VALUE]", "show or set temperature, top_p, max_tokens …", set_),
+        Command("set", "[NAME VALUE]", "show or set temperature, top_p, max_tokens …", _set),
         Command("stats", "", "what the conversation took so far", _stats),
-        Command("save", "FILE", "write the conversation to a file", save, takes_path=True),
-        Command("load", "FILE", "go on with a saved conversation", load, takes_path=True),
-        Command("read", "FILE", "send a file's text with the next message", read,
+        Command("save", "FILE", "write the conversation to a file", _save, takes_path=True),
+        Command("load", "FILE", "go on with a saved conversation", _load, takes_path=True),
+        Command("read", "FILE", "send a file's text with the next message", _read,
                 takes_path=True),
-        Command("fim", "HOLE", "fill PREFIX<CURSOR>SUFFIX or FILE:LINE[:COL]", fim,
+        Command("fim", "HOLE", "fill PREFIX<CURSOR>SUFFIX or FILE:LINE[:COL]", _fim,
                 takes_path=True, takes_lines=True),
         Command("model", "[NAME]", "go on with another model", _model, takes_path=True),
         Command("exit", "", "leave, as Ctrl-D does", _exit),

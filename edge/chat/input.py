@@ -8,7 +8,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from prompt_toolkit import PromptSession
 from prompt_toolkit.completion import CompleteEvent, Completer, Completion, PathCompleter
@@ -18,27 +18,15 @@ from prompt_toolkit.history import FileHistory, History, InMemoryHistory
 from prompt_toolkit.key_binding import KeyBindings
 from prompt_toolkit.layout.processors import TabsProcessor
 
-from edge.chat.paths import make_private
-
 PROMPT, CONTINUED = ">>> ", "... "
 QUOTES = '"""'
 TAB_COLUMNS = 4
-
-
-class Reader(Protocol):
-    """Where the user's texts come from."""
-
-    def read(self) -> str:
-        """The next text, without the quotes of a block.
-
-        Raises:
-            EOFError: there is no more.
-            KeyboardInterrupt: Ctrl-C with nothing typed.
-        """
+# Name, what it does, and True if it takes a path.
+Commands = Sequence[tuple[str, str, bool]]
 
 
 def is_open(text: str) -> bool:
-    '''Whether a text begins a """ block that has not ended.'''
+    '''A text begins a """ block that has not ended.'''
     return text.lstrip().startswith(QUOTES) and text.count(QUOTES) % 2 == 1
 
 
@@ -52,7 +40,7 @@ def without_quotes(text: str) -> str:
 
 
 def clean(text: str) -> str:
-    """Bytes that are no UTF-8 came as lone surrogates, which no tokenizer takes."""
+    """Bytes that are not UTF-8 came as lone surrogates, which no tokenizer takes."""
     return text.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
 
 
@@ -60,7 +48,12 @@ class PlainReader:
     """Lines as the terminal itself edits them: for dumb terminals and for a piped stdout."""
 
     def read(self) -> str:
-        """See `Reader`."""
+        """The next text, without the quotes of a block.
+
+        Raises:
+            EOFError: there is no more.
+            KeyboardInterrupt: Ctrl-C with nothing typed.
+        """
         text = self._line(PROMPT)
         while is_open(text):
             text += self._line(CONTINUED)
@@ -81,26 +74,20 @@ class TerminalReader:
         self._session = session
 
     def read(self) -> str:
-        """See `Reader`."""
+        """See `PlainReader`."""
         return without_quotes(clean(self._session.prompt(PROMPT)))
 
 
+Reader = PlainReader | TerminalReader
+
+
 class CommandCompleter(Completer):
-    """Completes /commands and their paths; prose is left alone.
+    """Completes /commands and their paths; prose is left alone."""
 
-    Args:
-        commands: name, what it does, and whether it takes a path.
-    """
-
-    def __init__(self, commands: Sequence[tuple[str, str, bool]]):
+    def __init__(self, commands: Commands):
         self._summaries = {f"/{name}": summary for name, summary, _ in commands}
         self._take_path = {f"/{name}" for name, _, takes_path in commands if takes_path}
         self._paths = PathCompleter(expanduser=True)
-
-    def is_naming(self, document: Document) -> bool:
-        """Whether the cursor is at the end of a command's name."""
-        text = document.text
-        return text.startswith("/") and not any(c.isspace() for c in text)
 
     def get_completions(
         self, document: Document, complete_event: CompleteEvent
@@ -108,40 +95,35 @@ class CommandCompleter(Completer):
         """What the text before the cursor could become."""
         text = document.text_before_cursor
         name, space, argument = text.partition(" ")
-        if not space:
-            yield from self._commands(text)
-        elif name in self._take_path:
-            argument = argument.lstrip()
-            yield from self._paths.get_completions(
-                Document(argument, len(argument)), complete_event
-            )
-
-    def _commands(self, text: str) -> Iterable[Completion]:
-        for name, summary in self._summaries.items():
-            if text.startswith("/") and name.startswith(text):
-                yield Completion(name, -len(text), display_meta=summary)
+        if space and name in self._take_path:
+            path = Document(argument.lstrip())
+            yield from self._paths.get_completions(path, complete_event)
+        elif not space and text.startswith("/"):
+            for name, summary in self._summaries.items():
+                if name.startswith(text):
+                    yield Completion(name, -len(text), display_meta=summary)
 
 
 def open_terminal(
-    commands: Sequence[tuple[str, str, bool]],
-    history_file: Path | None,
-    notice: Callable[[str], None],
+    commands: Commands, history_file: Path | None, notice: Callable[[str], None]
 ) -> TerminalReader:
     """A line editor on this terminal.
 
     Args:
-        commands: name, what it does, and whether it takes a path.
+        commands: what is completed.
         history_file: where typed lines are kept; None keeps them in memory.
         notice: told in one sentence when they cannot be kept.
     """
-    completer = CommandCompleter(commands)
+
+    def is_naming_a_command() -> bool:
+        text = session.default_buffer.document.text
+        return text.startswith("/") and not any(c.isspace() for c in text)
+
     session: PromptSession[str] = PromptSession(
         multiline=True,
         history=_history(history_file, notice),
-        completer=completer,
-        complete_while_typing=Condition(
-            lambda: completer.is_naming(session.default_buffer.document)
-        ),
+        completer=CommandCompleter(commands),
+        complete_while_typing=Condition(is_naming_a_command),
         key_bindings=_keys(),
         prompt_continuation=CONTINUED,
         input_processors=[TabsProcessor(tabstop=TAB_COLUMNS, char1=" ", char2=" ")],
@@ -182,31 +164,33 @@ def _history(file: Path | None, notice: Callable[[str], None]) -> History:
     if file is None:
         return InMemoryHistory()
     try:
-        make_private(file.parent)
+        file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         with file.open("ab"):
             file.chmod(0o600)
     except OSError as error:
         notice(_not_kept(file, error))
         return InMemoryHistory()
+    return _KeptHistory(file, notice)
 
-    kept_in = file
 
-    class Kept(FileHistory):
-        """Goes on without the file when the disk is full or gone."""
+class _KeptHistory(FileHistory):
+    """Goes on without the file when the disk is full or gone."""
 
-        def load_history_strings(self) -> Iterable[str]:
-            try:
-                return list(super().load_history_strings())
-            except OSError:
-                return []
+    def __init__(self, file: Path, notice: Callable[[str], None]):
+        super().__init__(str(file))
+        self._file, self._notice = file, notice
 
-        def store_string(self, string: str) -> None:
-            try:
-                super().store_string(clean(string))
-            except OSError as error:
-                notice(_not_kept(kept_in, error))
+    def load_history_strings(self) -> Iterable[str]:
+        try:
+            return list(super().load_history_strings())
+        except OSError:
+            return []
 
-    return Kept(str(file))
+    def store_string(self, string: str) -> None:
+        try:
+            super().store_string(clean(string))
+        except OSError as error:
+            self._notice(_not_kept(self._file, error))
 
 
 def _not_kept(file: Path, error: OSError) -> str:

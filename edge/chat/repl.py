@@ -2,33 +2,69 @@
 
 from __future__ import annotations
 
+import os
+import platform
 import sys
+import time
+from pathlib import Path
 
 from edge.chat.commands import ALIASES, TABLE, Leave, as_message, run_command, split_command
 from edge.chat.input import PlainReader, Reader, open_terminal
-from edge.chat.paths import history_file
-from edge.chat.session import Session, going_on_notice
-from edge.chat.terminal import is_capable
+from edge.chat.screen import is_capable
+from edge.chat.session import Session
 from edge.errors import EdgeError
 
 LEAVING_HINT = "Ctrl-D or /exit leaves"
 
 
+def state_folder() -> Path:
+    """The platform's folder for state that nobody configured; it need not be there yet.
+
+    $XDG_STATE_HOME/edge (default: ~/.local/state/edge), and ~/Library/Application Support/edge
+    on macOS where that variable is not set.
+    """
+    named = os.environ.get("XDG_STATE_HOME", "")
+    if Path(named).is_absolute():  # the specification: a relative path is to be ignored
+        return Path(named) / "edge"
+    if platform.system() == "Darwin":
+        return Path.home() / "Library" / "Application Support" / "edge"
+    return Path.home() / ".local" / "state" / "edge"
+
+
+def new_transcript_file() -> Path:
+    """A name for this conversation; two processes never share one."""
+    stamp = time.strftime("%Y%m%d-%H%M%S")
+    return state_folder() / "chats" / f"{stamp}-{os.getpid()}.jsonl"
+
+
+def converse(session: Session, keep_history: bool = True) -> None:
+    """Talks with the user at the terminal until they leave, and says where it is kept."""
+    greet(session)
+    reader: Reader = PlainReader()
+    if is_capable(sys.stdout):
+        commands = [(c.name, c.summary, c.takes_path) for c in TABLE.values()]
+        commands.append(("quit", f"/{ALIASES['quit']}", False))
+        history = state_folder() / "history" if keep_history else None
+        reader = open_terminal(commands, history, session.screen.note)
+    run_loop(session, reader)
+    if session.transcript.path is not None and session.transcript.is_begun:
+        session.screen.note(f"the conversation is in {session.transcript.path}")
+
+
 def greet(session: Session) -> None:
-    """What the user should know before the first word."""
+    """Says what the user should know before the first word."""
     limit = session.talk.context_limit
     session.screen.note(f"{session.opened.name} · context {limit} · /help for commands")
-    if session.opened.remark is not None:
-        session.screen.note(session.opened.remark)
-    session.say_if_base()
-    if session.transcript.messages:
-        session.screen.note(going_on_notice(session.transcript))
+    if session.opened.note is not None:
+        session.screen.note(session.opened.note)
+    session.introduce()
+    session.introduce_transcript()
     if session.meter.unavailable is not None and session.meter.source != "none":
         session.screen.note(session.meter.unavailable)
 
 
 def run_loop(session: Session, reader: Reader) -> None:
-    """Until /exit or the end of the input."""
+    """Runs what the user types until /exit or the end of the input."""
     while True:
         try:
             text = reader.read()
@@ -50,7 +86,7 @@ def run_loop(session: Session, reader: Reader) -> None:
 
 
 def take(session: Session, text: str) -> None:
-    """Run one text of the user's.
+    """Runs one text of the user's.
 
     Raises:
         EdgeError: it cannot be done.
@@ -66,24 +102,3 @@ def take(session: Session, text: str) -> None:
             run_command(session, *command)
     finally:
         session.record()
-
-
-def completed_commands() -> list[tuple[str, str, bool]]:
-    """Name, what it does and whether it takes a path, for the completion."""
-    table = [(c.name, c.summary, c.takes_path) for c in TABLE.values()]
-    return [*table, *((name, f"/{ALIASES[name]}", False) for name in ("quit",))]
-
-
-def converse(session: Session, keep_history: bool = True) -> None:
-    """Talk with whoever is at the terminal until they leave, and say where it is kept."""
-    greet(session)
-    history = history_file() if keep_history else None
-    plain = not is_capable(sys.stdout)
-    run_loop(
-        session,
-        PlainReader()
-        if plain
-        else open_terminal(completed_commands(), history, session.screen.note),
-    )
-    if session.transcript.path is not None and session.transcript.is_begun:
-        session.screen.note(f"the conversation is in {session.transcript.path}")

@@ -1,4 +1,4 @@
-"""What the loop and the commands work on: a model, the talk with it, the screen."""
+"""A model, the conversation with it and what is printed: for the loop, and for one answer."""
 
 from __future__ import annotations
 
@@ -10,11 +10,20 @@ from typing import TYPE_CHECKING, Any
 import mlx.core as mx
 
 from edge.chat.base_model import Continuation
-from edge.chat.highlight import Highlighter, Plain
-from edge.chat.status import Turn, TurnClock, counted, status_line
-from edge.chat.terminal import Sanitiser, Screen, StopKey, keys_unseen
+from edge.chat.screen import Screen, echo_off
+from edge.chat.turn import (
+    JsonPrinter,
+    Printer,
+    ScreenPrinter,
+    StdoutPrinter,
+    Turn,
+    counted,
+    run_turn,
+    status_line,
+)
 from edge.device.memory import wired
-from edge.generate.conversation import Conversation, Events, can_chat
+from edge.generate.chat_prompt import can_chat
+from edge.generate.conversation import Conversation, Events
 from edge.generate.lookup import PromptLookup
 from edge.generate.sampling import Sampling
 from edge.generate.transcript import Message, Transcript
@@ -24,6 +33,8 @@ if TYPE_CHECKING:
     from edge.generate.fim import Completer
     from edge.model.stablelm import Model
 
+INTERRUPTED = 130
+
 
 @dataclass(frozen=True)
 class Opened:
@@ -32,14 +43,14 @@ class Opened:
     Attributes:
         name: to show for it.
         running_bytes: what it takes while it runs, and should stay resident.
-        remark: what the user should know of it.
+        note: what the user should know of it.
     """
 
     name: str
     model: Model
     tokenizer: Any
     running_bytes: int = 0
-    remark: str | None = None
+    note: str | None = None
 
 
 @dataclass(frozen=True)
@@ -51,7 +62,7 @@ class Settings:
         max_tokens: of one answer; None goes on to the end of the context.
         system: the system prompt.
         kv_bits: 4 or 8 for a quantised cache.
-        lookup: whether tokens that followed the same words earlier are proposed.
+        lookup: propose tokens that followed the same words earlier.
     """
 
     sampling: Sampling
@@ -59,53 +70,6 @@ class Settings:
     system: str | None = None
     kv_bits: int | None = None
     lookup: bool = False
-
-
-@dataclass(frozen=True)
-class Tools:
-    """What the commands need from outside.
-
-    Attributes:
-        open_model: MODEL as on the command line to a loaded one.
-        find_hole: what /fim was given to the text before and after the cursor.
-    """
-
-    open_model: Callable[[str], Opened]
-    find_hole: Callable[[str], tuple[str, str]]
-
-
-def open_talk(opened: Opened, settings: Settings, earlier: Sequence[Message]) -> Conversation:
-    """A conversation, or for a model without turns the continuation of texts.
-
-    It goes on with earlier messages; a system prompt that was given replaces the one they have.
-    """
-    draft = PromptLookup() if settings.lookup else None
-    answers = can_chat(opened.tokenizer)
-    talk = (Conversation if answers else Continuation)(
-        opened.model, opened.tokenizer, kv_bits=settings.kv_bits, draft=draft
-    )
-    talk.restore(earlier)
-    if answers and settings.system:
-        talk.system = settings.system
-    return talk
-
-
-def going_on_notice(transcript: Transcript) -> str:
-    """That the file was there."""
-    return f"going on with the {counted(len(transcript.messages), 'message')} of {transcript.path}"
-
-
-NO_SYSTEM_NOTICE = (
-    "a base model takes no system prompt, so yours is left out; begin your text with it."
-)
-
-
-def no_turns_notice(name: str) -> str:
-    """Why a base model does not answer."""
-    return (
-        f"{name} is a base model without a chat template, so it continues what you type instead "
-        f"of answering it."
-    )
 
 
 @dataclass
@@ -119,7 +83,7 @@ class Totals:
     joules: float = 0.0
 
     def add(self, turn: Turn) -> None:
-        """Count a turn."""
+        """Counts a turn."""
         self.turns += 1
         self.tokens += turn.tokens
         if turn.decode_tok_s:
@@ -131,9 +95,10 @@ class Totals:
 
 @dataclass
 class Session:
-    """One sitting at the terminal.
+    """One sitting with a model.
 
     Attributes:
+        open_model: from MODEL as on the command line to a loaded one.
         transcript: where everything said is written down; what it tells already is gone on with.
         attached: files that go with the next message, by name.
         last: the figures of the last answer.
@@ -141,9 +106,9 @@ class Session:
 
     opened: Opened
     settings: Settings
-    tools: Tools
     screen: Screen
     meter: Meter
+    open_model: Callable[[str], Opened]
     transcript: Transcript = field(default_factory=Transcript)
     attached: dict[str, str] = field(default_factory=dict)
     last: Turn | None = None
@@ -151,105 +116,121 @@ class Session:
     completer: Completer | None = None
 
     def __post_init__(self) -> None:
-        self.talk = open_talk(self.opened, self.settings, self.transcript.messages)
+        self.talk = self._open_talk(self.opened, self.transcript.messages)
         self._resident = contextlib.ExitStack()
         self._keep_resident()
 
     def close(self) -> None:
-        """Give back what was kept resident, and close the transcript."""
+        """Gives back what was kept resident, and closes the transcript."""
         self._resident.close()
         self.transcript.close()
+
+    @property
+    def answers(self) -> bool:
+        """The model has turns; others only continue a text."""
+        return not isinstance(self.talk, Continuation)
+
+    def switch(self, opened: Opened) -> None:
+        """Goes on with another model."""
+        if self.answers:
+            self.settings = replace(self.settings, system=self.talk.system)
+        talk = self._open_talk(opened, self.talk.messages)
+        self.opened, self.talk, self.completer = opened, talk, None
+        self._keep_resident()
+
+    def introduce(self, prefix: str = "") -> None:
+        """Says what the user should know of a model without turns."""
+        if self.answers:
+            return
+        self.screen.note(
+            f"{prefix}{self.opened.name} is a base model without a chat template, so it continues "
+            f"what you type instead of answering it."
+        )
+        if self.settings.system:
+            self.screen.say(
+                f"{prefix}a base model takes no system prompt, so yours is left out; begin your "
+                f"text with it."
+            )
+
+    def introduce_transcript(self) -> None:
+        """Says that there is something to go on with."""
+        if self.transcript.messages:
+            messages = counted(len(self.transcript.messages), "message")
+            self.screen.note(f"going on with the {messages} of {self.transcript.path}")
+
+    def ask(self, text: str, printer: Printer | None = None) -> None:
+        """Prints the answer to a message as it comes, with the attached files before it."""
+        text = "\n\n".join([*self.attached.values(), text])
+        events = self.talk.ask(text, **self._options())
+        self.attached.clear()
+        self.record(Message("user", text))
+        self._answer(events, printer)
+
+    def regenerate(self) -> None:
+        """Prints another answer to the last message."""
+        self._answer(self.talk.regenerate(**self._options()))
+
+    def record(self, *under_way: Message) -> None:
+        """Writes down what was said, and the question whose answer is under way."""
+        warning = self.transcript.record([*self.talk.messages, *under_way])
+        if warning is not None:
+            self.screen.say(warning)
+
+    def _options(self) -> dict[str, Any]:
+        return {"sampling": self.settings.sampling, "max_tokens": self.settings.max_tokens}
+
+    def _answer(self, events: Events, printer: Printer | None = None) -> None:
+        """Prints an answer, by default on the screen, and the line under it."""
+        with echo_off() if printer is None else contextlib.nullcontext():
+            self.last = run_turn(events, self.meter, printer or ScreenPrinter(self.screen))
+        self.totals.add(self.last)
+        self.screen.note(
+            status_line(
+                self.last,
+                mx.get_active_memory(),
+                self.talk.context_tokens,
+                self.talk.context_limit,
+                self.talk.dropped_turns,
+                self.settings.max_tokens,
+            )
+        )
+
+    def _open_talk(self, opened: Opened, earlier: Sequence[Message]) -> Conversation:
+        """A conversation, or for a model without turns the continuation of texts.
+
+        A system prompt that was given replaces the one of the earlier messages.
+        """
+        draft = PromptLookup() if self.settings.lookup else None
+        answers = can_chat(opened.tokenizer)
+        talk = (Conversation if answers else Continuation)(
+            opened.model, opened.tokenizer, kv_bits=self.settings.kv_bits, draft=draft
+        )
+        talk.restore(earlier)
+        if answers and self.settings.system:
+            talk.system = self.settings.system
+        return talk
 
     def _keep_resident(self) -> None:
         self._resident.close()
         self._resident.enter_context(wired(self.opened.running_bytes))
 
-    @property
-    def answers(self) -> bool:
-        """Whether the model has turns, and does not only continue a text."""
-        return not isinstance(self.talk, Continuation)
 
-    def switch(self, opened: Opened) -> None:
-        """Go on with another model."""
-        system = self.talk.system if self.answers else self.settings.system
-        settings = replace(self.settings, system=system)
-        talk = open_talk(opened, settings, self.talk.messages)
-        self.opened, self.settings, self.talk, self.completer = opened, settings, talk, None
-        self._keep_resident()
+def answer_once(session: Session, text: str, output: str = "text") -> int:
+    """Prints one answer for a script: on stdout nothing else, figures on the session's screen.
 
-    def say_if_base(self) -> None:
-        """What the user should know of a model without turns."""
-        if self.answers:
-            return
-        self.screen.note(no_turns_notice(self.opened.name))
-        if self.settings.system:
-            self.screen.say(NO_SYSTEM_NOTICE)
+    Args:
+        session: whose screen is not stdout.
+        text: the message, or for a base model the text to continue.
+        output: "text", as it comes, or "json", one document at the end.
 
-    def ask(self, text: str) -> None:
-        """Print the answer to a message as it comes, with the attached files before it."""
-        text = "\n\n".join([*self.attached.values(), text])
-        events = self.talk.ask(
-            text, sampling=self.settings.sampling, max_tokens=self.settings.max_tokens
-        )
-        self.attached.clear()
-        self.record(Message("user", text))
-        self._answer(events)
-
-    def regenerate(self) -> None:
-        """Print another answer to the last message."""
-        events = self.talk.regenerate(
-            sampling=self.settings.sampling, max_tokens=self.settings.max_tokens
-        )
-        self._answer(events)
-
-    def _answer(self, events: Events) -> None:
-        clock = TurnClock()
-        if self.meter.unavailable is None:
-            self.meter.start()
-            clock = TurnClock()
-        try:
-            with keys_unseen(), contextlib.closing(events):
-                self._print(events, clock)
-        finally:
-            samples: Sequence[Any] = ()
-            if self.meter.unavailable is None:
-                samples = self.meter.stop()
-        self.last = clock.turn(tuple(samples))
-        self.totals.add(self.last)
-        self.screen.note(self.status())
-
-    def record(self, *under_way: Message) -> None:
-        """Write down what was said, and the question whose answer is under way."""
-        warning = self.transcript.record([*self.talk.messages, *under_way])
-        if warning is not None:
-            self.screen.say(warning)
-
-    def _print(self, events: Events, clock: TurnClock) -> None:
-        """Until the text ends or somebody stops it."""
-        sanitiser, colours = Sanitiser(), Highlighter() if self.screen.colour else Plain()
-        finished = False
-        with contextlib.suppress(KeyboardInterrupt), StopKey() as stop:
-            for event in events:
-                stop.begun = True
-                clock.take(event)
-                self.screen.write(colours.add(sanitiser.add(event.text)))
-                finished = event.finish is not None
-                if stop.pressed and not finished:
-                    break
-        self.screen.write(colours.add(sanitiser.finish()) + colours.finish())
-
-    def status(self) -> str:
-        """The line under the last answer."""
-        assert self.last is not None
-        return status_line(
-            self.last,
-            mx.get_active_memory(),
-            self.talk.context_tokens,
-            self.talk.context_limit,
-            self.talk.dropped_turns,
-            self.settings.max_tokens,
-        )
-
-    def count(self, text: str) -> int:
-        """Tokens of a text."""
-        return len(self.opened.tokenizer.encode(text, add_special_tokens=False))
+    Returns:
+        The exit code: 0, or 130 after Ctrl-C, when what came was printed.
+    """
+    session.introduce("edge chat: ")
+    session.introduce_transcript()
+    as_json = output == "json"
+    try:
+        session.ask(text, JsonPrinter(session.opened.name) if as_json else StdoutPrinter())
+    finally:
+        session.record()
+    return INTERRUPTED if session.last and session.last.finish == "interrupted" else 0

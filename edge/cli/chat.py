@@ -9,49 +9,74 @@ from pathlib import Path
 
 import mlx.core as mx
 
-from edge.chat.one_shot import answer_once
-from edge.chat.paths import new_transcript_file
-from edge.chat.session import Opened, Session, Settings, Tools
-from edge.chat.terminal import Screen
-from edge.cli import model_path
-from edge.cli.opened import open_for
+from edge.chat.screen import Screen
+from edge.chat.session import Opened, Session, Settings, answer_once
+from edge.cli.model_path import open_for, runnable
 from edge.cli.options.chat import ARTEFACT
-from edge.cli.sampling import sampling_from
-from edge.device.memory import wired
 from edge.errors import EdgeError
 from edge.formats.files import check_argument, decode_text
-from edge.generate.hole import CURSOR, read_hole, split_at_mark
 from edge.generate.sampling import Sampling
 from edge.generate.transcript import Transcript
 from edge.power.choose import choose_meter
-from edge.power.meter import Meter
 from edge.stdout import check_stdout
 
 DEMO = (
-    "the demo is tiny and no assistant, it only shows how this works; name a model that talks, "
+    "the demo is tiny and not an assistant, it only shows how this works; name a model that talks, "
     "such as stabilityai/stable-code-instruct-3b"
 )
 
 
 def run(args: argparse.Namespace) -> int:
-    """Answer once, or talk until the user leaves."""
-    sampling = sampling_from(args)
-    text = _text(args)
+    """Answers once, or talks until the user leaves."""
+    settings, text = _settings(args), _text(args)
+    check_stdout()
     if text is not None:
-        return _answer_once(args, sampling, text)
+        screen = Screen(sys.stderr, quiet=args.quiet)
+        with contextlib.closing(_session(args, settings, screen, args.transcript)) as session:
+            return answer_once(session, text, args.output)
     if args.output == "json":
         raise EdgeError("-o json is for one answer; give -p TEXT, or a text on stdin.")
-    return _talk(args, sampling)
+    from edge.chat.repl import converse, new_transcript_file  # prompt_toolkit, which -p needs not
+
+    file = args.transcript or (None if args.no_history else new_transcript_file())
+    with contextlib.closing(_session(args, settings, Screen(), file)) as session:
+        converse(session, keep_history=not args.no_history)
+    return 0
 
 
-# --- one answer
+def _session(
+    args: argparse.Namespace, settings: Settings, screen: Screen, file: Path | None
+) -> Session:
+    transcript = Transcript(file)
+    on_gpu = mx.default_device().type == mx.DeviceType.gpu
+    return Session(
+        opened=_open(args.model, args.kv_bits),
+        settings=settings,
+        screen=screen,
+        meter=choose_meter(args.power, ["GPU" if on_gpu else "CPU"]),
+        open_model=lambda name: _open(name, args.kv_bits),
+        transcript=transcript,
+    )
+
+
+def _settings(args: argparse.Namespace) -> Settings:
+    sampling = Sampling.from_options(args)
+    # Measured on the demo: 1.1 to 1.3 times as fast greedily, 0.96 to 1.01 when tokens are drawn.
+    lookup = sampling.temperature == 0 if args.lookup is None else args.lookup
+    return Settings(
+        sampling=sampling,
+        max_tokens=args.max_tokens,
+        system=check_argument(args.system, "--system") if args.system else None,
+        kv_bits=args.kv_bits,
+        lookup=lookup,
+    )
 
 
 def _text(args: argparse.Namespace) -> str | None:
     """What to answer; None if somebody sits at the terminal.
 
     Raises:
-        EdgeError: it is empty or no UTF-8.
+        EdgeError: it is empty or not UTF-8.
     """
     piped = None
     if sys.stdin is not None and not sys.stdin.isatty():
@@ -67,81 +92,9 @@ def _text(args: argparse.Namespace) -> str | None:
     return "\n\n".join(parts)
 
 
-def _answer_once(args: argparse.Namespace, sampling: Sampling, text: str) -> int:
-    with contextlib.closing(Transcript(args.transcript)) as transcript:
-        opened, settings = _open(args.model, args.kv_bits), _settings(args, sampling)
-        with wired(opened.running_bytes):
-            return answer_once(
-                opened,
-                settings,
-                text,
-                meter=_meter(args.power),
-                transcript=transcript,
-                output=args.output,
-                quiet=args.quiet,
-            )
-
-
-def _meter(source: str) -> Meter:
-    """The meter, `auto` for the processor that MLX computes on."""
-    on_gpu = mx.default_device().type == mx.DeviceType.gpu
-    return choose_meter(source, ["GPU" if on_gpu else "CPU"])
-
-
-# --- a conversation
-
-
-def _talk(args: argparse.Namespace, sampling: Sampling) -> int:
-    from edge.chat.repl import converse  # here: it imports prompt_toolkit, and -p needs none
-
-    check_stdout()
-    transcript = Transcript(_transcript_file(args))
-    session = Session(
-        opened=_open(args.model, args.kv_bits),
-        settings=_settings(args, sampling),
-        tools=Tools(
-            open_model=lambda name: _open(name, args.kv_bits),
-            find_hole=_find_hole,
-        ),
-        screen=Screen(),
-        meter=_meter(args.power),
-        transcript=transcript,
-    )
-    with contextlib.closing(session):
-        converse(session, keep_history=not args.no_history)
-    return 0
-
-
-def _transcript_file(args: argparse.Namespace) -> Path | None:
-    if args.transcript is not None or args.no_history:
-        path: Path | None = args.transcript
-        return path
-    return new_transcript_file()
-
-
-def _settings(args: argparse.Namespace, sampling: Sampling) -> Settings:
-    # Measured on the demo: 1.1 to 1.3 times as fast greedily, 0.96 to 1.01 when tokens are drawn.
-    lookup = sampling.temperature == 0 if args.lookup is None else args.lookup
-    return Settings(
-        sampling=sampling,
-        max_tokens=args.max_tokens,
-        system=check_argument(args.system, "--system") if args.system else None,
-        kv_bits=args.kv_bits,
-        lookup=lookup,
-    )
-
-
-def _find_hole(text: str) -> tuple[str, str]:
-    """What /fim was given."""
-    return split_at_mark(text, where="the text") if CURSOR in text else read_hole(text)
-
-
-# --- the model
-
-
 def _open(name: str, kv_bits: int | None) -> Opened:
-    path = model_path.runnable(name, "chat", ARTEFACT)
+    path = runnable(name, "chat", ARTEFACT)
     model, tokenizer, need = open_for("chat", path, kv_bits)
     demo = name == "demo"
-    shown, remark = (name, DEMO) if demo else (str(path), None)
-    return Opened(shown, model, tokenizer, need.running_bytes, remark)
+    shown, note = (name, DEMO) if demo else (str(path), None)
+    return Opened(shown, model, tokenizer, need.running_bytes, note)

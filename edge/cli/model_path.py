@@ -1,12 +1,18 @@
-"""From the model that a command names to a directory that `edge.load` opens."""
+"""From the model that a command names to one that is loaded."""
 
 from __future__ import annotations
 
+import contextlib
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import edge
+from edge.device.memory import wired
 from edge.errors import EdgeError
+from edge.model.load import Loaded, open_model
+from edge.model.stablelm import Model
+from edge.tokenizer.tokenizer import Tokenizer
 
 DEMO = Path(edge.__file__).parent / "data" / "demo"
 
@@ -14,8 +20,8 @@ DEMO = Path(edge.__file__).parent / "data" / "demo"
 def runnable(model: str, command: str, artefact: str) -> Path:
     """A directory that `edge.load` opens; a named checkpoint's is made when it is missing.
 
-    The demo is opened where it lies: it is as small as its artefact, and finding out whether
-    there is one takes longer than a short completion.
+    The demo is opened where it lies: it is as small as its artefact, and finding out if there
+    is one takes longer than a short completion.
 
     Args:
         model: what the user named.
@@ -25,25 +31,31 @@ def runnable(model: str, command: str, artefact: str) -> Path:
     Raises:
         EdgeError: there is no such model, or it cannot be converted.
     """
-    if model == "demo":
-        return DEMO
-    path = Path(model).expanduser()
-    if path.is_dir():
-        _check_is_model(path)
-        return path
-    return _converted(model, command, artefact)
-
-
-def _check_is_model(path: Path) -> None:
-    """A folder of artefacts is no model, but holds some."""
-    if (path / "config.json").exists():
-        return
+    path = DEMO if model == "demo" else Path(model).expanduser()
+    if not path.is_dir():
+        return _converted(model, command, artefact)
     inside = sorted(p.parent.name for p in path.glob("*/config.json"))
-    if inside:
+    if inside and not (path / "config.json").exists():
         raise EdgeError(
-            f"{path} is no model but a folder with some; name one of them: "
+            f"{path} is not a model but a folder with some; name one of them: "
             f"{', '.join(str(path / name) for name in inside)}."
         )
+    return path
+
+
+def open_for(command: str, path: Path, kv_bits: int | None = None) -> Loaded:
+    """A model with its tokenizer; a warning that memory is short goes to stderr."""
+    return open_model(path, kv_bits, lambda warning: _warn(command, warning))
+
+
+@contextlib.contextmanager
+def opened(
+    path: Path, command: str, kv_bits: int | None = None
+) -> Iterator[tuple[Model, Tokenizer]]:
+    """A model and its tokenizer, resident while the block runs where that can be asked for."""
+    model, tokenizer, need = open_for(command, path, kv_bits)
+    with wired(need.running_bytes):
+        yield model, tokenizer
 
 
 def _converted(model: str, command: str, artefact: str) -> Path:
@@ -56,14 +68,14 @@ def _converted(model: str, command: str, artefact: str) -> Path:
 
     checkpoint = open_checkpoint(model)
     for warning in checkpoint.warnings:
-        print(f"edge {command}: warning: {warning}", file=sys.stderr)
+        _warn(command, warning)
     recipes = [find_recipe(artefact)]
     out = output_folder(None, checkpoint.source.name)
-    if recipes[0].path_in(out).exists():
-        return convert(checkpoint, recipes, out, _unseen)[0].path
-    with progress_bars() as progress:
+    # A look at what is there shows no progress.
+    exists = recipes[0].path_in(out).exists()
+    with contextlib.nullcontext(lambda *_: None) if exists else progress_bars() as progress:
         return convert(checkpoint, recipes, out, progress)[0].path
 
 
-def _unseen(name: str, done: float) -> None:
-    """No progress to show for a look at what is there."""
+def _warn(command: str, warning: str) -> None:
+    print(f"edge {command}: warning: {warning}", file=sys.stderr)

@@ -20,41 +20,28 @@ from __future__ import annotations
 import contextlib
 from bisect import bisect_left
 from collections.abc import Generator, Sequence
-from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from edge.errors import EdgeError
-from edge.generate.chatml import ChatTemplate, can_chat
+from edge.generate.chat_prompt import ChatPrompt, GeneratedIds
 from edge.generate.prefix_cache import PrefixCache
 from edge.generate.sampling import GREEDY, Sampling
 from edge.generate.stream import TextEvent, stream_generate
-from edge.generate.transcript import Message
-from edge.generate.turns import Answer, Turn, check_text, messages_of, turns_of
+from edge.generate.transcript import Message, split_system
 from edge.model.kv_cache import cache_bytes, make_cache
 
 if TYPE_CHECKING:
-    from edge.generate.speculate import Drafter
+    from edge.generate.lookup import PromptLookup
     from edge.model.stablelm import Model
 
-__all__ = ["Conversation", "Events", "Message", "can_chat"]
-
 Events = Generator[TextEvent, None, None]
+# Questions and answers in turns, the first a question.
+Turns = tuple[Message, ...]
 
 # What the answer may have of the context before older turns give way to it.
 ANSWER_SHARE = 1 / 4
 # What turns that stay may take of the rest, once older ones are left out.
 KEPT_SHARE = 3 / 4
-
-
-@dataclass(frozen=True, eq=False)
-class _Plan:
-    """An answer to come: the turns it ends, the prompt for them, and its events."""
-
-    turns: tuple[Turn, ...]
-    dropped: int
-    ids: list[int]
-    events: Events
-    again: bool
 
 
 class Conversation:
@@ -67,12 +54,15 @@ class Conversation:
         kv_bits: bits of cached keys and values, see `make_cache`.
         draft: proposes tokens, so that they come faster; see `generate_tokens`.
 
+    Attributes:
+        reused_tokens: how many of the last prompt's tokens did not have to be computed.
+
     Raises:
         EdgeError: the model was not trained to chat, takes no system prompt, or has no such
             cache.
     """
 
-    _template_class: type[ChatTemplate] = ChatTemplate
+    _prompt_class: type[ChatPrompt] = ChatPrompt
 
     def __init__(
         self,
@@ -81,16 +71,16 @@ class Conversation:
         *,
         system: str | None = None,
         kv_bits: int | None = None,
-        draft: Drafter | None = None,
+        draft: PromptLookup | None = None,
     ):
-        self._model, self._tokenizer = model, tokenizer
-        self._draft = draft
-        self._template = self._template_class(tokenizer)
+        self._model, self._tokenizer, self._draft = model, tokenizer, draft
+        self._prompt = self._prompt_class(tokenizer)
         self._prefix = PrefixCache(lambda: make_cache(model, kv_bits))
         self._system: str | None = None
-        self._turns: tuple[Turn, ...] = ()
-        self._dropped = self._reused = 0
-        self._plan: _Plan | None = None  # the answer asked for last, if nothing changed since
+        self._turns: Turns = ()
+        self._generated: dict[int, GeneratedIds] = {}  # by the answer's place in the turns
+        self._dropped = self.reused_tokens = 0
+        self._asked: list[int] | None = None  # the last prompt, if nothing changed since
         self._answering = False
         self.system = system
 
@@ -102,7 +92,7 @@ class Conversation:
 
         A question whose answer is under way is not there yet.
         """
-        return tuple(messages_of(self._system, self._turns))
+        return (*self._head(), *self._turns)
 
     @property
     def context_limit(self) -> int:
@@ -114,18 +104,13 @@ class Conversation:
         """How much of the context the conversation takes, without what is left out."""
         if not self._turns:
             return 0
-        ids = self._ids(self._turns[self._dropped :], answer=False)
+        ids = self._ids(self._turns, self._dropped, answer=False)
         return min(len(ids), self.context_limit)
 
     @property
     def dropped_turns(self) -> int:
         """How many of the oldest turns were left out of the last prompt."""
         return self._dropped
-
-    @property
-    def reused_tokens(self) -> int:
-        """How many of the last prompt's tokens did not have to be computed."""
-        return self._reused
 
     @property
     def cache_bytes(self) -> int:
@@ -142,7 +127,7 @@ class Conversation:
         self._check_idle()
         if text:
             check_text(text, "system prompt")
-            self._template.check_system()
+            self._prompt.check_system()
         if (text or None) != self._system:
             self._change(text or None, self._turns)
 
@@ -156,7 +141,7 @@ class Conversation:
         max_tokens: int | None = None,
         stop: Sequence[str] = (),
     ) -> Events:
-        """Ask something; the answer comes as the events of `stream_generate`.
+        """Asks something; the answer comes as the events of `stream_generate`.
 
         However it ends, what came is the answer: a generator that is closed early, an interrupt
         within it or the end of the room leave one with `cut_off` set. Nothing happens before
@@ -173,41 +158,35 @@ class Conversation:
                 answer is under way. Raised by the call itself.
         """
         check_text(text, "message")
-        return self._begin((*self._turns, Turn(text)), False, sampling, max_tokens, stop)
+        turns = (*self._turns, Message("user", text))
+        return self._begin(turns, sampling=sampling, max_tokens=max_tokens, stop=stop)
 
-    def regenerate(
-        self,
-        *,
-        sampling: Sampling = GREEDY,
-        max_tokens: int | None = None,
-        stop: Sequence[str] = (),
-    ) -> Events:
-        """Answer the last question again; arguments and errors of `ask`.
+    def regenerate(self, **options: Any) -> Events:
+        """Answers the last question again; options and errors of `ask`.
 
         If it is cut off before anything came, the answer there was stays.
         """
         self._check_idle()
         if not self._turns:
             raise EdgeError("there is no answer to give again; ask something first.")
-        turns = (*self._turns[:-1], Turn(self._turns[-1].question))
-        return self._begin(turns, True, sampling, max_tokens, stop)
+        return self._begin(self._turns[:-1], **options)
 
     def undo(self) -> Message | None:
-        """Take back the last question with its answer; the question, or None if there is none."""
+        """Takes back the last question with its answer; the question, or None if there is none."""
         self._check_idle()
         if not self._turns:
             return None
-        question = Message("user", self._turns[-1].question)
-        self._change(self._system, self._turns[:-1])
+        *older, question, _ = self._turns
+        self._change(self._system, tuple(older))
         return question
 
     def clear(self) -> None:
-        """Take back everything but the system prompt."""
+        """Takes back everything but the system prompt."""
         self._check_idle()
         self._change(self._system, ())
 
     def restore(self, messages: Sequence[Message]) -> None:
-        """Be the conversation of these messages, as `read_transcript` returns them.
+        """Makes it the conversation of these messages, as `read_transcript` returns them.
 
         A last question without an answer gets an empty one that was cut off; `regenerate`
         answers it.
@@ -217,17 +196,31 @@ class Conversation:
                 prompt and there is one.
         """
         self._check_idle()
-        system, turns = turns_of(messages)
-        if system is not None:
-            self._template.check_system()
-        self._change(system, turns)
+        head, turns = split_system(messages)
+        for place, message in enumerate(turns):
+            wanted = ("user", "assistant")[place % 2]
+            if message.role != wanted:
+                raise EdgeError(
+                    f"message {place + 1 + len(head)} is the {message.role}'s where the {wanted}'s "
+                    f"turn is; choose a conversation in which they take turns."
+                )
+            check_text(message.content, "message")
+        if head:
+            self._prompt.check_system()
+        if len(turns) % 2:
+            turns = (*turns, Message("assistant", "", cut_off=True))
+        self._change(head[0].content or None if head else None, turns)
+        self._generated.clear()
 
     # --- how
 
-    def _change(self, system: str | None, turns: tuple[Turn, ...]) -> None:
-        """Another conversation: older turns may fit again, and no answer asked for does."""
+    def _head(self) -> list[Message]:
+        return [] if self._system is None else [Message("system", self._system)]
+
+    def _change(self, system: str | None, turns: Turns) -> None:
+        """Older turns may fit again, and no answer asked for does."""
         self._system, self._turns = system, turns
-        self._dropped, self._plan = 0, None
+        self._dropped, self._asked = 0, None
 
     def _check_idle(self) -> None:
         if self._answering:
@@ -235,70 +228,79 @@ class Conversation:
 
     def _begin(
         self,
-        turns: tuple[Turn, ...],
-        again: bool,
-        sampling: Sampling,
-        max_tokens: int | None,
-        stop: Sequence[str],
+        turns: Turns,
+        *,
+        sampling: Sampling = GREEDY,
+        max_tokens: int | None = None,
+        stop: Sequence[str] = (),
     ) -> Events:
-        """Prepare an answer, which finds everything that can be refused."""
+        """Prepares an answer to the last of the turns, which finds everything to refuse."""
         self._check_idle()
         dropped, ids = self._fit(turns, max_tokens)
         # A penalty looks at the tokens before, and is shown only those that are computed.
-        self._reused = self._prefix.reuse(ids, sampling.looks_back)
+        self.reused_tokens = self._prefix.reuse(ids, sampling.looks_back)
         events = stream_generate(
             self._model,
             self._tokenizer,
-            ids[self._reused :],
+            ids[self.reused_tokens :],
             max_tokens=max_tokens,
             sampling=sampling,
             stop=stop,
             cache=self._prefix.layers,
             draft=self._draft,
-            history=ids[: self._reused],
+            history=ids[: self.reused_tokens],
         )
-        self._plan = _Plan(turns, dropped, ids, events, again)
-        return self._answer(self._plan)
+        self._asked = ids
+        return self._answer(turns, dropped, ids, events)
 
-    def _answer(self, plan: _Plan) -> Events:
-        if self._plan is not plan:
+    def _answer(self, turns: Turns, dropped: int, ids: list[int], events: Events) -> Events:
+        if self._asked is not ids:
             raise EdgeError("the conversation went on since this answer was asked for; ask again.")
-        answer, failed = Answer(self._tokenizer), False
+        came: list[TextEvent] = []
+        failed = False
         try:
             self._answering = True
-            with self._prefix.feeding(plan.ids) as fed, contextlib.closing(plan.events):
-                for event in plan.events:
+            with self._prefix.feeding(ids) as fed, contextlib.closing(events):
+                for event in events:
                     fed.extend(event.ids)
-                    answer.add(event)
+                    came.append(event)
                     yield event
         except Exception:
             failed = True
             raise
         finally:
-            self._answering, self._plan = False, None
-            self._keep(plan, answer, failed)
+            self._answering, self._asked = False, None
+            self._keep(turns, dropped, came, failed)
 
-    def _keep(self, plan: _Plan, answer: Answer, failed: bool) -> None:
-        """Make what came the answer; or nothing, if nothing came and nobody asked for that."""
-        *older, turn = plan.turns
-        nothing = not answer.text and answer.cut_off
-        if not (nothing and (failed or plan.again)):
-            message = Message("assistant", answer.text, answer.cut_off)
-            turn = replace(turn, answer=message, said=answer.said())
-            self._turns, self._dropped = (*older, turn), plan.dropped
+    def _keep(self, turns: Turns, dropped: int, came: Sequence[TextEvent], failed: bool) -> None:
+        """Makes what came the answer; or nothing, if nothing came and nobody asked for that."""
+        text = "".join(event.text for event in came)
+        finish = came[-1].finish if came else None
+        cut_off = finish in (None, "length")
+        again = len(turns) < len(self._turns)
+        if not text and cut_off and (failed or again):
+            return
+        ids = [token for event in came for token in event.ids]
+        if finish == "stop token":  # the template's to write
+            ids.pop()
+        self._generated[len(turns)] = GeneratedIds.of(self._tokenizer, ids, text)
+        self._turns = (*turns, Message("assistant", text, cut_off))
+        self._dropped = dropped
 
-    def _fit(self, turns: tuple[Turn, ...], max_tokens: int | None) -> tuple[int, list[int]]:
+    def _fit(self, turns: Turns, max_tokens: int | None) -> tuple[int, list[int]]:
         """How many turns to leave out, and the prompt of the others."""
         limit = self.context_limit
         room = limit - max(1, min(int(limit * ANSWER_SHARE), max_tokens or limit))
-        dropped, last = min(self._dropped, len(turns) - 1), len(turns) - 1
-        ids = self._ids(turns[dropped:])
+        last = len(turns) // 2  # so many are before the last question
+        dropped = min(self._dropped, last)
+        ids = self._ids(turns, dropped)
         if len(ids) > room and dropped < last:
             some = range(dropped + 1, last)
             wanted = int(room * KEPT_SHARE)
-            fits = bisect_left(some, True, key=lambda n: len(self._ids(turns[n:])) <= wanted)
-            dropped = dropped + 1 + fits
-            ids = self._ids(turns[dropped:])
+            dropped += 1 + bisect_left(
+                some, True, key=lambda count: len(self._ids(turns, count)) <= wanted
+            )
+            ids = self._ids(turns, dropped)
         if len(ids) >= limit:
             system = "" if self._system is None else " with the system prompt"
             raise EdgeError(
@@ -308,8 +310,22 @@ class Conversation:
             )
         return dropped, ids
 
-    def _ids(self, turns: Sequence[Turn], answer: bool = True) -> list[int]:
-        """The prompt of these turns."""
-        first = 1 if self._system is None else 2  # the first answer's place
-        said = {first + 2 * n: turn.said for n, turn in enumerate(turns)}
-        return self._template.ids(list(messages_of(self._system, turns)), said, answer)
+    def _ids(self, turns: Turns, dropped: int, answer: bool = True) -> list[int]:
+        """The prompt of all turns but the dropped ones."""
+        head, first = self._head(), 2 * dropped
+        generated = {
+            place - first + len(head): ids
+            for place, ids in self._generated.items()
+            if first <= place < len(turns)
+        }
+        return self._prompt.ids([*head, *turns[first:]], generated, answer)
+
+
+def check_text(text: str, what: str) -> None:
+    """Refuses half characters, which no tokenizer encodes.
+
+    Raises:
+        EdgeError: there is one.
+    """
+    if any("\ud800" <= character <= "\udfff" for character in text):
+        raise EdgeError(f"the {what} is not UTF-8; check the encoding of where it comes from.")

@@ -1,4 +1,4 @@
-"""From a prompt's ids to generated ids: chunked prefill, then one token after another.
+"""The decode loop: chunked prefill, then one token after another.
 
 The loop stays one step ahead, as mlx-lm's `generate_step` does: the graph of the next step is
 built and under way before the current token is read, so the device never waits for Python.
@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING
 import mlx.core as mx
 
 from edge.errors import EdgeError
+from edge.generate.lookup import PromptLookup
 from edge.generate.sampling import GREEDY, Picker, Sampling
-from edge.generate.speculate import Drafter, Speculation, can_speculate, level
+from edge.generate.speculate import Speculation, can_speculate, trim_to_shortest
 from edge.model.kv_cache import make_cache
 
 if TYPE_CHECKING:
@@ -28,8 +29,38 @@ TOKENS_BETWEEN_CLEARS = 256
 # `prefill_parts`). On the demo, four layers on a CPU, the cut pays from about 16 positions on and
 # is worth 1.25 x at 256.
 POSITIONS_PER_LAYER = 4
-# What a prefill callback is told: prompt tokens processed so far, and of how many.
+# Gets the prompt tokens processed so far, and how many there are.
 OnPrefill = Callable[[int, int], None]
+
+
+def _decode(
+    model: Model,
+    prompt: Sequence[int],
+    cache: Sequence[Cache],
+    pick: Picker,
+    count: int,
+    on_prefill: OnPrefill,
+    draft: PromptLookup | None,
+) -> Generator[int, None, None]:
+    try:
+        hidden = _prefill(model, prompt, cache, on_prefill)
+        if count == 0:
+            return
+        token = pick(model.head(hidden)[:, -1])
+        if draft is not None:
+            loop = Speculation(model, cache, pick, count, draft, TOKENS_BETWEEN_CLEARS)
+            yield from loop.run(token)
+            return
+        for made in range(1, count):
+            hidden = model.model(token[None], cache)
+            ahead = pick(model.head(hidden)[:, -1])
+            yield int(token.item())  # type: ignore[arg-type]  # waits for the token
+            if made % TOKENS_BETWEEN_CLEARS == 0:
+                mx.clear_cache()
+            token = ahead
+        yield int(token.item())  # type: ignore[arg-type]  # not fed: nobody needs its logits
+    finally:
+        trim_to_shortest(cache)
 
 
 def generate_tokens(
@@ -39,130 +70,48 @@ def generate_tokens(
     cache: Sequence[Cache] | None = None,
     sampling: Sampling = GREEDY,
     max_tokens: int | None = None,
-    prefill_tokens: int = PREFILL_TOKENS,
-    on_prefill: OnPrefill | None = None,
-    draft: Drafter | None = None,
+    on_prefill: OnPrefill = lambda done, total: None,
+    draft: PromptLookup | None = None,
     history: Sequence[int] = (),
 ) -> Generator[int, None, None]:
-    """Yield the ids that follow a prompt, stop tokens among them.
+    """Yields the ids that follow a prompt, stop tokens included.
 
     Args:
         model: the network.
         prompt: ids to begin with; with a cache, those that follow what it holds.
         cache: one of mlx-lm's caches per layer, extended in place. Whenever this iterator is
             not running, also after it was closed or interrupted, all layers hold the same
-            positions: the prompt and the yielded ids, the last of `max_tokens` excepted. The
-            caches' `offset` says how many. While it waits with a drafter, and only then, they
-            may hold proposals beyond, which closing takes back.
+            positions: the prompt and the yielded ids, the last of `max_tokens` excepted. While
+            it waits with a drafter, and only then, they may hold proposals beyond.
         sampling: how tokens are chosen. A penalty sees this prompt and what was generated.
         max_tokens: at most so many; None goes on to the model's context limit, where
             generation always ends. 0 only fills the cache.
-        prefill_tokens: prompt tokens processed at a time; fewer need less memory.
-        on_prefill: called with (done, total) after each part of the prompt was computed.
-        draft: proposes tokens, many of which one pass can check (see `speculate`); for one
-            generation at a time. The tokens are the same without. Not used where the cache
-            rotates, which cannot take back what was proposed in vain.
-        history: the ids that the cache holds, where they are known: what a drafter looks at
-            besides the prompt.
+        on_prefill: called after each part of the prompt was computed.
+        draft: proposes tokens, many of which one pass can check (see `speculate`). The tokens
+            are the same without. Not used with a cache that cannot take back rejected proposals.
+        history: the ids that the cache holds, for the drafter.
 
     Raises:
-        EdgeError: an empty prompt, ids outside the vocabulary, a prompt that with the cache
-            leaves no room in the model's context, or numbers that cannot be. Raised by the call
-            itself, before the first token is asked for.
+        EdgeError: an empty prompt, ids outside the vocabulary, no room in the model's context.
+            Raised by the call itself, before the first token is asked for.
     """
-    if cache is None:
-        cache = make_cache(model)
+    cache = make_cache(model) if cache is None else cache
     prompt = [int(token) for token in prompt]
     _check_prompt(prompt, model.config.vocab_size)
-    _check_at_least(max_tokens, 0, "max_tokens")
-    _check_at_least(prefill_tokens, 1, "prefill_tokens")
-    room = context_room(model, cache, len(prompt))
-    count = room if max_tokens is None else min(max_tokens, room)
-    pick = Picker(sampling, prompt)
+    count = _context_room(model, cache, len(prompt))
+    if max_tokens is not None:
+        if max_tokens < 0:
+            raise EdgeError(f"max_tokens is {max_tokens}; choose 0 or more.")
+        count = min(max_tokens, count)
     if draft is not None:
         draft.begin([*history, *prompt])
         draft = draft if can_speculate(cache) else None
-    on_prefill = on_prefill or _ignore
-    return _decode(model, prompt, cache, pick, count, prefill_tokens, on_prefill, draft)
-
-
-def context_room(model: Model, cache: Sequence[Cache], prompt_tokens: int) -> int:
-    """How many tokens fit between the end of the prompt and the end of the model's context.
-
-    A cache that rotates forgets the oldest positions instead, so it has no end.
-
-    Raises:
-        EdgeError: there is no room for a single one.
-    """
-    held, limit = cache_length(cache), model.config.max_position_embeddings
-    if getattr(cache[0], "max_size", None) is not None:
-        return 2**31
-    if held + prompt_tokens < limit:
-        return limit - held - prompt_tokens
-    excess = held + prompt_tokens - limit + 1
-    before = f" after {held} tokens in the cache" if held else ""
-    raise EdgeError(
-        f"the prompt has {prompt_tokens} tokens{before} and the model's context ends at {limit}, "
-        f"one of which is for the answer; shorten the prompt by "
-        f"{excess} token{'s' if excess > 1 else ''} or more."
-    )
+    return _decode(model, prompt, cache, Picker(sampling, prompt), count, on_prefill, draft)
 
 
 def cache_length(cache: Sequence[Cache]) -> int:
     """How many positions a cache has seen."""
     return int(cache[0].offset)
-
-
-def _decode(
-    model: Model,
-    prompt: Sequence[int],
-    cache: Sequence[Cache],
-    pick: Picker,
-    count: int,
-    prefill_tokens: int,
-    on_prefill: OnPrefill,
-    draft: Drafter | None,
-) -> Generator[int, None, None]:
-    try:
-        hidden = _prefill(model, prompt, cache, prefill_tokens, on_prefill)
-        if count == 0:
-            return
-        token = _submit(pick(_logits(model, hidden)))
-        if draft is not None:
-            loop = Speculation(model, cache, pick, count, draft, TOKENS_BETWEEN_CLEARS)
-            yield from loop.run(token)
-            return
-        for made in range(1, count):
-            ahead = _submit(pick(_logits(model, model.model(token[None], cache))))
-            yield _read(token)
-            if made % TOKENS_BETWEEN_CLEARS == 0:
-                mx.clear_cache()
-            token = ahead
-        # The last token is not fed: its logits would be for nothing.
-        yield _read(token)
-    finally:
-        level(cache)
-
-
-def _prefill(
-    model: Model,
-    prompt: Sequence[int],
-    cache: Sequence[Cache],
-    step: int,
-    on_prefill: OnPrefill,
-) -> mx.array:
-    """Fill the cache with the prompt; the hidden state of its last position (1, 1, hidden)."""
-    *parts, last = prefill_parts(len(prompt), step, len(model.layers))
-    for part in parts:
-        model.model(mx.array([prompt[part.start : part.stop]]), cache)
-        mx.eval([layer.state for layer in cache])
-        on_prefill(part.stop, len(prompt))
-        mx.clear_cache()
-    hidden = model.model(mx.array([prompt[last.start :]]), cache)[:, -1:]
-    mx.eval(hidden)
-    on_prefill(len(prompt), len(prompt))
-    mx.clear_cache()
-    return hidden
 
 
 def prefill_parts(length: int, step: int, layers: int) -> list[range]:
@@ -178,23 +127,41 @@ def prefill_parts(length: int, step: int, layers: int) -> list[range]:
     return parts
 
 
-def _logits(model: Model, hidden: mx.array) -> mx.array:
-    """Hidden state (1, 1, hidden) -> logits (1, vocab)."""
-    return model.head(hidden)[:, -1]
+def _prefill(
+    model: Model, prompt: Sequence[int], cache: Sequence[Cache], on_prefill: OnPrefill
+) -> mx.array:
+    """Fills the cache with the prompt; the hidden state of its last position (1, 1, hidden)."""
+    *parts, last = prefill_parts(len(prompt), PREFILL_TOKENS, len(model.layers))
+    for part in parts:
+        model.model(mx.array([prompt[part.start : part.stop]]), cache)
+        mx.eval([layer.state for layer in cache])
+        on_prefill(part.stop, len(prompt))
+        mx.clear_cache()
+    hidden = model.model(mx.array([prompt[last.start :]]), cache)[:, -1:]
+    mx.eval(hidden)
+    on_prefill(len(prompt), len(prompt))
+    mx.clear_cache()
+    return hidden
 
 
-def _submit(token: mx.array) -> mx.array:
-    mx.async_eval(token)  # type: ignore[no-untyped-call]
-    return token
-
-
-def _read(token: mx.array) -> int:
-    """Wait for a submitted token."""
-    return int(token.item())  # type: ignore[arg-type]  # an integer array's item is an int
+def _context_room(model: Model, cache: Sequence[Cache], prompt_tokens: int) -> int:
+    """How many tokens fit between the end of the prompt and the end of the model's context."""
+    held, limit = cache_length(cache), model.config.max_position_embeddings
+    if getattr(cache[0], "max_size", None) is not None:
+        return 2**31  # a rotating cache forgets the oldest positions, so it has no end
+    room = limit - held - prompt_tokens
+    if room > 0:
+        return room
+    before = f" after {held} tokens in the cache" if held else ""
+    raise EdgeError(
+        f"the prompt has {prompt_tokens} tokens{before} and the model's context ends at {limit}, "
+        f"one of which is for the answer; shorten the prompt by "
+        f"{1 - room} token{'s' if room else ''} or more."
+    )
 
 
 def _check_prompt(prompt: Sequence[int], vocab_size: int) -> None:
-    if not len(prompt):
+    if not prompt:
         raise EdgeError("the prompt has no tokens; give it some text to continue.")
     for token in (min(prompt), max(prompt)):
         if not 0 <= token < vocab_size:
@@ -202,12 +169,3 @@ def _check_prompt(prompt: Sequence[int], vocab_size: int) -> None:
                 f"the prompt has the token {token} and the model's vocabulary ends at "
                 f"{vocab_size - 1}; encode it with the model's own tokenizer."
             )
-
-
-def _check_at_least(value: int | None, least: int, name: str) -> None:
-    if value is not None and value < least:
-        raise EdgeError(f"{name} is {value}; choose {least} or more.")
-
-
-def _ignore(done: int, total: int) -> None:
-    """Nobody asked for progress."""

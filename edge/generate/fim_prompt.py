@@ -1,4 +1,18 @@
-"""The prompt of a middle: its special tokens, text that cannot hold them, and the window."""
+"""The prompt of a middle: its special tokens, its order, and what the window has room for.
+
+The prompt is StarCoder's, whose special tokens Stable Code has (Stable Code Technical Report,
+sections 3 and 4.4; Bavarian et al. 2022, arXiv:2207.14255), nothing between the parts:
+
+    psm   <fim_prefix>PREFIX<fim_suffix>SUFFIX<fim_middle>
+    spm   <fim_prefix><fim_suffix>SUFFIX<fim_middle>PREFIX
+
+Both were trained in equal shares, in Stable Code as in the demo. The report does not say how its
+SPM is spelled; this is StarCoder's and the demo's. Other files of the repository come before,
+each followed by <repo_continuation>, as the report's section 2 joins the files of a repository:
+without names, in no particular order, the hole within one file.
+
+What does not fit the window is left out from the far ends.
+"""
 
 from __future__ import annotations
 
@@ -45,20 +59,30 @@ class FimTokens:
             )
         return cls(ids[0], ids[1], ids[2], backend.token_to_id(REPO_TOKEN))
 
+    def prompt(
+        self, prefix: list[int], suffix: list[int], context: list[int], room: int, order: Order
+    ) -> list[int]:
+        """The ids of a prompt, its parts cut to `room` tokens together."""
+        before, after, left = fit(prefix, suffix, room)
+        others = _without_beginning(context, left, _step_tokens(room))
+        if order == "spm":
+            return [*others, self.prefix, self.suffix, *after, self.middle, *before]
+        return [*others, self.prefix, *before, self.suffix, *after, self.middle]
+
 
 def fit(prefix: list[int], suffix: list[int], room: int) -> tuple[list[int], list[int], int]:
-    """Cut prefix and suffix from their far ends to `room` tokens; and what context may have.
+    """Cuts prefix and suffix from their far ends to `room` tokens; and what context may have.
 
     The suffix may have a quarter, or what the prefix leaves; the prefix what the suffix leaves.
     Context has what both leave, and nothing where either was cut.
     """
-    whole, step = len(prefix) + len(suffix), step_tokens(room)
+    whole, step = len(prefix) + len(suffix), _step_tokens(room)
     if whole <= room:
         return prefix, suffix, room - whole
     suffix_room = max(int(room * SUFFIX_SHARE), room - len(prefix))
     if len(suffix) > suffix_room:
         suffix = suffix[: suffix_room // step * step]
-    return without_beginning(prefix, room - len(suffix), step), suffix, 0
+    return _without_beginning(prefix, room - len(suffix), step), suffix, 0
 
 
 def near_end(text: str, positions: int) -> str:
@@ -77,12 +101,11 @@ def near_beginning(text: str, positions: int) -> str:
     return text[: max(CHARACTERS_PER_POSITION * positions, LEAST_CHARACTERS)]
 
 
-def step_tokens(room: int) -> int:
-    """The step to cut in for so much room."""
+def _step_tokens(room: int) -> int:
     return max(1, min(TRIM_STEP_TOKENS, room // 8))
 
 
-def without_beginning(ids: list[int], room: int, step: int) -> list[int]:
+def _without_beginning(ids: list[int], room: int, step: int) -> list[int]:
     """What fits of the end, cut at a multiple of `step` tokens."""
     excess = max(0, len(ids) - room)
     return ids[-(-excess // step) * step :]

@@ -1,17 +1,17 @@
-"""When a middle is finished: rules for base models that rarely say so themselves.
+"""When a middle is finished: rules for base models, which rarely end it themselves.
 
 Pure functions over the text generated so far. A rule fires at the first character that decides
 it, whatever comes later, so that the result does not depend on how the text arrives: `find_stop`
 on the whole text and on every beginning of it agree. Of several rules the one that fires at the
 earliest character counts. Nothing is stripped: what stands before the cut stays as generated.
 
-The text here has LF line ends; `edge.generate.fim` sees to CRLF.
+The text here has LF line ends; `edge.generate.fim` converts CRLF.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import NamedTuple
@@ -25,6 +25,7 @@ LEADING_BLANK_LINES = 2
 TAB_COLUMNS = 8
 CLOSING = {"(": ")", "[": "]", "{": "}"}
 BLOCK_OPENERS = (":", "{", "(", "[")
+QUOTE_OR_BRACKET = re.compile(r"\"\"\"|'''|[\"'()\[\]{}]")
 
 
 class Stop(NamedTuple):
@@ -43,29 +44,13 @@ class StopRules:
         prefix: all text before the cursor, LF line ends.
         suffix: all text after it.
         max_lines: lines that the middle may have; None for any number.
-        heuristics: whether the blank-line, indent, bracket and overlap rules apply.
+        heuristics: apply the blank-line, indent, bracket and suffix rules.
     """
 
     prefix: str
     suffix: str
     max_lines: int | None = None
     heuristics: bool = True
-
-    @property
-    def line(self) -> str:
-        """The cursor's line up to the cursor."""
-        return self.prefix.rpartition("\n")[2]
-
-    @cached_property
-    def brackets(self) -> tuple[str | None, list[str], int]:
-        """The open quote, what would close the prefix, how many of that the suffix lacks.
-
-        What closes comes innermost first.
-        """
-        quote, opened, _ = _scan(self.prefix, None)
-        _, _, stray = _scan(self.suffix, quote)
-        closers = [CLOSING[bracket] for bracket in reversed(opened)]
-        return quote, closers, _missing_closers(closers, stray)
 
     def find_stop(self, text: str) -> Stop | None:
         """The end of the middle, if the text generated so far decides it."""
@@ -80,8 +65,7 @@ class StopRules:
         stop = self.find_stop(text)
         if stop is not None or not self.heuristics:
             return stop
-        line = _suffix_line(self, text + "\n")
-        return line if line is not None else _suffix_tail(self, text)
+        return _suffix_line(self, text + "\n") or _suffix_tail(self, text)
 
     def find_certain(self, text: str) -> int:
         """How many first characters no rule can cut any more, whatever follows.
@@ -93,49 +77,91 @@ class StopRules:
             return len(text)
         if not text.strip():
             return 0
-        blank = _before_line(self, text, len(text)) if _at_line_begin(text) else len(text)
+        at_line_begin = "\n" in text[len(text.rstrip()) :]
+        blank = _before_line(self, text, len(text)) if at_line_begin else len(text)
         return min(blank, _line_under_way(self, text), len(text) - _overlap(self, text))
+
+    # --- what the rules look at
+
+    @cached_property
+    def line(self) -> str:
+        """The cursor's line up to the cursor."""
+        return self.prefix.rpartition("\n")[2]
+
+    @cached_property
+    def rest(self) -> str:
+        """What follows the cursor on its line, "" if that is blank."""
+        rest = self.suffix.partition("\n")[0]
+        return rest if rest.strip() else ""
+
+    @cached_property
+    def next_code(self) -> str:
+        """The suffix's first line with code below the cursor's, "" if that says too little."""
+        below = [] if self.rest else self.suffix.split("\n")[1:]
+        line = next((line for line in below if line.strip()), "")
+        return line if _has_words(line) else ""
+
+    @cached_property
+    def overlap(self) -> str:
+        """The suffix's beginning, long enough to be no coincidence."""
+        return _beginning(self.suffix, OVERLAP_CHARACTERS)
+
+    @cached_property
+    def brackets(self) -> tuple[str | None, list[str], int]:
+        """The open quote, what would close the prefix, how many of that the suffix lacks.
+
+        What closes comes innermost first.
+        """
+        found, quote = _brackets(self.prefix, None)
+        opened, _ = _unbalanced(found)
+        _, stray = _unbalanced(_brackets(self.suffix, quote)[0])
+        closers = [CLOSING[bracket] for bracket in reversed(opened)]
+        return quote, closers, _missing_closers(closers, [bracket for _, bracket in stray])
+
+
+# --- lines
 
 
 def _max_lines(rules: StopRules, text: str) -> Stop | None:
     """The line end that would begin a line too many; blank lines before any code are free."""
-    if rules.max_lines is None:
-        return None
-    ends = (newline for newline in _newlines(text) if text[:newline].strip())
-    for count, newline in enumerate(ends, start=1):
-        if count == rules.max_lines:
-            return Stop(newline + 1, newline, "max lines")
+    count = 0
+    for begin, line in _lines(text)[:-1]:
+        count += bool(count or line.strip())
+        if count and count == rules.max_lines:
+            return Stop(begin + len(line) + 1, begin + len(line), "max lines")
     return None
 
 
 def _blank_line(rules: StopRules, text: str) -> Stop | None:
     """A blank line after some code, or nothing but blank lines."""
-    blank = 0
-    for begin, line in _whole_lines(text):
+    blank, code = 0, False
+    for begin, line in _lines(text)[:-1]:
+        end = begin + len(line) + 1
         if line.strip():
-            blank = 0
-        elif text[:begin].strip():
-            return Stop(begin + len(line) + 1, _before_line(rules, text, begin), "blank line")
-        elif begin and (blank := blank + 1) > LEADING_BLANK_LINES:
-            return Stop(begin + len(line) + 1, 0, "blank line")
+            code = True
+        elif code:
+            return Stop(end, _before_line(rules, text, begin), "blank line")
+        elif begin:
+            blank += 1
+            if blank > LEADING_BLANK_LINES:
+                return Stop(end, 0, "blank line")
     return None
 
 
 def _indent(rules: StopRules, text: str) -> Stop | None:
     """A line indented less than the block that the cursor stands in.
 
-    The block is the cursor's line, or if that is blank so far, the first line with code; after
-    a line that opens a block (`def f():`) the next line with code, if it is deeper. A line that
-    begins with a closing bracket is the bracket rule's, and code may go on at its depth.
+    A line that begins with a closing bracket is the bracket rule's, and code may go on at its
+    depth.
     """
     block = _block_columns(rules, text)
     if block is None:
         return None
-    for begin, line in _begun_lines(text):
-        first = len(_indentation(line))
-        columns = _columns(line[:first])
+    for begin, line in _code_lines(text):
+        columns = _columns(line)
         if columns >= block:
             continue
+        first = len(line) - len(line.lstrip())
         if line[first] in ")]}":
             block = columns
             continue
@@ -144,32 +170,127 @@ def _indent(rules: StopRules, text: str) -> Stop | None:
 
 
 def _block_columns(rules: StopRules, text: str) -> int | None:
-    """How far the cursor's block is indented; None while that is open."""
-    line = rules.line
-    if not line.strip():
-        line += text
-        if not line.strip():
-            return None
-        code = line[: len(line) - len(line.lstrip())].rpartition("\n")[2]
-        return max(_columns(rules.line), _columns(code))
-    columns = _columns(_indentation(line))
-    opens = line.rstrip().endswith(BLOCK_OPENERS) and not text.partition("\n")[0].strip()
-    following = next(_begun_lines(text), None) if opens else None
-    return columns if following is None else max(columns, _columns(_indentation(following[1])))
+    """How far the cursor's block is indented; None while that is open.
+
+    The block is the cursor's line, or if that is blank so far, the first line with code; after
+    a line that opens a block (`def f():`) the next line with code, if it is deeper.
+    """
+    first_line = text.partition("\n")[0]
+    if rules.line.strip():
+        opens = rules.line.rstrip().endswith(BLOCK_OPENERS) and not first_line.strip()
+        below = [_columns(line) for _, line in _code_lines(text)[:1]] if opens else []
+        return max([_columns(rules.line), *below])
+    code = next((line for _, line in _lines(rules.line + text) if line.strip()), None)
+    return None if code is None else max(len(rules.line.expandtabs(TAB_COLUMNS)), _columns(code))
+
+
+def _lines(text: str) -> list[tuple[int, str]]:
+    """Where each line begins, and what it holds; the last one has no end yet."""
+    found, begin = [], 0
+    for line in text.split("\n"):
+        found.append((begin, line))
+        begin += len(line) + 1
+    return found
+
+
+def _code_lines(text: str) -> list[tuple[int, str]]:
+    """Lines after the first with some code on them, the last one perhaps in part."""
+    return [(begin, line) for begin, line in _lines(text)[1:] if line.strip()]
+
+
+def _columns(line: str) -> int:
+    """How far a line is indented."""
+    return len(line[: len(line) - len(line.lstrip())].expandtabs(TAB_COLUMNS))
+
+
+def _before_line(rules: StopRules, text: str, begin: int) -> int:
+    """Where the text ends if the line that begins here is left out.
+
+    The line end before it, and blank lines, go too where the suffix brings its own; where the
+    suffix goes on in the cursor's line, one line end stays to keep them apart.
+    """
+    end = text.find("\n", len(text[:begin].rstrip()), begin)
+    if end < 0:
+        return begin
+    return end + 1 if rules.rest else end
+
+
+# --- repetitions of the suffix
+
+
+def _suffix_line(rules: StopRules, text: str) -> Stop | None:
+    """A whole line that is the suffix's first line with code on it, or the rest of the cursor's.
+
+    Lines of nothing but brackets say too little; they are the bracket rule's.
+    """
+    if rules.rest:
+        at = text.find(rules.rest + "\n") if _has_words(rules.rest) else -1
+        return None if at < 0 else Stop(at + len(rules.rest) + 1, at, "suffix")
+    for begin, line in _lines(text)[:-1] if rules.next_code else []:
+        if begin == 0 and rules.line.strip():
+            continue
+        if (line if begin else rules.line + line) == rules.next_code:
+            return Stop(begin + len(line) + 1, _before_line(rules, text, begin), "suffix")
+    return None
+
+
+def _suffix_characters(rules: StopRules, text: str) -> Stop | None:
+    """The suffix's beginning, wherever it stands."""
+    at = text.find(rules.overlap) if rules.overlap else -1
+    return None if at < 0 else Stop(at + len(rules.overlap), at, "suffix")
+
+
+def _suffix_tail(rules: StopRules, text: str) -> Stop | None:
+    """The text's end that is the suffix's beginning."""
+    least = len(_beginning(rules.suffix, TAIL_CHARACTERS))
+    for length in range(min(len(text), len(rules.suffix)), least - 1, -1) if least else ():
+        if text.endswith(rules.suffix[:length]):
+            return Stop(len(text), len(text) - length, "suffix")
+    return None
+
+
+def _line_under_way(rules: StopRules, text: str) -> int:
+    """Where a last line would be cut that may become the suffix's first; else the text's end."""
+    begin = text.rfind("\n") + 1
+    line = text[begin:] if begin else rules.line + text
+    if not rules.next_code.startswith(line) or (not begin and rules.line.strip()):
+        return len(text)
+    return _before_line(rules, text, begin)
+
+
+def _overlap(rules: StopRules, text: str) -> int:
+    """How many last characters may be the beginning of a repetition of the suffix."""
+    wanted = (rules.suffix.partition("\n")[0] + "\n", rules.overlap or rules.suffix)
+    longest = max(map(len, wanted))
+    tails = (text[-length:] for length in range(min(len(text), longest), 0, -1))
+    return next((len(tail) for tail in tails if any(w.startswith(tail) for w in wanted)), 0)
+
+
+def _beginning(text: str, characters: int) -> str:
+    """The shortest beginning with so many non-blank characters, "" if it has fewer."""
+    found = re.match(rf"(?:\s*\S){{{characters}}}", text)
+    return found[0] if found else ""
+
+
+def _has_words(line: str) -> bool:
+    return any(character.isalnum() for character in line)
+
+
+# --- brackets
 
 
 def _bracket(rules: StopRules, text: str) -> Stop | None:
     """A closing bracket too many: the suffix has the one that closes what the prefix opened."""
     quote, closers, allowed = rules.brackets
-    depth = closed = 0
-    for at, bracket in _brackets(text, quote):
-        if bracket in CLOSING:
-            depth += 1
-        elif depth:
-            depth -= 1
-        elif closed < len(closers) and bracket == closers[closed]:
+    _, stray = _unbalanced(_brackets(text, quote)[0])
+    closed = 0
+    for at, bracket in stray:
+        if closed < len(closers) and bracket == closers[closed]:
             if closed == allowed:
-                return Stop(at + 1, _before_token(rules, text, at), "bracket")
+                begin = text.rfind("\n", 0, at) + 1
+                alone = begin and not text[begin:at].strip()  # the first thing on its line
+                cut = _before_line(rules, text, begin) if alone else at
+                return Stop(at + 1, cut, "bracket")
             closed += 1
     return None
 
@@ -185,199 +306,58 @@ def _missing_closers(closers: list[str], stray: list[str]) -> int:
         if closers[missing:] == stray:
             return missing
     for missing in range(len(closers)):  # an unbalanced file; the suffix's beginning counts
-        if all(a == b for a, b in zip(closers[missing:], stray, strict=False)):
+        if all(ours == theirs for ours, theirs in zip(closers[missing:], stray, strict=False)):
             return missing
     return len(closers)
 
 
-def _suffix_line(rules: StopRules, text: str) -> Stop | None:
-    """A whole line that is the suffix's first line with code on it.
-
-    Lines of nothing but brackets say too little; they are the bracket rule's.
-    """
-    rest = rules.suffix.partition("\n")[0]
-    if rest.strip():
-        return _rest_of_line(rules, text, rest)
-    wanted = _first_code_line(rules)
-    if not wanted:
-        return None
-    for begin, line in _whole_lines(text):
-        if (line if begin else rules.line + line) == wanted and (begin or not rules.line.strip()):
-            return Stop(begin + len(line) + 1, _before_line(rules, text, begin), "suffix")
-    return None
-
-
-def _first_code_line(rules: StopRules) -> str:
-    """The suffix's first line with code below the cursor's, "" if that says too little."""
-    rest, _, below = rules.suffix.partition("\n")
-    line = "" if rest.strip() else next((line for line in below.split("\n") if line.strip()), "")
-    return line if any(c.isalnum() for c in line) else ""
-
-
-def _rest_of_line(rules: StopRules, text: str, rest: str) -> Stop | None:
-    """What follows the cursor on its line, followed by a line end."""
-    if not any(c.isalnum() for c in rest):
-        return None
-    at = text.find(rest + "\n")
-    return None if at < 0 else Stop(at + len(rest) + 1, at, "suffix")
-
-
-def _suffix_characters(rules: StopRules, text: str) -> Stop | None:
-    """The suffix's beginning, long enough to be no coincidence."""
-    wanted = _beginning(rules.suffix, OVERLAP_CHARACTERS)
-    at = text.find(wanted) if wanted else -1
-    return None if at < 0 else Stop(at + len(wanted), at, "suffix")
-
-
-def _suffix_tail(rules: StopRules, text: str) -> Stop | None:
-    """The text's end that is the suffix's beginning."""
-    least = len(_beginning(rules.suffix, TAIL_CHARACTERS))
-    for length in range(min(len(text), len(rules.suffix)), max(least, 1) - 1, -1):
-        if least and text.endswith(rules.suffix[:length]):
-            return Stop(len(text), len(text) - length, "suffix")
-    return None
-
-
-def _at_line_begin(text: str) -> bool:
-    """Whether nothing but blanks stands between the last line end and the text's end."""
-    return "\n" in text[len(text.rstrip()) :]
-
-
-def _line_under_way(rules: StopRules, text: str) -> int:
-    """Where a last line would be cut that may become the suffix's first; else the text's end."""
-    begin = text.rfind("\n") + 1
-    wanted = _first_code_line(rules)
-    line = text[begin:] if begin else rules.line + text
-    if not wanted.startswith(line) or (not begin and rules.line.strip()):
-        return len(text)
-    return _before_line(rules, text, begin)
-
-
-def _overlap(rules: StopRules, text: str) -> int:
-    """How many last characters may be the beginning of a repetition of the suffix."""
-    rest = rules.suffix.partition("\n")[0] + "\n"
-    wanted = _beginning(rules.suffix, OVERLAP_CHARACTERS) or rules.suffix
-    longest = max(len(rest), len(wanted))
-    tails = (text[-n:] for n in range(min(len(text), longest), 0, -1))
-    return next((len(t) for t in tails if rest.startswith(t) or wanted.startswith(t)), 0)
-
-
-def _beginning(text: str, characters: int) -> str:
-    """The shortest beginning with so many non-blank characters, "" if it has fewer."""
-    found = list(_nth(re.finditer(r"\S", text), characters))
-    return text[: found[0].end()] if found else ""
-
-
-def _nth(items: Iterator[re.Match[str]], n: int) -> Iterator[re.Match[str]]:
-    for count, item in enumerate(items, start=1):
-        if count == n:
-            yield item
-            return
-
-
-def _before_line(rules: StopRules, text: str, begin: int) -> int:
-    """Where the text ends if the line that begins here is left out.
-
-    The line end before it, and blank lines, go too where the suffix brings its own; where the
-    suffix goes on in the cursor's line, one line end stays to keep them apart.
-    """
-    code = len(text[:begin].rstrip())
-    end = text.find("\n", code, begin)
-    if end < 0:
-        return begin
-    return end + 1 if rules.suffix.partition("\n")[0].strip() else end
-
-
-def _before_token(rules: StopRules, text: str, at: int) -> int:
-    """The same for a token: with the line, if it is the first thing on it."""
-    begin = text.rfind("\n", 0, at) + 1
-    return at if text[begin:at].strip() or not begin else _before_line(rules, text, begin)
-
-
-def _newlines(text: str) -> Iterator[int]:
-    return (m.start() for m in re.finditer("\n", text))
-
-
-def _whole_lines(text: str) -> Iterator[tuple[int, str]]:
-    """Every line that has its end: where it begins, and what it holds."""
-    begin = 0
-    for newline in _newlines(text):
-        yield begin, text[begin:newline]
-        begin = newline + 1
-
-
-def _begun_lines(text: str) -> Iterator[tuple[int, str]]:
-    """Lines after the first of which some code is there, the last one perhaps in part."""
-    lines = ((m.end(), text[m.end() :].partition("\n")[0]) for m in re.finditer("\n", text))
-    return ((begin, line) for begin, line in lines if line.strip())
-
-
-def _indentation(line: str) -> str:
-    return line[: len(line) - len(line.lstrip())]
-
-
-def _columns(indentation: str) -> int:
-    return len(indentation.expandtabs(TAB_COLUMNS))
-
-
-def _scan(text: str, quote: str | None) -> tuple[str | None, list[str], list[str]]:
-    """The open quote at the end, brackets left open, and closing ones that nothing opened."""
+def _unbalanced(
+    brackets: Sequence[tuple[int, str]],
+) -> tuple[list[str], list[tuple[int, str]]]:
+    """Brackets left open, and closing ones that nothing opened with their places."""
     opened: list[str] = []
-    stray: list[str] = []
-    reader = _BracketReader(quote)
-    for at in range(len(text)):
-        bracket = reader.read(text, at)
+    stray: list[tuple[int, str]] = []
+    for at, bracket in brackets:
         if bracket in CLOSING:
             opened.append(bracket)
-        elif bracket and opened:
+        elif opened:
             opened.pop()
-        elif bracket:
-            stray.append(bracket)
-    return reader.quote, opened, stray
+        else:
+            stray.append((at, bracket))
+    return opened, stray
 
 
-def _brackets(text: str, quote: str | None) -> Iterator[tuple[int, str]]:
-    """Brackets outside quotes, and where they stand."""
-    reader = _BracketReader(quote)
-    for at in range(len(text)):
-        if bracket := reader.read(text, at):
-            yield at, bracket
+def _brackets(text: str, quote: str | None) -> tuple[list[tuple[int, str]], str | None]:
+    """Brackets outside strings with their places, and the quote that is open at the end.
 
-
-class _BracketReader:
-    """Reads code of any language from left to right; knows quotes, not comments.
-
-    A quote ends with its line at the latest (an apostrophe in a comment), a triple one does not.
+    Args:
+        text: code of any language; comments are not known.
+        quote: of the string that the text begins in.
     """
+    brackets: list[tuple[int, str]] = []
+    at = 0
+    while True:
+        if quote is not None:
+            at = _end_of_string(text, at, quote)
+            if at < 0:
+                return brackets, quote
+        found = QUOTE_OR_BRACKET.search(text, at)
+        if found is None:
+            return brackets, None
+        at, quote = found.end(), None
+        if found[0] in "()[]{}":
+            brackets.append((found.start(), found[0]))
+        else:
+            quote = found[0]
 
-    def __init__(self, quote: str | None):
-        self.quote = quote
-        self._since = 0  # where the quote may end, or a triple one may begin again
-        self._escaped = False
 
-    def read(self, text: str, at: int) -> str:
-        """The bracket at this place, or ""."""
-        c = text[at]
-        if self.quote is None:
-            if c in "\"'":
-                self._open(text, at)
-            return c if c in "()[]{}" else ""
-        if self._escaped or c == "\\":
-            self._escaped = not self._escaped and c == "\\"
-        elif c == "\n" and len(self.quote) == 1:
-            self.quote, self._since = None, at + 1
-        elif c == self.quote[0] and at + 1 - len(self.quote) >= self._since:
-            self._close(text, at)
-        return ""
+def _end_of_string(text: str, begin: int, quote: str) -> int:
+    """Where a string ends, -1 if it does not.
 
-    def _open(self, text: str, at: int) -> None:
-        triple = at - 2 >= self._since and text[at - 2 : at] == text[at] * 2
-        self.quote = text[at] * (3 if triple else 1)
-        self._since = at + 1
-
-    def _close(self, text: str, at: int) -> None:
-        assert self.quote is not None
-        if text[at + 1 - len(self.quote) : at + 1] == self.quote:
-            # An empty string may turn out to be the beginning of a triple quote.
-            empty = len(self.quote) == 1 and at == self._since
-            self.quote, self._since = None, at - 1 if empty else at + 1
+    One in single quotes ends with its line at the latest (an apostrophe in a comment).
+    """
+    ends = quote if len(quote) > 1 else f"{quote}|\n"
+    for found in re.compile(rf"\\.|{ends}", re.DOTALL).finditer(text, begin):
+        if not found[0].startswith("\\"):
+            return found.end()
+    return -1

@@ -12,7 +12,7 @@ CURSOR = "<CURSOR>"
 
 
 def split_at_mark(text: str, mark: str = CURSOR, where: str = "stdin") -> tuple[str, str]:
-    """Text before and after the only cursor mark.
+    """Text before and after the cursor mark, which must be there exactly once.
 
     Args:
         text: with the mark.
@@ -20,17 +20,16 @@ def split_at_mark(text: str, mark: str = CURSOR, where: str = "stdin") -> tuple[
         where: what the text is of, for the error.
 
     Raises:
-        EdgeError: the mark is not there exactly once.
+        EdgeError: the mark is empty, or is not there exactly once.
     """
     if not mark:
         raise EdgeError("--cursor is empty; give the mark that stands at the cursor.")
+    count = text.count(mark)
     prefix, found, suffix = text.partition(mark)
-    if not found:
-        raise EdgeError(f"{where} has no cursor mark {mark}; put one where the middle belongs.")
-    if mark in suffix:
+    if not found or mark in suffix:
         raise EdgeError(
-            f"{where} has the cursor mark {mark} {text.count(mark)} times; leave one, or choose "
-            f"another mark."
+            f"{where} has the cursor mark {mark} {count} times; put one where the middle belongs, "
+            f"or choose another mark."
         )
     return prefix, suffix
 
@@ -62,7 +61,7 @@ def parse_place(place: str) -> tuple[Path, int, int | None]:
 
 
 def split_at(text: str, line: int, column: int | None, where: str) -> tuple[str, str]:
-    r"""Text before and after a cursor; lines end with LF or CRLF.
+    """Text before and after a cursor; lines end with LF or CRLF.
 
     Args:
         text: a file's.
@@ -79,12 +78,11 @@ def split_at(text: str, line: int, column: int | None, where: str) -> tuple[str,
     content = lines[line - 1]
     if line < len(lines):
         content = content.removesuffix("\r")
-    if column is None:
-        column = len(content) + 1
-    if not 1 <= column <= len(content) + 1:
+    last = len(content) + 1
+    column = last if column is None else column
+    if not 1 <= column <= last:
         raise EdgeError(
-            f"line {line} of {where} has columns 1 to {len(content) + 1}, not {column}; choose one "
-            f"of them."
+            f"line {line} of {where} has columns 1 to {last}, not {column}; choose one of them."
         )
     at = sum(len(before) + 1 for before in lines[: line - 1]) + column - 1
     return text[:at], text[at:]

@@ -24,40 +24,34 @@ class PrefixCache:
 
     Args:
         make: makes empty caches, one per layer, that can be trimmed.
+
+    Attributes:
+        layers: the caches; other ones after `clear`.
+        held: the ids whose keys and values are there.
     """
 
     def __init__(self, make: Callable[[], list[Cache]]):
         self._make = make
-        self._layers = make()
-        self._held: list[int] = []
+        self.clear()
 
-    @property
-    def layers(self) -> list[Cache]:
-        """The caches; other ones after `clear`."""
-        return self._layers
-
-    @property
-    def held(self) -> tuple[int, ...]:
-        """The ids whose keys and values are there."""
-        return tuple(self._held)
+    def clear(self) -> None:
+        """Forgets everything."""
+        self.layers = self._make()
+        self.held: list[int] = []
 
     def reuse(self, ids: Sequence[int], fresh: int = 1) -> int:
-        """Cut the caches to what they have in common with a prompt; how many ids that are.
+        """Cuts the caches to what they have in common with a prompt; how many ids that are.
 
         Args:
             ids: the whole prompt.
             fresh: how many of its last ids shall be computed in any case. At least one: its
                 logits are the first answer's.
         """
-        common = common_length(self._held, ids[: max(0, len(ids) - fresh)])
-        for layer in self._layers:  # as mlx-lm's trim_prompt_cache, without the import
+        common = common_length(self.held, ids[: max(0, len(ids) - fresh)])
+        for layer in self.layers:  # as mlx-lm's trim_prompt_cache, without the import
             layer.trim(layer.offset - common)
-        self._held = self._held[:common]
+        del self.held[common:]
         return common
-
-    def clear(self) -> None:
-        """Forget everything."""
-        self._layers, self._held = self._make(), []
 
     @contextlib.contextmanager
     def feeding(self, ids: Sequence[int]) -> Iterator[list[int]]:
@@ -71,12 +65,12 @@ class PrefixCache:
             yield fed
         finally:
             # A second interrupt can leave layers of different length.
-            if len({layer.offset for layer in self._layers}) > 1:
+            if len({layer.offset for layer in self.layers}) > 1:
                 self.clear()
-            self._held = fed[: cache_length(self._layers)]
+            self.held = fed[: cache_length(self.layers)]
 
 
-def common_length(a: Sequence[int], b: Sequence[int]) -> int:
+def common_length(a: Sequence[object], b: Sequence[object]) -> int:
     """How many first items are the same."""
     pairs = enumerate(zip(a, b, strict=False))
     return next((i for i, (x, y) in pairs if x != y), min(len(a), len(b)))

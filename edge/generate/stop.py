@@ -50,6 +50,10 @@ class StopScanner:
     Args:
         stops: strings of at least one character; a single string is one stop.
 
+    Attributes:
+        found: the stop string that ended the text, None before.
+        held: what came and was not passed on yet.
+
     Raises:
         EdgeError: an empty stop string.
     """
@@ -59,37 +63,27 @@ class StopScanner:
         if "" in self._stops:
             raise EdgeError("a stop string is empty; leave it out or give it some text.")
         self._most = max((len(stop) for stop in self._stops), default=1) - 1
-        self._held = ""
+        self.held = ""
         self.found: str | None = None
-
-    @property
-    def held(self) -> str:
-        """What came and was not passed on yet."""
-        return self._held
 
     def add(self, text: str) -> str:
         """Text that is certain now; nothing more once `found` is set."""
         if self.found is not None:
             return ""
-        text = self._held + text
+        text, self.held = self.held + text, ""
         ends = [(text.find(stop) + len(stop), -len(stop), stop) for stop in self._stops]
         complete = min((end for end in ends if end[2] in text), default=None)
         if complete is not None:
             end, _, self.found = complete
-            self._held = ""
             return text[: end - len(self.found)]
-        return self._hold_back(text)
-
-    def finish(self) -> str:
-        """The rest: no more text comes, so what was held back is no stop string."""
-        rest, self._held = self._held, ""
-        return rest
-
-    def _hold_back(self, text: str) -> str:
         for length in range(min(self._most, len(text)), 0, -1):
             tail = text[-length:]
             if any(stop.startswith(tail) for stop in self._stops):
-                self._held = tail
+                self.held = tail
                 return text[:-length]
-        self._held = ""
         return text
+
+    def finish(self) -> str:
+        """The rest: no more text comes, so what was held back is not a stop string."""
+        rest, self.held = self.held, ""
+        return rest

@@ -11,17 +11,16 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Generator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 from edge.generate.decode import cache_length, generate_tokens
-from edge.generate.sampling import GREEDY, Sampling
 from edge.generate.stop import StopScanner, stop_ids
 from edge.tokenizer.detokenizer import StreamingDetokenizer
 
 if TYPE_CHECKING:
-    from edge.generate.speculate import Drafter
+    from edge.generate.lookup import PromptLookup
     from edge.model.stablelm import Cache, Model
 
 # "length" is max_tokens or the end of the model's context, whichever came first.
@@ -69,19 +68,44 @@ class TextEvent:
     stats: Stats | None
 
 
+class TokenClock:
+    """Stamps of one generation by the monotonic clock, from the moment it is made."""
+
+    def __init__(self) -> None:
+        self.begin_ns = self.first_ns = self.last_ns = time.monotonic_ns()
+        self.tokens = 0
+
+    def count(self, tokens: int = 1) -> None:
+        """Tokens are there."""
+        self.last_ns = time.monotonic_ns()
+        if self.tokens == 0:
+            self.first_ns = self.last_ns
+        self.tokens += tokens
+
+    @property
+    def ttft_s(self) -> float | None:
+        """From the beginning to the first token; None if there was none."""
+        return (self.first_ns - self.begin_ns) / 1e9 if self.tokens else None
+
+    @property
+    def decode_tok_s(self) -> float | None:
+        """(N - 1) / (t_N - t_1); None for fewer than two tokens."""
+        decode_ns = self.last_ns - self.first_ns
+        return (self.tokens - 1) / decode_ns * 1e9 if decode_ns else None
+
+
 def stream_generate(
     model: Model,
     tokenizer: Any,
     prompt: str | Sequence[int],
     *,
     max_tokens: int | None = 256,
-    sampling: Sampling = GREEDY,
     stop: Sequence[str] = (),
     cache: Sequence[Cache] | None = None,
-    draft: Drafter | None = None,
-    history: Sequence[int] = (),
+    draft: PromptLookup | None = None,
+    **options: Any,
 ) -> Generator[TextEvent, None, None]:
-    """Yield the continuation of a prompt as it comes: an event per token and a last one.
+    """Yields the continuation of a prompt as it comes: an event per token and a last one.
 
     Ends at a stop token (`stop_ids`), a stop string, `max_tokens`, or the end of the model's
     context. Neither stop tokens nor stop strings are in the text.
@@ -92,97 +116,56 @@ def stream_generate(
         prompt: text or ids. Text gets the tokenizer's own beginning (BOS, where it has one)
             unless it has it already or continues a cache. Empty text begins with the model's
             BOS, as in llama.cpp.
-        max_tokens: at most so many tokens; None goes on to the end of the context.
-        sampling: how tokens are chosen.
+        max_tokens: at most so many; None goes on to the end of the context.
         stop: strings that end the text.
         cache: what came before (see `generate_tokens`, which says what it holds afterwards).
         draft: proposes tokens so that they come faster (see `generate_tokens`).
-        history: the ids in the cache, for the drafter.
+        options: others of `generate_tokens`: `sampling`, `history`.
 
     Raises:
         EdgeError: raised by the call itself; as for `generate_tokens`, or an empty stop string.
     """
-    clock = _Clock()
+    clock, prefilled_ns = TokenClock(), 0
     ids = _encode(model, tokenizer, prompt, continues=cache is not None and cache_length(cache) > 0)
-    tokens = generate_tokens(
-        model,
-        ids,
-        cache=cache,
-        sampling=sampling,
-        max_tokens=max_tokens,
-        on_prefill=clock.prefilled,
-        draft=draft,
-        history=history,
-    )
-    clock.draft = draft
-    clock.prompt_tokens = len(ids)
-    return _events(tokens, tokenizer, StopScanner(stop), clock)
 
+    def on_prefill(done: int, total: int) -> None:
+        nonlocal prefilled_ns
+        prefilled_ns = time.monotonic_ns()
 
-def generate(
-    model: Model,
-    tokenizer: Any,
-    prompt: str | Sequence[int],
-    *,
-    max_tokens: int | None = 256,
-    sampling: Sampling = GREEDY,
-    stop: Sequence[str] = (),
-    cache: Sequence[Cache] | None = None,
-    draft: Drafter | None = None,
-    history: Sequence[int] = (),
-) -> str:
-    """The continuation of a prompt as one string; arguments and errors of `stream_generate`."""
-    events = stream_generate(
-        model,
-        tokenizer,
-        prompt,
-        max_tokens=max_tokens,
-        sampling=sampling,
-        stop=stop,
-        cache=cache,
-        draft=draft,
-        history=history,
-    )
-    return "".join(event.text for event in events)
-
-
-class _Clock:
-    """Stamps of one generation, in nanoseconds of the monotonic clock."""
-
-    def __init__(self) -> None:
-        self.prompt_tokens = 0
-        self.draft: Drafter | None = None
-        self._tokens = 0
-        self._call_ns = self._prefilled_ns = time.monotonic_ns()
-        self._first_ns = self._last_ns = self._call_ns
-
-    def prefilled(self, done: int, total: int) -> None:
-        """Part of the prompt was computed; the last call counts."""
-        self._prefilled_ns = time.monotonic_ns()
-
-    def token(self) -> None:
-        """A token is there."""
-        self._last_ns = time.monotonic_ns()
-        if self._tokens == 0:
-            self._first_ns = self._last_ns
-        self._tokens += 1
-
-    def stats(self) -> Stats:
-        """What the stamps say."""
-        decode_ns = self._last_ns - self._first_ns
+    def stats() -> Stats:
         return Stats(
-            prompt_tokens=self.prompt_tokens,
-            generated_tokens=self._tokens,
-            prefill_s=(self._prefilled_ns - self._call_ns) / 1e9,
-            ttft_s=(self._first_ns - self._call_ns) / 1e9 if self._tokens else None,
-            decode_tok_s=(self._tokens - 1) / decode_ns * 1e9 if decode_ns else None,
-            drafted_tokens=0 if self.draft is None else self.draft.pace.drafted,
-            accepted_tokens=0 if self.draft is None else self.draft.pace.accepted,
+            prompt_tokens=len(ids),
+            generated_tokens=clock.tokens,
+            prefill_s=(prefilled_ns - clock.begin_ns) / 1e9,
+            ttft_s=clock.ttft_s,
+            decode_tok_s=clock.decode_tok_s,
+            drafted_tokens=0 if draft is None else draft.drafted,
+            accepted_tokens=0 if draft is None else draft.accepted,
         )
+
+    options |= {"max_tokens": max_tokens, "cache": cache, "draft": draft, "on_prefill": on_prefill}
+    tokens = generate_tokens(model, ids, **options)
+    return _events(tokens, tokenizer, StopScanner(stop), clock, stats)
+
+
+def generate(model: Model, tokenizer: Any, prompt: str | Sequence[int], **options: Any) -> str:
+    """The continuation of a prompt as one string; options and errors of `stream_generate`."""
+    return "".join(event.text for event in stream_generate(model, tokenizer, prompt, **options))
+
+
+def encode_beginning(tokenizer: Any, text: str) -> list[int]:
+    """Ids of a text that nothing stands before; as mlx-lm, no second BOS where it has one."""
+    bos = tokenizer.bos_token
+    lacks_bos = bos is None or not text.startswith(bos)
+    return [int(i) for i in tokenizer.encode(text, add_special_tokens=lacks_bos)]
 
 
 def _events(
-    tokens: Generator[int, None, None], tokenizer: Any, scanner: StopScanner, clock: _Clock
+    tokens: Generator[int, None, None],
+    tokenizer: Any,
+    scanner: StopScanner,
+    clock: TokenClock,
+    stats: Callable[[], Stats],
 ) -> Generator[TextEvent, None, None]:
     detokenizer, stops = StreamingDetokenizer(tokenizer), stop_ids(tokenizer)
     finish: Finish = "length"
@@ -191,7 +174,7 @@ def _events(
     # Closed at once when the text ends before the tokens do, not when it is collected.
     with contextlib.closing(tokens):
         for token in tokens:
-            clock.token()
+            clock.count()
             if token in stops:
                 finish, ids = "stop token", (token,)
                 break
@@ -204,20 +187,12 @@ def _events(
     text += scanner.add(detokenizer.finish()) + scanner.finish()
     if scanner.found is not None:
         finish = "stop string"
-    yield TextEvent(text, ids, finish, clock.stats())
-
-
-def encode_beginning(tokenizer: Any, text: str) -> list[int]:
-    """Ids of a text that nothing stands before; as mlx-lm, no second BOS where it has one."""
-    bos = tokenizer.bos_token
-    lacks_bos = bos is None or not text.startswith(bos)
-    return [int(i) for i in tokenizer.encode(text, add_special_tokens=lacks_bos)]
+    yield TextEvent(text, ids, finish, stats())
 
 
 def _encode(
     model: Model, tokenizer: Any, prompt: str | Sequence[int], continues: bool
 ) -> list[int]:
-    """Ids of a prompt."""
     if not isinstance(prompt, str):
         return list(prompt)
     if continues:

@@ -15,16 +15,16 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, BinaryIO, Literal
+from typing import BinaryIO, Literal
 
 from edge.errors import EdgeError
 from edge.formats.files import atomic_write, strict_json
+from edge.generate.prefix_cache import common_length
 
 Role = Literal["system", "user", "assistant"]
-# What is personal is nobody else's to read.
 MODE = 0o600
 
 
@@ -49,7 +49,7 @@ class Transcript:
         messages: what the file tells.
 
     Raises:
-        EdgeError: the file is there and is no transcript.
+        EdgeError: the file is there and is not a transcript.
     """
 
     def __init__(self, path: Path | None = None):
@@ -61,13 +61,13 @@ class Transcript:
             self.messages = read_transcript(path)
 
     def record(self, messages: Sequence[Message]) -> str | None:
-        """Write what changed; from here on the file tells these messages.
+        """Writes what changed; from here on the file tells these messages.
 
         Returns:
-            One sentence if that failed. A chat is worth more than its transcript and goes on.
+            A warning if that failed. Never raises: the chat goes on without its transcript.
         """
         asked = any(message.role == "user" for message in (*self.messages, *messages))
-        lines = b"".join(map(_line, _changes(self.messages, messages)))
+        lines = _lines(self.messages, messages)
         if self.path is None or not asked or not lines:
             return None
         try:
@@ -89,26 +89,26 @@ class Transcript:
 
     @property
     def is_begun(self) -> bool:
-        """Whether something was written, now or earlier."""
+        """Something was written, now or earlier."""
         return self._file is not None or bool(self.messages)
 
     def close(self) -> None:
-        """Write no more."""
+        """Writes no more."""
         if self._file is not None:
-            with contextlib.suppress(OSError):  # a full disk's, which `record` told of
+            with contextlib.suppress(OSError):  # a full disk's, which `record` warned of
                 self._file.close()
             self._file = None
 
 
 def write_transcript(path: Path | str, messages: Sequence[Message]) -> None:
-    """Write a conversation to a file that appears whole or not at all.
+    """Writes a conversation to a file that appears whole or not at all.
 
     Raises:
         EdgeError: the file cannot be written.
     """
     with atomic_write(Path(path)) as partial:
         partial.touch(MODE)
-        partial.write_bytes(b"".join(map(_line, _changes([], messages))))
+        partial.write_bytes(_lines([], messages))
 
 
 def read_transcript(path: Path | str) -> list[Message]:
@@ -118,42 +118,41 @@ def read_transcript(path: Path | str) -> list[Message]:
     and not skipped, since what follows it may be about another conversation than it seems.
 
     Raises:
-        EdgeError: the file is missing, is no transcript, or a line of it makes no sense.
+        EdgeError: the file is missing or is not a transcript.
     """
     path = Path(path)
-    messages: list[Message] = []
-    for number, line in enumerate(_whole_lines(path), start=1):
-        try:
-            _take(strict_json(line), messages)
-        except ValueError as error:
-            if number == 1:
-                raise EdgeError(
-                    f"{path} is no transcript of a chat ({error}); choose one."
-                ) from None
-            raise EdgeError(
-                f"{path} makes no sense at line {number} ({error}); mend or remove that line, or "
-                f"choose another transcript."
-            ) from None
-    return messages
-
-
-def _whole_lines(path: Path) -> list[bytes]:
     try:
         if path.exists() and not path.is_file():
             raise EdgeError(f"{path} is a folder, pipe or device; choose a transcript.")
-        data = path.read_bytes()
+        *lines, torn = path.read_bytes().split(b"\n")
     except OSError as error:
         raise EdgeError(
             f"{path} cannot be read ({error.strerror or error}); choose a transcript that can."
         ) from None
-    *lines, torn = data.split(b"\n")
     if torn and not lines:
-        raise EdgeError(f"{path} is no transcript of a chat; choose one.")
-    return lines
+        lines = [b""]  # half a line alone tells nothing
+    messages: list[Message] = []
+    for number, line in enumerate(lines, start=1):
+        try:
+            _take(strict_json(line), messages)
+        except ValueError as error:
+            raise EdgeError(
+                f"{path} is not a transcript of a chat: line {number} cannot be used ({error}); "
+                f"correct that line or choose another file."
+            ) from None
+    return messages
+
+
+def split_system(
+    messages: Sequence[Message],
+) -> tuple[tuple[Message, ...], tuple[Message, ...]]:
+    """The system prompt, if there is one, and what follows it."""
+    count = int(bool(messages) and messages[0].role == "system")
+    return tuple(messages[:count]), tuple(messages[count:])
 
 
 def _take(entry: object, messages: list[Message]) -> None:
-    """Do to the messages what a line says.
+    """Applies one line to the messages.
 
     Raises:
         ValueError: it makes no sense, or not here.
@@ -161,7 +160,7 @@ def _take(entry: object, messages: list[Message]) -> None:
     match entry:
         case {"role": "system", "content": str(content)}:
             system = [Message("system", content)] if content else []
-            messages[:] = [*system, *_split(messages)[1]]
+            messages[:] = [*system, *split_system(messages)[1]]
         case {"role": "user" | "assistant" as role, "content": str(content), "cut_off": bool(cut)}:
             messages.append(Message(role, content, cut))
         case {"undo": int(count)}:
@@ -172,32 +171,21 @@ def _take(entry: object, messages: list[Message]) -> None:
         case {"event": _}:
             raise ValueError("an earlier version of edge wrote it, in another form")
         case _:
-            raise ValueError("it is no message")
+            raise ValueError("it is not a message")
 
 
-def _changes(before: Sequence[Message], after: Sequence[Message]) -> Iterator[Mapping[str, Any]]:
+def _lines(before: Sequence[Message], after: Sequence[Message]) -> bytes:
     """The lines that make one conversation of another."""
-    (old_system, old), (new_system, new) = _split(before), _split(after)
+    (old_system, old), (new_system, new) = split_system(before), split_system(after)
+    entries: list[object] = []
     if old_system != new_system:
-        yield asdict(Message("system", new_system))
-    pairs = enumerate(zip(old, new, strict=False))
-    same = next((n for n, (a, b) in pairs if a != b), min(len(old), len(new)))
+        entries += map(asdict, new_system or [Message("system", "")])
+    same = common_length(old, new)
     if same < len(old):
-        if old[same].role == "assistant":  # an answer is taken back with its question
-            same -= 1
-        yield {"undo": sum(message.role == "user" for message in old[same:])}
-    yield from map(asdict, new[same:])
-
-
-def _split(messages: Sequence[Message]) -> tuple[str, Sequence[Message]]:
-    """The system prompt, "" for none, and what follows it."""
-    if messages and messages[0].role == "system":
-        return messages[0].content, messages[1:]
-    return "", messages
-
-
-def _line(entry: Mapping[str, Any]) -> bytes:
-    return json.dumps(entry, ensure_ascii=False).encode() + b"\n"
+        same -= old[same].role == "assistant"  # an answer is taken back with its question
+        entries.append({"undo": sum(message.role == "user" for message in old[same:])})
+    entries += map(asdict, new[same:])
+    return b"".join(json.dumps(entry, ensure_ascii=False).encode() + b"\n" for entry in entries)
 
 
 def _open_to_append(path: Path) -> BinaryIO:

@@ -13,11 +13,9 @@ import pytest
 import edge
 from edge.chat.commands import TABLE, as_block, as_message, split_command
 from edge.chat.input import is_open, without_quotes
-from edge.chat.paths import state_folder
-from edge.chat.repl import greet, run_loop, take
-from edge.chat.session import Opened, Session, Settings, Tools
-from edge.chat.terminal import Screen
-from edge.cli.chat import _find_hole
+from edge.chat.repl import greet, run_loop, state_folder, take
+from edge.chat.screen import Screen
+from edge.chat.session import Opened, Session, Settings
 from edge.errors import EdgeError
 from edge.generate.sampling import GREEDY
 from edge.generate.stream import generate
@@ -54,19 +52,19 @@ def base(tmp_path_factory):
 
 
 @pytest.fixture
-def start():
+def start(demo, base):
     """A session and a function that types a text and gives what was printed."""
     sessions = []
 
-    def make(opened, meter=None, models=None, transcript=None, **settings):
+    def make(opened=demo, meter=None, transcript=None, models=None, **settings):
         stream = io.StringIO()
         session = Session(
-            opened,
-            Settings(GREEDY, **{"max_tokens": 8, **settings}),
-            Tools((models or {}).__getitem__, _find_hole),
-            Screen(stream),
-            meter or NoMeter("none"),
-            transcript or Transcript(),
+            opened=opened,
+            settings=Settings(GREEDY, **{"max_tokens": 8, **settings}),
+            screen=Screen(stream),
+            meter=meter or NoMeter("none"),
+            open_model=(models or {"demo": demo, "base": base}).__getitem__,
+            transcript=transcript or Transcript(),
         )
         sessions.append(session)
 
@@ -74,7 +72,7 @@ def start():
             stream.seek(0)
             stream.truncate()
             try:
-                take(session, text)
+                (greet(session) if text is greet else take(session, text))
             except EdgeError as error:
                 return str(error)
             return stream.getvalue()
@@ -84,6 +82,10 @@ def start():
     yield make
     for session in sessions:
         session.close()
+
+
+def contents(session):
+    return [message.content for message in session.talk.messages]
 
 
 # --- what is a command
@@ -117,15 +119,6 @@ def test_two_slashes_send_one_where_that_would_be_a_command(text, message):
     assert as_message(text) == message
 
 
-def test_every_command_is_in_the_help(start, demo):
-    _, typed = start(demo)
-    shown = typed("/help")
-    assert all(f"/{name} " in shown for name in TABLE)
-
-
-# --- blocks
-
-
 @pytest.mark.parametrize(
     ("text", "opened", "content"),
     [
@@ -144,122 +137,58 @@ def test_blocks(text, opened, content):
     assert content is None or without_quotes(text) == content
 
 
-# --- the session
+# --- commands
 
 
-def test_watts_are_shown_when_a_meter_runs(start, demo):
-    session, typed = start(demo, FakeMeter())
-    assert " · 20.0 W · " in typed("import os")
-    assert "J/token" in typed("/regen")
-    assert " J by fake" in typed("/stats")
-    assert session.totals.joules > 0
-
-
-def test_a_meter_that_cannot_measure_is_told_of(start, demo):
-    meter = NoMeter("the meter is broken")
-    meter.source = "powermetrics"
-    session, _ = start(demo, meter)
-    greet(session)
-    assert "the meter is broken" in session.screen._stream.getvalue()
-
-
-def test_a_base_model_continues_each_text_on_its_own(start, base):
-    session, typed = start(base)
-    greet(session)
-    assert "base model without a chat template" in session.screen._stream.getvalue()
-    typed("abc")
-    typed("abc")
-    expected = generate(base.model, base.tokenizer, "abc", max_tokens=8)
-    assert [m.content for m in session.talk.messages] == ["abc", expected] * 2
-    assert typed("/undo") == "took back: abc\n"
-    assert "takes no system prompt" in typed("/system x")
-    assert "takes no system prompt" in typed("/system")
-    typed("/regen")
-    assert [m.content for m in session.talk.messages] == ["abc", expected]
-    typed("/clear")
-    assert "no answer to give again" in typed("/regen")
-
-
-@pytest.mark.parametrize("name", ["demo", "base"])
-def test_a_failed_regen_leaves_everything_as_it_was(start, tmp_path, request, monkeypatch, name):
-    opened = request.getfixturevalue(name)
-    file = tmp_path / "t.jsonl"
-    session, typed = start(opened, transcript=Transcript(file))
-    typed("abc")
-    before = session.talk.messages
-
-    def refuses(*_, **__):
-        raise EdgeError("refused")
-
-    def fails(*_):
-        raise RuntimeError("out of memory")
-
-    monkeypatch.setattr("edge.generate.conversation.stream_generate", refuses)
-    assert typed("/regen") == "refused"
-    assert session.talk.messages == before
-    monkeypatch.undo()
-    monkeypatch.setattr(type(opened.model.model), "__call__", fails)
-    for text in ("/regen", "def"):
-        with pytest.raises(RuntimeError):
-            typed(text)
-        assert session.talk.messages == before
-        assert tuple(read_transcript(file)) == before
-    assert len(before) == 2
-
-
-def test_another_model_goes_on_with_the_conversation(start, demo, base):
-    session, typed = start(demo, models={"base": base, "demo": demo})
-    typed("import os")
-    said = session.talk.messages
-    assert "now base; 2 messages kept" in typed("/model base")
-    assert not session.answers
-    typed("/model demo")
-    assert session.talk.messages == said
-
-
-def test_a_setting_is_shown_and_refused_in_one_sentence(start, demo):
-    session, typed = start(demo)
-    assert typed("/set seed 7") == "seed is 7\n"
-    assert session.settings.sampling.seed == 7
-    assert typed("/set seed off") == "seed is off\n"
-    assert typed("/set max_tokens 0").startswith("max_tokens is 0; choose")
-    assert typed("/set top_k 1.5") == "top_k takes a whole number, not '1.5'."
-    assert typed("/set nose 1").startswith("there is no 'nose' to set")
-    assert "temperature" in typed("/set")
-
-
-def test_a_file_that_does_not_fit_or_is_none_is_refused(start, demo, tmp_path):
-    _, typed = start(demo)
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("/set seed 7", "seed is 7\n"),
+        ("/set seed off", "seed is off\n"),
+        ("/set max_tokens 0", "max_tokens is 0; choose 1 or more, or off."),
+        ("/set top_k 1.5", "top_k takes a whole number, not '1.5'."),
+        ("/set nose 1", "there is no 'nose' to set; choose one of temperature, "),
+        ("/set", "  temperature         0"),
+        ("/read", "no file waits"),
+        ("/read {}/long.py", "{}/long.py has 8011 tokens and the model's context 1024"),
+        ("/read {}/latin", "{}/latin is no UTF-8 at byte 3"),
+        ("/read {}", "{} is no file"),
+        ("/read {}/gone", "{}/gone is missing"),
+        ("/save", "/save needs a file's name."),
+        ("/save {}/x", "there is nothing to save"),
+        ("/fim", "/fim needs PREFIX<CURSOR>SUFFIX"),
+        ("/fim a.py", "'a.py' names no line"),
+        ("/fim {}/a.py:1", ""),
+        ("/model", "demo\n"),
+        ("/system", "there is no system prompt"),
+    ],
+)
+def test_what_a_command_says(start, tmp_path, text, shown):
+    _, typed = start()
     (tmp_path / "long.py").write_text("x = 1\n" * 2000)
     (tmp_path / "latin").write_bytes(b"caf\xe9")
-    assert "and the model's context 1024" in typed(f"/read {tmp_path / 'long.py'}")
-    assert "is no UTF-8 at byte 3" in typed(f"/read {tmp_path / 'latin'}")
-    assert "is no file" in typed(f"/read {tmp_path}")
-    assert "is missing" in typed(f"/read {tmp_path / 'gone'}")
-    assert "no file waits" in typed("/read")
+    (tmp_path / "a.py").write_text("for key, value in d.\n")
+    assert typed(text.format(tmp_path)).startswith(shown.format(tmp_path))
+
+
+def test_every_command_is_in_the_help(start):
+    shown = start()[1]("/help")
+    assert all(f"/{name} " in shown for name in TABLE)
 
 
 def test_a_fence_is_longer_than_those_of_the_file():
     assert as_block("a.md", "````\nx\n````") == "a.md:\n`````md\n````\nx\n````\n`````"
 
 
-def test_a_hole_may_be_in_a_file(start, demo, tmp_path):
-    _, typed = start(demo)
-    (tmp_path / "a.py").write_text("for key, value in d.\n")
-    assert "ended by" in typed(f"/fim {tmp_path / 'a.py'}:1")
-    assert "names no line" in typed("/fim a.py")
-
-
 HOLE = "/fim import os\n\ndef f(path):\n    <CURSOR>\n"
 
 
-def test_a_middle_is_printed_as_it_comes(start, demo, monkeypatch):
-    session, typed = start(demo, kv_bits=8)
-    pieces = []
-    write = session.screen.write
+def test_a_middle_is_printed_as_it_comes(start, monkeypatch):
+    session, typed = start(kv_bits=8)
+    pieces, write = [], session.screen.write
     monkeypatch.setattr(session.screen, "write", lambda text: pieces.append(text) or write(text))
     shown = typed(HOLE)
-    assert session.completer._source.cache.layers[0].bits == 8
+    assert session.completer.source.cache.layers[0].bits == 8
     *middle, _note = filter(None, (piece.strip("\n") for piece in pieces))
     assert len(middle) > 1
     assert shown.startswith(
@@ -267,10 +196,9 @@ def test_a_middle_is_printed_as_it_comes(start, demo, monkeypatch):
     )
 
 
-def test_ctrl_c_keeps_what_came_of_a_middle(start, demo, monkeypatch):
-    session, typed = start(demo)
-    whole = typed(HOLE)
-    write = session.screen.write
+def test_ctrl_c_keeps_what_came_of_a_middle(start, monkeypatch):
+    session, typed = start()
+    whole, write = typed(HOLE), session.screen.write
 
     def write_and_interrupt(text):
         write(text)
@@ -281,42 +209,98 @@ def test_ctrl_c_keeps_what_came_of_a_middle(start, demo, monkeypatch):
     monkeypatch.setattr(session.screen, "write", write_and_interrupt)
     came, _, note = typed(HOLE).rstrip("\n").rpartition("\n")
     assert note == "stopped by you"
-    assert came
-    assert whole.startswith(came)
+    assert came and whole.startswith(came)
 
 
-def test_a_base_model_says_that_it_takes_no_system_prompt(start, base):
-    session, _ = start(base, system="Be short.")
-    greet(session)
-    assert "takes no system prompt, so yours is left out" in session.screen._stream.getvalue()
+# --- the session
 
 
-def test_the_system_prompt_comes_back_from_a_base_model(start, demo, base):
-    session, typed = start(demo, models={"base": base, "demo": demo})
+def test_watts_are_shown_when_a_meter_runs(start):
+    session, typed = start(meter=FakeMeter())
+    assert " · 20.0 W · " in typed("import os")
+    assert "J/token" in typed("/regen")
+    assert " J by fake" in typed("/stats")
+    assert session.totals.joules > 0
+
+
+def test_a_meter_that_cannot_measure_is_told_of(start):
+    meter = NoMeter("the meter is broken")
+    meter.source = "powermetrics"
+    assert "the meter is broken" in start(meter=meter)[1](greet)
+
+
+def test_a_base_model_continues_each_text_on_its_own(start, base):
+    session, typed = start(base, system="Be short.")
+    shown = typed(greet)
+    assert "base model without a chat template" in shown
+    assert "takes no system prompt, so yours is left out" in shown
+    typed("abc")
+    typed("abc")
+    expected = generate(base.model, base.tokenizer, "abc", max_tokens=8)
+    assert contents(session) == ["abc", expected] * 2
+    assert typed("/undo") == "took back: abc\n"
+    assert typed("/system x") == typed("/system")
+    assert "takes no system prompt" in typed("/system")
+    typed("/regen")
+    assert contents(session) == ["abc", expected]
+    typed("/clear")
+    assert "no answer to give again" in typed("/regen")
+
+
+@pytest.mark.parametrize("name", ["demo", "base"])
+def test_a_failed_regen_leaves_everything_as_it_was(start, tmp_path, request, monkeypatch, name):
+    opened, file = request.getfixturevalue(name), tmp_path / "t.jsonl"
+    session, typed = start(opened, transcript=Transcript(file))
+    typed("abc")
+    before = session.talk.messages
+
+    def raises(error):
+        def fail(*_, **__):
+            raise error
+
+        return fail
+
+    with monkeypatch.context() as patch:
+        refusal = raises(EdgeError("refused"))
+        patch.setattr("edge.generate.conversation.stream_generate", refusal)
+        assert typed("/regen") == "refused"
+    monkeypatch.setattr(type(opened.model.model), "__call__", raises(RuntimeError("memory")))
+    for text in ("/regen", "def"):
+        with pytest.raises(RuntimeError):
+            typed(text)
+        assert session.talk.messages == before
+        assert tuple(read_transcript(file)) == before
+    assert len(before) == 2
+
+
+def test_another_model_goes_on_with_the_conversation(start):
+    session, typed = start()
     typed("/system Be short.")
-    assert "so yours is left out" in typed("/model base")
+    typed("import os")
+    said = session.talk.messages
+    shown = typed("/model base")
+    assert "now base; 2 messages kept" in shown and "so yours is left out" in shown
+    assert not session.answers
     typed("/model demo")
-    assert session.talk.system == "Be short."
+    assert session.talk.messages == said
     typed("/system off")
     assert "left out" not in typed("/model base")
 
 
-def test_a_session_goes_on_with_a_transcript(start, demo, tmp_path):
+def test_a_session_goes_on_with_a_transcript(start, tmp_path):
     file = tmp_path / "t.jsonl"
     write_transcript(file, [Message("user", "a"), Message("assistant", "b")])
-    session, typed = start(demo, transcript=Transcript(file), system="s")
-    greet(session)
-    assert f"going on with the 2 messages of {file}" in session.screen._stream.getvalue()
+    session, typed = start(transcript=Transcript(file), system="s")
+    assert f"going on with the 2 messages of {file}" in typed(greet)
     typed("import os")
     assert read_transcript(file) == list(session.talk.messages)
-    assert [m.content for m in session.talk.messages[:4]] == ["s", "a", "b", "import os"]
+    assert contents(session)[:4] == ["s", "a", "b", "import os"]
     assert "undo" not in file.read_text()
 
 
-def test_a_transcript_follows_every_command(start, demo, base, tmp_path):
+def test_a_transcript_follows_every_command(start, tmp_path):
     file = tmp_path / "t.jsonl"
-    models = {"demo": demo, "base": base}
-    session, typed = start(demo, models=models, transcript=Transcript(file))
+    session, typed = start(transcript=Transcript(file))
     commands = (
         "import os", "import re", "/undo", "/system Be short.", "/regen", "/model base", "abc",
         "/model demo", "/system off", f"/save {tmp_path / 'copy'}", "/clear", "x",
@@ -325,29 +309,19 @@ def test_a_transcript_follows_every_command(start, demo, base, tmp_path):
     for text in commands:
         typed(text)
         assert read_transcript(file) == list(session.talk.messages), text
-    assert [m.content for m in session.talk.messages[::2]] == ["import os", "abc"]
+    assert contents(session)[::2] == ["import os", "abc"]
 
 
-def test_a_question_is_written_before_its_answer(start, demo, tmp_path, monkeypatch):
+def test_a_question_is_written_before_its_answer(start, tmp_path, monkeypatch):
     file, seen = tmp_path / "t.jsonl", []
-    session, typed = start(demo, transcript=Transcript(file))
+    session, typed = start(transcript=Transcript(file))
     monkeypatch.setattr(session.screen, "write", lambda _: seen.append(read_transcript(file)))
     typed("import os")
     assert seen[0] == [Message("user", "import os")]
 
 
-@pytest.mark.parametrize("end", [EdgeError, KeyboardInterrupt, RuntimeError, SystemExit])
-def test_the_transcript_is_closed_however_the_chat_ends(start, demo, tmp_path, end):
-    session, typed = start(demo, transcript=Transcript(tmp_path / "t.jsonl"))
-    with contextlib.suppress(end), contextlib.closing(session):
-        typed("import os")
-        assert session.transcript._file is not None
-        raise end("x")
-    assert session.transcript._file is None
-
-
-def test_what_a_message_cannot_be_leaves_the_loop_running(start, demo):
-    session, _ = start(demo)
+def test_what_a_message_cannot_be_leaves_the_loop_running(start):
+    session, _ = start()
     texts = iter(["x " * 3000, "", "/nothing", "/exit", "never read"])
 
     class Typed:
@@ -361,9 +335,6 @@ def test_what_a_message_cannot_be_leaves_the_loop_running(start, demo):
     assert next(texts) == "never read"
 
 
-# --- where state is kept
-
-
 def test_the_state_folder(monkeypatch, tmp_path):
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "s"))
@@ -375,7 +346,7 @@ def test_the_state_folder(monkeypatch, tmp_path):
     assert state_folder() == tmp_path / "Library" / "Application Support" / "edge"
 
 
-def test_the_model_in_use_is_resident_until_the_end(start, demo, base, monkeypatch):
+def test_the_model_in_use_is_resident_until_the_end(start, demo, base, tmp_path, monkeypatch):
     seen = []
 
     @contextlib.contextmanager
@@ -386,8 +357,11 @@ def test_the_model_in_use_is_resident_until_the_end(start, demo, base, monkeypat
 
     monkeypatch.setattr("edge.chat.session.wired", wired)
     models = {name: replace(m, running_bytes=n) for name, m, n in (("a", demo, 7), ("b", base, 9))}
-    session, typed = start(models["a"], models=models)
+    session, typed = start(models["a"], transcript=Transcript(tmp_path / "t"), models=models)
     typed("/model b")
+    typed("abc")
     assert seen == [7, 0, 9]
+    assert session.transcript._file is not None
     session.close()
     assert seen == [7, 0, 9, 0]
+    assert session.transcript._file is None

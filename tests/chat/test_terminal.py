@@ -87,23 +87,18 @@ def test_a_conversation(chat, answers, tmp_path):
         assert plain(answer) == plain(answers(QUESTION))
         assert is_status(status)
 
-        # again, and taken back
-        *again, _ = t.enter("/regen")
-        assert again == answer
+        # settings
+        assert t.enter("/set top_p 2")[0].startswith("the sampling value top_p is 2.0")
+        assert t.enter("/set max-tokens 4") == ["max_tokens is 4"]
+        *_, status = t.enter("/regen")
+        assert status.endswith("cut at max_tokens")
+        t.enter(f"/set max_tokens {SHORT}")
         assert t.enter("/undo") == ["took back: import os"]
-        assert t.enter("/undo")[0].startswith("there is nothing to take back")
 
         # commands that are none
         assert "did you mean /stats?" in " ".join(t.enter("/stat"))
         assert "/help lists them" in " ".join(t.enter("/qqqq"))
         assert t.enter("/clear now") == ["/clear takes nothing after it; leave out 'now'."]
-
-        # settings
-        assert t.enter("/set top_p 2")[0].startswith("the sampling value top_p is 2.0")
-        assert t.enter("/set max-tokens 4") == ["max_tokens is 4"]
-        assert t.enter(QUESTION)[-1].endswith("cut at max_tokens")
-        t.enter(f"/set max_tokens {SHORT}")
-        t.enter("/undo")
 
         # saved and loaded
         t.enter(QUESTION)
@@ -142,10 +137,7 @@ def test_keys(chat, answers, tmp_path):
         t.wait_for_prompt()
 
         # a paste of two lines waits for Enter; Ctrl-C in the answer keeps what came
-        t.send(PASTED)
-        t.wait_for("...     return")
-        t.send("\r")
-        t.wait_for("return x")
+        ask_endless(t)
         t.interrupt()
         t.wait_for("stopped by you")
         t.wait_for_prompt()
@@ -167,11 +159,10 @@ def test_keys(chat, answers, tmp_path):
         t.wait_for_prompt()
 
         # a block in quotes, Alt-Enter, and a slash that is no command
-        for line, prompt in (('"""', ">>> "), ("/undo", "... ")):
+        for line in ('"""', "/undo"):
             t.type(line)
             t.send("\r")
             t.wait(lambda: t.line == "...", "a further line")
-            assert prompt
         t.type('two"""')
         t.send("\r")
         t.wait_for_prompt()
@@ -205,29 +196,30 @@ def test_keys(chat, answers, tmp_path):
         assert t.wait_for_end() == 0
 
 
+def ask_endless(t):
+    """Paste a text of two lines, send it, and see the answer begin."""
+    t.send(PASTED)
+    t.wait_for("...     return")
+    t.send("\r")
+    t.wait_for("return x")
+
+
 def test_resizing_in_mid_answer_changes_nothing(chat, answers):
     with chat("-n", "120") as t:
         t.wait_for_prompt()
-        t.send(PASTED)
-        t.wait_for("...     return")
-        t.send("\r")
-        t.wait_for("return x")
+        ask_endless(t)
         for columns in (90, 60, 160):
             t.resize(columns, 60)
         t.wait_for("cut at max_tokens")
         assert b"Traceback" not in t.output
-        text = t.output.decode().replace("\r\n", "\n")
-        assert "\n".join(answers(ENDLESS)) in text
+        assert "\n".join(answers(ENDLESS)) in t.output.decode().replace("\r\n", "\n")
 
 
 def test_after_a_kill_the_transcript_has_what_was_finished(chat, tmp_path):
     with chat() as t:
         t.wait_for_prompt()
         t.enter(QUESTION)
-        t.send(PASTED)
-        t.wait_for("...     return")
-        t.send("\r")
-        t.wait(lambda: len(read_transcript(saved(tmp_path))) == 3, "the second question")
+        ask_endless(t)
         t.process.send_signal(signal.SIGKILL)
         assert t.wait_for_end() == -signal.SIGKILL
     said = read_transcript(saved(tmp_path))
@@ -235,23 +227,14 @@ def test_after_a_kill_the_transcript_has_what_was_finished(chat, tmp_path):
     assert said[-1] == Message("user", ENDLESS)
 
 
-def test_without_history_nothing_is_kept(chat, tmp_path):
-    with chat("-n", "8", "--no-history") as t:
-        t.wait_for_prompt()
-        t.enter(QUESTION)
-        assert any("transcript  none" in line for line in t.enter("/stats"))
-        t.send("\x04")
-        assert t.wait_for_end() == 0
-    assert not (tmp_path / "state").exists()
-
-
 def test_a_dumb_terminal_gets_no_escape_code(chat, answers, tmp_path):
-    with chat("-n", str(SHORT), TERM="dumb") as t:
+    with chat("-n", str(SHORT), "--no-history", TERM="dumb") as t:
         t.wait_for_prompt()
         *answer, status = t.enter(QUESTION)
         assert plain(answer) == plain(answers(QUESTION))
         assert is_status(status)
-        t.send('"""two\r')
+        assert any("transcript  none" in line for line in t.enter("/stats"))
+        t.send('"""/undo\r')
         t.wait(lambda: t.line == "...", "a further line")
         t.enter('lines"""')
         t.interrupt_until(HINT)
@@ -259,7 +242,7 @@ def test_a_dumb_terminal_gets_no_escape_code(chat, answers, tmp_path):
         t.send("\x04")
         assert t.wait_for_end() == 0
         assert b"\x1b" not in t.output
-    assert "two\nlines" in [m.content for m in read_transcript(saved(tmp_path))]
+    assert not (tmp_path / "state").exists()
 
 
 def test_without_colours_and_with_nowhere_to_write(chat, tmp_path):
@@ -267,8 +250,7 @@ def test_without_colours_and_with_nowhere_to_write(chat, tmp_path):
     with chat("-n", "8", NO_COLOR="1", XDG_STATE_HOME=str(tmp_path / "file")) as t:
         t.wait_for_prompt()
         notice = " ".join(t.shown)
-        assert "what you type is not kept" in notice
-        assert "--no-history" in notice
+        assert "what you type is not kept" in notice and "--no-history" in notice
         lines = t.enter(QUESTION)
         assert any(is_status(line) for line in lines)
         assert "cannot be written" in " ".join(lines)
@@ -278,36 +260,18 @@ def test_without_colours_and_with_nowhere_to_write(chat, tmp_path):
         assert colours(t.output) == set()
 
 
-def test_what_is_typed_during_an_answer_is_there_afterwards(chat):
+def test_keys_during_an_answer(chat):
     with chat() as t:
         t.wait_for_prompt()
-        t.send(PASTED)
-        t.wait_for("...     return")
-        t.send("\r")
-        t.wait_for("return x")
-        t.send("/help")  # not echoed into the answer, and not lost
-        t.interrupt()
-        t.wait(lambda: t.line == ">>> /help", "what was typed meanwhile")
-        assert sum("/help" in line for line in t.shown[2:]) == 1
-
-
-def test_ctrl_z_is_no_text(chat):
-    with chat() as t:
-        t.wait_for_prompt()
-        t.send("\x1a")  # a session of its own cannot be stopped, so it goes on at once
-        t.type("/help")
-        assert t.line == ">>> /help"
-
-
-def test_a_shell_that_set_the_terminal_does_not_echo_keys_into_an_answer(chat):
-    with chat() as t:
-        t.wait_for_prompt()
-        t.send(PASTED)
-        t.wait_for("...     return")
-        t.send("\r")
-        t.wait_for("return x")
+        t.send("\x1a")  # a session of its own cannot be stopped, so Ctrl-Z goes on at once
+        ask_endless(t)
+        # A shell that set the terminal meanwhile, as `fg` does.
         settings = termios.tcgetattr(t._master)
         settings[3] |= termios.ECHO
         termios.tcsetattr(t._master, termios.TCSANOW, settings)
         t.process.send_signal(signal.SIGCONT)
         t.wait(lambda: not termios.tcgetattr(t._master)[3] & termios.ECHO, "quiet terminal")
+        t.send("/help")  # not echoed into the answer, and not lost
+        t.interrupt()
+        t.wait(lambda: t.line == ">>> /help", "what was typed meanwhile")
+        assert sum("/help" in line for line in t.shown[2:]) == 1

@@ -58,6 +58,7 @@ def test_the_answer_is_on_stdout_and_the_figures_are_on_stderr(chat, demo):
     assert (code, out) == (0, as_line(answer(demo, QUESTION)))
     assert STATUS.fullmatch(errors)
     assert chat("-p", QUESTION, "--quiet") == (0, out, "")
+    assert chat("-p", QUESTION, "--no-lookup")[1] == chat("-p", QUESTION, "--lookup")[1] == out
 
 
 def test_stdin_is_answered_and_stands_after_a_prompt(chat, demo):
@@ -79,25 +80,19 @@ def test_json_is_one_document(chat, demo):
     assert STATUS.fullmatch(errors)
 
 
-def test_lookup_changes_no_answer(chat):
-    assert chat("-p", QUESTION, "--no-lookup")[1] == chat("-p", QUESTION, "--lookup")[1]
-
-
-def test_a_transcript_is_written_where_it_is_wanted(chat, demo, tmp_path):
-    chat("-p", QUESTION, "--transcript", tmp_path / "t.jsonl")
-    assert [m.content for m in read_transcript(tmp_path / "t.jsonl")] == [
-        QUESTION,
-        answer(demo, QUESTION),
-    ]
-
-
 def test_a_base_model_continues_the_text_and_says_so(chat, tmp_path):
     path = write_checkpoint(tmp_path / "base", PLAIN)
     code, out, errors = chat(path, "-p", "abc")
     assert code == 0
     assert out == as_line(generate(*edge.load(path), "abc", max_tokens=30))
-    assert "base model without a chat template" in errors
+    assert errors.startswith(f"edge chat: {path} is a base model without a chat template")
     assert chat(path, "-p", "abc", "-q")[2] == ""
+    assert chat(path, "-p", "abc", "--system", "s", "-q") == (
+        0,
+        out,
+        "edge chat: a base model takes no system prompt, so yours is left out; begin your text "
+        "with it.\n",
+    )
 
 
 @pytest.mark.parametrize(
@@ -110,6 +105,7 @@ def test_a_base_model_continues_the_text_and_says_so(chat, tmp_path):
         (("-p", "x " * 2000), b"", "context ends at 1024"),
         (("-p", "x", "--top-p", "0"), b"", "top_p is 0.0"),
         (("/nowhere/at/all", "-p", "x"), b"", "/nowhere/at/all"),
+        (("-p", "x", "--transcript", __file__), b"", "is not a transcript of a chat"),
     ],
 )
 def test_what_cannot_be_is_one_sentence(chat, words, stdin, sentence):
@@ -120,41 +116,60 @@ def test_what_cannot_be_is_one_sentence(chat, words, stdin, sentence):
     assert errors.count("\n") == 1
 
 
-def process(*words, **options):
-    return subprocess.Popen(
-        [sys.executable, "-m", "edge", "chat", *words, "--temperature", "0"],
+@pytest.fixture
+def running():
+    """The command with a long answer in a process of its own, whose first byte was read."""
+    words = ("-p", "def f(x):\n    return", "--temperature", "0")
+    process = subprocess.Popen(
+        [sys.executable, "-m", "edge", "chat", *words],
         env={**os.environ, "PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1"},
         stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
-        **options,
     )
+    process.first = os.read(process.stdout.fileno(), 1)
+    yield process
+    process.stderr.close()
 
 
-def test_ctrl_c_prints_what_came_and_exits_with_130():
-    running = process("-p", "def f(x):\n    return", stdout=subprocess.PIPE)
-    first = os.read(running.stdout.fileno(), 1)
+def test_ctrl_c_prints_what_came_and_exits_with_130(running):
     running.send_signal(signal.SIGINT)
     out, errors = running.communicate(timeout=60)
     assert running.returncode == 130
-    assert (first + out).endswith(b"\n")
+    assert (running.first + out).endswith(b"\n")
     assert b"stopped by you" in errors
     assert b"Traceback" not in errors
 
 
-def test_a_reader_that_goes_away_is_no_error_text():
-    running = process("-p", "def f(x):\n    return", stdout=subprocess.PIPE)
-    os.read(running.stdout.fileno(), 1)
+def test_a_reader_that_goes_away_is_no_error_text(running):
     running.stdout.close()
-    errors = running.stderr.read()
-    assert (running.wait(60), errors) == (1, b"")
-    running.stderr.close()
+    assert (running.stderr.read(), running.wait(60)) == (b"", 1)
 
 
-def test_an_existing_transcript_goes_on(chat, tmp_path):
+def test_a_one_shot_answer_imports_no_line_editor():
+    script = (
+        "import sys; from edge.cli.main import main\n"
+        "assert main(['chat', '-p', 'x', '-n', '2', '-q']) == 0\n"
+        "heavy = 'prompt_toolkit pygments rich matplotlib transformers'\n"
+        "print('|', [name for name in heavy.split() if name in sys.modules])"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script],
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert done.stdout.endswith("| []\n")
+
+
+def test_a_transcript_is_written_and_goes_on(chat, demo, tmp_path):
     file = tmp_path / "t.jsonl"
     chat("-p", QUESTION, "--transcript", file, "--system", "s")
     first = read_transcript(file)
-    assert first[0].content == "s"
+    expected = ["s", QUESTION, answer(demo, QUESTION, system="s")]
+    assert [m.content for m in first] == expected
     _, _, errors = chat("-p", "import re", "--transcript", file)
     assert errors.startswith(f"going on with the 3 messages of {file}\n")
     both = read_transcript(file)
@@ -175,26 +190,9 @@ def test_a_transcript_is_closed_however_the_answer_ends(chat, tmp_path, monkeypa
 
     monkeypatch.setattr(Transcript, "close", closes)
     if failure is not None:
-        monkeypatch.setattr("edge.chat.one_shot._follow", fails)
+        monkeypatch.setattr("edge.chat.session.run_turn", fails)
     with contextlib.suppress(RuntimeError, KeyboardInterrupt):
         chat("-p", QUESTION, "--transcript", tmp_path / "t.jsonl")
     assert closed == [None]
     said = read_transcript(tmp_path / "t.jsonl")
     assert said[:1] == ([] if failure else [Message("user", QUESTION)])
-
-
-def test_a_file_that_is_no_transcript_is_refused_before_anything_is_said(chat, tmp_path):
-    (tmp_path / "a.py").write_text("x = 1\n")
-    code, out, errors = chat("-p", QUESTION, "--transcript", tmp_path / "a.py")
-    assert (code, out) == (1, "")
-    assert "a.py is no transcript of a chat" in errors
-
-
-def test_a_base_model_says_that_the_system_prompt_is_left_out(chat, tmp_path):
-    path = write_checkpoint(tmp_path / "base", PLAIN)
-    _, out, errors = chat(path, "-p", "abc", "--system", "s", "-q")
-    assert errors == (
-        "edge chat: a base model takes no system prompt, so yours is left out; begin your text "
-        "with it.\n"
-    )
-    assert out == chat(path, "-p", "abc", "-q")[1]

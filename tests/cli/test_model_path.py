@@ -1,12 +1,19 @@
-"""What a command says of a model that is none, or half of one."""
+"""The model that a command names: none or half of one, too large, kept resident while it runs."""
 
+import contextlib
 import shutil
 
 import mlx.core as mx
 import pytest
 
 from edge.cli.main import main
+from edge.cli.model_path import DEMO, open_for, opened
+from edge.device.memory import MemoryRoom
+from edge.model import load as loading
+from edge.model import memory as model_memory
 from tests.support.tiny import PLAIN, write_checkpoint
+
+COMMANDS = (("complete", "--prefix", "def f("), ("chat", "-p", "hello", "--quiet"))
 
 
 def spoilt(folder, kind, demo_out):
@@ -48,3 +55,65 @@ def test_what_is_no_model_or_half_of_one(kind, tmp_path, demo_out, capsys):
 def test_a_folder_of_artefacts_names_them(demo_out, capsys):
     assert main(["complete", "--prefix", "x", "--model", str(demo_out)]) == 1
     assert f"name one of them: {demo_out / 'mlx-fp16'}, " in capsys.readouterr().err
+
+
+# --- memory
+
+
+@pytest.fixture
+def room(monkeypatch):
+    """Sets how much memory there is, now and at most."""
+    monkeypatch.setattr("sys.stdin", None)
+
+    def has(now_bytes, most_bytes):
+        found = MemoryRoom(now_bytes, most_bytes, "memory")
+        monkeypatch.setattr(model_memory, "available_bytes", lambda: found)
+
+    return has
+
+
+@pytest.mark.parametrize("words", COMMANDS, ids=lambda words: words[0])
+def test_a_model_that_does_not_fit_is_refused_with_the_numbers(words, room, monkeypatch, capsys):
+    room(10**6, 2 * 10**6)
+    monkeypatch.setattr(loading, "_read_weights", lambda path: pytest.fail("it was loaded"))
+    assert main(list(words)) == 1
+    (sentence,) = capsys.readouterr().err.splitlines()
+    assert "needs" in sentence and "1 MB of memory are available" in sentence
+
+
+@pytest.mark.parametrize("words", COMMANDS, ids=lambda words: words[0])
+def test_what_other_programs_stand_in_the_way_of_is_tried_with_a_warning(words, room, capsys):
+    room(10**6, 10**12)
+    assert main([*words, "-n", "1"]) == 0
+    assert f"edge {words[0]}: warning: " in capsys.readouterr().err
+
+
+@pytest.fixture
+def resident(monkeypatch):
+    """Bytes asked to be resident, and 0 when that ends, in the order of time."""
+    monkeypatch.setattr("sys.stdin", None)
+    seen = []
+
+    @contextlib.contextmanager
+    def wired(need_bytes):
+        seen.append(need_bytes)
+        yield
+        seen.append(0)
+
+    for module in ("edge.cli.model_path", "edge.chat.session"):
+        monkeypatch.setattr(f"{module}.wired", wired)
+    return seen
+
+
+def test_a_model_is_resident_while_it_is_open(resident):
+    need_bytes = open_for("complete", DEMO).need.running_bytes
+    with pytest.raises(KeyError), opened(DEMO, "complete"):
+        assert resident == [need_bytes]
+        raise KeyError
+    assert need_bytes > 10_000_000
+
+
+@pytest.mark.parametrize("words", COMMANDS, ids=lambda words: words[0])
+def test_commands_keep_their_model_resident(words, resident):
+    assert main([*words, "-n", "1"]) == 0
+    assert resident == [open_for(words[0], DEMO).need.running_bytes, 0]

@@ -1,6 +1,9 @@
 """Conversations with the demo: every answer is that of a fresh generation of its whole prompt."""
 
 import itertools
+import json
+import re
+import shutil
 
 import pytest
 from hypothesis import given, settings
@@ -8,10 +11,11 @@ from hypothesis import strategies as st
 
 import edge
 from edge.errors import EdgeError
-from edge.generate.conversation import Conversation, Message, can_chat
-from edge.generate.lookup import PromptLookup
+from edge.generate.chat_prompt import ChatPrompt, can_chat
+from edge.generate.conversation import Conversation
 from edge.generate.sampling import GREEDY, Sampling
-from edge.generate.speculate import Pace
+from edge.generate.transcript import Message
+from tests.support.drafters import lookup
 from tests.support.talk import DRAWN, WILD, asked, fresh, joined, some
 from tests.support.tiny import PLAIN, write_checkpoint
 
@@ -22,11 +26,23 @@ ALTERNATES = (
     "{% for m in messages %}{% if (m.role == 'user') != (loop.index0 % 2 == 0) %}"
     "{{ raise_exception('roles must alternate') }}{% endif %}{% endfor %}"
 )
+# Of the demo with a shorter context.
+CONTEXT = 256
 
 
 @pytest.fixture(scope="module")
 def loaded(demo_out):
     return edge.load(demo_out / "mlx-fp16")
+
+
+@pytest.fixture(scope="module")
+def short(demo_out, tmp_path_factory):
+    """The demo with a context that is soon full."""
+    path = tmp_path_factory.mktemp("short") / "mlx-fp16"
+    shutil.copytree(demo_out / "mlx-fp16", path)
+    config = json.loads((path / "config.json").read_text())
+    (path / "config.json").write_text(json.dumps({**config, "max_position_embeddings": CONTEXT}))
+    return edge.load(path)
 
 
 @pytest.fixture
@@ -42,24 +58,31 @@ def template(loaded, monkeypatch):
     return lambda text: monkeypatch.setattr(tokenizer, "chat_template", text + own)
 
 
+@pytest.fixture
+def fails(loaded, monkeypatch):
+    """What a failure within the network raises here."""
+
+    def fail(error, run):
+        def raises(*_):
+            raise error
+
+        with monkeypatch.context() as patch, pytest.raises(type(error)):
+            patch.setattr(type(loaded[0].model), "__call__", raises)
+            run()
+
+    return fail
+
+
 # --- questions and answers
-
-
-def test_messages_are_what_was_said_the_system_prompt_first(loaded):
-    chat = Conversation(*loaded, system="Be short.")
-    answer = joined(chat.ask("class A:", sampling=DRAWN, max_tokens=5))
-    assert answer
-    assert chat.messages == (
-        Message("system", "Be short."),
-        Message("user", "class A:"),
-        Message("assistant", answer, cut_off=True),
-    )
 
 
 def test_the_prompt_is_the_template_of_the_whole_conversation(loaded):
     chat = Conversation(*loaded, system="Be short.")
     for question in ("one", "two <|im_end|>", "three"):
-        ids, _, _ = asked(loaded, chat, text=question, sampling=DRAWN, max_tokens=7)
+        ids, _, answer = asked(chat, question, sampling=DRAWN, max_tokens=7)
+        assert answer
+        assert chat.messages[0] == Message("system", "Be short.")
+        assert chat.messages[-2:] == (Message("user", question), Message("assistant", answer, True))
         plain = [{"role": m.role, "content": m.content} for m in chat.messages[:-1]]
         text = loaded[1].apply_chat_template(plain, add_generation_prompt=True, tokenize=False)
         assert loaded[1].decode(ids) == text
@@ -79,16 +102,13 @@ def test_max_tokens_and_a_stop_string_end_an_answer(chat):
     assert chat.messages[-1] == Message("assistant", text[: text.index(stop)])
 
 
-def test_a_closed_answer_keeps_what_came(chat):
-    text = some(chat, "class A:", 4, sampling=DRAWN)
+def test_a_closed_or_interrupted_answer_keeps_what_came(chat):
+    text = some(chat.ask("class A:", sampling=DRAWN), 4)
     assert text
     assert chat.messages == (Message("user", "class A:"), Message("assistant", text, cut_off=True))
-    ids = chat._ids(chat._turns)
+    ids = chat._ids(chat._turns, 0)
     assert chat._tokenizer.decode(ids).count(f"{text}<|im_end|>\n<|im_start|>assistant\n") == 1
-
-
-def test_an_interrupt_keeps_what_came(chat):
-    events = chat.ask("class A:", sampling=DRAWN)
+    events = chat.ask("class B:", sampling=DRAWN)
     text = joined([next(events), next(events), next(events)])
     with pytest.raises(KeyboardInterrupt):
         events.throw(KeyboardInterrupt)
@@ -117,21 +137,13 @@ def test_nothing_can_be_changed_while_an_answer_is_under_way(chat):
     assert chat.undo() == Message("user", "class A:")
 
 
-def test_a_failure_before_anything_came_leaves_the_conversation_as_it_was(loaded, monkeypatch):
-    chat = Conversation(*loaded)
+def test_a_failure_before_anything_came_leaves_the_conversation_as_it_was(loaded, chat, fails):
     list(chat.ask("one", max_tokens=3))
     before = chat.messages
-    events = chat.ask("two")
-
-    def fails(*_):
-        raise RuntimeError("out of memory")
-
-    with monkeypatch.context() as patch:
-        patch.setattr(type(loaded[0].model), "__call__", fails)
-        with pytest.raises(RuntimeError, match="out of memory"):
-            next(events)
+    fails(RuntimeError("out of memory"), lambda: next(chat.ask("two")))
+    fails(KeyboardInterrupt(), lambda: next(chat.regenerate()))
     assert chat.messages == before
-    ids, generated, _ = asked(loaded, chat, text="two", sampling=DRAWN, max_tokens=5)
+    ids, generated, _ = asked(chat, "two", sampling=DRAWN, max_tokens=5)
     assert generated == fresh(loaded, ids, sampling=DRAWN, max_tokens=5)[0]
 
 
@@ -156,38 +168,16 @@ def test_regenerate_answers_the_last_question_again(chat):
     assert chat.messages == (Message("user", "x"), Message("assistant", second, cut_off=True))
 
 
-def test_an_answer_stays_where_its_successor_is_cut_off_before_anything_came(chat, monkeypatch):
-    list(chat.ask("x", sampling=DRAWN, max_tokens=9))
-    before = chat.messages
-
-    def interrupted(*_):
-        raise KeyboardInterrupt
-
-    events = chat.regenerate(sampling=DRAWN)
-    with monkeypatch.context() as patch:
-        patch.setattr(type(chat._model.model), "__call__", interrupted)
-        with pytest.raises(KeyboardInterrupt):
-            next(events)
-    assert chat.messages == before
-
-
-def test_clear_keeps_the_system_prompt(loaded):
-    chat = Conversation(*loaded, system="s")
-    list(chat.ask("x", max_tokens=2))
-    chat.clear()
-    assert chat.messages == (Message("system", "s"),)
-    assert (chat.context_tokens, chat.dropped_turns) == (0, 0)
-
-
-def test_a_new_system_prompt_is_for_the_whole_conversation(loaded):
-    chat = Conversation(*loaded)
+def test_a_system_prompt_is_for_the_whole_conversation(loaded, chat):
     list(chat.ask("x", sampling=DRAWN, max_tokens=4))
     chat.system = "Be short."
-    ids, _, _ = asked(loaded, chat, text="y", max_tokens=2)
+    ids, _, _ = asked(chat, "y", max_tokens=2)
     assert loaded[1].decode(ids).startswith("<|im_start|>system\nBe short.<|im_end|>\n")
+    chat.clear()
+    assert chat.messages == (Message("system", "Be short."),)
+    assert (chat.context_tokens, chat.dropped_turns) == (0, 0)
     chat.system = ""
-    assert chat.system is None
-    assert chat.messages[0] == Message("user", "x")
+    assert chat.system is None and chat.messages == ()
 
 
 def test_a_restored_conversation_goes_on_as_the_one_that_was_saved(loaded, chat):
@@ -196,11 +186,11 @@ def test_a_restored_conversation_goes_on_as_the_one_that_was_saved(loaded, chat)
     other = Conversation(*loaded, system="gone")
     other.restore(chat.messages)
     assert other.messages == chat.messages
-    ids, generated, _ = asked(loaded, other, text="c", sampling=DRAWN, max_tokens=6)
+    ids, generated, _ = asked(other, "c", sampling=DRAWN, max_tokens=6)
     assert generated == fresh(loaded, ids, sampling=DRAWN, max_tokens=6)[0]
 
 
-def test_a_question_without_an_answer_can_be_restored_and_answered(loaded, chat):
+def test_a_question_without_an_answer_can_be_restored_and_answered(chat):
     chat.restore([Message("user", "x")])
     assert chat.messages == (Message("user", "x"), Message("assistant", "", cut_off=True))
     assert joined(chat.regenerate(sampling=DRAWN, max_tokens=3)) == chat.messages[-1].content
@@ -228,15 +218,16 @@ def test_a_base_model_is_referred_to_complete(tmp_path):
 
 def test_a_template_that_refuses_a_system_prompt_leaves_everything_as_it_was(loaded, template):
     template(REFUSES_SYSTEM)
-    with pytest.raises(EdgeError, match="takes no system prompt"):
-        Conversation(*loaded, system="s")
     chat = Conversation(*loaded)
     list(chat.ask("x", max_tokens=2))
     before = chat.messages
-    with pytest.raises(EdgeError, match="takes no system prompt"):
-        chat.system = "s"
-    with pytest.raises(EdgeError, match="takes no system prompt"):
-        chat.restore([Message("system", "s"), *before])
+    for refused in (
+        lambda: Conversation(*loaded, system="s"),
+        lambda: setattr(chat, "system", "s"),
+        lambda: chat.restore([Message("system", "s"), *before]),
+    ):
+        with pytest.raises(EdgeError, match="takes no system prompt"):
+            refused()
     assert (chat.system, chat.messages) == (None, before)
 
 
@@ -244,22 +235,20 @@ def test_a_template_that_wants_turns_to_alternate_gets_them(loaded, template):
     template(ALTERNATES)
     chat = Conversation(*loaded)
     for question in ("a", "b", "c"):
-        some(chat, question, 1, sampling=DRAWN)
+        some(chat.ask(question, sampling=DRAWN), 1)
     assert len(chat.messages) == 6
 
 
-def test_what_cannot_be_asked_changes_nothing(chat):
+@pytest.mark.parametrize(
+    ("text", "options"),
+    [("\ud800", {}), ("x" * 9000, {}), ("x", {"stop": [""]}), ("x", {"max_tokens": -1})],
+)
+def test_what_cannot_be_asked_changes_nothing(chat, text, options):
     list(chat.ask("x", max_tokens=2))
     before = chat.messages
-    for text, options in [
-        ("\ud800", {}),
-        ("x" * 9000, {}),
-        ("x", {"stop": [""]}),
-        ("x", {"max_tokens": -1}),
-    ]:
-        with pytest.raises(EdgeError):
-            chat.ask(text, **options)
-        assert chat.messages == before
+    with pytest.raises(EdgeError):
+        chat.ask(text, **options)
+    assert chat.messages == before
     assert list(chat.ask("y", max_tokens=2))
 
 
@@ -270,10 +259,9 @@ QUESTIONS = st.sampled_from(
     ["x", "class A:\n    pass", "for <|im_end|> in y", " \n z ", "\u00e9\u4e16"]
 )
 STEPS = st.one_of(
-    st.tuples(st.just("ask"), QUESTIONS, st.integers(1, 6)),
-    st.tuples(st.just("cut"), QUESTIONS, st.integers(1, 6)),
-    st.tuples(st.just("again"), st.just(""), st.integers(1, 6)),
-    st.tuples(st.just("undo"), st.just(""), st.just(0)),
+    st.tuples(st.sampled_from(["ask", "cut"]), QUESTIONS, st.integers(1, 6)),
+    st.tuples(st.just("again"), st.none(), st.integers(1, 6)),
+    st.tuples(st.just("undo"), st.none(), st.just(0)),
     st.tuples(st.just("system"), st.sampled_from(["", "s", "Be short."]), st.just(0)),
 )
 
@@ -284,20 +272,17 @@ def test_every_answer_is_that_of_a_fresh_generation(loaded, steps, penalty):
     chat = Conversation(*loaded)
     sampling = Sampling(temperature=0.8, seed=3, repetition_penalty=penalty, repetition_context=8)
     for step, text, count in steps:
+        options = {"sampling": sampling, "max_tokens": count}
         if step == "undo":
             chat.undo()
         elif step == "system":
             chat.system = text
         elif step == "cut":
             events = chat.ask(text, sampling=sampling)
-            ids = list(chat._plan.ids)
-            shown = joined(itertools.islice(events, count))
-            events.close()
-            assert fresh(loaded, ids, sampling=sampling, max_tokens=count)[1].startswith(shown)
+            ids = list(chat._asked)
+            assert fresh(loaded, ids, **options)[1].startswith(some(events, count))
         elif step == "ask" or chat.messages[1:]:
-            again = step == "again"
-            options = {"sampling": sampling, "max_tokens": count}
-            ids, generated, answer = asked(loaded, chat, again, text, **options)
+            ids, generated, answer = asked(chat, text, **options)
             assert (generated, answer) == fresh(loaded, ids, **options)
 
 
@@ -313,14 +298,13 @@ def test_a_quantised_cache_is_reused_as_well(loaded, bits):
 @pytest.mark.parametrize("sampling", [GREEDY, DRAWN])
 def test_a_drafter_changes_no_answer(loaded, sampling):
     """It sees the whole conversation, also what is not computed again."""
-    drafter = PromptLookup(pace=Pace(fixed=3))
+    drafter, drafted = lookup(fixed=3), 0
     chat = Conversation(*loaded, draft=drafter)
-    drafted = 0
     for question in ("for x in range(10):\n    print(x)\n", "for x in", "for x in range(1"):
         options = {"sampling": sampling, "max_tokens": 12}
-        ids, generated, answer = asked(loaded, chat, text=question, **options)
+        ids, generated, answer = asked(chat, question, **options)
         assert (generated, answer) == fresh(loaded, ids, **options)
-        drafted += drafter.pace.drafted
+        drafted += drafter.drafted
     assert chat.reused_tokens > 20
     assert drafted > 0
 
@@ -328,29 +312,106 @@ def test_a_drafter_changes_no_answer(loaded, sampling):
 def test_a_next_question_computes_itself_alone(loaded):
     """Reused: the prompt before, and the answer but for its last token, which was not fed."""
     chat = Conversation(*loaded, system="Be short.")
-    ids, generated, _ = asked(loaded, chat, text="x", sampling=DRAWN, max_tokens=9)
+    ids, generated, _ = asked(chat, "x", sampling=DRAWN, max_tokens=9)
     assert chat.reused_tokens == 0
-    asked(loaded, chat, text="y", max_tokens=1)
+    asked(chat, "y", max_tokens=1)
     assert chat.reused_tokens == len(ids) + len(generated) - 1
-    ids, generated, _ = asked(loaded, chat, text="def f(x):")
+    ids, generated, _ = asked(chat, "def f(x):")
     assert chat.messages[-1].cut_off is False
-    asked(loaded, chat, text="y", max_tokens=1)
+    asked(chat, "y", max_tokens=1)
     ended = generated[-1] == loaded[1].convert_tokens_to_ids("<|im_end|>")
     assert chat.reused_tokens == len(ids) + len(generated) - (not ended)
-
-
-def test_regenerate_computes_one_token_of_the_prompt(loaded, chat):
-    ids, _, _ = asked(loaded, chat, text="x", sampling=DRAWN, max_tokens=9)
-    list(chat.regenerate(max_tokens=1))
+    ids, _, _ = asked(chat, max_tokens=1)
     assert chat.reused_tokens == len(ids) - 1
 
 
-@pytest.mark.parametrize("seed", [2, 3, 4])
+@pytest.mark.parametrize("seed", [2, 3])
 def test_generated_ids_that_no_encoder_would_give_are_reused(loaded, chat, seed):
-    sampling = Sampling(temperature=3, seed=seed)
-    ids, generated, answer = asked(loaded, chat, text="x", sampling=sampling, max_tokens=20)
+    ids, generated, answer = asked(
+        chat, "x", sampling=Sampling(temperature=3, seed=seed), max_tokens=20
+    )
     assert len(generated) == 20
     assert loaded[1].encode(answer, add_special_tokens=False) != generated
-    following, _, _ = asked(loaded, chat, text="y", max_tokens=1)
+    following, _, _ = asked(chat, "y", max_tokens=1)
     assert following[: len(ids) + 20] == ids + generated
     assert chat.reused_tokens == len(ids) + 19
+
+
+# --- where a conversation no longer fits the context
+
+
+def words(tokens):
+    """A text of so many tokens, about."""
+    return "a b" * tokens
+
+
+def fill(chat, tokens=40):
+    return asked(chat, words(tokens), sampling=WILD, max_tokens=4)
+
+
+def test_the_oldest_turns_are_left_out_of_the_prompt(short):
+    chat = Conversation(*short, system="Be short.")
+    dropped, reused = [], []
+    for turn in range(14):
+        ids, _, _ = asked(chat, f"{turn} {words(15)}", sampling=WILD, max_tokens=4)
+        text = short[1].decode(ids)
+        first = chat.dropped_turns
+        assert text.startswith(
+            f"<|im_start|>system\nBe short.<|im_end|>\n<|im_start|>user\n{first} "
+        )
+        numbers = re.findall(r"<\|im_start\|>user\n(\d+) ", text)
+        assert numbers == [str(n) for n in range(first, turn + 1)]
+        assert len(ids) <= CONTEXT - 4
+        dropped.append(first)
+        reused.append(chat.reused_tokens)
+    assert len(chat.messages) == 1 + 2 * 14
+    assert dropped[0] == 0 and dropped == sorted(dropped)
+    # Several turns are left out at a time, so most prompts begin as the one before.
+    changes = [now > before for before, now in itertools.pairwise(dropped)]
+    assert 1 < sum(changes) <= len(changes) // 2
+    kept = [count for count, changed in zip(reused[1:], changes, strict=True) if not changed]
+    assert min(kept) >= len(short[1].encode(f"0 {words(15)}"))
+
+
+def test_what_stays_takes_three_quarters_of_the_room_at_most(short):
+    chat = Conversation(*short)
+    while not chat.dropped_turns:
+        ids, _, _ = fill(chat, 20)
+    assert len(ids) <= 3 / 4 * (CONTEXT - 4)
+    # One turn fewer left out would have been too many.
+    assert len(chat._ids(chat._turns[:-1], chat.dropped_turns - 1)) > 3 / 4 * (CONTEXT - 4)
+    while len(chat.messages) > 4:
+        chat.undo()
+    list(chat.ask("x", max_tokens=1))
+    assert chat.dropped_turns == 0
+
+
+def test_the_last_question_may_take_the_room_of_the_answer(short):
+    chat = Conversation(*short, system="Be short.")
+    fill(chat)
+    fill(chat)
+    ids, generated, _ = asked(chat, words(200), sampling=WILD)
+    assert CONTEXT * 3 / 4 < len(ids) < CONTEXT
+    assert chat.dropped_turns == 2
+    assert len(ids) + len(generated) == CONTEXT
+    assert chat.messages[-1].cut_off
+    # With the line end after <|im_end|>, which was not generated, it is more than that.
+    assert chat.context_tokens == CONTEXT == chat.context_limit
+
+
+def test_a_question_that_does_not_fit_alone_is_refused_with_the_numbers(short):
+    chat = Conversation(*short)
+    fill(chat)
+    before = chat.messages
+    with pytest.raises(EdgeError, match=r"has 31\d tokens .* ends at 256.* shorten it by 5\d or"):
+        chat.ask(words(300))
+    assert chat.messages == before
+
+
+def test_the_turns_to_keep_of_many_are_found_by_bisection(short, monkeypatch):
+    chat, calls, ids = Conversation(*short), [], ChatPrompt.ids
+    chat.restore([Message("user", words(20)), Message("assistant", "c")] * 100)
+    monkeypatch.setattr(ChatPrompt, "ids", lambda *a, **o: calls.append(1) or ids(*a, **o))
+    list(chat.ask("x", max_tokens=1))
+    assert chat.dropped_turns > 90
+    assert len(calls) <= 10

@@ -21,7 +21,6 @@ from edge.model.load import load
 PROMPTS = [
     "    for i in range(10):\n        print(",
     "import os\nimport sys\n\n\nclass Reader:\n    def __init__(self, path):\n",
-    "def fib(n):",
     "x",
 ]
 TOKENS = 72
@@ -56,9 +55,21 @@ def prompt(ours):
     return ours[1].encode(PROMPTS[1])
 
 
-def peer_tokens(peer, ids, count, **options):
-    steps = generate_step(mx.array(ids), peer, max_tokens=count, **options)
+@pytest.fixture
+def short(model, monkeypatch):
+    """The model with a context that ends at 64."""
+    config = dataclasses.replace(model.config, max_position_embeddings=64)
+    monkeypatch.setattr(model, "config", config)
+    return model
+
+
+def peer_tokens(peer, ids, **options):
+    steps = generate_step(mx.array(ids), peer, max_tokens=TOKENS, **options)
     return [token for token, _ in steps]
+
+
+def tokens(model, ids, **options):
+    return list(generate_tokens(model, ids, **{"max_tokens": TOKENS, **options}))
 
 
 def plain_tokens(model, ids, count):
@@ -74,36 +85,26 @@ def offsets(cache):
 
 
 def test_greedy_is_mlx_lms(model, peer, ids):
-    expected = peer_tokens(peer, ids, TOKENS)
-    assert list(generate_tokens(model, ids, max_tokens=TOKENS)) == expected
-
-
-@pytest.mark.parametrize("ids", PROMPTS[:2], ids=[0, 1], indirect=True)
-def test_greedy_is_the_plain_loops(model, ids):
-    expected = plain_tokens(model, ids, 64)
-    assert list(generate_tokens(model, ids, max_tokens=64)) == expected
+    assert tokens(model, ids) == peer_tokens(peer, ids)
 
 
 @pytest.mark.parametrize("filters", [{}, {"top_p": 0.9, "top_k": 50}], ids=str)
 def test_sampled_is_mlx_lms_under_the_same_seed(model, peer, prompt, filters):
     mx.random.seed(7)
-    expected = peer_tokens(peer, prompt, 64, sampler=make_sampler(temp=0.8, **filters))
-    sampling = Sampling(0.8, seed=7, **filters)
-    assert list(generate_tokens(model, prompt, sampling=sampling, max_tokens=64)) == expected
-    other = Sampling(0.8, seed=8, **filters)
-    assert list(generate_tokens(model, prompt, sampling=other, max_tokens=64)) != expected
+    expected = peer_tokens(peer, prompt, sampler=make_sampler(temp=0.8, **filters))
+    assert tokens(model, prompt, sampling=Sampling(0.8, seed=7, **filters)) == expected
+    assert tokens(model, prompt, sampling=Sampling(0.8, seed=8, **filters)) != expected
 
 
 @pytest.mark.parametrize("context", [4, 20, 200])
 def test_penalised_is_mlx_lms(model, peer, prompt, context):
     """The penalty counts the prompt, and forgets what left its window."""
     processors = make_logits_processors(repetition_penalty=1.5, repetition_context_size=context)
-    expected = peer_tokens(peer, prompt, TOKENS, logits_processors=processors)
     sampling = Sampling(repetition_penalty=1.5, repetition_context=context)
-    found = list(generate_tokens(model, prompt, sampling=sampling, max_tokens=TOKENS))
-    assert found == expected
+    found = tokens(model, prompt, sampling=sampling)
+    assert found == peer_tokens(peer, prompt, logits_processors=processors)
     if context == 200:  # else the test would pass with no penalty in either
-        assert found != list(generate_tokens(model, prompt, max_tokens=TOKENS))
+        assert found != tokens(model, prompt)
 
 
 @given(st.integers(1, 300), st.integers(1, 100), st.integers(1, 8))
@@ -114,18 +115,12 @@ def test_parts_cover_the_prompt_in_order(length, step, layers):
     assert len(parts[-1]) <= max(1, decode.POSITIONS_PER_LAYER * layers)
 
 
-@pytest.mark.parametrize(("step", "length"), [(1, 9), (5, 28), (64, 28), (64, 70), (64, 120)])
-def test_prefill_in_parts_changes_nothing(model, prompt, step, length):
-    prompt = (prompt * 9)[:length]
-    seen = []
-    tokens = generate_tokens(
-        model,
-        prompt,
-        max_tokens=6,
-        prefill_tokens=step,
-        on_prefill=lambda done, total: seen.append((done, total)),
-    )
-    assert list(tokens) == plain_tokens(model, prompt, 6)
+@pytest.mark.parametrize(("step", "length"), [(1, 9), (5, 28), (64, 70), (64, 120)])
+def test_prefill_in_parts_changes_nothing(model, prompt, step, length, monkeypatch):
+    monkeypatch.setattr(decode, "PREFILL_TOKENS", step)
+    prompt, seen = (prompt * 9)[:length], []
+    found = tokens(model, prompt, max_tokens=6, on_prefill=lambda *done: seen.append(done))
+    assert found == plain_tokens(model, prompt, 6)
     assert seen == [(p.stop, length) for p in prefill_parts(length, step, len(model.layers))]
 
 
@@ -135,7 +130,7 @@ def test_the_head_sees_one_position(model, prompt, monkeypatch):
     monkeypatch.setattr(
         type(model), "head", lambda self, h: shapes.append(h.shape) or head(self, h)
     )
-    assert len(list(generate_tokens(model, prompt, max_tokens=3, prefill_tokens=4))) == 3
+    tokens(model, prompt, max_tokens=3)
     assert shapes == [(1, 1, 256)] * 3
 
 
@@ -144,52 +139,45 @@ def test_greedy_computes_no_logsumexp(model, prompt, monkeypatch):
         raise AssertionError("the order of logits is that of probabilities")
 
     monkeypatch.setattr(mx, "logsumexp", refuse)
-    assert len(list(generate_tokens(model, prompt, max_tokens=3))) == 3
+    assert len(tokens(model, prompt, max_tokens=3)) == 3
     with pytest.raises(AssertionError):
-        list(generate_tokens(model, prompt, sampling=Sampling(1.0), max_tokens=3))
+        tokens(model, prompt, sampling=Sampling(1.0), max_tokens=3)
 
 
 def test_one_step_is_ahead(model, prompt):
     """When a token is yielded the step that it leads to was already submitted."""
     cache = make_prompt_cache(model)
-    tokens = generate_tokens(model, prompt, cache=cache, max_tokens=3)
-    held = []
-    for _ in tokens:
-        held.append(offsets(cache))
+    held = [offsets(cache) for _ in generate_tokens(model, prompt, cache=cache, max_tokens=3)]
     assert held == [{len(prompt) + 1}, {len(prompt) + 2}, {len(prompt) + 2}]
 
 
-@pytest.mark.parametrize("count", [0, 1, 2])
-def test_few_tokens(model, prompt, count):
+@pytest.mark.parametrize("count", [0, 1, 2, 64])
+def test_greedy_is_the_plain_loops(model, prompt, count):
     cache = make_prompt_cache(model)
-    found = list(generate_tokens(model, prompt, cache=cache, max_tokens=count))
+    found = tokens(model, prompt, cache=cache, max_tokens=count)
     assert found == plain_tokens(model, prompt, count)
     assert offsets(cache) == {len(prompt) + max(count - 1, 0)}
 
 
 @pytest.mark.parametrize("split", [1, 7, 20])
 def test_continuing_from_a_cache_is_as_from_scratch(model, prompt, split):
-    expected = list(generate_tokens(model, prompt, max_tokens=40))
-    cache = make_prompt_cache(model)
-    assert list(generate_tokens(model, prompt[:split], cache=cache, max_tokens=0)) == []
-    first = list(generate_tokens(model, prompt[split:], cache=cache, max_tokens=15))
+    expected, cache = tokens(model, prompt, max_tokens=40), make_prompt_cache(model)
+    assert tokens(model, prompt[:split], cache=cache, max_tokens=0) == []
+    first = tokens(model, prompt[split:], cache=cache, max_tokens=15)
     # The cache holds all but the last token, so that is what comes next.
-    rest = list(generate_tokens(model, first[-1:], cache=cache, max_tokens=25))
-    assert first + rest == expected
+    assert first + tokens(model, first[-1:], cache=cache, max_tokens=25) == expected
 
 
 @pytest.mark.parametrize("taken", [1, 5])
 def test_a_closed_generator_leaves_its_tokens_in_the_cache(model, prompt, taken):
-    expected = list(generate_tokens(model, prompt, max_tokens=20))
-    cache = make_prompt_cache(model)
-    tokens = generate_tokens(model, prompt, cache=cache, max_tokens=20)
-    found = list(itertools.islice(tokens, taken))
-    tokens.close()
+    expected, cache = tokens(model, prompt, max_tokens=20), make_prompt_cache(model)
+    running = generate_tokens(model, prompt, cache=cache, max_tokens=20)
+    found = list(itertools.islice(running, taken))
+    running.close()
     assert offsets(cache) == {len(prompt) + taken}
     for layer in cache:
         layer.trim(1)
-    found += generate_tokens(model, found[-1:], cache=cache, max_tokens=20 - taken)
-    assert found == expected
+    assert found + tokens(model, found[-1:], cache=cache, max_tokens=20 - taken) == expected
 
 
 @pytest.mark.parametrize("calls_before", [0, 1, 2, 7])
@@ -197,8 +185,7 @@ def test_an_interrupt_between_two_layers_leaves_them_level(
     model, prompt, monkeypatch, calls_before
 ):
     """Ctrl-C while the graph is built: some layers have the new position and some have not."""
-    expected = list(generate_tokens(model, prompt, max_tokens=20))
-    cache = make_prompt_cache(model)
+    expected, cache = tokens(model, prompt, max_tokens=20), make_prompt_cache(model)
     block = type(model.layers[2])
     call, calls = block.__call__, itertools.count()
 
@@ -218,25 +205,15 @@ def test_an_interrupt_between_two_layers_leaves_them_level(
     for layer in cache:
         layer.trim(min(1, length))  # so that there is a token to go on with
     again = (prompt + found)[cache[0].offset :]
-    found += generate_tokens(model, again, cache=cache, max_tokens=20 - len(found))
-    assert found == expected
-
-
-@pytest.fixture
-def short(model, monkeypatch):
-    """The model with a context that ends at 64."""
-    config = dataclasses.replace(model.config, max_position_embeddings=64)
-    monkeypatch.setattr(model, "config", config)
-    return model
+    assert found + tokens(model, again, cache=cache, max_tokens=20 - len(found)) == expected
 
 
 def test_generation_ends_with_the_models_context(short, prompt):
     long = (prompt * 9)[:61]
-    assert len(list(generate_tokens(short, long))) == 3
-    assert len(list(generate_tokens(short, long, max_tokens=100))) == 3
+    assert len(tokens(short, long, max_tokens=None)) == len(tokens(short, long)) == 3
     cache = make_prompt_cache(short)
-    assert list(generate_tokens(short, long, cache=cache, max_tokens=0)) == []
-    assert len(list(generate_tokens(short, [5], cache=cache))) == 2
+    assert tokens(short, long, cache=cache, max_tokens=0) == []
+    assert len(tokens(short, [5], cache=cache)) == 2
 
 
 def test_a_prompt_that_fills_the_context_is_refused_with_the_numbers(short, prompt):
@@ -244,7 +221,7 @@ def test_a_prompt_that_fills_the_context_is_refused_with_the_numbers(short, prom
     with pytest.raises(EdgeError, match=r"has 64 tokens and .* ends at 64, .* by 1 token or more"):
         generate_tokens(short, full)
     cache = make_prompt_cache(short)
-    list(generate_tokens(short, full[:50], cache=cache, max_tokens=0))
+    tokens(short, full[:50], cache=cache, max_tokens=0)
     with pytest.raises(EdgeError, match=r"has 30 tokens after 50 .* cache .* at 64, .* by 17 "):
         generate_tokens(short, full[:30], cache=cache)
     assert offsets(cache) == {50}
@@ -252,15 +229,14 @@ def test_a_prompt_that_fills_the_context_is_refused_with_the_numbers(short, prom
 
 def test_a_rotating_cache_goes_on(short, prompt):
     cache = [RotatingKVCache(max_size=32, keep=4) for _ in short.layers]
-    long = (prompt * 9)[:60]
-    assert len(list(generate_tokens(short, long, cache=cache, max_tokens=10))) == 10
+    assert len(tokens(short, (prompt * 9)[:60], cache=cache, max_tokens=10)) == 10
     assert offsets(cache) == {69}
 
 
 def test_cleared_buffers_change_nothing(model, prompt, monkeypatch):
-    expected = list(generate_tokens(model, prompt, max_tokens=40))
+    expected = tokens(model, prompt)
     monkeypatch.setattr(decode, "TOKENS_BETWEEN_CLEARS", 3)
-    assert list(generate_tokens(model, prompt, max_tokens=40)) == expected
+    assert tokens(model, prompt) == expected
 
 
 @pytest.mark.parametrize(
@@ -270,7 +246,6 @@ def test_cleared_buffers_change_nothing(model, prompt, monkeypatch):
         ([1, 4096], {}, "the token 4096 and the model's vocabulary ends at 4095; "),
         ([-1, 3], {}, "the token -1 "),
         ([1], {"max_tokens": -1}, "max_tokens is -1; choose 0 or more"),
-        ([1], {"prefill_tokens": 0}, "prefill_tokens is 0; choose 1 or more"),
     ],
 )
 def test_mistakes_are_refused_by_the_call_itself(model, ids, options, sentence):

@@ -16,6 +16,7 @@ from edge.generate.decode import generate_tokens
 from edge.generate.sampling import Sampling
 from edge.generate.stop import stop_ids
 from edge.generate.stream import Stats, generate, stream_generate
+from tests.support.talk import ids_of, joined
 
 PROMPT = "    for i in range(10):\n        print("
 
@@ -25,20 +26,32 @@ def loaded(demo_out):
     return edge.load(demo_out / "mlx-fp16")
 
 
-def decoded(tokenizer, ids):
-    return tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False)
+@pytest.fixture(scope="module")
+def ids(loaded):
+    """What the demo says, stop tokens included, which it goes on after."""
+    return list(generate_tokens(loaded[0], loaded[1].encode(PROMPT), max_tokens=200))
 
 
-def raw_ids(loaded, count, prompt=PROMPT):
-    return list(generate_tokens(loaded[0], loaded[1].encode(prompt), max_tokens=count))
-
-
-def before_stop(loaded, ids):
+@pytest.fixture(scope="module")
+def shown(loaded, ids):
+    """The same up to the first stop token, which is all that a reader sees."""
     stops = stop_ids(loaded[1])
     return list(itertools.takewhile(lambda i: i not in stops, ids))
 
 
-def test_five_lines_in_a_notebook(demo_out):
+@pytest.fixture
+def model_says(monkeypatch):
+    """Makes the model say these ids."""
+    return lambda ids: monkeypatch.setattr(
+        stream, "generate_tokens", lambda *a, **k: (i for i in ids)
+    )
+
+
+def decoded(tokenizer, ids):
+    return tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False)
+
+
+def test_the_readmes_five_lines(demo_out):
     model, tokenizer = edge.load(demo_out / "mlx-int4")
     text = ""
     for event in edge.stream_generate(model, tokenizer, "def fib(n):", max_tokens=20):
@@ -55,78 +68,50 @@ def test_importing_edge_imports_no_mlx():
         _ = edge.generate_txt
 
 
-def test_events_join_to_the_tokens_text(loaded):
-    events = list(stream_generate(*loaded, PROMPT, max_tokens=12))
-    ids = [i for event in events for i in event.ids]
-    assert ids == raw_ids(loaded, 12)[: len(ids)]
-    shown = before_stop(loaded, ids)
-    assert "".join(event.text for event in events) == decoded(loaded[1], shown)
-    assert [event.finish is None for event in events] == [True] * (len(events) - 1) + [False]
-    assert [event.stats is None for event in events] == [True] * (len(events) - 1) + [False]
+def test_a_stop_token_ends_and_is_not_shown(loaded, ids, shown):
+    assert 3 <= len(shown) < len(ids)
+    events = list(stream_generate(*loaded, PROMPT, max_tokens=200))
+    assert ids_of(events) == ids[: len(shown) + 1]
+    assert joined(events) == decoded(loaded[1], shown)
+    last = events[-1]
+    assert (last.finish, last.ids) == ("stop token", (ids[len(shown)],))
+    assert last.stats.generated_tokens == len(shown) + 1
+    assert {(event.finish, event.stats) for event in events[:-1]} == {(None, None)}
 
 
-def test_max_tokens_ends_with_length(loaded):
-    count = len(before_stop(loaded, raw_ids(loaded, 12)))
-    assert count >= 3
-    *_, last = stream_generate(*loaded, PROMPT, max_tokens=count)
-    assert (last.finish, last.ids, last.stats.generated_tokens) == ("length", (), count)
+def test_max_tokens_ends_with_length(loaded, shown):
+    *_, last = stream_generate(*loaded, PROMPT, max_tokens=len(shown))
+    assert (last.finish, last.ids, last.stats.generated_tokens) == ("length", (), len(shown))
 
 
-def test_a_stop_token_ends_and_is_not_shown(loaded):
-    """The demo goes on after one; a reader never sees that."""
-    model, tokenizer = loaded
-    ids = raw_ids(loaded, 200)
-    shown = before_stop(loaded, ids)
-    assert len(shown) < len(ids)
-    events = list(stream_generate(model, tokenizer, PROMPT, max_tokens=200))
-    assert events[-1].finish == "stop token"
-    assert events[-1].ids == (ids[len(shown)],)
-    assert events[-1].stats.generated_tokens == len(shown) + 1
-    assert "".join(event.text for event in events) == decoded(tokenizer, shown)
-
-
-def test_each_stop_token_ends(loaded, monkeypatch):
-    """Whatever the model says: its first token is made to be each of them in turn."""
-    model, tokenizer = loaded
-    for stop in stop_ids(tokenizer):
-        monkeypatch.setattr(stream, "generate_tokens", lambda *a, s=stop, **k: iter_of([200, s, 5]))
-        events = list(stream_generate(model, tokenizer, PROMPT))
+def test_each_stop_token_ends(loaded, model_says):
+    for stop in stop_ids(loaded[1]):
+        model_says([200, stop, 5])
+        events = list(stream_generate(*loaded, PROMPT))
         assert (events[-1].finish, len(events)) == ("stop token", 2)
-        assert "".join(event.text for event in events) == decoded(tokenizer, [200])
-
-
-def iter_of(ids):
-    yield from ids
+        assert joined(events) == decoded(loaded[1], [200])
 
 
 def test_a_stop_string_cuts_and_is_never_shown(loaded):
-    model, tokenizer = loaded
-    whole = generate(model, tokenizer, PROMPT, max_tokens=30)
+    whole = generate(*loaded, PROMPT, max_tokens=30)
     assert len(whole) > 8
     for stop in (whole[3:5], whole[6:9], whole[4]):
-        events = list(stream_generate(model, tokenizer, PROMPT, max_tokens=30, stop=[stop]))
-        assert events[-1].finish == "stop string"
-        assert "".join(event.text for event in events) == whole.split(stop)[0]
-        ids = [i for event in events for i in event.ids]
-        assert stop in decoded(tokenizer, ids)
-        assert stop not in decoded(tokenizer, ids[:-1])
-
-
-def test_a_stop_string_that_never_comes_holds_nothing_back_at_the_end(loaded):
-    whole = generate(*loaded, PROMPT, max_tokens=10)
+        events = list(stream_generate(*loaded, PROMPT, max_tokens=30, stop=[stop]))
+        assert (events[-1].finish, joined(events)) == ("stop string", whole.split(stop)[0])
+        assert stop in decoded(loaded[1], ids_of(events))
+        assert stop not in decoded(loaded[1], ids_of(events)[:-1])
     never = whole[-2:] + "\x00"
-    assert generate(*loaded, PROMPT, max_tokens=10, stop=[never]) == whole
+    assert generate(*loaded, PROMPT, max_tokens=30, stop=[never]) == whole
 
 
-def test_a_stop_string_in_what_the_detokenizer_held_back(loaded, monkeypatch):
+def test_a_stop_string_in_what_the_detokenizer_held_back(loaded, model_says):
     """Half a character becomes U+FFFD only when nothing more comes."""
-    model, tokenizer = loaded
-    half = tokenizer.encode("é")
+    half = loaded[1].encode("é")
     assert len(half) > 1
-    monkeypatch.setattr(stream, "generate_tokens", lambda *a, **k: iter_of(half[:1]))
-    events = list(stream_generate(model, tokenizer, PROMPT, stop=["\ufffd"]))
+    model_says(half[:1])
+    events = list(stream_generate(*loaded, PROMPT, stop=["\ufffd"]))
     assert [(event.text, event.finish) for event in events] == [("", None), ("", "stop string")]
-    assert generate(model, tokenizer, PROMPT) == "\ufffd"
+    assert generate(*loaded, PROMPT) == "\ufffd"
 
 
 def test_max_tokens_zero_and_one(loaded):
@@ -135,19 +120,17 @@ def test_max_tokens_zero_and_one(loaded):
     stats = event.stats
     assert (stats.generated_tokens, stats.ttft_s, stats.decode_tok_s) == (0, None, None)
     assert stats.prefill_s > 0
-    events = list(stream_generate(*loaded, PROMPT, max_tokens=1))
-    assert sum(len(event.ids) for event in events) == 1
-    assert events[-1].stats.decode_tok_s is None and events[-1].stats.ttft_s > 0
+    *_, last = stream_generate(*loaded, PROMPT, max_tokens=1)
+    assert last.stats.decode_tok_s is None and last.stats.ttft_s > 0
 
 
-def test_stats_are_the_stamps(loaded, monkeypatch):
+def test_stats_are_the_stamps(loaded, shown, monkeypatch):
     """A clock that goes on by a second at each look: call, prefill, then one per token."""
     seconds = itertools.count(100)
     monkeypatch.setattr(time, "monotonic_ns", lambda: next(seconds) * 10**9)
-    count = len(before_stop(loaded, raw_ids(loaded, 9)))
-    *_, last = stream_generate(*loaded, PROMPT, max_tokens=count)
+    *_, last = stream_generate(*loaded, PROMPT, max_tokens=len(shown))
     prompt = len(loaded[1].encode(PROMPT))
-    assert last.stats == Stats(prompt, count, prefill_s=1.0, ttft_s=2.0, decode_tok_s=1.0)
+    assert last.stats == Stats(prompt, len(shown), prefill_s=1.0, ttft_s=2.0, decode_tok_s=1.0)
 
 
 def test_the_same_seed_gives_the_same_text(loaded):
@@ -156,50 +139,40 @@ def test_the_same_seed_gives_the_same_text(loaded):
 
     first = text(1)
     mx.random.seed(99)
-    assert text(1) == first
-    assert text(2) != first
+    assert text(1) == first != text(2)
 
 
 def test_a_cache_continues_the_text(loaded):
-    model, tokenizer = loaded
-    whole = generate(model, tokenizer, "def fib(n):\n    return 1", max_tokens=10)
-    cache = make_prompt_cache(model)
-    generate(model, tokenizer, "def fib(n):", max_tokens=0, cache=cache)
-    assert generate(model, tokenizer, "\n    return 1", max_tokens=10, cache=cache) == whole
+    whole = generate(*loaded, "def fib(n):\n    return 1", max_tokens=10)
+    cache = make_prompt_cache(loaded[0])
+    generate(*loaded, "def fib(n):", max_tokens=0, cache=cache)
+    assert generate(*loaded, "\n    return 1", max_tokens=10, cache=cache) == whole
+    with pytest.raises(EdgeError, match="the prompt has no tokens"):
+        stream_generate(*loaded, "", cache=cache)
 
 
 def test_closing_between_events_closes_the_tokens(loaded):
-    model, tokenizer = loaded
-    cache = make_prompt_cache(model)
-    events = stream_generate(model, tokenizer, PROMPT, cache=cache)
-    ids = [i for event in itertools.islice(events, 3) for i in event.ids]
+    cache = make_prompt_cache(loaded[0])
+    events = stream_generate(*loaded, PROMPT, cache=cache)
+    ids = ids_of(itertools.islice(events, 3))
     events.close()
-    assert {layer.offset for layer in cache} == {len(tokenizer.encode(PROMPT)) + len(ids)}
+    assert {layer.offset for layer in cache} == {len(loaded[1].encode(PROMPT)) + len(ids)}
     assert list(events) == []
 
 
-def test_ids_and_text_are_the_same_prompt(loaded):
-    ids = loaded[1].encode(PROMPT)
-    assert generate(*loaded, ids, max_tokens=9) == generate(*loaded, PROMPT, max_tokens=9)
+def test_prompts_are_text_or_ids(loaded):
+    for text, ids in ((PROMPT, loaded[1].encode(PROMPT)), ("", [loaded[0].config.bos_token_id])):
+        assert generate(*loaded, text, max_tokens=9) == generate(*loaded, ids, max_tokens=9)
 
 
-def test_empty_text_begins_with_bos(loaded):
-    bos = loaded[0].config.bos_token_id
-    assert generate(*loaded, "", max_tokens=9) == generate(*loaded, [bos], max_tokens=9)
-
-
-def test_empty_ids_and_empty_text_after_a_cache_are_refused(loaded):
-    model, tokenizer = loaded
-    with pytest.raises(EdgeError, match="the prompt has no tokens"):
-        stream_generate(model, tokenizer, [])
-    cache = make_prompt_cache(model)
-    generate(model, tokenizer, PROMPT, max_tokens=0, cache=cache)
-    with pytest.raises(EdgeError, match="the prompt has no tokens"):
-        stream_generate(model, tokenizer, "", cache=cache)
-
-
-def test_mistakes_are_refused_by_the_call_itself(loaded):
-    with pytest.raises(EdgeError, match="a stop string is empty"):
-        stream_generate(*loaded, PROMPT, stop=[""])
-    with pytest.raises(EdgeError, match="the model's context ends at 1024"):
-        stream_generate(*loaded, "x = 1\n" * 1024)
+@pytest.mark.parametrize(
+    ("prompt", "options", "sentence"),
+    [
+        ([], {}, "the prompt has no tokens"),
+        (PROMPT, {"stop": [""]}, "a stop string is empty"),
+        ("x = 1\n" * 1024, {}, "the model's context ends at 1024"),
+    ],
+)
+def test_mistakes_are_refused_by_the_call_itself(loaded, prompt, options, sentence):
+    with pytest.raises(EdgeError, match=sentence):
+        stream_generate(*loaded, prompt, **options)

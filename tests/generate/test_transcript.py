@@ -57,19 +57,10 @@ def test_the_file_tells_the_conversation_after_every_change(tmp_path_factory, co
     transcript.close()
 
 
-@given(CONVERSATIONS)
-def test_what_is_written_is_read(tmp_path_factory, conversation):
-    path = tmp_path_factory.mktemp("chat") / "chat.jsonl"
-    write_transcript(path, messages_of(*conversation))
-    assert read_transcript(path) == messages_of(*conversation)
-
-
 def test_a_message_is_a_line_and_so_is_what_is_taken_back(path):
     transcript = Transcript(path)
-    transcript.record(TALK[:2])
-    transcript.record(TALK)
-    transcript.record(TALK[:1])
-    transcript.record(TALK[1:3])
+    for messages in (TALK[:2], TALK, TALK[:1], TALK[1:3]):
+        transcript.record(messages)
     transcript.close()
     lines = [json.loads(line) for line in path.read_bytes().splitlines()]
     assert [line.get("content") for line in lines[:5]] == [message.content for message in TALK]
@@ -85,13 +76,8 @@ def test_no_file_before_the_first_question(path):
     assert transcript.is_begun
     transcript.close()
     assert read_transcript(path) == TALK[:2]
-
-
-def test_without_a_path_nothing_is_written():
-    transcript = Transcript()
-    assert transcript.record(TALK) is None
-    assert not transcript.is_begun
-    transcript.close()
+    unwritten = Transcript()
+    assert unwritten.record(TALK) is None and not unwritten.is_begun
 
 
 def test_an_existing_file_is_gone_on_with(path):
@@ -112,8 +98,8 @@ def test_it_is_for_the_user_alone(path):
     transcript.record(TALK)
     transcript.close()
     write_transcript(path, TALK)
-    assert stat.S_IMODE(path.stat().st_mode) == 0o600
-    assert stat.S_IMODE((path.parent / "new" / "chat").stat().st_mode) == 0o600
+    modes = [stat.S_IMODE(p.stat().st_mode) for p in (path, *(path.parent / "new").iterdir())]
+    assert modes == [0o600, 0o600]
     assert stat.S_IMODE((path.parent / "new").stat().st_mode) == 0o700
 
 
@@ -121,9 +107,8 @@ def test_it_is_for_the_user_alone(path):
 
 
 def test_a_file_torn_at_any_byte_is_gone_on_with_from_its_last_whole_line(path):
-    whole = path.with_name("whole")
-    write_transcript(whole, TALK)
-    data = whole.read_bytes()
+    write_transcript(path, TALK)
+    data = path.read_bytes()
     for end in range(data.index(b"\n") + 1, len(data)):
         path.write_bytes(data[:end])
         transcript = Transcript(path)
@@ -133,38 +118,26 @@ def test_a_file_torn_at_any_byte_is_gone_on_with_from_its_last_whole_line(path):
         assert path.read_bytes() == data
 
 
-def limited(count_bytes):
-    """Files can grow to so many bytes; the limit there was."""
+@pytest.fixture
+def full_disk():
+    """Lets files grow to so many bytes."""
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (count_bytes, limits[1]))
-    return limits
+    yield lambda most: resource.setrlimit(resource.RLIMIT_FSIZE, (most, limits[1]))
+    resource.setrlimit(resource.RLIMIT_FSIZE, limits)
 
 
-def test_one_that_cannot_be_written_leaves_the_older_one(path):
-    write_transcript(path, TALK)
-    limits = limited(1000)
-    try:
-        with pytest.raises(EdgeError, match="cannot be written"):
-            write_transcript(path, [Message("user", "x" * 5000)])
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
-    assert read_transcript(path) == TALK
-    assert list(path.parent.iterdir()) == [path]
-
-
-def test_a_full_disk_ends_the_transcript_and_says_so_once(path):
+def test_a_full_disk_ends_the_transcript_with_one_warning(path, full_disk):
     transcript = Transcript(path)
     assert transcript.record(TALK) is None
-    limits = limited(path.stat().st_size + 60)
-    try:
-        warning = transcript.record([*TALK, Message("user", "x" * 100)])
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
-    assert "File too large" in warning
-    assert str(path) in warning
+    full_disk(path.stat().st_size + 60)
+    warning = transcript.record([*TALK, Message("user", "x" * 100)])
+    assert "File too large" in warning and str(path) in warning
     assert transcript.record([*TALK, Message("user", "y")]) is None
     transcript.close()
+    with pytest.raises(EdgeError, match="cannot be written"):
+        write_transcript(path, [Message("user", "x" * 5000)])
     assert read_transcript(path) == TALK
+    assert list(path.parent.iterdir()) == [path]
 
 
 def test_a_place_where_no_file_can_be_is_a_warning(tmp_path):
@@ -174,63 +147,46 @@ def test_a_place_where_no_file_can_be_is_a_warning(tmp_path):
     assert transcript.path is None
 
 
-# --- files of others
+# --- other files
 
 
 @pytest.mark.parametrize(
     ("line", "reason"),
     [
         ("", "Expecting value"),
-        ("[]", "no message"),
-        ("{}", "no message"),
-        ("nonsense", "Expecting value"),
+        ("[]", "not a message"),
         ('{"role": "user"', "Expecting"),
-        ('{"role": "user", "content": "a"}', "no message"),
-        ('{"role": "user", "content": 3, "cut_off": false}', "no message"),
-        ('{"role": "user", "content": "a", "cut_off": 1}', "no message"),
-        ('{"role": "tool", "content": "a", "cut_off": false}', "no message"),
+        ('{"role": "user", "content": "a"}', "not a message"),
+        ('{"role": "user", "content": 3, "cut_off": false}', "not a message"),
+        ('{"role": "user", "content": "a", "cut_off": 1}', "not a message"),
+        ('{"role": "tool", "content": "a", "cut_off": false}', "not a message"),
         ('{"role": "user", "content": "\\ud800", "cut_off": false}', "surrogates"),
+        ('{"event": "edge chat", "version": 1}', "an earlier version of edge wrote it"),
         ('{"undo": 0}', "1 questions to take back, not 0"),
         ('{"undo": 2}', "1 questions to take back, not 2"),
-        ("[" * 100_000, "nested deeper than"),
     ],
 )
 def test_a_line_without_sense_is_an_error_that_names_it(path, line, reason):
     path.write_text(GOOD + line + "\n" + GOOD)
     with pytest.raises(EdgeError) as error:
         read_transcript(path)
-    assert f"{path} makes no sense at line 2 (" in str(error.value)
+    assert f"{path} is not a transcript of a chat: line 2 " in str(error.value)
     assert reason in str(error.value)
-    assert str(error.value).count("\n") == 0
 
 
-def test_a_transcript_of_an_earlier_edge_is_one_sentence(path):
-    path.write_text('{"event": "edge chat", "version": 1}\n{"event": "user", "text": "a"}\n')
-    for read in (read_transcript, Transcript):
-        with pytest.raises(EdgeError) as error:
-            read(path)
-        assert str(error.value) == (
-            f"{path} is no transcript of a chat (an earlier version of edge wrote it, in another "
-            f"form); choose one."
-        )
-
-
-@pytest.mark.parametrize("content", ["a", "print(1)\n", '{"role": "user"}\n', "\n", "\0"])
+@pytest.mark.parametrize("content", ["a", "print(1)\n", '{"role": "user"}\n', "\n", GOOD[:-1]])
 def test_a_file_of_another_kind_is_refused_and_left_alone(path, content):
     path.write_text(content)
-    with pytest.raises(EdgeError, match=r"is no transcript of a chat.*choose one"):
+    with pytest.raises(EdgeError, match=r"is not a transcript of a chat: line 1"):
         Transcript(path)
     assert path.read_text() == content
 
 
-def test_what_is_no_file_is_one_sentence(tmp_path):
+def test_what_is_not_a_file_is_one_sentence(tmp_path):
     os.mkfifo(tmp_path / "pipe")
     for path in (tmp_path, tmp_path / "pipe", tmp_path / "missing"):
         with pytest.raises(EdgeError, match="choose a transcript"):
             read_transcript(path)
-    for path in (tmp_path, tmp_path / "pipe"):
-        with pytest.raises(EdgeError, match="choose a transcript"):
-            Transcript(path)
 
 
 @given(st.binary(max_size=60))

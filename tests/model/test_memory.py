@@ -9,6 +9,7 @@ from mlx.utils import tree_flatten
 
 from edge.device.memory import MemoryRoom
 from edge.errors import EdgeError
+from edge.generate import decode
 from edge.generate.decode import PREFILL_TOKENS, generate_tokens
 from edge.model import memory
 from edge.model.kv_cache import cache_bytes, make_cache
@@ -89,7 +90,8 @@ def test_the_cache_is_bounded_for_every_head(name, kv_bits, tmp_path):
 
 
 @pytest.mark.parametrize("part", [PREFILL_TOKENS, 256])
-def test_a_prompt_is_bounded(demo_out, part):
+def test_a_prompt_is_bounded(demo_out, part, monkeypatch):
+    monkeypatch.setattr(decode, "PREFILL_TOKENS", part)
     path, tokens = demo_out / "mlx-fp16", 700
     need = required_bytes(path, compute_dtype(), tokens + 1, prefill_tokens=part)
     model = load_model(path)
@@ -97,7 +99,7 @@ def test_a_prompt_is_bounded(demo_out, part):
     before = mx.get_active_memory()
     mx.reset_peak_memory()
     prompt = [7 * i % 1000 for i in range(tokens)]
-    list(generate_tokens(model, prompt, max_tokens=1, prefill_tokens=part))
+    list(generate_tokens(model, prompt, max_tokens=1))
     peak = mx.get_peak_memory() - before
     assert peak <= need.cache_bytes + need.working_bytes <= 3 * peak
 

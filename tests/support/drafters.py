@@ -1,23 +1,23 @@
 """What proposes tokens in tests, and tiny models to propose them to."""
 
-from edge.generate.decode import generate_tokens
-from edge.generate.lookup import PromptLookup
-from edge.generate.speculate import MOST_PROPOSED, Pace
-from tests.support.tiny import tiny_model
+import mlx.core as mx
 
-tiny = tiny_model
+from edge.generate.lookup import MOST_PROPOSED, DraftLength, PromptLookup
+from edge.model.config import ModelConfig
+from edge.model.stablelm import Model
+from tests.support.tiny import random_tensors
 
 
 class Oracle:
     """Proposes a text known beforehand, every so many ids a wrong one."""
 
-    def __init__(self, prompt_tokens, text, wrong_every=10**9, pace=None):
-        self.pace = pace or Pace(fixed=5)
+    def __init__(self, prompt_tokens, text, wrong_every=10**9, length=None):
+        self.length = length or DraftLength(fixed=5)
         self.text = [1 if i % wrong_every == wrong_every - 1 else t for i, t in enumerate(text)]
         self.prompt_tokens = prompt_tokens
 
     def begin(self, ids):
-        self.pace.begin()
+        self.drafted = self.accepted = 0
         self.place = len(ids) - self.prompt_tokens
 
     def extend(self, ids):
@@ -37,7 +37,13 @@ class Wrong(PromptLookup):
         return [(token + 1) % 160 for token in super().propose(count)]
 
 
-def both(model, prompt, draft, **options):
-    """The tokens without a drafter and with one."""
-    plain = list(generate_tokens(model, prompt, **options))
-    return plain, list(generate_tokens(model, prompt, draft=draft, **options))
+def lookup(fixed=4):
+    return PromptLookup(length=DraftLength(fixed=fixed))
+
+
+def tiny(raw, seed=0):
+    config = ModelConfig.from_dict(raw)
+    model = Model(config)
+    tensors = {name: mx.array(array) for name, array in random_tensors(config, seed).items()}
+    model.load_weights(list(model.sanitize(tensors).items()))
+    return model

@@ -15,24 +15,27 @@ def joined(events):
     return "".join(event.text for event in events)
 
 
-def some(chat, text, count, **options):
-    """Ask, take so many events, and close."""
-    events = chat.ask(text, **options)
+def ids_of(events):
+    return [token for event in events for token in event.ids]
+
+
+def some(events, count):
+    """The text of so many events, after which they are closed."""
     taken = list(itertools.islice(events, count))
     events.close()
     return joined(taken)
 
 
 def fresh(loaded, ids, **options):
-    """The ids that a generation of the whole prompt, with nothing cached, gives."""
+    """The ids and the text that a generation of the whole prompt, with nothing cached, gives."""
     events = list(stream_generate(*loaded, ids, **options))
-    return [i for event in events for i in event.ids], joined(events)
+    return ids_of(events), joined(events)
 
 
-def asked(loaded, conversation, again=False, text="", **options):
-    """Ask or answer again; the prompt and everything generated."""
-    ask = conversation.regenerate if again else lambda **o: conversation.ask(text, **o)
-    events = ask(**options)
-    ids = list(conversation._plan.ids)
+def asked(conversation, text=None, **options):
+    """Ask, or without a text answer again; the prompt and everything generated."""
+    ask = conversation.regenerate if text is None else conversation.ask
+    events = ask(**options) if text is None else ask(text, **options)
+    prompt = list(conversation._asked)
     events = list(events)
-    return ids, [i for event in events for i in event.ids], joined(events)
+    return prompt, ids_of(events), joined(events)

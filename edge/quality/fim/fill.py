@@ -11,10 +11,9 @@ from pathlib import Path
 from edge.device.memory import wired
 from edge.errors import EdgeError
 from edge.generate import fim, fim_prompt, fim_stop
-from edge.generate.fim import Infiller
+from edge.generate.fim import Completer
 from edge.generate.fim_prompt import Order
-from edge.generate.llama_source import LlamaSource
-from edge.generate.token_source import MlxSource
+from edge.generate.sources import LlamaSource, MlxSource
 from edge.llama_cpp.session import LlamaSession
 from edge.model.load import open_model
 from edge.quality.fim.holes import Hole
@@ -90,11 +89,12 @@ def fill_all(
     records: Records[Filled] = Records(folder, key, Filled)
     missing = [hole for hole in holes if hole.digest not in records]
     if missing:
-        with open_infiller(subject, settings.window_tokens, tokenizer, threads, warn) as infiller:
+        with open_completer(subject, settings.window_tokens, tokenizer, threads, warn) as completer:
             for done, hole in enumerate(missing, start=len(holes) - len(missing)):
                 progress(done / len(holes))
-                infiller.forget()  # another hole's cache would be right, but rounded otherwise
-                made = infiller.complete(
+                # Another hole's cache would be right, but rounded otherwise.
+                completer.source.reset()
+                made = completer.complete(
                     hole.prefix, hole.suffix, order=settings.order, max_tokens=settings.max_tokens
                 )
                 records.add(hole.digest, Filled(made.text, made.stopped_by, made.total_s))
@@ -103,18 +103,18 @@ def fill_all(
 
 
 @contextlib.contextmanager
-def open_infiller(
+def open_completer(
     subject: Subject,
     window_tokens: int,
     tokenizer: Tokenizer,
     threads: int,
     warn: Callable[[str], None],
-) -> Iterator[Infiller]:
+) -> Iterator[Completer]:
     """The artefact on its engine."""
     if subject.is_mlx:
         model, _, need = open_model(subject.path, warn=warn)
         with wired(need.running_bytes):
-            yield Infiller(MlxSource(model, context_tokens=window_tokens), tokenizer)
+            yield Completer(MlxSource(model, context_tokens=window_tokens), tokenizer)
         return
     with contextlib.closing(LlamaSession(subject.path, window_tokens, threads)) as session:
-        yield Infiller(LlamaSource(session, window_tokens), tokenizer)
+        yield Completer(LlamaSource(session, window_tokens), tokenizer)

@@ -57,7 +57,7 @@ def test_stopped_run_continues(demo_out, holes, tmp_path, monkeypatch):
         fill(tmp_path, demo_out, holes[:4], progress=stop)
     assert fill(tmp_path, demo_out, holes[:4], progress=seen.append) == whole
     assert seen == [0.5, 0.75, 1]
-    monkeypatch.setattr(module, "open_infiller", None)  # nothing is left to open it for
+    monkeypatch.setattr(module, "open_completer", None)  # nothing is left to open it for
     assert fill(tmp_path, demo_out, holes[:4]) == whole
 
 

@@ -1,4 +1,4 @@
-"""The terminal while the chat writes on it, or what stands in for one.
+"""The screen while the chat writes on it.
 
 Nothing that is printed is ever redrawn: what scrolled by can be copied, piped and resized. While
 an answer is printed keys are not shown, and Ctrl-C stops it.
@@ -6,29 +6,25 @@ an answer is printed keys are not shown, and Ctrl-C stops it.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import signal
 import sys
 import unicodedata
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Generator, Iterator
 from textwrap import TextWrapper
 from types import FrameType
-from typing import Any, TextIO
+from typing import Any, TextIO, TypeVar
 
+Event = TypeVar("Event")
 DIM, RESET = "\x1b[2m", "\x1b[0m"
 # They reorder what is shown, so that code reads as what it is not (CVE-2021-42574).
 BIDI = frozenset("\u061c\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
 
 
-def has_colour(stream: TextIO) -> bool:
-    """Whether escape codes belong on a stream: a terminal that has them and no NO_COLOR."""
-    return is_capable(stream) and not os.environ.get("NO_COLOR")
-
-
 def is_capable(stream: TextIO) -> bool:
-    """Whether a stream is a terminal that understands escape codes at all."""
+    """A stream is a terminal that understands escape codes."""
     return stream.isatty() and os.environ.get("TERM", "dumb") not in ("", "dumb", "unknown")
 
 
@@ -72,72 +68,73 @@ def _escape(c: str) -> str:
 
 
 class Screen:
-    """What the loop prints on.
+    """What the chat prints on.
 
     Args:
         stream: by default stdout.
-        colour: by default what the stream and the environment allow.
+        colour: by default if the stream is a capable terminal and NO_COLOR is not set.
+        quiet: drop notes.
     """
 
-    def __init__(self, stream: TextIO | None = None, colour: bool | None = None):
+    def __init__(
+        self, stream: TextIO | None = None, colour: bool | None = None, quiet: bool = False
+    ):
         self._stream = sys.stdout if stream is None else stream
-        self.colour = has_colour(self._stream) if colour is None else colour
+        wanted = is_capable(self._stream) and not os.environ.get("NO_COLOR")
+        self.colour = wanted if colour is None else colour
+        self._quiet = quiet
         self._at_line_start = True
 
     def write(self, text: str) -> None:
-        """Print text that is known to be harmless, at once."""
+        """Prints text that is known to be harmless, at once."""
         if text:
             self._stream.write(text)
             self._stream.flush()
             self._at_line_start = text.removesuffix(RESET).endswith("\n")
 
     def say(self, text: str) -> None:
-        """Print lines of our own, beginning on a new line."""
-        self.fresh_line()
-        self.write(self._wrapped(text) + "\n")
+        """Prints lines of our own, beginning on a new line."""
+        self._print(text, dim=False)
 
     def note(self, text: str) -> None:
-        """Print a line that is less important, dim where there are colours."""
-        self.fresh_line()
-        text = self._wrapped(text)
-        self.write(f"{DIM}{text}{RESET}\n" if self.colour else f"{text}\n")
+        """Prints a line that is less important, dim where there are colours."""
+        if not self._quiet:
+            self._print(text, dim=self.colour)
+
+    def prompt_shown(self) -> None:
+        """The input was printed by the line editor, which ended its line."""
+        self._at_line_start = True
+
+    def _print(self, text: str, dim: bool) -> None:
+        text = self._wrapped(visible(text))
+        start = "" if self._at_line_start else "\n"
+        self.write(start + (f"{DIM}{text}{RESET}\n" if dim else f"{text}\n"))
 
     def _wrapped(self, text: str) -> str:
         """Our own words between words; a path stays whole, so that it can be copied."""
-        text = visible(text)
         if not self._stream.isatty():
             return text
         wrap = TextWrapper(
             width=shutil.get_terminal_size().columns - 1,
             break_long_words=False,
             break_on_hyphens=False,
-            drop_whitespace=True,
             replace_whitespace=False,
         )
         return "\n".join(wrap.fill(line) for line in text.split("\n"))
-
-    def fresh_line(self) -> None:
-        """End the line if something is on it."""
-        if not self._at_line_start:
-            self.write("\n")
-
-    def prompt_shown(self) -> None:
-        """The input was printed by somebody else, who ended its line."""
-        self._at_line_start = True
 
 
 # --- the keyboard
 
 
-@contextmanager
-def keys_unseen() -> Iterator[None]:
+@contextlib.contextmanager
+def echo_off() -> Iterator[None]:
     """What is typed meanwhile is not echoed into the answer; the next input line gets it."""
-    settings = _settings()
-    if settings is None:
+    if sys.stdin is None or not sys.stdin.isatty():
         yield
         return
-    import termios
+    import termios  # Windows has none
 
+    settings = termios.tcgetattr(sys.stdin)
     quiet = settings[:]
     # Ctrl-C stays a signal. Enter stays what it is for an input line, and no line is held.
     quiet[0] &= ~termios.ICRNL
@@ -156,40 +153,27 @@ def keys_unseen() -> Iterator[None]:
         termios.tcsetattr(sys.stdin, termios.TCSANOW, settings)
 
 
-def _settings() -> list[Any] | None:
-    """The terminal's, None if stdin is none or there is no such thing here."""
-    if sys.stdin is None or not sys.stdin.isatty():
-        return None
-    try:
-        import termios
-    except ImportError:  # Windows
-        return None
-    try:
-        return termios.tcgetattr(sys.stdin)
-    except termios.error:
-        return None
+def follow(events: Generator[Event, None, None], show: Callable[[Event], None]) -> None:
+    """Shows events as they come, until they end or Ctrl-C is pressed.
 
-
-class StopKey:
-    """Within it, Ctrl-C sets `pressed`, for the loop to look at between two events.
-
-    Before `begun`, while a long prompt is computed and no event comes, and the second time, it
-    is a KeyboardInterrupt.
+    Ctrl-C closes them between two events; before the first, while a long prompt is computed,
+    and the second time at once.
     """
+    pressed = begun = False
 
-    def __init__(self) -> None:
-        self.pressed = False
-        self.begun = False
-        self._before: Any = None
-
-    def __enter__(self) -> StopKey:
-        self._before = signal.signal(signal.SIGINT, self._handle)
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        signal.signal(signal.SIGINT, self._before)
-
-    def _handle(self, _signal: int, _frame: FrameType | None) -> None:
-        if self.pressed or not self.begun:
+    def stop(_signal: int, _frame: FrameType | None) -> None:
+        nonlocal pressed
+        if pressed or not begun:
             raise KeyboardInterrupt
-        self.pressed = True
+        pressed = True
+
+    before: Any = signal.signal(signal.SIGINT, stop)
+    try:
+        with contextlib.suppress(KeyboardInterrupt), contextlib.closing(events):
+            for event in events:
+                begun = True
+                show(event)
+                if pressed:
+                    break
+    finally:
+        signal.signal(signal.SIGINT, before)

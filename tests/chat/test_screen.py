@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from edge.chat.terminal import Sanitiser, Screen, has_colour, is_capable
+from edge.chat.screen import Sanitiser, Screen, is_capable
 
 
 class Tty(io.StringIO):
@@ -35,7 +35,7 @@ def harmless(text, sizes=()):
         ("\udc80", "\\udc80"),
     ],
 )
-def test_controls_are_shown_and_not_obeyed(text, shown):
+def test_controls_are_shown_as_escapes(text, shown):
     assert harmless(text) == shown
 
 
@@ -61,8 +61,8 @@ def test_colours_are_for_terminals_that_want_them(environment, colour, capable, 
         monkeypatch.delenv(name, raising=False)
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
-    assert (has_colour(Tty()), is_capable(Tty())) == (colour, capable)
-    assert (has_colour(io.StringIO()), is_capable(io.StringIO())) == (False, False)
+    assert (Screen(Tty()).colour, is_capable(Tty())) == (colour, capable)
+    assert (Screen(io.StringIO()).colour, is_capable(io.StringIO())) == (False, False)
 
 
 def test_lines_of_our_own_begin_on_a_new_line_and_are_harmless():

@@ -1,0 +1,154 @@
+"""Sources of tokens: what is kept of one prompt for the next, on MLX and on llama.cpp."""
+
+import contextlib
+
+import mlx.core as mx
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+import edge
+from edge.generate.decode import generate_tokens
+from edge.generate.fim import Completer
+from edge.generate.prefix_cache import PrefixCache, common_length
+from edge.generate.sampling import GREEDY, Sampling
+from edge.generate.sources import LlamaSource, MlxSource
+from edge.llama_cpp.session import LlamaSession
+from edge.model.kv_cache import make_cache
+
+CONTEXT = 256
+SAMPLED = Sampling(temperature=1.0, top_k=20, seed=5)
+PENALISED = Sampling(repetition_penalty=1.3, repetition_context=8)
+
+
+@pytest.fixture(scope="module")
+def loaded(demo_out):
+    return edge.load(demo_out / "mlx-fp16")
+
+
+@pytest.fixture(scope="module")
+def session(demo_out):
+    # In full precision on both sides: the logits agree to rounding.
+    session = LlamaSession(
+        demo_out / "gguf-f32.gguf", CONTEXT, threads=1, kv_type="f32", flash_attention=False
+    )
+    with contextlib.closing(session):
+        yield session
+
+
+@pytest.fixture(params=["mlx", "llama"])
+def source(request, loaded):
+    if request.param == "mlx":
+        return MlxSource(loaded[0], context_tokens=CONTEXT)
+    source = LlamaSource(request.getfixturevalue("session"), CONTEXT)
+    source.reset()
+    return source
+
+
+@pytest.fixture(scope="module")
+def ids(loaded):
+    return loaded[1].encode("import os\n\n\ndef walk(path):\n    for name in ")
+
+
+def held(source):
+    return source.held if isinstance(source, LlamaSource) else source.cache.held
+
+
+@pytest.mark.parametrize("sampling", [GREEDY, SAMPLED, PENALISED])
+def test_the_tokens_are_those_of_a_plain_generation(source, loaded, ids, sampling):
+    reused, tokens = source.generate(ids, 12, sampling)
+    made = list(tokens)
+    assert reused == 0
+    assert made == list(generate_tokens(loaded[0], ids, max_tokens=12, sampling=sampling))
+    assert held(source) == [*ids, *made[:-1]]
+
+
+def test_the_next_prompt_pays_for_what_differs(source, ids):
+    first = list(source.generate(ids, 6, GREEDY)[1])
+    for prompt in ([*ids, *first, 11], ids, [*ids[:7], 33, 34], ids):
+        common = common_length(held(source), prompt[:-1])
+        reused, tokens = source.generate(prompt, 6, GREEDY)
+        assert reused == common
+        again = list(tokens)
+        source.reset()
+        assert held(source) == []
+        assert list(source.generate(prompt, 6, GREEDY)[1]) == again
+    assert again == first
+
+
+def test_a_penalty_sees_the_end_of_the_prompt_again(source, ids):
+    first = list(source.generate(ids, 5, PENALISED)[1])
+    reused, tokens = source.generate(ids, 5, PENALISED)
+    assert reused == len(ids) - PENALISED.repetition_context
+    assert list(tokens) == first
+
+
+def test_a_closed_generation_knows_what_it_holds(source, ids):
+    first = list(source.generate(ids, 4, GREEDY)[1])
+    tokens = source.generate(ids[:-3], 9, GREEDY)[1]
+    made = [next(tokens), next(tokens)]
+    tokens.close()
+    ahead = isinstance(source, MlxSource)
+    assert held(source) == [*ids[:-3], *made][: None if ahead else -1]
+    assert list(source.generate(ids, 4, GREEDY)[1]) == first
+
+
+def test_after_an_interrupt_in_llama_cpp_everything_is_computed_again(session, ids, monkeypatch):
+    source = LlamaSource(session, CONTEXT)
+    source.reset()
+    first = list(source.generate(ids, 4, GREEDY)[1])
+    decode = session.decode
+
+    def interrupted(part):
+        decode(part)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(session, "decode", interrupted)
+        list(source.generate([*ids, 5, 6], 4, GREEDY)[1])
+    assert source.held == []
+    reused, tokens = source.generate(ids, 4, GREEDY)
+    assert (reused, list(tokens)) == (0, first)
+
+
+def test_a_middle_is_the_same_on_both(session, loaded):
+    hole = ("import os\r\n\r\ndef f(path):\r\n    ", "\r\n    return x\r\n")
+    sources = (LlamaSource(session, CONTEXT), MlxSource(loaded[0], context_tokens=CONTEXT))
+    theirs, ours = (Completer(source, loaded[1]).complete(*hole) for source in sources)
+    for name in ("text", "stopped_by", "prompt_tokens", "generated_tokens"):
+        assert getattr(theirs, name) == getattr(ours, name)
+
+
+def test_a_source_may_use_less_than_the_model_has(loaded, held_out_text):
+    source = MlxSource(loaded[0], context_tokens=100)
+    done = Completer(source, loaded[1]).complete(held_out_text, held_out_text, max_tokens=8)
+    assert 60 < done.prompt_tokens <= 92
+    assert MlxSource(loaded[0], context_tokens=10**6).context_tokens == 1024
+
+
+# --- the prefix cache
+
+
+def test_an_error_leaves_what_was_fed(loaded, ids):
+    cache = PrefixCache(lambda: make_cache(loaded[0]))
+    with pytest.raises(KeyError), cache.feeding(ids) as fed:
+        for token in generate_tokens(loaded[0], ids, cache=cache.layers):
+            fed.append(token)
+            if len(fed) == len(ids) + 2:
+                raise KeyError
+    assert cache.held == fed and cache.layers[0].offset == len(fed)
+
+
+def test_layers_of_different_length_are_given_up(loaded, ids):
+    model = loaded[0]
+    cache = PrefixCache(lambda: make_cache(model))
+    with cache.feeding(ids):
+        cache.layers[0].update_and_fetch(mx.zeros((1, 1, 2, 4)), mx.zeros((1, 1, 2, 4)))
+    assert cache.held == [] and {layer.offset for layer in cache.layers} == {0}
+
+
+@given(st.lists(st.integers(0, 3)), st.lists(st.integers(0, 3)))
+def test_common_length(a, b):
+    n = common_length(a, b)
+    assert a[:n] == b[:n]
+    assert a[n : n + 1] != b[n : n + 1] or n in (len(a), len(b))
