@@ -52,7 +52,7 @@ def write_source(name: str, layers: int, folder: Path) -> None:
     for tensor, shape in shapes.items():
         for start, stop in blocks(shape):
             rows = checkpoint.weights.read(tensor, start, stop)
-            writer.write(Block(tensor, rows).bfloat16)
+            writer.write(Block(tensor, rows).rounded("BF16"))
     writer.finish()
     config = {**checkpoint.config.to_dict(), "torch_dtype": "bfloat16"}
     (folder / "config.json").write_text(json.dumps(config))

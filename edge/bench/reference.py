@@ -21,9 +21,9 @@ from mlx.utils import tree_unflatten
 from edge.bench.engines.engine import Logits
 from edge.bench.gate import CHECKPOINT, PREFILLED, Digest, gate_tokens, make_digest
 from edge.child import child_main, run_child
-from edge.convert.checkpoint import Checkpoint, Corrections, open_checkpoint
+from edge.convert.checkpoint import Checkpoint, Corrections, open_checkpoint, open_path
 from edge.convert.sources.weights import Weights
-from edge.convert.verify import TensorError, open_artefact, tensor_errors
+from edge.convert.verify import TensorError, tensor_errors
 from edge.device.software import TF32
 from edge.model.config import ModelConfig
 from edge.model.stablelm import DecoderLayer, Model
@@ -71,7 +71,7 @@ def references(checkpoint: Checkpoint, artefacts: list[str]) -> Iterator[tuple[s
     config = checkpoint.config
     yield CHECKPOINT, _digest(config, checkpoint.weights)
     for path in artefacts:
-        opened = open_artefact(Path(path))
+        opened = open_path(Path(path))
         digest = _digest(config, opened.weights)
         digest["settings"] = _other_settings(opened.config, config)
         yield path, {**digest, **_worst_tensor(opened.weights, checkpoint)}

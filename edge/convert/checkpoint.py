@@ -14,7 +14,7 @@ from edge.convert.sources.find import Source, find_source
 from edge.convert.sources.gguf import open_gguf
 from edge.convert.sources.published import doubts_about
 from edge.convert.sources.synthetic import PREFIX, open_synthetic
-from edge.convert.sources.weights import Weights
+from edge.convert.sources.weights import Opened, Weights
 from edge.errors import printable
 from edge.model.config import ModelConfig
 from edge.model.tensors import check_shapes, parameter_count
@@ -27,14 +27,11 @@ SAMPLE_BYTES = 4096
 
 @dataclass(frozen=True)
 class Corrections:
-    """What the user sets in place of the source's own values.
+    """What the user sets in place of the source's own values."""
 
-    `layers` of a synthetic model, the rotary base, and the number of positions.
-    """
-
-    layers: int | None = None
-    rope_theta: float | None = None
-    context: int | None = None
+    layers: int | None = None  # of a synthetic model
+    rope_theta: float | None = None  # rotary base
+    context: int | None = None  # number of positions
 
     def applied(self, config: ModelConfig) -> ModelConfig:
         """The config with them."""
@@ -47,24 +44,14 @@ class Corrections:
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """Config and tensors of one source; every tensor is present in the right shape.
-
-    Attributes:
-        source: where it came from.
-        config: the network, with the user's corrections.
-        weights: its tensors.
-        companions: tokenizer and generation files by name.
-        warnings: sentences to read before trusting the result.
-        title: the model's name as the source gives it, if it does.
-        corrections: what the user set in place of the source's values.
-    """
+    """Config and tensors of one source; every tensor is present in the right shape."""
 
     source: Source
-    config: ModelConfig
+    config: ModelConfig  # with the user's corrections
     weights: Weights
-    companions: Mapping[str, bytes]
-    warnings: tuple[str, ...] = ()
-    title: str | None = None
+    companions: Mapping[str, bytes]  # tokenizer and generation files by name
+    warnings: tuple[str, ...] = ()  # sentences to read before trusting the result
+    title: str | None = None  # the model's name as the source gives it, if it does
     corrections: Corrections = Corrections()
 
     @property
@@ -99,12 +86,7 @@ class Checkpoint:
 def open_checkpoint(
     model: str, revision: str | None = None, corrections: Corrections | None = None
 ) -> Checkpoint:
-    """Find and check a checkpoint.
-
-    Args:
-        model: `demo`, a directory, a GGUF file, `synthetic:NAME`, or a hub id.
-        revision: a branch, tag or commit on the hub.
-        corrections: values to use in place of the source's.
+    """Find and check a checkpoint: `demo`, a directory, a GGUF file, `synthetic:NAME`, a hub id.
 
     Raises:
         EdgeError: it cannot be found, or a file or tensor of it is missing, broken or of
@@ -115,7 +97,7 @@ def open_checkpoint(
     if source.path is None:
         opened = open_synthetic(source.origin.removeprefix(PREFIX), corrections.layers)
     else:
-        opened = open_directory(source.path) if source.path.is_dir() else open_gguf(source.path)
+        opened = open_path(source.path)
     config = corrections.applied(opened.config.matching(opened.weights.shapes))
     check_shapes(config, opened.weights.shapes, source.origin)
     gives_base = opened.gives_rope_base or corrections.rope_theta is not None
@@ -130,6 +112,15 @@ def open_checkpoint(
         title=opened.title,
         corrections=corrections,
     )
+
+
+def open_path(path: Path) -> Opened:
+    """A checkpoint's directory, a GGUF file, or an artefact.
+
+    Raises:
+        EdgeError: it is damaged.
+    """
+    return open_directory(path) if path.is_dir() else open_gguf(path)
 
 
 def _sample(path: Path, digest: hashlib._Hash) -> None:

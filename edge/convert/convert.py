@@ -9,7 +9,7 @@ import shutil
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from threading import Event
 
@@ -72,15 +72,7 @@ def convert(
     options: Options | None = None,
     notice: Notice = lambda _: None,
 ) -> list[Artefact]:
-    """Make what is missing.
-
-    Args:
-        checkpoint: what to convert.
-        recipes: what to make of it.
-        out: the folder that holds the artefacts.
-        progress: told how far each one is.
-        options: what the user chose beside.
-        notice: told what the user should know meanwhile.
+    """Make the artefacts that are missing in the folder `out`; `notice` is told of waiting.
 
     Raises:
         EdgeError: an artefact of another checkpoint is in the way, the disk is too small, a
@@ -134,29 +126,29 @@ class _Conversion:
     ) -> None:
         self._checkpoint, self._out = checkpoint, out
         self._progress, self._options = progress, options
+        # Float artefacts that nobody asked for; a partial, so that a kill leaves it to be cleared.
+        self._floats = out / f".mlx-floats.{PARTIAL}-{os.getpid()}"
 
     def run(self, missing: Sequence[Target]) -> None:
         """Make every target; hash the source's files meanwhile."""
         self._check_files()
         streamed = [target for target in missing if target.is_streamed]
         later = [target for target in missing if not target.is_streamed]
-        temporary = self._temporary(streamed, later)
-        made = [(target.recipe, target.exact) for target in (*missing, *temporary)]
-        check_room(self._out, sum(planned_bytes(self._checkpoint, *each) for each in made))
+        floats = self._needed_floats(streamed, later)
+        sizes = [planned_bytes(self._checkpoint, t.recipe, t.exact) for t in (*missing, *floats)]
+        check_room(self._out, sum(sizes))
         stop = Event()
         with ThreadPoolExecutor(1) as background:
             # While the tensors pass: another core has time, and the files are in its cache.
             self._sources = background.submit(_hash_sources, self._checkpoint, stop.is_set)
             try:
-                self._stream([*streamed, *temporary], temporary)
-                inputs = {target.recipe: target.path for target in temporary}
+                if streamed or floats:
+                    self._stream([*streamed, *floats])
                 for target in later:
-                    make = self._learn if target.learned else self._quantise
-                    make(target, inputs)
+                    self._make_from_float(target)
             finally:
                 stop.set()  # nobody waits for digests after Ctrl-C
-                for target in temporary:
-                    remove(target.path)
+                remove(self._floats)
 
     def _check_files(self) -> None:
         """Read what the user names before hours of work depend on it."""
@@ -165,78 +157,69 @@ class _Conversion:
         if self._options.calibration is not None:
             read_text(self._options.calibration)
 
-    def _temporary(self, streamed: Sequence[Target], later: Sequence[Target]) -> list[Target]:
-        """The float artefacts that later steps read and nobody asked for or made before.
-
-        They are named as partials, so that a kill leaves nothing for good.
-        """
-        needed = {FLOAT_MLX if target.learned else FLOAT_GGUF: None for target in later}
-        paths = {recipe: recipe.path_in(self._out) for recipe in needed}
+    def _needed_floats(self, streamed: Sequence[Target], later: Sequence[Target]) -> list[Target]:
+        """The float artefacts that later steps read and nobody asked for or made before."""
         there = {target.path for target in streamed}
-        return [
-            Target(recipe, self._out / f".{path.name}.{PARTIAL}-{os.getpid()}")
-            for recipe, path in paths.items()
-            if path not in there and not self._is_ours(path)
-        ]
+        needed = []
+        for recipe in {float_of(target): None for target in later}:
+            path = recipe.path_in(self._out)
+            found = read_manifest(path)
+            ours = found is not None and found.fingerprint == self._checkpoint.fingerprint
+            if path not in there and not ours:
+                needed.append(Target(recipe, recipe.path_in(self._floats)))
+        return needed
 
-    def _is_ours(self, path: Path) -> bool:
-        manifest = read_manifest(path)
-        return manifest is not None and manifest.fingerprint == self._checkpoint.fingerprint
-
-    def _stream(self, wanted: Sequence[Target], temporary: Sequence[Target]) -> None:
-        if not wanted:
-            return
+    def _stream(self, wanted: Sequence[Target]) -> None:
         with ExitStack() as stack:
             writers: list[tuple[Target, Path, Writer]] = []
             for target in wanted:
-                whole = os_errors_as_edge_error if target in temporary else atomic_write
-                partial = stack.enter_context(whole(target.path)) or target.path
+                partial = stack.enter_context(atomic_write(target.path))
                 writer = self._writer(target, partial)
                 stack.callback(writer.close)
                 writers.append((target, partial, writer))
-            stream(self._checkpoint, [w for *_, w in writers], self._progress_of(wanted))
+            stream(self._checkpoint, [w for *_, w in writers], self._progress_of(*wanted))
             for target, partial, writer in writers:
-                digests = writer.finish()
-                if target not in temporary:
-                    self._sign(target, partial, digests, writer.notes())
+                self._sign(target, partial, *writer.finish())
 
     def _writer(self, target: Target, partial: Path) -> Writer:
         if target.recipe.is_mlx:
             return MlxWriter(self._checkpoint, target.recipe, target.exact, partial)
         return GgufWriter(self._checkpoint, target.recipe, partial)
 
-    def _progress_of(self, wanted: Sequence[Target]) -> Callable[[float], None]:
+    def _progress_of(self, *wanted: Target) -> Callable[[float], None]:
         def update(done: float) -> None:
             for target in wanted:
                 self._progress(target.recipe.name, done)
 
         return update
 
-    def _quantise(self, target: Target, inputs: dict[Recipe, Path]) -> None:
-        source = inputs.get(FLOAT_GGUF) or FLOAT_GGUF.path_in(self._out)
+    def _make_from_float(self, target: Target) -> None:
+        source = float_of(target).path_in(self._floats)
+        if not source.exists():
+            source = float_of(target).path_in(self._out)
+        with atomic_write(target.path) as partial:
+            make = self._learn if target.learned else self._quantise
+            self._sign(target, partial, *make(target, source, partial))
+
+    def _quantise(
+        self, target: Target, source: Path, partial: Path
+    ) -> tuple[dict[str, str], list[str]]:
         file_type = target.recipe.file_type
         assert file_type is not None  # every GGUF recipe has one
-        with atomic_write(target.path) as partial:
-            quantise(source, partial, file_type, self._progress_of([target]), target.imatrix)
-            warning = fallback_warning(partial, file_type)
-            notes = [*gguf_notes(self._checkpoint), *([warning] if warning else [])]
-            self._sign(target, partial, {target.path.name: gguf_sha256(partial)}, notes)
+        quantise(source, partial, file_type, self._progress_of(target), target.imatrix)
+        warning = fallback_warning(partial, file_type)
+        notes = [*gguf_notes(self._checkpoint), *([warning] if warning else [])]
+        return {target.path.name: gguf_sha256(partial)}, notes
 
-    def _learn(self, target: Target, inputs: dict[Recipe, Path]) -> None:
+    def _learn(
+        self, target: Target, source: Path, partial: Path
+    ) -> tuple[dict[str, str], list[str]]:
         # Here: it imports mlx-lm and transformers, which nothing else needs.
         from edge.convert.artefacts.learned import write_learned
 
-        source = inputs.get(FLOAT_MLX) or FLOAT_MLX.path_in(self._out)
-        with atomic_write(target.path) as partial:
-            digests, notes = write_learned(
-                self._checkpoint,
-                target.recipe,
-                source,
-                self._options.calibration,
-                partial,
-                self._progress_of([target]),
-            )
-            self._sign(target, partial, digests, notes)
+        text = self._options.calibration
+        progress = self._progress_of(target)
+        return write_learned(self._checkpoint, target.recipe, source, text, partial, progress)
 
     def _sign(
         self, target: Target, partial: Path, digests: dict[str, str], notes: Sequence[str]
@@ -245,22 +228,42 @@ class _Conversion:
         checkpoint = self._checkpoint
         if checkpoint.weights.quantised and not target.exact:
             notes = [*notes, describe_loss(partial, checkpoint)]
-        manifest = Manifest(
-            artefact=target.recipe.name,
-            source=checkpoint.source.origin,
-            revision=checkpoint.source.revision,
-            synthetic=_is_synthetic(checkpoint),
-            fingerprint=checkpoint.fingerprint,
-            corrections=checkpoint.corrections,
-            recipe=target.record(),
-            exact=target.exact,
-            bits_per_weight=bits_per_weight(partial, checkpoint.parameters),
-            source_sha256=self._sources.result(),
-            output_sha256=digests,
-            tools=tool_versions(),
-            notes=tuple(notes),
+        manifest = make_manifest(
+            checkpoint, target.recipe, partial, self._sources.result(), digests, notes
         )
+        manifest = replace(manifest, recipe=target.record(), exact=target.exact)
         write_manifest(partial, manifest)
+
+
+def float_of(target: Target) -> Recipe:
+    """The float artefact that a target is made from."""
+    return FLOAT_MLX if target.learned else FLOAT_GGUF
+
+
+def make_manifest(
+    checkpoint: Checkpoint,
+    recipe: Recipe,
+    artefact: Path,
+    source_sha256: dict[str, str],
+    output_sha256: dict[str, str],
+    notes: Sequence[str],
+) -> Manifest:
+    """The record of an exact artefact that is complete but for it."""
+    return Manifest(
+        artefact=recipe.name,
+        source=checkpoint.source.origin,
+        revision=checkpoint.source.revision,
+        synthetic=_is_synthetic(checkpoint),
+        fingerprint=checkpoint.fingerprint,
+        corrections=checkpoint.corrections,
+        recipe={},
+        exact=True,
+        bits_per_weight=bits_per_weight(artefact, checkpoint.parameters),
+        source_sha256=source_sha256,
+        output_sha256=output_sha256,
+        tools=tool_versions(),
+        notes=tuple(notes),
+    )
 
 
 def _is_synthetic(checkpoint: Checkpoint) -> bool:
@@ -286,9 +289,7 @@ def _hash_sources(checkpoint: Checkpoint, stopped: Callable[[], bool]) -> dict[s
 def lock_folder(out: Path, notice: Notice) -> Iterator[None]:
     """Make the folder and hold it alone; the lock ends with the process, however it ends.
 
-    Args:
-        out: the folder.
-        notice: told if another process has it, before waiting for that one.
+    `notice` is told if another process has it, before waiting for that one.
 
     Raises:
         EdgeError: the folder cannot be made, written or locked.
@@ -326,11 +327,7 @@ def _clear_leftovers(out: Path) -> None:
 
 
 def check_room(out: Path, needed_bytes: int) -> None:
-    """Compare what will be written with what is free.
-
-    Raises:
-        EdgeError: the disk is too small.
-    """
+    """Raise EdgeError if the disk is too small for what will be written."""
     free_bytes = shutil.disk_usage(out).free
     if needed_bytes + SPARE_BYTES > free_bytes:
         raise EdgeError(

@@ -8,7 +8,7 @@ middle tokens too, which llama.cpp finds by their text only since April 2025.
 from __future__ import annotations
 
 import struct
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,16 +18,21 @@ from edge.convert.artefacts.gguf_tokenizer import SPECIAL_IDS
 from edge.convert.artefacts.manifest import (
     BLANK,
     GGUF_KEY,
-    Manifest,
     file_sha256,
     gguf_sha256,
-    tool_versions,
     write_manifest,
 )
 from edge.convert.artefacts.recipes import MENDED
-from edge.convert.artefacts.sizes import bits_per_weight
-from edge.convert.checkpoint import Checkpoint, Corrections, open_checkpoint
-from edge.convert.convert import Artefact, Notice, Progress, check_room, finished, lock_folder
+from edge.convert.checkpoint import Corrections, open_checkpoint
+from edge.convert.convert import (
+    Artefact,
+    Notice,
+    Progress,
+    check_room,
+    finished,
+    lock_folder,
+    make_manifest,
+)
 from edge.convert.sources.gguf import ARCHITECTURE, ROPE_BASE_KEY, check_is_whole_stablelm
 from edge.convert.sources.published import (
     STABLE_CODE_ROPE_THETA,
@@ -54,14 +59,8 @@ def fix_gguf(
 ) -> Artefact:
     """Write OUT/gguf-mended.gguf.
 
-    Args:
-        model: a GGUF file.
-        out: the folder.
-        corrections: the rotary base it was trained with, where it cannot be told, and the number
-            of positions, where the file's is wrong.
-        force: replace an older one.
-        progress: told how far it is.
-        notice: told what the user should know meanwhile.
+    `corrections` hold the rotary base that the model was trained with, where it cannot be told,
+    and the number of positions, where the file's is wrong.
 
     Raises:
         EdgeError: it is not a GGUF file of a StableLM, lacks nothing, or its rotary base cannot
@@ -83,10 +82,15 @@ def fix_gguf(
             raise EdgeError(f"{target} is there already; replace it with --force.")
         check_room(out, source.stat().st_size)
         with atomic_write(target) as partial:
-            write_fixed(
-                source, partial, base, corrections.context, lambda done: progress(MENDED.name, done)
+            write_fixed(source, partial, corrections, progress)
+            digests = {source.name: file_sha256(source)}, {target.name: gguf_sha256(partial)}
+            config = checkpoint.config
+            note = (
+                f"rotary base {config.rope_theta:.0f}, context {config.max_position_embeddings}; "
+                f"every tensor is the source's, byte for byte."
             )
-            write_manifest(partial, _manifest(checkpoint, source, target, partial))
+            manifest = make_manifest(checkpoint, MENDED, partial, *digests, [note])
+            write_manifest(partial, manifest)
     return finished(MENDED, target, kept=False)
 
 
@@ -103,19 +107,13 @@ def _rope_base(source: Path) -> float:
     return checkpoint.config.rope_theta
 
 
-def write_fixed(
-    source: Path,
-    target: Path,
-    rope_theta: float,
-    context: int | None,
-    progress: Callable[[float], None],
-) -> None:
+def write_fixed(source: Path, target: Path, corrections: Corrections, progress: Progress) -> None:
     """Copy a whole StableLM GGUF file with what it lacks and room for a manifest.
 
     Raises:
         EdgeError: the source is broken, not a StableLM or lacks nothing.
     """
-    added = _missing_keys(source, rope_theta, context)
+    added = _missing_keys(source, corrections)
     if not added:
         raise EdgeError(
             f"{source} has its rotary base and token ids already, so there is nothing to fix; "
@@ -125,25 +123,21 @@ def write_fixed(
     writer.data_alignment = reader.alignment
     _add_keys(writer, reader, {**added, GGUF_KEY: (BLANK, GGUFValueType.STRING)})
     for tensor in reader.tensors:
-        writer.add_tensor_info(
-            tensor.name,
-            tensor.data.shape,
-            tensor.data.dtype,
-            tensor.data.nbytes,
-            raw_dtype=tensor.tensor_type,
-        )
+        writer.add_tensor(tensor.name, tensor.data, raw_dtype=tensor.tensor_type)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_ti_data_to_file()
     for done, tensor in enumerate(reader.tensors):
-        progress(done / len(reader.tensors))
+        progress(MENDED.name, done / len(reader.tensors))
         writer.write_tensor_data(tensor.data)
     writer.close()
-    progress(1.0)
+    progress(MENDED.name, 1.0)
 
 
-def _missing_keys(source: Path, rope_theta: float, context: int | None) -> Keys:
+def _missing_keys(source: Path, corrections: Corrections) -> Keys:
     """The keys to add or replace."""
+    rope_theta, context = corrections.rope_theta, corrections.context
+    assert rope_theta is not None
     file = read_gguf(source)
     check_is_whole_stablelm(file)
     added: dict[str, tuple[Any, GGUFValueType]] = {}
@@ -170,25 +164,3 @@ def _add_keys(writer: GGUFWriter, reader: GGUFReader, added: Keys) -> None:
             continue
         item_kind = field.types[-1] if field.types[0] == GGUFValueType.ARRAY else None
         writer.add_key_value(key, field.contents(), field.types[0], item_kind)
-
-
-def _manifest(checkpoint: Checkpoint, source: Path, target: Path, partial: Path) -> Manifest:
-    return Manifest(
-        artefact=MENDED.name,
-        source=checkpoint.source.origin,
-        revision=None,
-        synthetic=False,
-        fingerprint=checkpoint.fingerprint,
-        corrections=checkpoint.corrections,
-        recipe={},
-        exact=True,
-        bits_per_weight=bits_per_weight(partial, checkpoint.parameters),
-        source_sha256={source.name: file_sha256(source)},
-        output_sha256={target.name: gguf_sha256(partial)},
-        tools=tool_versions(),
-        notes=(
-            f"rotary base {checkpoint.config.rope_theta:.0f}, context "
-            f"{checkpoint.config.max_position_embeddings}; every tensor is the source's, byte for "
-            f"byte.",
-        ),
-    )

@@ -12,7 +12,6 @@ from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
-from functools import cached_property
 from math import prod
 from typing import TypeVar
 
@@ -25,15 +24,12 @@ from edge.model.tensors import expected_shapes
 
 BLOCK_NUMBERS = 1 << 20  # 4 MB of float32
 MAX_THREADS = 8
+FLOATS = {"F32": ("float32", float(np.finfo(np.float32).max)), "F16": ("float16", 65504.0)}
 T = TypeVar("T")
 
 
 class Block:
     """Consecutive rows of a tensor, checked, and rounded once however many artefacts ask.
-
-    Args:
-        name: the tensor's Hugging Face name.
-        values: float16, float32 or float64 rows.
 
     Raises:
         EdgeError: a value is not finite.
@@ -41,62 +37,52 @@ class Block:
 
     def __init__(self, name: str, values: Array):
         self.name = name
-        self.values = values
-        if not np.isfinite(self.largest):
+        self._values = values
+        self._rounded: dict[str, Array] = {}
+        # NaN or infinite where one value is.
+        self._largest = float(max(values.max(), -values.min())) if values.size else 0.0
+        if not np.isfinite(self._largest):
             raise EdgeError(
                 f"tensor {name} holds values that are not finite; the checkpoint is damaged or "
                 f"diverged, so download it again or choose another."
             )
 
-    @cached_property
-    def largest(self) -> float:
-        """The largest magnitude, NaN or infinite where one value is."""
-        if not self.values.size:
-            return 0.0
-        return float(max(self.values.max(), -self.values.min()))
+    def rounded(self, dtype: str) -> Array:
+        """The rows as F32, F16 or BF16, the latter's bits in a uint16.
 
-    @cached_property
-    def float32(self) -> Array:
-        """The rows as float32."""
-        return self._rounded(np.float32)
+        Raises:
+            EdgeError: the type cannot hold a value.
+        """
+        if dtype not in self._rounded:
+            self._rounded[dtype] = self._bfloat16() if dtype == "BF16" else self._float(dtype)
+        return self._rounded[dtype]
 
-    @cached_property
-    def float16(self) -> Array:
-        """The rows as float16."""
-        return self._rounded(np.float16)
-
-    @cached_property
-    def bfloat16(self) -> Array:
-        """The rows as bfloat16, its bits in a uint16; ties go to even as everywhere."""
-        bits = self.float32.view(np.uint32)
+    def _bfloat16(self) -> Array:
+        """Ties go to even as everywhere."""
+        bits = self.rounded("F32").view(np.uint32)
         even = (bits >> 16) & 1
         return ((bits + (0x7FFF + even)) >> 16).astype(np.uint16)
 
-    def as_dtype(self, dtype: str) -> Array:
-        """The rows as F32, F16 or BF16."""
-        if dtype == "BF16":
-            return self.bfloat16
-        return self.float32 if dtype == "F32" else self.float16
-
-    def _rounded(self, dtype: type[np.floating]) -> Array:
-        if self.largest > float(np.finfo(dtype).max):
+    def _float(self, name: str) -> Array:
+        dtype, limit = FLOATS[name]
+        if self._largest > limit:
             raise EdgeError(
-                f"tensor {self.name} has values that {np.dtype(dtype)} cannot hold (largest "
-                f"{self.largest:g}); the checkpoint is damaged or diverged, so download it again "
+                f"tensor {self.name} has values that {dtype} cannot hold (largest "
+                f"{self._largest:g}); the checkpoint is damaged or diverged, so download it again "
                 f"or choose another."
             )
-        return np.ascontiguousarray(self.values, dtype)
+        return np.ascontiguousarray(self._values, dtype)
 
 
 class Writer(ABC):
     """One artefact that takes a checkpoint's tensors in the order of `expected_shapes`."""
 
     def takes_packed(self, name: str) -> bool:
-        """The tensor is wanted as the source has it quantised."""
+        """True where the tensor is wanted as the source has it quantised."""
         return False
 
     def append_packed(self, name: str, packed: Packed) -> None:
-        """Write a whole tensor as the source has it; called only if `takes_packed`."""
+        """Write a whole tensor as the source has it."""
         raise NotImplementedError
 
     @abstractmethod
@@ -109,15 +95,11 @@ class Writer(ABC):
 
     @abstractmethod
     def end_tensor(self, name: str) -> None:
-        """All rows of the tensor have come."""
+        """Complete a tensor after its last rows."""
 
     @abstractmethod
-    def finish(self) -> dict[str, str]:
-        """Complete the artefact but for its manifest; SHA-256 of its files by name."""
-
-    @abstractmethod
-    def notes(self) -> list[str]:
-        """Sentences on what the user should know of the result."""
+    def finish(self) -> tuple[dict[str, str], list[str]]:
+        """Complete the artefact but for its manifest: SHA-256 by file name, notes on the result."""
 
     @abstractmethod
     def close(self) -> None:
@@ -127,12 +109,7 @@ class Writer(ABC):
 def stream(
     checkpoint: Checkpoint, writers: Sequence[Writer], progress: Callable[[float], None]
 ) -> None:
-    """Give every tensor to every writer.
-
-    Args:
-        checkpoint: what to read, once.
-        writers: who takes the tensors.
-        progress: told the finished fraction, 0 to 1.
+    """Give every tensor to every writer; `progress` is told the finished fraction, 0 to 1.
 
     Raises:
         EdgeError: a weight is not finite, or too large for a writer's type.

@@ -16,45 +16,26 @@ from edge.errors import EdgeError
 
 @dataclass(frozen=True)
 class Options:
-    """What the user chose beside the artefacts' names.
+    """What the user chose beside the artefacts' names."""
 
-    Attributes:
-        force: replace artefacts that are there.
-        group_size: of MLX's affine quantisation, in place of the recipe's.
-        requantise: round a quantised source again rather than keep its values.
-        learned: learn the quantisation of plain MLX recipes from a text, by GPTQ.
-        calibration: that text; by default the package's own source code.
-        imatrix: llama.cpp's importance matrix for GGUF artefacts.
-    """
-
-    force: bool = False
-    group_size: int | None = None
-    requantise: bool = False
-    learned: bool = False
-    calibration: Path | None = None
-    imatrix: Path | None = None
+    force: bool = False  # replace artefacts that are there
+    group_size: int | None = None  # of MLX's affine quantisation, in place of the recipe's
+    requantise: bool = False  # round a quantised source again rather than keep its values
+    learned: bool = False  # learn the quantisation of plain MLX recipes from a text, by GPTQ
+    calibration: Path | None = None  # that text; by default the package's own source code
+    imatrix: Path | None = None  # llama.cpp's importance matrix for GGUF artefacts
 
 
 @dataclass(frozen=True)
 class Target:
-    """One artefact to make.
+    """One artefact to make."""
 
-    Attributes:
-        recipe: with the user's group size.
-        path: where it goes.
-        exact: keep the source's own quantised values.
-        learned: by GPTQ, from a text.
-        imatrix: the importance matrix, if any.
-        chosen: options of the user's own bear on it, so that an artefact made with others
-            is not what was asked for.
-    """
-
-    recipe: Recipe
+    recipe: Recipe  # with the user's group size
     path: Path
-    exact: bool = False
-    learned: bool = False
+    exact: bool = False  # keep the source's own quantised values
+    learned: bool = False  # by GPTQ, from a text
     imatrix: Path | None = None
-    chosen: bool = False
+    chosen: bool = False  # by the user's options: one made with others is not what was asked for
 
     @property
     def is_streamed(self) -> bool:
@@ -63,16 +44,11 @@ class Target:
 
     def record(self) -> dict[str, Any]:
         """How it is made, for the manifest."""
-        recipe = self.recipe
-        return {
-            "bits": recipe.bits,
-            "group_size": recipe.group_size,
-            "high_bits": recipe.high_bits,
-            "dtype": recipe.dtype,
-            "file_type": recipe.file_type,
-            "learned": GPTQ if self.learned else None,
-            "imatrix": self.imatrix.name if self.imatrix else None,
-        }
+        keys = ("bits", "group_size", "high_bits", "dtype", "file_type")
+        learned = GPTQ if self.learned else None
+        imatrix = self.imatrix.name if self.imatrix else None
+        recorded = {key: getattr(self.recipe, key) for key in keys}
+        return {**recorded, "learned": learned, "imatrix": imatrix}
 
 
 def targets(
@@ -137,17 +113,13 @@ def _check_options(made: Sequence[Target], options: Options, checkpoint: Checkpo
 
 @dataclass(frozen=True)
 class Listed:
-    """One artefact that could be made; the size is of its weights.
-
-    `exact`: it keeps the source's own quantised values. `estimated`: llama.cpp decides the types
-    of the tensors, and the size is right to 2 %; all others are right to the byte.
-    """
+    """One artefact that could be made."""
 
     artefact: str
     bits_per_weight: float
     weight_bytes: int
-    exact: bool
-    estimated: bool
+    exact: bool  # keeps the source's own quantised values
+    estimated: bool  # right to 2 %, as llama.cpp decides the types; others are right to the byte
 
 
 def list_artefacts(checkpoint: Checkpoint, group_size: int | None = None) -> list[Listed]:

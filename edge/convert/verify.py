@@ -17,10 +17,8 @@ from edge.convert.artefacts.manifest import (
     read_manifest,
 )
 from edge.convert.artefacts.recipes import RECIPES, rounding_bound
-from edge.convert.checkpoint import Checkpoint, open_checkpoint
-from edge.convert.sources.directory import open_directory
+from edge.convert.checkpoint import Checkpoint, open_checkpoint, open_path
 from edge.convert.sources.find import DEMO, HUB_ID
-from edge.convert.sources.gguf import open_gguf
 from edge.convert.sources.synthetic import PREFIX
 from edge.convert.sources.weights import Array, Opened, Packed, Shape, Weights
 from edge.errors import EdgeError
@@ -41,47 +39,31 @@ ROWS_PER_PLACE = 16
 
 @dataclass(frozen=True)
 class TensorError:
-    """A tensor's distance from the checkpoint's over the rows compared.
-
-    `relative` is the root mean square of the difference over that of the weights;
-    `largest` the largest difference.
-    """
+    """A tensor's distance from the checkpoint's over the rows compared."""
 
     name: str
-    relative: float
-    largest: float
+    relative: float  # root mean square of the difference over that of the weights
+    largest: float  # difference
 
 
 @dataclass(frozen=True)
 class Verification:
-    """What was found.
-
-    Attributes:
-        manifest: the artefact's own.
-        hashed_files: how many files were hashed.
-        compared_tensors: how many were compared with the source; 0 if it is not there.
-        worst: the largest relative errors by tensor, largest first.
-        problems: sentences, empty if all is well.
-        remarks: what could not be checked, and why.
-    """
+    """What was found."""
 
     manifest: Manifest
     hashed_files: int
-    compared_tensors: int
-    worst: tuple[TensorError, ...]
+    compared_tensors: int  # 0 if the source is not here
+    worst: tuple[TensorError, ...]  # largest relative error first
     problems: tuple[str, ...]
-    remarks: tuple[str, ...]
+    remarks: tuple[str, ...]  # what could not be checked, and why
 
 
 def verify(
     artefact: Path, checkpoint: Checkpoint | None, progress: Callable[[float], None]
 ) -> Verification:
-    """Hash every file, read every tensor's place, compare rows with the source.
+    """Hash every file, read every tensor's place, compare rows with the checkpoint's if it is here.
 
-    Args:
-        artefact: a directory or a GGUF file made by edge.
-        checkpoint: what it was made of, if that is there.
-        progress: told the finished fraction of the comparison, 0 to 1.
+    `progress` is told the finished fraction of the comparison, 0 to 1.
 
     Raises:
         EdgeError: it has no manifest that can be read, so that nothing can be said.
@@ -91,7 +73,7 @@ def verify(
     remarks: list[str] = []
     errors: list[TensorError] = []
     try:
-        opened = open_artefact(artefact)
+        opened = open_path(artefact)
         config = opened.config.matching(opened.weights.shapes)
         check_shapes(config, opened.weights.shapes, str(artefact))
     except EdgeError as error:
@@ -109,15 +91,9 @@ def verify(
         else:
             found, errors = _compare(opened, manifest, checkpoint, progress)
             problems += found
-    worst = sorted(errors, key=lambda error: error.relative, reverse=True)[:WORST]
-    return Verification(
-        manifest=manifest,
-        hashed_files=len(manifest.output_sha256),
-        compared_tensors=len(errors),
-        worst=tuple(worst),
-        problems=tuple(problems),
-        remarks=tuple(remarks),
-    )
+    worst = tuple(sorted(errors, key=lambda error: error.relative, reverse=True)[:WORST])
+    hashed, compared = len(manifest.output_sha256), len(errors)
+    return Verification(manifest, hashed, compared, worst, tuple(problems), tuple(remarks))
 
 
 # --- the source
@@ -126,10 +102,8 @@ def verify(
 def find_origin(artefact: Path, model: str | None = None) -> Checkpoint | None:
     """The checkpoint an artefact was made of, with the same corrections.
 
-    Args:
-        artefact: finished.
-        model: where its source is. If None, only what is here without asking the network is
-            found; local directories are not, as a manifest holds their names only.
+    Where `model` does not name it, only what is here without asking the network is found, and no
+    local directories, as a manifest holds their names only.
 
     Raises:
         EdgeError: the artefact has no manifest, or the source named is not a checkpoint.
@@ -189,15 +163,6 @@ def _changed_files(artefact: Path, manifest: Manifest) -> list[str]:
     known = {*expected, MLX_FILE, FINDERS}
     others = sorted(p.name for p in artefact.iterdir() if p.name not in known)
     return problems + [f"{artefact / n} is not part of the artefact; remove it." for n in others]
-
-
-def open_artefact(path: Path) -> Opened:
-    """An artefact as a source: its config, and its tensors under Hugging Face names.
-
-    Raises:
-        EdgeError: it is damaged.
-    """
-    return open_directory(path) if path.is_dir() else open_gguf(path)
 
 
 # --- the tensors
@@ -302,7 +267,7 @@ def _order(packed: Packed) -> Array:
 
 def describe_loss(path: Path, checkpoint: Checkpoint) -> str:
     """A sentence on what rounding an already quantised source again has cost."""
-    errors = list(tensor_errors(open_artefact(path).weights, checkpoint))
+    errors = list(tensor_errors(open_path(path).weights, checkpoint))
     worst = max(errors, key=lambda error: error.relative)
     typical = float(np.median([error.relative for error in errors]))
     return (

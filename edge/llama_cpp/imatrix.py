@@ -23,23 +23,17 @@ Float32 = np.ndarray[Any, np.dtype[np.float32]]
 
 @dataclass(frozen=True)
 class Importance:
-    """How much each input column of a matrix matters.
+    """How much each input column of a matrix matters."""
 
-    Attributes:
-        columns: mean square of every input (in,), by GGUF tensor name.
-        keys: what to record in the quantised file, by GGUF key.
-    """
-
-    columns: Mapping[str, Float32]
-    keys: Mapping[str, str | int]
+    columns: Mapping[str, Float32]  # mean square of every input (in,), by GGUF tensor name
+    keys: Mapping[str, str | int]  # what to record in the quantised file
 
 
 def read_imatrix(path: Path) -> Importance:
     """Read a file.
 
     Raises:
-        EdgeError: it is missing, damaged, something else, or holds numbers that are not mean
-            squares.
+        EdgeError: it is missing, damaged, something else, or its numbers are not mean squares.
     """
     if not path.is_file():
         raise EdgeError(f"{path} is not a file; give --imatrix one that llama-imatrix made.")

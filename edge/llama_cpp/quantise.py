@@ -24,7 +24,7 @@ from edge.errors import EdgeError
 from edge.formats.gguf import read_gguf
 from edge.linux_cpu import child_environment
 from edge.llama_cpp.imatrix import Float32, Importance, check_imatrix, read_imatrix
-from edge.llama_cpp.session import first_complaint, library, listening
+from edge.llama_cpp.session import first_complaint, library
 
 # Each tensor's line ends "size = 12.34 MiB" or "size = 12.34 MiB -> 5.67 MiB".
 SIZE = re.compile(r"size = +([\d.]+) MiB")
@@ -46,14 +46,9 @@ def quantise(
     progress: Callable[[float], None],
     imatrix: Path | None = None,
 ) -> None:
-    """Write `target` from `source`.
+    """Write `target` from a float16 or float32 GGUF file.
 
-    Args:
-        source: a float16 or float32 GGUF file.
-        target: the file to write.
-        file_type: llama.cpp's `llama_ftype`.
-        progress: told the finished fraction of the source's bytes, 0 to 1.
-        imatrix: an importance matrix of llama-imatrix.
+    `file_type` is llama.cpp's `llama_ftype`; `progress` is told the finished fraction, 0 to 1.
 
     Raises:
         EdgeError: llama.cpp refused or died, or the matrix is damaged or another model's.
@@ -147,19 +142,18 @@ def run_quantiser(
     Raises:
         EdgeError: llama.cpp refused.
     """
-    lib = library()
+    lib = library(_say)
     params = lib.llama_model_quantize_default_params()
     params.ftype = file_type
-    params.nthread = _threads()
+    # Those this process may use, which a container or taskset can limit.
+    on_linux = hasattr(os, "sched_getaffinity")
+    params.nthread = len(os.sched_getaffinity(0)) if on_linux else os.cpu_count() or 1
     params.max_buf_size = BUFFER_BYTES
     if importance is not None:
         params.imatrix = _matrix(lib, importance.columns)
         params.kv_overrides = _overrides(lib, importance.keys)
-    with listening(_say):
-        result = lib.llama_model_quantize(
-            os.fsencode(source), os.fsencode(target), ctypes.byref(params)
-        )
-    if result != 0:
+    paths = os.fsencode(source), os.fsencode(target)
+    if lib.llama_model_quantize(*paths, ctypes.byref(params)) != 0:
         raise EdgeError(f"llama.cpp could not quantise {source} ({first_complaint()}).")
 
 
@@ -178,13 +172,6 @@ def _end_with_parent(target: Path) -> None:
         os._exit(1)
 
     threading.Thread(target=watch, daemon=True).start()
-
-
-def _threads() -> int:
-    """The processors this process may use, which a container or taskset can limit."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
 
 
 def _matrix(lib: Any, columns: Mapping[str, Float32]) -> Any:

@@ -12,7 +12,6 @@ import importlib
 import os
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -21,20 +20,22 @@ import numpy as np
 
 from edge.errors import EdgeError
 
+Logits = np.ndarray[Any, np.dtype[np.float32]]
 KV_TYPES = {"f32": 0, "f16": 1, "q8_0": 8}  # enum ggml_type
-GGUF_MAGIC = b"GGUF"
 ERROR_LEVEL = 4  # enum ggml_log_level
 # Set to 1, weights are read instead of mapped into memory: for virtual Macs with macOS 14.
 NO_MMAP = "EDGE_NO_MMAP"
 
 # The last complaints; the first of a failure names the cause, later ones only repeat it.
 _complaints: deque[str] = deque(maxlen=30)
-_listener: Callable[[str], None] | None = None
 _callback: Any = None
 
 
-def library() -> ModuleType:
-    """The llama_cpp module, started once, its log kept instead of printed."""
+def library(on_log: Callable[[str], None] = lambda text: None) -> ModuleType:
+    """The llama_cpp module, started once, its log kept instead of printed.
+
+    `on_log` of the first call is given every piece of the log; a line may come in pieces.
+    """
     global _callback
     llama_cpp = importlib.import_module("llama_cpp")
     if _callback is None:
@@ -43,8 +44,7 @@ def library() -> ModuleType:
             line = text.decode("utf-8", "replace")
             if level == ERROR_LEVEL and line.strip():
                 _complaints.append(line.strip())
-            if _listener is not None:
-                _listener(line)
+            on_log(line)
 
         _callback = llama_cpp.llama_log_callback(keep)  # ctypes needs it to stay alive
         llama_cpp.llama_log_set(_callback, ctypes.c_void_p(0))
@@ -52,21 +52,8 @@ def library() -> ModuleType:
     return llama_cpp
 
 
-@contextmanager
-def listening(on_log: Callable[[str], None]) -> Iterator[None]:
-    """Meanwhile, give every piece of llama.cpp's log to `on_log`; a line may come in pieces."""
-    global _listener
-    library()
-    _complaints.clear()
-    _listener = on_log
-    try:
-        yield
-    finally:
-        _listener = None
-
-
 def has_amx(lib: ModuleType) -> bool:
-    """Whether llama.cpp was built with its AMX kernels, which must then stay unused.
+    """True if llama.cpp was built with its AMX kernels, which must then stay unused.
 
     GCC before 14 drops most of ggml's tile configuration as dead stores, and the first
     product with quantised weights crashes (llama.cpp pull request 26954). The switch that
@@ -82,7 +69,7 @@ class LlamaSession:
         path: a GGUF file.
         context_tokens: how many positions the cache holds.
         threads: CPU threads; unused where every layer is on a GPU.
-        kv_type: element type of the cache, as llama.cpp's default f16.
+        kv_type: element type of the cache.
         flash_attention: by default llama.cpp decides. Its CPU kernel rounds to half precision
             inside even where the cache is float32.
         gpu_layers: how many layers run on a GPU if there is one; -1 means all.
@@ -101,7 +88,8 @@ class LlamaSession:
         gpu_layers: int = -1,
     ):
         lib = self._lib = library()
-        _check_file(path)
+        if not path.is_file():
+            raise EdgeError(f"{path} is not a file; convert the model again.")
         _complaints.clear()
         self._context = None
         model_params = lib.llama_model_default_params()
@@ -133,7 +121,7 @@ class LlamaSession:
 
     @property
     def device(self) -> str:
-        """Where the layers run."""
+        """GPU or CPU."""
         return "GPU" if self._lib.llama_supports_gpu_offload() else "CPU"
 
     @property
@@ -150,24 +138,25 @@ class LlamaSession:
             self._token[0] = ids[0]
             self._compute(self._batch_of_one)
         else:
-            for start in range(0, len(ids), self._batch_tokens):
-                piece = ids[start : start + self._batch_tokens]
+            for piece in self._pieces(ids):
                 tokens = (self._lib.llama_token * len(piece))(*piece)
                 self._compute(self._lib.llama_batch_get_one(tokens, len(piece)))
         self._lib.llama_synchronize(self._context)
 
-    def last_logits(self) -> np.ndarray[Any, np.dtype[np.float32]]:
+    def last_logits(self) -> Logits:
         """Logits (vocab,) after the last decoded token, as a copy."""
         view = self._lib.llama_get_logits_ith(self._context, -1)
         return np.ctypeslib.as_array(view, (self.vocab_size,)).copy()
 
-    def all_logits(self, ids: Sequence[int]) -> np.ndarray[Any, np.dtype[np.float32]]:
+    def all_logits(self, ids: Sequence[int]) -> Logits:
         """Extend the cache by ids in as few batches as can be; logits (len(ids), vocab)."""
-        step = self._batch_tokens
-        parts = [self._batch_logits(ids[i : i + step]) for i in range(0, len(ids), step)]
-        return parts[0] if len(parts) == 1 else np.concatenate(parts)
+        return np.concatenate([self._batch_logits(piece) for piece in self._pieces(ids)])
 
-    def _batch_logits(self, ids: Sequence[int]) -> np.ndarray[Any, np.dtype[np.float32]]:
+    def _pieces(self, ids: Sequence[int]) -> Iterator[Sequence[int]]:
+        for start in range(0, len(ids), self._batch_tokens):
+            yield ids[start : start + self._batch_tokens]
+
+    def _batch_logits(self, ids: Sequence[int]) -> Logits:
         lib = self._lib
         batch = lib.llama_batch_init(len(ids), 0, 1)
         start = int(lib.llama_memory_seq_pos_max(self._memory, 0)) + 1
@@ -206,16 +195,6 @@ class LlamaSession:
         if self._model:
             self._lib.llama_model_free(self._model)
             self._model = None
-
-
-def _check_file(path: Path) -> None:
-    try:
-        with path.open("rb") as file:
-            magic = file.read(4)
-    except OSError as error:
-        raise EdgeError(f"{path} cannot be read ({error.strerror}); convert it again.") from None
-    if magic != GGUF_MAGIC:
-        raise EdgeError(f"{path} is not a GGUF file; convert the model again.")
 
 
 def first_complaint() -> str:

@@ -75,14 +75,14 @@ def test_a_spoilt_checkpoint_is_a_sentence_or_right(bases, tmp_path):
 
 def test_a_wrong_weight_would_be_seen(bases, tmp_path, monkeypatch):
     """One weight off by a hundredth, whatever the source: the judge is awake."""
-    rounded = Block._rounded
+    rounded = Block._float
 
-    def spoilt(block, dtype):
-        array = rounded(block, dtype).copy()
-        array.flat[0] *= dtype(1.01)
+    def spoilt(block, name):
+        array = rounded(block, name).copy()
+        array.flat[0] *= array.dtype.type(1.01)
         return array
 
-    monkeypatch.setattr(Block, "_rounded", spoilt)
+    monkeypatch.setattr(Block, "_float", spoilt)
     for base, files in bases.items():
         (tmp_path / base).mkdir()
         with pytest.raises(AssertionError):

@@ -78,7 +78,7 @@ class GgufWriter(Writer):
 
     def encode(self, block: Block) -> Sequence[Array]:
         """Rows in the tensor's float type."""
-        return [block.as_dtype(self._of[block.name].dtype)]
+        return [block.rounded(self._of[block.name].dtype)]
 
     def append(self, name: str, encoded: Sequence[Array]) -> None:
         """Write rows."""
@@ -90,16 +90,13 @@ class GgufWriter(Writer):
         if name == tensor.sources[-1]:
             self._pad(tensor.data_bytes)
 
-    def finish(self) -> dict[str, str]:
+    def finish(self) -> tuple[dict[str, str], list[str]]:
         """Complete the data."""
         if self._checkpoint.config.tie_word_embeddings:
             self._write_tied_head()
         self._file.close()
-        return {self._recipe.path_in(Path()).name: self._digest.hexdigest()}
-
-    def notes(self) -> list[str]:
-        """What every GGUF file of the checkpoint lacks."""
-        return gguf_notes(self._checkpoint)
+        name = self._recipe.path_in(Path()).name
+        return {name: self._digest.hexdigest()}, gguf_notes(self._checkpoint)
 
     def close(self) -> None:
         """Let go of the file."""
@@ -124,11 +121,7 @@ class GgufWriter(Writer):
 
 
 def check_expressible(checkpoint: Checkpoint) -> None:
-    """Find what GGUF cannot hold before gigabytes are written.
-
-    Raises:
-        EdgeError: the network or its tokenizer has no GGUF form here.
-    """
+    """Raise EdgeError where GGUF has no form of the network or its tokenizer."""
     if checkpoint.config.model_type != "stablelm":
         raise EdgeError(
             f"{checkpoint.source.name} is a {checkpoint.config.model_type} model: edge writes GGUF "

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from edge.errors import EdgeError
-from edge.formats.files import parse_json_object
+from edge.formats.files import decode_text, parse_json_object
 
 # gguf.TokenType
 NORMAL, CONTROL, USER_DEFINED, UNUSED = 1, 3, 4, 5
@@ -29,10 +29,7 @@ FILE = "tokenizer.json"
 
 @dataclass(frozen=True)
 class GgufTokenizer:
-    """What goes under tokenizer.* keys; tokens and types have the model's vocabulary size.
-
-    `composes`: the original composes Unicode (NFC) first, for which GGUF has no key.
-    """
+    """What goes under tokenizer.* keys; tokens and types have the model's vocabulary size."""
 
     pre: str
     tokens: list[str]
@@ -40,15 +37,13 @@ class GgufTokenizer:
     merges: list[str]
     special_ids: dict[str, int]
     chat_template: str | None
-    composes: bool
+    composes: bool  # the original composes Unicode (NFC) first, for which GGUF has no key
 
 
 def read_tokenizer(files: Mapping[str, bytes], vocab_size: int) -> GgufTokenizer:
-    """Read a checkpoint's tokenizer files.
+    """Read a checkpoint's tokenizer files, by name, whose ids are below the vocabulary's size.
 
-    Args:
-        files: their contents by name, tokenizer.json among them, which fits the vocabulary.
-        vocab_size: rows of the embedding; ids the tokenizer lacks become unused tokens.
+    Ids that the tokenizer lacks become unused tokens.
 
     Raises:
         EdgeError: tokenizer.json is not byte-level BPE, or does what llama.cpp cannot.
@@ -130,14 +125,8 @@ def _pre_tokenizer(pre: dict[str, Any]) -> str:
 
 
 def _chat_template(files: Mapping[str, bytes]) -> str | None:
-    separate = files.get("chat_template.jinja")
-    if separate is not None:
-        try:
-            return separate.decode()
-        except ValueError as error:
-            raise EdgeError(
-                f"chat_template.jinja cannot be read ({error}); download it again."
-            ) from None
+    if "chat_template.jinja" in files:
+        return decode_text(files["chat_template.jinja"], "chat_template.jinja")
     settings = parse_json_object(files.get("tokenizer_config.json", b"{}"), "tokenizer_config.json")
     template = settings.get("chat_template")
     return template if isinstance(template, str) else None

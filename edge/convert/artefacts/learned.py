@@ -12,8 +12,6 @@ from __future__ import annotations
 import io
 from collections.abc import Callable
 from contextlib import redirect_stderr, redirect_stdout
-from importlib import resources
-from importlib.resources.abc import Traversable
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +24,7 @@ from mlx_lm.quant.gptq import gptq_quantize
 from mlx_lm.utils import load_tokenizer
 from transformers.utils import logging
 
+import edge
 from edge.convert.artefacts.mlx import write_small_files
 from edge.convert.artefacts.recipes import Recipe
 from edge.convert.checkpoint import Checkpoint
@@ -42,7 +41,7 @@ ON_CPU, ON_GPU = (32, 256), (128, 512)
 BATCH = 4
 DTYPES = {mx.uint32: "U32", mx.float16: "F16"}
 # What quality is measured on; of two files the tests measure on an old copy.
-LEFT_OUT = ("data", "runner.py", "statistics.py", "stats.py")
+LEFT_OUT = {"data", "runner.py", "stats.py"}
 
 
 def write_learned(
@@ -53,15 +52,10 @@ def write_learned(
     folder: Path,
     progress: Progress,
 ) -> tuple[dict[str, str], list[str]]:
-    """Learn, and write an MLX artefact; digests of its files by name, and notes.
+    """Learn, and write an MLX artefact; SHA-256 of its files by name, and notes.
 
-    Args:
-        checkpoint: what is converted.
-        recipe: its bits and group size.
-        source: an mlx-fp16 artefact of the checkpoint.
-        calibration: the text to learn from; the package's own source code if None.
-        folder: the directory to make.
-        progress: told the finished fraction, 0 to 1.
+    `source` is an mlx-fp16 artefact of the checkpoint, `calibration` the text to learn from: the
+    package's own source code if None.
 
     Raises:
         EdgeError: the text is too short, or the group size does not divide the matrices' rows.
@@ -74,8 +68,7 @@ def write_learned(
     ids = sequences(load_tokenizer(source), text, tokens, count)
     tensors = learn(source, recipe, ids, progress)
     folder.mkdir()
-    shapes = {name: tuple(array.shape) for name, array in tensors.items()}
-    plan = [Planned(name, DTYPES[array.dtype], shapes[name]) for name, array in tensors.items()]
+    plan = [Planned(name, DTYPES[array.dtype], array.shape) for name, array in tensors.items()]
     writer = ShardWriter(folder, plan)
     try:
         for array in tensors.values():
@@ -93,13 +86,7 @@ def write_learned(
 
 
 def learn(path: Path, recipe: Recipe, ids: Ids, progress: Progress) -> dict[str, mx.array]:
-    """Quantise a float model with the help of a text.
-
-    Args:
-        path: an mlx-fp16 artefact.
-        recipe: bits and group size.
-        ids: of the text (sequences, tokens).
-        progress: told the finished fraction, 0 to 1.
+    """Quantise an mlx-fp16 artefact with the help of a text's ids (sequences, tokens).
 
     Returns:
         The artefact's tensors by name, codes uint32 and all else float16.
@@ -149,14 +136,14 @@ def _quantise(model: Any, ids: mx.array, recipe: Recipe, progress: Progress) -> 
     for done, layer in enumerate(body.layers):
         progress(done / (len(body.layers) + 1))
         layer.set_dtype(mx.float32)
-        block = _Block(layer)
+        block = _Part(layer, "causal", None)
         _quantise_block(block, hidden, recipe)
         hidden = block.all(hidden)
     body.norm.set_dtype(mx.float32)
     if "lm_head" in model:
         progress(len(body.layers) / (len(body.layers) + 1))
         model.lm_head.set_dtype(mx.float32)
-        head = _Head(model.lm_head)
+        head = _Part(model.lm_head)
         _quantise_block(head, body.norm(hidden), recipe)
         model.lm_head = head.inner
 
@@ -169,16 +156,17 @@ def _quantise_block(block: nn.Module, inputs: mx.array, recipe: Recipe) -> None:
     mx.clear_cache()
 
 
-class _Block(nn.Module):  # type: ignore[misc]
-    """One block as a network of its own."""
+class _Part(nn.Module):  # type: ignore[misc]
+    """A block or the head as a network of its own, which mlx-lm's GPTQ wants."""
 
-    def __init__(self, inner: Any):
+    def __init__(self, inner: Any, *arguments: Any):
         super().__init__()
         self.inner = inner
+        self._arguments = arguments
 
     def __call__(self, x: mx.array) -> mx.array:
-        """x (B, L, hidden) -> same shape."""
-        y: mx.array = self.inner(x, "causal", None)
+        """x (B, L, hidden) -> (B, L, hidden or vocab)."""
+        y: mx.array = self.inner(x, *self._arguments)
         return y
 
     def all(self, x: mx.array) -> mx.array:
@@ -188,19 +176,6 @@ class _Block(nn.Module):  # type: ignore[misc]
             parts.append(self(x[start : start + BATCH]))
             mx.eval(parts[-1])
         return mx.concatenate(parts)
-
-
-class _Head(nn.Module):  # type: ignore[misc]
-    """The language-model head as a network of its own."""
-
-    def __init__(self, inner: Any):
-        super().__init__()
-        self.inner = inner
-
-    def __call__(self, x: mx.array) -> mx.array:
-        """x (B, L, hidden) -> (B, L, vocab)."""
-        logits: mx.array = self.inner(x)
-        return logits
 
 
 def _exported(model: Any) -> dict[str, mx.array]:
@@ -221,30 +196,14 @@ def _exported(model: Any) -> dict[str, mx.array]:
 
 def bundled_text() -> str:
     """The package's own Python files, one after the other in the order of their paths."""
-    return "\n\n".join(_sources(resources.files("edge")))
-
-
-def _sources(folder: Traversable) -> list[str]:
-    texts: list[str] = []
-    for entry in sorted(folder.iterdir(), key=lambda entry: entry.name):
-        if entry.name in LEFT_OUT:
-            continue
-        if entry.is_dir():
-            texts += _sources(entry)
-        elif entry.name.endswith(".py"):
-            texts.append(entry.read_text(encoding="utf-8"))
-    return texts
+    root = Path(edge.__file__).parent
+    paths = [path.relative_to(root) for path in sorted(root.rglob("*.py"))]
+    used = [path for path in paths if not LEFT_OUT & set(path.parts)]
+    return "\n\n".join((root / path).read_text(encoding="utf-8") for path in used)
 
 
 def sequences(tokenizer: Any, text: str, tokens: int, count: int, seed: int = 0) -> Ids:
-    """Cut a text into equal pieces and draw some of them: ids (sequences, tokens).
-
-    Args:
-        tokenizer: has `encode(text) -> ids`.
-        text: what to cut.
-        tokens: length of a sequence.
-        count: how many at most.
-        seed: decides which, and in which order.
+    """Cut a text into pieces of so many tokens and draw at most `count`: ids (sequences, tokens).
 
     Raises:
         EdgeError: the text is shorter than one sequence.

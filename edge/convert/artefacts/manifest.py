@@ -34,37 +34,21 @@ READ_BYTES = 1 << 22
 
 @dataclass(frozen=True)
 class Manifest:
-    """The whole record.
+    """The whole record."""
 
-    Attributes:
-        artefact: its name, as in `--to`.
-        source: what the user asked to convert, without this machine's directories.
-        revision: the hub's commit, if it came from there.
-        synthetic: random weights at a published shape; no quality figure means anything.
-        fingerprint: tells quickly whether an artefact belongs to a checkpoint.
-        corrections: what the user set in place of the source's values.
-        recipe: how it was made: bits, group size, what else was chosen.
-        exact: the source's own quantised values, not rounded again.
-        bits_per_weight: everything stored divided by the number of weights.
-        source_sha256: digest of every source file by name; empty for generated weights.
-        output_sha256: digest of every file of the artefact by name, this one left out.
-        tools: versions of what made it.
-        notes: what was lost or changed on the way, in sentences.
-    """
-
-    artefact: str
-    source: str
-    revision: str | None
-    synthetic: bool
-    fingerprint: str
-    corrections: Corrections
-    recipe: dict[str, Any]
-    exact: bool
-    bits_per_weight: float
-    source_sha256: dict[str, str]
-    output_sha256: dict[str, str]
-    tools: dict[str, str] = field(default_factory=dict)
-    notes: tuple[str, ...] = ()
+    artefact: str  # its name, as in `--to`
+    source: str  # what the user asked to convert, without this machine's directories
+    revision: str | None  # the hub's commit, if it came from there
+    synthetic: bool  # random weights at a published shape; no quality figure means anything
+    fingerprint: str  # of the checkpoint it was made from
+    corrections: Corrections  # what the user set in place of the source's values
+    recipe: dict[str, Any]  # how it was made: bits, group size, what else was chosen
+    exact: bool  # the source's own quantised values, not rounded again
+    bits_per_weight: float  # everything stored divided by the number of weights
+    source_sha256: dict[str, str]  # by file name; empty for generated weights
+    output_sha256: dict[str, str]  # by file name, this one left out
+    tools: dict[str, str] = field(default_factory=dict)  # versions of what made it
+    notes: tuple[str, ...] = ()  # what was lost or changed on the way, in sentences
 
     def to_json(self) -> str:
         """One JSON object."""

@@ -75,29 +75,20 @@ class TensorLayout:
 def layout(checkpoint: Checkpoint, recipe: Recipe, exact: bool) -> list[TensorLayout]:
     """Every tensor of an MLX artefact, in file order.
 
-    `exact` keeps the source's quantised matrices as they are, and the others in float.
+    `exact` keeps the source's quantised matrices as they are, and the others in float. Else it is
+    as mlx-lm does: every linear and the embedding whose rows divide into groups.
     """
-    shapes = expected_shapes(checkpoint.config)
-    if exact:
-        return [_kept(checkpoint, name, shape, recipe.dtype) for name, shape in shapes.items()]
-    layers = checkpoint.config.num_hidden_layers
-    return [_rounded(recipe, name, shape, layers) for name, shape in shapes.items()]
-
-
-def _kept(checkpoint: Checkpoint, name: str, shape: Shape, dtype: str) -> TensorLayout:
-    packing = checkpoint.weights.packing(name)
-    if packing is None:
-        return TensorLayout(name, shape, dtype)
-    return TensorLayout(name, shape, dtype, packing.bits, packing.group_size, packing)
-
-
-def _rounded(recipe: Recipe, name: str, shape: Shape, layers: int) -> TensorLayout:
-    """As mlx-lm: every linear and the embedding whose rows divide into groups."""
-    group_size = recipe.group_size
-    if group_size is None or len(shape) != 2 or shape[1] % group_size:
-        return TensorLayout(name, shape, recipe.dtype)
-    bits = recipe.high_bits if _is_sensitive(name, layers) else recipe.bits
-    return TensorLayout(name, shape, recipe.dtype, bits or recipe.bits, group_size)
+    layers, made = checkpoint.config.num_hidden_layers, []
+    for name, shape in expected_shapes(checkpoint.config).items():
+        bits, group_size, packing = None, recipe.group_size, None
+        if exact:
+            packing = checkpoint.weights.packing(name)
+            bits, group_size = (packing.bits, packing.group_size) if packing else (None, None)
+        elif group_size and len(shape) == 2 and shape[1] % group_size == 0:
+            sensitive = recipe.high_bits and _is_sensitive(name, layers)
+            bits = recipe.high_bits if sensitive else recipe.bits
+        made.append(TensorLayout(name, shape, recipe.dtype, bits, group_size, packing))
+    return made
 
 
 def _is_sensitive(name: str, layers: int) -> bool:
@@ -178,12 +169,11 @@ class MlxWriter(Writer):
         """Rows as codes, scales and biases, or as floats."""
         tensor = self._layout[block.name]
         if tensor.bits is None:
-            return [block.as_dtype(tensor.dtype)]
+            return [block.rounded(tensor.dtype)]
         # On the CPU everywhere: the same bits whatever the machine.
         with mx.stream(mx.cpu):
-            quantised = mx.quantize(
-                mx.array(block.float16), group_size=tensor.group_size, bits=tensor.bits
-            )
+            values = mx.array(block.rounded("F16"))
+            quantised = mx.quantize(values, group_size=tensor.group_size, bits=tensor.bits)
             return [np.asarray(array) for array in quantised]
 
     def append(self, name: str, encoded: Sequence[Array]) -> None:
@@ -208,14 +198,14 @@ class MlxWriter(Writer):
         self._scales.clear()
         self._biases.clear()
 
-    def finish(self) -> dict[str, str]:
+    def finish(self) -> tuple[dict[str, str], list[str]]:
         """Write the index, the config and what travels along."""
         self._tensors.finish()
         quantization = quantization_config(list(self._layout.values()))
         small = write_small_files(self._checkpoint, self._recipe.dtype, quantization, self._folder)
-        return self._tensors.sha256 | small
+        return self._tensors.sha256 | small, self._notes()
 
-    def notes(self) -> list[str]:
+    def _notes(self) -> list[str]:
         """What was kept of a quantised source, how exactly, and why the rest was not."""
         kept = [tensor for tensor in self._layout.values() if tensor.packing]
         unpackable = self._checkpoint.weights.unpackable
@@ -266,11 +256,7 @@ def write_small_files(
 ) -> dict[str, str]:
     """Write config.json and what travels along; SHA-256 by name.
 
-    Args:
-        checkpoint: where they come from.
-        dtype: of what is not quantised, safetensors' spelling.
-        quantization: config.json's "quantization", if anything is quantised.
-        folder: the artefact.
+    `dtype` is of what is not quantised, `quantization` config.json's, if anything is.
     """
     config = checkpoint.config.to_dict()
     config["torch_dtype"] = TORCH_DTYPES[dtype]

@@ -19,27 +19,16 @@ FLOATS = ("FP32", "FP16", "BF16")
 
 @dataclass(frozen=True)
 class Recipe:
-    """How one artefact differs from its checkpoint.
+    """How one artefact differs from its checkpoint."""
 
-    Attributes:
-        name: framework-precision.
-        framework: MLX or GGUF.
-        precision: as tables print it.
-        dtype: what weights that are not quantised are stored in, safetensors' spelling.
-        bits: of MLX's affine quantisation, None for none; a mixed recipe's low bits.
-        group_size: how many weights share a scale and a bias.
-        high_bits: a mixed recipe's bits for the sensitive matrices.
-        file_type: llama.cpp's `llama_ftype`, also written as general.file_type.
-    """
-
-    name: str
-    framework: str
-    precision: str
-    dtype: str = "F16"
-    bits: int | None = None
-    group_size: int | None = None
-    high_bits: int | None = None
-    file_type: int | None = None
+    name: str  # framework-precision
+    framework: str  # MLX or GGUF
+    precision: str  # as tables print it
+    dtype: str = "F16"  # of weights that are not quantised, safetensors' spelling
+    bits: int | None = None  # of MLX's affine quantisation; a mixed recipe's low bits
+    group_size: int | None = None  # how many weights share a scale and a bias
+    high_bits: int | None = None  # a mixed recipe's bits for the sensitive matrices
+    file_type: int | None = None  # llama.cpp's `llama_ftype`, also written as general.file_type
 
     @property
     def is_mlx(self) -> bool:
@@ -56,12 +45,9 @@ class Recipe:
         return out / (self.name if self.is_mlx else f"{self.name}.gguf")
 
 
-def _mlx(name: str, dtype: str = "F16") -> Recipe:
-    return Recipe(f"mlx-{name}", "MLX", name.upper(), dtype)
-
-
-def _affine(name: str, bits: int, high_bits: int | None = None) -> Recipe:
-    return Recipe(f"mlx-{name}", "MLX", name.upper(), bits=bits, group_size=64, high_bits=high_bits)
+def _mlx(name: str, dtype: str = "F16", bits: int | None = None, high: int | None = None) -> Recipe:
+    group_size = 64 if bits else None
+    return Recipe(f"mlx-{name}", "MLX", name.upper(), dtype, bits, group_size, high)
 
 
 def _gguf(name: str, file_type: int) -> Recipe:
@@ -70,29 +56,20 @@ def _gguf(name: str, file_type: int) -> Recipe:
     return Recipe(f"gguf-{name}", "GGUF", precision, dtype, file_type=file_type)
 
 
+GGUF_FILE_TYPES = {
+    **{"f32": 0, "f16": 1, "bf16": 32, "q8_0": 7, "q6_k": 18, "q5_k_m": 17, "q5_k_s": 16},
+    **{"q5_1": 9, "q5_0": 8, "q4_k_m": 15, "q4_1": 3, "q4_0": 2, "q3_k_m": 12, "q2_k": 10},
+}
 # From most to fewest bits, as `--list` prints them.
 RECIPES = {
     recipe.name: recipe
     for recipe in (
         _mlx("fp16"),
         _mlx("bf16", "BF16"),
-        *(_affine(f"int{bits}", bits) for bits in (8, 6, 5, 4, 3, 2)),
+        *(_mlx(f"int{bits}", bits=bits) for bits in (8, 6, 5, 4, 3, 2)),
         # The low and high bits of mlx_lm.convert.QUANT_RECIPES.
-        *(_affine(f"mixed_{a}_{b}", a, b) for a, b in ((4, 6), (3, 6), (3, 4), (2, 6))),
-        _gguf("f32", 0),
-        _gguf("f16", 1),
-        _gguf("bf16", 32),
-        _gguf("q8_0", 7),
-        _gguf("q6_k", 18),
-        _gguf("q5_k_m", 17),
-        _gguf("q5_k_s", 16),
-        _gguf("q5_1", 9),
-        _gguf("q5_0", 8),
-        _gguf("q4_k_m", 15),
-        _gguf("q4_1", 3),
-        _gguf("q4_0", 2),
-        _gguf("q3_k_m", 12),
-        _gguf("q2_k", 10),
+        *(_mlx(f"mixed_{a}_{b}", bits=a, high=b) for a, b in ((4, 6), (3, 6), (3, 4), (2, 6))),
+        *(_gguf(name, file_type) for name, file_type in GGUF_FILE_TYPES.items()),
     )
 }
 # A foreign GGUF file with its missing metadata added and its tensors untouched.

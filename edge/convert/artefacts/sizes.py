@@ -13,20 +13,21 @@ from edge.formats.files import read_json_object
 from edge.formats.gguf import read_gguf
 from edge.formats.safetensors import INDEX
 
-# Bits of a weight outside the head, by llama_ftype. ggml's blocks of 32 or 256 weights hold scales
+# Bits of a weight outside the head, by precision. ggml's blocks of 32 or 256 weights hold scales
 # beside the codes; where llama.cpp mixes types, it is the mean over a StableLM's matrices.
 GGUF_BITS = {
-    7: 8.5,  # Q8_0
-    18: 6.5625,  # Q6_K
-    17: 5.64,  # Q5_K_M: half of attn_v and ffn_down in Q6_K
-    16: 5.5,  # Q5_K_S
-    9: 6.0,  # Q5_1
-    8: 5.5,  # Q5_0
-    15: 4.78,  # Q4_K_M: half of attn_v and ffn_down in Q6_K
-    3: 5.0,  # Q4_1
-    2: 4.5,  # Q4_0
-    12: 3.82,  # Q3_K_M: attn_v, attn_output and ffn_down in Q4_K, the first few in Q5_K
-    10: 2.90,  # Q2_K: attn_v, attn_output and ffn_down in Q3_K
+    **{
+        "Q8_0": 8.5,
+        "Q6_K": 6.5625,
+        "Q5_K_S": 5.5,
+        "Q5_1": 6.0,
+        "Q5_0": 5.5,
+        "Q4_1": 5,
+        "Q4_0": 4.5,
+    },
+    **{"Q5_K_M": 5.64, "Q4_K_M": 4.78},  # half of attn_v and ffn_down in Q6_K
+    "Q3_K_M": 3.82,  # attn_v, attn_output and ffn_down in Q4_K, the first few in Q5_K
+    "Q2_K": 2.90,  # attn_v, attn_output and ffn_down in Q3_K
 }
 GGUF_HEAD_BITS = 6.5625  # Q6_K, unless the others have more
 
@@ -67,8 +68,7 @@ def planned_bytes(checkpoint: Checkpoint, recipe: Recipe, exact: bool = False) -
         if recipe.is_float or tensor.dtype == "F32":  # vectors always are
             total += tensor.data_bytes
             continue
-        assert recipe.file_type is not None  # every GGUF recipe has one
-        bits = GGUF_BITS[recipe.file_type]
+        bits = GGUF_BITS[recipe.precision]
         if tensor.name == "output.weight":
             bits = max(bits, GGUF_HEAD_BITS)
         total += prod(tensor.shape) * bits / 8
