@@ -35,8 +35,7 @@ MIN_PASSES = 3
 class Measured:
     """Bytes per second of both kernels, and how they were measured.
 
-    `cache_multiple` is the size of the arrays together as a multiple of the last-level cache,
-    None where its size is unknown; below 1 the figures may be of the cache.
+    `cache_multiple` is the arrays' size over the last-level cache's, None where that is unknown.
     """
 
     triad_bytes_s: float
@@ -58,12 +57,9 @@ class Measured:
 def measure_bandwidth(
     threads: int, total_bytes: int | None = None, budget_s: float = 0.4
 ) -> Measured:
-    """Measure for about `budget_s`, after some 0.2 s of filling memory.
+    """Measure with one thread per physical core for about `budget_s`, after filling memory.
 
-    Args:
-        threads: how many work at once; one per physical core.
-        total_bytes: size of the three arrays together; by default from the cache's size.
-        budget_s: no new pass begins after this time.
+    `total_bytes` is the size of the three arrays together, by default from the cache's size.
     """
     cache = last_level_cache_bytes()
     total = total_bytes or _suitable_total(cache)

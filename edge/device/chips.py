@@ -40,14 +40,9 @@ def chip_table() -> tuple[Chip, ...]:
 
 
 def find_chip(name: str, gpu_cores: int | None = None) -> tuple[Chip | None, str | None]:
-    """A chip by its name; the GPU cores decide where a name has several bandwidths.
+    """A chip by its name ("Apple M2 Max"), or None and a sentence with what to do.
 
-    Args:
-        name: as `sysctl machdep.cpu.brand_string` gives it: "Apple M2 Max".
-        gpu_cores: None if not known.
-
-    Returns:
-        The chip, or None and the sentence that says why and how to go on.
+    The GPU cores decide where a name has several bandwidths.
     """
     named = [chip for chip in chip_table() if chip.name == name]
     if not named:

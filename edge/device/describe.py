@@ -8,7 +8,7 @@ import re
 import sys
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
 import msgspec
 import psutil
@@ -25,20 +25,14 @@ LEVELS = range(3)
 APPLE = "Apple "
 # Profiles of others are read into these: sizes that can be calculated with.
 Count = Annotated[int, msgspec.Meta(ge=0, le=10**15)]
-GigabytesPerSecond = Annotated[float, msgspec.Meta(ge=1e-9, le=1e15)]
-BandwidthSource = Annotated[str, msgspec.Meta(pattern="^(table|measured|driver|given)")]
-BandwidthKind = Literal["table", "measured", "driver", "given"]
 
 
 @dataclass(frozen=True)
 class Bandwidth:
-    """Memory bandwidth: GB/s of 1e9 bytes, and where the figure comes from.
+    """Memory bandwidth: GB/s of 1e9 bytes, and where the figure comes from."""
 
-    `source` begins with its kind: "table", "measured", "driver" or "given".
-    """
-
-    gb_s: GigabytesPerSecond
-    source: BandwidthSource
+    gb_s: Annotated[float, msgspec.Meta(ge=1e-9, le=1e15)]
+    source: Annotated[str, msgspec.Meta(pattern="^(table|measured|driver|given)")]
 
     @property
     def bytes_s(self) -> float:
@@ -46,21 +40,19 @@ class Bandwidth:
         return self.gb_s * 1e9
 
     @property
-    def kind(self) -> BandwidthKind:
-        """A measured bandwidth can be too low, as other programs use the memory too."""
-        kinds: tuple[BandwidthKind, ...] = ("table", "measured", "driver", "given")
-        return next(kind for kind in kinds if self.source.startswith(kind))
+    def kind(self) -> str:
+        """First word of the source. A measured one can be too low: other programs use memory."""
+        return re.split(r"\W", self.source)[0]
 
 
 @dataclass(frozen=True)
 class Device:
     """Chip, cores, memory and system. No host name, user name or serial number.
 
-    `cores_by_level` counts physical cores by Apple's own names of their levels, fastest first:
-    Performance and Efficiency, on some M5 Super and Performance. `gpu_memory_bandwidth` is of a
-    GPU with memory of its own, `cache_bytes` the processor's last-level cache. `remarks` say why
-    something that matters could not be found out. In a profile of an older version 0 and "" mean
-    not recorded.
+    `cores_by_level` counts physical cores by Apple's own names of their levels, fastest first.
+    `gpu_memory_bandwidth` is of a GPU with memory of its own, `cache_bytes` the processor's
+    last-level cache. `remarks` say why something that matters could not be found out. In a
+    profile of an older version 0 and "" mean not recorded.
     """
 
     name: str
@@ -82,12 +74,10 @@ class Device:
 def describe_device(
     bandwidth_gb_s: float | None = None, measure: bool = True, run: Run = output_of
 ) -> Device:
-    """This machine.
+    """This machine; a memory bandwidth that the user gave goes before every other source.
 
-    Args:
-        bandwidth_gb_s: memory bandwidth that the user gave; goes before every other source.
-        measure: measure it where no table has it, which takes about half a second.
-        run: runs a small program and gives what it prints, empty if it fails.
+    Where no table has it, it is measured, which takes about half a second. `run` runs a small
+    program and gives what it prints, empty if it fails.
     """
     name = chip_name(run)
     gpu_name, gpu_cores, gpu_bandwidth = _gpu(name, run)
@@ -111,10 +101,7 @@ def describe_device(
 
 
 def measured_again(device: Device) -> Device:
-    """The same device, its memory bandwidth the better of its own and a new measurement.
-
-    Other programs can only lower what is measured. Unchanged where it was not measured.
-    """
+    """The better of two measurements of the bandwidth: other programs can only lower it."""
     known = device.memory_bandwidth
     if known is None or known.kind != "measured":
         return device
@@ -162,13 +149,11 @@ def _cores_by_level(run: Run) -> dict[str, int]:
     """Physical cores per level."""
     names = [f"hw.perflevel{n}.{key}" for n in LEVELS for key in ("name", "physicalcpu")]
     answers = dict(re.findall(r"^(\S+): (.+)$", run(("sysctl", *names)), re.MULTILINE))
-    counts = {
-        answers.get(f"hw.perflevel{n}.name", f"level {n}"): answers.get(
-            f"hw.perflevel{n}.physicalcpu", ""
-        )
+    return {
+        answers.get(f"hw.perflevel{n}.name", f"level {n}"): int(count)
         for n in LEVELS
+        if (count := answers.get(f"hw.perflevel{n}.physicalcpu", "")).isdigit()
     }
-    return {name: int(count) for name, count in counts.items() if count.isdigit()}
 
 
 def _gpu(chip: str, run: Run) -> tuple[str | None, int | None, Bandwidth | None]:
@@ -200,18 +185,14 @@ def _memory_bandwidth(
     if chip.startswith(APPLE):
         # Not measured: the CPU of a large chip cannot use all the bandwidth that its GPU can.
         known, remark = find_chip(chip, gpu_cores)
-        if known is None:
-            return None, remark
-        return Bandwidth(known.bandwidth_gb_s, f"table, {known.sources['bandwidth_gb_s']}"), None
+        source = f"table, {known.sources['bandwidth_gb_s']}" if known else ""
+        return Bandwidth(known.bandwidth_gb_s, source) if known else None, remark
     if not measure:
         return None, f"the memory bandwidth was not measured: {OVERRIDE}"
-    load = os.getloadavg()[0]
+    load, busy = os.getloadavg()[0], "the memory bandwidth was measured while other programs ran"
     if load <= allowed_load():
         return _measured(), None
-    return _measured(), (
-        f"the memory bandwidth was measured while other programs ran (load {load:.1f}) and may be "
-        f"too low: close them, or {OVERRIDE}"
-    )
+    return _measured(), f"{busy} (load {load:.1f}) and may be too low: close them, or {OVERRIDE}"
 
 
 def _measured() -> Bandwidth:

@@ -57,12 +57,8 @@ def wired(need_bytes: int) -> Iterator[None]:
     """Keep this many bytes of MLX's buffers resident on Metal while the block runs.
 
     Without it macOS may page a model out between tokens. mlx-lm wires all that is recommended
-    for any model, which has taken 10 of 16 GB for a model of 0.7 GB (exo-explore/exo#1672); this
-    wires what is needed. Where nothing can be wired, before macOS 15 or elsewhere, it does
-    nothing. Within another such block the limit is never lowered.
-
-    Args:
-        need_bytes: weights, cache and working memory; capped by what the system recommends.
+    for any model, which has taken 10 of 16 GB for a model of 0.7 GB (exo-explore/exo#1672).
+    Before macOS 15 and elsewhere it does nothing. An inner block never lowers the limit.
     """
     if not _can_wire():
         yield

@@ -20,18 +20,11 @@ def ceiling_tok_s(bytes_per_token: float, bandwidth_bytes_s: float) -> float:
 def bandwidth_fraction(
     device: Device, on_gpu: bool, decode_tok_s: float, bytes_per_token: float
 ) -> tuple[float | None, str | None]:
-    """How much of the ceiling a decode rate reaches.
+    """How much of the ceiling a decode rate reaches, and a sentence.
 
-    Args:
-        device: the machine; a GPU with memory of its own has its own ceiling.
-        on_gpu: the GPU decoded.
-        decode_tok_s: the measured rate.
-        bytes_per_token: what one decode step reads. What fits in the last-level cache is not read
-            from memory again, and memory's bandwidth is no ceiling for it.
-
-    Returns:
-        The fraction, None where memory is no ceiling; and a sentence that says why None, or that
-        above 1 the measurement is wrong.
+    A GPU with memory of its own has its own ceiling. What fits in the last-level cache is not
+    read from memory again: then the fraction is None, and the sentence says so. Above 1 it says
+    that the measurement is wrong.
     """
     bandwidth, cache_bytes = device.memory_bandwidth, device.cache_bytes
     if on_gpu and device.gpu_memory_bandwidth is not None:

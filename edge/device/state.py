@@ -62,19 +62,13 @@ class State:
 
 
 def read_state(system: str | None = None, run: Run = output_of, root: Path = Path("/")) -> State:
-    """State of this machine.
-
-    Args:
-        system: "Darwin" or "Linux", by default what this is; on others only the load is known.
-        run: runs a small program and gives what it prints, empty if it fails.
-        root: where /proc and /sys are.
-    """
+    """State of this machine; on others than macOS and Linux only the load is known."""
     known: Mapping[str, Any] = {}
-    system = system or platform.system()
-    if system == "Darwin":
-        known = _read_macos(run)
-    elif system == "Linux":
-        known = _read_linux(root)
+    match system or platform.system():
+        case "Darwin":
+            known = _read_macos(run)
+        case "Linux":
+            known = _read_linux(root)
     return State(load_1m=os.getloadavg()[0], **known)
 
 
@@ -99,10 +93,8 @@ def _read_macos(run: Run) -> Mapping[str, Any]:
 def _macos_thermal_level(answer: str) -> str | None:
     """From `notifyutil -g KEY`: the key and a number, of which an unknown one is not nominal."""
     match = re.search(rf"{re.escape(THERMAL_KEY)}\s+(\d+)", answer)
-    if match is None:
-        return None
-    level = int(match[1])
-    return NOTIFIED_LEVELS[level] if level < len(NOTIFIED_LEVELS) else f"level {level}"
+    levels = dict(enumerate(NOTIFIED_LEVELS))
+    return levels.get(int(match[1]), f"level {match[1]}") if match else None
 
 
 def _read_linux(root: Path) -> Mapping[str, Any]:
@@ -153,9 +145,9 @@ def _linux_memory_pressure(pressure: str) -> str | None:
     average = {kind: float(v) for kind, v in re.findall(r"^(\w+) avg10=([\d.]+)", pressure, re.M)}
     if "some" not in average:
         return None
-    if average.get("full", 0.0) >= WARN_PERCENT:
-        return "critical"
-    return "warn" if average["some"] >= WARN_PERCENT else "normal"
+    if average["some"] < WARN_PERCENT:
+        return "normal"
+    return "critical" if average.get("full", 0.0) >= WARN_PERCENT else "warn"
 
 
 def _linux_cpu_mhz(cpus: Path, cpuinfo: str) -> float | None:
@@ -178,60 +170,52 @@ def _supplies(folder: Path, *kinds: str) -> Iterator[Path]:
 def warnings_between(before: State, after: State, threads: int = 0) -> dict[str, str]:
     """Why a figure measured between two moments may be off: kind -> sentence with what to do.
 
-    Args:
-        before: at the beginning.
-        after: at the end.
-        threads: how many the measurement itself kept busy, here or in the minute before.
+    `threads` is how many the measurement itself kept busy, here or in the minute before.
     """
     found = {
         "mains": _power(before.power_source, after.power_source),
-        "low power": _low_power(before, after),
-        "thermal": _thermal(before.thermal, after.thermal),
+        "low power": _low_power(before) or _low_power(after),
+        "thermal": _thermal(before, "before") or _thermal(after, "after"),
         "throttled": _throttled(before.throttled, after.throttled),
         "governor": _governor(before.governor, after.governor),
         "load": _load(max(before.load_1m or 0.0, after.load_1m or 0.0), threads),
-        "memory": _memory(after.memory_pressure) or _memory(before.memory_pressure),
+        "memory": _memory(after) or _memory(before),
     }
     return {kind: sentence for kind, sentence in found.items() if sentence is not None}
 
 
 def _power(before: str | None, after: str | None) -> str | None:
     if before and after and before != after:
-        return (
-            f"the power source changed from {before} to {after} during the run: stay on mains and "
-            f"measure again"
-        )
+        return f"the power source changed from {before} to {after} during the run: stay on mains"
     source = before or after
     return None if source in (None, MAINS) else f"the machine ran on {source}: plug it in"
 
 
-def _low_power(before: State, after: State) -> str | None:
-    if not (before.low_power or after.low_power):
+def _low_power(state: State) -> str | None:
+    if not state.low_power:
         return None
-    if before.governor == "powersave":
+    if state.governor == "powersave":
         return "low power mode was on: type sudo cpupower frequency-set -g performance"
     return "low power mode was on: switch it off in the system settings"
 
 
-def _thermal(before: str | None, after: str | None) -> str | None:
-    for level, when in ((before, "before"), (after, "after")):
-        if level not in (None, NOMINAL):
-            return f"thermal pressure was {level}, not {NOMINAL}, {when} the run: let it cool"
-    return None
+def _thermal(state: State, when: str) -> str | None:
+    if state.thermal in (None, NOMINAL):
+        return None
+    return f"thermal pressure was {state.thermal}, not {NOMINAL}, {when} the run: let it cool"
 
 
 def _throttled(before: int | None, after: int | None) -> str | None:
-    times = 0 if before is None or after is None else after - before
-    if times <= 0:
+    if before is None or after is None or after <= before:
         return None
+    times = after - before
     return f"the processor was slowed for its heat {times} times during the run: let it cool"
 
 
 def _governor(before: str | None, after: str | None) -> str | None:
-    if before and after and before != after:
-        names = " and ".join(sorted((before, after)))
-        return f"the CPU's governor changed during the run ({names}): keep one"
-    return None
+    if before in (None, after) or after is None:
+        return None
+    return f"the CPU's governor changed during the run (from {before} to {after}): keep one"
 
 
 def _load(load: float, threads: int) -> str | None:
@@ -243,11 +227,11 @@ def _load(load: float, threads: int) -> str | None:
 
 def allowed_load(cores: int | None = None) -> float:
     """Load that other programs may make: by default on the cores of this machine."""
-    cores = cores or os.cpu_count() or 1
-    return max(ALLOWED_LOAD, ALLOWED_LOAD_PER_CORE * cores)
+    return max(ALLOWED_LOAD, ALLOWED_LOAD_PER_CORE * (cores or os.cpu_count() or 1))
 
 
-def _memory(pressure: str | None) -> str | None:
-    if pressure in (None, "normal"):
+def _memory(state: State) -> str | None:
+    if state.memory_pressure in (None, "normal"):
         return None
-    return f"memory was short (pressure {pressure}): close other programs or use a smaller artefact"
+    short = f"memory was short (pressure {state.memory_pressure})"
+    return f"{short}: close other programs or use a smaller artefact"

@@ -47,12 +47,10 @@ class NoMeter:
 
 
 def choose_meter(source: str, processors: Collection[str] = ()) -> Meter:
-    """The meter to use; one that does not work here says so in `unavailable`.
+    """The meter of this source; one that does not work here says so in `unavailable`.
 
-    Args:
-        source: one of SOURCES; `auto` is the best that works here.
-        processors: those that do the work, "CPU" and "GPU", as far as known: `auto` takes no
-            meter that leaves one of them out, because an idle board's watts are not the work's.
+    `auto` is the best that works here and leaves out none of the processors, "CPU" and "GPU",
+    that do the work: an idle board's watts are not the work's.
     """
     if source == "none":
         return NoMeter("power was not measured: no source was wanted (none)")

@@ -1,14 +1,11 @@
 """IOReport: the energy counters of Apple's chips, through zeus-apple-silicon (extra `ioreport`).
 
-The same model-based counters as powermetrics shows, without root, and DRAM besides, which
-powermetrics lost with macOS 13. On macOS 27 the counters of CPU, ANE and DRAM are published in
-batches some 2.2 s apart, the GPU's is live, and there are reports of Macs where the counters stand
-still until powermetrics runs. GPU SRAM is shown beside and not added, as in powermetrics: it is
-not documented whether the GPU's counter contains it.
+The same model-based counters as powermetrics shows, without root, and DRAM besides. On macOS 27
+those of CPU, ANE and DRAM are published in batches some 2.2 s apart, the GPU's is live. GPU SRAM
+is shown beside: it is not documented whether the GPU's counter contains it.
 
-Written against the source of zeus-apple-silicon 1.1.0; never run on a Mac by its author. Guarded
-against: 1.1.0 overwrites one die's energy with the other's on an Ultra, and crashes in a virtual
-machine, which has no energy model.
+Written against the source of zeus-apple-silicon 1.1.0, never run on a Mac: 1.1.0 overwrites one
+die's energy with the other's on an Ultra, and crashes in a virtual machine.
 """
 
 from __future__ import annotations

@@ -65,26 +65,16 @@ class Energy:
 class Meter(Protocol):
     """A source of power samples. Neither its constructor nor its methods raise.
 
-    `boundary` names what the rails cover and leave out. `unavailable` is None for a meter that
-    works here, else the reason for every missing watt. `flags` are warnings about the samples,
-    complete after `stop`.
+    `source` is the name that `--source` takes; a stand-in's says that it is one. `boundary` names
+    what the rails cover and leave out. `unavailable` is None for a meter that works here, else
+    the reason for every missing watt. `flags` are warnings about the samples, complete after
+    `stop`.
     """
 
-    @property
-    def source(self) -> str:
-        """The name that `--source` takes; a stand-in's says that it is one."""
-
-    @property
-    def boundary(self) -> str:
-        """Rails that are covered and those that are left out."""
-
-    @property
-    def unavailable(self) -> str | None:
-        """Reason why there is no sample."""
-
-    @property
-    def flags(self) -> Sequence[str]:
-        """Warnings, a sentence each."""
+    source: str
+    boundary: str
+    unavailable: str | None
+    flags: Sequence[str]
 
     def start(self) -> None:
         """Begin sampling; returns when the first sample can be trusted."""

@@ -1,10 +1,9 @@
 """Meters over counters of joules that only grow: read them now and then, keep the differences.
 
 Counters are published in steps: RAPL's every millisecond, NVML's every 20 to 100 ms, IOReport's
-on macOS 27 in batches two seconds apart. A reader that cuts time at its own ticks sees zeros and
-then an impossible spike. So a sample ends when the counters have moved, not when they were read:
-its energy and its time belong together, and a longer step only means a longer sample and hence a
-larger edge error.
+on macOS 27 every two seconds. A reader that cuts time at its own ticks sees zeros and then an
+impossible spike. So a sample ends when the counters have moved: its energy and its time belong
+together, and a longer step only means a longer sample and hence a larger edge error.
 """
 
 from __future__ import annotations
@@ -44,6 +43,7 @@ class PollingMeter(ABC):
     source = ""
     boundary = ""
     unavailable: str | None = None
+    flags: Sequence[str] = ()
     pulse: Sequence[str] = ()
     live: Sequence[str] = ()
     period_s = 0.25
@@ -52,20 +52,14 @@ class PollingMeter(ABC):
 
     def __init__(self) -> None:
         self._samples: list[Sample] = []
-        self._flags: list[str] = []
         self._stopping = threading.Event()
         self._thread: threading.Thread | None = None
         self._last: tuple[int, Reading] | None = None
         self._aligned = True
 
-    @property
-    def flags(self) -> Sequence[str]:
-        """Warnings about the samples, a sentence each."""
-        return tuple(self._flags)
-
     def start(self) -> None:
         """Begin sampling, at a step of the counters where one comes."""
-        self._samples, self._flags, self._last, self._aligned = [], [], None, True
+        self._samples, self.flags, self._last, self._aligned = [], (), None, True
         self._stopping = threading.Event()
         if self.unavailable is None and self._guarded(self._begin):
             self._thread = threading.Thread(target=self._guarded, args=(self._run,), daemon=True)
@@ -100,7 +94,7 @@ class PollingMeter(ABC):
 
     def _end(self) -> None:
         if self._last is not None and not self._until_moved():
-            self._close_stalled(*self._last, *self._stamped())
+            self._close_stalled(*self._last)
 
     def _until_moved(self) -> bool:
         """Poll closely until a sample ends; false if the counters stand still."""
@@ -140,8 +134,9 @@ class PollingMeter(ABC):
             )
         return True
 
-    def _close_stalled(self, begin_ns: int, before: Reading, end_ns: int, now: Reading) -> None:
+    def _close_stalled(self, begin_ns: int, before: Reading) -> None:
         """Keep the live rails of a time in which the others stood still."""
+        end_ns, now = self._stamped()
         self._warn(
             f"the counter of {' and '.join(self.pulse)} stood still for the last "
             f"{(end_ns - begin_ns) / 1e9:.1f} s, where no total is known: measure again"
@@ -162,7 +157,7 @@ class PollingMeter(ABC):
         return True
 
     def _warn(self, sentence: str) -> None:
-        self._flags.append(f"{self.source}: {sentence}")
+        self.flags = (*self.flags, f"{self.source}: {sentence}")
 
 
 def _growth(before: Mapping[str, float], now: Mapping[str, float]) -> dict[str, float]:

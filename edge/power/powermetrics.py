@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import re
 import select
 import shutil
 import signal
@@ -165,14 +166,10 @@ class PowermetricsProcess:
 
 
 class PowermetricsMeter:
-    """Apple's powermetrics, run through `sudo -n`.
+    """Apple's powermetrics, run through `sudo -n` or by another command.
 
     Another program of that name, as tests have one, works as well; `source` and a warning say
     that its watts are no measurement.
-
-    Args:
-        interval_ms: length of a record; None for 500.
-        command: the command that runs powermetrics; None to look for it on the PATH.
     """
 
     def __init__(
@@ -274,8 +271,7 @@ class PowermetricsMeter:
 
 def _why_not(process: PowermetricsProcess) -> str:
     """The reason why a powermetrics gave no record."""
-    said = process.stderr
-    if "password" in said or "sudoers" in said or "superuser" in said:
+    if re.search("password|sudoers|superuser", process.stderr):
         return f"powermetrics needs root and sudo wants a password: {HOW_TO_ALLOW}"
     if process.stream.complaints:
         return f"powermetrics gives no believable record: {process.stream.complaints[0]}"

@@ -38,12 +38,9 @@ def build_timeline(
 ) -> Timeline:
     """Place records on a clock.
 
-    Args:
-        records: in the order in which they came.
-        stamps_ns: for each record a moment of that clock, not before the record's end by more
-            than a constant; None to put them end to end from 0.
-        gap_ns: how far the stamps of contiguous records can vary.
-        complaints: why records are missing, a few words for each.
+    `stamps_ns` are moments of that clock, one for each record, not before the record's end by
+    more than a constant; None puts them end to end from 0. The stamps of contiguous records can
+    vary by `gap_ns`. `complaints` say why records are missing.
     """
     ends_ns = list(accumulate(record.elapsed_ns for record in records))
     flags = [

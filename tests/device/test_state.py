@@ -224,7 +224,7 @@ def test_a_quiet_machine_leaves_no_doubt():
         ({"thermal": "heavy"}, {}, "heavy, not nominal, before the run"),
         ({}, {"thermal": "moderate"}, "moderate, not nominal, after the run"),
         ({}, {"throttled": 15}, "slowed for its heat 3 times"),
-        ({}, {"governor": "schedutil"}, "changed during the run (performance and schedutil)"),
+        ({}, {"governor": "schedutil"}, "changed during the run (from performance to schedutil)"),
         ({"load_1m": 3.0}, {}, "(load 3.0): close them"),
         ({}, {"memory_pressure": "critical"}, "memory was short (pressure critical)"),
     ],
