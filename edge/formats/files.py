@@ -1,4 +1,7 @@
-"""Files: outputs that appear whole, and bounded reads of JSON and text from outside."""
+"""Files: outputs that appear whole, and bounded reads of JSON and text from outside.
+
+What cannot be read or written is an EdgeError that names the file.
+"""
 
 from __future__ import annotations
 
@@ -28,18 +31,12 @@ MAX_DEPTH = 64
 SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")
 
 
-# --- writing
-
-
 @contextmanager
 def atomic_write(target: Path) -> Iterator[Path]:
     """Write to a temporary sibling that takes the target's place only if all went well.
 
     Yields the sibling's path: make a file or a directory of it. An older target stays in
     place until then.
-
-    Raises:
-        EdgeError: the folder cannot be written, or the disk is full.
     """
     partial = target.with_name(f".{target.name}.{PARTIAL}-{os.getpid()}")
     try:
@@ -66,11 +63,7 @@ def os_errors_as_edge_error(target: Path) -> Iterator[None]:
 
 
 def check_writable(folder: Path) -> None:
-    """Make the folder and try to write in it, before hours of work depend on it.
-
-    Raises:
-        EdgeError: it cannot be made or written.
-    """
+    """Make the folder and try to write in it, before hours of work depend on it."""
     with os_errors_as_edge_error(folder):
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder):
@@ -101,18 +94,11 @@ def _take_place(partial: Path, target: Path) -> None:
     remove(partial)
 
 
-# --- reading
-
-
 @contextmanager
 def open_file(path: Path) -> Iterator[BinaryIO]:
-    """A regular file opened for reading; what the system refuses meanwhile is an EdgeError.
-
-    Raises:
-        EdgeError: it is missing, unreadable, or not a file.
-    """
+    """A regular file opened for reading, never a pipe, which would be waited for."""
     try:
-        if not stat.S_ISREG(path.stat().st_mode):  # to open a pipe would wait for ever
+        if not stat.S_ISREG(path.stat().st_mode):
             raise EdgeError(f"{path} is no file but a folder, pipe or device; check the path.")
         with path.open("rb") as file:
             yield file
@@ -124,11 +110,7 @@ def open_file(path: Path) -> Iterator[BinaryIO]:
 
 
 def read_small_file(path: Path, max_bytes: int = MAX_BYTES) -> bytes:
-    """Content of a file of bounded size.
-
-    Raises:
-        EdgeError: it is too large; or as `open_file`.
-    """
+    """Content of a file that must not be larger."""
     with open_file(path) as file:
         data = file.read(max_bytes + 1)
     if len(data) > max_bytes:
@@ -137,20 +119,12 @@ def read_small_file(path: Path, max_bytes: int = MAX_BYTES) -> bytes:
 
 
 def read_json_object(path: Path) -> dict[str, Any]:
-    """Content of a JSON file that holds an object.
-
-    Raises:
-        EdgeError: as `read_small_file` and `parse_json_object`.
-    """
+    """The object that a JSON file holds."""
     return parse_json_object(read_small_file(path), str(path))
 
 
 def parse_json_object(data: bytes, where: str) -> dict[str, Any]:
-    """The object that JSON holds; `where` names the file in errors.
-
-    Raises:
-        EdgeError: it is not JSON, or not as `strict_json` wants it, or not an object.
-    """
+    """The object that JSON holds, read as by `strict_json`; `where` names it in errors."""
     try:
         parsed = strict_json(data)
     except ValueError as error:
@@ -163,8 +137,8 @@ def parse_json_object(data: bytes, where: str) -> dict[str, Any]:
 def strict_json(data: bytes) -> Any:
     """Parse JSON that every other reader would understand in the same way.
 
-    Python's parser takes more than JSON has: other encodings, NaN, a key twice. Readers
-    disagree on these, so that one would check what another never uses.
+    Python's parser takes more than JSON has, and readers disagree on it, so that one would
+    check what another never uses.
 
     Raises:
         ValueError: not UTF-8, a key twice, NaN or Infinity, half characters, numbers of
@@ -205,24 +179,13 @@ def _is_deeper(value: Any, limit: int) -> bool:
     return bool(level)
 
 
-# --- text
-
-
 def read_text(path: Path) -> str:
-    """A text file's content, line ends as they are.
-
-    Raises:
-        EdgeError: as `read_small_file` and `decode_text`.
-    """
+    """A text file's content, line ends as they are."""
     return decode_text(read_small_file(path, MAX_TEXT_BYTES), str(path))
 
 
 def decode_text(data: bytes, where: str) -> str:
-    """UTF-8 bytes as text, without a byte order mark; `where` names them in errors.
-
-    Raises:
-        EdgeError: they are not text.
-    """
+    """UTF-8 bytes as text, without a byte order mark; `where` names them in errors."""
     if b"\0" in data:
         raise EdgeError(f"{where} is binary; only text can be used.")
     try:
@@ -234,11 +197,7 @@ def decode_text(data: bytes, where: str) -> str:
 
 
 def check_argument(text: str, flag: str) -> str:
-    """An argument's text, unless it has bytes that are not UTF-8 (surrogates from the system).
-
-    Raises:
-        EdgeError: it has some.
-    """
+    """An argument's text, unless it has bytes that are not UTF-8 (surrogates from the system)."""
     if any("\ud800" <= character <= "\udfff" for character in text):
         raise EdgeError(f"{flag} is no UTF-8; pass the text through a file or stdin.")
     return text

@@ -26,19 +26,7 @@ VERSIONS = (2, 3)  # version 1 is obsolete
 DEFAULT_ALIGNMENT = 32
 STRING, ARRAY = 8, 9
 # Value types, by their number in the format, as struct and numpy spell them.
-SCALARS = {
-    0: "B",
-    1: "b",
-    2: "H",
-    3: "h",
-    4: "I",
-    5: "i",
-    6: "f",
-    7: "?",
-    10: "Q",
-    11: "q",
-    12: "d",
-}
+SCALARS = {**dict(enumerate("BbHhIif?")), 10: "Q", 11: "q", 12: "d"}
 # Far above any model's, so that a wrong count costs no memory.
 MAX_HEADER_BYTES = 1 << 26
 MAX_ENTRIES = 1 << 16
@@ -52,12 +40,8 @@ Value = bool | int | float | str | list[Any]
 class GgufTensor:
     """One tensor.
 
-    Attributes:
-        name: as llama.cpp calls it.
-        kind: ggml's name of its type, such as F16 or Q4_0.
-        shape: rows first, as in Hugging Face's files; the format itself stores it reversed.
-        begin: where its data begin, counted from the start of the file.
-        data_bytes: how long they are.
+    `kind` is ggml's name of its type, such as F16 or Q4_0; `shape` has rows first, as in Hugging
+    Face's files; `begin` counts from the start of the file.
     """
 
     name: str
@@ -77,12 +61,7 @@ class GgufFile:
 
 
 def read_gguf(path: Path) -> GgufFile:
-    """Read and check everything but the data.
-
-    Raises:
-        EdgeError: the file is missing, cut off, of another byte order or version, or
-            contradicts itself.
-    """
+    """Read and check everything but the data; an EdgeError if the file contradicts itself."""
     with open_file(path) as file:
         return _read(_Head(file, path))
 

@@ -30,10 +30,7 @@ BLOCK_OUTPUTS = 512
 
 
 def unpack(words: Array, bits: int) -> Array:
-    """Numbers of a stream: 32-bit words (..., n) to uint8 (..., n * 32 / bits).
-
-    For 3 bits n is a multiple of 3.
-    """
+    """Numbers of a stream: 32-bit words (..., n), n a multiple of bits, to uint8 (..., m)."""
     raw = np.ascontiguousarray(words).view(np.uint8)
     if bits == 8:
         return raw
@@ -77,25 +74,16 @@ def zero_points(stored: Array, bits: int, stored_as: str) -> Array:
 
 
 def symmetric_format(stored: Array, bits: int) -> str | None:
-    """The format in which these are a symmetric matrix's zero points, None if in neither.
-
-    Symmetric means 2^(bits-1) everywhere, so stored as that or one less.
-    """
-    middle = 1 << (bits - 1)
+    """The format in which these are a symmetric matrix's zero points, None if in neither."""
+    middle = 1 << (bits - 1)  # as meant; the first format stores one less
     formats = {middle - 1: FORMAT_1, middle: FORMAT_2}
     return formats.get(int(stored.flat[0])) if (stored == stored.flat[0]).all() else None
 
 
 def in_groups(group_of: Array, groups: int) -> tuple[int, Array | None] | None:
-    """How inputs fall into groups of one size; None if sizes differ.
+    """Size of the groups, each input's int (I,) given, and the order that brings them together.
 
-    Args:
-        group_of: the group of each input, int (I,), each within 0 to groups - 1.
-        groups: their number.
-
-    Returns:
-        The size, and the order (int32 (I,)) that brings groups together in turn, None if
-        they are so already.
+    The order is int32 (I,), None if groups are together already. None if sizes differ.
     """
     counts = np.bincount(group_of, minlength=groups)
     if (counts != counts[0]).any():
@@ -114,8 +102,7 @@ def dequantise(
 ) -> Array:
     """Rows of the matrix, inputs in the network's order, float32 (outputs, I).
 
-    Exact for float16 scales: eleven bits times nine fit float32. `zeros` are as meant, uint8
-    (G, O); `group_of` is int (I,); `outputs` has a step of one.
+    Exact for float16 scales: eleven bits times nine fit float32. Zeros are as meant.
     """
     start, stop, _ = outputs.indices(qweight.shape[1])
     dense = np.empty((max(0, stop - start), group_of.size), np.float32)

@@ -41,41 +41,29 @@ SHARD_BYTES = 5 << 30  # what mlx-lm and the hub use
 ALIGNMENT_BYTES = 8
 
 
-# --- reading
+@dataclass(frozen=True)
+class Planned:
+    """One tensor by name, type and shape."""
 
+    name: str
+    dtype: str
+    shape: Shape
 
-def read_array(path: Path, dtype: str, count: int, begin: int) -> Array:
-    """Numbers of any file (count,), from byte `begin` on.
-
-    Raises:
-        EdgeError: the file cannot be read or has become shorter.
-    """
-    import numpy as np  # here: who reads headers alone need not wait 0.1 s for it
-
-    with open_file(path) as file:
-        numbers = np.fromfile(file, dtype, count, offset=begin)
-    if numbers.size < count:
-        raise _broken(path, "has been cut off since it was opened")
-    return numbers
+    @property
+    def data_bytes(self) -> int:
+        """Its size on disk."""
+        return math.prod(self.shape) * ITEM_BYTES[self.dtype]
 
 
 @dataclass(frozen=True)
-class StoredTensor:
-    """One tensor of a file; `begin` and `end` count from the start of the file."""
+class StoredTensor(Planned):
+    """One tensor of a file; `begin` counts from the start of the file."""
 
-    name: str
     path: Path
-    dtype: str
-    shape: Shape
     begin: int
-    end: int
 
     def check_is_float(self) -> None:
-        """Refuse whole numbers where weights belong.
-
-        Raises:
-            EdgeError: it holds such.
-        """
+        """Refuse whole numbers where weights belong."""
         if self.dtype not in FLOATS:
             raise EdgeError(
                 f"{self.path}: tensor {self.name} is stored as {self.dtype}, not as a float; "
@@ -96,12 +84,19 @@ class StoredTensor:
         return stored.reshape(count, *axes) if self.shape else stored.reshape(())
 
 
-def read_headers(paths: Iterable[Path]) -> dict[str, StoredTensor]:
-    """Every tensor of some files by name.
+def read_array(path: Path, dtype: str, count: int, begin: int) -> Array:
+    """Numbers of any file (count,), from byte `begin` on."""
+    import numpy as np  # here: who reads headers alone need not wait 0.1 s for it
 
-    Raises:
-        EdgeError: two files hold a tensor of one name; or as `read_header`.
-    """
+    with open_file(path) as file:
+        numbers = np.fromfile(file, dtype, count, offset=begin)
+    if numbers.size < count:
+        raise _broken(path, "has been cut off since it was opened")
+    return numbers
+
+
+def read_headers(paths: Iterable[Path]) -> dict[str, StoredTensor]:
+    """Every tensor of some files by name; an EdgeError if two files hold one of a name."""
     found: dict[str, StoredTensor] = {}
     for path in paths:
         for name, tensor in read_header(path).items():
@@ -115,11 +110,7 @@ def read_headers(paths: Iterable[Path]) -> dict[str, StoredTensor]:
 
 
 def read_header(path: Path) -> dict[str, StoredTensor]:
-    """Every tensor of a file by name, checked against the file's size.
-
-    Raises:
-        EdgeError: the file is missing, cut off, or its header contradicts itself.
-    """
+    """Every tensor of a file by name, checked against the file's size."""
     with open_file(path) as file:
         file_bytes = path.stat().st_size
         header_bytes = int.from_bytes(file.read(8), "little")
@@ -151,17 +142,18 @@ def _entry(path: Path, name: str, fields: dict[str, Any], data_begin: int) -> St
     sizes = (begin, end, *shape)
     if len(sizes) > MAX_AXES or not all(type(n) is int and 0 <= n < 1 << 63 for n in sizes):
         raise ValueError(name)
-    if end - begin != math.prod(shape) * ITEM_BYTES[dtype]:
+    tensor = StoredTensor(name, dtype, tuple(shape), path, data_begin + begin)
+    if end - begin != tensor.data_bytes:
         raise _broken(path, f"gives tensor {name} {end - begin} bytes for shape {shape}")
-    return StoredTensor(name, path, dtype, tuple(shape), data_begin + begin, data_begin + end)
+    return tensor
 
 
 def _check_layout(path: Path, tensors: list[StoredTensor], begin: int, file_bytes: int) -> None:
     """Tensors must fill the data exactly, as the format demands: no gap, no overlap."""
-    for tensor in sorted(tensors, key=lambda tensor: (tensor.begin, tensor.end)):
+    for tensor in sorted(tensors, key=lambda tensor: (tensor.begin, tensor.data_bytes)):
         if tensor.begin != begin:
             raise _broken(path, f"has tensor {tensor.name} overlapping or after a gap")
-        begin = tensor.end
+        begin += tensor.data_bytes
     if begin > file_bytes:
         raise _broken(path, f"is cut off: {file_bytes} bytes of {begin}")
     if begin < file_bytes:
@@ -170,23 +162,6 @@ def _check_layout(path: Path, tensors: list[StoredTensor], begin: int, file_byte
 
 def _broken(path: Path, reason: str) -> EdgeError:
     return EdgeError(f"{path} {reason}; download it again.")
-
-
-# --- writing
-
-
-@dataclass(frozen=True)
-class Planned:
-    """One tensor that will be written."""
-
-    name: str
-    dtype: str
-    shape: Shape
-
-    @property
-    def data_bytes(self) -> int:
-        """Its size on disk."""
-        return math.prod(self.shape) * ITEM_BYTES[self.dtype]
 
 
 class ShardWriter:
@@ -206,11 +181,7 @@ class ShardWriter:
         self.sha256: dict[str, str] = {}
 
     def write(self, data: Array) -> None:
-        """Append bytes of the tensor whose turn it is.
-
-        Raises:
-            ValueError: more bytes than the shard has room for, or all tensors have arrived.
-        """
+        """Append bytes of the tensor whose turn it is; a ValueError if they are too many."""
         raw = raw_bytes(data)
         if not self._left_bytes and self._waiting:
             self._open(self._waiting.pop())
@@ -223,11 +194,7 @@ class ShardWriter:
             self.sha256[self._name] = self._digest.hexdigest()
 
     def finish(self) -> None:
-        """Write the index.
-
-        Raises:
-            ValueError: a planned tensor has not arrived.
-        """
+        """Write the index; a ValueError if a planned tensor has not arrived."""
         if self._left_bytes or self._waiting:
             raise ValueError("planned tensors are missing")
         total = sum(tensor.data_bytes for shard in self._shards.values() for tensor in shard)

@@ -103,7 +103,7 @@ def required_bytes(
     computed = width or max(floats, default=4)
     quantised = any(name.endswith(".scales") for name in tensors)
     loaded = {name: _loaded_bytes(tensor, width) for name, tensor in tensors.items()}
-    stored = {name: tensor.end - tensor.begin for name, tensor in tensors.items()}
+    stored = {name: tensor.data_bytes for name, tensor in tensors.items()}
     joined = (name for name in stored if not JOINED.isdisjoint(name.split(".")))
     twice = {*joined, *(name for name in stored if stored[name] != loaded[name])}
     largest = sorted((stored[name] for name in twice), reverse=True)
@@ -140,7 +140,7 @@ def _loaded_bytes(tensor: StoredTensor, width: int | None) -> int:
     """In memory with floats of `width` bytes; None leaves them as they are."""
     stored = ITEM_BYTES[tensor.dtype]
     item_bytes = (width if tensor.dtype in FLOATS else None) or stored
-    return (tensor.end - tensor.begin) // stored * item_bytes
+    return tensor.data_bytes // stored * item_bytes
 
 
 def _cache_bytes(config: ModelConfig, tokens: int, kv_bits: int | None, width: int) -> int:

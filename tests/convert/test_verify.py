@@ -94,7 +94,7 @@ def places(artefact):
         tensors = read_gguf(artefact).tensors
         return {t.name: (artefact, t.begin, t.begin + t.data_bytes) for t in tensors}
     tensors = read_header(artefact / "model.safetensors")
-    return {name: (t.path, t.begin, t.end) for name, t in tensors.items()}
+    return {name: (t.path, t.begin, t.begin + t.data_bytes) for name, t in tensors.items()}
 
 
 def rewrite(artefact, name, change, dtype="u1"):

@@ -83,7 +83,7 @@ def test_a_name_in_two_files_is_refused(path, tmp_path):
 
 @pytest.mark.parametrize("left", [None, 0, -1])
 def test_a_file_that_changes_after_it_was_opened_is_refused(path, left):
-    tensor = max(read_header(path).values(), key=lambda tensor: tensor.end)
+    tensor = max(read_header(path).values(), key=lambda tensor: tensor.begin)
     content = path.read_bytes()
     path.unlink() if left is None else path.write_bytes(content[:left])
     with pytest.raises(EdgeError, match="is missing" if left is None else "cut off since"):

@@ -77,11 +77,7 @@ def open_directory(path: Path) -> Opened:
 
 
 def weight_files(path: Path) -> list[str]:
-    """Names of the safetensors files that make up the checkpoint.
-
-    Raises:
-        EdgeError: there is none, or the index is broken or points elsewhere.
-    """
+    """Names of the safetensors files that make up the checkpoint."""
     index = path / INDEX
     if index.exists() or index.is_symlink():  # one that leads nowhere is no reason to guess
         names = read_json_object(inside(path, INDEX)).get("weight_map")
@@ -103,11 +99,7 @@ def weight_files(path: Path) -> list[str]:
 
 
 def read_gptq_settings(config: Mapping[str, Any], path: Path) -> GptqSettings | None:
-    """Settings of config.json, quantize_config.json or both; None if it is not GPTQ's.
-
-    Raises:
-        EdgeError: another packing, or an impossible value.
-    """
+    """Settings of config.json, quantize_config.json or both; None if it is not GPTQ's."""
     nested = config.get("quantization_config")
     nested = nested if isinstance(nested, Mapping) else {}
     beside = inside(path, QUANTIZE_CONFIG)
@@ -119,12 +111,7 @@ def read_gptq_settings(config: Mapping[str, Any], path: Path) -> GptqSettings | 
 
 
 def read_companions(path: Path, vocab_size: int) -> dict[str, bytes]:
-    """Contents of what travels along, by name.
-
-    Raises:
-        EdgeError: tokenizer.json is missing or does not fit the vocabulary, or a file is
-            unreadable, huge or not JSON.
-    """
+    """Contents of what travels along, by name."""
     companions = {}
     for name in COMPANIONS:
         file = inside(path, name)
@@ -143,13 +130,7 @@ def read_companions(path: Path, vocab_size: int) -> dict[str, bytes]:
 
 
 def inside(path: Path, name: str) -> Path:
-    """A file of the directory.
-
-    Raises:
-        EdgeError: it is a link that leads out of the directory. The hub's cache links
-            models--OWNER--NAME/snapshots/REVISION/FILE to models--OWNER--NAME/blobs/HASH,
-            which is allowed.
-    """
+    """A file of the directory."""
     file = path / name
     try:
         home, target, is_link = path.resolve(), file.resolve(), file.is_symlink()

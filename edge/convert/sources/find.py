@@ -34,15 +34,10 @@ class Source:
 
 
 def find_source(model: str, revision: str | None = None, layers: int | None = None) -> Source:
-    """Resolve a name; what is on the hub is downloaded if need be.
+    """Resolve `demo`, a directory, a GGUF file, `synthetic:NAME`, or a hub id.
 
-    Args:
-        model: `demo`, a directory, a GGUF file, `synthetic:NAME`, or a hub id.
-        revision: a branch, tag or commit on the hub.
-        layers: of a synthetic model, where they are not the published number.
-
-    Raises:
-        EdgeError: it is none of these, or the hub does not give it.
+    What is on the hub is downloaded if need be, at a branch, tag or commit. `layers` are a
+    synthetic model's, where they are not the published number.
     """
     path = _existing_path(model)
     is_synthetic = model.startswith(PREFIX)
@@ -55,11 +50,11 @@ def find_source(model: str, revision: str | None = None, layers: int | None = No
     if is_synthetic:
         name = model.replace(":", "-") + (f"-{layers}-layers" if layers else "")
         return Source(name, model, None)
-    if path and path.is_dir():
-        return Source(path.resolve().name, path.resolve().name, path)
-    if path and path.is_file() and path.suffix.lower() == ".gguf":
-        return Source(path.stem, path.name, path)
-    if path:  # to open a pipe would wait for ever
+    if path:
+        if path.is_dir():
+            return Source(path.resolve().name, path.resolve().name, path)
+        if path.is_file() and path.suffix.lower() == ".gguf":  # a pipe would be waited for
+            return Source(path.stem, path.name, path)
         raise EdgeError(
             f"{path} is a file but no .gguf; name the checkpoint's directory or a GGUF file."
         )
@@ -91,11 +86,7 @@ def _from_hub(model: str, revision: str | None) -> Source:
 
 
 def split_revision(model: str, revision: str | None = None) -> tuple[str, str | None]:
-    """Take `owner/name:branch` apart, text-generation-webui's spelling of a revision.
-
-    Raises:
-        EdgeError: no branch after the colon, or another revision than that asked for apart.
-    """
+    """Take `owner/name:branch` apart, text-generation-webui's spelling of a revision."""
     repo, colon, branch = model.partition(":")
     if colon and not branch:
         raise EdgeError(f"{model} names no branch after the colon; give one or leave it out.")

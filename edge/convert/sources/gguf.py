@@ -49,11 +49,7 @@ def open_gguf(path: Path) -> Opened:
 
 
 def check_is_whole_stablelm(file: GgufFile) -> None:
-    """Refuse other networks and parts of split files.
-
-    Raises:
-        EdgeError: it is one of these.
-    """
+    """Refuse other networks and parts of split files."""
     architecture = file.keys.get("general.architecture")
     if architecture != ARCHITECTURE:
         raise EdgeError(

@@ -41,16 +41,7 @@ Tokens = dict[int, tuple[str, int]]
 def rebuild_tokenizer(
     keys: Mapping[str, Value], config: ModelConfig, where: str
 ) -> tuple[dict[str, bytes], list[str]]:
-    """The files of a Hugging Face tokenizer by name, and warnings about them.
-
-    Args:
-        keys: the GGUF file's.
-        config: the network's; its vocabulary bounds the ids.
-        where: the file's name for error messages.
-
-    Raises:
-        EdgeError: the tokenizer is missing, of another kind, or contradicts itself.
-    """
+    """The files of a Hugging Face tokenizer by name, and warnings about them."""
     kind = keys.get("tokenizer.ggml.model")
     if kind != "gpt2":
         raise _unusable(where, f"has a tokenizer of type {kind!r}, not byte-level BPE ('gpt2')")
@@ -89,11 +80,8 @@ def tokenizer_json(
 ) -> dict[str, Any]:
     """A byte-level BPE tokenizer.json.
 
-    Args:
-        vocab: every token's id, those added too: the tokenizers package numbers by that.
-        merges: as "left right".
-        added: tokens that are found before text is split, and whether they are special.
-        splitting: the pre_tokenizer.
+    `vocab` holds added tokens too: the tokenizers package numbers by that. `added` are found
+    before text is split; each is special or not. `splitting` is the pre_tokenizer.
     """
     plain = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False}
     return {
@@ -108,18 +96,7 @@ def tokenizer_json(
         "pre_tokenizer": splitting,
         "post_processor": byte_level(use_regex=True),
         "decoder": byte_level(use_regex=True),
-        "model": {
-            "type": "BPE",
-            "dropout": None,
-            "unk_token": None,
-            "continuing_subword_prefix": None,
-            "end_of_word_suffix": None,
-            "fuse_unk": False,
-            "byte_fallback": False,
-            "ignore_merges": False,
-            "vocab": vocab,
-            "merges": merges,
-        },
+        "model": {"type": "BPE", "vocab": vocab, "merges": merges},
     }
 
 

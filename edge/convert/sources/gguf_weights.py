@@ -68,11 +68,7 @@ def gguf_name(name: str) -> str:
 
 
 class GgufWeights(Weights):
-    """The tensors of one file.
-
-    Raises:
-        EdgeError: a tensor is not part of a StableLM, or its type cannot be decoded.
-    """
+    """The tensors of one file."""
 
     def __init__(self, file: GgufFile):
         self._path, self.files = file.path, (file.path,)

@@ -54,9 +54,6 @@ class GptqWeights(Weights):
 
     Biases that old writers add to every matrix are left out where they are zero and the
     network has none; `config.matching(weights.shapes)` then gives the network's switches.
-
-    Raises:
-        EdgeError: tensors are missing, contradict each other, or hold impossible values.
     """
 
     quantised = True
@@ -159,10 +156,7 @@ class GptqWeights(Weights):
                 f"qweight; download the checkpoint again."
             )
         for name in self._tensors:
-            stem, _, kind = name.rpartition(".")
-            if kind in PARTS and f"{stem}.qweight" not in self._tensors:
-                raise wrong(self._tensors, name, f"has no {stem}.qweight beside it")
-            if kind == "weight" and f"{stem}.qweight" in self._tensors:
+            if name.endswith(".weight") and f"{_stem(name)}.qweight" in self._tensors:
                 raise wrong(self._tensors, name, "is there both quantised and not")
         inputs = {_stem(name): s[1] for name, s in expected_shapes(config).items() if len(s) == 2}
         return {
@@ -190,11 +184,8 @@ class GptqWeights(Weights):
             wanted |= set(expected_shapes(config.matching(names)))
         for name in used:
             if name not in wanted:
-                raise wrong(
-                    self._tensors,
-                    name,
-                    "is a bias that is not zero and that the network has no place for",
-                )
+                reason = "is a bias that is not zero and that the network has no place for"
+                raise wrong(self._tensors, name, reason)
         return set(names) - wanted
 
     def _zero_points_as(self) -> dict[str, str]:

@@ -20,31 +20,19 @@ Tensors = Mapping[str, StoredTensor]
 
 
 class GptqSettings(msgspec.Struct, frozen=True, kw_only=True):
-    """What a checkpoint says about its quantisation.
-
-    Attributes:
-        where: the file that says so, for messages.
-        bits: of a code, where no override says otherwise.
-        group_size: inputs that share a scale; -1 for all of them.
-        sym: zero points all lie in the middle of the range.
-        checkpoint_format: how zero points are stored.
-    """
+    """A checkpoint's words about its quantisation; `where` names the file that holds them."""
 
     where: str
-    bits: Literal[2, 3, 4, 8]
-    group_size: Annotated[int, msgspec.Meta(ge=-1, lt=1 << 31)] = -1
-    sym: bool = True
-    checkpoint_format: Literal["gptq", "gptq_v2"] = "gptq"
+    bits: Literal[2, 3, 4, 8]  # of a code, where no override says otherwise
+    group_size: Annotated[int, msgspec.Meta(ge=-1, lt=1 << 31)] = -1  # -1: all inputs
+    sym: bool = True  # zero points all lie in the middle of the range
+    checkpoint_format: Literal["gptq", "gptq_v2"] = "gptq"  # how zero points are stored
     quant_method: Literal["gptq"] = "gptq"
     pack_dtype: Literal["int32", "torch.int32"] = "int32"
 
 
 def parse_settings(raw: Mapping[str, Any], where: str) -> GptqSettings:
-    """Settings under the names of AutoGPTQ, optimum and GPTQModel, old and new.
-
-    Raises:
-        EdgeError: another method or packing, or an impossible value.
-    """
+    """Settings under the names of AutoGPTQ, optimum and GPTQModel, old and new."""
     found = {
         "bits": raw.get("bits", raw.get("w_bit")),
         "group_size": raw.get("group_size", raw.get("q_group_size")),
@@ -65,35 +53,20 @@ def parse_settings(raw: Mapping[str, Any], where: str) -> GptqSettings:
 
 @dataclass(frozen=True)
 class Matrix:
-    """What is known of one quantised matrix once its small tensors have been read.
-
-    Attributes:
-        bits: of a code.
-        shape: (outputs, inputs).
-        groups: how many share the inputs among them.
-        zeros_as: how its zero points are stored, judged by them alone; None if they do not tell.
-        zeros_wrap: a zero point is stored as the largest number, which format 1 leaves unclear.
-        order: int32 (inputs,), what brings groups together; None where they are.
-        group_size: inputs per group, 0 where groups differ.
-        reason: why MLX cannot store it without rounding again, if it cannot.
-    """
+    """One quantised matrix once its small tensors have been read."""
 
     bits: int
-    shape: tuple[int, int]
+    shape: tuple[int, int]  # outputs, inputs
     groups: int
-    zeros_as: str | None
-    zeros_wrap: bool
-    group_size: int
-    order: Array | None
-    reason: str | None = None
+    zeros_as: str | None  # how its zero points are stored, if they tell
+    zeros_wrap: bool  # a zero point is stored as the largest number: unclear in format 1
+    group_size: int  # 0 where groups differ
+    order: Array | None  # int32 (inputs,), what brings groups together; None where they are
+    reason: str | None = None  # why MLX cannot store it without rounding again, if it cannot
 
 
 def scan_matrix(tensors: Tensors, stem: str, settings: GptqSettings, inputs: int | None) -> Matrix:
-    """Read all of a matrix but its codes; `inputs` are how many the network gives it, if known.
-
-    Raises:
-        EdgeError: a tensor is missing, contradicts another, or holds impossible values.
-    """
+    """Read all of a matrix but its codes; `inputs` are how many the network gives it, if known."""
     bits, shape, groups = _layout(tensors, stem, settings, inputs)
     scales = read_floats(tensors[f"{stem}.scales"])
     if not np.isfinite(scales).all():
@@ -116,12 +89,7 @@ def scan_matrix(tensors: Tensors, stem: str, settings: GptqSettings, inputs: int
 def read_groups(
     tensors: Tensors, stem: str, settings: GptqSettings, inputs: int, groups: int
 ) -> Array:
-    """The group of each input, int (inputs,), each within 0 to groups - 1.
-
-    Raises:
-        EdgeError: g_idx names a group that is not there, or there is no g_idx and inputs do
-            not divide into groups.
-    """
+    """The group of each input, int (inputs,), each within 0 to groups - 1."""
     name = f"{stem}.g_idx"
     stored = tensors[name].read() if name in tensors else None
     if stored is not None and (groups == 1 or stored.any()):
@@ -183,10 +151,11 @@ def _why_not(group_size: int, bits: int, scales: Array) -> str | None:
     if fmt.mlx_group_size(group_size) is None:
         return f"its groups of {group_size} inputs do not divide into MLX's 32, 64 or 128"
     with np.errstate(over="ignore"):
-        if scales.dtype != np.float16 and (scales.astype(np.float16) != scales).any():
-            return "its scales do not fit float16"
+        half = scales.astype(np.float16)
+    if scales.dtype != np.float16 and (half != scales).any():
+        return "its scales do not fit float16"
     # Magnitudes sort as their bits do, and those much faster.
-    bits_of = scales.astype(np.float16).view(np.uint16) & 0x7FFF
-    if float(bits_of.max().view(np.float16)) * (1 << bits) > LARGEST_FLOAT16:
+    largest = float((half.view(np.uint16) & 0x7FFF).max().view(np.float16))
+    if largest * (1 << bits) > LARGEST_FLOAT16:
         return "its scales are so large that biases would not fit float16"
     return None

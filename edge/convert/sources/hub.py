@@ -49,18 +49,9 @@ def cached(repo: str, revision: str | None = None) -> Path | None:
 
 
 def download(repo: str, revision: str | None = None) -> tuple[Path, str]:
-    """Bring a checkpoint into the cache; files that are there already are not fetched again.
+    """Bring owner/name into the cache; files that are there already are not fetched again.
 
-    Args:
-        repo: owner/name.
-        revision: a branch, a tag or a commit; None is main.
-
-    Returns:
-        The snapshot directory, and the commit's 40 hexadecimal digits.
-
-    Raises:
-        EdgeError: the hub does not give it, it holds no weights that can be read safely, the
-            disk has no room, or the connection broke off for good.
+    Returns the snapshot directory, and the commit's 40 hexadecimal digits.
     """
     revision = revision or DEFAULT_REVISION
     if not REVISION.fullmatch(revision):
@@ -88,19 +79,12 @@ def download(repo: str, revision: str | None = None) -> tuple[Path, str]:
     return snapshot, snapshot.name
 
 
-def choose_files(names: Collection[str], shards: Collection[str] = ()) -> list[str]:
-    """Files of a repository that make the checkpoint: companions first, then weights.
-
-    `shards` are those that its index names. Files in folders are never taken.
-    """
+def choose_weights(names: Collection[str]) -> list[str]:
+    """The safetensors among a repository's files that make the checkpoint, without an index."""
     weights = sorted(n for n in names if n.endswith(".safetensors") and "/" not in n)
-    if shards:
-        weights = [INDEX, *shards]
-    elif SINGLE in weights:
-        weights = [SINGLE]
-    else:
-        weights = [n for n in weights if not SECONDARY.search(n)] or weights
-    return [name for name in SMALL_FILES if name in names] + weights
+    if SINGLE in weights:
+        return [SINGLE]
+    return [name for name in weights if not SECONDARY.search(name)] or weights
 
 
 def _ask(repo: str, revision: str) -> tuple[str, dict[str, Any]]:
@@ -115,10 +99,18 @@ def _bring(repo: str, revision: str, commit: str, files: Mapping[str, Any]) -> P
     def fetch(name: str, at: str = commit) -> Path:
         return Path(hf_hub_download(repo, name, revision=at, library_name=US))
 
-    if reason := _why_unreadable(files):
-        raise EdgeError(f"{repo} {reason} at revision {revision}; choose another one.")
+    if CONFIG not in files or not choose_weights(files):
+        pickle = next((name for name in files if name.endswith(PICKLES)), None)
+        note = f" but pickles ({pickle}), which can run any code and are never opened"
+        raise EdgeError(
+            f"{repo} holds no {'*.safetensors' if CONFIG in files else CONFIG} at revision "
+            f"{revision}{note if pickle else ''}; choose another one."
+        )
     snapshot = fetch(CONFIG).parent
-    wanted = choose_files(files, weight_files(fetch(INDEX).parent) if INDEX in files else ())
+    weights = choose_weights(files)
+    if INDEX in files:
+        weights = [INDEX, *weight_files(fetch(INDEX).parent)]
+    wanted = [name for name in SMALL_FILES if name in files] + weights
     for name in wanted:
         if name not in files:
             raise EdgeError(
@@ -129,16 +121,6 @@ def _bring(repo: str, revision: str, commit: str, files: Mapping[str, Any]) -> P
         fetch(name)
     fetch(CONFIG, at=revision)  # the cache notes the branch's commit, now that it is whole
     return snapshot
-
-
-def _why_unreadable(files: Collection[str]) -> str | None:
-    if CONFIG not in files:
-        return f"holds no {CONFIG}"
-    if any(name.endswith(".safetensors") and "/" not in name for name in files):
-        return None
-    pickles = sorted(name for name in files if name.endswith(PICKLES))
-    note = f" but pickles ({pickles[0]}), which can run any code and are never opened"
-    return "holds no *.safetensors" + (note if pickles else "")
 
 
 def _check_room(repo: str, snapshot: Path, files: Collection[Any]) -> None:

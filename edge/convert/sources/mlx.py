@@ -21,12 +21,7 @@ BITS, GROUP_SIZES = (2, 3, 4, 5, 6, 8), (32, 64, 128)
 
 
 class MlxWeights(Weights):
-    """Tensors of an MLX directory, quantised ones dequantised.
-
-    Raises:
-        EdgeError: codes, scales and biases of a matrix do not fit each other, an order of
-            inputs is not a permutation, or weights are whole numbers.
-    """
+    """Tensors of an MLX directory, quantised ones dequantised."""
 
     def __init__(self, tensors: Mapping[str, StoredTensor], config: ModelConfig):
         self._tensors = tensors
@@ -77,11 +72,7 @@ class MlxWeights(Weights):
         return None if name in self.unpackable else self._packings.get(name)
 
     def read_packed(self, name: str) -> Packed:
-        """A quantised matrix as it is.
-
-        Raises:
-            EdgeError: a scale or bias is not finite.
-        """
+        """A quantised matrix as it is."""
         packed = self._read_packed(name)
         if not (np.isfinite(packed.scales).all() and np.isfinite(packed.biases).all()):
             raise EdgeError(

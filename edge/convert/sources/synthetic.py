@@ -70,11 +70,7 @@ class SyntheticWeights(Weights):
 
 
 def open_synthetic(name: str, layers: int | None) -> Opened:
-    """A model of a published shape, by the name behind the prefix.
-
-    Raises:
-        EdgeError: there is no such shape.
-    """
+    """A model of a published shape, by the name behind the prefix."""
     if name not in SHAPES:
         raise EdgeError(f"no synthetic shape {name!r}; choose from {', '.join(SHAPES)}.")
     if layers is not None and layers > MAX_LAYERS:

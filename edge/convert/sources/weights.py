@@ -35,37 +35,23 @@ class Packed:
     """A quantised matrix (out, in) as MLX stores it.
 
     W[o, input_order[i]] = scales[o, i // group_size] * code[o, i] + biases[o, i // group_size]
-
-    Attributes:
-        packing: bits and group size.
-        codes: uint32 (out, in * bits / 32), a stream of `bits`-wide codes, lowest bits first.
-        scales: float16 (out, in / group_size).
-        biases: float16 (out, in / group_size).
-        input_order: int32 (in,), or None for the identity.
-        bias_error_steps: by how much a bias differs at most from the source's exact one, in
-            units of its scale; 0 where float16 holds it exactly.
     """
 
     packing: Packing
-    codes: Array
-    scales: Array
-    biases: Array
-    input_order: Array | None = None
+    codes: Array  # uint32 (out, in * bits / 32), a stream of `bits`-wide codes, lowest bits first
+    scales: Array  # float16 (out, in / group_size)
+    biases: Array  # the same
+    input_order: Array | None = None  # int32 (in,), None for the identity
+    # By how much a bias differs at most from the source's exact one, in units of its scale.
     bias_error_steps: float = 0.0
 
 
 class Weights:
-    """The tensors of one source; here, of one that is not quantised.
+    """The tensors of one source; here, of one that is not quantised."""
 
-    Attributes:
-        shapes: every tensor's shape, dequantised, by Hugging Face name.
-        files: the files that hold them; none for generated weights.
-        quantised: the weights were rounded to a few bits before.
-    """
-
-    shapes: Mapping[str, Shape]
-    files: tuple[Path, ...] = ()
-    quantised: bool = False
+    shapes: Mapping[str, Shape]  # dequantised, by Hugging Face name
+    files: tuple[Path, ...] = ()  # none for generated weights
+    quantised: bool = False  # rounded to a few bits before
 
     @cached_property
     def unpackable(self) -> Mapping[str, str]:
@@ -92,21 +78,13 @@ def files_of(tensors: Mapping[str, StoredTensor]) -> tuple[Path, ...]:
 
 @dataclass(frozen=True)
 class Opened:
-    """A source that was read but not yet compared with its config.
-
-    Attributes:
-        config: the network, as the source describes it.
-        weights: its tensors.
-        companions: tokenizer files and what else travels along, by file name.
-        warnings: sentences that the user should read before trusting the result.
-        title: the model's name as the source gives it, if it does.
-        gives_rope_base: false for a GGUF file that leaves it out, from which llama.cpp takes
-            10000; its own converter does so, which is wrong for Stable Code (1000000).
-    """
+    """A source that was read but not yet compared with its config."""
 
     config: ModelConfig
     weights: Weights
-    companions: Mapping[str, bytes]
-    warnings: tuple[str, ...] = ()
-    title: str | None = None
+    companions: Mapping[str, bytes]  # tokenizer files and what else travels along, by file name
+    warnings: tuple[str, ...] = ()  # sentences to read before trusting the result
+    title: str | None = None  # the model's name as the source gives it
+    # False for a GGUF file that leaves it out, so that llama.cpp takes 10000. Its own converter
+    # does so, which is wrong for Stable Code (1000000).
     gives_rope_base: bool = True
