@@ -146,6 +146,7 @@ def _sentence(error: Exception, repo: str, revision: str) -> str:
         )
     if isinstance(error, errors.RevisionNotFoundError):
         return f"{repo} has no revision {revision!r}; choose one of those on {page}/tree/main."
+    error = error.__cause__ if isinstance(error.__cause__, Exception) else error
     response = getattr(error, "response", None)
     if response is None:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0][:160].rstrip(" .")
