@@ -22,7 +22,7 @@ from edge.report.plots import (
     roofline,
     throughput,
 )
-from edge.report.plots.latency import token_times_ms
+from edge.report.plots.curves import token_times_ms
 from edge.report.plots.points import front
 from edge.report.plots.rows import side_by_side
 from tests.report.test_figure import texts_of

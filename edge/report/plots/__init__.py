@@ -7,8 +7,7 @@ from dataclasses import dataclass
 from edge.profile.profile import Profile
 from edge.report.figure import NamedFigure
 from edge.report.plots.bars import roofline, throughput
-from edge.report.plots.depth import depth
-from edge.report.plots.latency import latency
+from edge.report.plots.curves import depth, latency
 from edge.report.plots.points import energy, precision
 from edge.report.plots.power import power
 from edge.text import plain

@@ -15,17 +15,7 @@ from matplotlib.patches import Patch
 
 from edge.profile.profile import Profile, Row
 from edge.profile.published import is_published_model, table11, table11_rows
-from edge.report.figure import (
-    DARK_GREY,
-    ERROR,
-    INK,
-    NamedFigure,
-    colour_of,
-    engine_handles,
-    finish,
-    new_figure,
-    style,
-)
+from edge.report import figure as fig
 from edge.report.plots.rows import NO_ROWS, Spread, counts, side_by_side, spread, spread_kinds
 from edge.report.table import row_label
 from edge.text import figure as number
@@ -54,7 +44,7 @@ class Bar:
     inside: float = float("inf")
 
 
-def throughput(profile: Profile) -> NamedFigure | str:
+def throughput(profile: Profile) -> fig.NamedFigure | str:
     """Median decode rate of every row, every trial a dot, published rates as marks."""
     if not profile.rows:
         return NO_ROWS
@@ -70,18 +60,18 @@ def throughput(profile: Profile) -> NamedFigure | str:
         row.why_not("decode_tok_s") if rate is None else _rate_bar(row, rate, values, limit)
         for row, rate, values in zip(rows, rates, trials, strict=True)
     ]
-    with style():
+    with fig.style():
         figure, axes = _row_bars(rows, bars, limit, "decode throughput (tok/s)")
         for y, (rate, values) in enumerate(zip(rates, trials, strict=True)):
             if rate is not None:
                 _draw_trials(axes, y, rate, values)
         for y, theirs in published.items():
             axes.plot([theirs] * 2, [y - 0.42, y + 0.42], color="white", linewidth=4, zorder=4)
-            axes.plot([theirs] * 2, [y - 0.42, y + 0.42], color=INK, linewidth=2, zorder=5)
+            axes.plot([theirs] * 2, [y - 0.42, y + 0.42], color=fig.INK, linewidth=2, zorder=5)
         handles = [*_dot_handles(trials), *_mark_handles(published), *_hatched_handles(bars)]
-        handles = engine_handles([row.engine for row in rows], *handles)
+        handles = fig.engine_handles([row.engine for row in rows], *handles)
         caption = _throughput_caption(rows, known, limit, bool(published))
-        return finish(figure, "throughput", "Decode throughput", profile, handles, *caption)
+        return fig.finish(figure, "throughput", "Decode throughput", profile, handles, *caption)
 
 
 def _rate_bar(row: Row, rate: Spread, trials: Sequence[float], limit: float) -> Bar:
@@ -92,10 +82,10 @@ def _rate_bar(row: Row, rate: Spread, trials: Sequence[float], limit: float) -> 
 
 def _draw_trials(axes: Axes, y: int, rate: Spread, values: Sequence[float]) -> None:
     if rate.kind:
-        axes.errorbar(rate.median, y, xerr=rate.errors, color=INK, capsize=3)
+        axes.errorbar(rate.median, y, xerr=rate.errors, color=fig.INK, capsize=3)
     # From top to bottom in the order of time, so that a drift shows as a slant.
     steps = [y - 0.2 + 0.4 * (i + 0.5) / len(values) for i in range(len(values))]
-    axes.scatter(values, steps, s=11, color=INK, edgecolor="white", linewidth=0.4, zorder=3)
+    axes.scatter(values, steps, s=11, color=fig.INK, edgecolor="white", linewidth=0.4, zorder=3)
 
 
 def _published(profile: Profile, rows: Sequence[Row]) -> dict[int, float]:
@@ -128,7 +118,7 @@ def _throughput_caption(
     return said
 
 
-def roofline(profile: Profile) -> NamedFigure | str:
+def roofline(profile: Profile) -> fig.NamedFigure | str:
     """Bytes per token times tokens per second, with the memory's bandwidth as a line."""
     rows = side_by_side(profile.rows)
     traffic = {y: gb_s for y, row in enumerate(rows) if (gb_s := _traffic_gb_s(row))}
@@ -142,15 +132,15 @@ def roofline(profile: Profile) -> NamedFigure | str:
         else row.why_not("bandwidth_fraction", "decode_tok_s")
         for y, row in enumerate(rows)
     ]
-    with style():
+    with fig.style():
         figure, axes = _row_bars(rows, bars, limit, "read while decoding (GB/s)")
         for peak in peaks:
-            axes.axvline(peak, color=INK, linewidth=1.4, linestyle="--", zorder=3)
+            axes.axvline(peak, color=fig.INK, linewidth=1.4, linestyle="--", zorder=3)
         names = ", ".join(f"{peak:g}" for peak in peaks[:3])
-        line = Line2D([], [], color=INK, linestyle="--", label=f"peak, {names} GB/s")
-        handles = engine_handles([row.engine for row in rows], line, *_hatched_handles(bars))
+        line = Line2D([], [], color=fig.INK, linestyle="--", label=f"peak, {names} GB/s")
+        handles = fig.engine_handles([row.engine for row in rows], line, *_hatched_handles(bars))
         caption = _roofline_caption(profile, rows, bars)
-        return finish(figure, "roofline", "Roofline", profile, handles, *caption)
+        return fig.finish(figure, "roofline", "Roofline", profile, handles, *caption)
 
 
 def _traffic_gb_s(row: Row) -> float | None:
@@ -201,14 +191,16 @@ def _row_bars(
     rows: Sequence[Row], bars: Sequence[Bar | str], limit: float, x_label: str
 ) -> tuple[Figure, Axes]:
     """A line per row with its bar, or the reason why there is none."""
-    figure = new_figure(0.8 + 0.4 * len(rows))
+    figure = fig.new_figure(0.8 + 0.4 * len(rows))
     axes = figure.add_subplot()
     for y, (row, bar) in enumerate(zip(rows, bars, strict=True)):
         if isinstance(bar, Bar):
             _draw_bar(axes, y, row, bar)
         else:
             text = plain(f"not measured: {bar}", REASON_CHARACTERS + 14)
-            note = axes.text(limit * 0.005, y, text, va="center", fontsize=7.5, color=INK, zorder=4)
+            note = axes.text(
+                limit * 0.005, y, text, va="center", fontsize=7.5, color=fig.INK, zorder=4
+            )
             note.set_bbox({"facecolor": "white", "edgecolor": "none", "pad": 1})
     axes.set_yticks(range(len(rows)), [_folded(row_label(row, rows)) for row in rows])
     axes.set_ylim(len(rows) - 0.4, -0.6)
@@ -220,14 +212,14 @@ def _row_bars(
     axes.grid(axis="x")
     for y, (above, below) in enumerate(pairwise(rows)):
         if above.workload != below.workload:
-            axes.axhline(y + 0.5, color=DARK_GREY, linewidth=0.6, linestyle=":")
+            axes.axhline(y + 0.5, color=fig.DARK_GREY, linewidth=0.6, linestyle=":")
     return figure, axes
 
 
 def _draw_bar(axes: Axes, y: int, row: Row, bar: Bar) -> None:
-    look: dict[str, Any] = {"color": colour_of(row.engine), "edgecolor": "none"}
+    look: dict[str, Any] = {"color": fig.colour_of(row.engine), "edgecolor": "none"}
     if bar.is_hatched:
-        look = {"color": "white", "edgecolor": ERROR, "hatch": "////"}
+        look = {"color": "white", "edgecolor": fig.ERROR, "hatch": "////"}
     axes.barh(y, bar.length, height=0.64, **look)
     is_inside = bar.end > bar.inside
     axes.annotate(
@@ -237,7 +229,7 @@ def _draw_bar(axes: Axes, y: int, row: Row, bar: Bar) -> None:
         textcoords="offset points",
         ha="right" if is_inside else "left",
         va="center",
-        color=ERROR if bar.is_error else INK,
+        color=fig.ERROR if bar.is_error else fig.INK,
         fontweight="bold" if bar.is_error else "normal",
         bbox={"facecolor": "white", "edgecolor": "none", "alpha": 0.85, "pad": 1.5},
         annotation_clip=False,
@@ -252,13 +244,13 @@ def _folded(label: str) -> str:
 
 
 def _dot_handles(trials: Sequence[Sequence[float]]) -> list[Line2D]:
-    look: dict[str, Any] = {"marker": "o", "ls": "", "color": INK, "markersize": 3.5}
+    look: dict[str, Any] = {"marker": "o", "ls": "", "color": fig.INK, "markersize": 3.5}
     return [Line2D([], [], label="a trial", **look)] if any(trials) else []
 
 
 def _mark_handles(published: dict[int, float]) -> list[Line2D]:
     label = f"published (Table {table11()['source']['table']})"
-    look: dict[str, Any] = {"marker": "|", "ls": "", "color": INK, "markersize": 11, "mew": 2}
+    look: dict[str, Any] = {"marker": "|", "ls": "", "color": fig.INK, "markersize": 11, "mew": 2}
     return [Line2D([], [], label=label, **look)] if published else []
 
 
@@ -267,4 +259,4 @@ def _hatched_handles(bars: Sequence[Bar | str]) -> list[Patch]:
     if not hatched:
         return []
     label = "above the peak: an error" if any(bar.is_error for bar in hatched) else INVALID
-    return [Patch(facecolor="white", edgecolor=ERROR, hatch="////", label=label)]
+    return [Patch(facecolor="white", edgecolor=fig.ERROR, hatch="////", label=label)]

@@ -9,7 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 
 from edge.profile.profile import Profile, Row
-from edge.report.figure import GREEN, INK, NamedFigure, engine_handles, finish, new_figure, style
+from edge.report import figure as fig
 from edge.report.plots.rows import (
     NO_ROWS,
     Point,
@@ -31,7 +31,7 @@ LEAST_KL = 1e-7
 EDGE_FACTOR = 4.0
 
 
-def energy(profile: Profile) -> NamedFigure | str:
+def energy(profile: Profile) -> fig.NamedFigure | str:
     """Rows of one workload: joules of another say nothing beside them."""
     every = profile.rows
     rows = main_workload(every, "joules_per_token")
@@ -44,10 +44,12 @@ def energy(profile: Profile) -> NamedFigure | str:
     if not shown:
         return every[0].why_not("joules_per_token", "power_w") if every else NO_ROWS
     points = [(rate.median, joules.median) for _, rate, joules in shown]
-    with style():
-        figure = new_figure(4.4)
+    with fig.style():
+        figure = fig.new_figure(4.4)
         axes = figure.add_subplot()
-        handles = engine_handles([row.engine for row, _, _ in shown], *_draw_front(axes, points))
+        handles = fig.engine_handles(
+            [row.engine for row, _, _ in shown], *_draw_front(axes, points)
+        )
         for row, rate, joules in shown:
             _draw_errors(axes, rate, joules)
             draw_point(axes, row, (rate.median, joules.median))
@@ -65,7 +67,7 @@ def energy(profile: Profile) -> NamedFigure | str:
         if len(rows) < len(every):
             caption.append("Rows of other workloads are left out.")
         caption += absences(absent, every, "joules_per_token", "power_w")
-        return finish(figure, "energy", "Energy against speed", profile, handles, *caption)
+        return fig.finish(figure, "energy", "Energy against speed", profile, handles, *caption)
 
 
 def front(points: Sequence[Point]) -> list[int]:
@@ -83,14 +85,14 @@ def _draw_front(axes: Axes, points: Sequence[Point]) -> list[Line2D]:
         return []
     best = [points[i] for i in front(points)]
     x, y = [0.0, *(b[0] for b in best)], [best[0][1], *(b[1] for b in best)]
-    axes.plot(x, y, drawstyle="steps-pre", color=GREEN, linestyle="--", linewidth=1.2)
-    axes.plot([x[-1]] * 2, [y[-1], 10 * y[-1]], color=GREEN, linestyle="--", linewidth=1.2)
-    return [Line2D([], [], color=GREEN, linestyle="--", label="nothing is better in both")]
+    axes.plot(x, y, drawstyle="steps-pre", color=fig.GREEN, linestyle="--", linewidth=1.2)
+    axes.plot([x[-1]] * 2, [y[-1], 10 * y[-1]], color=fig.GREEN, linestyle="--", linewidth=1.2)
+    return [Line2D([], [], color=fig.GREEN, linestyle="--", label="nothing is better in both")]
 
 
 def _draw_errors(axes: Axes, rate: Spread, joules: Spread) -> None:
     x_errors, y_errors = (found.errors if found.kind else None for found in (rate, joules))
-    look: dict[str, Any] = {"color": INK, "linewidth": 0.8, "capsize": 2}
+    look: dict[str, Any] = {"color": fig.INK, "linewidth": 0.8, "capsize": 2}
     axes.errorbar(rate.median, joules.median, xerr=x_errors, yerr=y_errors, **look)
 
 
@@ -116,7 +118,7 @@ def _energy_caption(row: Row, joules: Sequence[Spread]) -> list[str]:
     return said if row.quality else [*said, "Quality was not measured."]
 
 
-def precision(profile: Profile) -> NamedFigure | str:
+def precision(profile: Profile) -> fig.NamedFigure | str:
     """A point for every artefact; to the left is smaller, below is closer to the reference.
 
     Of an artefact that has several rows on an engine the first: depth changes no weight.
@@ -134,8 +136,8 @@ def precision(profile: Profile) -> NamedFigure | str:
         return every[0].why_not("quality") if every else NO_ROWS
     if len(kls) < 2 or max(kls.values()) < LEAST_KL:
         return "fewer than two rows have a KL divergence that is not 0"
-    with style():
-        figure = new_figure(3.8)
+    with fig.style():
+        figure = fig.new_figure(3.8)
         axes = figure.add_subplot()
         rows = [artefacts[name] for name in kls]
         floor = _scale(axes, rows, [kl for kl in kls.values() if kl >= LEAST_KL])
@@ -145,10 +147,10 @@ def precision(profile: Profile) -> NamedFigure | str:
         ]
         whiskers = [_draw_kl(axes, row, point) for row, point in zip(rows, points, strict=True)]
         place_labels(figure, axes, points, [_kl_label(row) for row in rows], whiskers)
-        handles = engine_handles([row.engine for row in rows])
+        handles = fig.engine_handles([row.engine for row in rows])
         caption = _precision_caption(rows, min(kls.values()) < LEAST_KL)
         caption += absences([artefacts[n] for n in artefacts if n not in kls], every, "quality")
-        return finish(figure, "precision", "What a precision costs", profile, handles, *caption)
+        return fig.finish(figure, "precision", "What a precision costs", profile, handles, *caption)
 
 
 def _scale(axes: Axes, rows: Sequence[Row], kls: Sequence[float]) -> float:
@@ -171,8 +173,8 @@ def _draw_kl(axes: Axes, row: Row, point: Point) -> tuple[Point, Point]:
     quality = row.quality
     end = max(y, (quality.kl_p99 if quality else None) or 0.0)
     if end > y:
-        axes.plot([x, x], [y, end], color=INK, linewidth=0.8)
-        axes.plot([x], [end], marker="_", color=INK, markersize=7)
+        axes.plot([x, x], [y, end], color=fig.INK, linewidth=0.8)
+        axes.plot([x], [end], marker="_", color=fig.INK, markersize=7)
     has_height = quality is not None and (quality.kl_mean or 0.0) >= LEAST_KL
     draw_point(axes, row, point, None if has_height else "v")
     return (x, y), (x, end)

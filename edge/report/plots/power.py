@@ -14,21 +14,7 @@ from matplotlib.patches import Patch
 from edge.device.state import NOMINAL
 from edge.profile.profile import Profile, Row
 from edge.profile.trial import PowerSeries, Process
-from edge.report.figure import (
-    BLUE,
-    DARK_GREY,
-    ERROR,
-    GREEN,
-    GREY,
-    ORANGE,
-    PURPLE,
-    SKY,
-    YELLOW,
-    NamedFigure,
-    finish,
-    new_figure,
-    style,
-)
+from edge.report import figure as fig
 from edge.report.plots.rows import NO_ROWS, heading, side_by_side
 from edge.text import plain
 
@@ -37,9 +23,9 @@ MOST_ROWS = 6
 ROW_IN, TIME_IN = 1.45, 0.4
 # More steps than a figure has pixels only make the file large.
 MOST_STEPS = 300
-RAILS = {"CPU": BLUE, "GPU": ORANGE, "ANE": GREEN, "DRAM": PURPLE}
-WINDOWS = {"prefill": SKY, "decode": YELLOW}
-LEVELS = {NOMINAL: GREEN, "light": YELLOW, "moderate": ORANGE}
+RAILS = {"CPU": fig.BLUE, "GPU": fig.ORANGE, "ANE": fig.GREEN, "DRAM": fig.PURPLE}
+WINDOWS = {"prefill": fig.SKY, "decode": fig.YELLOW}
+LEVELS = {NOMINAL: fig.GREEN, "light": fig.YELLOW, "moderate": fig.ORANGE}
 
 
 @dataclass(frozen=True)
@@ -73,7 +59,7 @@ class Sampled:
         return [(begin, end) for begin, end in found if begin < self.end_s and end > 0]
 
 
-def power(profile: Profile) -> NamedFigure | str:
+def power(profile: Profile) -> fig.NamedFigure | str:
     """A row's first measured process each; of many rows six, those with a figure first."""
     rows = side_by_side(profile.rows)
     known = [sampled for row in rows if (sampled := _sampled(row))]
@@ -84,8 +70,8 @@ def power(profile: Profile) -> NamedFigure | str:
     shown = sorted(known, key=lambda found: found.row.power_w is None)[:MOST_ROWS]
     end_s = max(found.end_s for found in shown)
     top_mw = max(max(map(sum, zip(*s.series.milliwatts.values(), strict=True))) for s in shown)
-    with style():
-        figure = new_figure(ROW_IN * len(shown) + TIME_IN)
+    with fig.style():
+        figure = fig.new_figure(ROW_IN * len(shown) + TIME_IN)
         panels = _panels(figure, len(shown))
         for found, (panel, strip) in zip(shown, panels, strict=True):
             _draw_power(panel, found)
@@ -96,7 +82,7 @@ def power(profile: Profile) -> NamedFigure | str:
         panels[-1][1].tick_params(bottom=True, labelbottom=True)
         panels[-1][1].set_xlabel("time since the first sample of the process (s)")
         caption = _caption(shown, len(known))
-        return finish(figure, "power", "Power over time", profile, _handles(shown), *caption)
+        return fig.finish(figure, "power", "Power over time", profile, _handles(shown), *caption)
 
 
 def _panels(figure: Figure, count: int) -> list[tuple[Axes, Axes]]:
@@ -139,7 +125,7 @@ def _draw_power(axes: Axes, found: Sampled) -> None:
     for rail, milliwatts in found.rails.items():
         means = [sum(milliwatts[a:b]) / (b - a) / 1e3 for a, b in pairwise([*places, count])]
         top = [below + mean for below, mean in zip(top, means, strict=True)]
-        stack.append((top, RAILS.get(rail, GREY)))
+        stack.append((top, RAILS.get(rail, fig.GREY)))
     for heights, colour in reversed(stack):  # the lower over the higher: no edge drawn twice
         axes.stairs(heights, edges, fill=True, color=colour, linewidth=0)
     axes.set_ylabel("power (W)", fontsize=8)
@@ -156,10 +142,12 @@ def _draw_thermal(axes: Axes, found: Sampled) -> None:
     axes.set_ylim(0, 1)
     changes = [(max(found.seconds(c.begin_ns), 0.0), c.level) for c in found.series.thermal]
     if not changes:
-        axes.text(0, 0.5, " thermal level not measured", va="center", fontsize=7, color=DARK_GREY)
+        axes.text(
+            0, 0.5, " thermal level not measured", va="center", fontsize=7, color=fig.DARK_GREY
+        )
     for (begin_s, level), (until_s, _) in pairwise([*sorted(changes), (found.end_s, "")]):
         # Worse than moderate and unknown show as wrong; the oldest profiles have "Nominal".
-        colour = LEVELS.get(level.lower(), ERROR)
+        colour = LEVELS.get(level.lower(), fig.ERROR)
         axes.broken_barh([(begin_s, until_s - begin_s)], (0, 1), color=colour)
         if until_s - begin_s > 0.09 * found.end_s:
             axes.text(begin_s, 0.45, f" {plain(level, 16)}", va="center", fontsize=7)
@@ -167,7 +155,7 @@ def _draw_thermal(axes: Axes, found: Sampled) -> None:
 
 def _handles(shown: Sequence[Sampled]) -> list[Patch]:
     rails = dict.fromkeys(rail for found in shown for rail in found.rails)
-    handles = [Patch(color=RAILS.get(rail, GREY), label=plain(rail, 20)) for rail in rails]
+    handles = [Patch(color=RAILS.get(rail, fig.GREY), label=plain(rail, 20)) for rail in rails]
     for kind, colour in WINDOWS.items():
         if any(found.windows_s(kind) for found in shown):
             handles.append(Patch(color=colour, alpha=0.35, label=f"{kind} window"))

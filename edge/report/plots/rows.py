@@ -16,7 +16,7 @@ from matplotlib.ticker import FuncFormatter, Locator, LogLocator, MaxNLocator, N
 from matplotlib.transforms import Bbox
 
 from edge.profile.profile import OWN_ENGINES, Quantity, Row
-from edge.report.figure import DARK_GREY, INK, colour_of
+from edge.report import figure as fig
 from edge.report.table import listed, row_label
 from edge.text import plain
 
@@ -27,17 +27,9 @@ SPREADS = {
     "": "no spread: one trial",
 }
 NO_ROWS = "the profile has no rows"
-Side = tuple[int, int, Literal["left", "right", "center"]]
-SIDES: tuple[Side, ...] = (
-    (1, 0, "left"),
-    (-1, 0, "right"),
-    (0, 1, "center"),
-    (0, -1, "center"),
-    (1, 1, "left"),
-    (-1, 1, "right"),
-    (1, -1, "left"),
-    (-1, -1, "right"),
-)
+# Right, left, above, below, then the corners.
+SIDES = ((1, 0), (-1, 0), (0, 1), (0, -1), (1, 1), (-1, 1), (1, -1), (-1, -1))
+ALIGNMENT: dict[int, Literal["left", "center", "right"]] = {1: "left", 0: "center", -1: "right"}
 DISTANCES_PT = (10, 18, 28, 40, 54, 70, 90)
 POINT_PIXELS = 9
 
@@ -125,8 +117,8 @@ def draw_point(axes: Axes, row: Row, place: Point, marker: str | None = None) ->
         *place,
         s=70,
         marker=marker or ("s" if row.framework == "GGUF" else "o"),
-        color=colour_of(row.engine),
-        edgecolor=INK,
+        color=fig.colour_of(row.engine),
+        edgecolor=fig.INK,
         linewidth=0.6,
         zorder=3,
         clip_on=False,
@@ -154,15 +146,15 @@ def place_labels(
     taken += [Bbox(axes.transData.transform(ends)).padded(1.5) for ends in lines]
     look: dict[str, Any] = {
         "bbox": {"facecolor": "white", "edgecolor": "none", "alpha": 0.85, "pad": 0.5},
-        "arrowprops": {"arrowstyle": "-", "color": DARK_GREY, "linewidth": 0.6, "shrinkB": 5},
+        "arrowprops": {"arrowstyle": "-", "color": fig.DARK_GREY, "linewidth": 0.6, "shrinkB": 5},
     }
     for point, text in zip(points, texts, strict=True):
         note = axes.annotate(
             text, point, (0, 0), textcoords="offset points", fontsize=8, va="center", **look
         )
-        for distance, (dx, dy, side) in product(DISTANCES_PT, SIDES):
+        for distance, (dx, dy) in product(DISTANCES_PT, SIDES):
             note.set_position((distance * dx, distance * dy))
-            note.set_horizontalalignment(side)
+            note.set_horizontalalignment(ALIGNMENT[dx])
             note.update_positions(renderer)
             box = Text.get_window_extent(note).padded(1.5)  # without its line
             inside = frame.containsx(box.x0) and frame.containsx(box.x1)

@@ -1,17 +1,30 @@
-"""Speed, memory and energy against depth."""
+"""Curves: speed, memory and energy against depth, and the distribution of token times."""
 
 from __future__ import annotations
 
+import math
 import textwrap
 from collections.abc import Callable, Mapping, Sequence
+from itertools import pairwise
+from statistics import quantiles
 from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 
 from edge.profile.profile import Profile, Row
-from edge.report.figure import DARK_GREY, NamedFigure, colour_of, finish, new_figure, style
-from edge.report.plots.rows import Spread, absences, counts, spread, spread_kinds
+from edge.report import figure as fig
+from edge.report.plots.rows import (
+    Spread,
+    absences,
+    counts,
+    heading,
+    label_log,
+    side_by_side,
+    spread,
+    spread_kinds,
+)
+from edge.text import figure as number
 from edge.text import plain
 
 # A CI over two processes can be huge; the axis is clipped to this multiple of the medians.
@@ -25,22 +38,27 @@ PANELS: tuple[tuple[str, Value, tuple[str, ...]], ...] = (
     ("peak memory (GB)", lambda row: _memory(row), ("peak_memory_bytes",)),
     ("energy (J/token)", lambda row: spread(row.joules_per_token), ("joules_per_token", "power_w")),
 )
+COLUMNS, PANEL_IN = 3, 1.7
+TITLE_CHARACTERS = 34
+# A curve needs no more corners than this to look the same.
+MOST_POINTS = 300
+SHARES = {"p50": 50, "p90": 90, "p99": 99}
 
 
-def depth(profile: Profile) -> NamedFigure | str:
+def depth(profile: Profile) -> fig.NamedFigure | str:
     """Three panels on the same depths, a line for every artefact on its engine."""
     series = _series(profile.rows)
     if not series:
         return "nothing was measured at more than one depth (-d 0,4096, or --suite depth)"
     looks = _looks(series)
-    with style():
-        figure = new_figure(3.2)
+    with fig.style():
+        figure = fig.new_figure(3.2)
         panels = figure.subplots(1, len(PANELS))
         for axes, (label, value, about) in zip(panels, PANELS, strict=True):
             axes.set_title(label)
             values = {key: _values(rows, value) for key, rows in series.items()}
             if any(values.values()):
-                _draw_panel(axes, series, values, looks)
+                _draw_depths(axes, series, values, looks)
             else:
                 _draw_missing(axes, next(iter(series.values()))[0].why_not(*about))
         handles = [
@@ -49,8 +67,8 @@ def depth(profile: Profile) -> NamedFigure | str:
         ]
         every = [row for rows in series.values() for row in rows]
         hidden = [row for row in every if not row.counts or row.decode_tok_s is None]
-        caption = [*_caption(series), *absences(hidden, profile.rows, "decode_tok_s")]
-        return finish(figure, "depth", "Against depth", profile, handles, *caption)
+        caption = [*_depth_caption(series), *absences(hidden, profile.rows, "decode_tok_s")]
+        return fig.finish(figure, "depth", "Against depth", profile, handles, *caption)
 
 
 def _series(rows: Sequence[Row]) -> dict[Key, list[Row]]:
@@ -77,12 +95,12 @@ def _looks(series: Mapping[Key, object]) -> dict[Key, dict[str, Any]]:
     looks = {}
     for place, key in enumerate(series):
         line, marker = LOOKS[engines[:place].count(key[1]) % len(LOOKS)]
-        colour = colour_of(key[1])
+        colour = fig.colour_of(key[1])
         looks[key] = {"color": colour, "linestyle": line, "marker": marker, "markersize": 4}
     return looks
 
 
-def _draw_panel(
+def _draw_depths(
     axes: Axes,
     series: Mapping[Key, Sequence[Row]],
     values: Mapping[Key, Sequence[tuple[int, Spread]]],
@@ -109,7 +127,7 @@ def _draw_missing(axes: Axes, sentence: str) -> None:
     axes.set_yticks([])
     axes.spines[["left", "bottom"]].set_visible(False)
     text = textwrap.fill(f"not measured: {plain(sentence, 200)}", 36)
-    look: dict[str, Any] = {"ha": "center", "va": "center", "color": DARK_GREY, "fontsize": 8}
+    look: dict[str, Any] = {"ha": "center", "va": "center", "color": fig.DARK_GREY, "fontsize": 8}
     axes.text(0.5, 0.5, text, transform=axes.transAxes, **look)
 
 
@@ -122,7 +140,7 @@ def _apart(depths: list[int]) -> list[int]:
     return kept[::-1]
 
 
-def _caption(series: Mapping[Key, Sequence[Row]]) -> list[str]:
+def _depth_caption(series: Mapping[Key, Sequence[Row]]) -> list[str]:
     rates = [r for rows in series.values() for row in rows if (r := spread(row.decode_tok_s))]
     tests = ", ".join(dict.fromkeys(test for _, _, test in series))
     n = counts(rate.n for rate in rates)
@@ -131,3 +149,78 @@ def _caption(series: Mapping[Key, Sequence[Row]]) -> list[str]:
         f"Medians of n = {n} trials, band: {spread_kinds(rates)}.",
         "Memory is the peak of all trials.",
     ]
+
+
+def latency(profile: Profile) -> fig.NamedFigure | str:
+    """A panel for every row that has kept the times of its tokens, scales shared by all."""
+    every = side_by_side(profile.rows)
+    known = [(row, times) for row in every if len(times := token_times_ms(row)) > 1]
+    if not known:
+        return "no row has kept the times of its tokens"
+    with fig.style():
+        columns = min(COLUMNS, len(known))
+        lines = math.ceil(len(known) / columns)
+        figure = fig.new_figure(0.5 + PANEL_IN * lines)
+        grid = figure.subplots(lines, columns, sharex=True, sharey=True, squeeze=False)
+        panels = [panel for line in grid for panel in line]
+        for place, (panel, (row, times)) in enumerate(zip(panels, known, strict=False)):
+            _draw_times(panel, row, times, heading(row, profile.rows))
+            if place % columns == 0:
+                panel.set_ylabel("share of tokens", fontsize=8)
+            if place + columns >= len(known):
+                panel.xaxis.set_tick_params(labelbottom=True)
+                panel.set_xlabel("time per token (ms, log)", fontsize=8)
+        for unused in panels[len(known) :]:
+            unused.set_visible(False)
+        _scale(panels[0], [times for _, times in known])
+        handles = fig.engine_handles([row.engine for row, _ in known])
+        least, *_, most = sorted(len(times) for _, times in [*known, *known])
+        hidden = [row for row in every if all(row is not shown for shown, _ in known)]
+        caption = (
+            f"n = {least if least == most else f'{least} to {most}'} tokens a row, of all trials "
+            "that count, without the first of each pass. Dots: p50, p90 and p99.",
+            *absences(hidden, profile.rows, "decode_tok_s"),
+        )
+        return fig.finish(figure, "latency", "Time per token", profile, handles, *caption)
+
+
+def token_times_ms(row: Row) -> list[float]:
+    """Of every kept token of the trials that count, shortest first."""
+    times = [us / 1e3 for trial in row.counted for one in trial.token_us for us in one]
+    for trial in row.counted:
+        if isinstance(trial.token_ns, list):
+            times += [(b - a) / 1e6 for a, b in pairwise(trial.token_ns)]
+    return sorted(ms for ms in times if ms > 0)
+
+
+def _draw_times(panel: Axes, row: Row, times: Sequence[float], title: str) -> None:
+    places = [*range(0, len(times), max(1, len(times) // MOST_POINTS)), len(times) - 1]
+    x = [times[place] for place in places]
+    y = [(place + 1) / len(times) for place in places]
+    panel.plot(x, y, drawstyle="steps-post", color=fig.colour_of(row.engine), linewidth=1.6)
+    cuts = quantiles(times, n=100, method="inclusive")
+    marks = {name: cuts[cut - 1] for name, cut in SHARES.items()}
+    panel.scatter(
+        [*marks.values()], [cut / 100 for cut in SHARES.values()], s=13, color=fig.INK, zorder=3
+    )
+    panel.annotate(
+        "\n".join(f"{name} {number(ms)} ms" for name, ms in marks.items()),
+        (0.97, 0.06),
+        xycoords="axes fraction",
+        ha="right",
+        va="bottom",
+        fontsize=7,
+        color=fig.DARK_GREY,
+        bbox={"facecolor": "white", "edgecolor": "none", "alpha": 0.8, "pad": 1},
+    )
+    panel.set_title(textwrap.fill(title, TITLE_CHARACTERS), fontsize=8)
+    panel.grid()
+
+
+def _scale(panel: Axes, times: Sequence[Sequence[float]]) -> None:
+    low, high = min(map(min, times)) / 1.15, max(map(max, times)) * 1.6
+    panel.set_xscale("log")
+    panel.set_xlim(low, high)
+    panel.set_ylim(0, 1.04)
+    panel.set_yticks([0, 0.25, 0.5, 0.75, 1])
+    label_log(panel.xaxis, low, high)
