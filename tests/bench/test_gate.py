@@ -3,16 +3,15 @@
 import json
 import re
 from dataclasses import replace
-from types import SimpleNamespace
 
 import mlx.core as mx
 import numpy as np
 import pytest
 
+from edge.bench import reference as module
 from edge.bench.engines.engine import open_engine
 from edge.bench.engines.mlx import MlxEngine
 from edge.bench.gate import (
-    CHECKPOINT,
     POSITIONS,
     PREFILLED,
     gate_tokens,
@@ -35,30 +34,64 @@ ROWS = ("mlx-fp16", "mlx-int4", "gguf-f16", "gguf-q5_k_m", "gguf-q6_k")
 VOCAB = 4096
 
 
-def path_of(row, out):
-    return str(RECIPES[row].path_in(out))
-
-
 @pytest.fixture(scope="module")
 def reference(demo_out):
     return reference_job(open_checkpoint("demo"), [RECIPES[row].path_in(demo_out) for row in ROWS])
 
 
-def engine_of(row, out, **options):
+def engine_of(row, out, context_tokens=64, **options):
     name = "mlx" if RECIPES[row].is_mlx else "llama.cpp"
-    return open_engine(name, RECIPES[row].path_in(out), 64, 2, **options)
+    return open_engine(name, RECIPES[row].path_in(out), context_tokens, 2, **options)
 
 
 def verdict(reference, row, out, digest, **options):
-    engine = "mlx" if RECIPES[row].is_mlx else "llama.cpp"
-    return judge(reference, path_of(row, out), digest, RECIPES[row].precision, engine, **options)
+    recipe = RECIPES[row]
+    engine = "mlx" if recipe.is_mlx else "llama.cpp"
+    path = str(recipe.path_in(out))
+    return judge(reference, path, digest, recipe.precision, engine, **options)
+
+
+class Wrapped:
+    """An engine whose logits are changed by `change(logits, length)`."""
+
+    def __init__(self, engine, change):
+        self._engine, self._change, self._length = engine, change, 0
+
+    def __getattr__(self, name):
+        return getattr(self._engine, name)
+
+    def prefill(self, ids):
+        self._engine.prefill(ids)
+        self._length, self._decoded = self._length + len(ids), False
+
+    def decode(self, ids, stamp):
+        self._engine.decode(ids, stamp)
+        self._length, self._decoded = self._length + len(ids), True
+
+    def trim(self, length):
+        self._engine.trim(length)
+        self._length = length
+
+    def last_logits(self):
+        return self._change(self._engine.last_logits(), self._decoded and self._length > 1024)
+
+
+def shuffled(logits, _):
+    return logits[np.random.default_rng(0).permutation(VOCAB)]
+
+
+def wrong_far(logits, is_far):
+    return logits * np.float32(1.3 if is_far else 1.0)
 
 
 @pytest.mark.parametrize("row", ROWS)
-def test_what_edge_makes_and_runs_is_right(reference, demo_out, row):
-    digest = logits_digest(engine_of(row, demo_out), VOCAB)
+def test_made_artefacts_are_right_and_shuffled_ones_are_not(reference, demo_out, row):
+    engine = engine_of(row, demo_out)
+    digest = logits_digest(engine, VOCAB)
     assert verdict(reference, row, demo_out, digest) is None
     assert len(json.dumps(digest)) < 40_000
+    digest = logits_digest(Wrapped(engine, shuffled), VOCAB)
+    assert "wrong logits" in verdict(reference, row, demo_out, digest)
 
 
 def test_the_peer_is_right_in_half_precision_too(reference, demo_out, monkeypatch):
@@ -89,28 +122,23 @@ def test_every_family_passes(tmp_path, shape):
     """Grouped heads, q/k norms, a parallel residual, tied heads, RMSNorm."""
     raw = {**tiny.CONFIGS, **tiny.LLAMA_CONFIGS}[shape]
     checkpoint = open_checkpoint(str(tiny.write_checkpoint(tmp_path / "model", raw)))
-    recipe = RECIPES["mlx-fp16"]
-    convert(checkpoint, [recipe], tmp_path / "out", lambda *_: None)
-    path = path_of(recipe.name, tmp_path / "out")
-    found = dict(references(checkpoint, [path]))
-    digest = logits_digest(engine_of(recipe.name, tmp_path / "out"), checkpoint.config.vocab_size)
-    assert judge(found, path, digest, recipe.precision, "mlx") is None
+    convert(checkpoint, [RECIPES["mlx-fp16"]], tmp_path, lambda *_: None)
+    found = dict(references(checkpoint, [str(tmp_path / "mlx-fp16")]))
+    digest = logits_digest(engine_of("mlx-fp16", tmp_path), checkpoint.config.vocab_size)
+    assert verdict(found, "mlx-fp16", tmp_path, digest) is None
 
 
-def rope(base):
-    def change(model):
-        for layer in model.layers:
-            layer.self_attn.rope.base = base
-
-    return change
+def rope_base(model):
+    for layer in model.layers:
+        layer.self_attn.rope.base = 10_000.0
 
 
-def swap_queries_and_keys(model):
+def swapped_queries_and_keys(model):
     attention = model.layers[1].self_attn
     attention.q_proj, attention.k_proj = attention.k_proj, attention.q_proj
 
 
-def damage_one_layer(model):
+def damaged_layer(model):
     projection = model.layers[2].mlp.down_proj
     name = "scales" if "scales" in projection else "weight"
     projection[name] = mx.roll(projection[name], 1, axis=0)
@@ -121,33 +149,14 @@ def other_epsilon(model):
         layer.input_layernorm.eps = layer.post_attention_layernorm.eps = 0.1
 
 
-def swap_layers(model):
+def swapped_layers(model):
     layers = model.model.layers
     layers[1], layers[2] = layers[2], layers[1]
 
 
-def rotate_in_pairs(model):
+def rotated_in_pairs(model):
     for layer in model.layers:
         layer.self_attn.rope.traditional = True
-
-
-FAULTS = [
-    rope(10_000.0),
-    swap_queries_and_keys,
-    damage_one_layer,
-    other_epsilon,
-    swap_layers,
-    rotate_in_pairs,
-]
-
-
-@pytest.mark.parametrize("row", ["mlx-fp16", "mlx-int4"])
-@pytest.mark.parametrize("fault", FAULTS, ids=lambda f: f.__qualname__.split(".")[0])
-def test_a_network_that_computes_something_else_is_found(reference, demo_out, row, fault):
-    model = load_model(demo_out / row, fuse=False)
-    fault(model)
-    engine = MlxEngine(model.model, model.head, model, make_cache(model, None))
-    assert "wrong logits" in verdict(reference, row, demo_out, logits_digest(engine, VOCAB))
 
 
 class Skipping:
@@ -164,40 +173,36 @@ class Skipping:
         return self._cache.trim(min(count, self._cache.offset))
 
 
+FAULTS = [
+    *(rope_base, swapped_queries_and_keys, damaged_layer, other_epsilon, swapped_layers),
+    *(rotated_in_pairs, Skipping),
+]
+
+
 @pytest.mark.parametrize("row", ["mlx-fp16", "mlx-int4"])
-def test_one_position_skipped_is_found(reference, demo_out, row):
-    model = load_model(demo_out / row)
-    cache = [Skipping(layer) for layer in make_cache(model, None)]
-    engine = MlxEngine(model.model, model.head, model, cache)
-    digest = logits_digest(engine, VOCAB)
+@pytest.mark.parametrize("fault", FAULTS)
+def test_a_network_that_computes_something_else_is_found(reference, demo_out, row, fault):
+    model = load_model(demo_out / row, fuse=False)
+    cache = make_cache(model, None)
+    if fault is Skipping:
+        cache = [Skipping(layer) for layer in cache]
+    else:
+        fault(model)
+    digest = logits_digest(MlxEngine(model.model, model.head, model, cache), VOCAB)
     assert "wrong logits" in verdict(reference, row, demo_out, digest)
 
 
-class Shuffled:
-    def __init__(self, engine):
-        self._engine = engine
-        self._order = np.random.default_rng(0).permutation(VOCAB)
-
-    def __getattr__(self, name):
-        return getattr(self._engine, name)
-
-    def last_logits(self):
-        return self._engine.last_logits()[self._order]
-
-
-@pytest.mark.parametrize("row", ROWS)
-def test_a_shuffled_vocabulary_is_found(reference, demo_out, row):
-    digest = logits_digest(Shuffled(engine_of(row, demo_out)), VOCAB)
-    assert "wrong logits" in verdict(reference, row, demo_out, digest)
-
-
-def test_another_number_of_logits_and_no_numbers_are_found(reference, demo_out):
-    rows = [np.zeros(VOCAB - 1, np.float32)] * (POSITIONS - PREFILLED + 1)
-    short = make_digest(rows, VOCAB)
-    assert "4095 logits per token" in verdict(reference, "mlx-int4", demo_out, short)
-    rows = [np.full(VOCAB, np.nan, np.float32)] * (POSITIONS - PREFILLED + 1)
-    broken = json.loads(json.dumps(make_digest(rows, VOCAB), allow_nan=False))
-    assert "infinitely far" in verdict(reference, "mlx-int4", demo_out, broken)
+@pytest.mark.parametrize(
+    ("logits", "words"),
+    [
+        (np.zeros(VOCAB - 1, np.float32), "4095 logits per token"),
+        (np.full(VOCAB, np.nan, np.float32), "infinitely far"),
+    ],
+)
+def test_another_number_of_logits_and_nan_are_found(reference, demo_out, logits, words):
+    digest = make_digest([logits] * (POSITIONS - PREFILLED + 1), VOCAB)
+    digest = json.loads(json.dumps(digest, allow_nan=False))
+    assert words in verdict(reference, "mlx-int4", demo_out, digest)
 
 
 class Renamed:
@@ -228,9 +233,8 @@ ONE, TWO = (f"model.layers.{layer}.mlp.down_proj.weight" for layer in (1, 2))
 @pytest.mark.parametrize(
     ("row", "change", "message"),
     [
-        ("mlx-int4", reading({Q: K, K: Q}), r"wrong weights: tensor model.layers.1.self_attn"),
-        ("gguf-f16", reading({Q: K, K: Q}), r"wrong weights: tensor model.layers.1.self_attn"),
         ("mlx-int4", reading({ONE: TWO}), r"wrong weights: tensor model.layers.1.mlp.down_proj"),
+        ("gguf-f16", reading({Q: K, K: Q}), r"wrong weights: tensor model.layers.1.self_attn"),
         ("gguf-f16", setting(rope_theta=10_000.0), r"rope_theta 10000 instead of 1e.06"),
         ("mlx-int4", setting(layer_norm_eps=1e-6), r"layer_norm_eps 1e-06 instead of 1e-05"),
     ],
@@ -238,77 +242,43 @@ ONE, TWO = (f"model.layers.{layer}.mlp.down_proj.weight" for layer in (1, 2))
 def test_a_wrong_conversion_is_found(tmp_path, row, change, message):
     checkpoint = open_checkpoint("demo")
     convert(change(checkpoint), [RECIPES[row]], tmp_path, lambda *_: None)
-    found = dict(references(checkpoint, [path_of(row, tmp_path)]))
+    found = dict(references(checkpoint, [str(RECIPES[row].path_in(tmp_path))]))
     assert re.search(message, verdict(found, row, tmp_path, {}))
-
-
-@pytest.mark.parametrize(
-    ("precision", "bound"),
-    [("FP16", 0.03), ("INT4", 1.0), ("Q6_K", 0.25), ("MIXED_2_6", 1.2), ("MENDED", 1.2)],
-)
-def test_fewer_bits_may_change_more(precision, bound):
-    assert rounding_bound(precision, 16.0, 1.2, 0.03) == bound
 
 
 def test_a_reference_that_fails_is_said(demo_out):
     with pytest.raises(EdgeError, match=r"could not be computed .*nowhere"):
         reference_job(open_checkpoint("demo"), [demo_out / "nowhere"])
-    source = SimpleNamespace(origin="demo", path=None)
-    checkpoint = SimpleNamespace(source=source, corrections=open_checkpoint("demo").corrections)
-    assert CHECKPOINT in reference_job(checkpoint, [])
 
 
-class WrongFar:
-    """Right, but for a token decoded alone beyond 1,024 positions."""
-
-    def __init__(self, engine):
-        self._engine, self._length, self._factor = engine, 0, 1.0
-
-    def __getattr__(self, name):
-        return getattr(self._engine, name)
-
-    def prefill(self, ids):
-        self._length += len(ids)
-        self._factor = 1.0
-        self._engine.prefill(ids)
-
-    def decode(self, ids, stamp):
-        self._length += len(ids)
-        self._factor = 1.0 if self._length <= 1024 else 1.3
-        self._engine.decode(ids, stamp)
-
-    def trim(self, length):
-        self._length = length
-        self._engine.trim(length)
-
-    def last_logits(self):
-        return self._engine.last_logits() * np.float32(self._factor)
+def test_the_reference_is_computed_in_float32(monkeypatch):
+    """On M5 MLX's products are TF32 otherwise."""
+    monkeypatch.setattr(module, "run_child", lambda *asked: asked[4])
+    assert reference_job(open_checkpoint("demo"), []) == {"MLX_ENABLE_TF32": "0"}
 
 
 @pytest.mark.parametrize("row", ["mlx-int4", "gguf-q6_k"])
 def test_a_token_beyond_1024_positions_is_decoded_where_the_row_goes_there(
     reference, demo_out, row
 ):
-    name = "mlx" if RECIPES[row].is_mlx else "llama.cpp"
-    engine = open_engine(name, RECIPES[row].path_in(demo_out), 1100, 2)
-    right, wrong = (logits_digest(e, VOCAB, 1100) for e in (engine, WrongFar(engine)))
-    assert verdict(reference, row, demo_out, right) is None
-    assert "at position 1024 a token decoded alone is 0.3" in verdict(
-        reference, row, demo_out, wrong
-    )
-    near = logits_digest(WrongFar(engine), VOCAB, 1024)
-    assert verdict(reference, row, demo_out, near) is None and "far_error" not in near
+    engine = engine_of(row, demo_out, 1100)
+    wrong = Wrapped(engine, wrong_far)
+    for opened, context_tokens, words in (
+        (engine, 1100, None),
+        (wrong, 1024, None),
+        (wrong, 1100, "at position 1024 a token decoded alone is 0.3"),
+    ):
+        found = verdict(reference, row, demo_out, logits_digest(opened, VOCAB, context_tokens))
+        assert found is None if words is None else words in found
     engine.close()
 
 
-def test_the_reference_is_computed_in_float32(monkeypatch):
-    """On M5 MLX's products are TF32 otherwise."""
-    from edge.bench import reference
-
-    asked = {}
-    monkeypatch.setattr(reference, "run_child", lambda *a: asked.update(a[4]) or {})
-    reference.reference_job(open_checkpoint("demo"), [])
-    assert asked == {"MLX_ENABLE_TF32": "0"}
+@pytest.mark.parametrize(
+    ("precision", "bound"),
+    [("FP16", 0.03), ("INT4", 1.0), ("Q6_K", 0.25), ("MIXED_2_6", 1.2), ("FIXED", 1.2)],
+)
+def test_fewer_bits_may_change_more(precision, bound):
+    assert rounding_bound(precision, 16.0, 1.2, 0.03) == bound
 
 
 # The demo's artefacts on 4096 tokens of the sample, in nats per token.
