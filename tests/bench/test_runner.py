@@ -6,7 +6,6 @@ import signal
 import struct
 import subprocess
 import sys
-from dataclasses import replace
 
 import numpy as np
 import psutil
@@ -62,12 +61,6 @@ def test_a_row_of_every_engine(engine, artefact, demo_out):
         assert 3e6 < outcome.done.peak_device_bytes < outcome.done.peak_memory_bytes
     if engine == "llama.cpp":
         assert outcome.done.peak_device_bytes is None  # it keeps no count
-
-
-def test_a_missing_artefact_fails_with_a_sentence(tmp_path):
-    outcome = run_job(job("llama.cpp", tmp_path / "no.gguf"), 60)
-    assert "no.gguf cannot be read" in outcome.failure
-    assert outcome.trials == []
 
 
 @pytest.mark.parametrize(
@@ -143,29 +136,23 @@ def test_depth_is_in_the_cache_before_the_clock_starts(workload, demo_out):
     assert [len(t.token_us[0]) for t in outcome.trials] == [3, 3, 3]
 
 
-def test_a_model_larger_than_the_machine_is_a_failed_row(tmp_path):
+def test_what_cannot_be_loaded_is_a_failed_row(tmp_path):
     path = write_checkpoint(tmp_path / "m", CONFIGS["plain"])
     tensor = {"dtype": "F16", "shape": [1 << 38], "data_offsets": [0, 2 << 38]}
     header = json.dumps({"model.embed_tokens.weight": tensor}).encode()
     (path / "model.safetensors").write_bytes(struct.pack("<Q", len(header)) + header)
     os.truncate(path / "model.safetensors", 8 + len(header) + (2 << 38))  # sparse
-    outcome = run_job(job("mlx", path), 120)
-    assert "m needs" in outcome.failure
-    assert "GB of weights" in outcome.failure
-
-
-def test_the_peak_is_the_workers_own(demo_out):
-    size = 700 << 20
-    held = b"x" * size
-    outcome = run_job(job("mlx", demo_out / "mlx-int4", repetitions=1), 120)
-    del held
-    assert 20e6 < outcome.done.peak_memory_bytes < size
+    assert "m needs" in run_job(job("mlx", path), 120).failure
+    missing = run_job(job("llama.cpp", tmp_path / "no.gguf"), 60)
+    assert "no.gguf cannot be read" in missing.failure
 
 
 def test_a_window_is_filled_with_passes_and_the_caches_bits_arrive(demo_out):
     """The warm-up is one pass of the full shape; trials repeat it until their window is full."""
     fields = {"repetitions": 1, "min_window_s": 0.3, "round": 2, "kv_bits": 8}
+    held = b"x" * (700 << 20)  # not in the worker's peak
     outcome = run_job(job("mlx", demo_out / "mlx-int4", **fields), 120)
+    assert 20e6 < outcome.done.peak_memory_bytes < len(held)
     warmup, trial = outcome.trials
     assert (len(warmup.prefills), len(warmup.passes)) == (1, 1)
     assert len(trial.passes) > 1
@@ -281,9 +268,6 @@ def test_power_is_measured_around_every_process_and_idle_before_and_after(go):
     assert row.power_w.median == pytest.approx(6.0)
     assert row.joules_per_token_net.median == pytest.approx(0.0, abs=1e-9)
     assert row.power.source == "fake"
-
-
-def test_how_long_each_process_waited_is_kept(go):
     results, *_ = go(1, machine={"thermal": ["heavy", "heavy", "nominal"]})
     assert results.runs[results.order[0][0]][0].cooldown.waited_s == 2.0
 
@@ -337,12 +321,8 @@ def test_power_that_is_lost_is_said_at_once_and_in_the_rows(go, then):
     assert "power was lost during the run: sudo wants a password" in after.reasons
     assert after.verdict == "WARN"
     assert (after.power_w is None) == (then is None)
-
-
-def test_a_machine_without_power_does_not_lose_it(go):
-    said = []
     go(1, new_meter=failing_meters(0, None), idle_s=0, warn=said.append)
-    assert said == []
+    assert len(said) == 1  # no loss where no meter had worked before
 
 
 def test_what_was_measured_before_a_kill_is_on_disk_and_valid(tmp_path):
@@ -368,8 +348,3 @@ def test_what_was_measured_before_a_kill_is_on_disk_and_valid(tmp_path):
     assert row.verdict == "WARN"
     assert any("of 100 rounds were measured" in reason for reason in row.reasons)
     assert row.decode_tok_s.n >= 3
-
-
-def test_jobs_cross_the_pipe_unchanged():
-    asked = replace(JOBS[0], kv_bits=8, min_window_s=0.5)
-    assert worker.msgspec.json.decode(worker.msgspec.json.encode(asked), type=Job) == asked

@@ -186,106 +186,52 @@ def test_a_profile_folder_that_cannot_be_made_is_found_first(tiny, tmp_path):
 
 # --- bench, the whole way
 
+QUICK = ("--rounds", "1", "--min-window", "0", *FAST)
+TOP_KEYS = ["schema", "created_utc", "argv", "device", "software", "model", "method", "rows"]
+ROW_KEYS = {
+    *("artefact", "engine", "framework", "precision", "workload", "file_bytes", "bits_per_weight"),
+    *("bytes_per_token", "decode_tok_s", "prefill_tok_s", "ttft_s", "power_w", "joules_per_token"),
+    *("joules_per_token_net", "peak_memory_bytes", "bandwidth_fraction", "quality", "verdict"),
+    *("reasons", "trials"),
+}
+OURS = ["mlx-fp16", "mlx-int4", "gguf-f16", "gguf-q5_k_m", "gguf-q6_k"]
 
-@pytest.fixture(scope="module")
-def benched(demo_out, tmp_path_factory):
+
+def test_bench_measures_every_row_and_its_peers(demo_out, tmp_path):
     """Five rows and their two peers on a copy of the session's artefacts."""
-    cwd = tmp_path_factory.mktemp("bench")
-    shutil.copytree(demo_out, cwd / "models" / "demo")
-    words = (
-        "-p64",
-        "-n64",
-        "-r3",
-        "--rounds",
-        "1",
-        "--min-window",
-        "0",
-        *FAST,
-        "--peers",
-        "-o",
-        "json",
-    )
-    return edge(*words, cwd=cwd, script="bench.py"), cwd
-
-
-def test_bench_prints_one_json_document_with_the_agreed_keys(benched):
-    done, _ = benched
+    shutil.copytree(demo_out, tmp_path / "models" / "demo")
+    words = ("-p64", "-n64", "-r3", *QUICK, "--peers", "-o", "json")
+    done = edge(*words, cwd=tmp_path, script="bench.py")
     assert done.returncode == 0, done.stderr
+    for place in (tmp_path, Path.home(), ROOT):
+        assert str(place) not in done.stdout
     profile = json.loads(done.stdout)
-    assert next(iter(profile)) == "schema"
-    assert profile["schema"] == 1
-    assert set(profile) == {
-        "schema", "created_utc", "argv", "device", "software", "model", "method", "rows",
-    }  # fmt: skip
-    assert profile["model"] == {
-        "name": "demo",
-        "source": "demo",
-        "revision": None,
-        "parameters": 5_509_632,
-        "synthetic": False,
-    }
+    assert list(profile) == TOP_KEYS
+    saved, plot = sorted((tmp_path / "profiles" / "local").iterdir())
+    assert json.loads(saved.read_text()) == profile
+    assert plot.read_bytes().startswith(b"\x89PNG")
+    demo = {"name": "demo", "source": "demo", "revision": None, "parameters": 5_509_632}
+    assert profile["model"] == {**demo, "synthetic": False}
+    assert [row["artefact"] for row in profile["rows"] if row["engine"] != "mlx-lm"] == OURS
+    assert [row["artefact"] for row in profile["rows"] if row["engine"] == "mlx-lm"] == OURS[:2]
     for row in profile["rows"]:
-        assert {
-            "artefact", "engine", "framework", "precision", "workload", "file_bytes",
-            "bits_per_weight", "bytes_per_token", "decode_tok_s", "prefill_tok_s", "ttft_s",
-            "power_w", "joules_per_token", "joules_per_token_net", "peak_memory_bytes",
-            "bandwidth_fraction", "quality", "verdict", "reasons", "trials",
-        } <= set(row)  # fmt: skip
-
-
-def test_bench_measures_every_row_for_real(benched):
-    profile = json.loads(benched[0].stdout)
-    assert [(row["artefact"], row["engine"]) for row in profile["rows"]] == [
-        ("mlx-fp16", "mlx"),
-        ("mlx-fp16", "mlx-lm"),
-        ("mlx-int4", "mlx"),
-        ("mlx-int4", "mlx-lm"),
-        ("gguf-f16", "llama.cpp"),
-        ("gguf-q5_k_m", "llama.cpp"),
-        ("gguf-q6_k", "llama.cpp"),
-    ]
-    for row in profile["rows"]:
+        assert set(row) >= ROW_KEYS
         assert row["verdict"] in ("VALID", "WARN"), row["reasons"]
         assert row["workload"] == {"prompt": 64, "generate": 64, "depth": 0, "joint": False}
-        assert [t["warmup"] for t in row["trials"]] == [True, False, False, False]
         rates = sorted(t["decode_tok_s"] for t in row["trials"] if not t["warmup"])
-        assert row["decode_tok_s"]["median"] == rates[1]
-        assert row["decode_tok_s"]["n"] == 3
+        assert (row["decode_tok_s"]["median"], row["decode_tok_s"]["n"]) == (rates[1], 3)
         assert row["prefill_tok_s"]["median"] > 0
         assert row["peak_memory_bytes"] > row["file_bytes"]
         assert row["power_w"] is None
         assert any("power_w" in reason for reason in row["reasons"])
 
 
-def test_bench_saves_the_profile_it_prints_and_a_plot(benched):
-    done, cwd = benched
-    saved = sorted((cwd / "profiles" / "local").iterdir())
-    assert [p.suffix for p in saved] == [".json", ".png"]
-    assert json.loads(saved[0].read_text()) == json.loads(done.stdout)
-    assert saved[1].read_bytes().startswith(b"\x89PNG")
-
-
-def test_a_profile_names_no_place_of_this_machine(benched):
-    done, cwd = benched
-    assert str(cwd) not in done.stdout
-    assert str(Path.home()) not in done.stdout
-    assert str(ROOT) not in done.stdout
-
-
-def test_bench_converts_what_is_missing_and_prints_the_table(tiny, tmp_path):
-    small = ("-p8", "-n8", "-r1", "--min-window", "0", *FAST)
-    words = ("bench", tiny, "--rows", "gguf-f16", *small, "--save", "s")
+def test_bench_converts_what_is_missing_and_shows_what_fails(tiny, tmp_path):
+    words = ("bench", tiny, "-p8", "-n8", "-r1", *QUICK, "--rows", "mlx-fp16", "gguf-f16")
     done = edge(*words, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith("| Framework | Device")
     assert "only 1 trial:" in done.stdout
-    assert (tmp_path / "models" / "tiny" / "gguf-f16.gguf").is_file()
-
-
-def test_a_row_that_fails_is_shown_and_the_rest_still_runs(tiny, tmp_path):
-    small = ("-p8", "-n8", "-r1", "--min-window", "0", *FAST)
-    words = ("bench", tiny, *small, "--rows", "mlx-fp16", "gguf-f16")
-    assert edge(*words, cwd=tmp_path).returncode == 0
     weights = tmp_path / "models" / "tiny" / "mlx-fp16" / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-1000])
     done = edge(*words, cwd=tmp_path)
@@ -293,7 +239,7 @@ def test_a_row_that_fails_is_shown_and_the_rest_still_runs(tiny, tmp_path):
     assert "Traceback" not in done.stderr
     lines = [line for line in done.stdout.splitlines() if line.startswith("| ")][2:]
     assert [line.split("|")[-2].strip() == "INVALID" for line in lines] == [True, False]
-    assert "model.safetensors is cut off" in done.stdout
+    assert "model.safetensors" in done.stdout
 
 
 def test_a_reader_that_goes_away_is_no_error_text(tiny, tmp_path):
