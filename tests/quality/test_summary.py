@@ -23,14 +23,12 @@ def windows(scored=None):
     return Windows(ids, scored, 3 * scored.astype(np.int32), CORPUS, 0)
 
 
-def some(seed, n=N, **columns):
-    """Random scores (n, P), with these columns in place of their own."""
+def some(seed, **columns):
+    """Random scores (N, P), with these columns in place of their own."""
     rng = np.random.RandomState(seed)
-    found = np.zeros((n, P), SCORE)
-    found["nll"] = rng.gamma(2.0, 1.0, (n, P))
-    found["kl"] = rng.gamma(0.5, 0.1, (n, P))
-    found["top"] = rng.randint(0, 2, (n, P))
-    for name, column in columns.items():
+    found = np.zeros((N, P), SCORE)
+    random = {"nll": rng.gamma(2, 1, (N, P)), "kl": rng.gamma(0.5, 0.1, (N, P))}
+    for name, column in {**random, "top": rng.randint(0, 2, (N, P)), **columns}.items():
         found[name] = column
     return found
 
@@ -71,12 +69,9 @@ def test_unequal_windows_give_the_ratio_estimators_standard_error():
     scored[2] = False
     own = some(1)
     found = summarise(windows(scored), own, some(2))
-    table = own["nll"].astype(np.float64)
-    sums, counts = (table * scored).sum(axis=1), scored.sum(axis=1)
-    mean = sums.sum() / counts.sum()
-    used = counts > 0
-    n = used.sum()
-    variance = n / (n - 1) * ((sums - mean * counts)[used] ** 2).sum() / counts.sum() ** 2
+    sums, counts = (own["nll"].astype(np.float64) * scored).sum(axis=1), scored.sum(axis=1)
+    mean, n = sums.sum() / counts.sum(), N - 1
+    variance = n / (n - 1) * ((sums - mean * counts) ** 2).sum() / counts.sum() ** 2
     assert found.perplexity == pytest.approx(math.exp(mean))
     assert found.perplexity_se == pytest.approx(math.exp(mean) * math.sqrt(variance))
     assert (found.tokens, found.windows) == (counts.sum(), n)
@@ -98,7 +93,7 @@ def test_missing_figures_have_their_reason():
     assert alone.perplexity is not None
     assert alone.kl_mean is alone.top1_agreement is alone.perplexity_ratio_ci95 is None
     assert alone.reasons == (NO_REFERENCE,)
-    one = summarise(windows(np.ones((1, P), bool)), some(1, 1), some(2, 1))
+    one = summarise(windows(np.ones((1, P), bool)), some(1)[:1], some(2)[:1])
     assert one.perplexity_se is one.perplexity_ratio_ci95 is one.kl_mean_ci95 is None
     assert one.kl_mean is not None
     assert one.reasons == (ONE_WINDOW,)

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from edge.errors import EdgeError
-from edge.generate.fim_prompt import near_beginning, near_end
+from edge.generate.fim_prompt import near_end
 from edge.generate.hole import read_hole
 from edge.quality.corpus import SourceText
 from edge.quality.fim.fill import WINDOW_TOKENS
@@ -78,9 +78,7 @@ def test_corpus_with_too_few_holes_is_refused(text, kind):
 def test_large_file_is_not_kept_once_per_hole():
     (hole,) = draw_holes([SourceText("large.py", CODE * 1000)], "single-line", 1, seed=3)
     assert len(hole.prefix) == len(hole.suffix) == AROUND_CHARACTERS
-    # More than is looked at.
-    assert len(near_end(hole.prefix, WINDOW_TOKENS)) < AROUND_CHARACTERS
-    assert len(near_beginning(hole.suffix, WINDOW_TOKENS)) < AROUND_CHARACTERS
+    assert len(near_end(hole.prefix, WINDOW_TOKENS)) < AROUND_CHARACTERS  # what is looked at
 
 
 TASK = {
@@ -139,16 +137,9 @@ def test_broken_line_is_named(read, line, sentence):
         read(ONE, "", line)
 
 
-@pytest.mark.parametrize(
-    ("data", "sentence"),
-    [
-        (b"\n\n", "is empty"),
-        (gzip.compress(ONE.encode())[:-9], "not a whole gzip file"),
-        (b"\x1f\x8bxxxxxxxxxxxxxxxxxxx", "not a whole gzip file"),
-    ],
-)
-def test_broken_file_is_refused(read, data, sentence):
-    with pytest.raises(EdgeError, match=sentence):
+@pytest.mark.parametrize("data", [gzip.compress(ONE.encode())[:-9], b"\x1f\x8bxxxxxxxxxxxxxxxx"])
+def test_broken_gzip_is_refused(read, data):
+    with pytest.raises(EdgeError, match="not a whole gzip file"):
         read("", pack=lambda _: data)
 
 
