@@ -10,14 +10,7 @@ from hypothesis import strategies as st
 
 from edge.cli.model_path import DEMO
 from edge.errors import EdgeError
-from edge.quality.corpus import (
-    BUNDLED,
-    SourceText,
-    TokenBytes,
-    corpus_name,
-    iter_texts,
-    make_windows,
-)
+from edge.quality.corpus import BUNDLED, SourceText, TokenBytes, iter_texts, make_windows
 from edge.tokenizer.tokenizer import Tokenizer
 
 TOKENIZER = Tokenizer.load(DEMO)
@@ -43,7 +36,6 @@ def test_folder_is_read_in_order_without_hidden_binary_and_installed_files(tmp_p
 def test_file_is_read_without_its_byte_order_mark(tmp_path):
     (tmp_path / "x.py").write_bytes("\ufeffé\r\n".encode())
     assert list(iter_texts(tmp_path / "x.py")) == [SourceText("x.py", "é\r\n")]
-    assert corpus_name(tmp_path / "x.py") == "x.py"
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,7 @@ from edge.model.load import load_model
 from edge.model.memory import FORCE
 from edge.quality import evaluate as module
 from edge.quality import score
-from edge.quality.corpus import SourceText, make_windows
+from edge.quality.corpus import SourceText, Windows, make_windows
 from edge.quality.evaluate import evaluate, make_groups
 from edge.quality.records import Subject
 from edge.tokenizer.tokenizer import Tokenizer
@@ -147,9 +147,13 @@ def test_as_many_as_fit_go_together(free, groups):
     assert make_groups({}, free) == [[]]
 
 
-def test_figures_are_the_same_in_groups(tiny, monkeypatch):
+def test_figures_are_the_same_in_groups_that_do_not_fit(tiny, monkeypatch):
     together, seen = run(tiny), {}
-    monkeypatch.setattr(module, "available_bytes", lambda: MemoryRoom(1, 1 << 40, "memory"))
+    monkeypatch.setattr(module, "available_bytes", lambda: MemoryRoom(1, 1, "memory"))
+    monkeypatch.delenv(FORCE, raising=False)
+    with pytest.raises(EdgeError, match=f"need 0.. GB together.* or set {FORCE}=1"):
+        run(tiny)
+    monkeypatch.setenv(FORCE, "1")
     apart = run(tiny, progress=lambda name, done: seen.setdefault(name, []).append(done))
     assert apart.quality == together.quality
     shortage, repeats = apart.notes
@@ -159,24 +163,14 @@ def test_figures_are_the_same_in_groups(tiny, monkeypatch):
     assert all(shares == sorted(shares) and shares[-1] == 1.0 for shares in seen.values())
 
 
-def test_group_that_cannot_fit_is_refused_unless_forced(tiny, monkeypatch):
-    monkeypatch.setattr(module, "available_bytes", lambda: MemoryRoom(1, 1, "memory"))
-    monkeypatch.delenv(FORCE, raising=False)
-    with pytest.raises(EdgeError, match=f"need 0.. GB together.* or set {FORCE}=1"):
-        run(tiny)
-    monkeypatch.setenv(FORCE, "1")
-    assert run(tiny).notes
-
-
 def test_memory_does_not_grow_with_the_corpus(tiny, monkeypatch):
-    checkpoint, out, _ = tiny
+    checkpoint, out, windows = tiny
     monkeypatch.setattr(score, "PIECE_BYTES", 4 * 160 * (WINDOW - 1))
-    tokenizer, peaks = Tokenizer.load(checkpoint.source.path), []
-    for repeated in (1, 10):
-        text = SourceText("a", LETTERS * repeated)
-        windows = make_windows([text], tokenizer, "letters", WINDOW, None)
+    long = [np.concatenate([part] * 10) for part in (windows.ids, windows.scored, windows.bytes)]
+    peaks = []
+    for some in (windows, Windows(*long, windows.corpus, 0)):
         mx.clear_cache()
         mx.reset_peak_memory()
-        run((checkpoint, out, windows), NAMES[:2])
+        run((checkpoint, out, some), NAMES[:2])
         peaks.append(mx.get_peak_memory())
     assert peaks[1] < 1.1 * peaks[0]

@@ -16,9 +16,8 @@ TEXT = "import os\n\n\ndef f(x):\n\treturn os.path.join(x, '\x1b[31m')\n" * 6
 def random_scores(shape, seed):
     rng = np.random.RandomState(seed)
     found = np.empty(shape, SCORE)
-    for name in ("nll", "kl", "top_log_q"):
-        found[name] = rng.rand(*shape)
-    found["top"] = rng.randint(0, 4096, shape)
+    for name, most in (("nll", 9), ("kl", 9), ("top", 4096), ("top_log_q", -9)):
+        found[name] = most * rng.rand(*shape)
     return found
 
 

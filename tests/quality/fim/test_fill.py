@@ -24,11 +24,7 @@ def holes(held_out_text):
     return [hole for kind in KINDS for hole in draw_holes(texts, kind, 6, seed=3)]
 
 
-def ignore(share):
-    pass
-
-
-def fill(folder, demo_out, holes, file="mlx-fp16", settings=SETTINGS, progress=ignore):
+def fill(folder, demo_out, holes, file="mlx-fp16", settings=SETTINGS, progress=lambda _: None):
     subject = Subject(file, demo_out / file)
     done = fill_all(subject, holes, settings, TOKENIZER, folder, 1, progress)
     return [(filled.text, filled.stopped_by) for filled in done]

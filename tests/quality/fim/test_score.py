@@ -15,11 +15,9 @@ YES, NO = Score(True, True, 1.0), Score(False, False, 0.25)
     [
         ("items", "items", (True, True, 1.0)),
         ("items", " items\n", (False, True, 1 - 2 / 7)),
-        ("a b", "a  b", (False, False, 0.75)),
         ("kitten", "sitting", (False, False, 1 - 3 / 7)),
         ("é😀", "e😀", (False, False, 0.5)),
         ("a\r\n", "a\n", (False, True, 1 - 1 / 3)),
-        ("a", "", (False, False, 0.0)),
         ("", "", (True, True, 1.0)),
     ],
 )
@@ -40,9 +38,7 @@ def test_wilson(successes, count, low, high):
 
 
 def test_mcnemar_is_the_binomial_test():
-    assert mcnemar(0, 0) == 1
-    assert mcnemar(3, 3) == 1
-    assert mcnemar(0, 6) == 2 / 64
+    assert [mcnemar(*split) for split in ((0, 0), (3, 3), (0, 6))] == [1, 1, 2 / 64]
     assert mcnemar(2, 10) == pytest.approx(0.0385742)  # R: binom.test(2, 12)
     assert mcnemar(2000, 3000) < 1e-40
 
