@@ -8,9 +8,6 @@ from pathlib import Path
 
 
 def install_command(package: str) -> str:
-    """What to type: pip where the environment has it, else uv, which finds an environment itself.
-
-    Without folders: advice stands in profiles, which are shared.
-    """
+    """pip where the environment has it, else uv; no folders, since it stands in shared profiles."""
     pip = f"{Path(sys.executable).name} -m pip" if find_spec("pip") is not None else "uv pip"
     return f"{pip} install {package}"

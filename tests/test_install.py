@@ -48,15 +48,10 @@ def make_setup(folder, **environment):
 def test_setup_takes_a_python_that_is_tested(found, asked, tmp_path):
     (tmp_path / "venv").mkdir()
     done, log = make_setup(tmp_path, FOUND=found)
-    assert done.returncode == 0, done.stderr
-    assert "python find --no-python-downloads >=3.11,<3.14" in log
-    assert f"venv --quiet --python {asked} " in log
-
-
-def test_the_package_says_the_same_pythons():
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
-    assert f"PYTHONS := {project['requires-python']}" in makefile
+    assert done.returncode == 0, done.stderr
+    assert f"python find --no-python-downloads {project['requires-python']}" in log
+    assert f"venv --quiet --python {asked} " in log
 
 
 def test_on_a_mac_without_its_tools_setup_says_what_to_type(tmp_path):
@@ -69,13 +64,12 @@ def test_on_a_mac_without_its_tools_setup_says_what_to_type(tmp_path):
 
 
 def test_lint_checks_the_types_of_both_platforms():
-    told = subprocess.run(
-        ["make", "-C", ROOT, "-n", "lint", "READY="], capture_output=True, text=True, check=True
-    ).stdout
+    command = ["make", "-C", ROOT, "-n", "lint", "READY="]
+    told = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     assert re.findall(r"mypy --platform (\w+)", told) == ["linux", "darwin"]
 
 
-def test_what_installs_a_package_here(monkeypatch):
+def test_packages_are_installed_by_pip_where_it_is_there_else_by_uv(monkeypatch):
     monkeypatch.setattr(install, "find_spec", lambda name: object())
     assert install_command("x") == f"{Path(sys.executable).name} -m pip install x"
     monkeypatch.setattr(install, "find_spec", lambda name: None)

@@ -76,7 +76,7 @@ def test_all_is_compiled_once(tmp_path):
     assert files(tmp_path, "process-*") == []
 
 
-def test_processes_that_start_at_once_do_not_meet(tmp_path):
+def test_processes_that_start_at_once_share_one_library(tmp_path):
     processes = [start(f"import edge\n{LOOK}", tmp_path) for _ in range(4)]
     assert all(found(process)["fast"] for process in processes)
     assert len(files(tmp_path, "cpu_blas-*.so")) == 1 and files(tmp_path, "process-*") == []
@@ -126,33 +126,52 @@ def test_programs_that_we_start_have_the_old_temporary_folder(tmp_path, monkeypa
     assert found(start(code, tmp_path)) is None
 
 
-def test_without_a_compiler_all_stays_as_it_was(tmp_path):
-    seen = look(tmp_path, PATH=str(tmp_path))
-    assert not seen["fast"] and seen["blas"] == "the reference BLAS"
-    assert seen["problems"] == [
-        "MLX multiplies with the reference BLAS: there is no C compiler (cc); install gcc"
-    ]
+NO_BLAS = "MLX multiplies with the reference BLAS: "
+FAILING_CC = "#!/bin/sh\necho 'no such flag' >&2\necho half >\"${10}\"\nexit 1\n"
+HOMELESS = """import os, pwd
+os.environ.pop('HOME'); os.environ.pop('XDG_CACHE_HOME')
+def nobody(uid): raise KeyError(uid)
+pwd.getpwuid = nobody
+"""
+NOEXEC = """import os
+plain = os.statvfs
+class Disk:
+    def __init__(self, real): self.real = real
+    def __getattr__(self, name): return getattr(self.real, name) | 8 * (name == 'f_flag')
+os.statvfs = lambda path: Disk(plain(path))
+"""
 
 
-def test_a_compiler_that_fails_leaves_nothing(tmp_path):
-    (tmp_path / "cc").write_text(
-        "#!/bin/sh\necho 'no such flag' >&2\necho half >\"${10}\"\nexit 1\n"
-    )
-    (tmp_path / "cc").chmod(0o755)
-    path = f"{tmp_path}:{os.environ['PATH']}"
-    assert look(tmp_path, PATH=path)["problems"] == [
-        "MLX multiplies with the reference BLAS: cc failed (no such flag)"
-    ]
-    assert files(tmp_path, "cpu_blas-*") == []
-
-
-def test_a_numpy_without_openblas(tmp_path):
-    (tmp_path / "numpy").mkdir()
+@pytest.mark.parametrize(
+    ("code", "environment", "problems"),
+    [
+        ("", {"PATH": "{tmp}"}, [f"{NO_BLAS}there is no C compiler (cc); install gcc"]),
+        ("", {"PATH": "{tmp}/bin:/usr/bin:/bin"}, [f"{NO_BLAS}cc failed (no such flag)"]),
+        (
+            "",
+            {"PYTHONPATH": f"{{tmp}}:{ROOT}"},
+            [f"{NO_BLAS}this numpy does not carry an OpenBLAS"],
+        ),
+        ("", {KEEP_BLAS: "1"}, []),
+        ("import mlx.core\n", {}, [f"{NO_BLAS}MLX was imported before edge"]),
+        (HOMELESS, {}, ["home", "home"]),
+        (NOEXEC, {}, ["(noexec)", "(noexec)"]),
+    ],
+    ids=["no compiler", "failing compiler", "numpy", "kept", "too late", "no home", "noexec"],
+)
+def test_what_is_missing_is_told_and_mlx_keeps_its_blas(code, environment, problems, tmp_path):
+    for name in ("bin", "numpy"):
+        (tmp_path / name).mkdir()
     (tmp_path / "numpy" / "__init__.py").touch()
-    seen = look(tmp_path / "cache", "import mlx.core", PYTHONPATH=f"{tmp_path}:{ROOT}")
-    assert seen["problems"] == [
-        "MLX multiplies with the reference BLAS: this numpy does not carry an OpenBLAS"
-    ]
+    (tmp_path / "bin" / "cc").write_text(FAILING_CC)
+    (tmp_path / "bin" / "cc").chmod(0o755)
+    environment = {name: value.format(tmp=tmp_path) for name, value in environment.items()}
+    cache = tmp_path / "cache"
+    seen = found(start(f"{code}import edge, mlx.core\n{LOOK}", cache, **environment))
+    assert not seen["fast"] and seen["blas"] == "the reference BLAS"
+    assert len(seen["problems"]) == len(problems)
+    assert all(words in problem for words, problem in zip(problems, seen["problems"], strict=True))
+    assert files(cache, "cpu_blas-*") == []
 
 
 def somebody_elses(folder):
@@ -177,7 +196,7 @@ def open_to_others(folder):
     ],
     ids=["no home", "a link", "another user's", "everybody's"],
 )
-def test_where_no_folder_is_private_nothing_is_compiled(make, words, tmp_path):
+def test_without_a_private_folder_nothing_is_compiled(make, words, tmp_path):
     cache = tmp_path / "cache"
     if words != "Not a directory":
         cache.mkdir()
@@ -196,8 +215,7 @@ def test_a_folder_that_others_can_read_is_closed(tmp_path):
     assert (tmp_path / "edge").stat().st_mode & 0o777 == 0o700
 
 
-def test_what_lies_in_the_temporary_folder_is_not_loaded(tmp_path):
-    """MLX alone loads it, whoever put it there."""
+def test_files_planted_in_the_temporary_folder_are_not_loaded(tmp_path):
     look(tmp_path / "cache")
     kept = next((tmp_path / "cache").rglob("kept"))
     planted = tmp_path / "tmp"
@@ -214,24 +232,6 @@ def test_a_relative_cache_is_ignored(tmp_path):
     assert seen["fast"] and files(tmp_path / ".cache" / "edge", "cpu_blas-*.so")
 
 
-def test_a_user_without_a_home(tmp_path):
-    """As in a container with a user that it does not know."""
-    code = "import os, pwd\nos.environ.pop('HOME'); os.environ.pop('XDG_CACHE_HOME')"
-    code += "\ndef nobody(uid): raise KeyError(uid)\npwd.getpwuid = nobody"
-    seen = found(start(f"{code}\nimport edge\n{LOOK}", tmp_path))
-    assert len(seen["problems"]) == 2 and "home" in seen["problems"][0]
-
-
-def test_a_disk_that_nothing_can_be_run_from(tmp_path):
-    code = "import os\nplain = os.statvfs\nclass Disk:\n"
-    code += "    def __init__(self, real): self.real = real\n"
-    code += "    def __getattr__(self, name):\n"
-    code += "        return getattr(self.real, name) | 8 * (name == 'f_flag')\n"
-    code += "os.statvfs = lambda path: Disk(plain(path))"
-    seen = found(start(f"{code}\nimport edge\n{LOOK}", tmp_path))
-    assert [p.endswith("(noexec)") for p in seen["problems"]] == [True, True]
-
-
 def test_an_mlx_that_does_not_load_is_reported_not_raised(tmp_path):
     (tmp_path / "mlx").mkdir()
     (tmp_path / "mlx" / "core.py").write_text("raise ImportError('broken binary')\n")
@@ -245,31 +245,10 @@ def test_an_mlx_that_does_not_load_is_reported_not_raised(tmp_path):
     )
 
 
-def test_peers_keep_the_blas_that_mlx_comes_with(tmp_path):
-    seen = look(tmp_path, **{KEEP_BLAS: "1"})
-    assert not seen["fast"] and seen["blas"] == "the reference BLAS" and seen["problems"] == []
-
-
-def test_after_mlx_it_is_too_late(tmp_path):
-    seen = found(start(f"import mlx.core\nimport edge\n{LOOK}", tmp_path))
-    assert seen["problems"] == [
-        "MLX multiplies with the reference BLAS: MLX was imported before edge"
-    ]
-    assert not seen["fast"] and files(tmp_path, "*") == []
-
-
 def test_importing_edge_alone_prepares_nothing(tmp_path):
     code = "import edge, os, json; print(json.dumps(os.environ.get('TMPDIR')))"
     assert found(start(code, tmp_path)) == os.environ.get("TMPDIR")
     assert files(tmp_path, "*") == []
-
-
-def test_small_numbers_are_not_flushed(tmp_path):
-    code = """
-import edge, json, mlx.core, numpy
-print(json.dumps(float(numpy.float32(1e-40) * numpy.float32(0.5)) > 0))
-"""
-    assert found(start(code, tmp_path)) is True
 
 
 def test_the_wheel_brings_it_along(tmp_path):

@@ -3,26 +3,29 @@
 import json
 import math
 import re
+from itertools import takewhile
 
 import mlx.core as mx
 import numpy as np
 import pytest
-from mlx_lm.models.cache import make_prompt_cache
 from tokenizers import Tokenizer
 
 import edge
 from edge.convert.sources.find import DEMO_PATH
+from edge.generate.decode import generate_tokens
 from edge.llama_cpp.session import LlamaSession
 from edge.model.load import load_model
 
 WINDOW = 1024
 STARCODER_AND_CHATML = re.findall(
-    r"\S+",
+    r"<\S+>",
     "<fim_prefix> <fim_middle> <fim_suffix> <fim_pad> <filename> <gh_stars> <issue_start> "
     "<issue_comment> <issue_closed> <jupyter_start> <jupyter_text> <jupyter_code> "
     "<jupyter_output> <empty_output> <commit_before> <commit_msg> <commit_after> <reponame> "
     "<repo_continuation> <|im_start|> <|im_end|> <|endoftext|>",
 )
+CARD = (DEMO_PATH / "README.md").read_text(encoding="utf-8")
+EXAMPLES = re.findall(r"```python (psm|spm)\n(.*?)⟦(.*?)⟧(.*?)```", CARD, re.DOTALL)
 
 
 @pytest.fixture(scope="module")
@@ -62,11 +65,8 @@ def llama_logits(path, ids, kv_type, flash_attention):
         session.close()
 
 
-def test_it_fits_in_git():
+def test_it_is_small_and_has_every_special_token(tokenizer):
     assert sum(f.stat().st_size for f in DEMO_PATH.iterdir()) <= 12e6
-
-
-def test_every_special_token_is_one_token(tokenizer):
     for token in STARCODER_AND_CHATML:
         assert tokenizer.encode(token).ids == [tokenizer.token_to_id(token)]
 
@@ -77,23 +77,14 @@ def test_it_predicts_code_it_has_never_seen(ours, held_out_ids):
 
 
 def test_the_card_says_what_was_reached():
-    card = (DEMO_PATH / "README.md").read_text(encoding="utf-8")
     held_out = json.loads((DEMO_PATH / "training.json").read_text())["held_out"]
     assert held_out["nats_per_token"] < 3.2
-    assert f"{held_out['nats_per_token']:.3f} nats per token" in card
-    assert f"{held_out['bits_per_byte']:.3f} bits per byte" in card
+    assert f"{held_out['nats_per_token']:.3f} nats per token" in CARD
+    assert f"{held_out['bits_per_byte']:.3f} bits per byte" in CARD
+    assert {order for order, *_ in EXAMPLES} == {"psm", "spm"}
 
 
-def card_examples():
-    card = (DEMO_PATH / "README.md").read_text(encoding="utf-8")
-    return re.findall(r"```python (psm|spm)\n(.*?)⟦(.*?)⟧(.*?)```", card, re.DOTALL)
-
-
-def test_the_card_has_an_example_of_either_order():
-    assert {order for order, *_ in card_examples()} == {"psm", "spm"}
-
-
-@pytest.mark.parametrize(("order", "before", "middle", "after"), card_examples())
+@pytest.mark.parametrize(("order", "before", "middle", "after"), EXAMPLES)
 def test_it_completes_the_cards_examples(demo_out, order, before, middle, after):
     """What the card shows is what the model says, greedily, up to its own end of text."""
     model, tokenizer = edge.load(demo_out / "mlx-fp16")
@@ -101,15 +92,9 @@ def test_it_completes_the_cards_examples(demo_out, order, before, middle, after)
         prompt = f"<fim_prefix>{before}<fim_suffix>{after}<fim_middle>"
     else:
         prompt = f"<fim_prefix><fim_suffix>{after}<fim_middle>{before}"
-    ids, out = tokenizer.encode(prompt), []
-    cache = make_prompt_cache(model)
-    for _ in range(40):
-        token = int(mx.argmax(model(mx.array([ids]), cache)[0, -1]))
-        if token in model.config.eos_token_ids:
-            break
-        out.append(token)
-        ids = [token]
-    assert tokenizer.decode(out) == middle
+    eos = model.config.eos_token_ids
+    tokens = generate_tokens(model, tokenizer.encode(prompt), max_tokens=40)
+    assert tokenizer.decode(list(takewhile(lambda token: token not in eos, tokens))) == middle
 
 
 def test_llama_cpp_in_float32_gives_our_logits(demo_out, ours, held_out_ids):
