@@ -1,6 +1,5 @@
 """The meter against the stand-in, which streams at real cadence and misbehaves on demand."""
 
-import os
 import re
 import time
 from itertools import pairwise
@@ -77,13 +76,7 @@ def test_sampling_reaches_past_the_end_and_starts_afresh(stand_in):
     assert meter.flags == ()
 
 
-@pytest.mark.parametrize(
-    "misdeed",
-    [
-        *("late", "nul-first", "nul-after", "unknown-cluster", "noisy", "duplicate-keys"),
-        *("ultra", "by-line", "clock-step"),
-    ],
-)
+@pytest.mark.parametrize("misdeed", ["late", "nul-first", "ultra", "by-line", "clock-step"])
 def test_harmless_oddities_cost_nothing(stand_in, misdeed):
     meter = stand_in(misdeed)
     samples = measure(meter)
@@ -95,7 +88,7 @@ def test_harmless_oddities_cost_nothing(stand_in, misdeed):
 @pytest.mark.parametrize(
     ("misdeed", "words"),
     [
-        *((misdeed, "cpu_energy is not of 0 to 1000 W") for misdeed in ("nan", "negative", "huge")),
+        ("nan", "cpu_energy is not of 0 to 1000 W"),
         ("garbage", "cut off or not a record"),
         ("twice", "the same record twice"),
     ],
@@ -115,7 +108,6 @@ def test_a_bad_record_is_left_out_and_flagged(stand_in, misdeed, words):
     [
         ("truncated-tail", "ended with code 0"),
         ("dies", "ended with code 1"),
-        ("aborts", "ended with code"),
         ("hangs", "gave no record for 0."),
     ],
 )
@@ -159,10 +151,6 @@ def test_batches_are_spread_and_waited_for(stand_in):
     assert meter.flags == ()
     assert all(s.mean_w == pytest.approx(CPU_W + GPU_W, rel=0.3) for s in samples)
     assert sum(s.joules["CPU"] for s in samples) == pytest.approx(streamed_j(stand_in.log, "cpu"))
-
-
-def test_an_unknown_pressure_is_not_nominal(stand_in):
-    assert whole(measure(stand_in("hot"), 2)).thermal_worst == "lukewarm"
 
 
 def test_a_child_of_root_ends_by_its_closed_pipe(stand_in, monkeypatch):
@@ -226,11 +214,6 @@ def test_reasons_where_there_is_none(stand_in, monkeypatch, tmp_path):
     assert "not found" in PowermetricsMeter().unavailable
 
 
-def test_it_is_found_on_the_path(stand_in, monkeypatch):
-    monkeypatch.setenv("PATH", f"{stand_in.bin}{os.pathsep}{os.environ['PATH']}")
-    assert find_command() == [str(stand_in.bin / "sudo"), "-n", str(stand_in.bin / "powermetrics")]
-
-
 def test_another_powermetrics_is_flagged(stand_in, monkeypatch):
     class Foreign:
         info = {"name": "powermetrics"}  # noqa: RUF012
@@ -259,7 +242,9 @@ def test_a_stand_in_says_so(stand_in, monkeypatch):
 )
 def test_apples_own_is_where_macos_has_it(monkeypatch, platform, program, apples):
     monkeypatch.setattr(module.sys, "platform", platform)
-    assert module.is_apples(["/usr/bin/sudo", "-n", program]) is apples
+    monkeypatch.setattr(module.shutil, "which", {"powermetrics": program, "sudo": "sudo"}.get)
+    assert find_command() == ["sudo", "-n", program]
+    assert module.is_apples(["sudo", "-n", program]) is apples
 
 
 def test_a_sudo_ticket_that_expires_is_noticed_and_proved_again(stand_in, monkeypatch):

@@ -1,11 +1,10 @@
 """A stand-in for Apple's powermetrics: records of its shape, and a program that streams them.
 
 Run as a program it takes the arguments of the real one and streams at the cadence they ask for.
-What it does wrong is named in FAKE_POWERMETRICS, with commas: late, nul-first,
-nul-after, truncated-tail, dies, aborts, hangs, garbage, nan, negative, huge, stalled, batched,
-duplicate-keys, unknown-cluster, clock-step, lost-time, deaf, noisy, empty, gpu-only,
-twice, hot, needs-root. Harmless: ultra (an M2 Ultra's 76 kB), by-line (a write for every line),
-by-worker (a tenth of the power while who started it has no `edge.bench.worker` running).
+FAKE_POWERMETRICS names what it does wrong, with commas: late, nul-first, truncated-tail, dies,
+hangs, garbage, nan, stalled, batched, clock-step, lost-time, deaf, empty, gpu-only, twice,
+needs-root. Harmless: ultra (an M2 Ultra's 76 kB), by-line (a write for every line), by-worker (a
+tenth of the power while the process that started it has no `edge.bench.worker` running).
 All it writes also goes to the file FAKE_POWERMETRICS_LOG.
 """
 
@@ -148,6 +147,9 @@ class Streamer:
         log = os.environ.get("FAKE_POWERMETRICS_LOG")
         self.log = Path(log) if log else None
 
+    def does(self, misdeed):
+        return misdeed in self.misdeeds
+
     def write(self, data):
         """All of it to stdout and to the log: a stop in between would make the two differ."""
         signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])
@@ -158,46 +160,37 @@ class Streamer:
                 log.write(data)
         signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGTERM])
 
-    def does(self, misdeed):
-        return misdeed in self.misdeeds
-
     def run(self):
-        if self.does("needs-root"):
-            sys.exit("powermetrics must be invoked as the superuser")
         if self.does("late"):
             time.sleep(0.3)
         if self.does("nul-first"):
             self.write(b"\0")
         before_ns = time.monotonic_ns()
         for number in range(self.count):
-            self.wait()
+            share = self.wait()
+            if number == 3 and self.does("lost-time"):
+                time.sleep(0.25)
             now_ns = time.monotonic_ns()
-            self.one(number, now_ns - before_ns)
-            before_ns = time.monotonic_ns() if self.does("lost-time") else now_ns
+            lost_ns = 250_000_000 if number == 3 and self.does("lost-time") else 0
+            self.one(number, now_ns - before_ns - lost_ns, share)
+            before_ns = now_ns
 
     def wait(self):
-        """Let an interval pass; `claimed` is how much of its power it says it used."""
+        """Let an interval pass; the share of its power that it claims to have used."""
         parts = max(1, round(self.interval_s / 0.1)) if self.does("by-worker") else 1
         shares = []
         for _ in range(parts):
             time.sleep(self.interval_s / parts)
-            shares.append(self.share())
-        self.claimed = sum(shares) / parts
+            shares.append(0.1 if self.does("by-worker") and not a_worker_runs() else 1.0)
+        return sum(shares) / parts
 
-    def one(self, number, elapsed_ns):
-        if self.does("noisy"):
-            os.write(2, b"proc_pidpath 1460 failed(0)\n" * 3000)
-        if number == 3 and self.does("lost-time"):
-            time.sleep(0.25)
-        nul = b"\0" if number and not self.does("nul-after") else b""
-        data = nul + self.make(number, elapsed_ns)
+    def one(self, number, elapsed_ns, share):
+        data = (b"\0" if number else b"") + self.make(number, elapsed_ns, share)
         if number == 4 and self.does("truncated-tail"):
             self.write(data[: len(data) // 2])
             sys.exit(0)
         if number == 4 and self.does("dies"):
             sys.exit(1)
-        if number == 4 and self.does("aborts"):
-            os.kill(os.getpid(), signal.SIGABRT)
         while number == 4 and self.does("hangs"):
             time.sleep(3600)
         self.write(data)
@@ -205,19 +198,15 @@ class Streamer:
             self.write(data)
         if number == 2 and self.does("garbage"):
             self.write(b"\xff\xfe{not a record}</plist>\n<?xml oops")
-        if self.does("nul-after"):
-            self.write(b"\0")
 
-    def make(self, number, elapsed_ns):
-        seconds = elapsed_ns / 1e9 * self.claimed
+    def make(self, number, elapsed_ns, share):
+        seconds = elapsed_ns / 1e9 * share
         cpu_mj = round(CPU_W * seconds * 1e3)
         if self.does("stalled") and number > 1:
             cpu_mj = 0
         if self.does("batched"):
             cpu_mj = cpu_mj * 4 if number % 4 == 3 else 0
-        changes = {}
-        if number == 2:
-            changes = self.spoiled(cpu_mj)
+        changes = {"cpu_energy": "<real>nan</real>"} if number == 2 and self.does("nan") else {}
         if self.does("gpu-only"):
             changes = {f"{k}_energy": None for k in ("cpu", "gpu", "ane")}
         step_s = 3600 if self.does("clock-step") and number > 2 else 0
@@ -226,31 +215,10 @@ class Streamer:
             elapsed_ns,
             cpu_mj,
             round(GPU_W * seconds * 1e3),
-            chip=self.chip(),
-            thermal="Lukewarm" if self.does("hot") else "Nominal",
+            chip="M2 Ultra" if self.does("ultra") else "M1",
             ended=datetime.fromtimestamp(time.time() + step_s, UTC),
             **changes,
         )
-
-    def share(self):
-        """How much of its power it claims."""
-        return 0.1 if self.does("by-worker") and not a_worker_runs() else 1.0
-
-    def chip(self):
-        special = {"unknown-cluster": "M5 Pro", "ultra": "M2 Ultra"}
-        return next((chip for misdeed, chip in special.items() if self.does(misdeed)), "M1")
-
-    def spoiled(self, cpu_mj):
-        if self.does("nan"):
-            return {"cpu_energy": "<real>nan</real>"}
-        if self.does("negative"):
-            return {"cpu_energy": f"<integer>-{cpu_mj}</integer>"}
-        if self.does("huge"):
-            return {"cpu_energy": "<integer>999999999</integer>"}
-        if self.does("duplicate-keys"):
-            twice = f"<integer>1</integer>\n<key>cpu_energy</key>\n<integer>{cpu_mj}</integer>"
-            return {"cpu_energy": twice}
-        return {}
 
 
 def a_worker_runs():
@@ -273,6 +241,8 @@ def main():
         sys.exit("unrecognized sampler")
     misdeeds = os.environ.get("FAKE_POWERMETRICS", "").split(",")
     signal.signal(signal.SIGTERM, signal.SIG_IGN if "deaf" in misdeeds else lambda *_: sys.exit(0))
+    if "needs-root" in misdeeds:
+        sys.exit("powermetrics must be invoked as the superuser")
     if "empty" in misdeeds:
         return
     Streamer(args.i / 1e3 * 1.02, args.n, misdeeds).run()
