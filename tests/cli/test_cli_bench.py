@@ -194,7 +194,7 @@ def metered(demo_out, tmp_path_factory):
         patch.setenv("FAKE_POWERMETRICS", "by-worker")
         patch.setattr("edge.power.powermetrics.DEFAULT_INTERVAL_MS", 50)
         # As on a processor whose cache is smaller than the demo.
-        patch.setattr("edge.device.describe._cache_bytes", lambda _: 1 << 20)
+        patch.setattr("edge.device.describe.last_level_cache_bytes", lambda: 1 << 20)
         assert main(words) == 0
     (saved,) = folder.glob("*.json")
     return read(saved)
