@@ -12,7 +12,6 @@ from pathlib import Path
 import mlx.core as mx
 import numpy as np
 import pytest
-from safetensors.numpy import load_file, save_file
 
 from edge.convert.checkpoint import open_checkpoint
 from edge.errors import EdgeError
@@ -27,7 +26,6 @@ from tests.support.hostile import (
     edit_tensors,
     limited,
     refused,
-    run,
 )
 from tests.support.mutations import GPTQ, INDEX, SMALL
 from tests.support.tiny import write_checkpoint
@@ -69,7 +67,6 @@ BAD_JSON = {
     "a key twice": (b'{"a": 1, "a": 2}', "the key 'a' is there twice"),
     "NaN": (b'{"a": NaN}', "NaN is no JSON"),
     "UTF-16": ('{"a": 1}'.encode("utf-16"), "utf-8"),
-    "a BOM": (b'\xef\xbb\xbf{"a": 1}', "BOM"),
     "half a character": (b'{"a": "\\ud800"}', "surrogates not allowed"),
     "a list": (b"[]", "no JSON object"),
     "nothing": (b"", "cannot be read as JSON"),
@@ -98,12 +95,6 @@ def test_what_is_not_a_file_is_refused(tiny, file, kind):
     assert file in refused(tiny, r"no file|leads out|circle|cannot be read")
 
 
-def test_a_huge_file_is_refused(tiny):
-    with (tiny / "config.json").open("r+b") as file:
-        file.truncate(100_000_001)  # a hole
-    refused(tiny, "is larger than")
-
-
 @pytest.mark.parametrize("name", ["x.gguf", "x.safetensors"])
 def test_a_pipe_is_not_waited_for(tiny, tmp_path, name):
     os.mkfifo(tmp_path / name)
@@ -126,30 +117,6 @@ def test_what_a_file_says_reaches_no_terminal(tiny, tmp_path):
 
 
 # --- config.json
-
-
-@pytest.mark.parametrize(
-    ("keys", "values"),
-    [
-        (
-            ("vocab_size", "num_hidden_layers", "num_key_value_heads", "max_position_embeddings"),
-            (0, -1, 10**12, 10**4000, 64.0, True, "64", [64], 1e400),
-        ),
-        (
-            ("rope_theta", "layer_norm_eps", "partial_rotary_factor"),
-            (0, -1.0, 1e-320, 10**4000, True, "1", 1e400),
-        ),
-        (("tie_word_embeddings", "qk_layernorm"), ("false", "", 0, 1, [])),
-        (("bos_token_id", "eos_token_id"), (-1, 64, 10**12, 0.5, "0", True, [0, 64], {})),
-        (("rope_scaling",), ({"factor": 4.0}, {"rope_type": "yarn"}, {"type": ["default"]}, "a")),
-    ],
-)
-def test_impossible_settings_are_refused(tiny, keys, values):
-    for key in keys:
-        for value in values:
-            changed = write_checkpoint(tiny.parent / "changed", SMALL)
-            edit(changed, "config.json", lambda raw, new={key: value}: raw.update(new))
-            refused(changed, rf"{key}|Infinity is no JSON|rope")
 
 
 @pytest.mark.parametrize("kind", ["plain", "mlx", "gptq", "heads"])
@@ -176,23 +143,21 @@ def test_other_quantisations_are_refused(tiny, method):
 # --- which files
 
 
+ELSEWHERE = ("../tiny/model.safetensors", "/etc/passwd", "", ".", "..", "a/../model.safetensors")
+ELSEWHERE += ("a\0.safetensors", "a\n.safetensors", "./model.safetensors", "model.bin")
+
+
 @pytest.mark.parametrize(
-    "name",
+    ("weight_map", "words"),
     [
-        *("../tiny/model.safetensors", "/etc/passwd", "", ".", "..", "a/../model.safetensors"),
-        *("a\0.safetensors", "a\n.safetensors", "./model.safetensors", "model.bin"),
-        "x" * 5000 + ".safetensors",
+        *(({"a": WEIGHTS, "b": name}, "points outside") for name in ELSEWHERE),
+        ({"a": "x" * 5000 + ".safetensors"}, "cannot be read"),
+        *((kind, "has no weight_map") for kind in (None, [], "x", {"a": 1}, {"a": [WEIGHTS]})),
     ],
 )
-def test_an_index_that_points_elsewhere_is_refused(tiny, name):
-    (tiny / INDEX).write_text(json.dumps({"weight_map": {"a": WEIGHTS, "b": name}}))
-    refused(tiny, "points outside|cannot be read")
-
-
-@pytest.mark.parametrize("weight_map", [None, [], "x", {"a": 1}, {"a": None}, {"a": [WEIGHTS]}])
-def test_an_index_of_the_wrong_kind_is_refused(tiny, weight_map):
+def test_an_index_that_lies_is_refused(tiny, weight_map, words):
     (tiny / INDEX).write_text(json.dumps({"weight_map": weight_map}))
-    refused(tiny, "has no weight_map")
+    refused(tiny, words)
 
 
 @pytest.mark.parametrize(
@@ -226,27 +191,22 @@ def test_links_within_the_directory_or_the_hubs_cache_are_followed(tmp_path):
 # --- pickles and code
 
 
-@pytest.mark.parametrize("name", ["pytorch_model.bin", "model.pt", "model.pth", "model.ckpt"])
-def test_pickles_are_refused_by_name(tiny, name):
+@pytest.mark.parametrize(
+    "name", ["pytorch_model.bin", "model.pt", "model.pth", "model.ckpt", WEIGHTS]
+)
+@pytest.mark.parametrize("kind", ["pickle", "zip", "gguf"])
+def test_pickles_are_refused_under_any_name(tiny, name, kind):
     witness = tiny.parent / "witness"
     (tiny / WEIGHTS).unlink()
-    (tiny / name).write_bytes(_pickle_that_writes(witness))
-    assert name in refused(tiny, "a pickle, which can run any code")
-    assert not witness.exists()
-
-
-@pytest.mark.parametrize("disguise", ["pickle", "zip", "text", "gguf"])
-def test_other_files_called_safetensors_are_refused(tiny, disguise):
-    witness = tiny.parent / "witness"
-    if disguise == "zip":  # what torch.save writes
-        with zipfile.ZipFile(tiny / WEIGHTS, "w") as archive:
+    if kind == "zip":  # what torch.save writes
+        with zipfile.ZipFile(tiny / name, "w") as archive:
             archive.writestr("archive/data.pkl", _pickle_that_writes(witness))
-    elif disguise == "gguf":
-        write_tiny(tiny / WEIGHTS)
+    elif kind == "gguf":
+        write_tiny(tiny / name)
     else:
-        content = {"pickle": _pickle_that_writes(witness), "text": b"version https://git-lfs"}
-        (tiny / WEIGHTS).write_bytes(content[disguise])
-    refused(tiny, r"model\.safetensors .*(cut off|claims|not safetensors)")
+        (tiny / name).write_bytes(_pickle_that_writes(witness))
+    words = r"safetensors .*(cut off|claims|not safetensors)" if name == WEIGHTS else "a pickle"
+    assert name in refused(tiny, words)
     assert not witness.exists()
 
 
@@ -330,7 +290,7 @@ def test_a_broken_tokenizer_is_refused(tiny, kind):
 @pytest.mark.parametrize("name", ["special_tokens_map.json", "vocab.json", "chat_template.jinja"])
 def test_broken_companions_are_not_copied(tiny, name):
     (tiny / name).write_bytes(b'\xff{"a": ')
-    assert name in refused(tiny, "cannot be read")
+    assert name in refused(tiny, "cannot be read|is no UTF-8")
 
 
 @pytest.mark.parametrize(
@@ -346,20 +306,6 @@ def test_a_tensor_that_does_not_fit_is_refused(tmp_path, changes, words, quantis
     path = write_checkpoint(tmp_path / "m", SMALL | quantised)
     edit_header(path, lambda header: header[UP].update(changes))
     refused(path, words)
-
-
-def test_a_scalar_where_a_matrix_belongs_is_refused(tiny):
-    for array in (np.float32(1), np.zeros((0, 64), np.float32), np.zeros(64, np.float32)):
-        edit_tensors(tiny, lambda tensors, array=array: tensors.update({UP: np.asarray(array)}))
-        refused(tiny, f"tensor {UP} has shape")
-
-
-def test_an_empty_tensor_between_others_is_no_overlap(tiny):
-    """The format lets it begin where the next begins."""
-    tensors = load_file(tiny / WEIGHTS)
-    tensors["model.layers.0.self_attn.rotary_emb.inv_freq"] = np.zeros(0, np.float32)
-    save_file(tensors, tiny / WEIGHTS)
-    assert len(run(tiny, tiny.parent / "out")) == 3
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])

@@ -8,7 +8,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from mlx_lm.utils import load_tokenizer
-from tokenizers import Tokenizer
 
 from edge.convert.artefacts.manifest import read_manifest
 from edge.convert.checkpoint import Corrections, open_checkpoint
@@ -52,17 +51,8 @@ def test_rows_are_the_same_in_whatever_pieces_they_are_read(weights, start, coun
     assert whole.dtype == np.float16
     assert np.array_equal(np.concatenate(parts), whole)
     assert whole.shape == (min(count, 13824 - start), 5120)
-
-
-def test_another_process_makes_the_same_numbers(weights):
-    """Recorded: artefacts of one name must be one thing on every machine."""
+    # Recorded: artefacts of one name must be one thing on every machine.
     assert weights.read(BIG, 5000, 5001)[0, :4].view(np.uint16).tolist() == RECORDED
-
-
-def test_blocks_and_tensors_differ(weights):
-    first, other_block = weights.read(BIG, 0, 200), weights.read(BIG, 205, 405)
-    for array in (other_block, weights.read(BIG.replace("gate", "up"), 0, 200)):
-        assert abs(np.corrcoef(first.ravel(), array.ravel())[0, 1]) < 0.02
 
 
 @pytest.mark.parametrize("name", SHAPES)
@@ -88,20 +78,15 @@ def test_activations_stay_in_bounds_through_all_layers(narrow, tmp_path, name):
     assert np.unique(logits.argmax(-1)).size > 5  # no single token for whatever comes
 
 
-def test_layers_are_changed_and_labelled():
-    checkpoint = open_checkpoint("synthetic:stable-code-3b", corrections=Corrections(layers=3))
-    assert checkpoint.config.num_hidden_layers == 3
-    assert checkpoint.source.name == "synthetic-stable-code-3b-3-layers"
-    assert checkpoint.source.synthetic
-    whole = open_checkpoint("synthetic:stable-code-3b")
-    assert whole.fingerprint != checkpoint.fingerprint
-
-
-def test_unknown_shapes_and_absurdly_many_layers_are_refused():
+def test_layers_are_changed_and_labelled_within_reason():
     with pytest.raises(EdgeError, match="no synthetic shape 'gpt-5'; choose from stable-code-3b"):
         open_checkpoint("synthetic:gpt-5")
     with pytest.raises(EdgeError, match="at most 1024"):
         open_synthetic("stable-code-3b", 10**9)
+    fewer = open_checkpoint("synthetic:stable-code-3b", corrections=Corrections(layers=3))
+    assert fewer.config.num_hidden_layers == 3
+    assert fewer.source.name == "synthetic-stable-code-3b-3-layers"
+    assert open_checkpoint("synthetic:stable-code-3b").fingerprint != fewer.fingerprint
 
 
 def test_every_artefact_is_labelled_and_verifies(narrow, tmp_path):
@@ -113,25 +98,11 @@ def test_every_artefact_is_labelled_and_verifies(narrow, tmp_path):
         assert verify(made.path, find_origin(made.path), lambda _: None).problems == ()
 
 
-@pytest.mark.parametrize("name", SHAPES)
-def test_its_tokenizer_has_the_special_tokens(name):
-    opened = open_synthetic(name, 1)
-    tokenizer = Tokenizer.from_str(opened.companions["tokenizer.json"].decode())
-    end = opened.config.eos_token_ids[0]
-    assert tokenizer.decode(tokenizer.encode(TEXT).ids) == TEXT
-    ids = tokenizer.encode(f"<fim_prefix>a<fim_suffix>b<fim_middle>{SPECIAL_TOKENS[0]}").ids
-    assert len(ids) == 6
-    assert ids[-1] == end == tokenizer.token_to_id("<|endoftext|>")
-    assert max(tokenizer.get_vocab().values()) < opened.config.vocab_size
-    added = tokenizer.get_added_tokens_decoder()
-    assert {token.content for token in added.values()} == set(SPECIAL_TOKENS)
-
-
 def test_all_readers_of_its_tokenizer_agree(narrow, tmp_path):
     source = narrow("stable-code-3b", num_hidden_layers=1)
     mlx, gguf = (made.path for made in make(source, tmp_path, "mlx-fp16", "gguf-f16"))
     tokenizer, session = load_tokenizer(mlx), LlamaSession(gguf, 64, 1)
-    for text in (TEXT, f"a<fim_middle>b{SPECIAL_TOKENS[0]}"):
+    for text in (TEXT, *(f"a{token}b" for token in SPECIAL_TOKENS)):
         ids = tokenizer.encode(text)
         assert session.tokenize(text) == ids
         assert tokenizer.decode(ids) == text
