@@ -120,17 +120,6 @@ def test_code_llama_has_no_gguf_form_here(tmp_path):
     assert [item.artefact for item in listed if item.exact] == ["mlx-int4"]
 
 
-def test_an_exact_artefact_is_not_taken_for_a_requantised_one(tmp_path):
-    """At 64 in a group both have the same bits and groups."""
-    write_gptq(tmp_path / "m", STABLELM, Settings(4, 64))
-    make(tmp_path / "m", tmp_path / "out", "mlx-int4", group_size=64)
-    with pytest.raises(EdgeError, match="made with other options"):
-        make(tmp_path / "m", tmp_path / "out", "mlx-int4", requantise=True)
-    options = {"requantise": True, "force": True}
-    (made,) = make(tmp_path / "m", tmp_path / "out", "mlx-int4", **options)
-    assert not has_input_orders(made.path)
-
-
 QKV = ("q_proj", "k_proj", "v_proj")
 
 

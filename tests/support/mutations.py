@@ -13,9 +13,10 @@ import mlx.core as mx
 import numpy as np
 from safetensors.numpy import load_file, save
 
+from edge.model.config import ModelConfig
 from tests.support.foreign_gguf import write_tiny
 from tests.support.gptq_packer import STABLELM, Settings, write_gptq
-from tests.support.tiny import PLAIN, write_checkpoint
+from tests.support.tiny import PLAIN, quantised_tensors, random_tensors, write_checkpoint
 
 # One layer and few tokens: a case should take some milliseconds.
 SMALL = {**PLAIN, "num_hidden_layers": 1, "vocab_size": 64}
@@ -67,15 +68,6 @@ def _plain(path: Path, **changes) -> Files:
     return _files_of(write_checkpoint(path, {**SMALL, **changes}))
 
 
-def _half(path: Path) -> Files:
-    """float16, with every switch of the family that adds tensors."""
-    switches = {"use_qkv_bias": True, "qk_layernorm": True, "use_parallel_residual": True}
-    files = _plain(path, num_key_value_heads=2, **switches)
-    tensors = load_file(path / WEIGHTS)
-    half = {name: array.astype(np.float16) for name, array in tensors.items()}
-    return files | {WEIGHTS: save(half, metadata={"format": "pt"})}
-
-
 def _sharded(path: Path) -> Files:
     files = _plain(path, rope_theta=1_000_000)
     tensors = load_file(path / WEIGHTS)
@@ -88,26 +80,21 @@ def _sharded(path: Path) -> Files:
     return files | {INDEX: json.dumps(index).encode()}
 
 
-def _by_mlx(path: Path, tensors: dict[str, mx.array], **changes) -> Files:
-    """MLX's own writer."""
-    write_checkpoint(path, {**SMALL, **changes})
-    mx.save_safetensors(str(path / WEIGHTS), tensors, {"format": "mlx"})
-    return _files_of(path)
-
-
-def _bfloat16(path: Path) -> Files:
-    tensors = load_file(write_checkpoint(path, SMALL) / WEIGHTS)
-    return _by_mlx(path, {n: mx.array(a).astype(mx.bfloat16) for n, a in tensors.items()})
+def _half(path: Path) -> Files:
+    """bfloat16, with every switch of the family that adds tensors."""
+    raw = {**SMALL, "num_key_value_heads": 2, "use_qkv_bias": True, "qk_layernorm": True}
+    raw |= {"use_parallel_residual": True}
+    tensors = random_tensors(ModelConfig.from_dict(raw))
+    half = {name: mx.array(array).astype(mx.bfloat16) for name, array in tensors.items()}
+    return _files_of(write_checkpoint(path, raw, tensors=half))
 
 
 def _mlx(path: Path) -> Files:
     """As mlx-lm writes it: matrices in 4 bits and groups of 32."""
-    tensors = {}
-    for name, array in load_file(write_checkpoint(path, SMALL) / WEIGHTS).items():
-        half, stem = mx.array(array).astype(mx.float16), name.removesuffix("weight")
-        parts = mx.quantize(half, group_size=32, bits=4) if array.ndim == 2 else (half,)
-        tensors |= dict(zip((name, f"{stem}scales", f"{stem}biases"), parts, strict=False))
-    return _by_mlx(path, tensors, quantization={"group_size": 32, "bits": 4})
+    how, tensors = {"group_size": 32, "bits": 4}, random_tensors(ModelConfig.from_dict(SMALL))
+    half = {name: mx.array(array).astype(mx.float16) for name, array in tensors.items()}
+    raw = {**SMALL, "quantization": how}
+    return _files_of(write_checkpoint(path, raw, tensors=quantised_tensors(half, how)))
 
 
 def _gptq(path: Path, act_order: bool) -> Files:
@@ -124,7 +111,6 @@ BASES: dict[str, Callable[[Path], Files]] = {
     "plain": _plain,
     "half": _half,
     "sharded": _sharded,
-    "bfloat16": _bfloat16,
     "tied": lambda path: _plain(path, tie_word_embeddings=True),
     "gptq": lambda path: _gptq(path, act_order=False),
     "gptq-order": lambda path: _gptq(path, act_order=True),

@@ -20,7 +20,7 @@ from edge.convert.artefacts.gguf_tokenizer import GgufTokenizer, read_tokenizer
 from edge.convert.artefacts.manifest import BLANK, GGUF_KEY
 from edge.convert.artefacts.recipes import Recipe
 from edge.convert.checkpoint import Checkpoint
-from edge.convert.sources.gguf_weights import gguf_name
+from edge.convert.sources.gguf import gguf_name
 from edge.convert.sources.weights import Array, Shape
 from edge.convert.stream import Block, Writer
 from edge.errors import EdgeError

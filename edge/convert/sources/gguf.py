@@ -1,22 +1,66 @@
-"""A StableLM in one GGUF file as a source: its network as keys and tensors describe it."""
+"""A StableLM in one GGUF file as a source, under Hugging Face's names.
+
+Only the rows asked for are read, with plain reads: pages of a memory map count as ours, and a
+map of a whole model looks like a leak.
+
+llama.cpp's older 4, 5 and 8 bit types are affine in groups of 32, so MLX can hold the very same
+weights. Their blocks have 32 weights: a float16 scale d, for some a float16 minimum m, and the
+codes q (ggml's ggml-common.h). Q8_0 is d*q with signed q, Q4_0 and Q5_0 are d*(q - 8) and
+d*(q - 16), Q4_1 and Q5_1 are d*q + m. MLX's are scale*code + bias. A bias of -8, -16 or -128
+scales is exact in float16 unless it overflows: it moves the exponent.
+"""
 
 from __future__ import annotations
 
 import math
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from edge.convert.sources.gguf_tokenizer import rebuild_tokenizer
-from edge.convert.sources.gguf_weights import TENSOR_NAME, UNROUNDED, GgufWeights
-from edge.convert.sources.weights import Opened
+from edge.convert.sources.weights import Opened, Packed, Packing, Weights
 from edge.errors import EdgeError
-from edge.formats.gguf import GgufFile, Value, read_gguf
+from edge.formats.gguf import GgufFile, GgufTensor, Value, block_size, read_gguf
+from edge.formats.safetensors import Array, Shape, read_array
 from edge.model.config import DEFAULT_ROPE_THETA, ModelConfig
 
 ARCHITECTURE = "stablelm"
 ROPE_BASE_KEY = "stablelm.rope.freq_base"
+# llama.cpp's name of each part of the network by Hugging Face's, outside and inside a layer.
+NAMES = {"model.embed_tokens": "token_embd", "model.norm": "output_norm", "lm_head": "output"}
+LAYER_NAMES = {
+    "input_layernorm": "attn_norm",
+    "post_attention_layernorm": "ffn_norm",
+    "self_attn.q_proj": "attn_q",
+    "self_attn.k_proj": "attn_k",
+    "self_attn.v_proj": "attn_v",
+    "self_attn.o_proj": "attn_output",
+    "self_attn.q_layernorm": "attn_q_norm",
+    "self_attn.k_layernorm": "attn_k_norm",
+    "mlp.gate_proj": "ffn_gate",
+    "mlp.up_proj": "ffn_up",
+    "mlp.down_proj": "ffn_down",
+}
+OUTER_PARTS, LAYER_PARTS = ({g: h for h, g in names.items()} for names in (NAMES, LAYER_NAMES))
+# One tensor (heads, head_dim) where Hugging Face has one tensor a head.
+STACKED = re.compile(r"blk\.\d+\.attn_[qk]_norm\.weight")
+TENSOR_NAME = re.compile(r"(?:blk\.(0|[1-9]\d{0,4})\.)?(\w+)\.(weight|bias)")
+MAX_HEADS = 4096
+# What a network may be stored in, and what gguf.quants decodes.
+FLOATS = {"F32": "<f4", "F16": "<f2"}
+UNROUNDED = ("F32", "F16", "BF16")
+DECODED = (
+    *("BF16", "Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K"),
+    *("IQ1_S", "IQ1_M", "IQ2_XXS", "IQ2_XS", "IQ2_S", "IQ3_XXS", "IQ3_S", "IQ4_NL", "IQ4_XS"),
+    *("TQ1_0", "TQ2_0", "MXFP4"),
+)
+DECODE_ITEMS = 1 << 20
+BLOCK_ITEMS = 32
 
 
 def open_gguf(path: Path) -> Opened:
@@ -141,3 +185,213 @@ def _shortest(value: Any) -> Any:
         return value
     narrow = np.float32(value)
     return float(str(narrow)) if float(narrow) == value else value
+
+
+def gguf_name(name: str) -> str:
+    """A checkpoint's tensor in GGUF's terms; per-head norms share one."""
+    stem, part = name.rsplit(".", 1)
+    if stem in NAMES:
+        return f"{NAMES[stem]}.{part}"
+    _, _, layer, path = stem.split(".", 3)
+    return f"blk.{layer}.{LAYER_NAMES[path.split('.norms.')[0]]}.{part}"
+
+
+class GgufWeights(Weights):
+    """The tensors of one file."""
+
+    def __init__(self, file: GgufFile):
+        self._path, self.files = file.path, (file.path,)
+        self._parts = dict(part for tensor in file.tensors for part in _parts(tensor, file.path))
+        self._packings: dict[str, Packing | None] = {}
+        self.shapes = {name: part.shape for name, part in self._parts.items()}
+        self.quantised = any(tensor.kind not in UNROUNDED for tensor in file.tensors)
+
+    @cached_property
+    def unpackable(self) -> Mapping[str, str]:
+        """Why a quantised matrix has no packing, by name."""
+        return {
+            name: "its scales are so large that biases would not fit float16"
+            if part.kind in LAYOUTS
+            else f"MLX has no form for {part.kind}"
+            for name, part in self._parts.items()
+            if part.kind not in UNROUNDED and self.packing(name) is None
+        }
+
+    def read(self, name: str, start: int = 0, stop: int | None = None) -> Array:
+        """Rows start to stop: float16 where stored so, else float32."""
+        part = self._parts[name]
+        if len(part.shape) == 1:
+            return self._decode(part, 0, 1).reshape(part.shape)[start:stop]
+        start, stop, _ = slice(start, stop).indices(part.shape[0])
+        return self._decode(part, start, max(start, stop)).reshape(-1, *part.shape[1:])
+
+    def packing(self, name: str) -> Packing | None:
+        """4, 5 or 8 bits in groups of 32 where float16 holds every scale and bias exactly.
+
+        Reads the whole tensor once to know.
+        """
+        if name not in self._packings:
+            self._packings[name] = self._find_packing(self._parts[name])
+        return self._packings[name]
+
+    def read_packed(self, name: str) -> Packed:
+        """The very codes of the file, rearranged."""
+        packing, part = self.packing(name), self._parts[name]
+        if packing is None:
+            raise ValueError(f"{name} has no packing")
+        layout, (rows, columns) = LAYOUTS[part.kind], part.shape
+        codes = np.empty((rows, columns * layout.bits // 32), np.uint32)
+        scales = np.empty((rows, columns // BLOCK_ITEMS), np.float16)
+        biases = np.empty_like(scales)
+        done = 0
+        for raw in self._pieces(part, 0, rows):
+            piece = slice(done, done := done + len(raw))
+            codes[piece] = _pack_codes(layout, raw)
+            scales[piece], biases[piece] = _read_scales(layout, raw)
+        return Packed(packing, codes, scales, biases)
+
+    def _find_packing(self, part: _Part) -> Packing | None:
+        layout = LAYOUTS.get(part.kind)
+        if layout is None or len(part.shape) != 2:
+            return None
+        for raw in self._pieces(part, 0, part.rows):
+            if not all(np.isfinite(numbers).all() for numbers in _read_scales(layout, raw)):
+                return None
+        return Packing(layout.bits, BLOCK_ITEMS)
+
+    def _decode(self, part: _Part, start: int, stop: int) -> Array:
+        """Rows as (stop - start, row items)."""
+        out = np.empty((stop - start, part.row_items), FLOATS.get(part.kind, "<f4"))
+        done = 0
+        for raw in self._pieces(part, start, stop):
+            out[done : done + len(raw)] = _decode_rows(raw, part.kind)
+            done += len(raw)
+        return out
+
+    def _pieces(self, part: _Part, start: int, stop: int) -> Iterator[Array]:
+        """Rows as stored, uint8 (some rows, row bytes), a few megabytes at a time."""
+        items, data_bytes = block_size(part.kind)
+        row_bytes = part.row_items // items * data_bytes
+        step = max(1, DECODE_ITEMS // part.row_items)
+        for row in range(start, stop, step):
+            rows, begin = min(step, stop - row), part.begin + row * row_bytes
+            yield read_array(self._path, "u1", rows * row_bytes, begin).reshape(rows, row_bytes)
+
+
+@dataclass(frozen=True)
+class _Part:
+    """A tensor of the file, or one row of a stacked one, as Hugging Face has it."""
+
+    kind: str
+    shape: Shape
+    begin: int
+
+    @property
+    def rows(self) -> int:
+        return 1 if len(self.shape) == 1 else self.shape[0]
+
+    @property
+    def row_items(self) -> int:
+        """Items that are contiguous: a row, or all of a vector."""
+        return math.prod(self.shape) // self.rows
+
+
+def _parts(tensor: GgufTensor, path: Path) -> Iterator[tuple[str, _Part]]:
+    """Hugging Face's names for a tensor, with what lies under them."""
+    match = TENSOR_NAME.fullmatch(tensor.name)
+    layer, stem, kind = match.groups() if match else (None, "", "")
+    known = OUTER_PARTS if layer is None else LAYER_PARTS
+    if stem not in known:
+        raise _unusable(tensor, path, "is not part of a StableLM")
+    if tensor.kind not in FLOATS and tensor.kind not in DECODED:
+        raise _unusable(tensor, path, f"is stored as {tensor.kind}, which edge cannot decode")
+    prefix = "" if layer is None else f"model.layers.{layer}."
+    if not STACKED.fullmatch(tensor.name):
+        yield f"{prefix}{known[stem]}.{kind}", _Part(tensor.kind, tensor.shape, tensor.begin)
+        return
+    heads, width = math.prod(tensor.shape[:-1]), tensor.shape[-1]
+    if heads > MAX_HEADS:
+        raise _unusable(tensor, path, f"has {heads} heads, which no model has")
+    for head in range(heads):
+        begin = tensor.begin + head * (tensor.data_bytes // heads)
+        name = f"{prefix}{known[stem]}.norms.{head}.weight"
+        yield name, _Part(tensor.kind, (width,), begin)
+
+
+def _unusable(tensor: GgufTensor, path: Path, reason: str) -> EdgeError:
+    return EdgeError(f"{path}: tensor {tensor.name} {reason}; choose another file.")
+
+
+def _decode_rows(raw: Array, kind: str) -> Array:
+    """Stored rows uint8 (rows, bytes) as floats (rows, items)."""
+    from gguf import GGMLQuantizationType  # here: the package takes half a second to load
+    from gguf.quants import dequantize
+
+    if kind in FLOATS:
+        return raw.view(FLOATS[kind])
+    with np.errstate(all="ignore"):  # a broken scale makes NaN, which the writers refuse
+        values: Array = dequantize(raw, GGMLQuantizationType[kind])
+    return values
+
+
+# --- llama.cpp's affine blocks as MLX has them
+
+
+@dataclass(frozen=True)
+class _Layout:
+    """One type: bits a code, and the code that means zero, None where a minimum is stored."""
+
+    bits: int
+    zero_code: int | None = None
+
+    @property
+    def head_bytes(self) -> int:
+        """Before the codes: the scale and perhaps the minimum."""
+        return 2 if self.zero_code is not None else 4
+
+    def blocks(self, raw: Array) -> Array:
+        """Rows (rows, row bytes) as (rows, blocks, block bytes)."""
+        return raw.reshape(len(raw), -1, self.head_bytes + BLOCK_ITEMS * self.bits // 8)
+
+
+LAYOUTS = {
+    "Q8_0": _Layout(8, 128),
+    "Q5_0": _Layout(5, 16),
+    "Q5_1": _Layout(5),
+    "Q4_0": _Layout(4, 8),
+    "Q4_1": _Layout(4),
+}
+
+
+def _read_scales(layout: _Layout, raw: Array) -> tuple[Array, Array]:
+    """Scales and biases of some rows, float16 (rows, blocks) twice.
+
+    A bias that float16 cannot hold comes as infinity.
+    """
+    head = np.ascontiguousarray(layout.blocks(raw)[..., : layout.head_bytes]).view("<f2")
+    scales = np.ascontiguousarray(head[..., 0])
+    if layout.zero_code is None:
+        return scales, np.ascontiguousarray(head[..., 1])
+    with np.errstate(over="ignore", invalid="ignore"):
+        return scales, scales * np.float16(-layout.zero_code)
+
+
+def _pack_codes(layout: _Layout, raw: Array) -> Array:
+    """The codes of some rows as MLX keeps them: uint32 (rows, items * bits / 32)."""
+    blocks = layout.blocks(raw)[..., layout.head_bytes :]
+    if layout.bits == 8:
+        stream = blocks ^ np.uint8(0x80)  # signed to offset by 128
+    elif layout.bits == 4:
+        codes = _nibbles(blocks)
+        stream = codes[..., 0::2] | codes[..., 1::2] << 4
+    else:
+        high = np.unpackbits(blocks[..., :4], axis=-1, bitorder="little")
+        codes = _nibbles(blocks[..., 4:]) | high << 4
+        bits = np.unpackbits(codes[..., None], axis=-1, count=5, bitorder="little")
+        stream = np.packbits(bits.reshape(len(raw), -1), axis=-1, bitorder="little")
+    return np.ascontiguousarray(stream).reshape(len(raw), -1).view("<u4")
+
+
+def _nibbles(stored: Array) -> Array:
+    """(..., 16) bytes as (..., 32) codes: all the low halves, then all the high."""
+    return np.concatenate([stored & 15, stored >> 4], axis=-1)

@@ -203,20 +203,20 @@ class GptqWeights(Weights):
 
     def _warnings(self) -> Iterator[str]:
         """Doubtful zero points, in sentences."""
-        settings, total = self._settings, len(self._matrices)
-        label, matrices = settings.checkpoint_format, self._matrices.values()
-        if settings.sym and (unlike := sum(matrix.zeros_as != label for matrix in matrices)):
+        where, label = self._settings.where, self._settings.checkpoint_format
+        unlike = sum(matrix.zeros_as != label for matrix in self._matrices.values())
+        if self._settings.sym and unlike:
             yield (
-                f"{settings.where} says that zero points are symmetric and stored as {label!r}, "
-                f"but those of {unlike} of {total} matrices are not; edge follows the tensors, so "
-                f"check the model's answers."
+                f"{where} says that zero points are symmetric and stored as {label!r}, but those "
+                f"of {unlike} of {len(self._matrices)} matrices are not; edge follows the tensors, "
+                f"so check the model's answers."
             )
-        unclear = [s for s, form in self._zeros_as.items() if form == fmt.FORMAT_1]
-        if wrapped := sum(self._matrices[stem].zeros_wrap for stem in unclear):
+        form_1 = [self._matrices[s] for s, form in self._zeros_as.items() if form == fmt.FORMAT_1]
+        if any(matrix.zeros_wrap for matrix in form_1):
             yield (
-                f"{settings.where}: {wrapped} of {total} matrices hold a zero point of 0, which "
-                f"programs write and read in different ways, so results may differ from theirs; "
-                f"prefer a symmetric checkpoint or one in 'gptq_v2'."
+                f"{where}: some matrices hold a zero point of 0, which programs write and read in "
+                f"different ways, so results may differ from theirs; prefer a symmetric checkpoint "
+                f"or one in 'gptq_v2'."
             )
 
     def _settle_orders(self) -> None:

@@ -112,19 +112,13 @@ class MlxWeights(Weights):
         codes, scales = self._tensors[name], self._tensors[_part(name, "scales")]
         biases = self._tensors.get(_part(name, "biases"))
         rows, columns = shape
-        if (
-            biases is not None
-            and (biases.dtype, biases.shape) == (scales.dtype, scales.shape)
-            and codes.dtype == "U32"
-            and scales.dtype in FLOATS
-            and len(codes.shape) == len(scales.shape) == 2
-            and codes.shape[0] == scales.shape[0] == rows
-            and prod(scales.shape) > 0
-        ):
-            bits, extra_bits = divmod(codes.shape[1] * CODE_BITS, columns)
-            group_size, left_over = divmod(columns, scales.shape[1])
-            fits = not extra_bits and not left_over
-            if fits and bits in BITS and group_size in GROUP_SIZES:
+        if biases and len(codes.shape) == len(scales.shape) == 2 and prod(scales.shape):
+            bits, group_size = codes.shape[1] * CODE_BITS // columns, columns // scales.shape[1]
+            found = (codes.dtype, codes.shape, scales.shape)
+            wanted = ("U32", (rows, columns * bits // CODE_BITS), (rows, columns // group_size))
+            same = (biases.dtype, biases.shape) == (scales.dtype, scales.shape)
+            known = bits in BITS and group_size in GROUP_SIZES and scales.dtype in FLOATS
+            if found == wanted and same and known:
                 permuted = order_of(name.removesuffix(".weight")) in self._tensors
                 return Packing(bits, group_size, permuted)
         raise EdgeError(

@@ -11,8 +11,7 @@ from gguf import GGMLQuantizationType as Kind
 from gguf.quants import dequantize
 
 from edge.convert.sources.find import DEMO_PATH
-from edge.convert.sources.gguf import open_gguf
-from edge.convert.sources.gguf_weights import DECODED, GgufWeights
+from edge.convert.sources.gguf import DECODED, GgufWeights, open_gguf
 from edge.errors import EdgeError
 from edge.formats.gguf import block_size, read_gguf
 from edge.formats.safetensors import read_header

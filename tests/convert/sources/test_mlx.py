@@ -95,16 +95,6 @@ def test_other_artefacts_of_it_agree_and_state_their_loss(int4, tmp_path, name, 
     assert verify(made.path, open_checkpoint(str(int4)), lambda _: None).problems == ()
 
 
-def test_a_mixed_artefact_is_copied_with_its_mixture(tmp_path):
-    source = write_checkpoint(tmp_path / "tiny", {**RAW, "num_hidden_layers": 8})
-    (mixed,) = make(source, tmp_path / "out", "mlx-mixed_4_6")
-    (made,) = make(mixed.path, tmp_path / "again", "mlx-int4")
-    assert (made.path / WEIGHTS).read_bytes() == (mixed.path / WEIGHTS).read_bytes()
-    weights = open_checkpoint(str(made.path)).weights
-    assert weights.packing("model.layers.3.mlp.gate_proj.weight").bits == 4
-    assert weights.packing("lm_head.weight").bits == 6
-
-
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
 def test_artefacts_of_mlx_lm_are_sources_too(tmp_path, dtype):
     """Also with bfloat16 scales, as most published ones have."""
