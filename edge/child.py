@@ -33,13 +33,13 @@ def run_child(
     what: str,
     environment: Mapping[str, str] | None = None,
 ) -> Any:
-    """The answer of a module that ends in `child_main`; `what` (a plural) names it in errors.
+    """The answer of a module that ends in `child_main`; `what` names it in errors.
 
     Raises:
         EdgeError: it failed or took too long, with the reason.
     """
     command, asked = module_command(module), json.dumps(question)
-    env = {**child_environment(), **(environment or {})}
+    env = child_environment() | dict(environment or {})
     try:
         run = subprocess.run(
             command, input=asked, capture_output=True, text=True, timeout=timeout_s, env=env

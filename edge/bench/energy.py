@@ -19,12 +19,7 @@ def with_energy(trial: Trial, samples: Sequence[Sample], source: str) -> Trial:
     """The trial with the energy of both windows; without any samples there is none.
 
     A window reaches from its first stamp to its last over all passes. In the decode window lies
-    the whole work of all tokens but the very first.
-
-    Args:
-        trial: as the worker measured it.
-        samples: a meter's, over the whole process.
-        source: the meter's name, for the reasons.
+    the whole work of all tokens but the very first. `source` names the meter in the reasons.
     """
     if not samples:
         return trial

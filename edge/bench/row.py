@@ -119,10 +119,8 @@ def build_row(
 def summarise(values: Iterable[float | None], groups: Sequence[int]) -> Quantity | None:
     """Centre and spread of all values that were measured, none dropped; None if there are none.
 
-    Args:
-        values: one per trial; None where nothing was measured.
-        groups: the process each value comes from. Values of one process share its memory layout
-            and its heat, so the interval takes each process as one observation, as pyperf does.
+    `groups` has each value's process. Values of one process share its memory layout and its heat,
+    so the interval takes each process as one observation, as pyperf does.
     """
     by_group: dict[int, list[float]] = {}
     for group, value in zip(groups, values, strict=True):

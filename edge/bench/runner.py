@@ -6,12 +6,13 @@ import random
 import re
 import signal
 import subprocess
+import sys
 import tempfile
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from typing import IO, NoReturn
+from typing import IO
 
 import msgspec
 
@@ -85,11 +86,7 @@ class Results:
 @contextmanager
 def stopped_by_sigterm() -> Iterator[None]:
     """Let SIGTERM end this process as Ctrl-C does: its worker and its meter end with it."""
-
-    def stop(number: int, _: object) -> NoReturn:
-        raise SystemExit(128 + number)
-
-    before = signal.signal(signal.SIGTERM, stop)
+    before = signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
     try:
         yield
     finally:

@@ -33,14 +33,9 @@ def run_trial(
 ) -> Trial:
     """Prefill the prompt, go back to the depth, generate; each again until its window is full.
 
-    All stamps are of `time.monotonic_ns()`, taken only between finished device work.
-
-    Args:
-        engine: holds the plan's depth already, and does again afterwards.
-        plan: the ids to feed.
-        window: how long each of the two is repeated.
-        joint: generation continues the prompt instead of going back to the depth. All prompts
-            still come first, so that each window holds one kind of work.
+    All stamps are of `time.monotonic_ns()`, taken only between finished device work. The engine
+    holds the plan's depth already, and does again afterwards. With `joint` generation continues
+    the prompt; all prompts still come first, so that each window holds one kind of work.
     """
     depth = len(plan.depth)
     start = depth + (len(plan.prompt) if joint else 0)

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass, field
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from msgspec.structs import replace
+from msgspec import structs
 
 from edge.bench.cooldown import baseline_drift
-from edge.bench.gate import Digest
 from edge.bench.row import Context, Subject, build_row
 from edge.bench.runner import Results
 from edge.bench.worker import Job
@@ -26,14 +25,13 @@ class ProfileWriter:
     rows: list[tuple[Job, Subject]]
     results: Results
     folder: Path
-    references: Mapping[str, Digest] | None = None
-    quality: dict[str, Any] | None = None
-    no_quality: str | None = None
+    context: Context
     _built: dict[int, Row] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         order = [[self.label(row) for row in order] for order in self.results.order]
-        self.profile = replace(self.profile, method=replace(self.profile.method, order=order))
+        method = structs.replace(self.profile.method, order=order)
+        self.profile = structs.replace(self.profile, method=method)
 
     @property
     def path(self) -> Path:
@@ -52,12 +50,12 @@ class ProfileWriter:
 
     def finish(self) -> None:
         """The last time, with the idle power after the run and the better bandwidth of two."""
-        self.profile = replace(self.profile, device=measured_again(self.profile.device))
+        self.profile = structs.replace(self.profile, device=measured_again(self.profile.device))
         self._write(range(len(self.rows)))
 
     def add_quality(self, found: dict[str, Any] | None, why_not: str | None) -> None:
         """What artefacts lose, or the sentence why that is not known."""
-        self.quality, self.no_quality = found, why_not
+        self.context = replace(self.context, quality=found, no_quality=why_not)
         self._write(range(len(self.rows)))
 
     def _write(self, changed: Iterable[int]) -> None:
@@ -65,15 +63,8 @@ class ProfileWriter:
         results = self.results
         before, after = results.idle_before, results.idle_after
         drift = baseline_drift(before, after)
-        context = Context(
-            rounds=len(results.order),
-            device=self.profile.device,
-            idle_w=results.idle_w,
-            idle_drift=drift,
-            references=self.references,
-            quality=self.quality,
-            no_quality=self.no_quality,
-        )
+        device, idle_w = self.profile.device, results.idle_w
+        context = replace(self.context, device=device, idle_w=idle_w, idle_drift=drift)
         for number in changed:
             job, subject = self.rows[number]
             self._built[number] = build_row(subject, job, results.runs[number], context)
@@ -83,7 +74,7 @@ class ProfileWriter:
             "net_of_w": results.idle_w,
             "drift": drift,
         }
-        method = replace(self.profile.method, idle=idle, finished=results.finished)
+        method = structs.replace(self.profile.method, idle=idle, finished=results.finished)
         rows = [self._built[number] for number in sorted(self._built)]
-        self.profile = replace(self.profile, method=method, rows=rows)
+        self.profile = structs.replace(self.profile, method=method, rows=rows)
         write(self.profile, self.path)

@@ -12,12 +12,12 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from edge.bench.compare import Comparison, Difference, compare
+from edge.bench.compare import Difference, compare
 from edge.bench.cooldown import keep_awake
 from edge.bench.engines.engine import LLAMA_CPP, MLX, MLX_LM
 from edge.bench.processors import processors_of
 from edge.bench.reference import reference_job
-from edge.bench.row import Subject
+from edge.bench.row import Context, Subject
 from edge.bench.runner import Run, stopped_by_sigterm
 from edge.bench.worker import MAX_PASSES, Job
 from edge.bench.workload import check_lengths, plan_workloads, suite_workloads
@@ -83,7 +83,8 @@ def run(args: argparse.Namespace) -> int:
         run = _new_run(args, jobs, new_meter, has_power)
         references = _references(checkpoint, jobs) if args.check else None
         profile = _new_profile(args, checkpoint)
-        writer = ProfileWriter(profile, rows, run.results, args.save, references)
+        context = Context(rounds=run.rounds, references=references)
+        writer = ProfileWriter(profile, rows, run.results, args.save, context)
         run.run_rounds(writer.update, _progress_of(writer, run, progress))
         writer.finish()
         if args.quality is not None:
@@ -147,7 +148,7 @@ def _job(
         workload=workload,
         vocab_size=checkpoint.config.vocab_size,
         seed=args.seed,
-        repetitions=_trials_per_process(args),
+        repetitions=_rounds(args)[1],
         warmups=WARMUPS,
         threads=args.threads or usable_cores(),
         kv_bits=args.kv_bits,
@@ -155,14 +156,10 @@ def _job(
     )
 
 
-def _rounds(args: argparse.Namespace) -> int:
-    """Rounds, none without a trial."""
-    return int(min(args.repetitions, args.rounds))
-
-
-def _trials_per_process(args: argparse.Namespace) -> int:
-    """A row's trials spread over its rounds, rounded up so that all rounds are alike."""
-    return int(-(-args.repetitions // _rounds(args)))
+def _rounds(args: argparse.Namespace) -> tuple[int, int]:
+    """Rounds, none without a trial; and trials in each, rounded up so that all are alike."""
+    rounds = min(args.repetitions, args.rounds)
+    return rounds, -(-args.repetitions // rounds)
 
 
 def _engines(args: argparse.Namespace, recipe: Recipe) -> list[str]:
@@ -245,7 +242,7 @@ def _new_run(
 ) -> Run:
     return Run(
         jobs=jobs,
-        rounds=_rounds(args),
+        rounds=_rounds(args)[0],
         new_meter=new_meter,
         seed=args.seed,
         timeout_s=args.timeout,
@@ -281,13 +278,14 @@ def _new_profile(args: argparse.Namespace, checkpoint: Checkpoint) -> Profile:
 
 
 def _method(args: argparse.Namespace) -> Method:
+    rounds, trials_per_process = _rounds(args)
     return Method(
         decode_rate="sum of (N - 1) / sum of (t_N - t_1) over a trial's passes",
         excluded=["load", "tokenisation", "sampling", "detokenisation", "trimming the cache"],
         warmups=WARMUPS,
         repetitions=args.repetitions,
-        processes_per_row=_rounds(args),
-        trials_per_process=_trials_per_process(args),
+        processes_per_row=rounds,
+        trials_per_process=trials_per_process,
         min_window_s=args.min_window,
         max_passes=MAX_PASSES,
         cooldown_limit_s=args.cooldown,
@@ -344,8 +342,14 @@ def _compare(args: argparse.Namespace) -> int:
         for difference in row.differences
     ]
     print(markdown(COMPARED, lines, TEXT_COLUMNS), end="\n\n")
-    for note in _compared_notes(found, [path.name for path in args.compare]):
-        print(f"- {note}")
+    for side, path, device in zip("AB", args.compare, found.devices, strict=True):
+        print(f"- {side}: {path.name}, {device}")
+    print(
+        f"- a difference has p < {1 - found.confidence:.2f} (Welch's test on the logarithms of the "
+        f"processes' means) and {found.min_effect:.1%} or more"
+    )
+    for remark in found.remarks:
+        print(f"- {remark}")
     return 0
 
 
@@ -363,16 +367,4 @@ def _compared_cells(found: Difference) -> list[str]:
         "—" if p is None else f"{p:.3f}" if p >= 0.001 else "< 0.001",
         "{} and {}".format(*found.processes),
         conclusion,
-    ]
-
-
-def _compared_notes(found: Comparison, names: list[str]) -> list[str]:
-    return [
-        *(
-            f"{side}: {name}, {dev}"
-            for side, name, dev in zip("AB", names, found.devices, strict=True)
-        ),
-        f"a difference has p < {1 - found.confidence:.2f} (Welch's test on the logarithms of the "
-        f"processes' means) and {found.min_effect:.1%} or more",
-        *found.remarks,
     ]

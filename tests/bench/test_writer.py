@@ -3,7 +3,7 @@
 import pytest
 
 from edge.bench import writer as module
-from edge.bench.row import build_row
+from edge.bench.row import Context, build_row
 from edge.bench.runner import Results
 from edge.bench.writer import ProfileWriter
 from edge.device.describe import Bandwidth, Device
@@ -25,9 +25,8 @@ def writer(tmp_path):
         method=Method(),
         rows=[],
     )
-    return ProfileWriter(
-        profile, [(JOB, SUBJECT)] * 2, Results([[0, 1], [1, 0]], [[], []]), tmp_path
-    )
+    results = Results([[0, 1], [1, 0]], [[], []])
+    return ProfileWriter(profile, [(JOB, SUBJECT)] * 2, results, tmp_path, Context(rounds=2))
 
 
 def measure(writer, row, number, seconds_per_token=1.0):
