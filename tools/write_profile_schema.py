@@ -23,8 +23,11 @@ ABOUT = {
 
 
 def text() -> str:
-    """The file's content."""
-    return json.dumps({**ABOUT, **msgspec.json.schema(Profile)}, indent=1) + "\n"
+    """The file's content; descriptions are the docstrings of this package alone."""
+    schema = msgspec.json.schema(Profile)
+    for name in ("Device", "Bandwidth"):
+        del schema["$defs"][name]["description"]
+    return json.dumps({**ABOUT, **schema}, indent=1) + "\n"
 
 
 if __name__ == "__main__":

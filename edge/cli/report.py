@@ -5,10 +5,10 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from edge.cli.options.report import REPORTS
 from edge.cli.options.report import check as check_options
@@ -50,37 +50,31 @@ def _report(args: argparse.Namespace) -> int:
     from edge.report.page import Source
     from edge.report.plots import draw
 
-    paths = _profile_files(args.profiles)
-    read = [(data := read_bytes(path), decode(data, path, Profile)) for path in paths]
-    sources = [Source(profile, draw(profile), data) for data, profile in read]
-    contents = dict(_contents(sources))
-    folder = args.out if args.out is not None else REPORTS / _name_of(paths)
-    files = _write(folder, contents)
-    if args.output == "json":
-        print(json.dumps(_document(paths, folder, files), indent=1))
-        return 0
-    print(contents["table.md"].decode())
-    _say_saved(folder, files)
-    return 0
-
-
-def _say_saved(folder: Path, files: Sequence[Path]) -> None:
-    """The page last, where one looks."""
-    page, *tables = files[:3]
-    if plots := len(files) - len(tables) - 1:
-        print(f"saved {plots} plots in {folder / PLOTS}", file=sys.stderr)
-    for file in (*tables, page):
-        print(f"saved {file}", file=sys.stderr)
-
-
-def _profile_files(given: Sequence[Path]) -> list[Path]:
-    paths = [path for name in given for path in _files_of(name)]
+    paths = [path for name in args.profiles for path in _files_of(name)]
     if len(paths) > MOST_PROFILES:
         raise EdgeError(
             f"{len(paths)} profiles are too many for one page of up to {MOST_PROFILES}: name "
             f"fewer, or compare them with --devices DIR."
         )
-    return paths
+    read = [(data := read_bytes(path), decode(data, path, Profile)) for path in paths]
+    sources = [Source(profile, draw(profile), data) for data, profile in read]
+    contents = dict(_contents(sources))
+    others = f"-and-{len(paths) - 1}-more" if len(paths) > 1 else ""
+    folder = args.out if args.out is not None else REPORTS / f"{paths[0].stem}{others}"
+    for name, made in contents.items():  # each file appears whole; others in the folder stay
+        with atomic_write(folder / name) as partial:
+            partial.write_bytes(made)
+    page, markdown, table, *plots = [str(folder / name) for name in contents]
+    if args.output == "json":
+        document = {"profiles": [str(path) for path in paths], "folder": str(folder)}
+        document |= {"page": page, "markdown": markdown, "csv": table, "plots": plots}
+        print(json.dumps(document, indent=1))
+        return 0
+    print(contents["table.md"].decode())
+    saved = [f"{len(plots)} plots in {folder / PLOTS}"] if plots else []
+    for file in (*saved, markdown, table, page):  # the page last, where one looks
+        print(f"saved {file}", file=sys.stderr)
+    return 0
 
 
 def _files_of(path: Path) -> list[Path]:
@@ -94,11 +88,6 @@ def _files_of(path: Path) -> list[Path]:
     if not found:
         raise EdgeError(f"{path} has no profile: give a folder of *.json that `edge bench` wrote.")
     return found
-
-
-def _name_of(paths: Sequence[Path]) -> str:
-    others = len(paths) - 1
-    return paths[0].stem + (f"-and-{others}-more" if others else "")
 
 
 def _contents(sources: Sequence[Source]) -> Iterator[tuple[str, bytes]]:
@@ -117,26 +106,6 @@ def _contents(sources: Sequence[Source]) -> Iterator[tuple[str, bytes]]:
             yield f"{PLOTS}/{prefix}{plot.name}.png", plot.png()
 
 
-def _write(folder: Path, contents: Mapping[str, bytes]) -> list[Path]:
-    """Each file appears whole; other files in the folder stay as they are."""
-    for name, data in contents.items():
-        with atomic_write(folder / name) as partial:
-            partial.write_bytes(data)
-    return [folder / name for name in contents]
-
-
-def _document(paths: Sequence[Path], folder: Path, files: Sequence[Path]) -> dict[str, Any]:
-    page, markdown, table, *plots = map(str, files)
-    return {
-        "profiles": [str(path) for path in paths],
-        "folder": str(folder),
-        "page": page,
-        "markdown": markdown,
-        "csv": table,
-        "plots": plots,
-    }
-
-
 def _compare_devices(args: argparse.Namespace) -> int:
     found = compare_devices(args.devices, chip=args.chip, model=args.model)
     if args.output == "json":
@@ -153,4 +122,4 @@ def _check(args: argparse.Namespace) -> int:
     else:
         for line in found.text().splitlines():
             print(printable(line))
-    return found.exit_code
+    return 1 if found.faults else 0

@@ -105,11 +105,6 @@ class Checked:
     files: int
     faults: list[Fault]
 
-    @property
-    def exit_code(self) -> int:
-        """1 if anything is wrong."""
-        return 1 if self.faults else 0
-
     def text(self) -> str:
         """A line per fault, and a last one that counts."""
         broken = len({fault.file for fault in self.faults})

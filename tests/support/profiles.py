@@ -9,7 +9,7 @@ import random
 import statistics
 from pathlib import Path
 
-from edge.profile.profile import Profile, ProfileError, decode
+from edge.profile.profile import Profile, decode
 
 ROOT = Path(__file__).resolve().parents[2]
 NS = 10**9
@@ -20,6 +20,7 @@ CHIPS = {  # GPU cores, GB/s, GB
     "Apple M2 Max": (38, 409.6, 64),
     "Apple M3 Pro": (18, 153.6, 36),
     "Apple M4": (10, 120.0, 24),
+    "AMD Ryzen 7 7840U": (None, 71.0, 32),
 }
 # Artefact, engine, framework, precision, bits per weight, bytes of weights per token, watts.
 TABLE11 = (
@@ -44,15 +45,6 @@ HOSTILE = (
     '=HYPERLINK("http://127.0.0.1:9/x") | ![x](http://127.0.0.1:9/y) `code` \n# head',
     "名前 \U0001f600 " + "very-long-" * 400,
 )
-
-
-def faults(profile):
-    """Why JSON data is not a profile; empty if it is one."""
-    try:
-        decode(json.dumps(profile).encode(), Path("p.json"), Profile)
-    except ProfileError as error:
-        return [str(error)]
-    return []
 
 
 def typed(profile):
@@ -99,18 +91,10 @@ def mac_profile(depths=(0, 4096), **how):
 
 def linux_profile():
     """The same rows on a processor without any meter."""
-    device = {
-        "name": "AMD Ryzen 7 7840U",
-        "architecture": "x86_64",
-        "physical_cores": 8,
-        "logical_cores": 16,
-        "memory_bytes": 32 << 30,
-        "os": "Linux 6.8.0",
-        "memory_bandwidth": {"gb_s": 71.0, "source": "measured read, best of 3 passes"},
-        "cache_bytes": 16 << 20,
-        "remarks": [],
-    }
-    return profile(device, [row(kind, 0, 71.0, power=False, seed=2) for kind in TABLE11])
+    made = make_profile("AMD Ryzen 7 7840U", power=False, hw_model=None)
+    made["device"].update(os="Linux 6.8.0", architecture="x86_64", cores_by_level={}, gpu_name=None)
+    made["device"]["memory_bandwidth"]["source"] = "measured read, best of 3 passes"
+    return made
 
 
 def failed_profile():
@@ -176,11 +160,6 @@ def profile(device, rows, model="stable-code-3b", created="2026-11-20T12:00:00+0
             "excluded": ["load", "tokenisation", "sampling", "detokenisation"],
             "warmups": 1,
             "repetitions": 6,
-            "processes_per_row": 3,
-            "trials_per_process": 2,
-            "min_window_s": 10.0,
-            "seed": 0,
-            "clock": "monotonic_ns",
             "finished": True,
         },
         "rows": rows,
@@ -235,7 +214,6 @@ def row(
         "ttft_s": quantity([one["ttft_s"] for one in counted]),
         **_energy(counted, power),
         "peak_memory_bytes": int(weight_bytes * 1.06 + depth * KV_BYTES_PER_POSITION + 4e8),
-        "peak_device_bytes": None,
         "bandwidth_fraction": statistics.median(rates) * bytes_per_token / gb_s / 1e9,
         "quality": quality_at(bits) if quality else None,
         "verdict": "VALID",
@@ -296,10 +274,7 @@ def trial(rng, begin_ns, rate, round_number, number, watts, shape=(512, 128)):
         "pass_begin_ns": [first_ns],
         "pass_end_ns": [first_ns + 1000 * sum(token_us)],
         "token_us": [token_us],
-        "energy_j": energy and energy["joules"],
-        "energy_coverage": energy and 1.0,
         "decode_energy": energy,
-        "prefill_energy": None,
     }
 
 
@@ -309,12 +284,7 @@ def decode_energy(window_s, watts, tokens):
         "window_s": window_s,
         "tokens": tokens,
         "joules": {"CPU": 2 * window_s, "GPU": (watts - 2) * window_s},
-        "beside": {},
         "coverage": 1.0,
-        "edge_error_j": 0.1,
-        "records": 30,
-        "thermal_worst": "nominal",
-        "missing": None,
     }
 
 
@@ -323,11 +293,7 @@ def process(round_number, begin_ns, trials, watts, samples):
     made = {
         "round": round_number,
         "load_s": 1.5,
-        "peak_memory_bytes": None,
-        "peak_device_bytes": None,
-        "failed": False,
         "waited_s": 3.0,
-        "unsettled": None,
         "before": {"thermal": "nominal"},
         "after": {"thermal": "nominal"},
     }
