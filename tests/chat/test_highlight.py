@@ -2,7 +2,6 @@
 
 import re
 
-import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -44,11 +43,6 @@ def test_without_its_colours_the_output_is_the_input(text, sizes):
     assert ANSI.sub("", coloured(text, sizes)) == text
 
 
-@given(st.lists(st.integers(0, 9), max_size=200))
-def test_pieces_make_no_difference(sizes):
-    assert coloured(CODE, sizes) == coloured(CODE)
-
-
 def test_code_is_coloured_and_prose_is_not():
     lines = coloured(CODE).split("\n")
     assert {place for place, line in enumerate(lines) if ANSI.search(line)} == COLOURED
@@ -72,18 +66,6 @@ def test_code_comes_line_by_line():
     assert highlighter.add("x = ") == ""
     assert ANSI.sub("", highlighter.add("1\ny")) == "x = 1\n"
     assert ANSI.sub("", highlighter.finish()) == "y"
-
-
-@pytest.mark.parametrize("info", ["", "nosuchlanguage", "python title=x", "{.python}", "C++"])
-def test_any_info_string_is_taken(info):
-    text = f"```{info}\nint x = 1;\n```\nend"
-    assert ANSI.sub("", coloured(text)) == text
-
-
-def test_a_fence_within_a_longer_fence_is_code():
-    lines = coloured("````python\n```\nx = 1\n````\nx = 1\n").split("\n")
-    assert "\x1b" in lines[2]
-    assert lines[4] == "x = 1"
 
 
 def test_a_long_block_keeps_its_text_and_its_colours():

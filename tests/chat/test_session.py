@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 import edge
-from edge.chat.commands import TABLE, as_block, as_message, split_command
+from edge.chat.commands import TABLE, as_message, split_command
 from edge.chat.input import is_open, without_quotes
 from edge.chat.repl import greet, run_loop, state_folder, take
 from edge.chat.screen import Screen
@@ -19,7 +19,7 @@ from edge.chat.session import Opened, Session, Settings
 from edge.errors import EdgeError
 from edge.generate.sampling import GREEDY
 from edge.generate.stream import generate
-from edge.generate.transcript import Message, Transcript, read_transcript, write_transcript
+from edge.generate.transcript import Transcript, read_transcript
 from edge.power.choose import NoMeter
 from edge.power.meter import Sample
 from tests.support.tiny import PLAIN, write_checkpoint
@@ -176,10 +176,6 @@ def test_every_command_is_in_the_help(start):
     assert all(f"/{name} " in shown for name in TABLE)
 
 
-def test_a_fence_is_longer_than_those_of_the_file():
-    assert as_block("a.md", "````\nx\n````") == "a.md:\n`````md\n````\nx\n````\n`````"
-
-
 HOLE = "/fim import os\n\ndef f(path):\n    <CURSOR>\n"
 
 
@@ -247,32 +243,6 @@ def test_a_base_model_continues_each_text_on_its_own(start, base):
     assert "no answer to give again" in typed("/regen")
 
 
-@pytest.mark.parametrize("name", ["demo", "base"])
-def test_a_failed_regen_leaves_everything_as_it_was(start, tmp_path, request, monkeypatch, name):
-    opened, file = request.getfixturevalue(name), tmp_path / "t.jsonl"
-    session, typed = start(opened, transcript=Transcript(file))
-    typed("abc")
-    before = session.talk.messages
-
-    def raises(error):
-        def fail(*_, **__):
-            raise error
-
-        return fail
-
-    with monkeypatch.context() as patch:
-        refusal = raises(EdgeError("refused"))
-        patch.setattr("edge.generate.conversation.stream_generate", refusal)
-        assert typed("/regen") == "refused"
-    monkeypatch.setattr(type(opened.model.model), "__call__", raises(RuntimeError("memory")))
-    for text in ("/regen", "def"):
-        with pytest.raises(RuntimeError):
-            typed(text)
-        assert session.talk.messages == before
-        assert tuple(read_transcript(file)) == before
-    assert len(before) == 2
-
-
 def test_another_model_goes_on_with_the_conversation(start):
     session, typed = start()
     typed("/system Be short.")
@@ -287,17 +257,6 @@ def test_another_model_goes_on_with_the_conversation(start):
     assert "left out" not in typed("/model base")
 
 
-def test_a_session_goes_on_with_a_transcript(start, tmp_path):
-    file = tmp_path / "t.jsonl"
-    write_transcript(file, [Message("user", "a"), Message("assistant", "b")])
-    session, typed = start(transcript=Transcript(file), system="s")
-    assert f"going on with the 2 messages of {file}" in typed(greet)
-    typed("import os")
-    assert read_transcript(file) == list(session.talk.messages)
-    assert contents(session)[:4] == ["s", "a", "b", "import os"]
-    assert "undo" not in file.read_text()
-
-
 def test_a_transcript_follows_every_command(start, tmp_path):
     file = tmp_path / "t.jsonl"
     session, typed = start(transcript=Transcript(file))
@@ -310,14 +269,6 @@ def test_a_transcript_follows_every_command(start, tmp_path):
         typed(text)
         assert read_transcript(file) == list(session.talk.messages), text
     assert contents(session)[::2] == ["import os", "abc"]
-
-
-def test_a_question_is_written_before_its_answer(start, tmp_path, monkeypatch):
-    file, seen = tmp_path / "t.jsonl", []
-    session, typed = start(transcript=Transcript(file))
-    monkeypatch.setattr(session.screen, "write", lambda _: seen.append(read_transcript(file)))
-    typed("import os")
-    assert seen[0] == [Message("user", "import os")]
 
 
 def test_what_a_message_cannot_be_leaves_the_loop_running(start):

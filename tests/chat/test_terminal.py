@@ -204,17 +204,6 @@ def ask_endless(t):
     t.wait_for("return x")
 
 
-def test_resizing_in_mid_answer_changes_nothing(chat, answers):
-    with chat("-n", "120") as t:
-        t.wait_for_prompt()
-        ask_endless(t)
-        for columns in (90, 60, 160):
-            t.resize(columns, 60)
-        t.wait_for("cut at max_tokens")
-        assert b"Traceback" not in t.output
-        assert "\n".join(answers(ENDLESS)) in t.output.decode().replace("\r\n", "\n")
-
-
 def test_after_a_kill_the_transcript_has_what_was_finished(chat, tmp_path):
     with chat() as t:
         t.wait_for_prompt()

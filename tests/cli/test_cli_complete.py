@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from edge.cli.main import main
 from edge.errors import EdgeError
-from edge.generate.hole import parse_place, split_at, split_at_mark
+from edge.generate.hole import parse_place, split_at
 from tests.support.tiny import PLAIN, write_checkpoint
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -38,18 +38,6 @@ def complete(demo_out, capfdbinary, monkeypatch):
     return run
 
 
-def process(*words, stdin=None, cwd, **options):
-    return subprocess.run(
-        [sys.executable, "-m", "edge", "complete", *map(str, words)],
-        cwd=cwd,
-        env={**os.environ, "PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1"},
-        input=stdin,
-        timeout=300,
-        check=False,
-        **options,
-    )
-
-
 # --- the middle
 
 
@@ -57,12 +45,6 @@ def test_it_prints_the_middle_and_nothing_else(complete, tmp_path):
     (tmp_path / "a.py").write_text("for key, value in d.():\n    print(key, value)\n")
     done = complete(f"{tmp_path / 'a.py'}:1:21", "--order", "spm")
     assert done == (0, b"items", "")
-
-
-def test_prefix_and_suffix_may_be_given_as_they_are(complete):
-    suffix = "():\n    print(key, value)\n"
-    words = ("--prefix", "for key, value in d.", "--suffix", suffix, "--order", "spm")
-    assert complete(*words) == (0, b"items", "")
 
 
 def test_a_mark_on_stdin_is_the_cursor(complete):
@@ -77,12 +59,6 @@ def test_json_has_the_agreed_keys_and_the_text_of_the_plain_output(complete):
     assert set(document) == KEYS
     assert "\r\n" in document["text"]
     assert complete(*words)[1].decode() == document["text"]
-
-
-@pytest.mark.parametrize("words", [("--prefix", "import "), ("--suffix", "import os\n"),
-                                   ("--prefix", "", "--suffix", "")])  # fmt: skip
-def test_either_side_may_be_empty(complete, words):
-    assert complete(*words, "-n", "2")[0] == 0
 
 
 def test_rules_and_limits_reach_the_completer(complete):
@@ -101,15 +77,6 @@ def test_context_is_part_of_the_prompt(complete, tmp_path):
     alone = json.loads(complete(*words)[1])
     joined = json.loads(complete(*words, "--context", tmp_path / "other.py")[1])
     assert joined["prompt_tokens"] > alone["prompt_tokens"] + 5
-
-
-def test_the_demo_needs_no_conversion(tmp_path, monkeypatch, complete, capfdbinary):
-    words = ("--prefix", "import os\nimport ", "-n", "4")
-    _, expected, _ = complete(*words)
-    monkeypatch.chdir(tmp_path)
-    assert main(["complete", *words]) == 0
-    assert capfdbinary.readouterr().out == expected != b""
-    assert not list(tmp_path.iterdir())
 
 
 def test_a_gguf_file_is_converted_once(demo_out, tmp_path, monkeypatch, complete, capfdbinary):
@@ -177,13 +144,6 @@ def test_text_is_written_as_it_comes(monkeypatch, complete):
     assert b"".join(reader.pieces) == complete(*LONG)[1]
 
 
-def test_json_is_one_document_at_the_end(monkeypatch):
-    reader = Reader(lambda: None)
-    assert run_into(reader, monkeypatch, *LONG, "-o", "json") == 0
-    assert len(reader.pieces) == 1
-    assert set(json.loads(reader.pieces[0])) == KEYS
-
-
 def test_ctrl_c_keeps_what_came(monkeypatch, capsys):
     reader = Reader(lambda: os.kill(os.getpid(), signal.SIGINT))
     assert run_into(reader, monkeypatch, *LONG) == 130
@@ -200,42 +160,6 @@ def test_sampling_reaches_the_tokens(complete):
     assert complete(*LONG, "--temperature", "0")[1] == greedy
     assert complete(*LONG, "--temperature", "2", "--top-k", "1")[1] == greedy
     assert complete(*LONG, "--repetition-penalty", "3")[1] != greedy
-
-
-@pytest.mark.parametrize(
-    ("flag", "value", "words"),
-    [
-        ("--temperature", "-1", "temperature is -1.0; choose 0 or more"),
-        ("--temperature", "nan", "temperature is nan"),
-        ("--top-p", "0", "top_p is 0.0"),
-        ("--top-k", "-3", "top_k is -3"),
-        ("--min-p", "1.5", "min_p is 1.5"),
-        ("--repetition-penalty", "0", "repetition_penalty is 0.0"),
-        ("--seed", "-1", "seed is -1"),
-    ],
-)
-def test_a_sampling_value_out_of_range(complete, flag, value, words):
-    code, out, errors = complete("--prefix", "x", flag, value)
-    assert (code, out, errors.count("\n")) == (1, b"", 1)
-    assert words in errors
-
-
-def test_fewer_bits_for_keys_and_values(complete):
-    words = ("--prefix", "for key, value in d.", "--suffix", "():\n    print(key, value)\n")
-    assert complete(*words, "--order", "spm", "--kv-bits", "8")[1] == b"items"
-
-
-def test_a_reader_that_goes_away_is_no_error_text(demo_out, tmp_path):
-    read_end, write_end = os.pipe()
-    os.close(read_end)
-    done = process(
-        *("--prefix", "import os\nimport ", "-n", "4", "--model", demo_out / "mlx-fp16"),
-        cwd=tmp_path,
-        stdout=write_end,
-        stderr=subprocess.PIPE,
-    )
-    os.close(write_end)
-    assert (done.returncode, done.stderr) == (1, b"")
 
 
 # --- bad input
@@ -296,15 +220,6 @@ def test_a_model_that_cannot_fill_in_the_middle(tmp_path, capsys):
     assert "no <fim_prefix>, <fim_suffix>, <fim_middle>" in errors
 
 
-@pytest.mark.parametrize("words", [["-n", "0"], ["--max-lines", "x"], ["--order", "mps"],
-                                   ["--kv-bits", "5"], ["--seed", "x"]])  # fmt: skip
-def test_wrong_arguments(words, capsys):
-    with pytest.raises(SystemExit) as stopped:
-        main(["complete", "--prefix", "x", *words])
-    assert stopped.value.code == 2
-    assert words[0] in capsys.readouterr().err
-
-
 # --- places
 
 
@@ -326,14 +241,6 @@ def test_the_last_numbers_are_line_and_column(place, expected, tmp_path, monkeyp
     assert (str(path), line, column) == expected
 
 
-def test_a_file_whose_name_ends_with_a_number_is_found(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    Path("a:1").write_text("")
-    assert parse_place("a:1:3") == (Path("a:1"), 3, None)
-    Path("a").write_text("")
-    assert parse_place("a:1:3") == (Path("a"), 1, 3)
-
-
 @pytest.mark.parametrize("place", ["", "a", "a:", ":3", "a:x", "a:-1", "a:1.5", "a:٣"])
 def test_a_place_without_a_line(place):
     with pytest.raises(EdgeError, match="names no line"):
@@ -353,25 +260,6 @@ def test_every_place_of_a_text_can_be_named(text, data):
     prefix, suffix = split_at(text, line, column, "f")
     assert prefix + suffix == text
     assert len(prefix.rpartition("\n")[2]) == column - 1
-
-
-@given(st.text(max_size=20), st.text(max_size=20), st.text(min_size=1, max_size=3))
-def test_a_mark_is_found_where_it_stands(prefix, suffix, mark):
-    text = prefix + mark + suffix
-    if text.find(mark) != text.rfind(mark):
-        return
-    assert split_at_mark(text, mark) == (prefix, suffix)
-
-
-def test_context_may_be_given_again_and_again(complete, tmp_path):
-    for name in ("a.py", "b.py"):
-        (tmp_path / name).write_text(f"import {name[0]}\n" * 20)
-    one, two = (("--context", tmp_path / name) for name in ("a.py", "b.py"))
-    tokens = [
-        json.loads(complete("--prefix", "x", "-n", "1", "-o", "json", *words)[1])["prompt_tokens"]
-        for words in ((), one, two, (*one, *two))
-    ]
-    assert tokens[3] - tokens[0] == tokens[1] + tokens[2] - 2 * tokens[0]
 
 
 def test_a_cursor_behind_context_is_named(complete, tmp_path):

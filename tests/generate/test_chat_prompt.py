@@ -99,13 +99,6 @@ def test_ordinary_contents_are_encoded_as_in_the_whole_text(tokenizer, contents,
     assert chat.ids(messages) == plain_ids(tokenizer, chat.render(messages))
 
 
-@pytest.mark.parametrize("template", [CHATML, TRIMMED, LOOPED, UPPER, LOOKS, ZEPHYR, None])
-def test_every_kind_of_template_gives_the_ids_of_its_text(template):
-    tokenizer = tokenizer_with(template)
-    chat = ChatPrompt(tokenizer)
-    assert chat.ids(FIRST_TURN) == plain_ids(tokenizer, chat.render(FIRST_TURN))
-
-
 # --- names of control tokens
 
 
@@ -139,15 +132,6 @@ def test_names_that_the_template_would_mix_up_are_refused(template):
 
 
 # --- models without a template, and templates that refuse
-
-
-def test_chatml_is_built_in(tokenizer):
-    tokenizer.chat_template = CHATML
-    wanted = ChatPrompt(tokenizer).ids(FIRST_TURN)
-    tokenizer.chat_template = None
-    assert ChatPrompt(tokenizer).ids(FIRST_TURN) == wanted
-    without = ChatPrompt(tokenizer).ids(FIRST_TURN, answer=False)
-    assert tokenizer.decode(wanted) == tokenizer.decode(without) + "<|im_start|>assistant\n"
 
 
 def test_a_base_model_cannot_chat():
@@ -195,12 +179,3 @@ def test_ids_beyond_the_answer_are_not_put_back(tokenizer):
     half = plain_ids(tokenizer, "a\U0001f6d1")[:-1]  # of half a character
     assert GeneratedIds.of(tokenizer, half, "a").text == "a"
     assert GeneratedIds.of(tokenizer, half, "b") == GeneratedIds()
-
-
-def test_generated_ids_count_only_where_they_are_the_text():
-    tokenizer = tokenizer_with(TRIMMED)
-    chat = ChatPrompt(tokenizer)
-    messages = [Message("user", "x"), Message("assistant", " y")]
-    generated = GeneratedIds.of(tokenizer, plain_ids(tokenizer, " y"), " y")
-    assert generated.text == " y"
-    assert chat.ids(messages, {1: generated}) == chat.ids(messages)

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 import edge
 from edge.errors import EdgeError
-from edge.generate.chat_prompt import ChatPrompt, can_chat
+from edge.generate.chat_prompt import can_chat
 from edge.generate.conversation import Conversation
 from edge.generate.sampling import GREEDY, Sampling
 from edge.generate.transcript import Message
@@ -21,10 +21,6 @@ from tests.support.tiny import PLAIN, write_checkpoint
 
 REFUSES_SYSTEM = (
     "{% if messages[0].role == 'system' %}{{ raise_exception('no system') }}{% endif %}"
-)
-ALTERNATES = (
-    "{% for m in messages %}{% if (m.role == 'user') != (loop.index0 % 2 == 0) %}"
-    "{{ raise_exception('roles must alternate') }}{% endif %}{% endfor %}"
 )
 # Of the demo with a shorter context.
 CONTEXT = 256
@@ -89,11 +85,6 @@ def test_the_prompt_is_the_template_of_the_whole_conversation(loaded):
         assert text.count("Be short.") == 1
 
 
-def test_an_answer_that_the_model_ends_is_not_cut_off(chat):
-    assert list(chat.ask("def f(x):"))[-1].finish == "stop token"
-    assert not chat.messages[-1].cut_off
-
-
 def test_max_tokens_and_a_stop_string_end_an_answer(chat):
     text = joined(chat.ask("x", sampling=WILD, max_tokens=12))
     assert chat.messages[-1] == Message("assistant", text, cut_off=True)
@@ -150,15 +141,6 @@ def test_a_failure_before_anything_came_leaves_the_conversation_as_it_was(loaded
 # --- undo, regenerate, clear, system, restore
 
 
-def test_undo_takes_back_a_question_with_its_answer(chat):
-    assert chat.undo() is None
-    list(chat.ask("one"))
-    before = chat.messages
-    list(chat.ask("two"))
-    assert chat.undo() == Message("user", "two")
-    assert chat.messages == before
-
-
 def test_regenerate_answers_the_last_question_again(chat):
     with pytest.raises(EdgeError, match="ask something first"):
         chat.regenerate()
@@ -178,16 +160,6 @@ def test_a_system_prompt_is_for_the_whole_conversation(loaded, chat):
     assert (chat.context_tokens, chat.dropped_turns) == (0, 0)
     chat.system = ""
     assert chat.system is None and chat.messages == ()
-
-
-def test_a_restored_conversation_goes_on_as_the_one_that_was_saved(loaded, chat):
-    for question in ("a", "b"):
-        list(chat.ask(question, sampling=DRAWN, max_tokens=6))
-    other = Conversation(*loaded, system="gone")
-    other.restore(chat.messages)
-    assert other.messages == chat.messages
-    ids, generated, _ = asked(other, "c", sampling=DRAWN, max_tokens=6)
-    assert generated == fresh(loaded, ids, sampling=DRAWN, max_tokens=6)[0]
 
 
 def test_a_question_without_an_answer_can_be_restored_and_answered(chat):
@@ -231,27 +203,6 @@ def test_a_template_that_refuses_a_system_prompt_leaves_everything_as_it_was(loa
     assert (chat.system, chat.messages) == (None, before)
 
 
-def test_a_template_that_wants_turns_to_alternate_gets_them(loaded, template):
-    template(ALTERNATES)
-    chat = Conversation(*loaded)
-    for question in ("a", "b", "c"):
-        some(chat.ask(question, sampling=DRAWN), 1)
-    assert len(chat.messages) == 6
-
-
-@pytest.mark.parametrize(
-    ("text", "options"),
-    [("\ud800", {}), ("x" * 9000, {}), ("x", {"stop": [""]}), ("x", {"max_tokens": -1})],
-)
-def test_what_cannot_be_asked_changes_nothing(chat, text, options):
-    list(chat.ask("x", max_tokens=2))
-    before = chat.messages
-    with pytest.raises(EdgeError):
-        chat.ask(text, **options)
-    assert chat.messages == before
-    assert list(chat.ask("y", max_tokens=2))
-
-
 # --- the cache
 
 
@@ -286,15 +237,6 @@ def test_every_answer_is_that_of_a_fresh_generation(loaded, steps, penalty):
             assert (generated, answer) == fresh(loaded, ids, **options)
 
 
-@pytest.mark.parametrize("bits", [8, 4])
-def test_a_quantised_cache_is_reused_as_well(loaded, bits):
-    chat = Conversation(*loaded, kv_bits=bits)
-    for question in ("a", "b"):
-        list(chat.ask(question, sampling=DRAWN, max_tokens=6))
-    assert chat.reused_tokens > 6
-    assert 0 < chat.cache_bytes < 2**21
-
-
 @pytest.mark.parametrize("sampling", [GREEDY, DRAWN])
 def test_a_drafter_changes_no_answer(loaded, sampling):
     """It sees the whole conversation, also what is not computed again."""
@@ -323,18 +265,6 @@ def test_a_next_question_computes_itself_alone(loaded):
     assert chat.reused_tokens == len(ids) + len(generated) - (not ended)
     ids, _, _ = asked(chat, max_tokens=1)
     assert chat.reused_tokens == len(ids) - 1
-
-
-@pytest.mark.parametrize("seed", [2, 3])
-def test_generated_ids_that_no_encoder_would_give_are_reused(loaded, chat, seed):
-    ids, generated, answer = asked(
-        chat, "x", sampling=Sampling(temperature=3, seed=seed), max_tokens=20
-    )
-    assert len(generated) == 20
-    assert loaded[1].encode(answer, add_special_tokens=False) != generated
-    following, _, _ = asked(chat, "y", max_tokens=1)
-    assert following[: len(ids) + 20] == ids + generated
-    assert chat.reused_tokens == len(ids) + 19
 
 
 # --- where a conversation no longer fits the context
@@ -406,12 +336,3 @@ def test_a_question_that_does_not_fit_alone_is_refused_with_the_numbers(short):
     with pytest.raises(EdgeError, match=r"has 31\d tokens .* ends at 256.* shorten it by 5\d or"):
         chat.ask(words(300))
     assert chat.messages == before
-
-
-def test_the_turns_to_keep_of_many_are_found_by_bisection(short, monkeypatch):
-    chat, calls, ids = Conversation(*short), [], ChatPrompt.ids
-    chat.restore([Message("user", words(20)), Message("assistant", "c")] * 100)
-    monkeypatch.setattr(ChatPrompt, "ids", lambda *a, **o: calls.append(1) or ids(*a, **o))
-    list(chat.ask("x", max_tokens=1))
-    assert chat.dropped_turns > 90
-    assert len(calls) <= 10

@@ -124,26 +124,6 @@ def test_prefill_in_parts_changes_nothing(model, prompt, step, length, monkeypat
     assert seen == [(p.stop, length) for p in prefill_parts(length, step, len(model.layers))]
 
 
-def test_the_head_sees_one_position(model, prompt, monkeypatch):
-    """Logits of a whole prompt would be its length times the vocabulary."""
-    shapes, head = [], type(model).head
-    monkeypatch.setattr(
-        type(model), "head", lambda self, h: shapes.append(h.shape) or head(self, h)
-    )
-    tokens(model, prompt, max_tokens=3)
-    assert shapes == [(1, 1, 256)] * 3
-
-
-def test_greedy_computes_no_logsumexp(model, prompt, monkeypatch):
-    def refuse(*args, **kwargs):
-        raise AssertionError("the order of logits is that of probabilities")
-
-    monkeypatch.setattr(mx, "logsumexp", refuse)
-    assert len(tokens(model, prompt, max_tokens=3)) == 3
-    with pytest.raises(AssertionError):
-        tokens(model, prompt, sampling=Sampling(1.0), max_tokens=3)
-
-
 def test_one_step_is_ahead(model, prompt):
     """When a token is yielded the step that it leads to was already submitted."""
     cache = make_prompt_cache(model)
@@ -157,15 +137,6 @@ def test_greedy_is_the_plain_loops(model, prompt, count):
     found = tokens(model, prompt, cache=cache, max_tokens=count)
     assert found == plain_tokens(model, prompt, count)
     assert offsets(cache) == {len(prompt) + max(count - 1, 0)}
-
-
-@pytest.mark.parametrize("split", [1, 7, 20])
-def test_continuing_from_a_cache_is_as_from_scratch(model, prompt, split):
-    expected, cache = tokens(model, prompt, max_tokens=40), make_prompt_cache(model)
-    assert tokens(model, prompt[:split], cache=cache, max_tokens=0) == []
-    first = tokens(model, prompt[split:], cache=cache, max_tokens=15)
-    # The cache holds all but the last token, so that is what comes next.
-    assert first + tokens(model, first[-1:], cache=cache, max_tokens=25) == expected
 
 
 @pytest.mark.parametrize("taken", [1, 5])
@@ -231,12 +202,6 @@ def test_a_rotating_cache_goes_on(short, prompt):
     cache = [RotatingKVCache(max_size=32, keep=4) for _ in short.layers]
     assert len(tokens(short, (prompt * 9)[:60], cache=cache, max_tokens=10)) == 10
     assert offsets(cache) == {69}
-
-
-def test_cleared_buffers_change_nothing(model, prompt, monkeypatch):
-    expected = tokens(model, prompt)
-    monkeypatch.setattr(decode, "TOKENS_BETWEEN_CLEARS", 3)
-    assert tokens(model, prompt) == expected
 
 
 @pytest.mark.parametrize(

@@ -132,11 +132,6 @@ def test_so_are_names_that_the_tokenizer_does_not_flag():
     assert unflagged.decode(ids) == "a<|mark|><|mark|>b<fim_middle>"
 
 
-def test_a_file_that_names_a_token_is_completed_like_any(completer):
-    completer.complete("X = '<fim_middle>'\nY = ", "\n<|endoftext|>", max_tokens=8)
-    assert completer.source.cache.held.count(completer._tokens.middle) == 1
-
-
 # --- the window
 
 
@@ -150,14 +145,6 @@ def test_a_long_file_loses_its_far_ends(completer, prompts, held_out_text):
     assert text[half:].startswith(suffix)
     assert "never" not in prompts()[0]
     assert len(prefix) > 2 * len(suffix) > 100
-
-
-def test_context_has_the_room_that_is_left(completer, prompts, held_out_text):
-    completer.complete("a", "b", context=[held_out_text, "last = 1"], max_tokens=16)
-    prompt = prompts()[0]
-    assert prompt.endswith("last = 1<repo_continuation><fim_prefix>a<fim_suffix>b<fim_middle>")
-    assert not prompt.startswith(held_out_text[:20])
-    assert len(completer.source.cache.held) >= CONTEXT - 16 - 64
 
 
 def test_max_tokens_leaves_room_for_a_prompt(completer):
@@ -190,17 +177,6 @@ def test_the_window_of_a_growing_text_moves_in_steps():
     assert near_end("short", 10) == "short"
     assert len(near_end("x" * 250_000, 10)) == 150_000
     assert near_beginning("x" * 250_000, 10) == "x" * LEAST_CHARACTERS
-
-
-def test_of_megabytes_only_what_could_be_in_the_window_is_encoded(completer, monkeypatch):
-    encoded, encode = [], completer._encode
-    monkeypatch.setattr(completer, "_encode", lambda text: encoded.append(text) or encode(text))
-    long = "x = 1\n" * 200_000
-    completer.complete(long + "y", "z" + long, context=[long], max_tokens=1)
-    assert max(map(len, encoded)) <= 2 * LEAST_CHARACTERS
-    assert encoded[0].endswith("x = 1\ny")
-    assert encoded[1].startswith("zx = 1")
-    assert encoded[2].startswith("x = 1\n")
 
 
 # --- the cache
@@ -261,17 +237,6 @@ def test_the_stream_is_the_middle_and_takes_nothing_back(new, prefix, suffix, op
     assert [e.completion is None for e in events] == [True] * (len(events) - 1) + [False]
     assert same(events[-1].completion, whole)
     assert len(events) in (whole.generated_tokens, whole.generated_tokens + 1)
-
-
-def test_text_comes_before_the_end(completer):
-    options = {"stop_rules": False, "max_tokens": 40}
-    stream = completer.stream("import os\nimport ", **options)
-    first = next(event for event in stream if event.text)
-    assert first.completion is None
-    stream.close()
-    again = completer.complete("import os\nimport ", **options)
-    assert again.text.startswith(first.text)
-    assert again.prompt_tokens - again.reused_tokens == 1
 
 
 def test_a_crlf_file_gets_a_crlf_middle(completer, prompts):

@@ -17,7 +17,7 @@ from edge.generate.lookup import (
     PromptLookup,
 )
 from edge.model.stablelm import Model
-from tests.support.drafters import Oracle, tiny
+from tests.support.drafters import tiny
 from tests.support.tiny import PLAIN
 
 TEXTS = st.lists(st.integers(0, 3), max_size=60)
@@ -133,21 +133,6 @@ class Slow:
 
     def clock(self):
         return self.now_s
-
-
-def test_laps_leave_out_what_the_caller_takes(monkeypatch):
-    small = tiny(PLAIN)
-    plain = list(generate_tokens(small, [1, 2], max_tokens=30))
-    slow = Slow(small, monkeypatch)
-    length, seen = DraftLength(clock=slow.clock, fixed=3), []
-    length.saw_step = lambda seconds: seen.append((0, seconds))
-    length.saw_pass = lambda count, seconds: seen.append((count, seconds))
-    draft = Oracle(2, plain, 5, length)
-    for place, _ in enumerate(generate_tokens(slow.model, [1, 2], max_tokens=30, draft=draft)):
-        slow.now_s += 0.1 if place < 15 else 50
-    assert {count for count, _ in seen} == {0, 3}
-    assert {round(s) for count, s in seen if count == 3 and s is not None} == {4}
-    assert None in [s for _, s in seen]
 
 
 def test_a_drafter_that_does_not_pay_is_left_alone(monkeypatch):

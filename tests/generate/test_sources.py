@@ -4,8 +4,6 @@ import contextlib
 
 import mlx.core as mx
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 import edge
 from edge.generate.decode import generate_tokens
@@ -119,24 +117,7 @@ def test_a_middle_is_the_same_on_both(session, loaded):
         assert getattr(theirs, name) == getattr(ours, name)
 
 
-def test_a_source_may_use_less_than_the_model_has(loaded, held_out_text):
-    source = MlxSource(loaded[0], context_tokens=100)
-    done = Completer(source, loaded[1]).complete(held_out_text, held_out_text, max_tokens=8)
-    assert 60 < done.prompt_tokens <= 92
-    assert MlxSource(loaded[0], context_tokens=10**6).context_tokens == 1024
-
-
 # --- the prefix cache
-
-
-def test_an_error_leaves_what_was_fed(loaded, ids):
-    cache = PrefixCache(lambda: make_cache(loaded[0]))
-    with pytest.raises(KeyError), cache.feeding(ids) as fed:
-        for token in generate_tokens(loaded[0], ids, cache=cache.layers):
-            fed.append(token)
-            if len(fed) == len(ids) + 2:
-                raise KeyError
-    assert cache.held == fed and cache.layers[0].offset == len(fed)
 
 
 def test_layers_of_different_length_are_given_up(loaded, ids):
@@ -145,10 +126,3 @@ def test_layers_of_different_length_are_given_up(loaded, ids):
     with cache.feeding(ids):
         cache.layers[0].update_and_fetch(mx.zeros((1, 1, 2, 4)), mx.zeros((1, 1, 2, 4)))
     assert cache.held == [] and {layer.offset for layer in cache.layers} == {0}
-
-
-@given(st.lists(st.integers(0, 3)), st.lists(st.integers(0, 3)))
-def test_common_length(a, b):
-    n = common_length(a, b)
-    assert a[:n] == b[:n]
-    assert a[n : n + 1] != b[n : n + 1] or n in (len(a), len(b))

@@ -1,7 +1,6 @@
 """Speculation changes no text: greedy, seeded, penalised, wherever it ends."""
 
 import contextlib
-import dataclasses
 import inspect
 import itertools
 import json
@@ -10,15 +9,13 @@ import random
 import textwrap
 
 import mlx.core as mx
-import numpy as np
 import pytest
-from mlx_lm.models.cache import RotatingKVCache
 
 import edge
 from edge.generate import sampling as sampling_module
 from edge.generate.decode import generate_tokens
 from edge.generate.lookup import DraftLength
-from edge.generate.sampling import Sampling, argmax_is_clear
+from edge.generate.sampling import Sampling
 from edge.generate.speculate import agreed
 from edge.generate.stop import stop_ids
 from edge.generate.stream import stream_generate
@@ -100,15 +97,6 @@ def test_greedy_text_of_tiny_models(raw):
     assert accepted > 20
 
 
-@pytest.mark.parametrize("kv_bits", [8, 4])
-def test_quantised_caches_are_trimmed_like_others(small, kv_bits):
-    ids, cache = [5, 6, 7, 8] * 4, make_cache(small, kv_bits)
-    plain = tokens(small, ids, cache=make_cache(small, kv_bits), max_tokens=40)
-    draft = Oracle(len(ids), plain, wrong_every=7)
-    assert tokens(small, ids, cache=cache, max_tokens=40, draft=draft) == plain
-    assert draft.accepted > 15 and offsets(cache) == {len(ids) + 39}
-
-
 SAMPLINGS = [
     Sampling(0.8, seed=3),
     Sampling(0.7, top_p=0.9, top_k=40, min_p=0.02, seed=4),
@@ -135,35 +123,6 @@ def test_without_a_seed_one_number_is_drawn_from_mlxs_state(loaded, prompt):
         found = tokens(loaded[0], prompt, **options, draft=draft)
         after.append((found, mx.random.uniform().item()))
     assert after[0] == after[1]
-
-
-def kept_probabilities(model, ids):
-    scores = np.array(model(mx.array([ids]))[0, -1]).astype(float)
-    kept = np.argsort(scores)[-3:]
-    weights = np.exp((scores[kept] - scores[kept].max()) / 1.5)
-    return dict(zip(kept.tolist(), (weights / weights.sum()).tolist(), strict=True))
-
-
-def test_the_distribution_is_the_models(small):
-    """Pairs of first and second token against the exact probabilities; chi-square.
-
-    The seeds are fixed, so the outcome is too. Kept are 3 tokens at each place.
-    """
-    ids, counts, trials = [9, 8, 7, 9], {}, 400
-    first = int(mx.argmax(small(mx.array([ids]))[0, -1]).item())
-    draft = Oracle(len(ids), [first] * 20, length=DraftLength(fixed=2))
-    for seed in range(trials):
-        sampling = Sampling(temperature=1.5, top_k=3, seed=seed)
-        pair = tuple(tokens(small, ids, sampling=sampling, max_tokens=3, draft=draft)[:2])
-        counts[pair] = counts.get(pair, 0) + 1
-    expected = {
-        (a, b): p * q * trials
-        for a, p in kept_probabilities(small, ids).items()
-        for b, q in kept_probabilities(small, [*ids, a]).items()
-    }
-    assert set(counts) <= set(expected) and len(expected) == 9
-    statistic = sum((counts.get(pair, 0) - e) ** 2 / e for pair, e in expected.items())
-    assert statistic < 26.1  # 8 degrees of freedom; one in a thousand is above
 
 
 # --- wherever it ends
@@ -194,23 +153,6 @@ def test_max_tokens_is_kept_exactly_and_the_last_not_fed(small, count):
     assert offsets(cache) == {len(ids) + max(count - 1, 0)}
 
 
-def test_the_context_ends_where_it_does_without(small, monkeypatch):
-    config = dataclasses.replace(small.config, max_position_embeddings=48)
-    monkeypatch.setattr(small, "config", config)
-    ids, widest, call = [4, 5] * 8, [], type(small.model).__call__
-    plain = tokens(small, ids)
-    assert len(plain) == 32
-
-    def watched(self, ids, cache):
-        widest.append(cache[0].offset + ids.shape[1])
-        return call(self, ids, cache)
-
-    monkeypatch.setattr(type(small.model), "__call__", watched)
-    draft = lookup()
-    assert tokens(small, ids, draft=draft) == plain
-    assert draft.accepted > 0 and max(widest) <= 47
-
-
 @pytest.mark.parametrize("after", range(2, 40, 3))
 def test_an_interrupt_leaves_the_layers_level(small, monkeypatch, after):
     ids, cache, found = [1, 2, 3], make_cache(small), []
@@ -230,13 +172,6 @@ def test_an_interrupt_leaves_the_layers_level(small, monkeypatch, after):
             found.append(token)
     assert offsets(cache) == {len(ids) + min(len(found), 29)}
     assert found == plain[: len(found)]
-
-
-def test_a_rotating_cache_is_decoded_plainly(small):
-    cache = [RotatingKVCache(max_size=32, keep=4) for _ in small.layers]
-    draft = lookup()
-    assert len(tokens(small, [4, 5] * 20, cache=cache, max_tokens=20, draft=draft)) == 20
-    assert (draft.drafted, cache[0].offset) == (0, 59)
 
 
 # --- rounding
@@ -267,15 +202,6 @@ def test_close_calls_are_left_to_a_single_step(monkeypatch, margin, same):
         draft = Oracle(len(ids), plain)
         equal.append(plain == tokens(model, ids, max_tokens=24, draft=draft))
     assert all(equal) == same
-
-
-def test_clear_is_a_margin_above_rounding():
-    share = sampling_module.ROUNDING_SHARE[mx.float16]
-    rows = mx.array(
-        [[1.0, -16, 16], [16 - 20 * share, 16, 1], [16 - 10 * share, 16, 0], [16, 16, 0]]
-    )
-    assert argmax_is_clear(rows.astype(mx.float16)).tolist() == [True, True, False, False]
-    assert argmax_is_clear(rows).tolist() == [True, True, True, False]
 
 
 def test_agreed_is_what_a_pass_settles():

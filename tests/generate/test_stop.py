@@ -47,14 +47,6 @@ def test_any_cut_gives_the_naive_result(text, stops, data):
     assert (scanner.found is not None) == any(stop in text for stop in stops)
 
 
-def test_the_longest_of_two_that_end_together_goes():
-    scanner = StopScanner(["b", "ab"])
-    assert scanner.add("xa") == "x"
-    assert scanner.add("b and more") == ""
-    assert scanner.found == "ab"
-    assert scanner.add("later") == "" and scanner.finish() == ""
-
-
 def test_a_bare_string_is_one_stop_and_an_empty_one_is_refused():
     assert StopScanner("cd").add("abcd") == "ab"
     with pytest.raises(EdgeError, match="a stop string is empty; "):
@@ -76,15 +68,3 @@ def test_absent_names_stop_nothing(unk):
     assert stop_ids(tokenizer) == {2, 3}
     assert token_id(tokenizer, "<fim_middle>") is None
     assert token_id(tokenizer, "<|im_end|>") == 2
-
-
-@pytest.mark.parametrize(
-    ("names", "special", "ids"),
-    [
-        (["</s>"], {"eos_token": "</s>", "unk_token": "<unk>"}, {2}),
-        ([], {"unk_token": "<unk>"}, set()),
-        (["▁<EOT>", "▁<MID>"], {"unk_token": "<unk>"}, {2, 3}),  # Code Llama's spellings
-    ],
-)
-def test_other_vocabularies(names, special, ids):
-    assert stop_ids(tokenizer_with(names, **special)) == ids

@@ -1,6 +1,5 @@
 """Transcripts: what was finished is in the file, whatever ended the process."""
 
-import json
 import os
 import resource
 import stat
@@ -57,17 +56,6 @@ def test_the_file_tells_the_conversation_after_every_change(tmp_path_factory, co
     transcript.close()
 
 
-def test_a_message_is_a_line_and_so_is_what_is_taken_back(path):
-    transcript = Transcript(path)
-    for messages in (TALK[:2], TALK, TALK[:1], TALK[1:3]):
-        transcript.record(messages)
-    transcript.close()
-    lines = [json.loads(line) for line in path.read_bytes().splitlines()]
-    assert [line.get("content") for line in lines[:5]] == [message.content for message in TALK]
-    assert lines[5:7] == [{"undo": 2}, {"role": "system", "content": "", "cut_off": False}]
-    assert len(lines) == 9
-
-
 def test_no_file_before_the_first_question(path):
     transcript = Transcript(path)
     transcript.record(TALK[:1])
@@ -78,19 +66,6 @@ def test_no_file_before_the_first_question(path):
     assert read_transcript(path) == TALK[:2]
     unwritten = Transcript()
     assert unwritten.record(TALK) is None and not unwritten.is_begun
-
-
-def test_an_existing_file_is_gone_on_with(path):
-    write_transcript(path, TALK[:3])
-    before = path.read_bytes()
-    transcript = Transcript(path)
-    assert transcript.messages == TALK[:3]
-    transcript.record(TALK[:3])
-    assert path.read_bytes() == before
-    transcript.record(TALK)
-    transcript.close()
-    assert path.read_bytes().startswith(before)
-    assert read_transcript(path) == TALK
 
 
 def test_it_is_for_the_user_alone(path):
