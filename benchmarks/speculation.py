@@ -39,8 +39,8 @@ from edge.convert.checkpoint import Corrections, open_checkpoint
 from edge.convert.convert import convert
 from edge.errors import EdgeError
 from edge.generate.decode import generate_tokens
-from edge.generate.lookup import DraftLength, PromptLookup
 from edge.generate.sampling import GREEDY, Sampling
+from edge.generate.speculate import DraftLength, PromptLookup
 from edge.model.kv_cache import make_cache
 from edge.model.load import load, load_model
 from edge.model.stablelm import Model

@@ -46,15 +46,9 @@ class Leave(Exception):
 
 @dataclass(frozen=True)
 class Command:
-    """A command.
+    """A command; the handler gets what stands after its name.
 
-    Attributes:
-        name: without the slash.
-        arguments: as /help shows them.
-        summary: what it does, without a full stop.
-        handler: gets what stands after the name, spaces around it left out.
-        takes_path: its argument is completed as a path.
-        takes_lines: its argument may have several lines.
+    The argument is completed as a path, and may have several lines, only where it says so.
     """
 
     name: str
@@ -86,12 +80,7 @@ def as_message(text: str) -> str:
 
 
 def run_command(session: Session, name: str, argument: str) -> None:
-    """Runs a command.
-
-    Raises:
-        EdgeError: there is none of this name, or it cannot do what was asked.
-        Leave: it was /exit.
-    """
+    """Runs a command; /exit raises Leave."""
     command = TABLE.get(ALIASES.get(name, name))
     if command is None:
         near = difflib.get_close_matches(name, [*TABLE, *ALIASES], n=1, cutoff=0.5)
@@ -150,18 +139,22 @@ def _model(session: Session, name: str) -> None:
 
 
 def _stats(session: Session, _: str) -> None:
-    talk, totals, meter = session.talk, session.totals, session.meter
-    rate = f"{totals.decoded_tokens / totals.decode_s:.1f} tok/s" if totals.decode_s else "-"
-    power = "not measured" if meter.source == "none" else meter.unavailable
+    talk, turns, meter = session.talk, session.turns, session.meter
+    tokens = sum(turn.tokens for turn in turns)
+    timed = [(turn.tokens - 1, turn.decode_tok_s) for turn in turns if turn.decode_tok_s]
+    decode_s = sum(count / rate for count, rate in timed)
+    rate = f"{sum(count for count, _ in timed) / decode_s:.1f} tok/s" if timed else "-"
+    joules = sum(turn.tokens * (turn.joules_per_token or 0) for turn in turns)
+    unmeasured = "not measured" if meter.source == "none" else meter.unavailable
     rows = {
         "model": session.opened.name,
-        "answers": f"{totals.turns} with {totals.tokens} tokens, {rate} on average",
+        "answers": f"{len(turns)} with {tokens} tokens, {rate} on average",
         "context": f"{talk.context_tokens} of {talk.context_limit} tokens, of the last prompt "
         f"{talk.reused_tokens} were computed before",
         "left out": f"{talk.dropped_turns} of the oldest turns",
         "memory": f"{size(mx.get_active_memory())} now, {size(mx.get_peak_memory())} at most, "
         f"{size(talk.cache_bytes)} of it the conversation's",
-        "power": f"{totals.joules:.1f} J by {meter.source}" if not meter.unavailable else power,
+        "power": unmeasured if meter.unavailable else f"{joules:.1f} J by {meter.source}",
         "transcript": session.transcript.path or "none",
     }
     for name, value in rows.items():
@@ -280,7 +273,8 @@ def _fim(session: Session, argument: str) -> None:
         opened = session.opened
         source = MlxSource(opened.model, session.settings.kv_bits)
         session.completer = Completer(source, opened.tokenizer)
-    sanitiser, done = Sanitiser(), None
+    sanitiser = Sanitiser()
+    done: Completion | None = None
 
     def show(event: MiddleEvent) -> None:
         nonlocal done
@@ -290,12 +284,11 @@ def _fim(session: Session, argument: str) -> None:
     with echo_off():
         follow(session.completer.stream(*hole), show)
     session.screen.write(sanitiser.finish())
-    session.screen.note("stopped by you" if done is None else _figures(done))
-
-
-def _figures(done: Completion) -> str:
+    if done is None:
+        session.screen.note("stopped by you")
+        return
     rate = "" if done.decode_tok_s is None else f" · {done.decode_tok_s:.1f} tok/s"
-    return (
+    session.screen.note(
         f"{counted(done.generated_tokens, 'token')}{rate} · first after {done.ttft_s:.2f} s · "
         f"ended by {done.stopped_by}"
     )

@@ -109,10 +109,8 @@ def open_terminal(
 ) -> TerminalReader:
     """A line editor on this terminal.
 
-    Args:
-        commands: what is completed.
-        history_file: where typed lines are kept; None keeps them in memory.
-        notice: told in one sentence when they cannot be kept.
+    Typed lines are kept in the file, or in memory without one; `notice` gets a sentence if they
+    cannot be kept.
     """
 
     def is_naming_a_command() -> bool:

@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import shutil
 import signal
 import sys
-import unicodedata
 from collections.abc import Callable, Generator, Iterator
 from textwrap import TextWrapper
 from types import FrameType
@@ -19,8 +19,11 @@ from typing import Any, TextIO, TypeVar
 
 Event = TypeVar("Event")
 DIM, RESET = "\x1b[2m", "\x1b[0m"
-# They reorder what is shown, so that code reads as what it is not (CVE-2021-42574).
-BIDI = frozenset("\u061c\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
+# Control characters, lone surrogates, and what reorders what is shown, so that code reads as what
+# it is not (CVE-2021-42574).
+ACTED_ON = re.compile(
+    "[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069]"
+)
 
 
 def is_capable(stream: TextIO) -> bool:
@@ -52,28 +55,17 @@ class Sanitiser:
 
 def visible(text: str) -> str:
     """Text with every character that a terminal would act on as an escape."""
-    if text.isascii() and text.isprintable():
-        return text
-    return "".join(_escape(c) if _is_control(c) else c for c in text)
+    return ACTED_ON.sub(lambda found: _escape(ord(found[0])), text)
 
 
-def _is_control(c: str) -> bool:
-    if c in "\n\t":
-        return False
-    return unicodedata.category(c) in ("Cc", "Cs") or c in BIDI
-
-
-def _escape(c: str) -> str:
-    return f"\\x{ord(c):02x}" if ord(c) < 256 else f"\\u{ord(c):04x}"
+def _escape(code: int) -> str:
+    return f"\\x{code:02x}" if code < 256 else f"\\u{code:04x}"
 
 
 class Screen:
-    """What the chat prints on.
+    """What the chat prints on: stdout or another stream; a quiet one drops notes.
 
-    Args:
-        stream: by default stdout.
-        colour: by default if the stream is a capable terminal and NO_COLOR is not set.
-        quiet: drop notes.
+    Colours are for capable terminals, unless NO_COLOR is set.
     """
 
     def __init__(

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import mlx.core as mx
 
-from edge.chat.base_model import Continuation
 from edge.chat.screen import Screen, echo_off
 from edge.chat.turn import (
     JsonPrinter,
@@ -22,10 +21,12 @@ from edge.chat.turn import (
     status_line,
 )
 from edge.device.memory import wired
-from edge.generate.chat_prompt import can_chat
+from edge.errors import EdgeError
+from edge.generate.chat_prompt import ChatPrompt, GeneratedIds, can_chat
 from edge.generate.conversation import Conversation, Events
-from edge.generate.lookup import PromptLookup
 from edge.generate.sampling import Sampling
+from edge.generate.speculate import PromptLookup
+from edge.generate.stream import encode_beginning
 from edge.generate.transcript import Message, Transcript
 from edge.power.meter import Meter
 
@@ -38,13 +39,7 @@ INTERRUPTED = 130
 
 @dataclass(frozen=True)
 class Opened:
-    """A model that was loaded.
-
-    Attributes:
-        name: to show for it.
-        running_bytes: what it takes while it runs, and should stay resident.
-        note: what the user should know of it.
-    """
+    """A model that was loaded, what should stay resident of it, and what the user should know."""
 
     name: str
     model: Model
@@ -55,15 +50,7 @@ class Opened:
 
 @dataclass(frozen=True)
 class Settings:
-    """How to answer.
-
-    Attributes:
-        sampling: how tokens are chosen.
-        max_tokens: of one answer; None goes on to the end of the context.
-        system: the system prompt.
-        kv_bits: 4 or 8 for a quantised cache.
-        lookup: propose tokens that followed the same words earlier.
-    """
+    """How to answer, as the options of `edge chat` say; max_tokens None is all of the context."""
 
     sampling: Sampling
     max_tokens: int | None = None
@@ -72,25 +59,37 @@ class Settings:
     lookup: bool = False
 
 
-@dataclass
-class Totals:
-    """Sums over the session."""
+class PlainText(ChatPrompt):
+    """In place of a chat template: of a conversation only the last text is read."""
 
-    turns: int = 0
-    tokens: int = 0
-    decode_s: float = 0.0
-    decoded_tokens: int = 0
-    joules: float = 0.0
+    def __init__(self, tokenizer: Any):
+        self._tokenizer = tokenizer
 
-    def add(self, turn: Turn) -> None:
-        """Counts a turn."""
-        self.turns += 1
-        self.tokens += turn.tokens
-        if turn.decode_tok_s:
-            self.decoded_tokens += turn.tokens - 1
-            self.decode_s += (turn.tokens - 1) / turn.decode_tok_s
-        if turn.joules_per_token is not None:
-            self.joules += turn.joules_per_token * turn.tokens
+    def ids(
+        self,
+        messages: Sequence[Message],
+        generated: Mapping[int, GeneratedIds] | None = None,
+        answer: bool = True,
+    ) -> list[int]:
+        """The ids of the user's last text, and what the model generated after it."""
+        last = max(place for place, message in enumerate(messages) if message.role == "user")
+        ids = encode_beginning(self._tokenizer, messages[last].content)
+        return [*ids, *(generated or {}).get(last + 1, GeneratedIds()).ids]
+
+    def check_system(self) -> None:
+        """Refuses a system prompt."""
+        raise EdgeError("a base model takes no system prompt; begin your text with it.")
+
+
+class Continuation(Conversation):
+    """Texts as the user's messages, and how the model continues them as the assistant's."""
+
+    _prompt_class = PlainText
+    dropped_turns = 0
+
+    def restore(self, messages: Sequence[Message]) -> None:
+        """Makes it the conversation of these messages, without their system prompt."""
+        super().restore([message for message in messages if message.role != "system"])
 
 
 @dataclass
@@ -101,7 +100,7 @@ class Session:
         open_model: from MODEL as on the command line to a loaded one.
         transcript: where everything said is written down; what it tells already is gone on with.
         attached: files that go with the next message, by name.
-        last: the figures of the last answer.
+        turns: the figures of all answers so far.
     """
 
     opened: Opened
@@ -111,8 +110,7 @@ class Session:
     open_model: Callable[[str], Opened]
     transcript: Transcript = field(default_factory=Transcript)
     attached: dict[str, str] = field(default_factory=dict)
-    last: Turn | None = None
-    totals: Totals = field(default_factory=Totals)
+    turns: list[Turn] = field(default_factory=list)
     completer: Completer | None = None
 
     def __post_init__(self) -> None:
@@ -182,11 +180,11 @@ class Session:
     def _answer(self, events: Events, printer: Printer | None = None) -> None:
         """Prints an answer, by default on the screen, and the line under it."""
         with echo_off() if printer is None else contextlib.nullcontext():
-            self.last = run_turn(events, self.meter, printer or ScreenPrinter(self.screen))
-        self.totals.add(self.last)
+            turn = run_turn(events, self.meter, printer or ScreenPrinter(self.screen))
+        self.turns.append(turn)
         self.screen.note(
             status_line(
-                self.last,
+                turn,
                 mx.get_active_memory(),
                 self.talk.context_tokens,
                 self.talk.context_limit,
@@ -216,21 +214,16 @@ class Session:
 
 
 def answer_once(session: Session, text: str, output: str = "text") -> int:
-    """Prints one answer for a script: on stdout nothing else, figures on the session's screen.
+    """Prints one answer for a script: on stdout nothing else, notes on the session's screen.
 
-    Args:
-        session: whose screen is not stdout.
-        text: the message, or for a base model the text to continue.
-        output: "text", as it comes, or "json", one document at the end.
-
-    Returns:
-        The exit code: 0, or 130 after Ctrl-C, when what came was printed.
+    The output is "text", as it comes, or "json", one document at the end. Returns the exit code:
+    0, or 130 after Ctrl-C, when what came was printed.
     """
     session.introduce("edge chat: ")
     session.introduce_transcript()
-    as_json = output == "json"
+    printer = JsonPrinter(session.opened.name) if output == "json" else StdoutPrinter()
     try:
-        session.ask(text, JsonPrinter(session.opened.name) if as_json else StdoutPrinter())
+        session.ask(text, printer)
     finally:
         session.record()
-    return INTERRUPTED if session.last and session.last.finish == "interrupted" else 0
+    return INTERRUPTED if session.turns[-1].finish == "interrupted" else 0

@@ -20,14 +20,11 @@ COVERED = 0.95
 
 @dataclass(frozen=True)
 class Turn:
-    """One answer's figures; the time that printing took counts.
+    """One answer's figures as in `Stats`; the time that printing took counts.
 
     Attributes:
-        tokens: generated, a stop token included.
         finish: "stop token", "stop string", "length" or "interrupted".
-        prompt_tokens: computed for it, what the cache held left out; None if interrupted.
-        ttft_s: from the call to the first token; None if there was none.
-        decode_tok_s: (N - 1) / (t_N - t_1); None for fewer than two tokens.
+        prompt_tokens: None if interrupted.
         power_w: mean over what the meter covered; None without a meter.
         joules_per_token: None without a meter that covered the turn.
         empty: there was nothing to show.

@@ -59,14 +59,7 @@ def can_chat(tokenizer: Any) -> bool:
 
 
 class ChatPrompt:
-    """Messages to ids for one model.
-
-    Args:
-        tokenizer: of `edge.load`; byte-level, as the family's are.
-
-    Raises:
-        EdgeError: the model was not trained to chat.
-    """
+    """Messages to ids for one model with a byte-level tokenizer, as the family's are."""
 
     def __init__(self, tokenizer: Any):
         if not can_chat(tokenizer):
@@ -94,8 +87,7 @@ class ChatPrompt:
 
         Args:
             messages: the conversation, the system prompt first if there is one.
-            generated: what the model generated as the content of a message, by its place: these
-                ids are used as they are, since encoding their text may give others.
+            generated: ids of messages by their place, since encoding their text may give others.
             answer: end with the beginning of an answer.
 
         Raises:
@@ -110,11 +102,7 @@ class ChatPrompt:
         return list(self._joined(pieces, generated or {}))
 
     def render(self, messages: Sequence[Message], answer: bool = True) -> str:
-        """The text of a conversation, as the template writes it.
-
-        Raises:
-            EdgeError: the template refuses these messages.
-        """
+        """The text of a conversation, as the template writes it."""
         if not self._tokenizer.chat_template:
             turns = [f"{IM_START}{m.role}\n{m.content}{IM_END}\n" for m in messages]
             return "".join(turns) + (f"{IM_START}assistant\n" if answer else "")
@@ -125,11 +113,7 @@ class ChatPrompt:
         return str(text)
 
     def check_system(self) -> None:
-        """Finds out if the template takes a system prompt.
-
-        Raises:
-            EdgeError: it refuses one, or silently drops it.
-        """
+        """Raises an EdgeError if the template refuses a system prompt, or silently drops it."""
         system, user = Message("system", MARK.format(0)), Message("user", "x")
         self.render([user])
         try:

@@ -8,11 +8,10 @@ Every prompt is the whole conversation, the system prompt first and once. Of a p
 differs from the last one is computed, from the first differing token on: an answer is put back
 as the very ids that the model generated, so that a next question pays for itself alone.
 
-What does not fit the model's context: room for the answer is a quarter of it, or max_tokens if
-that is less. If the rest is too small for the conversation, the oldest turns, question and answer,
-are left out of the prompt until what stays takes three quarters of it, so that the prompts of some
-turns to come still begin in the same way. The system prompt and the last question always stay, and
-may take the room of the answer, too. What is left out stays in `messages`.
+Room for the answer is a quarter of the context, or max_tokens if that is less. If the rest is too
+small, the oldest turns, question and answer, are left out of the prompt until what stays takes
+quarters of it, so that the prompts of some turns to come still begin in the same way. The system
+prompt and the last question always stay. What is left out stays in `messages`.
 """
 
 from __future__ import annotations
@@ -24,14 +23,14 @@ from typing import TYPE_CHECKING, Any
 
 from edge.errors import EdgeError
 from edge.generate.chat_prompt import ChatPrompt, GeneratedIds
-from edge.generate.prefix_cache import PrefixCache
 from edge.generate.sampling import GREEDY, Sampling
+from edge.generate.sources import PrefixCache
 from edge.generate.stream import TextEvent, stream_generate
 from edge.generate.transcript import Message, split_system
 from edge.model.kv_cache import cache_bytes, make_cache
 
 if TYPE_CHECKING:
-    from edge.generate.lookup import PromptLookup
+    from edge.generate.speculate import PromptLookup
     from edge.model.stablelm import Model
 
 Events = Generator[TextEvent, None, None]
@@ -47,19 +46,11 @@ KEPT_SHARE = 3 / 4
 class Conversation:
     """Questions and answers with one model. What raises leaves the conversation as it was.
 
-    Args:
-        model: the network, as `edge.load` returns it.
-        tokenizer: its tokenizer.
-        system: the system prompt; None or "" for none.
-        kv_bits: bits of cached keys and values, see `make_cache`.
-        draft: proposes tokens, so that they come faster; see `generate_tokens`.
-
     Attributes:
         reused_tokens: how many of the last prompt's tokens did not have to be computed.
 
     Raises:
-        EdgeError: the model was not trained to chat, takes no system prompt, or has no such
-            cache.
+        EdgeError: the model was not trained to chat, or takes no system prompt.
     """
 
     _prompt_class: type[ChatPrompt] = ChatPrompt
@@ -84,14 +75,9 @@ class Conversation:
         self._answering = False
         self.system = system
 
-    # --- what is there
-
     @property
     def messages(self) -> tuple[Message, ...]:
-        """The system prompt, if there is one, and every question with its answer.
-
-        A question whose answer is under way is not there yet.
-        """
+        """The system prompt, if there is one, and every question that has an answer."""
         return (*self._head(), *self._turns)
 
     @property
@@ -131,8 +117,6 @@ class Conversation:
         if (text or None) != self._system:
             self._change(text or None, self._turns)
 
-    # --- what can be done
-
     def ask(
         self,
         text: str,
@@ -144,14 +128,8 @@ class Conversation:
         """Asks something; the answer comes as the events of `stream_generate`.
 
         However it ends, what came is the answer: a generator that is closed early, an interrupt
-        within it or the end of the room leave one with `cut_off` set. Nothing happens before
-        the first event is asked for.
-
-        Args:
-            text: the question.
-            sampling: how tokens are chosen.
-            max_tokens: at most so many; None goes on to the end of the context.
-            stop: strings that end the answer.
+        within it or the end of the room (max_tokens, or None for the context's) leave one with
+        `cut_off` set. Nothing happens before the first event is asked for.
 
         Raises:
             EdgeError: the question does not fit the context, the template refuses it, or an
@@ -188,12 +166,10 @@ class Conversation:
     def restore(self, messages: Sequence[Message]) -> None:
         """Makes it the conversation of these messages, as `read_transcript` returns them.
 
-        A last question without an answer gets an empty one that was cut off; `regenerate`
-        answers it.
+        A last question without an answer gets an empty one; `regenerate` answers it.
 
         Raises:
-            EdgeError: questions and answers do not take turns, or the model takes no system
-                prompt and there is one.
+            EdgeError: they do not take turns, or the model takes no system prompt.
         """
         self._check_idle()
         head, turns = split_system(messages)
@@ -211,8 +187,6 @@ class Conversation:
             turns = (*turns, Message("assistant", "", cut_off=True))
         self._change(head[0].content or None if head else None, turns)
         self._generated.clear()
-
-    # --- how
 
     def _head(self) -> list[Message]:
         return [] if self._system is None else [Message("system", self._system)]
@@ -322,10 +296,6 @@ class Conversation:
 
 
 def check_text(text: str, what: str) -> None:
-    """Refuses half characters, which no tokenizer encodes.
-
-    Raises:
-        EdgeError: there is one.
-    """
+    """Refuses half characters, which no tokenizer encodes."""
     if any("\ud800" <= character <= "\udfff" for character in text):
         raise EdgeError(f"the {what} is not UTF-8; check the encoding of where it comes from.")

@@ -12,9 +12,8 @@ from typing import TYPE_CHECKING
 import mlx.core as mx
 
 from edge.errors import EdgeError
-from edge.generate.lookup import PromptLookup
 from edge.generate.sampling import GREEDY, Picker, Sampling
-from edge.generate.speculate import Speculation, can_speculate, trim_to_shortest
+from edge.generate.speculate import PromptLookup, Speculation, can_speculate, trim_to_shortest
 from edge.model.kv_cache import make_cache
 
 if TYPE_CHECKING:

@@ -21,8 +21,7 @@ from edge.generate.fim_prompt import REPO_TOKEN, FimTokens, Order, near_beginnin
 from edge.generate.fim_stop import StopRules
 from edge.generate.sampling import GREEDY, Sampling
 from edge.generate.sources import TokenSource
-from edge.generate.stop import stop_ids
-from edge.generate.stream import TokenClock
+from edge.generate.stream import TokenClock, stop_ids
 from edge.tokenizer.detokenizer import REPLACEMENT_CHARACTER, StreamingDetokenizer
 from edge.tokenizer.special_tokens import encode_text, special_ids
 
@@ -38,11 +37,9 @@ class Completion:
         prompt_tokens: of the whole prompt.
         reused_tokens: of these, taken from the cache of the calls before.
         generated_tokens: a stop token and what was cut off included.
-        ttft_s: from the call to the first token.
-        total_s: from the call to the end.
+        ttft_s: from the call to the first token; total_s to the end.
         decode_tok_s: (N - 1) / (t_N - t_1); None for fewer than two tokens.
-        stopped_by: "stop token", "max tokens", "max lines", or the rule: "blank line",
-            "indent", "bracket", "suffix".
+        stopped_by: "stop token", "max tokens" or a rule of `fim_stop`.
     """
 
     text: str
@@ -57,13 +54,7 @@ class Completion:
 
 @dataclass(frozen=True)
 class MiddleEvent:
-    """One step of a completion.
-
-    Attributes:
-        text: what of the middle became certain: no rule can take it back. Joined over all
-            events it is the middle.
-        completion: None, and in the last event the whole.
-    """
+    """What of the middle became certain, which no rule can take back; at last the whole."""
 
     text: str
     completion: Completion | None
@@ -76,10 +67,6 @@ class Completer:
     from the first differing token on. While somebody types, that is the end of the prefix: PSM
     computes it and the whole suffix again, SPM, where the suffix comes first, the end of the
     prefix alone.
-
-    Args:
-        source: MLX's or llama.cpp's.
-        tokenizer: the model's; one of mlx-lm or a fast one of transformers do too.
 
     Raises:
         EdgeError: the model was not trained to fill in the middle.
@@ -114,15 +101,14 @@ class Completer:
 
         Text whose line ends are all CRLF is completed as if they were LF, which is what models
         have mostly seen, and gets a middle with CRLF. Mixed line ends go to the model as is.
-        Closed early, it leaves a cache that is right.
 
         Args:
             prefix: everything before the cursor.
             suffix: everything after it.
             context: other files of the repository, the most important last.
-            order: how the prompt is arranged.
-            max_tokens: at most so many; the window keeps room for them.
-            max_lines: at most so many lines of the middle; blank ones before it are free.
+            order: of the prompt.
+            max_tokens: the window keeps room for so many.
+            max_lines: of the middle; blank ones before it are free.
             stop_rules: apply the rules of `fim_stop`.
             sampling: how tokens are chosen.
 
@@ -144,8 +130,17 @@ class Completer:
                 piece, shown = text[shown:certain], max(shown, certain)
                 completion = None
                 if stopped_by is not None:
-                    text = text.replace("\n", line_end)
-                    completion = _completion(text, len(ids), reused, stopped_by, clock)
+                    total_s = (time.monotonic_ns() - clock.begin_ns) / 1e9
+                    completion = Completion(
+                        text.replace("\n", line_end),
+                        len(ids),
+                        reused,
+                        clock.tokens,
+                        clock.ttft_s or 0.0,
+                        total_s,
+                        clock.decode_tok_s,
+                        stopped_by,
+                    )
                 yield MiddleEvent(piece.replace("\n", line_end), completion)
 
     def _prompt(
@@ -198,22 +193,6 @@ class Completer:
         if stop is not None:
             text, reason = text[: stop.cut], stop.rule
         yield text, len(text), reason
-
-
-def _completion(
-    text: str, prompt_tokens: int, reused: int, stopped_by: str, clock: TokenClock
-) -> Completion:
-    assert clock.ttft_s is not None  # at least one token was generated
-    return Completion(
-        text=text,
-        prompt_tokens=prompt_tokens,
-        reused_tokens=reused,
-        generated_tokens=clock.tokens,
-        ttft_s=clock.ttft_s,
-        total_s=(time.monotonic_ns() - clock.begin_ns) / 1e9,
-        decode_tok_s=clock.decode_tok_s,
-        stopped_by=stopped_by,
-    )
 
 
 def _is_crlf(*texts: str) -> bool:

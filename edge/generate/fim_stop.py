@@ -53,7 +53,7 @@ class StopRules:
     heuristics: bool = True
 
     def find_stop(self, text: str) -> Stop | None:
-        """The end of the middle, if the text generated so far decides it."""
+        """The end of the middle, if the text so far decides it."""
         rules: list[Callable[[StopRules, str], Stop | None]] = [_max_lines]
         if self.heuristics:
             rules += [_bracket, _suffix_line, _suffix_characters, _indent, _blank_line]
@@ -68,11 +68,7 @@ class StopRules:
         return _suffix_line(self, text + "\n") or _suffix_tail(self, text)
 
     def find_certain(self, text: str) -> int:
-        """How many first characters no rule can cut any more, whatever follows.
-
-        Args:
-            text: generated so far; `find_stop` has found no end in it.
-        """
+        """How many first characters no rule can cut any more; `find_stop` found no end."""
         if not self.heuristics:
             return len(text)
         if not text.strip():
@@ -149,11 +145,7 @@ def _blank_line(rules: StopRules, text: str) -> Stop | None:
 
 
 def _indent(rules: StopRules, text: str) -> Stop | None:
-    """A line indented less than the block that the cursor stands in.
-
-    A line that begins with a closing bracket is the bracket rule's, and code may go on at its
-    depth.
-    """
+    """A line indented less than the cursor's block, unless it begins with a closing bracket."""
     block = _block_columns(rules, text)
     if block is None:
         return None
@@ -296,12 +288,7 @@ def _bracket(rules: StopRules, text: str) -> Stop | None:
 
 
 def _missing_closers(closers: list[str], stray: list[str]) -> int:
-    """How many brackets that the prefix leaves open the suffix does not close.
-
-    Args:
-        closers: what would close the prefix, innermost first.
-        stray: the suffix's closing brackets that nothing in it opens, in order.
-    """
+    """How many brackets that the prefix leaves open (innermost first) the suffix does not close."""
     for missing in range(len(closers) + 1):
         if closers[missing:] == stray:
             return missing
@@ -330,9 +317,7 @@ def _unbalanced(
 def _brackets(text: str, quote: str | None) -> tuple[list[tuple[int, str]], str | None]:
     """Brackets outside strings with their places, and the quote that is open at the end.
 
-    Args:
-        text: code of any language; comments are not known.
-        quote: of the string that the text begins in.
+    The text begins within a string if a quote is given. Comments are not known.
     """
     brackets: list[tuple[int, str]] = []
     at = 0

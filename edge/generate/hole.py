@@ -14,13 +14,8 @@ CURSOR = "<CURSOR>"
 def split_at_mark(text: str, mark: str = CURSOR, where: str = "stdin") -> tuple[str, str]:
     """Text before and after the cursor mark, which must be there exactly once.
 
-    Args:
-        text: with the mark.
-        mark: anything that the text has nowhere else.
-        where: what the text is of, for the error.
-
     Raises:
-        EdgeError: the mark is empty, or is not there exactly once.
+        EdgeError: it is empty or not there exactly once; `where` says what the text is of.
     """
     if not mark:
         raise EdgeError("--cursor is empty; give the mark that stands at the cursor.")
@@ -35,21 +30,13 @@ def split_at_mark(text: str, mark: str = CURSOR, where: str = "stdin") -> tuple[
 
 
 def read_hole(place: str) -> tuple[str, str]:
-    """Text before and after FILE:LINE[:COL].
-
-    Raises:
-        EdgeError: the file, the line or the column is not there.
-    """
+    """Text before and after FILE:LINE[:COL], or an EdgeError if that is not there."""
     path, line, column = parse_place(place)
     return split_at(read_text(path.expanduser()), line, column, str(path))
 
 
 def parse_place(place: str) -> tuple[Path, int, int | None]:
-    """FILE:LINE[:COL]; of a name with colons the last one or two numbers count.
-
-    Raises:
-        EdgeError: there is no line.
-    """
+    """FILE:LINE[:COL]; of a name with colons the last one or two numbers count."""
     # \d is any script's digit, and so is what int() reads.
     found = re.fullmatch(r"(.+?):([0-9]{1,9})(?::([0-9]{1,9}))?", place, re.DOTALL)
     if found is None:
@@ -67,10 +54,7 @@ def split_at(text: str, line: int, column: int | None, where: str) -> tuple[str,
         text: a file's.
         line: from 1; after a last line that has its end there is an empty one.
         column: from 1, in characters, up to one more than the line has; None for its end.
-        where: the file's name.
-
-    Raises:
-        EdgeError: the line or the column is not there.
+        where: the file's name, for the error that the line or the column is not there.
     """
     lines = text.split("\n")
     if not 1 <= line <= len(lines):

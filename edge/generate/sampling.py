@@ -112,11 +112,7 @@ class Sampling:
 
 
 class Picker:
-    """Chooses the ids of one generation, one after another.
-
-    Args:
-        sampling: how.
-        prompt: the ids before the first chosen one, for the penalty.
+    """Chooses the ids of one generation, one after another; the penalty sees the prompt, too.
 
     Attributes:
         state: what later choices depend on; can be set to go back.
@@ -139,12 +135,8 @@ class Picker:
     def pick_many(self, logits: mx.array) -> tuple[mx.array, mx.array, list[Any]]:
         """Chooses at consecutive positions, each as if the one before were what was chosen there.
 
-        Args:
-            logits: (n, vocab).
-
-        Returns:
-            The ids (n,); where they are clear of rounding (n,); and the `state` after each, to go
-            back to when what follows it turns out not to count.
+        Logits (n, vocab) -> ids (n,), where they are clear of rounding (n,), and the `state` after
+        each, to go back to when what follows it turns out not to count.
         """
         greedy = self._sampling.temperature == 0
         if greedy and self._penalty is None:

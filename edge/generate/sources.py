@@ -8,29 +8,70 @@ ends, the source knows which ids its cache holds, so the next prompt pays for wh
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Generator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from typing import TYPE_CHECKING
 
 import mlx.core as mx
 
-from edge.generate.decode import generate_tokens
-from edge.generate.prefix_cache import PrefixCache, common_length
+from edge.generate.decode import cache_length, generate_tokens
 from edge.generate.sampling import Picker, Sampling
 from edge.model.kv_cache import make_cache
 
 if TYPE_CHECKING:  # numpy would be a large part of a short completion
     from edge.llama_cpp.session import LlamaSession
-    from edge.model.stablelm import Model
+    from edge.model.stablelm import Cache, Model
+
+
+class PrefixCache:
+    """One cache per layer (`layers`) and the ids whose keys and values they hold (`held`).
+
+    `make` makes empty caches that can be trimmed.
+    """
+
+    def __init__(self, make: Callable[[], list[Cache]]):
+        self._make = make
+        self.clear()
+
+    def clear(self) -> None:
+        """Forgets everything."""
+        self.layers = self._make()
+        self.held: list[int] = []
+
+    def reuse(self, ids: Sequence[int], fresh: int = 1) -> int:
+        """Cuts the caches to what they have in common with a prompt; how many ids that are.
+
+        So many of its last ids are computed in any case; the very last one's logits are needed.
+        """
+        common = common_length(self.held, ids[: max(0, len(ids) - fresh)])
+        for layer in self.layers:  # as mlx-lm's trim_prompt_cache, without the import
+            layer.trim(layer.offset - common)
+        del self.held[common:]
+        return common
+
+    @contextlib.contextmanager
+    def feeding(self, ids: Sequence[int]) -> Iterator[list[int]]:
+        """While a prompt is computed and continued; whatever ends that, `held` is right.
+
+        Yields the prompt's ids; append those that are generated.
+        """
+        fed = list(ids)
+        try:
+            yield fed
+        finally:
+            # A second interrupt can leave layers of different length.
+            if len({layer.offset for layer in self.layers}) > 1:
+                self.clear()
+            self.held = fed[: cache_length(self.layers)]
+
+
+def common_length(a: Sequence[object], b: Sequence[object]) -> int:
+    """How many first items are the same."""
+    pairs = enumerate(zip(a, b, strict=False))
+    return next((i for i, (x, y) in pairs if x != y), min(len(a), len(b)))
 
 
 class MlxSource:
-    """Our network on MLX.
-
-    Args:
-        model: the network.
-        kv_bits: 8 or 4 to keep keys and values quantised; None as they are computed.
-        context_tokens: positions to use; None for all that the model has.
-    """
+    """Our network on MLX; it uses all positions that the model has, or fewer if so given."""
 
     def __init__(self, model: Model, kv_bits: int | None = None, context_tokens: int | None = None):
         self._model = model
@@ -66,12 +107,7 @@ class MlxSource:
 
 
 class LlamaSource:
-    """A GGUF file in a session of llama.cpp.
-
-    Args:
-        session: open, its cache empty; the caller closes it.
-        context_tokens: positions to use, at most those that the session was opened with.
-    """
+    """A GGUF file in a session of llama.cpp, whose cache is empty; the caller closes it."""
 
     def __init__(self, session: LlamaSession, context_tokens: int):
         self._session = session

@@ -11,20 +11,39 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Collection, Generator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
+from edge.errors import EdgeError
 from edge.generate.decode import cache_length, generate_tokens
-from edge.generate.stop import StopScanner, stop_ids
 from edge.tokenizer.detokenizer import StreamingDetokenizer
+from edge.tokenizer.special_tokens import token_id
 
 if TYPE_CHECKING:
-    from edge.generate.lookup import PromptLookup
+    from edge.generate.speculate import PromptLookup
     from edge.model.stablelm import Cache, Model
 
 # "length" is max_tokens or the end of the model's context, whichever came first.
 Finish = Literal["stop token", "stop string", "length"]
+
+
+# Stable Code Instruct ends a turn with <|im_end|>, which its generation_config.json does not
+# name; a base model that begins a turn or another file's part has finished what was asked.
+STOP_TOKENS = (
+    "<|endoftext|>",
+    "<|im_end|>",
+    "<|im_start|>",
+    "<fim_prefix>",
+    "<fim_suffix>",
+    "<fim_middle>",
+    "<fim_pad>",
+    # Code Llama's spellings.
+    "▁<PRE>",
+    "▁<SUF>",
+    "▁<MID>",
+    "▁<EOT>",
+)
 
 
 @dataclass(frozen=True)
@@ -32,12 +51,12 @@ class Stats:
     """What one generation took, by one clock; the time that the caller took between events counts.
 
     Attributes:
-        prompt_tokens: tokens of the prompt, without what the cache held before.
-        generated_tokens: tokens generated, a stop token included.
+        prompt_tokens: without what the cache held before.
+        generated_tokens: a stop token included.
         prefill_s: from the call until the whole prompt was computed.
-        ttft_s: from the call until the first token was there; None if there was none.
+        ttft_s: from the call to the first token; None if there was none.
         decode_tok_s: (N - 1) / (t_N - t_1); None for fewer than two tokens.
-        drafted_tokens: tokens that a drafter proposed and the model checked.
+        drafted_tokens: those that the model checked.
         accepted_tokens: those of them that are in the answer.
     """
 
@@ -55,8 +74,7 @@ class TextEvent:
     """One step of a generation.
 
     Attributes:
-        text: text that is certain now; often a token's, "" while a character or a stop string
-            may be under way. Joined over all events it is the answer.
+        text: text that is certain now, often a token's. Joined over all events it is the answer.
         ids: the tokens that this step took, a stop token included.
         finish: None, and in the last event why it is the last.
         stats: in the last event only.
@@ -72,8 +90,13 @@ class TokenClock:
     """Stamps of one generation by the monotonic clock, from the moment it is made."""
 
     def __init__(self) -> None:
-        self.begin_ns = self.first_ns = self.last_ns = time.monotonic_ns()
+        self.begin_ns = self.prefilled_ns = time.monotonic_ns()
+        self.first_ns = self.last_ns = self.begin_ns
         self.tokens = 0
+
+    def prefilled(self, done: int, total: int) -> None:
+        """A part of the prompt was computed; the last call counts."""
+        self.prefilled_ns = time.monotonic_ns()
 
     def count(self, tokens: int = 1) -> None:
         """Tokens are there."""
@@ -116,36 +139,20 @@ def stream_generate(
         prompt: text or ids. Text gets the tokenizer's own beginning (BOS, where it has one)
             unless it has it already or continues a cache. Empty text begins with the model's
             BOS, as in llama.cpp.
-        max_tokens: at most so many; None goes on to the end of the context.
+        max_tokens: None goes on to the end of the context.
         stop: strings that end the text.
-        cache: what came before (see `generate_tokens`, which says what it holds afterwards).
-        draft: proposes tokens so that they come faster (see `generate_tokens`).
-        options: others of `generate_tokens`: `sampling`, `history`.
+        cache: what came before; this and the other options as in `generate_tokens`.
+        draft: proposes tokens so that they come faster.
+        options: `sampling`, `history`.
 
     Raises:
         EdgeError: raised by the call itself; as for `generate_tokens`, or an empty stop string.
     """
-    clock, prefilled_ns = TokenClock(), 0
+    clock = TokenClock()
     ids = _encode(model, tokenizer, prompt, continues=cache is not None and cache_length(cache) > 0)
-
-    def on_prefill(done: int, total: int) -> None:
-        nonlocal prefilled_ns
-        prefilled_ns = time.monotonic_ns()
-
-    def stats() -> Stats:
-        return Stats(
-            prompt_tokens=len(ids),
-            generated_tokens=clock.tokens,
-            prefill_s=(prefilled_ns - clock.begin_ns) / 1e9,
-            ttft_s=clock.ttft_s,
-            decode_tok_s=clock.decode_tok_s,
-            drafted_tokens=0 if draft is None else draft.drafted,
-            accepted_tokens=0 if draft is None else draft.accepted,
-        )
-
-    options |= {"max_tokens": max_tokens, "cache": cache, "draft": draft, "on_prefill": on_prefill}
-    tokens = generate_tokens(model, ids, **options)
-    return _events(tokens, tokenizer, StopScanner(stop), clock, stats)
+    options |= {"max_tokens": max_tokens, "cache": cache, "draft": draft}
+    tokens = generate_tokens(model, ids, on_prefill=clock.prefilled, **options)
+    return _events(tokens, tokenizer, StopScanner(stop), clock, len(ids), draft)
 
 
 def generate(model: Model, tokenizer: Any, prompt: str | Sequence[int], **options: Any) -> str:
@@ -160,12 +167,61 @@ def encode_beginning(tokenizer: Any, text: str) -> list[int]:
     return [int(i) for i in tokenizer.encode(text, add_special_tokens=lacks_bos)]
 
 
+def stop_ids(tokenizer: Any) -> frozenset[int]:
+    """The ids that end a generation: the tokenizer's EOS set and what is there of `STOP_TOKENS`."""
+    eos = getattr(tokenizer, "eos_token_ids", None)
+    if not isinstance(eos, Collection):  # a tokenizer of transformers has a single one or none
+        eos = [tokenizer.eos_token_id]
+    named = [token_id(tokenizer, name) for name in STOP_TOKENS]
+    return frozenset(int(i) for i in (*eos, *named) if i is not None)
+
+
+class StopScanner:
+    """Passes a stream of text on up to the first stop string, of which it lets nothing through.
+
+    The string that is complete first ends the text; of several that end at the same character
+    the longest. So the result does not depend on how the text was cut into pieces. Held back is
+    what could still become a stop string.
+    """
+
+    def __init__(self, stops: Sequence[str]):
+        self._stops = (stops,) if isinstance(stops, str) else tuple(stops)
+        if "" in self._stops:
+            raise EdgeError("a stop string is empty; leave it out or give it some text.")
+        self._most = max((len(stop) for stop in self._stops), default=1) - 1
+        self.held = ""
+        self.found: str | None = None
+
+    def add(self, text: str) -> str:
+        """Text that is certain now; nothing more once `found` is set."""
+        if self.found is not None:
+            return ""
+        text, self.held = self.held + text, ""
+        ends = [(text.find(stop) + len(stop), -len(stop), stop) for stop in self._stops]
+        complete = min((end for end in ends if end[2] in text), default=None)
+        if complete is not None:
+            end, _, self.found = complete
+            return text[: end - len(self.found)]
+        for length in range(min(self._most, len(text)), 0, -1):
+            tail = text[-length:]
+            if any(stop.startswith(tail) for stop in self._stops):
+                self.held = tail
+                return text[:-length]
+        return text
+
+    def finish(self) -> str:
+        """The rest: no more text comes, so what was held back is not a stop string."""
+        rest, self.held = self.held, ""
+        return rest
+
+
 def _events(
     tokens: Generator[int, None, None],
     tokenizer: Any,
     scanner: StopScanner,
     clock: TokenClock,
-    stats: Callable[[], Stats],
+    prompt_tokens: int,
+    draft: PromptLookup | None,
 ) -> Generator[TextEvent, None, None]:
     detokenizer, stops = StreamingDetokenizer(tokenizer), stop_ids(tokenizer)
     finish: Finish = "length"
@@ -187,7 +243,16 @@ def _events(
     text += scanner.add(detokenizer.finish()) + scanner.finish()
     if scanner.found is not None:
         finish = "stop string"
-    yield TextEvent(text, ids, finish, stats())
+    stats = Stats(
+        prompt_tokens,
+        clock.tokens,
+        (clock.prefilled_ns - clock.begin_ns) / 1e9,
+        clock.ttft_s,
+        clock.decode_tok_s,
+        0 if draft is None else draft.drafted,
+        0 if draft is None else draft.accepted,
+    )
+    yield TextEvent(text, ids, finish, stats)
 
 
 def _encode(

@@ -22,7 +22,7 @@ from typing import BinaryIO, Literal
 
 from edge.errors import EdgeError
 from edge.formats.files import atomic_write, strict_json
-from edge.generate.prefix_cache import common_length
+from edge.generate.sources import common_length
 
 Role = Literal["system", "user", "assistant"]
 MODE = 0o600
@@ -40,16 +40,10 @@ class Message:
 class Transcript:
     """Writes down a conversation as it goes. The file is made for the first question.
 
-    Args:
-        path: the file; one that is there already is gone on with. None writes nothing.
-
     Attributes:
-        path: the file; None once it could not be written, since a file with a gap would tell
-            another conversation.
-        messages: what the file tells.
-
-    Raises:
-        EdgeError: the file is there and is not a transcript.
+        path: the file; None writes nothing, as after a failure, since a file with a gap would
+            tell another conversation.
+        messages: what the file tells, also from before.
     """
 
     def __init__(self, path: Path | None = None):
@@ -61,11 +55,7 @@ class Transcript:
             self.messages = read_transcript(path)
 
     def record(self, messages: Sequence[Message]) -> str | None:
-        """Writes what changed; from here on the file tells these messages.
-
-        Returns:
-            A warning if that failed. Never raises: the chat goes on without its transcript.
-        """
+        """Writes what changed, so that the file tells these messages; a warning if that failed."""
         asked = any(message.role == "user" for message in (*self.messages, *messages))
         lines = _lines(self.messages, messages)
         if self.path is None or not asked or not lines:
@@ -101,11 +91,7 @@ class Transcript:
 
 
 def write_transcript(path: Path | str, messages: Sequence[Message]) -> None:
-    """Writes a conversation to a file that appears whole or not at all.
-
-    Raises:
-        EdgeError: the file cannot be written.
-    """
+    """Writes a conversation to a file that appears whole or not at all."""
     with atomic_write(Path(path)) as partial:
         partial.touch(MODE)
         partial.write_bytes(_lines([], messages))
@@ -116,9 +102,6 @@ def read_transcript(path: Path | str) -> list[Message]:
 
     Half a line at the end is left out. Any other line that cannot be understood is an error
     and not skipped, since what follows it may be about another conversation than it seems.
-
-    Raises:
-        EdgeError: the file is missing or is not a transcript.
     """
     path = Path(path)
     try:
@@ -152,11 +135,7 @@ def split_system(
 
 
 def _take(entry: object, messages: list[Message]) -> None:
-    """Applies one line to the messages.
-
-    Raises:
-        ValueError: it makes no sense, or not here.
-    """
+    """Applies one line to the messages; a ValueError says why it makes no sense here."""
     match entry:
         case {"role": "system", "content": str(content)}:
             system = [Message("system", content)] if content else []

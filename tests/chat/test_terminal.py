@@ -10,7 +10,7 @@ import pytest
 
 import edge
 from edge.generate.conversation import Conversation
-from edge.generate.transcript import Message, read_transcript
+from edge.generate.transcript import read_transcript
 from tests.support.terminal import Terminal, colours
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -76,59 +76,32 @@ def plain(lines):
 
 def test_a_conversation(chat, answers, tmp_path):
     (tmp_path / "notes.txt").write_text("x = 1\n")
-    (tmp_path / "binary").write_bytes(b"\0\1")
     with chat("--system", "Be short.", "-n", str(SHORT)) as t:
         t.wait_for_prompt()
         assert "demo · context 1024" in t.shown[0]
         t.enter("/system off")
-
-        # a question and its answer, as the model gives it without a terminal
         *answer, status = t.enter(QUESTION)
         assert plain(answer) == plain(answers(QUESTION))
         assert is_status(status)
-
-        # settings
-        assert t.enter("/set top_p 2")[0].startswith("the sampling value top_p is 2.0")
-        assert t.enter("/set max-tokens 4") == ["max_tokens is 4"]
-        *_, status = t.enter("/regen")
-        assert status.endswith("cut at max_tokens")
-        t.enter(f"/set max_tokens {SHORT}")
-        assert t.enter("/undo") == ["took back: import os"]
-
-        # commands that are none
-        assert "did you mean /stats?" in " ".join(t.enter("/stat"))
-        assert "/help lists them" in " ".join(t.enter("/qqqq"))
-        assert t.enter("/clear now") == ["/clear takes nothing after it; leave out 'now'."]
-
-        # saved and loaded
-        t.enter(QUESTION)
         assert t.enter("/save talk.jsonl") == ["saved 2 messages to talk.jsonl"]
         assert "holds no conversation" in t.enter("/save notes.txt")[0]
         t.enter("/clear")
         assert t.enter("/load talk.jsonl") == ["loaded 2 messages from talk.jsonl"]
-        assert t.enter("/load gone.jsonl")[0].startswith("gone.jsonl cannot be read")
         t.screen.reset()
         *second, _ = t.enter(QUESTION)
         assert plain(second) == plain(answers(QUESTION, QUESTION))
-
-        # files
         t.enter("/clear")
-        assert t.enter("/read binary") == ["binary is binary; only text can be used."]
         assert "which go with your next message" in t.enter("/read notes.txt")[0]
         t.enter(QUESTION)
-        assert "ended by" in t.enter("/fim for key, value in d.<CURSOR>():")[-1]
-        assert any("transcript" in line for line in t.enter("/stats"))
-
         t.type("/exit")
         t.send("\r")
         assert t.wait_for_end() == 0
-        assert "the conversation is in" in t.shown[-1] or "the conversation is in" in t.shown[-2]
+        assert "the conversation is in" in " ".join(t.shown[-2:])
     assert (tmp_path / "notes.txt").read_text() == "x = 1\n"
     question, answer = read_transcript(saved(tmp_path))
     assert question.content == f"notes.txt:\n```txt\nx = 1\n```\n\n{QUESTION}"
     assert answer.role == "assistant"
-    typed = (tmp_path / "state" / "edge" / "history").read_text()
-    assert "+/exit" in typed
+    assert "+/exit" in (tmp_path / "state" / "edge" / "history").read_text()
     assert saved(tmp_path).stat().st_mode & 0o077 == 0
 
 
@@ -141,8 +114,6 @@ def test_keys(chat, answers, tmp_path):
         t.interrupt()
         t.wait_for("stopped by you")
         t.wait_for_prompt()
-        shown = [line for line in t.shown if line.startswith(("def f", "    return"))]
-        assert shown
 
         # the loop goes on, with an answer to the whole conversation
         t.enter(f"/set max_tokens {SHORT}")
@@ -202,18 +173,6 @@ def ask_endless(t):
     t.wait_for("...     return")
     t.send("\r")
     t.wait_for("return x")
-
-
-def test_after_a_kill_the_transcript_has_what_was_finished(chat, tmp_path):
-    with chat() as t:
-        t.wait_for_prompt()
-        t.enter(QUESTION)
-        ask_endless(t)
-        t.process.send_signal(signal.SIGKILL)
-        assert t.wait_for_end() == -signal.SIGKILL
-    said = read_transcript(saved(tmp_path))
-    assert [message.role for message in said] == ["user", "assistant", "user"]
-    assert said[-1] == Message("user", ENDLESS)
 
 
 def test_a_dumb_terminal_gets_no_escape_code(chat, answers, tmp_path):

@@ -1,6 +1,5 @@
 """`edge chat` as a script calls it."""
 
-import contextlib
 import io
 import json
 import os
@@ -16,7 +15,7 @@ import edge
 from edge.cli.main import main
 from edge.generate.conversation import Conversation
 from edge.generate.stream import generate
-from edge.generate.transcript import Message, Transcript, read_transcript
+from edge.generate.transcript import read_transcript
 from tests.support.tiny import PLAIN, write_checkpoint
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -175,24 +174,3 @@ def test_a_transcript_is_written_and_goes_on(chat, demo, tmp_path):
     both = read_transcript(file)
     assert both[:3] == first
     assert both[3].content == "import re"
-
-
-@pytest.mark.parametrize("failure", [None, RuntimeError, KeyboardInterrupt])
-def test_a_transcript_is_closed_however_the_answer_ends(chat, tmp_path, monkeypatch, failure):
-    closed, close = [], Transcript.close
-
-    def closes(transcript):
-        close(transcript)
-        closed.append(transcript._file)
-
-    def fails(*_):
-        raise failure
-
-    monkeypatch.setattr(Transcript, "close", closes)
-    if failure is not None:
-        monkeypatch.setattr("edge.chat.session.run_turn", fails)
-    with contextlib.suppress(RuntimeError, KeyboardInterrupt):
-        chat("-p", QUESTION, "--transcript", tmp_path / "t.jsonl")
-    assert closed == [None]
-    said = read_transcript(tmp_path / "t.jsonl")
-    assert said[:1] == ([] if failure else [Message("user", QUESTION)])

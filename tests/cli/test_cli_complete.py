@@ -61,35 +61,6 @@ def test_json_has_the_agreed_keys_and_the_text_of_the_plain_output(complete):
     assert complete(*words)[1].decode() == document["text"]
 
 
-def test_rules_and_limits_reach_the_completer(complete):
-    words = ("--prefix", "import os\n\ndef f(path):\n    ", "--suffix", "\n    return x\n")
-    ruled = json.loads(complete(*words, "-o", "json")[1])
-    free = json.loads(complete(*words, "-o", "json", "--no-stop-rules")[1])
-    short = json.loads(complete(*words, "-o", "json", "--no-stop-rules", "--max-lines", "1")[1])
-    assert ruled["stopped_by"] == "blank line"
-    assert free["generated_tokens"] > ruled["generated_tokens"]
-    assert short["stopped_by"] == "max lines"
-
-
-def test_context_is_part_of_the_prompt(complete, tmp_path):
-    (tmp_path / "other.py").write_text("def other():\n    pass\n")
-    words = ("--prefix", "x = ", "-n", "1", "-o", "json")
-    alone = json.loads(complete(*words)[1])
-    joined = json.loads(complete(*words, "--context", tmp_path / "other.py")[1])
-    assert joined["prompt_tokens"] > alone["prompt_tokens"] + 5
-
-
-def test_a_gguf_file_is_converted_once(demo_out, tmp_path, monkeypatch, complete, capfdbinary):
-    words = ("--prefix", "import os\nimport ", "-n", "4")
-    _, expected, _ = complete(*words)
-    monkeypatch.chdir(tmp_path)
-    for _ in range(2):
-        assert main(["complete", *words, "--model", str(demo_out / "gguf-f16.gguf")]) == 0
-        assert capfdbinary.readouterr().out == expected
-    made = list(tmp_path.glob("models/*/mlx-fp16/edge.json"))
-    assert len(made) == 1
-
-
 def test_a_greedy_completion_imports_nothing_heavy(tmp_path):
     """What takes a second and a half to import is what a completion took."""
     script = (

@@ -13,15 +13,11 @@ import edge
 from edge.errors import EdgeError
 from edge.generate.chat_prompt import can_chat
 from edge.generate.conversation import Conversation
-from edge.generate.sampling import GREEDY, Sampling
+from edge.generate.sampling import Sampling
 from edge.generate.transcript import Message
-from tests.support.drafters import lookup
 from tests.support.talk import DRAWN, WILD, asked, fresh, joined, some
 from tests.support.tiny import PLAIN, write_checkpoint
 
-REFUSES_SYSTEM = (
-    "{% if messages[0].role == 'system' %}{{ raise_exception('no system') }}{% endif %}"
-)
 # Of the demo with a shorter context.
 CONTEXT = 256
 
@@ -44,14 +40,6 @@ def short(demo_out, tmp_path_factory):
 @pytest.fixture
 def chat(loaded):
     return Conversation(*loaded)
-
-
-@pytest.fixture
-def template(loaded, monkeypatch):
-    """Puts something before the model's template."""
-    tokenizer = loaded[1]
-    own = tokenizer.chat_template
-    return lambda text: monkeypatch.setattr(tokenizer, "chat_template", text + own)
 
 
 @pytest.fixture
@@ -116,18 +104,6 @@ def test_an_answer_that_was_never_begun_did_not_happen(chat):
     assert [m.content for m in chat.messages if m.role == "user"] == ["two"]
 
 
-def test_nothing_can_be_changed_while_an_answer_is_under_way(chat):
-    events = chat.ask("class A:", sampling=DRAWN)
-    next(events)
-    changes = [chat.undo, chat.clear, chat.regenerate, lambda: chat.ask("b")]
-    changes += [lambda: chat.restore([]), lambda: setattr(chat, "system", "c")]
-    for change in changes:
-        with pytest.raises(EdgeError, match="under way"):
-            change()
-    events.close()
-    assert chat.undo() == Message("user", "class A:")
-
-
 def test_a_failure_before_anything_came_leaves_the_conversation_as_it_was(loaded, chat, fails):
     list(chat.ask("one", max_tokens=3))
     before = chat.messages
@@ -188,21 +164,6 @@ def test_a_base_model_is_referred_to_complete(tmp_path):
         Conversation(*base)
 
 
-def test_a_template_that_refuses_a_system_prompt_leaves_everything_as_it_was(loaded, template):
-    template(REFUSES_SYSTEM)
-    chat = Conversation(*loaded)
-    list(chat.ask("x", max_tokens=2))
-    before = chat.messages
-    for refused in (
-        lambda: Conversation(*loaded, system="s"),
-        lambda: setattr(chat, "system", "s"),
-        lambda: chat.restore([Message("system", "s"), *before]),
-    ):
-        with pytest.raises(EdgeError, match="takes no system prompt"):
-            refused()
-    assert (chat.system, chat.messages) == (None, before)
-
-
 # --- the cache
 
 
@@ -235,20 +196,6 @@ def test_every_answer_is_that_of_a_fresh_generation(loaded, steps, penalty):
         elif step == "ask" or chat.messages[1:]:
             ids, generated, answer = asked(chat, text, **options)
             assert (generated, answer) == fresh(loaded, ids, **options)
-
-
-@pytest.mark.parametrize("sampling", [GREEDY, DRAWN])
-def test_a_drafter_changes_no_answer(loaded, sampling):
-    """It sees the whole conversation, also what is not computed again."""
-    drafter, drafted = lookup(fixed=3), 0
-    chat = Conversation(*loaded, draft=drafter)
-    for question in ("for x in range(10):\n    print(x)\n", "for x in", "for x in range(1"):
-        options = {"sampling": sampling, "max_tokens": 12}
-        ids, generated, answer = asked(chat, question, **options)
-        assert (generated, answer) == fresh(loaded, ids, **options)
-        drafted += drafter.drafted
-    assert chat.reused_tokens > 20
-    assert drafted > 0
 
 
 def test_a_next_question_computes_itself_alone(loaded):
@@ -301,19 +248,6 @@ def test_the_oldest_turns_are_left_out_of_the_prompt(short):
     assert 1 < sum(changes) <= len(changes) // 2
     kept = [count for count, changed in zip(reused[1:], changes, strict=True) if not changed]
     assert min(kept) >= len(short[1].encode(f"0 {words(15)}"))
-
-
-def test_what_stays_takes_three_quarters_of_the_room_at_most(short):
-    chat = Conversation(*short)
-    while not chat.dropped_turns:
-        ids, _, _ = fill(chat, 20)
-    assert len(ids) <= 3 / 4 * (CONTEXT - 4)
-    # One turn fewer left out would have been too many.
-    assert len(chat._ids(chat._turns[:-1], chat.dropped_turns - 1)) > 3 / 4 * (CONTEXT - 4)
-    while len(chat.messages) > 4:
-        chat.undo()
-    list(chat.ask("x", max_tokens=1))
-    assert chat.dropped_turns == 0
 
 
 def test_the_last_question_may_take_the_room_of_the_answer(short):

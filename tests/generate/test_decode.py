@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from mlx_lm.generate import generate_step
 from mlx_lm.models.cache import RotatingKVCache, make_prompt_cache
-from mlx_lm.sample_utils import make_logits_processors, make_sampler
+from mlx_lm.sample_utils import make_logits_processors
 from mlx_lm.utils import load_model as load_peer
 
 from edge.errors import EdgeError
@@ -88,14 +88,6 @@ def test_greedy_is_mlx_lms(model, peer, ids):
     assert tokens(model, ids) == peer_tokens(peer, ids)
 
 
-@pytest.mark.parametrize("filters", [{}, {"top_p": 0.9, "top_k": 50}], ids=str)
-def test_sampled_is_mlx_lms_under_the_same_seed(model, peer, prompt, filters):
-    mx.random.seed(7)
-    expected = peer_tokens(peer, prompt, sampler=make_sampler(temp=0.8, **filters))
-    assert tokens(model, prompt, sampling=Sampling(0.8, seed=7, **filters)) == expected
-    assert tokens(model, prompt, sampling=Sampling(0.8, seed=8, **filters)) != expected
-
-
 @pytest.mark.parametrize("context", [4, 20, 200])
 def test_penalised_is_mlx_lms(model, peer, prompt, context):
     """The penalty counts the prompt, and forgets what left its window."""
@@ -139,18 +131,6 @@ def test_greedy_is_the_plain_loops(model, prompt, count):
     assert offsets(cache) == {len(prompt) + max(count - 1, 0)}
 
 
-@pytest.mark.parametrize("taken", [1, 5])
-def test_a_closed_generator_leaves_its_tokens_in_the_cache(model, prompt, taken):
-    expected, cache = tokens(model, prompt, max_tokens=20), make_prompt_cache(model)
-    running = generate_tokens(model, prompt, cache=cache, max_tokens=20)
-    found = list(itertools.islice(running, taken))
-    running.close()
-    assert offsets(cache) == {len(prompt) + taken}
-    for layer in cache:
-        layer.trim(1)
-    assert found + tokens(model, found[-1:], cache=cache, max_tokens=20 - taken) == expected
-
-
 @pytest.mark.parametrize("calls_before", [0, 1, 2, 7])
 def test_an_interrupt_between_two_layers_leaves_them_level(
     model, prompt, monkeypatch, calls_before
@@ -177,14 +157,6 @@ def test_an_interrupt_between_two_layers_leaves_them_level(
         layer.trim(min(1, length))  # so that there is a token to go on with
     again = (prompt + found)[cache[0].offset :]
     assert found + tokens(model, again, cache=cache, max_tokens=20 - len(found)) == expected
-
-
-def test_generation_ends_with_the_models_context(short, prompt):
-    long = (prompt * 9)[:61]
-    assert len(tokens(short, long, max_tokens=None)) == len(tokens(short, long)) == 3
-    cache = make_prompt_cache(short)
-    assert tokens(short, long, cache=cache, max_tokens=0) == []
-    assert len(tokens(short, [5], cache=cache)) == 2
 
 
 def test_a_prompt_that_fills_the_context_is_refused_with_the_numbers(short, prompt):

@@ -135,18 +135,6 @@ def test_so_are_names_that_the_tokenizer_does_not_flag():
 # --- the window
 
 
-def test_a_long_file_loses_its_far_ends(completer, prompts, held_out_text):
-    text = held_out_text * 2
-    half = len(text) // 2
-    done = completer.complete(text[:half], text[half:], context=["never"], max_tokens=16)
-    assert done.prompt_tokens <= CONTEXT - 16
-    prefix, suffix = prompts()[0].removesuffix("<fim_middle>").split("<fim_suffix>")
-    assert text[:half].endswith(prefix.removeprefix("<fim_prefix>"))
-    assert text[half:].startswith(suffix)
-    assert "never" not in prompts()[0]
-    assert len(prefix) > 2 * len(suffix) > 100
-
-
 def test_max_tokens_leaves_room_for_a_prompt(completer):
     for max_tokens in (0, CONTEXT - 3, 10**6):
         with pytest.raises(EdgeError, match="choose from 1 to 1020"):

@@ -157,14 +157,6 @@ def test_the_stop_does_not_depend_on_how_the_text_arrives(rules, text):
     assert last is None or 0 <= last.cut <= len(text)
 
 
-@given(CODE, CODE)
-def test_a_repeated_suffix_is_never_run_past(prefix, middle):
-    suffix = "\nreturn the_whole_of_the_result\n"
-    stop = StopRules(prefix, suffix).find_stop(middle + suffix + "more")
-    assert stop is not None
-    assert stop.cut <= len(middle)
-
-
 SOME = st.text("a()\n ='b", max_size=12)
 
 

@@ -75,7 +75,7 @@ def test_a_run_starts_without_mlx_lms_package(demo_out, sampling):
     code = (
         "import sys; from edge.model.load import load_model\n"
         "from edge.generate.decode import generate_tokens\n"
-        "from edge.generate.lookup import PromptLookup\n"
+        "from edge.generate.speculate import PromptLookup\n"
         "from edge.generate.sampling import Sampling\n"
         f"model = load_model({str(demo_out / 'mlx-int4')!r})\n"
         f"how = {sampling!r}\n"

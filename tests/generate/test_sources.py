@@ -8,9 +8,8 @@ import pytest
 import edge
 from edge.generate.decode import generate_tokens
 from edge.generate.fim import Completer
-from edge.generate.prefix_cache import PrefixCache, common_length
 from edge.generate.sampling import GREEDY, Sampling
-from edge.generate.sources import LlamaSource, MlxSource
+from edge.generate.sources import LlamaSource, MlxSource, PrefixCache, common_length
 from edge.llama_cpp.session import LlamaSession
 from edge.model.kv_cache import make_cache
 
@@ -89,24 +88,6 @@ def test_a_closed_generation_knows_what_it_holds(source, ids):
     ahead = isinstance(source, MlxSource)
     assert held(source) == [*ids[:-3], *made][: None if ahead else -1]
     assert list(source.generate(ids, 4, GREEDY)[1]) == first
-
-
-def test_after_an_interrupt_in_llama_cpp_everything_is_computed_again(session, ids, monkeypatch):
-    source = LlamaSource(session, CONTEXT)
-    source.reset()
-    first = list(source.generate(ids, 4, GREEDY)[1])
-    decode = session.decode
-
-    def interrupted(part):
-        decode(part)
-        raise KeyboardInterrupt
-
-    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(session, "decode", interrupted)
-        list(source.generate([*ids, 5, 6], 4, GREEDY)[1])
-    assert source.held == []
-    reused, tokens = source.generate(ids, 4, GREEDY)
-    assert (reused, list(tokens)) == (0, first)
 
 
 def test_a_middle_is_the_same_on_both(session, loaded):

@@ -1,34 +1,35 @@
 """Speculation changes no text: greedy, seeded, penalised, wherever it ends."""
 
 import contextlib
-import inspect
 import itertools
-import json
-import os
 import random
-import textwrap
 
 import mlx.core as mx
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 import edge
 from edge.generate import sampling as sampling_module
 from edge.generate.decode import generate_tokens
-from edge.generate.lookup import DraftLength
 from edge.generate.sampling import Sampling
-from edge.generate.speculate import agreed
-from edge.generate.stop import stop_ids
-from edge.generate.stream import stream_generate
+from edge.generate.speculate import (
+    LONGEST_MATCH,
+    MOST_PROPOSED,
+    RETRY_TOKENS,
+    DraftLength,
+    NgramIndex,
+    PromptLookup,
+    agreed,
+)
+from edge.generate.stream import stop_ids, stream_generate
 from edge.model.kv_cache import make_cache
 from tests.support.drafters import Oracle, Wrong, lookup, tiny
 from tests.support.talk import ids_of
 from tests.support.tiny import LLAMA, PLAIN
 
+
 # Hundreds of prompts take minutes: EDGE_SPECULATION_CASES=200 for 330 of each artefact.
-CASES = int(os.environ.get("EDGE_SPECULATION_CASES", "9"))
-SOURCES = [inspect.getsource(module) for module in (textwrap, contextlib, json.encoder)]
-
-
 @pytest.fixture(scope="module")
 def loaded(demo_out):
     return edge.load(demo_out / "mlx-fp16")
@@ -52,32 +53,7 @@ def offsets(cache):
     return {layer.offset for layer in cache}
 
 
-def code_prompts(tokenizer, rng):
-    """Pieces of the standard library, from a place on that differs."""
-    texts = [list(tokenizer.encode(source)) for source in SOURCES]
-    for _ in range(CASES):
-        text = rng.choice(texts)
-        begin = rng.randrange(len(text) - 24)
-        yield text[begin : begin + 24]
-
-
 # --- the text is the plain one
-
-
-@pytest.mark.parametrize("name", ["mlx-fp16", "mlx-int4"])
-def test_greedy_text_of_the_demo(demo_out, name):
-    model, tokenizer = edge.load(demo_out / name)
-    draft, accepted, rng = lookup(), 0, random.Random(5)
-    prompts = [
-        *code_prompts(tokenizer, rng),
-        *([rng.randrange(4096) for _ in range(12)] for _ in range(CASES // 3)),
-        *([rng.randrange(4096) for _ in range(4)] * 4 for _ in range(CASES // 3)),
-    ]
-    for ids in prompts:
-        plain = tokens(model, ids, max_tokens=16)
-        assert tokens(model, ids, max_tokens=16, draft=draft) == plain
-        accepted += draft.accepted
-    assert accepted > CASES
 
 
 @pytest.mark.parametrize("raw", [PLAIN, LLAMA], ids=["stablelm", "llama"])
@@ -114,15 +90,6 @@ def test_seeded_and_penalised_text(loaded, prompt, sampling, wrong_every):
     assert tokens(loaded[0], prompt, **options, draft=draft) == plain
     assert draft.accepted > 48 * (0.25 if wrong_every == 2 else 0.5)
     assert draft.accepted < draft.drafted or wrong_every > 5
-
-
-def test_without_a_seed_one_number_is_drawn_from_mlxs_state(loaded, prompt):
-    options, after = {"sampling": Sampling(0.8), "max_tokens": 30}, []
-    for draft in (None, lookup()):
-        mx.random.seed(3)
-        found = tokens(loaded[0], prompt, **options, draft=draft)
-        after.append((found, mx.random.uniform().item()))
-    assert after[0] == after[1]
 
 
 # --- wherever it ends
@@ -247,3 +214,93 @@ def test_a_stop_token_in_an_accepted_run_ends_the_text(loaded, prompt, monkeypat
     assert ids_of(events) == wanted
     assert events[-1].finish == "stop token"
     assert offsets(cache) == {len(prompt) + len(wanted)}
+
+
+TEXTS = st.lists(st.integers(0, 3), max_size=60)
+
+
+def scanned_source(ids, longest):
+    """Where the latest earlier occurrence of the longest n-gram at the end is followed up."""
+    for size in range(min(longest, len(ids)), 0, -1):
+        for end in range(len(ids) - 1, size - 1, -1):
+            if ids[end - size : end] == ids[-size:]:
+                return end
+    return None
+
+
+def scanned_match(ids, source):
+    length = 0
+    while length < min(source, LONGEST_MATCH) and ids[source - 1 - length] == ids[-1 - length]:
+        length += 1
+    return length
+
+
+def copied(ids, source, count):
+    text = list(ids)
+    for place in range(source, source + count):
+        text.append(text[place])
+    return text[len(ids) :]
+
+
+@given(TEXTS, st.integers(1, 5), st.integers(1, 12))
+def test_the_index_finds_what_a_scan_finds(ids, longest, count):
+    index = NgramIndex(longest)
+    for end, token in enumerate(ids, 1):
+        index.extend([token])
+        text = ids[:end]
+        source = scanned_source(text, longest)
+        if source is None:
+            assert (index.match_length(), index.continuation(count)) == (0, [])
+        else:
+            assert index.match_length() == scanned_match(text, source)
+            assert index.continuation(count) == copied(text, source, count)
+
+
+@given(TEXTS, TEXTS, st.booleans())
+def test_a_later_generation_finds_what_a_new_drafter_finds(first, second, continues):
+    used, new = PromptLookup(), PromptLookup()
+    used.begin(first)
+    used.extend([9, 9])
+    ids = [*first, 9, 9, *second] if continues else second
+    used.begin(ids)
+    new.begin(ids)
+    assert (used.kind(), used.propose(4)) == (new.kind(), new.propose(4))
+
+
+@pytest.mark.parametrize(("matched", "kind"), [(0, None), (1, 1), (2, 2), (3, 2), (9, 4), (40, 5)])
+def test_longer_matches_are_of_other_kinds(matched, kind):
+    lookup = PromptLookup()
+    run = list(range(100, 100 + matched))
+    lookup.begin([*run, 1, 2, *run])  # without a run the end is new
+    assert lookup.kind() == kind
+
+
+# --- how many proposals
+
+
+def measured(pass_s, proposals, counts, rounds=20):
+    """A length that saw steps of a second, passes of so many, and hits and misses by kind."""
+    length = DraftLength()
+    for _ in range(rounds):
+        length.saw_step(1.0)
+        length.saw_pass(proposals, pass_s)
+        for kind, (hits, misses) in counts.items():
+            length.saw_proposals(kind, hits, misses)
+    return length
+
+
+def test_the_length_that_pays_is_chosen():
+    length = measured(2.0, 4, {1: (0, 1), 2: (1, 1), 3: (20, 0)}, rounds=40)
+    assert length.pass_cost(4) == 2.0  # a quarter of a step for each proposal
+    assert length.best(1, 99) == 0
+    assert 1 <= length.best(2, 99) <= 2
+    assert length.best(3, 99) == MOST_PROPOSED
+    assert length.best(3, 2) == 2 and length.best(3, 0) == 0
+
+
+def test_expensive_passes_are_given_up_and_tried_again_later():
+    length = measured(2.0, 1, {0: (20, 0), 1: (0, 20)})  # two positions take as long as two steps
+    for step in range(1, 2 * RETRY_TOKENS):
+        length.saw_step(1.0)
+        assert (length.best(0, 9) > 0) == (step >= RETRY_TOKENS), step
+        assert length.best(1, 9) == 0

@@ -2,7 +2,7 @@
 
 import mlx.core as mx
 
-from edge.generate.lookup import MOST_PROPOSED, DraftLength, PromptLookup
+from edge.generate.speculate import MOST_PROPOSED, DraftLength, PromptLookup
 from edge.model.config import ModelConfig
 from edge.model.stablelm import Model
 from tests.support.tiny import random_tensors
