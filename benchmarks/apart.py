@@ -1,4 +1,4 @@
-"""What is timed, each in a process of its own.
+"""Contenders in turn, each in a process of its own where that matters.
 
 mlx-lm runs with the BLAS that MLX comes with, edge with its own (edge/linux_cpu.py): one
 process has one of them. The processes take turns, so at any time one of them computes.
@@ -7,11 +7,14 @@ process has one of them. The processes take turns, so at any time one of them co
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Mapping
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import ExitStack, contextmanager
 from functools import partial
 from multiprocessing import get_context
+from typing import NamedTuple, TypeVar
 
 from edge.linux_cpu import KEEP_BLAS, blas
 
@@ -19,6 +22,43 @@ from edge.linux_cpu import KEEP_BLAS, blas
 Speeds = dict[str, float]
 # Prepares in the process that will run it what every round then calls.
 Make = Callable[[], Callable[[], Speeds]]
+Found = TypeVar("Found")
+
+
+class Used(NamedTuple):
+    """What a process took: wall and processor seconds, peak resident gigabytes."""
+
+    wall_s: float
+    cpu_s: float
+    peak_gb: float
+
+
+def in_turn(
+    calls: Mapping[str, Callable[[], Found]], rounds: int, warmups: int = 1
+) -> dict[str, list[Found]]:
+    """Every call once per round, in an order that turns; warm-up rounds do not count."""
+    names = list(calls)
+    results: dict[str, list[Found]] = {name: [] for name in names}
+    for turn in range(-warmups, rounds):
+        for name in names[turn % len(names) :] + names[: turn % len(names)]:
+            found = calls[name]()
+            if turn >= 0:
+                results[name].append(found)
+    return results
+
+
+def run_process(command: Sequence[str], out: str, environment: Mapping[str, str]) -> Used:
+    """Run a whole process, its stdout in a file; exits where it fails."""
+    begin = time.monotonic()
+    flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC
+    actions = [(os.POSIX_SPAWN_OPEN, 1, out, flags, 0o644)]
+    pid = os.posix_spawn(command[0], list(command), environment, file_actions=actions)
+    _, status, usage = os.wait4(pid, 0)
+    if status:
+        sys.exit(f"{' '.join(command)} failed")
+    unit = 1 if sys.platform == "darwin" else 1024
+    wall_s = time.monotonic() - begin
+    return Used(wall_s, usage.ru_utime + usage.ru_stime, usage.ru_maxrss * unit / 1e9)
 
 
 @contextmanager

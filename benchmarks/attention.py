@@ -21,6 +21,7 @@ import edge  # noqa: F401  before MLX, which it prepares
 
 # isort: split
 import mlx.core as mx
+from apart import in_turn
 from mlx_lm.models.base import scaled_dot_product_attention
 from mlx_lm.models.cache import KVCache, QuantizedKVCache
 
@@ -81,20 +82,6 @@ def _timed_s(call: Callable[[], None]) -> float:
     begin = time.perf_counter()
     call()
     return time.perf_counter() - begin
-
-
-def in_turn(
-    calls: Mapping[str, Callable[[], float]], rounds: int, warmups: int = 1
-) -> dict[str, list[float]]:
-    """Each call's seconds, every round starting with another one."""
-    names, seconds = list(calls), {name: [] for name in calls}
-    for number in range(warmups + rounds):
-        first = number % len(names)
-        for name in names[first:] + names[:first]:
-            took = calls[name]()
-            if number >= warmups:
-                seconds[name].append(took)
-    return seconds
 
 
 def report(title: str, seconds: Mapping[str, Sequence[float]], peer: str = "mlx-lm") -> None:

@@ -16,9 +16,11 @@ import shutil
 import statistics
 import sys
 import tempfile
-import time
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
+
+from apart import Used, in_turn, run_process
 
 from edge.convert.checkpoint import Corrections, open_checkpoint
 from edge.convert.stream import Block, blocks
@@ -60,22 +62,11 @@ def write_source(name: str, layers: int, folder: Path) -> None:
         (folder / file).write_bytes(content)
 
 
-def run(command: Sequence[str], out: Path) -> tuple[float, float]:
-    """Seconds and peak resident gigabytes of one command."""
+def run(command: Sequence[str], out: Path) -> Used:
+    """One command, its folder emptied before."""
     shutil.rmtree(out, ignore_errors=True)
     out.mkdir()
-    begin = time.monotonic()
-    pid = os.posix_spawn(
-        command[0],
-        list(command),
-        os.environ,
-        file_actions=[(os.POSIX_SPAWN_OPEN, 1, os.devnull, os.O_WRONLY, 0)],
-    )
-    _, status, usage = os.wait4(pid, 0)
-    if status:
-        sys.exit(f"{' '.join(command)} failed")
-    unit = 1 if sys.platform == "darwin" else 1024
-    return time.monotonic() - begin, usage.ru_maxrss * unit / 1e9
+    return run_process(command, os.devnull, os.environ)
 
 
 def main() -> None:
@@ -91,15 +82,13 @@ def main() -> None:
         write_source(args.model, args.layers, source)
         timed = commands(source, out)
         names = [n for n in timed if not (args.ours_only and n.startswith("mlx_lm"))]
-        results: dict[str, list[tuple[float, float]]] = {name: [] for name in names}
-        for turn in range(args.rounds):
-            for name in names[turn % len(names) :] + names[: turn % len(names)]:
-                results[name].append(run(timed[name], out))
+        calls = {name: partial(run, timed[name], out) for name in names}
+        results = in_turn(calls, args.rounds, warmups=0)
     print(f"{args.model}, {args.layers} layers, bfloat16 source, {args.rounds} rounds")
     for name, measured in results.items():
-        seconds = [s for s, _ in measured]
+        seconds = [used.wall_s for used in measured]
         spread = f"{min(seconds):.1f} to {max(seconds):.1f}"
-        peak = max(gigabytes for _, gigabytes in measured)
+        peak = max(used.peak_gb for used in measured)
         print(f"{name:<18} {statistics.median(seconds):6.1f} s ({spread}), peak {peak:.2f} GB")
 
 

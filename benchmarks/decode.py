@@ -35,7 +35,7 @@ import edge  # noqa: F401  before MLX, which it prepares
 # isort: split
 import attention
 import mlx.core as mx
-from apart import Make, Speeds, apart
+from apart import Make, Speeds, apart, in_turn
 from mlx_lm.generate import generate_step
 from mlx_lm.models.cache import make_prompt_cache, trim_prompt_cache
 from mlx_lm.sample_utils import make_sampler
@@ -144,18 +144,6 @@ def step_round(call: Callable[[], None]) -> Speeds:
     for _ in range(STEPS_PER_ROUND):
         call()
     return {"step_per_s": STEPS_PER_ROUND / (time.monotonic() - begin)}
-
-
-def in_turn(calls: Mapping[str, Callable[[], Speeds]], rounds: int) -> dict[str, list[Speeds]]:
-    """Every call once per round, in an order that turns; one round before does not count."""
-    names = list(calls)
-    results: dict[str, list[Speeds]] = {name: [] for name in names}
-    for turn in range(-1, rounds):
-        for name in names[turn % len(names) :] + names[: turn % len(names)]:
-            speeds = calls[name]()
-            if turn >= 0:
-                results[name].append(speeds)
-    return results
 
 
 def compared(title: str, results: Mapping[str, Sequence[Speeds]]) -> list[dict[str, Any]]:

@@ -23,6 +23,8 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
+from apart import run_process  # noqa: E402
+
 from edge.profile.check import check  # noqa: E402
 from tests.support.profiles import CHIPS, make_profile, typed  # noqa: E402
 
@@ -74,21 +76,6 @@ def spoilt(text: str, number: int) -> str:
     return text[: len(text) // 2] if number == 99 else text
 
 
-def load(folder: Path, out: Path) -> tuple[float, float, float]:
-    """Wall seconds, processor seconds and peak resident gigabytes of one whole process."""
-    begin = time.monotonic()
-    actions = [(os.POSIX_SPAWN_OPEN, 1, str(out), os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644)]
-    command = [sys.executable, "-c", LOAD, str(folder)]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    pid = os.posix_spawn(command[0], command, environment, file_actions=actions)
-    _, status, usage = os.wait4(pid, 0)
-    if status:
-        sys.exit("the comparison failed")
-    unit = 1 if sys.platform == "darwin" else 1024
-    peak_gb = usage.ru_maxrss * unit / 1e9
-    return time.monotonic() - begin, usage.ru_utime + usage.ru_stime, peak_gb
-
-
 def run(folder: Path, count: int, rounds: int) -> None:
     """Generate, check a sample, time."""
     total = write(folder, count)
@@ -96,7 +83,9 @@ def run(folder: Path, count: int, rounds: int) -> None:
     if faults := check([folder / "00" / "0.json"], names=()).faults:
         sys.exit(f"the generated profiles are not valid: {faults[0]}")
     for number in range(rounds):
-        wall_s, cpu_s, peak_gb = load(folder, folder / "summary.md")
+        command = [sys.executable, "-c", LOAD, str(folder)]
+        environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+        wall_s, cpu_s, peak_gb = run_process(command, str(folder / "summary.md"), environment)
         lines = len((folder / "summary.md").read_text(encoding="utf-8").splitlines())
         print(
             f"run {number + 1}: {wall_s:.1f} s wall, {cpu_s:.1f} s processor, "

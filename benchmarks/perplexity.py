@@ -33,7 +33,7 @@ import edge  # noqa: F401  before MLX, which it prepares
 import decode
 import mlx.core as mx
 import numpy as np
-from apart import Make, Speeds, apart
+from apart import Make, Speeds, apart, in_turn
 from mlx_lm.perplexity import eval_ppl
 from mlx_lm.utils import load_model as load_peer
 
@@ -100,7 +100,7 @@ def measure(args: argparse.Namespace, artefact: Path) -> list[dict[str, Any]]:
         name: partial(make, name, artefact, ids, args.batch) for name in (OURS, WITH_KL, PEER)
     }
     with apart(makes, {PEER}) as calls:
-        results = decode.in_turn(calls, args.rounds)
+        results = in_turn(calls, args.rounds)
     found = {name: [r.pop("perplexity") for r in rounds][-1] for name, rounds in results.items()}
     for name, perplexity in found.items():
         if abs(perplexity / found[PEER] - 1) > AGREEMENT:

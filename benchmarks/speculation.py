@@ -25,7 +25,8 @@ import statistics
 import tempfile
 import textwrap
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +34,7 @@ import edge  # noqa: F401  before MLX, which it prepares
 
 # isort: split
 import mlx.core as mx
+from apart import in_turn
 
 from edge.convert.artefacts.recipes import RECIPES
 from edge.convert.checkpoint import Corrections, open_checkpoint
@@ -51,8 +53,6 @@ BEGINNINGS = (
     "class Server:\n    def __init__(self, host, port):\n",
     "import argparse\n\n\ndef main():\n",
 )
-# A drafter of one kind, made once for all rounds: what it learnt is kept, as in a conversation.
-Drafters = dict[str, Callable[[], PromptLookup | None]]
 
 
 class Editor:
@@ -126,27 +126,27 @@ def run(
 
 def measure(model: Any, prompt: Sequence[int], args: argparse.Namespace, sampling: Sampling) -> str:
     """One line: every loop once per round, in an order that turns; the round before is lost."""
-    drafters: dict[str, PromptLookup | None] = {
+    # Made once for all rounds: what a drafter learnt is kept, as in a conversation.
+    lookup = PromptLookup()
+    drafters = {
         "plain": None,
-        "lookup": PromptLookup(),
+        "lookup": lookup,
         "always 4": PromptLookup(length=DraftLength(fixed=4)),
     }
-    rates: dict[str, list[float]] = {name: [] for name in drafters}
-    expected, drafted, accepted, names = None, 0, 0, list(drafters)
-    for turn in range(-1, args.rounds):
-        for name in names[turn % 3 :] + names[: turn % 3]:
-            draft = drafters[name]
-            rate, tokens = run(model, prompt, args.tokens, sampling, draft)
-            if tokens != (expected := expected or tokens):
-                raise EdgeError(f"{name} gave another text; report it with the artefact.")
-            if turn >= 0:
-                rates[name].append(rate)
-            if name == "lookup" and draft is not None:
-                drafted, accepted = draft.drafted, draft.accepted
+    calls = {
+        name: partial(run, model, prompt, args.tokens, sampling, draft)
+        for name, draft in drafters.items()
+    }
+    found = in_turn(calls, args.rounds)
+    expected = found["plain"][0][1]
+    for name, runs in found.items():
+        if any(tokens != expected for _, tokens in runs):
+            raise EdgeError(f"{name} gave another text; report it with the artefact.")
+    rates = {name: [rate for rate, _ in runs] for name, runs in found.items()}
     plain = statistics.median(rates["plain"])
-    share = f"{accepted / drafted:4.0%}" if drafted else "  - "
-    ratios = [statistics.median(rates[name]) / plain for name in names[1:]]
-    return f"{plain:8.1f} tok/s {ratios[0]:7.2f} {drafted:6d} {share} {ratios[1]:10.2f}"
+    share = f"{lookup.accepted / lookup.drafted:4.0%}" if lookup.drafted else "  - "
+    ratios = [statistics.median(rates[name]) / plain for name in ("lookup", "always 4")]
+    return f"{plain:8.1f} tok/s {ratios[0]:7.2f} {lookup.drafted:6d} {share} {ratios[1]:10.2f}"
 
 
 def report(path: Path, args: argparse.Namespace) -> None:

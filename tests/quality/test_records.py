@@ -38,9 +38,6 @@ def test_results_are_there_again_unless_they_are_forgotten(tmp_path):
     assert records(folder) == ALL
     assert records(folder, fingerprint="cd") == records(folder, reference="mlx-fp16") == {}
     assert records(folder, again=True) == records(folder) == {}
-    kept = records(None)
-    kept.add("one", ALL["one"])
-    assert kept["one"] == ALL["one"]
 
 
 def test_file_cut_anywhere_is_read_and_continued(tmp_path):

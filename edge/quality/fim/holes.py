@@ -32,7 +32,8 @@ from edge.errors import EdgeError
 from edge.formats.files import read_small_file, strict_json
 from edge.quality.corpus import SourceText
 
-KINDS = SINGLE_LINE, MULTI_LINE = "single-line", "multi-line"
+SINGLE_LINE = "single-line"
+KINDS = (SINGLE_LINE, "multi-line")
 LEAST_BREAKS, MOST_BREAKS = 2, 6
 # After so many vain draws there is hardly anything to find.
 MOST_ATTEMPTS = 1000
