@@ -72,9 +72,9 @@ def foreign(tmp_path):
 # --- list
 
 
-@pytest.mark.parametrize("kind", ["demo", "synthetic:stable-code-3b", "gptq", "foreign"])
-def test_every_artefact_is_listed_with_its_size(typed, request, kind):
-    model = kind if kind == "demo" or ":" in kind else request.getfixturevalue(kind)
+@pytest.mark.parametrize("kind", ["demo", "gptq"])
+def test_every_artefact_is_listed_with_its_size(typed, gptq, kind):
+    model = gptq if kind == "gptq" else kind
     rows = typed.json(model, "--list")
     assert [row["artefact"] for row in rows] == list(RECIPES)
     assert all(row["weight_bytes"] > 0 and row["bits_per_weight"] > 0 for row in rows)
@@ -85,14 +85,6 @@ def test_every_artefact_is_listed_with_its_size(typed, request, kind):
     exact = [line.split()[0] for line in lines if "keeps the source's own values" in line]
     assert [r["artefact"] for r in rows if r["exact"]] == exact
     assert not Path("models").exists()
-
-
-def test_layers_and_group_size_change_the_list(typed):
-    whole = typed.json("synthetic:stable-code-3b", "--list")
-    one = typed.json("synthetic:stable-code-3b", "--list", "--layers", "1")
-    assert one[0]["weight_bytes"] < whole[0]["weight_bytes"] / 6
-    wide = {r["artefact"]: r for r in typed.json("demo", "--list", "--group-size", "128")}
-    assert wide["mlx-int4"]["bits_per_weight"] == pytest.approx(4.25, abs=0.05)
 
 
 # --- convert
@@ -172,16 +164,9 @@ def test_a_fixed_copy(typed, foreign):
     words = (foreign, "--to", "gguf-mended")
     (made,) = typed.json(*words)
     path = Path("models/stable-code-3b/gguf-mended.gguf")
-    assert made == {
-        "artefact": "gguf-mended",
-        "path": str(path),
-        "kept": False,
-        "file_bytes": path.stat().st_size,
-        "notes": [
-            "rotary base 1000000, context 16384; every tensor is the source's, byte for byte."
-        ],
-        "warnings": [],
-    }
+    note = "rotary base 1000000, context 16384; every tensor is the source's, byte for byte."
+    expected = {"artefact": "gguf-mended", "path": str(path), "kept": False, "warnings": []}
+    assert made == {**expected, "file_bytes": path.stat().st_size, "notes": [note]}
     assert "--force" in typed.sentence(*words)
     assert typed(*words, "--force").stdout.startswith(f"made {path} (")
     assert "as it should be" in typed(foreign, "--verify", path).stdout
@@ -219,12 +204,6 @@ def test_verify_in_text_json_and_exit_codes(typed, tiny):
     assert "no manifest" in typed.sentence("--verify", tiny)
 
 
-def test_verify_finds_the_demo_by_itself(typed, demo_out):
-    found = typed.json("--verify", demo_out / "gguf-q6_k.gguf")
-    assert found["compared_tensors"] == 48
-    assert found["remarks"] == []
-
-
 # --- what cannot be
 
 
@@ -232,22 +211,17 @@ def test_verify_finds_the_demo_by_itself(typed, demo_out):
     ("words", "expected"),
     [
         ("demo --revision main", "--revision is for models on the hub"),
-        ("tiny --revision main", "--revision is for models on the hub"),
         ("demo --layers 2", "--layers is for synthetic models"),
         ("demo --requantise", "--requantise is for quantised sources, and demo is none"),
         ("demo --to mlx-fp16 --group-size 64", "--group-size bears on none"),
         ("demo --to mlx-int4 --imatrix x", "--imatrix bears on none"),
-        ("demo --to gguf-f16 --imatrix x", "--imatrix bears on none"),
         ("demo --to gguf-q4_0 --imatrix x", "x is not a file; give --imatrix one"),
         ("demo --to gguf-f16 --calibrate gptq", "--calibrate bears on none"),
         ("demo --to mlx-int3 --calibrate gptq", "gptq cannot make 3 bits; choose from 2, 4, 8"),
         ("demo --to mlx-int4 --calibration x", "--calibration needs --calibrate"),
         ("demo --to mlx-int4 --calibrate gptq --calibration x", "x is missing; check the path"),
         ("demo --list --to mlx-int4", "--to has no effect when listing"),
-        ("demo --list --force", "--force has no effect when listing"),
         ("demo --verify x --out y", "--out has no effect when verifying"),
-        ("demo --verify x --rope-theta 1", "--rope-theta has no effect"),
-        ("x.gguf --to gguf-mended --layers 2", "--layers has no effect when fixing"),
         ("x.gguf --to gguf-mended --imatrix y", "--imatrix has no effect when fixing"),
         ("synthetic:gpt-5", "no synthetic shape 'gpt-5'; choose from stable-code-3b"),
     ],
@@ -262,7 +236,6 @@ def test_options_that_cannot_be_used(typed, tiny, words, expected):
     [
         ("demo --group-size 48", "--group-size: invalid choice: 48"),
         ("demo --calibrate awq", "--calibrate: invalid choice: 'awq'"),
-        ("demo --rope-theta 0", "--rope-theta: '0' is not a number"),
         ("demo --rope-theta nan", "--rope-theta: 'nan' is not a number"),
         ("demo --rope-theta 1e39", "--rope-theta: '1e39' is not a number"),
         ("demo --context 99999999999", "--context: 99999999999 is more than"),

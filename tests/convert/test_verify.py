@@ -30,7 +30,7 @@ from edge.errors import EdgeError
 from edge.formats.gguf import read_gguf
 from edge.formats.safetensors import read_header
 from tests.support.gptq_packer import STABLELM, Settings, write_gptq
-from tests.support.tiny import CONFIGS, PLAIN, write_checkpoint
+from tests.support.tiny import PLAIN, write_checkpoint
 
 MADE = (
     *("mlx-fp16", "mlx-bf16", "mlx-int8", "mlx-int4", "mlx-int2", "mlx-mixed_2_6"),
@@ -144,13 +144,6 @@ def test_whole_artefacts_have_no_problems(made, tiny, name):
     assert seen[-1] == 1.0
 
 
-def test_every_switch_of_the_family_verifies(tmp_path):
-    for name in ("qk-layernorm", "parallel", "tied", "stablelm-2-12b"):
-        source = write_checkpoint(tmp_path / name, CONFIGS[name])
-        for path in run(source, tmp_path / f"{name}-out", "mlx-int4", "mlx-bf16", "gguf-bf16"):
-            assert check(path, source).problems == (), path
-
-
 def test_the_worst_tensors_come_first(made, tiny):
     found = check(made["mlx-int4"], tiny)
     weights = open_checkpoint(str(made["mlx-int4"])).weights
@@ -209,15 +202,9 @@ def test_lengths_missing_and_strange_files(made, tmp_path):
     ] == (strange)
     (other / "tokenizer_config.json").unlink()
     assert "tokenizer_config.json is missing" in check(other, None).problems[0]
-
-
-def test_an_artefact_without_manifest_is_refused(made, tmp_path):
-    other = copy_of(made["mlx-int4"], tmp_path)
     (other / MLX_FILE).unlink()
     with pytest.raises(EdgeError, match=r"mlx-int4 has no manifest of edge"):
         check(other, None)
-    with pytest.raises(EdgeError, match=r"nowhere is missing; check the path"):
-        check(tmp_path / "nowhere", None)
 
 
 # --- what only the comparison can tell
@@ -276,8 +263,9 @@ def test_learning_may_move_norms(tiny, made, tmp_path):
 def test_exact_artefacts_are_compared_bit_for_bit(gptq, tmp_path):
     source, artefact = gptq
     found = check(artefact, source)
-    assert found.manifest.exact
-    assert found.problems == ()
+    assert (found.manifest.exact, found.problems) == (True, ())
+    for path in run(source, artefact.parent, "mlx-fp16", "mlx-int8", "gguf-f16", "gguf-q8_0"):
+        assert check(path, source).problems == ()  # rounded again
     stem = "model.layers.1.mlp.down_proj"
     for part in (f"{stem}.weight", f"{stem}.scales", f"{stem}.biases"):
         other = copy_of(artefact, tmp_path / part)
@@ -294,12 +282,6 @@ def test_exact_artefacts_are_compared_bit_for_bit(gptq, tmp_path):
         "model.layers.1.mlp.gate_proj.weight",
         "model.layers.1.mlp.up_proj.weight",
     }
-
-
-def test_rounded_artefacts_of_a_quantised_source_verify(gptq):
-    source, artefact = gptq
-    for path in run(source, artefact.parent, "mlx-fp16", "mlx-int8", "gguf-f16", "gguf-q8_0"):
-        assert check(path, source).problems == ()
 
 
 # --- the source
