@@ -29,7 +29,10 @@ def test_qkv_bias_is_decided_by_the_tensors(tmp_path):
 
 
 def test_the_fingerprint_sees_one_changed_weight_file(tmp_path):
-    paths = [write_checkpoint(tmp_path / name, PLAIN, seed) for name, seed in zip("abc", (0, 0, 1), strict=True)]
+    paths = [
+        write_checkpoint(tmp_path / name, PLAIN, seed)
+        for name, seed in zip("abc", (0, 0, 1), strict=True)
+    ]
     first, same, other = (open_checkpoint(str(path)) for path in paths)
     assert first.fingerprint == same.fingerprint != other.fingerprint
     # A shard smaller than one sample.

@@ -9,12 +9,14 @@ import sys
 import numpy as np
 import psutil
 import pytest
-from gguf import GGUFWriter
 
 from edge.convert.artefacts.recipes import RECIPES
+from edge.convert.checkpoint import open_checkpoint
+from edge.convert.convert import convert
 from edge.llama_cpp import quantise as module
 from edge.llama_cpp.quantise import fallback_warning, quantise, run_quantiser
 from edge.llama_cpp.session import LlamaSession
+from tests.support.tiny import PLAIN, write_checkpoint
 
 Q4_0, Q8_0, Q4_K_M, Q6_K = 2, 7, 15, 18
 QUANTISED = [r for r in RECIPES.values() if not r.is_mlx and not r.is_float]
@@ -46,31 +48,6 @@ def test_rows_read_in_small_pieces_give_the_same_file(tmp_path, f16, monkeypatch
     assert (tmp_path / "whole").read_bytes() == (tmp_path / "pieces").read_bytes()
 
 
-def odd_model(width: int, path):
-    """A model of zeros whose rows have `width` weights."""
-    shapes = {"token_embd.weight": (64, width), "output.weight": (64, width)}
-    shapes |= {"output_norm.weight": (width,), "output_norm.bias": (width,)}
-    shapes |= {f"blk.0.attn_{name}.weight": (width, width) for name in ("q", "k", "v", "output")}
-    shapes |= {f"blk.0.ffn_{name}.weight": (width, width) for name in ("gate", "up", "down")}
-    writer = GGUFWriter(str(path), "stablelm")
-    writer.add_file_type(1)
-    writer.add_context_length(64)
-    writer.add_embedding_length(width)
-    writer.add_block_count(1)
-    writer.add_feed_forward_length(width)
-    writer.add_rope_dimension_count(width // 8)
-    writer.add_head_count(2)
-    writer.add_head_count_kv(2)
-    writer.add_layer_norm_eps(1e-5)
-    for name, shape in shapes.items():
-        writer.add_tensor(name, np.zeros(shape, np.float16 if len(shape) > 1 else np.float32))
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
-    return path
-
-
 @pytest.mark.parametrize(
     ("width", "file_type", "kind"),
     [
@@ -82,14 +59,18 @@ def odd_model(width: int, path):
     ],
 )
 def test_rows_that_blocks_do_not_divide_are_reported(tmp_path, width, file_type, kind):
-    source, out = odd_model(width, tmp_path / "odd.gguf"), tmp_path / "out.gguf"
-    quantise(source, out, file_type, lambda _: None)
+    heads = {"num_attention_heads": 2, "num_key_value_heads": 2, "num_hidden_layers": 1}
+    raw = {**PLAIN, "hidden_size": width, "intermediate_size": width, **heads}
+    checkpoint = open_checkpoint(str(write_checkpoint(tmp_path / "odd", raw)))
+    (made,) = convert(checkpoint, [RECIPES["gguf-f16"]], tmp_path, lambda *_: None)
+    out = tmp_path / "out.gguf"
+    quantise(made.path, out, file_type, lambda _: None)
     warning = fallback_warning(out, file_type)
     if kind is None:
         assert warning is None
     else:  # seven of the block, embedding, head
         assert "stored 9 tensors in other types" in warning
-        assert f".weight: {kind})" in warning
+        assert f"(output.weight: {kind})" in warning
 
 
 def test_an_interrupt_ends_the_child(tmp_path, f16):

@@ -7,10 +7,9 @@ import shutil
 import mlx.core as mx
 import numpy as np
 import pytest
-from mlx import nn
 from mlx_lm.utils import load as mlx_lm_load
 
-from edge.convert.artefacts.learned import bundled_text, learn, network, sequences
+from edge.convert.artefacts.learned import bundled_text, learn, sequences
 from edge.convert.artefacts.recipes import RECIPES
 from edge.errors import EdgeError
 from edge.model.config import ModelConfig
@@ -56,12 +55,12 @@ def run(path, bits=4, group_size=32, count=8, seed=0, progress=lambda _: None):
     return learn(path, recipe, sequences(Letters(), TEXT, 32, count, seed), progress)
 
 
-def save(source, learned, out):
+def save(source, learned, out, bits=4):
     """An artefact with the learned tensors, as the MLX writer lays it out."""
     shutil.copytree(source, out)
     mx.save_safetensors(str(out / "model.safetensors"), learned, {"format": "mlx"})
     config = json.loads((source / "config.json").read_text())
-    quantization = {"group_size": 32, "bits": 4, "mode": "affine"}
+    quantization = {"group_size": 32, "bits": bits, "mode": "affine"}
     config["quantization"] = config["quantization_config"] = quantization
     (out / "config.json").write_text(json.dumps(config))
     return out
@@ -80,18 +79,10 @@ def rounded(path, bits=4):
     return tensors
 
 
-def error(path, tensors, bits=4):
+def error(path, artefact):
     """Mean squared difference of the logits from the float model's, on a text not learned from."""
-    config = ModelConfig.from_dict(json.loads((path / "config.json").read_text()))
-    exact, approximate = network(config), network(config)
-    exact.load_weights(str(path / "model.safetensors"))
-    stems = {name.removesuffix(".scales") for name in tensors if name.endswith(".scales")}
-    nn.quantize(
-        approximate, group_size=32, bits=bits, class_predicate=lambda name, _: name in stems
-    )
-    approximate.load_weights(list(tensors.items()))
-    approximate.set_dtype(mx.float32)
-    return mx.square(exact(HELD_OUT) - approximate(HELD_OUT)).mean().item()
+    exact, approximate = (load_model(p, mx.float32)(HELD_OUT) for p in (path, artefact))
+    return mx.square(exact - approximate).mean().item()
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
@@ -107,7 +98,8 @@ def test_learning_is_closer_than_rounding_and_runs_everywhere(tmp_path, variant,
     if variant == "tied":  # mlx-lm's StableLM has no tied head
         return
     # The embedding's rounding error, which GPTQ leaves as it is, is a part of both.
-    assert error(path, learned) < 0.95 * error(path, rounded(path))
+    plain = save(path, rounded(path), tmp_path / "rounded")
+    assert error(path, artefact) < 0.95 * error(path, plain)
     model, _ = mlx_lm_load(str(artefact))
     model.set_dtype(mx.float32)
     np.testing.assert_allclose(np.array(model(HELD_OUT)), np.array(ours), atol=2e-4)
@@ -116,8 +108,9 @@ def test_learning_is_closer_than_rounding_and_runs_everywhere(tmp_path, variant,
 @pytest.mark.parametrize("bits", [2, 8])
 def test_other_widths(tmp_path, bits):
     path = write(tmp_path / "m", WIDE)
-    # At 8 bits there is next to nothing to learn.
-    assert error(path, run(path, bits), bits) < 1.05 * error(path, rounded(path, bits), bits)
+    learned = save(path, run(path, bits), tmp_path / "learned", bits)
+    plain = save(path, rounded(path, bits), tmp_path / "plain", bits)
+    assert error(path, learned) < 1.05 * error(path, plain)  # at 8 bits there is little to learn
 
 
 def test_the_pieces_decide_and_progress_rises(tmp_path):
