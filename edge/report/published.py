@@ -6,24 +6,15 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from edge.device.chips import find_chip
-from edge.profile.profile import Profile, Quantity, Row
+from edge.profile.profile import Profile, Row
 from edge.profile.published import PublishedRow, is_published_model, table11, table11_rows
 from edge.report.table import Cell, Table, number_cell
 from edge.text import escape, plain, share
 
 HEAD = (
-    "Framework",
-    "Precision",
-    "Published (tok/s)",
-    "Ours (tok/s)",
-    "Ours / published",
-    "Published (W)",
-    "Ours (W)",
-    "Published (J/token)",
-    "Ours (J/token)",
-    "Published, of M2 Pro",
-    "Published, of M2 Max",
-    "Ours, of this device",
+    *("Framework", "Precision", "Published (tok/s)", "Ours (tok/s)", "Ours / published"),
+    *("Published (W)", "Ours (W)", "Published (J/token)", "Ours (J/token)"),
+    *("Published, of M2 Pro", "Published, of M2 Max", "Ours, of this device"),
 )
 
 
@@ -48,10 +39,9 @@ def table11_beside(profile: Profile) -> Beside:
 
 
 def _cells(published: PublishedRow, row: Row | None) -> tuple[Cell, ...]:
-    rate, power, joules = (
-        _median(None if row is None else getattr(row, name))
-        for name in ("decode_tok_s", "power_w", "joules_per_token")
-    )
+    names = ("decode_tok_s", "power_w", "joules_per_token")
+    quantities = [None if row is None else getattr(row, name) for name in names]
+    rate, power, joules = (None if q is None else q.median for q in quantities)
     ratio = None if rate is None else rate / published.decode_tok_s
     reached = None if row is None else row.bandwidth_fraction
     shares = [*(published.share_of(gb_s) for gb_s in _candidates().values()), reached]
@@ -67,10 +57,6 @@ def _cells(published: PublishedRow, row: Row | None) -> tuple[Cell, ...]:
         number_cell(joules),
         *(Cell(share(value), value) for value in shares),
     )
-
-
-def _median(quantity: Quantity | None) -> float | None:
-    return None if quantity is None else quantity.median
 
 
 def _candidates() -> dict[str, float]:

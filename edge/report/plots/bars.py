@@ -68,7 +68,7 @@ def throughput(profile: Profile) -> fig.NamedFigure | str:
         for y, theirs in published.items():
             axes.plot([theirs] * 2, [y - 0.42, y + 0.42], color="white", linewidth=4, zorder=4)
             axes.plot([theirs] * 2, [y - 0.42, y + 0.42], color=fig.INK, linewidth=2, zorder=5)
-        handles = [*_dot_handles(trials), *_mark_handles(published), *_hatched_handles(bars)]
+        handles = _handles(bars, any(trials), bool(published))
         handles = fig.engine_handles([row.engine for row in rows], *handles)
         caption = _throughput_caption(rows, known, limit, bool(published))
         return fig.finish(figure, "throughput", "Decode throughput", profile, handles, *caption)
@@ -76,7 +76,7 @@ def throughput(profile: Profile) -> fig.NamedFigure | str:
 
 def _rate_bar(row: Row, rate: Spread, trials: Sequence[float], limit: float) -> Bar:
     text = number(rate.median) + ("" if row.verdict == "VALID" else f"  {row.verdict}")
-    end = min(max(rate.high, rate.median, *trials), limit) if trials else rate.median
+    end = min(max(rate.high, rate.median, *trials), limit)
     return Bar(rate.median, text, end, is_hatched=not row.counts)
 
 
@@ -138,7 +138,9 @@ def roofline(profile: Profile) -> fig.NamedFigure | str:
             axes.axvline(peak, color=fig.INK, linewidth=1.4, linestyle="--", zorder=3)
         names = ", ".join(f"{peak:g}" for peak in peaks[:3])
         line = Line2D([], [], color=fig.INK, linestyle="--", label=f"peak, {names} GB/s")
-        handles = fig.engine_handles([row.engine for row in rows], line, *_hatched_handles(bars))
+        handles = fig.engine_handles(
+            [row.engine for row in rows], line, *_handles(bars, False, False)
+        )
         caption = _roofline_caption(profile, rows, bars)
         return fig.finish(figure, "roofline", "Roofline", profile, handles, *caption)
 
@@ -243,20 +245,16 @@ def _folded(label: str) -> str:
     return "\n".join(lines[:2] if len(lines) < 3 else [lines[0], f"{lines[1][:-1]}…"])
 
 
-def _dot_handles(trials: Sequence[Sequence[float]]) -> list[Line2D]:
-    look: dict[str, Any] = {"marker": "o", "ls": "", "color": fig.INK, "markersize": 3.5}
-    return [Line2D([], [], label="a trial", **look)] if any(trials) else []
-
-
-def _mark_handles(published: dict[int, float]) -> list[Line2D]:
-    label = f"published (Table {table11()['source']['table']})"
-    look: dict[str, Any] = {"marker": "|", "ls": "", "color": fig.INK, "markersize": 11, "mew": 2}
-    return [Line2D([], [], label=label, **look)] if published else []
-
-
-def _hatched_handles(bars: Sequence[Bar | str]) -> list[Patch]:
+def _handles(bars: Sequence[Bar | str], has_trials: bool, has_marks: bool) -> list[Any]:
+    """The legend's entries beside the engines'."""
+    dots: dict[str, Any] = {"marker": "o", "markersize": 3.5, "label": "a trial"}
+    marks: dict[str, Any] = {"marker": "|", "markersize": 11, "mew": 2}
+    marks["label"] = f"published (Table {table11()['source']['table']})"
+    shown = [look for look, wanted in ((dots, has_trials), (marks, has_marks)) if wanted]
+    handles: list[Any] = [Line2D([], [], ls="", color=fig.INK, **look) for look in shown]
     hatched = [bar for bar in bars if isinstance(bar, Bar) and bar.is_hatched]
-    if not hatched:
-        return []
-    label = "above the peak: an error" if any(bar.is_error for bar in hatched) else INVALID
-    return [Patch(facecolor="white", edgecolor=fig.ERROR, hatch="////", label=label)]
+    if hatched:
+        label = "above the peak: an error" if any(bar.is_error for bar in hatched) else INVALID
+        hatch = Patch(facecolor="white", edgecolor=fig.ERROR, hatch="////", label=label)
+        handles.append(hatch)
+    return handles
