@@ -113,29 +113,27 @@ def _engine(package: str) -> Engine:
     return Engine(package, version, None, f"multiplies with {blas()}" if on_cpu else None)
 
 
-def _wrong_wheel(device: Device) -> list[str]:
+def _wrong_wheel(device: Device) -> Iterator[str]:
     """M5 and later have matrix kernels that only one of MLX's two wheels brings."""
     tag, generation = mlx_metal_tag(), re.match(r"Apple M(\d+)", device.name)
-    if tag is None or generation is None or int(generation[1]) < 5 or "macosx_26" in tag:
-        return []
-    command = install_command("--force-reinstall mlx-metal")
-    return [
-        f"mlx: the wheel for {tag} lacks the matrix kernels of {device.name}: on macOS 26 or newer "
-        f"type {command}"
-    ]
+    if tag and generation and int(generation[1]) >= 5 and "macosx_26" not in tag:
+        command = install_command("--force-reinstall mlx-metal")
+        yield (
+            f"mlx: the wheel for {tag} lacks the matrix kernels of {device.name}: on macOS 26 or "
+            f"newer type {command}"
+        )
 
 
-def _missing_room(disk_bytes: float, memory_bytes: float) -> list[str]:
-    rooms = (
+def _missing_room(disk_bytes: float, memory_bytes: float) -> Iterator[str]:
+    for name, have, need in (
         ("disk space", disk_bytes, TABLE_11_DISK_BYTES),
         ("free memory", memory_bytes, TABLE_11_MEMORY_BYTES),
-    )
-    return [
-        f"{name}: {have / 1e9:.1f} GB, and Table 11 of Stable Code 3B needs {need / 1e9:.0f} GB; "
-        f"make room or measure fewer artefacts"
-        for name, have, need in rooms
-        if have < need
-    ]
+    ):
+        if have < need:
+            yield (
+                f"{name}: {have / 1e9:.1f} GB, and Table 11 of Stable Code 3B needs "
+                f"{need / 1e9:.0f} GB; make room or measure fewer artefacts"
+            )
 
 
 def _report(findings: Findings) -> Iterator[str]:

@@ -238,7 +238,7 @@ def test_options_that_cannot_be_used(typed, tiny, words, expected):
         ("demo --calibrate awq", "--calibrate: invalid choice: 'awq'"),
         ("demo --rope-theta nan", "--rope-theta: 'nan' is not a number"),
         ("demo --rope-theta 1e39", "--rope-theta: '1e39' is not a number"),
-        ("demo --context 99999999999", "--context: 99999999999 is more than"),
+        ("demo --context 99999999999", "--context: '99999999999' is not a whole number"),
         ("demo --layers 0", "--layers: '0' is not a whole number"),
         ("demo --list --verify x", "--verify: not allowed with argument --list"),
         ("--to mlx-int4 demo", "MODEL goes before the artefacts"),

@@ -144,7 +144,7 @@ def test_a_mac_has_its_own_sources(monkeypatch):
 )
 def test_a_wheel_without_the_chips_kernels_is_named(chip, tag, warned, monkeypatch):
     monkeypatch.setattr(doctor, "mlx_metal_tag", lambda: tag)
-    found = doctor._wrong_wheel(replace(MAC, name=chip))
+    found = list(doctor._wrong_wheel(replace(MAC, name=chip)))
     assert len(found) == warned
     if warned:
         assert "macosx_14_0_arm64 lacks the matrix kernels of Apple M5 Pro" in found[0]

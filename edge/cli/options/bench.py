@@ -107,7 +107,9 @@ def _add_compare(group: argparse._ArgumentGroup) -> None:
 
 
 def _percent(text: str) -> float:
-    return shared.number(0.0, 99.999, "a percentage from 0 to below 100")(text.removesuffix("%"))
+    below_100 = shared.number(0.0, 99.999, "a percentage from 0 to below 100")
+    percent: float = below_100(text.removesuffix("%"))
+    return percent
 
 
 def _add_times(group: argparse._ArgumentGroup) -> None:

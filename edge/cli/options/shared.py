@@ -35,29 +35,14 @@ def new_parser(epilog: str | None = None) -> argparse.ArgumentParser:
 # --- types
 
 
-def whole_number(least: int) -> Callable[[str], int]:
-    """An argparse type: a whole number of at least `least`."""
-
-    def parse(text: str) -> int:
-        try:
-            value = int(text)
-        except ValueError:
-            value = least - 1
-        if value < least:
-            raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of at least {least}")
-        if value > LARGEST_COUNT:
-            raise argparse.ArgumentTypeError(f"{text} is more than {LARGEST_COUNT}")
-        return value
-
-    return parse
-
-
-def number(least: float, most: float, meaning: str) -> Callable[[str], float]:
+def number(
+    least: float, most: float, meaning: str, kind: Callable[[str], float] = float
+) -> Callable[[str], Any]:
     """An argparse type: a number from `least` to `most`, described by `meaning` in the error."""
 
     def parse(text: str) -> float:
         try:
-            value = float(text)
+            value = kind(text)
         except ValueError:
             value = math.nan
         if not least <= value <= most:
@@ -65,6 +50,12 @@ def number(least: float, most: float, meaning: str) -> Callable[[str], float]:
         return value
 
     return parse
+
+
+def whole_number(least: int) -> Callable[[str], int]:
+    """An argparse type: a whole number of at least `least`."""
+    meaning = f"a whole number of at least {least} and at most {LARGEST_COUNT}"
+    return number(least, LARGEST_COUNT, meaning, int)
 
 
 seconds = number(0.0, 86400.0, "a number of seconds from 0 to a day")
