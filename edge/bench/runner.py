@@ -66,23 +66,6 @@ class ProcessRun:
     power_lost: str | None = None
 
 
-@dataclass
-class Results:
-    """What was measured so far; `runs` has a list per row, in the order of the rounds."""
-
-    order: list[list[int]]
-    runs: list[list[ProcessRun]]
-    idle_before: Idle | None = None
-    idle_after: Idle | None = None
-    finished: bool = False
-
-    @property
-    def idle_w(self) -> float | None:
-        """Mean of the idle power before and after, as far as measured."""
-        known = [idle.watts for idle in (self.idle_before, self.idle_after) if idle is not None]
-        return sum(known) / len(known) if known else None
-
-
 @contextmanager
 def stopped_by_sigterm() -> Iterator[None]:
     """Let SIGTERM end this process as Ctrl-C does: its worker and its meter end with it."""
@@ -204,36 +187,46 @@ class Run:
     has_power: bool = False
     warn: Callable[[str], None] = lambda _: None
     run_job: RunJob = run_job
-    results: Results = field(init=False)
+    # The rows' numbers in running order, one list per round; and a list per row of what was run.
+    order: list[list[int]] = field(init=False)
+    runs: list[list[ProcessRun]] = field(init=False)
+    idle_before: Idle | None = None
+    idle_after: Idle | None = None
+    finished: bool = False
 
     def __post_init__(self) -> None:
         # Each round is a permutation of its own: what a row finds (heat, caches, memory in pieces)
         # depends on the row before it, and a fixed order would make that part of the result.
         rng, rows = random.Random(f"order {self.seed}"), range(len(self.jobs))
-        order = [rng.sample(rows, len(rows)) for _ in range(self.rounds)]
-        self.results = Results(order, [[] for _ in rows])
+        self.order = [rng.sample(rows, len(rows)) for _ in range(self.rounds)]
+        self.runs = [[] for _ in rows]
+
+    @property
+    def idle_w(self) -> float | None:
+        """Mean of the idle power before and after, as far as measured."""
+        known = [idle.watts for idle in (self.idle_before, self.idle_after) if idle is not None]
+        return sum(known) / len(known) if known else None
 
     def run_rounds(
         self, on_process: Callable[[int], None], on_trial: Callable[[int, Trial], None]
     ) -> None:
         """Measure everything; the callbacks are told a row's number after each process or trial."""
-        results = self.results
-        results.idle_before = measure_idle(self.idle_s, self.new_meter)
-        for round_number, order in enumerate(results.order):
+        self.idle_before = measure_idle(self.idle_s, self.new_meter)
+        for round_number, order in enumerate(self.order):
             for row in order:
-                if not any(run.outcome.failure for run in results.runs[row]):
-                    results.runs[row].append(self._process(row, round_number, on_trial))
+                if not any(run.outcome.failure for run in self.runs[row]):
+                    self.runs[row].append(self._process(row, round_number, on_trial))
                     on_process(row)
-        if results.idle_before is not None:
-            cool_down(self.cooldown_s, self.new_meter, results.idle_before)
-            results.idle_after = measure_idle(self.idle_s, self.new_meter)
-        results.finished = True
+        if self.idle_before is not None:
+            cool_down(self.cooldown_s, self.new_meter, self.idle_before)
+            self.idle_after = measure_idle(self.idle_s, self.new_meter)
+        self.finished = True
 
     def _process(
         self, row: int, round_number: int, on_trial: Callable[[int, Trial], None]
     ) -> ProcessRun:
         """One process, the meter running around it."""
-        cooldown = cool_down(self.cooldown_s, self.new_meter, self.results.idle_before)
+        cooldown = cool_down(self.cooldown_s, self.new_meter, self.idle_before)
         job = replace(self.jobs[row], round=round_number)
         before, (meter, lost) = read_state(), self._started_meter()
         try:
@@ -253,7 +246,7 @@ class Run:
         lost = meter.unavailable
         meter = self.new_meter()  # the next source, where there is one
         meter.start()
-        if not any(run.power_lost for runs in self.results.runs for run in runs):
+        if not any(run.power_lost for runs in self.runs for run in runs):
             instead = f"; {meter.source} goes on" if meter.unavailable is None else ""
             self.warn(f"power is no longer measured: {lost}{instead}")
         return meter, lost

@@ -77,14 +77,14 @@ def run(args: argparse.Namespace) -> int:
     with stopped_by_sigterm(), progress_bars() as progress:
         keep_awake()
         subjects = _convert(args, checkpoint, progress)
-        rows = [(job, subjects[recipe.name]) for job, recipe in planned]
-        jobs = [job for job, _ in rows]
+        jobs = [job for job, _ in planned]
         forget_probes()  # converting or downloading can take longer than sudo's ticket lasts
         run = _new_run(args, jobs, new_meter, has_power)
         references = _references(checkpoint, jobs) if args.check else None
         profile = _new_profile(args, checkpoint)
         context = Context(rounds=run.rounds, references=references)
-        writer = ProfileWriter(profile, rows, run.results, args.save, context)
+        of_rows = [subjects[recipe.name] for _, recipe in planned]
+        writer = ProfileWriter(profile, run, of_rows, args.save, context)
         run.run_rounds(writer.update, _progress_of(writer, run, progress))
         writer.finish()
         if args.quality is not None:

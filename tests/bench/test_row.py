@@ -38,7 +38,10 @@ def test_quantities_are_medians_over_the_counted_trials():
     assert row.prefill_tok_s.median == 5.0
     assert row.ttft_s.median == 2.0
     assert [trial.warmup for trial in row.trials] == [True, False, False, False]
+    assert row.token_latency_ms == pytest.approx({"p50": 1000.0, "p90": 1050.0, "p99": 1050.0})
     assert row.bytes_per_token == 1000 + 101 * 10
+    joint = row_of(job=replace(JOB, workload=Workload(10, 3, 100, joint=True)))
+    assert joint.bytes_per_token == 1000 + 111 * 10  # the cache holds the prompt too
     json.dumps(msgspec.to_builtins(row), allow_nan=False)
 
 
@@ -52,32 +55,18 @@ def test_summary():
 
 
 def test_the_interval_takes_each_process_as_one():
-    runs = [process([trial_at(10 * r + i, 1.0 + r / 10) for i in range(2)], r) for r in range(3)]
+    peaks = {"peak_memory_bytes": 9, "peak_device_bytes": 4}
+    runs = [
+        process([trial_at(10 * r + i, 1.0 + r / 10) for i in range(2)], r, **(peaks if r else {}))
+        for r in range(3)
+    ]
     row = build_row(SUBJECT, JOB, runs, Context(rounds=3))
     means = [1 / (1.0 + r / 10) for r in range(3)]
     assert row.decode_tok_s.ci95 == pytest.approx(interval(means))
     assert row.decode_tok_s.n == 6
     assert [p.round for p in row.processes] == [0, 1, 2]
+    assert (row.peak_memory_bytes, row.peak_device_bytes) == (9, 4)  # the most of any round
     assert [t.round for t in row.trials] == [0, 0, 1, 1, 2, 2]
-
-
-def test_a_joint_workloads_cache_holds_the_prompt_too():
-    row = row_of(job=replace(JOB, workload=Workload(10, 3, 100, joint=True)))
-    assert row.bytes_per_token == 1000 + 111 * 10
-
-
-def test_percentiles_of_single_tokens():
-    row = row_of([trial_at(0, 9.0, warmup=True), trial_at(1, 1.0), trial_at(2, 2.0)])
-    assert row.token_latency_ms == pytest.approx({"p50": 1500.0, "p90": 2000.0, "p99": 2000.0})
-
-
-def test_memory_is_the_most_of_any_round():
-    runs = [
-        process(THREE, 0, peak_memory_bytes=9, peak_device_bytes=4),
-        process(THREE, 1, peak_memory_bytes=8, peak_device_bytes=5),
-    ]
-    row = build_row(SUBJECT, JOB, runs, Context(rounds=2))
-    assert (row.peak_memory_bytes, row.peak_device_bytes) == (9, 5)
 
 
 def test_remarks_of_conversion_and_engine_are_reasons():

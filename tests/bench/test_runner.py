@@ -144,7 +144,7 @@ def test_what_cannot_be_loaded_is_a_failed_row(tmp_path):
     os.truncate(path / "model.safetensors", 8 + len(header) + (2 << 38))  # sparse
     assert "m needs" in run_job(job("mlx", path), 120).failure
     missing = run_job(job("llama.cpp", tmp_path / "no.gguf"), 60)
-    assert "no.gguf cannot be read" in missing.failure
+    assert "no.gguf" in missing.failure
 
 
 def test_a_window_is_filled_with_passes_and_the_caches_bits_arrive(demo_out):
@@ -230,46 +230,46 @@ def go(monkeypatch):
         meter = new_meter(fake) if new_meter else fake.new_meter
         run = Run(JOBS, rounds, meter, run_job=workers, **settings)
         run.run_rounds(reported.append, lambda *_: None)
-        return run.results, workers.ran, reported, fake
+        return run, workers.ran, reported, fake
 
     return go
 
 
 def test_orders_are_seeded_permutations():
-    orders, again, other = (Run(JOBS[:1] * 5, 20, None, seed).results.order for seed in (3, 3, 4))
+    orders, again, other = (Run(JOBS[:1] * 5, 20, None, seed).order for seed in (3, 3, 4))
     assert all(sorted(order) == [0, 1, 2, 3, 4] for order in orders)
     assert orders == again != other
     assert {order[order.index(0) - 1] for order in orders} == {1, 2, 3, 4}
 
 
 def test_every_row_runs_in_every_round_in_the_recorded_order(go):
-    results, ran, reported, fake = go(3, seed=5)
-    assert ran == [("abc"[row], n) for n, order in enumerate(results.order) for row in order]
-    assert reported == [row for order in results.order for row in order]
-    assert [[r.round for r in runs] for runs in results.runs] == [[0, 1, 2]] * 3
-    assert results.finished
+    run, ran, reported, fake = go(3, seed=5)
+    assert ran == [("abc"[row], n) for n, order in enumerate(run.order) for row in order]
+    assert reported == [row for order in run.order for row in order]
+    assert [[r.round for r in runs] for runs in run.runs] == [[0, 1, 2]] * 3
+    assert run.finished
     assert fake.slept == []  # there is no meter
-    assert results.idle_w is None
+    assert run.idle_w is None
 
 
 def test_a_row_that_fails_is_not_run_again_and_the_rest_completes(go):
-    results, ran, *_ = go(3, dies=[("b", 1)])
-    assert [len(runs) for runs in results.runs] == [3, 2, 3]
+    run, ran, *_ = go(3, dies=[("b", 1)])
+    assert [len(runs) for runs in run.runs] == [3, 2, 3]
     assert ("b", 2) not in ran
-    rows = [build_row(SUBJECT, JOBS[i], results.runs[i], Context(3)) for i in range(3)]
+    rows = [build_row(SUBJECT, JOBS[i], run.runs[i], Context(3)) for i in range(3)]
     assert [row.verdict == "INVALID" for row in rows] == [False, True, False]
 
 
 def test_power_is_measured_around_every_process_and_idle_before_and_after(go):
-    results, *_ = go(2, machine={"watts": 6.0})
-    assert results.idle_w == pytest.approx(6.0)
-    assert results.idle_before.seconds == results.idle_after.seconds == 10.0
-    row = build_row(SUBJECT, JOBS[0], results.runs[0], Context(2, idle_w=results.idle_w))
+    run, *_ = go(2, machine={"watts": 6.0})
+    assert run.idle_w == pytest.approx(6.0)
+    assert run.idle_before.seconds == run.idle_after.seconds == 10.0
+    row = build_row(SUBJECT, JOBS[0], run.runs[0], Context(2, idle_w=run.idle_w))
     assert row.power_w.median == pytest.approx(6.0)
     assert row.joules_per_token_net.median == pytest.approx(0.0, abs=1e-9)
     assert row.power.source == "fake"
-    results, *_ = go(1, machine={"thermal": ["heavy", "heavy", "nominal"]})
-    assert results.runs[results.order[0][0]][0].cooldown.waited_s == 2.0
+    run, *_ = go(1, machine={"thermal": ["heavy", "heavy", "nominal"]})
+    assert run.runs[run.order[0][0]][0].cooldown.waited_s == 2.0
 
 
 def test_ctrl_c_stops_the_meter(monkeypatch):
@@ -311,12 +311,12 @@ def test_power_that_is_lost_is_said_at_once_and_in_the_rows(go, then):
     """The first process has a meter, the next none, then the next source where there is one."""
     said = []
     settings = {"idle_s": 0, "has_power": True, "warn": said.append}
-    results, *_ = go(1, new_meter=failing_meters(1, then), **settings)
+    run, *_ = go(1, new_meter=failing_meters(1, then), **settings)
     instead = "; fake goes on" if then else ""
     assert said == [f"power is no longer measured: sudo wants a password{instead}"]
-    first, second, _ = (results.runs[i][0] for i in results.order[0])
+    first, second, _ = (run.runs[i][0] for i in run.order[0])
     assert (first.power_lost, second.power_lost) == (None, "sudo wants a password")
-    before, after = (build_row(SUBJECT, JOBS[0], [run], Context(1)) for run in (first, second))
+    before, after = (build_row(SUBJECT, JOBS[0], [one], Context(1)) for one in (first, second))
     assert before.power_w.median == pytest.approx(5.0)
     assert "power was lost during the run: sudo wants a password" in after.reasons
     assert after.verdict == "WARN"

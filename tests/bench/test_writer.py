@@ -4,7 +4,7 @@ import pytest
 
 from edge.bench import writer as module
 from edge.bench.row import Context, build_row
-from edge.bench.runner import Results
+from edge.bench.runner import Run
 from edge.bench.writer import ProfileWriter
 from edge.device.describe import Bandwidth, Device
 from edge.profile.profile import Method, ModelInfo, Profile, read
@@ -25,14 +25,14 @@ def writer(tmp_path):
         method=Method(),
         rows=[],
     )
-    results = Results([[0, 1], [1, 0]], [[], []])
-    return ProfileWriter(profile, [(JOB, SUBJECT)] * 2, results, tmp_path, Context(rounds=2))
+    run = Run([JOB] * 2, 2, None)
+    return ProfileWriter(profile, run, [SUBJECT] * 2, tmp_path, Context(rounds=2))
 
 
 def measure(writer, row, number, seconds_per_token=1.0):
     trials = [trial_at(i, seconds_per_token) for i in (1, 2)]
     run = process(trials, number, Watts(), samples_of(7.0))
-    writer.results.runs[row].append(run)
+    writer.run.runs[row].append(run)
     writer.update(row)
 
 

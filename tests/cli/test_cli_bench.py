@@ -29,20 +29,6 @@ def planned(*words):
 
 
 @pytest.mark.parametrize(
-    ("flags", "engines"),
-    [([], ["mlx", "llama.cpp"]), (["--peers"], ["mlx", "mlx-lm", "llama.cpp"])],
-)
-def test_a_peer_is_its_own_row(flags, engines):
-    assert [job.engine for job in planned(*flags)] == engines
-
-
-@pytest.mark.parametrize("bits", [None, *KV_BITS])
-def test_the_bits_of_the_cache_are_in_the_job(bits):
-    flags = [] if bits is None else ["--kv-bits", str(bits)]
-    assert planned(*flags)[0].kv_bits == bits
-
-
-@pytest.mark.parametrize(
     ("flags", "expected"),
     [
         ([], [(512, 128)]),
@@ -62,11 +48,11 @@ def test_rows_times_workloads(flags, expected):
     ]
 
 
-def test_suites_are_those_of_the_options():
+def test_engines_cache_bits_and_suites_follow_the_flags():
+    assert [job.engine for job in planned("--peers")] == ["mlx", "mlx-lm", "llama.cpp"]
+    assert [planned("--kv-bits", str(bits))[0].kv_bits for bits in KV_BITS] == list(KV_BITS)
+    assert planned()[0].kv_bits is None
     assert tuple(workload.SUITES) == SUITES
-
-
-def test_a_suite_sets_the_workloads_itself():
     with pytest.raises(EdgeError, match="leave out -n"):
         planned("--suite", "quick", "-n", "9")
 
@@ -84,18 +70,10 @@ def test_a_suite_sets_the_workloads_itself():
 def test_trials_are_spread_over_rounds(flags, rounds, each):
     args, jobs = parsed(*flags), planned(*flags)
     assert {job.repetitions for job in jobs} == {each}
-    run = bench._new_run(args, jobs, lambda: NoMeter("none here"), has_power=False)
-    assert run.rounds == rounds
+    without, with_power = (bench._new_run(args, jobs, None, has_power) for has_power in (0, 1))
+    assert (without.rounds, without.idle_s, with_power.idle_s) == (rounds, 0, 10)
     method = bench._method(args)
     assert (method.processes_per_row, method.trials_per_process) == (rounds, each)
-
-
-@pytest.mark.parametrize(
-    ("has_power", "flags", "idle_s"), [(False, [], 0), (True, [], 10), (True, ["--idle", "0"], 0)]
-)
-def test_idle_power_is_measured_where_there_is_a_meter(has_power, flags, idle_s):
-    run = bench._new_run(parsed(*flags), planned(), lambda: NoMeter("none here"), has_power)
-    assert run.idle_s == idle_s
 
 
 @pytest.mark.parametrize(
@@ -212,6 +190,16 @@ def test_a_meters_watts_reach_the_profile(metered):
     assert window.joules["GPU"] / window.joules["CPU"] == pytest.approx(GPU_W / CPU_W, rel=0.1)
     joules = sum(window.joules.values()) / window.coverage
     assert row.joules_per_token.median == pytest.approx(joules / window.tokens)
+    share = row.decode_tok_s.median * row.bytes_per_token / 123e9
+    assert 0 < row.bandwidth_fraction == pytest.approx(share)
+    series = row.processes[0].power_series  # on the trials' clock
+    assert series.begin_ns[0] < trial.prefill_ns[0]
+    assert series.end_ns[-1] >= trial.pass_end_ns[-1]
+    assert set(series.milliwatts) == {"CPU", "GPU", "ANE"}
+    assert series.thermal[0].level == "nominal"
+    # A stand-in cannot pass for Apple's.
+    assert row.power.source == "powermetrics stand-in"
+    assert any("powermetrics is a stand-in here" in reason for reason in row.reasons)
 
 
 def test_net_energy_is_less_the_idle_power(metered):
@@ -224,33 +212,6 @@ def test_net_energy_is_less_the_idle_power(metered):
     window = row.counted[0].decode_energy
     assert gross_j - net_j == pytest.approx(idle["net_of_w"] * window.window_s / window.tokens)
     assert 0 < net_j < gross_j
-
-
-def test_a_stand_in_cannot_pass_for_apples(metered):
-    (row,) = metered.rows
-    assert row.power.source == "powermetrics stand-in"
-    assert row.power.boundary.startswith("CPU + GPU + ANE of the SoC, without DRAM")
-    claims = "powermetrics is a stand-in here"
-    assert [flag for flag in row.power.flags if claims in flag]
-    assert row.verdict == "WARN"
-    assert [reason for reason in row.reasons if claims in reason]
-
-
-def test_the_roofline_is_that_of_the_given_bandwidth(metered):
-    (row,) = metered.rows
-    rate = row.decode_tok_s.median
-    assert row.bandwidth_fraction == pytest.approx(rate * row.bytes_per_token / 123e9)
-    assert 0 < row.bandwidth_fraction < 1
-
-
-def test_the_meters_samples_are_on_the_trials_clock(metered):
-    (row,) = metered.rows
-    (process,), (trial,) = row.processes, row.counted
-    series = process.power_series
-    assert series.begin_ns[0] < trial.prefill_ns[0]
-    assert series.end_ns[-1] >= trial.pass_end_ns[-1]
-    assert set(series.milliwatts) == {"CPU", "GPU", "ANE"}
-    assert series.thermal[0].level == "nominal"
 
 
 # --- quality
