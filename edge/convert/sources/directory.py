@@ -13,8 +13,7 @@ from typing import Any
 
 from tokenizers import Tokenizer
 
-from edge.convert.sources.gptq import GptqWeights
-from edge.convert.sources.gptq_matrix import GptqSettings, parse_settings
+from edge.convert.sources.gptq import GptqSettings, GptqWeights, parse_settings
 from edge.convert.sources.mlx import MlxWeights
 from edge.convert.sources.weights import Opened, Weights, files_of
 from edge.errors import EdgeError
