@@ -1,6 +1,5 @@
 """GGUF files through the converter, with llama.cpp beside them."""
 
-import json
 from pathlib import Path
 
 import mlx.core as mx
@@ -14,7 +13,7 @@ from edge.convert.artefacts.recipes import MENDED
 from edge.convert.checkpoint import Corrections, open_checkpoint
 from edge.convert.sources.find import DEMO_PATH
 from edge.convert.sources.gguf import open_gguf
-from edge.convert.verify import find_origin, verify
+from edge.convert.verify import verify
 from edge.errors import EdgeError
 from tests.support.conversions import (
     edge_logits,
@@ -168,17 +167,3 @@ def test_a_missing_or_wrong_base_is_warned_about(foreign, tmp_path):
 )
 def test_context_and_name_give_stable_code_away(tmp_path, keys, count):
     assert len(doubts(write_tiny(tmp_path / "model.gguf", keys))) == count
-
-
-def test_the_base_can_be_given(files, foreign, tmp_path):
-    truth = llama_logits(widened(files["q8_0"], tmp_path / "f32.gguf"))
-    corrections = Corrections(rope_theta=STABLE_CODE_BASE)
-    (right,) = make(foreign, tmp_path / "right", "mlx-int8", corrections=corrections)
-    (wrong,) = make(foreign, tmp_path / "wrong", "mlx-int8")
-    assert np.abs(edge_logits(right.path) - truth).max() <= 5e-4
-    assert np.abs(edge_logits(wrong.path) - truth).max() > 0.1
-    assert json.loads((right.path / "config.json").read_text())["rope_theta"] == STABLE_CODE_BASE
-    assert read_manifest(right.path).corrections.rope_theta == STABLE_CODE_BASE
-    assert not verify(right.path, find_origin(right.path, str(foreign)), print).problems
-    with pytest.raises(EdgeError, match="from another checkpoint"):
-        make(foreign, tmp_path / "wrong", "mlx-int8", corrections=corrections)

@@ -308,9 +308,10 @@ def test_a_tensor_that_does_not_fit_is_refused(tmp_path, changes, words, quantis
     refused(path, words)
 
 
-@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
-@pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
-@pytest.mark.parametrize("name", [UP, "model.norm.bias", "model.embed_tokens.weight"])
+@pytest.mark.parametrize(
+    ("bad", "dtype"), [(np.nan, np.float16), (np.inf, np.float32), (-np.inf, np.float64)]
+)
+@pytest.mark.parametrize("name", [UP, "model.norm.bias"])
 def test_values_that_are_not_finite_are_named_with_their_tensor(tiny, bad, dtype, name):
     def change(tensors):
         tensors[name] = tensors[name].astype(dtype)
@@ -327,12 +328,6 @@ def test_broken_scales_of_mlx_are_named(mlx, part):
     edit_tensors(mlx, lambda tensors: tensors[name].put(5, np.nan))
     for names in (["mlx-int4"], ["mlx-fp16"], ["gguf-f16"]):
         refused(mlx, r"up_proj\.(weight|scales|biases).* not finite", names)
-
-
-@pytest.mark.parametrize("name", ["model.norm.scales", "model.norm.biases", "x.scales", "x_order"])
-def test_scales_of_nothing_are_refused(mlx, name):
-    edit_tensors(mlx, lambda tensors: tensors.update({name: np.zeros((64, 2), np.float16)}))
-    refused(mlx, name.split(".")[0])
 
 
 @pytest.mark.parametrize(

@@ -78,10 +78,6 @@ def downloads(hub, home, *asked, **more):
     return [a if isinstance(a, str) else (Path(a[0]), a[1]) for a in answers]
 
 
-def weights(answer):
-    return (answer[0] / WEIGHTS).read_bytes()
-
-
 @pytest.mark.parametrize(
     ("names", "chosen"),
     [
@@ -134,50 +130,6 @@ def test_what_is_there_is_used_without_a_network(hub, home, tiny):
     assert "o/n cannot be fetched from the hub" in missing
 
 
-def test_branches_and_commits(hub, home, tiny, tmp_path):
-    other = write_checkpoint(tmp_path / "other", PLAIN, seed=1)
-    hub.add(NAME, tiny)
-    hub.add(NAME, other, "gptq-4bit/32g")
-    commit = commit_of(hub.repos[NAME]["gptq-4bit/32g"])
-    answers = downloads(hub, home, (NAME, None), (NAME, "gptq-4bit/32g"), (NAME, commit))
-    assert weights(answers[0]) == (tiny / WEIGHTS).read_bytes()
-    assert weights(answers[1]) == (other / WEIGHTS).read_bytes()
-    assert answers[2] == answers[1] == (answers[1][0], commit)
-    assert hub.fetched().count("config.json") == 1  # the same file in both
-    hub.add(NAME, other)  # the branch moves
-    assert downloads(hub, home, (NAME, None)) == [answers[1]]
-
-
-def test_shards_come_as_the_index_names_them(hub, home, tiny):
-    tensors = load_file(tiny / WEIGHTS)
-    halves = {"a.safetensors": list(tensors)[:5], "b.safetensors": list(tensors)[5:]}
-    for file, names in halves.items():
-        save_file({name: tensors[name] for name in names}, tiny / file)
-    weight_map = {name: file for file, names in halves.items() for name in names}
-    (tiny / INDEX).write_text(json.dumps({"weight_map": weight_map}))
-    hub.add(NAME, tiny)
-    [(path, _)] = downloads(hub, home, (NAME, None))
-    assert sorted(p.name for p in path.glob("*.safetensors*")) == [*halves, INDEX]
-    assert WEIGHTS not in hub.fetched()
-    (path / "b.safetensors").resolve().unlink()  # the link to it stays
-    [answer] = downloads(hub, home, (NAME, None), HF_HUB_OFFLINE="1")
-    assert "holds no whole checkpoint" in answer
-    downloads(hub, home, (NAME, None))
-    assert (path / "b.safetensors").read_bytes() == (tiny / "b.safetensors").read_bytes()
-    assert [hub.fetched().count(file) for file in halves] == [1, 2]
-
-
-def test_a_broken_file_begins_again_in_the_next_run(hub, home, tiny):
-    hub.add(NAME, tiny)
-    hub.halves.add(WEIGHTS)
-    broken, whole = downloads(hub, home, (NAME, None), (NAME, None))
-    assert "should be of size 365632 but has size 182816" in broken
-    assert "run the command again" in broken
-    assert weights(whole) == (tiny / WEIGHTS).read_bytes()
-    assert hub.fetched().count(WEIGHTS) == 2
-    assert hub.fetched().count("tokenizer.json") == 1
-
-
 def test_each_refusal_says_what_to_do(hub, home, tiny):
     for name in ("gated", "refused", "off", "bare", "pickled", "without", "lying", "huge"):
         hub.add(f"o/{name}", tiny)
@@ -208,3 +160,32 @@ def test_each_refusal_says_what_to_do(hub, home, tiny):
         assert words in answer
     assert "GB free; make room or set HF_HOME" in answers[-1]
     assert WEIGHTS not in hub.fetched()
+
+
+def test_shards_branches_and_broken_files(hub, home, tiny, tmp_path):
+    other = write_checkpoint(tmp_path / "other", PLAIN, seed=1)
+    tensors = load_file(other / WEIGHTS)
+    halves = {"a.safetensors": list(tensors)[:5], "b.safetensors": list(tensors)[5:]}
+    for file, names in halves.items():
+        save_file({name: tensors[name] for name in names}, other / file)
+    weight_map = {name: file for file, names in halves.items() for name in names}
+    (other / INDEX).write_text(json.dumps({"weight_map": weight_map}))
+    hub.add(NAME, tiny)
+    hub.add(NAME, other, "gptq-4bit/32g")
+    hub.halves.add(WEIGHTS)
+    commit = commit_of(hub.repos[NAME]["gptq-4bit/32g"])
+    asked = ((NAME, None), (NAME, None), (NAME, "gptq-4bit/32g"), (NAME, commit))
+    broken, whole, branch, by_commit = downloads(hub, home, *asked)
+    assert "should be of size 365632 but has size 182816" in broken
+    assert "run the command again" in broken
+    assert (whole[0] / WEIGHTS).read_bytes() == (tiny / WEIGHTS).read_bytes()
+    assert by_commit == branch == (branch[0], commit)
+    assert sorted(p.name for p in branch[0].glob("*.safetensors*")) == [*halves, INDEX]
+    fetched = hub.fetched()
+    assert (fetched.count(WEIGHTS), fetched.count("tokenizer.json")) == (2, 1)
+    (branch[0] / "b.safetensors").resolve().unlink()  # the link to it stays
+    [answer] = downloads(hub, home, (NAME, commit), HF_HUB_OFFLINE="1")
+    assert "holds no whole checkpoint" in answer
+    hub.add(NAME, other)  # the branch moves
+    assert downloads(hub, home, (NAME, None)) == [branch]
+    assert [hub.fetched().count(file) for file in halves] == [1, 2]
