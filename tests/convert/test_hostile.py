@@ -14,20 +14,16 @@ import numpy as np
 import pytest
 
 from edge.convert.checkpoint import open_checkpoint
-from edge.errors import EdgeError
 from tests.support.foreign_gguf import write_tiny
-from tests.support.gptq_packer import Settings, write_gptq
 from tests.support.hostile import (
     MADE,
     UP,
     WEIGHTS,
     edit,
-    edit_header,
     edit_tensors,
-    limited,
     refused,
 )
-from tests.support.mutations import GPTQ, INDEX, SMALL
+from tests.support.mutations import INDEX, SMALL
 from tests.support.tiny import write_checkpoint
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -95,15 +91,6 @@ def test_what_is_not_a_file_is_refused(tiny, file, kind):
     assert file in refused(tiny, r"no file|leads out|circle|cannot be read")
 
 
-@pytest.mark.parametrize("name", ["x.gguf", "x.safetensors"])
-def test_a_pipe_is_not_waited_for(tiny, tmp_path, name):
-    os.mkfifo(tmp_path / name)
-    with limited(), pytest.raises(EdgeError, match="is a file but no"):
-        open_checkpoint(str(tmp_path / name))
-    os.mkfifo(tiny / "model-2.safetensors")
-    refused(tiny, r"model-2\.safetensors is no file")
-
-
 def test_what_a_file_says_reaches_no_terminal(tiny, tmp_path):
     """Escape sequences and line breaks are shown, and a flood is cut."""
     edit(tiny, "config.json", lambda raw: raw.update(hidden_act="\x1b[2J\nfine" + "x" * 10**6))
@@ -116,28 +103,14 @@ def test_what_a_file_says_reaches_no_terminal(tiny, tmp_path):
     assert all(warning.isprintable() for warning in warnings)
 
 
-# --- config.json
-
-
-@pytest.mark.parametrize("kind", ["plain", "mlx", "gptq", "heads"])
-def test_absurdly_many_tensors_are_not_listed(tmp_path, kind):
-    if kind == "gptq":
-        write_gptq(tmp_path / "m", GPTQ, Settings(group_size=32))
-    else:
-        write_checkpoint(tmp_path / "m", SMALL | ({"quantization": {}} if kind == "mlx" else {}))
+@pytest.mark.parametrize("kind", ["layers", "heads"])
+def test_absurdly_many_tensors_are_not_listed(tiny, kind):
     huge = {"num_hidden_layers": 2**30}
     if kind == "heads":
         huge = {"hidden_size": 2**30, "num_attention_heads": 2**29, "num_key_value_heads": 2**29}
         huge |= {"qk_layernorm": True, "partial_rotary_factor": 1.0}
-    edit(tmp_path / "m", "config.json", lambda raw: raw.update(huge))
-    refused(tmp_path / "m", "asks for .* layers .* files hold")
-
-
-@pytest.mark.parametrize("method", ["bitsandbytes", "awq", None, ["gptq"], 5])
-def test_other_quantisations_are_refused(tiny, method):
-    quantised = {"quant_method": method, "bits": 4, "group_size": 32}
-    edit(tiny, "config.json", lambda raw: raw.update(quantization_config=quantised))
-    refused(tiny, "quantised checkpoint that is neither GPTQ nor MLX")
+    edit(tiny, "config.json", lambda raw: raw.update(huge))
+    refused(tiny, "asks for .* layers .* files hold")
 
 
 # --- which files
@@ -265,16 +238,12 @@ TOKENIZERS = {
     "huge id": (lambda t: t["model"]["vocab"].update({"!!": 10**9}), "token id 1000000000"),
     "beyond": (lambda t: t["model"]["vocab"].update({"!!": 64}), "embedding has 64 rows"),
     "added": (lambda t: t["added_tokens"][0].update(id=64, content="x"), "embedding has 64 rows"),
-    "negative": (lambda t: t["model"]["vocab"].update({"!!": -1}), "is not a tokenizer"),
-    "text": (lambda t: t["model"]["vocab"].update({"!!": "63"}), "is not a tokenizer"),
     "one id twice": (lambda t: t["model"]["vocab"].update({"!!": 1}), "two tokens have one id"),
     "two ids": (lambda t: t["added_tokens"][0].update(id=5), "an added token has two ids"),
     "twice": (lambda t: t["added_tokens"].append(t["added_tokens"][0] | {"id": 62}), "two ids"),
     "no content": (lambda t: t["added_tokens"][0].pop("content"), "is not a tokenizer"),
-    "added text": (lambda t: t.update(added_tokens="x"), "is not a tokenizer"),
     "a merge of three": (lambda t: t["model"].update(merges=[["!"] * 3]), "is not a tokenizer"),
     "a merge of none": (lambda t: t["model"].update(merges=["x y"]), "is not a tokenizer"),
-    "no model": (lambda t: t.pop("model"), "is not a tokenizer"),
     "kind": (lambda t: t["model"].update(type="\x1b[2J\n"), "is not a tokenizer"),
 }
 
@@ -291,21 +260,6 @@ def test_a_broken_tokenizer_is_refused(tiny, kind):
 def test_broken_companions_are_not_copied(tiny, name):
     (tiny / name).write_bytes(b'\xff{"a": ')
     assert name in refused(tiny, "cannot be read|is no UTF-8")
-
-
-@pytest.mark.parametrize(
-    ("changes", "words"),
-    [
-        ({"shape": [64, 96]}, r"has shape \[64, 96\], config.json asks for \[96, 64\]"),
-        ({"shape": [96, 64, 1]}, r"has shape \[96, 64, 1\]"),
-        ({"dtype": "I32"}, f"{UP} is stored as I32, not as a float"),
-    ],
-)
-@pytest.mark.parametrize("quantised", [{}, {"quantization": {}}])
-def test_a_tensor_that_does_not_fit_is_refused(tmp_path, changes, words, quantised):
-    path = write_checkpoint(tmp_path / "m", SMALL | quantised)
-    edit_header(path, lambda header: header[UP].update(changes))
-    refused(path, words)
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ from edge.convert.artefacts.recipes import RECIPES
 from edge.convert.checkpoint import open_checkpoint
 from edge.convert.convert import convert
 from edge.errors import EdgeError
-from tests.support.mutations import WEIGHTS, join_safetensors, split_safetensors
+from tests.support.mutations import WEIGHTS
 
 MADE = ("mlx-fp16", "mlx-int4", "gguf-f16")
 UP = "model.layers.0.mlp.up_proj.weight"
@@ -70,10 +70,3 @@ def edit_tensors(path: Path, change) -> None:
     tensors = load_file(path / WEIGHTS)
     change(tensors)
     save_file(tensors, path / WEIGHTS)
-
-
-def edit_header(path: Path, change) -> None:
-    """Change what the header says of the same data."""
-    header, data = split_safetensors((path / WEIGHTS).read_bytes())
-    change(header)
-    (path / WEIGHTS).write_bytes(join_safetensors(header, data))
