@@ -110,12 +110,7 @@ def test_one_wrong_row_does_not_hide_the_others(tmp_path):
         ("trials.0.ttft_s", None, "trials[0].ttft_s", "is None, but its stamps give"),
         ("trials.0.prefill_ns", [5], "trials[0].prefill_ns", "do not pair"),
         ("trials.0.pass_end_ns", [0], "trials[0].pass_end_ns", "run backwards"),
-        (
-            "trials.0.token_us.0",
-            [1],
-            "trials[0].token_us[0]",
-            "has 1 times, but the workload has 31",
-        ),
+        ("trials.0.token_us.0", [1], "trials[0].token_us[0]", "has 1 times, but the workload"),
         ("trials.0.token_us.0.0", 1, "trials[0].token_us[0]", "does not add up"),
         ("bandwidth_fraction", 0.9, "bandwidth_fraction", "is 0.9, but rate, bytes per token"),
         ("reasons", [], "quality", "no sentence in reasons says why"),
@@ -142,19 +137,15 @@ def test_no_device_decodes_above_its_roofline(tmp_path):
     assert faults_of(tmp_path, scaled(1.4)) == []
 
 
-def test_a_given_bandwidth_does_not_raise_the_roofline_of_a_known_chip(tmp_path):
+def test_a_given_bandwidth_is_no_roofline_of_a_known_chip_nor_a_measured_one_of_any(tmp_path):
     profile = scaled(4)
     profile["device"]["memory_bandwidth"] = {"gb_s": 1024.0, "source": "given"}
     profile["rows"][0]["bandwidth_fraction"] /= 10
     assert [where for where, _ in faults_of(tmp_path, profile)] == ["rows[0].decode_tok_s.median"]
     profile["device"]["name"] = "Apple M99"
     assert faults_of(tmp_path, profile) == []
-
-
-def test_a_measured_ceiling_can_be_too_low(tmp_path):
-    profile = scaled(4)
-    profile["device"] |= {"name": "Some CPU", "cache_bytes": 10**6}
-    profile["device"]["memory_bandwidth"]["source"] = "measured read"
+    profile["device"]["memory_bandwidth"] = {"gb_s": 102.4, "source": "measured: can be too low"}
+    profile["rows"][0]["bandwidth_fraction"] *= 10
     assert faults_of(tmp_path, profile) == []
 
 
@@ -276,15 +267,11 @@ def test_folders_are_looked_through_and_faults_carry_their_file(tmp_path):
     (tmp_path / "notes.txt").write_text("no profile")
     os.mkfifo(tmp_path / "pipe.json")
     checked = check([tmp_path, tmp_path / "gone.json"], names=())
-    assert [Path(fault.file).name for fault in checked.faults] == [
-        "bad.json",
-        "pipe.json",
-        "gone.json",
-    ]
+    files = [Path(fault.file).name for fault in checked.faults]
+    assert files == ["bad.json", "pipe.json", "gone.json"]
     assert checked.files == 4
-    assert (
-        checked.text().splitlines()[0] == f"{tmp_path}/bad.json: argv: Expected `array`, got `int`."
-    )
+    first = checked.text().splitlines()[0]
+    assert first == f"{tmp_path}/bad.json: argv: Expected `array`, got `int`."
     assert checked.text().endswith("4 profiles checked: 3 faults in 3.")
     assert json.loads(json.dumps(asdict(checked)))["faults"][0]["where"] == "argv"
     good = check([tmp_path / "sub"], names=())

@@ -56,21 +56,13 @@ ROWS = {
 OLDEST = {
     "schema": 1,
     "created_utc": "2026-01-01T00:00:00Z",
-    "device": {"name": "Apple M2"},
-    "software": {},
-    "model": {"name": "demo"},
-    "method": {},
+    **{"device": {"name": "Apple M2"}, "software": {}, "model": {"name": "demo"}, "method": {}},
     "rows": [
         {
-            "artefact": "mlx-int4",
-            "engine": "mlx",
-            "framework": "MLX",
-            "precision": "INT4",
+            **{"artefact": "mlx-int4", "engine": "mlx", "framework": "MLX", "precision": "INT4"},
             "workload": {"prompt": 1, "generate": 2, "depth": 0},
             "decode_tok_s": {"median": 1, "mean": 1.0, "n": 1},
-            "verdict": "VALID",
-            "reasons": [],
-            "trials": [{"warmup": False}],
+            **{"verdict": "VALID", "reasons": [], "trials": [{"warmup": False}]},
         }
     ],
 }
