@@ -131,7 +131,11 @@ class _Conversion:
 
     def run(self, missing: Sequence[Target]) -> None:
         """Make every target; hash the source's files meanwhile."""
-        self._check_files()
+        # What the user names, before hours of work depend on it.
+        if self._options.imatrix is not None:
+            read_imatrix(self._options.imatrix)
+        if self._options.calibration is not None:
+            read_text(self._options.calibration)
         streamed = [target for target in missing if target.is_streamed]
         later = [target for target in missing if not target.is_streamed]
         floats = self._needed_floats(streamed, later)
@@ -150,13 +154,6 @@ class _Conversion:
                 stop.set()  # nobody waits for digests after Ctrl-C
                 remove(self._floats)
 
-    def _check_files(self) -> None:
-        """Read what the user names before hours of work depend on it."""
-        if self._options.imatrix is not None:
-            read_imatrix(self._options.imatrix)
-        if self._options.calibration is not None:
-            read_text(self._options.calibration)
-
     def _needed_floats(self, streamed: Sequence[Target], later: Sequence[Target]) -> list[Target]:
         """The float artefacts that later steps read and nobody asked for or made before."""
         there = {target.path for target in streamed}
@@ -174,17 +171,16 @@ class _Conversion:
             writers: list[tuple[Target, Path, Writer]] = []
             for target in wanted:
                 partial = stack.enter_context(atomic_write(target.path))
-                writer = self._writer(target, partial)
+                writer: Writer = (
+                    MlxWriter(self._checkpoint, target.recipe, target.exact, partial)
+                    if target.recipe.is_mlx
+                    else GgufWriter(self._checkpoint, target.recipe, partial)
+                )
                 stack.callback(writer.close)
                 writers.append((target, partial, writer))
             stream(self._checkpoint, [w for *_, w in writers], self._progress_of(*wanted))
             for target, partial, writer in writers:
                 self._sign(target, partial, *writer.finish())
-
-    def _writer(self, target: Target, partial: Path) -> Writer:
-        if target.recipe.is_mlx:
-            return MlxWriter(self._checkpoint, target.recipe, target.exact, partial)
-        return GgufWriter(self._checkpoint, target.recipe, partial)
 
     def _progress_of(self, *wanted: Target) -> Callable[[float], None]:
         def update(done: float) -> None:
@@ -197,29 +193,21 @@ class _Conversion:
         source = float_of(target).path_in(self._floats)
         if not source.exists():
             source = float_of(target).path_in(self._out)
+        checkpoint, recipe, progress = self._checkpoint, target.recipe, self._progress_of(target)
         with atomic_write(target.path) as partial:
-            make = self._learn if target.learned else self._quantise
-            self._sign(target, partial, *make(target, source, partial))
+            if target.learned:
+                # Here: it imports mlx-lm and transformers, which nothing else needs.
+                from edge.convert.artefacts.learned import write_learned
 
-    def _quantise(
-        self, target: Target, source: Path, partial: Path
-    ) -> tuple[dict[str, str], list[str]]:
-        file_type = target.recipe.file_type
-        assert file_type is not None  # every GGUF recipe has one
-        quantise(source, partial, file_type, self._progress_of(target), target.imatrix)
-        warning = fallback_warning(partial, file_type)
-        notes = [*gguf_notes(self._checkpoint), *([warning] if warning else [])]
-        return {target.path.name: gguf_sha256(partial)}, notes
-
-    def _learn(
-        self, target: Target, source: Path, partial: Path
-    ) -> tuple[dict[str, str], list[str]]:
-        # Here: it imports mlx-lm and transformers, which nothing else needs.
-        from edge.convert.artefacts.learned import write_learned
-
-        text = self._options.calibration
-        progress = self._progress_of(target)
-        return write_learned(self._checkpoint, target.recipe, source, text, partial, progress)
+                text = self._options.calibration
+                made = write_learned(checkpoint, recipe, source, text, partial, progress)
+            else:
+                assert recipe.file_type is not None  # every GGUF recipe has one
+                quantise(source, partial, recipe.file_type, progress, target.imatrix)
+                warning = fallback_warning(partial, recipe.file_type)
+                notes = [*gguf_notes(checkpoint), *([warning] if warning else [])]
+                made = {target.path.name: gguf_sha256(partial)}, notes
+            self._sign(target, partial, *made)
 
     def _sign(
         self, target: Target, partial: Path, digests: dict[str, str], notes: Sequence[str]

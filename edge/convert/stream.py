@@ -90,12 +90,8 @@ class Writer(ABC):
         """Rows in this artefact's form. Runs in any thread and changes nothing."""
 
     @abstractmethod
-    def append(self, name: str, encoded: Sequence[Array]) -> None:
-        """Write encoded rows, which come in order."""
-
-    @abstractmethod
-    def end_tensor(self, name: str) -> None:
-        """Complete a tensor after its last rows."""
+    def append(self, name: str, encoded: Sequence[Array], last: bool) -> None:
+        """Write encoded rows, which come in order; `last` of their tensor."""
 
     @abstractmethod
     def finish(self) -> tuple[dict[str, str], list[str]]:
@@ -127,8 +123,6 @@ def stream(
             rounded = [w for w in writers if w not in as_it_is]
             if rounded:
                 _stream_rows(checkpoint, rounded, name, shape, threads)
-            for writer in writers:
-                writer.end_tensor(name)
             done += prod(shape)
     progress(1.0)
 
@@ -143,14 +137,14 @@ def blocks(shape: Shape) -> Iterator[tuple[int, int]]:
 def _stream_rows(
     checkpoint: Checkpoint, writers: Sequence[Writer], name: str, shape: Shape, threads: Executor
 ) -> None:
-    def encode(start: int, stop: int) -> list[Sequence[Array]]:
+    def encode(start: int, stop: int) -> tuple[bool, list[Sequence[Array]]]:
         block = Block(name, checkpoint.weights.read(name, start, stop))
-        return [writer.encode(block) for writer in writers]
+        return stop == shape[0], [writer.encode(block) for writer in writers]
 
     jobs = (threads.submit(encode, start, stop) for start, stop in blocks(shape))
-    for encoded in _in_order(jobs, MAX_THREADS):
+    for last, encoded in _in_order(jobs, MAX_THREADS):
         for writer, rows in zip(writers, encoded, strict=True):
-            writer.append(name, rows)
+            writer.append(name, rows, last)
 
 
 def _in_order(jobs: Iterable[Future[T]], ahead: int) -> Iterator[T]:

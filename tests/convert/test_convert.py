@@ -229,11 +229,11 @@ def test_a_failure_leaves_nothing_and_keeps_the_old(tiny, tmp_path, monkeypatch,
     before = sorted((p.name, file_bytes(p)) for p in out.iterdir())
     written = []
 
-    def fill_up(self, name, encoded):
+    def fill_up(self, name, encoded, last):
         written.append(name)
         if len(written) > 10:
             raise OSError(28, "No space left on device")
-        real[type(self)](self, name, encoded)
+        real[type(self)](self, name, encoded, last)
 
     real = {writer: writer.append for writer in (MlxWriter, GgufWriter)}
     for writer in real:

@@ -80,14 +80,11 @@ class GgufWriter(Writer):
         """Rows in the tensor's float type."""
         return [block.rounded(self._of[block.name].dtype)]
 
-    def append(self, name: str, encoded: Sequence[Array]) -> None:
-        """Write rows."""
+    def append(self, name: str, encoded: Sequence[Array], last: bool) -> None:
+        """Write rows; pad after the last of the tensors that make up one of the file's."""
         self._write(encoded[0])
-
-    def end_tensor(self, name: str) -> None:
-        """Pad after the last of the tensors that make up one of the file's."""
         tensor = self._of[name]
-        if name == tensor.sources[-1]:
+        if last and name == tensor.sources[-1]:
             self._pad(tensor.data_bytes)
 
     def finish(self) -> tuple[dict[str, str], list[str]]:

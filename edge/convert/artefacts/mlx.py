@@ -176,12 +176,16 @@ class MlxWriter(Writer):
             quantised = mx.quantize(values, group_size=tensor.group_size, bits=tensor.bits)
             return [np.asarray(array) for array in quantised]
 
-    def append(self, name: str, encoded: Sequence[Array]) -> None:
-        """Write codes or floats; keep scales and biases."""
+    def append(self, name: str, encoded: Sequence[Array], last: bool) -> None:
+        """Write codes or floats; scales and biases after the last of them."""
         self._tensors.write(encoded[0])
         if len(encoded) > 1:
             self._scales.append(encoded[1])
             self._biases.append(encoded[2])
+        if last:
+            for array in (*self._scales, *self._biases):
+                self._tensors.write(array)
+            self._scales, self._biases = [], []
 
     def append_packed(self, name: str, packed: Packed) -> None:
         """Write a matrix as it is."""
@@ -190,13 +194,6 @@ class MlxWriter(Writer):
         self._bias_error_steps = max(self._bias_error_steps, packed.bias_error_steps)
         if self._layout[name].order_name() and packed.input_order is not None:
             self._tensors.write(packed.input_order.astype(np.int32))
-
-    def end_tensor(self, name: str) -> None:
-        """Write scales and biases."""
-        for array in (*self._scales, *self._biases):
-            self._tensors.write(array)
-        self._scales.clear()
-        self._biases.clear()
 
     def finish(self) -> tuple[dict[str, str], list[str]]:
         """Write the index, the config and what travels along."""
