@@ -111,11 +111,11 @@ def test_what_was_not_loaded_is_not_kept(tmp_path):
 
 def test_a_disk_without_hard_links_keeps_copies(tmp_path):
     code = "import pathlib\ndef no(*_): raise OSError('no links')\npathlib.Path.hardlink_to = no"
-    found(start(f"{code}\nimport edge\n{LOOK}", tmp_path))
-    before = {path: path.stat().st_ino for path in tmp_path.rglob("*.so")}
-    assert len(before) > 1
-    found(start(f"{code}\nimport edge\n{LOOK}", tmp_path))
-    assert {path: path.stat().st_ino for path in tmp_path.rglob("*.so")} == before
+    seen = []
+    for _ in range(2):
+        found(start(f"{code}\nimport edge\n{LOOK}", tmp_path))
+        seen.append({path: path.stat().st_ino for path in tmp_path.rglob("*.so")})
+    assert seen[0] == seen[1] and len(seen[0]) > 1
 
 
 def test_programs_that_we_start_have_the_old_temporary_folder(tmp_path, monkeypatch):
@@ -208,13 +208,6 @@ def test_without_a_private_folder_nothing_is_compiled(make, words, tmp_path):
     assert compiled.startswith("MLX runs without compiled functions: ") and words in compiled
 
 
-def test_a_folder_that_others_can_read_is_closed(tmp_path):
-    (tmp_path / "edge").mkdir(mode=0o755)
-    (tmp_path / "edge").chmod(0o755)
-    assert look(tmp_path)["fast"]
-    assert (tmp_path / "edge").stat().st_mode & 0o777 == 0o700
-
-
 def test_files_planted_in_the_temporary_folder_are_not_loaded(tmp_path):
     look(tmp_path / "cache")
     kept = next((tmp_path / "cache").rglob("kept"))
@@ -243,12 +236,6 @@ def test_an_mlx_that_does_not_load_is_reported_not_raised(tmp_path):
         found(start(code, tmp_path / "cache", PYTHONPATH=f"{tmp_path}:{ROOT}"))
         == "the reference BLAS"
     )
-
-
-def test_importing_edge_alone_prepares_nothing(tmp_path):
-    code = "import edge, os, json; print(json.dumps(os.environ.get('TMPDIR')))"
-    assert found(start(code, tmp_path)) == os.environ.get("TMPDIR")
-    assert files(tmp_path, "*") == []
 
 
 def test_the_wheel_brings_it_along(tmp_path):

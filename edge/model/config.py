@@ -106,12 +106,8 @@ class ModelConfig:
             _token_ids(name, raw.get(name, values.get(name)), checked["vocab_size"], where)
             for name in ("bos_token_id", "eos_token_id")
         )
-        config = cls(
-            **checked,
-            bos_token_id=bos[0] if bos else None,
-            eos_token_ids=eos,
-            model_type=model_type,
-        )
+        ends = {"bos_token_id": bos[0] if bos else None, "eos_token_ids": eos}
+        config = cls(**checked | ends, model_type=model_type)
         for problem in config._problems(raw.get("head_dim")):
             raise EdgeError(f"{where}: {problem}; check the file, or choose another checkpoint.")
         return config
@@ -151,10 +147,7 @@ class ModelConfig:
         }
 
     def matching(self, tensor_names: Collection[str]) -> ModelConfig:
-        """The same config with `use_qkv_bias` as the tensors have it.
-
-        Old configs leave it out, and transformers' default differed between releases.
-        """
+        """With `use_qkv_bias` as the tensors have it: old configs leave it out."""
         return replace(self, use_qkv_bias=any(n.endswith("q_proj.bias") for n in tensor_names))
 
     def drops(self, tensor_name: str) -> bool:
@@ -207,11 +200,8 @@ def _nested_rope(raw: Mapping[str, Any], where: str) -> dict[str, Any]:
     """What `rope_parameters` says of the rotation; refuses scaling in it or in `rope_scaling`."""
     nested, scaling = raw.get("rope_parameters") or {}, raw.get("rope_scaling") or {}
     for rope in (nested, scaling):
-        kind = (
-            rope.get("rope_type", rope.get("type", "default"))
-            if isinstance(rope, Mapping)
-            else rope
-        )
+        is_object = isinstance(rope, Mapping)
+        kind = rope.get("rope_type", rope.get("type", "default")) if is_object else rope
         if kind != "default" or rope.get("factor", 1) != 1:
             raise EdgeError(
                 f"{where}: rope scaling {kind!r} is not supported; remove rope_scaling to run the "

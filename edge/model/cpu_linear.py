@@ -20,9 +20,8 @@ from mlx import nn
 
 from edge.linux_cpu import uses_openblas
 
-# For more rows dequantising pays, as measured at the demo's and at Stable Code 3B's
-# widths on two Zen 5 cores: below and above the size from which malloc asks the system for
-# fresh pages each time, which then cost more than the codes.
+# For more rows dequantising pays, as measured at the demo's and at Stable Code 3B's widths on two
+# Zen 5 cores: below and above the size from which malloc asks for fresh pages each time.
 LARGE_BYTES = 32 << 20
 INT4_ROWS, INT4_ROWS_LARGE = 7, 47
 OTHER_ROWS, OTHER_ROWS_LARGE = 1, 7
@@ -33,10 +32,10 @@ FEWEST_OUTPUTS = 8  # so that there are as many words as inputs
 
 
 def use_blas(model: nn.Module) -> None:
-    """Lets a float32 model's matrices be multiplied as above; nothing without our BLAS.
+    """Lets a float32 model's matrices be multiplied as above; does nothing without our BLAS.
 
-    The arrays of a 4-bit one become views of one array, with the codes, scales and biases behind
-    one another as `cpu_blas.c` reads them; one matrix at a time is in memory twice.
+    The codes, scales and biases of a 4-bit one become views of one array, as `cpu_blas.c` reads
+    them; one matrix at a time is in memory twice.
     """
     if not uses_openblas():
         return

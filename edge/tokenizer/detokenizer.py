@@ -6,8 +6,7 @@
     print(detokenizer.finish())
 
 mlx-lm's detokenizers drop a leading space or decode a whole line again for every token. This one
-does what the tokenizer's own decoder (the `decoder` of tokenizer.json) does, as far as later
-tokens cannot change it.
+gives what the tokenizer's own decoder would, as far as later tokens cannot change it.
 """
 
 from __future__ import annotations
@@ -30,19 +29,16 @@ SENTENCEPIECE_STEPS = [
 
 
 class StreamingDetokenizer:
-    """One stream of ids as text; a new stream needs a new object.
+    """One stream of ids as text, of our tokenizer, mlx-lm's or one of transformers.
 
     What `add` and `finish` return, joined, is `tokenizer.decode(ids, skip_special_tokens=False,
     clean_up_tokenization_spaces=False)`: special tokens show as their text, ids that the
     tokenizer lacks (rows that pad the embedding) as nothing, and bytes that are not UTF-8 as the
-    same U+FFFD. Time is linear in the number of ids, memory is what is held back.
+    same U+FFFD. Time is linear in the number of ids.
 
     Held back are an incomplete character, and a run of byte tokens (<0x0A>) until its end: a
     later byte can make all of them U+FFFD. With a decoder that is neither byte-level nor
     SentencePiece's it is everything, and `finish` gives the text.
-
-    Args:
-        tokenizer: ours, mlx-lm's or one of transformers.
     """
 
     def __init__(self, tokenizer: Any):
@@ -53,11 +49,7 @@ class StreamingDetokenizer:
         self._late: list[int] = []
 
     def add(self, token_id: int) -> str:
-        """The text that is certain with this id; "" while it could still change.
-
-        Raises:
-            OverflowError: the id is negative or beyond 32 bits, as `tokenizer.decode` does.
-        """
+        """The text that is certain with this id; "" while it could still change."""
         if self._text is None or self._token_of is None:
             self._late.append(token_id)
             return ""
@@ -87,7 +79,6 @@ def _steps(backend: Any) -> Iterator[dict[str, Any]]:
 
 
 def _text_of(steps: list[dict[str, Any]]) -> _ByteLevel | _SentencePiece | None:
-    """What decodes as these steps do; None if only the tokenizer itself does."""
     match steps:
         case [{"type": "ByteLevel"}]:
             return _ByteLevel()
