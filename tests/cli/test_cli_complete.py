@@ -9,13 +9,10 @@ import sys
 from pathlib import Path
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from edge.cli.main import main
 from edge.errors import EdgeError
-from edge.generate.hole import parse_place, split_at
-from tests.support.tiny import PLAIN, write_checkpoint
+from edge.generate.hole import parse_place
 
 ROOT = Path(__file__).resolve().parents[2]
 KEYS = {
@@ -45,11 +42,6 @@ def test_it_prints_the_middle_and_nothing_else(complete, tmp_path):
     (tmp_path / "a.py").write_text("for key, value in d.():\n    print(key, value)\n")
     done = complete(f"{tmp_path / 'a.py'}:1:21", "--order", "spm")
     assert done == (0, b"items", "")
-
-
-def test_a_mark_on_stdin_is_the_cursor(complete):
-    text = b"for key, value in d.@@():\n    print(key, value)\n"
-    assert complete("--cursor", "@@", "--order", "spm", stdin=text) == (0, b"items", "")
 
 
 def test_json_has_the_agreed_keys_and_the_text_of_the_plain_output(complete):
@@ -173,24 +165,6 @@ def test_bad_input_is_one_sentence(complete, tmp_path, monkeypatch, words, stdin
     assert errors.count("\n") == 1
 
 
-@pytest.mark.parametrize("model", ["nowhere", "empty"])
-def test_a_model_that_is_not_there(model, tmp_path, monkeypatch, capsys):
-    monkeypatch.chdir(tmp_path)
-    Path("empty").mkdir()
-    assert main(["complete", "--prefix", "x", "--model", model]) == 1
-    out, errors = capsys.readouterr()
-    assert (out, errors.count("\n")) == ("", 1)
-    assert model in errors
-
-
-def test_a_model_that_cannot_fill_in_the_middle(tmp_path, capsys):
-    model = write_checkpoint(tmp_path / "tiny", PLAIN)
-    assert main(["complete", "--prefix", "x", "--model", str(model)]) == 1
-    out, errors = capsys.readouterr()
-    assert (out, errors.count("\n")) == ("", 1)
-    assert "no <fim_prefix>, <fim_suffix>, <fim_middle>" in errors
-
-
 # --- places
 
 
@@ -216,21 +190,6 @@ def test_the_last_numbers_are_line_and_column(place, expected, tmp_path, monkeyp
 def test_a_place_without_a_line(place):
     with pytest.raises(EdgeError, match="names no line"):
         parse_place(place)
-
-
-@given(st.text(alphabet="aé😀\t \r\n\x0c\u2028", max_size=30), st.data())
-def test_every_place_of_a_text_can_be_named(text, data):
-    lines = text.split("\n")
-    line = data.draw(st.integers(1, len(lines)))
-    prefix, suffix = split_at(text, line, None, "f")
-    assert prefix + suffix == text
-    assert prefix.count("\n") == line - 1
-    assert suffix == "" or suffix.startswith(("\n", "\r\n"))
-    columns = len(prefix.rpartition("\n")[2]) + 1
-    column = data.draw(st.integers(1, columns))
-    prefix, suffix = split_at(text, line, column, "f")
-    assert prefix + suffix == text
-    assert len(prefix.rpartition("\n")[2]) == column - 1
 
 
 def test_a_cursor_behind_context_is_named(complete, tmp_path):

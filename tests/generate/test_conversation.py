@@ -117,15 +117,6 @@ def test_a_failure_before_anything_came_leaves_the_conversation_as_it_was(loaded
 # --- undo, regenerate, clear, system, restore
 
 
-def test_regenerate_answers_the_last_question_again(chat):
-    with pytest.raises(EdgeError, match="ask something first"):
-        chat.regenerate()
-    first = joined(chat.ask("x", sampling=DRAWN, max_tokens=9))
-    second = joined(chat.regenerate(sampling=Sampling(temperature=0.8, seed=4), max_tokens=9))
-    assert first != second
-    assert chat.messages == (Message("user", "x"), Message("assistant", second, cut_off=True))
-
-
 def test_a_system_prompt_is_for_the_whole_conversation(loaded, chat):
     list(chat.ask("x", sampling=DRAWN, max_tokens=4))
     chat.system = "Be short."
@@ -261,12 +252,3 @@ def test_the_last_question_may_take_the_room_of_the_answer(short):
     assert chat.messages[-1].cut_off
     # With the line end after <|im_end|>, which was not generated, it is more than that.
     assert chat.context_tokens == CONTEXT == chat.context_limit
-
-
-def test_a_question_that_does_not_fit_alone_is_refused_with_the_numbers(short):
-    chat = Conversation(*short)
-    fill(chat)
-    before = chat.messages
-    with pytest.raises(EdgeError, match=r"has 31\d tokens .* ends at 256.* shorten it by 5\d or"):
-        chat.ask(words(300))
-    assert chat.messages == before

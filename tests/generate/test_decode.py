@@ -5,8 +5,6 @@ import itertools
 
 import mlx.core as mx
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 from mlx_lm.generate import generate_step
 from mlx_lm.models.cache import RotatingKVCache, make_prompt_cache
 from mlx_lm.sample_utils import make_logits_processors
@@ -99,14 +97,6 @@ def test_penalised_is_mlx_lms(model, peer, prompt, context):
         assert found != tokens(model, prompt)
 
 
-@given(st.integers(1, 300), st.integers(1, 100), st.integers(1, 8))
-def test_parts_cover_the_prompt_in_order(length, step, layers):
-    parts = prefill_parts(length, step, layers)
-    assert [position for part in parts for position in part] == list(range(length))
-    assert all(1 <= len(part) <= step for part in parts)
-    assert len(parts[-1]) <= max(1, decode.POSITIONS_PER_LAYER * layers)
-
-
 @pytest.mark.parametrize(("step", "length"), [(1, 9), (5, 28), (64, 70), (64, 120)])
 def test_prefill_in_parts_changes_nothing(model, prompt, step, length, monkeypatch):
     monkeypatch.setattr(decode, "PREFILL_TOKENS", step)
@@ -114,13 +104,6 @@ def test_prefill_in_parts_changes_nothing(model, prompt, step, length, monkeypat
     found = tokens(model, prompt, max_tokens=6, on_prefill=lambda *done: seen.append(done))
     assert found == plain_tokens(model, prompt, 6)
     assert seen == [(p.stop, length) for p in prefill_parts(length, step, len(model.layers))]
-
-
-def test_one_step_is_ahead(model, prompt):
-    """When a token is yielded the step that it leads to was already submitted."""
-    cache = make_prompt_cache(model)
-    held = [offsets(cache) for _ in generate_tokens(model, prompt, cache=cache, max_tokens=3)]
-    assert held == [{len(prompt) + 1}, {len(prompt) + 2}, {len(prompt) + 2}]
 
 
 @pytest.mark.parametrize("count", [0, 1, 2, 64])

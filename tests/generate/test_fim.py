@@ -135,13 +135,6 @@ def test_so_are_names_that_the_tokenizer_does_not_flag():
 # --- the window
 
 
-def test_max_tokens_leaves_room_for_a_prompt(completer):
-    for max_tokens in (0, CONTEXT - 3, 10**6):
-        with pytest.raises(EdgeError, match="choose from 1 to 1020"):
-            completer.complete("a", "b", max_tokens=max_tokens)
-    assert completer.complete("a" * 50, "b" * 50, max_tokens=CONTEXT - 4).prompt_tokens == 4
-
-
 @given(st.integers(0, 300), st.integers(0, 300), st.integers(1, 400))
 def test_fit_keeps_the_near_ends(prefix_tokens, suffix_tokens, room):
     prefix, suffix = list(range(prefix_tokens)), list(range(suffix_tokens))
@@ -168,21 +161,6 @@ def test_the_window_of_a_growing_text_moves_in_steps():
 
 
 # --- the cache
-
-
-@pytest.mark.parametrize("order", ["psm", "spm"])
-def test_a_typed_file_is_completed_the_same_with_and_without_the_cache(new, held_out_text, order):
-    kept, text, computed = new(), held_out_text[:600], []
-    for end in (280, 283, 290, 284, 360, 50):
-        hole = (text[:end], text[400:])
-        with_cache = kept.complete(*hole, order=order, max_tokens=12)
-        without = new().complete(*hole, order=order, max_tokens=12)
-        assert same(with_cache, without)
-        computed.append(with_cache.prompt_tokens - with_cache.reused_tokens)
-    if order == "spm":
-        assert max(computed[1:4]) <= 8  # tokens computed after a few keystrokes
-    else:
-        assert max(computed[1:4]) < computed[0] * 0.6
 
 
 @pytest.mark.parametrize("kv_bits", [None, 8])

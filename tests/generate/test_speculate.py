@@ -22,7 +22,7 @@ from edge.generate.speculate import (
     PromptLookup,
     agreed,
 )
-from edge.generate.stream import stop_ids, stream_generate
+from edge.generate.stream import stream_generate
 from edge.model.kv_cache import make_cache
 from tests.support.drafters import Oracle, Wrong, lookup, tiny
 from tests.support.talk import ids_of
@@ -190,30 +190,6 @@ def test_events_and_counts(loaded, prompt):
     stats = events[-1].stats
     assert 10 < stats.accepted_tokens <= stats.drafted_tokens
     assert (plain[-1].stats.drafted_tokens, plain[-1].stats.accepted_tokens) == (0, 0)
-
-
-def test_a_stop_token_in_an_accepted_run_ends_the_text(loaded, prompt, monkeypatch):
-    """Nothing after it is in the answer, nor in the cache."""
-    model, tokenizer = loaded
-    plain = tokens(model, prompt, max_tokens=20)
-    stop = min(stop_ids(tokenizer))
-    wanted, seen, head = [*plain[:6], stop], [0], type(model).head
-
-    def forced(self, h):
-        """Logits of the demo, but that the stop token follows the sixth."""
-        places = mx.arange(seen[0], seen[0] + h.shape[1])[None, :, None]
-        seen[0] += h.shape[1]
-        return mx.where((places == 6) & (mx.arange(4096) == stop), 1e4, head(self, h))
-
-    monkeypatch.setattr(type(model), "head", forced)
-    cache, draft = (
-        make_cache(model),
-        Oracle(len(prompt), wanted + plain, length=DraftLength(fixed=7)),
-    )
-    events = list(stream_generate(model, tokenizer, prompt, cache=cache, draft=draft))
-    assert ids_of(events) == wanted
-    assert events[-1].finish == "stop token"
-    assert offsets(cache) == {len(prompt) + len(wanted)}
 
 
 TEXTS = st.lists(st.integers(0, 3), max_size=60)

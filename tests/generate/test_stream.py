@@ -61,15 +61,6 @@ def decoded(tokenizer, ids):
     return tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False)
 
 
-def test_the_readmes_five_lines(demo_out):
-    model, tokenizer = edge.load(demo_out / "mlx-int4")
-    text = ""
-    for event in edge.stream_generate(model, tokenizer, "def fib(n):", max_tokens=20):
-        text += event.text
-    assert text == edge.generate_text(model, tokenizer, "def fib(n):", max_tokens=20)
-    assert event.finish is not None and event.stats.generated_tokens > 0
-
-
 def test_a_stop_token_ends_and_is_not_shown(loaded, ids, shown):
     assert 3 <= len(shown) < len(ids)
     events = list(stream_generate(*loaded, PROMPT, max_tokens=200))
@@ -138,11 +129,6 @@ def test_closing_between_events_closes_the_tokens(loaded):
     events.close()
     assert {layer.offset for layer in cache} == {len(loaded[1].encode(PROMPT)) + len(ids)}
     assert list(events) == []
-
-
-def test_prompts_are_text_or_ids(loaded):
-    for text, ids in ((PROMPT, loaded[1].encode(PROMPT)), ("", [loaded[0].config.bos_token_id])):
-        assert generate(*loaded, text, max_tokens=9) == generate(*loaded, ids, max_tokens=9)
 
 
 @pytest.mark.parametrize(
