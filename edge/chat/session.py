@@ -119,9 +119,8 @@ class Session:
         self._keep_resident()
 
     def close(self) -> None:
-        """Gives back what was kept resident, and closes the transcript."""
+        """Gives back what was kept resident."""
         self._resident.close()
-        self.transcript.close()
 
     @property
     def answers(self) -> bool:

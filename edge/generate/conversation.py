@@ -9,9 +9,9 @@ differs from the last one is computed, from the first differing token on: an ans
 as the very ids that the model generated, so that a next question pays for itself alone.
 
 Room for the answer is a quarter of the context, or max_tokens if that is less. If the rest is too
-small, the oldest turns, question and answer, are left out of the prompt until what stays takes
-quarters of it, so that the prompts of some turns to come still begin in the same way. The system
-prompt and the last question always stay. What is left out stays in `messages`.
+small, the oldest turns are left out of the prompt until what stays takes three quarters of it, so
+that the prompts of some turns to come still begin in the same way. The system prompt and the last
+question always stay. What is left out stays in `messages`.
 """
 
 from __future__ import annotations
@@ -37,10 +37,8 @@ Events = Generator[TextEvent, None, None]
 # Questions and answers in turns, the first a question.
 Turns = tuple[Message, ...]
 
-# What the answer may have of the context before older turns give way to it.
-ANSWER_SHARE = 1 / 4
-# What turns that stay may take of the rest, once older ones are left out.
-KEPT_SHARE = 3 / 4
+# Of the context for the answer, and of the rest for turns that stay once older ones are dropped.
+ANSWER_SHARE, KEPT_SHARE = 1 / 4, 3 / 4
 
 
 class Conversation:
@@ -117,27 +115,21 @@ class Conversation:
         if (text or None) != self._system:
             self._change(text or None, self._turns)
 
-    def ask(
-        self,
-        text: str,
-        *,
-        sampling: Sampling = GREEDY,
-        max_tokens: int | None = None,
-        stop: Sequence[str] = (),
-    ) -> Events:
+    def ask(self, text: str, **options: Any) -> Events:
         """Asks something; the answer comes as the events of `stream_generate`.
 
+        The options are `sampling`, `max_tokens` and `stop`, as there.
+
         However it ends, what came is the answer: a generator that is closed early, an interrupt
-        within it or the end of the room (max_tokens, or None for the context's) leave one with
-        `cut_off` set. Nothing happens before the first event is asked for.
+        within it, max_tokens or the end of the context leave one with `cut_off` set. Nothing
+        happens before the first event is asked for.
 
         Raises:
             EdgeError: the question does not fit the context, the template refuses it, or an
                 answer is under way. Raised by the call itself.
         """
         check_text(text, "message")
-        turns = (*self._turns, Message("user", text))
-        return self._begin(turns, sampling=sampling, max_tokens=max_tokens, stop=stop)
+        return self._begin((*self._turns, Message("user", text)), **options)
 
     def regenerate(self, **options: Any) -> Events:
         """Answers the last question again; options and errors of `ask`.

@@ -13,7 +13,13 @@ import mlx.core as mx
 
 from edge.errors import EdgeError
 from edge.generate.sampling import GREEDY, Picker, Sampling
-from edge.generate.speculate import PromptLookup, Speculation, can_speculate, trim_to_shortest
+from edge.generate.speculate import (
+    TOKENS_BETWEEN_CLEARS,
+    PromptLookup,
+    Speculation,
+    can_speculate,
+    trim_to_shortest,
+)
 from edge.model.kv_cache import make_cache
 
 if TYPE_CHECKING:
@@ -21,9 +27,6 @@ if TYPE_CHECKING:
 
 # mlx-lm's default: bounds the memory of a long prefill.
 PREFILL_TOKENS = 2048
-# Buffers of outgrown key-value arrays are given back this often. Without it MLX held 22.8 GB
-# instead of 4.0 GB in ml-explore/mlx-examples#1081, for 1 % of speed.
-TOKENS_BETWEEN_CLEARS = 256
 # A last part with more positions than this for each layer is cut before its last position (see
 # `prefill_parts`). On the demo, four layers on a CPU, the cut pays from about 16 positions on and
 # is worth 1.25 x at 256.
@@ -47,8 +50,7 @@ def _decode(
             return
         token = pick(model.head(hidden)[:, -1])
         if draft is not None:
-            loop = Speculation(model, cache, pick, count, draft, TOKENS_BETWEEN_CLEARS)
-            yield from loop.run(token)
+            yield from Speculation(model, cache, pick, count, draft).run(token)
             return
         for made in range(1, count):
             hidden = model.model(token[None], cache)

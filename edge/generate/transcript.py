@@ -12,13 +12,12 @@ A crash loses the answer under way, and leaves half a line at most.
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import BinaryIO, Literal
+from typing import Literal
 
 from edge.errors import EdgeError
 from edge.formats.files import atomic_write, strict_json
@@ -49,7 +48,7 @@ class Transcript:
     def __init__(self, path: Path | None = None):
         self.path = path
         self.messages: list[Message] = []
-        self._file: BinaryIO | None = None
+        self._prepared = False
         # Path.exists raises where a folder may not be looked into; `record` says so, if need be.
         if path is not None and os.path.exists(path):  # noqa: PTH110
             self.messages = read_transcript(path)
@@ -61,17 +60,19 @@ class Transcript:
         if self.path is None or not asked or not lines:
             return None
         try:
-            if self._file is None:
-                self._file = _open_to_append(self.path)
-            self._file.write(lines)
-            self._file.flush()
-            os.fsync(self._file.fileno())
+            if not self._prepared:
+                _prepare(self.path)
+            self._prepared = True
+            with self.path.open("r+b") as file:
+                file.seek(0, os.SEEK_END)
+                file.write(lines)
+                file.flush()
+                os.fsync(file.fileno())
         except OSError as error:
             warning = (
                 f"the transcript {self.path} cannot be written ({error.strerror or error}), so "
                 f"what is said from here on is not saved; save the conversation to another file."
             )
-            self.close()
             self.path = None
             return warning
         self.messages = list(messages)
@@ -80,14 +81,7 @@ class Transcript:
     @property
     def is_begun(self) -> bool:
         """Something was written, now or earlier."""
-        return self._file is not None or bool(self.messages)
-
-    def close(self) -> None:
-        """Writes no more."""
-        if self._file is not None:
-            with contextlib.suppress(OSError):  # a full disk's, which `record` warned of
-                self._file.close()
-            self._file = None
+        return self._prepared or bool(self.messages)
 
 
 def write_transcript(path: Path | str, messages: Sequence[Message]) -> None:
@@ -167,9 +161,8 @@ def _lines(before: Sequence[Message], after: Sequence[Message]) -> bytes:
     return b"".join(json.dumps(entry, ensure_ascii=False).encode() + b"\n" for entry in entries)
 
 
-def _open_to_append(path: Path) -> BinaryIO:
-    """The file, made with its folder if it is new; half a line at its end is cut off."""
+def _prepare(path: Path) -> None:
+    """Makes the file with its folder if it is new; half a line at its end is cut off."""
     path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-    file = os.fdopen(os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT, MODE), "r+b")
-    file.truncate(file.read().rfind(b"\n") + 1)
-    return file
+    with os.fdopen(os.open(path, os.O_RDWR | os.O_CREAT, MODE), "r+b") as file:
+        file.truncate(file.read().rfind(b"\n") + 1)

@@ -53,7 +53,6 @@ def test_the_file_tells_the_conversation_after_every_change(tmp_path_factory, co
             found = read_transcript(path)
             assert [m for m in found if m.role != "system"] == rest
             assert not rest or found == messages
-    transcript.close()
 
 
 def test_no_file_before_the_first_question(path):
@@ -62,7 +61,6 @@ def test_no_file_before_the_first_question(path):
     assert not path.exists() and not transcript.is_begun
     transcript.record(TALK[:2])
     assert transcript.is_begun
-    transcript.close()
     assert read_transcript(path) == TALK[:2]
     unwritten = Transcript()
     assert unwritten.record(TALK) is None and not unwritten.is_begun
@@ -71,7 +69,6 @@ def test_no_file_before_the_first_question(path):
 def test_it_is_for_the_user_alone(path):
     transcript = Transcript(path.parent / "new" / "chat")
     transcript.record(TALK)
-    transcript.close()
     write_transcript(path, TALK)
     modes = [stat.S_IMODE(p.stat().st_mode) for p in (path, *(path.parent / "new").iterdir())]
     assert modes == [0o600, 0o600]
@@ -89,7 +86,6 @@ def test_a_file_torn_at_any_byte_is_gone_on_with_from_its_last_whole_line(path):
         transcript = Transcript(path)
         assert transcript.messages == TALK[: data[:end].count(b"\n")]
         transcript.record(TALK)
-        transcript.close()
         assert path.read_bytes() == data
 
 
@@ -108,7 +104,6 @@ def test_a_full_disk_ends_the_transcript_with_one_warning(path, full_disk):
     warning = transcript.record([*TALK, Message("user", "x" * 100)])
     assert "File too large" in warning and str(path) in warning
     assert transcript.record([*TALK, Message("user", "y")]) is None
-    transcript.close()
     with pytest.raises(EdgeError, match="cannot be written"):
         write_transcript(path, [Message("user", "x" * 5000)])
     assert read_transcript(path) == TALK
