@@ -12,12 +12,20 @@ from edge.cli.main import main
 from edge.convert.artefacts.manifest import read_manifest
 from edge.convert.artefacts.recipes import RECIPES
 from edge.formats.gguf import read_gguf
-from tests.cli.test_cli import ROOT, edge, is_one_sentence
+from tests.cli.test_cli import ROOT, edge
 from tests.support.foreign_gguf import write_tiny
 from tests.support.gptq_packer import STABLELM, Settings, write_gptq
 from tests.support.tiny import PLAIN, write_checkpoint
 
 TABLE_11 = ["mlx-fp16", "mlx-int4", "gguf-f16", "gguf-q5_k_m", "gguf-q6_k"]
+
+
+def is_one_sentence(done, code):
+    """The only line on stderr beside the usage; the exit code is right and stdout empty."""
+    assert (done.returncode, done.stdout) == (code, ""), done.stderr
+    lines = [line for line in done.stderr.splitlines() if not line.startswith(("usage", "   "))]
+    assert len(lines) == 1, done.stderr
+    return lines[0]
 
 
 class Typed:
