@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,14 +17,21 @@ WORDS = ("Framework", "Device", "Precision", "Test", "Verdict")
 # Columns that are left out where no row has a figure, or all rows have the same test.
 OPTIONAL = ("J/token", "Net J/token", "Roofline", "KL (nats)", "PPL ratio", "Top-1")
 ENGINES = ("mlx", "mlx-lm", "llama-cpp-python")
+# Columns of the CSV.
 PARTS = ("median", "mean", "sd", "ci95_low", "ci95_high", "n")
-NUMBERS = (
-    *("file_bytes", "bits_per_weight", "bytes_per_token", "peak_memory_bytes"),
-    *("peak_device_bytes", "bandwidth_fraction", "load_s"),
-)
 QUALITY = (
     *("perplexity", "perplexity_ratio", "kl_mean", "kl_p99", "top1_agreement"),
     *("tokens", "reference", "corpus"),
+)
+HEAD = (
+    *("created_utc", "device", "os", "memory_bandwidth_gb_s", "model", "parameters"),
+    *("synthetic", "edge", "framework", "artefact", "engine", "precision"),
+    *("prompt", "generate", "depth"),
+    *(f"{name}_{part}" for name in QUANTITIES for part in PARTS),
+    *("file_bytes", "bits_per_weight", "bytes_per_token", "peak_memory_bytes"),
+    *("peak_device_bytes", "bandwidth_fraction", "load_s"),
+    *(f"quality_{name}" for name in QUALITY),
+    *("verdict", "reasons"),
 )
 # A spreadsheet takes what begins so for a formula, and runs it.
 FORMULA = ("=", "+", "-", "@")
@@ -169,45 +176,34 @@ def provenance(profile: Profile) -> str:
 def csv_table(profiles: Iterable[Profile]) -> str:
     """A line per row: every figure, unrounded; empty where nothing was measured."""
     text = io.StringIO()
-    writer = csv.DictWriter(text, HEAD, lineterminator="\n")
+    writer = csv.DictWriter(text, HEAD, extrasaction="ignore", lineterminator="\n")
     writer.writeheader()
     for profile in profiles:
+        device, model = profile.device, profile.model
+        bandwidth = device.memory_bandwidth
+        about = {
+            "created_utc": profile.created_utc,
+            **{"device": device.name, "os": device.os},
+            "memory_bandwidth_gb_s": bandwidth and bandwidth.gb_s,
+            **{"model": model.name, "parameters": model.parameters, "synthetic": model.synthetic},
+            "edge": profile.software.get("edge"),
+        }
         for row in profile.rows:
-            figures = {**_about(profile), **dict(_figures(row))}
-            writer.writerow({name: _csv_cell(value) for name, value in figures.items()})
+            cells = {**about, **_flat(row), "reasons": "; ".join(row.reasons)}
+            writer.writerow({name: _csv_cell(value) for name, value in cells.items()})
     return text.getvalue()
 
 
-def _about(profile: Profile) -> dict[str, Any]:
-    device, model = profile.device, profile.model
-    return {
-        "created_utc": profile.created_utc,
-        "device": device.name,
-        "os": device.os,
-        "memory_bandwidth_gb_s": device.memory_bandwidth and device.memory_bandwidth.gb_s,
-        "model": model.name,
-        "parameters": model.parameters,
-        "synthetic": model.synthetic,
-        "edge": profile.software.get("edge"),
-    }
-
-
-def _figures(row: RowSummary) -> Iterator[tuple[str, Any]]:
-    for name in ("framework", "artefact", "engine", "precision"):
-        yield name, getattr(row, name)
-    for name in ("prompt", "generate", "depth"):
-        yield name, getattr(row.workload, name)
-    for name in QUANTITIES:
-        quantity = msgspec.to_builtins(getattr(row, name)) or {}
-        low, high = quantity.get("ci95") or (None, None)
-        parts = {**quantity, "ci95_low": low, "ci95_high": high}
-        yield from ((f"{name}_{part}", parts.get(part)) for part in PARTS)
-    for name in NUMBERS:
-        yield name, getattr(row, name)
-    for name in QUALITY:
-        yield f"quality_{name}", getattr(row.quality or Quality(), name)
-    yield "verdict", row.verdict
-    yield "reasons", "; ".join(row.reasons)
+def _flat(row: RowSummary) -> dict[str, Any]:
+    """A row's values by their column: those of objects behind the object's name."""
+    found: dict[str, Any] = msgspec.to_builtins(row.workload)
+    for name in RowSummary.__struct_fields__:
+        value = msgspec.to_builtins(getattr(row, name))
+        parts = value if isinstance(value, dict) else {}
+        low_high = zip(("ci95_low", "ci95_high"), parts.get("ci95") or (), strict=False)
+        found[name] = value
+        found |= {f"{name}_{part}": inner for part, inner in (*parts.items(), *low_high)}
+    return found
 
 
 def _csv_cell(value: Any) -> Any:
@@ -215,14 +211,3 @@ def _csv_cell(value: Any) -> Any:
         return value
     text = plain(value, 4000)
     return f"'{text}" if text.startswith(FORMULA) else text
-
-
-HEAD = (
-    *("created_utc", "device", "os", "memory_bandwidth_gb_s", "model", "parameters"),
-    *("synthetic", "edge", "framework", "artefact", "engine", "precision"),
-    *("prompt", "generate", "depth"),
-    *(f"{name}_{part}" for name in QUANTITIES for part in PARTS),
-    *NUMBERS,
-    *(f"quality_{name}" for name in QUALITY),
-    *("verdict", "reasons"),
-)
