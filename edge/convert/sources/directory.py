@@ -51,11 +51,7 @@ class PlainWeights(Weights):
 
 
 def open_directory(path: Path) -> Opened:
-    """Config, tensors and companions of a directory.
-
-    Raises:
-        EdgeError: a file is missing, broken, or one that must not be opened.
-    """
+    """Config, tensors and companions of a directory; an EdgeError if one must not be opened."""
     config_file = inside(path, "config.json")
     raw = read_json_object(config_file)
     config = ModelConfig.from_dict(raw, str(config_file))

@@ -64,12 +64,7 @@ BLOCK_ITEMS = 32
 
 
 def open_gguf(path: Path) -> Opened:
-    """Open a file made by edge, by llama.cpp's tools or by anybody.
-
-    Raises:
-        EdgeError: it is broken, not a StableLM, one part of several, or holds a tokenizer or
-            a tensor type that cannot be used.
-    """
+    """Open a file made by edge, by llama.cpp's tools or by anybody."""
     file = read_gguf(path)
     check_is_whole_stablelm(file)
     weights = GgufWeights(file)

@@ -69,7 +69,7 @@ class Matrix:
 
     bits: int
     shape: tuple[int, int]  # outputs, inputs
-    groups: int
+    group_of: Array  # int (inputs,), the group of each input
     zeros_as: str | None  # how its zero points are stored, if they tell
     zeros_wrap: bool  # a zero point is stored as the largest number: unclear in format 1
     group_size: int  # 0 where groups differ
@@ -84,12 +84,12 @@ def scan_matrix(tensors: Tensors, stem: str, settings: GptqSettings, inputs: int
     if not np.isfinite(scales).all():
         raise wrong(tensors, f"{stem}.scales", "holds values that are not finite")
     zeros = fmt.unpack(tensors[f"{stem}.qzeros"].read(), bits)
-    group_of = read_groups(tensors, stem, settings, shape[1], groups)
+    group_of = _read_groups(tensors, stem, settings, shape[1], groups)
     group_size, order = fmt.in_groups(group_of, groups) or (0, None)
     return Matrix(
         bits=bits,
         shape=shape,
-        groups=groups,
+        group_of=group_of,
         zeros_as=fmt.symmetric_format(zeros, bits),
         zeros_wrap=bool(zeros.max() == (1 << bits) - 1),
         group_size=group_size,
@@ -98,7 +98,7 @@ def scan_matrix(tensors: Tensors, stem: str, settings: GptqSettings, inputs: int
     )
 
 
-def read_groups(
+def _read_groups(
     tensors: Tensors, stem: str, settings: GptqSettings, inputs: int, groups: int
 ) -> Array:
     """The group of each input, int (inputs,), each within 0 to groups - 1."""
@@ -180,7 +180,6 @@ class _Parts:
     qweight: Array
     zeros: Array
     scales: Array
-    group_of: Array
 
 
 class GptqWeights(Weights):
@@ -217,10 +216,9 @@ class GptqWeights(Weights):
         stem = _stem(name)
         if stem not in self._matrices:
             return read_floats(self._tensors[name], start, stop)
-        parts, bits = self._parts(stem), self._matrices[stem].bits
-        return fmt.dequantise(
-            parts.qweight, parts.zeros, parts.scales, parts.group_of, bits, slice(start, stop)
-        )
+        parts, matrix = self._parts(stem), self._matrices[stem]
+        stored = (parts.qweight, parts.zeros, parts.scales)
+        return fmt.dequantise(*stored, matrix.group_of, matrix.bits, slice(start, stop))
 
     def packing(self, name: str) -> Packing | None:
         """How MLX stores the matrix exactly; None for other tensors and those in `unpackable`."""
@@ -276,7 +274,6 @@ class GptqWeights(Weights):
             qweight=tensors[f"{stem}.qweight"].read(),
             zeros=fmt.zero_points(zeros, matrix.bits, self._zeros_as[stem]),
             scales=read_floats(tensors[f"{stem}.scales"]),
-            group_of=read_groups(tensors, stem, self._settings, matrix.shape[1], matrix.groups),
         )
 
     def _scan(self, config: ModelConfig) -> dict[str, Matrix]:

@@ -60,10 +60,8 @@ def rope_base_is_doubtful(config: ModelConfig, *names: str | None) -> bool:
 def doubts_about(config: ModelConfig, *names: str | None, gives_base: bool = True) -> list[str]:
     """Sentences about values that contradict what the model was trained with.
 
-    Args:
-        config: as the source describes the network.
-        names: what the model is called, wherever it is named.
-        gives_base: false for a GGUF file without a rotary base, which means 10000.
+    `names` are what the model is called, wherever it is named. `gives_base` is false for a GGUF
+    file without a rotary base, which means 10000.
     """
     doubts = []
     if rope_base_is_doubtful(config, *names):
