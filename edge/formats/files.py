@@ -99,7 +99,7 @@ def open_file(path: Path) -> Iterator[BinaryIO]:
     """A regular file opened for reading, never a pipe, which would be waited for."""
     try:
         if not stat.S_ISREG(path.stat().st_mode):
-            raise EdgeError(f"{path} is no file but a folder, pipe or device; check the path.")
+            raise EdgeError(f"{path} is not a file but a folder, pipe or device; check the path.")
         with path.open("rb") as file:
             yield file
     except FileNotFoundError:
@@ -167,7 +167,7 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def _refuse_constant(name: str) -> NoReturn:
-    raise ValueError(f"{name} is no JSON")
+    raise ValueError(f"{name} is not JSON")
 
 
 def _is_deeper(value: Any, limit: int) -> bool:
@@ -192,12 +192,12 @@ def decode_text(data: bytes, where: str) -> str:
         return data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise EdgeError(
-            f"{where} is no UTF-8 at byte {error.start}; save it in that encoding first."
+            f"{where} is not UTF-8 at byte {error.start}; save it in that encoding first."
         ) from None
 
 
 def check_argument(text: str, flag: str) -> str:
     """An argument's text, unless it has bytes that are not UTF-8 (surrogates from the system)."""
     if any("\ud800" <= character <= "\udfff" for character in text):
-        raise EdgeError(f"{flag} is no UTF-8; pass the text through a file or stdin.")
+        raise EdgeError(f"{flag} is not UTF-8; pass the text through a file or stdin.")
     return text

@@ -99,8 +99,8 @@ def test_a_base_model_continues_the_text_and_says_so(chat, tmp_path):
     [
         ((), b"", "there is nothing to answer"),
         (("-p", ""), b" \n", "there is nothing to answer"),
-        ((), b"caf\xe9", "stdin is no UTF-8 at byte 3"),
-        (("-p", os.fsdecode(b"caf\xe9")), b"", "-p is no UTF-8"),
+        ((), b"caf\xe9", "stdin is not UTF-8 at byte 3"),
+        (("-p", os.fsdecode(b"caf\xe9")), b"", "-p is not UTF-8"),
         (("-p", "x " * 2000), b"", "context ends at 1024"),
         (("-p", "x", "--top-p", "0"), b"", "top_p is 0.0"),
         (("/nowhere/at/all", "-p", "x"), b"", "/nowhere/at/all"),

@@ -61,7 +61,7 @@ BAD_JSON = {
     "deep and whole": (b'{"a": ' + b"[" * 500 + b"]" * 500 + b"}", "nested deeper than"),
     "many digits": (b'{"a": ' + b"1" * 5000 + b"}", "digits"),
     "a key twice": (b'{"a": 1, "a": 2}', "the key 'a' is there twice"),
-    "NaN": (b'{"a": NaN}', "NaN is no JSON"),
+    "NaN": (b'{"a": NaN}', "NaN is not JSON"),
     "UTF-16": ('{"a": 1}'.encode("utf-16"), "utf-8"),
     "half a character": (b'{"a": "\\ud800"}', "surrogates not allowed"),
     "a list": (b"[]", "no JSON object"),
@@ -88,7 +88,7 @@ def test_what_is_not_a_file_is_refused(tiny, file, kind):
         os.mkfifo(path)
     else:
         path.symlink_to(file if kind == "loop" else kind)
-    assert file in refused(tiny, r"no file|leads out|circle|cannot be read")
+    assert file in refused(tiny, r"not a file|leads out|circle|cannot be read")
 
 
 def test_what_a_file_says_reaches_no_terminal(tiny, tmp_path):
@@ -259,7 +259,7 @@ def test_a_broken_tokenizer_is_refused(tiny, kind):
 @pytest.mark.parametrize("name", ["special_tokens_map.json", "vocab.json", "chat_template.jinja"])
 def test_broken_companions_are_not_copied(tiny, name):
     (tiny / name).write_bytes(b'\xff{"a": ')
-    assert name in refused(tiny, "cannot be read|is no UTF-8")
+    assert name in refused(tiny, "cannot be read|is not UTF-8")
 
 
 @pytest.mark.parametrize(

@@ -107,7 +107,7 @@ def test_absurd_lengths_in_a_long_file_allocate_nothing(tmp_path):
 def test_a_missing_file_is_refused(tmp_path):
     with pytest.raises(EdgeError, match="is missing"):
         read_gguf(tmp_path / "x.gguf")
-    with pytest.raises(EdgeError, match="is no file"):
+    with pytest.raises(EdgeError, match="is not a file"):
         read_gguf(tmp_path)
 
 

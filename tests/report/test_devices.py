@@ -236,7 +236,7 @@ def test_pipes_links_to_nothing_and_strange_names_are_sentences_too(folder):
     assert "wrong.json" in devices_markdown(found)
     assert reasons(found) == {
         "gone.json": "is missing; check the path or download it again",
-        "pipe.json": "is no file but a folder, pipe or device; check the path",
+        "pipe.json": "is not a file but a folder, pipe or device; check the path",
         r"a\nb\x1b[2J.json": "is not JSON (Input data was truncated): give a JSON file that "
         "`edge bench` wrote",
         "new.json": "has schema 2 and this edge reads up to 1: install a newer edge",

@@ -42,9 +42,9 @@ def find_source(model: str, revision: str | None = None, layers: int | None = No
     path = _existing_path(model)
     is_synthetic = model.startswith(PREFIX)
     if revision is not None and (path or model == DEMO or is_synthetic):
-        raise EdgeError(f"--revision is for models on the hub, and {model} is none; leave it out.")
+        raise EdgeError(f"--revision is for models on the hub, and {model} is not; leave it out.")
     if layers is not None and not is_synthetic:
-        raise EdgeError(f"--layers is for synthetic models, and {model} is none; leave it out.")
+        raise EdgeError(f"--layers is for synthetic models, and {model} is not; leave it out.")
     if model == DEMO:
         return Source(DEMO, DEMO, DEMO_PATH)
     if is_synthetic:
@@ -56,7 +56,7 @@ def find_source(model: str, revision: str | None = None, layers: int | None = No
         if path.is_file() and path.suffix.lower() == ".gguf":  # a pipe would be waited for
             return Source(path.stem, path.name, path)
         raise EdgeError(
-            f"{path} is a file but no .gguf; name the checkpoint's directory or a GGUF file."
+            f"{path} is a file but not a .gguf; name the checkpoint's directory or a GGUF file."
         )
     if HUB_ID.fullmatch(model) and not model.startswith("."):
         return _from_hub(model, revision)

@@ -55,7 +55,7 @@ def download(repo: str, revision: str | None = None) -> tuple[Path, str]:
     """
     revision = revision or DEFAULT_REVISION
     if not REVISION.fullmatch(revision):
-        raise EdgeError(f"{revision!r} is no revision of {repo}; name a branch, tag or commit.")
+        raise EdgeError(f"{revision!r} is not a revision of {repo}; name a branch, tag or commit.")
     there = cached(repo, revision)
     if there and (constants.HF_HUB_OFFLINE or COMMIT.fullmatch(revision)):
         return there, there.name

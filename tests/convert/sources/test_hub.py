@@ -148,7 +148,7 @@ def test_each_refusal_says_what_to_do(hub, home, tiny):
         ("o/none", None): "the hub has no o/none, or it is private",
         ("o/no--ne", None): "the hub has no o/no--ne",
         ("o/gated", "nope"): f"no revision 'nope'; choose one of those on {hub.address}/o/gated",
-        ("o/gated", "../../x"): "is no revision",
+        ("o/gated", "../../x"): "is not a revision",
         ("o/bare", None): "holds no *.safetensors at revision main; choose",
         ("o/pickled", None): "pickles (pytorch_model.bin), which can run any code",
         ("o/without", None): "holds no config.json",
