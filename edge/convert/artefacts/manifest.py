@@ -93,33 +93,28 @@ def write_manifest(artefact: Path, manifest: Manifest) -> None:
         file.write(text.ljust(end - begin))
 
 
-def file_sha256(path: Path, stopped: Callable[[], bool] = lambda: False) -> str:
-    """Digest of a file.
+def file_sha256(
+    path: Path, stopped: Callable[[], bool] = lambda: False, blank: tuple[int, int] = (0, 0)
+) -> str:
+    """Digest of a file, with the bytes between two offsets as spaces.
 
     Raises:
         CancelledError: `stopped` became true before the end.
     """
-    return _sha256(path, b"", 0, stopped)
-
-
-def gguf_sha256(path: Path) -> str:
-    """Digest of a GGUF file with the room of its manifest blank."""
-    begin, end = _room(path)
+    begin, end = blank
     with path.open("rb") as file:
-        head = file.read(begin) + b" " * (end - begin)
-    return _sha256(path, head, end, lambda: False)
-
-
-def _sha256(path: Path, head: bytes, begin: int, stopped: Callable[[], bool]) -> str:
-    """Digest of some bytes and of a file's from `begin` on."""
-    digest = hashlib.sha256(head)
-    with path.open("rb") as file:
-        file.seek(begin)
+        digest = hashlib.sha256(file.read(begin) + b" " * (end - begin))
+        file.seek(end)
         while piece := file.read(READ_BYTES):
             if stopped():
                 raise CancelledError
             digest.update(piece)
     return digest.hexdigest()
+
+
+def gguf_sha256(path: Path) -> str:
+    """Digest of a GGUF file with the room of its manifest blank."""
+    return file_sha256(path, blank=_room(path))
 
 
 def _room(path: Path) -> tuple[int, int]:

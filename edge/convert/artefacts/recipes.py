@@ -94,15 +94,9 @@ def rounding_bound(
 ) -> float:
     """The largest relative error that rounding to a precision can account for: factor / 2^bits.
 
-    By default of a tensor. Rounding to b bits is off by about 1.5 / 2^b on weights that are normal
-    within their group; several times that is another tensor, not another rounding. Two tensors
-    that have nothing to do with each other differ by 1.4.
-
-    Args:
-        precision: as tables print it.
-        factor: of the quantity that is bounded.
-        largest: never more; also where the precision does not tell its bits.
-        floats: for float types.
+    By default of a tensor: rounding to b bits is off by about 1.5 / 2^b on weights that are normal
+    within their group, two unrelated tensors by 1.4. Never above `largest`, which also holds where
+    the precision does not tell its bits; `floats` is for float types.
     """
     if precision in FLOATS:
         return floats

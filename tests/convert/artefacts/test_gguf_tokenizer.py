@@ -24,7 +24,7 @@ from edge.convert.sources.find import DEMO_PATH
 from edge.errors import EdgeError
 from edge.llama_cpp.session import LlamaSession
 from edge.model.config import ModelConfig
-from tests.support.tiny import PLAIN, random_tensors, write_checkpoint
+from tests.support.tiny import PLAIN, random_tensors
 
 GPT_NEOX = os.environ.get("EDGE_GPT_NEOX_TOKENIZER")
 DEMO_TOKENIZER = DEMO_PATH / "tokenizer.json"
@@ -148,28 +148,21 @@ def test_runs_of_spaces_have_tokens_of_their_own(pair):
     assert (set(lengths) == {1}) == pair.composes  # all but the demo's
 
 
-def test_rows_the_tokenizer_lacks_are_unused(tmp_path):
-    path = write_checkpoint(tmp_path / "m", PLAIN)
-    tokenizer = read_tokenizer(open_checkpoint(str(path)).companions, 170)
-    assert len(tokenizer.tokens) == len(tokenizer.types) == 170
-    assert tokenizer.types[0] == CONTROL
-    assert (tokenizer.tokens[165], tokenizer.types[165]) == ("[PAD165]", UNUSED)
+def test_rows_the_tokenizer_lacks_are_unused():
+    tokenizer = read_tokenizer({"tokenizer.json": DEMO_TOKENIZER.read_bytes()}, 4100)
+    assert len(tokenizer.tokens) == len(tokenizer.types) == 4100
+    assert CONTROL in tokenizer.types
+    assert (tokenizer.tokens[4099], tokenizer.types[4099]) == ("[PAD4099]", UNUSED)
 
 
 @pytest.mark.parametrize(
     ("change", "words"),
     [
         ({"model": {"type": "Unigram", "vocab": []}}, "Unigram tokenizer"),
-        ({"pre_tokenizer": {"type": "Whitespace"}}, "convert to MLX instead"),
-        (
-            {"pre_tokenizer": {"type": "ByteLevel", "add_prefix_space": True}},
-            "convert to MLX instead",
-        ),
-        ({"normalizer": {"type": "NFKC"}}, "convert to MLX instead"),
-        (
-            {"normalizer": {"type": "Sequence", "normalizers": [{"type": "Lowercase"}]}},
-            "convert to MLX instead",
-        ),
+        ({"pre_tokenizer": {"type": "Whitespace"}}, "splits text"),
+        ({"pre_tokenizer": {"type": "ByteLevel", "add_prefix_space": True}}, "splits text"),
+        ({"normalizer": {"type": "NFKC"}}, "normalises text"),
+        ({"normalizer": {"type": "Sequence", "normalizers": [{"type": "Lowercase"}]}}, "Lowercase"),
         ({"model": None}, "is not a tokenizer"),
         ({"pre_tokenizer": None}, "is not a tokenizer"),
     ],
