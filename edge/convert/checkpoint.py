@@ -27,7 +27,7 @@ SAMPLE_BYTES = 4096
 
 @dataclass(frozen=True)
 class Corrections:
-    """What the user sets in place of the source's own values."""
+    """Values of the user's in place of the source's own."""
 
     layers: int | None = None  # of a synthetic model
     rope_theta: float | None = None  # rotary base
@@ -56,7 +56,7 @@ class Checkpoint:
 
     @property
     def names(self) -> tuple[str | None, str | None]:
-        """What the model is called, by its owner and by itself."""
+        """The model's names: its owner's, and its own."""
         return self.source.origin, self.title
 
     @property
@@ -107,7 +107,7 @@ def open_checkpoint(
         config=config,
         weights=opened.weights,
         companions=opened.companions,
-        # They quote the source, which nobody vouches for, and are printed.
+        # They quote the untrusted source, and are printed.
         warnings=tuple(map(printable, (*opened.warnings, *doubts))),
         title=opened.title,
         corrections=corrections,

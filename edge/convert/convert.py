@@ -126,7 +126,7 @@ class _Conversion:
     ) -> None:
         self._checkpoint, self._out = checkpoint, out
         self._progress, self._options = progress, options
-        # Float artefacts that nobody asked for; a partial, so that a kill leaves it to be cleared.
+        # Temporary float artefacts, called a partial: after a kill the next run clears it.
         self._floats = out / f".mlx-floats.{PARTIAL}-{os.getpid()}"
 
     def run(self, missing: Sequence[Target]) -> None:
@@ -151,11 +151,11 @@ class _Conversion:
                 for target in later:
                     self._make_from_float(target)
             finally:
-                stop.set()  # nobody waits for digests after Ctrl-C
+                stop.set()  # Ctrl-C does not wait for digests
                 remove(self._floats)
 
     def _needed_floats(self, streamed: Sequence[Target], later: Sequence[Target]) -> list[Target]:
-        """The float artefacts that later steps read and nobody asked for or made before."""
+        """The float artefacts that later steps read and that are not there or asked for."""
         there = {target.path for target in streamed}
         needed = []
         for recipe in {float_of(target): None for target in later}:
@@ -302,7 +302,7 @@ def lock_folder(out: Path, notice: Notice) -> Iterator[None]:
 
 
 def _clear_leftovers(out: Path) -> None:
-    """Undo what a killed process left; nobody else writes here now."""
+    """Undo what a killed process left, under the lock."""
     for path in out.iterdir():
         match = LEFTOVER.fullmatch(path.name)
         if match is None:

@@ -1,4 +1,4 @@
-"""What a call of the converter is to make: options, one target per artefact, and their sizes."""
+"""One call of the converter: its options, a target per artefact, and their sizes."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from edge.errors import EdgeError
 
 @dataclass(frozen=True)
 class Options:
-    """What the user chose beside the artefacts' names."""
+    """The user's choices beside the artefacts' names."""
 
     force: bool = False  # replace artefacts that are there
     group_size: int | None = None  # of MLX's affine quantisation, in place of the recipe's

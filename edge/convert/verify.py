@@ -48,7 +48,7 @@ class TensorError:
 
 @dataclass(frozen=True)
 class Verification:
-    """What was found."""
+    """Result of a verification."""
 
     manifest: Manifest
     hashed_files: int

@@ -58,7 +58,7 @@ def read_imatrix(path: Path) -> Importance:
 
 
 def _record(file: GgufFile, entries: int) -> dict[str, str | int]:
-    """What llama-quantize records, with the file's name instead of its path."""
+    """The keys that llama-quantize records, with the file's name instead of its path."""
     keys: dict[str, str | int] = {"quantize.imatrix.file": file.path.name}
     datasets, chunks = (file.keys.get(f"imatrix.{key}") for key in ("datasets", "chunk_count"))
     if isinstance(datasets, list) and datasets:

@@ -108,7 +108,7 @@ def _child(arguments: list[str]) -> Iterator[subprocess.Popen[str]]:
     )
     try:
         yield process
-    except BaseException:  # Ctrl-C: nobody may go on writing
+    except BaseException:  # Ctrl-C: it may not go on writing
         process.kill()
         raise
     finally:

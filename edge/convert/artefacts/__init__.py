@@ -1,1 +1,1 @@
-"""What is made of them: MLX directories and GGUF files, by recipe."""
+"""MLX directories and GGUF files, by recipe."""

@@ -29,7 +29,7 @@ FILE = "tokenizer.json"
 
 @dataclass(frozen=True)
 class GgufTokenizer:
-    """What goes under tokenizer.* keys; tokens and types have the model's vocabulary size."""
+    """The tokenizer.* keys; tokens and types have the model's vocabulary size."""
 
     pre: str
     tokens: list[str]

@@ -1,4 +1,4 @@
-"""What an artefact was made of and by what, kept inside it.
+"""Record of what an artefact was made of and by what, kept inside it.
 
 An MLX artefact has it as edge.json. A GGUF file has it under the key edge.manifest,
 as JSON padded with spaces: the room is reserved in the header and filled when the
@@ -56,7 +56,7 @@ class Manifest:
 
 
 def tool_versions() -> dict[str, str]:
-    """What converts here, by version."""
+    """Versions of the packages that convert."""
     return {"edge": edge.__version__} | {name: version(name) for name in TOOLS}
 
 

@@ -52,7 +52,7 @@ class TensorLayout:
         return self.name.removesuffix(".weight")
 
     def planned(self) -> list[Planned]:
-        """What is written for it, in file order."""
+        """The stored tensors, in file order."""
         if self.bits is None or self.group_size is None:
             return [Planned(self.name, self.dtype, self.shape)]
         rows, columns = self.shape
@@ -203,7 +203,7 @@ class MlxWriter(Writer):
         return self._tensors.sha256 | small, self._notes()
 
     def _notes(self) -> list[str]:
-        """What was kept of a quantised source, how exactly, and why the rest was not."""
+        """Sentences on what was kept of a quantised source, how exactly, and why not the rest."""
         kept = [tensor for tensor in self._layout.values() if tensor.packing]
         unpackable = self._checkpoint.weights.unpackable
         lost = {name: unpackable[name] for name in self._layout if name in unpackable}
