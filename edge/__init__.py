@@ -28,7 +28,7 @@ class _BeforeMlx:
 
     @staticmethod
     def find_spec(name: str, path: object = None, target: object = None) -> None:
-        """Find nothing: prepare, and leave the finding to the others."""
+        """Finds nothing: prepares, and leaves the finding to the others."""
         if name in ("numpy", "mlx.core"):
             from edge.linux_cpu import prepare
 
@@ -40,7 +40,7 @@ if sys.platform == "linux":
 
 
 def load(path: Path | str) -> tuple[Model, Any]:
-    """Load an MLX artefact: the model and its tokenizer (see `edge.model.load.load`)."""
+    """Loads an MLX artefact: the model and its tokenizer (see `edge.model.load.load`)."""
     # Imported here so that `import edge` and every --help stay free of MLX.
     from edge.model.load import load as load_artefact
 

@@ -6,15 +6,11 @@ HEAD_CHARACTERS, TAIL_CHARACTERS = 1000, 300
 
 
 class EdgeError(Exception):
-    """Something the user can mend.
+    """An error that the user can correct; commands print it without a traceback and exit with 1.
 
-    The message is one sentence that says what is wrong, where, and what to do.
-    Commands print it without a traceback and exit with 1.
-
-    Args:
-        sentence: the message. What is quoted in it may come from a file that nobody vouches
-            for: characters that a terminal would act on are shown as escapes, and the middle
-            of an endless one is left out.
+    Its message is one sentence that says what is wrong, where, and what to do. It may quote
+    untrusted files: characters that a terminal would act on are shown as escapes, and the middle
+    of an endless one is left out.
     """
 
     def __init__(self, sentence: str) -> None:

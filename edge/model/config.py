@@ -87,7 +87,7 @@ class ModelConfig:
 
     @property
     def rotary_dims(self) -> int:
-        """How many leading dims of a head are rotated."""
+        """Leading dims of a head that are rotated."""
         return int(self.head_dim * self.partial_rotary_factor)
 
     @classmethod
@@ -107,7 +107,7 @@ class ModelConfig:
             for name in ("bos_token_id", "eos_token_id")
         )
         ends = {"bos_token_id": bos[0] if bos else None, "eos_token_ids": eos}
-        config = cls(**checked | ends, model_type=model_type)
+        config = cls(**{**checked, **ends}, model_type=model_type)
         for problem in config._problems(raw.get("head_dim")):
             raise EdgeError(f"{where}: {problem}; check the file, or choose another checkpoint.")
         return config
@@ -156,7 +156,7 @@ class ModelConfig:
         return is_tied or tensor_name.endswith("rotary_emb.inv_freq")
 
     def _problems(self, head_dim: object) -> Iterator[str]:
-        """Why values that are possible by themselves do not make a network."""
+        """Reasons why values that are possible by themselves do not make a network."""
         heads, kv_heads, width = self.num_attention_heads, self.num_key_value_heads, self.head_dim
         rotary = f"partial_rotary_factor {self.partial_rotary_factor}"
         if self.hidden_size % heads:
@@ -188,7 +188,7 @@ def _model_type(raw: Mapping[str, Any], where: str) -> ModelType:
 
 
 def _own_names(raw: Mapping[str, Any], where: str, model_type: ModelType) -> dict[str, Any]:
-    """What the file says, null apart, under the names of our fields."""
+    """Values of the file, null apart, under the names of our fields."""
     given = {name: value for name, value in raw.items() if value is not None}
     aliases = {field: given[name] for name, field in ALIASES[model_type] if name in given}
     for name in FOREIGN[model_type]:
@@ -197,7 +197,7 @@ def _own_names(raw: Mapping[str, Any], where: str, model_type: ModelType) -> dic
 
 
 def _nested_rope(raw: Mapping[str, Any], where: str) -> dict[str, Any]:
-    """What `rope_parameters` says of the rotation; refuses scaling in it or in `rope_scaling`."""
+    """Rotation as `rope_parameters` has it; refuses scaling there and in `rope_scaling`."""
     nested, scaling = raw.get("rope_parameters") or {}, raw.get("rope_scaling") or {}
     for rope in (nested, scaling):
         is_object = isinstance(rope, Mapping)

@@ -159,7 +159,7 @@ def _can_pack(layer: Any) -> bool:
 
 @cache
 def _int4_works() -> bool:
-    """Whether `addmm` hands the pointers on as it did in the MLX this was written for."""
+    """True where `addmm` hands the pointers on, as in the MLX this was written for."""
     layer = nn.Linear(64, FEWEST_OUTPUTS, bias=False).to_quantized(32, 4)
     x = mx.random.normal((1, 2, 64))
     expected = x @ mx.dequantize(layer.weight, layer.scales, layer.biases, 32, 4).T

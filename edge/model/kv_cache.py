@@ -60,7 +60,7 @@ class KVCache:
 
 
 def _with_room(held: mx.array | None, new: mx.array, before: int) -> mx.array:
-    """What is held, its first `before` positions, with room for the new ones after them."""
+    """The first `before` positions of what is held, with room for the new ones after them."""
     batch, heads, count, width = new.shape
     if held is not None and before + count <= held.shape[2]:
         return held

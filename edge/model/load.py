@@ -105,7 +105,7 @@ def read_directory(path: Path) -> tuple[dict[str, Any], ModelConfig]:
 
 
 def has_input_orders(path: Path) -> bool:
-    """Whether matrices have inputs in an order of their own, which only our network follows."""
+    """True where matrices have inputs in an order of their own: only our network follows it."""
     return any(name.endswith("_order") for file in weight_files(path).values() for name in file)
 
 

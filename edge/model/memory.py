@@ -1,4 +1,4 @@
-"""What an artefact will take in memory, from its headers alone, and whether there is room.
+"""Memory that an artefact will take, from its headers alone, and a check that there is room.
 
 Measured on a CPU with 2 and 6 layers of Stable Code 3B's shape and the demo: while it loads, a
 model takes its weights in the compute dtype and about a dozen tensors more, since MLX works on
@@ -36,7 +36,7 @@ FORCE = "EDGE_FORCE_MEMORY"
 
 @dataclass(frozen=True)
 class Need:
-    """What a model takes, in bytes."""
+    """Memory that a model takes."""
 
     weights_bytes: int
     loading_bytes: int  # beside the weights while they are loaded
@@ -63,7 +63,7 @@ def check_fits(
     cache_tokens: int,
     kv_bits: int | None = None,
 ) -> tuple[Need, str | None]:
-    """What `required_bytes` says of the same arguments, and a warning if memory is short now.
+    """The need that `required_bytes` finds, and a warning if memory is short now.
 
     Raises:
         EdgeError: it is more than the system can make room for, and EDGE_FORCE_MEMORY=1 is not in
@@ -86,7 +86,7 @@ def required_bytes(
     kv_bits: int | None = None,
     prefill_tokens: int = PREFILL_TOKENS,
 ) -> Need:
-    """What loading and running an artefact takes: an upper bound that is meant to be tight.
+    """Memory for loading and running an artefact: an upper bound that is meant to be tight.
 
     Args:
         path: an MLX artefact or a Hugging Face directory, of whose files the headers are read.

@@ -123,7 +123,7 @@ class RotaryEmbedding(nn.RoPE):
 
 @mx.compile
 def _cosines_and_sines(position: mx.array, dims: int, base: float) -> tuple[mx.array, mx.array]:
-    """Those of the angles of one position, (dims / 2,) each; as `mx.fast.rope` has them."""
+    """Those of one position's angles, (dims / 2,) each; as `mx.fast.rope` has them."""
     half = dims // 2
     angles = position * mx.exp(mx.arange(0, -half, -1) * (math.log(base) / half))
     return mx.cos(angles), mx.sin(angles)
@@ -178,8 +178,7 @@ def attend(
 
 
 def _causal_mask(length: int, cache: Cache | None) -> Mask:
-    """The mask for `length` new positions; the cache decides when it rotates."""
-    if cache is not None and hasattr(cache, "make_mask"):
+    if cache is not None and hasattr(cache, "make_mask"):  # it decides when it rotates
         return cache.make_mask(length, return_array=False, window_size=None)
     return "causal" if length > 1 else None
 
@@ -375,10 +374,7 @@ class Model(nn.Module):
 
 
 def _join(block: nn.Module, parts: Sequence[str], name: str) -> None:
-    """Replaces linear layers by one with the rows of all, where they are stored in the same way.
-
-    Quantised ones join as they are: codes, scales and biases belong to rows.
-    """
+    """Replaces linear layers that are stored in the same way by one with the rows of all."""
     first, *others = layers = [block[part] for part in parts]
     total_bytes = sum(array.nbytes for layer in layers for array in _arrays(layer).values())
     if current_backend() == "cpu" and total_bytes > LARGEST_JOINED_ON_CPU_BYTES:
@@ -397,6 +393,6 @@ def _arrays(layer: nn.Module) -> dict[str, mx.array]:
 
 
 def _storage(layer: nn.Module) -> object:
-    """What layers must share to be joined: their kind, how they are quantised, their arrays."""
+    """Kind, quantisation and arrays: layers must share these to be joined."""
     how = [getattr(layer, name, None) for name in ("bits", "group_size", "mode")]
     return type(layer), how, {n: (a.dtype, a.shape[1:]) for n, a in _arrays(layer).items()}

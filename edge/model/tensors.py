@@ -1,4 +1,4 @@
-"""Which tensors a checkpoint holds, by Hugging Face name and shape."""
+"""The tensors of a checkpoint, by Hugging Face name and shape."""
 
 from __future__ import annotations
 

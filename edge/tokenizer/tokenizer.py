@@ -125,11 +125,11 @@ class Tokenizer:
         return text
 
     def convert_tokens_to_ids(self, name: str | None) -> int | None:
-        """The id of a token by its name; None if there is no such token."""
+        """The id of a token by its name; None where the vocabulary lacks it."""
         return None if name is None else self.backend_tokenizer.token_to_id(name)
 
     def convert_ids_to_tokens(self, token_id: int) -> str | None:
-        """The name of a token; None if there is no such id."""
+        """The name of a token; None for an unknown id."""
         name: str | None = self.backend_tokenizer.id_to_token(token_id)
         return name
 
@@ -166,7 +166,7 @@ Parts = tuple[Any, dict[str, str], str | None]
 
 
 def _read(path: Path) -> Parts | None:
-    """What can be read without transformers; None where it would make something else of it."""
+    """Reads a directory without transformers; None where that would make something else of it."""
     from tokenizers import Tokenizer as Backend
 
     config, file = _optional(path / "tokenizer_config.json"), path / TOKENIZER
