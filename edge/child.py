@@ -1,7 +1,6 @@
 """Work in a process of its own: a JSON question on stdin, a JSON answer on stdout.
 
-For what takes memory that must be free before anything else is measured, or what may end its
-process, as an impossible allocation of MLX does.
+Its memory is free afterwards; what ends it, as an impossible allocation of MLX, ends it alone.
 """
 
 from __future__ import annotations

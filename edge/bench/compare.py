@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -91,10 +91,8 @@ def compare(a: Profile, b: Profile, min_effect: float = MIN_EFFECT) -> Compariso
     Raises:
         EdgeError: models, methods or workloads are not the same, or no valid row is in both.
     """
-    for key in MODEL_KEYS:
-        _refuse_different(key, getattr(a.model, key), getattr(b.model, key), "model")
-    for key in METHOD_KEYS:
-        _refuse_different(key, getattr(a.method, key), getattr(b.method, key), "method")
+    _refuse_different("models", MODEL_KEYS, a.model, b.model)
+    _refuse_different("methods", METHOD_KEYS, a.method, b.method)
     rows_a, rows_b = _by_key(a, "A"), _by_key(b, "B")
     shared = [key for key in rows_a if key in rows_b]
     if not shared:
@@ -191,12 +189,14 @@ QUANTITIES = (
 )
 
 
-def _refuse_different(key: str, ours: object, theirs: object, what: str) -> None:
-    if ours != theirs:
-        raise EdgeError(
-            f"The profiles have different {what}s ({key}: {ours} in A, {theirs} in B); measure "
-            f"one model twice with this version."
-        )
+def _refuse_different(what: str, keys: Sequence[str], a: object, b: object) -> None:
+    for key in keys:
+        ours, theirs = getattr(a, key), getattr(b, key)
+        if ours != theirs:
+            raise EdgeError(
+                f"The profiles have different {what} ({key}: {ours} in A, {theirs} in B); measure "
+                f"one model twice with this version."
+            )
 
 
 def _by_key(profile: Profile, name: str) -> dict[Key, Row]:

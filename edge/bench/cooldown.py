@@ -31,7 +31,7 @@ MIN_COVERAGE = 0.9
 
 @dataclass(frozen=True)
 class Cooldown:
-    """How long a process waited; `timed_out` says what was still wrong at the limit."""
+    """A process's wait; `timed_out` says what was still wrong at the limit."""
 
     waited_s: float = 0.0
     timed_out: str | None = None

@@ -1,6 +1,6 @@
 """The correctness gate: does an engine compute on an artefact what its checkpoint says?
 
-A fast wrong model is no result. After its trials a worker feeds a short seeded prompt through
+After its trials a worker feeds a short seeded prompt through
 the calls that were timed, half at once and half token by token, and reports some of the logits.
 Rounding to four bits changes logits as much as some mistakes do, so they are judged in two steps
 (`edge.bench.reference` computes both ends of the first):
@@ -77,7 +77,7 @@ def logits_digest(engine: Engine, vocab_size: int, context_tokens: int = POSITIO
 
 
 def _far_error(engine: Engine, vocab_size: int) -> float | None:
-    """How far a token decoded at position FAR is from the same token as one of several."""
+    """Distance of a token decoded at position FAR from the same token as one of several."""
     ids = gate_tokens(vocab_size, FAR + 1)
     engine.prefill(ids[: FAR + 1 - BESIDE])
     engine.prefill(ids[FAR + 1 - BESIDE :])
@@ -105,7 +105,7 @@ def _rounded(value: float) -> float | None:
 
 
 def _errors(wanted: Any, found: Any) -> tuple[float, float]:
-    """How far logits (positions, ids) are off: over all positions, and at the worst one.
+    """Errors of logits (positions, ids): over all positions, and at the worst one.
 
     Both relative: the root mean square of the difference over that of `wanted`, each row without
     its mean, which no probability depends on. Infinite where a logit is not finite.

@@ -48,7 +48,7 @@ class Subject:
 
 @dataclass(frozen=True)
 class Context:
-    """What a row needs to know beyond its own processes.
+    """The run around a row.
 
     `idle_w` is the machine's power without work, `idle_drift` a sentence if that moved;
     `references` from `edge.bench.reference`; `quality` by artefact from `edge.quality`, with
@@ -112,7 +112,7 @@ def build_row(
         row,
         bandwidth_fraction=share,
         verdict=VERDICTS[reasons[0].level] if reasons else "VALID",
-        reasons=[_without_folders(str(reason), job) for reason in reasons],
+        reasons=[_without_folders(str(reason).rstrip("."), job) for reason in reasons],
     )
 
 
@@ -241,7 +241,7 @@ def _quality_reasons(subject: Subject, job: Job, context: Context) -> list[Reaso
         texts = [f"quality was not measured with a cache of {job.kv_bits} bits (--kv-bits)"]
     else:
         texts = context.quality[subject.artefact]["reasons"]
-    return [Reason("quality", "reason", text.rstrip(".")) for text in texts]
+    return [Reason("quality", "reason", text) for text in texts]
 
 
 def _doubts(row: Row, job: Job, runs: Sequence[ProcessRun], context: Context) -> Iterator[Reason]:
@@ -259,7 +259,7 @@ def _windows(row: Row) -> list[EnergyWindow]:
 
 
 def _busy_threads(row: Row, job: Job, device: Device | None) -> int:
-    """How many a row keeps busy by itself; one that feeds it where it runs on a GPU."""
+    """Threads that a row keeps busy by itself; on a GPU the one that feeds it."""
     engine_device = row.engine_facts.device if row.engine_facts else ""
     if on_gpu(engine_device, device.gpu_name if device else None):
         return 1
@@ -307,7 +307,7 @@ def _no_samples(meter: Meter) -> str:
 
 
 def _notes(*texts: str) -> list[Reason]:
-    return [Reason("", "reason", text.rstrip(".")) for text in texts]
+    return [Reason("", "reason", text) for text in texts]
 
 
 def _without_folders(text: str, job: Job) -> str:

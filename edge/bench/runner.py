@@ -38,7 +38,7 @@ ALLOCATION_FAILED = re.compile(
 
 @dataclass
 class Outcome:
-    """What a worker reported; `failure` is None if it finished.
+    """A worker's report; `failure` is None if it finished.
 
     `bad_end` says how its process ended if not well, though its work was reported.
     """
@@ -148,7 +148,7 @@ def _follow(
 
 
 def _end(returncode: int, log: IO[bytes]) -> str:
-    """How a worker's process ended, with the last line on its stderr, usually the reason."""
+    """The end of a worker's process, with the last line on its stderr, usually the reason."""
     if returncode == -signal.SIGKILL:
         return f"the worker was killed (signal 9), as a system does {OUT_OF_MEMORY}"
     log.seek(0)

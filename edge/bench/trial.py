@@ -19,7 +19,7 @@ Passes = Sequence[Sequence[int]]
 
 @dataclass(frozen=True)
 class Window:
-    """How long a trial's passes are repeated: until it lasts `least_s`, or `most_passes`."""
+    """A trial's passes are repeated until they last `least_s`, or `most_passes`."""
 
     least_s: float = 0.0
     most_passes: int = 1

@@ -1,4 +1,4 @@
-"""What is run: llama-bench's tests with its meanings, suites of them, and the ids that are fed."""
+"""Workloads: llama-bench's tests with its meanings, suites of them, and the ids that are fed."""
 
 from __future__ import annotations
 

@@ -53,7 +53,7 @@ class ProfileWriter:
         self._write(range(len(self.subjects)))
 
     def add_quality(self, found: dict[str, Any] | None, why_not: str | None) -> None:
-        """What artefacts lose, or the sentence why that is not known."""
+        """Add what artefacts lose, or the sentence why that is not known."""
         self.context = replace(self.context, quality=found, no_quality=why_not)
         self._write(range(len(self.subjects)))
 

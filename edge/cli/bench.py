@@ -109,10 +109,11 @@ def _progress_of(writer: ProfileWriter, run: Run, progress: Progress) -> Callabl
 def _plan(args: argparse.Namespace, checkpoint: Checkpoint) -> list[tuple[Job, Recipe]]:
     """One job per row and workload, peers right after ours."""
     planned = _workloads(args, checkpoint)
+    of_mlx = [MLX, MLX_LM] if args.peers else [MLX]
     return [
         (_job(args, checkpoint, recipe, engine, workload), recipe)
         for recipe in dict.fromkeys(args.rows)
-        for engine in _engines(args, recipe)
+        for engine in (of_mlx if recipe.is_mlx else [LLAMA_CPP])
         for workload in planned
     ]
 
@@ -162,38 +163,28 @@ def _rounds(args: argparse.Namespace) -> tuple[int, int]:
     return rounds, -(-args.repetitions // rounds)
 
 
-def _engines(args: argparse.Namespace, recipe: Recipe) -> list[str]:
-    if not recipe.is_mlx:
-        return [LLAMA_CPP]
-    return [MLX, MLX_LM] if args.peers else [MLX]
-
-
 def _convert(
     args: argparse.Namespace, checkpoint: Checkpoint, progress: Progress
 ) -> dict[str, Subject]:
+    """Make what is missing: the rows' artefacts, and what their quality is compared with."""
     out = output_folder(args.out, checkpoint.source.name)
-    parameters = checkpoint.parameters
+    reference = [] if args.quality is None else [find_recipe(QUALITY_REFERENCE)]
+    wanted = list(dict.fromkeys([*args.rows, *reference]))
     return {
         made.recipe.name: Subject(
             artefact=made.recipe.name,
             framework=made.recipe.framework,
             precision=made.recipe.precision,
             file_bytes=file_bytes(made.path),
-            bits_per_weight=bits_per_weight(made.path, parameters),
+            bits_per_weight=bits_per_weight(made.path, checkpoint.parameters),
             notes=made.notes,
         )
-        for made in convert(checkpoint, _wanted(args), out, progress)
+        for made in convert(checkpoint, wanted, out, progress)
     }
 
 
-def _wanted(args: argparse.Namespace) -> list[Recipe]:
-    """The rows' recipes, and that of what their quality is compared with."""
-    reference = [] if args.quality is None else [find_recipe(QUALITY_REFERENCE)]
-    return list(dict.fromkeys([*args.rows, *reference]))
-
-
 def _references(checkpoint: Checkpoint, jobs: list[Job]) -> dict[str, Any] | None:
-    """What the correctness gate compares with; None, and a warning, where it cannot be had."""
+    """Reference logits of the correctness gate; None, and a warning, where that fails."""
     try:
         return reference_job(checkpoint, [Path(path) for path in {job.path: None for job in jobs}])
     except EdgeError as error:
@@ -207,7 +198,7 @@ def _quality(
     subjects: dict[str, Subject],
     progress: Progress,
 ) -> tuple[dict[str, Any] | None, str | None]:
-    """What each artefact loses; None, a warning and the reason where it cannot be measured."""
+    """Quality of each artefact; None, a warning and the reason where that fails."""
     out = output_folder(args.out, checkpoint.source.name)
     source = checkpoint.source
     asked = {
@@ -230,7 +221,7 @@ def _quality(
 
 
 def _new_meter(args: argparse.Namespace) -> Callable[[], Meter]:
-    """What makes a meter, `auto` one that covers the processors of the rows."""
+    """Maker of meters, with `auto` of one that covers the processors of the rows."""
     processors: Collection[str] = ()
     if args.power == "auto":
         processors = processors_of(recipe.framework for recipe in args.rows)

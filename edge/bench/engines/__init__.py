@@ -1,1 +1,1 @@
-"""What runs an artefact: our MLX network, mlx-lm's, or llama.cpp."""
+"""Engines that run an artefact: our MLX network, mlx-lm's, or llama.cpp."""

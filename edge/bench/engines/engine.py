@@ -37,7 +37,7 @@ class Engine(Protocol):
         """The last logits computed, (vocab,) in float32."""
 
     def facts(self) -> EngineFacts:
-        """How it runs here; `remarks` are sentences that a reader needs to judge the figures.
+        """The way it runs here; `remarks` are sentences that a reader needs to judge the figures.
 
         `weight_bytes_per_token` are those as they lie in memory: all but the embedding table, of
         which a step reads one row. `kv_bytes_per_position` is the cache's size per token.
@@ -73,7 +73,7 @@ def open_engine(
 def check_memory(
     name: str, path: Path, context_tokens: int, kv_bits: int | None = None
 ) -> tuple[Need | None, str | None]:
-    """What an engine needs, and a warning where that is a tight fit.
+    """Memory that an engine needs, and a warning where that is a tight fit.
 
     None for llama.cpp, which maps its file and reports a lack of memory itself.
 
