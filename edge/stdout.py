@@ -43,7 +43,7 @@ def flush_stdout() -> None:
 
 
 def discard_stdout() -> None:
-    """What it still holds goes nowhere, or the end of the process would fail with it again."""
+    """Drops what it still holds, or the end of the process would fail with it again."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 

@@ -173,7 +173,7 @@ def _save(session: Session, name: str) -> None:
     if not session.talk.messages:
         raise EdgeError("there is nothing to save; the conversation is empty.")
     if path.exists():
-        try:  # a name typed wrong must not cost somebody a file
+        try:  # a mistyped name must not overwrite another file
             read_transcript(path)
         except EdgeError:
             raise EdgeError(

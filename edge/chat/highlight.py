@@ -33,7 +33,7 @@ class Highlighter:
         self._block: list[str] = []
 
     def add(self, text: str) -> str:
-        """What can be shown now."""
+        """Text that can be shown now."""
         if not self._colour:
             return text
         *ended, rest = re.split(r"(?<=\n)", text)

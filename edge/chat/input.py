@@ -92,7 +92,7 @@ class CommandCompleter(Completer):
     def get_completions(
         self, document: Document, complete_event: CompleteEvent
     ) -> Iterable[Completion]:
-        """What the text before the cursor could become."""
+        """Completions of the text before the cursor."""
         text = document.text_before_cursor
         name, space, argument = text.partition(" ")
         if space and name in self._take_path:

@@ -18,7 +18,7 @@ LEAVING_HINT = "Ctrl-D or /exit leaves"
 
 
 def state_folder() -> Path:
-    """The platform's folder for state that nobody configured; it need not be there yet.
+    """The platform's folder for state of programs; it need not be there yet.
 
     $XDG_STATE_HOME/edge (default: ~/.local/state/edge), and ~/Library/Application Support/edge
     on macOS where that variable is not set.

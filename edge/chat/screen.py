@@ -48,7 +48,7 @@ class Sanitiser:
         return visible(text.removesuffix("\r"))
 
     def finish(self) -> str:
-        """What was held back."""
+        """Text that was held back."""
         rest, self._return = self._return, ""
         return visible(rest)
 
@@ -63,7 +63,7 @@ def _escape(code: int) -> str:
 
 
 class Screen:
-    """What the chat prints on: stdout or another stream; a quiet one drops notes.
+    """Output of the chat, on stdout or another stream; a quiet one drops notes.
 
     Colours are for capable terminals, unless NO_COLOR is set.
     """
@@ -120,7 +120,7 @@ class Screen:
 
 @contextlib.contextmanager
 def echo_off() -> Iterator[None]:
-    """What is typed meanwhile is not echoed into the answer; the next input line gets it."""
+    """Keys typed meanwhile are not echoed into the answer; the next input line gets them."""
     if sys.stdin is None or not sys.stdin.isatty():
         yield
         return

@@ -50,7 +50,7 @@ class Opened:
 
 @dataclass(frozen=True)
 class Settings:
-    """How to answer, as the options of `edge chat` say; max_tokens None is all of the context."""
+    """Settings of answers, as the options of `edge chat`; max_tokens None is all of the context."""
 
     sampling: Sampling
     max_tokens: int | None = None
@@ -98,7 +98,7 @@ class Session:
 
     Attributes:
         open_model: from MODEL as on the command line to a loaded one.
-        transcript: where everything said is written down; what it tells already is gone on with.
+        transcript: the file of the conversation, which continues what it tells already.
         attached: files that go with the next message, by name.
         turns: the figures of all answers so far.
     """

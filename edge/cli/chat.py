@@ -73,7 +73,7 @@ def _settings(args: argparse.Namespace) -> Settings:
 
 
 def _text(args: argparse.Namespace) -> str | None:
-    """What to answer; None if somebody sits at the terminal.
+    """Text to answer; None if a user sits at the terminal.
 
     Raises:
         EdgeError: it is empty or not UTF-8.

@@ -50,7 +50,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _hole(args: argparse.Namespace) -> tuple[str, str]:
-    """What is before and after the cursor.
+    """Text before and after the cursor.
 
     Raises:
         EdgeError: the cursor is given twice, or is nowhere, or what holds it is not text.

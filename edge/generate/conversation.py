@@ -85,7 +85,7 @@ class Conversation:
 
     @property
     def context_tokens(self) -> int:
-        """How much of the context the conversation takes, without what is left out."""
+        """Tokens of the context that the conversation takes, without what is left out."""
         if not self._turns:
             return 0
         ids = self._ids(self._turns, self._dropped, answer=False)
@@ -93,7 +93,7 @@ class Conversation:
 
     @property
     def dropped_turns(self) -> int:
-        """How many of the oldest turns were left out of the last prompt."""
+        """Number of the oldest turns that were left out of the last prompt."""
         return self._dropped
 
     @property
@@ -239,7 +239,7 @@ class Conversation:
             self._keep(turns, dropped, came, failed)
 
     def _keep(self, turns: Turns, dropped: int, came: Sequence[TextEvent], failed: bool) -> None:
-        """Makes what came the answer; or nothing, if nothing came and nobody asked for that."""
+        """Keeps what came as the answer, unless nothing came by a failure or a second try."""
         text = "".join(event.text for event in came)
         finish = came[-1].finish if came else None
         cut_off = finish in (None, "length")
@@ -254,7 +254,7 @@ class Conversation:
         self._dropped = dropped
 
     def _fit(self, turns: Turns, max_tokens: int | None) -> tuple[int, list[int]]:
-        """How many turns to leave out, and the prompt of the others."""
+        """Number of turns to leave out, and the prompt of the others."""
         limit = self.context_limit
         room = limit - max(1, min(int(limit * ANSWER_SHARE), max_tokens or limit))
         last = len(turns) // 2  # so many are before the last question

@@ -59,7 +59,7 @@ def _decode(
             if made % TOKENS_BETWEEN_CLEARS == 0:
                 mx.clear_cache()
             token = ahead
-        yield int(token.item())  # type: ignore[arg-type]  # not fed: nobody needs its logits
+        yield int(token.item())  # type: ignore[arg-type]  # not fed: its logits are not needed
     finally:
         trim_to_shortest(cache)
 
@@ -111,7 +111,7 @@ def generate_tokens(
 
 
 def cache_length(cache: Sequence[Cache]) -> int:
-    """How many positions a cache has seen."""
+    """Number of positions that a cache has seen."""
     return int(cache[0].offset)
 
 
@@ -146,7 +146,7 @@ def _prefill(
 
 
 def _context_room(model: Model, cache: Sequence[Cache], prompt_tokens: int) -> int:
-    """How many tokens fit between the end of the prompt and the end of the model's context."""
+    """Number of tokens that fit between the end of the prompt and that of the model's context."""
     held, limit = cache_length(cache), model.config.max_position_embeddings
     if getattr(cache[0], "max_size", None) is not None:
         return 2**31  # a rotating cache forgets the oldest positions, so it has no end

@@ -5,7 +5,7 @@ r"""Fill in the middle: what belongs between the text before a cursor and the te
     completer.complete("for key, value in d.", "():\n    print(key, value)\n", order="spm").text
 
 The parts of the prompt are encoded one by one and none of them can hold a special token:
-<fim_middle> in somebody's source is text.
+<fim_middle> in a source file is text.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ class Completion:
 
 @dataclass(frozen=True)
 class MiddleEvent:
-    """What of the middle became certain, which no rule can take back; at last the whole."""
+    """Text of the middle that no rule can take back any more; at last the whole."""
 
     text: str
     completion: Completion | None
@@ -64,7 +64,7 @@ class Completer:
     """Completes with what a source of tokens gives.
 
     The source keeps the keys and values of the last prompt, so the next one pays for what differs
-    from the first differing token on. While somebody types, that is the end of the prefix: PSM
+    from the first differing token on. While a user types, that is the end of the prefix: PSM
     computes it and the whole suffix again, SPM, where the suffix comes first, the end of the
     prefix alone.
 

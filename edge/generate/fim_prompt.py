@@ -86,7 +86,7 @@ def fit(prefix: list[int], suffix: list[int], room: int) -> tuple[list[int], lis
 
 
 def near_end(text: str, positions: int) -> str:
-    """What of a text's end could be in a window, from a line's beginning on.
+    """The part of a text's end that could be in a window, from a line's beginning on.
 
     It moves in steps as long as itself: the prompts of a growing text begin in the same way.
     """
@@ -97,7 +97,7 @@ def near_end(text: str, positions: int) -> str:
 
 
 def near_beginning(text: str, positions: int) -> str:
-    """What of a text's beginning could be in a window."""
+    """The part of a text's beginning that could be in a window."""
     return text[: max(CHARACTERS_PER_POSITION * positions, LEAST_CHARACTERS)]
 
 
@@ -106,6 +106,6 @@ def _step_tokens(room: int) -> int:
 
 
 def _without_beginning(ids: list[int], room: int, step: int) -> list[int]:
-    """What fits of the end, cut at a multiple of `step` tokens."""
+    """The end that fits, cut at a multiple of `step` tokens."""
     excess = max(0, len(ids) - room)
     return ids[-(-excess // step) * step :]

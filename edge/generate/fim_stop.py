@@ -68,7 +68,7 @@ class StopRules:
         return _suffix_line(self, text + "\n") or _suffix_tail(self, text)
 
     def find_certain(self, text: str) -> int:
-        """How many first characters no rule can cut any more; `find_stop` found no end."""
+        """Number of first characters that no rule can cut any more, where there is no stop yet."""
         if not self.heuristics:
             return len(text)
         if not text.strip():
@@ -86,7 +86,7 @@ class StopRules:
 
     @cached_property
     def rest(self) -> str:
-        """What follows the cursor on its line, "" if that is blank."""
+        """The rest of the cursor's line, "" if that is blank."""
         rest = self.suffix.partition("\n")[0]
         return rest if rest.strip() else ""
 
@@ -162,7 +162,7 @@ def _indent(rules: StopRules, text: str) -> Stop | None:
 
 
 def _block_columns(rules: StopRules, text: str) -> int | None:
-    """How far the cursor's block is indented; None while that is open.
+    """Indentation of the cursor's block; None while that is open.
 
     The block is the cursor's line, or if that is blank so far, the first line with code; after
     a line that opens a block (`def f():`) the next line with code, if it is deeper.
@@ -191,7 +191,7 @@ def _code_lines(text: str) -> list[tuple[int, str]]:
 
 
 def _columns(line: str) -> int:
-    """How far a line is indented."""
+    """Columns that a line is indented by."""
     return len(line[: len(line) - len(line.lstrip())].expandtabs(TAB_COLUMNS))
 
 
@@ -251,7 +251,7 @@ def _line_under_way(rules: StopRules, text: str) -> int:
 
 
 def _overlap(rules: StopRules, text: str) -> int:
-    """How many last characters may be the beginning of a repetition of the suffix."""
+    """Number of last characters that may be the beginning of a repetition of the suffix."""
     wanted = (rules.suffix.partition("\n")[0] + "\n", rules.overlap or rules.suffix)
     longest = max(map(len, wanted))
     tails = (text[-length:] for length in range(min(len(text), longest), 0, -1))
@@ -288,7 +288,7 @@ def _bracket(rules: StopRules, text: str) -> Stop | None:
 
 
 def _missing_closers(closers: list[str], stray: list[str]) -> int:
-    """How many brackets that the prefix leaves open (innermost first) the suffix does not close."""
+    """Number of brackets open in the prefix (innermost first) that the suffix does not close."""
     for missing in range(len(closers) + 1):
         if closers[missing:] == stray:
             return missing

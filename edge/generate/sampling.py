@@ -1,4 +1,4 @@
-"""How the next token is chosen: greedily, or drawn with a key of its own.
+"""Choice of the next token: greedily, or drawn with a key of its own.
 
 The filters (top-p, min-p, top-k) and the penalty are mlx-lm's, in mlx-lm's order. The draw is
 ours, because mlx-lm's takes its randomness from MLX's global state: here every generation has
@@ -30,7 +30,7 @@ Penalty = Callable[[mx.array, mx.array], mx.array]
 
 @dataclass(frozen=True)
 class Sampling:
-    """What decides the next token; the defaults are greedy.
+    """Settings that decide the next token; the defaults are greedy.
 
     Args:
         temperature: 0 takes the most probable token; the filters then change nothing.
@@ -82,7 +82,7 @@ class Sampling:
 
     @property
     def looks_back(self) -> int:
-        """How many of a prompt's last tokens the choice depends on, the very last included."""
+        """Number of a prompt's last tokens that the choice depends on, the very last included."""
         return 1 if self.repetition_penalty in (None, 1.0) else self.repetition_context
 
     def filtered(self, logits: mx.array) -> mx.array:

@@ -65,7 +65,7 @@ class PrefixCache:
 
 
 def common_length(a: Sequence[object], b: Sequence[object]) -> int:
-    """How many first items are the same."""
+    """Number of first items that are the same."""
     pairs = enumerate(zip(a, b, strict=False))
     return next((i for i, (x, y) in pairs if x != y), min(len(a), len(b)))
 
@@ -135,12 +135,12 @@ class LlamaSource:
             self._feed(fresh)
             token = int(pick(mx.array(self._session.last_logits())[None]).item())  # type: ignore[arg-type]
             yield token
-            fresh = [token]  # fed when the next is asked for: after the last one nobody asks
+            fresh = [token]  # fed when the next is asked for, so never after the last
 
     def _feed(self, ids: Sequence[int]) -> None:
         try:
             self._session.decode(ids)
-        except BaseException:  # an interrupt: nobody knows how far llama.cpp came
+        except BaseException:  # an interrupt: how far llama.cpp came is unknown
             self._keep(0)
             raise
         self.held += ids

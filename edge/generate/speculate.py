@@ -158,7 +158,7 @@ class Speculation:
         self._draft.length.saw_proposals(kind, hits, int(missed))
 
     def _proposals(self) -> int:
-        """How many proposals to check now; the last token that is wanted is not fed."""
+        """Number of proposals to check now; the last token that is wanted is not fed."""
         kind = self._draft.kind()
         return 0 if kind is None else self._draft.length.best(kind, self._count - self._made - 2)
 
@@ -230,7 +230,7 @@ class NgramIndex:
                 table[ngram] = here
 
     def match_length(self) -> int:
-        """How many ids before the end are those before the place that is continued."""
+        """Number of ids before the end that stand before the place that is continued, too."""
         if self._source is None:
             return 0
         length, ids, source = 1, self.ids, self._source
@@ -294,7 +294,7 @@ class DraftLength:
         return 1 + statistics.median(self._slopes) * proposals
 
     def best(self, kind: int, most: int) -> int:
-        """How many proposals of a kind to check now, at most `most`; 0 for a plain step."""
+        """Number of proposals of a kind to check now, at most `most`; 0 for a plain step."""
         if self._fixed is not None:
             return min(self._fixed, most)
         if len(self._step_s) < FIRST_LAPS:

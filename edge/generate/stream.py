@@ -48,7 +48,7 @@ STOP_TOKENS = (
 
 @dataclass(frozen=True)
 class Stats:
-    """What one generation took, by one clock; the time that the caller took between events counts.
+    """Figures of one generation; the time that the caller took between events counts.
 
     Attributes:
         prompt_tokens: without what the cache held before.

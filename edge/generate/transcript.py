@@ -29,7 +29,7 @@ MODE = 0o600
 
 @dataclass(frozen=True)
 class Message:
-    """What somebody said; `cut_off` if the answer was ended before the model ended it."""
+    """One message; `cut_off` if the answer was ended before the model ended it."""
 
     role: Role
     content: str

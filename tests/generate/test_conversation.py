@@ -94,16 +94,6 @@ def test_a_closed_or_interrupted_answer_keeps_what_came(chat):
     assert chat.messages[-1] == Message("assistant", text, cut_off=True)
 
 
-def test_an_answer_that_was_never_begun_did_not_happen(chat):
-    chat.ask("one").close()
-    assert chat.messages == ()
-    late = chat.ask("one")
-    list(chat.ask("two"))
-    with pytest.raises(EdgeError, match="ask again"):
-        next(late)
-    assert [m.content for m in chat.messages if m.role == "user"] == ["two"]
-
-
 def test_a_failure_before_anything_came_leaves_the_conversation_as_it_was(loaded, chat, fails):
     list(chat.ask("one", max_tokens=3))
     before = chat.messages

@@ -1,8 +1,6 @@
 """Sampling: mlx-lm's distribution, with randomness of our own."""
 
 import math
-import subprocess
-import sys
 
 import mlx.core as mx
 import numpy as np
@@ -10,7 +8,7 @@ import pytest
 from mlx_lm.sample_utils import make_logits_processors, make_sampler
 
 from edge.errors import EdgeError
-from edge.generate.sampling import GREEDY, Picker, Sampling
+from edge.generate.sampling import Picker, Sampling
 
 FILTERS = [{}, {"top_p": 0.9}, {"top_k": 5}, {"min_p": 0.1},
            {"top_p": 0.8, "min_p": 0.05, "top_k": 9}]  # fmt: skip
@@ -64,26 +62,6 @@ def test_a_seed_is_immune_to_other_random_use_and_does_not_disturb_it():
 def test_filters_cut_what_they_say(filters, kept):
     logits = mx.log(mx.array([[0.5, 0.3, 0.15, 0.04, 0.01]]))
     assert set(drawn(600, logits, temperature=1.0, seed=2, **filters)) == set(range(kept))
-
-
-@pytest.mark.parametrize(
-    "sampling",
-    [GREEDY, Sampling(0.5, top_p=0.9, top_k=9, min_p=0.01, repetition_penalty=1.1, seed=1)],
-)
-def test_a_run_starts_without_mlx_lms_package(demo_out, sampling):
-    """It imports transformers, which takes longer than the demo takes to load."""
-    code = (
-        "import sys; from edge.model.load import load_model\n"
-        "from edge.generate.decode import generate_tokens\n"
-        "from edge.generate.speculate import PromptLookup\n"
-        "from edge.generate.sampling import Sampling\n"
-        f"model = load_model({str(demo_out / 'mlx-int4')!r})\n"
-        f"how = {sampling!r}\n"
-        "text = generate_tokens(model, [5], max_tokens=3, sampling=how, draft=PromptLookup())\n"
-        "print(len(list(text)), 'mlx_lm' in sys.modules, 'transformers' in sys.modules)"
-    )
-    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert run.stdout == "3 False False\n"
 
 
 def test_penalty_is_mlx_lms():

@@ -1,6 +1,5 @@
 """Speculation changes no text: greedy, seeded, penalised, wherever it ends."""
 
-import contextlib
 import itertools
 import random
 
@@ -20,7 +19,6 @@ from edge.generate.speculate import (
     DraftLength,
     NgramIndex,
     PromptLookup,
-    agreed,
 )
 from edge.generate.stream import stream_generate
 from edge.model.kv_cache import make_cache
@@ -120,27 +118,6 @@ def test_max_tokens_is_kept_exactly_and_the_last_not_fed(small, count):
     assert offsets(cache) == {len(ids) + max(count - 1, 0)}
 
 
-@pytest.mark.parametrize("after", range(2, 40, 3))
-def test_an_interrupt_leaves_the_layers_level(small, monkeypatch, after):
-    ids, cache, found = [1, 2, 3], make_cache(small), []
-    plain = tokens(small, ids, max_tokens=30)
-    block = type(small.layers[1])
-    call, calls = block.__call__, itertools.count()
-
-    def interrupted(self, *args):
-        if self is small.layers[1] and next(calls) == after:
-            raise KeyboardInterrupt
-        return call(self, *args)
-
-    draft = Oracle(len(ids), plain, wrong_every=4)
-    with monkeypatch.context() as patch, contextlib.suppress(KeyboardInterrupt):
-        patch.setattr(block, "__call__", interrupted)
-        for token in generate_tokens(small, ids, cache=cache, max_tokens=30, draft=draft):
-            found.append(token)
-    assert offsets(cache) == {len(ids) + min(len(found), 29)}
-    assert found == plain[: len(found)]
-
-
 # --- rounding
 
 
@@ -169,14 +146,6 @@ def test_close_calls_are_left_to_a_single_step(monkeypatch, margin, same):
         draft = Oracle(len(ids), plain)
         equal.append(plain == tokens(model, ids, max_tokens=24, draft=draft))
     assert all(equal) == same
-
-
-def test_agreed_is_what_a_pass_settles():
-    clear = [True] * 4
-    assert agreed([5, 6, 7, 8], clear, [5, 6, 7]) == [5, 6, 7, 8]
-    assert agreed([5, 9, 7, 8], clear, [5, 6, 7]) == [5, 9]
-    assert agreed([5, 6, 7, 8], [True, True, False, True], [5, 6, 7]) == [5, 6]
-    assert agreed([5, 6], [False, True], [5]) == []
 
 
 # --- events
@@ -241,14 +210,6 @@ def test_a_later_generation_finds_what_a_new_drafter_finds(first, second, contin
     used.begin(ids)
     new.begin(ids)
     assert (used.kind(), used.propose(4)) == (new.kind(), new.propose(4))
-
-
-@pytest.mark.parametrize(("matched", "kind"), [(0, None), (1, 1), (2, 2), (3, 2), (9, 4), (40, 5)])
-def test_longer_matches_are_of_other_kinds(matched, kind):
-    lookup = PromptLookup()
-    run = list(range(100, 100 + matched))
-    lookup.begin([*run, 1, 2, *run])  # without a run the end is new
-    assert lookup.kind() == kind
 
 
 # --- how many proposals

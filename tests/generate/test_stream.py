@@ -8,9 +8,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 from mlx_lm.models.cache import make_prompt_cache
 from mlx_lm.tokenizer_utils import load as load_tokenizer
-from tokenizers import Tokenizer
-from tokenizers.models import WordLevel
-from transformers import PreTrainedTokenizerFast
 
 import edge
 from edge.errors import EdgeError
@@ -24,7 +21,6 @@ from edge.generate.stream import (
     stop_ids,
     stream_generate,
 )
-from edge.tokenizer.special_tokens import token_id
 from edge.tokenizer.tokenizer import Tokenizer as OurTokenizer
 from tests.support.talk import ids_of, joined
 
@@ -122,15 +118,6 @@ def test_a_cache_continues_the_text(loaded):
         stream_generate(*loaded, "", cache=cache)
 
 
-def test_closing_between_events_closes_the_tokens(loaded):
-    cache = make_prompt_cache(loaded[0])
-    events = stream_generate(*loaded, PROMPT, cache=cache)
-    ids = ids_of(itertools.islice(events, 3))
-    events.close()
-    assert {layer.offset for layer in cache} == {len(loaded[1].encode(PROMPT)) + len(ids)}
-    assert list(events) == []
-
-
 @pytest.mark.parametrize(
     ("prompt", "options", "sentence"),
     [
@@ -147,12 +134,6 @@ def test_mistakes_are_refused_by_the_call_itself(loaded, prompt, options, senten
 # Few letters, so that stop strings occur, overlap and nearly occur.
 LETTERS = st.text("abc", max_size=30)
 STOPS = st.lists(st.text("abc", min_size=1, max_size=5), max_size=4)
-
-
-def tokenizer_with(names, **special):
-    vocab = {name: i for i, name in enumerate(["<unk>", "hello", *names])}
-    backend = Tokenizer(WordLevel(vocab, unk_token="<unk>"))
-    return PreTrainedTokenizerFast(tokenizer_object=backend, **special)
 
 
 def naive(text, stops):
@@ -190,12 +171,3 @@ def test_the_demos_stop_tokens(load, demo_out):
     names = {tokenizer.convert_ids_to_tokens(i) for i in stop_ids(tokenizer)}
     assert names == {name for name in STOP_TOKENS if name in tokenizer.get_vocab()}
     assert {"<|endoftext|>", "<|im_end|>", "<|im_start|>", "<fim_middle>"} <= names
-
-
-@pytest.mark.parametrize("unk", [None, "<unk>", "<|endoftext|>"])
-def test_absent_names_stop_nothing(unk):
-    """An unknown name must not become the id of the unknown token."""
-    tokenizer = tokenizer_with(["<|im_end|>", "<|endoftext|>"], unk_token=unk)
-    assert stop_ids(tokenizer) == {2, 3}
-    assert token_id(tokenizer, "<fim_middle>") is None
-    assert token_id(tokenizer, "<|im_end|>") == 2

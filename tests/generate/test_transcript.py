@@ -55,17 +55,6 @@ def test_the_file_tells_the_conversation_after_every_change(tmp_path_factory, co
             assert not rest or found == messages
 
 
-def test_no_file_before_the_first_question(path):
-    transcript = Transcript(path)
-    transcript.record(TALK[:1])
-    assert not path.exists() and not transcript.is_begun
-    transcript.record(TALK[:2])
-    assert transcript.is_begun
-    assert read_transcript(path) == TALK[:2]
-    unwritten = Transcript()
-    assert unwritten.record(TALK) is None and not unwritten.is_begun
-
-
 def test_it_is_for_the_user_alone(path):
     transcript = Transcript(path.parent / "new" / "chat")
     transcript.record(TALK)

@@ -4,7 +4,6 @@ import os
 import pty
 import re
 import select
-import signal
 import struct
 import subprocess
 import time
@@ -111,11 +110,6 @@ class Terminal:
                 if any(text in line for line in self.shown):
                     return
         raise AssertionError(f"no {text!r}:\n" + "\n".join(self.shown))
-
-    def resize(self, columns, lines):
-        self.screen.resize(lines, columns)
-        self._set_size(columns, lines)
-        os.killpg(self.process.pid, signal.SIGWINCH)
 
     # --- how
 
