@@ -23,7 +23,6 @@ COVERS = {
     "nvml": ("GPU",),
     "rapl": ("CPU",),
 }
-SOURCES = ("auto", *METERS, "none")
 # Best first: the maker's own tool, then what needs no root; the device before its host.
 BEST_FIRST = {"darwin": ("powermetrics", "ioreport"), "linux": ("nvml", "rapl")}
 

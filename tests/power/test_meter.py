@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from edge.power import choose
+from edge.power import SOURCES, choose
 from edge.power.choose import choose_meter
 from edge.power.meter import Sample, integrate
 
@@ -154,7 +154,11 @@ def test_auto_says_why_each_did_not_work(machine):
     assert "plan9" in choose_meter("auto").unavailable
 
 
-@pytest.mark.parametrize("source", choose.SOURCES)
+def test_every_meter_is_a_source():
+    assert ("auto", *choose.METERS, "none") == SOURCES
+
+
+@pytest.mark.parametrize("source", SOURCES)
 def test_every_source_can_be_built_on_every_machine(source):
     meter = choose_meter(source)
     assert (type(meter.source), type(meter.boundary), list(meter.flags)) == (str, str, [])

@@ -10,7 +10,7 @@ from typing import Any
 
 from edge.convert.artefacts.recipes import RECIPES, TABLE_11, Recipe, find_recipe
 from edge.errors import EdgeError
-from edge.power.choose import SOURCES
+from edge.power import SOURCES
 
 Options = argparse._ActionsContainer  # a parser or a group of one
 LARGEST_COUNT = 2**31 - 1  # files hold 32 bits
