@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 from gguf import GGMLQuantizationType as Kind
 from gguf import GGUFReader, GGUFValueType, GGUFWriter
+from gguf.quants import quantize
 
 ROPE_BASE = "stablelm.rope.freq_base"
 TINY_KEYS = {
@@ -20,18 +21,11 @@ TINY_KEYS = {
 TINY_SHAPES = {
     "token_embd.weight": (12, 64),
     "output.weight": (12, 64),
-    "output_norm.weight": (64,),
-    "output_norm.bias": (64,),
-    "blk.0.attn_norm.weight": (64,),
-    "blk.0.attn_norm.bias": (64,),
-    "blk.0.ffn_norm.weight": (64,),
-    "blk.0.ffn_norm.bias": (64,),
-    "blk.0.attn_q.weight": (64, 64),
-    "blk.0.attn_k.weight": (32, 64),
-    "blk.0.attn_v.weight": (32, 64),
-    "blk.0.attn_output.weight": (64, 64),
-    "blk.0.ffn_gate.weight": (96, 64),
-    "blk.0.ffn_up.weight": (96, 64),
+    **{f"output_norm.{part}": (64,) for part in ("weight", "bias")},
+    **{f"blk.0.{n}_norm.{part}": (64,) for n in ("attn", "ffn") for part in ("weight", "bias")},
+    **{f"blk.0.attn_{n}.weight": (64, 64) for n in ("q", "output")},
+    **{f"blk.0.attn_{n}.weight": (32, 64) for n in ("k", "v")},
+    **{f"blk.0.ffn_{n}.weight": (96, 64) for n in ("gate", "up")},
     "blk.0.ffn_down.weight": (64, 96),
 }
 # Everything a byte-level tokenizer of twelve tokens says.
@@ -63,30 +57,17 @@ def write_tiny(path: Path, keys: dict | None = None, tensors: dict | None = None
         if shape is None:
             continue
         kind = MATRIX_KINDS[i % 4] if len(shape) == 2 and shape[-1] % 32 == 0 else Kind.F32
-        add_tensor(writer, name, rng.standard_normal(shape).astype(np.float32), kind)
+        values = quantize(rng.standard_normal(shape).astype(np.float32), kind)
+        writer.add_tensor(name, values, raw_dtype=kind)
     finish(writer)
     return path
 
 
 def add_key(writer: GGUFWriter, key: str, value) -> None:
     """A key of the type that llama.cpp's tools give it."""
-    if isinstance(value, list):
-        writer.add_array(key, value)
-    elif isinstance(value, bool):
-        writer.add_bool(key, value)
-    elif isinstance(value, str):
-        writer.add_string(key, value)
-    elif isinstance(value, float):
-        writer.add_float32(key, value)
-    else:
-        writer.add_uint32(key, value)
-
-
-def add_tensor(writer: GGUFWriter, name: str, values: np.ndarray, kind: Kind) -> None:
-    """A tensor rounded to a type."""
-    from gguf.quants import quantize
-
-    writer.add_tensor(name, quantize(values, kind), raw_dtype=kind)
+    adders = {list: writer.add_array, bool: writer.add_bool, str: writer.add_string}
+    adders |= {float: writer.add_float32, int: writer.add_uint32}
+    adders[type(value)](key, value)
 
 
 def finish(writer: GGUFWriter) -> None:
