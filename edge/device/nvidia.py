@@ -37,9 +37,8 @@ def load_nvml() -> ModuleType:
     try:
         pynvml.nvmlInit()
     except pynvml.NVMLError as error:
-        raise EdgeError(
-            f"no NVIDIA driver answers ({error}); check that nvidia-smi works."
-        ) from None
+        sentence = f"no NVIDIA driver answers ({error}); check that nvidia-smi works."
+        raise EdgeError(sentence) from None
     return pynvml
 
 
@@ -71,8 +70,7 @@ def visible_gpus(nvml: Any, environment: Mapping[str, str] = os.environ) -> list
 def memory_bytes_s(nvml: Any, gpu: Gpu) -> float | None:
     """Memory bandwidth: bus width x the highest memory clock x 2, for two transfers per clock.
 
-    Gives the published figures: A100 40 GB 5120 bit x 1215 MHz = 1555 GB/s, RTX 3090 384 bit x
-    9751 MHz = 936 GB/s. None where the driver does not know, as with unified memory.
+    As published: A100 5120 bit x 1215 MHz = 1555 GB/s. None with unified memory.
     """
     try:
         bits = nvml.nvmlDeviceGetMemoryBusWidth(gpu.handle)

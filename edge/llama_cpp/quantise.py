@@ -146,8 +146,10 @@ def run_quantiser(
     params = lib.llama_model_quantize_default_params()
     params.ftype = file_type
     # Those this process may use, which a container or taskset can limit.
-    on_linux = hasattr(os, "sched_getaffinity")
-    params.nthread = len(os.sched_getaffinity(0)) if on_linux else os.cpu_count() or 1
+    if hasattr(os, "sched_getaffinity"):  # not on macOS
+        params.nthread = len(os.sched_getaffinity(0))
+    else:
+        params.nthread = os.cpu_count() or 1
     params.max_buf_size = BUFFER_BYTES
     if importance is not None:
         params.imatrix = _matrix(lib, importance.columns)

@@ -126,9 +126,8 @@ class PowermetricsProcess:
         if not self.ended:
             silent_s = (time.monotonic_ns() - max(self.arrivals_ns, default=0)) / 1e9
             return f"powermetrics gave no record for {silent_s:.1f} s"
-        code = self._child.poll() if self._exits() else "unknown"
-        said = self.stderr[-300:]
-        return f"powermetrics ended with code {code}{': ' + said if said else ''}"
+        self._exits()
+        return f"powermetrics ended with code {self._child.poll()}: {self.stderr[-300:]}"
 
     def _exits(self) -> bool:
         try:
@@ -258,15 +257,15 @@ class PowermetricsMeter:
         except OSError as error:
             self.unavailable = f"powermetrics cannot be started ({error.strerror})"
             return None
-        ready = False
         try:
-            ready = process.wait_for(lambda: bool(process.records), READY_S)
-            if not ready:
-                self.unavailable = _why_not(process)
-        finally:
-            if not ready:  # Ctrl-C too: nobody else knows of a process that runs as root
-                process.close()
-        return process if ready else None
+            if process.wait_for(lambda: bool(process.records), READY_S):
+                return process
+            self.unavailable = _why_not(process)
+        except BaseException:  # Ctrl-C: nobody else knows of a process that runs as root
+            process.close()
+            raise
+        process.close()
+        return None
 
 
 def _why_not(process: PowermetricsProcess) -> str:

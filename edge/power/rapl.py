@@ -79,26 +79,20 @@ class RaplMeter(PollingMeter):
         try:
             self._zones = [Zone(path) for path in paths]
         except PermissionError:  # since CVE-2020-8694: fine energy readings leak computations
-            counters = f"{root}/intel-rapl:*/energy_uj"
+            files = f"{root}/intel-rapl:*/energy_uj"
             return (
                 f"RAPL's counters are for root alone (CVE-2020-8694); to let your group read them "
-                f"until the next boot, type: sudo chgrp $(id -gn) {counters} && "
-                f"sudo chmod g+r {counters}"
+                f"until the next boot, type: sudo chgrp $(id -gn) {files} && sudo chmod g+r {files}"
             )
         except (OSError, ValueError) as error:
             return f"RAPL's counters under {root} cannot be read ({error}); choose another source"
         packages = [zone for zone in self._zones if zone.rail.startswith("package")]
         if not packages:
-            return (
-                f"there is no RAPL package under {root}: virtual machines and containers have "
-                f"none; on a PC try sudo modprobe intel_rapl_msr"
-            )
-        if not self._moves(packages):
-            return (
-                f"RAPL's counters under {root} stand still, as in a virtual machine; measure on "
-                f"the machine itself"
-            )
-        return None
+            advice = "on a PC try sudo modprobe intel_rapl_msr"
+            return f"there is no RAPL package under {root}, as in virtual machines; {advice}"
+        if self._moves(packages):
+            return None
+        return f"RAPL's counters under {root} stand still, as in a virtual machine"
 
     def _moves(self, packages: list[Zone]) -> bool:
         begin = [zone.joules() for zone in packages]
