@@ -60,21 +60,18 @@ CONFIGS = {
 }
 
 # Apart from CONFIGS: what is made of these is no StableLM.
-LLAMA = {
+STABLELM_KEYS = (
+    "partial_rotary_factor",
+    "layer_norm_eps",
+    "qk_layernorm",
+    "use_parallel_residual",
+    "use_qkv_bias",
+)
+LLAMA = {key: value for key, value in PLAIN.items() if key not in STABLELM_KEYS} | {
     "model_type": "llama",
-    "vocab_size": 160,
-    "hidden_size": 64,
-    "intermediate_size": 96,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 4,
-    "max_position_embeddings": 256,
-    "rope_theta": 10000,
     "rms_norm_eps": 1e-5,
     "attention_bias": False,
     "mlp_bias": False,
-    "tie_word_embeddings": False,
-    "hidden_act": "silu",
     "bos_token_id": 1,
     "eos_token_id": 2,
 }
