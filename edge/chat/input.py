@@ -44,41 +44,25 @@ def clean(text: str) -> str:
     return text.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
 
 
-class PlainReader:
-    """Lines as the terminal itself edits them: for dumb terminals and for a piped stdout."""
+def read_plainly() -> str:
+    """The next text, as the terminal itself edits lines: for dumb ones and for a piped stdout.
 
-    def read(self) -> str:
-        """The next text, without the quotes of a block.
-
-        Raises:
-            EOFError: there is no more.
-            KeyboardInterrupt: Ctrl-C with nothing typed.
-        """
-        text = self._line(PROMPT)
-        while is_open(text):
-            text += self._line(CONTINUED)
-        return without_quotes(clean(text.removesuffix("\n")))
-
-    def _line(self, prompt: str) -> str:
-        print(prompt, end="", flush=True)
-        line = sys.stdin.readline()
-        if not line:
-            raise EOFError
-        return line
+    Raises:
+        EOFError: the input has ended.
+        KeyboardInterrupt: Ctrl-C with nothing typed.
+    """
+    text = _line(PROMPT)
+    while is_open(text):
+        text += _line(CONTINUED)
+    return without_quotes(clean(text.removesuffix("\n")))
 
 
-class TerminalReader:
-    """prompt_toolkit's line editor."""
-
-    def __init__(self, session: PromptSession[str]):
-        self._session = session
-
-    def read(self) -> str:
-        """See `PlainReader`."""
-        return without_quotes(clean(self._session.prompt(PROMPT)))
-
-
-Reader = PlainReader | TerminalReader
+def _line(prompt: str) -> str:
+    print(prompt, end="", flush=True)
+    line = sys.stdin.readline()
+    if not line:
+        raise EOFError
+    return line
 
 
 class CommandCompleter(Completer):
@@ -106,8 +90,8 @@ class CommandCompleter(Completer):
 
 def open_terminal(
     commands: Commands, history_file: Path | None, notice: Callable[[str], None]
-) -> TerminalReader:
-    """A line editor on this terminal.
+) -> Callable[[], str]:
+    """Reads texts as `read_plainly`, with prompt_toolkit's line editor.
 
     Typed lines are kept in the file, or in memory without one; `notice` gets a sentence if they
     cannot be kept.
@@ -128,7 +112,7 @@ def open_terminal(
         reserve_space_for_menu=6,
         enable_suspend=True,
     )
-    return TerminalReader(session)
+    return lambda: without_quotes(clean(session.prompt(PROMPT)))
 
 
 def _keys() -> Any:

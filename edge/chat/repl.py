@@ -6,10 +6,11 @@ import os
 import platform
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 from edge.chat.commands import ALIASES, TABLE, Leave, as_message, run_command, split_command
-from edge.chat.input import PlainReader, Reader, open_terminal
+from edge.chat.input import open_terminal, read_plainly
 from edge.chat.screen import is_capable
 from edge.chat.session import Session
 from edge.errors import EdgeError
@@ -40,13 +41,13 @@ def new_transcript_file() -> Path:
 def converse(session: Session, keep_history: bool = True) -> None:
     """Talks with the user at the terminal until they leave, and says where it is kept."""
     greet(session)
-    reader: Reader = PlainReader()
+    read = read_plainly
     if is_capable(sys.stdout):
         commands = [(c.name, c.summary, c.takes_path) for c in TABLE.values()]
         commands.append(("quit", f"/{ALIASES['quit']}", False))
         history = state_folder() / "history" if keep_history else None
-        reader = open_terminal(commands, history, session.screen.note)
-    run_loop(session, reader)
+        read = open_terminal(commands, history, session.screen.note)
+    run_loop(session, read)
     if session.transcript.path is not None and session.transcript.is_begun:
         session.screen.note(f"the conversation is in {session.transcript.path}")
 
@@ -63,11 +64,11 @@ def greet(session: Session) -> None:
         session.screen.note(session.meter.unavailable)
 
 
-def run_loop(session: Session, reader: Reader) -> None:
+def run_loop(session: Session, read: Callable[[], str]) -> None:
     """Runs what the user types until /exit or the end of the input."""
     while True:
         try:
-            text = reader.read()
+            text = read()
         except KeyboardInterrupt:
             session.screen.prompt_shown()
             session.screen.note(LEAVING_HINT)

@@ -73,11 +73,7 @@ def _settings(args: argparse.Namespace) -> Settings:
 
 
 def _text(args: argparse.Namespace) -> str | None:
-    """Text to answer; None if a user sits at the terminal.
-
-    Raises:
-        EdgeError: it is empty or not UTF-8.
-    """
+    """Text to answer; None if a user sits at the terminal."""
     piped = None
     if sys.stdin is not None and not sys.stdin.isatty():
         piped = decode_text(sys.stdin.buffer.read(), "stdin")

@@ -50,11 +50,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _hole(args: argparse.Namespace) -> tuple[str, str]:
-    """Text before and after the cursor.
-
-    Raises:
-        EdgeError: the cursor is given twice, or is nowhere, or what holds it is not text.
-    """
+    """Text before and after the cursor, which must be given exactly once."""
     given = args.prefix is not None or args.suffix is not None
     if args.place is not None and given:
         raise EdgeError(

@@ -21,15 +21,7 @@ def runnable(model: str, command: str, artefact: str) -> Path:
     """A directory that `edge.load` opens; a named checkpoint's is made when it is missing.
 
     The demo is opened where it lies: it is as small as its artefact, and finding out if there
-    is one takes longer than a short completion.
-
-    Args:
-        model: what the user named.
-        command: whose warnings these are.
-        artefact: what is made of a checkpoint.
-
-    Raises:
-        EdgeError: there is no such model, or it cannot be converted.
+    is one takes longer than a short completion. Warnings go to stderr.
     """
     path = DEMO if model == "demo" else Path(model).expanduser()
     if not path.is_dir():

@@ -39,10 +39,7 @@ class GeneratedIds:
 
     @classmethod
     def of(cls, tokenizer: Any, ids: Sequence[int], content: str) -> GeneratedIds:
-        """The generated ids of an answer, as many as are its beginning.
-
-        The last ones may be of a stop string, or of half a character, that the answer lacks.
-        """
+        """As many ids as are an answer's beginning; the last may be of a stop string."""
         for end in range(len(ids), max(-1, len(ids) - STOP_TOKENS_MOST - 1), -1):
             text: str = tokenizer.decode(
                 list(ids[:end]), skip_special_tokens=False, clean_up_tokenization_spaces=False

@@ -68,8 +68,7 @@ class Completer:
     computes it and the whole suffix again, SPM, where the suffix comes first, the end of the
     prefix alone.
 
-    Raises:
-        EdgeError: the model was not trained to fill in the middle.
+    A model that was not trained to fill in the middle is refused.
     """
 
     def __init__(self, source: TokenSource, tokenizer: Any):

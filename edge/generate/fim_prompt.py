@@ -23,7 +23,7 @@ from edge.errors import EdgeError
 
 Order = Literal["psm", "spm"]
 REPO_TOKEN = "<repo_continuation>"
-# What the suffix may take where prefix and suffix together are too long.
+# For the suffix where prefix and suffix together are too long.
 SUFFIX_SHARE = 1 / 4
 # What is too long is cut in steps: a window that moved with every keystroke would leave nothing
 # of the cache to use again.
@@ -44,11 +44,7 @@ class FimTokens:
 
     @classmethod
     def find(cls, backend: Any) -> FimTokens:
-        """By name in the vocabulary of a `tokenizers.Tokenizer`.
-
-        Raises:
-            EdgeError: the model has no such tokens.
-        """
+        """The tokens by name in the vocabulary of a `tokenizers.Tokenizer`."""
         names = ("<fim_prefix>", "<fim_suffix>", "<fim_middle>")
         ids = [backend.token_to_id(name) for name in names]
         missing = [name for name, found in zip(names, ids, strict=True) if found is None]

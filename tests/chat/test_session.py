@@ -262,12 +262,7 @@ def test_a_transcript_follows_every_command(start, tmp_path):
 def test_what_a_message_cannot_be_leaves_the_loop_running(start):
     session, _ = start()
     texts = iter(["x " * 3000, "", "/nothing", "/exit", "never read"])
-
-    class Typed:
-        def read(self):
-            return next(texts)
-
-    run_loop(session, Typed())
+    run_loop(session, lambda: next(texts))
     shown = session.screen._stream.getvalue()
     assert "context ends at 1024" in shown
     assert "there is no command /nothing" in shown

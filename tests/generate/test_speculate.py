@@ -1,6 +1,7 @@
 """Speculation changes no text: greedy, seeded, penalised, wherever it ends."""
 
 import itertools
+import os
 import random
 
 import mlx.core as mx
@@ -25,6 +26,8 @@ from edge.model.kv_cache import make_cache
 from tests.support.drafters import Oracle, Wrong, lookup, tiny
 from tests.support.talk import ids_of
 from tests.support.tiny import LLAMA, PLAIN
+
+CASES = int(os.environ.get("EDGE_SPECULATION_CASES", "9"))
 
 
 # Hundreds of prompts take minutes: EDGE_SPECULATION_CASES=200 for 330 of each artefact.
@@ -52,6 +55,20 @@ def offsets(cache):
 
 
 # --- the text is the plain one
+
+
+@pytest.mark.parametrize("name", ["mlx-fp16", "mlx-int4"])
+def test_greedy_text_of_the_demo(demo_out, name, held_out_text):
+    """Pieces of code; hundreds take minutes, with EDGE_SPECULATION_CASES=200."""
+    model, tokenizer = edge.load(demo_out / name)
+    text, draft, rng, accepted = tokenizer.encode(held_out_text), lookup(), random.Random(5), 0
+    for _ in range(CASES):
+        begin = rng.randrange(len(text) - 24)
+        ids = text[begin : begin + 24]
+        plain = tokens(model, ids, max_tokens=16)
+        assert tokens(model, ids, max_tokens=16, draft=draft) == plain
+        accepted += draft.accepted
+    assert accepted > CASES
 
 
 @pytest.mark.parametrize("raw", [PLAIN, LLAMA], ids=["stablelm", "llama"])
