@@ -63,16 +63,10 @@ def has_amx(lib: ModuleType) -> bool:
 
 
 class LlamaSession:
-    """One model with one context, driven token by token.
+    """One model of a GGUF file with one context, driven token by token.
 
-    Args:
-        path: a GGUF file.
-        context_tokens: how many positions the cache holds.
-        threads: CPU threads; unused where every layer is on a GPU.
-        kv_type: element type of the cache.
-        flash_attention: by default llama.cpp decides. Its CPU kernel rounds to half precision
-            inside even where the cache is float32.
-        gpu_layers: how many layers run on a GPU if there is one; -1 means all.
+    Without a choice of flash attention llama.cpp decides; its CPU kernel rounds to half precision
+    inside even where the cache is float32. `gpu_layers` of -1 means all, if there is a GPU.
 
     Raises:
         EdgeError: the file is missing or llama.cpp cannot load it.
