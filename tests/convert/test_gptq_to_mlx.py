@@ -18,6 +18,7 @@ from tests.support.conversions import edge_logits, llama_logits, make, mlx_lm_lo
 from tests.support.gptq_packer import LAYER, LLAMA, STABLELM, Settings, write_gptq
 
 WEIGHTS = "model.safetensors"
+V_OF_32 = {"v_proj": {"group_size": 32, "act_order": False}}
 
 
 def truth(folder, raw, matrices, ordinary):
@@ -85,21 +86,26 @@ def test_values_are_kept(tmp_path, raw, how):
 
 
 @pytest.mark.parametrize(
-    ("raw", "name", "options", "limit"),
+    ("raw", "how", "name", "options", "limit", "why"),
     [
-        (STABLELM, "mlx-int4", {"requantise": True}, 0.5),
-        (LLAMA, "mlx-int4", {"requantise": True}, 0.5),
-        (STABLELM, "mlx-int4", {"group_size": 32}, 0.5),
-        (STABLELM, "mlx-int8", {}, 0.02),
-        (STABLELM, "mlx-fp16", {}, 1e-3),
-        (STABLELM, "gguf-f16", {}, 1e-3),
-        (STABLELM, "gguf-q8_0", {}, 0.05),
+        (STABLELM, Settings(4, 128), "mlx-int4", {"requantise": True}, 0.5, None),
+        (LLAMA, Settings(4, 128), "mlx-int4", {"requantise": True}, 0.5, None),
+        (STABLELM, Settings(4, 128), "mlx-int4", {"group_size": 32}, 0.5, None),
+        (STABLELM, Settings(4, 128), "mlx-int8", {}, 0.02, None),
+        (STABLELM, Settings(4, 128), "mlx-fp16", {}, 1e-3, None),
+        (STABLELM, Settings(4, 128), "gguf-f16", {}, 1e-3, None),
+        (STABLELM, Settings(4, 128), "gguf-q8_0", {}, 0.05, None),
+        (STABLELM, Settings(4, 16), "mlx-int4", {}, 0.5, "groups of 16"),
+        (STABLELM, Settings(4, 160, act_order=False), "mlx-int4", {}, 0.5, "different sizes"),
+        # One of seven could be kept.
+        (STABLELM, Settings(4, 16, overrides=V_OF_32), "mlx-int4", {}, 0.5, "groups of 16"),
     ],
 )
-def test_rounding_again_is_close_and_says_its_loss(tmp_path, raw, name, options, limit):
-    made, wanted = converted(tmp_path, raw, Settings(4, 128), name, options)
+def test_rounding_again_is_close_and_says_its_loss(tmp_path, raw, how, name, options, limit, why):
+    made, wanted = converted(tmp_path, raw, how, name, options)
     manifest = read_manifest(made.path)
     assert any("rounded again: relative error" in note for note in manifest.notes)
+    assert not why or any("cannot be kept" in note and why in note for note in made.notes)
     assert not manifest.exact
     if name.startswith("gguf"):
         assert relative(llama_logits(made.path), wanted) < limit
@@ -155,24 +161,6 @@ def test_matrices_that_mlx_cannot_hold_stay_in_float16_and_are_named(
     assert relative(edge_logits(made.path), wanted) < 1e-3
     found = verify(made.path, open_checkpoint(str(tmp_path / "m")), lambda _: None)
     assert not found.problems
-
-
-@pytest.mark.parametrize(
-    ("how", "reason"),
-    [
-        (Settings(4, 16), "groups of 16"),
-        (Settings(4, 160, act_order=False), "different sizes"),
-        # One of seven could be kept.
-        (Settings(4, 16, overrides={"v_proj": {"group_size": 32, "act_order": False}}), "of 16"),
-    ],
-    ids=["16", "ragged", "nearly-all"],
-)
-def test_what_can_hardly_be_kept_is_rounded_again_and_why_is_said(tmp_path, how, reason):
-    made, wanted = converted(tmp_path, STABLELM, how, "mlx-int4")
-    assert any("cannot be kept" in note and reason in note for note in made.notes)
-    assert any("rounded again" in note for note in made.notes)
-    assert stored(made)[f"{LAYER}self_attn.q_proj.weight"].dtype == np.uint32
-    assert relative(edge_logits(made.path), wanted) < 0.5
 
 
 def test_verify_finds_a_changed_code_and_another_checkpoint(tmp_path):

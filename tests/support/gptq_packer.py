@@ -145,19 +145,9 @@ def quantize_config(settings):
 
 
 def write_gptq(path, raw, settings, seed=0, zero_biases=False, inside_config=False, change=None):
-    """Write a checkpoint's directory.
+    """Write a checkpoint's directory; `change` edits the tensors in place before.
 
-    Args:
-        path: the directory to make.
-        raw: config.json, STABLELM or LLAMA.
-        settings: how to quantise.
-        seed: of weights and orders.
-        zero_biases: add a zero bias to every matrix, as old writers do.
-        inside_config: put the settings into config.json instead of quantize_config.json.
-        change: a function that edits the tensors in place before they are written.
-
-    Returns:
-        The quantised matrices by name without `.weight`, and the other tensors.
+    Returns the quantised matrices by name without `.weight`, and the other tensors.
     """
     path.mkdir(parents=True, exist_ok=True)
     quantised, ordinary = make(raw, settings, seed)
