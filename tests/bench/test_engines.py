@@ -63,16 +63,6 @@ def test_prefill_does_what_the_decode_loop_does(demo_out):
     assert int(mx.argmax(engine._logits).item()) == token
 
 
-@pytest.mark.parametrize("name", ["mlx", "mlx-lm"])
-def test_prefill_leaves_the_last_layer_out_where_it_can(demo_out, name):
-    """All positions but the last in a call of their own, of which only the cache is evaluated."""
-    engine = open_engine(name, demo_out / "mlx-fp16", 512, 2)
-    lengths, backbone = [], engine._backbone
-    engine._backbone = lambda ids, cache: lengths.append(ids.shape[1]) or backbone(ids, cache)
-    engine.prefill([1] * 300)
-    assert lengths == [299, 1]
-
-
 @pytest.mark.parametrize("bits", [4, 8])
 def test_a_quantised_cache_is_said_and_counted(demo_out, bits):
     path = demo_out / "mlx-int4"

@@ -14,13 +14,12 @@ from edge.bench.engines.mlx import MlxEngine
 from edge.bench.gate import (
     POSITIONS,
     PREFILLED,
-    gate_tokens,
     judge,
     logits_digest,
     make_digest,
     quality_fault,
 )
-from edge.bench.reference import reference_job, reference_logits, references
+from edge.bench.reference import reference_job, references
 from edge.convert.artefacts.recipes import RECIPES, rounding_bound
 from edge.convert.checkpoint import open_checkpoint
 from edge.convert.convert import convert
@@ -109,14 +108,6 @@ def test_a_rounded_cache_is_allowed_what_it_costs(reference, demo_out, bits):
         assert "wrong logits" in verdict(reference, "mlx-int4", demo_out, digest)
 
 
-def test_the_reference_is_the_network_that_runs(demo_out):
-    ids = gate_tokens(VOCAB)
-    checkpoint = open_checkpoint("demo")
-    wanted = reference_logits(checkpoint.config, checkpoint.weights, ids)
-    found = load_model(demo_out / "mlx-fp16", mx.float32)(mx.array([ids]))[0]
-    assert np.abs(np.array(found) - wanted).max() < 1e-3
-
-
 @pytest.mark.parametrize("shape", ["stablelm-2-12b", "tied", "llama-bias"])
 def test_every_family_passes(tmp_path, shape):
     """Grouped heads, q/k norms, a parallel residual, tied heads, RMSNorm."""
@@ -144,21 +135,6 @@ def damaged_layer(model):
     projection[name] = mx.roll(projection[name], 1, axis=0)
 
 
-def other_epsilon(model):
-    for layer in model.layers:
-        layer.input_layernorm.eps = layer.post_attention_layernorm.eps = 0.1
-
-
-def swapped_layers(model):
-    layers = model.model.layers
-    layers[1], layers[2] = layers[2], layers[1]
-
-
-def rotated_in_pairs(model):
-    for layer in model.layers:
-        layer.self_attn.rope.traditional = True
-
-
 class Skipping:
     """A layer's cache that is one position ahead of itself behind the prompt."""
 
@@ -173,10 +149,7 @@ class Skipping:
         return self._cache.trim(min(count, self._cache.offset))
 
 
-FAULTS = [
-    *(rope_base, swapped_queries_and_keys, damaged_layer, other_epsilon, swapped_layers),
-    *(rotated_in_pairs, Skipping),
-]
+FAULTS = [rope_base, swapped_queries_and_keys, damaged_layer, Skipping]
 
 
 @pytest.mark.parametrize("row", ["mlx-fp16", "mlx-int4"])
