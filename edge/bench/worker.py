@@ -18,7 +18,8 @@ from typing import Any
 import msgspec
 import numpy as np
 
-from edge.bench.engines.engine import Engine, check_memory, open_engine
+from edge.bench.engines.engine import Engine
+from edge.bench.engines.opening import check_memory, open_engine
 from edge.bench.gate import POSITIONS, logits_digest
 from edge.bench.trial import ONE_PASS, Window, run_trial
 from edge.bench.workload import TokenPlan, plan_tokens

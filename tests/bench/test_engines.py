@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from mlx.utils import tree_flatten
 
-from edge.bench.engines.engine import check_memory, open_engine
+from edge.bench.engines.opening import check_memory, open_engine
 from edge.errors import EdgeError
 from edge.generate.decode import generate_tokens
 from edge.model import memory

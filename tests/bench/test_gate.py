@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from edge.bench import reference as module
-from edge.bench.engines.engine import open_engine
 from edge.bench.engines.mlx import MlxEngine
+from edge.bench.engines.opening import open_engine
 from edge.bench.gate import (
     POSITIONS,
     PREFILLED,
