@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol
 
 import numpy as np
 
 from edge.profile.profile import EngineFacts
-
-if TYPE_CHECKING:
-    pass
 
 MLX, MLX_LM, LLAMA_CPP = "mlx", "mlx-lm", "llama.cpp"
 Logits = np.ndarray[Any, np.dtype[np.float32]]
