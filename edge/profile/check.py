@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import getpass
 import json
-import os
 import platform
 import re
 from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
@@ -24,12 +23,14 @@ from edge.errors import EdgeError, printable
 from edge.formats.files import strict_json
 from edge.profile.numbers import Findings, row_findings
 from edge.profile.profile import (
+    ABOUT,
     HINT,
     NO_REASON,
     Profile,
     ProfileError,
     Row,
     check_version,
+    profiles_below,
     read_bytes,
 )
 
@@ -50,17 +51,12 @@ REQUIRED_OF_ROW = (
 )
 REQUIRED_OF_TRIAL = ("repetition", "prompt_tokens", "decode_tok_s", "prefill_tok_s", "ttft_s")
 STAMPS = ("pass_begin_ns", "pass_end_ns", "token_us")
-# Figures that can be null, and what else its reason may be about.
-NULLS: dict[str, tuple[str, ...]] = {
-    "decode_tok_s": (),
-    "prefill_tok_s": (),
+# A figure that is null needs a reason about itself, or about one that it follows from.
+FOLLOWS_FROM = {
     "ttft_s": ("prefill_tok_s",),
-    "power_w": (),
     "joules_per_token": ("power_w",),
     "joules_per_token_net": ("joules_per_token", "power_w"),
     "bandwidth_fraction": ("decode_tok_s",),
-    "quality": (),
-    "peak_memory_bytes": (),
 }
 UNEXPLAINED = "is null, and no sentence in reasons says why."
 PRIVATE: tuple[tuple[re.Pattern[str], str], ...] = (
@@ -72,7 +68,7 @@ PRIVATE: tuple[tuple[re.Pattern[str], str], ...] = (
     (re.compile(r"\b(?:192\.168|172\.(?:1[6-9]|2\d|3[01]))\.\d{1,3}\.\d{1,3}\b"), "an address"),
     (re.compile(r"\b(?:[0-9A-Fa-f]{2}:){5}[0-9A-Fa-f]{2}\b"), "a network card's address"),
     (
-        re.compile(r"\b[0-9A-Fa-f]{8}-(?:[0-9A-Fa-f]{4}-){3}[0-9A-Fa-f]{12}\b"),
+        re.compile(r"\b[\dA-Fa-f]{8}-(?:[\dA-Fa-f]{4}-){3}[\dA-Fa-f]{12}\b"),
         "a machine's identifier",
     ),
     (re.compile(r"\b(?=[A-Z]*\d)(?=\d*[A-Z])(?=(?:\D*\d){2})[A-Z0-9]{10,12}\b"), "a serial number"),
@@ -84,10 +80,7 @@ NOBODY = {"root", "user", "admin", "runner", "ubuntu", "localhost", "apple", "de
 
 @dataclass(frozen=True)
 class Fault:
-    """A sentence on what is wrong with a file.
-
-    `where` is a path into the JSON such as rows[2].decode_tok_s.median, empty for the whole file.
-    """
+    """What is wrong with a file, and where in its JSON, such as rows[2].verdict."""
 
     file: str
     where: str
@@ -116,14 +109,10 @@ class Checked:
 
 
 def check(paths: Iterable[Path], names: Sequence[str] | None = None) -> Checked:
-    """Check files, and every *.json in and below folders.
+    """Faults of files, and of every *.json in and below folders.
 
-    Args:
-        paths: files and folders.
-        names: private words; by default the names of this machine and its user.
-
-    Raises:
-        EdgeError: there is nothing to check.
+    `names` are private words, by default the names of this machine and its user. No file at all
+    is an EdgeError.
     """
     private = own_names() if names is None else names
     files = [file for path in paths for file in _files(path)]
@@ -142,17 +131,14 @@ def own_names() -> tuple[str, ...]:
 
 
 def _files(path: Path) -> list[Path]:
-    if not path.is_dir():
-        return [path]
-    walked = (Path(parent, name) for parent, _, names in os.walk(path) for name in names)
-    found = sorted(file for file in walked if file.suffix.lower() == ".json")
+    found = profiles_below(path) if path.is_dir() else [path]
     if not found:
         raise EdgeError(f"{path} has no *.json file: {HINT}, or a folder of them.")
     return found
 
 
 def _file_faults(path: Path, names: Sequence[str]) -> Iterator[Fault]:
-    name = printable(os.fsencode(path).decode(errors="replace"))
+    name = printable(str(path))
     found = list(islice(_findings(path, names), MOST_FAULTS + 1))
     for where, what in found[:MOST_FAULTS]:
         yield Fault(name, where, what)
@@ -205,8 +191,7 @@ def _converted(raw: Any, kind: type[Any], place: str = "") -> Generator[tuple[st
 
 
 def _head_findings(head: Profile, raw: Mapping[str, Any]) -> Findings:
-    if "argv" not in raw:
-        yield "", "lacks argv."
+    yield from _lacking(raw, ("argv",), "")
     for place, keys in REQUIRED.items():
         yield from _lacking(raw[place], keys, place)
     try:
@@ -236,8 +221,9 @@ def _reason_findings(row: Row, raw: Mapping[str, Any]) -> Findings:
         yield "reasons", f"is empty, but a row that is {row.verdict} needs a reason."
     if not row.counts:
         return  # it withholds its figures, and has said why
-    for key, others in NULLS.items():
-        if getattr(row, key) is None and row.why_not(key, *others) == NO_REASON:
+    nulls = [key for key in ABOUT if key in REQUIRED_OF_ROW and getattr(row, key) is None]
+    for key in nulls:
+        if row.why_not(key, *FOLLOWS_FROM.get(key, ())) == NO_REASON:
             yield key, UNEXPLAINED
     for key, value in (raw["quality"] or {}).items():
         if value is None and row.why_not("quality", key) == NO_REASON:
@@ -251,8 +237,7 @@ def _privacy_findings(data: Any, names: Sequence[str], place: str) -> Findings:
     elif isinstance(data, dict):
         for key, value in data.items():
             is_plain = key.isidentifier() and key.isascii() and len(key) <= SHOWN
-            step = f".{key}" if is_plain else f"[{_shown(key)}]"
-            inner = f"{place}{step}".lstrip(".")
+            inner = f"{place}.{key}".lstrip(".") if is_plain else f"{place}[{_shown(key)}]"
             yield from _private(key, names, inner)
             yield from _privacy_findings(value, names, inner)
     elif isinstance(data, list):

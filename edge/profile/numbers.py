@@ -1,7 +1,4 @@
-"""Numbers of a row that contradict each other: the trials, the stamps, the memory.
-
-All functions give pairs of a place inside the row and what is wrong there.
-"""
+"""Numbers of a row that contradict each other: pairs of a place in it and what is wrong there."""
 
 from __future__ import annotations
 
@@ -9,11 +6,11 @@ import math
 import statistics
 from collections.abc import Iterator
 from itertools import chain, pairwise
+from typing import Any
 
 from edge.device.chips import APPLE_CACHE_BYTES, NVIDIA_CACHE_BYTES, find_chip
 from edge.device.describe import Bandwidth, Device
-from edge.device.roofline import on_gpu
-from edge.profile.profile import Quantity, Row, RowSummary
+from edge.profile.profile import Quantity, Row
 from edge.profile.trial import Trial
 
 Findings = Iterator[tuple[str, str]]
@@ -21,6 +18,7 @@ Findings = Iterator[tuple[str, str]]
 TOLERANCE, ROUNDED = 1e-6, 1e-2
 # Whole microseconds: their sum is rounded once.
 ROUNDING_NS = 1000
+DISORDER = "has stamps that do not pair or that run backwards."
 # Trials need not keep their energy, and older files do not have the prefill's quantities.
 ENERGIES = ("power_w", "joules_per_token", "prefill_power_w", "prefill_joules_per_token")
 OF_TRIALS = ("decode_tok_s", "prefill_tok_s", "ttft_s", *ENERGIES)
@@ -43,24 +41,12 @@ def row_findings(row: Row, device: Device | None) -> Findings:
         yield from _roofline_findings(row, device)
 
 
-def row_bandwidth(row: RowSummary, device: Device) -> Bandwidth | None:
-    """The bandwidth of the memory that the row's weights were read from."""
-    if device.gpu_memory_bandwidth is not None and row_on_gpu(row, device):
-        return device.gpu_memory_bandwidth
-    return device.memory_bandwidth
-
-
-def row_on_gpu(row: RowSummary, device: Device) -> bool:
-    """The device's GPU computed the row."""
-    return on_gpu(row.engine_facts.device if row.engine_facts else "", device.gpu_name)
-
-
 def _trial_value(trial: Trial, name: str) -> float | None:
-    if name not in ENERGIES:
-        found: float | None = getattr(trial, name)
-        return found
-    window = trial.prefill_energy if name.startswith("prefill_") else trial.decode_energy
-    return None if window is None else getattr(window, name.removeprefix("prefill_"))
+    source: Any = trial
+    if name in ENERGIES:
+        source = trial.prefill_energy if name.startswith("prefill_") else trial.decode_energy
+        name = name.removeprefix("prefill_")
+    return None if source is None else getattr(source, name)
 
 
 def _quantity_findings(name: str, row: Row, values: list[float]) -> Findings:
@@ -102,14 +88,12 @@ def _energy_findings(row: Row) -> Findings:
 
 def _trial_findings(trial: Trial, steps_per_pass: int) -> Findings:
     prefills, passes = trial.prefills, trial.passes
-    is_paired = len(trial.pass_begin_ns) == len(trial.pass_end_ns)
-    for key, windows, pairs in (
-        ("prefill_ns", prefills, len(trial.prefill_ns) % 2 == 0),
-        ("pass_end_ns", passes, is_paired),
-    ):
-        if not pairs or any(b < a for a, b in pairwise(chain.from_iterable(windows))):
-            yield key, "has stamps that do not pair or that run backwards."
-            return
+    if len(trial.prefill_ns) % 2 or _runs_backwards(prefills):
+        yield "prefill_ns", DISORDER
+        return
+    if len(trial.pass_begin_ns) != len(trial.pass_end_ns) or _runs_backwards(passes):
+        yield "pass_end_ns", DISORDER
+        return
     steps = len(passes) * steps_per_pass
     if isinstance(trial.token_ns, list):
         steps = max(len(trial.token_ns) - 1, 0)
@@ -131,12 +115,16 @@ def _trial_findings(trial: Trial, steps_per_pass: int) -> Findings:
             yield f"token_us[{index}]", "does not add up to the time from begin to end."
 
 
+def _runs_backwards(windows: list[tuple[int, int]]) -> bool:
+    return any(b < a for a, b in pairwise(chain.from_iterable(windows)))
+
+
 def _roofline_findings(row: Row, device: Device) -> Findings:
     """A rate above what the memory can do, and a share that does not follow from the rate."""
     if row.decode_tok_s is None or not row.bytes_per_token or row.decode_tok_s.median <= 0:
         return
     read_gb_s = row.decode_tok_s.median * row.bytes_per_token / 1e9
-    stated, share = row_bandwidth(row, device), row.bandwidth_fraction
+    stated, share = row.bandwidth(device), row.bandwidth_fraction
     if stated is not None and share is not None:
         truth = read_gb_s / stated.gb_s
         if not _close(share, truth, ROUNDED):

@@ -2,20 +2,23 @@
 
 `read` gives all of a file, `read_summary` all but trials and processes, nine tenths of it. Keys
 that are not known here are passed over: newer versions of edge may add some. Fields with a
-default may be missing in files of older versions.
+default may be missing in files of older versions. What is not a profile is a ProfileError.
 """
 
 from __future__ import annotations
 
 import json
+import os
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
 import msgspec
 from msgspec import Meta, Struct
 
-from edge.device.describe import Device
+from edge.device.describe import Bandwidth, Device
+from edge.device.roofline import on_gpu
 from edge.errors import EdgeError, printable
 from edge.formats.files import atomic_write, read_small_file
 from edge.profile.trial import MOST, Count, NotNegative, Number, Process, Trial
@@ -254,6 +257,16 @@ class RowSummary(Struct, frozen=True, kw_only=True):
         """The name, and behind it a peer's engine."""
         return name if self.engine in OWN_ENGINES.values() else f"{name} ({self.engine})"
 
+    def on_gpu(self, device: Device) -> bool:
+        """The device's GPU computed it."""
+        return on_gpu(self.engine_facts.device if self.engine_facts else "", device.gpu_name)
+
+    def bandwidth(self, device: Device) -> Bandwidth | None:
+        """Of the memory that the weights were read from."""
+        if device.gpu_memory_bandwidth is not None and self.on_gpu(device):
+            return device.gpu_memory_bandwidth
+        return device.memory_bandwidth
+
     def why_not(self, *keys: str) -> str:
         """The reason for a null: one about a key, one that mentions it, or why the row failed."""
         reasons = [Reason.parse(reason) for reason in self.reasons]
@@ -300,11 +313,7 @@ class Profile(Head, frozen=True, kw_only=True):
     rows: list[Row]
 
     def to_json(self) -> str:
-        """The file's content, each list of stamps on one line.
-
-        Raises:
-            ValueError: a number is NaN or infinite.
-        """
+        """The file's content, each list of stamps on one line; NaN is a ValueError."""
         text = json.dumps(msgspec.to_builtins(self), indent=1, allow_nan=False)
         return NUMBER_LIST.sub(lambda found: "".join(found[0].split()), text) + "\n"
 
@@ -329,39 +338,30 @@ class _Version(Struct):
 
 
 def read(path: Path) -> Profile:
-    """Read a whole profile.
-
-    Raises:
-        ProfileError: it cannot be read, is not a profile, or is of a newer edge.
-    """
+    """Reads a whole profile."""
     return decode(read_bytes(path), path, Profile)
 
 
 def read_summary(path: Path) -> Summary:
-    """Read a profile without trials and processes: about ten times as fast.
-
-    Raises:
-        ProfileError: as `read`.
-    """
+    """Reads a profile without trials and processes: about ten times as fast."""
     return decode(read_bytes(path), path, Summary)
 
 
 def write(profile: Profile, path: Path) -> None:
-    """Write the whole profile, replacing an older state of it.
-
-    Raises:
-        EdgeError: the folder cannot be written.
-    """
+    """Writes the whole profile, replacing an older state of it."""
     with atomic_write(path) as partial:
         partial.write_text(profile.to_json(), encoding="utf-8")
 
 
-def read_bytes(path: Path) -> bytes:
-    """Content of a file that is not larger than any profile.
+def profiles_below(folder: Path, onerror: Callable[[OSError], None] | None = None) -> list[Path]:
+    """Every *.json in and below a folder; links to folders are not followed."""
+    walked = os.walk(folder, onerror=onerror)
+    paths = (Path(parent, name) for parent, _, names in walked for name in names)
+    return sorted(path for path in paths if path.suffix.lower() == ".json")
 
-    Raises:
-        ProfileError: it cannot be read.
-    """
+
+def read_bytes(path: Path) -> bytes:
+    """Content of a file that is not larger than any profile."""
     try:
         return read_small_file(path, MAX_BYTES)
     except EdgeError as error:
@@ -370,11 +370,7 @@ def read_bytes(path: Path) -> bytes:
 
 
 def decode(data: bytes, path: Path, kind: type[AnyProfile]) -> AnyProfile:
-    """A Profile or a Summary from a file's bytes.
-
-    Raises:
-        ProfileError: it is not a profile; a wrong value is named with its place in the JSON.
-    """
+    """A Profile or a Summary from a file's bytes; an error names the place of a wrong value."""
     try:
         return msgspec.json.decode(data, type=kind)
     except (ValueError, RecursionError) as error:
@@ -384,11 +380,7 @@ def decode(data: bytes, path: Path, kind: type[AnyProfile]) -> AnyProfile:
 
 
 def check_version(data: bytes, path: Path) -> None:
-    """Refuse what is not a JSON object of this schema.
-
-    Raises:
-        ProfileError: it is not.
-    """
+    """Refuses what is not a JSON object of this schema."""
     try:
         schema = msgspec.json.decode(data, type=_Version).schema
     except msgspec.ValidationError:

@@ -42,13 +42,11 @@ class PublishedRow:
         return next((row for row in rows if self.is_of(row)), None)
 
 
-@cache
 def table11() -> dict[str, Any]:
     """The whole file: rows, source, caveat, what the report leaves open."""
     return _read("table11.json")
 
 
-@cache
 def other_figures() -> dict[str, Any]:
     """Rates of other models, with their sources."""
     return _read("apple_silicon.json")
@@ -68,6 +66,7 @@ def is_published_model(model: ModelInfo) -> bool:
     return theirs["name"] in model.name and model.parameters == theirs["parameters"]
 
 
+@cache
 def _read(name: str) -> dict[str, Any]:
     text = (resources.files("edge") / "data" / name).read_text(encoding="utf-8")
     data: dict[str, Any] = json.loads(text)

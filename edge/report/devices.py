@@ -6,7 +6,6 @@ range of all. The best would reward luck, a mean over files would mix versions o
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import groupby
@@ -15,7 +14,6 @@ from typing import Any
 
 from edge.device.describe import Device
 from edge.errors import EdgeError, printable
-from edge.profile.numbers import row_bandwidth, row_on_gpu
 from edge.profile.profile import (
     OWN_ENGINES,
     Method,
@@ -23,6 +21,7 @@ from edge.profile.profile import (
     ProfileError,
     RowSummary,
     Summary,
+    profiles_below,
     read_summary,
 )
 from edge.text import escape, figure, markdown, plain, share
@@ -85,15 +84,10 @@ class DeviceTable:
 def compare_devices(
     folder: Path, chip: str | None = None, model: str | None = None
 ) -> DeviceComparison:
-    """Compare all profiles below a folder.
+    """All profiles in and below a folder.
 
-    Args:
-        folder: looked through with all folders in it.
-        chip: only devices whose chip, GPU or hardware model has this in its name.
-        model: only models that have this in their name or source. Case matters in neither.
-
-    Raises:
-        EdgeError: it is not a folder, or has no *.json file.
+    `chip` is a part of the name of a chip, GPU or hardware model, `model` one of a model's name
+    or source; case does not matter. A folder without a *.json file is an EdgeError.
     """
     left_out: list[LeftOut] = []
     found = _read_folder(folder, left_out)
@@ -130,32 +124,27 @@ def compare_devices(
 
 
 def _read_folder(folder: Path, left_out: list[LeftOut]) -> dict[str, Summary]:
-    """Every *.json below a folder, by its name there; links to folders are not followed."""
+    """The profiles below a folder by their names there."""
     if not folder.is_dir():
         raise EdgeError(f"{folder} is not a folder: name one that holds profiles (*.json).")
 
-    def note(error: OSError) -> None:
-        name = _name(Path(error.filename), folder)
-        left_out.append(LeftOut(name, f"cannot be opened ({error.strerror})", "unreadable"))
+    def name_of(path: Path) -> str:
+        return printable(str(path.relative_to(folder)))
 
-    walked = os.walk(folder, onerror=note)
-    paths = sorted(Path(parent, name) for parent, _, names in walked for name in names)
-    paths = [path for path in paths if path.suffix.lower() == ".json"]
+    def note(error: OSError) -> None:
+        reason = f"cannot be opened ({error.strerror})"
+        left_out.append(LeftOut(name_of(Path(error.filename)), reason, "unreadable"))
+
+    paths = profiles_below(folder, note)
     if not paths and not left_out:
         raise EdgeError(f"{folder} has no profiles (*.json): `edge bench --save` writes them.")
     found = {}
     for path in paths:
-        name = _name(path, folder)
         try:
-            found[name] = read_summary(path)
+            found[name_of(path)] = read_summary(path)
         except ProfileError as error:
-            left_out.append(LeftOut(name, plain(error.reason, 300), error.kind))
+            left_out.append(LeftOut(name_of(path), plain(error.reason, 300), error.kind))
     return found
-
-
-def _name(path: Path, folder: Path) -> str:
-    """Relative, as one line that can be printed: a file's name may be any bytes."""
-    return printable(os.fsencode(path.relative_to(folder)).decode(errors="replace"))
 
 
 def _without_duplicates(found: dict[str, Summary], left_out: list[LeftOut]) -> dict[str, Summary]:
@@ -182,7 +171,7 @@ def _has(wanted: str | None, *names: str | None) -> bool:
 
 def _line(file: str, profile: Summary, row: RowSummary) -> Row:
     """What is shown of a row, and what it is grouped and sorted by."""
-    device, bandwidth = profile.device, row_bandwidth(row, profile.device)
+    device, bandwidth = profile.device, row.bandwidth(profile.device)
     medians = {key: q.median if (q := getattr(row, key)) else None for key in MEDIANS}
     decode, joules = medians["decode_tok_s"], medians["joules_per_token"]
     source = row.power and plain(f"{row.power.source} ({row.power.boundary})")
@@ -240,7 +229,7 @@ def _runs_on(row: RowSummary, device: Device) -> str:
     facts = row.engine_facts
     if facts is None:
         return ""
-    place = "GPU" if row_on_gpu(row, device) else "CPU" if facts.device == "CPU" else ""
+    place = "GPU" if row.on_gpu(device) else "CPU" if facts.device == "CPU" else ""
     return ", ".join(plain(part) for part in (place, facts.compute_dtype, facts.kv_dtype) if part)
 
 

@@ -37,6 +37,8 @@ GREY, DARK_GREY, INK = "#999999", "#555555", "#222222"
 COLOURS = {"mlx": BLUE, "mlx-lm": SKY, "llama.cpp": ORANGE}
 ERROR = VERMILLION
 WIDTH_IN, EDGE_IN = 8.0, 0.06
+# A CI over two processes can be huge; axes are clipped to this multiple of the medians.
+MOST_OF_AXIS = 1.6
 TITLE_PT, LEGEND_PT, NOTE_PT = 11, 8, 7
 # Of DejaVu Sans at NOTE_PT, as many as an inch holds.
 NOTE_CHARACTERS_PER_INCH = 17
@@ -144,15 +146,9 @@ def finish(
     handles: Sequence[Any],
     *sentences: str,
 ) -> NamedFigure:
-    """Heading and legend above the panels, caption and provenance beneath.
+    """Heading and legend above the panels, caption (`sentences`) and provenance beneath.
 
-    Args:
-        figure: drawn, of `new_figure`.
-        name: for files and ids.
-        what: the heading's first words.
-        profile: what is drawn.
-        handles: the legend's entries.
-        sentences: the caption: n, spread, how to read it, what was not measured.
+    `what` begins the heading; the sentences say n, spread, and what was not measured.
     """
     caption, source = " ".join(sentences), provenance(profile)
     width = int(WIDTH_IN * NOTE_CHARACTERS_PER_INCH)

@@ -1,7 +1,6 @@
 import copy
 import json
 import os
-from dataclasses import asdict
 from pathlib import Path
 
 import pytest
@@ -41,22 +40,15 @@ def test_a_good_profile_has_no_faults(tmp_path):
     assert faults_of(tmp_path, PROFILE) == []
 
 
-@pytest.mark.parametrize("path", sorted((ROOT / "profiles" / "measured").glob("*.json")), ids=str)
-def test_every_profile_that_is_published_here_has_none_either(path):
-    assert check([path]).faults == []
+def test_measured_profiles_have_no_faults():
+    assert check([ROOT / "profiles" / "measured"]).faults == []
 
 
-COPIES = {
-    "edge/data/table11.json": "profiles/published/table11.json",
-    "edge/data/apple_silicon.json": "profiles/published/apple_silicon.json",
-    "edge/data/chips.json": "profiles/published/chips.json",
-}
-
-
-@pytest.mark.parametrize("inside", COPIES)
-def test_what_people_read_is_what_the_package_uses(inside):
-    """If it is not: copy the first over the second."""
-    assert (ROOT / inside).read_bytes() == (ROOT / COPIES[inside]).read_bytes()
+@pytest.mark.parametrize("name", ["table11", "apple_silicon", "chips"])
+def test_published_figures_are_those_of_the_package(name):
+    """If they are not: copy edge/data/NAME.json to profiles/published/."""
+    inside, shown = ROOT / "edge" / "data", ROOT / "profiles" / "published"
+    assert (inside / f"{name}.json").read_bytes() == (shown / f"{name}.json").read_bytes()
 
 
 @pytest.mark.parametrize(
@@ -68,62 +60,46 @@ def test_what_people_read_is_what_the_package_uses(inside):
         ("rows.1.load_s", REMOVED, "rows[1]", "lacks load_s."),
         ("rows.0.trials.0.token_us", REMOVED, "rows[0].trials[0]", "lacks token_us."),
         ("device.os", REMOVED, "device", "lacks os."),
-        ("argv", "x", "argv", "Expected `array`, got `str`."),
         ("rows", 1, "rows", "Expected `array`, got `int`."),
         ("rows.0.ttft_s.median", "fast", "rows[0].ttft_s.median", "Expected `float`, got `str`."),
-        ("rows.0.ttft_s", 3, "rows[0].ttft_s", "Expected `object | null`"),
         ("rows.0.verdict", "GREAT", "rows[0].verdict", "'GREAT'"),
-        ("rows.0.reasons.0", "", "rows[0].reasons[0]", "length >= 1"),
         ("rows.0.load_s", 10**400, "rows[0].load_s", ""),
         ("software.a b", 1, "software[...]", "Expected `str`, got `int`."),
         ("device.memory_bandwidth.gb_s", 0, "device.memory_bandwidth.gb_s", ">="),
         ("created_utc", "2026-13-01T00:00:00Z", "created_utc", "which is not a valid date."),
+        ("rows.0.decode_tok_s.n", 7, "rows[0].decode_tok_s.n", "is 7, but 6 trials have"),
+        ("rows.0.prefill_tok_s.mean", 1.5, "rows[0].prefill_tok_s.mean", "values give"),
+        ("rows.0.ttft_s.sd", 0.5, "rows[0].ttft_s.sd", "values give"),
+        ("rows.0.power_w.median", 5.0, "rows[0].power_w.median", "values give 2"),
+        ("rows.0.joules_per_token.mean", 9.0, "rows[0].joules_per_token.mean", "values give"),
+        ("rows.0.joules_per_token_net.median", 9.0, "rows[0].joules_per_token_net.median", "gross"),
+        ("rows.0.decode_tok_s.ci95", [2, 1], "rows[0].decode_tok_s.ci95", "ends below"),
+        ("rows.0.token_latency_ms.p50", 1e6, "rows[0].token_latency_ms", "do not rise"),
+        ("rows.0.trials.0.decode_tok_s", 1.0, "rows[0].trials[0].decode_tok_s", "stamps give"),
+        ("rows.0.trials.0.ttft_s", None, "rows[0].trials[0].ttft_s", "is None, but its stamps"),
+        ("rows.0.trials.0.prefill_ns", [5], "rows[0].trials[0].prefill_ns", "do not pair"),
+        ("rows.0.trials.0.pass_end_ns", [0], "rows[0].trials[0].pass_end_ns", "run backwards"),
+        ("rows.0.trials.0.token_us.0", [1], "rows[0].trials[0].token_us[0]", "has 1 times, but"),
+        ("rows.0.trials.0.token_us.0.0", 1, "rows[0].trials[0].token_us[0]", "does not add up"),
+        ("rows.0.bandwidth_fraction", 0.9, "rows[0].bandwidth_fraction", "is 0.9, but rate"),
+        ("rows.0.reasons", [], "rows[0].quality", "no sentence in reasons says why"),
     ],
 )
-def test_a_wrong_shape_is_named_with_its_place(tmp_path, place, value, where, words):
+def test_a_wrong_value_is_named_with_its_place(tmp_path, place, value, where, words):
     ((found, what),) = faults_of(tmp_path, changed(place, value))
     assert found == where
     assert words in what
 
 
-def test_one_wrong_row_does_not_hide_the_others(tmp_path):
+def test_every_wrong_row_is_named(tmp_path):
     profile = changed("rows.0.engine", 1)
     profile["rows"][1]["verdict"] = "GREAT"
-    assert [place for place, _ in faults_of(tmp_path, profile)] == [
-        "rows[0].engine",
-        "rows[1].verdict",
-    ]
-
-
-@pytest.mark.parametrize(
-    ("place", "value", "where", "words"),
-    [
-        ("decode_tok_s.n", 7, "decode_tok_s.n", "is 7, but 6 trials have"),
-        ("prefill_tok_s.mean", 1.5, "prefill_tok_s.mean", "the trials' values give"),
-        ("ttft_s.sd", 0.5, "ttft_s.sd", "the trials' values give"),
-        ("power_w.median", 5.0, "power_w.median", "values give 2"),
-        ("joules_per_token.median", 9.0, "joules_per_token.median", "the trials' values give"),
-        ("joules_per_token_net.median", 9.0, "joules_per_token_net.median", "exceed the gross"),
-        ("decode_tok_s.ci95", [2, 1], "decode_tok_s.ci95", "ends below its beginning"),
-        ("token_latency_ms.p50", 1e6, "token_latency_ms", "do not rise"),
-        ("trials.0.decode_tok_s", 1.0, "trials[0].decode_tok_s", "its stamps give"),
-        ("trials.0.ttft_s", None, "trials[0].ttft_s", "is None, but its stamps give"),
-        ("trials.0.prefill_ns", [5], "trials[0].prefill_ns", "do not pair"),
-        ("trials.0.pass_end_ns", [0], "trials[0].pass_end_ns", "run backwards"),
-        ("trials.0.token_us.0", [1], "trials[0].token_us[0]", "has 1 times, but the workload"),
-        ("trials.0.token_us.0.0", 1, "trials[0].token_us[0]", "does not add up"),
-        ("bandwidth_fraction", 0.9, "bandwidth_fraction", "is 0.9, but rate, bytes per token"),
-        ("reasons", [], "quality", "no sentence in reasons says why"),
-    ],
-)
-def test_numbers_that_contradict_each_other_are_named(tmp_path, place, value, where, words):
-    ((found, what),) = faults_of(tmp_path, changed(f"rows.0.{place}", value))
-    assert found == f"rows[0].{where}"
-    assert words in what
+    places = [place for place, _ in faults_of(tmp_path, profile)]
+    assert places == ["rows[0].engine", "rows[1].verdict"]
 
 
 def scaled(factor, verdict="VALID"):
-    """Ever so fast, and with everything else as it follows from that."""
+    """At a rate times `factor`, with everything else as it follows from that."""
     profile = make_profile("Apple M2", artefacts=("mlx-int4",), rate=factor, samples=0)
     profile["rows"][0] |= {"verdict": verdict, "reasons": ["quality is not measured", "too fast"]}
     return profile
@@ -137,7 +113,7 @@ def test_no_device_decodes_above_its_roofline(tmp_path):
     assert faults_of(tmp_path, scaled(1.4)) == []
 
 
-def test_a_given_bandwidth_is_no_roofline_of_a_known_chip_nor_a_measured_one_of_any(tmp_path):
+def test_limit_is_the_chips_bandwidth_else_the_given_one_but_never_a_measured_one(tmp_path):
     profile = scaled(4)
     profile["device"]["memory_bandwidth"] = {"gb_s": 1024.0, "source": "given"}
     profile["rows"][0]["bandwidth_fraction"] /= 10
@@ -201,7 +177,6 @@ def test_quality_has_a_shape_and_its_nulls_a_reason(tmp_path):
         ("/home/anna", "a home folder"),
         (r"C:\Users\anna\models", "a home folder"),
         ("/root" + "/models", "a user's folder"),
-        ("/var/folders/zz/abc", "a user's folder"),
         ("anna@example.org", "a mail address"),
         ("annas-mbp.local", "a host name"),
         ("Annas-MacBook-Pro", "a host name"),
@@ -213,48 +188,32 @@ def test_quality_has_a_shape_and_its_nulls_a_reason(tmp_path):
         ("measured on Quince", '"quince", a name of this machine or its user'),
     ],
 )
-def test_what_names_a_person_or_a_machine_is_found_in_any_text(tmp_path, text, what):
-    for profile in (
-        changed("argv.1", text),
-        changed("rows.0.reasons.0", f"quality is not measured: {text}"),
-        changed("rows.0.new", {text: 1}),
-    ):
+def test_private_words_are_found_in_any_text_and_key(tmp_path, text, what):
+    for profile in (changed("argv.1", text), changed("rows.0.new", {text: 1})):
         ((_, found),) = faults_of(tmp_path, profile, names=("quince",))
         assert what in found
 
 
-@pytest.mark.parametrize(
-    "text",
-    [
-        "/sys/class/powercap has no package",
-        "macOS 27.0 (26A428)",
-        "Q5_K_M NVIDIA H200 GPU-0 float16",
+def test_ordinary_texts_are_not_private(tmp_path):
+    texts = [
+        *("/sys/class/powercap has no package", "macOS 27.0 (26A428)", "12.535.133.1 and 0.32.4"),
+        *("Q5_K_M NVIDIA H200 GPU-0 float16", "GENUINEINTEL 1234567890 Mac14,6"),
         "stabilityai/stable-code-3b at 0123456789abcdef0123456789abcdef01234567",
         "pip install 'stable-edge[nvidia]'; --bandwidth-gb-s; ~/models",
-        "12.535.133.1 and 0.32.4",
-        "Quinces and quince-3b",
-        "GENUINEINTEL 1234567890 Mac14,6",
-        "2026-03-01T10:00:00+00:00",
-    ],
-)
-def test_ordinary_texts_name_nobody(tmp_path, text):
-    assert faults_of(tmp_path, changed("argv.1", text), names=("quince",)) == []
+        *("Quinces and quince-3b", "2026-03-01T10:00:00+00:00"),
+    ]
+    assert faults_of(tmp_path, changed("argv", texts), names=("quince",)) == []
 
 
 @pytest.mark.parametrize(
     ("data", "words"),
     [
         (b"", "is not JSON"),
-        (b'{"schema": 1', "is not JSON"),
-        (b"\xff", "is not JSON"),
-        (b'{"schema": NaN}', "is not JSON"),
         (b'{"schema": 1, "schema": 1}', "is there twice"),
-        (b'{"x":' + b"[" * 100_000, "is not JSON"),
-        (b"[]", "it has no schema number"),
         (b'{"schema": 2}', "has schema 2 and this edge reads up to 1: install a newer edge."),
     ],
 )
-def test_what_is_no_profile_is_one_fault_of_the_whole_file(tmp_path, data, words):
+def test_a_file_that_is_not_a_profile_has_one_fault(tmp_path, data, words):
     ((where, what),) = faults_of(tmp_path, data)
     assert where == ""
     assert words in what
@@ -270,10 +229,9 @@ def test_folders_are_looked_through_and_faults_carry_their_file(tmp_path):
     files = [Path(fault.file).name for fault in checked.faults]
     assert files == ["bad.json", "pipe.json", "gone.json"]
     assert checked.files == 4
-    first = checked.text().splitlines()[0]
-    assert first == f"{tmp_path}/bad.json: argv: Expected `array`, got `int`."
-    assert checked.text().endswith("4 profiles checked: 3 faults in 3.")
-    assert json.loads(json.dumps(asdict(checked)))["faults"][0]["where"] == "argv"
+    lines = checked.text().splitlines()
+    assert lines[0] == f"{tmp_path}/bad.json: argv: Expected `array`, got `int`."
+    assert lines[-1] == "4 profiles checked: 3 faults in 3."
     good = check([tmp_path / "sub"], names=())
     assert (good.faults, good.text()) == ([], "1 profile checked: no faults.")
 
@@ -285,13 +243,10 @@ def test_nothing_to_check_is_an_error(tmp_path):
         check([tmp_path])
 
 
-def test_a_file_full_of_faults_is_cut_short(tmp_path):
+def test_many_faults_and_long_keys_are_cut(tmp_path):
     found = faults_of(tmp_path, {**PROFILE, "argv": ["/home/anna"] * 1000})
     assert len(found) == 51
     assert found[-1] == ("", "has more than 50 faults: mend these first.")
-
-
-def test_keys_of_any_kind_can_be_printed(tmp_path):
     profile = changed("rows.0.new", {"b c": {"\x1b[2J": "/home/anna"}, "x" * 5000: "a@b.c"})
     escaped, cut = faults_of(tmp_path, profile)
     assert escaped[0] == 'rows[0].new["b c"]["\\u001b[2J"]'

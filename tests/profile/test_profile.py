@@ -10,7 +10,6 @@ import pytest
 from jsonschema import Draft202012Validator
 
 from edge.bench.row import Context, build_row
-from edge.bench.trial import make_trial
 from edge.device.describe import Bandwidth, Device
 from edge.errors import EdgeError
 from edge.profile.profile import (
@@ -26,7 +25,7 @@ from edge.profile.profile import (
     write,
 )
 from edge.profile.trial import Trial
-from tests.bench.fakes import JOB, NS, SUBJECT, THREE, Watts, process, samples_of
+from tests.bench.fakes import JOB, SUBJECT, THREE, Watts, process, samples_of
 from tests.support.profiles import ROOT
 from tools.write_profile_schema import SCHEMA, text
 
@@ -123,33 +122,25 @@ def changed(change):
 @pytest.mark.parametrize(
     ("data", "kind", "words"),
     [
-        (b"", "not a profile", "is not JSON"),
         (b"{", "not a profile", "is not JSON"),
         (b"\xff", "not a profile", "is not JSON"),
         (b'{"x": ' + b"[" * 100_000, "not a profile", "is not JSON"),
         (b'{"schema": NaN}', "not a profile", "is not JSON"),
         ([1], "not a profile", "no schema number"),
-        ({"a": 1}, "not a profile", "no schema number"),
-        ({"schema": "1"}, "not a profile", "no schema number"),
         ({"schema": True}, "not a profile", "no schema number"),
         ({"schema": 0}, "not a profile", "no schema number"),
         ({"schema": 2}, "newer schema", "has schema 2 and this edge reads up to 1: install"),
         (b'{"schema": 1%s}' % (b"0" * 3000), "newer schema", "of absurd size"),
         ({"schema": 1}, "broken", "`created_utc`"),
         (changed(lambda p: p.pop("rows")), "broken", "`rows`"),
-        (changed(lambda p: p.update(rows={})), "broken", "$.rows"),
         (changed(lambda p: p.update(created_utc="today")), "broken", "$.created_utc"),
-        (changed(lambda p: p.update(device={})), "broken", "$.device"),
-        (changed(lambda p: p.update(model={"name": 1})), "broken", "$.model.name"),
-        (changed(lambda p: p["rows"].append(1)), "broken", "$.rows[1]"),
         (changed(lambda p: p["rows"][0].pop("engine")), "broken", "`engine`"),
         (changed(lambda p: p["rows"][0].update(verdict="FINE")), "broken", "$.rows[0].verdict"),
-        (changed(lambda p: p["rows"][0].update(power_w=0)), "broken", "$.rows[0].power_w"),
         (changed(lambda p: p["rows"][0].update(file_bytes=10**400)), "broken", "file_bytes"),
         (changed(lambda p: p["rows"][0].update(load_s=1e300)), "broken", "$.rows[0].load_s"),
     ],
 )
-def test_hostile_files_are_one_sentence(path, read_it, data, kind, words):
+def test_a_wrong_file_is_refused_in_one_sentence(path, read_it, data, kind, words):
     with pytest.raises(ProfileError, match=r"p\.json") as caught:
         read_it(saved(path, data))
     assert caught.value.kind == kind
@@ -169,7 +160,7 @@ def test_what_is_not_a_regular_file_is_refused(tmp_path):
     for name, words in (
         ("no.json", "is missing"),
         ("", "check the path"),
-        ("pipe", "check the path"),
+        ("pipe", "a folder, pi"),
     ):
         with pytest.raises(EdgeError, match=words):
             read(tmp_path / name)
@@ -226,13 +217,3 @@ def test_windows_of_old_and_new_trials():
     assert (old.prefills, old.passes) == ([(1, 4)], [(5, 9)])
     new = Trial(warmup=False, prefill_ns=[1, 2, 3, 4], pass_begin_ns=[5, 7], pass_end_ns=[6, 8])
     assert (new.prefills, new.passes) == ([(1, 2), (3, 4)], [(5, 6), (7, 8)])
-
-
-def test_a_profile_of_five_rows_stays_below_a_megabyte():
-    """Windows of 4500 tokens, as a fast model fills 3 s with: six trials of each row."""
-    starts = [5 * NS + number * 330_000_000 for number in range(9)]
-    passes = tuple(tuple(start + i * 660_000 for i in range(500)) for start in starts)
-    trials = [make_trial(10, [(0, 2 * NS)], passes)] * 6
-    row = build_row(SUBJECT, JOB, [process(trials, meter=Watts(), samples=samples_of(7.0, 700))])
-    size = len(msgspec.structs.replace(PROFILE, rows=[row] * 5).to_json())
-    assert 100_000 < size < 1_000_000

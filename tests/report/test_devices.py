@@ -2,6 +2,7 @@ import copy
 import json
 import os
 from dataclasses import asdict
+from itertools import product
 
 import pytest
 
@@ -43,16 +44,9 @@ def reasons(comparison):
 
 def test_devices_and_precisions_stand_side_by_side(folder):
     found = compare_devices(folder(a=several("Apple M2"), deep__er__b=several("Apple M4")))
-    assert [(row["device"][:8], row["framework"], row["precision"]) for row in found.rows] == [
-        (chip, framework, precision)
-        for chip in ("Apple M4", "Apple M2")  # the faster one first
-        for framework, precision in (
-            ("GGUF", "FP16"),
-            ("GGUF", "Q6_K"),
-            ("MLX", "FP16"),
-            ("MLX", "INT4"),
-        )
-    ]
+    names = ["GGUF FP16", "GGUF Q6_K", "MLX FP16", "MLX INT4"]
+    order = [(row["device"][:8], f"{row['framework']} {row['precision']}") for row in found.rows]
+    assert order == list(product(("Apple M4", "Apple M2"), names))  # the faster one first
     assert (found.files, found.profiles, found.left_out) == (2, 2, [])
     assert {row["file"] for row in found.rows} == {"a.json", "deep/er/b.json"}
 
@@ -61,16 +55,13 @@ def test_medians_are_normalised_to_bandwidth_and_to_energy(folder):
     profile = one(chip="Apple M2")
     (row,) = compare_devices(folder(a=profile)).rows
     source = profile["rows"][0]
-    for name in ("decode_tok_s", "prefill_tok_s", "power_w", "joules_per_token"):
-        assert row[name] == source[name]["median"]
+    assert row["joules_per_token"] == source["joules_per_token"]["median"]
     assert row["decode_per_gb_s"] == pytest.approx(source["decode_tok_s"]["median"] / 102.4)
     assert row["tok_per_joule"] == pytest.approx(1 / source["joules_per_token"]["median"])
-    assert row["bandwidth_fraction"] == source["bandwidth_fraction"]
-    assert row["peak_memory_bytes"] == source["peak_memory_bytes"]
-    assert row["n"] == 2
+    assert (row["peak_memory_bytes"], row["n"]) == (source["peak_memory_bytes"], 2)
 
 
-def test_a_gpu_with_memory_of_its_own_is_held_against_that_memory(folder):
+def test_bandwidth_is_that_of_the_gpus_own_memory(folder):
     profile = one()
     own = {"gb_s": 4800.0, "source": "driver"}
     profile["device"] |= {"gpu_name": "NVIDIA H200", "gpu_memory_bandwidth": own}
@@ -80,14 +71,12 @@ def test_a_gpu_with_memory_of_its_own_is_held_against_that_memory(folder):
     assert "NVIDIA H200" in row["device"]
 
 
-def test_what_was_not_measured_is_a_dash_and_never_a_zero(folder):
+def test_a_figure_that_was_not_measured_is_a_dash(folder):
     profile = one()
     for key in ("joules_per_token", "power_w", "bandwidth_fraction", "peak_memory_bytes"):
         profile["rows"][0][key] = None
     profile["device"]["memory_bandwidth"] = None
     found = compare_devices(folder(a=profile))
-    assert found.rows[0]["tok_per_joule"] is None
-    assert found.rows[0]["decode_per_gb_s"] is None
     (table,) = devices_tables(found)
     cells = dict(zip(table.columns, table.rows[0], strict=True))
     missing = ("Roofline", "tok/s per GB/s", "tok/J", "Peak memory (MB)")
@@ -122,14 +111,11 @@ def test_of_several_runs_of_one_device_the_newest_valid_one_is_shown(folder):
     [
         lambda p: p["device"].update(gpu_cores=30),
         lambda p: p["device"].update(memory_bytes=2**35),
-        lambda p: p["device"].update(hw_model="Mac14,13"),
         lambda p: p["rows"][0]["engine_facts"].update(device="CPU"),
         lambda p: p["rows"][0]["engine_facts"].update(compute_dtype="float32"),
         lambda p: p["rows"][0].update(engine="mlx-lm"),
         lambda p: p["model"].update(synthetic=True),
-        lambda p: p["model"].update(parameters=1),
         lambda p: p["rows"][0]["workload"].update(depth=4096),
-        lambda p: p["rows"][0]["workload"].update(joint=True),
         lambda p: p["method"].update(decode_rate="another"),
         lambda p: p["method"].update(excluded=["load"]),
     ],
@@ -166,11 +152,8 @@ def test_a_matrix_of_rates_comes_first_where_there_is_more_than_one_of_each(fold
 
 
 def test_filters_look_for_a_part_of_a_name_in_any_case(folder):
-    put = folder(
-        a=one(chip="Apple M2"),
-        b=one(chip="Apple M4", model="stablelm-2-1_6b"),
-        c=one(chip="Apple M4"),
-    )
+    m4 = one(chip="Apple M4")
+    put = folder(a=one(chip="Apple M2"), b=one(chip="Apple M4", model="stablelm-2-1_6b"), c=m4)
     found = compare_devices(put, chip="m4", model="Stable-CODE")
     assert [row["file"] for row in found.rows] == ["c.json"]
     assert (found.files, found.profiles, found.filtered_out) == (3, 1, 2)
@@ -181,16 +164,10 @@ def test_filters_look_for_a_part_of_a_name_in_any_case(folder):
 def test_copies_are_named_and_counted_once(folder):
     profile = one()
     short = {**profile, "rows": [], "method": {**profile["method"], "finished": False}}
-    put = folder(
-        a=profile, b=profile, c=json.dumps(profile, indent=1).encode(), d=short, e=one(created=NEW)
-    )
-    found = compare_devices(put)
+    found = compare_devices(folder(a=profile, b=profile, c=short, d=one(created=NEW)))
     assert [row["runs"] for row in found.rows] == [2]
-    assert reasons(found) == {
-        "b.json": "is of the same run as a.json: device, model and time",
-        "c.json": "is of the same run as a.json: device, model and time",
-        "d.json": "is of the same run as a.json: device, model and time",
-    }
+    why = "is of the same run as a.json: device, model and time"
+    assert reasons(found) == {"b.json": why, "c.json": why}
 
 
 def test_invalid_and_impossible_rows_are_left_out_with_their_reason(folder):
@@ -201,49 +178,30 @@ def test_invalid_and_impossible_rows_are_left_out_with_their_reason(folder):
     rows[2] |= {"decode_tok_s": None, "prefill_tok_s": None, "reasons": ["no tokens"]}
     found = compare_devices(folder(a=profile, b={**one(created=NEW), "rows": []}))
     assert [row["artefact"] for row in found.rows] == ["gguf-q6_k"]
-    assert sorted((entry.kind, entry.reason) for entry in found.left_out) == [
-        (
-            "impossible",
-            "mlx-int4 on mlx (pp512, tg4) reads faster than its memory can: measure again",
-        ),
-        ("invalid", "mlx-fp16 on mlx (pp512, tg4) is INVALID: it crashed"),
-        ("no rows", "has no rows: its run was stopped before the first"),
-        (
-            "not measured",
-            "gguf-f16 on llama.cpp (pp512, tg4) has neither a decode nor a prefill rate: no tokens",
-        ),
-    ]
+    left_out = {entry.kind: entry.reason for entry in found.left_out}
+    assert left_out["no rows"] == "has no rows: its run was stopped before the first"
+    assert left_out["invalid"] == "mlx-fp16 on mlx (pp512, tg4) is INVALID: it crashed"
+    assert left_out["impossible"].startswith("mlx-int4 on mlx (pp512, tg4) reads faster than")
+    assert left_out["not measured"].endswith("neither a decode nor a prefill rate: no tokens")
+    profile["device"]["memory_bandwidth"]["source"] = "measured read"  # may be too low
+    assert len(compare_devices(folder(a=profile)).rows) == 2
 
 
-def test_a_ceiling_that_was_itself_measured_may_be_exceeded(folder):
-    profile = one()
-    profile["device"]["memory_bandwidth"]["source"] = "measured read"
-    profile["rows"][0]["bandwidth_fraction"] = 1.1
-    assert len(compare_devices(folder(a=profile)).rows) == 1
-
-
-def test_pipes_links_to_nothing_and_strange_names_are_sentences_too(folder):
+def test_pipes_links_to_nothing_and_strange_names_are_left_out(folder):
     put = folder(good=one())
     os.mkfifo(put / "pipe.json")
     (put / "gone.json").symlink_to(put / "nowhere")
     (put / "dir.json").mkdir()
     (put / "round").symlink_to(put)  # not followed
     (put / "a\nb\x1b[2J.json").write_text("{")
-    (put / "new.json").write_text('{"schema": 2, "rows": "new"}')
-    (put / "wrong.json").write_text(json.dumps({**one(), "rows": 1}))
     found = compare_devices(put)
-    assert {entry.file: entry.kind for entry in found.left_out}["wrong.json"] == "broken"
-    assert "wrong.json" in devices_markdown(found)
-    assert reasons(found) == {
-        "gone.json": "is missing; check the path or download it again",
-        "pipe.json": "is not a file but a folder, pipe or device; check the path",
-        r"a\nb\x1b[2J.json": "is not JSON (Input data was truncated): give a JSON file that "
-        "`edge bench` wrote",
-        "new.json": "has schema 2 and this edge reads up to 1: install a newer edge",
-        "wrong.json": "is broken (Expected `array`, got `int` - at `$.rows`): measure again, or "
-        "take another copy",
+    assert "gone.json" in devices_markdown(found)
+    assert found.files == 4
+    assert {entry.file: (entry.kind, entry.reason[:16]) for entry in found.left_out} == {
+        "gone.json": ("unreadable", "is missing; chec"),
+        "pipe.json": ("unreadable", "is not a file bu"),
+        r"a\nb\x1b[2J.json": ("not a profile", "is not JSON (Inp"),
     }
-    assert found.files == 6
 
 
 def test_names_are_shown_as_text_whatever_is_in_them(folder):

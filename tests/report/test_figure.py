@@ -33,8 +33,11 @@ def test_equal_figures_give_equal_files():
     assert drawn().svg() == drawn().svg()
     assert drawn().png() == drawn().png()
     figure = drawn()
-    assert figure.svg() == figure.svg() == figure._repr_svg_()
-    assert repr(figure) == "NamedFigure(name='one', title='Title')"
+    whole = figure.svg()
+    assert "Caption." in texts_of(whole)
+    # A page has the words around the panels already.
+    assert texts_of(figure.svg("p1-")) == ["a label", "b", *[f"{n / 5:.1f}" for n in range(6)]]
+    assert figure.svg() == whole == figure._repr_svg_()
 
 
 def test_two_figures_in_one_page_share_no_id():
@@ -69,14 +72,6 @@ def test_the_users_settings_are_left_alone_and_do_not_matter():
     with matplotlib.rc_context({"font.size": 30, "text.parse_math": True, "svg.fonttype": "path"}):
         assert drawn().svg() == before
         assert matplotlib.rcParams["font.size"] == 30
-
-
-def test_a_page_gets_the_panels_without_the_words_around_them():
-    plot = drawn()
-    whole = plot.svg()
-    assert texts_of(plot.svg("p1-")) == ["a label", "b", *[f"{n / 5:.1f}" for n in range(6)]]
-    assert "Caption." in texts_of(whole)
-    assert plot.svg() == whole
 
 
 @pytest.mark.parametrize(

@@ -3,22 +3,10 @@
 import shutil
 import subprocess
 import tomllib
-from importlib import resources
 
 import pytest
 
 from tests.support.profiles import ROOT
-
-READ = {
-    "edge.report.page": ("template.html", "style.css", "script.js"),
-    "edge": ("data/table11.json", "data/apple_silicon.json", "data/chips.json"),
-}
-
-
-def test_every_file_lies_in_the_package():
-    for package, names in READ.items():
-        for name in names:
-            assert (resources.files(package) / name).is_file()
 
 
 def test_the_wheel_is_the_whole_package():

@@ -1,6 +1,5 @@
 """The page as text: complete, escaped, sealed. In a browser: test_page_browser."""
 
-import copy
 import json
 import re
 import subprocess
@@ -54,15 +53,9 @@ def page_of(*profiles, drawn=None):
 def test_the_page_says_what_the_profile_says(profile):
     page = Reader(page_of(profile)).text
     for words in (
-        "stable-code-3b on Apple M2 Max",
-        "12 (8 Performance, 4 Efficiency)",
-        "409.6 GB/s (table: Apple M2 Max)",
-        "macOS 15.5 (24F74)",
-        "1 INVALID",
-        "Fastest decode 159 tok/s (mlx-int4, WARN)",
-        "it ran out of memory",
-        "Stable Code Technical Report",
-        "decode rate",
+        *("stable-code-3b on Apple M2 Max", "12 (8 Performance, 4 Efficiency)", "1 INVALID"),
+        *("409.6 GB/s (table: Apple M2 Max)", "macOS 15.5 (24F74)", "it ran out of memory"),
+        *("Fastest decode 159 tok/s (mlx-int4, WARN)", "decode rate", "Technical Report"),
     ):
         assert words in page
 
@@ -75,12 +68,9 @@ def test_missing_figures_are_told_apart_from_wrong_ones(profile):
     assert "quality was not measured: add --quality" in missing
 
 
-@pytest.mark.parametrize("change", [{"parameters": 2_795_443_201}, {"name": "stablelm-3b-4e1t"}])
-def test_another_model_has_nothing_published_beside_it(change, profile):
-    """Of two models with as many parameters only one is that of Table 11."""
+def test_published_figures_are_beside_their_model_alone(profile):
     assert "Beside the published figures" in page_of(profile)
-    other = copy.deepcopy(profile)
-    other["model"] |= change
+    other = {**profile, "model": {**profile["model"], "name": "stablelm-3b-4e1t"}}
     assert "Beside the published figures" not in page_of(other)
 
 
@@ -108,9 +98,9 @@ def test_json_in_a_script_neither_ends_it_nor_opens_a_comment(text):
     assert json.loads(made) == [text]
 
 
-@pytest.mark.parametrize("first", range(4))
+@pytest.mark.parametrize("first", [0, 3])
 def test_hostile_strings_are_text_everywhere(profile, first):
-    spoilt = hostile_profile(profile, 2 * first)
+    spoilt = hostile_profile(profile, first)
     page = page_of(spoilt, drawn=draw(typed(spoilt)) if first == 0 else None)
     assert "{{ 7 * 7 }}" in page
     reader = Reader(page)
@@ -121,14 +111,8 @@ def test_hostile_strings_are_text_everywhere(profile, first):
     assert not set("\x00\x1b\u202e\u2066") & set(page.partition('<script type="application')[0])
 
 
-@pytest.mark.parametrize("rows", [0, 1])
-def test_small_profiles(profile, rows):
-    small = {**profile, "rows": profile["rows"][2 : 2 + rows]}
-    assert "No row has a figure that counts." in page_of(small)
-
-
-def test_optional_keys_may_be_absent(profile):
-    """As in the first version."""
+def test_a_profile_may_have_no_figure_and_only_what_the_first_version_had(profile):
+    assert "No row has a figure that counts." in page_of({**profile, "rows": profile["rows"][2:]})
     old = {**profile, "device": {"name": "x"}, "model": {"name": "y"}, "method": {}}
     assert "y on x" in page_of({**old, "software": {}, "rows": []})
 

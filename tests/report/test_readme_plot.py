@@ -20,6 +20,9 @@ def numbers(svg):
 
 def test_it_is_what_the_profile_gives():
     """If it is not: python tools/draw_readme_plot.py."""
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert "](docs/throughput.svg)" in readme
+    assert f"](profiles/measured/{PROFILE.name})" in readme
     committed, fresh = PLOT.read_text(encoding="utf-8"), drawn()
     assert texts_of(committed) == texts_of(fresh)
     # A newer library may round otherwise; a bar of another length is another figure.
@@ -35,9 +38,3 @@ def test_a_code_host_can_show_it_in_any_scheme():
     ground = next(element for element in svg.iter() if element.tag.endswith("}path"))
     assert ground.get("style") == "fill: #ffffff"  # dark text needs it on a dark page
     assert {width, height} <= set(re.findall(r"[\d.]+", ground.get("d")))
-
-
-def test_the_readme_shows_it_with_its_profile():
-    readme = (ROOT / "README.md").read_text(encoding="utf-8")
-    assert "](docs/throughput.svg)" in readme
-    assert f"](profiles/measured/{PROFILE.name})" in readme

@@ -21,8 +21,6 @@ from edge.report.table import row_label
 from edge.text import figure as number
 from edge.text import plain
 
-# A CI over two processes can be huge; the axis is clipped to this multiple of the values.
-MOST_OF_AXIS = 1.6
 LABEL_CHARACTERS, REASON_CHARACTERS = 34, 78
 # A row's share and its median may have been rounded apart by so much.
 SAME = 0.02
@@ -55,7 +53,7 @@ def throughput(profile: Profile) -> fig.NamedFigure | str:
     known = [rate for rate in rates if rate is not None]
     values = [*(rate.median for rate in known), *chain.from_iterable(trials), *published.values()]
     most = max(values, default=1.0)
-    limit = 1.14 * max([most, *(min(rate.high, MOST_OF_AXIS * most) for rate in known)]) or 1.0
+    limit = 1.14 * max([most, *(min(rate.high, fig.MOST_OF_AXIS * most) for rate in known)]) or 1.0
     bars: list[Bar | str] = [
         row.why_not("decode_tok_s") if rate is None else _rate_bar(row, rate, values, limit)
         for row, rate, values in zip(rows, rates, trials, strict=True)

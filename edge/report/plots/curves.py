@@ -27,8 +27,6 @@ from edge.report.plots.rows import (
 from edge.text import figure as number
 from edge.text import plain
 
-# A CI over two processes can be huge; the axis is clipped to this multiple of the medians.
-MOST_OF_AXIS = 1.6
 # Colour is the engine's; a second artefact of an engine differs by line and marker.
 LOOKS = (("-", "o"), ("--", "s"), (":", "^"), ("-.", "D"), ("-", "v"), ("--", "X"))
 Key = tuple[str, str, str]
@@ -66,8 +64,8 @@ def depth(profile: Profile) -> fig.NamedFigure | str:
             for key, look in looks.items()
         ]
         every = [row for rows in series.values() for row in rows]
-        hidden = [row for row in every if not row.counts or row.decode_tok_s is None]
-        caption = [*_depth_caption(series), *absences(hidden, profile.rows, "decode_tok_s")]
+        shown = [row for row in every if row.counts and row.decode_tok_s is not None]
+        caption = _depth_caption(series) + absences(every, shown, profile.rows, "decode_tok_s")
         return fig.finish(figure, "depth", "Against depth", profile, handles, *caption)
 
 
@@ -117,7 +115,7 @@ def _draw_depths(
     axes.set_xticks(shown, [f"{depth}" for depth in shown])
     axes.set_xlim(-0.06 * every[-1], 1.06 * every[-1])
     most = max(found.median for points in values.values() for _, found in points)
-    axes.set_ylim(0, min(axes.get_ylim()[1], MOST_OF_AXIS * most or 1.0))
+    axes.set_ylim(0, min(axes.get_ylim()[1], fig.MOST_OF_AXIS * most or 1.0))
     axes.set_xlabel("depth (tokens)")
     axes.grid()
 
@@ -175,11 +173,10 @@ def latency(profile: Profile) -> fig.NamedFigure | str:
         _scale(panels[0], [times for _, times in known])
         handles = fig.engine_handles([row.engine for row, _ in known])
         least, *_, most = sorted(len(times) for _, times in [*known, *known])
-        hidden = [row for row in every if all(row is not shown for shown, _ in known)]
         caption = (
             f"n = {least if least == most else f'{least} to {most}'} tokens a row, of all trials "
             "that count, without the first of each pass. Dots: p50, p90 and p99.",
-            *absences(hidden, profile.rows, "decode_tok_s"),
+            *absences(every, [row for row, _ in known], profile.rows, "decode_tok_s"),
         )
         return fig.finish(figure, "latency", "Time per token", profile, handles, *caption)
 

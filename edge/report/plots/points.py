@@ -62,11 +62,10 @@ def energy(profile: Profile) -> fig.NamedFigure | str:
         upright = [((r.median, j.low), (r.median, j.high)) for _, r, j in shown]
         labels = [_cost_label(row) for row, _, _ in shown]
         place_labels(figure, axes, points, labels, level + upright)
-        absent = [row for row in rows if all(row is not found for found, _, _ in shown)]
         caption = _energy_caption(shown[0][0], [joules for _, _, joules in shown])
         if len(rows) < len(every):
             caption.append("Rows of other workloads are left out.")
-        caption += absences(absent, every, "joules_per_token", "power_w")
+        caption += absences(rows, [r for r, _, _ in shown], every, "joules_per_token", "power_w")
         return fig.finish(figure, "energy", "Energy against speed", profile, handles, *caption)
 
 
@@ -149,7 +148,7 @@ def precision(profile: Profile) -> fig.NamedFigure | str:
         place_labels(figure, axes, points, [_kl_label(row) for row in rows], whiskers)
         handles = fig.engine_handles([row.engine for row in rows])
         caption = _precision_caption(rows, min(kls.values()) < LEAST_KL)
-        caption += absences([artefacts[n] for n in artefacts if n not in kls], every, "quality")
+        caption += absences([*artefacts.values()], rows, every, "quality")
         return fig.finish(figure, "precision", "What a precision costs", profile, handles, *caption)
 
 

@@ -100,10 +100,14 @@ def main_workload(rows: Sequence[Row], name: str) -> list[Row]:
     return [row for row in rows if str(row.workload) == main]
 
 
-def absences(rows: Sequence[Row], every: Sequence[Row], *about: str) -> list[str]:
-    """Sentences for under a plot that does not show some rows of all, one for each reason."""
+def absences(
+    rows: Sequence[Row], shown: Sequence[Row], every: Sequence[Row], *about: str
+) -> list[str]:
+    """Why a plot does not show some of its rows: a sentence for each reason."""
     labels: dict[str, list[str]] = {}
     for row in rows:
+        if any(row is other for other in shown):
+            continue
         why = f"not measured: {row.why_not(*about)}"
         if not row.counts and row.decode_tok_s is not None:
             why = f"INVALID: {row.why_not()}"
@@ -128,14 +132,9 @@ def draw_point(axes: Axes, row: Row, place: Point, marker: str | None = None) ->
 def place_labels(
     figure: Figure, axes: Axes, points: Sequence[Point], texts: Sequence[str], lines: Sequence[Any]
 ) -> None:
-    """Write each text at the first place near its point that is free.
+    """Writes each text at the first free place near its point, once the axes have their limits.
 
-    Args:
-        figure: what it is drawn in.
-        axes: with its limits set.
-        points: places of the points.
-        texts: of each.
-        lines: pairs of ends of upright or level lines that no text should cover.
+    `lines` are ends of upright or level lines that no text should cover.
     """
     canvas = FigureCanvasAgg(figure)
     canvas.draw()  # type: ignore[no-untyped-call]
