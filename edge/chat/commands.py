@@ -13,7 +13,7 @@ from typing import Any
 import mlx.core as mx
 
 from edge.chat.screen import Sanitiser, echo_off, follow
-from edge.chat.session import Session
+from edge.chat.session import NO_SYSTEM, Session
 from edge.chat.turn import counted, size
 from edge.errors import EdgeError
 from edge.formats.files import read_text
@@ -26,14 +26,9 @@ from edge.generate.transcript import read_transcript, write_transcript
 LOOKS_LIKE_ONE = re.compile(r"/([A-Za-z]+|\?)(?=\s|$)")
 # What /set changes.
 NAMES: dict[str, Callable[[str], float]] = {
-    "temperature": float,
-    "top_p": float,
-    "top_k": int,
-    "min_p": float,
-    "repetition_penalty": float,
-    "seed": int,
-    "max_tokens": int,
-}
+    "temperature": float, "top_p": float, "top_k": int, "min_p": float,
+    "repetition_penalty": float, "seed": int, "max_tokens": int,
+}  # fmt: skip
 # Those of them that can be without a value.
 OPTIONAL = ("repetition_penalty", "seed", "max_tokens")
 OFF = "off"
@@ -46,10 +41,7 @@ class Leave(Exception):
 
 @dataclass(frozen=True)
 class Command:
-    """A command; the handler gets what stands after its name.
-
-    The argument is completed as a path, and may have several lines, only where it says so.
-    """
+    """A command; the handler gets what stands after its name."""
 
     name: str
     arguments: str
@@ -60,10 +52,9 @@ class Command:
 
 
 def split_command(text: str) -> tuple[str, str] | None:
-    """Name and argument of a command; None if the text is a message.
+    """Name and argument of a command, /word alone or before a space; None for a message.
 
-    A command is /word alone or before a space. A text of several lines is one only for a
-    command that takes them, so that pasted code never is by accident.
+    Several lines are one only for a command that takes them: pasted code may look like one.
     """
     found = LOOKS_LIKE_ONE.match(text)
     if found is None:
@@ -119,7 +110,7 @@ def _undo(session: Session, _: str) -> None:
 
 def _system(session: Session, text: str) -> None:
     if not session.answers:
-        raise EdgeError("a base model takes no system prompt; begin your text with it.")
+        raise EdgeError(NO_SYSTEM)
     if not text:
         session.screen.say(session.talk.system or "there is no system prompt; /system TEXT sets it")
         return
@@ -228,14 +219,9 @@ def _set(session: Session, argument: str) -> None:
     """Shows all settings, or changes one: NAME VALUE or NAME=VALUE."""
     settings = session.settings
 
-    def shown(name: str) -> str:
-        holder = session.settings if name == "max_tokens" else session.settings.sampling
-        value = getattr(holder, name)
-        return OFF if value is None else str(value)
-
     if not argument:
         for name in NAMES:
-            session.screen.say(f"  {name:<20}{shown(name)}")
+            session.screen.say(f"  {name:<20}{_setting(session, name)}")
         return
     name, _, text = argument.replace("=", " ", 1).partition(" ")
     name, text = name.lower().replace("-", "_"), text.strip()
@@ -246,7 +232,13 @@ def _set(session: Session, argument: str) -> None:
         if name != "max_tokens":
             changed = {"sampling": replace(settings.sampling, **changed)}
         session.settings = replace(settings, **changed)
-    session.screen.note(f"{name} is {shown(name)}")
+    session.screen.note(f"{name} is {_setting(session, name)}")
+
+
+def _setting(session: Session, name: str) -> str:
+    holder = session.settings if name == "max_tokens" else session.settings.sampling
+    value = getattr(holder, name)
+    return OFF if value is None else str(value)
 
 
 def _parsed(name: str, text: str) -> float | None:

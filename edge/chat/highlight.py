@@ -1,8 +1,7 @@
 """Colours for code in an answer that is still being written.
 
 Prose passes at once. What stands between ``` fences is coloured line by line as the lines end,
-since a colour cannot be taken back. The colours are all that is added: without them the output
-is the input, however it came in pieces.
+since a colour cannot be taken back. Nothing but colours is added.
 """
 
 from __future__ import annotations
@@ -13,16 +12,12 @@ from typing import Any
 # A line that begins a block: the fence and the language; and what could become one.
 OPENING = re.compile(r"[ \t]*(`{3,}|~{3,})[ \t]*([\w+#.-]*)[^`\n]*\n?$")
 FENCE_BEGUN = re.compile(r"[ \t]*(`{0,2}|~{0,2}|`{3,}[^`\n]*|~{3,}[^\n]*)$")
-# So much of a block is read again for each line, to know if it is within a string.
+# So much of a block is read again for each line, which may be within a string.
 LINES_REREAD = 100
 
 
 class Highlighter:
-    """One answer's text in, the same text with colours out.
-
-    Args:
-        colour: False passes all text as it is.
-    """
+    """One answer's text in, the same text with colours out, or as it is."""
 
     def __init__(self, colour: bool = True) -> None:
         self._colour = colour
@@ -44,7 +39,7 @@ class Highlighter:
         return self._end_line("") if self._line else ""
 
     def _add_rest(self, text: str) -> str:
-        """A line that may be a fence, and code that is coloured, wait for their end."""
+        """A line that may be a fence and code to be coloured wait for their end."""
         self._line += text
         waits = self._lexer is not None or FENCE_BEGUN.match(self._line)
         if not self._line or (waits and not self._line_begun):

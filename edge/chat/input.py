@@ -47,9 +47,7 @@ def clean(text: str) -> str:
 def read_plainly() -> str:
     """The next text, as the terminal itself edits lines: for dumb ones and for a piped stdout.
 
-    Raises:
-        EOFError: the input has ended.
-        KeyboardInterrupt: Ctrl-C with nothing typed.
+    Raises EOFError at the end of the input.
     """
     text = _line(PROMPT)
     while is_open(text):
@@ -93,8 +91,7 @@ def open_terminal(
 ) -> Callable[[], str]:
     """Reads texts as `read_plainly`, with prompt_toolkit's line editor.
 
-    Typed lines are kept in the file, or in memory without one; `notice` gets a sentence if they
-    cannot be kept.
+    `notice` gets a sentence if typed lines cannot be kept in the file.
     """
 
     def is_naming_a_command() -> bool:

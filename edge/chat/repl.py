@@ -19,11 +19,7 @@ LEAVING_HINT = "Ctrl-D or /exit leaves"
 
 
 def state_folder() -> Path:
-    """The platform's folder for state of programs; it need not be there yet.
-
-    $XDG_STATE_HOME/edge (default: ~/.local/state/edge), and ~/Library/Application Support/edge
-    on macOS where that variable is not set.
-    """
+    """The platform's folder for state of programs, which need not exist yet."""
     named = os.environ.get("XDG_STATE_HOME", "")
     if Path(named).is_absolute():  # the specification: a relative path is to be ignored
         return Path(named) / "edge"
@@ -58,8 +54,7 @@ def greet(session: Session) -> None:
     session.screen.note(f"{session.opened.name} · context {limit} · /help for commands")
     if session.opened.note is not None:
         session.screen.note(session.opened.note)
-    session.introduce()
-    session.introduce_transcript()
+    session.begin()
     if session.meter.unavailable is not None and session.meter.source != "none":
         session.screen.note(session.meter.unavailable)
 
@@ -87,12 +82,7 @@ def run_loop(session: Session, read: Callable[[], str]) -> None:
 
 
 def take(session: Session, text: str) -> None:
-    """Runs one text of the user's.
-
-    Raises:
-        EdgeError: it cannot be done.
-        Leave: the user wants to.
-    """
+    """Runs one text of the user's; raises Leave if that says so."""
     if not text.strip():
         return
     command = split_command(text)

@@ -1,8 +1,4 @@
-"""The screen while the chat writes on it.
-
-Nothing that is printed is ever redrawn: what scrolled by can be copied, piped and resized. While
-an answer is printed keys are not shown, and Ctrl-C stops it.
-"""
+"""The screen while the chat writes on it, which never redraws what was printed."""
 
 from __future__ import annotations
 
@@ -32,10 +28,9 @@ def is_capable(stream: TextIO) -> bool:
 
 
 class Sanitiser:
-    r"""Makes text harmless for a terminal: what it would act on shows as an escape, \x1b.
+    r"""Makes text in pieces harmless for a terminal: what it would act on shows as \x1b.
 
-    Line feeds and tabs pass, and a carriage return before a line feed is dropped. How the text
-    is cut into pieces makes no difference.
+    Line feeds and tabs pass, and a carriage return before a line feed is dropped.
     """
 
     def __init__(self) -> None:
@@ -63,10 +58,7 @@ def _escape(code: int) -> str:
 
 
 class Screen:
-    """Output of the chat, on stdout or another stream; a quiet one drops notes.
-
-    Colours are for capable terminals, unless NO_COLOR is set.
-    """
+    """Output of the chat; colours are for capable terminals, unless NO_COLOR is set."""
 
     def __init__(
         self, stream: TextIO | None = None, colour: bool | None = None, quiet: bool = False
@@ -148,8 +140,7 @@ def echo_off() -> Iterator[None]:
 def follow(events: Generator[Event, None, None], show: Callable[[Event], None]) -> None:
     """Shows events as they come, until they end or Ctrl-C is pressed.
 
-    Ctrl-C closes them between two events; before the first, while a long prompt is computed,
-    and the second time at once.
+    Ctrl-C closes them between two events; before the first, and the second time, at once.
     """
     pressed = begun = False
 

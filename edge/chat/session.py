@@ -28,18 +28,19 @@ from edge.generate.sampling import Sampling
 from edge.generate.speculate import PromptLookup
 from edge.generate.stream import encode_beginning
 from edge.generate.transcript import Message, Transcript
+from edge.model.stablelm import Model
 from edge.power.meter import Meter
 
 if TYPE_CHECKING:
     from edge.generate.fim import Completer
-    from edge.model.stablelm import Model
 
 INTERRUPTED = 130
+NO_SYSTEM = "a base model takes no system prompt; begin your text with it."
 
 
 @dataclass(frozen=True)
 class Opened:
-    """A model that was loaded, what should stay resident of it, and what the user should know."""
+    """A model that was loaded, with what the user should know."""
 
     name: str
     model: Model
@@ -78,7 +79,7 @@ class PlainText(ChatPrompt):
 
     def check_system(self) -> None:
         """Refuses a system prompt."""
-        raise EdgeError("a base model takes no system prompt; begin your text with it.")
+        raise EdgeError(NO_SYSTEM)
 
 
 class Continuation(Conversation):
@@ -94,13 +95,9 @@ class Continuation(Conversation):
 
 @dataclass
 class Session:
-    """One sitting with a model.
+    """One sitting with a model; it goes on with what the transcript tells.
 
-    Attributes:
-        open_model: from MODEL as on the command line to a loaded one.
-        transcript: the file of the conversation, which continues what it tells already.
-        attached: files that go with the next message, by name.
-        turns: the figures of all answers so far.
+    `attached` are the files, by name, that go with the next message.
     """
 
     opened: Opened
@@ -119,7 +116,7 @@ class Session:
         self._keep_resident()
 
     def close(self) -> None:
-        """Gives back what was kept resident."""
+        """Gives back the memory kept resident."""
         self._resident.close()
 
     @property
@@ -135,6 +132,13 @@ class Session:
         self.opened, self.talk, self.completer = opened, talk, None
         self._keep_resident()
 
+    def begin(self, prefix: str = "") -> None:
+        """Says what the user should know of a base model, and what there is to go on with."""
+        self.introduce(prefix)
+        if self.transcript.messages:
+            messages = counted(len(self.transcript.messages), "message")
+            self.screen.note(f"going on with the {messages} of {self.transcript.path}")
+
     def introduce(self, prefix: str = "") -> None:
         """Says what the user should know of a model without turns."""
         if self.answers:
@@ -148,12 +152,6 @@ class Session:
                 f"{prefix}a base model takes no system prompt, so yours is left out; begin your "
                 f"text with it."
             )
-
-    def introduce_transcript(self) -> None:
-        """Says that there is something to go on with."""
-        if self.transcript.messages:
-            messages = counted(len(self.transcript.messages), "message")
-            self.screen.note(f"going on with the {messages} of {self.transcript.path}")
 
     def ask(self, text: str, printer: Printer | None = None) -> None:
         """Prints the answer to a message as it comes, with the attached files before it."""
@@ -181,22 +179,11 @@ class Session:
         with echo_off() if printer is None else contextlib.nullcontext():
             turn = run_turn(events, self.meter, printer or ScreenPrinter(self.screen))
         self.turns.append(turn)
-        self.screen.note(
-            status_line(
-                turn,
-                mx.get_active_memory(),
-                self.talk.context_tokens,
-                self.talk.context_limit,
-                self.talk.dropped_turns,
-                self.settings.max_tokens,
-            )
-        )
+        memory_bytes = mx.get_active_memory()
+        self.screen.note(status_line(turn, memory_bytes, self.talk, self.settings.max_tokens))
 
     def _open_talk(self, opened: Opened, earlier: Sequence[Message]) -> Conversation:
-        """A conversation, or for a model without turns the continuation of texts.
-
-        A system prompt that was given replaces the one of the earlier messages.
-        """
+        """A conversation; a system prompt that was given replaces the one of earlier messages."""
         draft = PromptLookup() if self.settings.lookup else None
         answers = can_chat(opened.tokenizer)
         talk = (Conversation if answers else Continuation)(
@@ -215,11 +202,9 @@ class Session:
 def answer_once(session: Session, text: str, output: str = "text") -> int:
     """Prints one answer for a script: on stdout nothing else, notes on the session's screen.
 
-    The output is "text", as it comes, or "json", one document at the end. Returns the exit code:
-    0, or 130 after Ctrl-C, when what came was printed.
+    The output is "text" or "json". The exit code is 130 after Ctrl-C, when what came was printed.
     """
-    session.introduce("edge chat: ")
-    session.introduce_transcript()
+    session.begin("edge chat: ")
     printer = JsonPrinter(session.opened.name) if output == "json" else StdoutPrinter()
     try:
         session.ask(text, printer)

@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass
 
 from edge.chat.highlight import Highlighter
 from edge.chat.screen import Sanitiser, Screen, follow
-from edge.generate.conversation import Events
+from edge.generate.conversation import Conversation, Events
 from edge.generate.stream import TextEvent, TokenClock
 from edge.power.meter import Meter, Sample, integrate
 from edge.stdout import write_stdout
@@ -24,10 +24,8 @@ class Turn:
 
     Attributes:
         finish: "stop token", "stop string", "length" or "interrupted".
-        prompt_tokens: None if interrupted.
-        power_w: mean over what the meter covered; None without a meter.
+        power_w: mean over what the meter covered.
         joules_per_token: None without a meter that covered the turn.
-        empty: there was nothing to show.
     """
 
     tokens: int
@@ -49,7 +47,7 @@ class TurnClock(TokenClock):
         self._last: TextEvent | None = None
 
     def take(self, event: TextEvent) -> None:
-        """An event is there."""
+        """Counts an event."""
         self._last = event
         self._empty = self._empty and not event.text.strip()
         if event.ids:
@@ -58,17 +56,13 @@ class TurnClock(TokenClock):
     def turn(self, samples: Sequence[Sample] = ()) -> Turn:
         """The figures, with the energy of the meter's samples."""
         stats = None if self._last is None else self._last.stats
+        finish = (self._last and self._last.finish) or "interrupted"
+        prompt_tokens = None if stats is None else stats.prompt_tokens
         power_w, joules_per_token = self._energy(samples)
         return Turn(
-            tokens=self.tokens,
-            finish=(self._last and self._last.finish) or "interrupted",
-            prompt_tokens=None if stats is None else stats.prompt_tokens,
-            ttft_s=self.ttft_s,
-            decode_tok_s=self.decode_tok_s,
-            power_w=power_w,
-            joules_per_token=joules_per_token,
-            empty=self._empty,
-        )
+            self.tokens, finish, prompt_tokens, self.ttft_s, self.decode_tok_s,
+            power_w, joules_per_token, empty=self._empty,
+        )  # fmt: skip
 
     def _energy(self, samples: Sequence[Sample]) -> tuple[float | None, float | None]:
         """Watts, and joules per token."""
@@ -137,7 +131,7 @@ Printer = ScreenPrinter | StdoutPrinter | JsonPrinter
 
 
 def run_turn(events: Events, meter: Meter, printer: Printer) -> Turn:
-    """Prints an answer until it ends or Ctrl-C is pressed; its figures."""
+    """Prints an answer until it ends or Ctrl-C is pressed."""
     meter.start()
     clock = TurnClock()
 
@@ -155,14 +149,7 @@ def run_turn(events: Events, meter: Meter, printer: Printer) -> Turn:
     return turn
 
 
-def status_line(
-    turn: Turn,
-    memory_bytes: int,
-    context_tokens: int,
-    context_limit: int,
-    dropped_turns: int = 0,
-    max_tokens: int | None = None,
-) -> str:
+def status_line(turn: Turn, memory_bytes: int, talk: Conversation, max_tokens: int | None) -> str:
     """The line under an answer."""
     reached = max_tokens is not None and turn.tokens >= max_tokens
     cut = {
@@ -174,8 +161,8 @@ def status_line(
         turn.decode_tok_s is not None and f"{turn.decode_tok_s:.1f} tok/s",
         turn.ttft_s is not None and f"first after {turn.ttft_s:.2f} s",
         size(memory_bytes),
-        f"context {context_tokens}/{context_limit}",
-        dropped_turns > 0 and f"{counted(dropped_turns, 'early turn')} left out",
+        f"context {talk.context_tokens}/{talk.context_limit}",
+        talk.dropped_turns > 0 and f"{counted(talk.dropped_turns, 'early turn')} left out",
         turn.power_w is not None and f"{turn.power_w:.1f} W",
         turn.joules_per_token is not None and f"{turn.joules_per_token:.2f} J/token",
         turn.empty and "the answer is empty",

@@ -1,11 +1,10 @@
 """A conversation as the ids that a model was trained to read.
 
-The model's own chat template writes the text; a model that has ChatML's tokens and no template
-gets ChatML. In that text the name of a control token in a message looks like the template's own.
-So the template also writes the conversation with marks in place of the contents, which tells its
-own text from the contents, and only names in its own text become control tokens. Between two of
-these, text of both is encoded in one piece, so that the ids are those of the whole text wherever
-no message names a control token.
+The model's own chat template writes the text; ChatML where there is none. In that text the name
+of a control token in a message looks like the template's own. So the template also writes marks
+in place of the contents, and only names in its own text become control tokens. Between two of
+these, text of both is encoded in one piece: the ids are those of the whole text wherever no
+message names a control token.
 """
 
 from __future__ import annotations
@@ -26,8 +25,7 @@ MARK = "edge8c1f{}content"
 MARKS = re.compile(MARK.format(r"(\d+)"))
 # Texts between control tokens whose ids are kept: those of a long conversation, twice.
 KEPT_TEXTS = 4096
-# A stop string ends a text within this many tokens of where the generation ended.
-STOP_TOKENS_MOST = 64
+LONGEST_STOP_TOKENS = 64
 
 
 @dataclass(frozen=True)
@@ -40,7 +38,7 @@ class GeneratedIds:
     @classmethod
     def of(cls, tokenizer: Any, ids: Sequence[int], content: str) -> GeneratedIds:
         """As many ids as are an answer's beginning; the last may be of a stop string."""
-        for end in range(len(ids), max(-1, len(ids) - STOP_TOKENS_MOST - 1), -1):
+        for end in range(len(ids), max(-1, len(ids) - LONGEST_STOP_TOKENS - 1), -1):
             text: str = tokenizer.decode(
                 list(ids[:end]), skip_special_tokens=False, clean_up_tokenization_spaces=False
             )
@@ -80,16 +78,11 @@ class ChatPrompt:
         generated: Mapping[int, GeneratedIds] | None = None,
         answer: bool = True,
     ) -> list[int]:
-        """The ids of a conversation.
+        """The ids of a conversation; with `answer` they end with the beginning of one.
 
-        Args:
-            messages: the conversation, the system prompt first if there is one.
-            generated: ids of messages by their place, since encoding their text may give others.
-            answer: end with the beginning of an answer.
-
-        Raises:
-            EdgeError: the template refuses these messages; or it changes their contents, and
-                they hold the name of a control token, which could not be told from its own.
+        Messages that were generated, by their place, keep their ids: encoding their text may
+        give others. An EdgeError says that the template refuses the messages, or changes
+        contents that hold the name of a control token, which could not be told from its own.
         """
         text = self.render(messages, answer)
         pieces = self._pieces(messages, answer, text)
@@ -104,35 +97,27 @@ class ChatPrompt:
             turns = [f"{IM_START}{m.role}\n{m.content}{IM_END}\n" for m in messages]
             return "".join(turns) + (f"{IM_START}assistant\n" if answer else "")
         plain = [{"role": message.role, "content": message.content} for message in messages]
-        text = self._tokenizer.apply_chat_template(
-            plain, add_generation_prompt=answer, tokenize=False
-        )
-        return str(text)
+        template = self._tokenizer.apply_chat_template
+        return str(template(plain, add_generation_prompt=answer, tokenize=False))
 
     def check_system(self) -> None:
         """Raises an EdgeError if the template refuses a system prompt, or silently drops it."""
         system, user = Message("system", MARK.format(0)), Message("user", "x")
         self.render([user])
+        reason = "its chat template leaves it out"
         try:
-            text = self.render([system, user])
+            if system.content in self.render([system, user]):
+                return
         except EdgeError as error:
-            raise EdgeError(
-                f"the model takes no system prompt: {str(error).split('; ')[0]}; leave it out, "
-                f"or say it in the first message."
-            ) from None
-        if system.content not in text:
-            raise EdgeError(
-                "the model takes no system prompt: its chat template leaves it out; say it in "
-                "the first message."
-            )
+            reason = str(error).split("; ")[0]
+        raise EdgeError(
+            f"the model takes no system prompt: {reason}; say it in the first message instead."
+        )
 
     def _pieces(
         self, messages: Sequence[Message], answer: bool, text: str
     ) -> list[tuple[str, int | None]] | None:
-        """The rendered text in parts: the template's own (None) and the contents, by message.
-
-        None where they cannot be told from each other.
-        """
+        """The template's own text (None) and contents by message; None if they look alike."""
         marked = [replace(m, content=MARK.format(i)) for i, m in enumerate(messages)]
         try:
             first, *rest = MARKS.split(self.render(marked, answer))
@@ -156,6 +141,7 @@ class ChatPrompt:
         """Ids: of control tokens, of what was generated, and of the texts between these."""
         text = ""
         for piece, message in pieces:
+            known = GeneratedIds() if message is None else generated.get(message, GeneratedIds())
             if message is None:
                 *between, last = self._names.split(piece)
                 for before, name in zip(between[::2], between[1::2], strict=True):
@@ -163,9 +149,7 @@ class ChatPrompt:
                     yield self._control[name]
                     text = ""
                 text += last
-                continue
-            known = generated.get(message, GeneratedIds())
-            if known.ids and piece.startswith(known.text):
+            elif known.ids and piece.startswith(known.text):
                 yield from self._encode(text)
                 yield from known.ids
                 text = piece[len(known.text) :]

@@ -4,14 +4,13 @@
     for event in conversation.ask("What does this do?"):
         print(event.text, end="", flush=True)
 
-Every prompt is the whole conversation, the system prompt first and once. Of a prompt only what
-differs from the last one is computed, from the first differing token on: an answer is put back
-as the very ids that the model generated, so that a next question pays for itself alone.
+Every prompt is the whole conversation, of which only what follows the first differing token is
+computed: an answer is put back as the very ids that the model generated.
 
 Room for the answer is a quarter of the context, or max_tokens if that is less. If the rest is too
-small, the oldest turns are left out of the prompt until what stays takes three quarters of it, so
-that the prompts of some turns to come still begin in the same way. The system prompt and the last
-question always stay. What is left out stays in `messages`.
+small, the oldest turns are left out of the prompt, but not of `messages`, until what stays takes
+three quarters of it: the prompts of some turns to come then begin in the same way. The system
+prompt and the last question always stay.
 """
 
 from __future__ import annotations
@@ -19,19 +18,17 @@ from __future__ import annotations
 import contextlib
 from bisect import bisect_left
 from collections.abc import Generator, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from edge.errors import EdgeError
 from edge.generate.chat_prompt import ChatPrompt, GeneratedIds
 from edge.generate.sampling import GREEDY, Sampling
 from edge.generate.sources import PrefixCache
+from edge.generate.speculate import PromptLookup
 from edge.generate.stream import TextEvent, stream_generate
 from edge.generate.transcript import Message, split_system
 from edge.model.kv_cache import cache_bytes, make_cache
-
-if TYPE_CHECKING:
-    from edge.generate.speculate import PromptLookup
-    from edge.model.stablelm import Model
+from edge.model.stablelm import Model
 
 Events = Generator[TextEvent, None, None]
 # Questions and answers in turns, the first a question.
@@ -44,11 +41,7 @@ ANSWER_SHARE, KEPT_SHARE = 1 / 4, 3 / 4
 class Conversation:
     """Questions and answers with one model. What raises leaves the conversation as it was.
 
-    Attributes:
-        reused_tokens: how many of the last prompt's tokens did not have to be computed.
-
-    Raises:
-        EdgeError: the model was not trained to chat, or takes no system prompt.
+    `reused_tokens` of the last prompt did not have to be computed.
     """
 
     _prompt_class: type[ChatPrompt] = ChatPrompt
@@ -118,15 +111,10 @@ class Conversation:
     def ask(self, text: str, **options: Any) -> Events:
         """Asks something; the answer comes as the events of `stream_generate`.
 
-        The options are `sampling`, `max_tokens` and `stop`, as there.
-
-        However it ends, what came is the answer: a generator that is closed early, an interrupt
-        within it, max_tokens or the end of the context leave one with `cut_off` set. Nothing
-        happens before the first event is asked for.
-
-        Raises:
-            EdgeError: the question does not fit the context, the template refuses it, or an
-                answer is under way. Raised by the call itself.
+        The options are `sampling`, `max_tokens` and `stop`, as there. However it ends, what came
+        is the answer: a generator that is closed early, an interrupt within it, max_tokens or the
+        end of the context leave one with `cut_off` set. The call itself raises an EdgeError if
+        the question does not fit the context, or the template refuses it.
         """
         check_text(text, "message")
         return self._begin((*self._turns, Message("user", text)), **options)
@@ -156,21 +144,17 @@ class Conversation:
         self._change(self._system, ())
 
     def restore(self, messages: Sequence[Message]) -> None:
-        """Makes it the conversation of these messages, as `read_transcript` returns them.
+        """Makes it the conversation of these messages, which must take turns.
 
         A last question without an answer gets an empty one; `regenerate` answers it.
-
-        Raises:
-            EdgeError: they do not take turns, or the model takes no system prompt.
         """
         self._check_idle()
         head, turns = split_system(messages)
         for place, message in enumerate(turns):
-            wanted = ("user", "assistant")[place % 2]
-            if message.role != wanted:
+            if message.role != ("user", "assistant")[place % 2]:
                 raise EdgeError(
-                    f"message {place + 1 + len(head)} is the {message.role}'s where the {wanted}'s "
-                    f"turn is; choose a conversation in which they take turns."
+                    f"message {place + 1 + len(head)} is the {message.role}'s out of turn; choose "
+                    f"a conversation in which user and assistant take turns."
                 )
             check_text(message.content, "message")
         if head:
@@ -195,12 +179,10 @@ class Conversation:
     def _begin(
         self,
         turns: Turns,
-        *,
         sampling: Sampling = GREEDY,
         max_tokens: int | None = None,
         stop: Sequence[str] = (),
     ) -> Events:
-        """Prepares an answer to the last of the turns, which finds everything to refuse."""
         self._check_idle()
         dropped, ids = self._fit(turns, max_tokens)
         # A penalty looks at the tokens before, and is shown only those that are computed.
@@ -268,11 +250,9 @@ class Conversation:
             )
             ids = self._ids(turns, dropped)
         if len(ids) >= limit:
-            system = "" if self._system is None else " with the system prompt"
             raise EdgeError(
-                f"the message has {len(ids)} tokens{system} and the model's context ends at "
-                f"{limit}, one of which is for the answer; shorten it by {len(ids) - limit + 1} "
-                f"or more."
+                f"the message has {len(ids)} tokens with what frames it and the model's context "
+                f"ends at {limit}; shorten it by {len(ids) - limit + 1} or more."
             )
         return dropped, ids
 

@@ -7,7 +7,6 @@ built and under way before the current token is read, so the device never waits 
 from __future__ import annotations
 
 from collections.abc import Callable, Generator, Sequence
-from typing import TYPE_CHECKING
 
 import mlx.core as mx
 
@@ -21,17 +20,15 @@ from edge.generate.speculate import (
     trim_to_shortest,
 )
 from edge.model.kv_cache import make_cache
-
-if TYPE_CHECKING:
-    from edge.model.stablelm import Cache, Model
+from edge.model.stablelm import Cache, Model
 
 # mlx-lm's default: bounds the memory of a long prefill.
 PREFILL_TOKENS = 2048
-# A last part with more positions than this for each layer is cut before its last position (see
-# `prefill_parts`). On the demo, four layers on a CPU, the cut pays from about 16 positions on and
-# is worth 1.25 x at 256.
+# A last part with more positions per layer is cut before its last position (`prefill_parts`). On
+# the demo, four layers on a CPU, that pays from about 16 positions on: 1.25 x at 256.
 POSITIONS_PER_LAYER = 4
-# Gets the prompt tokens processed so far, and how many there are.
+Tokens = Generator[int, None, None]
+# Gets the number of prompt tokens processed so far, and of all.
 OnPrefill = Callable[[int, int], None]
 
 
@@ -43,7 +40,7 @@ def _decode(
     count: int,
     on_prefill: OnPrefill,
     draft: PromptLookup | None,
-) -> Generator[int, None, None]:
+) -> Tokens:
     try:
         hidden = _prefill(model, prompt, cache, on_prefill)
         if count == 0:
@@ -74,22 +71,18 @@ def generate_tokens(
     on_prefill: OnPrefill = lambda done, total: None,
     draft: PromptLookup | None = None,
     history: Sequence[int] = (),
-) -> Generator[int, None, None]:
+) -> Tokens:
     """Yields the ids that follow a prompt, stop tokens included.
 
     Args:
         model: the network.
         prompt: ids to begin with; with a cache, those that follow what it holds.
-        cache: one of mlx-lm's caches per layer, extended in place. Whenever this iterator is
-            not running, also after it was closed or interrupted, all layers hold the same
-            positions: the prompt and the yielded ids, the last of `max_tokens` excepted. While
-            it waits with a drafter, and only then, they may hold proposals beyond.
+        cache: one of mlx-lm's caches per layer, extended in place. However this iterator ends,
+            all layers hold the prompt and the yielded ids, the last of `max_tokens` excepted.
         sampling: how tokens are chosen. A penalty sees this prompt and what was generated.
-        max_tokens: at most so many; None goes on to the model's context limit, where
-            generation always ends. 0 only fills the cache.
+        max_tokens: None goes on to the end of the model's context; 0 only fills the cache.
         on_prefill: called after each part of the prompt was computed.
-        draft: proposes tokens, many of which one pass can check (see `speculate`). The tokens
-            are the same without. Not used with a cache that cannot take back rejected proposals.
+        draft: proposes tokens, many of which one pass can check; the result is the same.
         history: the ids that the cache holds, for the drafter.
 
     Raises:
@@ -116,11 +109,10 @@ def cache_length(cache: Sequence[Cache]) -> int:
 
 
 def prefill_parts(length: int, step: int, layers: int) -> list[range]:
-    """The positions of a prompt, of at least one, in the parts to compute them in.
+    """The positions of a prompt in the parts to compute them in.
 
-    Of all parts but the last only the cache is evaluated, which leaves out what the last layer
-    does after its keys and values. Where that is more than reading the weights once more, the
-    last position is a part of its own, as it always is in mlx-lm.
+    Of all parts but the last only the cache is evaluated, which saves what the last layer does
+    after its keys and values. Where that is much, the last position is a part of its own.
     """
     parts = [range(start, min(start + step, length)) for start in range(0, length, step)]
     if len(parts[-1]) > POSITIONS_PER_LAYER * layers:
@@ -146,7 +138,6 @@ def _prefill(
 
 
 def _context_room(model: Model, cache: Sequence[Cache], prompt_tokens: int) -> int:
-    """Number of tokens that fit between the end of the prompt and that of the model's context."""
     held, limit = cache_length(cache), model.config.max_position_embeddings
     if getattr(cache[0], "max_size", None) is not None:
         return 2**31  # a rotating cache forgets the oldest positions, so it has no end
@@ -156,8 +147,7 @@ def _context_room(model: Model, cache: Sequence[Cache], prompt_tokens: int) -> i
     before = f" after {held} tokens in the cache" if held else ""
     raise EdgeError(
         f"the prompt has {prompt_tokens} tokens{before} and the model's context ends at {limit}, "
-        f"one of which is for the answer; shorten the prompt by "
-        f"{1 - room} token{'s' if room else ''} or more."
+        f"one of which is for the answer; shorten it by {1 - room} or more."
     )
 
 

@@ -14,9 +14,11 @@ import contextlib
 import time
 from collections.abc import Generator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from edge.errors import EdgeError
+from edge.generate.decode import Tokens
 from edge.generate.fim_prompt import REPO_TOKEN, FimTokens, Order, near_beginning, near_end
 from edge.generate.fim_stop import StopRules
 from edge.generate.sampling import GREEDY, Sampling
@@ -30,14 +32,11 @@ MAX_TOKENS = 128
 
 @dataclass(frozen=True)
 class Completion:
-    """A middle and what it took.
+    """A middle and what it took; times begin with the call.
 
     Attributes:
-        text: the middle; goes between prefix and suffix as it is.
-        prompt_tokens: of the whole prompt.
-        reused_tokens: of these, taken from the cache of the calls before.
+        reused_tokens: of the prompt, taken from the cache of the calls before.
         generated_tokens: a stop token and what was cut off included.
-        ttft_s: from the call to the first token; total_s to the end.
         decode_tok_s: (N - 1) / (t_N - t_1); None for fewer than two tokens.
         stopped_by: "stop token", "max tokens" or a rule of `fim_stop`.
     """
@@ -61,14 +60,11 @@ class MiddleEvent:
 
 
 class Completer:
-    """Completes with what a source of tokens gives.
+    """Completes with what a source of tokens gives; refuses models not trained for it.
 
-    The source keeps the keys and values of the last prompt, so the next one pays for what differs
-    from the first differing token on. While a user types, that is the end of the prefix: PSM
-    computes it and the whole suffix again, SPM, where the suffix comes first, the end of the
-    prefix alone.
-
-    A model that was not trained to fill in the middle is refused.
+    The source keeps the keys and values of the last prompt, so the next one pays from the first
+    differing token on. While a user types, PSM computes the end of the prefix and the whole
+    suffix again; SPM, where the suffix comes first, the end of the prefix alone.
     """
 
     def __init__(self, source: TokenSource, tokenizer: Any):
@@ -111,9 +107,8 @@ class Completer:
             stop_rules: apply the rules of `fim_stop`.
             sampling: how tokens are chosen.
 
-        Raises:
-            EdgeError: no room in the window, or context for a model without
-                <repo_continuation>. Raised at the first step.
+        An EdgeError (no room, or context for a model without <repo_continuation>) is raised at
+        the first step.
         """
         clock = TokenClock()
         line_end = "\r\n" if _is_crlf(prefix, suffix) else "\n"
@@ -129,16 +124,15 @@ class Completer:
                 piece, shown = text[shown:certain], max(shown, certain)
                 completion = None
                 if stopped_by is not None:
-                    total_s = (time.monotonic_ns() - clock.begin_ns) / 1e9
                     completion = Completion(
                         text.replace("\n", line_end),
-                        len(ids),
-                        reused,
-                        clock.tokens,
-                        clock.ttft_s or 0.0,
-                        total_s,
-                        clock.decode_tok_s,
-                        stopped_by,
+                        prompt_tokens=len(ids),
+                        reused_tokens=reused,
+                        generated_tokens=clock.tokens,
+                        ttft_s=clock.ttft_s or 0.0,
+                        total_s=(time.monotonic_ns() - clock.begin_ns) / 1e9,
+                        decode_tok_s=clock.decode_tok_s,
+                        stopped_by=stopped_by,
                     )
                 yield MiddleEvent(piece.replace("\n", line_end), completion)
 
@@ -159,17 +153,15 @@ class Completer:
                 f"the model's vocabulary has no {REPO_TOKEN}, which joins the files of a "
                 f"repository; leave out the context."
             )
-        before, after = self._encode(prefix), self._encode(suffix)
+        encode = partial(encode_text, self._backend)
+        before, after = encode(prefix), encode(suffix)
         files: list[int] = []
         for text in context:
-            files += [*self._encode(near_end(text, limit)), repo or 0]
+            files += [*encode(near_end(text, limit)), repo or 0]
         return self._tokens.prompt(before, after, files, room, order)
 
-    def _encode(self, text: str) -> list[int]:
-        return encode_text(self._backend, text)
-
     def _middle(
-        self, tokens: Generator[int, None, None], rules: StopRules, clock: TokenClock
+        self, tokens: Tokens, rules: StopRules, clock: TokenClock
     ) -> Generator[tuple[str, int, str | None], None, None]:
         """Per token the text so far, how much of it is certain, and at last why it ended."""
         detokenizer, text, reason = StreamingDetokenizer(self._tokenizer), "", "max tokens"

@@ -6,12 +6,10 @@ sections 3 and 4.4; Bavarian et al. 2022, arXiv:2207.14255), nothing between the
     psm   <fim_prefix>PREFIX<fim_suffix>SUFFIX<fim_middle>
     spm   <fim_prefix><fim_suffix>SUFFIX<fim_middle>PREFIX
 
-Both were trained in equal shares, in Stable Code as in the demo. The report does not say how its
-SPM is spelled; this is StarCoder's and the demo's. Other files of the repository come before,
-each followed by <repo_continuation>, as the report's section 2 joins the files of a repository:
-without names, in no particular order, the hole within one file.
-
-What does not fit the window is left out from the far ends.
+Both were trained in equal shares. The report does not say how its SPM is spelled; this is
+StarCoder's and the demo's. Other files of the repository come before, each followed by
+<repo_continuation>, as in the report's section 2, without names. What does not fit the window is
+left out from the far ends.
 """
 
 from __future__ import annotations
@@ -25,8 +23,7 @@ Order = Literal["psm", "spm"]
 REPO_TOKEN = "<repo_continuation>"
 # For the suffix where prefix and suffix together are too long.
 SUFFIX_SHARE = 1 / 4
-# What is too long is cut in steps: a window that moved with every keystroke would leave nothing
-# of the cache to use again.
+# What is too long is cut in steps, or every keystroke would move the window off the cache.
 TRIM_STEP_TOKENS = 64
 # Of a text that is longer, this much is encoded: code has some 3 characters per token, and
 # megabytes that the window has no room for would take seconds.
@@ -35,7 +32,7 @@ CHARACTERS_PER_POSITION, LEAST_CHARACTERS = 16, 100_000
 
 @dataclass(frozen=True)
 class FimTokens:
-    """Ids of the tokens that a prompt is built with; `repo` is None if the model has none."""
+    """Ids of the tokens that a prompt is built with; not every model has `repo`."""
 
     prefix: int
     suffix: int
@@ -44,7 +41,7 @@ class FimTokens:
 
     @classmethod
     def find(cls, backend: Any) -> FimTokens:
-        """The tokens by name in the vocabulary of a `tokenizers.Tokenizer`."""
+        """The tokens in the vocabulary of a `tokenizers.Tokenizer`."""
         names = ("<fim_prefix>", "<fim_suffix>", "<fim_middle>")
         ids = [backend.token_to_id(name) for name in names]
         missing = [name for name, found in zip(names, ids, strict=True) if found is None]

@@ -1,17 +1,14 @@
 """When a middle is finished: rules for base models, which rarely end it themselves.
 
-Pure functions over the text generated so far. A rule fires at the first character that decides
-it, whatever comes later, so that the result does not depend on how the text arrives: `find_stop`
-on the whole text and on every beginning of it agree. Of several rules the one that fires at the
-earliest character counts. Nothing is stripped: what stands before the cut stays as generated.
-
-The text here has LF line ends; `edge.generate.fim` converts CRLF.
+A rule fires at the first character that decides it, whatever comes later, so that the result does
+not depend on how the text arrives. Of several rules the one that fires at the earliest character
+counts. What stands before the cut stays as generated. The text here has LF line ends.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from typing import NamedTuple
@@ -25,6 +22,7 @@ LEADING_BLANK_LINES = 2
 TAB_COLUMNS = 8
 CLOSING = {"(": ")", "[": "]", "{": "}"}
 BLOCK_OPENERS = (":", "{", "(", "[")
+Brackets = list[tuple[int, str]]  # with their places
 QUOTE_OR_BRACKET = re.compile(r"\"\"\"|'''|[\"'()\[\]{}]")
 
 
@@ -38,14 +36,7 @@ class Stop(NamedTuple):
 
 @dataclass(frozen=True)
 class StopRules:
-    """The rules for one hole.
-
-    Attributes:
-        prefix: all text before the cursor, LF line ends.
-        suffix: all text after it.
-        max_lines: lines that the middle may have; None for any number.
-        heuristics: apply the blank-line, indent, bracket and suffix rules.
-    """
+    """The rules for a hole: at most `max_lines`, and by `heuristics` all other rules."""
 
     prefix: str
     suffix: str
@@ -104,10 +95,7 @@ class StopRules:
 
     @cached_property
     def brackets(self) -> tuple[str | None, list[str], int]:
-        """The open quote, what would close the prefix, how many of that the suffix lacks.
-
-        What closes comes innermost first.
-        """
+        """The open quote, what closes the prefix (innermost first), how many the suffix lacks."""
         found, quote = _brackets(self.prefix, None)
         opened, _ = _unbalanced(found)
         _, stray = _unbalanced(_brackets(self.suffix, quote)[0])
@@ -186,7 +174,7 @@ def _lines(text: str) -> list[tuple[int, str]]:
 
 
 def _code_lines(text: str) -> list[tuple[int, str]]:
-    """Lines after the first with some code on them, the last one perhaps in part."""
+    """Lines with some code after the first one."""
     return [(begin, line) for begin, line in _lines(text)[1:] if line.strip()]
 
 
@@ -196,10 +184,9 @@ def _columns(line: str) -> int:
 
 
 def _before_line(rules: StopRules, text: str, begin: int) -> int:
-    """Where the text ends if the line that begins here is left out.
+    """Where the text ends without the line that begins here, and the line ends before it.
 
-    The line end before it, and blank lines, go too where the suffix brings its own; where the
-    suffix goes on in the cursor's line, one line end stays to keep them apart.
+    One line end stays where the suffix goes on in the cursor's line.
     """
     end = text.find("\n", len(text[:begin].rstrip()), begin)
     if end < 0:
@@ -211,10 +198,7 @@ def _before_line(rules: StopRules, text: str, begin: int) -> int:
 
 
 def _suffix_line(rules: StopRules, text: str) -> Stop | None:
-    """A whole line that is the suffix's first line with code on it, or the rest of the cursor's.
-
-    Lines of nothing but brackets say too little; they are the bracket rule's.
-    """
+    """A whole line that is the suffix's first line with code on it, or the rest of the cursor's."""
     if rules.rest:
         at = text.find(rules.rest + "\n") if _has_words(rules.rest) else -1
         return None if at < 0 else Stop(at + len(rules.rest) + 1, at, "suffix")
@@ -298,12 +282,10 @@ def _missing_closers(closers: list[str], stray: list[str]) -> int:
     return len(closers)
 
 
-def _unbalanced(
-    brackets: Sequence[tuple[int, str]],
-) -> tuple[list[str], list[tuple[int, str]]]:
+def _unbalanced(brackets: Brackets) -> tuple[list[str], Brackets]:
     """Brackets left open, and closing ones that nothing opened with their places."""
     opened: list[str] = []
-    stray: list[tuple[int, str]] = []
+    stray: Brackets = []
     for at, bracket in brackets:
         if bracket in CLOSING:
             opened.append(bracket)
@@ -314,12 +296,12 @@ def _unbalanced(
     return opened, stray
 
 
-def _brackets(text: str, quote: str | None) -> tuple[list[tuple[int, str]], str | None]:
+def _brackets(text: str, quote: str | None) -> tuple[Brackets, str | None]:
     """Brackets outside strings with their places, and the quote that is open at the end.
 
-    The text begins within a string if a quote is given. Comments are not known.
+    With a quote the text begins within a string. Comments are not known.
     """
-    brackets: list[tuple[int, str]] = []
+    brackets: Brackets = []
     at = 0
     while True:
         if quote is not None:
@@ -337,10 +319,7 @@ def _brackets(text: str, quote: str | None) -> tuple[list[tuple[int, str]], str 
 
 
 def _end_of_string(text: str, begin: int, quote: str) -> int:
-    """Where a string ends, -1 if it does not.
-
-    One in single quotes ends with its line at the latest (an apostrophe in a comment).
-    """
+    """Where a string ends, -1 if it does not; short ones end with the line (apostrophes)."""
     ends = quote if len(quote) > 1 else f"{quote}|\n"
     for found in re.compile(rf"\\.|{ends}", re.DOTALL).finditer(text, begin):
         if not found[0].startswith("\\"):

@@ -12,11 +12,7 @@ CURSOR = "<CURSOR>"
 
 
 def split_at_mark(text: str, mark: str = CURSOR, where: str = "stdin") -> tuple[str, str]:
-    """Text before and after the cursor mark, which must be there exactly once.
-
-    Raises:
-        EdgeError: it is empty or not there exactly once; `where` says what the text is of.
-    """
+    """Text before and after the cursor mark, which must be there exactly once."""
     if not mark:
         raise EdgeError("--cursor is empty; give the mark that stands at the cursor.")
     count = text.count(mark)
@@ -30,7 +26,7 @@ def split_at_mark(text: str, mark: str = CURSOR, where: str = "stdin") -> tuple[
 
 
 def read_hole(place: str) -> tuple[str, str]:
-    """Text before and after FILE:LINE[:COL], or an EdgeError if that is not there."""
+    """Text before and after FILE:LINE[:COL]."""
     path, line, column = parse_place(place)
     return split_at(read_text(path.expanduser()), line, column, str(path))
 
@@ -50,11 +46,8 @@ def parse_place(place: str) -> tuple[Path, int, int | None]:
 def split_at(text: str, line: int, column: int | None, where: str) -> tuple[str, str]:
     """Text before and after a cursor; lines end with LF or CRLF.
 
-    Args:
-        text: a file's.
-        line: from 1; after a last line that has its end there is an empty one.
-        column: from 1, in characters, up to one more than the line has; None for its end.
-        where: the file's name, for the error that the line or the column is not there.
+    Lines and columns count from 1. A text that ends with a line end has an empty line after it,
+    a column is of characters, up to one more than the line has, and None is its end.
     """
     lines = text.split("\n")
     if not 1 <= line <= len(lines):

@@ -1,9 +1,9 @@
 """Choice of the next token: greedily, or drawn with a key of its own.
 
 The filters (top-p, min-p, top-k) and the penalty are mlx-lm's, in mlx-lm's order. The draw is
-ours, because mlx-lm's takes its randomness from MLX's global state: here every generation has
-its own key, so nothing else that draws numbers can change its text. The key is split as MLX
-splits the global one, so that a seed gives what mlx-lm gives after `mx.random.seed`.
+ours: mlx-lm draws from MLX's global state, here every generation has its own key, so nothing
+else that draws can change its text. The key is split as MLX splits the global one: a seed gives
+what mlx-lm gives after `mx.random.seed`.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ import mlx.core as mx
 
 from edge.errors import EdgeError
 
-# How far logits of a pass over several tokens may be from those of single steps, as a share of
-# the largest, by dtype (see `argmax_is_clear`). Half precision against full precision, which
-# bounds what another order of summing does, is 0.0027 at most on the demo (float16).
+# How far logits of a pass over several tokens, which may sum in another order, may be from those
+# of single steps, as a share of the largest. Half precision against full precision, which bounds
+# that, is 0.0027 at most on the demo (float16).
 ROUNDING_SHARE = {mx.float32: 2**-16, mx.float16: 2**-8, mx.bfloat16: 2**-5}
 # Ids so far (n,) and logits (1, vocab) -> logits (1, vocab).
 Penalty = Callable[[mx.array, mx.array], mx.array]
@@ -34,16 +34,12 @@ class Sampling:
 
     Args:
         temperature: 0 takes the most probable token; the filters then change nothing.
-        top_p: keep the smallest set of tokens with this share of the probability; 1 keeps all.
+        top_p: keep the smallest set of tokens with this share of the probability.
         top_k: keep this many tokens; 0 keeps all.
-        min_p: keep what has at least this share of the best token's probability; 0 keeps all.
+        min_p: keep what has at least this share of the best token's probability.
         repetition_penalty: above 1 makes recent tokens less likely, also when greedy.
         repetition_context: how many of the last tokens, prompt included, count as recent.
-        seed: the same seed gives the same tokens on the same machine, whatever else draws
-            numbers meanwhile. None draws a seed from MLX's global state.
-
-    Raises:
-        EdgeError: a value outside its range.
+        seed: of the draws; None draws a seed from MLX's global state.
     """
 
     temperature: float = 0.0
@@ -57,15 +53,13 @@ class Sampling:
     def __post_init__(self) -> None:
         penalty, seed = self.repetition_penalty, self.seed
         # Written as "not within", so that NaN is refused as well.
+        penalty_fits = penalty is None or 0 < penalty < math.inf
         ranges: dict[str, tuple[bool, str]] = {
             "temperature": (0 <= self.temperature < math.inf, "0 or more"),
             "top_p": (0 < self.top_p <= 1, "above 0 and at most 1, which keeps all"),
             "top_k": (self.top_k >= 0, "0, which keeps all, or more"),
             "min_p": (0 <= self.min_p <= 1, "between 0, which keeps all, and 1"),
-            "repetition_penalty": (
-                penalty is None or 0 < penalty < math.inf,
-                "above 0; 1 does nothing",
-            ),
+            "repetition_penalty": (penalty_fits, "above 0; 1 does nothing"),
             "repetition_context": (self.repetition_context >= 1, "at least 1 token"),
             "seed": (seed is None or 0 <= seed < 2**64, "a whole number from 0 to 2**64 - 1"),
         }
@@ -114,8 +108,7 @@ class Sampling:
 class Picker:
     """Chooses the ids of one generation, one after another; the penalty sees the prompt, too.
 
-    Attributes:
-        state: what later choices depend on; can be set to go back.
+    Later choices depend on `state`, which can be set to go back.
     """
 
     def __init__(self, sampling: Sampling, prompt: Sequence[int]):
@@ -135,8 +128,7 @@ class Picker:
     def pick_many(self, logits: mx.array) -> tuple[mx.array, mx.array, list[Any]]:
         """Chooses at consecutive positions, each as if the one before were what was chosen there.
 
-        Logits (n, vocab) -> ids (n,), where they are clear of rounding (n,), and the `state` after
-        each, to go back to when what follows it turns out not to count.
+        Logits (n, vocab) -> ids (n,), where they are clear of rounding (n,), `state` after each.
         """
         greedy = self._sampling.temperature == 0
         if greedy and self._penalty is None:
@@ -168,11 +160,7 @@ class Picker:
 
 
 def argmax_is_clear(logits: mx.array) -> mx.array:
-    """Where rounding cannot have made the most probable token: logits (n, vocab) -> bools (n,).
-
-    A pass over several tokens may sum in another order than a step over one, so that of two
-    almost equal logits either may come out ahead.
-    """
+    """Where rounding cannot have made the most probable token: logits (n, vocab) -> bools (n,)."""
     best = mx.argmax(logits, axis=-1, keepdims=True)
     first = mx.take_along_axis(logits, best, axis=-1)[:, 0].astype(mx.float32)
     lowest = mx.array(-math.inf, dtype=logits.dtype)
@@ -189,10 +177,9 @@ def _first_key(seed: int | None) -> mx.array:
 
 @cache
 def _mlx_lm_samplers() -> Any:
-    """The module mlx_lm.sample_utils, which needs nothing but mlx.
+    """The module mlx_lm.sample_utils, loaded as a file.
 
-    Loaded as a file: importing its package would import transformers, which takes more than a
-    second, and would be most of the time to the first token.
+    Importing its package would import transformers, most of the time to the first token.
     """
     package = importlib.util.find_spec("mlx_lm")
     assert package is not None and package.submodule_search_locations

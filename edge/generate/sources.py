@@ -8,18 +8,20 @@ ends, the source knows which ids its cache holds, so the next prompt pays for wh
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Generator, Iterator, Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Iterator, Sequence
+from typing import TYPE_CHECKING, Any
 
 import mlx.core as mx
 
-from edge.generate.decode import cache_length, generate_tokens
+from edge.generate.decode import Tokens, cache_length, generate_tokens
 from edge.generate.sampling import Picker, Sampling
 from edge.model.kv_cache import make_cache
+from edge.model.stablelm import Cache, Model
 
 if TYPE_CHECKING:  # numpy would be a large part of a short completion
     from edge.llama_cpp.session import LlamaSession
-    from edge.model.stablelm import Cache, Model
+
+Continued = tuple[int, Tokens]
 
 
 class PrefixCache:
@@ -40,7 +42,7 @@ class PrefixCache:
     def reuse(self, ids: Sequence[int], fresh: int = 1) -> int:
         """Cuts the caches to what they have in common with a prompt; how many ids that are.
 
-        So many of its last ids are computed in any case; the very last one's logits are needed.
+        The `fresh` last ids are computed in any case; the very last one's logits are needed.
         """
         common = common_length(self.held, ids[: max(0, len(ids) - fresh)])
         for layer in self.layers:  # as mlx-lm's trim_prompt_cache, without the import
@@ -50,10 +52,7 @@ class PrefixCache:
 
     @contextlib.contextmanager
     def feeding(self, ids: Sequence[int]) -> Iterator[list[int]]:
-        """While a prompt is computed and continued; whatever ends that, `held` is right.
-
-        Yields the prompt's ids; append those that are generated.
-        """
+        """Yields the prompt's ids, to append the generated ones to; sets `held` at the end."""
         fed = list(ids)
         try:
             yield fed
@@ -79,27 +78,17 @@ class MlxSource:
         self.context_tokens = most if context_tokens is None else min(most, context_tokens)
         self.cache = PrefixCache(lambda: make_cache(model, kv_bits))
 
-    def generate(
-        self, ids: Sequence[int], max_tokens: int, sampling: Sampling
-    ) -> tuple[int, Generator[int, None, None]]:
-        """See the module."""
+    def generate(self, ids: Sequence[int], max_tokens: int, sampling: Sampling) -> Continued:
+        """Reuses what the cache holds of the ids."""
         reused = self.cache.reuse(ids, sampling.looks_back)
-        tokens = generate_tokens(
-            self._model,
-            ids[reused:],
-            cache=self.cache.layers,
-            sampling=sampling,
-            max_tokens=max_tokens,
-        )
-        return reused, self._fed(ids, tokens)
+        return reused, self._tokens(ids, reused, max_tokens=max_tokens, sampling=sampling)
 
     def reset(self) -> None:
         """Forgets the prompts so far."""
         self.cache.clear()
 
-    def _fed(
-        self, ids: Sequence[int], tokens: Generator[int, None, None]
-    ) -> Generator[int, None, None]:
+    def _tokens(self, ids: Sequence[int], reused: int, **options: Any) -> Tokens:
+        tokens = generate_tokens(self._model, ids[reused:], cache=self.cache.layers, **options)
         with self.cache.feeding(ids) as fed, contextlib.closing(tokens):
             for token in tokens:
                 fed.append(token)
@@ -114,9 +103,7 @@ class LlamaSource:
         self.context_tokens = context_tokens
         self.held: list[int] = []
 
-    def generate(
-        self, ids: Sequence[int], max_tokens: int, sampling: Sampling
-    ) -> tuple[int, Generator[int, None, None]]:
+    def generate(self, ids: Sequence[int], max_tokens: int, sampling: Sampling) -> Continued:
         """See the module; logits are chosen from as on MLX, in float32."""
         reused = common_length(self.held, ids[: max(0, len(ids) - sampling.looks_back)])
         self._keep(reused)
@@ -128,9 +115,7 @@ class LlamaSource:
         """Forgets the prompts so far."""
         self._keep(0)
 
-    def _tokens(
-        self, fresh: Sequence[int], max_tokens: int, pick: Picker
-    ) -> Generator[int, None, None]:
+    def _tokens(self, fresh: Sequence[int], max_tokens: int, pick: Picker) -> Tokens:
         for _ in range(max_tokens):
             self._feed(fresh)
             token = int(pick(mx.array(self._session.last_logits())[None]).item())  # type: ignore[arg-type]

@@ -3,15 +3,12 @@
 One pass over the last token and some proposals gives the logits at each of them. The sampler
 goes through them as it would one by one; as long as it chooses what was proposed the next logits
 count too. So the text is the one without proposals, greedy or seeded, and its distribution the
-model's, whatever is proposed (Leviathan et al. 2023, with equality in place of the ratio test).
+model's (Leviathan et al. 2023, with equality in place of the ratio test). Proposals are what
+followed where the text's end occurred before (Saxena 2023, "prompt lookup decoding").
 
 Rounding is the exception: a pass over several tokens may sum in another order than steps over
 one. Greedy choices whose margin could be rounding (`sampling.argmax_is_clear`) are not taken from
-such a pass but from a step. What its keys and values hold stays rounded as it is, as after a
-prefill in other parts. On a CPU without a BLAS of its own both are equal to the last bit.
-
-Proposals are what followed where the text's end occurred before: edits, quotations and code repeat
-what they were given (Saxena 2023, "prompt lookup decoding").
+such a pass but from a step; its keys and values stay, as after a prefill in other parts.
 """
 
 from __future__ import annotations
@@ -20,16 +17,11 @@ import statistics
 import time
 from collections import defaultdict, deque
 from collections.abc import Callable, Generator, Iterable, Sequence
-from typing import TYPE_CHECKING
 
 import mlx.core as mx
 
 from edge.generate.sampling import Picker
-from edge.model.stablelm import FEW_QUERIES
-
-if TYPE_CHECKING:
-    from edge.model.stablelm import Cache, Model
-
+from edge.model.stablelm import FEW_QUERIES, Cache, Model
 
 # Buffers of outgrown key-value arrays are given back this often. Without it MLX held 22.8 GB
 # instead of 4.0 GB in ml-explore/mlx-examples#1081, for 1 % of speed.
@@ -38,15 +30,15 @@ TOKENS_BETWEEN_CLEARS = 256
 LONGEST_NGRAM = 4
 # Matches are followed backwards this far, to know how much they can be trusted.
 LONGEST_MATCH = 31
-# A pass of at most FEW_QUERIES positions: with more a quantised cache is read in another way, and
-# so is every cache on Metal, where the attention for few queries ends there.
+# With more than FEW_QUERIES positions the cache is read in another way, which rounds otherwise.
 MOST_PROPOSED = FEW_QUERIES - 1
 # A pass must promise at least this much more than plain steps: estimates err.
 LEAST_GAIN = 1.1
 # What a further position costs, in plain steps, until it was measured so many times more than
 # it is assumed here. A bold guess is soon corrected, a timid one never would be.
 ASSUMED_SLOPES = (0.2, 0.2, 0.2)
-# After so many plain steps the guess is made again: the cost may have been that of a slow moment.
+# After so many plain steps, then twice as many and so on, the first of the guesses is made again:
+# the cost may have been that of a slow moment.
 RETRY_TOKENS = 256
 # Laps that the medians are taken of, and how many plain steps come first, to compare with.
 LAPS, FIRST_LAPS = 15, 3
@@ -71,17 +63,11 @@ def trim_to_shortest(cache: Sequence[Cache], most: int | None = None) -> None:
 class Speculation:
     """The decode loop with a drafter: passes over proposals that pay, plain steps between.
 
-    Plain steps stay one ahead. A proposal that turns up while a step is under way waits for
-    it, so nothing that was computed is thrown away.
+    Plain steps stay one ahead; a proposal that turns up meanwhile waits for the step.
     """
 
     def __init__(
-        self,
-        model: Model,
-        cache: Sequence[Cache],
-        pick: Picker,
-        count: int,
-        draft: PromptLookup,
+        self, model: Model, cache: Sequence[Cache], pick: Picker, count: int, draft: PromptLookup
     ):
         self._model, self._cache, self._pick, self._draft = model, cache, pick, draft
         self._count, self._made = count, 0
@@ -195,8 +181,7 @@ class Speculation:
 def agreed(chosen: Sequence[int], clear: Sequence[bool], proposed: Sequence[int]) -> list[int]:
     """The ids that a pass settles: those proposed, as far as they were chosen, and one more.
 
-    Ends before the first that is not clear of rounding; the id after the last proposal needs no
-    agreement.
+    They end before the first that is not clear of rounding.
     """
     found: list[int] = []
     for place, token in enumerate(chosen):
@@ -257,7 +242,7 @@ class DraftLength:
     """Learns how many proposals pay: from how often they are right and what a pass takes.
 
     Estimates outlive a generation, so a drafter should stay with its model. With `fixed` there are
-    always as many proposals, paying or not.
+    always as many proposals.
     """
 
     def __init__(self, clock: Callable[[], float] = time.monotonic, fixed: int | None = None):
@@ -266,15 +251,16 @@ class DraftLength:
         self._step_s: deque[float] = deque(maxlen=LAPS)
         self._slopes: deque[float] = deque(ASSUMED_SLOPES, maxlen=LAPS)
         self._counts: dict[int, tuple[float, float]] = defaultdict(lambda: (1.0, 1.0))
-        self._steps_since_pass = 0
+        self._steps_since_pass, self._pause_tokens = 0, RETRY_TOKENS
 
     def saw_step(self, seconds: float | None) -> None:
         """A token came without proposals, in so many seconds if that is known."""
         if seconds is not None:
             self._step_s.append(seconds)
         self._steps_since_pass += 1
-        if self._steps_since_pass % RETRY_TOKENS == 0:
-            self._slopes = deque(ASSUMED_SLOPES, maxlen=LAPS)
+        if self._steps_since_pass == self._pause_tokens:
+            self._pause_tokens *= 2
+            self._slopes = deque(ASSUMED_SLOPES[:1], maxlen=LAPS)
 
     def saw_pass(self, proposals: int, seconds: float | None) -> None:
         """Proposals were made and checked, in so many seconds if that is known."""
@@ -313,13 +299,7 @@ class DraftLength:
 class PromptLookup:
     """Proposes what followed the last occurrence of the text's end; for one generation at a time.
 
-    Estimates are kept by how long the match is: one of 16 ids is right far more often than one
-    of 2.
-
-    Attributes:
-        length: decides how many proposals are made.
-        drafted: proposals that were checked in this generation.
-        accepted: those of them that the model chose too.
+    `drafted` proposals were checked in this generation, and `accepted` the model chose too.
     """
 
     def __init__(self, length: DraftLength | None = None):
@@ -340,10 +320,7 @@ class PromptLookup:
         self._index.extend(ids)
 
     def kind(self) -> int | None:
-        """The class of the next proposals, None if there are none.
-
-        Matches of 1, 2-3, 4-7, 8-15 and 16-31 ids are counted apart.
-        """
+        """The class of the next proposals: matches of 1, 2-3, 4-7, 8-15 or 16-31 ids."""
         return self._index.match_length().bit_length() or None
 
     def propose(self, count: int) -> list[int]:

@@ -13,37 +13,24 @@ import contextlib
 import time
 from collections.abc import Collection, Generator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 from edge.errors import EdgeError
-from edge.generate.decode import cache_length, generate_tokens
+from edge.generate.decode import Tokens, cache_length, generate_tokens
+from edge.generate.speculate import PromptLookup
+from edge.model.stablelm import Cache, Model
 from edge.tokenizer.detokenizer import StreamingDetokenizer
 from edge.tokenizer.special_tokens import token_id
 
-if TYPE_CHECKING:
-    from edge.generate.speculate import PromptLookup
-    from edge.model.stablelm import Cache, Model
-
 # "length" is max_tokens or the end of the model's context, whichever came first.
 Finish = Literal["stop token", "stop string", "length"]
-
-
 # Stable Code Instruct ends a turn with <|im_end|>, which its generation_config.json does not
 # name; a base model that begins a turn or another file's part has finished what was asked.
 STOP_TOKENS = (
-    "<|endoftext|>",
-    "<|im_end|>",
-    "<|im_start|>",
-    "<fim_prefix>",
-    "<fim_suffix>",
-    "<fim_middle>",
-    "<fim_pad>",
-    # Code Llama's spellings.
-    "▁<PRE>",
-    "▁<SUF>",
-    "▁<MID>",
-    "▁<EOT>",
-)
+    "<|endoftext|>", "<|im_end|>", "<|im_start|>",
+    "<fim_prefix>", "<fim_suffix>", "<fim_middle>", "<fim_pad>",
+    "▁<PRE>", "▁<SUF>", "▁<MID>", "▁<EOT>",  # Code Llama's
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -53,11 +40,9 @@ class Stats:
     Attributes:
         prompt_tokens: without what the cache held before.
         generated_tokens: a stop token included.
-        prefill_s: from the call until the whole prompt was computed.
-        ttft_s: from the call to the first token; None if there was none.
+        prefill_s: from the call until the whole prompt was computed; ttft_s to the first token.
         decode_tok_s: (N - 1) / (t_N - t_1); None for fewer than two tokens.
-        drafted_tokens: those that the model checked.
-        accepted_tokens: those of them that are in the answer.
+        drafted_tokens: those that the model checked; accepted_tokens are in the answer.
     """
 
     prompt_tokens: int
@@ -71,13 +56,9 @@ class Stats:
 
 @dataclass(frozen=True)
 class TextEvent:
-    """One step of a generation.
+    """One step of a generation: text that is certain now, and the tokens that it took.
 
-    Attributes:
-        text: text that is certain now, often a token's. Joined over all events it is the answer.
-        ids: the tokens that this step took, a stop token included.
-        finish: None, and in the last event why it is the last.
-        stats: in the last event only.
+    The last event says why it is the last, and has the figures.
     """
 
     text: str
@@ -95,7 +76,7 @@ class TokenClock:
         self.tokens = 0
 
     def prefilled(self, done: int, total: int) -> None:
-        """A part of the prompt was computed; the last call counts."""
+        """Stamps a part of the prompt; the last call counts."""
         self.prefilled_ns = time.monotonic_ns()
 
     def count(self, tokens: int = 1) -> None:
@@ -104,6 +85,11 @@ class TokenClock:
         if self.tokens == 0:
             self.first_ns = self.last_ns
         self.tokens += tokens
+
+    @property
+    def prefill_s(self) -> float:
+        """From the beginning until the prompt was computed."""
+        return (self.prefilled_ns - self.begin_ns) / 1e9
 
     @property
     def ttft_s(self) -> float | None:
@@ -130,23 +116,12 @@ def stream_generate(
 ) -> Generator[TextEvent, None, None]:
     """Yields the continuation of a prompt as it comes: an event per token and a last one.
 
-    Ends at a stop token (`stop_ids`), a stop string, `max_tokens`, or the end of the model's
-    context. Neither stop tokens nor stop strings are in the text.
+    Ends at a stop token (`stop_ids`), a stop string, `max_tokens` (None: no limit), or the end of
+    the model's context. Neither stop tokens nor stop strings are in the text. `cache`, `draft`
+    and the options `sampling` and `history` are those of `generate_tokens`, as are the errors.
 
-    Args:
-        model: the network, as `edge.load` returns it.
-        tokenizer: its tokenizer.
-        prompt: text or ids. Text gets the tokenizer's own beginning (BOS, where it has one)
-            unless it has it already or continues a cache. Empty text begins with the model's
-            BOS, as in llama.cpp.
-        max_tokens: None goes on to the end of the context.
-        stop: strings that end the text.
-        cache: what came before; this and the other options as in `generate_tokens`.
-        draft: proposes tokens so that they come faster.
-        options: `sampling`, `history`.
-
-    Raises:
-        EdgeError: raised by the call itself; as for `generate_tokens`, or an empty stop string.
+    A prompt of text gets the tokenizer's own beginning (BOS, where it has one) unless it has it
+    already or continues a cache. Empty text begins with the model's BOS, as in llama.cpp.
     """
     clock = TokenClock()
     ids = _encode(model, tokenizer, prompt, continues=cache is not None and cache_length(cache) > 0)
@@ -177,11 +152,10 @@ def stop_ids(tokenizer: Any) -> frozenset[int]:
 
 
 class StopScanner:
-    """Passes a stream of text on up to the first stop string, of which it lets nothing through.
+    """Passes a stream of text on up to the first stop string, however it was cut into pieces.
 
     The string that is complete first ends the text; of several that end at the same character
-    the longest. So the result does not depend on how the text was cut into pieces. Held back is
-    what could still become a stop string.
+    the longest. Held back is what could still become a stop string.
     """
 
     def __init__(self, stops: Sequence[str]):
@@ -216,7 +190,7 @@ class StopScanner:
 
 
 def _events(
-    tokens: Generator[int, None, None],
+    tokens: Tokens,
     tokenizer: Any,
     scanner: StopScanner,
     clock: TokenClock,
@@ -243,15 +217,9 @@ def _events(
     text += scanner.add(detokenizer.finish()) + scanner.finish()
     if scanner.found is not None:
         finish = "stop string"
-    stats = Stats(
-        prompt_tokens,
-        clock.tokens,
-        (clock.prefilled_ns - clock.begin_ns) / 1e9,
-        clock.ttft_s,
-        clock.decode_tok_s,
-        0 if draft is None else draft.drafted,
-        0 if draft is None else draft.accepted,
-    )
+    drafted, accepted = (0, 0) if draft is None else (draft.drafted, draft.accepted)
+    rates = (clock.prefill_s, clock.ttft_s, clock.decode_tok_s)
+    stats = Stats(prompt_tokens, clock.tokens, *rates, drafted, accepted)
     yield TextEvent(text, ids, finish, stats)
 
 

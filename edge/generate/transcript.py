@@ -39,10 +39,8 @@ class Message:
 class Transcript:
     """Writes down a conversation as it goes. The file is made for the first question.
 
-    Attributes:
-        path: the file; None writes nothing, as after a failure, since a file with a gap would
-            tell another conversation.
-        messages: what the file tells, also from before.
+    Without a path nothing is written, nor after a failure: a file with a gap would tell another
+    conversation. `messages` is what the file tells, also from before.
     """
 
     def __init__(self, path: Path | None = None):
@@ -94,8 +92,7 @@ def write_transcript(path: Path | str, messages: Sequence[Message]) -> None:
 def read_transcript(path: Path | str) -> list[Message]:
     """The conversation that a transcript tells, the system prompt first if there is one.
 
-    Half a line at the end is left out. Any other line that cannot be understood is an error
-    and not skipped, since what follows it may be about another conversation than it seems.
+    Half a line at the end is left out. Any other line that cannot be understood is an error.
     """
     path = Path(path)
     try:
@@ -141,8 +138,6 @@ def _take(entry: object, messages: list[Message]) -> None:
             if not 0 < count <= len(asked):
                 raise ValueError(f"there are {len(asked)} questions to take back, not {count}")
             del messages[asked[-count] :]
-        case {"event": _}:
-            raise ValueError("an earlier version of edge wrote it, in another form")
         case _:
             raise ValueError("it is not a message")
 

@@ -1,6 +1,7 @@
 """One answer's figures, and the line under it."""
 
 import io
+from types import SimpleNamespace
 
 import pytest
 from hypothesis import given
@@ -12,8 +13,9 @@ from edge.generate.stream import Stats, TextEvent
 from edge.power.meter import Sample
 
 
-def line(turn, **more):
-    return status_line(turn, 1_910_000_000, 512, 16384, **more)
+def line(turn, dropped_turns=0, max_tokens=None):
+    talk = SimpleNamespace(context_tokens=512, context_limit=16384, dropped_turns=dropped_turns)
+    return status_line(turn, 1_910_000_000, talk, max_tokens)
 
 
 @pytest.mark.parametrize(

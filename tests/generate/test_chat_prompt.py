@@ -146,7 +146,7 @@ def test_templates_that_take_no_system_prompt():
     chat = ChatPrompt(tokenizer_with(NO_SYSTEM + CHATML))
     with pytest.raises(EdgeError, match="no system"):
         chat.ids(FIRST_TURN)
-    with pytest.raises(EdgeError, match=r"takes no system prompt: .*no system.*leave it out"):
+    with pytest.raises(EdgeError, match=r"takes no system prompt: .*no system.*say it in"):
         chat.check_system()
     with pytest.raises(EdgeError, match="leaves it out"):
         ChatPrompt(tokenizer_with(SILENT)).check_system()

@@ -144,7 +144,7 @@ def test_an_interrupt_between_two_layers_leaves_them_level(
 
 def test_a_prompt_that_fills_the_context_is_refused_with_the_numbers(short, prompt):
     full = (prompt * 9)[:64]
-    with pytest.raises(EdgeError, match=r"has 64 tokens and .* ends at 64, .* by 1 token or more"):
+    with pytest.raises(EdgeError, match=r"has 64 tokens and .* ends at 64, .* by 1 or more"):
         generate_tokens(short, full)
     cache = make_prompt_cache(short)
     tokens(short, full[:50], cache=cache, max_tokens=0)

@@ -5,6 +5,7 @@ import os
 import random
 
 import mlx.core as mx
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -105,6 +106,29 @@ def test_seeded_and_penalised_text(loaded, prompt, sampling, wrong_every):
     assert tokens(loaded[0], prompt, **options, draft=draft) == plain
     assert draft.accepted > 48 * (0.25 if wrong_every == 2 else 0.5)
     assert draft.accepted < draft.drafted or wrong_every > 5
+
+
+def kept_probabilities(model, ids, temperature, top_k):
+    scores = np.array(model(mx.array([ids]))[0, -1]).astype(float) / temperature
+    kept = np.argsort(scores)[-top_k:]
+    weights = np.exp(scores[kept] - scores.max())
+    return dict(zip(kept.tolist(), weights / weights.sum(), strict=True))
+
+
+def test_drawn_pairs_have_the_models_probabilities(small):
+    """Second and third token by 400 fixed seeds, chi-square against the exact probabilities."""
+    ids, how, trials = [9, 8, 7, 9], {"temperature": 1.5, "top_k": 3}, 400
+    draft = Oracle(len(ids), tokens(small, ids, max_tokens=1) * 20, length=DraftLength(fixed=2))
+    drawn = [tuple(tokens(small, ids, sampling=Sampling(**how, seed=seed), max_tokens=3,
+                          draft=draft)[:2]) for seed in range(trials)]  # fmt: skip
+    expected = {
+        (first, second): p * q * trials
+        for first, p in kept_probabilities(small, ids, **how).items()
+        for second, q in kept_probabilities(small, [*ids, first], **how).items()
+    }
+    assert set(drawn) <= set(expected) and len(expected) == 9
+    statistic = sum((drawn.count(pair) - count) ** 2 / count for pair, count in expected.items())
+    assert statistic < 26.1  # 8 degrees of freedom; one in a thousand is above
 
 
 # --- wherever it ends
