@@ -1,63 +1,35 @@
 """Conversations with the demo: every answer is that of a fresh generation of its whole prompt."""
 
 import itertools
-import json
 import re
-import shutil
+from dataclasses import replace
+from unittest.mock import Mock
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-import edge
 from edge.errors import EdgeError
-from edge.generate.chat_prompt import can_chat
 from edge.generate.conversation import Conversation
 from edge.generate.sampling import Sampling
 from edge.generate.transcript import Message
 from tests.support.talk import DRAWN, WILD, asked, fresh, joined, some
-from tests.support.tiny import PLAIN, write_checkpoint
 
 # Of the demo with a shorter context.
 CONTEXT = 256
 
 
-@pytest.fixture(scope="module")
-def loaded(demo_out):
-    return edge.load(demo_out / "mlx-fp16")
-
-
-@pytest.fixture(scope="module")
-def short(demo_out, tmp_path_factory):
+@pytest.fixture
+def short(loaded, monkeypatch):
     """The demo with a context that is soon full."""
-    path = tmp_path_factory.mktemp("short") / "mlx-fp16"
-    shutil.copytree(demo_out / "mlx-fp16", path)
-    config = json.loads((path / "config.json").read_text())
-    (path / "config.json").write_text(json.dumps({**config, "max_position_embeddings": CONTEXT}))
-    return edge.load(path)
+    config = replace(loaded[0].config, max_position_embeddings=CONTEXT)
+    monkeypatch.setattr(loaded[0], "config", config)
+    return loaded
 
 
 @pytest.fixture
 def chat(loaded):
     return Conversation(*loaded)
-
-
-@pytest.fixture
-def fails(loaded, monkeypatch):
-    """What a failure within the network raises here."""
-
-    def fail(error, run):
-        def raises(*_):
-            raise error
-
-        with monkeypatch.context() as patch, pytest.raises(type(error)):
-            patch.setattr(type(loaded[0].model), "__call__", raises)
-            run()
-
-    return fail
-
-
-# --- questions and answers
 
 
 def test_the_prompt_is_the_template_of_the_whole_conversation(loaded):
@@ -94,17 +66,19 @@ def test_a_closed_or_interrupted_answer_keeps_what_came(chat):
     assert chat.messages[-1] == Message("assistant", text, cut_off=True)
 
 
-def test_a_failure_before_anything_came_leaves_the_conversation_as_it_was(loaded, chat, fails):
+def test_a_failure_before_anything_came_leaves_the_conversation_as_it_was(
+    loaded, chat, monkeypatch
+):
     list(chat.ask("one", max_tokens=3))
     before = chat.messages
-    fails(RuntimeError("out of memory"), lambda: next(chat.ask("two")))
-    fails(KeyboardInterrupt(), lambda: next(chat.regenerate()))
+    failures = ((RuntimeError, lambda: chat.ask("two")), (KeyboardInterrupt, chat.regenerate))
+    for error, ask in failures:
+        with monkeypatch.context() as patch, pytest.raises(error):
+            patch.setattr(type(loaded[0].model), "__call__", Mock(side_effect=error))
+            next(ask())
     assert chat.messages == before
     ids, generated, _ = asked(chat, "two", sampling=DRAWN, max_tokens=5)
     assert generated == fresh(loaded, ids, sampling=DRAWN, max_tokens=5)[0]
-
-
-# --- undo, regenerate, clear, system, restore
 
 
 def test_a_system_prompt_is_for_the_whole_conversation(loaded, chat):
@@ -133,16 +107,6 @@ def test_messages_that_do_not_take_turns_are_refused(chat, roles):
     with pytest.raises(EdgeError, match="take turns"):
         chat.restore([Message(names[role], "x") for role in roles])
     assert chat.messages == before
-
-
-# --- refused
-
-
-def test_a_base_model_is_referred_to_complete(tmp_path):
-    base = edge.load(write_checkpoint(tmp_path / "base", PLAIN))
-    assert not can_chat(base[1])
-    with pytest.raises(EdgeError, match="edge complete"):
-        Conversation(*base)
 
 
 # --- the cache
@@ -180,7 +144,6 @@ def test_every_answer_is_that_of_a_fresh_generation(loaded, steps, penalty):
 
 
 def test_a_next_question_computes_itself_alone(loaded):
-    """Reused: the prompt before, and the answer but for its last token, which was not fed."""
     chat = Conversation(*loaded, system="Be short.")
     ids, generated, _ = asked(chat, "x", sampling=DRAWN, max_tokens=9)
     assert chat.reused_tokens == 0
@@ -198,20 +161,11 @@ def test_a_next_question_computes_itself_alone(loaded):
 # --- where a conversation no longer fits the context
 
 
-def words(tokens):
-    """A text of so many tokens, about."""
-    return "a b" * tokens
-
-
-def fill(chat, tokens=40):
-    return asked(chat, words(tokens), sampling=WILD, max_tokens=4)
-
-
 def test_the_oldest_turns_are_left_out_of_the_prompt(short):
     chat = Conversation(*short, system="Be short.")
     dropped, reused = [], []
     for turn in range(14):
-        ids, _, _ = asked(chat, f"{turn} {words(15)}", sampling=WILD, max_tokens=4)
+        ids, _, _ = asked(chat, f"{turn} {'a b' * 15}", sampling=WILD, max_tokens=4)
         text = short[1].decode(ids)
         first = chat.dropped_turns
         assert text.startswith(
@@ -228,14 +182,14 @@ def test_the_oldest_turns_are_left_out_of_the_prompt(short):
     changes = [now > before for before, now in itertools.pairwise(dropped)]
     assert 1 < sum(changes) <= len(changes) // 2
     kept = [count for count, changed in zip(reused[1:], changes, strict=True) if not changed]
-    assert min(kept) >= len(short[1].encode(f"0 {words(15)}"))
+    assert min(kept) >= len(short[1].encode(f"0 {'a b' * 15}"))
 
 
 def test_the_last_question_may_take_the_room_of_the_answer(short):
     chat = Conversation(*short, system="Be short.")
-    fill(chat)
-    fill(chat)
-    ids, generated, _ = asked(chat, words(200), sampling=WILD)
+    for _ in range(2):
+        asked(chat, "a b" * 40, sampling=WILD, max_tokens=4)
+    ids, generated, _ = asked(chat, "a b" * 200, sampling=WILD)
     assert CONTEXT * 3 / 4 < len(ids) < CONTEXT
     assert chat.dropped_turns == 2
     assert len(ids) + len(generated) == CONTEXT

@@ -8,7 +8,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tokenizers import AddedToken, Tokenizer
 
-import edge
 from edge.convert.sources.find import DEMO_PATH
 from edge.errors import EdgeError
 from edge.generate.fim import Completer
@@ -24,11 +23,6 @@ NAMES = [
 ]
 CARD = ("for key, value in d.", "():\n    print(key, value)\n")
 IMPORT = ("import os\nimport ", "\n")
-
-
-@pytest.fixture(scope="module")
-def loaded(demo_out):
-    return edge.load(demo_out / "mlx-fp16")
 
 
 @pytest.fixture

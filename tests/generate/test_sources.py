@@ -5,7 +5,6 @@ import contextlib
 import mlx.core as mx
 import pytest
 
-import edge
 from edge.generate.decode import generate_tokens
 from edge.generate.fim import Completer
 from edge.generate.sampling import GREEDY, Sampling
@@ -16,11 +15,6 @@ from edge.model.kv_cache import make_cache
 CONTEXT = 256
 SAMPLED = Sampling(temperature=1.0, top_k=20, seed=5)
 PENALISED = Sampling(repetition_penalty=1.3, repetition_context=8)
-
-
-@pytest.fixture(scope="module")
-def loaded(demo_out):
-    return edge.load(demo_out / "mlx-fp16")
 
 
 @pytest.fixture(scope="module")

@@ -31,12 +31,6 @@ from tests.support.tiny import LLAMA, PLAIN
 CASES = int(os.environ.get("EDGE_SPECULATION_CASES", "9"))
 
 
-# Hundreds of prompts take minutes: EDGE_SPECULATION_CASES=200 for 330 of each artefact.
-@pytest.fixture(scope="module")
-def loaded(demo_out):
-    return edge.load(demo_out / "mlx-fp16")
-
-
 @pytest.fixture(scope="module")
 def prompt(loaded):
     return loaded[1].encode("    for i in range(10):\n        print(")

@@ -9,7 +9,6 @@ from hypothesis import strategies as st
 from mlx_lm.models.cache import make_prompt_cache
 from mlx_lm.tokenizer_utils import load as load_tokenizer
 
-import edge
 from edge.errors import EdgeError
 from edge.generate import stream
 from edge.generate.decode import generate_tokens
@@ -25,11 +24,6 @@ from edge.tokenizer.tokenizer import Tokenizer as OurTokenizer
 from tests.support.talk import ids_of, joined
 
 PROMPT = "    for i in range(10):\n        print("
-
-
-@pytest.fixture(scope="module")
-def loaded(demo_out):
-    return edge.load(demo_out / "mlx-fp16")
 
 
 @pytest.fixture(scope="module")
