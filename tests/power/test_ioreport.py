@@ -1,9 +1,7 @@
 """IOReport against a stand-in with the interface of zeus-apple-silicon 1.1.0's bindings."""
 
 import sys
-from dataclasses import dataclass, fields
-from importlib import metadata
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 
 import pytest
 
@@ -12,23 +10,6 @@ from edge.power.ioreport import IoReportMeter
 from tests.power.conftest import measured, span_s, totals
 
 WATTS = {"cpu_total_mj": 4.0, "gpu_mj": 20.0, "ane_mj": 0.0, "dram_mj": 3.0, "gpu_sram_mj": 0.5}
-
-
-@dataclass
-class AppleEnergyMetrics:
-    """Millijoules, or lists of them per core or cluster; None where a chip has no such counter."""
-
-    cpu_total_mj: int | None = None
-    efficiency_cores_mj: list[int] | None = None
-    performance_cores_mj: list[int] | None = None
-    efficiency_cluster_mj: list[int] | None = None
-    performance_cluster_mj: list[int] | None = None
-    efficiency_core_manager_mj: int | None = None
-    performance_core_manager_mj: int | None = None
-    dram_mj: int | None = None
-    gpu_mj: int | None = None
-    gpu_sram_mj: int | None = None
-    ane_mj: int | None = None
 
 
 class AppleEnergyMonitor:
@@ -40,7 +21,7 @@ class AppleEnergyMonitor:
 
     def tick(self, now_s):
         published_s = now_s // self.batch_s * self.batch_s
-        self.metrics = AppleEnergyMetrics(
+        self.metrics = SimpleNamespace(
             **{
                 name: int(watts * 1000 * (now_s if "gpu" in name else published_s)) + 7000
                 for name, watts in self.watts.items()
@@ -96,12 +77,10 @@ def test_a_virtual_mac_has_no_energy_model(make):
     assert meter.stop() == ()
 
 
-def test_a_failing_library_is_a_reason(monkeypatch):
-    def load():
-        raise RuntimeError("Failed to create subscription")
-
-    monkeypatch.setattr(ioreport, "load_monitor", load)
-    assert IoReportMeter().unavailable == "IOReport failed: Failed to create subscription"
+def test_a_failing_library_is_a_reason(make):
+    failing = AppleEnergyMonitor()
+    failing.get_cumulative_energy = lambda: 1 / 0
+    assert make(failing).unavailable == "IOReport failed: division by zero"
 
 
 @pytest.fixture
@@ -137,26 +116,16 @@ def test_a_virtual_machine_is_refused_before_the_library_is_asked(mac, monkeypat
 
 @pytest.mark.parametrize(
     ("version", "chip", "refused"),
-    [
-        ("1.0.4", "Apple M2 Ultra", True),
-        ("1.1.0", "Apple M2 Ultra", True),
-        ("1.1.1", "Apple M2 Ultra", False),
-        ("1.10", "Apple M3 Ultra", False),
-    ],
+    [("1.1.0", "Apple M2 Ultra", True), ("1.10", "Apple M3 Ultra", False)],
 )
 def test_a_release_that_counts_one_die_of_two_is_refused(mac, version, chip, refused):
     reason = mac(version, chip).unavailable or ""
     assert (f"{version} counts only one of the two dies" in reason) is refused
 
 
-def test_every_rail_is_an_attribute_of_the_metrics():
-    known = {field.name for field in fields(AppleEnergyMetrics)}
-    assert {*ioreport.RAILS.values(), *ioreport.BESIDE.values()} <= known
-
-
 @pytest.mark.skipif(sys.platform != "darwin", reason="the package is for Macs only")
-def test_the_installed_package_has_the_attributes_of_the_stand_in():
+def test_the_installed_package_has_every_rail():
     zeus = pytest.importorskip("zeus_apple_silicon")
-    real = {name for name in dir(zeus.AppleEnergyMetrics) if not name.startswith("_")}
-    assert real >= {field.name for field in fields(AppleEnergyMetrics)}
-    assert metadata.version(ioreport.PACKAGE)
+    assert {*ioreport.RAILS.values(), *ioreport.BESIDE.values()} <= set(
+        dir(zeus.AppleEnergyMetrics)
+    )

@@ -38,16 +38,12 @@ REAL = {
 
 @pytest.mark.parametrize("chip", CHIPS)
 def test_every_chip(chip):
-    read = read_record(record(3, 505_000_000, 2525, 36000, 12, chip))
+    data = record(3, 505_000_000, 2525, 36000, 12, chip)
+    read = read_record(data)
+    assert plistlib.loads(data)["gpu"]["gpu_energy"] == 36884  # of another window, and not read
     assert read.joules == {"CPU": 2.525, "GPU": 36.0, "ANE": 0.012}
     assert (read.elapsed_ns, read.thermal) == (505_000_000, "nominal")
     assert read.ended.isoformat() == "2026-10-04T23:07:07+00:00"
-
-
-def test_energies_are_the_processors_not_the_gpus_own():
-    data = record(gpu_mj=72607)
-    assert plistlib.loads(data)["gpu"]["gpu_energy"] == 73491
-    assert read_record(data).joules["GPU"] == 72.607
 
 
 def test_an_old_macos_has_dram_and_a_package_that_holds_all():
@@ -83,17 +79,13 @@ def test_impossible_records_are_refused(changes, words):
     "data",
     [
         b"",
-        b"<plist/>",
         b"bplist00",
         b"<plist><dict><key>a</key></dict></plist>",
         b"<plist><dict><date>yesterday</date></dict></plist>",
         b"<plist><array/></plist>",
         b"<plist>" + b"<array>" * 50000 + b"</array>" * 50000 + b"</plist>",
         b'<?xml version="1.0" encoding="nonsense"?><plist><dict/></plist>',
-        b'<!DOCTYPE plist [<!ENTITY a "aaaaaaaaaa"><!ENTITY b "&a;&a;&a;&a;&a;&a;">]>'
-        b"<plist><string>&b;&b;&b;</string></plist>",
-        b'<!DOCTYPE plist [<!ENTITY a SYSTEM "file:///etc/passwd">]><plist><string>&a;</string>'
-        b"</plist>",
+        b'<!DOCTYPE plist [<!ENTITY a SYSTEM "file:///etc/passwd">]><plist>&a;</plist>',
     ],
 )
 def test_hostile_records_are_refused(data):
@@ -104,25 +96,32 @@ def test_hostile_records_are_refused(data):
 # --- streams
 
 
-@pytest.mark.parametrize("size", [1, 7, 4096, 1 << 20])
+@pytest.mark.parametrize("size", [1, 7, 1 << 20])
 def test_a_record_is_whole_at_its_end_tag_however_it_arrives(size):
-    data = stream(record(n, chip="M4") for n in range(3)).rstrip()
+    data = b"\0" + stream(record(n, chip="M4") for n in range(3)).rstrip()
     reader, read = RecordStream(), []
     for begin in range(0, len(data), size):
         read += reader.feed(data[begin : begin + size])
-    assert len(read) == 3  # the last one without a NUL behind it
-    assert reader.complaints == []
+    assert (len(read), reader.complaints) == (3, [])  # the last one without a NUL behind it
+
+
+CUT = "cut off or not a record"
 
 
 @pytest.mark.parametrize(
-    ("pieces", "whole"),
-    [([record(0), record(1)[:9000], record(2)], 2), ([record(0), record(1)[:-12]], 1)],
+    ("pieces", "whole", "complaint"),
+    [
+        ([record(0), record(1)[:9000], record(2)], 2, CUT),
+        ([record(0), record(1)[:-12]], 1, CUT),
+        ([record(0), b"\xff\xfe{not a record}</plist>", record(2)], 2, CUT),
+        ([record(0), record(1), record(1)], 2, "the same record twice"),
+    ],
 )
-def test_a_cut_record_takes_no_whole_one_with_it(pieces, whole):
+def test_a_bad_record_takes_no_good_one_with_it(pieces, whole, complaint):
     reader = RecordStream()
     assert len(reader.feed(stream(pieces))) == whole
     reader.finish()
-    assert reader.complaints == ["cut off or not a record"]
+    assert reader.complaints == [complaint]
 
 
 def test_an_endless_record_is_not_kept():
@@ -140,33 +139,27 @@ def records(*cpu_j, elapsed_ns=500 * MS):
     return [Record(elapsed_ns, {"CPU": j, "GPU": 1.0, "ANE": 0.0}) for j in cpu_j]
 
 
-def arrivals(late_ms=None):
+def arrivals(late_ms):
     """Stamps of six records, 5 ms late each and some later."""
-    late = late_ms or {}
-    return [7000 * MS + (n + 1) * 500 * MS + (5 + late.get(n, 0)) * MS for n in range(6)]
+    return [(7000 + (n + 1) * 500 + 5 + late_ms.get(n, 0)) * MS for n in range(6)]
 
 
-def timeline(late_ms=None):
-    return build_timeline(records(*[1] * 6), arrivals(late_ms), 100 * MS)
-
-
-def test_a_late_arrival_moves_nothing():
-    line = timeline({0: 90, 2: 300})
-    assert line.flags == ()
-    assert [s.end_ns for s in line.samples] == arrivals()
+@pytest.mark.parametrize(
+    ("late_ms", "moved_ms", "flag"),
+    [
+        ({0: 90, 2: 300}, 0, None),
+        (dict.fromkeys(range(3, 6), 1500), 1500, "1.5 s are missing between records"),
+        (dict.fromkeys(range(3, 6), -1500), 0, "the records claim 1.5 s more than passed"),
+    ],
+)
+def test_late_arrivals_move_nothing_and_lost_time_moves_what_follows(late_ms, moved_ms, flag):
+    line = build_timeline(records(*[1] * 6), arrivals(late_ms), 100 * MS)
+    assert [words.startswith(flag) for words in line.flags] == ([True] if flag else [])
     assert all(s.length_ns == 500 * MS for s in line.samples)
-
-
-def test_lost_time_moves_what_follows():
-    line = timeline(dict.fromkeys(range(3, 6), 1500))
-    assert line.samples[3].begin_ns - line.samples[2].end_ns == 1500 * MS
-    assert line.flags == ("1.5 s are missing between records",)
-
-
-def test_a_clock_that_slept_is_flagged():
-    line = timeline(dict.fromkeys(range(3, 6), -1500))
-    assert "claim 1.5 s more" in line.flags[0]
-    assert all(a.end_ns <= b.begin_ns for a, b in pairwise(line.samples))
+    gaps_ns = [b.begin_ns - a.end_ns for a, b in pairwise(line.samples)]
+    assert gaps_ns == [0, 0, moved_ms * MS, 0, 0]
+    if not flag:
+        assert [s.end_ns for s in line.samples] == arrivals({})
 
 
 def test_a_stalled_counter_is_not_zero_energy():
@@ -178,32 +171,23 @@ def test_a_stalled_counter_is_not_zero_energy():
     assert energy.beside["CPU"] == 3.0
 
 
-def test_five_seconds_of_zeros_are_not_yet_a_stall():
-    line = build_timeline(records(*[0] * 10, 60), None, 0)
-    energy = integrate(line.samples, 0, 5500 * MS)
-    assert (line.flags, energy.joules["CPU"], energy.is_total) == ((), 60.0, True)
-
-
 def test_a_batch_is_spread_over_its_time():
     line = build_timeline(records(0, 0, 0, 8, 0, 0, 0, 8), None, 0)
     assert [(s.begin_ns, s.joules["CPU"]) for s in line.samples] == [(0, 8.0), (2 * SECOND, 8.0)]
     half = integrate(line.samples, 0, SECOND)
     assert half.joules["CPU"] == pytest.approx(4.0)
     assert half.edge_error_j >= 4.0  # where in the batch it was used is not known
+    assert build_timeline(records(*[0] * 10, 60), None, 0).flags == ()  # 5 s are not yet a stall
 
 
-def test_zeros_at_the_end_are_flagged():
-    line = build_timeline(records(1, 1, 0, 0), None, 0)
-    assert "did not move in the last 1.0 s" in line.flags[0]
-
-
-def test_complaints_are_counted():
-    line = build_timeline(records(1), None, 0, ["broken XML", "broken XML", "no cpu_energy"])
-    assert line.flags == (
+def test_zeros_at_the_end_and_complaints_are_flagged():
+    complaints = ["broken XML", "broken XML", "no cpu_energy"]
+    line = build_timeline(records(1, 1, 0, 0), None, 0, complaints)
+    assert line.flags[:2] == (
         "2 records were not counted: broken XML",
         "1 record was not counted: no cpu_energy",
     )
-    assert list(build_timeline([], [], 0).samples) == []
+    assert "did not move in the last 1.0 s" in line.flags[2]
 
 
 # --- logs
@@ -272,18 +256,16 @@ def mutated(data, mutations):
     for what, where, length, junk in mutations:
         at = int(where * len(data))
         end = at + 1 + int(length * len(data))
-        if what == "flip":
-            data = data[:at] + junk[:1] + data[at + 1 :]
-        elif what == "cut":
-            data = data[:at] + data[end:]
-        elif what == "repeat":
-            data = data[:end] + data[at:]
-        elif what == "insert":
-            data = data[:at] + junk + data[at:]
-        else:
-            parts = data.split(b"\0")
-            one = parts.pop(int(where * len(parts)))
-            data = b"\0".join([*parts, one] if what == "swap" else parts or [one])
+        parts = data.split(b"\0")
+        one = parts.pop(int(where * len(parts)))
+        data = {
+            "flip": data[:at] + junk[:1] + data[at + 1 :],
+            "cut": data[:at] + data[end:],
+            "repeat": data[:end] + data[at:],
+            "insert": data[:at] + junk + data[at:],
+            "swap": b"\0".join([*parts, one]),
+            "drop": b"\0".join(parts or [one]),
+        }[what]
     return data
 
 
@@ -298,8 +280,7 @@ def test_no_mutation_invents_power_or_time(tmp_path, mutations):
     except EdgeError:
         return
     for sample in samples:
-        limit_j = 1000 * sample.length_ns / 1e9
-        assert all(0 <= energy_j < limit_j for energy_j in sample.joules.values())
+        assert all(0 <= j < 1000 * sample.length_ns / 1e9 for j in sample.joules.values())
     assert all(a.end_ns <= b.begin_ns for a, b in pairwise(samples))
 
 
@@ -311,9 +292,7 @@ def test_real_logs(ending):
         with pytest.raises(EdgeError, match="without the cpu_power sampler"):
             read_log(path)
         return
-    recording = read_log(path)
-    joules, seconds = REAL[ending]
-    energy = whole_of(recording)
-    assert energy.joules == pytest.approx(joules)
+    recording, (joules, seconds) = read_log(path), REAL[ending]
+    assert whole_of(recording).joules == pytest.approx(joules)
     assert recording.samples[-1].end_ns / 1e9 == pytest.approx(seconds, abs=1e-9)
-    assert (energy.coverage, list(recording.flags)) == (1.0, [])
+    assert (whole_of(recording).coverage, recording.flags) == (1.0, ())

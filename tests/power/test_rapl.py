@@ -66,16 +66,22 @@ def test_counters_wrap_around(tmp_path, passing):
     assert meter.flags == ()
 
 
-def test_no_zone(tmp_path):
+@pytest.mark.parametrize(
+    ("zones", "written", "reason"),
+    [
+        ({}, None, "no RAPL package"),
+        ({"intel-rapl:0": ("package-0", 0.0)}, None, "stand still"),  # of a virtual machine
+        (SERVER, "", "cannot be read"),
+    ],
+)
+def test_reasons(tmp_path, passing, zones, written, reason):
+    passing(machine(tmp_path, zones))
+    if written is not None:
+        (tmp_path / "intel-rapl:0" / "energy_uj").write_text(written)
     meter = RaplMeter(tmp_path)
-    assert "no RAPL package" in meter.unavailable
+    assert reason in meter.unavailable
     meter.start()
     assert meter.stop() == ()
-
-
-def test_a_virtual_machines_counter_stands_still(tmp_path, passing):
-    passing(machine(tmp_path, {"intel-rapl:0": ("package-0", 0.0)}))
-    assert "stand still" in RaplMeter(tmp_path).unavailable
 
 
 def test_root_alone_may_read(tmp_path, monkeypatch):
@@ -89,12 +95,6 @@ def test_root_alone_may_read(tmp_path, monkeypatch):
     reason = RaplMeter(tmp_path).unavailable
     assert "CVE-2020-8694" in reason
     assert f"sudo chgrp $(id -gn) {tmp_path}/intel-rapl:*/energy_uj && sudo chmod g+r" in reason
-
-
-def test_a_counter_that_is_not_a_number(tmp_path):
-    machine(tmp_path, SERVER)
-    (tmp_path / "intel-rapl:0" / "energy_uj").write_text("")
-    assert "cannot be read" in RaplMeter(tmp_path).unavailable
 
 
 def test_the_real_tree_gives_samples_or_a_reason():

@@ -1,11 +1,10 @@
 """A stand-in for Apple's powermetrics: records of its shape, and a program that streams them.
 
 Run as a program it takes the arguments of the real one and streams at the cadence they ask for.
-FAKE_POWERMETRICS names what it does wrong, with commas: late, nul-first, truncated-tail, dies,
-hangs, garbage, nan, stalled, batched, clock-step, lost-time, deaf, empty, gpu-only, twice,
-needs-root. Harmless: ultra (an M2 Ultra's 76 kB), by-line (a write for every line), by-worker (a
-tenth of the power while the process that started it has no `edge.bench.worker` running).
-All it writes also goes to the file FAKE_POWERMETRICS_LOG.
+FAKE_POWERMETRICS names what it does wrong, with commas: late, dies, hangs, nan, batched,
+clock-step, deaf, empty, gpu-only, needs-root. Harmless: ultra (an M2 Ultra's 76 kB), by-line (a
+write for every line), by-worker (a tenth of the power while the process that started it has no
+`edge.bench.worker` running). All it writes also goes to the file FAKE_POWERMETRICS_LOG.
 """
 
 import argparse
@@ -22,23 +21,13 @@ HEADER = (
     '<!DOCTYPE plist PUBLIC "-//Apple//DTD PLIST 1.0//EN" '
     '"http://www.apple.com/DTDs/PropertyList-1.0.dtd">\n<plist version="1.0">\n'
 )
-# hw_model, build, and per cluster its name, number of CPUs and of frequencies.
+ULTRA = ("E0", "P0", "P1", "E1", "P2", "P3")
+# hw_model, build, and the clusters of so many CPUs and frequencies each.
 CHIPS = {
     "M1": ("MacBookPro17,1", "22E252", [("E-Cluster", 4, 5), ("P-Cluster", 4, 15)]),
-    "M2 Ultra": (
-        "Mac14,14",
-        "23E224",
-        [
-            (f"{kind}{n}-Cluster", 4, 16)
-            for kind, n in (("E", 0), ("P", 0), ("P", 1), ("E", 1), ("P", 2), ("P", 3))
-        ],
-    ),
+    "M2 Ultra": ("Mac14,14", "23E224", [(f"{name}-Cluster", 4, 16) for name in ULTRA]),
     "M4": ("Mac16,10", "25G229", [("E-Cluster", 6, 8), ("P-Cluster", 4, 19)]),
-    "M5 Pro": (
-        "Mac17,8",
-        "26A428",
-        [("P0-Cluster", 5, 16), ("P1-Cluster", 5, 16), ("S-Cluster", 5, 20)],
-    ),
+    "M5 Pro": ("Mac17,8", "26A428", [(f"{n}-Cluster", 5, 16) for n in ("P0", "P1", "S")]),
 }
 CPU_W, GPU_W = 5.0, 20.0
 
@@ -144,78 +133,57 @@ class Streamer:
 
     def __init__(self, interval_s, count, misdeeds):
         self.interval_s, self.count, self.misdeeds = interval_s, count, misdeeds
-        log = os.environ.get("FAKE_POWERMETRICS_LOG")
-        self.log = Path(log) if log else None
-
-    def does(self, misdeed):
-        return misdeed in self.misdeeds
+        self.log = os.environ.get("FAKE_POWERMETRICS_LOG")
 
     def write(self, data):
         """All of it to stdout and to the log: a stop in between would make the two differ."""
         signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])
-        for part in data.splitlines(keepends=True) if self.does("by-line") else [data]:
+        for part in data.splitlines(keepends=True) if "by-line" in self.misdeeds else [data]:
             os.write(1, part)
         if self.log:
-            with self.log.open("ab") as log:
+            with Path(self.log).open("ab") as log:
                 log.write(data)
         signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGTERM])
 
     def run(self):
-        if self.does("late"):
+        if "late" in self.misdeeds:
             time.sleep(0.3)
-        if self.does("nul-first"):
-            self.write(b"\0")
         before_ns = time.monotonic_ns()
         for number in range(self.count):
             share = self.wait()
-            if number == 3 and self.does("lost-time"):
-                time.sleep(0.25)
             now_ns = time.monotonic_ns()
-            lost_ns = 250_000_000 if number == 3 and self.does("lost-time") else 0
-            self.one(number, now_ns - before_ns - lost_ns, share)
+            if number == 4 and "dies" in self.misdeeds:
+                sys.exit(1)
+            while number == 4 and "hangs" in self.misdeeds:
+                time.sleep(3600)
+            self.write((b"\0" if number else b"") + self.make(number, now_ns - before_ns, share))
             before_ns = now_ns
 
     def wait(self):
         """Let an interval pass; the share of its power that it claims to have used."""
-        parts = max(1, round(self.interval_s / 0.1)) if self.does("by-worker") else 1
+        by_worker = "by-worker" in self.misdeeds
+        parts = max(1, round(self.interval_s / 0.1)) if by_worker else 1
         shares = []
         for _ in range(parts):
             time.sleep(self.interval_s / parts)
-            shares.append(0.1 if self.does("by-worker") and not a_worker_runs() else 1.0)
+            shares.append(0.1 if by_worker and not a_worker_runs() else 1.0)
         return sum(shares) / parts
-
-    def one(self, number, elapsed_ns, share):
-        data = (b"\0" if number else b"") + self.make(number, elapsed_ns, share)
-        if number == 4 and self.does("truncated-tail"):
-            self.write(data[: len(data) // 2])
-            sys.exit(0)
-        if number == 4 and self.does("dies"):
-            sys.exit(1)
-        while number == 4 and self.does("hangs"):
-            time.sleep(3600)
-        self.write(data)
-        if number == 2 and self.does("twice"):
-            self.write(data)
-        if number == 2 and self.does("garbage"):
-            self.write(b"\xff\xfe{not a record}</plist>\n<?xml oops")
 
     def make(self, number, elapsed_ns, share):
         seconds = elapsed_ns / 1e9 * share
         cpu_mj = round(CPU_W * seconds * 1e3)
-        if self.does("stalled") and number > 1:
-            cpu_mj = 0
-        if self.does("batched"):
+        if "batched" in self.misdeeds:
             cpu_mj = cpu_mj * 4 if number % 4 == 3 else 0
-        changes = {"cpu_energy": "<real>nan</real>"} if number == 2 and self.does("nan") else {}
-        if self.does("gpu-only"):
-            changes = {f"{k}_energy": None for k in ("cpu", "gpu", "ane")}
-        step_s = 3600 if self.does("clock-step") and number > 2 else 0
+        changes = {"cpu_energy": None} if "gpu-only" in self.misdeeds else {}
+        if number == 2 and "nan" in self.misdeeds:
+            changes = {"cpu_energy": "<real>nan</real>"}
+        step_s = 3600 if "clock-step" in self.misdeeds and number > 2 else 0
         return record(
             number,
             elapsed_ns,
             cpu_mj,
             round(GPU_W * seconds * 1e3),
-            chip="M2 Ultra" if self.does("ultra") else "M1",
+            chip="M2 Ultra" if "ultra" in self.misdeeds else "M1",
             ended=datetime.fromtimestamp(time.time() + step_s, UTC),
             **changes,
         )
