@@ -81,7 +81,8 @@ def test_a_command_keeps_its_output_and_its_exit_code(stand_in, capfd):
 
 
 def test_with_json_stdout_holds_the_document_alone_and_ctrl_c_is_for_the_command(stand_in, capfd):
-    code = "import os, signal; os.kill(os.getppid(), signal.SIGINT); print('hello'); raise SystemExit(3)"
+    interrupts = "import os, signal; os.kill(os.getppid(), signal.SIGINT); "
+    code = f"{interrupts}print('hello'); raise SystemExit(3)"
     assert measure("-o", "json", *python(code)) == 3
     out, err = capfd.readouterr()
     printed = json.loads(out)

@@ -45,16 +45,19 @@ def make(passing, monkeypatch):
     return make
 
 
-def test_live_counters(make):
-    meter = make(AppleEnergyMonitor())
+@pytest.mark.parametrize("without", [(), ("DRAM",)])
+def test_live_counters(make, without):
+    unknown = {"dram_mj": None} if without else {}
+    meter = make(AppleEnergyMonitor({**WATTS, **unknown}))
     samples = measured(meter)
     seconds = span_s(samples)
     assert seconds == pytest.approx(20, abs=0.5)
-    assert totals(samples) == pytest.approx(
-        {"CPU": 4 * seconds, "GPU": 20 * seconds, "ANE": 0, "DRAM": 3 * seconds}, rel=0.01
-    )
+    watts = {"CPU": 4, "GPU": 20, "ANE": 0, "DRAM": 3}
+    expected_j = {rail: rail_w * seconds for rail, rail_w in watts.items() if rail not in without}
+    assert totals(samples) == pytest.approx(expected_j, rel=0.01)
     assert sum(s.beside["GPU SRAM"] for s in samples) == pytest.approx(0.5 * seconds, rel=0.01)
-    assert meter.boundary == "CPU + GPU + ANE + DRAM of the SoC, without display, SSD and fans"
+    left_out = ", ".join((*without, "display, SSD and fans"))
+    assert meter.boundary == f"{' + '.join(expected_j)} of the SoC, without {left_out}"
     assert meter.flags == ()
 
 
@@ -62,12 +65,6 @@ def test_batches_of_macos_27_are_flagged(make):
     meter = make(AppleEnergyMonitor(batch_s=2.2))
     assert totals(samples := measured(meter))["CPU"] == pytest.approx(4 * span_s(samples), rel=0.03)
     assert len(meter.flags) == 1 and "batches up to 2." in meter.flags[0]
-
-
-def test_an_unknown_rail_is_left_out_and_named(make):
-    meter = make(AppleEnergyMonitor({**WATTS, "dram_mj": None, "gpu_sram_mj": None}))
-    assert totals(measured(meter)).keys() == {"CPU", "GPU", "ANE"}
-    assert "without DRAM" in meter.boundary
 
 
 def test_a_virtual_mac_has_no_energy_model(make):
@@ -103,15 +100,13 @@ def mac(monkeypatch):
 
 def test_on_a_mac_the_package_is_needed(mac, monkeypatch):
     assert mac().unavailable is None
+    monkeypatch.setattr(AppleEnergyMonitor, "__init__", lambda self: pytest.fail("it would crash"))
+    assert "virtual machine" in mac(vm="1").unavailable
     monkeypatch.setitem(sys.modules, "zeus_apple_silicon", None)
+    monkeypatch.setattr(ioreport, "output_of", lambda command: "")
     assert IoReportMeter().unavailable.endswith(" zeus-apple-silicon")
     monkeypatch.setattr(ioreport.platform, "system", lambda: "Linux")
     assert "Apple silicon only" in IoReportMeter().unavailable
-
-
-def test_a_virtual_machine_is_refused_before_the_library_is_asked(mac, monkeypatch):
-    monkeypatch.setattr(AppleEnergyMonitor, "__init__", lambda self: pytest.fail("it would crash"))
-    assert "virtual machine" in mac(vm="1").unavailable
 
 
 @pytest.mark.parametrize(

