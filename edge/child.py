@@ -3,8 +3,6 @@
 Its memory is free afterwards; what ends it, as an impossible allocation of MLX, ends it alone.
 """
 
-from __future__ import annotations
-
 import json
 import os
 import signal

@@ -1,7 +1,5 @@
 """The command that installs a package into the environment that runs this."""
 
-from __future__ import annotations
-
 import sys
 from importlib.util import find_spec
 from pathlib import Path

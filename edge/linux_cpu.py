@@ -1,16 +1,12 @@
 """MLX on a Linux CPU: a fast BLAS, and a private folder for what MLX compiles.
 
-The import hook in `edge/__init__.py` calls `prepare` before MLX is imported. With another wheel or
-build of MLX, for macOS or for a GPU, nothing is changed.
+The import hook in `edge/__init__.py` calls `prepare` before MLX is imported; only the wheel for
+Linux CPUs is changed. It asks the dynamic linker for `cblas_sgemm` of the reference BLAS, and gets
+what was loaded globally before: `cpu_blas.c`, compiled once, which calls numpy's OpenBLAS.
 
-- MLX's wheel multiplies with the reference BLAS. It asks the dynamic linker for `cblas_sgemm`,
-  which gives what was loaded globally before: `cpu_blas.c`, compiled once for this CPU, which
-  calls the OpenBLAS of numpy's wheel.
-- MLX compiles functions into a folder of a known name under TMPDIR and loads what it finds there,
-  whoever put it there. So TMPDIR becomes a folder of this process in the user's cache.
+MLX compiles functions into a folder of a known name under TMPDIR and loads what it finds there,
+whoever put it there. So TMPDIR becomes a folder of this process in the user's cache.
 """
-
-from __future__ import annotations
 
 import atexit
 import ctypes
@@ -39,7 +35,7 @@ ST_NOEXEC = 8  # of statvfs; os has it on Linux only
 # Of folders, homes without an owner and names that are not text.
 FAILURES = (OSError, RuntimeError, ValueError)
 
-_library: ctypes.CDLL | None = None
+_library: ctypes.CDLL | None = None  # of `cpu_blas.c`
 _openblas: ctypes.CDLL | None = None
 _blas_problem: str | None = "MLX was imported before edge"
 _compile_problem: str | None = None
@@ -103,7 +99,7 @@ def problems() -> list[str]:
 
 @cache
 def _load_openblas() -> None:
-    """Loads it with threads that do not spin on cores that decoding needs, by default for 0.1 s."""
+    """Loads it with threads that do not spin (for 0.1 s) on cores that decoding needs."""
     global _openblas
     path = _of_wheel("numpy", "numpy.libs", "libscipy_openblas64_*")
     name = "OPENBLAS_THREAD_TIMEOUT"  # read when it is loaded; our programs shall not inherit it
@@ -140,10 +136,8 @@ def _has_reference_blas() -> bool:
 def _of_wheel(package: str, folder: str, pattern: str) -> Path | None:
     """A library that a wheel carries in a folder beside its package."""
     spec = PathFinder.find_spec(package)  # not by way of the import hook that called us
-    for place in (spec and spec.submodule_search_locations) or ():
-        for path in Path(place).parent.joinpath(folder).glob(pattern):
-            return path
-    return None
+    places = (spec and spec.submodule_search_locations) or ()
+    return next((p for at in places for p in Path(at).parent.joinpath(folder).glob(pattern)), None)
 
 
 def _compiled_library(folder: Path) -> Path:
@@ -182,8 +176,6 @@ def _private_folder() -> Path:
         top.chmod(0o700)
     folder = top / f"{zlib.crc32(_cpu()):08x}"
     folder.mkdir(exist_ok=True)
-    if not os.access(folder, os.W_OK):
-        raise OSError(f"{folder} cannot be written to")
     disk = os.statvfs(folder)
     if disk.f_bavail * disk.f_frsize < LOWEST_FREE_BYTES:
         raise OSError(f"the disk of {folder} is full")
@@ -226,8 +218,7 @@ def child_environment() -> dict[str, str]:
     environment = dict(os.environ)
     if environment.get("TMPDIR", "").rpartition("/")[2].startswith(PROCESS):
         environment.pop("TMPDIR")
-        if _outer_tmpdir is not None:
-            environment["TMPDIR"] = _outer_tmpdir
+        environment |= {} if _outer_tmpdir is None else {"TMPDIR": _outer_tmpdir}
     return environment
 
 
@@ -238,11 +229,11 @@ def _is_left(folder: Path) -> bool:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         return True
     except BlockingIOError:
-        return False
+        pass
     except OSError:  # no lock yet, or none any more
         with suppress(OSError):
             return folder.stat().st_mtime < time.time() - OLD_S
-        return False
+    return False
 
 
 def _keep(own: Path, kept: Path, pid: int) -> None:
@@ -260,9 +251,9 @@ def _link(names: Iterable[Path], source: Path, target: Path) -> None:
     """Gives files of one folder the same names in another, where each appears whole."""
     for name in names:
         link = target / name
-        link.parent.mkdir(parents=True, exist_ok=True)
         if link.exists():
             continue
+        link.parent.mkdir(parents=True, exist_ok=True)
         partial = link.with_name(f"{link.name}.{os.getpid()}")
         try:
             partial.hardlink_to(source / name)

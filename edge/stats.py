@@ -3,8 +3,6 @@
 Student's distribution is written out: scipy would be a large dependency for one function.
 """
 
-from __future__ import annotations
-
 import math
 import statistics
 from collections.abc import Sequence

@@ -1,7 +1,5 @@
 """Results on stdout, exact to the byte; what keeps them from getting there is one sentence."""
 
-from __future__ import annotations
-
 import os
 import sys
 

@@ -1,7 +1,5 @@
 """Text and numbers made fit for tables, plots and Markdown, whoever wrote them."""
 
-from __future__ import annotations
-
 import math
 import re
 import unicodedata

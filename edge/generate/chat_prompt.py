@@ -17,7 +17,7 @@ from typing import Any
 
 from edge.errors import EdgeError
 from edge.generate.transcript import Message
-from edge.tokenizer.special_tokens import encode_text, special_ids, token_id
+from edge.tokenizer.tokenizer import encode_text, special_ids, token_id
 
 IM_START, IM_END = "<|im_start|>", "<|im_end|>"
 # Stands for the content of message N; no template has it, and none has a reason to change it.

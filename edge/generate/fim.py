@@ -25,7 +25,7 @@ from edge.generate.sampling import GREEDY, Sampling
 from edge.generate.sources import TokenSource
 from edge.generate.stream import TokenClock, stop_ids
 from edge.tokenizer.detokenizer import REPLACEMENT_CHARACTER, StreamingDetokenizer
-from edge.tokenizer.special_tokens import encode_text, special_ids
+from edge.tokenizer.tokenizer import encode_text, special_ids
 
 MAX_TOKENS = 128
 

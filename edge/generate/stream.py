@@ -20,7 +20,7 @@ from edge.generate.decode import Tokens, cache_length, generate_tokens
 from edge.generate.speculate import PromptLookup
 from edge.model.stablelm import Cache, Model
 from edge.tokenizer.detokenizer import StreamingDetokenizer
-from edge.tokenizer.special_tokens import token_id
+from edge.tokenizer.tokenizer import token_id
 
 # "length" is max_tokens or the end of the model's context, whichever came first.
 Finish = Literal["stop token", "stop string", "length"]

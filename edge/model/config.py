@@ -1,13 +1,13 @@
 """The one description of a network, read from every published spelling.
 
-There are four: `stablelm_epoch` (the original remote-code configs: rope_pct, norm_eps, num_heads),
-`stablelm` and `llama` (transformers 4: rope keys on top) and transformers 5 (`rope_parameters`).
+These are `stablelm_epoch` (old remote code: rope_pct, norm_eps, num_heads), `stablelm` and `llama`
+(transformers 4: rope keys on top) and those of transformers 5 (`rope_parameters`).
 """
 
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping
-from dataclasses import MISSING, Field, dataclass, fields, replace
+from dataclasses import Field, dataclass, fields, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -26,33 +26,33 @@ SIZES = 7  # the first fields of a ModelConfig, named alike in both families
 
 # What transformers' config class assumes for keys that a file leaves out. An old StableLM config
 # without bos and eos has none; a Llama's are its tokenizer's 1 and 2.
+_LLAMA = {"layer_norm_eps": 1e-6, "partial_rotary_factor": 1.0, "max_position_embeddings": 2048}
 DEFAULTS: dict[ModelType, dict[str, Any]] = {
     "stablelm": {"max_position_embeddings": 4096},
-    "llama": {
-        "layer_norm_eps": 1e-6,
-        "partial_rotary_factor": 1.0,
-        "max_position_embeddings": 2048,
-        "bos_token_id": 1,
-        "eos_token_id": 2,
+    "llama": {**_LLAMA, "bos_token_id": 1, "eos_token_id": 2},
+}
+# Keys of our fields, where they differ from the field's name; the first that is there counts.
+_SHARED = {
+    "num_attention_heads": ("num_attention_heads", "num_heads"),
+    "partial_rotary_factor": ("partial_rotary_factor", "rope_pct"),
+}
+KEYS: dict[ModelType, dict[str, tuple[str, ...]]] = {
+    "stablelm": {
+        **_SHARED,
+        "layer_norm_eps": ("layer_norm_eps", "norm_eps"),
+        "use_o_bias": (),
+        "use_mlp_bias": (),
     },
-}
-# Other names of our fields, which count where the field's own name is missing.
-SHARED_ALIASES = (("num_heads", "num_attention_heads"), ("rope_pct", "partial_rotary_factor"))
-BIASES = (("attention_bias", "use_qkv_bias"), ("attention_bias", "use_o_bias"))
-ALIASES: dict[ModelType, tuple[tuple[str, str], ...]] = {
-    "stablelm": (*SHARED_ALIASES, ("norm_eps", "layer_norm_eps")),
-    # transformers has one switch for the biases of q, k, v and o; ours beside it tell more.
-    "llama": (
-        *SHARED_ALIASES,
-        *BIASES,
-        ("rms_norm_eps", "layer_norm_eps"),
-        ("mlp_bias", "use_mlp_bias"),
-    ),
-}
-# Our fields that a config of the family does not have under this name.
-FOREIGN: dict[ModelType, tuple[str, ...]] = {
-    "stablelm": ("use_o_bias", "use_mlp_bias"),
-    "llama": ("layer_norm_eps", "use_mlp_bias", "qk_layernorm", "use_parallel_residual"),
+    "llama": {
+        **_SHARED,
+        "layer_norm_eps": ("rms_norm_eps",),
+        # transformers has one switch for the biases of q, k, v and o; ours beside it tell more.
+        "use_qkv_bias": ("use_qkv_bias", "attention_bias"),
+        "use_o_bias": ("use_o_bias", "attention_bias"),
+        "use_mlp_bias": ("mlp_bias",),
+        "qk_layernorm": (),
+        "use_parallel_residual": (),
+    },
 }
 
 
@@ -92,18 +92,13 @@ class ModelConfig:
 
     @classmethod
     def from_dict(cls, raw: Mapping[str, Any], where: str = "config.json") -> ModelConfig:
-        """Reads any published spelling; `where` is the file's name for error messages.
-
-        Raises:
-            EdgeError: another architecture, a missing or impossible value, or another feature.
-        """
+        """Reads any published spelling; an EdgeError names the file `where` and what is wrong."""
         model_type = _model_type(raw, where)
-        values = {**DEFAULTS[model_type], **_own_names(raw, where, model_type)}
-        values.setdefault("num_key_value_heads", values.get("num_attention_heads"))
+        given = {**raw, **_nested_rope(raw, where)}
         plain = (field for field in fields(cls) if field.type in ("int", "float", "bool"))
-        checked = {field.name: _checked(field, values, where, model_type) for field in plain}
+        checked = {field.name: _value(field, given, where, model_type) for field in plain}
         bos, eos = (
-            _token_ids(name, raw.get(name, values.get(name)), checked["vocab_size"], where)
+            _token_ids(name, {**DEFAULTS[model_type], **raw}, checked["vocab_size"], where)
             for name in ("bos_token_id", "eos_token_id")
         )
         ends = {"bos_token_id": bos[0] if bos else None, "eos_token_ids": eos}
@@ -114,12 +109,10 @@ class ModelConfig:
 
     def to_dict(self) -> dict[str, Any]:
         """The config.json that transformers (4 and 5), mlx-lm and edge all read."""
-        eos, theta = list(self.eos_token_ids), {"rope_theta": self.rope_theta}
-        rope = theta | {"partial_rotary_factor": self.partial_rotary_factor}
-        sizes = {field.name: getattr(self, field.name) for field in fields(self)[:SIZES]}
+        eos, rope = list(self.eos_token_ids), {"rope_theta": self.rope_theta}
         written = {
             "model_type": self.model_type,
-            **sizes,
+            **{field.name: getattr(self, field.name) for field in fields(self)[:SIZES]},
             "hidden_act": "silu",
             "use_qkv_bias": self.use_qkv_bias,
             "tie_word_embeddings": self.tie_word_embeddings,
@@ -127,24 +120,23 @@ class ModelConfig:
             "eos_token_id": eos[0] if len(eos) == 1 else eos or None,
         }
         if self.model_type == "stablelm":
-            return written | {
+            rope["partial_rotary_factor"] = self.partial_rotary_factor
+            written |= {
                 "architectures": ["StableLmForCausalLM"],
                 "layer_norm_eps": self.layer_norm_eps,
                 "qk_layernorm": self.qk_layernorm,
                 "use_parallel_residual": self.use_parallel_residual,
-                **rope,
-                "rope_parameters": {"rope_type": "default", **rope},
             }
-        return written | {
-            "architectures": ["LlamaForCausalLM"],
-            "head_dim": self.head_dim,
-            "rms_norm_eps": self.layer_norm_eps,
-            "attention_bias": self.use_qkv_bias or self.use_o_bias,
-            "use_o_bias": self.use_o_bias,
-            "mlp_bias": self.use_mlp_bias,
-            **theta,
-            "rope_parameters": {"rope_type": "default", **theta},
-        }
+        else:
+            written |= {
+                "architectures": ["LlamaForCausalLM"],
+                "head_dim": self.head_dim,
+                "rms_norm_eps": self.layer_norm_eps,
+                "attention_bias": self.use_qkv_bias or self.use_o_bias,
+                "use_o_bias": self.use_o_bias,
+                "mlp_bias": self.use_mlp_bias,
+            }
+        return written | rope | {"rope_parameters": {"rope_type": "default", **rope}}
 
     def matching(self, tensor_names: Collection[str]) -> ModelConfig:
         """With `use_qkv_bias` as the tensors have it: old configs leave it out."""
@@ -187,32 +179,24 @@ def _model_type(raw: Mapping[str, Any], where: str) -> ModelType:
     return MODEL_TYPES[kind]
 
 
-def _own_names(raw: Mapping[str, Any], where: str, model_type: ModelType) -> dict[str, Any]:
-    """Values of the file, null apart, under the names of our fields."""
-    given = {name: value for name, value in raw.items() if value is not None}
-    aliases = {field: given[name] for name, field in ALIASES[model_type] if name in given}
-    for name in FOREIGN[model_type]:
-        given.pop(name, None)
-    return {**aliases, **given, **_nested_rope(raw, where)}
-
-
 def _nested_rope(raw: Mapping[str, Any], where: str) -> dict[str, Any]:
     """Rotation as `rope_parameters` has it; refuses scaling there and in `rope_scaling`."""
     nested, scaling = raw.get("rope_parameters") or {}, raw.get("rope_scaling") or {}
     for rope in (nested, scaling):
         is_object = isinstance(rope, Mapping)
         kind = rope.get("rope_type", rope.get("type", "default")) if is_object else rope
-        if kind != "default" or rope.get("factor", 1) != 1:
+        if not is_object or kind != "default" or rope.get("factor", 1) != 1:
             raise EdgeError(
                 f"{where}: rope scaling {kind!r} is not supported; remove rope_scaling to run the "
                 f"model at its trained context."
             )
-    names = ("rope_theta", "partial_rotary_factor")
-    return {name: nested[name] for name in names if nested.get(name) is not None}
+    names = {"rope_theta", "partial_rotary_factor"}
+    return {name: nested[name] for name in names & nested.keys() if nested[name] is not None}
 
 
-def _token_ids(name: str, value: Any, vocab_size: int, where: str) -> tuple[int, ...]:
+def _token_ids(name: str, given: Mapping[str, Any], vocab_size: int, where: str) -> tuple[int, ...]:
     """One id, a list of them, or none; null in the file means none."""
+    value = given.get(name)
     ids = value if isinstance(value, list) else [] if value is None else [value]
     if not all(type(i) is int and 0 <= i < vocab_size for i in ids):
         raise EdgeError(
@@ -222,9 +206,13 @@ def _token_ids(name: str, value: Any, vocab_size: int, where: str) -> tuple[int,
     return tuple(ids)
 
 
-def _checked(field: Field[Any], values: Mapping[str, Any], where: str, kind: ModelType) -> Any:
-    """One value, of the field's type and in its range."""
-    value = values.get(field.name, field.default)
+def _value(field: Field[Any], given: Mapping[str, Any], where: str, kind: ModelType) -> Any:
+    """One value, of the field's type and in its range; null in the file means the default."""
+    keys = KEYS[kind].get(field.name, (field.name,))
+    if field.name == "num_key_value_heads":
+        keys += KEYS[kind]["num_attention_heads"]
+    found = [key for key in keys if given.get(key) is not None]
+    value = given[found[0]] if found else DEFAULTS[kind].get(field.name, field.default)
     if field.type == "bool":
         fits, wanted = type(value) is bool, "true or false"  # the text "false" would be true
     elif field.type == "int":
@@ -233,8 +221,6 @@ def _checked(field: Field[Any], values: Mapping[str, Any], where: str, kind: Mod
         fits = type(value) in (int, float) and 1e-30 < value < 1e30
         wanted = "a positive number"
     if not fits:
-        found = "missing" if value is MISSING or value is None else repr(value)
-        aliases = (alias for alias, name in ALIASES[kind] if name == field.name)
-        names = " or ".join((field.name, *aliases))
-        raise EdgeError(f"{where}: {names} is {found}, not {wanted}; check the file.")
+        said = f"{found[0]} is {value!r}" if found else f"{' or '.join(keys)} is missing"
+        raise EdgeError(f"{where}: {said}, not {wanted}; check the file.")
     return float(value) if field.type == "float" else value

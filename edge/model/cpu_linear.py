@@ -1,12 +1,11 @@
 """Linear layers on a Linux CPU that has our BLAS: fewer operations, and products of 4-bit codes.
 
-Float matrices: nn.Linear transposes the matrix and flattens its input at every call, which is
-three operations of some 2 us each beside the product. The transposed matrix is kept, a view.
+Float matrices: nn.Linear transposes the matrix and flattens its input at every call, three
+operations of some 2 us each. The transposed matrix is kept, a view.
 
-Quantised matrices: MLX's own product takes the codes one by one. Of many rows, the matrix is
-dequantised for the one product, which the BLAS then does. Few rows of 4-bit codes: each by
-`row_by_int4` of `cpu_blas.c`, with the weights at 4 bits. `mx.addmm` is how MLX reaches both loops
-of that file: it hands on the pointers, and nothing is copied.
+Quantised matrices: MLX's own product takes the codes one by one. For many rows the matrix is
+dequantised, and the BLAS multiplies; few rows of 4-bit codes go to `row_by_int4` of `cpu_blas.c`
+one by one. `mx.addmm` is how MLX reaches that file: it hands the pointers on and copies nothing.
 """
 
 from __future__ import annotations
@@ -21,8 +20,8 @@ from mlx import nn
 from edge.linux_cpu import uses_openblas
 
 # For more rows dequantising pays, as measured at the demo's and at Stable Code 3B's widths on two
-# Zen 5 cores: below and above the size from which malloc asks for fresh pages each time.
-LARGE_BYTES = 32 << 20
+# Zen 5 cores: below and above the 32 MiB of float32 from which malloc asks for fresh pages.
+LARGE_NUMBERS = 8 << 20
 INT4_ROWS, INT4_ROWS_LARGE = 7, 47
 OTHER_ROWS, OTHER_ROWS_LARGE = 1, 7
 INT4_ALPHA = 2.0**100  # times the size of a group: as in cpu_blas.c
@@ -32,11 +31,7 @@ FEWEST_OUTPUTS = 8  # so that there are as many words as inputs
 
 
 def use_blas(model: nn.Module) -> None:
-    """Lets a float32 model's matrices be multiplied as above; does nothing without our BLAS.
-
-    The codes, scales and biases of a 4-bit one become views of one array, as `cpu_blas.c` reads
-    them; one matrix at a time is in memory twice.
-    """
+    """Lets a float32 model's matrices be multiplied as above; does nothing without our BLAS."""
     if not uses_openblas():
         return
     for _, layer in model.named_modules():
@@ -48,8 +43,8 @@ def use_blas(model: nn.Module) -> None:
             # Names with an underscore are not parameters.
             layer._source, layer._transposed = layer.weight, layer.weight.T[None]
             mx.eval(layer._transposed)
-        elif _can_pack(layer):
-            layer.packed = _pack(layer)
+        elif layer.bits == 4 and layer.mode == "affine" and len(layer.weight) >= FEWEST_OUTPUTS:
+            layer.packed = _pack(layer) if _int4_works() else None
 
 
 class _Linear(nn.Linear):
@@ -98,14 +93,10 @@ def _quantised_product(layer: Any, x: mx.array) -> mx.array:
         return packed.product(x)
     inputs = x.shape[-1]
     how = {"group_size": layer.group_size, "bits": layer.bits, "mode": layer.mode}
-    most = OTHER_ROWS_LARGE if _is_large(weight.shape[0] * inputs) else OTHER_ROWS
+    most = OTHER_ROWS_LARGE if weight.shape[0] * inputs > LARGE_NUMBERS else OTHER_ROWS
     if x.size // inputs <= most:
         return mx.quantized_matmul(x, weight, scales, biases, True, **how)
     return x @ mx.dequantize(weight, scales, biases, **how).T
-
-
-def _is_large(numbers: int) -> bool:
-    return numbers * mx.float32.size > LARGE_BYTES
 
 
 @dataclass(frozen=True)
@@ -136,6 +127,7 @@ class _Packed:
 
 def _pack(layer: Any) -> _Packed:
     outputs, words = layer.weight.shape
+    # One array, as `cpu_blas.c` reads it; one matrix at a time is in memory twice.
     parts = (layer.weight, layer.scales.view(mx.uint32), layer.biases.view(mx.uint32))
     joined = mx.concatenate([part.flatten() for part in parts])
     ends = [layer.weight.size, layer.weight.size + layer.scales.size]
@@ -147,14 +139,9 @@ def _pack(layer: Any) -> _Packed:
     factor = floats.reshape(1, outputs, words).swapaxes(1, 2)
     addend = floats[:outputs].reshape(1, 1, outputs)
     mx.eval(layer.parameters(), floats, factor, addend)
-    most = INT4_ROWS_LARGE if _is_large(codes.size * CODES_PER_WORD) else INT4_ROWS
+    most = INT4_ROWS_LARGE if codes.size * CODES_PER_WORD > LARGE_NUMBERS else INT4_ROWS
     alpha = INT4_ALPHA * layer.group_size
     return _Packed(layer.weight, layer.scales, layer.biases, floats, factor, addend, alpha, most)
-
-
-def _can_pack(layer: Any) -> bool:
-    is_int4 = layer.bits == 4 and layer.mode == "affine"
-    return is_int4 and len(layer.weight) >= FEWEST_OUTPUTS and _int4_works()
 
 
 @cache

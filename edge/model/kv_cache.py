@@ -4,8 +4,6 @@ Per position and layer, heads of 80 in half precision: 320 bytes a head as compu
 for the fused attention), 216 in 8 bits and 120 in 4, both padded to 96 for groups of 32.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import mlx.core as mx
@@ -47,6 +45,10 @@ class KVCache:
     def state(self) -> tuple[mx.array | None, mx.array | None, int]:
         """Keys, values and offset: what there is to evaluate."""
         return self.keys, self.values, self.offset
+
+    @state.setter
+    def state(self, state: tuple[mx.array | None, mx.array | None, int]) -> None:
+        self.keys, self.values, self.offset = state
 
     def is_trimmable(self) -> bool:
         """True; mlx-lm's rotating caches are not always."""

@@ -1,7 +1,5 @@
 """Open an MLX artefact (or a plain Hugging Face checkpoint) as a model that runs here."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -40,54 +38,39 @@ class Loaded(NamedTuple):
 
 
 def compute_dtype() -> mx.Dtype:
-    """The dtype activations and unquantised weights should have on this device.
-
-    float16 on Metal and CUDA. On a CPU MLX's half-precision kernels are some 30 times
-    slower than its float32 ones, so float32 there.
-    """
+    """float16 on a GPU; on a CPU float32, where MLX's half precision is some 30 times slower."""
     return mx.float32 if current_backend() == "cpu" else mx.float16
 
 
 def open_model(
     path: Path, kv_bits: int | None = None, warn: Callable[[str], None] = lambda _: None
 ) -> Loaded:
-    """Loads an artefact with its tokenizer; the one place where a command opens a model.
+    """Loads an artefact with its tokenizer if it and a cache of `kv_bits` fit into memory.
 
-    Args:
-        path: a directory with config.json, *.safetensors and a tokenizer.
-        kv_bits: of the cache that will be made for it; None as computed.
-        warn: called with a sentence, before the weights are read, where memory is short.
-
-    Raises:
-        EdgeError: it does not fit into memory, a file is missing or broken, or the tensors do not
-            fit the config.
+    `warn` gets a sentence, before the weights are read, where memory is short now. An EdgeError
+    says that it can never fit, or what is missing, broken or not as config.json says.
     """
     raw, config = read_directory(path)
     tokens = min(CONTEXT_TOKENS, config.max_position_embeddings)
     need, warning = check_fits(path, config, compute_dtype(), tokens, kv_bits)
     if warning:
         warn(warning)
-    # The small files first: they say what is wrong before gigabytes are read.
-    tokenizer = Tokenizer.load(path, raw)
-    return Loaded(_load_model(path, raw, config), tokenizer, need)
+    return Loaded(*_load(path, raw, config), need)
 
 
 def load(path: Path | str) -> tuple[Model, Tokenizer]:
-    """Loads an artefact with its tokenizer, whether it fits into memory or not.
+    """Loads an artefact with its tokenizer, whether it fits into memory or not."""
+    return _load(Path(path), *read_directory(Path(path)))
 
-    The model is called as `model(ids, cache=None) -> logits`: ids (B, L), logits (B, L, vocab).
-    """
-    path = Path(path)
-    raw, config = read_directory(path)
+
+def _load(path: Path, raw: dict[str, Any], config: ModelConfig) -> tuple[Model, Tokenizer]:
+    # The small files first: they say what is wrong before gigabytes are read.
     tokenizer = Tokenizer.load(path, raw)
     return _load_model(path, raw, config), tokenizer
 
 
 def load_model(path: Path | str, dtype: mx.Dtype | None = None, fuse: bool = True) -> Model:
-    """Loads an artefact, by default in the dtype that suits the device.
-
-    Without `fuse` the parameters have the checkpoint's names.
-    """
+    """Loads an artefact; without `fuse` its parameters have the checkpoint's names."""
     return _load_model(Path(path), *read_directory(Path(path)), dtype, fuse)
 
 
@@ -112,15 +95,18 @@ def has_input_orders(path: Path) -> bool:
 def _load_model(
     path: Path, raw: Any, config: ModelConfig, dtype: mx.Dtype | None = None, fuse: bool = True
 ) -> Model:
-    weights = _read_weights(path)
+    weights: Any = {}
+    for file in weight_files(path):
+        weights |= mx.load(str(file), format="safetensors")
     check_count(config, len(weights), str(path))
     model = Model(config.matching(weights))
     try:
         orders = _take_input_orders(model.config, weights)
         _quantise(model, raw.get("quantization") or {}, weights)
         _fill(model, weights)
-    except (AttributeError, KeyError, TypeError, ValueError) as error:
-        reason = " ".join(str(error).split())
+    except (KeyError, ValueError) as error:
+        is_missing = isinstance(error, KeyError)  # of a head's norm
+        reason = f"{error.args[0]} is missing" if is_missing else " ".join(str(error).split())
         raise EdgeError(
             f"{path}: its tensors are not what config.json describes ({reason}); convert or "
             f"download the model again."
@@ -137,14 +123,6 @@ def _load_model(
     return model
 
 
-def _read_weights(path: Path) -> dict[str, mx.array]:
-    weights: dict[str, mx.array] = {}
-    for file in weight_files(path):
-        loaded: Any = mx.load(str(file), format="safetensors")
-        weights |= loaded
-    return weights
-
-
 def _take_input_orders(config: ModelConfig, weights: dict[str, mx.array]) -> dict[str, mx.array]:
     """The permutations among the tensors, checked, and taken out of the dict."""
     expected = input_order_shapes(config)
@@ -156,7 +134,7 @@ def _take_input_orders(config: ModelConfig, weights: dict[str, mx.array]) -> dic
     return orders
 
 
-def _quantise(model: Model, recipe: Mapping[str, Any], tensors: Collection[str]) -> None:
+def _quantise(model: Model, recipe: Any, tensors: Collection[str]) -> None:
     """Turns the layers that an artefact holds quantised into quantised ones, still unfilled.
 
     The recipe is mlx-lm's `quantization`: group_size, bits and mode on top hold for every matrix
@@ -168,20 +146,25 @@ def _quantise(model: Model, recipe: Mapping[str, Any], tensors: Collection[str])
         own = recipe.get(name, f"{name}.scales" in tensors)
         if own is False or not hasattr(layer, "to_quantized"):
             return False
-        return _settings(top if own is True else own)
+        return _settings(recipe if own is True else own, name)
 
-    top = {key: recipe[key] for key in ("group_size", "bits", "mode") if key in recipe}
+    if not isinstance(recipe, Mapping):
+        raise ValueError(f"quantization is {recipe!r}, not an object")
     nn.quantize(model, class_predicate=how)
 
 
-def _settings(values: Mapping[str, Any]) -> dict[str, Any]:
+def _settings(values: Any, name: str) -> dict[str, Any]:
     """Group size, bits and mode as mx.quantize takes them; it crashes on some that it lacks."""
+    if not isinstance(values, Mapping):
+        raise ValueError(f"quantization of {name} is {values!r}, not true, false or an object")
     mode = values.get("mode", "affine")
-    settings = {"mode": mode}
+    if not isinstance(mode, str) or mode not in MODES:
+        raise ValueError(f"quantization mode {mode!r} is unknown")
+    settings: dict[str, Any] = {"mode": mode}
     for key, allowed in zip(("group_size", "bits"), MODES[mode], strict=True):
         settings[key] = values.get(key) or allowed[0]
         if settings[key] not in allowed:
-            raise ValueError(f"quantization in {key} {settings[key]!r} of mode {mode}")
+            raise ValueError(f"quantization in {key} {settings[key]!r} of mode {mode} is unknown")
     return settings
 
 
@@ -190,9 +173,7 @@ def _fill(model: Model, weights: dict[str, mx.array]) -> None:
     weights = model.sanitize(weights)
     for name, expected in tree_flatten(model.parameters()):
         found = weights.get(name, expected).dtype
-        both_floats = mx.issubdtype(found, mx.floating) and mx.issubdtype(
-            expected.dtype, mx.floating
-        )
-        if not both_floats and found != expected.dtype:
-            raise TypeError(f"{name} is {found}, not {expected.dtype}")
+        are_floats = all(mx.issubdtype(dtype, mx.floating) for dtype in (found, expected.dtype))
+        if not are_floats and found != expected.dtype:
+            raise ValueError(f"{name} is {found}, not {expected.dtype}")
     model.load_weights(list(weights.items()))

@@ -1,11 +1,9 @@
 """Memory that an artefact will take, from its headers alone, and a check that there is room.
 
-Measured on a CPU with 2 and 6 layers of Stable Code 3B's shape and the demo: while it loads, a
-model takes its weights in the compute dtype and about a dozen tensors more, since MLX works on
-some ten at a time, and each that is cast or joined is there twice until the next is done.
+While it loads, a model takes its weights in the compute dtype and about a dozen tensors more:
+MLX works on some ten at a time, and each that is cast or joined is there twice until the next is
+done (measured on a CPU with 2 and 6 layers of Stable Code 3B's shape and the demo).
 """
-
-from __future__ import annotations
 
 import os
 from dataclasses import dataclass
@@ -57,17 +55,11 @@ class Need:
 
 
 def check_fits(
-    path: Path,
-    config: ModelConfig,
-    dtype: mx.Dtype | None,
-    cache_tokens: int,
-    kv_bits: int | None = None,
+    path: Path, config: ModelConfig, dtype: mx.Dtype, cache_tokens: int, kv_bits: int | None = None
 ) -> tuple[Need, str | None]:
     """The need that `required_bytes` finds, and a warning if memory is short now.
 
-    Raises:
-        EdgeError: it is more than the system can make room for, and EDGE_FORCE_MEMORY=1 is not in
-            the environment; or the files cannot be read.
+    An EdgeError where the system can never make room for it, unless EDGE_FORCE_MEMORY=1 is set.
     """
     need, room = required_bytes(path, config, dtype, cache_tokens, kv_bits), available_bytes()
     if need.total_bytes <= room.bytes:
@@ -81,37 +73,30 @@ def check_fits(
 def required_bytes(
     path: Path,
     config: ModelConfig,
-    dtype: mx.Dtype | None,
+    dtype: mx.Dtype,
     cache_tokens: int,
     kv_bits: int | None = None,
     prefill_tokens: int = PREFILL_TOKENS,
 ) -> Need:
     """Memory for loading and running an artefact: an upper bound that is meant to be tight.
 
-    Args:
-        path: an MLX artefact or a Hugging Face directory, of whose files the headers are read.
-        config: its config.json.
-        dtype: the compute dtype; None leaves floats as the files have them.
-        cache_tokens: positions of context, 0 for none.
-        kv_bits: of a quantised cache, or None.
-        prefill_tokens: prompt tokens computed at a time.
+    Of the files in `path` only the headers are read. `cache_tokens` are positions of context,
+    `prefill_tokens` those of a prompt that are computed at a time.
     """
     entries = {name: t for file in weight_files(path).values() for name, t in file.items()}
     tensors = {name: entry for name, entry in entries.items() if not config.drops(name)}
-    width = None if dtype is None else dtype.size
-    floats = [ITEM_BYTES[t.dtype] for t in tensors.values() if t.dtype in FLOATS]
-    computed = width or max(floats, default=4)
     quantised = any(name.endswith(".scales") for name in tensors)
-    loaded = {name: _loaded_bytes(tensor, width) for name, tensor in tensors.items()}
-    stored = {name: tensor.data_bytes for name, tensor in tensors.items()}
-    joined = (name for name in stored if not JOINED.isdisjoint(name.split(".")))
-    twice = {*joined, *(name for name in stored if stored[name] != loaded[name])}
-    largest = sorted((stored[name] for name in twice), reverse=True)
+    loaded = {name: _loaded_bytes(tensor, dtype.size) for name, tensor in tensors.items()}
+    twice = [
+        tensor.data_bytes
+        for name, tensor in tensors.items()
+        if tensor.data_bytes != loaded[name] or not JOINED.isdisjoint(name.split("."))
+    ]
     return Need(
         weights_bytes=sum(loaded.values()),
-        loading_bytes=sum(largest[:TENSORS_IN_FLIGHT]),
-        cache_bytes=_cache_bytes(config, cache_tokens, kv_bits, computed),
-        working_bytes=_working_bytes(config, cache_tokens, prefill_tokens, computed, quantised),
+        loading_bytes=sum(sorted(twice)[-TENSORS_IN_FLIGHT:]),
+        cache_bytes=_cache_bytes(config, cache_tokens, kv_bits, dtype.size),
+        working_bytes=_working_bytes(config, cache_tokens, prefill_tokens, dtype.size, quantised),
         cache_tokens=cache_tokens,
         quantised=quantised,
     )
@@ -136,17 +121,15 @@ def weight_files(path: Path) -> dict[Path, dict[str, StoredTensor]]:
     return files
 
 
-def _loaded_bytes(tensor: StoredTensor, width: int | None) -> int:
-    """In memory with floats of `width` bytes; None leaves them as they are."""
-    stored = ITEM_BYTES[tensor.dtype]
-    item_bytes = (width if tensor.dtype in FLOATS else None) or stored
-    return tensor.data_bytes // stored * item_bytes
+def _loaded_bytes(tensor: StoredTensor, width: int) -> int:
+    """In memory with floats of `width` bytes."""
+    if tensor.dtype not in FLOATS:
+        return tensor.data_bytes
+    return tensor.data_bytes // ITEM_BYTES[tensor.dtype] * width
 
 
 def _cache_bytes(config: ModelConfig, tokens: int, kv_bits: int | None, width: int) -> int:
     """Of so many positions, with the room for growth that the last may have asked for."""
-    if tokens == 0:
-        return 0
     numbers, share = head_width(config.head_dim), 0 if kv_bits else int(tokens * GROWTH_SHARE)
     groups = -(-numbers // GROUP_SIZE)
     # A quantised head has a scale and a bias in each group.
@@ -169,14 +152,12 @@ def _working_bytes(
 
 
 def _shortage(path: Path, need: Need, room: MemoryRoom) -> str:
-    parts = [f"{_gb(need.weights_bytes)} of weights"]
     advice = "a smaller model" if need.quantised else "mlx-int4"
-    if need.cache_tokens:
-        parts.append(f"{_gb(need.cache_bytes)} of cache for {need.cache_tokens} tokens")
-        advice += " or a shorter context"
     return (
-        f"{path} needs {_gb(need.total_bytes)} ({', '.join(parts)}), and {_gb(room.bytes)} of "
-        f"{room.what} are available; close programs, choose {advice}"
+        f"{path} needs {_gb(need.total_bytes)} ({_gb(need.weights_bytes)} of weights, "
+        f"{_gb(need.cache_bytes)} of cache for {need.cache_tokens} tokens), and "
+        f"{_gb(room.bytes)} of {room.what} are available; close programs, choose {advice} or a "
+        f"shorter context"
     )
 
 

@@ -6,10 +6,8 @@ residual. Follows transformers' `StableLmForCausalLM` and `LlamaForCausalLM`, pa
 included, but for the matrices that `Model.fuse` joins: qkv_proj and gate_up_proj.
 """
 
-from __future__ import annotations
-
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any, Literal
 
@@ -22,24 +20,23 @@ from edge.model.config import ModelConfig
 # `offset`, `state`, `update_and_fetch`, `is_trimmable` and `trim`, and may have `make_mask`.
 Cache = Any
 Mask = mx.array | str | None
+Heads = tuple[mx.array, mx.array, mx.array]  # queries, keys and values
 Backend = Literal["metal", "cuda", "cpu"]
 
 # The fused attention of a decode step exists for some widths of a head only (MLX 0.32.4's
-# ScaledDotProductAttention::use_fallback; on CUDA its sdpa_vector kernels). Others fall back to two
-# products around a softmax, which write all scores to memory. So q, k and v are padded with zeros
-# to the next width: 80 (Stable Code 3B) to 96, and on Metal 160 (StableLM 2 12B) to 192; the cache
-# grows by a fifth. Padded weights instead would be 6.6 % more bytes at every token.
+# ScaledDotProductAttention::use_fallback; on CUDA its sdpa_vector kernels); for others all scores
+# are written to memory. So q, k and v are padded with zeros to the next width: 80 (Stable Code 3B)
+# to 96, which makes the cache a fifth larger. Padded weights would be 6.6 % more bytes a token.
 FUSED_DECODE_WIDTHS: dict[Backend, tuple[int, ...]] = {
     "metal": (64, 96, 128, 192, 256, 512),
     "cuda": (64, 96, 128),
     "cpu": (),
 }
-# A core's second-level cache. Joining matrices saves launches, of which a CPU has none: measured
-# on two Zen 5 cores, the demo decodes 1.1 times as fast; at Stable Code 3B's width nothing is won.
+# A core's second-level cache. Joining matrices saves launches, of which a CPU has none: on two Zen
+# 5 cores the demo decodes 1.1 times as fast; at Stable Code 3B's width nothing is won.
 LARGEST_JOINED_ON_CPU_BYTES = 2 << 20
-# With more queries than this a quantised cache is dequantised first, one layer at a time: it is
-# then read once for all, and no scores are kept (2048 queries on 8192 positions of 32 heads would
-# be a gigabyte of them). MLX's own limit for its decode kernel.
+# With more queries than this (the limit of MLX's decode kernel) a quantised cache is dequantised
+# first: no scores are kept, which for 2048 queries on 8192 positions would take gigabytes.
 FEW_QUERIES = 8
 
 
@@ -62,13 +59,12 @@ def _compiles(positions: int) -> bool:
     return positions == 1 and current_backend() == "cpu"
 
 
-_compiled_layer_norm = mx.compile(mx.fast.layer_norm)
-_compiled_rms_norm = mx.compile(mx.fast.rms_norm)
+COMPILED = {norm: mx.compile(norm) for norm in (mx.fast.layer_norm, mx.fast.rms_norm)}
 
 
-def _layer_norm(x: mx.array, *weight_bias_eps: Any) -> mx.array:
-    norm = _compiled_layer_norm if _compiles(x.shape[1]) else mx.fast.layer_norm
-    return norm(x, *weight_bias_eps)
+def _normalised(norm: Callable[..., mx.array], x: mx.array, *weight_bias_eps: Any) -> mx.array:
+    """x (B, L, ...) -> same shape."""
+    return (COMPILED[norm] if _compiles(x.shape[1]) else norm)(x, *weight_bias_eps)
 
 
 class LayerNorm(nn.LayerNorm):
@@ -76,7 +72,7 @@ class LayerNorm(nn.LayerNorm):
 
     def __call__(self, x: mx.array) -> mx.array:
         """x (B, L, hidden) -> same shape."""
-        return _layer_norm(x, self.weight, self.bias, self.eps)
+        return _normalised(mx.fast.layer_norm, x, self.weight, self.bias, self.eps)
 
 
 class RMSNorm(nn.RMSNorm):
@@ -84,8 +80,7 @@ class RMSNorm(nn.RMSNorm):
 
     def __call__(self, x: mx.array) -> mx.array:
         """x (B, L, hidden) -> same shape."""
-        norm = _compiled_rms_norm if _compiles(x.shape[1]) else mx.fast.rms_norm
-        return norm(x, self.weight, self.eps)
+        return _normalised(mx.fast.rms_norm, x, self.weight, self.eps)
 
 
 class PerHeadLayerNorm(nn.Module):
@@ -98,7 +93,7 @@ class PerHeadLayerNorm(nn.Module):
 
     def __call__(self, x: mx.array) -> mx.array:
         """x (B, L, heads, head_dim) -> same shape."""
-        return _layer_norm(x, None, None, self.eps) * self.weight
+        return _normalised(mx.fast.layer_norm, x, None, None, self.eps) * self.weight
 
 
 class RotaryEmbedding(nn.RoPE):
@@ -216,9 +211,7 @@ class Attention(nn.Module):
         out = out.transpose(0, 2, 1, 3).reshape(batch, length, -1)
         return self.o_proj(_reordered(out, self._o_order))
 
-    def _project_apart(
-        self, x: mx.array, width: int, offset: int
-    ) -> tuple[mx.array, mx.array, mx.array]:
+    def _project_apart(self, x: mx.array, width: int, offset: int) -> Heads:
         """x (B, L, hidden) -> q, k, v (B, heads, L, width), q and k rotated.
 
         Padding comes before the rotation, which leaves all but the first dims of a head alone.
@@ -230,9 +223,7 @@ class Attention(nn.Module):
         q, k, v = (padded(t, width).transpose(0, 2, 1, 3) for t in (q, k, v))
         return self.rope(q, offset), self.rope(k, offset), v
 
-    def _project_at_once(
-        self, x: mx.array, width: int, offset: int
-    ) -> tuple[mx.array, mx.array, mx.array]:
+    def _project_at_once(self, x: mx.array, width: int, offset: int) -> Heads:
         """As `_project_apart`, with one padding for all heads and one rotation for q and k."""
         qkv = self.qkv_proj(x).reshape(*x.shape[:2], -1, self.head_dim)
         ends = [self.heads, self.heads + self.kv_heads]
@@ -344,9 +335,8 @@ class Model(nn.Module):
     def fuse(self) -> None:
         """Joins matrices that read the same input, layer by layer: one at a time is there twice.
 
-        The last layer's q stays apart: of all positions of a prompt but the last only that
-        layer's keys and values are needed, and what is not evaluated is not computed. With 2
-        layers of Stable Code 3B's shape that is 7 % of a prefill, with 32 of them 0.3 %.
+        The last layer's q stays apart: for most positions of a prompt it is not needed, and so not
+        computed. Of 2 layers of Stable Code 3B's shape that is 7 % of a prefill, of 32 0.3 %.
         """
         for layer in self.layers:
             if layer is not self.layers[-1]:
@@ -376,23 +366,19 @@ class Model(nn.Module):
 def _join(block: nn.Module, parts: Sequence[str], name: str) -> None:
     """Replaces linear layers that are stored in the same way by one with the rows of all."""
     first, *others = layers = [block[part] for part in parts]
-    total_bytes = sum(array.nbytes for layer in layers for array in _arrays(layer).values())
+    total_bytes = sum(array.nbytes for layer in layers for array in layer.parameters().values())
     if current_backend() == "cpu" and total_bytes > LARGEST_JOINED_ON_CPU_BYTES:
         return
     if any(_storage(layer) != _storage(first) for layer in others):
         return
-    for key in _arrays(first):
+    for key in first.parameters():
         first[key] = mx.concatenate([layer[key] for layer in layers])
     for part in parts:
         del block[part]
     block[name] = first
 
 
-def _arrays(layer: nn.Module) -> dict[str, mx.array]:
-    return {name: value for name, value in layer.items() if isinstance(value, mx.array)}
-
-
 def _storage(layer: nn.Module) -> object:
     """Kind, quantisation and arrays: layers must share these to be joined."""
     how = [getattr(layer, name, None) for name in ("bits", "group_size", "mode")]
-    return type(layer), how, {n: (a.dtype, a.shape[1:]) for n, a in _arrays(layer).items()}
+    return type(layer), how, {n: (a.dtype, a.shape[1:]) for n, a in layer.parameters().items()}

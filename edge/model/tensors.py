@@ -1,7 +1,5 @@
 """The tensors of a checkpoint, by Hugging Face name and shape."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
@@ -18,7 +16,6 @@ LAYER = "model.layers.0."
 LEAST_LAYER_TENSORS = 8  # q, k, v, o, gate, up, down and a norm
 # A config may ask for so many times what the files hold, and is still told what is missing.
 ABSURD_RATIO, MANY_TENSORS = 8, 100_000
-
 # The permutations beside the weights, and the matrices whose inputs each one gathers.
 ORDER_READERS = {
     "self_attn.qkv_order": ("q_proj", "k_proj", "v_proj"),
@@ -33,11 +30,9 @@ def expected_shapes(config: ModelConfig) -> Mapping[str, Shape]:
     one = Model(replace(config, num_hidden_layers=1))  # MLX is lazy: its arrays are not computed
     items = [item for name, a in tree_flatten(one.parameters()) for item in _stored(name, a.shape)]
     layer = [(name, shape) for name, shape in items if name.startswith(LAYER)]
-    begin = items.index(layer[0])
+    begin, numbers = items.index(layer[0]), range(config.num_hidden_layers)
     layers = [
-        (name.replace(LAYER, f"model.layers.{number}.", 1), shape)
-        for number in range(config.num_hidden_layers)
-        for name, shape in layer
+        (n.replace(LAYER, f"model.layers.{i}."), shape) for i in numbers for n, shape in layer
     ]
     return dict(items[:begin] + layers + items[begin + len(layer) :])
 
@@ -54,9 +49,9 @@ def _stored(name: str, shape: Shape) -> list[tuple[str, Shape]]:
 def input_order_shapes(config: ModelConfig) -> dict[str, Shape]:
     """The permutations (int32) that an artefact may hold beside its weights.
 
-    A matrix whose columns are stored in another order than the network's inputs, as act-order
-    GPTQ leaves them, has its inputs gathered by one: column i belongs to input order[i]. There is
-    none for down, whose order belongs into the rows of gate and up. Absent is the natural order.
+    Act-order GPTQ leaves the columns of a matrix in another order than the network's inputs:
+    column i belongs to input order[i]. There is none for down, whose order belongs into the rows
+    of gate and up.
     """
     return {
         f"model.layers.{layer}.{name}": (config.hidden_size,)  # as wide as all heads, too
@@ -67,11 +62,9 @@ def input_order_shapes(config: ModelConfig) -> dict[str, Shape]:
 
 def order_of(matrix: str) -> str | None:
     """The permutation that the inputs of a matrix, by its path, may need; None if never any."""
-    block, _, leaf = matrix.rpartition(".")
-    for name, readers in ORDER_READERS.items():
-        if leaf in readers:
-            return f"{block}.{name.partition('.')[2]}"
-    return None
+    layer, leaf = matrix.rsplit(".", 2)[0], matrix.rpartition(".")[2]
+    found = (name for name, readers in ORDER_READERS.items() if leaf in readers)
+    return next((f"{layer}.{name}" for name in found), None)
 
 
 def check_count(config: ModelConfig, found: int, where: str) -> None:

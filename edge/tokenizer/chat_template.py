@@ -1,23 +1,16 @@
 """Chat templates: untrusted Jinja that came with a model.
 
-Rendered as transformers renders them, with its settings, functions and filters, so that a template
-written for it gives the same text; in a sandbox, where a template sees strings, changes nothing
-and reaches nothing of Python.
+Rendered as transformers does, to the same text, in a sandbox: a template sees strings, changes
+nothing and reaches nothing of Python.
 """
-
-from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
 from datetime import datetime
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import Any, NoReturn
 
 from edge.errors import EdgeError
-
-if TYPE_CHECKING:
-    from jinja2 import Template, nodes
-    from jinja2.parser import Parser
 
 # A conversation that fills the longest context of the family has some 100,000 characters.
 MAX_CHARACTERS = 10_000_000
@@ -26,11 +19,9 @@ MAX_CHARACTERS = 10_000_000
 def render(template: str, messages: Sequence[Mapping[str, Any]], **variables: Any) -> str:
     """The text of a conversation: messages with `role` and `content`, and what else is used.
 
-    Raises:
-        EdgeError: the template is broken, refuses these messages or does what it may not.
+    An EdgeError where the template is broken, refuses these messages or does what it may not.
     """
-    values = {"tools": None, "documents": None, **variables}
-    text = ""
+    values, text = {"tools": None, "documents": None, **variables}, ""
     try:
         plain = json.loads(json.dumps([dict(message) for message in messages]))
         for piece in _compiled(template).generate(messages=plain, **values):
@@ -47,7 +38,7 @@ def render(template: str, messages: Sequence[Mapping[str, Any]], **variables: An
 
 
 @lru_cache(maxsize=8)
-def _compiled(template: str) -> Template:
+def _compiled(template: str) -> Any:
     # Imported here: completing code needs no template.
     from jinja2.ext import Extension, loopcontrols
     from jinja2.nodes import Scope
@@ -58,7 +49,7 @@ def _compiled(template: str) -> Template:
 
         tags = {"generation"}  # noqa: RUF012  (as the base class declares it)
 
-        def parse(self, parser: Parser) -> nodes.Node:
+        def parse(self, parser: Any) -> Any:
             line = next(parser.stream).lineno
             return Scope(parser.parse_statements(("name:endgeneration",), True), lineno=line)
 
@@ -66,7 +57,10 @@ def _compiled(template: str) -> Template:
         trim_blocks=True, lstrip_blocks=True, extensions=[Generation, loopcontrols]
     )
     environment.filters["tojson"] = _to_json
-    environment.globals |= {"raise_exception": _raise_exception, "strftime_now": _strftime_now}
+    environment.globals |= {
+        "raise_exception": _raise_exception,
+        "strftime_now": lambda layout: datetime.now().strftime(layout),
+    }
     return environment.from_string(template)
 
 
@@ -77,7 +71,3 @@ def _to_json(value: Any, ensure_ascii: bool = False, **options: Any) -> str:
 
 def _raise_exception(message: str) -> NoReturn:
     raise ValueError(message)
-
-
-def _strftime_now(layout: str) -> str:
-    return datetime.now().strftime(layout)

@@ -1,10 +1,5 @@
 """Token ids to text as they come, without losing or changing a byte.
 
-    detokenizer = StreamingDetokenizer(tokenizer)
-    for token_id in ids:
-        print(detokenizer.add(token_id), end="", flush=True)
-    print(detokenizer.finish())
-
 mlx-lm's detokenizers drop a leading space or decode a whole line again for every token. This one
 gives what the tokenizer's own decoder would, as far as later tokens cannot change it.
 """
@@ -31,29 +26,25 @@ SENTENCEPIECE_STEPS = [
 class StreamingDetokenizer:
     """One stream of ids as text, of our tokenizer, mlx-lm's or one of transformers.
 
-    What `add` and `finish` return, joined, is `tokenizer.decode(ids, skip_special_tokens=False,
-    clean_up_tokenization_spaces=False)`: special tokens show as their text, ids that the
-    tokenizer lacks (rows that pad the embedding) as nothing, and bytes that are not UTF-8 as the
-    same U+FFFD. Time is linear in the number of ids.
-
-    Held back are an incomplete character, and a run of byte tokens (<0x0A>) until its end: a
-    later byte can make all of them U+FFFD. With a decoder that is neither byte-level nor
-    SentencePiece's it is everything, and `finish` gives the text.
+    What `add` and `finish` return, joined, is `tokenizer.decode(ids)` with special tokens as their
+    text. Time is linear in the number of ids. Held back are an incomplete character, and a run of
+    byte tokens (<0x0A>) until its end: a later byte can make all of them U+FFFD. With a decoder
+    that is neither byte-level nor SentencePiece's it is everything.
     """
 
     def __init__(self, tokenizer: Any):
         self._tokenizer = tokenizer
         backend = getattr(tokenizer, "backend_tokenizer", None)
-        self._text = None if backend is None else _text_of(list(_steps(backend)))
-        self._token_of = None if backend is None else backend.id_to_token
+        self._text = backend and _text_of(list(_steps(backend)))
+        self._token_of: Any = backend and backend.id_to_token
         self._late: list[int] = []
 
     def add(self, token_id: int) -> str:
         """The text that is certain with this id; "" while it could still change."""
-        if self._text is None or self._token_of is None:
+        if self._text is None:
             self._late.append(token_id)
             return ""
-        token: str | None = self._token_of(token_id)
+        token = self._token_of(token_id)
         return "" if token is None else self._text.add(token)
 
     def finish(self) -> str:
@@ -61,10 +52,8 @@ class StreamingDetokenizer:
         if self._text is not None:
             return self._text.finish()
         ids, self._late = self._late, []
-        text: str = self._tokenizer.decode(
-            ids, skip_special_tokens=False, clean_up_tokenization_spaces=False
-        )
-        return text
+        how = {"skip_special_tokens": False, "clean_up_tokenization_spaces": False}
+        return str(self._tokenizer.decode(ids, **how))
 
 
 def _steps(backend: Any) -> Iterator[dict[str, Any]]:
@@ -90,9 +79,8 @@ def _text_of(steps: list[dict[str, Any]]) -> _ByteLevel | _SentencePiece | None:
 class _ByteLevel:
     """Each character is a byte; the bytes of all tokens are one UTF-8 text.
 
-    So a character may be split over tokens, but not around a special token, whose bytes come
-    between. A token with a character that stands for no byte (a space, a Chinese sign) is its
-    own text. Python's decoder replaces invalid bytes exactly as Rust's from_utf8_lossy does.
+    A token with a character that stands for no byte (a space, a Chinese sign) is its own text.
+    Python's decoder replaces invalid bytes exactly as Rust's from_utf8_lossy does.
     """
 
     def __init__(self) -> None:
@@ -142,12 +130,9 @@ class _SentencePiece:
         return text[dropped:]
 
 
-def _bytes_by_character() -> dict[str, int]:
-    """GPT-2's alphabet: printable Latin-1 stands for itself, the other bytes for U+0100 on."""
-    printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
-    others = [byte for byte in range(0x100) if byte not in printable]
-    characters = {chr(byte): byte for byte in printable}
-    return characters | {chr(0x100 + place): byte for place, byte in enumerate(others)}
-
-
-BYTE_OF = _bytes_by_character()
+# GPT-2's alphabet: printable Latin-1 stands for itself, the other bytes for U+0100 on.
+_PRINTABLE = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+_OTHERS = [byte for byte in range(0x100) if byte not in _PRINTABLE]
+BYTE_OF = dict(
+    zip(map(chr, [*_PRINTABLE, *range(0x100, 0x144)]), _PRINTABLE + _OTHERS, strict=True)
+)

@@ -1,8 +1,5 @@
 """The tokenizer of a model directory, read without transformers.
 
-    tokenizer = Tokenizer.load(Path("models/demo/mlx-fp16"))
-    tokenizer.decode(tokenizer.encode("def f(x):"))
-
 transformers takes a second and a half to import, most of what a completion took. What language
 models need of it is the `tokenizers` package and a few keys of small files, read here as its
 AutoTokenizer reads them; ids and text are the same.
@@ -10,7 +7,9 @@ AutoTokenizer reads them; ids and text are the same.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping, Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -19,29 +18,27 @@ from edge.formats.files import read_json_object, read_small_file
 
 TOKENIZER, SENTENCEPIECE = "tokenizer.json", "tokenizer.model"
 # In the order in which transformers adds those that the vocabulary lacks.
-SPECIAL_TOKENS = tuple(
-    f"{kind}_token" for kind in ("bos", "eos", "unk", "sep", "pad", "cls", "mask")
-)
+_KINDS = ("bos", "eos", "unk", "sep", "pad", "cls", "mask")
+SPECIAL_TOKENS = tuple(f"{kind}_token" for kind in _KINDS)
 # transformers does not read these tokenizer.json as they are but builds its own from their parts.
 REBUILT = ("LlamaTokenizer", "CodeLlamaTokenizer")
+# An added token that looks like <fim_middle> or <|im_end|>, not like spaces.
+MARKUP = re.compile(r"<\|?\w+\|?>")
 
 
 class Tokenizer:
     """Text to ids and back, with the methods that mlx-lm asks of a tokenizer of transformers.
 
-    Args:
-        backend: a `tokenizers.Tokenizer`.
-        special_tokens: text of `bos_token`, `eos_token`, ...; those that there are.
-        eos_ids: ids that end a text, beside the EOS token's.
-        chat_template: Jinja, or None.
+    Made of a `tokenizers.Tokenizer`, the text of each `bos_token`, `eos_token`, ... that there is,
+    a chat template in Jinja, and ids that end a text beside the EOS token's.
     """
 
     def __init__(
         self,
         backend: Any,
         special_tokens: Mapping[str, str],
-        eos_ids: Iterable[int] = (),
         chat_template: str | None = None,
+        eos_ids: Iterable[int] = (),
     ):
         backend.no_truncation()
         backend.no_padding()
@@ -58,24 +55,22 @@ class Tokenizer:
     def load(cls, path: Path, network: Mapping[str, Any] | None = None) -> Tokenizer:
         """Reads the tokenizer of a model directory; `network` is its config.json if that is read.
 
-        Raises:
-            EdgeError: there is none, or one of its files is broken.
+        An EdgeError where there is none, or one of its files is broken.
         """
         if not any((path / name).exists() for name in (TOKENIZER, SENTENCEPIECE)):
             raise EdgeError(
-                f"{path} has no {TOKENIZER} and no {SENTENCEPIECE}; download or convert the "
-                f"model again."
+                f"{path} has no {TOKENIZER} and no {SENTENCEPIECE}; convert the model again."
             )
         eos_ids = _eos_ids(path, network)
         try:
-            backend, names, template = _read(path) or _read_by_transformers(path)
-            return cls(backend, names, eos_ids, template)
+            return cls(*(_read(path) or _read_by_transformers(path)), eos_ids)
         except EdgeError:
             raise
         except Exception as error:  # neither tokenizers nor transformers has classes for its own
+            is_form = isinstance(error, AttributeError | LookupError | TypeError)
+            reason = "a value has another form than transformers writes" if is_form else error
             raise EdgeError(
-                f"{path}: the tokenizer cannot be read ({error or type(error).__name__}); convert "
-                f"the checkpoint again."
+                f"{path}: the tokenizer cannot be read ({reason}); convert the checkpoint again."
             ) from None
 
     @property
@@ -89,26 +84,24 @@ class Tokenizer:
         return self.convert_tokens_to_ids(self.eos_token)
 
     def __len__(self) -> int:
-        return int(self.backend_tokenizer.get_vocab_size(with_added_tokens=True))
+        return int(self.backend_tokenizer.get_vocab_size())
 
     def get_vocab(self) -> dict[str, int]:
         """Every token's id, added ones included."""
-        vocabulary: dict[str, int] = self.backend_tokenizer.get_vocab(with_added_tokens=True)
-        return vocabulary
+        return dict(self.backend_tokenizer.get_vocab())
 
     def encode(self, text: str, add_special_tokens: bool = True) -> list[int]:
         """Text -> ids; names of special tokens in it become these tokens.
 
         With `add_special_tokens` BOS or EOS come with it, where the model has it so.
         """
-        backend = self.backend_tokenizer
         try:
-            ids: list[int] = backend.encode(text, add_special_tokens=add_special_tokens).ids
+            found = self.backend_tokenizer.encode(text, add_special_tokens=add_special_tokens)
         except (TypeError, UnicodeEncodeError):
             raise EdgeError(
                 "the text has half a surrogate pair, which is not a character; read it as UTF-8."
             ) from None
-        return ids
+        return list(found.ids)
 
     def decode(
         self,
@@ -116,13 +109,12 @@ class Tokenizer:
         skip_special_tokens: bool = False,
         clean_up_tokenization_spaces: bool = False,
     ) -> str:
-        """Ids -> text; ids that the vocabulary lacks are nothing, those beyond 32 bits an error.
+        """Ids -> text; unknown ids are nothing, those beyond 32 bits an OverflowError.
 
         `clean_up_tokenization_spaces` is ignored, as transformers does for BPE.
         """
         ids = [ids] if isinstance(ids, int) else [int(i) for i in ids]
-        text: str = self.backend_tokenizer.decode(ids, skip_special_tokens=skip_special_tokens)
-        return text
+        return str(self.backend_tokenizer.decode(ids, skip_special_tokens=skip_special_tokens))
 
     def convert_tokens_to_ids(self, name: str | None) -> int | None:
         """The id of a token by its name; None where the vocabulary lacks it."""
@@ -145,19 +137,14 @@ class Tokenizer:
 
         Ends with the beginning of an answer, or not; `tokenize` gives ids; `variables` are the
         template's, such as `tools`; mlx-lm passes `return_dict`, always False.
-
-        Raises:
-            EdgeError: the model has no template, or it does not take these messages.
         """
         if self.chat_template is None:
             raise EdgeError("the model has no chat template, so it cannot chat; complete instead.")
         from edge.tokenizer.chat_template import render
 
         assert not return_dict, "text or ids only"
-        values = {**self.special_tokens_map, **variables}
-        text = render(
-            self.chat_template, messages, add_generation_prompt=add_generation_prompt, **values
-        )
+        variables["add_generation_prompt"] = add_generation_prompt
+        text = render(self.chat_template, messages, **{**self.special_tokens_map, **variables})
         return self.encode(text, add_special_tokens=False) if tokenize else text
 
 
@@ -172,13 +159,7 @@ def _read(path: Path) -> Parts | None:
     config, file = _optional(path / "tokenizer_config.json"), path / TOKENIZER
     if not file.exists():
         return None
-    data = read_small_file(file)
-    try:
-        backend = Backend.from_buffer(data)
-    except Exception as error:  # it has no class for its errors
-        raise EdgeError(
-            f"{file} is not a tokenizer ({error}); download or convert the model again."
-        ) from None
+    backend = Backend.from_buffer(read_small_file(file))
     # Byte-level ones it leaves alone, which Llama 3 calls by Llama 2's name.
     if str(config.get("tokenizer_class")).removesuffix("Fast") in REBUILT:
         parts = (backend.pre_tokenizer, backend.decoder)
@@ -216,9 +197,9 @@ def _names(config: Mapping[str, Any]) -> dict[str, str]:
 
 def _text(token: Any) -> str:
     """A token given as text, or as an object with its flags."""
-    text = token["content"] if isinstance(token, dict) else token
+    text = token.get("content") if isinstance(token, dict) else token
     if not isinstance(text, str):
-        raise TypeError(f"a special token is {text!r}")
+        raise ValueError(f"a special token is {token!r}")
     return text
 
 
@@ -238,14 +219,13 @@ def _add_missing(backend: Any, config: Mapping[str, Any], names: Mapping[str, st
 
 def _eos_ids(path: Path, network: Mapping[str, Any] | None) -> list[int]:
     """EOS ids of the network's configs; as in mlx-lm generation_config.json's where it has any."""
-    own = _whole_ids(_optional(path / "generation_config.json"))
-    return own or _whole_ids(_optional(path / "config.json") if network is None else network)
-
-
-def _whole_ids(config: Mapping[str, Any]) -> list[int]:
-    found = config.get("eos_token_id")
-    ids = found if isinstance(found, list) else [found]
-    return [i for i in ids if type(i) is int and i >= 0]
+    own = _optional(path / "config.json") if network is None else network
+    for config in (_optional(path / "generation_config.json"), own):
+        found = config.get("eos_token_id")
+        ids = found if isinstance(found, list) else [found]
+        if whole := [i for i in ids if type(i) is int and i >= 0]:
+            return whole
+    return []
 
 
 def _only_template(found: Any) -> str | None:
@@ -254,5 +234,44 @@ def _only_template(found: Any) -> str | None:
     if isinstance(found, dict):
         found = found.get("default")
     if found is not None and not isinstance(found, str):
-        raise TypeError(f"the chat template is {type(found).__name__}, not text")
+        raise ValueError("the chat template is not text")
     return found
+
+
+def token_id(tokenizer: Any, name: str) -> int | None:
+    """The id of a token of the vocabulary by its name, None if there is no such token."""
+    found = tokenizer.convert_tokens_to_ids(name)
+    # An unknown name gives the id of the unknown token, where there is one: ask back.
+    if found is None or tokenizer.convert_ids_to_tokens(found) != name:
+        return None
+    return int(found)
+
+
+def special_ids(backend: Any) -> frozenset[int]:
+    """Ids of a `tokenizers.Tokenizer` that are no text, whether flagged as special or not."""
+    added = backend.get_added_tokens_decoder().items()
+    return frozenset(i for i, token in added if token.special or MARKUP.fullmatch(token.content))
+
+
+def encode_text(backend: Any, text: str) -> list[int]:
+    """Ids of text, from a `tokenizers.Tokenizer`, in which names of special tokens are text."""
+    before = backend.encode_special_tokens
+    backend.encode_special_tokens = True
+    try:
+        ids: list[int] = backend.encode(text, add_special_tokens=False).ids
+        control = special_ids(backend)
+        if control.isdisjoint(ids):
+            return ids
+        # A name that the tokenizer does not flag as special: a cut within it breaks it up.
+        names = sorted(filter(None, map(backend.id_to_token, control)))
+        pieces = _cut_within(text, names)
+        return [i for piece in pieces for i in backend.encode(piece, add_special_tokens=False).ids]
+    finally:
+        backend.encode_special_tokens = before
+
+
+def _cut_within(text: str, names: Sequence[str]) -> list[str]:
+    """Text in pieces, none of which holds any of the names."""
+    pattern = "|".join(f"(?={re.escape(name)})" for name in names if len(name) > 1)
+    cuts = [match.start() + 1 for match in re.finditer(pattern, text)]
+    return [text[begin:end] for begin, end in pairwise([0, *cuts, len(text)])]

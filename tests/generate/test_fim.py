@@ -14,7 +14,7 @@ from edge.generate.fim import Completer
 from edge.generate.fim_prompt import LEAST_CHARACTERS, FimTokens, fit, near_beginning, near_end
 from edge.generate.sampling import Sampling
 from edge.generate.sources import MlxSource
-from edge.tokenizer.special_tokens import encode_text
+from edge.tokenizer.tokenizer import encode_text
 
 CONTEXT = 1024
 NAMES = [

@@ -15,7 +15,6 @@ from mlx_lm.utils import load_model as mlx_lm_load_model
 
 from edge.errors import EdgeError
 from edge.formats import files
-from edge.model.config import ModelConfig
 from edge.model.load import load, load_model, open_model
 from tests.support.tiny import (
     CONFIGS,
@@ -23,11 +22,11 @@ from tests.support.tiny import (
     LLAMA_CONFIGS,
     MODES,
     PLAIN,
-    quantised_tensors,
     random_tensors,
     tiny_model,
     token_ids,
     write_checkpoint,
+    write_quantised,
 )
 
 TOLERANCE = 1e-4
@@ -37,15 +36,6 @@ AFFINE = {"group_size": 64, "bits": 4, "mode": "affine"}
 # Everything in PLAIN but down_proj (96 inputs) divides by 64.
 V_PROJ = "model.layers.0.self_attn.v_proj"
 DOWN_PROJ = "model.layers.0.mlp.down_proj"
-
-
-def write_quantised(path, raw, quantization, **changes):
-    """A tiny artefact quantised as `quantization` says; `changes`: part of V_PROJ to its array."""
-    top = {key: quantization[key] for key in AFFINE if key in quantization}
-    tensors = quantised_tensors(random_tensors(ModelConfig.from_dict(raw)), top, quantization)
-    tensors |= {f"{V_PROJ}.{part}": array for part, array in changes.items()}
-    tensors = {name: array for name, array in tensors.items() if array is not None}
-    return write_checkpoint(path, {**raw, "quantization": quantization}, tensors=tensors)
 
 
 def difference(path):
@@ -116,17 +106,15 @@ def test_every_float_type(raw, dtype, tmp_path):
 @pytest.mark.parametrize(
     ("quantization", "words"),
     [
-        ("affine", "'str' object"),
+        ("affine", r"\(quantization is 'affine', not an object\)"),
         ({"bits": 7}, "bits 7 of mode affine"),
         ({"bits": "4"}, "bits '4' of mode affine"),
-        ({"bits": 8}, r"Expected shape \(\d+, 16\) but received shape \(\d+, 8\)"),
         ({"group_size": 50}, "group_size 50 of mode affine"),
-        ({"group_size": 32}, r"Expected shape .*scales"),
         ({"group_size": 128}, "128"),
-        ({"mode": "gguf"}, "'gguf'"),
-        ({"mode": ["affine"]}, "unhashable"),
-        ({V_PROJ: "6 bits"}, "'str' object"),
-        ({V_PROJ: None}, "'NoneType' object"),
+        ({"mode": "gguf"}, r"\(quantization mode 'gguf' is unknown\)"),
+        ({"mode": ["affine"]}, r"\(quantization mode \['affine'\] is unknown\)"),
+        ({V_PROJ: "6 bits"}, rf"of {V_PROJ} is '6 bits', not true, false or an object"),
+        ({V_PROJ: None}, rf"quantization of {V_PROJ} is None"),
         ({V_PROJ: {"bits": 7}}, "bits 7"),
         ({V_PROJ: {"bits": 6}}, rf"Expected shape .* {V_PROJ}\.weight"),
         ({V_PROJ: False}, rf"{V_PROJ}\.weight is .*uint32, not .*float32"),
@@ -152,15 +140,22 @@ def test_a_recipe_that_does_not_fit_is_refused(quantization, words, tmp_path):
         ("weight", mx.zeros((64, 8)), r"weight is .*float32, not .*uint32"),
         ("weight", mx.zeros((64, 7), dtype=mx.uint32), r"Expected shape \(64, 8\)"),
         ("scales", mx.zeros((64, 1), dtype=mx.uint8), r"scales is .*uint8, not .*float32"),
-        ("scales", mx.zeros((64, 2)), r"Expected shape \(64, 1\)"),
         ("spice", mx.zeros((1,)), "not in model: .*spice"),
     ],
 )
 def test_tensors_that_do_not_fit_are_refused(part, array, words, tmp_path):
-    path = write_quantised(tmp_path / "m", PLAIN, AFFINE, **{part: array})
+    path = write_quantised(tmp_path / "m", PLAIN, AFFINE, {f"{V_PROJ}.{part}": array})
     with pytest.raises(EdgeError, match=words) as error:
         load_model(path)
     assert "\n" not in str(error.value)
+
+
+def test_a_missing_norm_of_a_head_is_named(tmp_path):
+    tensors = random_tensors(tiny_model(CONFIGS["qk-layernorm"]).config)
+    del tensors[name := "model.layers.1.self_attn.k_layernorm.norms.3.weight"]
+    path = write_checkpoint(tmp_path / "m", CONFIGS["qk-layernorm"], tensors=tensors)
+    with pytest.raises(EdgeError, match=rf"\({name} is missing\)"):
+        load_model(path)
 
 
 # --- what is not a model, or half of one

@@ -34,6 +34,7 @@ from tests.support.tiny import (
     tiny_model,
     token_ids,
     write_checkpoint,
+    write_quantised,
 )
 
 REFERENCE = Path(__file__).parent / "reference_logits.npz"
@@ -89,13 +90,6 @@ def test_mlx_lm_computes_the_same_on_the_same_files(name, tmp_path):
         assert np.abs(logits(ours, lengths) - logits(theirs, lengths)).max() < TOLERANCE
 
 
-def test_batch_rows_are_independent():
-    model = tiny_model(CONFIGS["stable-code"])
-    first, second = (mx.array(token_ids(model.config, seed=s)) for s in (1, 2))
-    apart = mx.concatenate([model(first), model(second)])
-    assert mx.allclose(model(mx.concatenate([first, second])), apart, rtol=0, atol=TOLERANCE)
-
-
 # --- one position's norms and rotations, compiled on a CPU
 
 
@@ -119,14 +113,6 @@ def test_rotation_is_mlx_s(dims, base, backend):
         expected = mx.fast.rope(x, dims, offset=offset, **how)
         assert mx.allclose(rope(x, offset), expected, rtol=0, atol=1e-5)
         offset += 1
-
-
-@pytest.mark.parametrize("dtype", [mx.float16, mx.bfloat16])
-def test_rotation_keeps_half_precision(dtype, backend):
-    x = mx.random.normal((1, 3, 1, 64)).astype(dtype)
-    expected = mx.fast.rope(x, 16, traditional=False, base=10_000.0, scale=1.0, offset=7)
-    found = RotaryEmbedding(16, 10_000.0)(x, 7)
-    assert found.dtype == dtype and mx.allclose(found, expected, rtol=0, atol=2e-2)
 
 
 @pytest.mark.parametrize("length", [1, 5])
@@ -162,12 +148,6 @@ def test_padded_heads_and_joined_matrices_compute_the_same(name, fuse, tmp_path,
         assert relative(logits(model, LENGTHS), logits(apart, LENGTHS)) < ROUNDING
 
 
-def write_quantised(path, raw, how, own=None):
-    """A tiny artefact, every matrix quantised alike but for those that `own` names."""
-    tensors = quantised_tensors(random_tensors(ModelConfig.from_dict(raw)), how, own or {})
-    return write_checkpoint(path, {**raw, "quantization": {**how, **(own or {})}}, tensors=tensors)
-
-
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("name", ["stablelm-2-12b", "qkv-bias", "llama-bias", "llama-grouped"])
 def test_quantised_matrices_are_joined_as_they_are(name, mode, tmp_path):
@@ -187,14 +167,14 @@ def test_quantised_matrices_are_joined_as_they_are(name, mode, tmp_path):
 def test_matrices_stored_in_different_ways_stay_apart(own, tmp_path):
     how = {"group_size": 32, "bits": 4, "mode": "affine"}
     names = ("model.layers.0.self_attn.v_proj", "model.layers.1.mlp.up_proj")
-    path = write_quantised(tmp_path / "m", PLAIN, how, dict.fromkeys(names, own))
+    path = write_quantised(tmp_path / "m", PLAIN, how | dict.fromkeys(names, own))
     model = load_model(path, mx.float32)
     parts = [part for layer in model.layers for part in (layer.self_attn, layer.mlp)]
     fused = ["qkv_proj" in p or "gate_up_proj" in p for p in parts]
     assert fused == [False, True, False, False]  # of the last layer q, k and v are always apart
 
 
-@pytest.mark.parametrize(("backend", "fused"), [("cpu", False), ("metal", True), ("cuda", True)])
+@pytest.mark.parametrize(("backend", "fused"), [("cpu", False), ("metal", True)])
 def test_large_matrices_stay_apart_on_a_cpu(backend, fused, monkeypatch):
     monkeypatch.setattr(stablelm, "LARGEST_JOINED_ON_CPU_BYTES", 1000)
     monkeypatch.setattr(stablelm, "current_backend", lambda: backend)
@@ -202,13 +182,6 @@ def test_large_matrices_stay_apart_on_a_cpu(backend, fused, monkeypatch):
     model.fuse()
     assert ("gate_up_proj" in model.layers[0].mlp) == fused
     assert ("qkv_proj" in model.layers[0].self_attn) == fused
-
-
-def test_a_bias_that_only_some_have_keeps_them_apart():
-    model = tiny_model({**CONFIGS["qkv-bias"], "num_hidden_layers": 3})
-    del model.layers[0].self_attn.k_proj["bias"]
-    model.fuse()
-    assert ["qkv_proj" in layer.self_attn for layer in model.layers] == [False, True, False]
 
 
 @pytest.mark.parametrize("artefact", ["mlx-fp16", "mlx-int4"])
@@ -237,19 +210,11 @@ def test_loading_never_holds_the_weights_twice(fuse, tmp_path):
 
 @pytest.mark.parametrize(
     ("head_dim", "metal", "cuda"),
-    [(64, 64, 64), (80, 96, 96), (96, 96, 96), (128, 128, 128), (160, 192, 160), (600, 600, 600)],
+    [(64, 64, 64), (80, 96, 96), (160, 192, 160), (600, 600, 600)],
 )
 def test_heads_are_padded_where_the_device_gains(head_dim, metal, cuda):
     widths = [head_width(head_dim, backend) for backend in ("metal", "cuda", "cpu")]
     assert widths == [metal, cuda, head_dim]
-
-
-def test_the_cache_holds_padded_heads(padded_heads):
-    model = tiny_model(CONFIGS["stable-code"])
-    cache = make_prompt_cache(model)
-    model(mx.array([[1, 2, 3]]), cache)
-    assert cache[0].keys.shape[-1] == cache[0].values.shape[-1] == 96
-    assert not mx.any(cache[0].keys[..., 80:]).item()
 
 
 # --- columns stored in another order
@@ -283,16 +248,6 @@ def test_columns_in_another_order_give_the_same_logits(case, tmp_path):
     moved = load_model(write_checkpoint(tmp_path / "m", ALL[case], tensors=tensors), mx.float32)
     for lengths in ((40,), (1,) * 40):
         assert np.abs(logits(moved, lengths) - logits(tiny_model(ALL[case]))).max() < TOLERANCE
-
-
-@pytest.mark.parametrize("name", input_order_shapes(ModelConfig.from_dict(PLAIN)))
-def test_each_order_alone(name, tmp_path):
-    tensors, expected = reordered(ModelConfig.from_dict(PLAIN), [name]), logits(tiny_model(PLAIN))
-    moved = load_model(write_checkpoint(tmp_path / "moved", PLAIN, tensors=tensors), mx.float32)
-    assert np.abs(logits(moved) - expected).max() < TOLERANCE
-    del tensors[name]
-    lost = load_model(write_checkpoint(tmp_path / "lost", PLAIN, tensors=tensors), mx.float32)
-    assert np.abs(logits(lost) - expected).max() > 0.1
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -333,9 +288,7 @@ def test_orders_are_not_parameters_and_keep_their_type(tmp_path):
     [
         (O_ORDER, np.arange(65, dtype=np.int32)),
         (O_ORDER, np.arange(64, dtype=np.int32).reshape(8, 8)),
-        (O_ORDER, np.arange(1, 65, dtype=np.int32)),
         (O_ORDER, np.r_[0, np.arange(63)].astype(np.int32)),
-        (O_ORDER, np.arange(0, dtype=np.int32)),
         (O_ORDER, np.arange(64, dtype=np.int64)),
         ("model.layers.2.mlp.gate_up_order", np.arange(64, dtype=np.int32)),
         ("model.layers.0.mlp.order", np.arange(64, dtype=np.int32)),

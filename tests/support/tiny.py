@@ -147,6 +147,14 @@ def quantised_tensors(tensors: dict, how: dict, own: dict | None = None) -> dict
     return out
 
 
+def write_quantised(path: Path, raw: dict, how: dict, changes: dict | None = None) -> Path:
+    """A tiny artefact quantised as mlx-lm's `quantization` says, some of its tensors changed."""
+    top = {key: how[key] for key in ("group_size", "bits", "mode") if key in how}
+    tensors = quantised_tensors(random_tensors(ModelConfig.from_dict(raw)), top, how)
+    tensors = {name: a for name, a in (tensors | (changes or {})).items() if a is not None}
+    return write_checkpoint(path, {**raw, "quantization": how}, tensors=tensors)
+
+
 def write_checkpoint(path: Path, raw: dict, seed: int = 0, tensors: dict | None = None) -> Path:
     """A Hugging Face directory with float32 weights, or others, and a byte-level tokenizer."""
     path.mkdir(parents=True, exist_ok=True)

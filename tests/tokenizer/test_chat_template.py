@@ -61,38 +61,32 @@ def test_the_text_is_that_of_transformers(template, messages, prompted):
     assert found == expected[0]
 
 
-def refused(template, messages=TALK):
-    with pytest.raises(EdgeError) as error:
-        render(template, messages, add_generation_prompt=True, **TOKENS)
-    assert "\n" not in str(error.value)
-    return str(error.value)
-
-
 @pytest.mark.parametrize(
     ("template", "words"),
     [
+        (INST, r"does not take this conversation \(Roles must"),
         ("{% for", "unexpected"),
         ("{{ nothing.at.all }}", "undefined"),
         ("{{ messages[9].content }}", "no element 9"),
         ("{{ 1 / 0 }}", "division by zero"),
-        ("{{ messages + 1 }}", "can only concatenate list"),
         ("{% include 'x' %}", "no loader"),
-        ("{{ messages | shout }}", "No filter named 'shout'"),
         ("{% generation %}", "Unexpected end of template"),
+        ("{% for i in range(10**9) %}x{% endfor %}", "does not take"),
+        ("{% for i in range(99999) %}{{ 'x' * 9999 }}{% endfor %}", "more than 10000000"),
+        ("{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}", "does not take"),
+        ("{{ " + "(" * 5000 + ")" * 5000 + " }}", "does not take"),
     ],
+    ids=lambda value: value[:30],
 )
 def test_a_broken_template_is_refused(template, words):
-    assert words in refused(template)
-
-
-def test_the_reason_of_a_template_that_refuses_is_told():
-    assert "does not take this conversation (Roles must" in refused(INST, [TALK[0], TALK[0]])
+    with pytest.raises(EdgeError, match=words) as error:
+        render(template, [TALK[0], TALK[0]], add_generation_prompt=True, **TOKENS)
+    assert "\n" not in str(error.value)
 
 
 @pytest.mark.parametrize(
     "template",
     [
-        "{{ ''.__class__ }}",
         "{{ ''['__class__'] }}",
         "{{ (''|attr('__class__')).mro() }}",
         "{{ messages.__class__.__base__.__subclasses__() }}",
@@ -113,23 +107,3 @@ def test_a_template_reaches_nothing_of_python(template):
         assert "\n" not in str(error)
     else:  # jinja2's sandbox answers some with nothing
         assert text == ""
-
-
-@pytest.mark.parametrize(
-    "template",
-    [
-        "{% for i in range(10**9) %}x{% endfor %}",
-        "{% for i in range(99999) %}{{ 'x' * 9999 }}{% endfor %}",
-        "{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}",
-        "{{ " + "(" * 5000 + ")" * 5000 + " }}",
-    ],
-    ids=lambda template: template[:40],
-)
-def test_endless_output_is_refused(template):
-    refused(template)
-
-
-def test_messages_are_not_changed():
-    messages = [dict(message) for message in TALK]
-    render("{% for m in messages %}{% set m = 1 %}{% endfor %}", messages)
-    assert messages == TALK

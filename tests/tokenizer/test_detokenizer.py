@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from mlx_lm.utils import load_tokenizer
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
+from transformers.convert_slow_tokenizer import bytes_to_unicode
 
 from edge.convert.sources.find import DEMO_PATH
 from edge.tokenizer.detokenizer import REPLACEMENT_CHARACTER, StreamingDetokenizer
@@ -21,7 +22,6 @@ GPT_NEOX = os.environ.get("EDGE_GPT_NEOX_TOKENIZER")
 UTF8_EDGES = bytes.fromhex("00 41 7f 80 8f 90 9f a0 bf c1 c2 df e0 e1 ed ef f0 f1 f4 f5 ff")
 TEXTS = {
     "indented": "    return x",
-    "one space": " x",
     "spaces only": "     ",
     "tabs": "\tif x:\n\t\treturn\t1\n",
     "crlf": "a = 1\r\n\r\n  b = 2\r\n\r",
@@ -87,10 +87,7 @@ def tokenizer(request):
 
 def ids_of_bytes(tokenizer, data):
     """One id per byte, whatever the bytes are; GPT-NeoX has none for bytes no UTF-8 has."""
-    printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
-    others = [byte for byte in range(256) if byte not in printable]
-    alphabet = {byte: chr(byte) for byte in printable}
-    alphabet |= {byte: chr(256 + place) for place, byte in enumerate(others)}
+    alphabet = bytes_to_unicode()
     ids = tokenizer.convert_tokens_to_ids([alphabet[byte] for byte in data])
     return [id_ for id_ in ids if id_ is not None]
 
@@ -133,16 +130,6 @@ def test_a_special_token_breaks_a_character_and_a_padding_row_does_not(tokenizer
     assert [whole.add(id_) for id_ in (first, beyond, *rest)] == ["", "", "", "", "😀"]
 
 
-@pytest.mark.parametrize("bad", [-1, 2**32])
-def test_impossible_ids_are_refused_as_decode_refuses_them(tokenizer, bad):
-    for call in (
-        lambda: decode(tokenizer, [bad]),
-        lambda: StreamingDetokenizer(tokenizer).add(bad),
-    ):
-        with pytest.raises(OverflowError):
-            call()
-
-
 # --- SentencePiece and others
 
 WORDS = ["▁", "▁▁", "▁▁▁▁", "a", "b", "▁a", "▁return", "é", "世", "\n", ",", " ", "+A>", "<0x"]
@@ -161,8 +148,6 @@ LATE = {
     "strips tokens": decoders.Sequence([SPACES, decoders.Strip(" ", 1, 0), FALLBACK]),
     "metaspace": decoders.Metaspace("▁", "always"),
     "bytes, strip": decoders.Sequence([decoders.ByteLevel(), decoders.Strip("a", 2, 0)]),
-    "word piece": decoders.WordPiece(),
-    "ctc": decoders.CTC(),
     "strips the end": decoders.Sequence([*LLAMA[:3], decoders.Strip(" ", 0, 1)]),
 }
 
@@ -211,11 +196,6 @@ def test_sentencepiece_ids_stream_as_they_decode(streamed, ids):
     check_every_prefix(streamed, ids, byte_run)
 
 
-@pytest.mark.parametrize("text", TEXTS.values(), ids=TEXTS)
-def test_sentencepiece_text_streams_as_it_decodes(streamed, text):
-    check_every_prefix(streamed, streamed.encode(text, add_special_tokens=False), byte_run)
-
-
 def test_a_byte_run_waits_for_its_end():
     """Since one bad byte turns the whole run into replacement characters."""
     you, bad = [3 + byte for byte in "世".encode()], 3 + 0xFF
@@ -234,17 +214,15 @@ def test_other_decoders_give_their_text_at_the_end(name, ids):
     assert detokenizer.finish() == decode(tokenizer, ids)
 
 
-def work(detokenizer, ids):
-    """Calls made, plus the length of all text, bytes and lists that they had in hand."""
+def calls(detokenizer, ids):
+    """Calls made, plus the length of all text and bytes that they had in hand."""
     total = 0
 
     def count(frame, event, _):
         nonlocal total
-        total += 1
-        if event == "return":
-            values = [*frame.f_locals.values()]
-            values += getattr(frame.f_locals.get("self"), "__dict__", {}).values()
-            total += sum(len(v) for v in values if isinstance(v, str | bytes | bytearray | list))
+        own = getattr(frame.f_locals.get("self"), "__dict__", {}).values()
+        values = [*frame.f_locals.values(), *own] if event == "return" else []
+        total += 1 + sum(len(v) for v in values if isinstance(v, str | bytes | bytearray | list))
 
     sys.setprofile(count)
     try:
@@ -261,5 +239,5 @@ def test_the_work_per_token_does_not_grow(kind):
     tokenizer = BYTE_LEVEL["demo"]() if kind == "demo" else LLAMA_TOKENIZER
     ids = tokenizer.encode("naïve = '世界' + a ", add_special_tokens=False)
     detokenizer = StreamingDetokenizer(tokenizer)
-    work(detokenizer, ids)
-    assert len({work(detokenizer, ids) for _ in range(200)}) == 1
+    calls(detokenizer, ids)
+    assert len({calls(detokenizer, ids) for _ in range(200)}) == 1

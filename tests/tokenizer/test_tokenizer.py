@@ -91,12 +91,10 @@ KINDS = {
     "demo": demo_with(DEMO_CONFIG),
     "objects": demo_with({**NAMED, "pad_token": "<|padding|>"}),
     "nothing-named": demo_with({}),
-    "add-bos-is-ignored": demo_with({**NAMED, "add_bos_token": True, "add_eos_token": True}),
     "new-names": demo_with(NEW),
     "names-apart": demo_with({}, {**APART, "pad_token": "<|apart|>"}),
     "names-apart-are-old": demo_with({"added_tokens_decoder": LISTED}, APART),
     "llama-class": metaspace(tokenizer_class="LlamaTokenizer"),
-    "llama-legacy": metaspace(tokenizer_class="LlamaTokenizerFast", legacy=True),
     "code-llama": metaspace(tokenizer_class="CodeLlamaTokenizer"),
     "llama-as-it-is": metaspace(tokenizer_class="PreTrainedTokenizerFast"),
     **({"gpt-neox": demo_with(NEOX, source=GPT_NEOX)} if GPT_NEOX else {}),
@@ -194,6 +192,8 @@ def test_which_template_counts(config, file, expected, tmp_path):
 
 def test_a_conversation_becomes_text_or_ids(demo_out, tmp_path):
     tokenizer = Tokenizer.load(demo_out / "mlx-fp16")
+    with pytest.raises(EdgeError, match="half a surrogate pair"):
+        tokenizer.encode("a\ud800")
     messages = [{"role": "user", "content": "hi"}]
     text = tokenizer.apply_chat_template(messages)
     assert text == "<|im_start|>user\nhi<|im_end|>\n<|im_start|>assistant\n"
@@ -207,16 +207,16 @@ def test_a_conversation_becomes_text_or_ids(demo_out, tmp_path):
 @pytest.mark.parametrize(
     ("name", "content", "words"),
     [
-        *(("tokenizer.json", data, "is not a tokenizer") for data in (b"", b"[]", b"\xff\xfe")),
+        ("tokenizer.json", b"", "the tokenizer cannot be read .* from buffer"),
+        ("tokenizer.json", b"\xff\xfe", "the tokenizer cannot be read"),
         ("tokenizer_config.json", b"{", "cannot be read as JSON"),
-        ("tokenizer_config.json", b"[]", "holds no JSON object"),
         ("tokenizer_config.json", b'{"bos_token": 3}', "a special token is 3"),
-        ("tokenizer_config.json", b'{"bos_token": {"lstrip": true}}', "'content'"),
+        ("tokenizer_config.json", b'{"bos_token": {"lstrip": true}}', "a special token is {"),
         ("tokenizer_config.json", b'{"added_tokens_decoder": {"x": {}}}', "cannot be read"),
-        ("tokenizer_config.json", b'{"added_tokens_decoder": [1]}', "cannot be read"),
-        ("tokenizer_config.json", b'{"extra_special_tokens": 3}', "cannot be read"),
-        ("tokenizer_config.json", b'{"chat_template": 3}', "the chat template is int"),
-        ("tokenizer_config.json", b'{"chat_template": [1]}', "cannot be read"),
+        ("tokenizer_config.json", b'{"added_tokens_decoder": [1]}', "has another form than"),
+        ("tokenizer_config.json", b'{"extra_special_tokens": 3}', "has another form than"),
+        ("tokenizer_config.json", b'{"chat_template": 3}', "the chat template is not text"),
+        ("tokenizer_config.json", b'{"chat_template": [1]}', "has another form than"),
         ("special_tokens_map.json", b"nope", "cannot be read as JSON"),
         ("generation_config.json", b"nope", "cannot be read as JSON"),
         ("chat_template.jinja", b"\xff\xff", "cannot be read"),
@@ -238,11 +238,6 @@ def test_a_directory_without_a_tokenizer_is_refused(tmp_path):
     write(tmp_path, "tokenizer_config.json", {"tokenizer_class": "LlamaTokenizer"})
     with pytest.raises(EdgeError, match="the tokenizer cannot be read"):
         Tokenizer.load(tmp_path)
-
-
-def test_half_a_surrogate_pair_is_refused(demo_out):
-    with pytest.raises(EdgeError, match="half a surrogate pair"):
-        Tokenizer.load(demo_out / "mlx-fp16").encode("a\ud800")
 
 
 def test_nothing_heavy_is_imported(demo_out):
