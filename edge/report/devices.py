@@ -50,15 +50,10 @@ class LeftOut:
 
 @dataclass(frozen=True)
 class DeviceComparison:
-    """The comparison.
+    """Each of `rows` is one precision on one device, with the keys of `_line` and `_pooled`.
 
-    Each of `rows` is one precision on one device: model, workload, method, device, artefact,
-    engine, framework, precision, runs_on, verdict, reason, file, created_utc, n; the medians
-    decode_tok_s, prefill_tok_s, power_w, joules_per_token, peak_memory_bytes; bandwidth_gb_s,
-    bandwidth_source and bandwidth_fraction; decode_per_gb_s (tok/s per GB/s) and tok_per_joule;
-    meter; runs (how many measurements there are), lowest_tok_s, highest_tok_s and others (their
-    files). What was not measured is None. `methods` are the meanings of a rate that occur, most
-    common first. Of `files`, `filtered_out` did not match `chip` and `model`.
+    What was not measured is None. `methods` are the meanings of a rate that occur, most common
+    first. Of `files`, `filtered_out` did not match `chip` and `model`.
     """
 
     files: int
@@ -170,7 +165,7 @@ def _has(wanted: str | None, *names: str | None) -> bool:
 
 
 def _line(file: str, profile: Summary, row: RowSummary) -> Row:
-    """What is shown of a row, and what it is grouped and sorted by."""
+    """What is shown of a row, and what it is grouped and sorted by; figures are medians."""
     device, bandwidth = profile.device, row.bandwidth(profile.device)
     medians = {key: q.median if (q := getattr(row, key)) else None for key in MEDIANS}
     decode, joules = medians["decode_tok_s"], medians["joules_per_token"]
@@ -256,21 +251,24 @@ def _shown(rows: Sequence[Row]) -> list[Row]:
     pooled = [_pooled(runs) for runs in same.values()]
     methods = [row["method"] for row in pooled]
     best: dict[tuple[Any, ...], float] = {}
+
+    def place(row: Row) -> tuple[Any, ...]:
+        return tuple(row[key] for key in (*GROUP, "device"))
+
     for row in pooled:
-        place = tuple(row[key] for key in (*GROUP, "device"))
-        best[place] = max(row["decode_tok_s"] or row["prefill_tok_s"], best.get(place, 0.0))
+        rate = row["decode_tok_s"] or row["prefill_tok_s"]
+        best[place(row)] = max(rate, best.get(place(row), 0.0))
 
     def order(row: Row) -> tuple[Any, ...]:
-        rate = best[tuple(row[key] for key in (*GROUP, "device"))]
         group = (-methods.count(row["method"]), row["method"], row["model"], row.pop("order"))
         names = (row[key] for key in ("device", "framework", "precision", "engine", "runs_on"))
-        return (*group, row["workload"], -rate, *names)
+        return (*group, row["workload"], -best[place(row)], *names)
 
     return sorted(pooled, key=order)
 
 
 def _pooled(runs: Sequence[Row]) -> Row:
-    """The first, with the range of all."""
+    """The first, with the range of all and the files of the others."""
     rates = [run["decode_tok_s"] for run in runs if run["decode_tok_s"] is not None]
     return {
         **runs[0],

@@ -1,8 +1,4 @@
-"""Profiles for tests, as plain JSON data.
-
-The figures are invented, but hang together: rates follow from token times, energy from power,
-power from samples. All of it is seeded.
-"""
+"""Seeded profiles as plain JSON data: rates follow from token times, energy from power."""
 
 import json
 import random
@@ -64,20 +60,12 @@ def make_profile(
     """Rows of Table 11 on a Mac; `how` is that of `row`."""
     cores, gb_s, memory_gb = CHIPS[chip]
     device = {
-        "name": chip,
-        "architecture": "arm64",
-        "physical_cores": 12,
-        "logical_cores": 12,
-        "memory_bytes": memory_gb << 30,
-        "os": "macOS 15.5 (24F74)",
-        "hw_model": hw_model,
+        **{"name": chip, "architecture": "arm64", "physical_cores": 12, "logical_cores": 12},
+        **{"memory_bytes": memory_gb << 30, "os": "macOS 15.5 (24F74)", "hw_model": hw_model},
         "cores_by_level": {"Performance": 8, "Efficiency": 4},
-        "gpu_name": chip,
-        "gpu_cores": cores,
+        **{"gpu_name": chip, "gpu_cores": cores, "cache_bytes": 100_000_000, "remarks": []},
         "memory_bandwidth": {"gb_s": gb_s, "source": f"table: {chip}"},
         "gpu_memory_bandwidth": None,
-        "cache_bytes": 100_000_000,
-        "remarks": [],
     }
     kinds = [kind for kind in TABLE11 if kind[0] in artefacts]
     rows = [row(kind, depth, gb_s, **how) for depth in depths for kind in kinds]
@@ -98,7 +86,6 @@ def linux_profile():
 
 
 def failed_profile():
-    """Every row died."""
     made = make_profile()
     reason = "the worker was killed (signal 9) in round {} of 3: out of memory"
     made["rows"] = [failed_row(r, reason.format(n % 3 + 1)) for n, r in enumerate(made["rows"])]
@@ -106,13 +93,12 @@ def failed_profile():
 
 
 def many_rows_profile(count=20):
-    """Twenty artefacts with long names, every seventh of them failed."""
-    made = make_profile()
-    rows = []
+    """Artefacts with long names, every seventh of them failed."""
+    made, rows = make_profile(), []
     for n in range(count):
-        kind = list(TABLE11[n % len(TABLE11)])
-        kind[0] = f"{kind[0]}-recipe-{n:02d}-with-importance-matrix"
-        kind[1] = ("mlx", "mlx-lm", "llama.cpp", "llama-bench", "unheard-of")[n % 5]
+        name, _, *others = TABLE11[n % len(TABLE11)]
+        engine = ("mlx", "mlx-lm", "llama.cpp", "llama-bench", "unheard-of")[n % 5]
+        kind = (f"{name}-recipe-{n:02d}-with-importance-matrix", engine, *others)
         rows.append(row(kind, 0, 409.6, seed=n))
     made["rows"] = [failed_row(r, "no memory") if n % 7 == 6 else r for n, r in enumerate(rows)]
     return made
@@ -149,18 +135,13 @@ def profile(device, rows, model="stable-code-3b", created="2026-11-20T12:00:00+0
         "device": device,
         "software": {"edge": "0.1.0", "mlx": "0.32.4", "llama-cpp-python": "0.3.36"},
         "model": {
-            "name": model,
-            "source": f"stabilityai/{model}",
-            "revision": "0123456789abcdef",
-            "parameters": PARAMETERS,
-            "synthetic": False,
+            **{"name": model, "source": f"stabilityai/{model}", "revision": "0123456789abcdef"},
+            **{"parameters": PARAMETERS, "synthetic": False},
         },
         "method": {
             "decode_rate": "sum of (N - 1) / sum of (t_N - t_1) over a trial's passes",
             "excluded": ["load", "tokenisation", "sampling", "detokenisation"],
-            "warmups": 1,
-            "repetitions": 6,
-            "finished": True,
+            **{"warmups": 1, "repetitions": 6, "finished": True},
         },
         "rows": rows,
     }
@@ -220,9 +201,8 @@ def row(
         "reasons": reasons,
         "load_s": 1.5,
         "engine_facts": {
-            "device": "GPU" if power else "CPU",
-            "compute_dtype": "float16",
-            "kv_dtype": "float16",
+            **{"device": "GPU" if power else "CPU"},
+            **{"compute_dtype": "float16", "kv_dtype": "float16"},
         },
         "token_latency_ms": {"p50": cuts[49], "p90": cuts[89], "p99": cuts[98]},
         "power": {"source": "powermetrics", "boundary": boundary, "flags": []} if power else None,
@@ -238,14 +218,9 @@ def quality_at(bits):
     """Each bit less doubles the loss; sixteen of them are the reference."""
     lost = 0.0 if bits == 16 else 0.4 * 2**-bits
     return {
-        "perplexity": 5.0 * (1 + lost),
-        "perplexity_ratio": 1 + lost,
-        "kl_mean": lost,
-        "kl_p99": 9 * lost,
-        "top1_agreement": 1 - lost,
-        "tokens": 4096,
-        "reference": "mlx-fp16",
-        "corpus": "a sample",
+        **{"perplexity": 5.0 * (1 + lost), "perplexity_ratio": 1 + lost},
+        **{"kl_mean": lost, "kl_p99": 9 * lost, "top1_agreement": 1 - lost},
+        **{"tokens": 4096, "reference": "mlx-fp16", "corpus": "a sample"},
     }
 
 
@@ -290,20 +265,14 @@ def decode_energy(window_s, watts, tokens):
 
 def process(round_number, begin_ns, trials, watts, samples):
     """One process; its power in whole milliwatts, ten samples a second."""
-    made = {
-        "round": round_number,
-        "load_s": 1.5,
-        "waited_s": 3.0,
-        "before": {"thermal": "nominal"},
-        "after": {"thermal": "nominal"},
-    }
+    made = {"round": round_number, "load_s": 1.5, "waited_s": 3.0, "before": {}, "after": {}}
     if watts is not None:
         made["power_series"] = power_series(begin_ns, trials, watts, round_number, samples)
     return made
 
 
 def power_series(begin_ns, trials, watts, round_number, samples):
-    """Idle, but for a burst while a prompt is read and a plateau while tokens come."""
+    """Idle, but for a burst in prefill and a plateau in decode."""
     rng = random.Random(round_number)
     begins = [begin_ns + n * NS // 10 for n in range(samples)]
     cpu, gpu = [], []
@@ -332,15 +301,10 @@ def failed_row(made, reason):
 
 def quantity(values):
     """As bench has it; the interval is a rough one."""
-    mean, sd = statistics.mean(values), statistics.stdev(values)
-    half = 4.3 * sd / len(values) ** 0.5
-    return {
-        "median": statistics.median(values),
-        "mean": mean,
-        "sd": sd,
-        "n": len(values),
-        "ci95": [mean - half, mean + half],
-    }
+    mean, sd, n = statistics.mean(values), statistics.stdev(values), len(values)
+    half = 4.3 * sd / n**0.5
+    ci95 = [mean - half, mean + half]
+    return {"median": statistics.median(values), "mean": mean, "sd": sd, "n": n, "ci95": ci95}
 
 
 def _energy(trials, power):

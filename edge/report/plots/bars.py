@@ -22,8 +22,6 @@ from edge.text import figure as number
 from edge.text import plain
 
 LABEL_CHARACTERS, REASON_CHARACTERS = 34, 78
-# A row's share and its median may have been rounded apart by so much.
-SAME = 0.02
 INVALID = "INVALID: not a figure to quote"
 
 
@@ -122,8 +120,8 @@ def roofline(profile: Profile) -> fig.NamedFigure | str:
     traffic = {y: gb_s for y, row in enumerate(rows) if (gb_s := _traffic_gb_s(row))}
     if not traffic:
         return rows[0].why_not("bandwidth_fraction") if rows else NO_ROWS
-    peaks = _peaks(profile, rows, traffic)
-    limit = 1.14 * max(*peaks, *traffic.values())
+    peaks = sorted({b.gb_s for y in traffic if (b := rows[y].bandwidth(profile.device))})
+    limit = 1.14 * max([*peaks, *traffic.values()])
     bars = [
         _traffic_bar(row, traffic[y], limit)
         if y in traffic
@@ -134,7 +132,7 @@ def roofline(profile: Profile) -> fig.NamedFigure | str:
         figure, axes = _row_bars(rows, bars, limit, "read while decoding (GB/s)")
         for peak in peaks:
             axes.axvline(peak, color=fig.INK, linewidth=1.4, linestyle="--", zorder=3)
-        names = ", ".join(f"{peak:g}" for peak in peaks[:3])
+        names = ", ".join(f"{peak:g}" for peak in peaks) or "unknown"
         line = Line2D([], [], color=fig.INK, linestyle="--", label=f"peak, {names} GB/s")
         handles = fig.engine_handles(
             [row.engine for row in rows], line, *_handles(bars, False, False)
@@ -147,18 +145,6 @@ def _traffic_gb_s(row: Row) -> float | None:
     if row.decode_tok_s is None or not row.bytes_per_token or not row.bandwidth_fraction:
         return None
     return row.decode_tok_s.median * row.bytes_per_token / 1e9
-
-
-def _peaks(profile: Profile, rows: Sequence[Row], traffic: dict[int, float]) -> list[float]:
-    """Bandwidths that shares are of: the device's own, as exact as they were written."""
-    device = profile.device
-    own = [b.gb_s for b in (device.memory_bandwidth, device.gpu_memory_bandwidth) if b]
-    peaks = set()
-    for y, gb_s in traffic.items():
-        implied = gb_s / (rows[y].bandwidth_fraction or 1.0)
-        near = [peak for peak in own if abs(implied / peak - 1) < SAME]
-        peaks.add(near[0] if near else round(implied, 1))
-    return sorted(peaks)
 
 
 def _traffic_bar(row: Row, gb_s: float, limit: float) -> Bar:
