@@ -70,9 +70,8 @@ class Highlighter:
         if len(self._block) >= LINES_REREAD:
             self._block.clear()
         self._block.append(line)
-        found = highlight("".join(self._block), self._lexer, TerminalFormatter())
-        *_, last, rest = found.split("\n")
-        return f"{last}\n" if line.endswith("\n") else rest
+        found = highlight("".join(self._block), self._lexer, TerminalFormatter()).split("\n")
+        return f"{found[-2]}\n" if line.endswith("\n") else found[-1]
 
 
 def _find_lexer(language: str) -> Any:

@@ -199,9 +199,9 @@ def agreed(chosen: Sequence[int], clear: Sequence[bool], proposed: Sequence[int]
 class NgramIndex:
     """Where each n-gram of a growing text last occurred; constant time per id."""
 
-    def __init__(self, longest: int = LONGEST_NGRAM):
+    def __init__(self) -> None:
         self.ids: list[int] = []
-        self._after: list[dict[tuple[int, ...], int]] = [{} for _ in range(longest)]
+        self._after: list[dict[tuple[int, ...], int]] = [{} for _ in range(LONGEST_NGRAM)]
         self._source: int | None = None
 
     def extend(self, ids: Iterable[int]) -> None:

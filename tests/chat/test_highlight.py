@@ -2,7 +2,7 @@
 
 import re
 
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from edge.chat.highlight import LINES_REREAD, Highlighter
@@ -39,6 +39,7 @@ def coloured(text, sizes=()):
 
 
 @given(st.lists(PIECES, max_size=40).map("".join), st.lists(st.integers(0, 9), max_size=60))
+@example("~~~python\nx", [])
 def test_without_its_colours_the_output_is_the_input(text, sizes):
     assert ANSI.sub("", coloured(text, sizes)) == text
 
@@ -48,28 +49,20 @@ def test_code_is_coloured_and_prose_is_not():
     assert {place for place, line in enumerate(lines) if ANSI.search(line)} == COLOURED
     code = ANSI.search(lines[4])[0]
     assert lines[5].startswith(f'{code}    lines."""')  # what is a string is known from above
-    for line in lines:  # no colour reaches over a line
-        assert ANSI.sub("", line) == line or line.rstrip().endswith("m")
+    assert all(not ANSI.search(line) or line.rstrip().endswith("m") for line in lines)
 
 
-def test_prose_and_code_without_a_language_stream_at_once():
+def test_prose_streams_at_once_and_code_line_by_line():
     highlighter = Highlighter()
-    assert [highlighter.add(c) for c in "Hi `x`"] == list("Hi `x`")
-    highlighter.add("\n```\n")
-    assert [highlighter.add(c) for c in "a b"] == list("a b")
-    assert Highlighter(colour=False).add("```python\nx = ") == "```python\nx = "
-
-
-def test_code_comes_line_by_line():
-    highlighter = Highlighter()
+    for pieces in (["H", "i", " `x`", "\n```\n"], ["a", " b", "\n```\n"]):
+        assert [highlighter.add(piece) for piece in pieces] == pieces
     highlighter.add("```python\n")
     assert highlighter.add("x = ") == ""
     assert ANSI.sub("", highlighter.add("1\ny")) == "x = 1\n"
     assert ANSI.sub("", highlighter.finish()) == "y"
+    assert Highlighter(colour=False).add("```python\nx = ") == "```python\nx = "
 
 
-def test_a_long_block_keeps_its_text_and_its_colours():
-    text = "```python\n" + "x = 'a'\n" * (2 * LINES_REREAD + 5) + "```\n"
-    out = coloured(text)
-    assert ANSI.sub("", out) == text
+def test_a_long_block_keeps_its_colours():
+    out = coloured("```python\n" + "x = 'a'\n" * (2 * LINES_REREAD + 5) + "```\n")
     assert sum("\x1b" in line for line in out.split("\n")) == 2 * LINES_REREAD + 5

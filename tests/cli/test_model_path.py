@@ -1,7 +1,5 @@
 """The model that a command names: none or half of one, too large, kept resident while it runs."""
 
-import contextlib
-
 import pytest
 
 from edge.cli.main import main
@@ -9,16 +7,15 @@ from edge.cli.model_path import DEMO, open_for
 from edge.device.memory import MemoryRoom
 from edge.model import load as loading
 from edge.model import memory as model_memory
+from tests.support.talk import resident_bytes
 
 COMMANDS = (("complete", "--prefix", "def f("), ("chat", "-p", "hello", "--quiet"))
+each_command = pytest.mark.parametrize("words", COMMANDS, ids=("complete", "chat"))
 
 
 def test_a_folder_of_artefacts_names_them(demo_out, capsys):
     assert main(["complete", "--prefix", "x", "--model", str(demo_out)]) == 1
     assert f"name one of them: {demo_out / 'mlx-fp16'}, " in capsys.readouterr().err
-
-
-# --- memory
 
 
 @pytest.fixture
@@ -33,7 +30,7 @@ def room(monkeypatch):
     return has
 
 
-@pytest.mark.parametrize("words", COMMANDS, ids=lambda words: words[0])
+@each_command
 def test_a_model_that_does_not_fit_is_refused_with_the_numbers(words, room, monkeypatch, capsys):
     room(10**6, 2 * 10**6)
     monkeypatch.setattr(loading, "_read_weights", lambda path: pytest.fail("it was loaded"))
@@ -42,31 +39,16 @@ def test_a_model_that_does_not_fit_is_refused_with_the_numbers(words, room, monk
     assert "needs" in sentence and "1 MB of memory are available" in sentence
 
 
-@pytest.mark.parametrize("words", COMMANDS, ids=lambda words: words[0])
+@each_command
 def test_what_other_programs_stand_in_the_way_of_is_tried_with_a_warning(words, room, capsys):
     room(10**6, 10**12)
     assert main([*words, "-n", "1"]) == 0
     assert f"edge {words[0]}: warning: " in capsys.readouterr().err
 
 
-@pytest.fixture
-def resident(monkeypatch):
-    """Bytes asked to be resident, and 0 when that ends, in the order of time."""
+@each_command
+def test_commands_keep_their_model_resident(words, monkeypatch):
     monkeypatch.setattr("sys.stdin", None)
-    seen = []
-
-    @contextlib.contextmanager
-    def wired(need_bytes):
-        seen.append(need_bytes)
-        yield
-        seen.append(0)
-
-    for module in ("edge.cli.model_path", "edge.chat.session"):
-        monkeypatch.setattr(f"{module}.wired", wired)
-    return seen
-
-
-@pytest.mark.parametrize("words", COMMANDS, ids=lambda words: words[0])
-def test_commands_keep_their_model_resident(words, resident):
+    resident = resident_bytes(monkeypatch)
     assert main([*words, "-n", "1"]) == 0
     assert resident == [open_for(words[0], DEMO).need.running_bytes, 0]

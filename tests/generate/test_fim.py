@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import replace
+from unittest.mock import Mock
 
 import pytest
 from hypothesis import given
@@ -12,11 +13,11 @@ from edge.convert.sources.find import DEMO_PATH
 from edge.errors import EdgeError
 from edge.generate.fim import Completer
 from edge.generate.fim_prompt import LEAST_CHARACTERS, FimTokens, fit, near_beginning, near_end
+from edge.generate.fim_stop import StopRules
 from edge.generate.sampling import Sampling
 from edge.generate.sources import MlxSource
 from edge.tokenizer.tokenizer import encode_text
 
-CONTEXT = 1024
 NAMES = [
     token["content"]
     for token in json.loads((DEMO_PATH / "tokenizer.json").read_text())["added_tokens"]
@@ -26,19 +27,15 @@ IMPORT = ("import os\nimport ", "\n")
 
 
 @pytest.fixture
-def new(loaded):
-    """Makes completers whose caches are empty."""
-    return lambda kv_bits=None: Completer(MlxSource(loaded[0], kv_bits), loaded[1])
-
-
-@pytest.fixture
-def completer(new):
-    return new()
+def completer(loaded):
+    return Completer(MlxSource(loaded[0]), loaded[1])
 
 
 @pytest.fixture(scope="module")
 def backend():
-    return Tokenizer.from_file(str(DEMO_PATH / "tokenizer.json"))
+    backend = Tokenizer.from_file(str(DEMO_PATH / "tokenizer.json"))
+    backend.add_tokens([AddedToken("<|mark|>", special=False, normalized=False)])
+    return backend
 
 
 @pytest.fixture
@@ -55,9 +52,6 @@ def same(a, b):
     """Equal but for the times and what was reused."""
     times = {"reused_tokens": 0, "ttft_s": 0, "total_s": 0, "decode_tok_s": 0}
     return replace(a, **times) == replace(b, **times)
-
-
-# --- prompts
 
 
 @pytest.mark.parametrize(
@@ -87,16 +81,11 @@ def test_it_fills_the_cards_hole_and_says_what_it_took(completer):
 def test_limits_and_rules_are_reasons(completer):
     done = completer.complete("import ", "", max_tokens=3, stop_rules=False)
     assert (done.generated_tokens, done.stopped_by) == (3, "max tokens")
-    done = completer.complete("import os\nimport ", max_lines=1, stop_rules=False)
-    assert done.stopped_by == "max lines" and "\n" not in done.text
     hole = ("import os\n\ndef f(path):\n    ", "\n    return x\n")
     ruled, free = completer.complete(*hole), completer.complete(*hole, stop_rules=False)
     assert ruled.stopped_by == "blank line"
     assert free.stopped_by in ("stop token", "max tokens")
     assert free.text.startswith(ruled.text + "\n\n")
-
-
-# --- special tokens
 
 
 def test_missing_tokens_are_named(completer):
@@ -108,25 +97,13 @@ def test_missing_tokens_are_named(completer):
         completer.complete("a", "b", context=["c"])
 
 
-@given(st.lists(st.sampled_from([*NAMES, "<", "|", "fim_", "a", " ", "\n", "é"]), max_size=8))
+@given(st.lists(st.sampled_from([*NAMES, "<|mark|>", "<", "|", "fim_", " ", "é"]), max_size=8))
 def test_names_of_special_tokens_in_code_are_text(backend, parts):
     text = "".join(parts)
     ids = encode_text(backend, text)
     assert backend.decode(ids) == text  # which leaves special tokens out
+    assert backend.token_to_id("<|mark|>") not in ids  # which the tokenizer does not flag
     assert not backend.encode_special_tokens
-
-
-def test_so_are_names_that_the_tokenizer_does_not_flag():
-    unflagged = Tokenizer.from_file(str(DEMO_PATH / "tokenizer.json"))
-    unflagged.add_tokens([AddedToken("<|mark|>", special=False, normalized=False)])
-    mark = unflagged.token_to_id("<|mark|>")
-    assert mark in unflagged.encode("a<|mark|>b").ids
-    ids = encode_text(unflagged, "a<|mark|><|mark|>b<fim_middle>")
-    assert mark not in ids
-    assert unflagged.decode(ids) == "a<|mark|><|mark|>b<fim_middle>"
-
-
-# --- the window
 
 
 @given(st.integers(0, 300), st.integers(0, 300), st.integers(1, 400))
@@ -154,12 +131,8 @@ def test_the_window_of_a_growing_text_moves_in_steps():
     assert near_beginning("x" * 250_000, 10) == "x" * LEAST_CHARACTERS
 
 
-# --- the cache
-
-
-@pytest.mark.parametrize("kv_bits", [None, 8])
-def test_the_same_request_again_computes_one_token(new, kv_bits):
-    completer = new(kv_bits)
+def test_the_same_request_again_computes_one_token(loaded):
+    completer = Completer(MlxSource(loaded[0], kv_bits=8), loaded[1])
     first = completer.complete(*IMPORT, max_tokens=4)
     again = completer.complete(*IMPORT, max_tokens=4)
     assert same(first, again)
@@ -169,16 +142,11 @@ def test_the_same_request_again_computes_one_token(new, kv_bits):
 def test_an_interrupted_generation_leaves_a_cache_that_is_right(completer, monkeypatch):
     expected = completer.complete(*IMPORT, max_tokens=8)
 
-    def interrupt(*_):
-        raise KeyboardInterrupt
-
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr("edge.generate.fim.StopRules.find_stop", interrupt)
+        patch.setattr(StopRules, "find_stop", Mock(side_effect=KeyboardInterrupt))
         completer.complete("import re\nimport ", "\n", max_tokens=8)
     assert same(completer.complete(*IMPORT, max_tokens=8), expected)
 
-
-# --- as it comes
 
 HOLES = [
     ("import os\n\ndef f(path):\n    ", "\n    return x\n", {}),
@@ -190,9 +158,10 @@ HOLES = [
 
 
 @pytest.mark.parametrize(("prefix", "suffix", "options"), HOLES)
-def test_the_stream_is_the_middle_and_takes_nothing_back(new, prefix, suffix, options):
-    whole = new().complete(prefix, suffix, **options)
-    events = list(new().stream(prefix, suffix, **options))
+def test_the_stream_is_the_middle_and_takes_nothing_back(completer, prefix, suffix, options):
+    whole = completer.complete(prefix, suffix, **options)
+    completer.source.reset()
+    events = list(completer.stream(prefix, suffix, **options))
     assert "".join(event.text for event in events) == whole.text
     assert [e.completion is None for e in events] == [True] * (len(events) - 1) + [False]
     assert same(events[-1].completion, whole)

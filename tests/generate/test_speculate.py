@@ -14,8 +14,10 @@ import edge
 from edge.generate import sampling as sampling_module
 from edge.generate.decode import generate_tokens
 from edge.generate.sampling import Sampling
+from edge.generate.sources import common_length
 from edge.generate.speculate import (
     LONGEST_MATCH,
+    LONGEST_NGRAM,
     MOST_PROPOSED,
     RETRY_TOKENS,
     DraftLength,
@@ -25,7 +27,7 @@ from edge.generate.speculate import (
 from edge.generate.stream import stream_generate
 from edge.model.kv_cache import make_cache
 from tests.support.drafters import Oracle, Wrong, lookup, tiny
-from tests.support.talk import ids_of
+from tests.support.talk import ids_of, offsets
 from tests.support.tiny import LLAMA, PLAIN
 
 CASES = int(os.environ.get("EDGE_SPECULATION_CASES", "9"))
@@ -45,16 +47,8 @@ def tokens(model, ids, **options):
     return list(generate_tokens(model, ids, **options))
 
 
-def offsets(cache):
-    return {layer.offset for layer in cache}
-
-
-# --- the text is the plain one
-
-
 @pytest.mark.parametrize("name", ["mlx-fp16", "mlx-int4"])
 def test_greedy_text_of_the_demo(demo_out, name, held_out_text):
-    """Pieces of code; hundreds take minutes, with EDGE_SPECULATION_CASES=200."""
     model, tokenizer = edge.load(demo_out / name)
     text, draft, rng, accepted = tokenizer.encode(held_out_text), lookup(), random.Random(5), 0
     for _ in range(CASES):
@@ -68,7 +62,6 @@ def test_greedy_text_of_the_demo(demo_out, name, held_out_text):
 
 @pytest.mark.parametrize("raw", [PLAIN, LLAMA], ids=["stablelm", "llama"])
 def test_greedy_text_of_tiny_models(raw):
-    """Random networks, whose texts soon turn in circles; right proposals and wrong ones."""
     rng, accepted = random.Random(6), 0
     for case in range(60):
         if case % 15 == 0:
@@ -125,9 +118,6 @@ def test_drawn_pairs_have_the_models_probabilities(small):
     assert statistic < 26.1  # 8 degrees of freedom; one in a thousand is above
 
 
-# --- wherever it ends
-
-
 def test_a_text_may_end_anywhere_in_an_accepted_run(small):
     """After closing, the cache holds the prompt and what was given, and can be gone on from."""
     ids = [1, 2, 3]
@@ -151,9 +141,6 @@ def test_max_tokens_is_kept_exactly_and_the_last_not_fed(small, count):
     draft = Oracle(len(ids), plain)
     assert tokens(small, ids, cache=cache, max_tokens=count, draft=draft) == plain[:count]
     assert offsets(cache) == {len(ids) + max(count - 1, 0)}
-
-
-# --- rounding
 
 
 @pytest.mark.parametrize(("margin", "same"), [(0.04, True), (0.0, False)])
@@ -183,9 +170,6 @@ def test_close_calls_are_left_to_a_single_step(monkeypatch, margin, same):
     assert all(equal) == same
 
 
-# --- events
-
-
 def test_events_and_counts(loaded, prompt):
     plain = list(stream_generate(*loaded, prompt, max_tokens=40))
     draft = Oracle(len(prompt), ids_of(plain) + [7] * 9)
@@ -199,41 +183,26 @@ def test_events_and_counts(loaded, prompt):
 TEXTS = st.lists(st.integers(0, 3), max_size=60)
 
 
-def scanned_source(ids, longest):
-    """Where the latest earlier occurrence of the longest n-gram at the end is followed up."""
-    for size in range(min(longest, len(ids)), 0, -1):
+def scanned(ids, count):
+    """By a scan: length of the match at the latest occurrence of the longest n-gram at the end,
+    and the ids after it."""
+    for size in range(min(LONGEST_NGRAM, len(ids)), 0, -1):
         for end in range(len(ids) - 1, size - 1, -1):
             if ids[end - size : end] == ids[-size:]:
-                return end
-    return None
+                common = common_length(ids[:end][::-1], ids[::-1])
+                text = list(ids)
+                for place in range(end, end + count):
+                    text.append(text[place])
+                return min(common, LONGEST_MATCH), text[len(ids) :]
+    return 0, []
 
 
-def scanned_match(ids, source):
-    length = 0
-    while length < min(source, LONGEST_MATCH) and ids[source - 1 - length] == ids[-1 - length]:
-        length += 1
-    return length
-
-
-def copied(ids, source, count):
-    text = list(ids)
-    for place in range(source, source + count):
-        text.append(text[place])
-    return text[len(ids) :]
-
-
-@given(TEXTS, st.integers(1, 5), st.integers(1, 12))
-def test_the_index_finds_what_a_scan_finds(ids, longest, count):
-    index = NgramIndex(longest)
+@given(TEXTS, st.integers(1, 12))
+def test_the_index_finds_what_a_scan_finds(ids, count):
+    index = NgramIndex()
     for end, token in enumerate(ids, 1):
         index.extend([token])
-        text = ids[:end]
-        source = scanned_source(text, longest)
-        if source is None:
-            assert (index.match_length(), index.continuation(count)) == (0, [])
-        else:
-            assert index.match_length() == scanned_match(text, source)
-            assert index.continuation(count) == copied(text, source, count)
+        assert (index.match_length(), index.continuation(count)) == scanned(ids[:end], count)
 
 
 @given(TEXTS, TEXTS, st.booleans())
@@ -250,10 +219,10 @@ def test_a_later_generation_finds_what_a_new_drafter_finds(first, second, contin
 # --- how many proposals
 
 
-def measured(pass_s, proposals, counts, rounds=20):
+def measured(pass_s, proposals, counts):
     """A length that saw steps of a second, passes of so many, and hits and misses by kind."""
     length = DraftLength()
-    for _ in range(rounds):
+    for _ in range(40):
         length.saw_step(1.0)
         length.saw_pass(proposals, pass_s)
         for kind, (hits, misses) in counts.items():
@@ -262,7 +231,7 @@ def measured(pass_s, proposals, counts, rounds=20):
 
 
 def test_the_length_that_pays_is_chosen():
-    length = measured(2.0, 4, {1: (0, 1), 2: (1, 1), 3: (20, 0)}, rounds=40)
+    length = measured(2.0, 4, {1: (0, 1), 2: (1, 1), 3: (20, 0)})
     assert length.pass_cost(4) == 2.0  # a quarter of a step for each proposal
     assert length.best(1, 99) == 0
     assert 1 <= length.best(2, 99) <= 2
@@ -272,7 +241,12 @@ def test_the_length_that_pays_is_chosen():
 
 def test_expensive_passes_are_given_up_and_tried_again_later():
     length = measured(2.0, 1, {0: (20, 0), 1: (0, 20)})  # two positions take as long as two steps
-    for step in range(1, 2 * RETRY_TOKENS):
+    tried = []
+    for step in range(1, 8 * RETRY_TOKENS):
         length.saw_step(1.0)
-        assert (length.best(0, 9) > 0) == (step >= RETRY_TOKENS), step
         assert length.best(1, 9) == 0
+        while proposals := length.best(0, 9):
+            tried.append(step)
+            length.saw_pass(proposals, 1.0 + proposals)
+    assert sorted(set(tried)) == [RETRY_TOKENS, 3 * RETRY_TOKENS, 7 * RETRY_TOKENS]
+    assert len(tried) == 2 * 3  # passes: one is not enough to give up again

@@ -1,5 +1,6 @@
 """What tests say to a conversation."""
 
+import contextlib
 import itertools
 
 from edge.generate.sampling import Sampling
@@ -19,6 +20,11 @@ def ids_of(events):
     return [token for event in events for token in event.ids]
 
 
+def offsets(cache):
+    """Lengths of the layers: one where they agree."""
+    return {layer.offset for layer in cache}
+
+
 def some(events, count):
     """The text of so many events, after which they are closed."""
     taken = list(itertools.islice(events, count))
@@ -30,6 +36,21 @@ def fresh(loaded, ids, **options):
     """The ids and the text that a generation of the whole prompt, with nothing cached, gives."""
     events = list(stream_generate(*loaded, ids, **options))
     return ids_of(events), joined(events)
+
+
+def resident_bytes(monkeypatch):
+    """Bytes asked to be resident, and 0 when that ends, in the order of time."""
+    seen = []
+
+    @contextlib.contextmanager
+    def wired(need_bytes):
+        seen.append(need_bytes)
+        yield
+        seen.append(0)
+
+    for module in ("edge.cli.model_path", "edge.chat.session"):
+        monkeypatch.setattr(f"{module}.wired", wired)
+    return seen
 
 
 def asked(conversation, text=None, **options):
