@@ -33,6 +33,6 @@ def test_a_failure_is_a_sentence(question, limit_s, words):
         run_child(MODULE, question, limit_s, "answers")
 
 
-def test_a_failure_has_an_exit_code():
+def test_a_failed_child_has_an_exit_code():
     run = subprocess.run([sys.executable, "-m", MODULE], input=b'"fail"', capture_output=True)
     assert (run.returncode, run.stdout) == (1, b"")

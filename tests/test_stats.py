@@ -47,26 +47,19 @@ def test_welch_is_scipys():
     assert found.degrees == pytest.approx(3.3093416448144732)
     assert found.p == pytest.approx(0.08047666331505675)
     assert found.error * found.t == pytest.approx(10.18 - 11.15)
-
-
-def test_welch_without_spread_or_values():
     assert welch([1.0], [2.0, 3.0]) is None
     assert welch([2.0, 2.0], [2.0, 2.0]).p == 1
     assert welch([2.0, 2.0], [3.0, 3.0]).p == 0
 
 
 @given(st.lists(FINITE, min_size=2, max_size=12), st.lists(FINITE, min_size=2, max_size=12))
-def test_welch_is_a_probability_and_symmetric(a, b):
+def test_welch_is_symmetric_and_a_mean_inside_its_interval(a, b):
     one, two = welch(a, b), welch(b, a)
     assert 0 <= one.p <= 1
     assert one.p == two.p and one.t == -two.t
-
-
-@given(st.lists(FINITE, min_size=2, max_size=20))
-def test_mean_is_inside_its_interval(values):
-    low, high = interval(values)
-    assert low <= statistics.fmean(values) * (1 + 1e-12)
-    assert high >= statistics.fmean(values) * (1 - 1e-12)
+    low, high = interval(a)
+    assert low <= statistics.fmean(a) * (1 + 1e-12)
+    assert high >= statistics.fmean(a) * (1 - 1e-12)
 
 
 @pytest.mark.parametrize(

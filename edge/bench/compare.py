@@ -115,9 +115,7 @@ def compare(a: Profile, b: Profile, min_effect: float = MIN_EFFECT) -> Compariso
     )
 
 
-def difference(
-    quantity: Compared, a: list[float], b: list[float], min_effect: float = MIN_EFFECT
-) -> Difference:
+def difference(quantity: Compared, a: list[float], b: list[float], min_effect: float) -> Difference:
     """Compare one value per process on either side, all above 0."""
     logs_a, logs_b = ([math.log(value) for value in side] for side in (a, b))
     shift = statistics.fmean(logs_b) - statistics.fmean(logs_a)
@@ -126,7 +124,6 @@ def difference(
         half = t_quantile(0.5 + CONFIDENCE / 2, test.degrees) * test.error
         interval, p = (math.exp(shift - half), math.exp(shift + half)), test.p
     conclusion = _conclude(shift, p, min(len(a), len(b)), min_effect)
-    decided = conclusion in ("higher", "lower")
     return Difference(
         quantity=quantity.name,
         unit=quantity.unit,
@@ -137,7 +134,7 @@ def difference(
         interval=interval,
         p=p,
         conclusion=conclusion,
-        is_better=conclusion == quantity.better if decided else None,
+        is_better=conclusion == quantity.better if conclusion in ("higher", "lower") else None,
     )
 
 
@@ -191,11 +188,10 @@ QUANTITIES = (
 
 def _refuse_different(what: str, keys: Sequence[str], a: object, b: object) -> None:
     for key in keys:
-        ours, theirs = getattr(a, key), getattr(b, key)
-        if ours != theirs:
+        for found in _different(key, getattr(a, key), getattr(b, key)):
             raise EdgeError(
-                f"The profiles have different {what} ({key}: {ours} in A, {theirs} in B); measure "
-                f"one model twice with this version."
+                f"The profiles have different {what} ({found}); measure one model twice with this "
+                f"version."
             )
 
 
@@ -221,7 +217,6 @@ def _invalid(key: Key, a: Mapping[Key, Row], b: Mapping[Key, Row]) -> str | None
 def _remarks(
     a: Profile, b: Profile, rows_a: Mapping[Key, Row], rows_b: Mapping[Key, Row]
 ) -> Iterator[str]:
-    """Sentences on what differs around the figures, and on rows that are not compared."""
     if a.device.name != b.device.name:
         yield f"different devices: {a.device.name} in A, {b.device.name} in B"
     for package in sorted({*a.software, *b.software}):
@@ -258,7 +253,7 @@ def _meter(row: Row) -> str | None:
 
 
 def _first_reason(row: Row) -> str:
-    return str(row.reasons[0]) if row.reasons else "no reason given"
+    return row.reasons[0] if row.reasons else "no reason given"
 
 
 def _label(key: Key) -> str:

@@ -29,7 +29,6 @@ from edge.model.config import ModelConfig
 from edge.model.stablelm import DecoderLayer, Model
 from edge.model.tensors import expected_shapes
 
-MODULE = "edge.bench.reference"
 TIMEOUT_S = 1800
 HEAD_ROWS = 8192
 SETTINGS = (
@@ -40,7 +39,7 @@ SETTINGS = (
 F16_STEP = 2.0**-24
 
 
-def reference_job(checkpoint: Checkpoint, artefacts: Sequence[Path]) -> dict[str, Digest]:
+def reference_job(checkpoint: Checkpoint, artefacts: Sequence[str]) -> dict[str, Digest]:
     """Digests by the artefact's path, the checkpoint's own under CHECKPOINT, from a child process.
 
     Raises:
@@ -50,10 +49,12 @@ def reference_job(checkpoint: Checkpoint, artefacts: Sequence[Path]) -> dict[str
     asked = {
         "model": source.origin if source.path is None else str(source.path),
         "corrections": asdict(checkpoint.corrections),
-        "artefacts": [str(path) for path in artefacts],
+        "artefacts": list(artefacts),
     }
     exact = {TF32: "0"}  # on M5 float32 products are rounded otherwise
-    found: dict[str, Digest] = run_child(MODULE, asked, TIMEOUT_S, "the reference logits", exact)
+    found: dict[str, Digest] = run_child(
+        "edge.bench.reference", asked, TIMEOUT_S, "the reference logits", exact
+    )
     return found
 
 

@@ -20,7 +20,6 @@ from edge.bench.verdict import (
     VERDICTS,
     judge_conditions,
     judge_energy,
-    judge_failure,
     judge_speed,
     warning,
     worst_first,
@@ -51,8 +50,7 @@ class Context:
     """The run around a row.
 
     `idle_w` is the machine's power without work, `idle_drift` a sentence if that moved;
-    `references` from `edge.bench.reference`; `quality` by artefact from `edge.quality`, with
-    `no_quality` as the sentence where that failed.
+    `quality` by artefact from `edge.quality`, `no_quality` a sentence where that failed.
     """
 
     rounds: int = 1
@@ -72,7 +70,7 @@ def build_row(
     A failed row keeps its trials, but has no figure that could be quoted.
     """
     context = context or Context()
-    failed = any(run.outcome.failure for run in runs)
+    failed = next((run for run in runs if run.outcome.failure), None)
     done = [run.outcome.done for run in runs if run.outcome.done]
     trials = [t for run in runs for t in run.outcome.trials if not (failed or t.warmup)]
     facts = done[-1].facts if done else None
@@ -97,11 +95,17 @@ def build_row(
         token_latency_ms=_latency_ms(trials),
         power=_power(runs),
         processes=[_process(run) for run in runs],
-        trials=[_kept(trial) for run in runs for trial in run.outcome.trials],
+        trials=[
+            msgspec.structs.replace(trial, token_us=kept_times(trial.token_us))
+            for run in runs
+            for trial in run.outcome.trials
+        ],
     )
     share, reasons = _bandwidth_fraction(row, context.device)
     if failed:
-        reasons += judge_failure(runs, context.rounds)
+        where = f" (round {failed.round + 1} of {context.rounds})" if context.rounds > 1 else ""
+        text = f"{(failed.outcome.failure or '').rstrip('.')}{where}"
+        reasons.append(Reason("", "error", text))
         reasons += _notes(*subject.notes, "no quantity was measured: the row failed")
     else:
         reasons += [*_doubts(row, job, runs, context), *_faults(row, job, done, context)]
@@ -201,10 +205,6 @@ def _process(run: ProcessRun) -> Process:
         after=asdict(run.after),
         power_series=power_series(run.samples),
     )
-
-
-def _kept(trial: Trial) -> Trial:
-    return msgspec.structs.replace(trial, token_us=kept_times(trial.token_us))
 
 
 def _bandwidth_fraction(row: Row, device: Device | None) -> tuple[float | None, list[Reason]]:

@@ -10,7 +10,7 @@ import sys
 import tempfile
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from typing import IO
 
@@ -27,6 +27,7 @@ from edge.power.meter import Meter, Sample
 from edge.profile.trial import Trial
 
 WORKER = module_command("edge.bench.worker")
+OnTrial = Callable[[Trial], None]
 OUT_OF_MEMORY = (
     "when memory runs out: close other programs, or choose a smaller artefact or depth (-d)"
 )
@@ -38,10 +39,7 @@ ALLOCATION_FAILED = re.compile(
 
 @dataclass
 class Outcome:
-    """A worker's report; `failure` is None if it finished.
-
-    `bad_end` says how its process ended if not well, though its work was reported.
-    """
+    """A worker's report; `bad_end` says that its process died after all was reported."""
 
     trials: list[Trial] = field(default_factory=list)
     done: Done | None = None
@@ -76,12 +74,7 @@ def stopped_by_sigterm() -> Iterator[None]:
         signal.signal(signal.SIGTERM, before)
 
 
-def run_job(
-    job: Job,
-    timeout_s: float,
-    on_trial: Callable[[Trial], None] = lambda _: None,
-    command: Sequence[str] = WORKER,
-) -> Outcome:
+def run_job(job: Job, timeout_s: float, on_trial: OnTrial = lambda _: None) -> Outcome:
     """Start a worker, follow it to its end; after `timeout_s` it is killed.
 
     A worker that crashes, hangs or sends invalid JSON gives an outcome with a failure; nothing
@@ -92,7 +85,7 @@ def run_job(
     environment = {**child_environment(), **({KEEP_BLAS: "1"} if job.engine == MLX_LM else {})}
     with tempfile.TemporaryFile() as log:
         process = subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log, env=environment
+            WORKER, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log, env=environment
         )
         watchdog = threading.Timer(min(timeout_s, threading.TIMEOUT_MAX), process.kill)
         watchdog.daemon = True  # Ctrl-C while it starts must not leave us waiting for it
@@ -110,26 +103,22 @@ def run_job(
     if outcome.done is not None:
         outcome.bad_end = f"after its work {end}" if process.returncode else None
     elif timed_out and outcome.failure is None:
-        hint = "raise --timeout to wait longer"
-        outcome.failure = f"the worker was stopped after {timeout_s:g} s ({hint})"
+        outcome.failure = (
+            f"the worker was stopped after {timeout_s:g} s (raise --timeout to wait longer)"
+        )
     else:
         outcome.failure = outcome.failure or end
     return outcome
 
 
 def _follow(
-    process: subprocess.Popen[bytes],
-    job: Job,
-    outcome: Outcome,
-    on_trial: Callable[[Trial], None],
+    process: subprocess.Popen[bytes], job: Job, outcome: Outcome, on_trial: OnTrial
 ) -> None:
     """Send the job, read messages until the worker closes its stdout."""
     assert process.stdin is not None and process.stdout is not None
-    try:
+    with suppress(BrokenPipeError):  # it died at once; its exit code tells more
         process.stdin.write(msgspec.json.encode(job))
         process.stdin.close()
-    except BrokenPipeError:
-        pass  # it died at once; its exit code tells more
     for line in process.stdout:
         try:
             message: Message = msgspec.json.decode(line, type=Message)
@@ -165,16 +154,12 @@ def _explained(failure: str) -> str:
     return f"{failure.rstrip('.')}, which is what happens {OUT_OF_MEMORY}"
 
 
-RunJob = Callable[[Job, float, Callable[[Trial], None]], Outcome]
-
-
 @dataclass
 class Run:
     """A run over all rows; one that failed in one round is not run again, the others go on.
 
     `jobs` are a row's work per process each; `has_power` says that a meter worked before: that
-    it no longer does is then told `warn`, once and at once. `run_job` never raises for what the
-    process does.
+    it no longer does is then told `warn`, once and at once.
     """
 
     jobs: Sequence[Job]
@@ -186,7 +171,6 @@ class Run:
     idle_s: float = 10
     has_power: bool = False
     warn: Callable[[str], None] = lambda _: None
-    run_job: RunJob = run_job
     # The rows' numbers in running order, one list per round; and a list per row of what was run.
     order: list[list[int]] = field(init=False)
     runs: list[list[ProcessRun]] = field(init=False)
@@ -230,7 +214,7 @@ class Run:
         job = replace(self.jobs[row], round=round_number)
         before, (meter, lost) = read_state(), self._started_meter()
         try:
-            outcome = self.run_job(job, self.timeout_s, lambda trial: on_trial(row, trial))
+            outcome = run_job(job, self.timeout_s, lambda trial: on_trial(row, trial))
         finally:  # on Ctrl-C too: a meter may be a process of its own
             samples = meter.stop()
         after = read_state()

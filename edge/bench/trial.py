@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from itertools import accumulate, pairwise
 
 from edge.bench.engines.engine import Engine
@@ -14,24 +13,12 @@ from edge.profile.trial import Trial
 NS_PER_S = 1e9
 # Tokens of one trial whose single times a profile keeps; further passes keep first and last.
 KEPT_TOKENS = 4096
+MAX_PASSES = 1000
 Passes = Sequence[Sequence[int]]
 
 
-@dataclass(frozen=True)
-class Window:
-    """A trial's passes are repeated until they last `least_s`, or `most_passes`."""
-
-    least_s: float = 0.0
-    most_passes: int = 1
-
-
-ONE_PASS = Window()
-
-
-def run_trial(
-    engine: Engine, plan: TokenPlan, window: Window = ONE_PASS, joint: bool = False
-) -> Trial:
-    """Prefill the prompt, go back to the depth, generate; each again until its window is full.
+def run_trial(engine: Engine, plan: TokenPlan, least_s: float = 0.0, joint: bool = False) -> Trial:
+    """Prefill the prompt, go back to the depth, generate; each again until it lasts `least_s`.
 
     All stamps are of `time.monotonic_ns()`, taken only between finished device work. The engine
     holds the plan's depth already, and does again afterwards. With `joint` generation continues
@@ -52,18 +39,16 @@ def run_trial(
         engine.decode(plan.generate, lambda: stamps.append(time.monotonic_ns()))
         return stamps
 
-    prefills = _repeated(prefill, window) if plan.prompt else []
-    passes = _repeated(decode, window) if plan.generate else []
+    prefills = _repeated(prefill, least_s) if plan.prompt else []
+    passes = _repeated(decode, least_s) if plan.generate else []
     engine.trim(depth)
     return make_trial(len(plan.prompt), prefills, passes)
 
 
-def _repeated(one_pass: Callable[[], list[int]], window: Window) -> list[list[int]]:
-    """The stamps of every pass, until they fill the window."""
+def _repeated(one_pass: Callable[[], list[int]], least_s: float) -> list[list[int]]:
+    """The stamps of every pass."""
     passes = [one_pass()]
-    while len(passes) < window.most_passes:
-        if passes[-1][-1] - passes[0][0] >= window.least_s * NS_PER_S:
-            break
+    while passes[-1][-1] - passes[0][0] < least_s * NS_PER_S and len(passes) < MAX_PASSES:
         passes.append(one_pass())
     return passes
 

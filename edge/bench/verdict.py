@@ -10,7 +10,7 @@ import statistics
 from collections.abc import Iterable, Iterator, Sequence
 
 from edge.bench.runner import ProcessRun
-from edge.bench.worker import MAX_PASSES
+from edge.bench.trial import MAX_PASSES
 from edge.device.state import NOMINAL, warnings_between
 from edge.profile.profile import Reason, Verdict
 from edge.profile.trial import EnergyWindow, Trial
@@ -26,8 +26,6 @@ MIN_DRIFT = 0.02
 # Zeus needs seconds, ML.ENERGY asks for 30: counters are published up to 2.2 s apart.
 MIN_ENERGY_S, GOOD_ENERGY_S = 10.0, 30.0
 MAX_EDGE_SHARE = 0.05
-
-
 VERDICTS: dict[str, Verdict] = {"reason": "VALID", "warning": "WARN", "error": "INVALID"}
 
 
@@ -42,14 +40,6 @@ def worst_first(reasons: Iterable[Reason]) -> list[Reason]:
     return sorted(dict.fromkeys(reasons), key=lambda reason: -levels.index(reason.level))
 
 
-def judge_failure(runs: Sequence[ProcessRun], rounds: int) -> Iterator[Reason]:
-    """The reason of the process that failed, and in which round."""
-    failed = next(run for run in runs if run.outcome.failure)
-    text = (failed.outcome.failure or "").rstrip(".")
-    where = f" (round {failed.round + 1} of {rounds})" if rounds > 1 else ""
-    yield Reason("", "error", f"{text}{where}")
-
-
 def judge_speed(
     trials: Sequence[Trial], min_window_s: float, done: int, rounds: int
 ) -> Iterator[Reason]:
@@ -57,8 +47,8 @@ def judge_speed(
     if done < rounds:
         yield warning(f"only {done} of {rounds} rounds were measured: the run was stopped")
     if len(trials) < MIN_TRIALS:
-        count = "1 trial" if len(trials) == 1 else f"{len(trials)} trials"
-        yield warning(f"only {count}: use -r {MIN_TRIALS} or more")
+        plural = "" if len(trials) == 1 else "s"
+        yield warning(f"only {len(trials)} trial{plural}: use -r {MIN_TRIALS} or more")
     yield from _spread("decode", [t.decode_tok_s for t in trials], "-n")
     yield from _spread("prefill", [t.prefill_tok_s for t in trials], "-p")
     decodes = [t.passes for t in trials if t.decode_tok_s is not None]
@@ -128,7 +118,9 @@ def judge_energy(windows: Iterable[EnergyWindow], flags: Iterable[str]) -> Itera
     if not known:
         return
     yield from (warning(flag) for flag in flags)
-    worst = max(_edge_share(window) for window in known)
+    used = [(window, sum(window.joules.values())) for window in known]
+    # Joules that an edge can have misplaced.
+    worst = max((w.edge_error_j / joules for w, joules in used if joules > 0), default=0.0)
     if worst > MAX_EDGE_SHARE:
         yield warning(
             f"the edges of a window may hold {worst:.0%} of its joules that belong elsewhere: "
@@ -150,9 +142,3 @@ def judge_energy(windows: Iterable[EnergyWindow], flags: Iterable[str]) -> Itera
             f"energy comes from windows of {shortest_s:.2g} s, whose edges weigh much: use "
             f"--min-window {better}",
         )
-
-
-def _edge_share(window: EnergyWindow) -> float:
-    """Share of the joules that the window's edges can have misplaced."""
-    joules = sum(window.joules.values())
-    return window.edge_error_j / joules if joules > 0 else 0.0

@@ -1,7 +1,6 @@
 """The process that runs one row: `python -m edge.bench.worker`, a `Job` on stdin.
 
 Answers with JSON lines on stdout: `Measured` after each repetition, then `Done` or `Failed`.
-Whatever libraries print goes to stderr.
 """
 
 from __future__ import annotations
@@ -21,7 +20,7 @@ import numpy as np
 from edge.bench.engines.engine import Engine
 from edge.bench.engines.opening import check_memory, open_engine
 from edge.bench.gate import POSITIONS, logits_digest
-from edge.bench.trial import ONE_PASS, Window, run_trial
+from edge.bench.trial import run_trial
 from edge.bench.workload import TokenPlan, plan_tokens
 from edge.device.memory import wired
 from edge.device.peak import peak_bytes
@@ -29,15 +28,13 @@ from edge.errors import EdgeError
 from edge.profile.profile import EngineFacts, Workload
 from edge.profile.trial import Trial
 
-MAX_PASSES = 1000
-
 
 @dataclass(frozen=True)
 class Job:
     """One row's work in one process.
 
     `repetitions` are the counted trials of this process, whose windows last at least
-    `min_window_s` where `max_passes` allow it. `kv_bits` are those of our network's cache.
+    `min_window_s`. `kv_bits` are those of our network's cache.
     """
 
     engine: str
@@ -50,7 +47,6 @@ class Job:
     threads: int
     kv_bits: int | None = None
     min_window_s: float = 0.0
-    max_passes: int = MAX_PASSES
     round: int = 0
 
 
@@ -81,8 +77,13 @@ Send = Callable[[Message], None]
 
 
 def main() -> int:
-    """Read the job, run it, report."""
-    send = _sender()
+    """Read the job, run it, report; what C libraries print reaches stderr."""
+    channel = os.fdopen(os.dup(1), "w", encoding="utf-8")
+    os.dup2(2, 1)
+
+    def send(message: Message) -> None:
+        print(msgspec.json.encode(message).decode(), file=channel, flush=True)
+
     try:
         _work(msgspec.json.decode(sys.stdin.buffer.read(), type=Job), send)
     except EdgeError as error:
@@ -94,13 +95,6 @@ def main() -> int:
     return 0
 
 
-def _sender() -> Send:
-    """Writes messages to stdout; C libraries that print reach stderr instead."""
-    channel = os.fdopen(os.dup(1), "w", encoding="utf-8")
-    os.dup2(2, 1)
-    return lambda message: print(msgspec.json.encode(message).decode(), file=channel, flush=True)
-
-
 def _work(job: Job, send: Send) -> None:
     """Check the memory, keep the model resident where the system allows it, measure."""
     path, context_tokens = Path(job.path), job.workload.context_tokens
@@ -110,7 +104,8 @@ def _work(job: Job, send: Send) -> None:
             stack.enter_context(wired(need.running_bytes))
         plan = plan_tokens(job.workload, job.vocab_size, job.seed)
         begin_ns = time.monotonic_ns()
-        engine = _open(job)
+        positions = max(context_tokens, POSITIONS)
+        engine = open_engine(job.engine, path, positions, job.threads, job.kv_bits)
         stack.callback(engine.close)
         load_s = (time.monotonic_ns() - begin_ns) / 1e9
         _run_trials(job, engine, plan, send)
@@ -132,17 +127,12 @@ def _run_trials(job: Job, engine: Engine, plan: TokenPlan, send: Send) -> None:
         engine.prefill(plan.depth)
     for number in range(job.warmups + job.repetitions):
         warmup = number < job.warmups
-        window = ONE_PASS if warmup else Window(job.min_window_s, job.max_passes)
-        trial = run_trial(engine, plan, window, job.workload.joint)
+        least_s = 0.0 if warmup else job.min_window_s
+        trial = run_trial(engine, plan, least_s, job.workload.joint)
         if number == 0 and not np.isfinite(engine.last_logits()).all():
             raise EdgeError("the logits are not finite: the weights are damaged; convert again.")
         where = {"repetition": number, "round": job.round, "warmup": warmup}
         send(Measured(msgspec.structs.replace(trial, **where)))
-
-
-def _open(job: Job) -> Engine:
-    context_tokens = max(job.workload.context_tokens, POSITIONS)
-    return open_engine(job.engine, Path(job.path), context_tokens, job.threads, job.kv_bits)
 
 
 if __name__ == "__main__":

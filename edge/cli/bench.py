@@ -19,10 +19,10 @@ from edge.bench.processors import processors_of
 from edge.bench.reference import reference_job
 from edge.bench.row import Context, Subject
 from edge.bench.runner import Run, stopped_by_sigterm
-from edge.bench.worker import MAX_PASSES, Job
+from edge.bench.trial import MAX_PASSES
+from edge.bench.worker import Job
 from edge.bench.workload import check_lengths, plan_workloads, suite_workloads
 from edge.bench.writer import ProfileWriter
-from edge.child import run_child
 from edge.cli.checkpoint import open_named, output_folder
 from edge.cli.options.bench import (
     DEPTH,
@@ -47,6 +47,7 @@ from edge.power.meter import Meter
 from edge.power.powermetrics import forget_probes
 from edge.profile.profile import SCHEMA, Method, ModelInfo, Profile, Workload, read
 from edge.quality.corpus import check_trained
+from edge.quality.job import quality_job
 from edge.report.plots.bars import throughput
 from edge.report.published import table11_beside
 from edge.report.table import notes, profile_table
@@ -58,7 +59,6 @@ WORKLOAD_FLAGS = {"prompt": "-p", "generate": "-n", "depth": "-d", "joint": "-pg
 COMPARED = ("Row", "Quantity", "A", "B", "B / A", "95 % interval", "p", "Processes", "Conclusion")
 TEXT_COLUMNS = ("Row", "Quantity", "Conclusion")
 QUALITY_REFERENCE = "mlx-fp16"
-QUALITY_TIMEOUT_S = 4 * 3600
 
 
 def run(args: argparse.Namespace) -> int:
@@ -79,12 +79,20 @@ def run(args: argparse.Namespace) -> int:
         subjects = _convert(args, checkpoint, progress)
         jobs = [job for job, _ in planned]
         forget_probes()  # converting or downloading can take longer than sudo's ticket lasts
-        run = _new_run(args, jobs, new_meter, has_power)
-        references = _references(checkpoint, jobs) if args.check else None
-        profile = _new_profile(args, checkpoint)
-        context = Context(rounds=run.rounds, references=references)
+        run = Run(
+            jobs=jobs,
+            rounds=_rounds(args)[0],
+            new_meter=new_meter,
+            seed=args.seed,
+            timeout_s=args.timeout,
+            cooldown_s=args.cooldown,
+            idle_s=args.idle if has_power else 0.0,
+            has_power=has_power,
+            warn=_warn,
+        )
+        context = Context(run.rounds, references=_references(args, checkpoint, jobs))
         of_rows = [subjects[recipe.name] for _, recipe in planned]
-        writer = ProfileWriter(profile, run, of_rows, args.save, context)
+        writer = ProfileWriter(_new_profile(args, checkpoint), run, of_rows, args.save, context)
         run.run_rounds(writer.update, _progress_of(writer, run, progress))
         writer.finish()
         if args.quality is not None:
@@ -108,10 +116,26 @@ def _progress_of(writer: ProfileWriter, run: Run, progress: Progress) -> Callabl
 
 def _plan(args: argparse.Namespace, checkpoint: Checkpoint) -> list[tuple[Job, Recipe]]:
     """One job per row and workload, peers right after ours."""
-    planned = _workloads(args, checkpoint)
+    out = output_folder(args.out, checkpoint.source.name)
     of_mlx = [MLX, MLX_LM] if args.peers else [MLX]
+
+    def job(recipe: Recipe, engine: str, workload: Workload) -> Job:
+        return Job(
+            engine=engine,
+            path=str(recipe.path_in(out)),
+            workload=workload,
+            vocab_size=checkpoint.config.vocab_size,
+            seed=args.seed,
+            repetitions=_rounds(args)[1],
+            warmups=WARMUPS,
+            threads=args.threads or usable_cores(),
+            kv_bits=args.kv_bits,
+            min_window_s=args.min_window or 0.0,
+        )
+
+    planned = _workloads(args, checkpoint)
     return [
-        (_job(args, checkpoint, recipe, engine, workload), recipe)
+        (job(recipe, engine, workload), recipe)
         for recipe in dict.fromkeys(args.rows)
         for engine in (of_mlx if recipe.is_mlx else [LLAMA_CPP])
         for workload in planned
@@ -126,35 +150,10 @@ def _workloads(args: argparse.Namespace, checkpoint: Checkpoint) -> list[Workloa
             flags = ", ".join(given)
             raise EdgeError(f"--suite {args.suite} sets the workloads itself; leave out {flags}.")
         return suite_workloads(args.suite, limit, name, _warn)
-    planned = plan_workloads(
-        args.prompt or [PROMPT],
-        args.generate or [GENERATE],
-        args.depth or [DEPTH],
-        args.joint or [],
-    )
+    prompts, generates = args.prompt or [PROMPT], args.generate or [GENERATE]
+    planned = plan_workloads(prompts, generates, args.depth or [DEPTH], args.joint or [])
     check_lengths(planned, limit, name)
     return planned
-
-
-def _job(
-    args: argparse.Namespace,
-    checkpoint: Checkpoint,
-    recipe: Recipe,
-    engine: str,
-    workload: Workload,
-) -> Job:
-    return Job(
-        engine=engine,
-        path=str(recipe.path_in(output_folder(args.out, checkpoint.source.name))),
-        workload=workload,
-        vocab_size=checkpoint.config.vocab_size,
-        seed=args.seed,
-        repetitions=_rounds(args)[1],
-        warmups=WARMUPS,
-        threads=args.threads or usable_cores(),
-        kv_bits=args.kv_bits,
-        min_window_s=args.min_window or 0.0,
-    )
 
 
 def _rounds(args: argparse.Namespace) -> tuple[int, int]:
@@ -183,10 +182,14 @@ def _convert(
     }
 
 
-def _references(checkpoint: Checkpoint, jobs: list[Job]) -> dict[str, Any] | None:
+def _references(
+    args: argparse.Namespace, checkpoint: Checkpoint, jobs: list[Job]
+) -> dict[str, Any] | None:
     """Reference logits of the correctness gate; None, and a warning, where that fails."""
+    if not args.check:
+        return None
     try:
-        return reference_job(checkpoint, [Path(path) for path in {job.path: None for job in jobs}])
+        return reference_job(checkpoint, list(dict.fromkeys(job.path for job in jobs)))
     except EdgeError as error:
         _warn(f"logits are not checked: {error}")
         return None
@@ -199,20 +202,13 @@ def _quality(
     progress: Progress,
 ) -> tuple[dict[str, Any] | None, str | None]:
     """Quality of each artefact; None, a warning and the reason where that fails."""
-    out = output_folder(args.out, checkpoint.source.name)
-    source = checkpoint.source
-    asked = {
-        "model": source.origin if source.path is None else str(source.path),
-        "corrections": asdict(checkpoint.corrections),
-        "artefacts": {name: str(find_recipe(name).path_in(out)) for name in subjects},
-        "reference": QUALITY_REFERENCE,
-        "folder": str(out / "eval"),
-        "threads": args.threads or usable_cores(),
-        "tokens": args.quality,
-    }
+    out, threads = output_folder(args.out, checkpoint.source.name), args.threads or usable_cores()
+    paths = {name: find_recipe(name).path_in(out) for name in subjects}
     progress("quality", 0.0)
     try:
-        found = run_child("edge.quality.job", asked, QUALITY_TIMEOUT_S, "the quality")
+        found = quality_job(
+            checkpoint, paths, QUALITY_REFERENCE, out / "eval", threads, args.quality
+        )
     except EdgeError as error:
         _warn(str(error))
         return None, f"quality: {error}"
@@ -226,22 +222,6 @@ def _new_meter(args: argparse.Namespace) -> Callable[[], Meter]:
     if args.power == "auto":
         processors = processors_of(recipe.framework for recipe in args.rows)
     return lambda: choose_meter(args.power, processors)
-
-
-def _new_run(
-    args: argparse.Namespace, jobs: list[Job], new_meter: Callable[[], Meter], has_power: bool
-) -> Run:
-    return Run(
-        jobs=jobs,
-        rounds=_rounds(args)[0],
-        new_meter=new_meter,
-        seed=args.seed,
-        timeout_s=args.timeout,
-        cooldown_s=args.cooldown,
-        idle_s=args.idle if has_power else 0.0,
-        has_power=has_power,
-        warn=_warn,
-    )
 
 
 def _warn(sentence: str) -> None:

@@ -1,5 +1,3 @@
-"""Comparisons of profiles with made-up rates, and the statistics behind them."""
-
 import json
 import math
 import random
@@ -109,21 +107,17 @@ def test_the_interval_holds_the_true_ratio_as_often_as_it_says():
     for _ in range(1000):
         a = [100 * math.exp(rng.gauss(0, 0.03)) for _ in range(3)]
         b = [120 * math.exp(rng.gauss(0, 0.08)) for _ in range(5)]
-        low, high = difference(DECODE, a, b).interval
+        low, high = difference(DECODE, a, b, 0.02).interval
         held += low <= 1.2 <= high
     assert 930 <= held <= 970
-
-
-def test_interval_and_test_never_disagree():
-    rng = random.Random(6)
-    for _ in range(300):
+    for _ in range(300):  # interval and test never disagree
         a, b = ([100 * math.exp(rng.gauss(0, 0.05)) for _ in range(4)] for _ in range(2))
         found = difference(DECODE, a, b, 0.0)
         outside = not found.interval[0] <= 1 <= found.interval[1]
         assert outside == (found.conclusion in ("higher", "lower"))
 
 
-def test_joules_and_watts_from_the_windows():
+def test_joules_and_watts_are_compared_on_the_same_rails_only():
     a, b = profile(row(STEADY, watts=10.0)), profile(row(STEADY, watts=8.0))
     found = compare(a, b)
     # 20 J over half of a window of 4 s: 10 W.
@@ -131,20 +125,10 @@ def test_joules_and_watts_from_the_windows():
     assert only(found, "power").ratio == pytest.approx(0.8)
     assert only(found, "energy").a == pytest.approx(0.1, rel=0.01)
     assert only(found, "energy").is_better is True
-
-
-def test_joules_of_other_rails_are_not_compared():
     b = row(STEADY, watts=8.0, power={"source": "nvml", "boundary": "GPU"})
     found = compare(profile(row(STEADY, watts=10.0)), profile(b))
     assert [d.quantity for d in found.rows[0].differences] == ["decode", "prefill", "memory"]
     assert any("rapl (package) in A, nvml (GPU) in B" in remark for remark in found.remarks)
-
-
-def test_memory_has_one_value_per_process():
-    peaks = [{"round": n, "peak_memory_bytes": (500 + n) * 10**6} for n in range(3)]
-    found = compare(profile(row(STEADY, processes=peaks)), profile(row(STEADY)))
-    assert only(found, "memory").processes == (3, 1)
-    assert only(found, "memory").conclusion == "too few processes"
 
 
 @pytest.mark.parametrize(
@@ -175,9 +159,6 @@ def test_other_models_and_methods_are_refused(part, change, message):
 def test_rows_that_do_not_match_are_refused(changed, message):
     with pytest.raises(EdgeError, match=message):
         compare(profile(row(STEADY)), profile(row(FASTER, **changed)))
-
-
-def test_the_same_row_twice_is_ambiguous():
     with pytest.raises(EdgeError, match=r"Profile B has mlx-int4 on mlx .* twice"):
         compare(profile(row(STEADY)), profile(row(STEADY), row(STEADY)))
 
@@ -234,3 +215,6 @@ def test_optional_parts_may_be_missing():
         del each["decode_tok_s"], each["decode_energy"]
     found = compare(profile(least), profile(least))
     assert [difference.quantity for difference in found.rows[0].differences] == ["prefill"]
+    peaks = [{"round": n, "peak_memory_bytes": (500 + n) * 10**6} for n in range(3)]
+    found = compare(profile(row(STEADY, processes=peaks)), profile(row(STEADY)))
+    assert only(found, "memory").processes == (3, 1)

@@ -5,16 +5,10 @@ from dataclasses import replace
 
 import pytest
 
-from edge.bench.cooldown import (
-    Cooldown,
-    Idle,
-    baseline_drift,
-    cool_down,
-    keep_awake,
-    measure_idle,
-)
-from tests.bench.fakes import FakeMachine
+from edge.bench.cooldown import Cooldown, Idle, baseline_drift, cool_down, keep_awake, measure_idle
+from tests.bench.fakes import FakeClock, FakeMachine, FakeMeter
 
+BUSY = "programs use 90% of the processor"
 IDLE = Idle(watts=5.0, sd_w=0.1, seconds=10.0, samples=20)
 
 
@@ -25,27 +19,14 @@ def machine(monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("limit_s", "fields"),
-    [(60, {"busy": 1.0}), (0, {"thermal": "heavy"})],
-    ids=["nothing is known", "limit 0"],
-)
-def test_it_does_not_wait(machine, limit_s, fields):
-    fake = machine(**fields)
-    assert cool_down(limit_s, fake.new_meter, None) == Cooldown(0.0)
-    assert fake.slept == []
-
-
-@pytest.mark.parametrize(
     ("limit_s", "fields", "cooldown"),
     [
+        (60, {"busy": 1.0}, Cooldown(0.0)),  # nothing is known
+        (0, {"thermal": "heavy"}, Cooldown(0.0)),
         (60, {"thermal": ["heavy", "heavy", "moderate", "nominal"]}, Cooldown(4.0)),
         (5, {"thermal": "heavy"}, Cooldown(5.0, "thermal pressure is heavy")),
         (60, {"thermal": "nominal", "busy": [0.9, 0.3, 0.1]}, Cooldown(4.0)),
-        (
-            3,
-            {"thermal": "nominal", "busy": 0.9},
-            Cooldown(3.0, "programs use 90% of the processor"),
-        ),
+        (3, {"thermal": "nominal", "busy": 0.9}, Cooldown(3.0, BUSY)),
     ],
 )
 def test_it_waits_for_heat_and_load_up_to_its_limit(machine, limit_s, fields, cooldown):
@@ -74,20 +55,10 @@ def test_idle_power_has_mean_and_spread(machine):
     assert wavering.sd_w == pytest.approx(1.026, abs=1e-3)
 
 
-class SilentMeter:
-    unavailable = None
-
-    def start(self):
-        pass
-
-    def stop(self):
-        return []
-
-
 def test_idle_power_is_none_without_meter_time_or_samples(machine):
     assert measure_idle(10, machine().new_meter) is None
     assert measure_idle(0, machine(watts=5.0).new_meter) is None
-    assert measure_idle(10, SilentMeter) is None
+    assert measure_idle(10, lambda: FakeMeter(FakeClock())) is None
 
 
 def test_a_baseline_that_moved_is_a_sentence():

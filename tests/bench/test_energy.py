@@ -34,10 +34,6 @@ def test_joules_of_several_passes_are_over_the_tokens_they_paid_for():
     assert trial.decode_energy.joules_per_token == pytest.approx(6.0)
 
 
-def test_without_samples_there_is_no_energy():
-    assert with_energy(trial_at(0), [], "fake") == trial_at(0)
-
-
 @pytest.mark.parametrize(
     ("samples", "words"),
     [
@@ -47,6 +43,7 @@ def test_without_samples_there_is_no_energy():
     ],
 )
 def test_a_part_is_null_with_its_reason(samples, words):
+    assert with_energy(trial_at(0), [], "fake") == trial_at(0)
     decode = with_energy(trial_at(0), samples, "fake").decode_energy
     assert words in decode.missing
     assert (decode.power_w, decode.joules_per_token) == (None, None)
@@ -58,9 +55,6 @@ def test_an_edge_inside_a_jump_is_uncertain():
     samples = steady(0, 5, CPU=1) + steady(5, 8, CPU=50) + steady(8, 20, CPU=1)
     jump = make_trial(0, [], [(5 * NS + NS // 2, 7 * NS + NS // 2)])
     assert with_energy(jump, samples, "fake").decode_energy.edge_error_j > 50
-
-
-# --- over time
 
 
 def samples(count, joules=0.5):
@@ -90,15 +84,13 @@ def test_many_samples_are_merged_and_their_joules_kept():
         assert joules == pytest.approx(sum(s.joules[rail] for s in many), rel=1e-6)
 
 
-def test_thermal_levels_are_kept_where_they_change():
+def test_thermal_levels_are_kept_where_they_change_and_a_missing_rail_is_0():
     levels = ["nominal", "nominal", "heavy", None, "nominal"]
     many = [
-        Sample(i * NS, (i + 1) * NS, {"CPU": 1.0}, thermal=level) for i, level in enumerate(levels)
+        Sample(i * NS, (i + 1) * NS, {"GPU" if i == 2 else "CPU": 1.0}, thermal=level)
+        for i, level in enumerate(levels)
     ]
+    found = power_series(many)
     changes = [ThermalChange(0, "nominal"), ThermalChange(2 * NS, "heavy")]
-    assert power_series(many).thermal == [*changes, ThermalChange(4 * NS, "nominal")]
-
-
-def test_a_rail_that_comes_and_goes_is_0_meanwhile():
-    some = [Sample(0, NS, {"CPU": 1.0}), Sample(NS, 2 * NS, {"GPU": 2.0})]
-    assert power_series(some).milliwatts == {"CPU": [1000, 0], "GPU": [0, 2000]}
+    assert found.thermal == [*changes, ThermalChange(4 * NS, "nominal")]
+    assert found.milliwatts == {"CPU": [1000, 1000, 0, 1000, 1000], "GPU": [0, 0, 1000, 0, 0]}

@@ -1,5 +1,3 @@
-"""The correctness gate lets every right artefact pass and no wrong one."""
-
 import json
 import re
 from dataclasses import replace
@@ -14,12 +12,13 @@ from edge.bench.engines.opening import open_engine
 from edge.bench.gate import (
     POSITIONS,
     PREFILLED,
+    gate_tokens,
     judge,
     logits_digest,
     make_digest,
     quality_fault,
 )
-from edge.bench.reference import reference_job, references
+from edge.bench.reference import reference_job, reference_logits, references
 from edge.convert.artefacts.recipes import RECIPES, rounding_bound
 from edge.convert.checkpoint import open_checkpoint
 from edge.convert.convert import convert
@@ -35,7 +34,8 @@ VOCAB = 4096
 
 @pytest.fixture(scope="module")
 def reference(demo_out):
-    return reference_job(open_checkpoint("demo"), [RECIPES[row].path_in(demo_out) for row in ROWS])
+    paths = [str(RECIPES[row].path_in(demo_out)) for row in ROWS]
+    return reference_job(open_checkpoint("demo"), paths)
 
 
 def engine_of(row, out, context_tokens=64, **options):
@@ -83,6 +83,13 @@ def wrong_far(logits, is_far):
     return logits * np.float32(1.3 if is_far else 1.0)
 
 
+def test_reference_logits_are_the_running_networks(demo_out):
+    ids, checkpoint = gate_tokens(VOCAB), open_checkpoint("demo")
+    wanted = reference_logits(checkpoint.config, checkpoint.weights, ids)
+    found = load_model(demo_out / "mlx-fp16", mx.float32)(mx.array([ids]))[0]
+    assert np.abs(np.array(found) - wanted).max() < 1e-3
+
+
 @pytest.mark.parametrize("row", ROWS)
 def test_made_artefacts_are_right_and_shuffled_ones_are_not(reference, demo_out, row):
     engine = engine_of(row, demo_out)
@@ -94,7 +101,6 @@ def test_made_artefacts_are_right_and_shuffled_ones_are_not(reference, demo_out,
 
 
 def test_the_peer_is_right_in_half_precision_too(reference, demo_out, monkeypatch):
-    """As on a GPU."""
     monkeypatch.setattr("edge.bench.engines.mlx.compute_dtype", lambda: mx.float16)
     opened = open_engine("mlx-lm", demo_out / "mlx-int4", 64, 2)
     assert verdict(reference, "mlx-int4", demo_out, logits_digest(opened, VOCAB)) is None
@@ -124,6 +130,21 @@ def rope_base(model):
         layer.self_attn.rope.base = 10_000.0
 
 
+def rotated_in_pairs(model):
+    for layer in model.layers:
+        layer.self_attn.rope.traditional = True
+
+
+def other_epsilon(model):
+    for layer in model.layers:
+        layer.input_layernorm.eps = layer.post_attention_layernorm.eps = 0.1
+
+
+def swapped_layers(model):
+    layers = model.model.layers
+    layers[1], layers[2] = layers[2], layers[1]
+
+
 def swapped_queries_and_keys(model):
     attention = model.layers[1].self_attn
     attention.q_proj, attention.k_proj = attention.k_proj, attention.q_proj
@@ -149,11 +170,14 @@ class Skipping:
         return self._cache.trim(min(count, self._cache.offset))
 
 
-FAULTS = [rope_base, swapped_queries_and_keys, damaged_layer, Skipping]
-
-
-@pytest.mark.parametrize("row", ["mlx-fp16", "mlx-int4"])
-@pytest.mark.parametrize("fault", FAULTS)
+@pytest.mark.parametrize(
+    ("row", "fault"),
+    [
+        *(("mlx-fp16", swapped_queries_and_keys), ("mlx-fp16", rotated_in_pairs)),
+        *(("mlx-fp16", swapped_layers), ("mlx-fp16", rope_base), ("mlx-fp16", other_epsilon)),
+        *(("mlx-int4", damaged_layer), ("mlx-int4", Skipping), ("mlx-int4", other_epsilon)),
+    ],
+)
 def test_a_network_that_computes_something_else_is_found(reference, demo_out, row, fault):
     model = load_model(demo_out / row, fuse=False)
     cache = make_cache(model, None)
@@ -219,9 +243,9 @@ def test_a_wrong_conversion_is_found(tmp_path, row, change, message):
     assert re.search(message, verdict(found, row, tmp_path, {}))
 
 
-def test_a_reference_that_fails_is_said(demo_out):
+def test_a_failed_reference_is_an_error(demo_out):
     with pytest.raises(EdgeError, match=r"could not be computed .*nowhere"):
-        reference_job(open_checkpoint("demo"), [demo_out / "nowhere"])
+        reference_job(open_checkpoint("demo"), [str(demo_out / "nowhere")])
 
 
 def test_the_reference_is_computed_in_float32(monkeypatch):
@@ -246,12 +270,10 @@ def test_a_token_beyond_1024_positions_is_decoded_where_the_row_goes_there(
     engine.close()
 
 
-@pytest.mark.parametrize(
-    ("precision", "bound"),
-    [("FP16", 0.03), ("INT4", 1.0), ("Q6_K", 0.25), ("MIXED_2_6", 1.2), ("FIXED", 1.2)],
-)
-def test_fewer_bits_may_change_more(precision, bound):
-    assert rounding_bound(precision, 16.0, 1.2, 0.03) == bound
+def test_fewer_bits_may_change_more():
+    bounds = {"FP16": 0.03, "INT4": 1.0, "Q6_K": 0.25, "MIXED_2_6": 1.2, "FIXED": 1.2}
+    for precision, bound in bounds.items():
+        assert rounding_bound(precision, 16.0, 1.2, 0.03) == bound
 
 
 # The demo's artefacts on 4096 tokens of the sample, in nats per token.
@@ -262,16 +284,13 @@ MEASURED = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("precision", MEASURED)
-def test_quality_bounds_let_rounding_pass_and_little_more(precision):
-    right, *wrong = (
-        Quality(perplexity=5.0, reference="mlx-fp16", kl_mean=kl)
-        for kl in (MEASURED[precision], 20 * MEASURED[precision] + 0.01, 7.0)
-    )
-    assert quality_fault(right, precision) is None
-    assert all("wrong predictions" in quality_fault(each, precision) for each in wrong)
-
-
-def test_predictions_that_are_not_finite_are_a_fault():
+def test_quality_bounds_let_rounding_pass_and_little_more():
+    for precision, measured in MEASURED.items():
+        right, *wrong = (
+            Quality(perplexity=5.0, reference="mlx-fp16", kl_mean=kl)
+            for kl in (measured, 20 * measured + 0.01, 7.0)
+        )
+        assert quality_fault(right, precision) is None
+        assert all("wrong predictions" in quality_fault(each, precision) for each in wrong)
     assert "not finite" in quality_fault(Quality(reference="mlx-fp16"), "INT4")
     assert quality_fault(Quality(perplexity=5.0), "INT4") is None

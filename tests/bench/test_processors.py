@@ -1,5 +1,7 @@
 import platform
 
+import pytest
+
 from edge.bench import processors
 from edge.bench.processors import processors_of
 from edge.errors import EdgeError
@@ -13,16 +15,12 @@ def test_both_frameworks_are_asked_in_another_process(monkeypatch):
     assert {gguf} <= processors_of(["MLX", "GGUF", "MLX"]) <= {"CPU", "GPU"}
 
 
-def test_an_engine_that_does_not_load_leaves_it_open(monkeypatch):
+@pytest.mark.parametrize("system", ["Linux", "Darwin"])
+def test_a_mac_and_an_engine_that_does_not_load_name_no_processor(monkeypatch, system):
     def broken(*_):
+        assert system == "Linux"
         raise EdgeError("it does not load.")
 
-    monkeypatch.setattr(platform, "system", lambda: "Linux")
+    monkeypatch.setattr(platform, "system", lambda: system)
     monkeypatch.setattr(processors, "run_child", broken)
-    assert processors_of(["MLX"]) == set()
-
-
-def test_on_a_mac_nothing_is_asked(monkeypatch):
-    monkeypatch.setattr(platform, "system", lambda: "Darwin")
-    monkeypatch.setattr(processors, "run_child", None)
     assert processors_of(["MLX"]) == set()

@@ -1,17 +1,16 @@
-"""The runner against real processes, good and bad, and whole runs with stand-ins for them."""
-
 import json
 import os
 import signal
 import struct
 import subprocess
 import sys
+from itertools import chain, repeat
 
 import numpy as np
 import psutil
 import pytest
 
-from edge.bench import worker
+from edge.bench import runner, worker
 from edge.bench.row import Context, build_row
 from edge.bench.runner import Outcome, Run, run_job, stopped_by_sigterm
 from edge.bench.trial import make_trial
@@ -30,23 +29,30 @@ def job(engine, path, **changes):
     return Job(engine, str(path), **{"workload": WORKLOAD, **fields, **changes})
 
 
-def failure_of(code, timeout_s=60):
-    return run_job(job("mlx", "m"), timeout_s, command=(sys.executable, "-c", code)).failure
+@pytest.fixture
+def outcome_of(monkeypatch):
+    """outcome_of(code, limit): the outcome of a worker that runs this Python."""
+
+    def outcome_of(code, timeout_s=60, *arguments):
+        monkeypatch.setattr(runner, "WORKER", (sys.executable, "-S", "-c", code, *arguments))
+        return run_job(job("mlx", "m"), timeout_s)
+
+    return outcome_of
 
 
 @pytest.mark.parametrize(
-    ("engine", "artefact"),
+    ("engine", "artefact", "workload"),
     [
-        ("mlx", "mlx-fp16"),
-        ("mlx", "mlx-int4"),
-        ("mlx-lm", "mlx-int4"),
-        ("llama.cpp", "gguf-f16.gguf"),
-        ("llama.cpp", "gguf-q5_k_m.gguf"),
+        ("mlx", "mlx-fp16", WORKLOAD),
+        # Without the depth's prefill the trial's first trim would be refused.
+        ("mlx", "mlx-int4", Workload(8, 4, 100)),
+        ("mlx-lm", "mlx-int4", Workload(8, 4, 5, joint=True)),
+        ("llama.cpp", "gguf-q5_k_m.gguf", WORKLOAD),
     ],
 )
-def test_a_row_of_every_engine(engine, artefact, demo_out):
+def test_a_row_of_every_engine(engine, artefact, workload, demo_out):
     seen = []
-    outcome = run_job(job(engine, demo_out / artefact), 120, seen.append)
+    outcome = run_job(job(engine, demo_out / artefact, workload=workload), 120, seen.append)
     assert outcome.failure is None
     assert [t.warmup for t in outcome.trials] == [True, False, False]
     assert seen == outcome.trials
@@ -78,62 +84,47 @@ def test_a_row_of_every_engine(engine, artefact, demo_out):
         ("import sys; sys.stdout.buffer.write(b'\\xff\\n')", "an invalid message"),
     ],
 )
-def test_a_worker_that_misbehaves_is_a_reason(code, words):
-    assert words in failure_of(code)
+def test_a_worker_that_misbehaves_is_a_reason(outcome_of, code, words):
+    """What was measured before is kept."""
+    trial = {"warmup": False, "prefill_ns": [1, 2], "prompt_tokens": 8}
+    measured = json.dumps({"type": "Measured", "trial": trial})
+    outcome = outcome_of(f"print({measured!r}, flush=True); {code}")
+    assert words in outcome.failure
+    assert len(outcome.trials) == 1
 
 
-def test_a_worker_that_hangs_is_stopped():
-    assert "stopped after 0.2 s" in failure_of("import time; time.sleep(60)", 0.2)
-    assert "exit code 3" in failure_of("raise SystemExit(3)", 1e12)  # beyond any timer
+def test_a_worker_that_hangs_is_stopped(outcome_of):
+    assert "stopped after 0.2 s" in outcome_of("import time; time.sleep(60)", 0.2).failure
+    assert "exit code 3" in outcome_of("raise SystemExit(3)", 1e12).failure  # beyond any timer
 
 
 @pytest.mark.parametrize(
-    "said",
+    ("said", "dies"),
     [
-        "RuntimeError: [malloc] Unable to allocate 9000000000 bytes.",
-        "[METAL] Command buffer execution failed: Insufficient Memory (00000008:kIOGPU",
-        "cudaMallocAsync(&data, size, stream) failed: out of memory",
-        "std::bad_alloc",
+        ("RuntimeError: [malloc] Unable to allocate 9000000000 bytes.", False),
+        ("[METAL] Command buffer execution failed: Insufficient Memory (00000008:kIOGPU", True),
+        ("cudaMallocAsync(&data, size, stream) failed: out of memory", False),
+        ("std::bad_alloc", True),
     ],
 )
-@pytest.mark.parametrize("dies", [False, True])
-def test_memory_that_ran_out_is_said_with_what_to_do(said, dies):
+def test_memory_that_ran_out_is_said_with_what_to_do(outcome_of, said, dies):
     code = f"print({json.dumps({'type': 'Failed', 'reason': said})!r})"
     if dies:
         code = f"import os, sys; print({said!r}, file=sys.stderr, flush=True); os.abort()"
-    failure = failure_of(code)
+    failure = outcome_of(code).failure
     assert said.rstrip(".") in failure
     assert "close other programs, or choose a smaller artefact" in failure
-
-
-def test_what_was_measured_before_a_death_is_kept():
-    trial = {"warmup": False, "prefill_ns": [1, 2], "prompt_tokens": 8}
-    message = json.dumps({"type": "Measured", "trial": trial})
-    code = f"print({message!r}, flush=True); raise SystemExit(9)"
-    outcome = run_job(job("mlx", "m"), 60, command=(sys.executable, "-c", code))
-    assert len(outcome.trials) == 1
-    assert "exit code 9" in outcome.failure
 
 
 @pytest.mark.parametrize(
     ("end", "bad_end"),
     [("os.abort()", "after its work the worker died with signal 6"), ("", None)],
 )
-def test_a_process_that_dies_after_its_work_leaves_a_remark(end, bad_end):
-    """As llama.cpp's does on macOS where a model is not freed."""
+def test_a_process_that_dies_after_its_work_leaves_a_remark(outcome_of, end, bad_end):
     message = {"type": "Done", "load_s": 1.0, "peak_memory_bytes": 5, "peak_device_bytes": None}
     line = json.dumps({**message, "facts": {"device": "GPU"}})
-    code = f"import os, sys; sys.stdin.read(); print({line!r}, flush=True); {end}"
-    outcome = run_job(job("mlx", "m"), 60, command=(sys.executable, "-c", code))
+    outcome = outcome_of(f"import os, sys; sys.stdin.read(); print({line!r}, flush=True); {end}")
     assert (outcome.failure, outcome.bad_end) == (None, bad_end)
-
-
-@pytest.mark.parametrize("workload", [Workload(8, 4, 100), Workload(8, 4, 5, joint=True)])
-def test_depth_is_in_the_cache_before_the_clock_starts(workload, demo_out):
-    """Without the depth's prefill the trial's first trim would be refused, and the row fail."""
-    outcome = run_job(job("mlx", demo_out / "mlx-int4", workload=workload), 120)
-    assert outcome.failure is None
-    assert [len(t.token_us[0]) for t in outcome.trials] == [3, 3, 3]
 
 
 def test_what_cannot_be_loaded_is_a_failed_row(tmp_path):
@@ -164,7 +155,7 @@ def test_a_window_is_filled_with_passes_and_the_caches_bits_arrive(demo_out):
     assert outcome.done.facts.kv_dtype == "8 bits in groups of 32"
 
 
-def test_sigterm_takes_the_worker_along(tmp_path):
+def test_sigterm_takes_the_worker_along(outcome_of, tmp_path):
     """The worker signals us when it runs, and would go on for an hour."""
     before = signal.getsignal(signal.SIGTERM)
     code = (
@@ -173,9 +164,8 @@ def test_sigterm_takes_the_worker_along(tmp_path):
         "os.kill(os.getppid(), signal.SIGTERM)\ntime.sleep(3600)"
     )
     written = tmp_path / "pid"
-    command = (sys.executable, "-S", "-c", code, str(written))
     with pytest.raises(SystemExit) as stopped, stopped_by_sigterm():
-        run_job(job("mlx", "nowhere"), 120, command=command)
+        outcome_of(code, 120, str(written))
     assert stopped.value.code == 128 + signal.SIGTERM
     assert not psutil.pid_exists(int(written.read_text()))
     assert signal.getsignal(signal.SIGTERM) == before
@@ -185,7 +175,8 @@ def test_sigterm_takes_the_worker_along(tmp_path):
 def test_the_engine_is_closed_whatever_happens(broken, monkeypatch):
     engine, sent = FakeEngine(FakeClock()), []
     engine.last_logits = lambda: np.full(4096, np.nan if broken else 0.0, np.float32)
-    monkeypatch.setattr(worker, "_open", lambda job: engine)
+    monkeypatch.setattr(worker, "check_memory", lambda *_: (None, None))
+    monkeypatch.setattr(worker, "open_engine", lambda *_: engine)
     asked = job("llama.cpp", "m")
     if broken:
         with pytest.raises(EdgeError, match="not finite"):
@@ -202,7 +193,7 @@ JOBS = [job("mlx", name, workload=Workload(10, 3)) for name in "abc"]
 
 
 class Workers:
-    """Stands for the processes: two trials each, 10 s of work; `dies` names (path, round)."""
+    """In the place of run_job: two trials each, 10 s of work; `dies` names (path, round)."""
 
     def __init__(self, clock, dies=()):
         self.clock, self.dies, self.ran = clock, dies, []
@@ -228,7 +219,8 @@ def go(monkeypatch):
         fake = FakeMachine(monkeypatch, **(machine or {}))
         workers, reported = Workers(fake.clock, dies), []
         meter = new_meter(fake) if new_meter else fake.new_meter
-        run = Run(JOBS, rounds, meter, run_job=workers, **settings)
+        monkeypatch.setattr(runner, "run_job", workers)
+        run = Run(JOBS, rounds, meter, **settings)
         run.run_rounds(reported.append, lambda *_: None)
         return run, workers.ran, reported, fake
 
@@ -248,12 +240,8 @@ def test_every_row_runs_in_every_round_in_the_recorded_order(go):
     assert reported == [row for order in run.order for row in order]
     assert [[r.round for r in runs] for runs in run.runs] == [[0, 1, 2]] * 3
     assert run.finished
-    assert fake.slept == []  # there is no meter
-    assert run.idle_w is None
-
-
-def test_a_row_that_fails_is_not_run_again_and_the_rest_completes(go):
-    run, ran, *_ = go(3, dies=[("b", 1)])
+    assert (fake.slept, run.idle_w) == ([], None)  # there is no meter
+    run, ran, *_ = go(3, dies=[("b", 1)])  # it is not run again, the rest completes
     assert [len(runs) for runs in run.runs] == [3, 2, 3]
     assert ("b", 2) not in ran
     rows = [build_row(SUBJECT, JOBS[i], run.runs[i], Context(3)) for i in range(3)]
@@ -283,7 +271,8 @@ def test_ctrl_c_stops_the_meter(monkeypatch):
     def interrupted(*_):
         raise KeyboardInterrupt
 
-    run = Run(JOBS, 1, lambda: Noted(fake.clock), cooldown_s=0, idle_s=0, run_job=interrupted)
+    monkeypatch.setattr(runner, "run_job", interrupted)
+    run = Run(JOBS, 1, lambda: Noted(fake.clock), cooldown_s=0, idle_s=0)
     with pytest.raises(KeyboardInterrupt):
         run.run_rounds(lambda _: None, lambda *_: None)
     assert stopped == [True]
@@ -293,15 +282,10 @@ def failing_meters(works, then):
     """A machine whose powermetrics stops starting after a while; `then` are the watts after it."""
 
     def meters(fake):
-        left = [works]
-
-        def new_meter():
-            left[0] -= 1
-            if left[0] < -1 and then is not None:
-                return FakeMeter(fake.clock, then)
-            return FakeMeter(fake.clock, 5.0, None if left[0] >= 0 else "sudo wants a password")
-
-        return new_meter
+        lost = FakeMeter(fake.clock, 5.0, "sudo wants a password")
+        after = FakeMeter(fake.clock, then) if then else lost
+        made = chain([FakeMeter(fake.clock, 5.0)] * works, [lost], repeat(after))
+        return lambda: next(made)
 
     return meters
 

@@ -1,6 +1,7 @@
 import pytest
 
-from edge.bench.trial import KEPT_TOKENS, ONE_PASS, Window, kept_times, make_trial, run_trial
+from edge.bench import trial as module
+from edge.bench.trial import KEPT_TOKENS, kept_times, make_trial, run_trial
 from edge.bench.workload import TokenPlan
 from tests.bench.fakes import FakeEngine, FakeMachine
 
@@ -9,13 +10,14 @@ PLAN = TokenPlan([], [1] * 50, [2, 3, 4])
 
 @pytest.fixture
 def run(monkeypatch):
-    """run(plan, window, joint): the engine and its trial."""
+    """run(plan, least_s, most_passes, joint): the engine and its trial."""
 
-    def run(plan, window=ONE_PASS, joint=False):
+    def run(plan, least_s=0.0, most_passes=1000, joint=False):
+        monkeypatch.setattr(module, "MAX_PASSES", most_passes)
         engine = FakeEngine(FakeMachine(monkeypatch).clock)
         if plan.depth:
             engine.prefill(plan.depth)
-        return engine, run_trial(engine, plan, window, joint)
+        return engine, run_trial(engine, plan, least_s, joint)
 
     return run
 
@@ -30,15 +32,12 @@ def test_rates_follow_from_the_stamps(run):
     assert trial.decode_tok_s == pytest.approx(2 / 203e-9)
 
 
-def test_generation_starts_at_the_depth(run):
+def test_generation_starts_at_the_depth_and_a_joint_one_behind_the_prompt(run):
     plan = TokenPlan([7] * 4, [1] * 50, [2, 3])
     engine, _ = run(plan)
     assert engine.calls[1:] == [("prefill", 4, plan.prompt), ("decode", 4, plan.generate)]
     assert engine.length == 4
-
-
-def test_a_joint_workload_generates_behind_the_prompt(run):
-    engine, _ = run(TokenPlan([7] * 4, [1] * 50, [2, 3]), Window(1e-6, 3), joint=True)
+    engine, _ = run(plan, 1e-6, 3, joint=True)
     places = [(call[0], call[1]) for call in engine.calls[1:]]
     assert places == [("prefill", 4)] * 2 + [("decode", 54)] * 3
     assert engine.length == 4
@@ -56,16 +55,13 @@ def test_without_tokens_there_is_no_rate(run, plan, missing):
     _, trial = run(plan)
     rates = ("decode_tok_s", "prefill_tok_s", "ttft_s")
     assert [name for name in rates if getattr(trial, name) is None] == missing
-
-
-def test_a_clock_that_stands_still_gives_no_rate():
     trial = make_trial(3, [(5, 5)], [[9, 9]])
-    assert (trial.decode_tok_s, trial.prefill_tok_s) == (None, None)
+    assert (trial.decode_tok_s, trial.prefill_tok_s) == (None, None)  # the clock stood still
 
 
 def test_passes_fill_the_window_and_change_no_rate(run):
     _, one = run(PLAN)
-    engine, many = run(PLAN, Window(1200e-9, 1000))
+    engine, many = run(PLAN, 1200e-9)
     # Prefill: 500 ns each, so three. Decode: 203 ns first to last stamp and 100 ns to the next
     # pass's first: 203, 506, 809, 1112, 1415.
     assert [len(many.prefills), len(many.passes)] == [3, 5]
@@ -73,15 +69,8 @@ def test_passes_fill_the_window_and_change_no_rate(run):
     assert {call[1] for call in engine.calls} == {0}  # every pass from the same depth
     for name in ("decode_tok_s", "prefill_tok_s", "ttft_s"):
         assert getattr(many, name) == pytest.approx(getattr(one, name))
-    _, bounded = run(PLAN, Window(3600.0, 4))
+    _, bounded = run(PLAN, 3600.0, 4)
     assert [len(bounded.prefills), len(bounded.passes)] == [4, 4]
-
-
-def test_time_between_passes_is_not_in_the_rate():
-    trial = make_trial(5, [(0, 10), (500, 510)], [(0, 100, 200), (9000, 9100, 9200)])
-    assert trial.decode_tok_s == pytest.approx(4 / 400e-9)
-    assert trial.prefill_tok_s == pytest.approx(5 / 10e-9)
-    assert (trial.passes[0][0], trial.passes[-1][1]) == (0, 9200)
 
 
 def test_stamps_are_kept_to_the_microsecond():

@@ -57,9 +57,6 @@ def test_worst_reasons_come_first_and_once():
     assert found == [error, warning("b"), reason]
 
 
-# --- the machine
-
-
 def conditions(*runs):
     return texts_of(judge_conditions(runs, threads=2))
 
@@ -69,24 +66,18 @@ def test_a_quiet_machine_gives_no_warning():
     assert conditions(*[process([], before=quiet, after=quiet)] * 3) == []
 
 
-def test_warnings_of_several_processes_are_said_once():
+def test_the_machines_state_is_a_warning_once_of_each_kind():
     loads = [State(load_1m=9.0 + i) for i in range(3)]
     (text,) = conditions(*(process([], before=s, after=s) for s in loads))
     assert "load 9.0, 2 of it ours" in text
-
-
-def test_heat_and_battery_are_warnings():
     run = process([], before=State(power_source="battery"), after=State(thermal="heavy"))
     assert len(conditions(run)) == 2
-
-
-def test_a_machine_that_did_not_settle_is_a_warning():
     cooldown = Cooldown(60.0, "power is 12.0 W, 5.0 W when idle")
     (text,) = conditions(process([], cooldown=cooldown))
     assert "12.0 W, 5.0 W when idle after a wait of 60 s" in text
 
 
-# --- energy
+UNEVEN = [1.0] * 9 + [500.0] * 30 + [1.0] * 100
 
 
 def windows(length_s, thermal=None, watts=(7.0,) * 1000, step_s=1):
@@ -113,11 +104,7 @@ def test_short_windows_are_flagged_for_energy(length_s, level, words):
     [
         ({}, ["it stalled"], "it stalled"),
         ({"thermal": "heavy"}, [], "thermal pressure reached heavy"),
-        (
-            {"watts": [1.0] * 9 + [500.0] * 30 + [1.0] * 100, "step_s": 9},
-            [],
-            "edges of a window may hold",
-        ),
+        ({"watts": UNEVEN, "step_s": 9}, [], "edges of a window may hold"),
     ],
 )
 def test_doubtful_joules_are_a_warning(fields, flags, words):

@@ -1,12 +1,6 @@
 import pytest
 
-from edge.bench.workload import (
-    SUITES,
-    check_lengths,
-    plan_tokens,
-    plan_workloads,
-    suite_workloads,
-)
+from edge.bench.workload import SUITES, check_lengths, plan_tokens, plan_workloads, suite_workloads
 from edge.errors import EdgeError
 from edge.profile.profile import Workload
 
@@ -66,12 +60,6 @@ def test_a_suite_leaves_out_what_is_too_long():
     ]
     with pytest.raises(EdgeError, match="needs 512 positions"):
         suite_workloads("depth", 100, "x", warnings.append)
-
-
-def test_localscores_nine_scenarios():
-    names = [str(workload) for workload in SUITES["localscore"]]
-    assert len(names) == 9
-    assert (names[0], names[-1]) == ("pp1024+tg16", "pp16+tg1536")
 
 
 def test_the_same_seed_gives_every_engine_the_same_ids():

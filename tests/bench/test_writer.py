@@ -1,5 +1,3 @@
-"""The profile of a run is complete after every process."""
-
 import pytest
 
 from edge.bench import writer as module
@@ -63,11 +61,6 @@ def test_the_file_has_every_row_measured_so_far_in_their_order(writer):
     assert profile.method.order == [["mlx-int4 on mlx, pp10, tg3 @ d100"] * 2] * 2
     assert profile.method.finished is False
     assert profile.method.idle["net_of_w"] is None
-
-
-def test_quality_reaches_every_row(writer):
-    measure(writer, 0, 0)
-    measure(writer, 1, 0)
     writer.add_quality(None, "quality: it died")
     for row in read(writer.path).rows:
         assert "quality: it died" in row.reasons

@@ -3,14 +3,12 @@
 Run as a program it takes the arguments of the real one and streams at the cadence they ask for.
 FAKE_POWERMETRICS names what it does wrong, with commas: late, dies, hangs, nan, batched,
 clock-step, deaf, empty, gpu-only, needs-root. Harmless: ultra (an M2 Ultra's 76 kB), by-line (a
-write for every line), by-worker (a tenth of the power while the process that started it has no
-`edge.bench.worker` running). All it writes also goes to the file FAKE_POWERMETRICS_LOG.
+write for every line). All it writes also goes to the file FAKE_POWERMETRICS_LOG.
 """
 
 import argparse
 import os
 import signal
-import subprocess
 import sys
 import time
 from datetime import UTC, datetime
@@ -150,27 +148,17 @@ class Streamer:
             time.sleep(0.3)
         before_ns = time.monotonic_ns()
         for number in range(self.count):
-            share = self.wait()
+            time.sleep(self.interval_s)
             now_ns = time.monotonic_ns()
             if number == 4 and "dies" in self.misdeeds:
                 sys.exit(1)
             while number == 4 and "hangs" in self.misdeeds:
                 time.sleep(3600)
-            self.write((b"\0" if number else b"") + self.make(number, now_ns - before_ns, share))
+            self.write((b"\0" if number else b"") + self.make(number, now_ns - before_ns))
             before_ns = now_ns
 
-    def wait(self):
-        """Let an interval pass; the share of its power that it claims to have used."""
-        by_worker = "by-worker" in self.misdeeds
-        parts = max(1, round(self.interval_s / 0.1)) if by_worker else 1
-        shares = []
-        for _ in range(parts):
-            time.sleep(self.interval_s / parts)
-            shares.append(0.1 if by_worker and not a_worker_runs() else 1.0)
-        return sum(shares) / parts
-
-    def make(self, number, elapsed_ns, share):
-        seconds = elapsed_ns / 1e9 * share
+    def make(self, number, elapsed_ns):
+        seconds = elapsed_ns / 1e9
         cpu_mj = round(CPU_W * seconds * 1e3)
         if "batched" in self.misdeeds:
             cpu_mj = cpu_mj * 4 if number % 4 == 3 else 0
@@ -187,14 +175,6 @@ class Streamer:
             ended=datetime.fromtimestamp(time.time() + step_s, UTC),
             **changes,
         )
-
-
-def a_worker_runs():
-    """Whether the process that started sudo has another child, a worker."""
-    listed = subprocess.run(["ps", "-A", "-o", "pid=,ppid=,args="], capture_output=True, text=True)
-    rows = [line.split(None, 2) for line in listed.stdout.splitlines()]
-    starter = next(row[1] for row in rows if row[0] == str(os.getppid()))
-    return any(row[1] == starter and "edge.bench.worker" in row[-1] for row in rows)
 
 
 def main():
