@@ -5,10 +5,8 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from edge.cli.options.report import REPORTS
 from edge.cli.options.report import check as check_options
@@ -17,9 +15,6 @@ from edge.formats.files import atomic_write
 from edge.profile.check import check
 from edge.profile.profile import Profile, decode, read_bytes
 from edge.report.devices import compare_devices, devices_markdown
-
-if TYPE_CHECKING:
-    from edge.report.page import Source
 
 # A page of more is no page; `--devices` reads any number.
 MOST_PROFILES = 50
@@ -38,8 +33,7 @@ def run(args: argparse.Namespace) -> int:
 def _report(args: argparse.Namespace) -> int:
     """Everything is made before anything is written: no half report."""
     # Here: matplotlib takes most of a second, and --check and --devices need none.
-    from edge.report.page import Source
-    from edge.report.plots import draw
+    from edge.report.files import report_files
 
     paths = [path for name in args.profiles for path in _files_of(name)]
     if len(paths) > MOST_PROFILES:
@@ -47,8 +41,9 @@ def _report(args: argparse.Namespace) -> int:
             f"{len(paths)} profiles are too many for one page of up to {MOST_PROFILES}: name "
             f"fewer, or compare them with --devices DIR."
         )
-    read = [(data := read_bytes(path), decode(data, path, Profile)) for path in paths]
-    contents = dict(_contents([Source(profile, draw(profile), data) for data, profile in read]))
+    data = [read_bytes(path) for path in paths]
+    profiles = [decode(text, path, Profile) for text, path in zip(data, paths, strict=True)]
+    contents = dict(report_files(list(zip(profiles, data, strict=True))))
     others = f"-and-{len(paths) - 1}-more" if len(paths) > 1 else ""
     folder = args.out if args.out is not None else REPORTS / f"{paths[0].stem}{others}"
     for name, made in contents.items():  # each file appears whole; others in the folder stay
@@ -76,22 +71,6 @@ def _files_of(path: Path) -> list[Path]:
     if not found:
         raise EdgeError(f"{path} has no profile: give a folder of *.json that `edge bench` wrote.")
     return found
-
-
-def _contents(sources: Sequence[Source]) -> Iterator[tuple[str, bytes]]:
-    """Every file's place in the folder and its bytes."""
-    from edge.report.page import render_page
-    from edge.report.table import csv_table, markdown_section
-
-    profiles = [source.profile for source in sources]
-    yield "report.html", render_page(sources).encode()
-    yield "table.md", "\n".join(map(markdown_section, profiles)).encode()
-    yield "table.csv", csv_table(profiles).encode()
-    for number, source in enumerate(sources, 1):
-        prefix = f"{number}-" if len(sources) > 1 else ""
-        for plot in source.drawn.figures:
-            yield f"plots/{prefix}{plot.name}.svg", plot.svg().encode()
-            yield f"plots/{prefix}{plot.name}.png", plot.png()
 
 
 def _compare_devices(args: argparse.Namespace) -> int:

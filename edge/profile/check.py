@@ -51,13 +51,6 @@ REQUIRED_OF_ROW = (
 )
 REQUIRED_OF_TRIAL = ("repetition", "prompt_tokens", "decode_tok_s", "prefill_tok_s", "ttft_s")
 STAMPS = ("pass_begin_ns", "pass_end_ns", "token_us")
-# A figure that is null needs a reason about itself, or about one that it follows from.
-FOLLOWS_FROM = {
-    "ttft_s": ("prefill_tok_s",),
-    "joules_per_token": ("power_w",),
-    "joules_per_token_net": ("joules_per_token", "power_w"),
-    "bandwidth_fraction": ("decode_tok_s",),
-}
 UNEXPLAINED = "is null, and no sentence in reasons says why."
 PRIVATE: tuple[tuple[re.Pattern[str], str], ...] = (
     (re.compile(r"(?:/Users|/home|[A-Za-z]:\\+Users)[/\\]+[^/\\\s\"':,;]+"), "a home folder"),
@@ -221,9 +214,9 @@ def _reason_findings(row: Row, raw: Mapping[str, Any]) -> Findings:
         yield "reasons", f"is empty, but a row that is {row.verdict} needs a reason."
     if not row.counts:
         return  # it withholds its figures, and has said why
-    nulls = [key for key in ABOUT if key in REQUIRED_OF_ROW and getattr(row, key) is None]
-    for key in nulls:
-        if row.why_not(key, *FOLLOWS_FROM.get(key, ())) == NO_REASON:
+    for key in ABOUT:
+        is_null = key in REQUIRED_OF_ROW and getattr(row, key) is None
+        if is_null and row.why_not(key) == NO_REASON:
             yield key, UNEXPLAINED
     for key, value in (raw["quality"] or {}).items():
         if value is None and row.why_not("quality", key) == NO_REASON:

@@ -38,6 +38,13 @@ QUANTITIES = (
 )
 # What a reason can be about: the figures of a row that can be null.
 ABOUT = (*QUANTITIES, "bandwidth_fraction", "peak_memory_bytes", "quality")
+# The reason why one of these is null may be about another, which it follows from.
+FOLLOWS_FROM = {
+    "ttft_s": ("prefill_tok_s",),
+    "joules_per_token": ("power_w",),
+    "joules_per_token_net": ("joules_per_token", "power_w"),
+    "bandwidth_fraction": ("decode_tok_s",),
+}
 # Engines that a framework's name stands for; others are peers.
 OWN_ENGINES = {"MLX": "mlx", "GGUF": "llama.cpp"}
 NO_REASON = "the profile does not say why"
@@ -270,9 +277,9 @@ class RowSummary(Struct, frozen=True, kw_only=True):
     def why_not(self, *keys: str) -> str:
         """The reason for a null: one about a key, one that mentions it, or why the row failed."""
         reasons = [Reason.parse(reason) for reason in self.reasons]
-        for key in keys:
-            about = [reason for reason in reasons if reason.about == key]
-            for reason in about or [r for r in reasons if key in r.text]:
+        for name in [name for key in keys for name in (key, *FOLLOWS_FROM.get(key, ()))]:
+            about = [reason for reason in reasons if reason.about == name]
+            for reason in about or [r for r in reasons if name in r.text]:
                 return reason.text
         return self.reasons[0] if self.reasons and not self.counts else NO_REASON
 

@@ -9,7 +9,7 @@ from edge.cli import report
 from edge.cli.main import parser_of
 from edge.errors import EdgeError
 from edge.report.table import markdown_section
-from tests.support.profiles import hostile_profile, linux_profile, make_profile, typed
+from tests.support.profiles import linux_profile, make_profile, typed
 
 
 def run(*words):
@@ -67,13 +67,6 @@ def test_a_folder_of_profiles_is_one_report_and_one_json_document(saved, capsys)
     assert all((saved.parent / file).is_file() for file in files)
     assert (saved.parent / made["page"]).read_text(encoding="utf-8").count("<article ") == 2
     assert (err, notes.read_text(), list((saved.parent / "out").rglob(".*"))) == ("", "kept", [])
-
-
-def test_printed_text_has_no_control_characters(saved, capsys):
-    saved.write_text(json.dumps(hostile_profile(json.loads(saved.read_bytes()))))
-    assert run(saved) == 0
-    out = capsys.readouterr().out
-    assert all(c.isprintable() or c == "\n" for c in out)
 
 
 @pytest.mark.parametrize(

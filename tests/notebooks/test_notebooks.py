@@ -67,7 +67,9 @@ def ran_on(name, profile, tmp_path, capsys, monkeypatch):
     return capsys.readouterr().out, names
 
 
-def test_a_profile_with_everything_is_shown_in_full(tmp_path, capsys, monkeypatch):
+def test_other_profiles_are_shown_with_everything_and_without_figures(
+    tmp_path, capsys, monkeypatch
+):
     full = mac_profile(quality=True)
     out, names = ran_on("device_report", full, tmp_path, capsys, monkeypatch)
     assert "also shown: energy, precision, depth, power, roofline" in out
@@ -75,9 +77,6 @@ def test_a_profile_with_everything_is_shown_in_full(tmp_path, capsys, monkeypatc
     out, _ = ran_on("quantisation", full, tmp_path, capsys, monkeypatch)
     assert "missing" not in out
     assert re.search(r"^mlx-int4 +4\.50 .* 0\.018$", out, re.MULTILINE)
-
-
-def test_a_profile_without_figures_is_shown_as_such(tmp_path, capsys, monkeypatch):
     for name in ("device_report", "quantisation"):
         out, _ = ran_on(name, failed_profile(), tmp_path, capsys, monkeypatch)
         assert "the worker was killed" in out or "not measured" in out

@@ -192,7 +192,7 @@ def test_why_a_figure_is_missing():
     reasons = ["too hot", "power_w: no meter", "decode drifts: see joules_per_token"]
     row = msgspec.structs.replace(ROWS["plain"], reasons=reasons)
     assert row.why_not("power_w") == "no meter"
-    assert row.why_not("joules_per_token", "power_w") == "decode drifts: see joules_per_token"
+    assert row.why_not("joules_per_token_net") == "decode drifts: see joules_per_token"
     assert row.why_not("quality") == "the profile does not say why"
     assert msgspec.structs.replace(row, verdict="INVALID").why_not("quality") == "too hot"
 

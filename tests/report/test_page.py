@@ -58,9 +58,6 @@ def test_the_page_says_what_the_profile_says(profile):
         *("Fastest decode 159 tok/s (mlx-int4, WARN)", "decode rate", "Technical Report"),
     ):
         assert words in page
-
-
-def test_missing_figures_are_told_apart_from_wrong_ones(profile):
     wrong, _, missing = page_of(profile).partition("What is not measured, and why")
     wrong = wrong.partition("Verdicts and their reasons")[2]
     assert "it ran out of memory" in wrong

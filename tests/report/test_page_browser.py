@@ -120,9 +120,8 @@ def test_the_buttons_copy_and_save(opened, profiles):
 def test_the_policy_holds(opened):
     """Even if markup came through, no script of it would run and nothing would be fetched.
 
-    The frame has another address: Chromium opens a connection for one before it asks the
-    policy, and then sends nothing. Some versions report a refused request as a request, some
-    late, so the judge is the server that nobody may call.
+    The frame has another address: Chromium opens a connection for one before it asks the policy.
+    Some versions report a refused request as a request, so a server of ours tells.
     """
     opened.refusals_expected = True
     server = socket.create_server(("127.0.0.1", 0))

@@ -181,7 +181,7 @@ def test_precision_sets_divergence_against_bytes():
     assert "mlx-int4 0.018 nats, top-1 98.2%" in words(figure)
 
 
-def test_precision_needs_two_rows_that_lost_something():
+def test_precision_needs_two_rows_with_a_divergence():
     data = copy.deepcopy(made(depths=(0,), quality=True))
     for row in data["rows"][2:]:
         row.update(quality=None, reasons=["quality: the corpus was too short"])
@@ -246,16 +246,13 @@ def test_power_shows_six_rows_those_with_a_figure_first():
     assert power(typed(data)) == "the profile has not kept the power samples"
 
 
-def test_token_times_come_from_old_and_new_profiles():
+def test_token_times_of_old_and_new_profiles_their_percentiles_and_scale():
     data = shallow()
     first, second = data["rows"][:2]
     first["trials"] = [{"warmup": False, "token_ns": [0, 2_000_000, 5_000_000]}]
     second["trials"] = [{"warmup": False, "token_us": [[3000], [2000, 0]]}]
     rows = typed(data).rows
     assert token_times_ms(rows[0]) == token_times_ms(rows[1]) == [2.0, 3.0]
-
-
-def test_percentiles_and_scale_of_token_times():
     data = shallow()
     data["rows"] = data["rows"][:1]
     axes = plotted(latency, data).figure.axes[0]

@@ -123,9 +123,7 @@ def roofline(profile: Profile) -> fig.NamedFigure | str:
     peaks = sorted({b.gb_s for y in traffic if (b := rows[y].bandwidth(profile.device))})
     limit = 1.14 * max([*peaks, *traffic.values()])
     bars = [
-        _traffic_bar(row, traffic[y], limit)
-        if y in traffic
-        else row.why_not("bandwidth_fraction", "decode_tok_s")
+        _traffic_bar(row, traffic[y], limit) if y in traffic else row.why_not("bandwidth_fraction")
         for y, row in enumerate(rows)
     ]
     with fig.style():

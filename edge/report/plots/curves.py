@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import textwrap
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from statistics import quantiles
 from typing import Any
@@ -12,7 +12,7 @@ from typing import Any
 from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 
-from edge.profile.profile import Profile, Row
+from edge.profile.profile import Profile, Quantity, Row
 from edge.report import figure as fig
 from edge.report.plots.rows import (
     Spread,
@@ -30,12 +30,11 @@ from edge.text import plain
 # Colour is the engine's; a second artefact of an engine differs by line and marker.
 LOOKS = (("-", "o"), ("--", "s"), (":", "^"), ("-.", "D"), ("-", "v"), ("--", "X"))
 Key = tuple[str, str, str]
-Value = Callable[[Row], Spread | None]
-PANELS: tuple[tuple[str, Value, tuple[str, ...]], ...] = (
-    ("decode throughput (tok/s)", lambda row: spread(row.decode_tok_s), ("decode_tok_s",)),
-    ("peak memory (GB)", lambda row: _memory(row), ("peak_memory_bytes",)),
-    ("energy (J/token)", lambda row: spread(row.joules_per_token), ("joules_per_token", "power_w")),
-)
+PANELS = {
+    "decode_tok_s": "decode throughput (tok/s)",
+    "peak_memory_bytes": "peak memory (GB)",
+    "joules_per_token": "energy (J/token)",
+}
 COLUMNS, PANEL_IN = 3, 1.7
 TITLE_CHARACTERS = 34
 # A curve needs no more corners than this to look the same.
@@ -52,13 +51,13 @@ def depth(profile: Profile) -> fig.NamedFigure | str:
     with fig.style():
         figure = fig.new_figure(3.2)
         panels = figure.subplots(1, len(PANELS))
-        for axes, (label, value, about) in zip(panels, PANELS, strict=True):
+        for axes, (name, label) in zip(panels, PANELS.items(), strict=True):
             axes.set_title(label)
-            values = {key: _values(rows, value) for key, rows in series.items()}
+            values = {key: _values(rows, name) for key, rows in series.items()}
             if any(values.values()):
                 _draw_depths(axes, series, values, looks)
             else:
-                _draw_missing(axes, next(iter(series.values()))[0].why_not(*about))
+                _draw_missing(axes, next(iter(series.values()))[0].why_not(name))
         handles = [
             Line2D([], [], label=plain(f"{key[0]} on {key[1]}", 44), **look)
             for key, look in looks.items()
@@ -78,13 +77,16 @@ def _series(rows: Sequence[Row]) -> dict[Key, list[Row]]:
     return {key: found[key] for key in order if len({r.workload.depth for r in found[key]}) > 1}
 
 
-def _memory(row: Row) -> Spread | None:
-    peak = row.peak_memory_bytes
-    return None if peak is None else Spread(peak / 1e9, peak / 1e9, peak / 1e9, 1, "")
-
-
-def _values(rows: Sequence[Row], value: Value) -> list[tuple[int, Spread]]:
-    return [(row.workload.depth, found) for row in rows if row.counts and (found := value(row))]
+def _values(rows: Sequence[Row], name: str) -> list[tuple[int, Spread]]:
+    """A figure of every row that has it, by depth; bytes as GB."""
+    found = []
+    for row in rows:
+        value = getattr(row, name)
+        if isinstance(value, int):
+            value = Quantity(median=value / 1e9, mean=value / 1e9, n=1)
+        if row.counts and (shown := spread(value)):
+            found.append((row.workload.depth, shown))
+    return found
 
 
 def _looks(series: Mapping[Key, object]) -> dict[Key, dict[str, Any]]:

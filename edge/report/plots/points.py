@@ -42,7 +42,7 @@ def energy(profile: Profile) -> fig.NamedFigure | str:
         if (joules := spread(row.joules_per_token))
     ]
     if not shown:
-        return every[0].why_not("joules_per_token", "power_w") if every else NO_ROWS
+        return every[0].why_not("joules_per_token") if every else NO_ROWS
     points = [(rate.median, joules.median) for _, rate, joules in shown]
     with fig.style():
         figure = fig.new_figure(4.4)
@@ -65,7 +65,7 @@ def energy(profile: Profile) -> fig.NamedFigure | str:
         caption = _energy_caption(shown[0][0], [joules for _, _, joules in shown])
         if len(rows) < len(every):
             caption.append("Rows of other workloads are left out.")
-        caption += absences(rows, [r for r, _, _ in shown], every, "joules_per_token", "power_w")
+        caption += absences(rows, [r for r, _, _ in shown], every, "joules_per_token")
         return fig.finish(figure, "energy", "Energy against speed", profile, handles, *caption)
 
 

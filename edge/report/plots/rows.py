@@ -101,14 +101,14 @@ def main_workload(rows: Sequence[Row], name: str) -> list[Row]:
 
 
 def absences(
-    rows: Sequence[Row], shown: Sequence[Row], every: Sequence[Row], *about: str
+    rows: Sequence[Row], shown: Sequence[Row], every: Sequence[Row], about: str
 ) -> list[str]:
     """Why a plot does not show some of its rows: a sentence for each reason."""
     labels: dict[str, list[str]] = {}
     for row in rows:
         if any(row is other for other in shown):
             continue
-        why = f"not measured: {row.why_not(*about)}"
+        why = f"not measured: {row.why_not(about)}"
         if not row.counts and row.decode_tok_s is not None:
             why = f"INVALID: {row.why_not()}"
         labels.setdefault(plain(why, 320), []).append(row_label(row, every))
