@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 from msgspec.structs import replace
 
@@ -62,9 +62,11 @@ def power_series(samples: Sequence[Sample]) -> PowerSeries | None:
     Of more than `KEPT_SAMPLES` neighbours are merged: joules are kept, not peaks. None without
     samples.
     """
-    groups = list(_groups([s for s in samples if s.end_ns > s.begin_ns]))
-    if not groups:
+    timed = [s for s in samples if s.end_ns > s.begin_ns]
+    if not timed:
         return None
+    size = -(-len(timed) // KEPT_SAMPLES)
+    groups = [timed[first : first + size] for first in range(0, len(timed), size)]
     rails = sorted({rail for group in groups for s in group for rail in s.joules})
     return PowerSeries(
         begin_ns=[group[0].begin_ns for group in groups],
@@ -72,12 +74,6 @@ def power_series(samples: Sequence[Sample]) -> PowerSeries | None:
         milliwatts={rail: [_milliwatts(group, rail) for group in groups] for rail in rails},
         thermal=_changes(groups),
     )
-
-
-def _groups(samples: Sequence[Sample]) -> Iterator[Sequence[Sample]]:
-    size = max(1, -(-len(samples) // KEPT_SAMPLES))
-    for first in range(0, len(samples), size):
-        yield samples[first : first + size]
 
 
 def _milliwatts(group: Sequence[Sample], rail: str) -> int:

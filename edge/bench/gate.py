@@ -9,9 +9,6 @@ Rounding to four bits changes logits as much as some mistakes do, so they are ju
   and as logits of the same float32 network, within what its bits may cost;
 - engine: what it computed against what the artefact's own weights give, within a bound that has
   nothing to do with bits.
-
-The quality of `edge bench --quality` is judged here as well: thousands of real tokens show damage
-that 32 random ones do not.
 """
 
 from __future__ import annotations
@@ -128,9 +125,8 @@ def judge(
 ) -> str | None:
     """Why a row is INVALID; None where the logits are what they should be.
 
-    `reference` is from `edge.bench.reference`, which was given `path`; `digest` from the worker.
-    The precision, as tables print it, decides how much rounding may change, engine and cache how
-    much the arithmetic may.
+    `reference` is from `edge.bench.reference`, `digest` from the worker. The precision decides how
+    much rounding may change, engine and cache how much the arithmetic may.
     """
     checkpoint, own = reference[CHECKPOINT], reference[path]
     bound = LLAMA_CPP_BOUND if engine == LLAMA_CPP else MLX_BOUND

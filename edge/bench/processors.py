@@ -15,7 +15,6 @@ from edge.child import child_main, run_child
 from edge.errors import EdgeError
 from edge.llama_cpp.session import library
 
-MODULE = "edge.bench.processors"
 TIMEOUT_S = 60.0
 
 
@@ -27,7 +26,8 @@ def processors_of(frameworks: Iterable[str]) -> set[str]:
     if platform.system() == "Darwin":
         return set()
     try:
-        return set(run_child(MODULE, sorted(set(frameworks)), TIMEOUT_S, "the processors"))
+        asked = sorted(set(frameworks))
+        return set(run_child("edge.bench.processors", asked, TIMEOUT_S, "the processors"))
     except EdgeError:
         return set()  # the rows of an engine that does not load fail with the reason
 

@@ -74,6 +74,7 @@ def build_row(
     done = [run.outcome.done for run in runs if run.outcome.done]
     trials = [t for run in runs for t in run.outcome.trials if not (failed or t.warmup)]
     facts = done[-1].facts if done else None
+    quality, quality_reasons = _quality(subject, job, context)
     row = Row(
         artefact=subject.artefact,
         engine=job.engine,
@@ -87,7 +88,7 @@ def build_row(
         peak_memory_bytes=_most(each.peak_memory_bytes for each in done),
         peak_device_bytes=_most(each.peak_device_bytes for each in done),
         bandwidth_fraction=None,
-        quality=None if failed else _quality(subject, job, context),
+        quality=None if failed else quality,
         verdict="VALID",
         reasons=[],
         load_s=statistics.median(each.load_s for each in done) if done else None,
@@ -110,7 +111,7 @@ def build_row(
     else:
         reasons += [*_doubts(row, job, runs, context), *_faults(row, job, done, context)]
         reasons += [*_notes(*subject.notes), *_absences(row, runs, context)]
-        reasons += _quality_reasons(subject, job, context)
+        reasons += quality_reasons
     reasons = worst_first(reasons)
     return msgspec.structs.replace(
         row,
@@ -226,22 +227,17 @@ def _bandwidth_fraction(row: Row, device: Device | None) -> tuple[float | None, 
     return share, [Reason("", "warning" if is_low else "error", text)]
 
 
-def _quality(subject: Subject, job: Job, context: Context) -> Quality | None:
-    """The artefact's, where the row runs it as it was judged."""
-    if context.quality is None or job.kv_bits is not None:
-        return None
-    return msgspec.convert(context.quality[subject.artefact], Quality)
-
-
-def _quality_reasons(subject: Subject, job: Job, context: Context) -> list[Reason]:
-    """Why quality, or a part of it, is null."""
+def _quality(subject: Subject, job: Job, context: Context) -> tuple[Quality | None, list[Reason]]:
+    """The artefact's, where the row runs it as it was judged; why it or a part of it is null."""
+    found = None
     if context.quality is None:
         texts = [context.no_quality or "quality was not measured: add --quality"]
     elif job.kv_bits is not None:
         texts = [f"quality was not measured with a cache of {job.kv_bits} bits (--kv-bits)"]
     else:
-        texts = context.quality[subject.artefact]["reasons"]
-    return [Reason("quality", "reason", text) for text in texts]
+        fields = context.quality[subject.artefact]
+        found, texts = msgspec.convert(fields, Quality), fields["reasons"]
+    return found, [Reason("quality", "reason", text) for text in texts]
 
 
 def _doubts(row: Row, job: Job, runs: Sequence[ProcessRun], context: Context) -> Iterator[Reason]:
@@ -268,14 +264,13 @@ def _busy_threads(row: Row, job: Job, device: Device | None) -> int:
 
 def _faults(row: Row, job: Job, done: Sequence[Done], context: Context) -> Iterator[Reason]:
     """Wrong logits, which the first round's process reported; wrong predictions."""
-    faults = []
     if context.references is not None:
         digest = next(each.logits for each in done if each.logits)
         asked = job.path, digest, row.precision, job.engine, job.kv_bits
-        faults.append(judge(context.references, *asked))
-    if row.quality is not None:
-        faults.append(quality_fault(row.quality, row.precision))
-    yield from (Reason("", "error", fault) for fault in faults if fault)
+        if fault := judge(context.references, *asked):
+            yield Reason("", "error", fault)
+    if row.quality is not None and (fault := quality_fault(row.quality, row.precision)):
+        yield Reason("", "error", fault)
 
 
 def _absences(row: Row, runs: Sequence[ProcessRun], context: Context) -> Iterator[Reason]:
@@ -285,16 +280,13 @@ def _absences(row: Row, runs: Sequence[ProcessRun], context: Context) -> Iterato
     if context.references is None:
         yield from _notes("its logits were not compared with the checkpoint's")
     if row.workload.generate < 2:
-        text = "decode_tok_s needs at least two generated tokens (-n 2)"
-        yield Reason("decode_tok_s", "reason", text)
+        yield from _notes("decode_tok_s needs at least two generated tokens (-n 2)")
     if row.workload.prompt == 0:
-        text = "prefill_tok_s and ttft_s were not measured: no prompt (-p 0)"
-        yield Reason("prefill_tok_s", "reason", text)
+        yield from _notes("prefill_tok_s and ttft_s were not measured: no prompt (-p 0)")
     missing = list(dict.fromkeys(w.missing for w in _windows(row) if w.missing))
     if row.power_w is None and row.prefill_power_w is None:
         why = "; ".join(missing) or _no_samples(runs[0].meter)
-        text = f"power_w, joules_per_token and their like: {why}"
-        yield Reason("power_w", "reason", text)
+        yield from _notes(f"power_w, joules_per_token and their like: {why}")
     else:
         yield from _notes(*(f"power is null for a part of the trials: {why}" for why in missing))
     if row.power_w is not None and row.joules_per_token_net is None:

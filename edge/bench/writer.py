@@ -12,8 +12,32 @@ from msgspec import structs
 from edge.bench.cooldown import baseline_drift
 from edge.bench.row import Context, Subject, build_row
 from edge.bench.runner import Run
+from edge.bench.trial import MAX_PASSES
 from edge.device.describe import measured_again
-from edge.profile.profile import Profile, Row, write
+from edge.device.peak import peak_metric
+from edge.device.software import tf32_allowed
+from edge.profile.profile import Method, Profile, Row, write
+
+
+def method_of(run: Run, repetitions: int, power: str) -> Method:
+    """How a run measures; `repetitions` and `power` as they were asked for."""
+    job = run.jobs[0]
+    return Method(
+        decode_rate="sum of (N - 1) / sum of (t_N - t_1) over a trial's passes",
+        excluded=["load", "tokenisation", "sampling", "detokenisation", "trimming the cache"],
+        warmups=job.warmups,
+        repetitions=repetitions,
+        processes_per_row=run.rounds,
+        trials_per_process=job.repetitions,
+        min_window_s=job.min_window_s,
+        max_passes=MAX_PASSES,
+        cooldown_limit_s=run.cooldown_s,
+        power=power,
+        seed=run.seed,
+        clock="monotonic_ns",
+        peak_memory=peak_metric(),
+        float32_products="TF32 where the chip has it" if tf32_allowed() else "float32",
+    )
 
 
 @dataclass

@@ -6,7 +6,7 @@ import argparse
 import json
 import sys
 from collections import Counter
-from collections.abc import Callable, Collection
+from collections.abc import Callable
 from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
@@ -19,10 +19,9 @@ from edge.bench.processors import processors_of
 from edge.bench.reference import reference_job
 from edge.bench.row import Context, Subject
 from edge.bench.runner import Run, stopped_by_sigterm
-from edge.bench.trial import MAX_PASSES
 from edge.bench.worker import Job
 from edge.bench.workload import check_lengths, plan_workloads, suite_workloads
-from edge.bench.writer import ProfileWriter
+from edge.bench.writer import ProfileWriter, method_of
 from edge.cli.checkpoint import open_named, output_folder
 from edge.cli.options.bench import (
     DEPTH,
@@ -38,14 +37,13 @@ from edge.convert.artefacts.sizes import bits_per_weight, file_bytes
 from edge.convert.checkpoint import Checkpoint
 from edge.convert.convert import convert
 from edge.device.describe import describe_device, usable_cores
-from edge.device.peak import peak_metric
-from edge.device.software import software_versions, tf32_allowed
+from edge.device.software import software_versions
 from edge.errors import EdgeError
 from edge.formats.files import atomic_write, check_writable
 from edge.power.choose import choose_meter
 from edge.power.meter import Meter
 from edge.power.powermetrics import forget_probes
-from edge.profile.profile import SCHEMA, Method, ModelInfo, Profile, Workload, read
+from edge.profile.profile import SCHEMA, ModelInfo, Profile, Workload, read
 from edge.quality.corpus import check_trained
 from edge.quality.job import quality_job
 from edge.report.plots.bars import throughput
@@ -91,14 +89,14 @@ def run(args: argparse.Namespace) -> int:
             warn=_warn,
         )
         context = Context(run.rounds, references=_references(args, checkpoint, jobs))
+        profile = _new_profile(args, checkpoint, run)
         of_rows = [subjects[recipe.name] for _, recipe in planned]
-        writer = ProfileWriter(_new_profile(args, checkpoint), run, of_rows, args.save, context)
+        writer = ProfileWriter(profile, run, of_rows, args.save, context)
         run.run_rounds(writer.update, _progress_of(writer, run, progress))
         writer.finish()
         if args.quality is not None:
             writer.add_quality(*_quality(args, checkpoint, subjects, progress))
-    plots = _plot(writer.profile, writer.path)
-    _print(args, writer.profile, [writer.path, *plots])
+    _print(args, writer.profile, writer.path)
     return 1 if any(row.verdict == "INVALID" for row in writer.profile.rows) else 0
 
 
@@ -185,7 +183,6 @@ def _convert(
 def _references(
     args: argparse.Namespace, checkpoint: Checkpoint, jobs: list[Job]
 ) -> dict[str, Any] | None:
-    """Reference logits of the correctness gate; None, and a warning, where that fails."""
     if not args.check:
         return None
     try:
@@ -218,9 +215,8 @@ def _quality(
 
 def _new_meter(args: argparse.Namespace) -> Callable[[], Meter]:
     """Maker of meters, with `auto` of one that covers the processors of the rows."""
-    processors: Collection[str] = ()
-    if args.power == "auto":
-        processors = processors_of(recipe.framework for recipe in args.rows)
+    is_auto = args.power == "auto"
+    processors = processors_of(recipe.framework for recipe in args.rows) if is_auto else ()
     return lambda: choose_meter(args.power, processors)
 
 
@@ -228,7 +224,7 @@ def _warn(sentence: str) -> None:
     print(f"edge bench: warning: {sentence}", file=sys.stderr)
 
 
-def _new_profile(args: argparse.Namespace, checkpoint: Checkpoint) -> Profile:
+def _new_profile(args: argparse.Namespace, checkpoint: Checkpoint, run: Run) -> Profile:
     source = checkpoint.source
     return Profile(
         schema=SCHEMA,
@@ -243,28 +239,8 @@ def _new_profile(args: argparse.Namespace, checkpoint: Checkpoint) -> Profile:
             parameters=checkpoint.parameters,
             synthetic=source.synthetic,
         ),
-        method=_method(args),
+        method=method_of(run, args.repetitions, args.power),
         rows=[],
-    )
-
-
-def _method(args: argparse.Namespace) -> Method:
-    rounds, trials_per_process = _rounds(args)
-    return Method(
-        decode_rate="sum of (N - 1) / sum of (t_N - t_1) over a trial's passes",
-        excluded=["load", "tokenisation", "sampling", "detokenisation", "trimming the cache"],
-        warmups=WARMUPS,
-        repetitions=args.repetitions,
-        processes_per_row=rounds,
-        trials_per_process=trials_per_process,
-        min_window_s=args.min_window,
-        max_passes=MAX_PASSES,
-        cooldown_limit_s=args.cooldown,
-        power=args.power,
-        seed=args.seed,
-        clock="monotonic_ns",
-        peak_memory=peak_metric(),
-        float32_products="TF32 where the chip has it" if tf32_allowed() else "float32",
     )
 
 
@@ -275,18 +251,7 @@ def _shareable_argv(checkpoint: Checkpoint) -> list[str]:
     return [source.origin if word == source.name else word for word in words]
 
 
-def _plot(profile: Profile, path: Path) -> list[Path]:
-    """The throughput of all rows; no file without a row."""
-    drawn = throughput(profile)
-    if isinstance(drawn, str):
-        return []
-    plot_path = path.with_suffix(".png")
-    with atomic_write(plot_path) as partial:
-        partial.write_bytes(drawn.png())
-    return [plot_path]
-
-
-def _print(args: argparse.Namespace, profile: Profile, files: list[Path]) -> None:
+def _print(args: argparse.Namespace, profile: Profile, path: Path) -> None:
     if args.output == "json":
         print(profile.to_json(), end="")
     else:
@@ -296,12 +261,16 @@ def _print(args: argparse.Namespace, profile: Profile, files: list[Path]) -> Non
         for note in notes(profile):
             print(f"- {note}")
         print()
-    for file in files:
-        print(f"saved {file}", file=sys.stderr)
+    print(f"saved {path}", file=sys.stderr)
+    drawn = throughput(profile)
+    if not isinstance(drawn, str):  # there is a row
+        plot_path = path.with_suffix(".png")
+        with atomic_write(plot_path) as partial:
+            partial.write_bytes(drawn.png())
+        print(f"saved {plot_path}", file=sys.stderr)
 
 
 def _compare(args: argparse.Namespace) -> int:
-    """Compare two profiles; 0 whatever the difference."""
     a, b = (read(path) for path in args.compare)
     found = compare(a, b, args.min_effect / 100)
     if args.output == "json":

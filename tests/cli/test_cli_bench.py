@@ -66,8 +66,7 @@ def test_engines_cache_bits_and_suites_follow_the_flags():
 )
 def test_trials_are_spread_over_rounds(flags, rounds, each):
     assert {job.repetitions for job in planned(*flags)} == {each}
-    method = bench._method(parsed(*flags))
-    assert (method.processes_per_row, method.trials_per_process) == (rounds, each)
+    assert bench._rounds(parsed(*flags)) == (rounds, each)
 
 
 @pytest.mark.parametrize(
