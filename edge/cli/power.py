@@ -17,7 +17,7 @@ from edge.device.state import NOMINAL
 from edge.errors import EdgeError, printable
 from edge.power.choose import choose_meter
 from edge.power.meter import Energy, Meter, integrate
-from edge.power.replay import read_log
+from edge.power.powermetrics_timeline import read_log
 
 DAY_S = 86400.0
 # As shells have them.

@@ -28,7 +28,7 @@ BEST_FIRST = {"darwin": ("powermetrics", "ioreport"), "linux": ("nvml", "rapl")}
 
 
 class NoMeter:
-    """The meter of a machine without one: no samples, so that energy is null and never 0."""
+    """No samples, so that energy is null and never 0."""
 
     source = "none"
     boundary = "nothing"
@@ -38,10 +38,10 @@ class NoMeter:
         self.unavailable: str | None = reason
 
     def start(self) -> None:
-        """Nothing to start."""
+        """Nothing to do."""
 
     def stop(self) -> Sequence[Sample]:
-        """No samples."""
+        """Nothing was measured."""
         return ()
 
 

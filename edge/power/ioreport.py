@@ -20,27 +20,24 @@ from edge.device.system import output_of
 from edge.errors import EdgeError
 from edge.install import install_command
 from edge.power.meter import Sample
-from edge.power.polling import PollingMeter, Reading
+from edge.power.polling import PollingMeter, Reading, reason_of
 
 # Rail -> attribute of AppleEnergyMetrics: millijoules, None where a chip has no such counter.
 RAILS = {"CPU": "cpu_total_mj", "GPU": "gpu_mj", "ANE": "ane_mj", "DRAM": "dram_mj"}
 BESIDE = {"GPU SRAM": "gpu_sram_mj"}
 PACKAGE = "zeus-apple-silicon"
 ONE_DIE_UP_TO = (1, 1, 0)
+NO_COUNTERS = "a virtual machine has no energy counters; measure on the Mac itself"
 # Four polls: a sample of this length means that the counters come in batches.
 BATCH_NS = 10**9
 
 
 def load_monitor() -> Any:
-    """An AppleEnergyMonitor.
-
-    Raises:
-        EdgeError: another system, a virtual machine, or no package that can be trusted here.
-    """
+    """An AppleEnergyMonitor, or an EdgeError where none can be trusted."""
     if (platform.system(), platform.machine()) != ("Darwin", "arm64"):
         raise EdgeError("IOReport is there on Macs with Apple silicon only; choose another source.")
     if output_of(("sysctl", "-n", "kern.hv_vmm_present")) == "1":
-        raise EdgeError("a virtual machine has no energy counters; measure on the Mac itself.")
+        raise EdgeError(NO_COUNTERS)
     try:
         zeus = import_module("zeus_apple_silicon")
     except ImportError:
@@ -49,8 +46,7 @@ def load_monitor() -> Any:
     version = metadata.version(PACKAGE)
     if "Ultra" in chip and tuple(map(int, re.findall(r"\d+", version)[:3])) <= ONE_DIE_UP_TO:
         raise EdgeError(
-            f"{PACKAGE} {version} counts only one of the two dies of {chip}; use powermetrics, or "
-            f"a newer {PACKAGE}."
+            f"{PACKAGE} {version} counts only one of the two dies of {chip}; use powermetrics."
         )
     return zeus.AppleEnergyMonitor()
 
@@ -69,25 +65,21 @@ class IoReportMeter(PollingMeter):
             self._monitor = load_monitor()
             rails = self._read().joules
         except Exception as error:  # the package's own errors too
-            reason = str(error) if isinstance(error, EdgeError) else f"IOReport failed: {error}"
-            self.unavailable = reason.rstrip(".")
+            self.unavailable = reason_of(error, "IOReport")
             return
         if "CPU" not in rails:
-            self.unavailable = (
-                "IOReport has no energy counter of the CPU, as in a virtual machine; measure on "
-                "the Mac itself"
-            )
+            self.unavailable = NO_COUNTERS
         missing = "" if "DRAM" in rails else "DRAM, "
         self.boundary = f"{' + '.join(rails)} of the SoC, without {missing}display, SSD and fans"
 
     def stop(self) -> Sequence[Sample]:
-        """End sampling; a warning says how closely the edges of a window are known."""
+        """End sampling, with a warning where the edges of a window are known only coarsely."""
         samples = super().stop()
         longest_ns = max((sample.length_ns for sample in samples), default=0)
         if longest_ns >= BATCH_NS:
+            batch_s = longest_ns / 1e9
             self._warn(
-                f"the counters came in batches up to {longest_ns / 1e9:.1f} s apart, and each "
-                f"edge of a window is known no better; measure for 30 s or more"
+                f"the counters came in batches up to {batch_s:.1f} s apart; measure for 30 s"
             )
         return samples
 

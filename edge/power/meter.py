@@ -27,7 +27,7 @@ class Sample:
 
     @property
     def length_ns(self) -> int:
-        """Nanoseconds from begin to end."""
+        """Nanoseconds."""
         return self.end_ns - self.begin_ns
 
     @property
@@ -40,8 +40,8 @@ class Sample:
 class Energy:
     """Energy inside a window.
 
-    `coverage` is the fraction of the window that samples cover; below 1 the joules are of the
-    covered part only. `edge_error_j` bounds what the two edges can have misplaced.
+    `coverage` is the fraction that samples cover; the joules are of that part only.
+    `edge_error_j` bounds what the two edges can have misplaced.
     """
 
     joules: Mapping[str, float]
@@ -65,10 +65,9 @@ class Energy:
 class Meter(Protocol):
     """A source of power samples. Neither its constructor nor its methods raise.
 
-    `source` is the name that `--source` takes; a stand-in's says that it is one. `boundary` names
-    what the rails cover and leave out. `unavailable` is None for a meter that works here, else
-    the reason for every missing watt. `flags` are warnings about the samples, complete after
-    `stop`.
+    `source` is the name that `--source` takes. `boundary` names what the rails cover and leave
+    out. `unavailable` is None for a meter that works here, else the reason. `flags` are warnings
+    about the samples, complete after `stop`.
     """
 
     source: str
@@ -84,13 +83,7 @@ class Meter(Protocol):
 
 
 def integrate(samples: Sequence[Sample], begin_ns: int, end_ns: int) -> Energy:
-    """Energy between two stamps: the sum of joules x overlap over samples in order.
-
-    Within a sample the power is taken as constant.
-
-    Raises:
-        ValueError: the window is empty.
-    """
+    """Energy between two stamps; within a sample the power is taken as constant."""
     if end_ns <= begin_ns:
         raise ValueError("an energy window must end after it begins")
     first = bisect_right(samples, begin_ns, key=lambda s: s.end_ns)
@@ -122,9 +115,8 @@ def _add(total: dict[str, float], joules: Mapping[str, float], share: float) -> 
 
 def worst_thermal(levels: Sequence[str | None]) -> str | None:
     """The worst pressure level; an unknown word counts as worse than all, so that it shows."""
-    known = [level for level in levels if level is not None]
     rank = {level: place for place, level in enumerate(THERMAL_LEVELS)}
-    return max(known, key=lambda level: rank.get(level, len(rank)), default=None)
+    return max(filter(None, levels), key=lambda level: rank.get(level, len(rank)), default=None)
 
 
 def _edge_error_j(samples: Sequence[Sample], edge_ns: int) -> float:

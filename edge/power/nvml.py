@@ -12,7 +12,7 @@ from typing import Any
 
 from edge.device.nvidia import Gpu, load_nvml, visible_gpus
 from edge.errors import EdgeError
-from edge.power.polling import PollingMeter, Reading
+from edge.power.polling import PollingMeter, Reading, reason_of
 
 SAMPLING_PERIOD_S = 0.1
 
@@ -46,17 +46,13 @@ class NvmlMeter(PollingMeter):
             self._nvml = load_nvml()
             self._open(visible_gpus(self._nvml))
         except Exception as error:  # the package's own errors too
-            reason = str(error) if isinstance(error, EdgeError) else f"NVML failed: {error}"
-            self.unavailable = reason.rstrip(".")
+            self.unavailable = reason_of(error, "NVML")
 
     def start(self) -> None:
         """Begin sampling."""
         super().start()
-        if len(self._counters) > 1:
-            self._warn(
-                f"{len(self._counters)} boards are added up; set CUDA_VISIBLE_DEVICES to those "
-                f"that work"
-            )
+        if (boards := len(self._counters)) > 1:
+            self._warn(f"{boards} boards are added up; set CUDA_VISIBLE_DEVICES to those that work")
 
     def _read(self) -> Reading:
         return Reading({rail: read() for rail, read in self._counters.items()})
@@ -80,8 +76,7 @@ class NvmlMeter(PollingMeter):
             return  # a board that cannot be sliced
         if current == self._nvml.NVML_DEVICE_MIG_ENABLE:
             raise EdgeError(
-                f"{gpu.name} is sliced (MIG), and NVML counts the energy of the whole board only; "
-                f"measure on a whole GPU."
+                f"{gpu.name} is sliced (MIG), and NVML counts whole boards; measure on a whole GPU."
             )
 
     def _add(self, handle: Any, rail: str) -> None:

@@ -14,6 +14,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
+from edge.errors import EdgeError
 from edge.power.meter import Sample
 
 # macOS 27 publishes every 2.2 s; a processor that is on cannot use nothing for longer than this.
@@ -26,7 +27,7 @@ MAX_RAIL_W = 10_000.0
 
 @dataclass(frozen=True)
 class Reading:
-    """Joules since an arbitrary beginning. `beside` overlaps `joules` and is never added."""
+    """Joules since an arbitrary beginning, as in `Sample`."""
 
     joules: Mapping[str, float]
     beside: Mapping[str, float] = field(default_factory=dict)
@@ -83,10 +84,7 @@ class PollingMeter(ABC):
         self._aligned = self._until_moved()
         self._samples.clear()  # began between two steps
         if not self._aligned:
-            self._warn(
-                f"the counter of {' and '.join(self.pulse)} stood still for {STALL_S:.0f} s at "
-                f"the start; if that goes on, choose another source"
-            )
+            self._warn_stalled(f"for {STALL_S:.0f} s at the start: choose another source")
 
     def _run(self) -> None:
         while not self.wait(self._stopping, self.period_s):
@@ -128,18 +126,18 @@ class PollingMeter(ABC):
         if _is_possible(sample):
             self._samples.append(sample)
         else:
+            lost_s = sample.length_ns / 1e9
             self._warn(
-                f"a counter jumped, as after a reset; {sample.length_ns / 1e9:.1f} s of samples "
-                f"were thrown away: measure again"
+                f"a counter jumped, as after a reset; {lost_s:.1f} s are lost: measure again"
             )
         return True
 
     def _close_stalled(self, begin_ns: int, before: Reading) -> None:
         """Keep the live rails of a time in which the others stood still."""
         end_ns, now = self._stamped()
-        self._warn(
-            f"the counter of {' and '.join(self.pulse)} stood still for the last "
-            f"{(end_ns - begin_ns) / 1e9:.1f} s, where no total is known: measure again"
+        stalled_s = (end_ns - begin_ns) / 1e9
+        self._warn_stalled(
+            f"for the last {stalled_s:.1f} s, where no total is known: measure again"
         )
         growth = _growth(before.joules, now.joules)
         sample = Sample(begin_ns, end_ns, {r: j for r, j in growth.items() if r in self.live})
@@ -156,8 +154,16 @@ class PollingMeter(ABC):
             return False
         return True
 
+    def _warn_stalled(self, how: str) -> None:
+        self._warn(f"the counter of {' and '.join(self.pulse)} stood still {how}")
+
     def _warn(self, sentence: str) -> None:
         self.flags = (*self.flags, f"{self.source}: {sentence}")
+
+
+def reason_of(error: Exception, library: str) -> str:
+    """Why a meter is unavailable."""
+    return str(error).rstrip(".") if isinstance(error, EdgeError) else f"{library} failed: {error}"
 
 
 def _growth(before: Mapping[str, float], now: Mapping[str, float]) -> dict[str, float]:

@@ -40,8 +40,7 @@ HOW_TO_ALLOW = (
 )
 APPLES_OWN = "/usr/bin/powermetrics"
 STAND_IN = "powermetrics stand-in"
-# Commands that have made a record: sudo logs every call, so each is tried once per run, until a
-# start fails, as it does when sudo's ticket has expired.
+# Commands that have made a record: sudo logs every call, so each is tried once until it fails.
 _proven: set[tuple[str, ...]] = set()
 
 
@@ -67,9 +66,6 @@ class PowermetricsProcess:
 
     `latest_end_ns` is about when the newest record's interval ended, never later than the record
     arrived. `lives_on`: it could not be stopped.
-
-    Raises:
-        OSError: the command cannot be started.
     """
 
     def __init__(self, command: Sequence[str]) -> None:
@@ -97,7 +93,7 @@ class PowermetricsProcess:
 
     @property
     def stderr(self) -> str:
-        """The end of its error output; noise is normal."""
+        """The end of its error output."""
         file = self._stderr.fileno()
         begin = max(0, os.fstat(file).st_size - STDERR_BYTES)
         return os.pread(file, STDERR_BYTES, begin).decode("utf-8", "replace").strip()
@@ -132,9 +128,9 @@ class PowermetricsProcess:
     def _exits(self) -> bool:
         try:
             self._child.wait(STOP_S)
+            return True
         except subprocess.TimeoutExpired:
             return False
-        return True
 
     def _read(self) -> None:
         assert self._child.stdout is not None
@@ -165,11 +161,7 @@ class PowermetricsProcess:
 
 
 class PowermetricsMeter:
-    """Apple's powermetrics, run through `sudo -n` or by another command.
-
-    Another program of that name, as tests have one, works as well; `source` and a warning say
-    that its watts are no measurement.
-    """
+    """Apple's powermetrics through `sudo -n`; another program of that name is called a stand-in."""
 
     def __init__(
         self, interval_ms: int | None = None, command: Sequence[str] | None = None
@@ -236,9 +228,7 @@ class PowermetricsMeter:
     def _probe(self) -> bool:
         """Let powermetrics make one record; false, and the reason kept, if it does not."""
         if self._command is None:
-            self.unavailable = (
-                "powermetrics was not found: it is part of macOS, and other systems have none"
-            )
+            self.unavailable = "powermetrics was not found: only macOS has it"
             return False
         if tuple(self._command) not in _proven:
             process = self._spawn(min(100, self._interval_ms), 1)

@@ -11,6 +11,7 @@ from xml.parsers.expat import ExpatError
 
 # The rails of the total, by the prefix of their keys; DRAM on macOS 12 and older.
 RAILS = {"cpu": "CPU", "gpu": "GPU", "ane": "ANE", "dram": "DRAM"}
+BESIDE = {"package": "Package"}  # on macOS 12 and older: all of these and more
 MAX_W = 1000.0
 MAX_ELAPSED_NS = 24 * 3600 * 10**9
 END = b"</plist>"
@@ -30,11 +31,7 @@ class BadRecordError(ValueError):
 
 @dataclass(frozen=True)
 class Record:
-    """Energy of one interval of powermetrics.
-
-    `joules` add up; `beside` overlaps them. `ended` is the tool's own stamp of the end of the
-    interval, cut to whole seconds.
-    """
+    """Energy of one interval; `ended` is the tool's own stamp, cut to whole seconds."""
 
     elapsed_ns: int
     joules: Mapping[str, float]
@@ -46,9 +43,8 @@ class Record:
 class RecordStream:
     """Bytes in, believable records out.
 
-    powermetrics writes a NUL before every record but the first, so a record is whole at its
-    `</plist>`: waiting for the NUL would show each record one interval late and the last one
-    never. `complaints` has a few words for everything that was left out.
+    A NUL comes before every record but the first: waiting for it, and not for `</plist>`, would
+    show each record one interval late. `complaints` has some words for all that was left out.
     """
 
     def __init__(self) -> None:
@@ -131,10 +127,11 @@ def read_record(data: bytes) -> Record:
             for key, rail in RAILS.items()
             if key == "cpu" or f"{key}_energy" in processor
         },
-        # On macOS 12 and older: all of these and more.
-        beside={"Package": _joules(processor, "package", elapsed_ns)}
-        if "package_energy" in processor
-        else {},
+        beside={
+            rail: _joules(processor, key, elapsed_ns)
+            for key, rail in BESIDE.items()
+            if f"{key}_energy" in processor
+        },
         # In lower case, as THERMAL_LEVELS has it.
         thermal=thermal[:64].lower() or None if isinstance(thermal, str) else None,
         ended=ended.replace(tzinfo=UTC) if isinstance(ended, datetime) else None,

@@ -1,4 +1,4 @@
-"""From records to samples: where each lies in time, and warnings about them.
+"""From records to samples: where each lies in time, and warnings about them; recorded logs.
 
 powermetrics' intervals are contiguous, so cumulative elapsed time places the records exactly
 relative to one another. Where they lie on our clock is known only through stamps that come late
@@ -11,14 +11,21 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import accumulate, groupby
+from pathlib import Path
 
+from edge.errors import EdgeError
 from edge.power.meter import Sample, worst_thermal
-from edge.power.powermetrics_record import Record
+from edge.power.powermetrics_record import Record, RecordStream
 
 SECOND_NS = 10**9
 # On macOS 27.0 the CPU's counter moves every 2.2 s; on its betas it stood still under load.
 STALL_NS = 5 * SECOND_NS
 MAX_DIFFERENCE, MAX_DIFFERENCE_NS = 0.02, SECOND_NS
+# A week of records twice a second would be 10 GB.
+MAX_LOG_BYTES = 1 << 30
+CHUNK_BYTES = 1 << 20
+# powermetrics cuts its stamps to whole seconds: those of contiguous records vary by this much.
+LOG_GAP_NS = SECOND_NS + 2 * 10**8
 
 
 @dataclass(frozen=True)
@@ -36,11 +43,9 @@ def build_timeline(
     gap_ns: int,
     complaints: Sequence[str] = (),
 ) -> Timeline:
-    """Place records on a clock.
+    """Place records on the clock of `stamps_ns`, one for each record; None: end to end from 0.
 
-    `stamps_ns` are moments of that clock, one for each record, not before the record's end by
-    more than a constant; None puts them end to end from 0. The stamps of contiguous records can
-    vary by `gap_ns`. `complaints` say why records are missing.
+    The stamps of contiguous records can vary by `gap_ns`. `complaints` say why some are missing.
     """
     ends_ns = list(accumulate(record.elapsed_ns for record in records))
     flags = [
@@ -56,6 +61,45 @@ def build_timeline(
     ]
     samples, boundary, cpu_flags = _judge_cpu(samples)
     return Timeline(samples, boundary, (*flags, *cpu_flags))
+
+
+def read_log(path: Path) -> Timeline:
+    """A log of `powermetrics -f plist`, on a clock that begins with its first record.
+
+    Raises:
+        EdgeError: it cannot be read, or holds no energy.
+    """
+    stream = RecordStream()
+    try:
+        records = _read_records(path, stream)
+    except OSError as error:
+        raise EdgeError(f"The power log {path} cannot be read: {error.strerror}.") from error
+    if not records:
+        why = stream.complaints[0] if stream.complaints else "no record"
+        raise EdgeError(
+            f"The power log {path} holds no energy ({why}): record it with `sudo powermetrics -f "
+            "plist -i 500 --samplers cpu_power,gpu_power,thermal -o FILE`."
+        )
+    stamps_ns = [int(r.ended.timestamp()) * SECOND_NS for r in records if r.ended is not None]
+    whole_ns = stamps_ns if len(stamps_ns) == len(records) else None
+    timeline = build_timeline(records, whole_ns, LOG_GAP_NS, stream.complaints)
+    zero_ns = timeline.samples[0].begin_ns
+    samples = [
+        replace(sample, begin_ns=sample.begin_ns - zero_ns, end_ns=sample.end_ns - zero_ns)
+        for sample in timeline.samples
+    ]
+    return replace(timeline, samples=samples)
+
+
+def _read_records(path: Path, stream: RecordStream) -> list[Record]:
+    if path.stat().st_size > MAX_LOG_BYTES:
+        raise OSError(0, "too large for a power log")
+    records: list[Record] = []
+    with path.open("rb") as log:
+        while chunk := log.read(CHUNK_BYTES):
+            records += stream.feed(chunk)
+    stream.finish()
+    return records
 
 
 def describe_boundary(rails: Sequence[str]) -> str:
@@ -88,8 +132,8 @@ def _place(
         flags.append(f"{lost_ns / 1e9:.1f} s are missing between records")
     if invented_ns > tolerated_ns:
         flags.append(
-            f"the records claim {invented_ns / 1e9:.1f} s more than passed on the clock: the "
-            "machine slept, its clock was set, or records are out of order"
+            f"the records claim {invented_ns / 1e9:.1f} s more than passed on the clock: it was "
+            "set, the machine slept, or records are out of order"
         )
     return placed_ns, flags
 
@@ -108,9 +152,7 @@ def _judge_cpu(samples: list[Sample]) -> tuple[list[Sample], str, list[str]]:
     merged, flags = _merge_batches(samples), []
     if merged and _is_zero(merged[-1]):
         tail_s = merged[-1].length_ns / 1e9
-        flags.append(
-            f"the CPU counter did not move in the last {tail_s:.1f} s, so their energy is low"
-        )
+        flags.append(f"the CPU counter did not move in the last {tail_s:.1f} s: too few joules")
     return merged, describe_boundary(rails), flags
 
 
@@ -131,11 +173,7 @@ def _gpu_only(sample: Sample) -> Sample:
 
 
 def _merge_batches(samples: Sequence[Sample]) -> list[Sample]:
-    """Join samples without CPU energy with the one that brings it.
-
-    A batch holds the energy used since the batch before: as one sample it is spread over that
-    time, and the edge error is of that length.
-    """
+    """Join samples without CPU energy with the one that brings it: the time it was used in."""
     merged: list[Sample] = []
     for sample in samples:
         if merged and _is_zero(merged[-1]) and merged[-1].end_ns == sample.begin_ns:
@@ -149,10 +187,6 @@ def _join(first: Sample, second: Sample) -> Sample:
     def both(a: Mapping[str, float], b: Mapping[str, float]) -> dict[str, float]:
         return {rail: a.get(rail, 0.0) + b.get(rail, 0.0) for rail in {**a, **b}}
 
-    return Sample(
-        first.begin_ns,
-        second.end_ns,
-        both(first.joules, second.joules),
-        worst_thermal([first.thermal, second.thermal]),
-        both(first.beside, second.beside),
-    )
+    joules, beside = both(first.joules, second.joules), both(first.beside, second.beside)
+    thermal = worst_thermal([first.thermal, second.thermal])
+    return Sample(first.begin_ns, second.end_ns, joules, thermal, beside)

@@ -26,12 +26,7 @@ PROBE_S, PROBES = 0.02, 5
 
 
 class Zone:
-    """One counter, unwrapped: it starts again at 0 after `max_energy_range_uj`, in minutes.
-
-    Raises:
-        OSError: it cannot be read.
-        ValueError: it does not hold a number.
-    """
+    """One counter, unwrapped: it starts again at 0 after `max_energy_range_uj`, in minutes."""
 
     def __init__(self, path: Path):
         package = ZONE.fullmatch(path.name)
@@ -80,16 +75,17 @@ class RaplMeter(PollingMeter):
             self._zones = [Zone(path) for path in paths]
         except PermissionError:  # since CVE-2020-8694: fine energy readings leak computations
             files = f"{root}/intel-rapl:*/energy_uj"
+            allow = f"sudo chgrp $(id -gn) {files} && sudo chmod g+r {files}"
             return (
-                f"RAPL's counters are for root alone (CVE-2020-8694); to let your group read them "
-                f"until the next boot, type: sudo chgrp $(id -gn) {files} && sudo chmod g+r {files}"
+                f"RAPL's counters are for root alone (CVE-2020-8694); until the next boot: {allow}"
             )
         except (OSError, ValueError) as error:
             return f"RAPL's counters under {root} cannot be read ({error}); choose another source"
         packages = [zone for zone in self._zones if zone.rail.startswith("package")]
         if not packages:
-            advice = "on a PC try sudo modprobe intel_rapl_msr"
-            return f"there is no RAPL package under {root}, as in virtual machines; {advice}"
+            return (
+                f"there is no RAPL package under {root}: on a PC try sudo modprobe intel_rapl_msr"
+            )
         if self._moves(packages):
             return None
         return f"RAPL's counters under {root} stand still, as in a virtual machine"

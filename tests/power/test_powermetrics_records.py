@@ -19,8 +19,7 @@ from edge.power.powermetrics_record import (
     RecordStream,
     read_record,
 )
-from edge.power.powermetrics_timeline import build_timeline
-from edge.power.replay import read_log
+from edge.power.powermetrics_timeline import build_timeline, read_log
 from tests.support.fake_powermetrics import CHIPS, record, stream
 
 MS, SECOND = 10**6, 10**9
