@@ -33,10 +33,7 @@ MIN_PASSES = 3
 
 @dataclass(frozen=True)
 class Measured:
-    """Bytes per second of both kernels, and how they were measured.
-
-    `cache_multiple` is the arrays' size over the last-level cache's, None where that is unknown.
-    """
+    """Both kernels' bytes per second; `cache_multiple`: the arrays' size over the cache's."""
 
     triad_bytes_s: float
     read_bytes_s: float
@@ -57,10 +54,7 @@ class Measured:
 def measure_bandwidth(
     threads: int, total_bytes: int | None = None, budget_s: float = 0.4
 ) -> Measured:
-    """Measure with one thread per physical core for about `budget_s`, after filling memory.
-
-    `total_bytes` is the size of the three arrays together, by default from the cache's size.
-    """
+    """Measure for about `budget_s`, after filling three arrays of `total_bytes` together."""
     cache = last_level_cache_bytes()
     total = total_bytes or _suitable_total(cache)
     with ThreadPoolExecutor(threads) as pool:

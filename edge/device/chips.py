@@ -40,10 +40,7 @@ def chip_table() -> tuple[Chip, ...]:
 
 
 def find_chip(name: str, gpu_cores: int | None = None) -> tuple[Chip | None, str | None]:
-    """A chip by its name ("Apple M2 Max"), or None and a sentence with what to do.
-
-    The GPU cores decide where a name has several bandwidths.
-    """
+    """A chip by name and, where it has several bandwidths, GPU cores; or a sentence."""
     named = [chip for chip in chip_table() if chip.name == name]
     if not named:
         return None, f"the memory bandwidth of {name} is not in the table: {OVERRIDE}"
@@ -55,9 +52,8 @@ def find_chip(name: str, gpu_cores: int | None = None) -> tuple[Chip | None, str
         f"{chip.bandwidth_gb_s:g} GB/s ({'/'.join(map(str, chip.gpu_cores))} GPU cores)"
         for chip in named
     )
-    found = "the number of GPU cores could not be found out"
-    if gpu_cores is not None:
-        found = f"{gpu_cores} GPU cores is none of these"
+    unknown = "the number of GPU cores could not be found out"
+    found = unknown if gpu_cores is None else f"{gpu_cores} GPU cores is none of these"
     return None, f"{name} comes with {choices}, and {found}: {OVERRIDE}"
 
 

@@ -36,7 +36,7 @@ class Bandwidth:
 
     @property
     def bytes_s(self) -> float:
-        """Bytes per second."""
+        """For calculations."""
         return self.gb_s * 1e9
 
     @property
@@ -49,10 +49,9 @@ class Bandwidth:
 class Device:
     """Chip, cores, memory and system. No host name, user name or serial number.
 
-    `cores_by_level` counts physical cores by Apple's own names of their levels, fastest first.
-    `gpu_memory_bandwidth` is of a GPU with memory of its own, `cache_bytes` the processor's
-    last-level cache. `remarks` say why something that matters could not be found out. In a
-    profile of an older version 0 and "" mean not recorded.
+    `cores_by_level` counts physical cores by Apple's names, fastest first. `gpu_memory_bandwidth`
+    is of a GPU with memory of its own. `remarks` say why something could not be found out. In
+    profiles of older versions 0 and "" mean not recorded.
     """
 
     name: str
@@ -74,11 +73,7 @@ class Device:
 def describe_device(
     bandwidth_gb_s: float | None = None, measure: bool = True, run: Run = output_of
 ) -> Device:
-    """This machine; a memory bandwidth that the user gave goes before every other source.
-
-    Where no table has it, it is measured, which takes about half a second. `run` runs a small
-    program and gives what it prints, empty if it fails.
-    """
+    """This machine; a bandwidth that is given goes before the table's and a measured one."""
     name = chip_name(run)
     gpu_name, gpu_cores, gpu_bandwidth = _gpu(name, run)
     bandwidth, remark = _memory_bandwidth(name, gpu_cores, bandwidth_gb_s, measure)
@@ -168,7 +163,7 @@ def _gpu(chip: str, run: Run) -> tuple[str | None, int | None, Bandwidth | None]
         nvml = load_nvml()
         gpus = visible_gpus(nvml)
     except EdgeError:
-        return None, None, None
+        gpus = []
     if not gpus:
         return None, None, None
     speed = memory_bytes_s(nvml, gpus[0])
@@ -183,16 +178,16 @@ def _memory_bandwidth(
     if given_gb_s is not None:
         return Bandwidth(given_gb_s, "given"), None
     if chip.startswith(APPLE):
-        # Not measured: the CPU of a large chip cannot use all the bandwidth that its GPU can.
+        # Not measured: a CPU cannot use all the bandwidth that its GPU can.
         known, remark = find_chip(chip, gpu_cores)
         source = f"table, {known.sources['bandwidth_gb_s']}" if known else ""
         return Bandwidth(known.bandwidth_gb_s, source) if known else None, remark
     if not measure:
         return None, f"the memory bandwidth was not measured: {OVERRIDE}"
-    load, busy = os.getloadavg()[0], "the memory bandwidth was measured while other programs ran"
-    if load <= allowed_load():
-        return _measured(), None
-    return _measured(), f"{busy} (load {load:.1f}) and may be too low: close them, or {OVERRIDE}"
+    load = os.getloadavg()[0]
+    busy = f"the memory bandwidth was measured beside other programs (load {load:.1f})"
+    remark = f"{busy} and may be too low: close them, or {OVERRIDE}"
+    return _measured(), None if load <= allowed_load() else remark
 
 
 def _measured() -> Bandwidth:

@@ -29,11 +29,8 @@ FIRST_MACOS_THAT_WIRES = 15
 class MemoryRoom:
     """Memory that a program may still take.
 
-    Attributes:
-        bytes: what is free now.
-        most_bytes: what there can be while other programs stay: above `bytes` where the system
-            makes room by swapping or compressing. Beyond it allocations fail or the system kills.
-        what: words that complete "4.1 GB of ...".
+    `bytes` are free now. `most_bytes` there can be where the system swaps or compresses: beyond
+    it allocations fail or the system kills. `what` completes "4.1 GB of ...".
     """
 
     bytes: int
@@ -107,10 +104,10 @@ def _main_memory() -> MemoryRoom:
 
 
 def _group_rooms() -> Iterator[int]:
-    """Bytes left in the limited control groups of this process, those around them included.
+    """Bytes left in the limited control groups of this process and those around them.
 
-    Version 2 lists "0::/PATH"; version 1 "5:memory:/PATH", below a folder of its own. A
-    container may see its own group as the root whatever the path says.
+    Version 2 lists "0::/PATH", version 1 "5:memory:/PATH", below a folder of its own. A container
+    may see its own group as the root whatever the path says.
     """
     for line in (text_of(MEMBERSHIP) or "").splitlines():
         _, controllers, path = line.split(":", 2)

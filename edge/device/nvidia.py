@@ -25,11 +25,7 @@ class Gpu:
 
 
 def load_nvml() -> ModuleType:
-    """The initialised module, whose import name is pynvml.
-
-    Raises:
-        EdgeError: it is not installed, or there is no driver.
-    """
+    """The initialised module; an EdgeError where it is not installed or there is no driver."""
     try:
         pynvml = import_module("pynvml")
     except ImportError:
@@ -37,20 +33,16 @@ def load_nvml() -> ModuleType:
     try:
         pynvml.nvmlInit()
     except pynvml.NVMLError as error:
-        sentence = f"no NVIDIA driver answers ({error}); check that nvidia-smi works."
-        raise EdgeError(sentence) from None
+        raise EdgeError(f"no NVIDIA driver answers ({error}); try nvidia-smi.") from None
     return pynvml
 
 
 def visible_gpus(nvml: Any, environment: Mapping[str, str] = os.environ) -> list[Gpu]:
     """The GPUs that CUDA_VISIBLE_DEVICES leaves, all of them where it is not set.
 
-    As CUDA reads it: a list of numbers or of UUIDs, which may be cut short, up to the first
-    entry that is neither. NVML counts in PCI order, CUDA by speed unless told otherwise, so
-    numbers are taken only where both orders agree.
-
-    Raises:
-        EdgeError: a MIG slice is named, or a number means different boards to CUDA and NVML.
+    As CUDA reads it: numbers or UUIDs, which may be cut short, up to the first entry that is
+    neither. NVML counts in PCI order, CUDA by speed unless told otherwise: an EdgeError where a
+    number can mean two boards, or a MIG slice is named.
     """
     handles = map(nvml.nvmlDeviceGetHandleByIndex, range(nvml.nvmlDeviceGetCount()))
     gpus = [Gpu(h, str(nvml.nvmlDeviceGetName(h)), str(nvml.nvmlDeviceGetUUID(h))) for h in handles]
@@ -83,8 +75,7 @@ def memory_bytes_s(nvml: Any, gpu: Gpu) -> float | None:
 def _find(entry: str, gpus: list[Gpu], pci_order: bool) -> Gpu | None:
     if entry.startswith("MIG"):
         raise EdgeError(
-            "CUDA_VISIBLE_DEVICES names a MIG slice, and NVML counts the energy of whole boards "
-            "only; measure on a whole GPU."
+            "CUDA_VISIBLE_DEVICES names a MIG slice, and NVML counts whole boards; choose a GPU."
         )
     if entry.startswith("GPU-"):
         matching = [gpu for gpu in gpus if gpu.uuid.startswith(entry)]
@@ -93,7 +84,7 @@ def _find(entry: str, gpus: list[Gpu], pci_order: bool) -> Gpu | None:
         return None
     if not pci_order and len({gpu.name for gpu in gpus}) > 1:
         raise EdgeError(
-            f"CUDA_VISIBLE_DEVICES={entry} can mean another GPU to CUDA than to NVML, as the GPUs "
-            f"differ; set CUDA_DEVICE_ORDER=PCI_BUS_ID too, or name the GPU by its UUID."
+            f"CUDA_VISIBLE_DEVICES={entry} can mean another GPU to CUDA than to NVML; set "
+            f"CUDA_DEVICE_ORDER=PCI_BUS_ID too, or name the GPU by its UUID."
         )
     return gpus[int(entry)]

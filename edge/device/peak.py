@@ -32,10 +32,8 @@ def peak_bytes() -> int:
     """The most memory this process has had; on macOS with what it allocated for the GPU."""
     on_mac = platform.system() == "Darwin"
     found = _footprint_bytes() if on_mac else _resident_bytes()
-    if found is not None:
-        return found
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if on_mac else peak * 1024  # the unit differs by system
+    return found or (peak if on_mac else peak * 1024)  # the unit differs by system
 
 
 def _footprint_bytes() -> int | None:

@@ -7,11 +7,7 @@ from edge.device.describe import Device
 
 
 def ceiling_tok_s(bytes_per_token: float, bandwidth_bytes_s: float) -> float:
-    """Tokens per second if memory were read at full bandwidth and nothing else took time.
-
-    Raises:
-        ValueError: one of the two is not above 0.
-    """
+    """Tokens per second if memory were read at full bandwidth and nothing else took time."""
     if bytes_per_token <= 0 or bandwidth_bytes_s <= 0:
         raise ValueError("a ceiling needs bytes and a bandwidth above 0")
     return bandwidth_bytes_s / bytes_per_token
@@ -20,11 +16,9 @@ def ceiling_tok_s(bytes_per_token: float, bandwidth_bytes_s: float) -> float:
 def bandwidth_fraction(
     device: Device, on_gpu: bool, decode_tok_s: float, bytes_per_token: float
 ) -> tuple[float | None, str | None]:
-    """How much of the ceiling a decode rate reaches, and a sentence.
+    """How much of the ceiling a decode rate reaches; a sentence where it is not known or above 1.
 
-    A GPU with memory of its own has its own ceiling. What fits in the last-level cache is not
-    read from memory again: then the fraction is None, and the sentence says so. Above 1 it says
-    that the measurement is wrong.
+    What fits in the last-level cache is not read from memory again: it has no ceiling.
     """
     bandwidth, cache_bytes = device.memory_bandwidth, device.cache_bytes
     if on_gpu and device.gpu_memory_bandwidth is not None:
@@ -41,8 +35,7 @@ def bandwidth_fraction(
         return reached, None
     return reached, (
         f"decode reads {decode_tok_s * bytes_per_token / 1e9:.1f} GB/s, {reached:.0%} of the "
-        f"{bandwidth.gb_s:.1f} GB/s that memory can do: the measurement or the bandwidth is "
-        f"wrong; check --bandwidth-gb-s and run again"
+        f"{bandwidth.gb_s:.1f} GB/s that memory can do: check --bandwidth-gb-s and run again"
     )
 
 

@@ -33,10 +33,7 @@ def software_versions() -> dict[str, str]:
 
 
 def mlx_metal_tag() -> str | None:
-    """The platform that MLX's Metal wheel was built for, such as macosx_26_0_arm64.
-
-    There are two, and only the one for macOS 26 has the matrix kernels of M5's GPU.
-    """
+    """The platform that MLX's Metal wheel was built for, such as macosx_26_0_arm64."""
     try:
         wheel = metadata.distribution("mlx-metal").read_text("WHEEL") or ""
     except metadata.PackageNotFoundError:
@@ -51,10 +48,9 @@ def tf32_allowed() -> bool:
 
 
 def checkout_revision(package: Path, run: Run = output_of) -> str | None:
-    """The commit that a package runs from, `-dirty` behind it where its own files were changed.
+    """The commit that a package runs from, `-dirty` where it was changed; None for a wheel.
 
-    None where the package does not lie in a git checkout of its own, as an installed wheel does,
-    even inside of some other repository.
+    A wheel may lie inside of some other repository.
     """
     root = package.parent
     if not (root / ".git").exists():

@@ -45,9 +45,9 @@ WARN_PERCENT = 1.0
 class State:
     """State of the machine at one moment.
 
-    `power_source` is "mains", "battery" or "UPS". `thermal` is one of THERMAL_LEVELS, on Linux
-    None. `throttled` counts, on Linux, how often a core was slowed for its heat since the machine
-    started. `memory_pressure` is "normal", "warn" or "critical".
+    `power_source` is "mains", "battery" or "UPS", `thermal` one of THERMAL_LEVELS. `throttled`
+    counts how often a core was slowed for its heat since the start of a Linux machine.
+    `memory_pressure` is "normal", "warn" or "critical".
     """
 
     power_source: str | None = None
@@ -63,17 +63,13 @@ class State:
 
 def read_state(system: str | None = None, run: Run = output_of, root: Path = Path("/")) -> State:
     """State of this machine; on others than macOS and Linux only the load is known."""
-    known: Mapping[str, Any] = {}
-    match system or platform.system():
-        case "Darwin":
-            known = _read_macos(run)
-        case "Linux":
-            known = _read_linux(root)
+    readers = {"Darwin": lambda: _read_macos(run), "Linux": lambda: _read_linux(root)}
+    known = readers.get(system or platform.system(), dict)()
     return State(load_1m=os.getloadavg()[0], **known)
 
 
 def _read_macos(run: Run) -> Mapping[str, Any]:
-    """Fields of `State`; an Apple chip's frequency needs root."""
+    """Fields of `State`."""
     with ThreadPoolExecutor(len(COMMANDS)) as pool:
         batt, settings, thermal, pressure = pool.map(run, COMMANDS)
     # The first line is "Now drawing from 'AC Power'".
@@ -131,8 +127,7 @@ def _linux_power_source(supplies: Path) -> str | None:
 def _linux_low_power(governor: str | None, driver: str | None, profile: str | None) -> bool | None:
     """The platform's low-power profile, or a governor that keeps the clock down.
 
-    With intel_pstate and amd-pstate in active mode the governor `powersave` is the ordinary one
-    and raises the clock under load; with every other driver it pins the lowest.
+    With pstate drivers `powersave` is the ordinary governor; with others it pins the lowest clock.
     """
     if governor is None and profile is None:
         return None
@@ -155,8 +150,7 @@ def _linux_cpu_mhz(cpus: Path, cpuinfo: str) -> float | None:
     policies = sorted(cpus.glob("cpufreq/policy*/scaling_cur_freq"))[:MAX_POLICIES]
     clocks = [khz / 1000 for path in policies if (khz := number_in(path))]
     if not clocks:
-        found = re.findall(r"^cpu MHz\s*:\s*([\d.]+)", cpuinfo, re.MULTILINE)
-        clocks = [float(mhz) for mhz in found]
+        clocks = [float(mhz) for mhz in re.findall(r"(?m)^cpu MHz\s*:\s*([\d.]+)", cpuinfo)]
     return round(sum(clocks) / len(clocks), 1) if clocks else None
 
 
@@ -208,8 +202,7 @@ def _thermal(state: State, when: str) -> str | None:
 def _throttled(before: int | None, after: int | None) -> str | None:
     if before is None or after is None or after <= before:
         return None
-    times = after - before
-    return f"the processor was slowed for its heat {times} times during the run: let it cool"
+    return f"the processor was slowed for its heat {after - before} times: let it cool"
 
 
 def _governor(before: str | None, after: str | None) -> str | None:
@@ -226,12 +219,11 @@ def _load(load: float, threads: int) -> str | None:
 
 
 def allowed_load(cores: int | None = None) -> float:
-    """Load that other programs may make: by default on the cores of this machine."""
+    """Load that other programs may make, by default on the cores of this machine."""
     return max(ALLOWED_LOAD, ALLOWED_LOAD_PER_CORE * (cores or os.cpu_count() or 1))
 
 
 def _memory(state: State) -> str | None:
     if state.memory_pressure in (None, "normal"):
         return None
-    short = f"memory was short (pressure {state.memory_pressure})"
-    return f"{short}: close other programs or use a smaller artefact"
+    return f"memory was short (pressure {state.memory_pressure}): close other programs"

@@ -15,8 +15,7 @@ Run = Callable[[Sequence[str]], str]
 def output_of(command: Sequence[str]) -> str:
     """Output of a small program, stripped; empty where it is missing or hangs.
 
-    The exit code is ignored: `sysctl` asked for five names of which one does not exist prints
-    four and fails.
+    The exit code is ignored: `sysctl` fails if one of five names does not exist, and prints four.
     """
     try:
         done = subprocess.run(
