@@ -10,11 +10,7 @@ from edge.convert.checkpoint import Checkpoint, Corrections, open_checkpoint
 
 
 def open_named(args: argparse.Namespace) -> Checkpoint:
-    """The checkpoint that the options of `add_checkpoint` name; its warnings go to stderr.
-
-    Raises:
-        EdgeError: it cannot be found or is broken.
-    """
+    """The checkpoint that the options of `add_checkpoint` name; its warnings go to stderr."""
     corrections = Corrections(args.layers, args.rope_theta, args.context)
     checkpoint = open_checkpoint(args.model, args.revision, corrections)
     for warning in checkpoint.warnings:

@@ -33,7 +33,7 @@ TABLE_11_DISK_BYTES, TABLE_11_MEMORY_BYTES = 23e9, 7e9
 
 @dataclass(frozen=True)
 class Power:
-    """One power source. `reason` says why it is not available."""
+    """One power source; why it is not available."""
 
     source: str
     boundary: str | None
@@ -118,22 +118,18 @@ def _wrong_wheel(device: Device) -> Iterator[str]:
     tag, generation = mlx_metal_tag(), re.match(r"Apple M(\d+)", device.name)
     if tag and generation and int(generation[1]) >= 5 and "macosx_26" not in tag:
         command = install_command("--force-reinstall mlx-metal")
-        yield (
-            f"mlx: the wheel for {tag} lacks the matrix kernels of {device.name}: on macOS 26 or "
-            f"newer type {command}"
-        )
+        lacks = f"the wheel for {tag} lacks the matrix kernels of {device.name}"
+        yield f"mlx: {lacks}: on macOS 26 or newer type {command}"
 
 
 def _missing_room(disk_bytes: float, memory_bytes: float) -> Iterator[str]:
-    for name, have, need in (
+    for name, have_bytes, need_bytes in (
         ("disk space", disk_bytes, TABLE_11_DISK_BYTES),
         ("free memory", memory_bytes, TABLE_11_MEMORY_BYTES),
     ):
-        if have < need:
-            yield (
-                f"{name}: {have / 1e9:.1f} GB, and Table 11 of Stable Code 3B needs "
-                f"{need / 1e9:.0f} GB; make room or measure fewer artefacts"
-            )
+        if have_bytes < need_bytes:
+            need = f"Table 11 of Stable Code 3B needs {need_bytes / 1e9:.0f} GB"
+            yield f"{name}: {have_bytes / 1e9:.1f} GB, and {need}: make room or measure less"
 
 
 def _report(findings: Findings) -> Iterator[str]:

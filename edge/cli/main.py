@@ -27,11 +27,7 @@ INTERRUPTED = 130
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command.
-
-    Returns:
-        The exit code: 0, 1 for a failure, 130 if interrupted. Wrong arguments exit with 2.
-    """
+    """Exit code: 0, 1 for a failure, 130 if interrupted. Wrong arguments exit with 2."""
     fill_closed_streams()
     first, *words = (sys.argv[1:] if argv is None else list(argv)) or [""]
     if first in ("-h", "--help"):

@@ -25,11 +25,7 @@ NOT_EXECUTABLE, NOT_FOUND, SIGNALLED, INTERRUPTED = 126, 127, 128, 130
 
 
 def run(args: argparse.Namespace) -> int:
-    """Measure and print.
-
-    Returns:
-        COMMAND's exit code; 130 if --seconds was cut short; 1 if the meter failed; else 0.
-    """
+    """COMMAND's exit code; 130 if --seconds was cut short; 1 if the meter failed; else 0."""
     check(args)
     if args.replay is not None:
         log = read_log(args.replay)

@@ -49,11 +49,7 @@ def _add_quantisation(group: argparse._ArgumentGroup) -> None:
 
 
 def refuse_others(args: argparse.Namespace, doing: str, *used: str) -> None:
-    """Refuse options that would have no effect.
-
-    Raises:
-        EdgeError: an option outside `used` was given.
-    """
+    """Refuse options outside `used`, which would have no effect."""
     given = [name for name in OPTIONS if getattr(args, name) and name not in used]
     if given:
         flag = given[0].replace("_", "-")

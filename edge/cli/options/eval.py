@@ -76,11 +76,7 @@ def _add_fim(group: argparse._ArgumentGroup) -> None:
 
 
 def check(args: argparse.Namespace) -> None:
-    """Refuse options that would have no effect, and two sources of holes.
-
-    Raises:
-        EdgeError: there are some.
-    """
+    """Refuse options that would have no effect, and two sources of holes."""
     if args.fim is None and args.humaneval is None:
         _refuse(args, FIM_DEFAULTS, "is of middles; name --fim or --humaneval too")
         if args.worst and args.reference is None:

@@ -17,12 +17,8 @@ def parser() -> argparse.ArgumentParser:
         "until Ctrl-C."
     )
     what = parser.add_mutually_exclusive_group()
-    what.add_argument(
-        "--seconds",
-        metavar="N",
-        type=shared.number(0.001, 1e9, "a number of seconds above 0"),
-        help="measure for this long",
-    )
+    seconds = shared.number(0.001, 1e9, "a number of seconds above 0")
+    what.add_argument("--seconds", metavar="N", type=seconds, help="measure for this long")
     meaning = "a log of powermetrics -f plist"
     shared.add_path(what, "--replay", metavar="FILE", help=meaning)
     shared.add_power(parser, "--source", "auto")
@@ -32,10 +28,6 @@ def parser() -> argparse.ArgumentParser:
 
 
 def check(args: argparse.Namespace) -> None:
-    """Refuse a command beside another task.
-
-    Raises:
-        EdgeError: there are both.
-    """
+    """Refuse a command beside another task."""
     if args.argv and (args.seconds is not None or args.replay is not None):
         raise EdgeError("COMMAND stands alone: leave out --seconds and --replay.")

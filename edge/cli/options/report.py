@@ -34,11 +34,7 @@ def parser() -> argparse.ArgumentParser:
 
 
 def check(args: argparse.Namespace) -> None:
-    """Refuse nothing to do, and options that do not go together.
-
-    Raises:
-        EdgeError: it is so.
-    """
+    """Refuse nothing to do, and options that do not go together."""
     alone = "--devices" if args.devices is not None else "--check" if args.check else None
     if alone and (args.profiles or args.out):
         raise EdgeError(f"{alone} stands alone: leave out PROFILE and --out, or {alone}.")

@@ -32,9 +32,6 @@ def new_parser(epilog: str | None = None) -> argparse.ArgumentParser:
     return argparse.ArgumentParser(epilog=epilog, formatter_class=_Formatter)
 
 
-# --- types
-
-
 def number(
     least: float, most: float, meaning: str, kind: Callable[[str], float] = float
 ) -> Callable[[str], Any]:
@@ -74,9 +71,6 @@ def table_11() -> list[Recipe]:
     return [find_recipe(name) for name in TABLE_11]
 
 
-# --- options
-
-
 def add_count(options: Options, *flags: str, least: int = 1, **more: Any) -> None:
     """Add a whole number, by default of at least 1."""
     options.add_argument(*flags, type=whole_number(least), **{"metavar": "N", **more})
@@ -100,13 +94,9 @@ def add_checkpoint(parser: argparse.ArgumentParser, default: str | None) -> None
     source = parser.add_argument_group("the checkpoint")
     source.add_argument("--revision", metavar="REV", help="branch, tag or commit on the hub")
     add_count(source, "--layers", help="layers of a synthetic model")
-    source.add_argument(
-        "--rope-theta",
-        metavar="BASE",
-        # No trained model is near either end; float32 holds both.
-        type=number(1.0, 1e30, "a number from 1 to 1e+30"),
-        help="rotary base, if the source's is wrong",
-    )
+    base = number(1.0, 1e30, "a number from 1 to 1e+30")  # far beyond any model; float32 holds both
+    meaning = "rotary base, if the source's is wrong"
+    source.add_argument("--rope-theta", metavar="BASE", type=base, help=meaning)
     add_count(source, "--context", help="positions, if the source's number is wrong")
 
 
@@ -138,9 +128,8 @@ def add_out(options: Options, meaning: str) -> None:
 
 def add_output(options: Options, choices: Sequence[str]) -> None:
     """Add the form of the result, the first of `choices` by default."""
-    options.add_argument(
-        "-o", "--output", choices=choices, default=choices[0], help="what to print"
-    )
+    meaning = "what to print"
+    options.add_argument("-o", "--output", choices=choices, default=choices[0], help=meaning)
 
 
 def add_threads(options: Options) -> None:
@@ -162,12 +151,8 @@ def add_max_tokens(options: Options, default: int, of: str) -> None:
 
 def add_order(options: Options) -> None:
     """Add the order of prefix and suffix in an infilling prompt."""
-    options.add_argument(
-        "--order",
-        choices=["psm", "spm"],
-        default="psm",
-        help="prefix or suffix first in the prompt; models see both in training",
-    )
+    meaning = "prefix or suffix first in the prompt; models see both in training"
+    options.add_argument("--order", choices=["psm", "spm"], default="psm", help=meaning)
 
 
 def add_power(options: Options, flag: str, default: str) -> None:
@@ -178,12 +163,9 @@ def add_power(options: Options, flag: str, default: str) -> None:
 
 def add_bandwidth(options: Options) -> None:
     """Add the memory bandwidth."""
-    options.add_argument(
-        "--bandwidth-gb-s",
-        metavar="GB/S",
-        type=number(0.1, 1e6, "a number of GB/s from 0.1 to 1000000"),
-        help="memory bandwidth, if the chip table is wrong or does not have it",
-    )
+    kind = number(0.1, 1e6, "a number of GB/s from 0.1 to 1000000")
+    meaning = "memory bandwidth, if the chip table is wrong or does not have it"
+    options.add_argument("--bandwidth-gb-s", metavar="GB/S", type=kind, help=meaning)
 
 
 def add_sampling(
