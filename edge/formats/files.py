@@ -1,7 +1,4 @@
-"""Files: outputs that appear whole, and bounded reads of JSON and text from outside.
-
-What cannot be read or written is an EdgeError that names the file.
-"""
+"""Files: outputs that appear whole, and bounded reads of JSON and text from outside."""
 
 from __future__ import annotations
 
@@ -19,8 +16,7 @@ from typing import Any, BinaryIO, NoReturn
 
 from edge.errors import EdgeError
 
-# Names of what is on its way in and on its way out: .TARGET.partial-PID, .TARGET.old-PID.
-PARTIAL, OLD = "partial", "old"
+PARTIAL, OLD = "partial", "old"  # as in .TARGET.partial-PID and .TARGET.old-PID
 # The largest tokenizer.json of a published model has some 30 MB.
 MAX_BYTES = 100_000_000
 # More text than any context holds.
@@ -137,18 +133,11 @@ def parse_json_object(data: bytes, where: str) -> dict[str, Any]:
 def strict_json(data: bytes) -> Any:
     """Parse JSON that every other reader would understand in the same way.
 
-    Python's parser takes more than JSON has, and readers disagree on it, so that one would
-    check what another never uses.
-
-    Raises:
-        ValueError: not UTF-8, a key twice, NaN or Infinity, half characters, numbers of
-            thousands of digits, nesting beyond 64 levels, or no JSON at all.
+    A ValueError for all else, such as a key twice, NaN, half characters or deep nesting.
     """
     too_deep = f"nested deeper than {MAX_DEPTH} levels"
     try:
-        parsed = json.loads(
-            data.decode(), object_pairs_hook=_unique, parse_constant=_refuse_constant
-        )
+        parsed = json.loads(data.decode(), object_pairs_hook=_unique, parse_constant=_refuse)
     except RecursionError:
         raise ValueError(too_deep) from None
     if _is_deeper(parsed, MAX_DEPTH):
@@ -166,7 +155,7 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return found
 
 
-def _refuse_constant(name: str) -> NoReturn:
+def _refuse(name: str) -> NoReturn:
     raise ValueError(f"{name} is not JSON")
 
 

@@ -1,9 +1,7 @@
 """The head of a GGUF file: every key, and where every tensor lies.
 
-Parsed here rather than by the gguf package, whose reader believes every count and length it
-finds: a file with one wrong byte makes it loop for hours or fail in a dozen ways. Here each is
-checked against the bytes that are left. Format: magic, version, counts, keys with typed values,
-tensor descriptions, padding, data (ggml's docs/gguf.md).
+The gguf package's reader believes every count and length it finds: one wrong byte makes it loop
+for hours. Here each is checked against the bytes that are left. Format: ggml's docs/gguf.md.
 """
 
 from __future__ import annotations
@@ -38,16 +36,12 @@ Value = bool | int | float | str | list[Any]
 
 @dataclass(frozen=True)
 class GgufTensor:
-    """One tensor.
-
-    `kind` is ggml's name of its type, such as F16 or Q4_0; `shape` has rows first, as in Hugging
-    Face's files; `begin` counts from the start of the file.
-    """
+    """One tensor."""
 
     name: str
-    kind: str
-    shape: tuple[int, ...]
-    begin: int
+    kind: str  # ggml's name of its type, such as F16 or Q4_0
+    shape: tuple[int, ...]  # rows first, as in Hugging Face's files
+    begin: int  # from the start of the file
     data_bytes: int
 
 
@@ -88,7 +82,6 @@ class _Head:
         self.position = file.seek(0)
 
     def take(self, count: int) -> bytes:
-        """The next bytes."""
         end = self.position + count
         data = self._file.read(count) if end <= MAX_HEADER_BYTES else b""
         if len(data) < count:
@@ -101,7 +94,7 @@ class _Head:
         return struct.unpack(f"<{layout}", self.take(struct.calcsize(f"<{layout}")))[0]
 
     def count(self, name: str, limit: int) -> int:
-        """The next count of something, which must be believable."""
+        """The next count of something."""
         value: int = self.number("Q")
         if value > limit:
             self.broken(f"it claims {value} {name}")

@@ -8,8 +8,8 @@ A linear layer with I inputs and O outputs is stored as (AutoGPTQ, qlinear_cuda_
     g_idx   int32   (I,)                 the group of each input
 
 and means W[o, i] = scales[g_idx[i], o] * (code[i, o] - zero[g_idx[i], o]). Packing is a
-stream of `bits`-wide numbers, lowest bits first, so that 3-bit codes straddle words. It is
-also MLX's stream: transposed, the words of qweight are MLX's words, and nothing is rounded.
+stream of `bits`-wide numbers, lowest bits first, so that 3-bit codes straddle words. It is also
+MLX's stream: transposed, the words of qweight are MLX's words.
 """
 
 from __future__ import annotations
@@ -83,7 +83,7 @@ def symmetric_format(stored: Array, bits: int) -> str | None:
 def in_groups(group_of: Array, groups: int) -> tuple[int, Array | None] | None:
     """Size of the groups, each input's int (I,) given, and the order that brings them together.
 
-    The order is int32 (I,), None if groups are together already. None if sizes differ.
+    The order is int32 (I,) or None if they are together. None if sizes differ.
     """
     counts = np.bincount(group_of, minlength=groups)
     if (counts != counts[0]).any():

@@ -1,11 +1,10 @@
 """Safetensors files: checked headers, tensors read in blocks of rows, and a writer of shards.
 
 Format: an unsigned 64-bit header length, a JSON header {name: {dtype, shape, data_offsets}},
-then the data without gaps. Read here rather than with the safetensors package because numpy
-has no bfloat16, and because a broken download deserves to be told how many bytes are missing.
+then the data without gaps. The safetensors package is not used because numpy has no bfloat16 and
+because it does not say how many bytes a broken download lacks.
 
-Rows are read, not mapped: pages of a mapped file count as resident memory until something else
-wants it, so converting 6 GB would look like, and on a small machine be, 6 GB of memory.
+Rows are read, not mapped: pages of a mapped file count as resident memory, 6 GB for 6 GB.
 """
 
 from __future__ import annotations
@@ -167,15 +166,18 @@ def _broken(path: Path, reason: str) -> EdgeError:
 class ShardWriter:
     """A folder's model*.safetensors and their index, hashed on the way.
 
-    Every shape is planned before the first byte, so headers, shard names and the index are
-    known from the start and no tensor waits in memory for its shard to fill. Data must arrive
-    in the planned order.
+    Every shape is planned before the first byte, so no tensor waits in memory for its shard to
+    fill. Data must arrive in the planned order.
     """
 
     def __init__(self, folder: Path, plan: Sequence[Planned]):
         self._folder = folder
         shards = split_into_shards(plan)
-        self._shards = dict(zip(_shard_names(len(shards)), shards, strict=True))
+        count = len(shards)
+        names = [f"model-{i + 1:05d}-of-{count:05d}.safetensors" for i in range(count)]
+        if count == 1:
+            names = ["model.safetensors"]
+        self._shards = dict(zip(names, shards, strict=True))
         self._waiting = list(reversed(self._shards))
         self._left_bytes = 0  # of the open shard
         self.sha256: dict[str, str] = {}
@@ -223,21 +225,12 @@ class ShardWriter:
 def split_into_shards(plan: Sequence[Planned]) -> list[list[Planned]]:
     """Consecutive tensors, none but a single tensor's shard over the limit."""
     shards: list[list[Planned]] = [[]]
-    room_bytes = SHARD_BYTES
     for tensor in plan:
-        if shards[-1] and tensor.data_bytes > room_bytes:
+        used_bytes = sum(planned.data_bytes for planned in shards[-1])
+        if shards[-1] and used_bytes + tensor.data_bytes > SHARD_BYTES:
             shards.append([])
-            room_bytes = SHARD_BYTES
         shards[-1].append(tensor)
-        room_bytes -= tensor.data_bytes
     return shards
-
-
-def _shard_names(count: int) -> list[str]:
-    """Hugging Face's names, which hold the count."""
-    if count == 1:
-        return ["model.safetensors"]
-    return [f"model-{i + 1:05d}-of-{count:05d}.safetensors" for i in range(count)]
 
 
 def _header(tensors: Sequence[Planned]) -> bytes:
@@ -245,11 +238,8 @@ def _header(tensors: Sequence[Planned]) -> bytes:
     begin = 0
     for tensor in tensors:
         place = [begin, begin := begin + tensor.data_bytes]
-        fields[tensor.name] = {
-            "dtype": tensor.dtype,
-            "shape": list(tensor.shape),
-            "data_offsets": place,
-        }
+        shape = list(tensor.shape)
+        fields[tensor.name] = {"dtype": tensor.dtype, "shape": shape, "data_offsets": place}
     text = json.dumps(fields, separators=(",", ":")).encode()
     text += b" " * (-len(text) % ALIGNMENT_BYTES)
     return len(text).to_bytes(8, "little") + text

@@ -2,16 +2,12 @@
 
 from pathlib import Path
 
-import mlx.core as mx
 import numpy as np
 import pytest
-from mlx_lm.utils import load_tokenizer
-from safetensors.numpy import load_file
 
 from edge.convert.artefacts.manifest import read_manifest
 from edge.convert.artefacts.recipes import MENDED
 from edge.convert.checkpoint import Corrections, open_checkpoint
-from edge.convert.sources.find import DEMO_PATH
 from edge.convert.sources.gguf import open_gguf
 from edge.convert.verify import verify
 from edge.errors import EdgeError
@@ -30,6 +26,7 @@ KINDS = ("q8_0", "q5_1", "q5_0", "q4_1", "q4_0", "q4_k_m", "q2_k", "bf16")
 KEPT = {"q8_0": (8, False), "q5_1": (5, True), "q5_0": (5, True), "q4_1": (4, True)}
 KEPT["q4_0"] = (4, True)
 STABLE_CODE_BASE = 1_000_000.0
+FEW_IDS = np.random.RandomState(1).randint(0, 10, 40).tolist()
 
 
 @pytest.fixture(scope="module")
@@ -45,15 +42,9 @@ def files(demo_out, tmp_path_factory) -> dict[str, Path]:
 def test_affine_types_keep_their_values(files, tmp_path, kind):
     bits, other_head = KEPT[kind]
     (made,) = make(files[kind], tmp_path, f"mlx-int{bits}")
-    tensors, source = load_file(made.path / "model.safetensors"), open_gguf(files[kind]).weights
-    for name, shape in source.shapes.items():
-        parts = [tensors.get(name.replace(".weight", part)) for part in (".scales", ".biases")]
-        if len(shape) == 1 or (other_head and name == "lm_head.weight"):
-            assert np.array_equal(tensors[name], source.read(name).astype(np.float16))
-            continue
-        wide = (mx.array(part.astype(np.float32)) for part in parts)
-        dense = mx.dequantize(mx.array(tensors[name]), *wide, group_size=32, bits=bits)
-        assert np.array_equal(np.array(dense), source.read(name)), name
+    source, kept = open_gguf(files[kind]).weights, open_checkpoint(str(made.path)).weights
+    for name in source.shapes:
+        assert np.array_equal(kept.read(name), source.read(name).astype(kept.read(name).dtype))
     check_manifest(made, other_head)
     truth, ours = llama_logits(widened(files[kind], tmp_path / "f32.gguf")), edge_logits(made.path)
     # Rounding the head to float16 moves logits of up to 20 by half a float16 step: measured 0.007.
@@ -94,12 +85,9 @@ def test_floats_are_no_quantised_source(files, demo_out, tmp_path, kind):
     [
         ("q4_k_m", "mlx-fp16", 1e-3, False, {}),
         ("q4_k_m", "mlx-int4", 0.4, True, {}),
-        ("q6_k", "mlx-int6", 0.08, True, {}),
         ("q2_k", "mlx-int8", 0.04, True, {}),
         ("q8_0", "mlx-int4", 0.4, False, {}),
-        ("q4_0", "mlx-int8", 0.04, False, {}),
         ("q4_0", "mlx-int4", 0.4, False, {"requantise": True}),
-        ("q4_k_m", "gguf-f16", 2e-3, False, {}),
         ("q4_k_m", "gguf-q8_0", 0.05, False, {}),
     ],
 )
@@ -116,21 +104,6 @@ def test_rounding_again_is_close_and_says_its_loss(
     assert relative(logits(made.path), truth) < limit
     found = verify(made.path, open_checkpoint(str(files[kind])), lambda _: None)
     assert not found.problems
-
-
-def test_tokenizer_and_chat_template_travel(files, tmp_path, held_out_text):
-    (made,) = make(files["q4_0"], tmp_path, "mlx-int4")
-    ours, demo = load_tokenizer(made.path), load_tokenizer(DEMO_PATH)
-    special = "<fim_prefix>a<fim_suffix>b<fim_middle><|im_end|>\n"
-    for text in (held_out_text, special, "café\t\t  x = 'ﬁ'\r\n"):
-        assert ours.encode(text) == demo.encode(text)
-        assert ours.decode(demo.encode(text)) == demo.decode(demo.encode(text))
-    chat = {"conversation": [{"role": "user", "content": "add"}], "tokenize": False}
-    assert ours.apply_chat_template(**chat) == demo.apply_chat_template(**chat)
-    assert ours.eos_token_ids == demo.eos_token_ids
-
-
-# --- the rotary base that llama.cpp's converter leaves out
 
 
 @pytest.fixture(scope="module")
@@ -155,15 +128,15 @@ def test_a_missing_or_wrong_base_is_warned_about(foreign, tmp_path):
     assert "rope_theta is 10000" in doubts(wrong)[0]
 
 
-@pytest.mark.parametrize(
-    ("keys", "count"),
-    [
-        ({"stablelm.context_length": 16384}, 1),  # whatever the file is called
-        ({"stablelm.context_length": 16384, "stablelm.rope.freq_base": 1e6}, 0),
-        ({"stablelm.context_length": 16384, "general.name": "Stable Code 3b"}, 1),
-        ({"general.name": "Stable Code 3b"}, 2),
-        ({}, 0),  # 10000 is right for StableLM 3B
-    ],
-)
-def test_context_and_name_give_stable_code_away(tmp_path, keys, count):
-    assert len(doubts(write_tiny(tmp_path / "model.gguf", keys))) == count
+@pytest.mark.parametrize("base", [None, 20_000.0])
+def test_both_engines_agree_on_a_foreign_file_and_a_given_base_is_written(tmp_path, base):
+    """One layer of mixed types and no rotary base, which llama.cpp takes as 10000."""
+    source = write_tiny(tmp_path / "x.gguf")
+    made = make(source, tmp_path, "mlx-fp16", "gguf-f32", corrections=Corrections(rope_theta=base))
+    same = rewritten(source, tmp_path / "y.gguf", rope_base=base) if base else source
+    truth = llama_logits(widened(same, tmp_path / "f32.gguf"), FEW_IDS)
+    for found in (edge_logits(made[0].path, FEW_IDS), llama_logits(made[1].path, FEW_IDS)):
+        assert relative(found, truth) < 2e-3
+    assert open_checkpoint(str(made[1].path)).config.rope_theta == (base or 10_000.0)
+    if base:  # which the logits depend on
+        assert relative(llama_logits(widened(source, tmp_path / "a.gguf"), FEW_IDS), truth) > 0.01

@@ -9,21 +9,13 @@ import sys
 import zipfile
 from pathlib import Path
 
-import mlx.core as mx
 import numpy as np
 import pytest
 
 from edge.convert.checkpoint import open_checkpoint
 from tests.support.foreign_gguf import write_tiny
-from tests.support.hostile import (
-    MADE,
-    UP,
-    WEIGHTS,
-    edit,
-    edit_tensors,
-    refused,
-)
-from tests.support.mutations import INDEX, SMALL
+from tests.support.hostile import MADE, UP, WEIGHTS, edit, edit_tensors, refused
+from tests.support.mutations import BASES, INDEX, SMALL, write_files
 from tests.support.tiny import write_checkpoint
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -36,23 +28,7 @@ def tiny(tmp_path):
 
 @pytest.fixture
 def mlx(tmp_path):
-    """One matrix in 4 bits, as MLX has it."""
-    path, stem = (
-        write_checkpoint(tmp_path / "m", {**SMALL, "quantization": {}}),
-        UP[: -len("weight")],
-    )
-
-    def quantise(tensors):
-        codes, *parts = mx.quantize(mx.array(tensors[UP]), 32, 4)
-        tensors[UP] = np.array(codes)
-        for name, part in zip(("scales", "biases"), parts, strict=True):
-            tensors[stem + name] = np.array(part.astype(mx.float16))
-
-    edit_tensors(path, quantise)
-    return path
-
-
-# --- JSON and what lies in a file's place
+    return write_files(tmp_path / "mlx", BASES["mlx"](tmp_path / "base"))
 
 
 JSON_FILES = ("config.json", "tokenizer.json", "tokenizer_config.json", INDEX)
@@ -103,17 +79,14 @@ def test_what_a_file_says_reaches_no_terminal(tiny, tmp_path):
     assert all(warning.isprintable() for warning in warnings)
 
 
-@pytest.mark.parametrize("kind", ["layers", "heads"])
-def test_absurdly_many_tensors_are_not_listed(tiny, kind):
-    huge = {"num_hidden_layers": 2**30}
-    if kind == "heads":
-        huge = {"hidden_size": 2**30, "num_attention_heads": 2**29, "num_key_value_heads": 2**29}
-        huge |= {"qk_layernorm": True, "partial_rotary_factor": 1.0}
+HEADS = {"hidden_size": 2**30, "num_attention_heads": 2**29, "num_key_value_heads": 2**29}
+HEADS |= {"qk_layernorm": True, "partial_rotary_factor": 1.0}
+
+
+@pytest.mark.parametrize("huge", [{"num_hidden_layers": 2**30}, HEADS])
+def test_absurdly_many_tensors_are_not_listed(tiny, huge):
     edit(tiny, "config.json", lambda raw: raw.update(huge))
     refused(tiny, "asks for .* layers .* files hold")
-
-
-# --- which files
 
 
 ELSEWHERE = ("../tiny/model.safetensors", "/etc/passwd", "", ".", "..", "a/../model.safetensors")
@@ -161,9 +134,6 @@ def test_links_within_the_directory_or_the_hubs_cache_are_followed(tmp_path):
     refused(tmp_path / "other" / "snapshots" / "tiny", "leads out")
 
 
-# --- pickles and code
-
-
 @pytest.mark.parametrize(
     "name", ["pytorch_model.bin", "model.pt", "model.pth", "model.ckpt", WEIGHTS]
 )
@@ -197,20 +167,9 @@ def test_nothing_of_the_checkpoint_is_run_or_copied(tiny, tmp_path):
         edit(tiny, name, lambda raw, changes=changes: raw.update(changes))
     for name in ("generation_config.json", "special_tokens_map.json"):
         (tiny / name).write_text(json.dumps({"auto_map": auto_map}))
-    done = edge(tiny, tmp_path)
-    assert done.returncode == 0, done.stderr
-    assert not witness.exists()
-    files = [f for f in (tmp_path / "out").rglob("*") if f.is_file()]
-    assert {f.suffix for f in files} <= {".json", ".safetensors", ".gguf"}
-    for file in files:
-        assert b"evil" not in file.read_bytes(), file
-
-
-def edge(model: Path, folder: Path):
-    """The command, run inside the checkpoint, where its modules could be found."""
-    return subprocess.run(
-        [sys.executable, "-m", "edge", "convert", model, "--to", *MADE, "--out", folder / "out"],
-        cwd=model,
+    done = subprocess.run(
+        [sys.executable, "-m", "edge", "convert", ".", "--to", *MADE, "--out", tmp_path / "out"],
+        cwd=tiny,  # where its modules could be found
         # As the installed script is; `python -m` by itself imports from where it is run.
         env={**os.environ, "PYTHONPATH": str(ROOT), "PYTHONSAFEPATH": "1"},
         capture_output=True,
@@ -218,6 +177,12 @@ def edge(model: Path, folder: Path):
         timeout=300,
         check=False,
     )
+    assert done.returncode == 0, done.stderr
+    assert not witness.exists()
+    files = [f for f in (tmp_path / "out").rglob("*") if f.is_file()]
+    assert {f.suffix for f in files} <= {".json", ".safetensors", ".gguf"}
+    for file in files:
+        assert b"evil" not in file.read_bytes(), file
 
 
 def _pickle_that_writes(witness: Path) -> bytes:
@@ -231,9 +196,6 @@ def _pickle_that_writes(witness: Path) -> bytes:
     return data
 
 
-# --- contents
-
-
 TOKENIZERS = {
     "huge id": (lambda t: t["model"]["vocab"].update({"!!": 10**9}), "token id 1000000000"),
     "beyond": (lambda t: t["model"]["vocab"].update({"!!": 64}), "embedding has 64 rows"),
@@ -241,8 +203,6 @@ TOKENIZERS = {
     "one id twice": (lambda t: t["model"]["vocab"].update({"!!": 1}), "two tokens have one id"),
     "two ids": (lambda t: t["added_tokens"][0].update(id=5), "an added token has two ids"),
     "twice": (lambda t: t["added_tokens"].append(t["added_tokens"][0] | {"id": 62}), "two ids"),
-    "no content": (lambda t: t["added_tokens"][0].pop("content"), "is not a tokenizer"),
-    "a merge of three": (lambda t: t["model"].update(merges=[["!"] * 3]), "is not a tokenizer"),
     "a merge of none": (lambda t: t["model"].update(merges=["x y"]), "is not a tokenizer"),
     "kind": (lambda t: t["model"].update(type="\x1b[2J\n"), "is not a tokenizer"),
 }
@@ -254,12 +214,6 @@ def test_a_broken_tokenizer_is_refused(tiny, kind):
     edit(tiny, "tokenizer.json", change)
     for names in (MADE, ["mlx-fp16"]):  # an MLX artefact copies the file: no reason to pass it
         assert "tokenizer.json" in refused(tiny, words, names)
-
-
-@pytest.mark.parametrize("name", ["special_tokens_map.json", "vocab.json", "chat_template.jinja"])
-def test_broken_companions_are_not_copied(tiny, name):
-    (tiny / name).write_bytes(b'\xff{"a": ')
-    assert name in refused(tiny, "cannot be read|is not UTF-8")
 
 
 @pytest.mark.parametrize(
@@ -278,17 +232,13 @@ def test_values_that_are_not_finite_are_named_with_their_tensor(tiny, bad, dtype
 
 @pytest.mark.parametrize("part", ["scales", "biases"])
 def test_broken_scales_of_mlx_are_named(mlx, part):
-    name = UP.replace("weight", part)
-    edit_tensors(mlx, lambda tensors: tensors[name].put(5, np.nan))
+    edit_tensors(mlx, lambda tensors: tensors[UP.replace("weight", part)].put(5, np.nan))
     for names in (["mlx-int4"], ["mlx-fp16"], ["gguf-f16"]):
         refused(mlx, r"up_proj\.(weight|scales|biases).* not finite", names)
 
 
-@pytest.mark.parametrize(
-    "order", [[0] * 64, [-1, *range(1, 64)], [*range(63), 64], list(range(32))]
-)
-def test_an_order_that_is_no_permutation_is_refused(mlx, order):
+@pytest.mark.parametrize("order", [[0] * 64, [-1, *range(1, 64)], [*range(63), 64], [*range(32)]])
+def test_an_order_that_is_not_a_permutation_is_refused(mlx, order):
     gathered = {"model.layers.0.mlp.gate_up_order": np.array(order, np.int32)}
     edit_tensors(mlx, lambda tensors: tensors.update(gathered))
-    for names in (["mlx-int4"], ["mlx-fp16"]):
-        refused(mlx, "gate_up_order", names)
+    refused(mlx, "gate_up_order", ["mlx-int4"])

@@ -47,7 +47,7 @@ def run_case(number: int, bases: dict, folder: Path) -> str | None:
     rng = random.Random(f"{SEED} {number}")
     base = rng.choice(sorted(bases))
     files = dict(bases[base])
-    how = [mutate(files, rng) for _ in range(rng.choice((1, 1, 1, 2, 3)))]
+    how = [mutate(files, rng) for _ in range(rng.choice((0, 1, 1, 1, 2, 3)))]
     where = f"case {number} of seed {SEED}: {base}, {', '.join(how)}"
     path, out = write_files(folder / "model", files), folder / "out"
     try:
@@ -58,11 +58,6 @@ def run_case(number: int, bases: dict, folder: Path) -> str | None:
     for made in (path, out):
         shutil.rmtree(made, ignore_errors=True)
     return answer
-
-
-@pytest.mark.parametrize("base", BASES)
-def test_what_is_not_spoilt_converts(bases, base, tmp_path):
-    assert outcome(write_files(tmp_path / "model", bases[base]), tmp_path / "out") is None
 
 
 def test_a_spoilt_checkpoint_is_a_sentence_or_right(bases, tmp_path):

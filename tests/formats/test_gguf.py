@@ -4,16 +4,13 @@ import struct
 import tracemalloc
 
 import gguf
-import numpy as np
 import pytest
 
-from edge.convert.sources.gguf import open_gguf
 from edge.errors import EdgeError
 from edge.formats.gguf import read_gguf
-from tests.support.foreign_gguf import write_tiny
 
 
-def test_the_parser_agrees_with_the_gguf_package(demo_out):
+def test_the_parser_agrees_with_the_gguf_package(demo_out, tmp_path):
     path = demo_out / "gguf-q5_k_m.gguf"
     ours, theirs = read_gguf(path), gguf.GGUFReader(str(path))
     keys = {k: f.contents() for k, f in theirs.fields.items() if not k.startswith("GGUF.")}
@@ -22,14 +19,10 @@ def test_the_parser_agrees_with_the_gguf_package(demo_out):
         (t.name, t.tensor_type.name, t.data_offset, t.n_bytes, tuple(map(int, t.shape[::-1])))
         for t in theirs.tensors
     ]
-
-
-def test_version_2_is_the_same(tmp_path):
-    path = write_tiny(tmp_path / "x.gguf")
-    keys, data = read_gguf(path).keys, bytearray(path.read_bytes())
-    data[4] = 2
-    path.write_bytes(data)
-    assert read_gguf(path).keys == keys
+    data = bytearray(path.read_bytes())
+    data[4] = 2  # version 2 is the same
+    (tmp_path / "x.gguf").write_bytes(data)
+    assert read_gguf(tmp_path / "x.gguf").keys == keys
 
 
 def key(name, code, value):
@@ -102,23 +95,3 @@ def test_absurd_lengths_in_a_long_file_allocate_nothing(tmp_path):
         _, peak = tracemalloc.get_traced_memory()
         tracemalloc.stop()
         assert peak < 1 << 20
-
-
-def test_a_missing_file_is_refused(tmp_path):
-    with pytest.raises(EdgeError, match="is missing"):
-        read_gguf(tmp_path / "x.gguf")
-    with pytest.raises(EdgeError, match="is not a file"):
-        read_gguf(tmp_path)
-
-
-def test_broken_numbers_come_as_they_are_and_are_not_packed(tmp_path):
-    """Whoever writes them checks; silence here must not hide them."""
-    path = write_tiny(tmp_path / "x.gguf")
-    first = read_gguf(path).tensors[0]
-    assert first.kind == "Q8_0"
-    data = bytearray(path.read_bytes())
-    data[first.begin : first.begin + 2] = np.array([np.nan], np.float16).tobytes()
-    path.write_bytes(data)
-    weights = open_gguf(path).weights
-    assert np.isnan(weights.read("model.embed_tokens.weight")[0, :32]).all()
-    assert weights.packing("model.embed_tokens.weight") is None

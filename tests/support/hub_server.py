@@ -15,17 +15,15 @@ from urllib.parse import unquote, urlsplit
 class Hub:
     """The server, to be told what to do and asked what it saw.
 
-    `repos` holds the files of each revision; `refusals` (status, X-Error-Code) for a repository's
-    files; `sizes` what the listing says of OWNER/NAME/FILE; `halves` files that end early once;
-    `mute` closes the connection instead of answering.
+    `sizes` is what the listing says of OWNER/NAME/FILE; `halves` are files that end early once.
     """
 
     address: str = ""
     repos: dict[str, dict[str, dict[str, bytes]]] = field(default_factory=dict)
-    refusals: dict[str, tuple[int, str]] = field(default_factory=dict)
+    refusals: dict[str, tuple[int, str]] = field(default_factory=dict)  # status, X-Error-Code
     sizes: dict[str, int] = field(default_factory=dict)
     halves: set[str] = field(default_factory=set)
-    mute: bool = False
+    mute: bool = False  # closes the connection instead of answering
     seen: list[tuple[str, str]] = field(default_factory=list)
 
     def add(self, name: str, directory: Path, revision: str = "main", **extra: bytes) -> None:

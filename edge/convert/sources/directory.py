@@ -51,7 +51,7 @@ class PlainWeights(Weights):
 
 
 def open_directory(path: Path) -> Opened:
-    """Config, tensors and companions of a directory; an EdgeError if one must not be opened."""
+    """Config, tensors and companions of a directory."""
     config_file = inside(path, "config.json")
     raw = read_json_object(config_file)
     config = ModelConfig.from_dict(raw, str(config_file))
@@ -79,9 +79,8 @@ def weight_files(path: Path) -> list[str]:
         if not isinstance(names, dict) or not all(isinstance(n, str) for n in names.values()):
             raise EdgeError(f"{index} has no weight_map; download it again.")
         for name in names.values():
-            if Path(name).name != name or not (
-                name.endswith(".safetensors") and name.isprintable()
-            ):
+            plain = name.endswith(".safetensors") and name.isprintable()
+            if not plain or Path(name).name != name:
                 raise EdgeError(f"{index} points outside its directory ({name!r}); do not use it.")
         if names:
             return sorted(set(names.values()))
@@ -125,14 +124,13 @@ def read_companions(path: Path, vocab_size: int) -> dict[str, bytes]:
 
 
 def inside(path: Path, name: str) -> Path:
-    """A file of the directory."""
+    """A file of the directory, which no link may lead out of."""
     file = path / name
     try:
         home, target, is_link = path.resolve(), file.resolve(), file.is_symlink()
-    except OSError as error:
-        raise EdgeError(f"{file} cannot be read ({error.strerror}); check its name.") from None
-    except RuntimeError:  # a link to itself
-        raise EdgeError(f"{file} is a link in a circle; download it again.") from None
+    except (OSError, RuntimeError) as error:  # RuntimeError: a link to itself
+        reason = getattr(error, "strerror", None) or error
+        raise EdgeError(f"{file} cannot be read ({reason}); download it again.") from None
     repository = home.parent.parent
     if home.parent.name == "snapshots" and repository.name.startswith(HUB_FOLDER):
         home = repository
@@ -146,10 +144,7 @@ def inside(path: Path, name: str) -> Path:
 def _check_tokenizer(
     content: bytes, parsed: Mapping[str, Any], vocab_size: int, where: str
 ) -> None:
-    """Every token has one id, however the file is read, and a row of the embedding.
-
-    A token without a row makes a network read memory that is not its embedding.
-    """
+    """Every token has one id, and a row of the embedding: else memory beyond it is read."""
     try:
         ids: dict[str, int] = Tokenizer.from_buffer(content).get_vocab(with_added_tokens=True)
         added = {token["content"]: token["id"] for token in parsed.get("added_tokens") or ()}

@@ -16,15 +16,11 @@ HUB_ID = re.compile(r"[\w.-]+/[\w.-]+(:.*)?")
 
 @dataclass(frozen=True)
 class Source:
-    """Where a checkpoint lies and what to call it.
+    """Where a checkpoint lies and what to call it."""
 
-    `name` is short and good for a folder; `origin` is what the user asked for, without
-    the directories of this machine. A synthetic one has no path.
-    """
-
-    name: str
-    origin: str
-    path: Path | None
+    name: str  # good for a folder
+    origin: str  # what the user asked for, without the directories of this machine
+    path: Path | None  # None for a synthetic one
     revision: str | None = None
 
     @property
@@ -36,8 +32,7 @@ class Source:
 def find_source(model: str, revision: str | None = None, layers: int | None = None) -> Source:
     """Resolve `demo`, a directory, a GGUF file, `synthetic:NAME`, or a hub id.
 
-    What is on the hub is downloaded if need be, at a branch, tag or commit. `layers` are a
-    synthetic model's, where they are not the published number.
+    What is on the hub is downloaded if need be. `layers` are a synthetic model's.
     """
     path = _existing_path(model)
     is_synthetic = model.startswith(PREFIX)
@@ -50,11 +45,11 @@ def find_source(model: str, revision: str | None = None, layers: int | None = No
     if is_synthetic:
         name = model.replace(":", "-") + (f"-{layers}-layers" if layers else "")
         return Source(name, model, None)
+    if path and path.is_dir():
+        return Source(path.resolve().name, path.resolve().name, path)
+    if path and path.is_file() and path.suffix.lower() == ".gguf":  # a pipe would be waited for
+        return Source(path.stem, path.name, path)
     if path:
-        if path.is_dir():
-            return Source(path.resolve().name, path.resolve().name, path)
-        if path.is_file() and path.suffix.lower() == ".gguf":  # a pipe would be waited for
-            return Source(path.stem, path.name, path)
         raise EdgeError(
             f"{path} is a file but not a .gguf; name the checkpoint's directory or a GGUF file."
         )

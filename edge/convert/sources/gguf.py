@@ -1,8 +1,5 @@
 """A StableLM in one GGUF file as a source, under Hugging Face's names.
 
-Only the rows asked for are read, with plain reads: pages of a memory map count as ours, and a
-map of a whole model looks like a leak.
-
 llama.cpp's older 4, 5 and 8 bit types are affine in groups of 32, so MLX can hold the very same
 weights. Their blocks have 32 weights: a float16 scale d, for some a float16 minimum m, and the
 codes q (ggml's ggml-common.h). Q8_0 is d*q with signed q, Q4_0 and Q5_0 are d*(q - 8) and
@@ -15,7 +12,6 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -72,19 +68,11 @@ def open_gguf(path: Path) -> Opened:
     companions, warnings = rebuild_tokenizer(file.keys, config, str(path))
     title = file.keys.get("general.name")
     if kinds := sorted({tensor.kind for tensor in file.tensors}.difference(UNROUNDED)):
-        warnings.insert(
-            0,
-            f"{path.name} holds weights already rounded to {', '.join(kinds)}; whatever is "
-            f"made of it keeps that rounding.",
-        )
-    return Opened(
-        config=config,
-        weights=weights,
-        companions=companions,
-        warnings=tuple(warnings),
-        title=title if isinstance(title, str) else None,
-        gives_rope_base=ROPE_BASE_KEY in file.keys,
-    )
+        rounded = f"{path.name} holds weights already rounded to {', '.join(kinds)}"
+        warnings.insert(0, f"{rounded}; whatever is made of it keeps that rounding.")
+    title = title if isinstance(title, str) else None
+    gives_rope_base = ROPE_BASE_KEY in file.keys
+    return Opened(config, weights, companions, tuple(warnings), title, gives_rope_base)
 
 
 def check_is_whole_stablelm(file: GgufFile) -> None:
@@ -156,13 +144,10 @@ def _layers(file: GgufFile) -> Value:
 
 
 def _rotary_factor(file: GgufFile, hidden: Any, heads: Any) -> Any:
-    """The factor that gives exactly the rotated dims of the file when multiplied and cut.
-
-    Where the key is absent llama.cpp rotates the whole head.
-    """
+    """The factor that gives exactly the rotated dims of the file when multiplied and cut."""
     dims: Any = file.keys.get(f"{ARCHITECTURE}.rope.dimension_count")
     if dims is None:
-        return 1.0
+        return 1.0  # llama.cpp too rotates the whole head
     if not all(type(n) is int and 0 < n < 1 << 31 for n in (dims, hidden, heads)):
         raise EdgeError(
             f"{file.path} has the impossible rope.dimension_count {dims!r}; download it again."
@@ -235,10 +220,8 @@ class GgufWeights(Weights):
         if packing is None:
             raise ValueError(f"{name} has no packing")
         layout, (rows, columns) = LAYOUTS[part.kind], part.shape
-        codes = np.empty((rows, columns * layout.bits // 32), np.uint32)
-        scales = np.empty((rows, columns // BLOCK_ITEMS), np.float16)
-        biases = np.empty_like(scales)
-        done = 0
+        codes, done = np.empty((rows, columns * layout.bits // 32), np.uint32), 0
+        scales, biases = np.empty((2, rows, columns // BLOCK_ITEMS), np.float16)
         for raw in self._pieces(part, 0, rows):
             piece = slice(done, done := done + len(raw))
             codes[piece] = _pack_codes(layout, raw)
@@ -250,14 +233,12 @@ class GgufWeights(Weights):
         if layout is None or len(part.shape) != 2:
             return None
         for raw in self._pieces(part, 0, part.rows):
-            if not all(np.isfinite(numbers).all() for numbers in _read_scales(layout, raw)):
+            if not np.isfinite(_read_scales(layout, raw)).all():
                 return None
         return Packing(layout.bits, BLOCK_ITEMS)
 
     def _decode(self, part: _Part, start: int, stop: int) -> Array:
-        """Rows as (stop - start, row items)."""
-        out = np.empty((stop - start, part.row_items), FLOATS.get(part.kind, "<f4"))
-        done = 0
+        out, done = np.empty((stop - start, part.row_items), FLOATS.get(part.kind, "<f4")), 0
         for raw in self._pieces(part, start, stop):
             out[done : done + len(raw)] = _decode_rows(raw, part.kind)
             done += len(raw)
@@ -273,22 +254,13 @@ class GgufWeights(Weights):
             yield read_array(self._path, "u1", rows * row_bytes, begin).reshape(rows, row_bytes)
 
 
-@dataclass(frozen=True)
 class _Part:
-    """A tensor of the file, or one row of a stacked one, as Hugging Face has it."""
+    """A tensor of the file, or one row of a stacked one; a vector is one row."""
 
-    kind: str
-    shape: Shape
-    begin: int
-
-    @property
-    def rows(self) -> int:
-        return 1 if len(self.shape) == 1 else self.shape[0]
-
-    @property
-    def row_items(self) -> int:
-        """Items that are contiguous: a row, or all of a vector."""
-        return math.prod(self.shape) // self.rows
+    def __init__(self, kind: str, shape: Shape, begin: int):
+        self.kind, self.shape, self.begin = kind, shape, begin
+        self.rows = 1 if len(shape) == 1 else shape[0]
+        self.row_items = math.prod(shape) // self.rows
 
 
 def _parts(tensor: GgufTensor, path: Path) -> Iterator[tuple[str, _Part]]:
@@ -329,33 +301,20 @@ def _decode_rows(raw: Array, kind: str) -> Array:
     return values
 
 
-# --- llama.cpp's affine blocks as MLX has them
-
-
-@dataclass(frozen=True)
 class _Layout:
-    """One type: bits a code, and the code that means zero, None where a minimum is stored."""
+    """One affine type: bits a code, and the code that means zero, None if a minimum is stored."""
 
-    bits: int
-    zero_code: int | None = None
-
-    @property
-    def head_bytes(self) -> int:
-        """Before the codes: the scale and perhaps the minimum."""
-        return 2 if self.zero_code is not None else 4
+    def __init__(self, bits: int, zero_code: int | None = None):
+        self.bits, self.zero_code = bits, zero_code
+        self.head_bytes = 2 if zero_code is not None else 4
 
     def blocks(self, raw: Array) -> Array:
         """Rows (rows, row bytes) as (rows, blocks, block bytes)."""
         return raw.reshape(len(raw), -1, self.head_bytes + BLOCK_ITEMS * self.bits // 8)
 
 
-LAYOUTS = {
-    "Q8_0": _Layout(8, 128),
-    "Q5_0": _Layout(5, 16),
-    "Q5_1": _Layout(5),
-    "Q4_0": _Layout(4, 8),
-    "Q4_1": _Layout(4),
-}
+LAYOUTS = {"Q8_0": _Layout(8, 128), "Q5_0": _Layout(5, 16), "Q4_0": _Layout(4, 8)}
+LAYOUTS |= {"Q5_1": _Layout(5), "Q4_1": _Layout(4)}
 
 
 def _read_scales(layout: _Layout, raw: Array) -> tuple[Array, Array]:

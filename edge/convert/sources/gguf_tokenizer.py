@@ -1,8 +1,7 @@
 """A GGUF file's tokenizer as tokenizer.json and tokenizer_config.json.
 
-The reverse of what is written into GGUF files, with one loss: GGUF does not record a
-normalizer and llama.cpp applies none, so none is rebuilt. GPT-NeoX's composes accents
-(NFC), which changes nothing in text that is composed already, as nearly all is.
+GGUF does not record a normalizer and llama.cpp applies none, so none is rebuilt. GPT-NeoX's
+composes accents (NFC), which changes nothing in nearly all text.
 """
 
 from __future__ import annotations
@@ -29,12 +28,7 @@ TIKTOKEN_PATTERN = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*"
     r"|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
-NAMED_TOKENS = {
-    "bos": "bos_token",
-    "eos": "eos_token",
-    "unknown": "unk_token",
-    "padding": "pad_token",
-}
+NAMED_TOKENS = {"bos": "bos", "eos": "eos", "unknown": "unk", "padding": "pad"}
 Tokens = dict[int, tuple[str, int]]
 
 
@@ -42,26 +36,21 @@ def rebuild_tokenizer(
     keys: Mapping[str, Value], config: ModelConfig, where: str
 ) -> tuple[dict[str, bytes], list[str]]:
     """The files of a Hugging Face tokenizer by name, and warnings about them."""
-    kind = keys.get("tokenizer.ggml.model")
-    if kind != "gpt2":
+    if (kind := keys.get("tokenizer.ggml.model")) != "gpt2":
         raise _unusable(where, f"has a tokenizer of type {kind!r}, not byte-level BPE ('gpt2')")
     tokens = _tokens(keys, config.vocab_size, where)
     splitting, warnings = _splitting(keys, len(tokens), where)
     settings = _settings(keys, tokens, config.max_position_embeddings, where)
-    ends = {
-        "bos_token_id": config.bos_token_id,
-        "eos_token_id": next(iter(config.eos_token_ids), None),
-    }
-    added = {
-        text: kind in SPECIAL_TYPES
-        for text, kind in tokens.values()
-        if kind in (*SPECIAL_TYPES, USER_DEFINED)
-    }
+    generation = {"bos_token_id": config.bos_token_id} if config.bos_token_id is not None else {}
+    if config.eos_token_ids:
+        generation["eos_token_id"] = config.eos_token_ids[0]
+    kinds = (*SPECIAL_TYPES, USER_DEFINED)
+    added = {text: kind in SPECIAL_TYPES for text, kind in tokens.values() if kind in kinds}
     vocab = {text: i for i, (text, _) in tokens.items()}
     files = {
         "tokenizer.json": tokenizer_json(vocab, _merges(keys, vocab, where), added, splitting),
         "tokenizer_config.json": settings,
-        "generation_config.json": {k: v for k, v in ends.items() if v is not None},
+        "generation_config.json": generation,
     }
     if keys.get("tokenizer.ggml.add_bos_token") is True:
         warnings.append(
@@ -80,8 +69,7 @@ def tokenizer_json(
 ) -> dict[str, Any]:
     """A byte-level BPE tokenizer.json.
 
-    `vocab` holds added tokens too: the tokenizers package numbers by that. `added` are found
-    before text is split; each is special or not. `splitting` is the pre_tokenizer.
+    `vocab` holds the added tokens too, each of which is special or not.
     """
     plain = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False}
     return {
@@ -168,7 +156,8 @@ def _settings(
         "model_max_length": context,
         "tokenizer_class": "PreTrainedTokenizerFast",
     }
-    for key, name in NAMED_TOKENS.items():
+    for key, short in NAMED_TOKENS.items():
+        name = f"{short}_token"
         token_id = keys.get(f"tokenizer.ggml.{key}_token_id")
         if token_id is None:
             continue

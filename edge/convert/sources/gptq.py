@@ -1,7 +1,7 @@
 """GPTQ checkpoints (AutoGPTQ, optimum, GPTQModel) as a source of weights.
 
-The tensors decide what they can: bits, groups and the order of inputs are read from each
-matrix, so per-module overrides (`dynamic`) need no reading. The settings decide the rest.
+Bits, groups and the order of inputs are read from each matrix, so per-module overrides
+(`dynamic`) need no reading. The settings decide the rest.
 """
 
 from __future__ import annotations
@@ -84,18 +84,11 @@ def scan_matrix(tensors: Tensors, stem: str, settings: GptqSettings, inputs: int
     if not np.isfinite(scales).all():
         raise wrong(tensors, f"{stem}.scales", "holds values that are not finite")
     zeros = fmt.unpack(tensors[f"{stem}.qzeros"].read(), bits)
+    zeros_as, wrap = fmt.symmetric_format(zeros, bits), bool(zeros.max() == (1 << bits) - 1)
     group_of = _read_groups(tensors, stem, settings, shape[1], groups)
-    group_size, order = fmt.in_groups(group_of, groups) or (0, None)
-    return Matrix(
-        bits=bits,
-        shape=shape,
-        group_of=group_of,
-        zeros_as=fmt.symmetric_format(zeros, bits),
-        zeros_wrap=bool(zeros.max() == (1 << bits) - 1),
-        group_size=group_size,
-        order=order,
-        reason=_why_not(group_size, bits, scales),
-    )
+    size, order = fmt.in_groups(group_of, groups) or (0, None)
+    reason = _why_not(size, bits, scales)
+    return Matrix(bits, shape, group_of, zeros_as, wrap, size, order, reason)
 
 
 def _read_groups(
@@ -173,24 +166,14 @@ def _why_not(group_size: int, bits: int, scales: Array) -> str | None:
     return None
 
 
-@dataclass(frozen=True)
-class _Parts:
-    """One matrix's tensors, zero points as meant."""
-
-    qweight: Array
-    zeros: Array
-    scales: Array
-
-
 class GptqWeights(Weights):
     """The weights of a GPTQ checkpoint, dequantised or packed.
 
-    `read_packed` of gate_proj and up_proj gives their outputs in the order of down_proj's
-    inputs, which spares a gather at run time; so these three are used packed together, or
-    none of them. `read` always keeps the network's orders.
+    `read_packed` of gate_proj and up_proj gives their outputs in the order of down_proj's inputs,
+    which spares a gather at run time; so either all three are used packed or none.
 
-    Biases that old writers add to every matrix are left out where they are zero and the
-    network has none; `config.matching(weights.shapes)` then gives the network's switches.
+    Biases that old writers add to every matrix are left out where they are zero and the network
+    has none.
     """
 
     quantised = True
@@ -203,7 +186,7 @@ class GptqWeights(Weights):
         self._zeros_as = self._zero_points_as()
         self.warnings = tuple(self._warnings())
         self._settle_orders()
-        self._last: tuple[str, _Parts] | None = None
+        self._last: dict[str, tuple[Array, Array, Array]] = {}
         self._lock = Lock()  # of _last
 
     @cached_property
@@ -216,9 +199,8 @@ class GptqWeights(Weights):
         stem = _stem(name)
         if stem not in self._matrices:
             return read_floats(self._tensors[name], start, stop)
-        parts, matrix = self._parts(stem), self._matrices[stem]
-        stored = (parts.qweight, parts.zeros, parts.scales)
-        return fmt.dequantise(*stored, matrix.group_of, matrix.bits, slice(start, stop))
+        matrix = self._matrices[stem]
+        return fmt.dequantise(*self._parts(stem), matrix.group_of, matrix.bits, slice(start, stop))
 
     def packing(self, name: str) -> Packing | None:
         """How MLX stores the matrix exactly; None for other tensors and those in `unpackable`."""
@@ -234,17 +216,14 @@ class GptqWeights(Weights):
         packing, stem = self.packing(name), _stem(name)
         if packing is None:
             raise ValueError(f"{name} has no packing")
-        matrix, parts, rows = self._matrices[stem], self._parts(stem), self._output_order(stem)
-        biases, error_steps = fmt.affine_biases(parts.zeros, parts.scales)
+        matrix, rows = self._matrices[stem], self._output_order(stem)
+        qweight, zeros, wide_scales = self._parts(stem)
+        biases, error_steps = fmt.affine_biases(zeros, wide_scales)
         repeats = matrix.group_size // packing.group_size
-        return Packed(
-            packing=packing,
-            codes=fmt.affine_codes(parts.qweight, matrix.bits, matrix.order, rows),
-            scales=_by_output(parts.scales.astype(np.float16), repeats, rows),
-            biases=_by_output(biases, repeats, rows),
-            input_order=self._input_order(stem),
-            bias_error_steps=error_steps,
-        )
+        codes = fmt.affine_codes(qweight, matrix.bits, matrix.order, rows)
+        scales = _by_output(wide_scales.astype(np.float16), repeats, rows)
+        biases = _by_output(biases, repeats, rows)
+        return Packed(packing, codes, scales, biases, self._input_order(stem), error_steps)
 
     def _is_packed(self, stem: str) -> bool:
         return stem in self._matrices and self._matrices[stem].reason is None
@@ -259,26 +238,25 @@ class GptqWeights(Weights):
         folded = _leaf(stem) in GATE_UP and self._is_packed(down)
         return self._matrices[down].order if folded else None
 
-    def _parts(self, stem: str) -> _Parts:
-        """A matrix's tensors; the last one's are kept, for threads that read its blocks."""
-        with self._lock:
-            if self._last is None or self._last[0] != stem:
-                self._last = None  # before the next are read, not after
-                self._last = (stem, self._load(stem))
-            return self._last[1]
+    def _parts(self, stem: str) -> tuple[Array, Array, Array]:
+        """Codes, zero points as meant and scales; the last are kept, for threads that read blocks.
 
-    def _load(self, stem: str) -> _Parts:
-        matrix, tensors = self._matrices[stem], self._tensors
-        zeros = fmt.unpack(tensors[f"{stem}.qzeros"].read(), matrix.bits)
-        return _Parts(
-            qweight=tensors[f"{stem}.qweight"].read(),
-            zeros=fmt.zero_points(zeros, matrix.bits, self._zeros_as[stem]),
-            scales=read_floats(tensors[f"{stem}.scales"]),
-        )
+        Those before are let go first, so that memory holds one matrix.
+        """
+        with self._lock:
+            if stem not in self._last:
+                self._last.clear()
+                qweight, qzeros, scales = (self._tensors[f"{stem}.{part}"] for part in PARTS[:3])
+                bits = self._matrices[stem].bits
+                zeros = fmt.zero_points(fmt.unpack(qzeros.read(), bits), bits, self._zeros_as[stem])
+                self._last[stem] = (qweight.read(), zeros, read_floats(scales))
+            return self._last[stem]
 
     def _scan(self, config: ModelConfig) -> dict[str, Matrix]:
         """Every quantised matrix by its name without `.weight`."""
-        stems = [_stem(name, ".qweight") for name in self._tensors if name.endswith(".qweight")]
+        stems = [
+            name.removesuffix(".qweight") for name in self._tensors if name.endswith(".qweight")
+        ]
         if not stems:
             raise EdgeError(
                 f"{self._settings.where} says that the weights are GPTQ's, but no file holds a "
@@ -288,10 +266,8 @@ class GptqWeights(Weights):
             if name.endswith(".weight") and f"{_stem(name)}.qweight" in self._tensors:
                 raise wrong(self._tensors, name, "is there both quantised and not")
         inputs = {_stem(name): s[1] for name, s in expected_shapes(config).items() if len(s) == 2}
-        return {
-            stem: scan_matrix(self._tensors, stem, self._settings, inputs.get(stem))
-            for stem in stems
-        }
+        settings = self._settings
+        return {s: scan_matrix(self._tensors, s, settings, inputs.get(s)) for s in stems}
 
     def _dense_shapes(self, config: ModelConfig) -> dict[str, Shape]:
         dropped = self._biases_to_drop(config)
@@ -310,19 +286,17 @@ class GptqWeights(Weights):
         names = [f"{stem}.bias" for stem in self._matrices if f"{stem}.bias" in self._tensors]
         used = [name for name in names if read_floats(self._tensors[name]).any()]
         wanted = set(expected_shapes(config))
-        if any(_leaf(_stem(name, ".bias")) in QKV for name in used):
+        if any(_leaf(name.removesuffix(".bias")) in QKV for name in used):
             wanted |= set(expected_shapes(config.matching(names)))
-        for name in used:
-            if name not in wanted:
-                reason = "is a bias that is not zero and that the network has no place for"
-                raise wrong(self._tensors, name, reason)
+        if unknown := set(used) - wanted:
+            reason = "is a bias that is not zero and that the network has no place for"
+            raise wrong(self._tensors, min(unknown), reason)
         return set(names) - wanted
 
     def _zero_points_as(self) -> dict[str, str]:
-        """The format of each matrix's zero points.
+        """The format of each matrix's zero points: some files carry the wrong label.
 
-        Some files carry the wrong label, and symmetric zero points show their format; those of
-        a checkpoint that is not symmetric do not.
+        Symmetric zero points show their format, others do not.
         """
         label = self._settings.checkpoint_format
         if not self._settings.sym:
@@ -332,7 +306,6 @@ class GptqWeights(Weights):
         return {stem: matrix.zeros_as or usual for stem, matrix in self._matrices.items()}
 
     def _warnings(self) -> Iterator[str]:
-        """Doubtful zero points, in sentences."""
         where, label = self._settings.where, self._settings.checkpoint_format
         unlike = sum(matrix.zeros_as != label for matrix in self._matrices.values())
         if self._settings.sym and unlike:
@@ -384,8 +357,8 @@ class GptqWeights(Weights):
         self._matrices[stem] = replace(self._matrices[stem], reason=reason)
 
 
-def _stem(name: str, ending: str = ".weight") -> str:
-    return name.removesuffix(ending)
+def _stem(name: str) -> str:
+    return name.removesuffix(".weight")
 
 
 def _leaf(stem: str) -> str:

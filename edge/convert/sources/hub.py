@@ -1,15 +1,15 @@
 """Checkpoints from the Hugging Face hub, kept in huggingface_hub's own cache.
 
-Files come one after the other in this thread, so that Ctrl-C does not wait for one: the library's
-`snapshot_download` has threads that finish theirs first. The library locks each file against
-other processes; a file that broke off begins again in the next run, whole ones are kept. The hub
-is never asked for anything while HF_HUB_OFFLINE is set.
+Files come one after the other in this thread, so that Ctrl-C does not wait for one, as the threads
+of `snapshot_download` do. A file that broke off begins again in the next run.
 
 Imported where it is used, since the library takes a second to load.
 """
 
 from __future__ import annotations
 
+import errno
+import os
 import re
 import shutil
 from collections.abc import Collection, Mapping
@@ -29,13 +29,11 @@ SECONDARY = re.compile(r"^(consolidated|adapter_)|[._-](fp16|fp32|bf16|f16|f32|n
 COMMIT = re.compile(r"[0-9a-f]{40}")
 REVISION = re.compile(r"(?!.*\.\.)\w[\w./+@#-]*")  # what git allows, less what leads elsewhere
 US = "stable-edge"  # as the library tells the hub
+DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
 def cached(repo: str, revision: str | None = None) -> Path | None:
-    """The snapshot directory if the cache holds the whole checkpoint; never asks the network.
-
-    Other programs fetch single files, so that a snapshot that exists may lack any.
-    """
+    """The snapshot directory if the cache holds the whole checkpoint; never asks the network."""
     revision = revision or DEFAULT_REVISION
     try:
         config = try_to_load_from_cache(repo, CONFIG, revision=revision)
@@ -64,19 +62,17 @@ def download(repo: str, revision: str | None = None) -> tuple[Path, str]:
             f"{repo} at revision {revision} cannot be fetched from the hub because HF_HUB_OFFLINE "
             f"is set, and the cache holds no whole checkpoint of it; unset it, or give a directory."
         )
-    asked = False
+    commit = None
     try:
         commit, files = _ask(repo, revision)
-        asked = True
-        snapshot = _bring(repo, revision, commit, files)
+        there = _bring(repo, revision, commit, files)
     except EdgeError:
         raise
     except Exception as error:  # whatever a network, a proxy or a cache can do
         wrong_name = isinstance(error, errors.RevisionNotFoundError | errors.HFValidationError)
-        if there is None or asked or wrong_name:
+        if there is None or commit or wrong_name:  # else a checkpoint at hand is better than none
             raise EdgeError(_sentence(error, repo, revision)) from None
-        snapshot = there  # a checkpoint at hand is better than none
-    return snapshot, snapshot.name
+    return there, there.name
 
 
 def choose_weights(names: Collection[str]) -> list[str]:
@@ -136,7 +132,8 @@ def _check_room(repo: str, snapshot: Path, files: Collection[Any]) -> None:
 
 
 def _sentence(error: Exception, repo: str, revision: str) -> str:
-    page = f"{constants.ENDPOINT}/{repo}"
+    """The cause of a failure and its remedy."""
+    page, cache = f"{constants.ENDPOINT}/{repo}", constants.HF_HUB_CACHE
     if isinstance(error, errors.GatedRepoError):
         return f"{repo} is gated: accept its licence on {page}, then run 'hf auth login'."
     if isinstance(error, errors.RepositoryNotFoundError | errors.HFValidationError):
@@ -147,12 +144,21 @@ def _sentence(error: Exception, repo: str, revision: str) -> str:
     if isinstance(error, errors.RevisionNotFoundError):
         return f"{repo} has no revision {revision!r}; choose one of those on {page}/tree/main."
     error = error.__cause__ if isinstance(error.__cause__, Exception) else error
-    response = getattr(error, "response", None)
-    if response is None:
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0][:160].rstrip(" .")
-    else:
-        reason = f"it answers with status {response.status_code}"
+    status = getattr(getattr(error, "response", None), "status_code", None)
+    code = getattr(error, "errno", None)
+    if status in (401, 403):
+        return (
+            f"the hub refuses to give {repo} (status {status}): your token is missing, has expired "
+            f"or has no access; run 'hf auth login' and look at {page}."
+        )
+    if code is not None:
+        remedy = "make room" if code in DISK_FULL else "change its permissions"
+        return (
+            f"{repo} cannot be written to {cache} ({os.strerror(code)}); {remedy} or set HF_HOME "
+            f"to another folder."
+        )
+    reason = (str(error).strip() or type(error).__name__).splitlines()[0][:160].rstrip(" .")
     return (
-        f"{repo} cannot be fetched from the hub into {constants.HF_HUB_CACHE} ({reason}); check "
-        f"the network, the disk and your token ('hf auth login'), then run the command again."
+        f"{repo} cannot be fetched from the hub ({f'status {status}' if status else reason}); "
+        f"check the network, then run the command again."
     )

@@ -34,12 +34,11 @@ class MlxWeights(Weights):
             if name in tensors and _part(name, "scales") in tensors
         }
         parts = {_part(name, part) for name in self._packings for part in ("scales", "biases")}
-        belonging = self._packings.keys() | parts | orders
-        others = {name: tensor for name, tensor in tensors.items() if name not in belonging}
-        for tensor in others.values():
-            tensor.check_is_float()
-        shapes: dict[str, Shape] = {name: matrices[name] for name in self._packings}
-        self.shapes = shapes | {name: tensor.shape for name, tensor in others.items()}
+        self.shapes = {name: matrices[name] for name in self._packings}
+        for name, tensor in tensors.items():
+            if name not in self._packings.keys() | parts | orders:
+                tensor.check_is_float()
+                self.shapes[name] = tensor.shape
         self.quantised = bool(self._packings)
 
     @cached_property
@@ -135,15 +134,16 @@ def _dequantised(packed: Packed) -> Array:
     """The matrix in float32, columns as stored."""
     with mx.stream(mx.cpu):
         scales, biases = (mx.array(a.astype(np.float32)) for a in (packed.scales, packed.biases))
-        bits, group_size = packed.packing.bits, packed.packing.group_size
-        codes = mx.array(packed.codes)
-        return np.asarray(mx.dequantize(codes, scales, biases, group_size=group_size, bits=bits))
+        form = packed.packing
+        values = mx.dequantize(mx.array(packed.codes), scales, biases, form.group_size, form.bits)
+        return np.asarray(values)
 
 
 def _fits_float16(values: Array) -> bool:
-    """Every value is float16's too, as most bfloat16 scales are; NaN is not asked here."""
+    """Every value is float16's too, as most bfloat16 scales are."""
     if values.dtype == np.float16:
         return True
     with np.errstate(over="ignore"):
-        narrow = values.astype(np.float16).astype(values.dtype)
-        return np.array_equal(narrow, values, equal_nan=True)
+        return np.array_equal(
+            values.astype(np.float16).astype(values.dtype), values, equal_nan=True
+        )

@@ -50,8 +50,7 @@ SHAPES = {
 def rope_base_is_doubtful(config: ModelConfig, *names: str | None) -> bool:
     """Stable Code 3B, by its names or its context, with the rotary base of others.
 
-    Revision 84383c2 of stable-code-3b, conversions made from it, and every GGUF file of it
-    that llama.cpp's own converter made, carry or imply a rotary base of 10000.
+    So are revision 84383c2 of it, and every GGUF file that llama.cpp's own converter made.
     """
     long_context = config.max_position_embeddings == STABLE_CODE_CONTEXT
     return config.rope_theta == DEFAULT_ROPE_THETA and (long_context or _is_named(names))
@@ -60,28 +59,23 @@ def rope_base_is_doubtful(config: ModelConfig, *names: str | None) -> bool:
 def doubts_about(config: ModelConfig, *names: str | None, gives_base: bool = True) -> list[str]:
     """Sentences about values that contradict what the model was trained with.
 
-    `names` are what the model is called, wherever it is named. `gives_base` is false for a GGUF
-    file without a rotary base, which means 10000.
+    `gives_base` is false for a GGUF file without a rotary base, which means 10000.
     """
     doubts = []
     if rope_base_is_doubtful(config, *names):
-        base, wanted = f"{config.rope_theta:.0f}", f"{STABLE_CODE_ROPE_THETA:.0f}"
-        found = f"rope_theta is {base}"
-        remedy = f"add --rope-theta {wanted}"
+        found, remedy = f"rope_theta is {config.rope_theta:.0f}", ""
         if not gives_base:
-            found = f"the file gives no rotary base, so llama.cpp takes {base}"
-            remedy += ", or make a corrected copy with 'edge convert MODEL --to gguf-mended',"
-        doubts.append(
-            f"{found}, but Stable Code 3B was trained with {wanted}: {remedy} unless this is "
-            f"another model."
-        )
+            found = f"the file gives no rotary base, so llama.cpp takes {config.rope_theta:.0f}"
+            remedy = ", or make a corrected copy with 'edge convert MODEL --to gguf-mended',"
+        doubts.append((found, STABLE_CODE_ROPE_THETA, "--rope-theta", remedy))
     if _is_named(names) and config.max_position_embeddings != STABLE_CODE_CONTEXT:
-        doubts.append(
-            f"the context is {config.max_position_embeddings} tokens, but Stable Code 3B was "
-            f"trained with {STABLE_CODE_CONTEXT}: add --context {STABLE_CODE_CONTEXT} "
-            f"unless this is another model."
-        )
-    return doubts
+        found = f"the context is {config.max_position_embeddings} tokens"
+        doubts.append((found, STABLE_CODE_CONTEXT, "--context", ""))
+    return [
+        f"{found}, but Stable Code 3B was trained with {wanted:.0f}: add {flag} {wanted:.0f}"
+        f"{remedy} unless this is another model."
+        for found, wanted, flag, remedy in doubts
+    ]
 
 
 def _is_named(names: Iterable[str | None]) -> bool:

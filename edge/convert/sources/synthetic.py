@@ -1,7 +1,6 @@
 """Random weights at a published shape: `synthetic:stable-code-3b`.
 
-Speed and memory do not depend on the values, so a device can be measured without a
-download. Weights are made block by block where they are read, always the same ones.
+Speed and memory do not depend on the values, so no download is needed to measure a device.
 """
 
 from __future__ import annotations
@@ -24,8 +23,7 @@ from edge.model.tensors import expected_shapes
 PREFIX = "synthetic:"
 # Numbers made from one seed, so that any rows can be made without those before them.
 BLOCK_NUMBERS = 1 << 20
-# A block of noise is made once and then shifted: numpy makes 10^8 normal numbers a second,
-# which for three billion would outlast their conversion.
+# Noise is made once and shifted: three billion normal numbers would take numpy half a minute.
 NOISE_NUMBERS = BLOCK_NUMBERS * 4
 MAX_LAYERS = 1024
 END_OF_TEXT = "<|endoftext|>"
@@ -58,8 +56,7 @@ class SyntheticWeights(Weights):
 
     def _numbers(self, name: str, begin: int, count: int) -> Array:
         """Numbers begin to begin + count of a tensor's endless stream."""
-        out = np.empty(count, np.float16)
-        done = 0
+        out, done = np.empty(count, np.float16), 0
         while done < count:
             block, inside = divmod(begin + done, BLOCK_NUMBERS)
             piece = min(count - done, BLOCK_NUMBERS - inside)
@@ -75,9 +72,7 @@ def open_synthetic(name: str, layers: int | None) -> Opened:
         raise EdgeError(f"no synthetic shape {name!r}; choose from {', '.join(SHAPES)}.")
     if layers is not None and layers > MAX_LAYERS:
         raise EdgeError(f"{layers} layers are more than any model has; use at most {MAX_LAYERS}.")
-    config = SHAPES[name]
-    if layers is not None:
-        config = replace(config, num_hidden_layers=layers)
+    config = replace(SHAPES[name], num_hidden_layers=layers or SHAPES[name].num_hidden_layers)
     return Opened(config, SyntheticWeights(config), _companions(config.eos_token_ids[0]))
 
 
@@ -95,10 +90,7 @@ def _companions(end_id: int) -> dict[str, bytes]:
     added = dict.fromkeys(SPECIAL_TOKENS, True)
     # llama.cpp refuses a tokenizer that has no merges.
     tokenizer = tokenizer_json(ids, ["! !"], added, byte_level(use_regex=True))
-    settings = {
-        "bos_token": END_OF_TEXT,
-        "eos_token": END_OF_TEXT,
-        "tokenizer_class": "PreTrainedTokenizerFast",
-    }
+    settings = dict.fromkeys(("bos_token", "eos_token"), END_OF_TEXT)
+    settings["tokenizer_class"] = "PreTrainedTokenizerFast"
     files = {"tokenizer.json": tokenizer, "tokenizer_config.json": settings}
     return {name: json.dumps(content).encode() for name, content in files.items()}

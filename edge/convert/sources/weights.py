@@ -1,8 +1,7 @@
 """Named tensors of a source, read in blocks of rows.
 
-Names are Hugging Face's whatever the file format. A source that is quantised offers a matrix in
-two forms: dequantised by `read`, and exactly as it is by `read_packed`, in the terms of MLX's
-affine quantisation.
+Names are Hugging Face's whatever the file format. A quantised source offers a matrix dequantised
+by `read`, and exactly as it is by `read_packed`, in the terms of MLX's affine quantisation.
 """
 
 from __future__ import annotations
@@ -20,14 +19,11 @@ from edge.model.config import ModelConfig
 
 @dataclass(frozen=True)
 class Packing:
-    """How MLX would store a quantised matrix exactly.
-
-    `permuted`: its columns are in another order than the network's inputs.
-    """
+    """How MLX would store a quantised matrix exactly."""
 
     bits: int
     group_size: int
-    permuted: bool = False
+    permuted: bool = False  # its columns are in another order than the network's inputs
 
 
 @dataclass(frozen=True)

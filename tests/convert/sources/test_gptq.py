@@ -1,7 +1,4 @@
 import json
-import threading
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
 from dataclasses import replace
 
 import mlx.core as mx
@@ -31,14 +28,12 @@ from tests.support.gptq_packer import (
     write_gptq,
 )
 
-# Kinds of branches of TheBloke/stable-code-3b-GPTQ and CodeLlama-13B-GPTQ, and what other
-# checkpoints have.
+# Branches of TheBloke/stable-code-3b-GPTQ and CodeLlama-13B-GPTQ, and others.
 CASES = [
     (STABLELM, Settings(4, 128)),
     (STABLELM, Settings(4, 32)),
     (STABLELM, Settings(8, -1)),
     (LLAMA, Settings(4, 128, act_order=False)),
-    (LLAMA, Settings(8, 128)),
     (ONE_LAYER, Settings(2, 64)),
     (ONE_LAYER, Settings(3, 32, act_order=False)),
     (ONE_LAYER, Settings(4, 64, static_groups=True)),
@@ -101,9 +96,6 @@ def test_every_kind_of_checkpoint_is_exact(tmp_path, raw, how):
         assert all(weights.read_packed(f"{s}.weight").bias_error_steps == 0 for s in matrices)
 
 
-# --- settings
-
-
 def test_settings_are_read_under_old_and_new_names(tmp_path):
     for nested in (None, "gptq", {"quant_method": "awq"}, {"bits": 4}):
         assert read_gptq_settings({"quantization_config": nested}, tmp_path) is None
@@ -121,14 +113,11 @@ def test_settings_are_read_under_old_and_new_names(tmp_path):
 @pytest.mark.parametrize(
     ("values", "words"),
     [
-        ({"checkpoint_format": "marlin"}, "'marlin'"),
         ({"format": "gemm"}, "'gemm'"),
         ({"is_marlin_format": True}, "'marlin'"),
         ({"pack_dtype": "int8"}, "'int8'"),
         ({"bits": 5}, "5 - at `\\$.bits`"),
-        ({"bits": "4"}, "bits"),
         ({"group_size": -2}, "group_size"),
-        ({"group_size": True}, "group_size"),
         ({"sym": "false"}, "sym"),
     ],
 )
@@ -137,9 +126,6 @@ def test_other_methods_and_impossible_values_are_refused(tmp_path, values, words
     with pytest.raises(EdgeError, match=words) as error:
         read_gptq_settings({"quantization_config": raw}, tmp_path)
     assert str(tmp_path / "config.json") in str(error.value)
-
-
-# --- zero points
 
 
 @pytest.mark.parametrize("stored_as", ["gptq", "gptq_v2"])
@@ -175,9 +161,6 @@ def test_a_zero_point_of_0_is_unclear_in_the_first_format(
     assert np.array_equal(weights.read(UP), same.dense())
 
 
-# --- what has no place in an artefact
-
-
 EVERY = (Q, K, V, O, GATE, UP, DOWN)
 
 
@@ -190,6 +173,7 @@ EVERY = (Q, K, V, O, GATE, UP, DOWN)
         (Settings(overrides={"up_proj": {"group_size": 64}}), (GATE, UP), "no order of inputs"),
         (Settings(overrides={"up_proj": {"group_size": 16}}), (GATE,), "no order of inputs"),
         (Settings(overrides={"up_proj": {"group_size": 16}}), (DOWN,), "up_proj packed too"),
+        (Settings(overrides={"down_proj": {"group_size": 16}}), (DOWN,), "groups of 16"),
     ],
 )
 def test_what_mlx_cannot_hold_has_a_reason_and_is_still_read(tmp_path, how, refused, reason):
@@ -197,29 +181,12 @@ def test_what_mlx_cannot_hold_has_a_reason_and_is_still_read(tmp_path, how, refu
     for name in refused:
         assert weights.packing(name) is None
         assert reason in weights.unpackable[name]
-        with pytest.raises(ValueError, match="no packing"):
-            weights.read_packed(name)
         assert np.array_equal(weights.read(name), matrices[name.removesuffix(".weight")].dense())
     for name in set(map("{}.weight".format, matrices)) - set(weights.unpackable):
         assert weights.packing(name) is not None
-
-
-@pytest.mark.parametrize(
-    ("overrides", "unpackable", "kept"),
-    [
-        ({"down_proj": {"group_size": 16}}, {DOWN}, (GATE, UP)),
-        (
-            {"down_proj": {"act_order": False}, "gate_proj": {"group_size": 16}},
-            {GATE, UP},
-            (DOWN,),
-        ),
-    ],
-)
-def test_without_all_three_packed_rows_keep_their_order(tmp_path, overrides, unpackable, kept):
-    matrices, weights = one_layer(tmp_path, Settings(overrides=overrides))
-    assert weights.unpackable.keys() == unpackable
-    for name in kept:
-        check_packed(matrices[name.removesuffix(".weight")], name, weights, slice(None))
+    if refused == (DOWN,):  # then rows keep their order
+        for name in {GATE, UP} - set(weights.unpackable):
+            check_packed(matrices[name.removesuffix(".weight")], name, weights, slice(None))
 
 
 @pytest.mark.parametrize(
@@ -260,50 +227,23 @@ def test_other_spellings_of_the_same_are_read_alike(tmp_path, ending, change):
     check_everything(matrices, {}, weights)
 
 
-# --- biases
-
-
-@pytest.mark.parametrize("used", [None, "q", "v"])
+@pytest.mark.parametrize("used", [None, "q", "v", "o"])
 def test_zero_biases_of_old_writers_are_dropped_unless_one_is_used(tmp_path, used):
     def use(tensors):
         if used:
             tensors[f"{LAYER}self_attn.{used}_proj.bias"][3] = 0.5
 
-    with pytest.raises(EdgeError, match=r"o_proj\.bias is a bias that is not zero"):
-        one_layer(
-            tmp_path / "o",
-            zero_biases=True,
-            change=lambda tensors: tensors[f"{LAYER}self_attn.o_proj.bias"].put(0, 1),
-        )
-    matrices, weights = one_layer(tmp_path / "m", zero_biases=True, change=use)
+    if used == "o":
+        with pytest.raises(EdgeError, match=r"o_proj\.bias is a bias that is not zero"):
+            one_layer(tmp_path, zero_biases=True, change=use)
+        return
+    matrices, weights = one_layer(tmp_path, zero_biases=True, change=use)
     config = ModelConfig.from_dict(ONE_LAYER).matching(weights.shapes)
     assert config.use_qkv_bias == (used is not None)
     check_shapes(config, weights.shapes, "m")
     check_everything(matrices, {}, weights)
     if used:
         assert weights.read(f"{LAYER}self_attn.{used}_proj.bias")[3] == 0.5
-
-
-def test_a_matrix_is_loaded_once_for_many_threads(tmp_path, monkeypatch):
-    _, weights = one_layer(tmp_path / "m")
-    load, loads = weights._load, []
-    both = threading.Barrier(2)
-
-    def counted(stem):
-        loads.append(stem)
-        with suppress(threading.BrokenBarrierError):  # a second one does not come
-            both.wait(timeout=0.2)
-        return load(stem)
-
-    monkeypatch.setattr(weights, "_load", counted)
-    starts = range(0, weights.shapes[Q][0], 32)
-    with ThreadPoolExecutor(8) as threads:
-        rows = list(threads.map(lambda start: weights.read(Q, start, start + 32), starts))
-    assert loads == [Q.removesuffix(".weight")]
-    assert np.array_equal(np.concatenate(rows), weights.read(Q))
-
-
-# --- checkpoints that contradict themselves
 
 
 def with_value(index, value):
@@ -320,19 +260,17 @@ def with_value(index, value):
         ("qweight", lambda a: a[:-1], "has 31 rows for 256 inputs"),
         ("qweight", lambda a: a[:, :-1], "scales has shape"),
         ("qweight", lambda a: a.ravel(), "of shape"),
-        ("qweight", lambda a: a[:0], "of shape"),
         ("qweight", lambda a: a.astype(np.int64), "is I64"),
         ("qzeros", lambda a: a[:, :-1], "has 31 columns for 256 outputs"),
         ("qzeros", lambda a: a[:-1], "scales has shape"),
         ("scales", lambda a: None, "scales is missing"),
-        ("scales", lambda a: a.astype(np.int32), "is I32"),
         ("scales", with_value((1, 5), np.nan), "not finite"),
         ("g_idx", lambda a: a[:-1], "rows for 255 inputs"),
         ("g_idx", lambda a: a[:0], "of shape"),
-        ("g_idx", lambda a: a.astype(np.float32), "is F32"),
         ("g_idx", with_value(9, -1), "outside 0 to 1"),
         ("g_idx", with_value(9, 2), "outside 0 to 1"),
         ("weight", lambda a: np.ones((256, 256), np.float16), "both quantised and not"),
+        ("other", lambda a: np.ones(4, np.int32), "is stored as I32, not as a float"),
     ],
 )
 def test_parts_that_contradict_each_other_are_named(tmp_path, part, change, words):
@@ -348,13 +286,10 @@ def test_parts_that_contradict_each_other_are_named(tmp_path, part, change, word
     assert f"{LAYER}self_attn.o_proj." in str(error.value)
 
 
-def test_tensors_that_make_no_checkpoint_are_refused(tmp_path):
+def test_absent_codes_and_groups_that_do_not_fit_are_refused(tmp_path):
     def without_codes(tensors):
         for name in [n for n in tensors if "_proj." in n]:
             del tensors[name]
-
-    with pytest.raises(EdgeError, match="no file holds a qweight"):
-        one_layer(tmp_path / "a", change=without_codes)
 
     def with_300_groups(tensors):
         del tensors[f"{LAYER}self_attn.o_proj.g_idx"]
@@ -362,11 +297,7 @@ def test_tensors_that_make_no_checkpoint_are_refused(tmp_path):
             name = f"{LAYER}self_attn.o_proj.{part}"
             tensors[name] = np.repeat(tensors[name], 150, axis=0)
 
-    with pytest.raises(EdgeError, match=r"o_proj\.scales has 300 groups for 256 inputs"):
-        one_layer(tmp_path / "b", change=with_300_groups)
-
-    def with_whole_numbers(tensors):
-        tensors["model.norm.weight"] = np.ones(256, np.int32)
-
-    with pytest.raises(EdgeError, match=r"model\.norm\.weight is stored as I32, not as a float"):
-        one_layer(tmp_path / "c", change=with_whole_numbers)
+    sentences = {without_codes: "no file holds a qweight", with_300_groups: "has 300 groups"}
+    for change, words in sentences.items():
+        with pytest.raises(EdgeError, match=words):
+            one_layer(tmp_path, change=change)

@@ -1,46 +1,34 @@
-"""Downloads from a real server on this machine, each by a process of its own.
+"""Downloads from a real server on this machine, into a cache of their own."""
 
-huggingface_hub reads its environment when it is imported, so a process with HF_ENDPOINT and
-HF_HOME set is what a user has.
-"""
-
+import errno
 import json
-import os
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
+from huggingface_hub import constants, errors
 from safetensors.numpy import load_file, save_file
 
+from edge.convert.sources import hub as source
 from edge.convert.sources.find import split_revision
-from edge.convert.sources.hub import choose_weights
+from edge.convert.sources.hub import cached, choose_weights, download
 from edge.errors import EdgeError
+from tests.support.conversions import make
 from tests.support.hub_server import commit_of, hub_server
 from tests.support.tiny import PLAIN, write_checkpoint
 
-ROOT = Path(__file__).resolve().parents[3]
 NAME = "owner/name"
 WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
-# Each call's answer: the snapshot and its commit, or the one sentence.
-DOWNLOADS = """
-import json, sys
-from edge.convert.sources import hub
-from edge.errors import EdgeError
-for repo, revision in json.loads(sys.argv[1]):
-    try:
-        path, commit = hub.download(repo, revision)
-        assert hub.cached(repo, revision) == hub.cached(repo, commit) == path, hub.cached(repo)
-        print(json.dumps([str(path), commit]))
-    except EdgeError as error:
-        print(json.dumps(str(error)))
-"""
 
 
 @pytest.fixture
-def hub():
+def hub(monkeypatch, tmp_path):
+    monkeypatch.setenv("NO_PROXY", "*")
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
     with hub_server() as server:
+        monkeypatch.setattr(constants, "ENDPOINT", server.address)
+        place = "/{repo_id}/resolve/{revision}/{filename}"
+        monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", server.address + place)
         yield server
 
 
@@ -49,40 +37,23 @@ def tiny(tmp_path):
     return write_checkpoint(tmp_path / "tiny", PLAIN)
 
 
-@pytest.fixture
-def home(tmp_path):
-    return tmp_path / "home"
-
-
-def python(hub, home, *words, **more):
-    inherited = {k: v for k, v in os.environ.items() if not k.startswith(("HF_", "HUGGING"))}
-    settings = {"HF_ENDPOINT": hub.address, "HF_HOME": str(home), "HF_HUB_DISABLE_TELEMETRY": "1"}
-    done = subprocess.run(
-        [sys.executable, *map(str, words)],
-        capture_output=True,
-        text=True,
-        cwd=home.parent,
-        env={**inherited, "PYTHONPATH": str(ROOT), "NO_PROXY": "*", **settings, **more},
-        timeout=60,
-        check=False,
-    )
-    assert "Traceback" not in done.stderr, done.stderr
-    return done
-
-
-def downloads(hub, home, *asked, **more):
-    """What each of (repo, revision) came to."""
-    done = python(hub, home, "-c", DOWNLOADS, json.dumps(asked), **more)
-    assert (done.returncode, done.stderr) == (0, "")
-    answers = [json.loads(line) for line in done.stdout.splitlines()]
-    return [a if isinstance(a, str) else (Path(a[0]), a[1]) for a in answers]
+def downloads(*asked):
+    """The snapshot and commit, or the error's sentence, of each (repo, revision)."""
+    answers = []
+    for repo, revision in asked:
+        try:
+            path, commit = download(repo, revision)
+            assert cached(repo, revision) == cached(repo, commit) == path
+            answers.append((path, commit))
+        except EdgeError as error:
+            answers.append(str(error))
+    return answers
 
 
 @pytest.mark.parametrize(
     ("names", "chosen"),
     [
         ([WEIGHTS, "model.fp16.safetensors", "consolidated.safetensors"], [WEIGHTS]),
-        (["gptq_model-4bit-128g.safetensors", "x.bin"], ["gptq_model-4bit-128g.safetensors"]),
         (["a.safetensors", "a.fp16.safetensors"], ["a.safetensors"]),
         (["a-bf16.safetensors"], ["a-bf16.safetensors"]),
         (["onnx/model.safetensors", "model.gguf", "m.py"], []),
@@ -101,36 +72,36 @@ def test_a_branch_after_a_colon_is_a_revision():
             split_revision(model, "b")
 
 
-def test_from_the_hub_to_an_artefact(hub, home, tiny, tmp_path):
+def test_from_the_hub_to_an_artefact(hub, tmp_path, tiny):
     extra = ("pytorch_model.bin", "modeling_evil.py", "picture.png", "model.fp16.safetensors")
     hub.add(NAME, tiny, **dict.fromkeys(extra, b"not wanted"))
-    words = ("-m", "edge", "convert", NAME, "--to", "mlx-int4", "--out", tmp_path / "out")
-    done = python(hub, home, *words)
-    assert done.returncode == 0, done.stderr
-    assert (tmp_path / "out" / "mlx-int4" / WEIGHTS).is_file()
+    (made,) = make(NAME, tmp_path / "out", "mlx-int4")
+    assert (made.path / WEIGHTS).is_file()
     assert sorted(hub.fetched()) == sorted(path.name for path in tiny.iterdir())
 
 
-def test_what_is_there_is_used_without_a_network(hub, home, tiny):
+def test_what_is_there_is_used_without_a_network(hub, monkeypatch, tiny):
     hub.add(NAME, tiny)
-    [(path, commit)] = downloads(hub, home, (NAME, None))
+    [(path, commit)] = downloads((NAME, None))
     hub.seen.clear()
-    assert downloads(hub, home, (NAME, None), (NAME, commit)) == [(path, commit)] * 2
+    assert downloads((NAME, None), (NAME, commit)) == [(path, commit)] * 2
     assert hub.fetched() == []
     hub.seen.clear()
     asked = ((NAME, None), (NAME, "other"), ("o/n", None))
-    there, other, missing = downloads(hub, home, *asked, HF_HUB_OFFLINE="1")
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    there, other, missing = downloads(*asked)
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
     assert there == (path, commit)
     assert f"{NAME} at revision other cannot be fetched" in other
     assert "HF_HUB_OFFLINE is set, and the cache holds no whole" in missing
     assert hub.seen == []
     hub.mute = True  # down, or no network: what is there is good enough
-    there, missing = downloads(hub, home, (NAME, None), ("o/n", None))
+    there, missing = downloads((NAME, None), ("o/n", None))
     assert there == (path, commit)
     assert "o/n cannot be fetched from the hub" in missing
 
 
-def test_each_refusal_says_what_to_do(hub, home, tiny):
+def test_each_refusal_says_what_to_do(hub, tiny):
     for name in ("gated", "refused", "off", "bare", "pickled", "without", "lying", "huge"):
         hub.add(f"o/{name}", tiny)
     files = {name.removeprefix("o/"): revisions["main"] for name, revisions in hub.repos.items()}
@@ -143,8 +114,8 @@ def test_each_refusal_says_what_to_do(hub, home, tiny):
     hub.sizes[f"o/huge/{WEIGHTS}"] = 10**18
     expected = {
         ("o/gated", None): f"accept its licence on {hub.address}/o/gated, then run 'hf auth login'",
-        ("o/refused", None): "it answers with status 401); check",
-        ("o/off", None): "it answers with status 403",
+        ("o/refused", None): "(status 401): your token is missing, has expired or has no access",
+        ("o/off", None): "(status 403): your token",
         ("o/none", None): "the hub has no o/none, or it is private",
         ("o/no--ne", None): "the hub has no o/no--ne",
         ("o/gated", "nope"): f"no revision 'nope'; choose one of those on {hub.address}/o/gated",
@@ -155,14 +126,38 @@ def test_each_refusal_says_what_to_do(hub, home, tiny):
         ("o/lying", None): "points outside its directory",
         ("o/huge", None): "o/huge needs 1000000000.0 GB more, and the disk of",
     }
-    answers = downloads(hub, home, *expected)
+    answers = downloads(*expected)
     for words, answer in zip(expected.values(), answers, strict=True):
         assert words in answer
     assert "GB free; make room or set HF_HOME" in answers[-1]
     assert WEIGHTS not in hub.fetched()
 
 
-def test_shards_branches_and_broken_files(hub, home, tiny, tmp_path):
+@pytest.mark.parametrize(
+    ("error", "words"),
+    [
+        (OSError(errno.ENOSPC, "x"), r"cannot be written .*No space left.*; make room"),
+        (PermissionError(errno.EACCES, "x"), r"cannot be written .*Permission denied\); change"),
+        (errors.LocalEntryNotFoundError("no network"), r"\(no network\); check the network"),
+        (ValueError("\n"), r"\(ValueError\); check the network"),
+    ],
+    ids=repr,
+)
+@pytest.mark.parametrize("wrapped", [False, True])
+def test_the_cause_of_a_failed_download_is_named(monkeypatch, error, words, wrapped):
+    def fail(*_):
+        if not wrapped:
+            raise error
+        raise errors.LocalEntryNotFoundError("x") from error
+
+    monkeypatch.setattr(source, "_ask", fail)
+    monkeypatch.setattr(source, "cached", lambda *_: None)
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    with pytest.raises(EdgeError, match=words):
+        source.download(NAME)
+
+
+def test_shards_branches_and_broken_files(hub, monkeypatch, tmp_path, tiny):
     other = write_checkpoint(tmp_path / "other", PLAIN, seed=1)
     tensors = load_file(other / WEIGHTS)
     halves = {"a.safetensors": list(tensors)[:5], "b.safetensors": list(tensors)[5:]}
@@ -175,7 +170,7 @@ def test_shards_branches_and_broken_files(hub, home, tiny, tmp_path):
     hub.halves.add(WEIGHTS)
     commit = commit_of(hub.repos[NAME]["gptq-4bit/32g"])
     asked = ((NAME, None), (NAME, None), (NAME, "gptq-4bit/32g"), (NAME, commit))
-    broken, whole, branch, by_commit = downloads(hub, home, *asked)
+    broken, whole, branch, by_commit = downloads(*asked)
     assert "should be of size 365632 but has size 182816" in broken
     assert "run the command again" in broken
     assert (whole[0] / WEIGHTS).read_bytes() == (tiny / WEIGHTS).read_bytes()
@@ -184,8 +179,10 @@ def test_shards_branches_and_broken_files(hub, home, tiny, tmp_path):
     fetched = hub.fetched()
     assert (fetched.count(WEIGHTS), fetched.count("tokenizer.json")) == (2, 1)
     (branch[0] / "b.safetensors").resolve().unlink()  # the link to it stays
-    [answer] = downloads(hub, home, (NAME, commit), HF_HUB_OFFLINE="1")
+    with monkeypatch.context() as patch:
+        patch.setattr(constants, "HF_HUB_OFFLINE", True)
+        [answer] = downloads((NAME, commit))
     assert "holds no whole checkpoint" in answer
     hub.add(NAME, other)  # the branch moves
-    assert downloads(hub, home, (NAME, None)) == [branch]
+    assert downloads((NAME, None)) == [branch]
     assert [hub.fetched().count(file) for file in halves] == [1, 2]

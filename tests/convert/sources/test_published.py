@@ -23,23 +23,18 @@ def test_every_shape_has_the_published_number_of_weights_and_no_doubts():
 
 
 @pytest.mark.parametrize(
-    "name", ["stabilityai/stable-code-3b", "Stable Code 3B", "stable_code", "STABLECODE.gguf"]
+    ("base", "context", "name", "words"),
+    [
+        (1e4, 4096, "stabilityai/stable-code-3b", ("--rope-theta 1000000", "--context 16384")),
+        (1e4, 4096, "Stable Code 3B", ("rope_theta is 10000", "--context 16384")),
+        (1e4, 4096, "STABLECODE.gguf", ("rope_theta is 10000", "--context 16384")),
+        (1e4, 16384, "model", ("rope_theta is 10000",)),
+        (1e4, 4096, "code-stable", ()),
+        (2e4, 16384, "stable_code", ()),
+    ],
 )
-def test_stable_code_with_the_old_base_is_doubted_by_any_name(name):
-    old = replace(STABLE_CODE, rope_theta=10000.0, max_position_embeddings=4096)
-    theta, context = doubts_about(old, None, name)
-    assert "rope_theta is 10000" in theta
-    assert "--rope-theta 1000000" in theta
-    assert "--context 16384" in context
-    theta, _ = doubts_about(old, name, gives_base=False)
-    assert "gives no rotary base" in theta
-
-
-def test_its_context_alone_gives_it_away():
-    (doubt,) = doubts_about(replace(STABLE_CODE, rope_theta=10000.0), "model", None)
-    assert "rope_theta is 10000" in doubt
-
-
-def test_other_models_of_the_old_base_are_left_alone():
-    assert doubts_about(SHAPES["stablelm-3b-4e1t"], "stablelm-3b-4e1t", "code-stable") == []
-    assert doubts_about(replace(STABLE_CODE, rope_theta=20000.0), "stable-code") == []
+def test_stable_code_with_the_old_base_is_doubted(base, context, name, words):
+    config = replace(STABLE_CODE, rope_theta=base, max_position_embeddings=context)
+    doubts = doubts_about(config, None, name)
+    assert len(doubts) == len(words)
+    assert all(word in doubt for word, doubt in zip(words, doubts, strict=True))
