@@ -29,7 +29,8 @@ SECONDARY = re.compile(r"^(consolidated|adapter_)|[._-](fp16|fp32|bf16|f16|f32|n
 COMMIT = re.compile(r"[0-9a-f]{40}")
 REVISION = re.compile(r"(?!.*\.\.)\w[\w./+@#-]*")  # what git allows, less what leads elsewhere
 US = "stable-edge"  # as the library tells the hub
-DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
+DISK_ERRORS = dict.fromkeys((errno.ENOSPC, errno.EDQUOT), "make room")
+DISK_ERRORS |= dict.fromkeys((errno.EACCES, errno.EPERM, errno.EROFS), "change its permissions")
 
 
 def cached(repo: str, revision: str | None = None) -> Path | None:
@@ -145,14 +146,15 @@ def _sentence(error: Exception, repo: str, revision: str) -> str:
         return f"{repo} has no revision {revision!r}; choose one of those on {page}/tree/main."
     error = error.__cause__ if isinstance(error.__cause__, Exception) else error
     status = getattr(getattr(error, "response", None), "status_code", None)
-    code = getattr(error, "errno", None)
+    in_text = (code for code in DISK_ERRORS if os.strerror(code) in str(error))  # as hf_xet's
+    code = getattr(error, "errno", None) or next(in_text, None)
     if status in (401, 403):
         return (
             f"the hub refuses to give {repo} (status {status}): your token is missing, has expired "
             f"or has no access; run 'hf auth login' and look at {page}."
         )
     if code is not None:
-        remedy = "make room" if code in DISK_FULL else "change its permissions"
+        remedy = DISK_ERRORS.get(code, "check the folder")
         return (
             f"{repo} cannot be written to {cache} ({os.strerror(code)}); {remedy} or set HF_HOME "
             f"to another folder."

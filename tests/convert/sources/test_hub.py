@@ -138,6 +138,7 @@ def test_each_refusal_says_what_to_do(hub, tiny):
     [
         (OSError(errno.ENOSPC, "x"), r"cannot be written .*No space left.*; make room"),
         (PermissionError(errno.EACCES, "x"), r"cannot be written .*Permission denied\); change"),
+        (RuntimeError("x: No space left on device (os error 28)"), "cannot be written .* room"),
         (errors.LocalEntryNotFoundError("no network"), r"\(no network\); check the network"),
         (ValueError("\n"), r"\(ValueError\); check the network"),
     ],
