@@ -87,7 +87,13 @@ class ChatPrompt:
         text = self.render(messages, answer)
         pieces = self._pieces(messages, answer, text)
         if pieces is None:
-            self._check_contents(messages)
+            for message in messages:
+                found = self._names.search(message.content)
+                if found is not None:
+                    raise EdgeError(
+                        f"a message of the {message.role} holds {found[0]}, which this model's "
+                        f"chat template would mix up with its own; leave it out."
+                    )
             pieces = [(text, None)]
         return list(self._joined(pieces, generated or {}))
 
@@ -156,12 +162,3 @@ class ChatPrompt:
             else:
                 text += piece
         yield from self._encode(text)
-
-    def _check_contents(self, messages: Sequence[Message]) -> None:
-        for message in messages:
-            found = self._names.search(message.content)
-            if found is not None:
-                raise EdgeError(
-                    f"a message of the {message.role} holds {found[0]}, which this model's chat "
-                    f"template would mix up with its own; leave it out or write it otherwise."
-                )

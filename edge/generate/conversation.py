@@ -22,7 +22,7 @@ from typing import Any
 
 from edge.errors import EdgeError
 from edge.generate.chat_prompt import ChatPrompt, GeneratedIds
-from edge.generate.sampling import GREEDY, Sampling
+from edge.generate.sampling import GREEDY
 from edge.generate.sources import PrefixCache
 from edge.generate.speculate import PromptLookup
 from edge.generate.stream import TextEvent, stream_generate
@@ -39,10 +39,7 @@ ANSWER_SHARE, KEPT_SHARE = 1 / 4, 3 / 4
 
 
 class Conversation:
-    """Questions and answers with one model. What raises leaves the conversation as it was.
-
-    `reused_tokens` of the last prompt did not have to be computed.
-    """
+    """Questions and answers with one model. What raises leaves the conversation as it was."""
 
     _prompt_class: type[ChatPrompt] = ChatPrompt
 
@@ -61,7 +58,7 @@ class Conversation:
         self._system: str | None = None
         self._turns: Turns = ()
         self._generated: dict[int, GeneratedIds] = {}  # by the answer's place in the turns
-        self._dropped = self.reused_tokens = 0
+        self._dropped = self.reused_tokens = 0  # of the last prompt
         self._asked: list[int] | None = None  # the last prompt, if nothing changed since
         self._answering = False
         self.system = system
@@ -176,28 +173,14 @@ class Conversation:
         if self._answering:
             raise EdgeError("an answer is under way; let it end or close it first.")
 
-    def _begin(
-        self,
-        turns: Turns,
-        sampling: Sampling = GREEDY,
-        max_tokens: int | None = None,
-        stop: Sequence[str] = (),
-    ) -> Events:
+    def _begin(self, turns: Turns, **options: Any) -> Events:
         self._check_idle()
-        dropped, ids = self._fit(turns, max_tokens)
+        options = {"sampling": GREEDY, "max_tokens": None, **options}
+        dropped, ids = self._fit(turns, options["max_tokens"])
         # A penalty looks at the tokens before, and is shown only those that are computed.
-        self.reused_tokens = self._prefix.reuse(ids, sampling.looks_back)
-        events = stream_generate(
-            self._model,
-            self._tokenizer,
-            ids[self.reused_tokens :],
-            max_tokens=max_tokens,
-            sampling=sampling,
-            stop=stop,
-            cache=self._prefix.layers,
-            draft=self._draft,
-            history=ids[: self.reused_tokens],
-        )
+        reused = self.reused_tokens = self._prefix.reuse(ids, options["sampling"].looks_back)
+        options |= {"cache": self._prefix.layers, "draft": self._draft, "history": ids[:reused]}
+        events = stream_generate(self._model, self._tokenizer, ids[reused:], **options)
         self._asked = ids
         return self._answer(turns, dropped, ids, events)
 
@@ -259,11 +242,9 @@ class Conversation:
     def _ids(self, turns: Turns, dropped: int, answer: bool = True) -> list[int]:
         """The prompt of all turns but the dropped ones."""
         head, first = self._head(), 2 * dropped
-        generated = {
-            place - first + len(head): ids
-            for place, ids in self._generated.items()
-            if first <= place < len(turns)
-        }
+        kept = range(first, len(turns))
+        by_place = self._generated.items()
+        generated = {len(head) + at - first: ids for at, ids in by_place if at in kept}
         return self._prompt.ids([*head, *turns[first:]], generated, answer)
 
 

@@ -193,51 +193,6 @@ def agreed(chosen: Sequence[int], clear: Sequence[bool], proposed: Sequence[int]
     return found
 
 
-# --- proposals
-
-
-class NgramIndex:
-    """Where each n-gram of a growing text last occurred; constant time per id."""
-
-    def __init__(self) -> None:
-        self.ids: list[int] = []
-        self._after: list[dict[tuple[int, ...], int]] = [{} for _ in range(LONGEST_NGRAM)]
-        self._source: int | None = None
-
-    def extend(self, ids: Iterable[int]) -> None:
-        """Adds ids to the end of the text."""
-        for token in ids:
-            self.ids.append(token)
-            here, self._source = len(self.ids), None
-            for size, table in enumerate(self._after[:here], 1):
-                ngram = tuple(self.ids[-size:])
-                self._source = table.get(ngram, self._source)
-                table[ngram] = here
-
-    def match_length(self) -> int:
-        """Number of ids before the end that stand before the place that is continued, too."""
-        if self._source is None:
-            return 0
-        length, ids, source = 1, self.ids, self._source
-        most = min(LONGEST_MATCH, source)
-        while length < most and ids[source - 1 - length] == ids[-1 - length]:
-            length += 1
-        return length
-
-    def continuation(self, count: int) -> list[int]:
-        """`count` ids after the last occurrence of the text's end; none where its last id is new.
-
-        Where that reaches the end it goes on with itself, so that a short period is repeated.
-        """
-        if self._source is None:
-            return []
-        period = len(self.ids) - self._source
-        found = self.ids[self._source : self._source + count]
-        while len(found) < count:
-            found.append(found[-period])
-        return found
-
-
 class DraftLength:
     """Learns how many proposals pay: from how often they are right and what a pass takes.
 
@@ -304,25 +259,55 @@ class PromptLookup:
 
     def __init__(self, length: DraftLength | None = None):
         self.length = length or DraftLength()
+        self._forget()
+
+    def _forget(self) -> None:
         self.drafted = self.accepted = 0
-        self._index = NgramIndex()
+        self._ids: list[int] = []
+        # By n-gram, of 1 id and more, the place after its last occurrence.
+        self._after: list[dict[tuple[int, ...], int]] = [{} for _ in range(LONGEST_NGRAM)]
+        self._source: int | None = None  # the place that is continued
 
     def begin(self, ids: Sequence[int]) -> None:
-        """A generation begins after these ids; what the index has of them is not read again."""
+        """A generation begins after these ids; those that are known are not read again."""
+        if list(ids[: len(self._ids)]) != self._ids:
+            self._forget()
         self.drafted = self.accepted = 0
-        held = len(self._index.ids)
-        if list(ids[:held]) != self._index.ids:
-            self._index, held = NgramIndex(), 0
-        self._index.extend(ids[held:])
+        self.extend(ids[len(self._ids) :])
 
-    def extend(self, ids: Sequence[int]) -> None:
-        """The text has gone on."""
-        self._index.extend(ids)
+    def extend(self, ids: Iterable[int]) -> None:
+        """Adds ids to the end of the text; constant time per id."""
+        for token in ids:
+            self._ids.append(token)
+            here, self._source = len(self._ids), None
+            for size, table in enumerate(self._after[:here], 1):
+                ngram = tuple(self._ids[-size:])
+                self._source = table.get(ngram, self._source)
+                table[ngram] = here
+
+    def match_length(self) -> int:
+        """Number of ids before the end that stand before the place that is continued, too."""
+        if self._source is None:
+            return 0
+        length, ids, source = 1, self._ids, self._source
+        most = min(LONGEST_MATCH, source)
+        while length < most and ids[source - 1 - length] == ids[-1 - length]:
+            length += 1
+        return length
 
     def kind(self) -> int | None:
         """The class of the next proposals: matches of 1, 2-3, 4-7, 8-15 or 16-31 ids."""
-        return self._index.match_length().bit_length() or None
+        return self.match_length().bit_length() or None
 
     def propose(self, count: int) -> list[int]:
-        """So many ids, where `kind` gives a class."""
-        return self._index.continuation(count)
+        """`count` ids after the last occurrence of the text's end; none where its last id is new.
+
+        Where that reaches the end it goes on with itself, so that a short period is repeated.
+        """
+        if self._source is None:
+            return []
+        period = len(self._ids) - self._source
+        found = self._ids[self._source : self._source + count]
+        while len(found) < count:
+            found.append(found[-period])
+        return found

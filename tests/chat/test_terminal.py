@@ -35,7 +35,8 @@ def answers(demo):
         conversation = Conversation(*demo)
         for question in questions:
             said = list(conversation.ask(question, max_tokens=SHORT))
-        return "".join(event.text for event in said).rstrip("\n").split("\n")
+        text = "".join(event.text for event in said).rstrip("\n")
+        return [line.rstrip() for line in text.split("\n")]
 
     return ask
 
@@ -69,11 +70,6 @@ def is_status(line):
     return " tok/s · first after " in line and " · context " in line
 
 
-def plain(lines):
-    """Lines of an answer: blank ends left out."""
-    return [line.rstrip() for line in lines]
-
-
 def test_a_conversation(chat, answers, tmp_path):
     (tmp_path / "notes.txt").write_text("x = 1\n")
     with chat("--system", "Be short.", "-n", str(SHORT)) as t:
@@ -81,21 +77,19 @@ def test_a_conversation(chat, answers, tmp_path):
         assert "demo · context 1024" in t.shown[0]
         t.enter("/system off")
         *answer, status = t.enter(QUESTION)
-        assert plain(answer) == plain(answers(QUESTION))
-        assert is_status(status)
+        assert answer == answers(QUESTION) and is_status(status)
         assert t.enter("/save talk.jsonl") == ["saved 2 messages to talk.jsonl"]
         assert "holds no conversation" in t.enter("/save notes.txt")[0]
         t.enter("/clear")
         assert t.enter("/load talk.jsonl") == ["loaded 2 messages from talk.jsonl"]
         t.screen.reset()
         *second, _ = t.enter(QUESTION)
-        assert plain(second) == plain(answers(QUESTION, QUESTION))
+        assert second == answers(QUESTION, QUESTION)
         t.enter("/clear")
         assert "which go with your next message" in t.enter("/read notes.txt")[0]
         t.enter(QUESTION)
         t.type("/exit")
-        t.send("\r")
-        assert t.wait_for_end() == 0
+        assert t.leave("\r") == 0
         assert "the conversation is in" in " ".join(t.shown[-2:])
     assert (tmp_path / "notes.txt").read_text() == "x = 1\n"
     question, answer = read_transcript(saved(tmp_path))
@@ -111,7 +105,7 @@ def test_keys(chat, answers, tmp_path):
 
         # a paste of two lines waits for Enter; Ctrl-C in the answer keeps what came
         ask_endless(t)
-        t.interrupt()
+        t.send("\x03")
         t.wait_for("stopped by you")
         t.wait_for_prompt()
 
@@ -122,24 +116,20 @@ def test_keys(chat, answers, tmp_path):
 
         # Ctrl-C clears a line, and says how to leave where there is none
         t.type("half a thou")
-        t.interrupt()
-        t.wait_for_prompt()
+        t.clear()
         assert HINT not in "".join(t.shown)
-        t.interrupt()
+        t.send("\x03")
         t.wait_for(HINT)
         t.wait_for_prompt()
 
         # a block in quotes, Alt-Enter, and a slash that is no command
         for line in ('"""', "/undo"):
             t.type(line)
-            t.send("\r")
-            t.wait(lambda: t.line == "...", "a further line")
+            t.press("\r", "...")
         t.type('two"""')
-        t.send("\r")
-        t.wait_for_prompt()
+        t.press("\r", ">>>")
         t.type("/usr/bin/x")
-        t.send("\x1b\r")
-        t.wait(lambda: t.line == "...", "a further line")
+        t.press("\x1b\r", "...")
         t.enter("end")
         t.enter("//help")
         said = [m.content for m in read_transcript(saved(tmp_path)) if m.role == "user"]
@@ -149,22 +139,14 @@ def test_keys(chat, answers, tmp_path):
         (tmp_path / "long-name.txt").write_text("x")
         t.send("/un")
         t.wait_for("take back the last message")
-        t.send("\t")
-        t.wait(lambda: t.line == ">>> /undo", "completed command")
-        t.interrupt()
-        t.wait_for_prompt()
+        t.press("\t", ">>> /undo", "completed command")
+        t.clear()
         t.type("/read long")
-        t.send("\t")
-        t.wait(lambda: t.line == ">>> /read long-name.txt", "completed path")
-        t.interrupt()
-        t.wait_for_prompt()
-
-        t.send("\x1b[A")  # the line before, from the history
-        t.wait(lambda: t.line == ">>> //help", "history")
-        t.interrupt()
-        t.wait_for_prompt()
-        t.send("\x04")
-        assert t.wait_for_end() == 0
+        t.press("\t", ">>> /read long-name.txt", "completed path")
+        t.clear()
+        t.press("\x1b[A", ">>> //help", "history")
+        t.clear()
+        assert t.leave() == 0
 
 
 def ask_endless(t):
@@ -179,16 +161,13 @@ def test_a_dumb_terminal_gets_no_escape_code(chat, answers, tmp_path):
     with chat("-n", str(SHORT), "--no-history", TERM="dumb") as t:
         t.wait_for_prompt()
         *answer, status = t.enter(QUESTION)
-        assert plain(answer) == plain(answers(QUESTION))
-        assert is_status(status)
+        assert answer == answers(QUESTION) and is_status(status)
         assert any("transcript  none" in line for line in t.enter("/stats"))
-        t.send('"""/undo\r')
-        t.wait(lambda: t.line == "...", "a further line")
+        t.press('"""/undo\r', "...")
         t.enter('lines"""')
         t.interrupt_until(HINT)
         t.wait_for_prompt()
-        t.send("\x04")
-        assert t.wait_for_end() == 0
+        assert t.leave() == 0
         assert b"\x1b" not in t.output
     assert not (tmp_path / "state").exists()
 
@@ -203,8 +182,7 @@ def test_without_colours_and_with_nowhere_to_write(chat, tmp_path):
         assert any(is_status(line) for line in lines)
         assert "cannot be written" in " ".join(lines)
         assert "cannot be written" not in " ".join(t.enter(QUESTION))  # said once
-        t.send("\x1b[A")
-        t.wait(lambda: t.line == f">>> {QUESTION}", "history in memory")
+        t.press("\x1b[A", f">>> {QUESTION}", "history in memory")
         assert colours(t.output) == set()
 
 
@@ -220,6 +198,5 @@ def test_keys_during_an_answer(chat):
         t.process.send_signal(signal.SIGCONT)
         t.wait(lambda: not termios.tcgetattr(t._master)[3] & termios.ECHO, "quiet terminal")
         t.send("/help")  # not echoed into the answer, and not lost
-        t.interrupt()
-        t.wait(lambda: t.line == ">>> /help", "what was typed meanwhile")
+        t.press("\x03", ">>> /help", "what was typed meanwhile")
         assert sum("/help" in line for line in t.shown[2:]) == 1

@@ -21,7 +21,6 @@ from edge.generate.speculate import (
     MOST_PROPOSED,
     RETRY_TOKENS,
     DraftLength,
-    NgramIndex,
     PromptLookup,
 )
 from edge.generate.stream import stream_generate
@@ -199,10 +198,10 @@ def scanned(ids, count):
 
 @given(TEXTS, st.integers(1, 12))
 def test_the_index_finds_what_a_scan_finds(ids, count):
-    index = NgramIndex()
+    index = PromptLookup()
     for end, token in enumerate(ids, 1):
         index.extend([token])
-        assert (index.match_length(), index.continuation(count)) == scanned(ids[:end], count)
+        assert (index.match_length(), index.propose(count)) == scanned(ids[:end], count)
 
 
 @given(TEXTS, TEXTS, st.booleans())

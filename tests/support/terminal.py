@@ -1,11 +1,13 @@
 """A program on a real terminal of its own, whose screen can be looked at."""
 
+import fcntl
 import os
 import pty
 import re
 import select
 import struct
 import subprocess
+import termios
 import time
 
 import pyte
@@ -13,21 +15,20 @@ import pyte
 LIMIT_S = 40  # a test that waits longer has failed; nothing is timed
 PATIENCE_S = 4
 INPUT_PROMPT = ">>>"
+COLUMNS, LINES = 160, 150
 
 
 class Terminal:
-    """Starts a command and shows what a person would see.
+    """Starts a command and shows what a person would see."""
 
-    Keys are sent when the screen is ready for them, and every wait is for something to show.
-    """
-
-    def __init__(self, command, cwd, environment, columns=160, lines=150):
-        self.screen = pyte.Screen(columns, lines)
+    def __init__(self, command, cwd, environment):
+        self.screen = pyte.Screen(COLUMNS, LINES)
         self._stream = pyte.ByteStream(self.screen)
-        self.screen.write_process_input = self._reply
+        self.screen.write_process_input = self.send
         self.output = b""
         self._master, slave = pty.openpty()
-        self._set_size(columns, lines)
+        size = struct.pack("HHHH", LINES, COLUMNS, 0, 0)
+        fcntl.ioctl(self._master, termios.TIOCSWINSZ, size)
         self.process = subprocess.Popen(
             command, cwd=cwd, env=environment, stdin=slave, stdout=slave, stderr=slave,
             start_new_session=True, preexec_fn=_take_terminal,
@@ -43,8 +44,6 @@ class Terminal:
             self.process.wait()
             os.close(self._master)
             self._master = -1
-
-    # --- looking
 
     @property
     def shown(self):
@@ -71,13 +70,21 @@ class Terminal:
     def wait_for_prompt(self):
         self.wait(lambda: self.line == INPUT_PROMPT, "prompt")
 
-    def wait_for_end(self):
+    def leave(self, keys="\x04"):
         """The exit code."""
+        self.send(keys)
         while self._read():
             pass
         return self.process.wait(LIMIT_S)
 
-    # --- doing
+    def press(self, keys, line, expected="a further line"):
+        """Send keys, and wait for the cursor's line that follows."""
+        self.send(keys)
+        self.wait(lambda: self.line == line, expected)
+
+    def clear(self):
+        self.send("\x03")
+        self.wait_for_prompt()
 
     def send(self, keys):
         os.write(self._master, keys.encode())
@@ -95,23 +102,15 @@ class Terminal:
         self.wait_for_prompt()
         return self.shown[before:-1]
 
-    def interrupt(self):
-        self.send("\x03")
-
     def interrupt_until(self, text):
-        """As a person does: once more where nothing happens.
-
-        Python's own line input misses a signal that comes in the instant before it reads.
-        """
+        """Again where nothing happens: Python's line input may miss a signal before it reads."""
         for _ in range(LIMIT_S // PATIENCE_S):
-            self.interrupt()
+            self.send("\x03")
             deadline = time.monotonic() + PATIENCE_S
             while time.monotonic() < deadline and self._read():
                 if any(text in line for line in self.shown):
                     return
         raise AssertionError(f"no {text!r}:\n" + "\n".join(self.shown))
-
-    # --- how
 
     def _line(self, y):
         """As `screen.display`, which looks at every cell there could be."""
@@ -131,15 +130,6 @@ class Terminal:
         self._stream.feed(data)
         return bool(data)
 
-    def _reply(self, text):
-        os.write(self._master, text.encode())
-
-    def _set_size(self, columns, lines):
-        import fcntl
-        import termios
-
-        fcntl.ioctl(self._master, termios.TIOCSWINSZ, struct.pack("HHHH", lines, columns, 0, 0))
-
 
 def colours(output):
     """The parameters of all escape codes that choose how text looks, resets left out."""
@@ -148,7 +138,4 @@ def colours(output):
 
 def _take_terminal():
     """Make the terminal the one that Ctrl-C of this process group comes from."""
-    import fcntl
-    import termios
-
     fcntl.ioctl(0, termios.TIOCSCTTY, 0)
