@@ -17,7 +17,7 @@ from edge.chat.session import NO_SYSTEM, Session
 from edge.chat.turn import counted, size
 from edge.errors import EdgeError
 from edge.formats.files import read_text
-from edge.generate.fim import Completer, Completion, MiddleEvent
+from edge.generate.fim import Completer, MiddleEvent
 from edge.generate.hole import CURSOR, read_hole, split_at_mark
 from edge.generate.sources import MlxSource
 from edge.generate.transcript import read_transcript, write_transcript
@@ -52,10 +52,7 @@ class Command:
 
 
 def split_command(text: str) -> tuple[str, str] | None:
-    """Name and argument of a command, /word alone or before a space; None for a message.
-
-    Several lines are one only for a command that takes them: pasted code may look like one.
-    """
+    """Name and argument of a command; None for a message, as pasted lines of code mostly are."""
     found = LOOKS_LIKE_ONE.match(text)
     if found is None:
         return None
@@ -137,14 +134,14 @@ def _stats(session: Session, _: str) -> None:
     rate = f"{sum(count for count, _ in timed) / decode_s:.1f} tok/s" if timed else "-"
     joules = sum(turn.tokens * (turn.joules_per_token or 0) for turn in turns)
     unmeasured = "not measured" if meter.source == "none" else meter.unavailable
+    context = f"{talk.context_tokens} of {talk.context_limit} tokens"
+    memory = f"{size(mx.get_active_memory())} now, {size(mx.get_peak_memory())} at most"
     rows = {
         "model": session.opened.name,
         "answers": f"{len(turns)} with {tokens} tokens, {rate} on average",
-        "context": f"{talk.context_tokens} of {talk.context_limit} tokens, of the last prompt "
-        f"{talk.reused_tokens} were computed before",
+        "context": f"{context}, of the last prompt {talk.reused_tokens} were computed before",
         "left out": f"{talk.dropped_turns} of the oldest turns",
-        "memory": f"{size(mx.get_active_memory())} now, {size(mx.get_peak_memory())} at most, "
-        f"{size(talk.cache_bytes)} of it the conversation's",
+        "memory": f"{memory}, {size(talk.cache_bytes)} of it the conversation's",
         "power": unmeasured if meter.unavailable else f"{joules:.1f} J by {meter.source}",
         "transcript": session.transcript.path or "none",
     }
@@ -154,9 +151,6 @@ def _stats(session: Session, _: str) -> None:
 
 def _exit(_session: Session, _: str) -> None:
     raise Leave
-
-
-# --- files
 
 
 def _save(session: Session, name: str) -> None:
@@ -212,13 +206,9 @@ def _path(name: str, command: str) -> Path:
     return Path(os.path.expanduser(name))  # noqa: PTH111  # Path.expanduser raises for ~nobody
 
 
-# --- how the model answers
-
-
 def _set(session: Session, argument: str) -> None:
     """Shows all settings, or changes one: NAME VALUE or NAME=VALUE."""
     settings = session.settings
-
     if not argument:
         for name in NAMES:
             session.screen.say(f"  {name:<20}{_setting(session, name)}")
@@ -256,7 +246,6 @@ def _parsed(name: str, text: str) -> float | None:
 
 
 def _fim(session: Session, argument: str) -> None:
-    """Prints what belongs at PREFIX<CURSOR>SUFFIX or FILE:LINE[:COL] as it comes."""
     if not argument:
         raise EdgeError("/fim needs PREFIX<CURSOR>SUFFIX or FILE:LINE[:COL].")
     marked = CURSOR in argument
@@ -265,17 +254,16 @@ def _fim(session: Session, argument: str) -> None:
         opened = session.opened
         source = MlxSource(opened.model, session.settings.kv_bits)
         session.completer = Completer(source, opened.tokenizer)
-    sanitiser = Sanitiser()
-    done: Completion | None = None
+    sanitiser, events = Sanitiser(), list[MiddleEvent]()
 
     def show(event: MiddleEvent) -> None:
-        nonlocal done
         session.screen.write(sanitiser.add(event.text))
-        done = event.completion
+        events.append(event)
 
     with echo_off():
         follow(session.completer.stream(*hole), show)
     session.screen.write(sanitiser.finish())
+    done = events[-1].completion if events else None
     if done is None:
         session.screen.note("stopped by you")
         return

@@ -1,8 +1,4 @@
-"""Colours for code in an answer that is still being written.
-
-Prose passes at once. What stands between ``` fences is coloured line by line as the lines end,
-since a colour cannot be taken back. Nothing but colours is added.
-"""
+"""Colours for code in an answer that is still being written: line by line as lines end."""
 
 from __future__ import annotations
 
@@ -39,7 +35,6 @@ class Highlighter:
         return self._end_line("") if self._line else ""
 
     def _add_rest(self, text: str) -> str:
-        """A line that may be a fence and code to be coloured wait for their end."""
         self._line += text
         waits = self._lexer is not None or FENCE_BEGUN.match(self._line)
         if not self._line or (waits and not self._line_begun):
@@ -63,7 +58,6 @@ class Highlighter:
         return line if self._lexer is None else self._coloured(line)
 
     def _coloured(self, line: str) -> str:
-        """The line's colours, which the lines of the block before it decide."""
         from pygments import highlight  # type: ignore[import-untyped]
         from pygments.formatters import TerminalFormatter  # type: ignore[import-untyped]
 

@@ -1,7 +1,4 @@
-'''What the user types: lines with history and completion, or plain ones where nothing else works.
-
-A text is one line, or a block between """ and """, or several lines with Alt-Enter or a paste.
-'''
+'''What the user types: a line, a block in """, or lines with Alt-Enter or a paste.'''
 
 from __future__ import annotations
 
@@ -20,7 +17,6 @@ from prompt_toolkit.layout.processors import TabsProcessor
 
 PROMPT, CONTINUED = ">>> ", "... "
 QUOTES = '"""'
-TAB_COLUMNS = 4
 # Name, what it does, and True if it takes a path.
 Commands = Sequence[tuple[str, str, bool]]
 
@@ -45,10 +41,7 @@ def clean(text: str) -> str:
 
 
 def read_plainly() -> str:
-    """The next text, as the terminal itself edits lines: for dumb ones and for a piped stdout.
-
-    Raises EOFError at the end of the input.
-    """
+    """The next text, as the terminal itself edits lines; raises EOFError at the end."""
     text = _line(PROMPT)
     while is_open(text):
         text += _line(CONTINUED)
@@ -57,14 +50,13 @@ def read_plainly() -> str:
 
 def _line(prompt: str) -> str:
     print(prompt, end="", flush=True)
-    line = sys.stdin.readline()
-    if not line:
-        raise EOFError
-    return line
+    if line := sys.stdin.readline():
+        return line
+    raise EOFError
 
 
 class CommandCompleter(Completer):
-    """Completes /commands and their paths; prose is left alone."""
+    """Completes /commands and their paths."""
 
     def __init__(self, commands: Commands):
         self._summaries = {f"/{name}": summary for name, summary, _ in commands}
@@ -89,10 +81,7 @@ class CommandCompleter(Completer):
 def open_terminal(
     commands: Commands, history_file: Path | None, notice: Callable[[str], None]
 ) -> Callable[[], str]:
-    """Reads texts as `read_plainly`, with prompt_toolkit's line editor.
-
-    `notice` gets a sentence if typed lines cannot be kept in the file.
-    """
+    """Reads as `read_plainly`, by prompt_toolkit; `notice` is told of a history not kept."""
 
     def is_naming_a_command() -> bool:
         text = session.default_buffer.document.text
@@ -105,7 +94,7 @@ def open_terminal(
         complete_while_typing=Condition(is_naming_a_command),
         key_bindings=_keys(),
         prompt_continuation=CONTINUED,
-        input_processors=[TabsProcessor(tabstop=TAB_COLUMNS, char1=" ", char2=" ")],
+        input_processors=[TabsProcessor(tabstop=4, char1=" ", char2=" ")],
         reserve_space_for_menu=6,
         enable_suspend=True,
     )

@@ -15,8 +15,6 @@ from edge.chat.screen import is_capable
 from edge.chat.session import Session
 from edge.errors import EdgeError
 
-LEAVING_HINT = "Ctrl-D or /exit leaves"
-
 
 def state_folder() -> Path:
     """The platform's folder for state of programs, which need not exist yet."""
@@ -30,8 +28,8 @@ def state_folder() -> Path:
 
 def new_transcript_file() -> Path:
     """A name for this conversation; two processes never share one."""
-    stamp = time.strftime("%Y%m%d-%H%M%S")
-    return state_folder() / "chats" / f"{stamp}-{os.getpid()}.jsonl"
+    name = f"{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}.jsonl"
+    return state_folder() / "chats" / name
 
 
 def converse(session: Session, keep_history: bool = True) -> None:
@@ -66,7 +64,7 @@ def run_loop(session: Session, read: Callable[[], str]) -> None:
             text = read()
         except KeyboardInterrupt:
             session.screen.prompt_shown()
-            session.screen.note(LEAVING_HINT)
+            session.screen.note("Ctrl-D or /exit leaves")
             continue
         except EOFError:
             return

@@ -28,10 +28,7 @@ def is_capable(stream: TextIO) -> bool:
 
 
 class Sanitiser:
-    r"""Makes text in pieces harmless for a terminal: what it would act on shows as \x1b.
-
-    Line feeds and tabs pass, and a carriage return before a line feed is dropped.
-    """
+    r"""Makes text in pieces harmless for a terminal: as `visible`, and \r\n becomes \n."""
 
     def __init__(self) -> None:
         self._return = ""
@@ -107,9 +104,6 @@ class Screen:
         return "\n".join(wrap.fill(line) for line in text.split("\n"))
 
 
-# --- the keyboard
-
-
 @contextlib.contextmanager
 def echo_off() -> Iterator[None]:
     """Keys typed meanwhile are not echoed into the answer; the next input line gets them."""
@@ -138,10 +132,7 @@ def echo_off() -> Iterator[None]:
 
 
 def follow(events: Generator[Event, None, None], show: Callable[[Event], None]) -> None:
-    """Shows events as they come, until they end or Ctrl-C is pressed.
-
-    Ctrl-C closes them between two events; before the first, and the second time, at once.
-    """
+    """Shows events until they end or Ctrl-C closes them, at once if pressed a second time."""
     pressed = begun = False
 
     def stop(_signal: int, _frame: FrameType | None) -> None:

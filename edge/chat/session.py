@@ -95,10 +95,7 @@ class Continuation(Conversation):
 
 @dataclass
 class Session:
-    """One sitting with a model; it goes on with what the transcript tells.
-
-    `attached` are the files, by name, that go with the next message.
-    """
+    """One sitting with a model; `attached` files, by name, go with the next message."""
 
     opened: Opened
     settings: Settings
@@ -175,7 +172,6 @@ class Session:
         return {"sampling": self.settings.sampling, "max_tokens": self.settings.max_tokens}
 
     def _answer(self, events: Events, printer: Printer | None = None) -> None:
-        """Prints an answer, by default on the screen, and the line under it."""
         with echo_off() if printer is None else contextlib.nullcontext():
             turn = run_turn(events, self.meter, printer or ScreenPrinter(self.screen))
         self.turns.append(turn)
@@ -183,7 +179,6 @@ class Session:
         self.screen.note(status_line(turn, memory_bytes, self.talk, self.settings.max_tokens))
 
     def _open_talk(self, opened: Opened, earlier: Sequence[Message]) -> Conversation:
-        """A conversation; a system prompt that was given replaces the one of earlier messages."""
         draft = PromptLookup() if self.settings.lookup else None
         answers = can_chat(opened.tokenizer)
         talk = (Conversation if answers else Continuation)(
@@ -200,10 +195,7 @@ class Session:
 
 
 def answer_once(session: Session, text: str, output: str = "text") -> int:
-    """Prints one answer for a script: on stdout nothing else, notes on the session's screen.
-
-    The output is "text" or "json". The exit code is 130 after Ctrl-C, when what came was printed.
-    """
+    """Prints one answer for a script, as "text" or "json"; the exit code, 130 after Ctrl-C."""
     session.begin("edge chat: ")
     printer = JsonPrinter(session.opened.name) if output == "json" else StdoutPrinter()
     try:

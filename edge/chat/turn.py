@@ -20,13 +20,7 @@ COVERED = 0.95
 
 @dataclass(frozen=True)
 class Turn:
-    """One answer's figures as in `Stats`; the time that printing took counts.
-
-    Attributes:
-        finish: "stop token", "stop string", "length" or "interrupted".
-        power_w: mean over what the meter covered.
-        joules_per_token: None without a meter that covered the turn.
-    """
+    """One answer's figures as in `Stats`, and its energy where the meter covered the turn."""
 
     tokens: int
     finish: str
@@ -58,14 +52,11 @@ class TurnClock(TokenClock):
         stats = None if self._last is None else self._last.stats
         finish = (self._last and self._last.finish) or "interrupted"
         prompt_tokens = None if stats is None else stats.prompt_tokens
+        figures = (self.tokens, finish, prompt_tokens, self.ttft_s, self.decode_tok_s)
         power_w, joules_per_token = self._energy(samples)
-        return Turn(
-            self.tokens, finish, prompt_tokens, self.ttft_s, self.decode_tok_s,
-            power_w, joules_per_token, empty=self._empty,
-        )  # fmt: skip
+        return Turn(*figures, power_w, joules_per_token, self._empty)
 
     def _energy(self, samples: Sequence[Sample]) -> tuple[float | None, float | None]:
-        """Watts, and joules per token."""
         if not samples or self.last_ns <= self.begin_ns:
             return None, None
         energy = integrate(samples, self.begin_ns, self.last_ns)
@@ -139,7 +130,6 @@ def run_turn(events: Events, meter: Meter, printer: Printer) -> Turn:
         clock.take(event)
         printer.add(event.text)
 
-    samples: Sequence[Sample] = ()
     try:
         follow(events, take)
     finally:

@@ -144,7 +144,6 @@ class ChatPrompt:
     def _joined(
         self, pieces: Sequence[tuple[str, int | None]], generated: Mapping[int, GeneratedIds]
     ) -> Iterator[int]:
-        """Ids: of control tokens, of what was generated, and of the texts between these."""
         text = ""
         for piece, message in pieces:
             known = GeneratedIds() if message is None else generated.get(message, GeneratedIds())

@@ -219,7 +219,6 @@ class Conversation:
         self._dropped = dropped
 
     def _fit(self, turns: Turns, max_tokens: int | None) -> tuple[int, list[int]]:
-        """Number of turns to leave out, and the prompt of the others."""
         limit = self.context_limit
         room = limit - max(1, min(int(limit * ANSWER_SHARE), max_tokens or limit))
         last = len(turns) // 2  # so many are before the last question
@@ -240,7 +239,6 @@ class Conversation:
         return dropped, ids
 
     def _ids(self, turns: Turns, dropped: int, answer: bool = True) -> list[int]:
-        """The prompt of all turns but the dropped ones."""
         head, first = self._head(), 2 * dropped
         kept = range(first, len(turns))
         by_place = self._generated.items()

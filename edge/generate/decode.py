@@ -111,8 +111,7 @@ def cache_length(cache: Sequence[Cache]) -> int:
 def prefill_parts(length: int, step: int, layers: int) -> list[range]:
     """The positions of a prompt in the parts to compute them in.
 
-    Of all parts but the last only the cache is evaluated, which saves what the last layer does
-    after its keys and values. Where that is much, the last position is a part of its own.
+    Of the last part the last layer is computed whole, so where that is much it is one position.
     """
     parts = [range(start, min(start + step, length)) for start in range(0, length, step)]
     if len(parts[-1]) > POSITIONS_PER_LAYER * layers:

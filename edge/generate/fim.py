@@ -4,8 +4,7 @@ r"""Fill in the middle: what belongs between the text before a cursor and the te
     completer = Completer(MlxSource(model), tokenizer)
     completer.complete("for key, value in d.", "():\n    print(key, value)\n", order="spm").text
 
-The parts of the prompt are encoded one by one and none of them can hold a special token:
-<fim_middle> in a source file is text.
+The parts of the prompt are encoded one by one: <fim_middle> in a source file is text.
 """
 
 from __future__ import annotations
@@ -94,8 +93,7 @@ class Completer:
     ) -> Generator[MiddleEvent, None, None]:
         """Yields the text between prefix and suffix as it comes.
 
-        Text whose line ends are all CRLF is completed as if they were LF, which is what models
-        have mostly seen, and gets a middle with CRLF. Mixed line ends go to the model as is.
+        Text whose line ends are all CRLF is completed as if they were LF, and gets CRLF.
 
         Args:
             prefix: everything before the cursor.
@@ -107,8 +105,7 @@ class Completer:
             stop_rules: apply the rules of `fim_stop`.
             sampling: how tokens are chosen.
 
-        An EdgeError (no room, or context for a model without <repo_continuation>) is raised at
-        the first step.
+        Raises an EdgeError at the first step if there is no room, or no token for context.
         """
         clock = TokenClock()
         line_end = "\r\n" if _is_crlf(prefix, suffix) else "\n"
@@ -139,7 +136,6 @@ class Completer:
     def _prompt(
         self, prefix: str, suffix: str, context: Sequence[str], order: Order, max_tokens: int
     ) -> list[int]:
-        """The ids of the prompt, cut to what the window has room for."""
         limit = self.source.context_tokens
         room = limit - max_tokens - 3
         if max_tokens < 1 or room < 1:

@@ -67,7 +67,6 @@ def fit(prefix: list[int], suffix: list[int], room: int) -> tuple[list[int], lis
     """Cuts prefix and suffix from their far ends to `room` tokens; and what context may have.
 
     The suffix may have a quarter, or what the prefix leaves; the prefix what the suffix leaves.
-    Context has what both leave, and nothing where either was cut.
     """
     whole, step = len(prefix) + len(suffix), _step_tokens(room)
     if whole <= room:
@@ -79,10 +78,7 @@ def fit(prefix: list[int], suffix: list[int], room: int) -> tuple[list[int], lis
 
 
 def near_end(text: str, positions: int) -> str:
-    """The part of a text's end that could be in a window, from a line's beginning on.
-
-    It moves in steps as long as itself: the prompts of a growing text begin in the same way.
-    """
+    """The part of a text's end that could be in a window, moved in steps as long as itself."""
     most = max(CHARACTERS_PER_POSITION * positions, LEAST_CHARACTERS)
     begin = max(0, len(text) - most) // most * most
     line_end = text.find("\n", begin, begin + most // 2) if begin else -1

@@ -68,8 +68,6 @@ class StopRules:
         blank = _before_line(self, text, len(text)) if at_line_begin else len(text)
         return min(blank, _line_under_way(self, text), len(text) - _overlap(self, text))
 
-    # --- what the rules look at
-
     @cached_property
     def line(self) -> str:
         """The cursor's line up to the cursor."""
@@ -101,9 +99,6 @@ class StopRules:
         _, stray = _unbalanced(_brackets(self.suffix, quote)[0])
         closers = [CLOSING[bracket] for bracket in reversed(opened)]
         return quote, closers, _missing_closers(closers, [bracket for _, bracket in stray])
-
-
-# --- lines
 
 
 def _max_lines(rules: StopRules, text: str) -> Stop | None:
@@ -179,22 +174,15 @@ def _code_lines(text: str) -> list[tuple[int, str]]:
 
 
 def _columns(line: str) -> int:
-    """Columns that a line is indented by."""
     return len(line[: len(line) - len(line.lstrip())].expandtabs(TAB_COLUMNS))
 
 
 def _before_line(rules: StopRules, text: str, begin: int) -> int:
-    """Where the text ends without the line that begins here, and the line ends before it.
-
-    One line end stays where the suffix goes on in the cursor's line.
-    """
+    """Where the text ends without the line that begins here, and the line ends before it."""
     end = text.find("\n", len(text[:begin].rstrip()), begin)
     if end < 0:
         return begin
-    return end + 1 if rules.rest else end
-
-
-# --- repetitions of the suffix
+    return end + 1 if rules.rest else end  # the suffix goes on in the cursor's line
 
 
 def _suffix_line(rules: StopRules, text: str) -> Stop | None:
@@ -211,13 +199,11 @@ def _suffix_line(rules: StopRules, text: str) -> Stop | None:
 
 
 def _suffix_characters(rules: StopRules, text: str) -> Stop | None:
-    """The suffix's beginning, wherever it stands."""
     at = text.find(rules.overlap) if rules.overlap else -1
     return None if at < 0 else Stop(at + len(rules.overlap), at, "suffix")
 
 
 def _suffix_tail(rules: StopRules, text: str) -> Stop | None:
-    """The text's end that is the suffix's beginning."""
     least = len(_beginning(rules.suffix, TAIL_CHARACTERS))
     for length in range(min(len(text), len(rules.suffix)), least - 1, -1) if least else ():
         if text.endswith(rules.suffix[:length]):
@@ -250,9 +236,6 @@ def _beginning(text: str, characters: int) -> str:
 
 def _has_words(line: str) -> bool:
     return any(character.isalnum() for character in line)
-
-
-# --- brackets
 
 
 def _bracket(rules: StopRules, text: str) -> Stop | None:
@@ -297,10 +280,7 @@ def _unbalanced(brackets: Brackets) -> tuple[list[str], Brackets]:
 
 
 def _brackets(text: str, quote: str | None) -> tuple[Brackets, str | None]:
-    """Brackets outside strings with their places, and the quote that is open at the end.
-
-    With a quote the text begins within a string. Comments are not known.
-    """
+    """Brackets outside strings, and the quote open at the end, after one open at the begin."""
     brackets: Brackets = []
     at = 0
     while True:

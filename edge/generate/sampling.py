@@ -80,10 +80,7 @@ class Sampling:
         return 1 if self.repetition_penalty in (None, 1.0) else self.repetition_context
 
     def filtered(self, logits: mx.array) -> mx.array:
-        """Logits (1, vocab) -> logits (1, vocab) to draw from, in float32, -inf where cut.
-
-        Half precision would round neighbouring logits of about 20 to steps of 1/64.
-        """
+        """Logits (1, vocab) -> logits (1, vocab) to draw from, in float32, -inf where cut."""
         logits = logits.astype(mx.float32)
         logits = logits - mx.logsumexp(logits, axis=-1, keepdims=True)
         if self.top_p < 1:
@@ -106,10 +103,7 @@ class Sampling:
 
 
 class Picker:
-    """Chooses the ids of one generation, one after another; the penalty sees the prompt, too.
-
-    Later choices depend on `state`, which can be set to go back.
-    """
+    """Chooses the ids of one generation, one after another; `state` can be set to go back."""
 
     def __init__(self, sampling: Sampling, prompt: Sequence[int]):
         self._sampling = sampling
@@ -177,10 +171,7 @@ def _first_key(seed: int | None) -> mx.array:
 
 @cache
 def _mlx_lm_samplers() -> Any:
-    """The module mlx_lm.sample_utils, loaded as a file.
-
-    Importing its package would import transformers, most of the time to the first token.
-    """
+    """The module mlx_lm.sample_utils, without its package, which imports transformers."""
     package = importlib.util.find_spec("mlx_lm")
     assert package is not None and package.submodule_search_locations
     file = Path(package.submodule_search_locations[0]) / "sample_utils.py"

@@ -25,10 +25,7 @@ Continued = tuple[int, Tokens]
 
 
 class PrefixCache:
-    """One cache per layer (`layers`) and the ids whose keys and values they hold (`held`).
-
-    `make` makes empty caches that can be trimmed.
-    """
+    """One cache per layer (`layers`) and the ids whose keys and values they hold (`held`)."""
 
     def __init__(self, make: Callable[[], list[Cache]]):
         self._make = make
@@ -40,10 +37,7 @@ class PrefixCache:
         self.held: list[int] = []
 
     def reuse(self, ids: Sequence[int], fresh: int = 1) -> int:
-        """Cuts the caches to what they have in common with a prompt; how many ids that are.
-
-        The `fresh` last ids are computed in any case; the very last one's logits are needed.
-        """
+        """Cuts the caches to a prompt's beginning without its `fresh` last ids; its length."""
         common = common_length(self.held, ids[: max(0, len(ids) - fresh)])
         for layer in self.layers:  # as mlx-lm's trim_prompt_cache, without the import
             layer.trim(layer.offset - common)

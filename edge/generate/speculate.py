@@ -61,10 +61,7 @@ def trim_to_shortest(cache: Sequence[Cache], most: int | None = None) -> None:
 
 
 class Speculation:
-    """The decode loop with a drafter: passes over proposals that pay, plain steps between.
-
-    Plain steps stay one ahead; a proposal that turns up meanwhile waits for the step.
-    """
+    """The decode loop with a drafter: passes over proposals that pay, plain steps between."""
 
     def __init__(
         self, model: Model, cache: Sequence[Cache], pick: Picker, count: int, draft: PromptLookup
@@ -76,10 +73,7 @@ class Speculation:
         self._needs_step = False  # the next id was within rounding, so no pass may choose it
 
     def run(self, first: mx.array) -> Generator[int, None, None]:
-        """Yields `count` ids, of which the first was submitted.
-
-        On leaving, the cache holds the prompt and what was given, the last of `count` excepted.
-        """
+        """Yields `count` ids, of which the first was submitted."""
         try:
             # Always the id that is read but neither fed nor given.
             known = self._read(first)
@@ -149,7 +143,6 @@ class Speculation:
         return 0 if kind is None else self._draft.length.best(kind, self._count - self._made - 2)
 
     def _step(self, token: mx.array) -> mx.array:
-        """Submits the step that follows a token (1,)."""
         hidden = self._model.model(token[None], self._cache)
         return self._pick(self._model.head(hidden)[:, -1])
 
@@ -179,10 +172,7 @@ class Speculation:
 
 
 def agreed(chosen: Sequence[int], clear: Sequence[bool], proposed: Sequence[int]) -> list[int]:
-    """The ids that a pass settles: those proposed, as far as they were chosen, and one more.
-
-    They end before the first that is not clear of rounding.
-    """
+    """The ids that a pass settles: those proposed that were chosen, if clear, and one more."""
     found: list[int] = []
     for place, token in enumerate(chosen):
         if not clear[place]:
@@ -196,8 +186,7 @@ def agreed(chosen: Sequence[int], clear: Sequence[bool], proposed: Sequence[int]
 class DraftLength:
     """Learns how many proposals pay: from how often they are right and what a pass takes.
 
-    Estimates outlive a generation, so a drafter should stay with its model. With `fixed` there are
-    always as many proposals.
+    Estimates outlive a generation, so a drafter should stay with its model.
     """
 
     def __init__(self, clock: Callable[[], float] = time.monotonic, fixed: int | None = None):

@@ -56,10 +56,7 @@ class Stats:
 
 @dataclass(frozen=True)
 class TextEvent:
-    """One step of a generation: text that is certain now, and the tokens that it took.
-
-    The last event says why it is the last, and has the figures.
-    """
+    """Text that is certain now, the tokens that it took, and at last the end's reason."""
 
     text: str
     ids: tuple[int, ...]
@@ -68,7 +65,7 @@ class TextEvent:
 
 
 class TokenClock:
-    """Stamps of one generation by the monotonic clock, from the moment it is made."""
+    """Stamps of one generation by the monotonic clock, from now on."""
 
     def __init__(self) -> None:
         self.begin_ns = self.prefilled_ns = time.monotonic_ns()

@@ -37,10 +37,9 @@ class Message:
 
 
 class Transcript:
-    """Writes down a conversation as it goes. The file is made for the first question.
+    """Writes down a conversation as it goes; the file is made for the first question.
 
-    Without a path nothing is written, nor after a failure: a file with a gap would tell another
-    conversation. `messages` is what the file tells, also from before.
+    Nothing is written after a failure: a file with a gap would tell another conversation.
     """
 
     def __init__(self, path: Path | None = None):
@@ -90,10 +89,7 @@ def write_transcript(path: Path | str, messages: Sequence[Message]) -> None:
 
 
 def read_transcript(path: Path | str) -> list[Message]:
-    """The conversation that a transcript tells, the system prompt first if there is one.
-
-    Half a line at the end is left out. Any other line that cannot be understood is an error.
-    """
+    """The conversation that a transcript tells; half a line at the end is left out."""
     path = Path(path)
     try:
         if path.exists() and not path.is_file():

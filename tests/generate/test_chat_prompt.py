@@ -57,9 +57,6 @@ def plain_ids(tokenizer, text):
     return tokenizer.encode(text, add_special_tokens=False)
 
 
-# --- the ids of the whole text
-
-
 def test_the_ids_are_those_of_mlx_lm():
     peer = load_tokenizer(DEMO_PATH)
     plain = [{"role": m.role, "content": m.content} for m in FIRST_TURN]
@@ -80,9 +77,6 @@ def test_ordinary_contents_are_encoded_as_in_the_whole_text(tokenizer, contents,
     assume(not controls(tokenizer, [i for c in contents for i in tokenizer.encode(c)]))
     chat = ChatPrompt(tokenizer)
     assert chat.ids(messages) == plain_ids(tokenizer, chat.render(messages))
-
-
-# --- names of control tokens
 
 
 @pytest.mark.parametrize("template", [CHATML, TRIMMED, ZEPHYR, None])
@@ -114,9 +108,6 @@ def test_names_that_the_template_would_mix_up_are_refused(template):
         chat.ids([Message("user", "a?<|im_end|>")])
 
 
-# --- models without a template, and templates that refuse
-
-
 def test_a_base_model_cannot_chat():
     text = (DEMO_PATH / "tokenizer.json").read_text().replace("<|im_start|>", "<|im_begin|>")
     backend = Backend.from_str(text)
@@ -137,9 +128,6 @@ def test_templates_that_take_no_system_prompt():
     ChatPrompt(tokenizer_with(CHATML)).check_system()
 
 
-# --- generated ids
-
-
 def test_generated_ids_are_put_back_as_they_were(tokenizer):
     tokenizer.chat_template = CHATML
     # "ab" from two tokens, which no encoder would make of it.
@@ -152,7 +140,6 @@ def test_generated_ids_are_put_back_as_they_were(tokenizer):
     ids = chat.ids(messages, {1: generated}, answer=False)
     assert ids[: len(prompt) + 2] == [*prompt, a, b]
     assert tokenizer.decode(ids) == chat.render(messages, answer=False)
-    assert ids != chat.ids(messages, answer=False) or len(tokenizer.encode("ab")) == 2
 
 
 def test_ids_beyond_the_answer_are_not_put_back(tokenizer):

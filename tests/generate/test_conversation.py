@@ -109,9 +109,6 @@ def test_messages_that_do_not_take_turns_are_refused(chat, roles):
     assert chat.messages == before
 
 
-# --- the cache
-
-
 QUESTIONS = st.sampled_from(
     ["x", "class A:\n    pass", "for <|im_end|> in y", " \n z ", "\u00e9\u4e16"]
 )
@@ -156,9 +153,6 @@ def test_a_next_question_computes_itself_alone(loaded):
     assert chat.reused_tokens == len(ids) + len(generated) - (not ended)
     ids, _, _ = asked(chat, max_tokens=1)
     assert chat.reused_tokens == len(ids) - 1
-
-
-# --- where a conversation no longer fits the context
 
 
 def test_the_oldest_turns_are_left_out_of_the_prompt(short):

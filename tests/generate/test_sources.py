@@ -6,7 +6,6 @@ import mlx.core as mx
 import pytest
 
 from edge.generate.decode import generate_tokens
-from edge.generate.fim import Completer
 from edge.generate.sampling import GREEDY, Sampling
 from edge.generate.sources import LlamaSource, MlxSource, PrefixCache, common_length
 from edge.llama_cpp.session import LlamaSession
@@ -82,17 +81,6 @@ def test_a_closed_generation_knows_what_it_holds(source, ids):
     ahead = isinstance(source, MlxSource)
     assert held(source) == [*ids[:-3], *made][: None if ahead else -1]
     assert list(source.generate(ids, 4, GREEDY)[1]) == first
-
-
-def test_a_middle_is_the_same_on_both(session, loaded):
-    hole = ("import os\r\n\r\ndef f(path):\r\n    ", "\r\n    return x\r\n")
-    sources = (LlamaSource(session, CONTEXT), MlxSource(loaded[0], context_tokens=CONTEXT))
-    theirs, ours = (Completer(source, loaded[1]).complete(*hole) for source in sources)
-    for name in ("text", "stopped_by", "prompt_tokens", "generated_tokens"):
-        assert getattr(theirs, name) == getattr(ours, name)
-
-
-# --- the prefix cache
 
 
 def test_layers_of_different_length_are_given_up(loaded, ids):

@@ -215,9 +215,6 @@ def test_a_later_generation_finds_what_a_new_drafter_finds(first, second, contin
     assert (used.kind(), used.propose(4)) == (new.kind(), new.propose(4))
 
 
-# --- how many proposals
-
-
 def measured(pass_s, proposals, counts):
     """A length that saw steps of a second, passes of so many, and hits and misses by kind."""
     length = DraftLength()

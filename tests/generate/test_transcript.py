@@ -1,6 +1,7 @@
 """Transcripts: what was finished is in the file, whatever ended the process."""
 
 import contextlib
+import itertools
 import os
 import resource
 import stat
@@ -28,23 +29,20 @@ def path(tmp_path):
 
 
 TEXTS = st.sampled_from(["", "a", "\n", "\u00e9"])
-TURNS = st.lists(st.tuples(TEXTS, TEXTS, st.booleans()), max_size=3)
-CONVERSATIONS = st.tuples(st.sampled_from([None, "s", "t"]), TURNS, st.booleans())
-
-
-def messages_of(system, turns, asked):
-    said = [] if system is None else [Message("system", system)]
-    for question, answer, cut_off in turns:
-        said += [Message("user", question), Message("assistant", answer, cut_off)]
-    return [*said, Message("user", "?")] if asked else said
+TURNS = st.lists(
+    st.tuples(st.builds(Message, st.just("user"), TEXTS),
+              st.builds(Message, st.just("assistant"), TEXTS, st.booleans())), max_size=3,
+)  # fmt: skip
+CONVERSATIONS = st.tuples(st.sampled_from([[], ["s"], ["t"]]), TURNS, st.booleans())
 
 
 @given(st.lists(CONVERSATIONS, max_size=4))
 def test_the_file_tells_the_conversation_after_every_change(tmp_path_factory, conversations):
     path = tmp_path_factory.mktemp("chat") / "chat.jsonl"
     transcript = Transcript(path)
-    for conversation in conversations:
-        messages = messages_of(*conversation)
+    for system, turns, asked in conversations:
+        messages = [Message("system", text) for text in system]
+        messages += [*itertools.chain(*turns), *[Message("user", "?")] * asked]
         assert transcript.record(messages) is None
         if path.exists():
             # A system prompt alone waits for a question.
