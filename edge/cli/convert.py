@@ -79,7 +79,17 @@ def _fix(args: argparse.Namespace) -> int:
 def _print_made(
     args: argparse.Namespace, artefacts: Sequence[Artefact], warnings: Sequence[str]
 ) -> int:
-    rows = [_row(artefact, warnings) for artefact in artefacts]
+    rows: list[dict[str, Any]] = [
+        {
+            "artefact": artefact.recipe.name,
+            "path": str(artefact.path),
+            "kept": artefact.kept,
+            "file_bytes": file_bytes(artefact.path),
+            "notes": list(artefact.notes),
+            "warnings": list(warnings),
+        }
+        for artefact in artefacts
+    ]
     if args.output == "json":
         print(json.dumps(rows, indent=2))
         return 0
@@ -89,13 +99,6 @@ def _print_made(
         for note in row["notes"]:
             print(f"  {note}")
     return 0
-
-
-def _row(artefact: Artefact, warnings: Sequence[str]) -> dict[str, Any]:
-    path = artefact.path
-    made = {"artefact": artefact.recipe.name, "path": str(path), "kept": artefact.kept}
-    lines = {"notes": list(artefact.notes), "warnings": list(warnings)}
-    return {**made, "file_bytes": file_bytes(path), **lines}
 
 
 def _list(args: argparse.Namespace) -> int:

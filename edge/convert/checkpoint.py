@@ -115,11 +115,7 @@ def open_checkpoint(
 
 
 def open_path(path: Path) -> Opened:
-    """A checkpoint's directory, a GGUF file, or an artefact.
-
-    Raises:
-        EdgeError: it is damaged.
-    """
+    """A checkpoint's directory, a GGUF file, or an artefact; an EdgeError if it is damaged."""
     return open_directory(path) if path.is_dir() else open_gguf(path)
 
 

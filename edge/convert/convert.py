@@ -47,7 +47,6 @@ from edge.llama_cpp.quantise import fallback_warning, quantise
 # Told (artefact name, finished fraction 0 to 1).
 Progress = Callable[[str, float], None]
 Notice = Callable[[str], None]
-FLOAT_MLX, FLOAT_GGUF = RECIPES["mlx-fp16"], RECIPES["gguf-f16"]
 # What this program leaves behind if it is killed; nothing else is ever touched.
 LEFTOVER = re.compile(rf"\.((?:mlx|gguf)-[\w.]+)\.({PARTIAL}|{OLD})-\d+")
 # A disk filled to the last byte is of no use to anyone.
@@ -156,13 +155,12 @@ class _Conversion:
 
     def _needed_floats(self, streamed: Sequence[Target], later: Sequence[Target]) -> list[Target]:
         """The float artefacts that later steps read and that are not there or asked for."""
-        there = {target.path for target in streamed}
+        there = {target.recipe for target in streamed}
         needed = []
         for recipe in {float_of(target): None for target in later}:
-            path = recipe.path_in(self._out)
-            found = read_manifest(path)
+            found = read_manifest(recipe.path_in(self._out))
             ours = found is not None and found.fingerprint == self._checkpoint.fingerprint
-            if path not in there and not ours:
+            if recipe not in there and not ours:
                 needed.append(Target(recipe, recipe.path_in(self._floats)))
         return needed
 
@@ -225,7 +223,7 @@ class _Conversion:
 
 def float_of(target: Target) -> Recipe:
     """The float artefact that a target is made from."""
-    return FLOAT_MLX if target.learned else FLOAT_GGUF
+    return RECIPES["mlx-fp16" if target.learned else "gguf-f16"]
 
 
 def make_manifest(
@@ -241,7 +239,7 @@ def make_manifest(
         artefact=recipe.name,
         source=checkpoint.source.origin,
         revision=checkpoint.source.revision,
-        synthetic=_is_synthetic(checkpoint),
+        synthetic=is_synthetic(checkpoint),
         fingerprint=checkpoint.fingerprint,
         corrections=checkpoint.corrections,
         recipe={},
@@ -254,7 +252,7 @@ def make_manifest(
     )
 
 
-def _is_synthetic(checkpoint: Checkpoint) -> bool:
+def is_synthetic(checkpoint: Checkpoint) -> bool:
     """Random weights, or an artefact made of such."""
     path = checkpoint.source.path
     manifest = read_manifest(path) if path else None
@@ -268,9 +266,6 @@ def _hash_sources(checkpoint: Checkpoint, stopped: Callable[[], bool]) -> dict[s
     files = [file for file in small if file.is_file()]
     files += checkpoint.weights.files
     return {file.name: file_sha256(file, stopped) for file in files}
-
-
-# --- the folder
 
 
 @contextmanager

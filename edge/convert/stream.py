@@ -32,7 +32,7 @@ class Block:
     """Consecutive rows of a tensor, checked, and rounded once however many artefacts ask.
 
     Raises:
-        EdgeError: a value is not finite.
+        EdgeError: a value is not finite, or a type cannot hold it.
     """
 
     def __init__(self, name: str, values: Array):
@@ -48,11 +48,7 @@ class Block:
             )
 
     def rounded(self, dtype: str) -> Array:
-        """The rows as F32, F16 or BF16, the latter's bits in a uint16.
-
-        Raises:
-            EdgeError: the type cannot hold a value.
-        """
+        """The rows as F32, F16 or BF16, the latter's bits in a uint16."""
         if dtype not in self._rounded:
             self._rounded[dtype] = self._bfloat16() if dtype == "BF16" else self._float(dtype)
         return self._rounded[dtype]

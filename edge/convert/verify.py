@@ -20,7 +20,7 @@ from edge.convert.artefacts.recipes import RECIPES, rounding_bound
 from edge.convert.checkpoint import Checkpoint, open_checkpoint, open_path
 from edge.convert.sources.find import DEMO, HUB_ID
 from edge.convert.sources.synthetic import PREFIX
-from edge.convert.sources.weights import Array, Opened, Packed, Shape, Weights
+from edge.convert.sources.weights import Opened, Shape, Weights
 from edge.errors import EdgeError
 from edge.model.tensors import check_shapes, expected_shapes
 
@@ -96,9 +96,6 @@ def verify(
     return Verification(manifest, hashed, compared, worst, tuple(problems), tuple(remarks))
 
 
-# --- the source
-
-
 def find_origin(artefact: Path, model: str | None = None) -> Checkpoint | None:
     """The checkpoint an artefact was made of, with the same corrections.
 
@@ -131,9 +128,6 @@ def _implied_origin(manifest: Manifest) -> Checkpoint | None:
     return None
 
 
-# --- the files
-
-
 def _manifest_of(artefact: Path) -> Manifest:
     if not artefact.exists():
         raise EdgeError(f"{artefact} is missing; check the path.")
@@ -154,8 +148,7 @@ def _changed_files(artefact: Path, manifest: Manifest) -> list[str]:
             return []
         return [f"{artefact} has changed since it was made; convert the model again."]
     problems = []
-    for name, digest in expected.items():
-        path = artefact / name
+    for path, digest in ((artefact / name, digest) for name, digest in expected.items()):
         if not path.is_file():
             problems.append(f"{path} is missing; convert the model again.")
         elif file_sha256(path) != digest:
@@ -163,9 +156,6 @@ def _changed_files(artefact: Path, manifest: Manifest) -> list[str]:
     known = {*expected, MLX_FILE, FINDERS}
     others = sorted(p.name for p in artefact.iterdir() if p.name not in known)
     return problems + [f"{artefact / n} is not part of the artefact; remove it." for n in others]
-
-
-# --- the tensors
 
 
 def _compare(
@@ -250,19 +240,8 @@ def _same_values(name: str, weights: Weights, checkpoint: Checkpoint) -> bool:
     if weights.packing(name) != checkpoint.weights.packing(name):
         return False
     ours, theirs = weights.read_packed(name), checkpoint.weights.read_packed(name)
-    return (
-        np.array_equal(ours.codes, theirs.codes)
-        and np.array_equal(ours.scales, theirs.scales)
-        and np.array_equal(ours.biases, theirs.biases)
-        and np.array_equal(_order(ours), _order(theirs))
-    )
-
-
-def _order(packed: Packed) -> Array:
-    """Where each column's input lies."""
-    if packed.input_order is not None:
-        return packed.input_order
-    return np.arange(packed.scales.shape[1] * packed.packing.group_size)
+    parts = ("codes", "scales", "biases", "input_order")  # no order where the packing has none
+    return all(np.array_equal(getattr(ours, part), getattr(theirs, part)) for part in parts)
 
 
 def describe_loss(path: Path, checkpoint: Checkpoint) -> str:

@@ -78,13 +78,8 @@ def fallback_warning(path: Path, file_type: int) -> str | None:
     llama.cpp does so with matrices whose rows do not divide into the blocks of the file type.
     """
     block = LARGE_BLOCK if file_type in K_QUANTS else SMALL_BLOCK
-    found = [
-        f"{tensor.name}: {tensor.kind}"
-        for tensor in read_gguf(path).tensors
-        if len(tensor.shape) == 2
-        and not tensor.name.endswith("_norm.weight")
-        and tensor.shape[-1] % block
-    ]
+    matrices = [t for t in read_gguf(path).tensors if len(t.shape) == 2 and "_norm." not in t.name]
+    found = [f"{t.name}: {t.kind}" for t in matrices if t.shape[-1] % block]
     if not found:
         return None
     return (
@@ -118,9 +113,6 @@ def _child(arguments: list[str]) -> Iterator[subprocess.Popen[str]]:
             pipe.close()
 
 
-# --- the child
-
-
 def main() -> int:
     """Log lines on stdout, the reason of a failure as the last one."""
     source, target, file_type, *imatrix = sys.argv[1:]
@@ -137,11 +129,7 @@ def main() -> int:
 def run_quantiser(
     source: Path, target: Path, file_type: int, importance: Importance | None
 ) -> None:
-    """Quantise in this process, which blocks, and print llama.cpp's log.
-
-    Raises:
-        EdgeError: llama.cpp refused.
-    """
+    """Quantise in this process, which blocks, and print llama.cpp's log."""
     lib = library(_say)
     params = lib.llama_model_quantize_default_params()
     params.ftype = file_type

@@ -22,8 +22,8 @@ from typing import Any
 
 import numpy as np
 
-from edge.convert.artefacts.manifest import read_manifest
 from edge.convert.checkpoint import Checkpoint
+from edge.convert.convert import is_synthetic
 from edge.errors import EdgeError
 from edge.formats.files import MAX_TEXT_BYTES, decode_text, read_small_file, read_text
 from edge.quality import TOKENS, WINDOW_TOKENS, WINDOWS
@@ -85,15 +85,11 @@ class Windows:
         return [hashlib.sha256(ids.tobytes()).hexdigest()[:32] for ids in self.ids]
 
 
-# --- texts
-
-
 def iter_texts(path: Path | None) -> Iterator[SourceText]:
     """Texts one at a time, sorted by their paths, none of them blank.
 
-    Args:
-        path: a text file; a folder, whose text files are read, without binary and hidden ones and
-            installed folders; None for the bundled sample.
+    Of a file; of a folder without binary and hidden files and installed folders; or, for None, of
+    the bundled sample.
 
     Raises:
         EdgeError: nothing is there, it holds no text, or the file is not text.
@@ -108,11 +104,6 @@ def iter_texts(path: Path | None) -> Iterator[SourceText]:
             yield text
     if not found:
         raise EdgeError(f"{path} holds no text; name a file of source code, or a folder of them.")
-
-
-def corpus_name(path: Path | None) -> str:
-    """Name without the folders of this machine."""
-    return "bundled sample" if path is None else path.resolve().name or str(path)
 
 
 def _folder_texts(root: Path) -> Iterator[SourceText]:
@@ -143,9 +134,6 @@ def _refuse(error: OSError) -> None:
     raise EdgeError(f"{error.filename} cannot be read ({error.strerror}); leave it out.")
 
 
-# --- windows
-
-
 def windows_of(
     checkpoint: Checkpoint,
     tokenizer: Tokenizer,
@@ -153,14 +141,9 @@ def windows_of(
     window: int | None = None,
     tokens: int | None = None,
 ) -> Windows:
-    """Cut a corpus for a checkpoint.
+    """Cut a corpus for a checkpoint into windows of at most its context.
 
-    Args:
-        checkpoint: its context bounds the window.
-        tokenizer: the checkpoint's.
-        corpus: as `iter_texts` has it.
-        window: ids in each; None for WINDOW_TOKENS, or the model's context if that is less.
-        tokens: at most so many; 0 for the whole corpus, None for a number that is quick.
+    `tokens` are used at most: 0 for the whole corpus, None for a number that is quick.
 
     Raises:
         EdgeError: the corpus cannot be used, or the window is longer than the context.
@@ -170,7 +153,9 @@ def windows_of(
     if window > limit:
         raise EdgeError(f"--window {window} is longer than the model's context of {limit}.")
     most = max(TOKENS, WINDOWS * window) if tokens is None else tokens or None
-    return make_windows(iter_texts(corpus), tokenizer, corpus_name(corpus), window, most)
+    # Without the folders of this machine.
+    name = "bundled sample" if corpus is None else corpus.resolve().name or str(corpus)
+    return make_windows(iter_texts(corpus), tokenizer, name, window, most)
 
 
 def make_windows(
@@ -178,12 +163,7 @@ def make_windows(
 ) -> Windows:
     """Cut texts, at least one, into windows; only their ids are kept.
 
-    Args:
-        texts: read one at a time.
-        tokenizer: the checkpoint's.
-        name: of the corpus.
-        window: ids in each.
-        tokens: how many ids to use at most, rounded down to whole windows; None for all.
+    At most `tokens` ids are used, rounded down to whole windows; None for all.
 
     Raises:
         EdgeError: no window with a scored token can be cut.
@@ -259,9 +239,7 @@ class TokenBytes:
 
 def check_trained(checkpoint: Checkpoint) -> None:
     """Refuse random weights, and what was made of them: they have no quality."""
-    path = checkpoint.source.path
-    manifest = read_manifest(path) if path else None
-    if checkpoint.source.synthetic or (manifest is not None and manifest.synthetic):
+    if is_synthetic(checkpoint):
         raise EdgeError(
             f"{checkpoint.source.origin} has random weights: they have no quality to measure; name "
             f"a trained model."

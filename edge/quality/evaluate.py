@@ -47,17 +47,10 @@ def evaluate(
     again: bool = False,
     progress: Progress = lambda *_: None,
 ) -> Evaluated:
-    """Score every artefact on every window, unless that is on record.
+    """Score every artefact of one checkpoint on every window, unless that is on record.
 
-    Args:
-        subjects: artefacts of one checkpoint, the reference among them.
-        reference: the name of one of them, or None to compare with nothing.
-        windows: what to score on.
-        config: the checkpoint's.
-        threads: of llama.cpp.
-        folder: where scores are kept while it runs and after; None keeps them nowhere.
-        again: compute what is on record too.
-        progress: told each artefact's share that is done.
+    `reference` names one of the subjects; scores are kept in `folder` if there is one, and
+    computed anew where `again` is set. `threads` are llama.cpp's.
 
     Raises:
         EdgeError: an artefact cannot be loaded, is of another model or does not fit into memory.

@@ -74,11 +74,8 @@ def fingerprint(path: Path) -> str:
 class Records(dict[str, Value]):
     """Results of one artefact by name, in a file that `add` makes and the next run reads.
 
-    Args:
-        folder: of the file; None keeps nothing on disk.
-        key: all that a result depends on beside its name; JSON, with the "artefact".
-        kind: of the values, for msgspec.
-        again: forget what is in the file.
+    `key` is all that a result depends on beside its name, `kind` the values' type for msgspec.
+    Without a folder nothing is kept on disk; `again` forgets what is in the file.
 
     Raises:
         EdgeError: the file cannot be read.
@@ -102,11 +99,7 @@ class Records(dict[str, Value]):
                 self.update(decoder.decode(line))
 
     def add(self, name: str, value: Value) -> None:
-        """Keep a result; it is in the file on return.
-
-        Raises:
-            EdgeError: the disk is full, or the folder cannot be written.
-        """
+        """Keep a result, which is in the file on return; an EdgeError if it cannot be written."""
         if name in self:
             return
         self[name] = value

@@ -233,15 +233,12 @@ def score_group(job: Job, group: Sequence[Subject]) -> None:
     if not pending:
         return
     with _opened(job, missing) as scorers:
-        for start in range(0, len(pending), step):
-            _report(job, missing, pending[start:])
-            _score_windows(job, scorers, pending[start : start + step])
-        _report(job, missing, ())
-
-
-def _report(job: Job, subjects: Sequence[Subject], left: Sequence[int]) -> None:
-    for subject in subjects:
-        job.progress(subject.name, 1 - len(left) / len(job.windows))
+        for start in range(0, len(pending) + step, step):
+            left = max(0, len(pending) - start)
+            for subject in missing:
+                job.progress(subject.name, 1 - left / len(job.windows))
+            if left:
+                _score_windows(job, scorers, pending[start : start + step])
 
 
 def _score_windows(job: Job, scorers: Mapping[str, Scorer], chosen: Sequence[int]) -> None:

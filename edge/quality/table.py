@@ -155,9 +155,8 @@ def worst(
     """
     kl = np.where(windows.scored, -own["kl"], np.inf)
     order = np.argsort(kl, axis=None, kind="stable")[:count]
-    places = [divmod(int(i), kl.shape[1]) for i in order if windows.scored.flat[i]]
     found = []
-    for window, i in places:
+    for window, i in (divmod(int(i), kl.shape[1]) for i in order if windows.scored.flat[i]):
         ids = [int(token) for token in windows.ids[window]]
         before = tokenizer.decode(ids[max(0, i + 1 - CONTEXT_TOKENS) : i + 1])
         place = {

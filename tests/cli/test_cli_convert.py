@@ -29,7 +29,7 @@ def is_one_sentence(done, code):
 
 
 class Typed:
-    """One command in this process, in a folder of its own."""
+    """Runs the command in this process."""
 
     def __init__(self, capsys):
         self._capsys = capsys
@@ -77,37 +77,21 @@ def foreign(tmp_path):
     return write_tiny(tmp_path / "stable-code-3b.gguf", keys).name
 
 
-# --- list
-
-
-@pytest.mark.parametrize("kind", ["demo", "gptq"])
-def test_every_artefact_is_listed_with_its_size(typed, gptq, kind):
-    model = gptq if kind == "gptq" else kind
-    rows = typed.json(model, "--list")
+def test_every_artefact_is_listed_with_its_size(typed, gptq):
+    rows = typed.json(gptq, "--list")
     assert [row["artefact"] for row in rows] == list(RECIPES)
     assert all(row["weight_bytes"] > 0 and row["bits_per_weight"] > 0 for row in rows)
-    head, *lines = typed(model, "--list").stdout.splitlines()
+    head, *lines = typed(gptq, "--list").stdout.splitlines()
     assert head.split() == ["artefact", "bits/weight", "size", "(MB)"]
     assert [line.split()[0] for line in lines] == list(RECIPES)
     assert [r["estimated"] for r in rows] == ["about" in line for line in lines]
     exact = [line.split()[0] for line in lines if "keeps the source's own values" in line]
-    assert [r["artefact"] for r in rows if r["exact"]] == exact
+    assert [r["artefact"] for r in rows if r["exact"]] == exact == ["mlx-int4"]
     assert not Path("models").exists()
-
-
-# --- convert
 
 
 def test_table_11_is_the_default(typed, tiny):
     assert [made["artefact"] for made in typed.json(tiny)] == TABLE_11
-
-
-def test_json_is_one_document_with_notes_and_warnings(typed, foreign):
-    (made,) = typed.json(foreign, "--to", "mlx-int4")
-    assert set(made) == {"artefact", "path", "kept", "file_bytes", "notes", "warnings"}
-    assert any("rounded again" in note for note in made["notes"])
-    assert any("gives no rotary base" in warning for warning in made["warnings"])
-    assert typed.json(foreign, "--to", "mlx-int4") == [{**made, "kept": True}]
 
 
 def test_results_and_warnings_go_to_different_streams(foreign, tmp_path):
@@ -120,7 +104,12 @@ def test_results_and_warnings_go_to_different_streams(foreign, tmp_path):
     size = (tmp_path / paths[0]).stat().st_size
     assert lines[0].endswith(f"({size / 1e6:.1f} MB)")
     assert all(line.startswith("edge convert: warning: ") for line in done.stderr.splitlines())
-    assert "--rope-theta 1000000" in done.stderr
+    done = edge("convert", foreign, "--to", "mlx-int4", "-o", "json", cwd=tmp_path)
+    (made,) = json.loads(done.stdout)
+    assert set(made) == {"artefact", "path", "kept", "file_bytes", "notes", "warnings"}
+    assert made["kept"]
+    assert any("rounded again" in note for note in made["notes"])
+    assert any("gives no rotary base" in warning for warning in made["warnings"])
 
 
 def test_a_quantised_source_is_kept_unless_requantised(typed, gptq):
@@ -128,9 +117,8 @@ def test_a_quantised_source_is_kept_unless_requantised(typed, gptq):
     assert read_manifest(Path(made["path"])).exact
     line = typed.sentence(gptq, "--to", "mlx-int4", "--requantise")
     assert "made with other options" in line and "--force" in line
-    for spelling in ("--requantise", "--requantize"):
-        (again,) = typed.json(gptq, "--to", "mlx-int4", spelling, "--force")
-        assert any("rounded again" in note for note in again["notes"])
+    (again,) = typed.json(gptq, "--to", "mlx-int4", "--requantize", "--force")
+    assert any("rounded again" in note for note in again["notes"])
 
 
 def test_group_size_and_learned_quantisation(typed, tmp_path):
@@ -162,8 +150,7 @@ def test_a_checkpoint_with_the_wrong_base_and_context(typed, tmp_path):
     config = json.loads((folder / "mlx-fp16" / "config.json").read_text())
     assert (config["rope_theta"], config["max_position_embeddings"]) == (1e6, 16384)
     keys = read_gguf(folder / "gguf-f16.gguf").keys
-    assert keys["stablelm.rope.freq_base"] == 1e6
-    assert keys["stablelm.context_length"] == 16384
+    assert (keys["stablelm.rope.freq_base"], keys["stablelm.context_length"]) == (1e6, 16384)
     done = typed("stable-code-3b", "--verify", folder / "mlx-fp16")
     assert (done.returncode, done.stderr) == (0, "")
 
@@ -181,9 +168,6 @@ def test_a_fixed_copy(typed, foreign):
     assert "a second call" in typed.sentence(*words, "mlx-fp16")
 
 
-# --- verify
-
-
 def test_verify_in_text_json_and_exit_codes(typed, tiny):
     typed(tiny, "--to", "mlx-int4")
     path = Path("models/tiny/mlx-int4")
@@ -192,27 +176,18 @@ def test_verify_in_text_json_and_exit_codes(typed, tiny):
     assert done.stdout.splitlines()[0].startswith(f"{path}: mlx-int4 of tiny, ")
     assert done.stdout.splitlines()[-1] == "as it should be"
     found = typed.json(tiny, "--verify", path)
-    assert found["problems"] == []
-    assert found["manifest"]["artefact"] == "mlx-int4"
+    assert (found["problems"], found["manifest"]["artefact"]) == ([], "mlx-int4")
     assert {"name", "relative", "largest"} == found["worst"][0].keys()
     assert "its source is not here" in typed.json("--verify", path)["remarks"][0]
-
-    weights = path / "model.safetensors"
-    data = bytearray(weights.read_bytes())
-    data[-1] ^= 1
-    weights.write_bytes(data)
+    (path / "config.json").write_text("{}")
     done = typed(tiny, "--verify", path)
     assert done.returncode == 1
-    assert f"PROBLEM: {weights} has changed" in done.stdout
+    assert f"PROBLEM: {path / 'config.json'} has changed" in done.stdout
     assert done.stdout.splitlines()[-1] == "not what it should be"
     done = typed(tiny, "--verify", path, "-o", "json")
-    assert done.returncode == 1
-    assert json.loads(done.stdout)["problems"]
+    assert done.returncode == 1 and json.loads(done.stdout)["problems"]
     assert "is missing" in typed.sentence("--verify", "nothing")
     assert "no manifest" in typed.sentence("--verify", tiny)
-
-
-# --- what cannot be
 
 
 @pytest.mark.parametrize(
@@ -231,7 +206,6 @@ def test_verify_in_text_json_and_exit_codes(typed, tiny):
         ("demo --list --to mlx-int4", "--to has no effect when listing"),
         ("demo --verify x --out y", "--out has no effect when verifying"),
         ("x.gguf --to gguf-mended --imatrix y", "--imatrix has no effect when fixing"),
-        ("synthetic:gpt-5", "no synthetic shape 'gpt-5'; choose from stable-code-3b"),
     ],
 )
 def test_options_that_cannot_be_used(typed, tiny, words, expected):
@@ -245,12 +219,10 @@ def test_options_that_cannot_be_used(typed, tiny, words, expected):
         ("demo --group-size 48", "--group-size: invalid choice: 48"),
         ("demo --calibrate awq", "--calibrate: invalid choice: 'awq'"),
         ("demo --rope-theta nan", "--rope-theta: 'nan' is not a number"),
-        ("demo --rope-theta 1e39", "--rope-theta: '1e39' is not a number"),
         ("demo --context 99999999999", "--context: '99999999999' is not a whole number"),
         ("demo --layers 0", "--layers: '0' is not a whole number"),
         ("demo --list --verify x", "--verify: not allowed with argument --list"),
         ("--to mlx-int4 demo", "MODEL goes before the artefacts"),
-        ("", "MODEL is missing"),
         ("--list", "MODEL is missing"),
     ],
 )
@@ -259,21 +231,14 @@ def test_wrong_arguments_end_with_2(typed, words, expected):
 
 
 def test_the_script_without_a_model(tmp_path):
-    line = is_one_sentence(edge(cwd=tmp_path, script="convert.py"), 2)
-    assert "MODEL is missing" in line
-    assert list(tmp_path.iterdir()) == []
+    assert "MODEL is missing" in is_one_sentence(edge(cwd=tmp_path, script="convert.py"), 2)
 
 
-@pytest.mark.parametrize("words", [["--list"], ["--to", "mlx-int4", "gguf-q8_0"]])
-def test_mlx_lm_is_imported_only_to_learn(words, tmp_path):
+def test_mlx_lm_is_imported_only_to_learn(tmp_path):
     code = (
-        f"import sys; from edge.cli.main import main; main(['convert', 'demo', *{words}]); "
-        "print([m for m in ('transformers', 'matplotlib', 'mlx_lm') if m in sys.modules], "
-        "file=sys.stderr)"
+        "import sys; from edge.cli.main import main\n"
+        "main(['convert', 'demo', '--to', 'mlx-int4', 'gguf-q8_0'])\n"
+        "assert not {'transformers', 'matplotlib', 'mlx_lm'} & set(sys.modules)"
     )
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    command = [sys.executable, "-c", code]
-    done = subprocess.run(
-        command, capture_output=True, text=True, cwd=tmp_path, env=environment, check=True
-    )
-    assert done.stderr.strip() == "[]"
+    subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=environment, check=True)

@@ -29,10 +29,7 @@ def test_qkv_bias_is_decided_by_the_tensors(tmp_path):
 
 
 def test_the_fingerprint_sees_one_changed_weight_file(tmp_path):
-    paths = [
-        write_checkpoint(tmp_path / name, PLAIN, seed)
-        for name, seed in zip("abc", (0, 0, 1), strict=True)
-    ]
+    paths = [write_checkpoint(tmp_path / name, PLAIN, int(name[-1])) for name in ("0", "a0", "1")]
     first, same, other = (open_checkpoint(str(path)) for path in paths)
     assert first.fingerprint == same.fingerprint != other.fingerprint
     # A shard smaller than one sample.
@@ -51,40 +48,10 @@ def test_names_that_are_no_checkpoint(name):
         open_checkpoint(name)
 
 
-@pytest.mark.parametrize("damage", ["missing", "directory", "not JSON"])
-def test_a_checkpoint_needs_its_tokenizer(tiny, damage):
-    tokenizer = tiny / "tokenizer.json"
-    tokenizer.unlink()
-    if damage == "directory":
-        tokenizer.mkdir()
-    elif damage == "not JSON":
-        tokenizer.write_text("{")
-    with pytest.raises(EdgeError, match=r"tokenizer\.json"):
-        open_checkpoint(str(tiny))
-
-
 def test_missing_files_are_named(tiny):
     with pytest.raises(EdgeError, match="is a file"):
         open_checkpoint(str(tiny / "config.json"))
-    (tiny / "model.safetensors").rename(tiny / "pytorch_model.bin")
-    with pytest.raises(EdgeError, match=r"pytorch_model\.bin, a pickle"):
-        open_checkpoint(str(tiny))
-    (tiny / "config.json").unlink()
-    with pytest.raises(EdgeError, match=r"config\.json is missing"):
-        open_checkpoint(str(tiny))
-
-
-@pytest.mark.parametrize(
-    ("index", "words"),
-    [
-        ({"weight_map": {"a": "gone.safetensors"}}, r"gone\.safetensors is missing"),
-        ({"weight_map": {"a": "../tiny/model.safetensors"}}, "outside its directory"),
-        ({"weight_map": {"a": "/etc/passwd"}}, "outside its directory"),
-        ({"weight_map": [1]}, "no weight_map"),
-        ({}, "no weight_map"),
-    ],
-)
-def test_an_index_that_lies(tiny, index, words):
-    (tiny / "model.safetensors.index.json").write_text(json.dumps(index))
-    with pytest.raises(EdgeError, match=words):
-        open_checkpoint(str(tiny))
+    for name in ("tokenizer.json", "config.json"):
+        (tiny / name).unlink()
+        with pytest.raises(EdgeError, match=rf"{name} is missing"):
+            open_checkpoint(str(tiny))

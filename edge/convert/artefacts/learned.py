@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Callable
-from contextlib import redirect_stderr, redirect_stdout
+from contextlib import closing, redirect_stderr, redirect_stdout
 from pathlib import Path
 from typing import Any
 
@@ -70,29 +70,20 @@ def write_learned(
     folder.mkdir()
     plan = [Planned(name, DTYPES[array.dtype], array.shape) for name, array in tensors.items()]
     writer = ShardWriter(folder, plan)
-    try:
+    with closing(writer):
         for array in tensors.values():
             writer.write(np.asarray(array))
         writer.finish()
-    finally:
-        writer.close()
     quantization = {"group_size": recipe.group_size, "bits": recipe.bits, "mode": "affine"}
     small = write_small_files(checkpoint, recipe.dtype, quantization, folder)
     text_name = "edge's own source code" if calibration is None else calibration.name
     return writer.sha256 | small, [f"learned with GPTQ from {text_name}."]
 
 
-# --- GPTQ
-
-
 def learn(path: Path, recipe: Recipe, ids: Ids, progress: Progress) -> dict[str, mx.array]:
     """Quantise an mlx-fp16 artefact with the help of a text's ids (sequences, tokens).
 
-    Returns:
-        The artefact's tensors by name, codes uint32 and all else float16.
-
-    Raises:
-        EdgeError: the group size does not divide the matrices' rows.
+    The result is the artefact's tensors by name, codes uint32 and all else float16.
     """
     assert recipe.bits and recipe.group_size
     weights: dict[str, mx.array] = {}
@@ -191,9 +182,6 @@ def _exported(model: Any) -> dict[str, mx.array]:
     return tensors
 
 
-# --- the text
-
-
 def bundled_text() -> str:
     """The package's own Python files, one after the other in the order of their paths."""
     root = Path(edge.__file__).parent
@@ -202,12 +190,8 @@ def bundled_text() -> str:
     return "\n\n".join((root / path).read_text(encoding="utf-8") for path in used)
 
 
-def sequences(tokenizer: Any, text: str, tokens: int, count: int, seed: int = 0) -> Ids:
-    """Cut a text into pieces of so many tokens and draw at most `count`: ids (sequences, tokens).
-
-    Raises:
-        EdgeError: the text is shorter than one sequence.
-    """
+def sequences(tokenizer: Any, text: str, tokens: int, count: int) -> Ids:
+    """Ids (sequences, tokens) of at most `count` pieces of a text, drawn from all of it."""
     ids = np.asarray(tokenizer.encode(text), np.int32)
     if ids.size < tokens:
         raise EdgeError(
@@ -215,5 +199,5 @@ def sequences(tokenizer: Any, text: str, tokens: int, count: int, seed: int = 0)
             f"choose a longer text."
         )
     pieces = ids[: ids.size // tokens * tokens].reshape(-1, tokens)
-    order = np.random.RandomState(seed).permutation(len(pieces))
+    order = np.random.RandomState(0).permutation(len(pieces))
     return pieces[order[:count]]

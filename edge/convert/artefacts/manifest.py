@@ -73,11 +73,7 @@ def read_manifest(artefact: Path) -> Manifest | None:
 
 
 def write_manifest(artefact: Path, manifest: Manifest) -> None:
-    """Put it into an artefact that is complete but for it.
-
-    Raises:
-        EdgeError: a GGUF file has not the room.
-    """
+    """Put it into an artefact that is complete but for it; an EdgeError if a GGUF has no room."""
     text = manifest.to_json().encode()
     if artefact.is_dir():
         (artefact / MLX_FILE).write_bytes(text)
@@ -98,8 +94,7 @@ def file_sha256(
 ) -> str:
     """Digest of a file, with the bytes between two offsets as spaces.
 
-    Raises:
-        CancelledError: `stopped` became true before the end.
+    A CancelledError if `stopped` becomes true before the end.
     """
     begin, end = blank
     with path.open("rb") as file:
@@ -121,9 +116,6 @@ def _room(path: Path) -> tuple[int, int]:
     """Where the manifest's text lies in a GGUF file: begin and end offset.
 
     A key is stored as its length and text, then its type, then the value's length and text.
-
-    Raises:
-        EdgeError: the file has no such key near its start.
     """
     key = len(GGUF_KEY).to_bytes(8, "little") + GGUF_KEY.encode()
     with path.open("rb") as file:

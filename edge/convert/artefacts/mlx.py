@@ -32,9 +32,6 @@ CODE_BITS = 32
 FIRST_READERS = tuple(f"{readers[0]}.weight" for readers in ORDER_READERS.values())
 
 
-# --- how each tensor is stored, decided before anything is read
-
-
 @dataclass(frozen=True)
 class TensorLayout:
     """One tensor: a float type, or bits and group size; `packing` if the source has it so."""
@@ -142,9 +139,6 @@ def quantization_config(tensors: Sequence[TensorLayout]) -> dict[str, Any] | Non
         if s != (group_size, bits)
     }
     return {"group_size": group_size, "bits": bits, "mode": "affine", **own}
-
-
-# --- the directory
 
 
 class MlxWriter(Writer):

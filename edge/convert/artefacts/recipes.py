@@ -79,11 +79,7 @@ TABLE_11 = ("mlx-fp16", "mlx-int4", "gguf-f16", "gguf-q5_k_m", "gguf-q6_k")
 
 
 def find_recipe(name: str) -> Recipe:
-    """Look an artefact's name up.
-
-    Raises:
-        EdgeError: there is no such artefact.
-    """
+    """Look an artefact's name up; an EdgeError if there is none."""
     if name not in RECIPES:
         raise EdgeError(f"unknown artefact {name!r}; choose from {', '.join(RECIPES)}.")
     return RECIPES[name]

@@ -16,16 +16,8 @@ from edge.formats.safetensors import INDEX
 # Bits of a weight outside the head, by precision. ggml's blocks of 32 or 256 weights hold scales
 # beside the codes; where llama.cpp mixes types, it is the mean over a StableLM's matrices.
 GGUF_BITS = {
-    **{
-        "Q8_0": 8.5,
-        "Q6_K": 6.5625,
-        "Q5_K_S": 5.5,
-        "Q5_1": 6.0,
-        "Q5_0": 5.5,
-        "Q4_1": 5,
-        "Q4_0": 4.5,
-    },
-    **{"Q5_K_M": 5.64, "Q4_K_M": 4.78},  # half of attn_v and ffn_down in Q6_K
+    **{"Q8_0": 8.5, "Q6_K": 6.5625, "Q5_K_S": 5.5, "Q5_1": 6.0, "Q5_0": 5.5, "Q4_1": 5.0},
+    **{"Q4_0": 4.5, "Q5_K_M": 5.64, "Q4_K_M": 4.78},  # _M: half of attn_v and ffn_down in Q6_K
     "Q3_K_M": 3.82,  # attn_v, attn_output and ffn_down in Q4_K, the first few in Q5_K
     "Q2_K": 2.90,  # attn_v, attn_output and ffn_down in Q3_K
 }
@@ -39,11 +31,7 @@ def file_bytes(path: Path) -> int:
 
 
 def tensor_bytes(path: Path) -> int:
-    """Bytes of the weights alone, without headers, tokenizer and config.
-
-    Raises:
-        EdgeError: the artefact is damaged.
-    """
+    """Bytes of the weights alone, without headers, tokenizer and config."""
     if path.is_dir():
         return int(read_json_object(path / INDEX)["metadata"]["total_size"])
     return sum(tensor.data_bytes for tensor in read_gguf(path).tensors)

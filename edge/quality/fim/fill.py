@@ -72,15 +72,7 @@ def fill_all(
 ) -> list[Filled]:
     """Middles of all holes, in their order; the artefact is opened only if some are not on record.
 
-    Args:
-        subject: the artefact.
-        holes: any number.
-        settings: the same for all.
-        tokenizer: the checkpoint's.
-        folder: of the records, which keep each middle as soon as it is there.
-        threads: of llama.cpp.
-        progress: told the share that is done.
-        warn: told where memory is short.
+    Records in `folder` keep each middle as soon as it is there; `warn` is told of short memory.
 
     Raises:
         EdgeError: the artefact cannot be opened, or a middle cannot be kept.

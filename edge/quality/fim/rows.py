@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
-from itertools import compress
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from edge.quality.fim.fill import Filled
@@ -29,13 +28,14 @@ def build_rows(holes: Sequence[Hole], middles: Middles, reference: str | None) -
 def _row(
     artefact: str, kind: str, holes: Sequence[Hole], middles: Middles, reference: str | None
 ) -> Row:
-    of_kind = [hole.kind == kind for hole in holes]
-    expected = [hole.middle for hole in compress(holes, of_kind)]
-    own = list(compress(middles[artefact], of_kind))
-    scores, change = _scores(expected, own), None
+    places = [i for i, hole in enumerate(holes) if hole.kind == kind]
+
+    def scores_of(name: str) -> list[Score]:
+        return [score(holes[i].middle, middles[name][i].text) for i in places]
+
+    own, scores, change = [middles[artefact][i] for i in places], scores_of(artefact), None
     if reference is not None and reference in middles and reference != artefact:
-        others = _scores(expected, compress(middles[reference], of_kind))
-        change = {"reference": reference, **compare(scores, others)}
+        change = {"reference": reference, **compare(scores, scores_of(reference))}
     return {
         "artefact": artefact,
         "kind": kind,
@@ -44,10 +44,6 @@ def _row(
         "seconds": sum(middle.seconds for middle in own),
         "change": change,
     }
-
-
-def _scores(expected: Sequence[str], filled: Iterable[Filled]) -> list[Score]:
-    return [score(text, middle.text) for text, middle in zip(expected, filled, strict=True)]
 
 
 def markdown(rows: Sequence[Row]) -> str:

@@ -17,13 +17,11 @@ from safetensors.numpy import save_file
 from tokenizers import Tokenizer
 
 from edge.convert.artefacts.gguf_tokenizer import CONTROL, UNUSED, read_tokenizer
-from edge.convert.artefacts.recipes import RECIPES
-from edge.convert.checkpoint import open_checkpoint
-from edge.convert.convert import convert
 from edge.convert.sources.find import DEMO_PATH
 from edge.errors import EdgeError
 from edge.llama_cpp.session import LlamaSession
 from edge.model.config import ModelConfig
+from tests.support.conversions import make
 from tests.support.tiny import PLAIN, random_tensors
 
 GPT_NEOX = os.environ.get("EDGE_GPT_NEOX_TOKENIZER")
@@ -36,30 +34,24 @@ TEXTS = {
     "javascript": "const f = async (x) => `${x ?? 'none'}`;  // don't\nlet a=[...b,];\n",
     "rust": "impl<'a, T: Copy> Iter<'a, T> { fn next(&mut self) -> Option<&'a T> { None } }\n",
     "html": '<!DOCTYPE html>\n<a href="https://x.org/?q=1&amp;r=%20">\u00a0link</a>\n',
-    "shell": "for f in *.txt; do echo \"${f%.txt}\" | sed -e 's/a/b/g' >>/dev/null; done\n",
     "chinese": "代码补全模型：你好，世界！",
     "japanese": "これはテストです。ｶﾀｶﾅ　全角",
     "emoji": "👩‍👩‍👧‍👦 🏳️‍🌈 👍🏽 ❤️ 1️⃣",
     "arabic": "مرحبا بالعالم ١٢٣ \u200f",
-    "hindi": "नमस्ते दुनिया क्षत्रिय",
     "stacked marks": "x\u0323\u0302 q\u0307\u0323 a\u20d7",
-    "mathematics": "∀x∈ℝ: ⌈x⌉ = −⌊−x⌋ ½ ² 𝔘𝔫𝔦",
     "controls": "a\x01b\x1f\x7f\u0085\u200b\ufeffc\u2028d",
     "odd spaces": "a\u00a0b\u2003c\u3000d \u00a0 e\u202f",
     "highest": "\U0010ffff\ufffd\uffff",
     "crlf": "a\r\n\r\n  b\r\nc\r",
     "tabs and spaces": "\t  \t x \t\n \t\n\t\t\ty",
-    "trailing": "a = 1   \nb = 2\t\nc   ",
-    "vertical": "a\vb\fc \v d",
+    "trailing": "a = 1   \nb = 2\t\nc \v d\f ",
     "numbers": "0 12 123 1234 12345 1234567890 1_000_000 3.14159 1e-9 0xFF 0b10 007",
     "other digits": "٣٤ ४५ ²³ ½ Ⅷ ①",
     "contractions": "don't we'll I'm",
     "fim": "<fim_prefix>def f():<fim_suffix>\n    pass<fim_middle>",
     "chatml": "<|im_start|>user\nhi there<|im_end|>\n<|im_start|>assistant\n",
-    "end": "a<|endoftext|>b<|endoftext|><|endoftext|>\n",
     "almost special": "<|endoftext| > <fim_prefi <|im_start",
     "between spaces": "    <|endoftext|>    <fim_prefix>  x",
-    "repository": "<reponame>a/b<filename>c.py<gh_stars>0",
     "nothing": "",
 }
 DECOMPOSED = ["cafe\u0301", "\u1112\u1161\u11ab", "A\u030a \u212b", "o\u0323\u0302"]
@@ -79,8 +71,7 @@ class Pair:
         (folder / "config.json").write_text(json.dumps(raw))
         (folder / "tokenizer.json").write_text(json.dumps(tokenizer))
         save_file(random_tensors(ModelConfig.from_dict(raw)), folder / "model.safetensors")
-        recipes = [RECIPES["gguf-f16"]]
-        (made,) = convert(open_checkpoint(str(folder)), recipes, folder / "out", lambda *_: None)
+        (made,) = make(folder, folder / "out", "gguf-f16")
         self.session = LlamaSession(made.path, 64, 1)
         self.reference = Tokenizer.from_str(json.dumps(tokenizer))
         self.composes = tokenizer["normalizer"] is not None

@@ -3,7 +3,6 @@
 import dataclasses
 import hashlib
 import json
-import re
 import shutil
 
 import pytest
@@ -24,13 +23,10 @@ from edge.convert.artefacts.manifest import (
 from edge.convert.artefacts.recipes import RECIPES
 from edge.convert.artefacts.sizes import tensor_bytes
 from edge.convert.checkpoint import Corrections, open_checkpoint
-from edge.convert.convert import convert
-from edge.convert.sources.published import SHAPES
 from edge.errors import EdgeError
+from tests.support.conversions import make
 from tests.support.tiny import CONFIGS, write_checkpoint
 
-SMALL = {"vocab_size": 512, "hidden_size": 64, "intermediate_size": 128}
-SMALL |= {"num_attention_heads": 2, "num_key_value_heads": 2}
 MADE = ("mlx-fp16", "mlx-int4", "gguf-f16", "gguf-q8_0")
 EXAMPLE = Manifest(
     artefact="mlx-int4",
@@ -47,6 +43,7 @@ EXAMPLE = Manifest(
     tools={"edge": "0"},
     notes=("fine.", "Größe"),
 )
+FIELDS = json.loads(EXAMPLE.to_json())
 
 
 @pytest.fixture(scope="module")
@@ -59,13 +56,10 @@ def tiny(tmp_path_factory):
 @pytest.fixture(scope="module")
 def made(tiny):
     """Artefacts by name; not to be changed."""
-    recipes = [RECIPES[name] for name in MADE]
-    done = convert(open_checkpoint(str(tiny)), recipes, tiny.parent / "out", lambda *_: None)
-    return {artefact.recipe.name: artefact.path for artefact in done}
+    return {a.recipe.name: a.path for a in make(tiny, tiny.parent / "out", *MADE)}
 
 
 def written(folder, text):
-    folder.mkdir(exist_ok=True)
     (folder / MLX_FILE).write_text(text)
     return read_manifest(folder)
 
@@ -78,12 +72,9 @@ def test_the_record_of_every_kind_of_artefact(made, tiny, name):
     assert (found.source, found.revision, found.synthetic) == ("tiny", None, False)
     assert found.fingerprint == checkpoint.fingerprint
     assert found.tools == tool_versions()
-    assert found.tools.keys() == {"edge", *TOOLS}
-    assert found.tools["edge"] == edge.__version__
+    assert (found.tools.keys(), found.tools["edge"]) == ({"edge", *TOOLS}, edge.__version__)
     assert found.bits_per_weight == 8 * tensor_bytes(path) / checkpoint.parameters
-    assert found.corrections == Corrections()
-    for key in ("bits", "group_size", "file_type"):
-        assert found.recipe[key] == getattr(recipe, key)
+    assert found.recipe.items() >= {"bits": recipe.bits, "file_type": recipe.file_type}.items()
     assert found.source_sha256 == {p.name: file_sha256(p) for p in tiny.iterdir()}
     if path.is_dir():
         files = [p for p in path.iterdir() if p.name != MLX_FILE]
@@ -94,20 +85,11 @@ def test_the_record_of_every_kind_of_artefact(made, tiny, name):
     assert str(tiny.parent) not in found.to_json()  # nothing of this machine
 
 
-def test_random_weights_are_labelled_and_stay_so(tmp_path, monkeypatch):
-    small = dataclasses.replace(SHAPES["stable-code-3b"], **SMALL)
-    monkeypatch.setitem(SHAPES, "small", small)
-    checkpoint = open_checkpoint("synthetic:small", corrections=Corrections(layers=1))
-    recipes = [RECIPES["mlx-int4"], RECIPES["gguf-q4_0"]]
-    for artefact in convert(checkpoint, recipes, tmp_path / "out", lambda *_: None):
-        found = read_manifest(artefact.path)
-        assert (found.synthetic, found.source) == (True, "synthetic:small")
-        assert found.corrections.layers == 1
-        assert found.source_sha256 == {}
-        again = open_checkpoint(str(artefact.path))
-        out = tmp_path / artefact.recipe.name
-        (second,) = convert(again, [RECIPES["mlx-int8"]], out, lambda *_: None)
-        assert read_manifest(second.path).synthetic
+def test_random_weights_stay_labelled(made, tmp_path):
+    path = shutil.copytree(made["mlx-int4"], tmp_path / "random")
+    write_manifest(path, dataclasses.replace(EXAMPLE, synthetic=True))
+    (second,) = make(path, tmp_path / "out", "gguf-q4_0")
+    assert read_manifest(second.path).synthetic
 
 
 def test_a_gguf_digest_leaves_the_manifest_out(made, tmp_path):
@@ -125,10 +107,6 @@ def test_a_gguf_digest_leaves_the_manifest_out(made, tmp_path):
     for outside in (0, begin + len(BLANK), size - 1):
         path.write_bytes(data[:outside] + bytes([data[outside] ^ 1]) + data[outside + 1 :])
         assert gguf_sha256(path) != digest
-
-
-def test_a_manifest_that_is_too_long_for_a_gguf_file(made, tmp_path):
-    path = shutil.copyfile(made["gguf-f16"], tmp_path / "x.gguf")
     before = path.read_bytes()
     files = {f"model-{i:05d}.safetensors": "0" * 64 for i in range(400)}
     with pytest.raises(EdgeError, match=r"the manifest takes \d+ bytes.*room for 16384"):
@@ -140,44 +118,30 @@ def test_older_manifests_are_read(tmp_path):
     """They had a digest of their own, and at first neither notes nor tools."""
     write_manifest(tmp_path, EXAMPLE)
     assert read_manifest(tmp_path) == EXAMPLE
-    fields = json.loads(EXAMPLE.to_json())
-    del fields["notes"], fields["tools"]
+    fields = {k: v for k, v in FIELDS.items() if k not in ("notes", "tools")}
     older = dataclasses.replace(EXAMPLE, notes=(), tools={})
     assert written(tmp_path, json.dumps({**fields, "sha256": "0" * 64})) == older
 
 
-@pytest.mark.parametrize("key", [f.name for f in dataclasses.fields(Manifest)])
+@pytest.mark.parametrize("key", FIELDS)
 def test_a_field_of_another_type_is_no_manifest(tmp_path, key):
-    fields = json.loads(EXAMPLE.to_json())
-    assert written(tmp_path, json.dumps({**fields, key: [[1]]})) is None
-    del fields[key]
-    assert (written(tmp_path, json.dumps(fields)) is None) == (key not in ("tools", "notes"))
+    assert written(tmp_path, json.dumps({**FIELDS, key: [[1]]})) is None
 
 
-@pytest.mark.parametrize(
-    "text",
-    [
-        *("", "{", "null", "[]", "[" * 100_000),
-        EXAMPLE.to_json()[:-3],
-        EXAMPLE.to_json() + "{}",
-        re.sub(r"4\.5", "NaN", EXAMPLE.to_json()),
-        re.sub('"tiny"', '"\\\\ud800"', EXAMPLE.to_json()),
-    ],
-)
+@pytest.mark.parametrize("text", ["", "[]", "[" * 100_000, json.dumps({"artefact": "mlx-int4"}),
+    EXAMPLE.to_json() + "{}", EXAMPLE.to_json().replace("4.5", "NaN"),
+    EXAMPLE.to_json().replace('"tiny"', '"\\ud800"')])  # fmt: skip
 def test_text_that_is_no_manifest(tmp_path, text):
     assert written(tmp_path, text) is None
 
 
 def test_files_without_a_manifest(made, tmp_path):
-    (tmp_path / "a" / MLX_FILE).mkdir(parents=True)
-    (tmp_path / "b").mkdir()
-    (tmp_path / "b" / MLX_FILE).write_bytes(b"\xff\xfe{}")
-    (tmp_path / "c.gguf").write_bytes(b"GGUF")
-    (tmp_path / "d").write_bytes(b"")
-    foreign = tmp_path / "x.gguf"
+    (tmp_path / "folder" / MLX_FILE).mkdir(parents=True)
+    (tmp_path / "cut.gguf").write_bytes(b"GGUF")
+    foreign = tmp_path / "foreign.gguf"
     renamed = made["gguf-f16"].read_bytes().replace(b"edge.manifest", b"edge.manifesT", 1)
     foreign.write_bytes(renamed)
-    for name in ("a", "b", "c.gguf", "d", "nowhere", "x.gguf"):
+    for name in ("folder", "cut.gguf", "nowhere", "foreign.gguf"):
         assert read_manifest(tmp_path / name) is None
     with pytest.raises(EdgeError, match="has no edge manifest"):
         gguf_sha256(foreign)

@@ -10,11 +10,10 @@ import pytest
 from edge.convert.artefacts.mlx import layout, quantization_config
 from edge.convert.artefacts.recipes import GROUP_SIZES, RECIPES
 from edge.convert.checkpoint import open_checkpoint
-from edge.convert.convert import convert
-from edge.convert.targets import Options
-from edge.model.config import ModelConfig, read_config
-from edge.model.load import load_model
-from tests.support.tiny import CONFIGS, PLAIN, token_ids, write_checkpoint
+from edge.model.config import ModelConfig
+from tests.support import conversions
+from tests.support.conversions import edge_logits, mlx_lm_logits
+from tests.support.tiny import CONFIGS, PLAIN, write_checkpoint
 
 MIXED = [name.removeprefix("mlx-") for name in RECIPES if name.startswith("mlx-mixed")]
 # Ten layers: an eighth is one, so that first, last and every third between are told apart; rows of
@@ -31,8 +30,7 @@ def deep(tmp_path_factory):
 
 
 def make(source, out, name, **options):
-    checkpoint = open_checkpoint(str(source))
-    return convert(checkpoint, [RECIPES[name]], out, lambda *_: None, Options(**options))[0].path
+    return conversions.make(source, out, name, **options)[0].path
 
 
 def expect_as_mlx_lm(ours, float16, folder, bits, group_size, predicate=None):
@@ -91,14 +89,8 @@ def test_mixed_recipes_choose_mlx_lms_matrices_at_any_depth(layers):
 
 @pytest.mark.parametrize("name", ["mlx-int4", "mlx-mixed_2_6", "mlx-int3"])
 def test_they_run_in_our_network_and_in_mlx_lms(deep, tmp_path, name):
-    from mlx_lm import load
-
     path = make(deep[0], tmp_path / "out", name)
-    ids = mx.array(token_ids(read_config(path / "config.json")))
-    theirs, _ = load(str(path))
-    theirs.set_dtype(mx.float32)
-    ours = load_model(path, mx.float32)
-    assert mx.abs(ours(ids) - theirs(ids)).max().item() < 1e-3
+    assert np.abs(edge_logits(path) - mlx_lm_logits(path)).max() < 1e-3
 
 
 def test_a_matrix_of_another_setting_is_named_in_the_config(tmp_path):

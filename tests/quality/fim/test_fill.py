@@ -4,7 +4,6 @@ import mlx.core as mx
 import pytest
 
 from edge.cli.model_path import DEMO
-from edge.errors import EdgeError
 from edge.quality import records
 from edge.quality.corpus import SourceText
 from edge.quality.fim import fill as module
@@ -37,18 +36,13 @@ def test_both_engines_write_the_same_middles(demo_out, holes, tmp_path):
     assert sum(a == b for a, b in zip(ours, theirs, strict=True)) >= len(holes) - 1
 
 
-def test_middle_depends_on_its_hole_alone(demo_out, holes, tmp_path):
-    there = fill(tmp_path / "a", demo_out, holes[:4])
-    back = fill(tmp_path / "b", demo_out, holes[3::-1])
-    assert back == there[::-1]
-
-
 def test_stopped_run_continues(demo_out, holes, tmp_path, monkeypatch):
     def stop(share):
         if share >= 0.5:
             raise KeyboardInterrupt
 
-    whole, seen = fill(tmp_path / "whole", demo_out, holes[:4]), []
+    # A middle depends on its hole alone.
+    whole, seen = fill(tmp_path / "whole", demo_out, holes[3::-1])[::-1], []
     with pytest.raises(KeyboardInterrupt):
         fill(tmp_path, demo_out, holes[:4], progress=stop)
     assert fill(tmp_path, demo_out, holes[:4], progress=seen.append) == whole
@@ -67,13 +61,6 @@ def test_other_settings_rules_or_dtype_fill_anew(demo_out, holes, tmp_path, monk
     assert len(list(tmp_path.iterdir())) == 5
 
 
-def test_window_is_half_of_a_short_context_and_holds_two_middles():
-    windows = [Settings.of("psm", 8, n).window_tokens for n in (1024, 4096, 16384)]
-    assert windows == [512, 2048, 2048]
-    with pytest.raises(EdgeError, match="choose at most 256"):
-        Settings.of("psm", 257, 1024)
-
-
 GIVEN = Filled("    return 1", "stop token", 0.5)
 HOLES = [Hole(name, name[0], "def f():\n", "\n", GIVEN.text) for name in ("k1", "k2", "other")]
 MIDDLES = {
@@ -89,17 +76,10 @@ def test_rows_are_by_kind_and_compared_by_hole():
     ]  # fmt: skip
     assert [row["exact_match"] for row in rows] == [0.5, 0, 1, 1]
     assert rows[0]["change"]["lost"] == 1 and rows[0]["change"]["reference"] == "mlx-fp16"
-    assert rows[1]["stopped_by"] == {"indent": 1}
-    assert rows[2]["change"] is None
+    assert (rows[1]["stopped_by"], rows[2]["change"]) == ({"indent": 1}, None)
     assert rows[0]["seconds"] == 1.0
-    assert all(row["change"] is None for row in build_rows(HOLES, MIDDLES, None))
     text = markdown(rows)
     assert text.count("\n|") == 5 and "-50.0 [" in text and "indent 1" in text
-
-
-def test_samples_show_control_characters_as_escapes():
     shown = samples(HOLES, MIDDLES, 1)
     assert [entry["name"] for entry in shown] == ["k1", "other"]
-    text = samples_text(shown)
-    assert "'    return 1'" in text and r"'\x1b[2J'  (stop token)" in text
-    assert all(line.isprintable() for line in text.splitlines())
+    assert r"'\x1b[2J'  (stop token)" in samples_text(shown)
