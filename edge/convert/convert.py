@@ -10,16 +10,18 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
+from importlib.metadata import version
 from pathlib import Path
 from threading import Event
 
+import edge
 from edge.convert.artefacts.gguf import GgufWriter, check_expressible, gguf_notes
 from edge.convert.artefacts.manifest import (
+    TOOLS,
     Manifest,
     file_sha256,
     gguf_sha256,
     read_manifest,
-    tool_versions,
     write_manifest,
 )
 from edge.convert.artefacts.mlx import MlxWriter
@@ -81,16 +83,21 @@ def convert(
     wanted = targets(checkpoint, recipes, out, options)
     if not all(target.recipe.is_mlx for target in wanted):
         check_expressible(checkpoint)
-    source = checkpoint.source.path
     for target in wanted:
-        if source is not None and target.path.exists() and target.path.samefile(source):
-            raise EdgeError(f"{target.path} is the source itself; choose another --out.")
+        check_is_not_source(target.path, checkpoint)
     with lock_folder(out, notice):
         missing = [t for t in wanted if options.force or not _is_there(t, checkpoint)]
         if missing:
             with os_errors_as_edge_error(out):
                 _Conversion(checkpoint, out, progress, options).run(missing)
     return [finished(t.recipe, t.path, kept=t not in missing) for t in wanted]
+
+
+def check_is_not_source(path: Path, checkpoint: Checkpoint) -> None:
+    """Raise EdgeError where an artefact would replace what it is made from."""
+    source = checkpoint.source.path
+    if source is not None and path.exists() and path.samefile(source):
+        raise EdgeError(f"{path} is the source itself; choose another --out.")
 
 
 def finished(recipe: Recipe, path: Path, kept: bool) -> Artefact:
@@ -117,33 +124,35 @@ def _is_there(target: Target, checkpoint: Checkpoint) -> bool:
     )
 
 
+@dataclass
 class _Conversion:
     """One pass over the tensors, then what needs a float artefact as input."""
 
-    def __init__(
-        self, checkpoint: Checkpoint, out: Path, progress: Progress, options: Options
-    ) -> None:
-        self._checkpoint, self._out = checkpoint, out
-        self._progress, self._options = progress, options
+    checkpoint: Checkpoint
+    out: Path
+    progress: Progress
+    options: Options
+
+    def __post_init__(self) -> None:
         # Temporary float artefacts, called a partial: after a kill the next run clears it.
-        self._floats = out / f".mlx-floats.{PARTIAL}-{os.getpid()}"
+        self._floats = self.out / f".mlx-floats.{PARTIAL}-{os.getpid()}"
 
     def run(self, missing: Sequence[Target]) -> None:
         """Make every target; hash the source's files meanwhile."""
         # What the user names, before hours of work depend on it.
-        if self._options.imatrix is not None:
-            read_imatrix(self._options.imatrix)
-        if self._options.calibration is not None:
-            read_text(self._options.calibration)
+        if self.options.imatrix is not None:
+            read_imatrix(self.options.imatrix)
+        if self.options.calibration is not None:
+            read_text(self.options.calibration)
         streamed = [target for target in missing if target.is_streamed]
         later = [target for target in missing if not target.is_streamed]
         floats = self._needed_floats(streamed, later)
-        sizes = [planned_bytes(self._checkpoint, t.recipe, t.exact) for t in (*missing, *floats)]
-        check_room(self._out, sum(sizes))
+        sizes = [planned_bytes(self.checkpoint, t.recipe, t.exact) for t in (*missing, *floats)]
+        check_room(self.out, sum(sizes))
         stop = Event()
         with ThreadPoolExecutor(1) as background:
             # While the tensors pass: another core has time, and the files are in its cache.
-            self._sources = background.submit(_hash_sources, self._checkpoint, stop.is_set)
+            self._sources = background.submit(_hash_sources, self.checkpoint, stop.is_set)
             try:
                 if streamed or floats:
                     self._stream([*streamed, *floats])
@@ -158,8 +167,8 @@ class _Conversion:
         there = {target.recipe for target in streamed}
         needed = []
         for recipe in {float_of(target): None for target in later}:
-            found = read_manifest(recipe.path_in(self._out))
-            ours = found is not None and found.fingerprint == self._checkpoint.fingerprint
+            found = read_manifest(recipe.path_in(self.out))
+            ours = found is not None and found.fingerprint == self.checkpoint.fingerprint
             if recipe not in there and not ours:
                 needed.append(Target(recipe, recipe.path_in(self._floats)))
         return needed
@@ -170,34 +179,34 @@ class _Conversion:
             for target in wanted:
                 partial = stack.enter_context(atomic_write(target.path))
                 writer: Writer = (
-                    MlxWriter(self._checkpoint, target.recipe, target.exact, partial)
+                    MlxWriter(self.checkpoint, target.recipe, target.exact, partial)
                     if target.recipe.is_mlx
-                    else GgufWriter(self._checkpoint, target.recipe, partial)
+                    else GgufWriter(self.checkpoint, target.recipe, partial)
                 )
                 stack.callback(writer.close)
                 writers.append((target, partial, writer))
-            stream(self._checkpoint, [w for *_, w in writers], self._progress_of(*wanted))
+            stream(self.checkpoint, [w for *_, w in writers], self._progress_of(*wanted))
             for target, partial, writer in writers:
                 self._sign(target, partial, *writer.finish())
 
     def _progress_of(self, *wanted: Target) -> Callable[[float], None]:
         def update(done: float) -> None:
             for target in wanted:
-                self._progress(target.recipe.name, done)
+                self.progress(target.recipe.name, done)
 
         return update
 
     def _make_from_float(self, target: Target) -> None:
         source = float_of(target).path_in(self._floats)
         if not source.exists():
-            source = float_of(target).path_in(self._out)
-        checkpoint, recipe, progress = self._checkpoint, target.recipe, self._progress_of(target)
+            source = float_of(target).path_in(self.out)
+        checkpoint, recipe, progress = self.checkpoint, target.recipe, self._progress_of(target)
         with atomic_write(target.path) as partial:
             if target.learned:
                 # Here: it imports mlx-lm and transformers, which nothing else needs.
                 from edge.convert.artefacts.learned import write_learned
 
-                text = self._options.calibration
+                text = self.options.calibration
                 made = write_learned(checkpoint, recipe, source, text, partial, progress)
             else:
                 assert recipe.file_type is not None  # every GGUF recipe has one
@@ -211,7 +220,7 @@ class _Conversion:
         self, target: Target, partial: Path, digests: dict[str, str], notes: Sequence[str]
     ) -> None:
         """Put the manifest in, the last thing before the artefact takes its place."""
-        checkpoint = self._checkpoint
+        checkpoint = self.checkpoint
         if checkpoint.weights.quantised and not target.exact:
             notes = [*notes, describe_loss(partial, checkpoint)]
         manifest = make_manifest(
@@ -247,7 +256,7 @@ def make_manifest(
         bits_per_weight=bits_per_weight(artefact, checkpoint.parameters),
         source_sha256=source_sha256,
         output_sha256=output_sha256,
-        tools=tool_versions(),
+        tools={"edge": edge.__version__} | {name: version(name) for name in TOOLS},
         notes=tuple(notes),
     )
 
@@ -271,8 +280,6 @@ def _hash_sources(checkpoint: Checkpoint, stopped: Callable[[], bool]) -> dict[s
 @contextmanager
 def lock_folder(out: Path, notice: Notice) -> Iterator[None]:
     """Make the folder and hold it alone; the lock ends with the process, however it ends.
-
-    `notice` is told if another process has it, before waiting for that one.
 
     Raises:
         EdgeError: the folder cannot be made, written or locked.

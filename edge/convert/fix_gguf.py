@@ -28,6 +28,7 @@ from edge.convert.convert import (
     Artefact,
     Notice,
     Progress,
+    check_is_not_source,
     check_room,
     finished,
     lock_folder,
@@ -57,10 +58,7 @@ def fix_gguf(
     progress: Progress,
     notice: Notice,
 ) -> Artefact:
-    """Write OUT/gguf-mended.gguf.
-
-    `corrections` hold the rotary base that the model was trained with, where it cannot be told,
-    and the number of positions, where the file's is wrong.
+    """Write OUT/gguf-mended.gguf, with the user's `corrections` where the file's values are wrong.
 
     Raises:
         EdgeError: it is not a GGUF file of a StableLM, lacks nothing, or its rotary base cannot
@@ -75,8 +73,7 @@ def fix_gguf(
     for doubt in doubts_about(checkpoint.config, *checkpoint.names):
         notice(f"warning: {doubt}")
     target = MENDED.path_in(out)
-    if target.exists() and target.samefile(source):
-        raise EdgeError(f"{target} is the file to be fixed itself; choose another --out.")
+    check_is_not_source(target, checkpoint)
     with lock_folder(out, notice):
         if target.exists() and not force:
             raise EdgeError(f"{target} is there already; replace it with --force.")
@@ -108,11 +105,7 @@ def _rope_base(source: Path) -> float:
 
 
 def write_fixed(source: Path, target: Path, corrections: Corrections, progress: Progress) -> None:
-    """Copy a whole StableLM GGUF file with what it lacks and room for a manifest.
-
-    Raises:
-        EdgeError: the source is broken, not a StableLM or lacks nothing.
-    """
+    """Copy a whole StableLM GGUF file with what it lacks and room for a manifest."""
     added = _missing_keys(source, corrections)
     if not added:
         raise EdgeError(

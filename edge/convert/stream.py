@@ -101,11 +101,7 @@ class Writer(ABC):
 def stream(
     checkpoint: Checkpoint, writers: Sequence[Writer], progress: Callable[[float], None]
 ) -> None:
-    """Give every tensor to every writer; `progress` is told the finished fraction, 0 to 1.
-
-    Raises:
-        EdgeError: a weight is not finite, or too large for a writer's type.
-    """
+    """Give every tensor to every writer; `progress` is told the finished fraction, 0 to 1."""
     shapes = expected_shapes(checkpoint.config)
     total, done = sum(map(prod, shapes.values())), 0
     with ThreadPoolExecutor(min(MAX_THREADS, os.cpu_count() or 1)) as threads:

@@ -54,11 +54,7 @@ class Target:
 def targets(
     checkpoint: Checkpoint, recipes: Sequence[Recipe], out: Path, options: Options
 ) -> list[Target]:
-    """One target per recipe, in order, each once.
-
-    Raises:
-        EdgeError: an option that bears on none of them, or on one that cannot have it.
-    """
+    """One target per recipe, in order; an EdgeError for an option that none of them can have."""
     packing = source_packing(checkpoint)
     made = [_target(recipe, out, options, packing) for recipe in dict.fromkeys(recipes)]
     _check_options(made, options, checkpoint)
@@ -92,12 +88,10 @@ def _check_options(made: Sequence[Target], options: Options, checkpoint: Checkpo
             f"--requantise is for quantised sources, and {checkpoint.source.name} is none; "
             f"leave it out."
         )
-    for target in made:
-        if target.learned and target.recipe.bits not in GPTQ_BITS:
-            raise EdgeError(
-                f"{GPTQ} cannot make {target.recipe.bits} bits; choose from "
-                f"{', '.join(map(str, GPTQ_BITS))}."
-            )
+    for bits in (target.recipe.bits for target in made if target.learned):
+        if bits not in GPTQ_BITS:
+            choices = ", ".join(map(str, GPTQ_BITS))
+            raise EdgeError(f"{GPTQ} cannot make {bits} bits; choose from {choices}.")
     for flag, given, used in (
         ("--calibrate", options.learned, any(t.learned for t in made)),
         ("--imatrix", options.imatrix, any(t.imatrix for t in made)),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -62,8 +62,6 @@ def verify(
     artefact: Path, checkpoint: Checkpoint | None, progress: Callable[[float], None]
 ) -> Verification:
     """Hash every file, read every tensor's place, compare rows with the checkpoint's if it is here.
-
-    `progress` is told the finished fraction of the comparison, 0 to 1.
 
     Raises:
         EdgeError: it has no manifest that can be read, so that nothing can be said.
@@ -204,10 +202,10 @@ def _bound(name: str, shape: Shape, opened: Opened, manifest: Manifest) -> float
     return rounding_bound(recipe.precision)
 
 
-def tensor_errors(weights: Weights, checkpoint: Checkpoint) -> Iterator[TensorError]:
+def tensor_errors(weights: Weights, checkpoint: Checkpoint) -> list[TensorError]:
     """Every tensor's error against the checkpoint's, in file order."""
-    for name, shape in expected_shapes(checkpoint.config).items():
-        yield tensor_error(name, shape, weights, checkpoint)
+    shapes = expected_shapes(checkpoint.config)
+    return [tensor_error(*tensor, weights, checkpoint) for tensor in shapes.items()]
 
 
 def tensor_error(name: str, shape: Shape, weights: Weights, checkpoint: Checkpoint) -> TensorError:
@@ -246,7 +244,7 @@ def _same_values(name: str, weights: Weights, checkpoint: Checkpoint) -> bool:
 
 def describe_loss(path: Path, checkpoint: Checkpoint) -> str:
     """A sentence on what rounding an already quantised source again has cost."""
-    errors = list(tensor_errors(open_path(path).weights, checkpoint))
+    errors = tensor_errors(open_path(path).weights, checkpoint)
     worst = max(errors, key=lambda error: error.relative)
     typical = float(np.median([error.relative for error in errors]))
     return (

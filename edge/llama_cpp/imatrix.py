@@ -70,13 +70,10 @@ def _record(file: GgufFile, entries: int) -> dict[str, str | int]:
 
 
 def check_imatrix(importance: Importance, model: GgufFile) -> None:
-    """Compare with the model that it shall serve.
+    """Refuse a matrix that was made from another model.
 
     Every entry must fit a tensor of the model, and every matrix of its blocks needs an entry:
     llama.cpp would quietly round the rest without one.
-
-    Raises:
-        EdgeError: it was made from another model.
     """
     widths = {t.name: t.shape[-1] for t in model.tensors if len(t.shape) == 2}
     for name, values in importance.columns.items():

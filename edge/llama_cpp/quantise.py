@@ -46,9 +46,7 @@ def quantise(
     progress: Callable[[float], None],
     imatrix: Path | None = None,
 ) -> None:
-    """Write `target` from a float16 or float32 GGUF file.
-
-    `file_type` is llama.cpp's `llama_ftype`; `progress` is told the finished fraction, 0 to 1.
+    """Write `target` from a float GGUF file; `file_type` is llama.cpp's `llama_ftype`.
 
     Raises:
         EdgeError: llama.cpp refused or died, or the matrix is damaged or another model's.

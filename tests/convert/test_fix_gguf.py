@@ -118,14 +118,6 @@ def test_any_alignment_and_version(tmp_path, version):
     assert added == {*(KEYS[n] for n in names), GGUF_KEY}
 
 
-def test_an_older_copy_is_replaced_only_if_forced(foreign, tmp_path):
-    made, _ = fix(foreign, tmp_path)
-    with pytest.raises(EdgeError, match="is there already; replace it with --force"):
-        fix(foreign, tmp_path)
-    inode = made.stat().st_ino
-    assert fix(foreign, tmp_path, force=True)[0].stat().st_ino != inode
-
-
 @pytest.mark.parametrize(
     ("name", "keys", "words"),
     [

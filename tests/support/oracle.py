@@ -49,11 +49,7 @@ GGUF_CONFIG = {
 
 
 def check_artefacts(source: Path, out: Path) -> None:
-    """Compare mlx-fp16, mlx-int4 and gguf-f16 in `out` with the checkpoint.
-
-    Raises:
-        AssertionError: one is not what it should be.
-    """
+    """Compare mlx-fp16, mlx-int4 and gguf-f16 in `out` with the checkpoint."""
     config = json.loads((out / "mlx-fp16" / "config.json").read_bytes())
     if (source / GGUF_FILE).exists():
         reader = GGUFReader(str(source / GGUF_FILE))
@@ -70,9 +66,6 @@ def check_artefacts(source: Path, out: Path) -> None:
             assert file.suffix not in (".py", ".bin", ".pt", ".pkl")
             if file.name.endswith(("config.json", "_map.json")):  # in vocab.json it is a token
                 assert "auto_map" not in json.loads(file.read_bytes()), file.name
-
-
-# --- the source's tensors: by name, the values that they may mean
 
 
 def _stored(folder: Path) -> dict[str, np.ndarray]:
@@ -163,9 +156,6 @@ def _of_gguf(reader: GGUFReader) -> dict[str, np.ndarray]:
         else:
             tensors[f"{name}.{kind}"] = values
     return tensors
-
-
-# --- what the artefacts hold
 
 
 def _check_config(raw: dict, config: dict) -> None:

@@ -41,9 +41,7 @@ class GgufTokenizer:
 
 
 def read_tokenizer(files: Mapping[str, bytes], vocab_size: int) -> GgufTokenizer:
-    """Read a checkpoint's tokenizer files, by name, whose ids are below the vocabulary's size.
-
-    Ids that the tokenizer lacks become unused tokens.
+    """Read a checkpoint's tokenizer files; ids below `vocab_size` that they lack become unused.
 
     Raises:
         EdgeError: tokenizer.json is not byte-level BPE, or does what llama.cpp cannot.
@@ -112,10 +110,9 @@ def _pre_tokenizer(pre: dict[str, Any]) -> str:
     steps = _steps(pre, "pretokenizers")
     byte_level = [s for s in steps if s["type"] == "ByteLevel"]
     patterns = [s["pattern"].get("Regex", "") for s in steps if s["type"] == "Split"]
-    if len(byte_level) == 1 and not patterns:
-        settings = byte_level[0]
-        if settings.get("use_regex", True) and not settings.get("add_prefix_space"):
-            return "olmo"
+    splits = [s.get("use_regex", True) and not s.get("add_prefix_space") for s in byte_level]
+    if splits == [True] and not patterns:
+        return "olmo"
     if len(patterns) == 1 and TIKTOKEN_MARK in patterns[0]:
         return "stablelm2"
     raise EdgeError(

@@ -54,8 +54,7 @@ def write_learned(
 ) -> tuple[dict[str, str], list[str]]:
     """Learn, and write an MLX artefact; SHA-256 of its files by name, and notes.
 
-    `source` is an mlx-fp16 artefact of the checkpoint, `calibration` the text to learn from: the
-    package's own source code if None.
+    `source` is an mlx-fp16 artefact of the checkpoint.
 
     Raises:
         EdgeError: the text is too short, or the group size does not divide the matrices' rows.

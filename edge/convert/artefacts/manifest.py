@@ -12,13 +12,11 @@ import json
 from collections.abc import Callable
 from concurrent.futures import CancelledError
 from dataclasses import asdict, dataclass, field
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import msgspec
 
-import edge
 from edge.convert.checkpoint import Corrections
 from edge.errors import EdgeError
 from edge.formats.files import read_small_file, strict_json
@@ -53,11 +51,6 @@ class Manifest:
     def to_json(self) -> str:
         """One JSON object."""
         return json.dumps(asdict(self), indent=2) + "\n"
-
-
-def tool_versions() -> dict[str, str]:
-    """Versions of the packages that convert."""
-    return {"edge": edge.__version__} | {name: version(name) for name in TOOLS}
 
 
 def read_manifest(artefact: Path) -> Manifest | None:

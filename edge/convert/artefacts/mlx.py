@@ -133,12 +133,9 @@ def quantization_config(tensors: Sequence[TensorLayout]) -> dict[str, Any] | Non
     if not settings:
         return None
     group_size, bits = Counter(settings.values()).most_common(1)[0][0]
-    own = {
-        stem: {"group_size": s[0], "bits": s[1], "mode": "affine"}
-        for stem, s in settings.items()
-        if s != (group_size, bits)
-    }
-    return {"group_size": group_size, "bits": bits, "mode": "affine", **own}
+    whole = {"group_size": group_size, "bits": bits, "mode": "affine"}
+    own = {stem: whole | {"group_size": g, "bits": b} for stem, (g, b) in settings.items()}
+    return whole | {stem: setting for stem, setting in own.items() if setting != whole}
 
 
 class MlxWriter(Writer):
@@ -205,10 +202,8 @@ class MlxWriter(Writer):
             if self._recipe.bits is None or not lost or source_packing(self._checkpoint):
                 return []
             return [f"the source's own values cannot be kept ({_reasons(lost)})."]
-        notes = [
-            f"{len(kept)} of {len(kept) + len(lost)} quantised matrices keep the source's own "
-            f"values and scales."
-        ]
+        count = f"{len(kept)} of {len(kept) + len(lost)}"
+        notes = [f"{count} quantised matrices keep the source's own values and scales."]
         if lost:
             notes.append(
                 f"stored dequantised, in float16, as MLX cannot hold them exactly: "
@@ -245,10 +240,7 @@ def _reasons(unpackable: Mapping[str, str]) -> str:
 def write_small_files(
     checkpoint: Checkpoint, dtype: str, quantization: dict[str, Any] | None, folder: Path
 ) -> dict[str, str]:
-    """Write config.json and what travels along; SHA-256 by name.
-
-    `dtype` is of what is not quantised, `quantization` config.json's, if anything is.
-    """
+    """Write config.json and what travels along; SHA-256 by name."""
     config = checkpoint.config.to_dict()
     config["torch_dtype"] = TORCH_DTYPES[dtype]
     if quantization:

@@ -52,7 +52,7 @@ LARGEST_BYTES = 200_000_000
 
 @dataclass(frozen=True)
 class Hole:
-    """A middle, and at least as much text on both sides as a window can hold.
+    """A middle, and as much text on both sides as a window can hold.
 
     Its name is FILE:LINE:COL or a task's id. Holes of one kind are scored together.
     """
@@ -70,11 +70,7 @@ class Hole:
 
 
 def draw_holes(texts: Sequence[SourceText], kind: str, count: int, seed: int) -> list[Hole]:
-    """Different holes of one kind; the order of the texts is part of what the seed means.
-
-    Raises:
-        EdgeError: the texts have too few.
-    """
+    """Different holes of one kind; an EdgeError if the texts, in their order, have too few."""
     ends = list(itertools.accumulate(len(text.text) for text in texts))
     spans: dict[tuple[int, int, int], Hole] = {}
     for sample in range(count):

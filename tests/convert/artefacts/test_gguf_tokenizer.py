@@ -30,27 +30,19 @@ SPACE_RUNS = range(2, 25)  # GPT-NeoX has a token for each
 
 TEXTS = {
     "python": 'def f(a, *b):\n    """Doc."""\n    if a >= 0x1F:\n\t\treturn {k: v for k, v in b}\n',
-    "c": '#include <stdio.h>\nint main(void) {\n\tprintf("%5.2f\\n", 3.14e-10f);\n}\n',
-    "javascript": "const f = async (x) => `${x ?? 'none'}`;  // don't\nlet a=[...b,];\n",
-    "rust": "impl<'a, T: Copy> Iter<'a, T> { fn next(&mut self) -> Option<&'a T> { None } }\n",
     "html": '<!DOCTYPE html>\n<a href="https://x.org/?q=1&amp;r=%20">\u00a0link</a>\n',
     "chinese": "代码补全模型：你好，世界！",
-    "japanese": "これはテストです。ｶﾀｶﾅ　全角",
     "emoji": "👩‍👩‍👧‍👦 🏳️‍🌈 👍🏽 ❤️ 1️⃣",
-    "arabic": "مرحبا بالعالم ١٢٣ \u200f",
     "stacked marks": "x\u0323\u0302 q\u0307\u0323 a\u20d7",
     "controls": "a\x01b\x1f\x7f\u0085\u200b\ufeffc\u2028d",
     "odd spaces": "a\u00a0b\u2003c\u3000d \u00a0 e\u202f",
     "highest": "\U0010ffff\ufffd\uffff",
-    "crlf": "a\r\n\r\n  b\r\nc\r",
     "tabs and spaces": "\t  \t x \t\n \t\n\t\t\ty",
     "trailing": "a = 1   \nb = 2\t\nc \v d\f ",
     "numbers": "0 12 123 1234 12345 1234567890 1_000_000 3.14159 1e-9 0xFF 0b10 007",
-    "other digits": "٣٤ ४५ ²³ ½ Ⅷ ①",
     "contractions": "don't we'll I'm",
     "fim": "<fim_prefix>def f():<fim_suffix>\n    pass<fim_middle>",
     "chatml": "<|im_start|>user\nhi there<|im_end|>\n<|im_start|>assistant\n",
-    "almost special": "<|endoftext| > <fim_prefi <|im_start",
     "between spaces": "    <|endoftext|>    <fim_prefix>  x",
     "nothing": "",
 }
@@ -132,11 +124,6 @@ def test_llama_cpp_does_not_compose_characters(pair, text):
     assert (ours != reference) == pair.composes
     composed, reference = pair(unicodedata.normalize("NFC", text))
     assert composed == reference
-
-
-def test_runs_of_spaces_have_tokens_of_their_own(pair):
-    lengths = [len(pair.session.tokenize(" " * length)) for length in SPACE_RUNS]
-    assert (set(lengths) == {1}) == pair.composes  # all but the demo's
 
 
 def test_rows_the_tokenizer_lacks_are_unused():

@@ -15,6 +15,7 @@ from edge.errors import EdgeError
 from edge.model.config import ModelConfig
 from edge.model.load import load_model
 from edge.quality.corpus import iter_texts
+from tests.support.conversions import make
 from tests.support.tiny import LLAMA_CONFIGS, PLAIN, write_checkpoint
 
 WIDE = {**PLAIN, "intermediate_size": 128, "hidden_size": 128, "num_attention_heads": 4}
@@ -61,19 +62,6 @@ def save(source, learned, out, bits=4):
     return out
 
 
-def rounded(path, bits=4):
-    """The tensors after plain rounding."""
-    tensors = {}
-    for name, weight in mx.load(str(path / "model.safetensors")).items():
-        if weight.ndim == 2:
-            stem = name.removesuffix("weight")
-            keys = (name, f"{stem}scales", f"{stem}biases")
-            tensors |= zip(keys, mx.quantize(weight, group_size=32, bits=bits), strict=True)
-        else:
-            tensors[name] = weight
-    return tensors
-
-
 def error(path, artefact):
     """Mean squared difference of the logits from the float model's, on a text not learned from."""
     exact, approximate = (load_model(p, mx.float32)(HELD_OUT) for p in (path, artefact))
@@ -87,15 +75,15 @@ def test_learning_is_closer_than_rounding_and_runs_everywhere(tmp_path, variant,
     assert told == sorted(told) and told[-1] == 1 and len(told) > 2
     assert capsys.readouterr() == ("", "")  # none of mlx-lm's bars
     assert {array.dtype for array in learned.values()} == {mx.uint32, mx.float16}
-    assert learned.keys() == rounded(path).keys()
+    (plain,) = make(path, tmp_path / "plain", "mlx-int4", group_size=32)
+    assert learned.keys() == mx.load(str(plain.path / "model.safetensors")).keys()
     artefact = save(path, learned, tmp_path / "out")
     ours = load_model(artefact, mx.float32)(HELD_OUT)
     assert np.isfinite(np.array(ours)).all()
     if variant == "tied":  # mlx-lm's StableLM has no tied head
         return
     # The embedding's rounding error, which GPTQ leaves as it is, is a part of both.
-    plain = save(path, rounded(path), tmp_path / "rounded")
-    assert error(path, artefact) < 0.95 * error(path, plain)
+    assert error(path, artefact) < 0.95 * error(path, plain.path)
     model, _ = mlx_lm_load(str(artefact))
     model.set_dtype(mx.float32)
     np.testing.assert_allclose(np.array(model(HELD_OUT)), np.array(ours), atol=2e-4)
@@ -105,8 +93,8 @@ def test_learning_is_closer_than_rounding_and_runs_everywhere(tmp_path, variant,
 def test_other_widths(tmp_path, bits):
     path = write(tmp_path / "m", WIDE)
     learned = save(path, run(path, bits), tmp_path / "learned", bits)
-    plain = save(path, rounded(path, bits), tmp_path / "plain", bits)
-    assert error(path, learned) < 1.05 * error(path, plain)  # at 8 bits there is little to learn
+    (plain,) = make(path, tmp_path / "plain", f"mlx-int{bits}", group_size=32)
+    assert error(path, learned) < 1.05 * error(path, plain.path)  # little to learn at 8
 
 
 def test_a_group_size_that_divides_no_row_is_refused(tmp_path):
