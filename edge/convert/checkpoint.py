@@ -55,11 +55,6 @@ class Checkpoint:
     corrections: Corrections = Corrections()
 
     @property
-    def names(self) -> tuple[str | None, str | None]:
-        """The model's names: its owner's, and its own."""
-        return self.source.origin, self.title
-
-    @property
     def parameters(self) -> int:
         """Number of weights."""
         return parameter_count(self.config)

@@ -70,7 +70,7 @@ def fix_gguf(
     base = corrections.rope_theta if corrections.rope_theta is not None else _rope_base(source)
     corrections = Corrections(rope_theta=base, context=corrections.context)
     checkpoint = open_checkpoint(model, corrections=corrections)
-    for doubt in doubts_about(checkpoint.config, *checkpoint.names):
+    for doubt in doubts_about(checkpoint.config, checkpoint.source.origin, checkpoint.title):
         notice(f"warning: {doubt}")
     target = MENDED.path_in(out)
     check_is_not_source(target, checkpoint)
@@ -94,7 +94,7 @@ def fix_gguf(
 def _rope_base(source: Path) -> float:
     """The file's, or what Stable Code needs if it is that and the file has none."""
     checkpoint = open_checkpoint(str(source))
-    if rope_base_is_doubtful(checkpoint.config, *checkpoint.names):
+    if rope_base_is_doubtful(checkpoint.config, checkpoint.source.origin, checkpoint.title):
         return STABLE_CODE_ROPE_THETA
     if ROPE_BASE_KEY not in read_gguf(source).keys:
         raise EdgeError(

@@ -169,14 +169,6 @@ class LlamaSession:
         if self._lib.llama_decode(self._context, batch) != 0:
             raise EdgeError(f"llama.cpp failed to decode ({first_complaint()}).")
 
-    def tokenize(self, text: str) -> list[int]:
-        """Text -> ids, special tokens recognised, nothing added."""
-        vocab = self._lib.llama_model_get_vocab(self._model)
-        data = text.encode()
-        room = (self._lib.llama_token * (len(data) + 8))()
-        count = self._lib.llama_tokenize(vocab, data, len(data), room, len(room), False, True)
-        return list(room[:count])
-
     def trim(self, length: int) -> None:
         """Forget every position from `length` on."""
         self._lib.llama_memory_seq_rm(self._memory, 0, length, -1)

@@ -86,17 +86,16 @@ class Records(dict[str, Value]):
         name = f"{key['artefact']}-{hashlib.sha256(text.encode()).hexdigest()[:16]}.jsonl"
         self._head = f'{{"key": {text}}}'.encode()
         self.path = None if folder is None else folder / name
-        if self.path is not None and self.path.exists():
-            with os_errors_as_edge_error(self.path):
-                if again:
-                    self.path.unlink()
-                else:
-                    self._read(self.path.read_bytes(), msgspec.json.Decoder(dict[str, kind]))
-
-    def _read(self, data: bytes, decoder: msgspec.json.Decoder[dict[str, Value]]) -> None:
-        for line in data.splitlines():
-            with suppress(msgspec.DecodeError, UnicodeDecodeError):
-                self.update(decoder.decode(line))
+        if self.path is None or not self.path.exists():
+            return
+        decoder = msgspec.json.Decoder(dict[str, kind])
+        with os_errors_as_edge_error(self.path):
+            if again:
+                self.path.unlink()
+                return
+            for line in self.path.read_bytes().splitlines():
+                with suppress(msgspec.DecodeError, UnicodeDecodeError):
+                    self.update(decoder.decode(line))
 
     def add(self, name: str, value: Value) -> None:
         """Keep a result, which is in the file on return; an EdgeError if it cannot be written."""

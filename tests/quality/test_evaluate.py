@@ -115,17 +115,6 @@ def test_interrupted_run_continues_where_it_was(tiny, tmp_path, scored):
     assert 0.6 * len(tiny[2]) < first < len(scored) == len(tiny[2])
 
 
-def test_more_tokens_use_what_fewer_have_found(tiny, tmp_path, scored):
-    checkpoint, out, _ = tiny
-    tokenizer, text = Tokenizer.load(checkpoint.source.path), [SourceText("a", LETTERS)]
-    few, many = (make_windows(text, tokenizer, "x", WINDOW, n * WINDOW) for n in (3, 6))
-    for windows in (few, many):
-        scored.clear()
-        run((checkpoint, out, windows), NAMES[:2], folder=tmp_path)
-    assert len(scored) == 3
-    assert not any(ids in few.ids.tolist() for ids in scored)
-
-
 @pytest.mark.parametrize(
     ("free", "groups"),
     [(9, [["a", "b", "c"]]), (8, [["a", "b"], ["c"]]), (0, [["a"], ["b"], ["c"]])],

@@ -44,6 +44,14 @@ def llama_logits(path: Path, ids: list[int] = IDS) -> np.ndarray:
         session.close()
 
 
+def llama_tokens(session: LlamaSession, text: str) -> list[int]:
+    """Text -> ids, special tokens recognised, nothing added."""
+    lib, data = library(), text.encode()
+    room = (lib.llama_token * (len(data) + 8))()
+    vocab = lib.llama_model_get_vocab(session._model)
+    return list(room[: lib.llama_tokenize(vocab, data, len(data), room, len(room), False, True)])
+
+
 def widened(source: Path, target: Path) -> Path:
     """llama.cpp's own float32 copy of the very same weights, which rounds no activations."""
     lib = library()

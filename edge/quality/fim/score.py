@@ -56,10 +56,7 @@ def summarise(scores: Sequence[Score]) -> dict[str, Any]:
 
 
 def compare(scores: Sequence[Score], reference: Sequence[Score]) -> dict[str, Any]:
-    """Differences of the same holes filled by two artefacts, in the same order, at least one.
-
-    `gained` are exact here and not there, `lost` the other way round.
-    """
+    """Differences of the same holes, at least one, filled by two artefacts in the same order."""
     pairs = list(zip(scores, reference, strict=True))
     gained = sum(a.exact and not b.exact for a, b in pairs)
     lost = sum(b.exact and not a.exact for a, b in pairs)

@@ -21,7 +21,7 @@ from edge.convert.sources.find import DEMO_PATH
 from edge.errors import EdgeError
 from edge.llama_cpp.session import LlamaSession
 from edge.model.config import ModelConfig
-from tests.support.conversions import make
+from tests.support.conversions import llama_tokens, make
 from tests.support.tiny import PLAIN, random_tensors
 
 GPT_NEOX = os.environ.get("EDGE_GPT_NEOX_TOKENIZER")
@@ -69,7 +69,7 @@ class Pair:
         self.composes = tokenizer["normalizer"] is not None
 
     def __call__(self, text: str) -> tuple[list[int], list[int]]:
-        return self.session.tokenize(text), self.reference.encode(text).ids
+        return llama_tokens(self.session, text), self.reference.encode(text).ids
 
 
 def neox_like(demo: dict) -> dict:

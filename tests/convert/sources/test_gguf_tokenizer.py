@@ -8,6 +8,7 @@ from tokenizers import Tokenizer
 from edge.convert.sources.find import DEMO_PATH
 from edge.convert.sources.gguf import open_gguf
 from edge.llama_cpp.session import LlamaSession
+from tests.support.conversions import llama_tokens
 from tests.support.foreign_gguf import rewritten, write_tiny
 
 
@@ -47,7 +48,7 @@ def test_the_way_of_stablelm_2_is_that_of_llama_cpp(demo_out, tmp_path, held_out
     path = rewritten(demo_out / "gguf-f16.gguf", tmp_path / "x.gguf", pre="stablelm2")
     ours, session = rebuilt(path), LlamaSession(path, 64, 1)
     for text in (held_out_text, "I'M 12345 we'Ll\r\n\n x=  y\t\tz", "a.b!!\n\n  c"):
-        ids = session.tokenize(text)
+        ids = llama_tokens(session, text)
         assert ours.encode(text).ids == ids
         assert ours.decode(ids) == text
     session.close()

@@ -17,7 +17,7 @@ from edge.convert.verify import find_origin, verify
 from edge.errors import EdgeError
 from edge.llama_cpp.session import LlamaSession
 from edge.model.load import load_model
-from tests.support.conversions import make
+from tests.support.conversions import llama_tokens, make
 
 TEXT = "def naïve(x):\n\treturn '日本' + x  # ok!!"
 # Deep as published, and as narrow as runs in a moment.
@@ -91,6 +91,6 @@ def test_all_readers_of_its_tokenizer_agree(narrow, tmp_path):
     tokenizer, session = load_tokenizer(mlx), LlamaSession(gguf, 64, 1)
     for text in (TEXT, *(f"a{token}b" for token in SPECIAL_TOKENS)):
         ids = tokenizer.encode(text)
-        assert session.tokenize(text) == ids
+        assert llama_tokens(session, text) == ids
         assert tokenizer.decode(ids) == text
     session.close()
