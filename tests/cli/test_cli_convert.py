@@ -17,16 +17,6 @@ from tests.support.foreign_gguf import write_tiny
 from tests.support.gptq_packer import STABLELM, Settings, write_gptq
 from tests.support.tiny import PLAIN, write_checkpoint
 
-TABLE_11 = ["mlx-fp16", "mlx-int4", "gguf-f16", "gguf-q5_k_m", "gguf-q6_k"]
-
-
-def is_one_sentence(done, code):
-    """The only line on stderr beside the usage; the exit code is right and stdout empty."""
-    assert (done.returncode, done.stdout) == (code, ""), done.stderr
-    lines = [line for line in done.stderr.splitlines() if not line.startswith(("usage", "   "))]
-    assert len(lines) == 1, done.stderr
-    return lines[0]
-
 
 class Typed:
     """Runs the command in this process."""
@@ -49,7 +39,11 @@ class Typed:
         return json.loads(done.stdout, parse_constant=pytest.fail)
 
     def sentence(self, *words, code=1):
-        return is_one_sentence(self(*words), code)
+        """The only line on stderr beside the usage; the exit code is right and stdout empty."""
+        done = self(*words)
+        assert (done.returncode, done.stdout) == (code, ""), done.stderr
+        (line,) = (x for x in done.stderr.splitlines() if not x.startswith(("usage", "   ")))
+        return line
 
 
 @pytest.fixture
@@ -91,7 +85,8 @@ def test_every_artefact_is_listed_with_its_size(typed, gptq):
 
 
 def test_table_11_is_the_default(typed, tiny):
-    assert [made["artefact"] for made in typed.json(tiny)] == TABLE_11
+    table = ["mlx-fp16", "mlx-int4", "gguf-f16", "gguf-q5_k_m", "gguf-q6_k"]
+    assert [made["artefact"] for made in typed.json(tiny)] == table
 
 
 def test_results_and_warnings_go_to_different_streams(foreign, tmp_path):
@@ -132,8 +127,7 @@ def test_group_size_and_learned_quantisation(typed, tmp_path):
     (made,) = typed.json(*words, "--force")
     assert read_manifest(Path(made["path"])).recipe["learned"] == "gptq"
     assert made["notes"] == ["learned with GPTQ from text.txt."]
-    assert typed.json(*words)[0]["kept"]
-    assert typed.json("m", "--to", "mlx-int4")[0]["kept"]
+    assert typed.json(*words)[0]["kept"] and typed.json("m", "--to", "mlx-int4")[0]["kept"]
 
 
 def test_a_checkpoint_with_the_wrong_base_and_context(typed, tmp_path):
@@ -231,7 +225,8 @@ def test_wrong_arguments_end_with_2(typed, words, expected):
 
 
 def test_the_script_without_a_model(tmp_path):
-    assert "MODEL is missing" in is_one_sentence(edge(cwd=tmp_path, script="convert.py"), 2)
+    done = edge(cwd=tmp_path, script="convert.py")
+    assert (done.returncode, done.stdout) == (2, "") and "MODEL is missing" in done.stderr
 
 
 def test_mlx_lm_is_imported_only_to_learn(tmp_path):

@@ -119,15 +119,15 @@ def test_any_alignment_and_version(tmp_path, version):
 
 
 @pytest.mark.parametrize(
-    ("name", "keys", "words"),
+    ("keys", "words"),
     [
-        ("llama", {"general.architecture": "llama"}, "'llama' model"),
-        ("split", {"split.count": 2}, "one of 2 parts"),
-        ("unknown", {}, "--rope-theta"),
+        ({"general.architecture": "llama"}, "'llama' model"),
+        ({"split.count": 2}, "one of 2 parts"),
+        ({}, "--rope-theta"),
     ],
 )
-def test_files_that_cannot_be_fixed(tmp_path, name, keys, words):
-    path = write_tiny(tmp_path / f"{name}.gguf", keys)
+def test_files_that_cannot_be_fixed(tmp_path, keys, words):
+    path = write_tiny(tmp_path / "model.gguf", keys)
     with pytest.raises(EdgeError, match=words):
         fix(path, tmp_path / "out", base=None)
     assert not list((tmp_path / "out").glob("*"))
@@ -138,8 +138,5 @@ def test_nothing_to_fix_and_the_file_itself(fixed, tmp_path):
         fix(fixed[0], tmp_path)
     with pytest.raises(EdgeError, match="is not a file"):
         fix(tmp_path, tmp_path)
-    path = write_tiny(tmp_path / "gguf-mended.gguf")
-    before = path.read_bytes()
     with pytest.raises(EdgeError, match="choose another --out"):
-        fix(path, tmp_path, force=True)
-    assert path.read_bytes() == before
+        fix(fixed[0], fixed[0].parent, force=True)
