@@ -29,43 +29,27 @@ def tiny(tmp_path):
     return write_checkpoint(tmp_path / "tiny", CONFIGS["stable-code"])
 
 
-def command(path, out, *words):
-    return subprocess.Popen(
-        [sys.executable, "-m", "edge", "convert", path, "--out", out, "-o", "json", "--to", *words],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        cwd=ROOT,
-    )
+def popen(*words, **pipes):
+    command = [sys.executable, *words]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=ROOT, **pipes)
 
 
 def contents(out):
     return {str(p.relative_to(out)): p.read_bytes() for p in out.rglob("*") if p.is_file()}
 
 
-def test_two_converters_of_one_folder_both_succeed(tiny, tmp_path):
-    out = tmp_path / "out"
-    both = [command(tiny, out, "mlx-int4", "gguf-q8_0") for _ in range(2)]
-    answers = [process.communicate(timeout=60) for process in both]
-    assert [process.returncode for process in both] == [0, 0], answers
-    assert {path.name for path in out.iterdir()} == {"mlx-int4", "gguf-q8_0.gguf"}
-    for path in out.iterdir():
-        assert verify(path, open_checkpoint(str(tiny)), lambda _: None).problems == ()
-    kept = sorted(all(a["kept"] for a in json.loads(answer)) for answer, _ in answers)
-    assert kept == [False, True]
-
-
 def test_the_second_waits_and_keeps_what_the_first_made(tiny, tmp_path):
     out = tmp_path / "out"
     with lock_folder(out, pytest.fail):
-        process = command(tiny, out, "mlx-int4")
+        words = ("edge", "convert", tiny, "--out", out, "-o", "json", "--to", "mlx-int4")
+        process = popen("-m", *words, stderr=subprocess.PIPE)
         said = process.stderr.readline()
         assert f"another process is converting to {out}; waiting for it to finish." in said
         (elsewhere,) = make(tiny, tmp_path / "elsewhere", "mlx-int4")
         shutil.move(elsewhere.path, out)
     answer, _ = process.communicate(timeout=60)
-    assert process.returncode == 0
-    assert json.loads(answer)[0]["kept"]
+    assert (process.returncode, json.loads(answer)[0]["kept"]) == (0, True)
+    assert verify(out / "mlx-int4", open_checkpoint(str(tiny)), lambda _: None).problems == ()
 
 
 def test_a_killed_holder_lets_go_and_its_child_does_not_hold(tmp_path):
@@ -75,13 +59,7 @@ def test_a_killed_holder_lets_go_and_its_child_does_not_hold(tmp_path):
         "    subprocess.Popen([sys.executable, '-c', 'input()'], stdout=subprocess.DEVNULL)\n"
         "    print('held', flush=True); sys.stdin.read()"
     )
-    holder = subprocess.Popen(
-        [sys.executable, "-c", code, str(tmp_path / "out")],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-        cwd=ROOT,
-    )
+    holder = popen("-c", code, tmp_path / "out", stdin=subprocess.PIPE)
     assert holder.stdout.readline() == "held\n"
     holder.send_signal(signal.SIGKILL)
     holder.wait()
