@@ -296,7 +296,7 @@ def devices_tables(comparison: DeviceComparison) -> list[DeviceTable]:
 
 
 def devices_markdown(comparison: DeviceComparison) -> str:
-    """Everything, as Markdown that shows names as text whatever is in them."""
+    """The comparison as Markdown that shows every name as text."""
     parts = [*_opening(comparison)]
     for table in devices_tables(comparison):
         head, *lines = ([*map(escape, line)] for line in (table.columns, *table.rows))
