@@ -43,10 +43,7 @@ _outer_tmpdir: str | None = None  # TMPDIR before it was set for MLX
 
 
 def prepare(module: str) -> None:
-    """Makes ready for the first import of numpy or mlx.core, whichever that is; never fails.
-
-    OpenBLAS is loaded before numpy loads it: only then can it be told how long its threads spin.
-    """
+    """Makes ready for the first import of numpy or mlx.core, whichever that is; never fails."""
     global _compile_problem
     if "mlx.core" in sys.modules or not _has_reference_blas():
         return
@@ -99,7 +96,7 @@ def problems() -> list[str]:
 
 @cache
 def _load_openblas() -> None:
-    """Loads it with threads that do not spin (for 0.1 s) on cores that decoding needs."""
+    """Loads it before numpy does, with threads that do not spin on cores that decoding needs."""
     global _openblas
     path = _of_wheel("numpy", "numpy.libs", "libscipy_openblas64_*")
     name = "OPENBLAS_THREAD_TIMEOUT"  # read when it is loaded; our programs shall not inherit it
@@ -172,8 +169,7 @@ def _private_folder() -> Path:
         raise OSError(f"{top} is not a folder of this user")
     if found.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
         raise OSError(f"{top} can be written to by others; remove it")
-    if stat.S_IMODE(found.st_mode) != 0o700:
-        top.chmod(0o700)
+    top.chmod(0o700)
     folder = top / f"{zlib.crc32(_cpu()):08x}"
     folder.mkdir(exist_ok=True)
     disk = os.statvfs(folder)
@@ -190,9 +186,9 @@ def _cpu() -> bytes:
     with Path("/proc/cpuinfo").open("rb") as file:
         core = file.read(16384).split(b"\n\n")[0]
     lines = [line for line in core.splitlines() if line.startswith(keys)]
-    name = "CS_GNU_LIBC_VERSION"
-    libc = os.confstr(name) if name in os.confstr_names else None
-    return b"\n".join([*lines, (libc or "").encode()])
+    with suppress(ValueError):  # another C library than GNU's
+        lines.append((os.confstr("CS_GNU_LIBC_VERSION") or "").encode())
+    return b"\n".join(lines)
 
 
 def _compile_privately(folder: Path) -> None:
@@ -263,6 +259,6 @@ def _link(names: Iterable[Path], source: Path, target: Path) -> None:
 
 
 def _sentence(error: Exception) -> str:
-    if not isinstance(error, OSError) or error.strerror is None:
-        return str(error)
-    return f"{error.filename}: {error.strerror}" if error.filename else error.strerror
+    reason = getattr(error, "strerror", None) or str(error)
+    filename = getattr(error, "filename", None)
+    return f"{filename}: {reason}" if filename else reason

@@ -47,14 +47,7 @@ def _compute_as_on_a_gpu() -> None:
 if os.environ.get("EDGE_TEST_DEVICE") == "as-gpu":
     _compute_as_on_a_gpu()
 
-DEMO_RECIPES = (
-    "mlx-fp16",
-    "mlx-int4",
-    "gguf-f32",
-    "gguf-f16",
-    "gguf-q5_k_m",
-    "gguf-q6_k",
-)
+DEMO_RECIPES = ("mlx-fp16", "mlx-int4", "gguf-f32", "gguf-f16", "gguf-q5_k_m", "gguf-q6_k")
 
 
 # In the background of a shell that has no job control SIGINT is ignored, and so it would be in

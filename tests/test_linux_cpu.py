@@ -5,8 +5,6 @@ import json
 import os
 import subprocess
 import sys
-import sysconfig
-import zipfile
 
 import pytest
 
@@ -21,9 +19,9 @@ pytestmark = pytest.mark.skipif(
 LOOK = """
 import json, os, tempfile
 from edge import linux_cpu
-from edge.model.stablelm import LayerNorm
+from edge.model.stablelm import PerHeadLayerNorm
 import mlx.core as mx
-mx.eval(LayerNorm(8)(mx.ones((1, 1, 8))))
+mx.eval(PerHeadLayerNorm(1, 8, 1e-5)(mx.ones((1, 1, 1, 8))))
 print(json.dumps({
     "fast": linux_cpu.uses_openblas(), "blas": linux_cpu.blas(), "problems": linux_cpu.problems(),
     "temporary": tempfile.gettempdir(), "compiled_in": os.environ.get("TMPDIR"),
@@ -32,10 +30,10 @@ print(json.dumps({
 """
 
 
-def start(code, cache, python=sys.executable, **environment):
+def start(code, cache, **environment):
     """A process with a cache of its own."""
     return subprocess.Popen(
-        [python, "-P", "-c", code],
+        [sys.executable, "-P", "-c", code],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -65,23 +63,17 @@ def test_mlx_multiplies_with_openblas_whatever_is_imported_first(first, tmp_path
     assert seen["compiled_in"].startswith(str(tmp_path)) and seen["timeout"] is None
 
 
-def test_all_is_compiled_once(tmp_path):
-    look(tmp_path)
+def test_all_is_compiled_once_and_only_what_was_loaded_is_kept(tmp_path):
+    code = "import pathlib; pathlib.Path(os.environ['TMPDIR'], 'half.so').write_text('half')"
+    processes = [start(f"import edge\n{LOOK}\n{code}", tmp_path) for _ in range(3)]
+    assert all(found(process)["fast"] for process in processes)
     before = {path: path.stat().st_ino for path in tmp_path.rglob("*.so")}
     assert len(files(tmp_path, "cpu_blas-*.so")) == 1 and len(before) > 1
     no_compiler = {"PATH": str(tmp_path)}  # MLX asks whether there is a g++, and gives up without
     assert look(tmp_path, **no_compiler)["fast"]
     look(tmp_path)
     assert {path: path.stat().st_ino for path in tmp_path.rglob("*.so")} == before
-    assert files(tmp_path, "process-*") == []
-
-
-def test_processes_that_start_at_once_share_one_library(tmp_path):
-    processes = [start(f"import edge\n{LOOK}", tmp_path) for _ in range(4)]
-    assert all(found(process)["fast"] for process in processes)
-    assert len(files(tmp_path, "cpu_blas-*.so")) == 1 and files(tmp_path, "process-*") == []
-    folder = next(tmp_path.joinpath("edge").iterdir())
-    assert sorted(p.name.partition("-")[0] for p in folder.iterdir()) == ["cpu_blas", "kept"]
+    assert files(tmp_path, "process-*") == files(tmp_path, "half.so") == []
 
 
 def test_what_a_killed_process_left_is_removed(tmp_path):
@@ -101,23 +93,6 @@ def test_what_a_killed_process_left_is_removed(tmp_path):
     assert files(tmp_path, "process-*") == ["process-lives", "process-new"]
 
 
-def test_what_was_not_loaded_is_not_kept(tmp_path):
-    """A library that the compiler did not finish, say."""
-    code = "import pathlib; pathlib.Path(os.environ['TMPDIR'], 'half.so').write_text('half')"
-    found(start(f"import edge\n{LOOK}\n{code}", tmp_path))
-    kept = files(tmp_path, "*.so")
-    assert "half.so" not in kept and len(kept) > 1
-
-
-def test_a_disk_without_hard_links_keeps_copies(tmp_path):
-    code = "import pathlib\ndef no(*_): raise OSError('no links')\npathlib.Path.hardlink_to = no"
-    seen = []
-    for _ in range(2):
-        found(start(f"{code}\nimport edge\n{LOOK}", tmp_path))
-        seen.append({path: path.stat().st_ino for path in tmp_path.rglob("*.so")})
-    assert seen[0] == seen[1] and len(seen[0]) > 1
-
-
 def test_programs_that_we_start_have_the_old_temporary_folder(tmp_path, monkeypatch):
     code = "import edge, json, mlx.core\nfrom edge.linux_cpu import child_environment"
     code += "\nprint(json.dumps(child_environment().get('TMPDIR')))"
@@ -128,11 +103,6 @@ def test_programs_that_we_start_have_the_old_temporary_folder(tmp_path, monkeypa
 
 NO_BLAS = "MLX multiplies with the reference BLAS: "
 FAILING_CC = "#!/bin/sh\necho 'no such flag' >&2\necho half >\"${10}\"\nexit 1\n"
-HOMELESS = """import os, pwd
-os.environ.pop('HOME'); os.environ.pop('XDG_CACHE_HOME')
-def nobody(uid): raise KeyError(uid)
-pwd.getpwuid = nobody
-"""
 NOEXEC = """import os
 plain = os.statvfs
 class Disk:
@@ -154,10 +124,9 @@ os.statvfs = lambda path: Disk(plain(path))
         ),
         ("", {KEEP_BLAS: "1"}, []),
         ("import mlx.core\n", {}, [f"{NO_BLAS}MLX was imported before edge"]),
-        (HOMELESS, {}, ["home", "home"]),
         (NOEXEC, {}, ["(noexec)", "(noexec)"]),
     ],
-    ids=["no compiler", "failing compiler", "numpy", "kept", "too late", "no home", "noexec"],
+    ids=["no compiler", "failing compiler", "numpy", "kept", "too late", "noexec"],
 )
 def test_what_is_missing_is_told_and_mlx_keeps_its_blas(code, environment, problems, tmp_path):
     for name in ("bin", "numpy"):
@@ -174,34 +143,18 @@ def test_what_is_missing_is_told_and_mlx_keeps_its_blas(code, environment, probl
     assert files(cache, "cpu_blas-*") == []
 
 
-def somebody_elses(folder):
-    if os.geteuid() != 0:
-        pytest.skip("only root can give a folder away")
-    folder.mkdir(parents=True)
-    os.chown(folder, 12345, 12345)
-
-
-def open_to_others(folder):
-    folder.mkdir(parents=True)
-    folder.chmod(0o777)
-
-
 @pytest.mark.parametrize(
     ("make", "words"),
     [
-        (lambda folder: folder.parent.write_text(""), "Not a directory"),
+        (lambda folder: folder.write_text(""), "File exists"),
         (lambda folder: folder.symlink_to("/tmp"), "is not a folder of this user"),
-        (somebody_elses, "is not a folder of this user"),
-        (open_to_others, "can be written to by others; remove it"),
+        (lambda folder: folder.mkdir() or folder.chmod(0o777), "can be written to by others"),
     ],
-    ids=["no home", "a link", "another user's", "everybody's"],
+    ids=["a file", "a link", "everybody's"],
 )
 def test_without_a_private_folder_nothing_is_compiled(make, words, tmp_path):
-    cache = tmp_path / "cache"
-    if words != "Not a directory":
-        cache.mkdir()
-    make(cache / "edge")
-    seen = look(cache)
+    make(tmp_path / "edge")
+    seen = look(tmp_path)
     assert not seen["fast"]
     blas, compiled = seen["problems"]
     assert blas.startswith("MLX multiplies with the reference BLAS: ") and words in blas
@@ -218,41 +171,3 @@ def test_files_planted_in_the_temporary_folder_are_not_loaded(tmp_path):
     assert files(planted, "*.so")
     assert look(tmp_path / "new", TMPDIR=str(planted))["fast"]
     assert look(tmp_path / "new", TMPDIR=str(tmp_path / "not there"))["fast"]
-
-
-def test_a_relative_cache_is_ignored(tmp_path):
-    seen = look("cache", HOME=str(tmp_path))
-    assert seen["fast"] and files(tmp_path / ".cache" / "edge", "cpu_blas-*.so")
-
-
-def test_an_mlx_that_does_not_load_is_reported_not_raised(tmp_path):
-    (tmp_path / "mlx").mkdir()
-    (tmp_path / "mlx" / "core.py").write_text("raise ImportError('broken binary')\n")
-    (tmp_path / "mlx_cpu.libs").mkdir()
-    (tmp_path / "mlx_cpu.libs" / "libblas-1.so").touch()
-    code = "import edge, json\ntry: import mlx.core\nexcept ImportError: pass\n"
-    code += "from edge import linux_cpu\nprint(json.dumps(linux_cpu.blas()))"
-    assert (
-        found(start(code, tmp_path / "cache", PYTHONPATH=f"{tmp_path}:{ROOT}"))
-        == "the reference BLAS"
-    )
-
-
-def test_the_wheel_brings_it_along(tmp_path):
-    """An environment with the wheel and its dependencies, and without the checkout."""
-    subprocess.run(
-        [sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", tmp_path / "dist"],
-        cwd=ROOT, check=True, capture_output=True,
-    )  # fmt: skip
-    subprocess.run([sys.executable, "-m", "venv", "--without-pip", tmp_path / "venv"], check=True)
-    site = next((tmp_path / "venv").glob("lib/*/site-packages"))
-    with zipfile.ZipFile(next((tmp_path / "dist").glob("*.whl"))) as wheel:
-        wheel.extractall(site)
-    (site / "dependencies.pth").write_text(sysconfig.get_path("purelib"))
-    process = start(
-        f"import edge; assert edge.__file__.startswith({str(site)!r})\n{LOOK}",
-        tmp_path / "cache",
-        python=str(tmp_path / "venv" / "bin" / "python"),
-        PYTHONPATH="",
-    )
-    assert found(process)["fast"]

@@ -79,12 +79,11 @@ def read_directory(path: Path) -> tuple[dict[str, Any], ModelConfig]:
     if not path.is_dir():
         found = "is not a directory" if path.exists() else "is not there"
         raise EdgeError(
-            f"{path} {found}; a model that runs here is a directory with config.json, "
-            f"tokenizer.json and *.safetensors, so check the path or make one with `edge convert`."
+            f"{path} {found}; a model is a directory with config.json, tokenizer.json and "
+            f"*.safetensors, so check the path or make one with `edge convert`."
         )
-    file = path / "config.json"
-    raw = read_json_object(file)
-    return raw, ModelConfig.from_dict(raw, str(file))
+    raw = read_json_object(path / "config.json")
+    return raw, ModelConfig.from_dict(raw, str(path / "config.json"))
 
 
 def has_input_orders(path: Path) -> bool:

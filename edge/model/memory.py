@@ -86,7 +86,11 @@ def required_bytes(
     entries = {name: t for file in weight_files(path).values() for name, t in file.items()}
     tensors = {name: entry for name, entry in entries.items() if not config.drops(name)}
     quantised = any(name.endswith(".scales") for name in tensors)
-    loaded = {name: _loaded_bytes(tensor, dtype.size) for name, tensor in tensors.items()}
+    width = dict.fromkeys(FLOATS, dtype.size)  # codes and scales of other types stay
+    loaded = {
+        name: t.data_bytes // ITEM_BYTES[t.dtype] * width.get(t.dtype, ITEM_BYTES[t.dtype])
+        for name, t in tensors.items()
+    }
     twice = [
         tensor.data_bytes
         for name, tensor in tensors.items()
@@ -119,13 +123,6 @@ def weight_files(path: Path) -> dict[Path, dict[str, StoredTensor]]:
             f"{path} holds GPTQ weights; convert it to an MLX artefact first, with `edge convert`."
         )
     return files
-
-
-def _loaded_bytes(tensor: StoredTensor, width: int) -> int:
-    """In memory with floats of `width` bytes."""
-    if tensor.dtype not in FLOATS:
-        return tensor.data_bytes
-    return tensor.data_bytes // ITEM_BYTES[tensor.dtype] * width
 
 
 def _cache_bytes(config: ModelConfig, tokens: int, kv_bits: int | None, width: int) -> int:

@@ -67,19 +67,19 @@ def _normalised(norm: Callable[..., mx.array], x: mx.array, *weight_bias_eps: An
     return (COMPILED[norm] if _compiles(x.shape[1]) else norm)(x, *weight_bias_eps)
 
 
-class LayerNorm(nn.LayerNorm):
-    """LayerNorm with bias."""
+class Norm(nn.Module):
+    """LayerNorm with bias; in a Llama RMSNorm."""
+
+    def __init__(self, config: ModelConfig):
+        super().__init__()
+        self.weight, self.eps = mx.ones((config.hidden_size,)), config.layer_norm_eps
+        if config.model_type == "stablelm":
+            self.bias = mx.zeros((config.hidden_size,))
 
     def __call__(self, x: mx.array) -> mx.array:
         """x (B, L, hidden) -> same shape."""
-        return _normalised(mx.fast.layer_norm, x, self.weight, self.bias, self.eps)
-
-
-class RMSNorm(nn.RMSNorm):
-    """RMSNorm."""
-
-    def __call__(self, x: mx.array) -> mx.array:
-        """x (B, L, hidden) -> same shape."""
+        if "bias" in self:
+            return _normalised(mx.fast.layer_norm, x, self.weight, self.bias, self.eps)
         return _normalised(mx.fast.rms_norm, x, self.weight, self.eps)
 
 
@@ -132,11 +132,6 @@ def _rotated(x: mx.array, cosines: mx.array, sines: mx.array) -> mx.array:
     a, b, rest = mx.split(x, [half, 2 * half], axis=-1)
     both = [a * cosines - b * sines, b * cosines + a * sines]
     return mx.concatenate([*both, rest] if rest.size else both, axis=-1)
-
-
-def _norm(config: ModelConfig) -> nn.Module:
-    kind = RMSNorm if config.model_type == "llama" else LayerNorm
-    return kind(config.hidden_size, eps=config.layer_norm_eps)
 
 
 def stored_width(width: int, cache: Cache | None) -> int:
@@ -273,10 +268,10 @@ class DecoderLayer(nn.Module):
         super().__init__()
         self.self_attn = Attention(config, rope)
         self.mlp = MLP(config)
-        self.input_layernorm = _norm(config)
+        self.input_layernorm = Norm(config)
         self.parallel = config.use_parallel_residual
         if not self.parallel:
-            self.post_attention_layernorm = _norm(config)
+            self.post_attention_layernorm = Norm(config)
 
     def __call__(self, x: mx.array, mask: Mask, cache: Cache | None) -> mx.array:
         """x (B, L, hidden) -> (B, L, hidden)."""
@@ -296,7 +291,7 @@ class Backbone(nn.Module):
         self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
         rope = RotaryEmbedding(config.rotary_dims, config.rope_theta)
         self.layers = [DecoderLayer(config, rope) for _ in range(config.num_hidden_layers)]
-        self.norm = _norm(config)
+        self.norm = Norm(config)
 
     def __call__(self, ids: mx.array, cache: Sequence[Cache] | None) -> mx.array:
         """Ids (B, L) -> hidden states (B, L, hidden)."""

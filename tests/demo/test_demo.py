@@ -17,12 +17,11 @@ from edge.llama_cpp.session import LlamaSession
 from edge.model.load import load_model
 
 WINDOW = 1024
-STARCODER_AND_CHATML = re.findall(
-    r"<\S+>",
-    "<fim_prefix> <fim_middle> <fim_suffix> <fim_pad> <filename> <gh_stars> <issue_start> "
-    "<issue_comment> <issue_closed> <jupyter_start> <jupyter_text> <jupyter_code> "
-    "<jupyter_output> <empty_output> <commit_before> <commit_msg> <commit_after> <reponame> "
-    "<repo_continuation> <|im_start|> <|im_end|> <|endoftext|>",
+STARCODER = (
+    "fim_prefix fim_middle fim_suffix fim_pad filename gh_stars issue_start issue_comment "
+    "issue_closed jupyter_start jupyter_text jupyter_code jupyter_output empty_output "
+    "commit_before commit_msg commit_after reponame repo_continuation "
+    "|im_start| |im_end| |endoftext|"
 )
 CARD = (DEMO_PATH / "README.md").read_text(encoding="utf-8")
 EXAMPLES = re.findall(r"```python (psm|spm)\n(.*?)⟦(.*?)⟧(.*?)```", CARD, re.DOTALL)
@@ -67,7 +66,8 @@ def llama_logits(path, ids, kv_type, flash_attention):
 
 def test_it_is_small_and_has_every_special_token(tokenizer):
     assert sum(f.stat().st_size for f in DEMO_PATH.iterdir()) <= 12e6
-    for token in STARCODER_AND_CHATML:
+    for name in STARCODER.split():
+        token = f"<{name}>"
         assert tokenizer.encode(token).ids == [tokenizer.token_to_id(token)]
 
 
@@ -103,11 +103,6 @@ def test_llama_cpp_in_float32_gives_our_logits(demo_out, ours, held_out_ids):
     assert difference[:256].max() <= 1e-4
     # Four million logits of up to some 25: rounding adds up, in both engines, with the depth.
     assert difference.max() <= 1e-5 * np.abs(ours).max()
-
-
-def test_llama_cpp_in_float16_agrees_on_the_next_token(demo_out, ours, held_out_ids):
-    theirs = llama_logits(demo_out / "gguf-f16.gguf", held_out_ids, "f16", None)
-    assert (theirs.argmax(-1) == ours.argmax(-1)).mean() >= 0.99
 
 
 def test_each_precision_costs_a_little_and_never_much(demo_out, ours, held_out_ids):

@@ -30,10 +30,10 @@ def test_bytes_are_counted_as_stream_counts_them_and_passes_go_on_for_the_budget
     assert measured.passes == 11  # four looks at the clock for the first three, then five
 
 
-@pytest.mark.parametrize(("multiple", "words"), [(4.0, ", 4.0 times the cache"), (None, "")])
-def test_the_method_is_named(multiple, words):
-    said = str(Measured(1e9, 2e9, 4, 192 * MIB, 7, multiple))
-    assert said == f"measured read, best of 7 passes, 4 threads, 192 MiB{words}; triad 1.0 GB/s"
+def test_the_method_is_named():
+    said = str(Measured(1e9, 2e9, 4, 192 * MIB, 7, 4.0))
+    how = "measured read, best of 7 passes, 4 threads, 192 MiB, 4.0 times the cache"
+    assert said == f"{how}; triad 1.0 GB/s"
 
 
 def test_caches_of_two_sockets_add_up(tmp_path):
@@ -54,14 +54,9 @@ def test_caches_of_two_sockets_add_up(tmp_path):
     ("name", "gpu_cores", "gb_s"),
     [
         ("Apple M1", 7, 68.3),
-        ("Apple M2 Pro", 19, 204.8),
         ("Apple M2 Max", None, 409.6),  # one bandwidth, whatever the cores
-        ("Apple M2 Max", 31, 409.6),
         ("Apple M3 Max", 30, 307.2),
         ("Apple M3 Max", 40, 409.6),
-        ("Apple M4 Max", 32, 410.0),
-        ("Apple M4 Max", 40, 546.0),
-        ("Apple M5 Max", 40, 614.0),
     ],
 )
 def test_a_chip_is_found_by_name_and_cores(name, gpu_cores, gb_s):
@@ -80,8 +75,7 @@ def test_a_chip_is_found_by_name_and_cores(name, gpu_cores, gb_s):
 )
 def test_an_ambiguous_or_unknown_chip_says_how_to_go_on(name, gpu_cores, words):
     chip, remark = find_chip(name, gpu_cores)
-    assert chip is None
-    assert words in remark and remark.endswith("give it with --bandwidth-gb-s")
+    assert chip is None and words in remark and remark.endswith("give it with --bandwidth-gb-s")
 
 
 def test_the_table_is_whole():
@@ -119,23 +113,16 @@ def test_the_ceilings_of_the_reports_chip():
     ("on_gpu", "tok_s", "token_bytes", "reached", "words"),
     [
         (False, 28.0, 5.6e9, 0.7656, ""),
-        (False, 2.0, 102.4e9, 1.0, ""),
         (False, 53.0, 5.6e9, 1.449, "296.8 GB/s, 145% of the 204.8 GB/s"),
         (True, 20.0, 2e9, 0.04, ""),  # the GPU's own memory
         (False, 4000.0, 4e6, None, "4 MB fit in the cache of 32 MB"),
         (True, 20.0, 1e8, None, "fit in the cache"),
-        (False, 20.0, 1e8, 0.0098, ""),
     ],
 )
 def test_fractions_of_the_bandwidth(on_gpu, tok_s, token_bytes, reached, words):
     found, why = bandwidth_fraction(PC, on_gpu, tok_s, token_bytes)
     assert found == (reached if reached is None else pytest.approx(reached, abs=1e-3))
     assert words in (why or "") and bool(words) == bool(why)
-
-
-def test_unified_memory_has_one_ceiling():
-    mac = replace(PC, gpu_memory_bandwidth=None)
-    assert bandwidth_fraction(mac, True, 20.0, 2e9) == bandwidth_fraction(mac, False, 20.0, 2e9)
 
 
 @pytest.mark.parametrize(("remarks", "words"), [(("no M9 yet",), "no M9 yet"), ((), "is known")])

@@ -72,23 +72,12 @@ CUDA = FakeMlx(metal=False, cached=GB, free_memory=9 * GB, total_memory=80 * GB)
 # --- room
 
 
-def test_this_machine_has_some():
-    room = available_bytes()
-    assert 0 < room.bytes <= room.most_bytes
-    assert room.what
-
-
 @pytest.mark.parametrize(
     ("mlx", "system", "available", "expected"),
     [
         # The GPU's share, less what is active; no more than others leave, but it can make room.
         (mac(active=8 * GB), "Darwin", 50 * GB, (40 * GB, 40 * GB, "the GPU's share of memory")),
-        (
-            mac(active=8 * GB),
-            "Darwin",
-            5 * GB,
-            (5 * GB, 40 * GB, "memory that other programs leave"),
-        ),
+        (mac(active=8 * GB), "Darwin", 5 * GB, (5 * GB, 40 * GB, OTHERS)),
         # Free memory and what MLX keeps.
         (CUDA, "Linux", 50 * GB, (10 * GB, 10 * GB, "GPU memory")),
         (FakeMlx("cpu"), "Darwin", 5 * GB, (5 * GB, 64 * GB, "memory")),
@@ -118,11 +107,6 @@ def linux(machine, monkeypatch, tmp_path):
     return become
 
 
-def test_linux_without_groups_swaps_before_it_kills(linux):
-    room = linux("", {}, swap=3 * GB)
-    assert (room.bytes, room.most_bytes, room.what) == (50 * GB, 53 * GB, "memory")
-
-
 V2 = {"memory.max": f"{4 * GB}\n", "memory.current": f"{3 * GB}\n"}
 V1 = {"memory.limit_in_bytes": f"{4 * GB}", "memory.usage_in_bytes": f"{3 * GB}"}
 NO_LIMIT = {"memory.max": "max\n", "memory.current": "5\n"}
@@ -136,11 +120,9 @@ def inside(folder, files):
     ("membership", "groups"),
     [
         ("0::/\n", V2),
-        ("0::/user/app\n", inside("user/app", V2)),
         ("0::/user/app\n", inside("user", V2) | inside("user/app", NO_LIMIT)),
         ("0::/not/mounted/here\n", V2),
         ("9:cpu:/x\n4:memory:/box\n0::/\n", inside("memory/box", V1)),
-        ("4:memory:/not/mounted\n", inside("memory", V1)),
         ("4:cpu,memory:/box\n", inside("memory/box", V1)),
     ],
 )
@@ -154,7 +136,6 @@ def test_a_container_has_what_its_limit_leaves(linux, membership, groups):
     ("membership", "groups", "left_gb"),
     [
         ("0::/\n", NO_LIMIT, 50),
-        ("0::/\n", {}, 50),
         ("4:memory:/\n", inside("memory", {**V1, "memory.limit_in_bytes": str(2**63 - 4096)}), 50),
         ("4:cpu:/\n", V2, 50),
         ("0::/\n", {**V2, "memory.max": str(60 * GB)}, 50),
@@ -163,7 +144,9 @@ def test_a_container_has_what_its_limit_leaves(linux, membership, groups):
     ],
 )
 def test_limits_and_what_can_be_taken_back(linux, membership, groups, left_gb):
-    assert linux(membership, groups).bytes == left_gb * GB
+    room = linux(membership, groups, swap=3 * GB)
+    most_gb = left_gb + 3 * (left_gb == 50)  # without a group's limit Linux swaps before it kills
+    assert (room.bytes, room.most_bytes) == (left_gb * GB, most_gb * GB)
 
 
 # --- wiring
@@ -174,34 +157,12 @@ def test_what_is_needed_is_wired_and_let_go_after_the_last_work(machine):
     with wired(3 * GB):
         assert mlx.limit == 3 * GB
     assert mlx.calls == [("wire", 3 * GB), ("synchronize",), ("wire", 0)]
-    with wired(100 * GB):
-        assert mlx.limit == 48 * GB  # as much as the system recommends
-
-
-@pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt, GeneratorExit])
-def test_an_exception_lets_go_too(machine, error):
-    mlx = machine(mac())
-    mlx.limit = GB
-    with pytest.raises(error), wired(3 * GB):
-        raise error
-    assert mlx.limit == GB
-
-
-def test_so_does_a_device_that_fails(machine, monkeypatch):
-    mlx = machine(mac())
-    monkeypatch.setattr(mlx, "synchronize", lambda: 1 / 0)
-    with pytest.raises(ZeroDivisionError), wired(3 * GB):
-        pass
-    assert mlx.limit == 0
-
-
-def test_an_inner_block_adds_but_never_takes_away(machine):
-    mlx = machine(mac())
     with wired(5 * GB):
-        with wired(GB):
+        with wired(GB):  # an inner block adds but never takes away
             assert mlx.limit == 5 * GB
-        with wired(7 * GB):
-            assert mlx.limit == 7 * GB
+        with pytest.raises(GeneratorExit), wired(100 * GB):
+            assert mlx.limit == 48 * GB  # as much as the system recommends
+            raise GeneratorExit
         assert mlx.limit == 5 * GB
     assert mlx.limit == 0
 

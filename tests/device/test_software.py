@@ -39,6 +39,8 @@ def test_a_checkout_has_its_commit_and_whether_it_was_changed(package):
     (package / "new.py").write_text("b = 2\n")
     assert checkout_revision(package) == f"{commit}-dirty"
 
+    assert checkout_revision(package, lambda command: "") is None
+
 
 @needs_git
 def test_what_is_installed_inside_of_another_repository_has_none(package):
@@ -46,20 +48,12 @@ def test_what_is_installed_inside_of_another_repository_has_none(package):
     assert checkout_revision(package) is None
 
 
-def test_no_git_is_no_revision(package):
-    (package.parent / ".git").mkdir()
-    assert checkout_revision(package, lambda command: "") is None
-    assert checkout_revision(package, lambda command: "HEAD") is None
-
-
-def test_the_versions_name_no_folder(monkeypatch, package):
-    monkeypatch.setattr("edge.device.software.checkout_revision", lambda _: "0" * 40 + "-dirty")
+def test_the_versions_name_no_folder(monkeypatch):
+    monkeypatch.setattr(software, "checkout_revision", lambda _: "0" * 40 + "-dirty")
     versions = software_versions()
     assert versions["edge"] == edge.__version__
     assert versions["edge-revision"] == "0" * 40 + "-dirty"
     assert not any("/" in value for value in versions.values())
-    monkeypatch.setattr("edge.device.software.checkout_revision", lambda _: None)
-    assert "edge-revision" not in software_versions()
 
 
 def test_the_tag_of_mlxs_metal_wheel_is_recorded(monkeypatch):

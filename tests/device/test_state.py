@@ -46,15 +46,11 @@ def mac(batt=DESKTOP, mode="lowpowermode         0", thermal="0", pressure="1"):
         ({"batt": LAPTOP}, {"power_source": "battery", "battery_percent": 87}),
         ({"batt": CHARGING}, {"power_source": "mains", "battery_percent": 100}),
         ({"mode": "lowpowermode         1"}, {"low_power": True}),
-        ({"mode": "powermode            1"}, {"low_power": True}),
         ({"mode": "powermode            2"}, {"low_power": False}),  # high power
         ({"mode": "lidwake              1"}, {"low_power": None}),
-        ({"thermal": "0"}, {"thermal": "nominal"}),
-        ({"thermal": "1"}, {"thermal": "moderate"}),
-        ({"thermal": "4"}, {"thermal": "sleeping"}),
+        ({"thermal": "1"}, {"thermal": "moderate", "memory_pressure": "normal"}),
         ({"thermal": "9"}, {"thermal": "level 9"}),
-        ({"pressure": "1"}, {"memory_pressure": "normal"}),
-        ({"pressure": "4"}, {"memory_pressure": "critical"}),
+        ({"pressure": "4"}, {"memory_pressure": "critical", "thermal": "nominal"}),
     ],
 )
 def test_a_mac(answers, expected):
@@ -64,9 +60,8 @@ def test_a_mac(answers, expected):
 
 
 def test_programs_that_do_not_answer_leave_it_unknown():
-    state = replace(read_state("Darwin", lambda command: ""), load_1m=None)
-    assert state == State()
-    assert warnings_between(state, state) == {}
+    assert replace(read_state("Darwin", lambda command: ""), load_1m=None) == State()
+    assert warnings_between(State(), State()) == {}
 
 
 # --- Linux
@@ -128,9 +123,7 @@ def test_a_linux_laptop(linux):
         ({f"{SUPPLY}/AC/type": "Mains", f"{SUPPLY}/AC/online": 1}, {"power_source": "mains"}),
         (FLAT_MOUSE, {"power_source": None, "battery_percent": None}),
         ({**GOVERNED, f"{CPUFREQ}/scaling_driver": "acpi-cpufreq"}, {"low_power": True}),
-        ({**GOVERNED, f"{CPUFREQ}/scaling_driver": "amd-pstate-epp"}, {"low_power": False}),
         ({PROFILE: "low-power"}, {"low_power": True}),
-        ({"proc/pressure/memory": PRESSURE.format("0.00", "0.00")}, {"memory_pressure": "normal"}),
         ({"proc/pressure/memory": PRESSURE.format("9.0", "3.0")}, {"memory_pressure": "critical"}),
         ({"proc/cpuinfo": "processor\t: 0\ncpu MHz\t\t: 2600.000"}, {"cpu_mhz": 2600.0}),
     ],
@@ -158,12 +151,10 @@ QUIET = State(
     ("before", "after", "words"),
     [
         ({"power_source": "battery"}, {"power_source": "battery"}, "ran on battery: plug it in"),
-        ({"power_source": "UPS"}, {"power_source": "UPS"}, "ran on UPS"),
         ({}, {"power_source": "battery"}, "changed from mains to battery"),
         ({"low_power": True}, {}, "low power mode was on: switch it off"),
         ({"low_power": True, "governor": "powersave"}, {"governor": "powersave"}, "cpupower"),
         ({"thermal": "heavy"}, {}, "heavy, not nominal, before the run"),
-        ({}, {"thermal": "moderate"}, "moderate, not nominal, after the run"),
         ({}, {"throttled": 15}, "slowed for its heat 3 times"),
         ({}, {"governor": "schedutil"}, "during the run (from performance to schedutil)"),
         ({"load_1m": 3.0}, {}, "(load 3.0): close them"),

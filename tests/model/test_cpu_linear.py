@@ -138,16 +138,6 @@ def test_weights_stay_at_four_bits():
     assert np.array(scales, copy=False).__array_interface__["data"][0] == start + codes.nbytes
 
 
-def test_half_precision_is_left_to_mlx():
-    net = Net(64, 24, False, {"bits": 4, "group_size": 64})
-    net.set_dtype(mx.float16)
-    use_blas(net)
-    assert type(net.linear) is nn.QuantizedLinear
-    theirs, ours = pair(64, 24, False, {"bits": 4, "group_size": 64})
-    x = mx.array(normal(1, 3, 64)).astype(mx.float16)
-    assert mx.allclose(ours.linear(x), theirs.linear(x), rtol=1e-2, atol=1e-2)
-
-
 def test_an_mlx_that_does_not_hand_pointers_on_is_noticed(monkeypatch):
     plain = mx.addmm
 

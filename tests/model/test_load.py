@@ -1,7 +1,6 @@
 """Artefacts on disk: dtypes, tied heads, quantisation in every form that mlx-lm writes."""
 
 import json
-import os
 import shutil
 
 import mlx.core as mx
@@ -66,19 +65,6 @@ def test_every_mode_of_mlx(mode, raw, tmp_path):
     assert difference(path) < TOLERANCE
 
 
-def test_matrices_with_recipes_of_their_own(tmp_path):
-    """As a GPTQ checkpoint converts: the tables in float, one matrix in more bits."""
-    own = {"model.embed_tokens": False, "lm_head": False, V_PROJ: {"group_size": 32, "bits": 8}}
-    path = write_quantised(tmp_path / "m", LLAMA, {**AFFINE, **own})
-    model = load_model(path)
-    assert isinstance(model.lm_head, nn.Linear)
-    assert isinstance(model.model.embed_tokens, nn.Embedding)
-    v_proj, q_proj = model.layers[0].self_attn.v_proj, model.layers[0].self_attn.q_proj
-    assert (v_proj.group_size, v_proj.bits) == (32, 8)
-    assert (q_proj.group_size, q_proj.bits) == (64, 4)
-    assert difference(path) < TOLERANCE
-
-
 def test_an_object_of_its_own_does_not_inherit(tmp_path):
     """As mlx-lm: what it leaves out is the mode's default, not the value on top."""
     top = {"group_size": 32, "bits": 8, "mode": "affine"}
@@ -88,19 +74,6 @@ def test_an_object_of_its_own_does_not_inherit(tmp_path):
     (path / "config.json").write_text(json.dumps({**PLAIN, "quantization": recipe}))
     assert load_model(path).layers[0].self_attn.v_proj.group_size == 64
     assert difference(path) < TOLERANCE
-
-
-@pytest.mark.parametrize("raw", [CONFIGS["tied"], *LLAMA_CONFIGS.values()])
-@pytest.mark.parametrize("dtype", [mx.float32, mx.float16, mx.bfloat16], ids=str)
-def test_every_float_type(raw, dtype, tmp_path):
-    exact = tiny_model(raw)
-    exact.set_dtype(dtype)
-    tensors = random_tensors(exact.config)
-    rounded = {name: mx.array(array).astype(dtype) for name, array in tensors.items()}
-    model = load_model(write_checkpoint(tmp_path / "m", raw, tensors=rounded), mx.float32)
-    exact.set_dtype(mx.float32)
-    ids = mx.array(token_ids(model.config))
-    assert mx.allclose(model(ids), exact(ids), rtol=0, atol=1e-4)
 
 
 @pytest.mark.parametrize(
@@ -176,14 +149,6 @@ def test_config_json_is_read_once(opener, copied, monkeypatch):
     assert read.count("config.json") == 1
 
 
-@pytest.mark.parametrize("kept", [0, 5, 2000, 3_000_000])
-def test_a_cut_off_file_of_weights_is_named(kept, copied):
-    file = copied / "model.safetensors"
-    file.write_bytes(file.read_bytes()[:kept])
-    with pytest.raises(EdgeError, match=r"model\.safetensors is cut off"):
-        load(copied)
-
-
 @pytest.mark.parametrize(
     ("name", "words"),
     [
@@ -194,19 +159,9 @@ def test_a_cut_off_file_of_weights_is_named(kept, copied):
 )
 def test_a_missing_file_is_named(name, words, copied):
     (copied / name).unlink()
-    with pytest.raises(EdgeError, match=words):
-        load(copied)
-
-
-def test_what_is_not_a_model_directory_is_refused(tmp_path, demo_out):
-    os.mkfifo(tmp_path / "pipe")
-    for path in (demo_out / "gguf-f16.gguf", tmp_path / "pipe"):
-        with pytest.raises(EdgeError, match=r"is not a directory; .*edge convert"):
+    for path, why in ((copied, words), (copied / name, "is not there"), ("/dev/null", "is not a")):
+        with pytest.raises(EdgeError, match=why):
             load(path)
-    with pytest.raises(EdgeError, match="is not there"):
-        load(tmp_path / "nowhere")
-    with pytest.raises(EdgeError, match=r"config\.json is missing"):
-        load(tmp_path)
 
 
 ODDITIES = st.one_of(

@@ -57,17 +57,6 @@ def test_weights_of_every_shape_are_counted_to_the_byte(raw, tmp_path):
         assert required_bytes(path, dtype, 0).weights_bytes == sum(a.nbytes for _, a in arrays)
 
 
-def test_what_loading_drops_is_not_counted(tmp_path):
-    path = write_checkpoint(tmp_path / "m", CONFIGS["tied"])
-    plain = required_bytes(path, mx.float16, 0).weights_bytes
-    extra = {
-        "lm_head.weight": mx.zeros((512, 64)),
-        "model.layers.0.self_attn.rotary_emb.inv_freq": mx.zeros((64,)),
-    }
-    mx.save_safetensors(str(path / "more.safetensors"), extra)
-    assert required_bytes(path, mx.float16, 0).weights_bytes == plain
-
-
 @pytest.mark.parametrize("kv_bits", [None, 4, 8])
 @pytest.mark.parametrize("name", ["stable-code", "stablelm-2-12b", "code-llama"])
 def test_the_cache_is_bounded_for_every_head(name, kv_bits, tmp_path):

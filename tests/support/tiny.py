@@ -32,6 +32,7 @@ PLAIN = {
     "eos_token_id": 0,
 }
 
+TWO_HEADS = {"num_attention_heads": 2, "num_key_value_heads": 2}
 # One per switch, then the published combinations at their real head sizes.
 CONFIGS = {
     "plain": PLAIN,
@@ -42,17 +43,11 @@ CONFIGS = {
     "parallel": {**PLAIN, "use_parallel_residual": True},
     "grouped": {**PLAIN, "num_key_value_heads": 2},
     "tied": {**PLAIN, "tie_word_embeddings": True},
-    "stable-code": {
-        **PLAIN,
-        "hidden_size": 160,
-        "num_attention_heads": 2,
-        "num_key_value_heads": 2,
-        "rope_theta": 1_000_000,
-    },
+    "stable-code": {**PLAIN, "hidden_size": 160, **TWO_HEADS, "rope_theta": 1_000_000},
     "stablelm-2-12b": {
         **PLAIN,
         "hidden_size": 320,
-        "num_attention_heads": 2,
+        **TWO_HEADS,
         "num_key_value_heads": 1,
         "qk_layernorm": True,
         "use_parallel_residual": True,
@@ -80,13 +75,7 @@ LLAMA_CONFIGS = {
     "llama-grouped": {**LLAMA, "num_key_value_heads": 2},
     "llama-tied": {**LLAMA, "tie_word_embeddings": True},
     "llama-bias": {**LLAMA, "attention_bias": True, "mlp_bias": True},
-    "code-llama": {
-        **LLAMA,
-        "hidden_size": 256,
-        "num_attention_heads": 2,
-        "num_key_value_heads": 2,
-        "rope_theta": 1_000_000,
-    },
+    "code-llama": {**LLAMA, "hidden_size": 256, **TWO_HEADS, "rope_theta": 1_000_000},
 }
 
 

@@ -66,7 +66,6 @@ def test_the_text_is_that_of_transformers(template, messages, prompted):
     [
         (INST, r"does not take this conversation \(Roles must"),
         ("{% for", "unexpected"),
-        ("{{ nothing.at.all }}", "undefined"),
         ("{{ messages[9].content }}", "no element 9"),
         ("{{ 1 / 0 }}", "division by zero"),
         ("{% include 'x' %}", "no loader"),
@@ -89,15 +88,12 @@ def test_a_broken_template_is_refused(template, words):
     [
         "{{ ''['__class__'] }}",
         "{{ (''|attr('__class__')).mro() }}",
-        "{{ messages.__class__.__base__.__subclasses__() }}",
         "{{ raise_exception.__globals__ }}",
         "{{ dict.__call__.__globals__ }}",
-        "{{ dict.fromkeys.__func__ }}",
         "{{ lipsum.__globals__ }}",
         "{{ '{0.__class__}'.format(messages) }}",
         "{{ '%s'.__mod__('x') }}",
         "{{ messages.append(1) }}",
-        "{{ messages[0].update(a=1) }}",
     ],
 )
 def test_a_template_reaches_nothing_of_python(template):
