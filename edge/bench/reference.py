@@ -84,7 +84,6 @@ def _digest(config: ModelConfig, weights: Weights) -> Digest:
 
 
 def _other_settings(found: ModelConfig, wanted: ModelConfig) -> list[str]:
-    """Settings in which an artefact differs from the checkpoint."""
     pairs = ((name, getattr(found, name), getattr(wanted, name)) for name in SETTINGS)
     # GGUF holds float32.
     others = (pair for pair in pairs if not isclose(pair[1], pair[2], rel_tol=1e-6))
@@ -123,7 +122,6 @@ def reference_logits(
 
 
 def _layer(weights: Weights, one: Model, number: int) -> DecoderLayer:
-    """One block with its weights."""
     here, there = "model.layers.0.", f"model.layers.{number}."
     names = (name for name in expected_shapes(one.config) if name.startswith(here))
     read = one.sanitize({n: _read(weights, there + n.removeprefix(here)) for n in names})

@@ -175,7 +175,6 @@ def _bytes_per_token(job: Job, facts: EngineFacts | None) -> int | None:
 
 
 def _latency_ms(trials: Sequence[Trial]) -> dict[str, float] | None:
-    """Percentiles over every token but the first of each pass."""
     times_us = [us for trial in trials for times in trial.token_us for us in times]
     if not times_us:
         return None
@@ -183,7 +182,6 @@ def _latency_ms(trials: Sequence[Trial]) -> dict[str, float] | None:
 
 
 def _power(runs: Sequence[ProcessRun]) -> PowerSource | None:
-    """Where watts came from, None where nothing measured."""
     meter = next((run.meter for run in runs if run.samples), None)
     return PowerSource(meter.source, meter.boundary, _flags(runs)) if meter else None
 
@@ -241,7 +239,6 @@ def _quality(subject: Subject, job: Job, context: Context) -> tuple[Quality | No
 
 
 def _doubts(row: Row, job: Job, runs: Sequence[ProcessRun], context: Context) -> Iterator[Reason]:
-    """About speed, then the machine's state, then energy."""
     yield from judge_speed(row.counted, job.min_window_s, len(runs), context.rounds)
     yield from judge_conditions(runs, _busy_threads(row, job, context.device))
     yield from judge_energy(_windows(row), _flags(runs))

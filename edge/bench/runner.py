@@ -148,7 +148,6 @@ def _end(returncode: int, log: IO[bytes]) -> str:
 
 
 def _explained(failure: str) -> str:
-    """A failure, with what to do where memory ran out."""
     if not ALLOCATION_FAILED.search(failure):
         return failure
     return f"{failure.rstrip('.')}, which is what happens {OUT_OF_MEMORY}"

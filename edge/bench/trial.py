@@ -46,7 +46,6 @@ def run_trial(engine: Engine, plan: TokenPlan, least_s: float = 0.0, joint: bool
 
 
 def _repeated(one_pass: Callable[[], list[int]], least_s: float) -> list[list[int]]:
-    """The stamps of every pass."""
     passes = [one_pass()]
     while passes[-1][-1] - passes[0][0] < least_s * NS_PER_S and len(passes) < MAX_PASSES:
         passes.append(one_pass())

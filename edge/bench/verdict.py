@@ -57,7 +57,6 @@ def judge_speed(
 
 
 def _spread(name: str, rates: Sequence[float | None], flag: str) -> Iterator[Reason]:
-    """Spread, outliers and drift of one rate over the trials."""
     values = [rate for rate in rates if rate is not None]
     if len(values) < 2:
         return

@@ -82,7 +82,6 @@ class ProfileWriter:
         self._write(range(len(self.subjects)))
 
     def _write(self, changed: Iterable[int]) -> None:
-        """Build some rows with what is known now, and write the profile with all of them."""
         run, before, after = self.run, self.run.idle_before, self.run.idle_after
         drift = baseline_drift(before, after)
         device, idle_w = self.profile.device, run.idle_w

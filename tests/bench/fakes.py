@@ -21,11 +21,7 @@ class FakeClock:
     """Stands for the module `time` as well."""
 
     def __init__(self):
-        self.now_ns = 1_000
-        self.slept = []
-
-    def __call__(self):
-        return self.now_ns
+        self.now_ns, self.slept = 1_000, []
 
     def monotonic_ns(self):
         return self.now_ns
@@ -40,9 +36,7 @@ class FakeEngine:
 
     def __init__(self, clock):
         self.clock = clock
-        self.length = 0
-        self.calls = []
-        self.closed = False
+        self.length, self.calls, self.closed = 0, [], False
 
     def prefill(self, ids):
         self.calls.append(("prefill", self.length, list(ids)))
@@ -78,13 +72,12 @@ class FakeMeter:
     def __init__(self, clock, watts=7.0, unavailable=None, flags=()):
         self.unavailable, self.flags = unavailable, flags
         self._clock, self._watts, self._step_ns = clock, watts, NS // 2
-        self._begin_ns = None
 
     def start(self):
-        self._begin_ns = self._clock()
+        self._begin_ns = self._clock.monotonic_ns()
 
     def stop(self):
-        end_ns, samples, at_ns = self._clock(), [], self._begin_ns
+        end_ns, samples, at_ns = self._clock.monotonic_ns(), [], self._begin_ns
         while at_ns < end_ns and self.unavailable is None:
             watts = self._watts() if callable(self._watts) else self._watts
             joules = {"CPU": 0.25 * watts / 2, "GPU": 0.75 * watts / 2}
@@ -108,10 +101,6 @@ class FakeMachine:
             monkeypatch.setattr(module, "read_state", lambda: State(thermal=next_of(self.thermal)))
         percent = lambda interval: 100 * next_of(busy)  # noqa: E731
         monkeypatch.setattr(cooldown.psutil, "cpu_percent", percent)
-
-    @property
-    def slept(self):
-        return self.clock.slept
 
     def new_meter(self):
         if self.watts is None:
@@ -137,13 +126,9 @@ JOB = Job("mlx", "x", Workload(10, 3, 100), 50, 0, 3, 1, 2)
 NO_METER = NoMeter("power was not measured: there is none")
 
 
-class Watts:
-    """A meter that worked."""
-
-    source, boundary, unavailable = "fake", "CPU and GPU", None
-
-    def __init__(self, *flags):
-        self.flags = flags
+def worked(*flags):
+    """A meter that measured."""
+    return FakeMeter(None, flags=flags)
 
 
 def done(**changes):

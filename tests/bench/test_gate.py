@@ -189,17 +189,12 @@ def test_a_network_that_computes_something_else_is_found(reference, demo_out, ro
     assert "wrong logits" in verdict(reference, row, demo_out, digest)
 
 
-@pytest.mark.parametrize(
-    ("logits", "words"),
-    [
-        (np.zeros(VOCAB - 1, np.float32), "4095 logits per token"),
-        (np.full(VOCAB, np.nan, np.float32), "infinitely far"),
-    ],
-)
-def test_another_number_of_logits_and_nan_are_found(reference, demo_out, logits, words):
-    digest = make_digest([logits] * (POSITIONS - PREFILLED + 1), VOCAB)
-    digest = json.loads(json.dumps(digest, allow_nan=False))
-    assert words in verdict(reference, "mlx-int4", demo_out, digest)
+def test_another_number_of_logits_and_nan_are_found(reference, demo_out):
+    for size, value, words in ((VOCAB - 1, 0, "4095 logits per token"), (VOCAB, np.nan, "infin")):
+        logits = np.full(size, value, np.float32)
+        digest = make_digest([logits] * (POSITIONS - PREFILLED + 1), VOCAB)
+        digest = json.loads(json.dumps(digest, allow_nan=False))
+        assert words in verdict(reference, "mlx-int4", demo_out, digest)
 
 
 class Renamed:
@@ -243,13 +238,11 @@ def test_a_wrong_conversion_is_found(tmp_path, row, change, message):
     assert re.search(message, verdict(found, row, tmp_path, {}))
 
 
-def test_a_failed_reference_is_an_error(demo_out):
+def test_the_reference_is_computed_in_float32_and_its_failure_an_error(demo_out, monkeypatch):
     with pytest.raises(EdgeError, match=r"could not be computed .*nowhere"):
         reference_job(open_checkpoint("demo"), [str(demo_out / "nowhere")])
 
-
-def test_the_reference_is_computed_in_float32(monkeypatch):
-    """On M5 MLX's products are TF32 otherwise."""
+    # On M5 MLX's products are TF32 otherwise.
     monkeypatch.setattr(module, "run_child", lambda *asked: asked[4])
     assert reference_job(open_checkpoint("demo"), []) == {"MLX_ENABLE_TF32": "0"}
 

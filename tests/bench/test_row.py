@@ -9,8 +9,7 @@ from edge.device.describe import Bandwidth, Device
 from edge.power.meter import Sample
 from edge.profile.profile import Quality, Workload
 from edge.stats import interval
-from tests.bench import fakes
-from tests.bench.fakes import FACTS, JOB, SUBJECT, THREE, Watts, process, samples_of, trial_at
+from tests.bench.fakes import FACTS, JOB, NS, SUBJECT, THREE, process, samples_of, trial_at, worked
 
 
 def row_of(trials=THREE, context=None, job=JOB, subject=SUBJECT, **changes):
@@ -79,7 +78,7 @@ def test_a_quantity_that_was_not_asked_for_has_its_reason(workload, words):
 
 
 def test_energy_is_that_of_the_windows():
-    row = row_of(THREE, Context(idle_w=5.0), meter=Watts(), samples=samples_of(7.0))
+    row = row_of(THREE, Context(idle_w=5.0), meter=worked(), samples=samples_of(7.0))
     found = {
         "power_w": 7.0,
         "joules_per_token": 7.0,
@@ -97,8 +96,11 @@ def test_energy_is_that_of_the_windows():
     ("fields", "words"),
     [
         ({}, ["power_w, joules_per_token", "there is none"]),
-        ({"meter": Watts(), "samples": [Sample(0, fakes.NS, {"CPU": 1.0})]}, ["no sample of fake"]),
-        ({"meter": Watts("fake: it died")}, ["no sample of fake", "fake: it died"]),
+        (
+            {"meter": worked(), "samples": [Sample(0, NS, {"CPU": 1.0})]},
+            ["no sample of fake"],
+        ),
+        ({"meter": worked("fake: it died")}, ["no sample of fake", "fake: it died"]),
     ],
 )
 def test_missing_power_is_null_with_its_reason(fields, words):
@@ -108,13 +110,13 @@ def test_missing_power_is_null_with_its_reason(fields, words):
 
 
 def test_missing_and_moving_power_are_reasons_and_the_rest_counts():
-    row = row_of(meter=Watts(), samples=samples_of(7.0, last_s=250))
+    row = row_of(meter=worked(), samples=samples_of(7.0, last_s=250))
     assert row.power_w.n == 2
     assert has(row, "a part of the trials")
     assert row.joules_per_token_net is None
     assert has(row, "joules_per_token_net: ", "--idle")
     context = Context(idle_w=5.0, idle_drift="idle power moved")
-    assert has(row_of(THREE, context, meter=Watts(), samples=samples_of(7.0)), "idle power moved")
+    assert has(row_of(THREE, context, meter=worked(), samples=samples_of(7.0)), "idle power moved")
     assert not has(row_of(THREE, context), "idle power moved")
 
 

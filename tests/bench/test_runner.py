@@ -240,7 +240,7 @@ def test_every_row_runs_in_every_round_in_the_recorded_order(go):
     assert reported == [row for order in run.order for row in order]
     assert [[r.round for r in runs] for runs in run.runs] == [[0, 1, 2]] * 3
     assert run.finished
-    assert (fake.slept, run.idle_w) == ([], None)  # there is no meter
+    assert (fake.clock.slept, run.idle_w) == ([], None)  # there is no meter
     run, ran, *_ = go(3, dies=[("b", 1)])  # it is not run again, the rest completes
     assert [len(runs) for runs in run.runs] == [3, 2, 3]
     assert ("b", 2) not in ran

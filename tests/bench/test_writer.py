@@ -6,7 +6,7 @@ from edge.bench.runner import Run
 from edge.bench.writer import ProfileWriter
 from edge.device.describe import Bandwidth, Device
 from edge.profile.profile import Method, ModelInfo, Profile, read
-from tests.bench.fakes import JOB, SUBJECT, Watts, process, samples_of, trial_at
+from tests.bench.fakes import JOB, SUBJECT, process, samples_of, trial_at, worked
 
 DEVICE = Device("PC", "x86_64", 8, 16, 2**36, "Linux", memory_bandwidth=Bandwidth(70.0, "given"))
 
@@ -29,7 +29,7 @@ def writer(tmp_path):
 
 def measure(writer, row, number, seconds_per_token=1.0):
     trials = [trial_at(i, seconds_per_token) for i in (1, 2)]
-    run = process(trials, number, Watts(), samples_of(7.0))
+    run = process(trials, number, worked(), samples_of(7.0))
     writer.run.runs[row].append(run)
     writer.update(row)
 

@@ -141,7 +141,7 @@ def test_a_run_writes_a_valid_profile_with_its_order_and_windows(
 
 def test_a_meters_watts_reach_the_profile(demo_out, tmp_path, monkeypatch):
     """Meters that always say the same: one asked whether it works, two idle, one at work."""
-    meters = [FakeMeter(time.monotonic_ns, watts) for watts in (0.0, 2.5, 25.0, 3.5)]
+    meters = [FakeMeter(time, watts) for watts in (0.0, 2.5, 25.0, 3.5)]
     monkeypatch.setattr(bench, "choose_meter", lambda *_: meters.pop(0))
     # As on a processor whose cache is smaller than the demo.
     monkeypatch.setattr("edge.device.describe.last_level_cache_bytes", lambda: 1 << 20)

@@ -24,7 +24,7 @@ from edge.profile.profile import (
     write,
 )
 from edge.profile.trial import Trial
-from tests.bench.fakes import JOB, SUBJECT, THREE, Watts, process, samples_of
+from tests.bench.fakes import JOB, SUBJECT, THREE, process, samples_of, worked
 from tests.support.profiles import ROOT
 from tools.write_profile_schema import SCHEMA, text
 
@@ -45,7 +45,7 @@ ROWS = {
     "with energy": build_row(
         SUBJECT,
         JOB,
-        [process(THREE, meter=Watts("a flag"), samples=samples_of(7.0))],
+        [process(THREE, meter=worked("a flag"), samples=samples_of(7.0))],
         Context(device=Device("PC", memory_bandwidth=Bandwidth(100.0, "table, Apple"))),
     ),
     "failed": build_row(SUBJECT, JOB, [process([], failure="it died")]),
