@@ -33,7 +33,7 @@ def room(monkeypatch):
 @each_command
 def test_a_model_that_does_not_fit_is_refused_with_the_numbers(words, room, monkeypatch, capsys):
     room(10**6, 2 * 10**6)
-    monkeypatch.setattr(loading, "_read_weights", lambda path: pytest.fail("it was loaded"))
+    monkeypatch.setattr(loading, "_load", lambda *_: pytest.fail("it was loaded"))
     assert main(list(words)) == 1
     (sentence,) = capsys.readouterr().err.splitlines()
     assert "needs" in sentence and "1 MB of memory are available" in sentence
