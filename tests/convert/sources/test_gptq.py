@@ -1,4 +1,7 @@
 import json
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import replace
 
 import mlx.core as mx
@@ -244,6 +247,24 @@ def test_zero_biases_of_old_writers_are_dropped_unless_one_is_used(tmp_path, use
     check_everything(matrices, {}, weights)
     if used:
         assert weights.read(f"{LAYER}self_attn.{used}_proj.bias")[3] == 0.5
+
+
+def test_a_matrix_is_loaded_once_for_many_threads(tmp_path, monkeypatch):
+    _, weights = one_layer(tmp_path)
+    unpack, loads, both = fmt.zero_points, [], threading.Barrier(2)
+
+    def counted(*args):
+        loads.append(args)
+        with suppress(threading.BrokenBarrierError):  # a second one does not come
+            both.wait(timeout=0.2)
+        return unpack(*args)
+
+    monkeypatch.setattr(fmt, "zero_points", counted)
+    starts = range(0, weights.shapes[Q][0], 32)
+    with ThreadPoolExecutor(8) as threads:
+        rows = list(threads.map(lambda start: weights.read(Q, start, start + 32), starts))
+    assert len(loads) == 1
+    assert np.array_equal(np.concatenate(rows), weights.read(Q))
 
 
 def with_value(index, value):
