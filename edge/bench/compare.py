@@ -7,8 +7,6 @@ interval are the same statistic they never disagree, as Fieller's interval and a
 difference may.
 """
 
-from __future__ import annotations
-
 import math
 import statistics
 from collections.abc import Iterator, Mapping, Sequence

@@ -1,7 +1,5 @@
 """Wait until the machine is idle; measure idle power; keep the machine awake."""
 
-from __future__ import annotations
-
 import os
 import statistics
 import subprocess

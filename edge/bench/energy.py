@@ -1,7 +1,5 @@
 """Energy of a trial's windows, and a process's power over time as a profile keeps it."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 from msgspec.structs import replace

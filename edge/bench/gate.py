@@ -11,8 +11,6 @@ Rounding to four bits changes logits as much as some mistakes do, so they are ju
   nothing to do with bits.
 """
 
-from __future__ import annotations
-
 import math
 import random
 from collections.abc import Mapping, Sequence

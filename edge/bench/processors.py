@@ -3,8 +3,6 @@
 Run as `python -m edge.bench.processors`, so that neither opens a GPU in the process that measures.
 """
 
-from __future__ import annotations
-
 import platform
 import sys
 from collections.abc import Iterable

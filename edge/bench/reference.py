@@ -4,8 +4,6 @@ A 3B in float32 would be 11 GB; layer by layer over a short prompt it is one lay
 as `python -m edge.bench.reference`, so that its memory is free before anything is measured.
 """
 
-from __future__ import annotations
-
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, replace

@@ -1,7 +1,5 @@
 """From what a row's processes reported to a row: quantities, reasons, verdict."""
 
-from __future__ import annotations
-
 import os
 import statistics
 from collections.abc import Iterable, Iterator, Mapping, Sequence

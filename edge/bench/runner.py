@@ -1,7 +1,5 @@
 """The run: every row once per round, each time in a fresh process, the meter running around it."""
 
-from __future__ import annotations
-
 import random
 import re
 import signal

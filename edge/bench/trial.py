@@ -1,7 +1,5 @@
 """One timed repetition: stamps in, rates out."""
 
-from __future__ import annotations
-
 import time
 from collections.abc import Callable, Sequence
 from itertools import accumulate, pairwise

@@ -4,8 +4,6 @@ INVALID: there is no figure, or it cannot be true. WARN: there is one, with a do
 removes a value.
 """
 
-from __future__ import annotations
-
 import statistics
 from collections.abc import Iterable, Iterator, Sequence
 

@@ -3,8 +3,6 @@
 Answers with JSON lines on stdout: `Measured` after each repetition, then `Done` or `Failed`.
 """
 
-from __future__ import annotations
-
 import os
 import sys
 import time

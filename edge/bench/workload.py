@@ -1,7 +1,5 @@
 """Workloads: llama-bench's tests with its meanings, suites of them, and the ids that are fed."""
 
-from __future__ import annotations
-
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """The profile of a run while it grows: on disk and valid after every process."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path

@@ -1,7 +1,5 @@
 """The commands of the loop, and how a line is told from a message."""
 
-from __future__ import annotations
-
 import difflib
 import os
 import re

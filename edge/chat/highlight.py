@@ -1,7 +1,5 @@
 """Colours for code in an answer that is still being written: line by line as lines end."""
 
-from __future__ import annotations
-
 import re
 from typing import Any
 

@@ -1,7 +1,5 @@
 '''What the user types: a line, a block in """, or lines with Alt-Enter or a paste.'''
 
-from __future__ import annotations
-
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path

@@ -1,7 +1,5 @@
 """The loop: read a text, run it as a command or print the answer to it, until the user leaves."""
 
-from __future__ import annotations
-
 import os
 import platform
 import sys

@@ -1,7 +1,5 @@
 """The screen while the chat writes on it, which never redraws what was printed."""
 
-from __future__ import annotations
-
 import contextlib
 import os
 import re

@@ -1,7 +1,5 @@
 """One answer: printed as it comes, measured, and summed up in one line."""
 
-from __future__ import annotations
-
 import json
 import sys
 from collections.abc import Sequence

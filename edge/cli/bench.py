@@ -1,7 +1,5 @@
 """Benchmark a model's artefacts on this machine."""
 
-from __future__ import annotations
-
 import argparse
 import json
 import sys

@@ -1,7 +1,5 @@
 """Chat with a model, or get one answer for a script."""
 
-from __future__ import annotations
-
 import argparse
 import contextlib
 import sys

@@ -1,7 +1,5 @@
 """The checkpoint that a command was told to convert or measure."""
 
-from __future__ import annotations
-
 import argparse
 import sys
 from pathlib import Path

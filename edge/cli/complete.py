@@ -1,7 +1,5 @@
 """Write what belongs at a cursor in the middle of a file."""
 
-from __future__ import annotations
-
 import argparse
 import contextlib
 import json

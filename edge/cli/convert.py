@@ -1,7 +1,5 @@
 """Convert a StableLM checkpoint to MLX and GGUF; list, verify, or fix a GGUF file."""
 
-from __future__ import annotations
-
 import argparse
 import json
 import sys

@@ -1,7 +1,5 @@
 """Show what can be measured on this machine, and what to type where something is missing."""
 
-from __future__ import annotations
-
 import argparse
 import json
 import re

@@ -1,7 +1,5 @@
 """Measure what artefacts lose: perplexity, divergence from a reference, or filled middles."""
 
-from __future__ import annotations
-
 import argparse
 import json
 import sys
@@ -114,7 +112,7 @@ def _holes(args: argparse.Namespace) -> list[Hole]:
 
 
 def _method(args: argparse.Namespace, settings: Settings) -> dict[str, Any]:
-    """What the rows' numbers depend on."""
+    """Settings that the rows' numbers depend on."""
     humaneval = args.humaneval is not None
     return {
         "benchmark": "HumanEval infilling" if humaneval else "held-out middles",

@@ -1,7 +1,5 @@
 """`edge COMMAND`: find the command, run it, print its errors as one sentence."""
 
-from __future__ import annotations
-
 import argparse
 import sys
 from collections.abc import Sequence

@@ -1,7 +1,5 @@
 """From the model that a command names to one that is loaded."""
 
-from __future__ import annotations
-
 import contextlib
 import sys
 from collections.abc import Iterator

@@ -1,7 +1,5 @@
 """Measure the energy of a command, of a stretch of time, or of a recorded log."""
 
-from __future__ import annotations
-
 import argparse
 import json
 import math

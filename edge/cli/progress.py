@@ -1,7 +1,5 @@
 """Progress bars on stderr, so that stdout stays clean for results."""
 
-from __future__ import annotations
-
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager

@@ -1,7 +1,5 @@
 """Make tables, plots and a page from profiles; compare devices; check profiles."""
 
-from __future__ import annotations
-
 import argparse
 import json
 import sys
@@ -16,7 +14,7 @@ from edge.profile.check import check
 from edge.profile.profile import Profile, decode, read_bytes
 from edge.report.devices import compare_devices, devices_markdown
 
-# A page of more is no page; `--devices` reads any number.
+# More do not fit a page that a browser opens; `--devices` reads any number.
 MOST_PROFILES = 50
 
 

@@ -1,7 +1,5 @@
 """From one checkpoint to its artefacts: the source is read once, whatever is asked for."""
 
-from __future__ import annotations
-
 import fcntl
 import os
 import re

@@ -5,8 +5,6 @@ Code compute with 10000 instead of 1000000. It leaves out the ids of the fill-in
 middle tokens too, which llama.cpp finds by their text only since April 2025.
 """
 
-from __future__ import annotations
-
 import struct
 from collections.abc import Mapping
 from pathlib import Path
@@ -45,7 +43,7 @@ from edge.formats.files import atomic_write
 from edge.formats.gguf import read_gguf
 
 CONTEXT_KEY = "stablelm.context_length"
-# What a fill-in-the-middle prompt and a chat need; others are no llama.cpp behaviour.
+# What a fill-in-the-middle prompt and a chat need; others change nothing in llama.cpp.
 FIXED_IDS = {key: text for key, text in SPECIAL_IDS.items() if key != "padding"}
 Keys = Mapping[str, tuple[Any, GGUFValueType]]
 

@@ -5,8 +5,6 @@ interpreter while they compute) and written in order. What is in memory is a han
 of blocks, whatever the size of the model.
 """
 
-from __future__ import annotations
-
 import os
 from abc import ABC, abstractmethod
 from collections import deque

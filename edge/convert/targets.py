@@ -1,7 +1,5 @@
 """One call of the converter: its options, a target per artefact, and their sizes."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path

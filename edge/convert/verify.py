@@ -1,7 +1,5 @@
 """A finished artefact against its manifest and against the checkpoint it was made of."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable
 from dataclasses import dataclass

@@ -1,1 +1,1 @@
-"""What this machine is."""
+"""This machine: chip, memory, bandwidth, state."""

@@ -11,8 +11,6 @@ the triad alone a good engine would seem to reach 130 %. NumPy works on pieces t
 second-level cache, so the intermediate `s * c` never travels, and releases the GIL.
 """
 
-from __future__ import annotations
-
 import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """Chips: Apple's memory bandwidth by name and GPU core count, from a table; sizes of caches."""
 
-from __future__ import annotations
-
 import json
 import re
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """The machine a profile was measured on, without anything that names its owner."""
 
-from __future__ import annotations
-
 import os
 import platform
 import re

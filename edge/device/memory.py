@@ -5,8 +5,6 @@ pages that it can take back from its file cache. macOS goes on beyond that, comp
 swapping what other programs hold; Linux without swap, and a container at its limit, kill.
 """
 
-from __future__ import annotations
-
 import platform
 from collections.abc import Iterator
 from contextlib import contextmanager

@@ -1,7 +1,5 @@
 """NVIDIA GPUs through nvidia-ml-py, the optional extra `nvidia`."""
 
-from __future__ import annotations
-
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass

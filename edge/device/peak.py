@@ -4,8 +4,6 @@ ru_maxrss is neither: on macOS it misses Metal's buffers, on Linux it begins wit
 memory at the time of the start.
 """
 
-from __future__ import annotations
-
 import ctypes
 import os
 import platform

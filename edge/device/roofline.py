@@ -1,7 +1,5 @@
 """The roofline of decoding: every token reads all weights and its cache once."""
 
-from __future__ import annotations
-
 from edge.device.chips import NVIDIA_CACHE_BYTES
 from edge.device.describe import Device
 

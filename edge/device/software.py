@@ -1,7 +1,5 @@
 """Versions of everything that can change a figure."""
 
-from __future__ import annotations
-
 import os
 import platform
 import re

@@ -4,8 +4,6 @@ Nothing here needs root or takes longer than some 50 ms: the small programs that
 run at the same time. What cannot be found out is None, and None is never a warning.
 """
 
-from __future__ import annotations
-
 import os
 import platform
 import re

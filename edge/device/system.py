@@ -1,7 +1,5 @@
 """Small programs and files of the system: most exist on some machines only."""
 
-from __future__ import annotations
-
 import subprocess
 from collections.abc import Callable, Sequence
 from pathlib import Path

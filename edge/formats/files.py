@@ -1,7 +1,5 @@
 """Files: outputs that appear whole, and bounded reads of JSON and text from outside."""
 
-from __future__ import annotations
-
 import json
 import os
 import re

@@ -4,8 +4,6 @@ The gguf package's reader believes every count and length it finds: one wrong by
 for hours. Here each is checked against the bytes that are left. Format: ggml's docs/gguf.md.
 """
 
-from __future__ import annotations
-
 import math
 import struct
 from collections.abc import Iterator, Mapping

@@ -12,8 +12,6 @@ stream of `bits`-wide numbers, lowest bits first, so that 3-bit codes straddle w
 MLX's stream: transposed, the words of qweight are MLX's words.
 """
 
-from __future__ import annotations
-
 from typing import Any
 
 import numpy as np

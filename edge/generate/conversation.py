@@ -13,8 +13,6 @@ three quarters of it: the prompts of some turns to come then begin in the same w
 prompt and the last question always stay.
 """
 
-from __future__ import annotations
-
 import contextlib
 from bisect import bisect_left
 from collections.abc import Generator, Sequence

@@ -4,8 +4,6 @@ The loop stays one step ahead, as mlx-lm's `generate_step` does: the graph of th
 built and under way before the current token is read, so the device never waits for Python.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Generator, Sequence
 
 import mlx.core as mx

@@ -7,8 +7,6 @@ r"""Fill in the middle: what belongs between the text before a cursor and the te
 The parts of the prompt are encoded one by one: <fim_middle> in a source file is text.
 """
 
-from __future__ import annotations
-
 import contextlib
 import time
 from collections.abc import Generator, Sequence

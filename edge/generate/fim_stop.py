@@ -5,8 +5,6 @@ not depend on how the text arrives. Of several rules the one that fires at the e
 counts. What stands before the cut stays as generated. The text here has LF line ends.
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Callable
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """Where a middle belongs: FILE:LINE[:COL], or a mark in a text."""
 
-from __future__ import annotations
-
 import re
 from pathlib import Path
 

@@ -7,8 +7,6 @@ for event in edge.stream_generate(model, tokenizer, "def fib(n):"):
 print(event.stats)
 """
 
-from __future__ import annotations
-
 import contextlib
 import time
 from collections.abc import Collection, Generator, Sequence

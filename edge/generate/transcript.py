@@ -10,8 +10,6 @@ The file is JSON lines. What was said stays there; what is taken back is a line 
 A crash loses the answer under way, and leaves half a line at most.
 """
 
-from __future__ import annotations
-
 import json
 import os
 from collections.abc import Sequence

@@ -4,8 +4,6 @@ Its GGUF files are read as llama-quantize reads them (llama.cpp's tools/quantize
 tensors NAME.in_sum2 and NAME.counts.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path

@@ -6,8 +6,6 @@ watches its standard input, which closes when its parent dies in whatever way: t
 removes the unfinished file and ends.
 """
 
-from __future__ import annotations
-
 import ctypes
 import os
 import re

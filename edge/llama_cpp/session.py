@@ -5,8 +5,6 @@ between calls, defaults to the CPU, and samples and detokenises in Python: none 
 that belongs in a measurement.
 """
 
-from __future__ import annotations
-
 import ctypes
 import importlib
 import os

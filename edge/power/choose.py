@@ -1,7 +1,5 @@
 """Pick the power meter."""
 
-from __future__ import annotations
-
 import sys
 from collections.abc import Callable, Collection, Sequence
 

@@ -8,8 +8,6 @@ Written against the source of zeus-apple-silicon 1.1.0, never run on a Mac: 1.1.
 die's energy with the other's on an Ultra, and crashes in a virtual machine.
 """
 
-from __future__ import annotations
-
 import platform
 import re
 from collections.abc import Sequence

@@ -1,7 +1,5 @@
 """Power meters: what each one offers, and the one way its samples become joules."""
 
-from __future__ import annotations
-
 from bisect import bisect_left, bisect_right
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field

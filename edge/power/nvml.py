@@ -5,8 +5,6 @@ Since Volta the driver counts millijoules of the whole board, memory included, i
 finish their work on the GPU before they stamp a window's edges.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from typing import Any
 

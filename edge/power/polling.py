@@ -6,8 +6,6 @@ impossible spike. So a sample ends when the counters have moved: its energy and 
 together, and a longer step only means a longer sample and hence a larger edge error.
 """
 
-from __future__ import annotations
-
 import threading
 import time
 from abc import ABC, abstractmethod

@@ -1,7 +1,5 @@
 """Power of a Mac's chip, from Apple's own powermetrics."""
 
-from __future__ import annotations
-
 import math
 import os
 import re

@@ -1,7 +1,5 @@
 """Records of powermetrics: cut out of its stream, read, and checked for what cannot be true."""
 
-from __future__ import annotations
-
 import plistlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field

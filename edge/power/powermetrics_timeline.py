@@ -5,8 +5,6 @@ relative to one another. Where they lie on our clock is known only through stamp
 (their arrival) or are cut to whole seconds; the smallest lag is the truest.
 """
 
-from __future__ import annotations
-
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace

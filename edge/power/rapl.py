@@ -10,8 +10,6 @@ the same package a second time. So packages and dram add up, the rest is shown b
 Tested on a copy of the directory tree, never on a processor: virtual machines have no RAPL.
 """
 
-from __future__ import annotations
-
 import re
 import threading
 from pathlib import Path

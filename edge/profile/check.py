@@ -3,8 +3,6 @@
 found = check([Path("profiles/measured")])
 """
 
-from __future__ import annotations
-
 import getpass
 import json
 import platform
@@ -73,7 +71,7 @@ NOBODY = {"root", "user", "admin", "runner", "ubuntu", "localhost", "apple", "de
 
 @dataclass(frozen=True)
 class Fault:
-    """What is wrong with a file, and where in its JSON, such as rows[2].verdict."""
+    """A fault of a file, and its place in the JSON, such as rows[2].verdict."""
 
     file: str
     where: str

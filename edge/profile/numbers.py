@@ -1,7 +1,5 @@
 """Numbers of a row that contradict each other: pairs of a place in it and what is wrong there."""
 
-from __future__ import annotations
-
 import math
 import statistics
 from collections.abc import Iterator
@@ -138,7 +136,7 @@ def _roofline_findings(row: Row, device: Device) -> Findings:
 
 
 def _limit_gb_s(device: Device, stated: Bandwidth | None) -> float | None:
-    """What no measurement can exceed; a bandwidth that was itself measured can be too low."""
+    """Ceiling of any rate in GB/s, None if unknown: a measured one can be too low."""
     chip, _ = find_chip(device.name, device.gpu_cores)
     if chip is not None:
         return chip.bandwidth_gb_s

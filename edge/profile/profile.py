@@ -297,7 +297,7 @@ class Row(RowSummary, frozen=True, kw_only=True):
 
 
 class Head(Struct, frozen=True, kw_only=True):
-    """What a profile says beside its rows."""
+    """All of a profile but its rows."""
 
     schema: Literal[1]
     created_utc: Instant

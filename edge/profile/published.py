@@ -1,7 +1,5 @@
 """Published figures with their sources: Table 11 of the Stable Code Technical Report."""
 
-from __future__ import annotations
-
 import json
 from dataclasses import dataclass
 from functools import cache

@@ -1,7 +1,5 @@
 """Raw data of a row's processes: trials with their stamps and joules, power samples."""
 
-from __future__ import annotations
-
 from typing import Annotated, Any
 
 from msgspec import UNSET, Meta, Struct, UnsetType

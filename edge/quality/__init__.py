@@ -1,4 +1,4 @@
-"""What a precision costs: perplexity, KL divergence and middles against a reference."""
+"""Quality of a precision: perplexity, KL divergence and middles against a reference."""
 
 # Defaults of `edge eval`, here so that `--help` imports nothing heavy.
 WINDOW_TOKENS = 512

@@ -8,8 +8,6 @@ Where a tokenizer begins texts with BOS, as Llama's does, each window begins wit
 its first token, as in llama.cpp's perplexity.
 """
 
-from __future__ import annotations
-
 import hashlib
 import os
 import tempfile

@@ -1,7 +1,5 @@
 """Measure artefacts of one checkpoint against a reference, on the same windows."""
 
-from __future__ import annotations
-
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass

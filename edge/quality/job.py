@@ -3,8 +3,6 @@
 Its memory is free before anything else is measured.
 """
 
-from __future__ import annotations
-
 import sys
 from collections.abc import Mapping
 from dataclasses import asdict

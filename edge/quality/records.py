@@ -8,8 +8,6 @@ line that a kill cut off is skipped, and two runs may write at once. More tokens
 another corpus find what they share with an earlier run.
 """
 
-from __future__ import annotations
-
 import hashlib
 import json
 from collections.abc import Mapping

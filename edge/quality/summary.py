@@ -6,8 +6,6 @@ those of two artefacts on the same token. So the window is the unit of every sta
 reference is that of the differences, window by window.
 """
 
-from __future__ import annotations
-
 import math
 import statistics
 from dataclasses import dataclass, replace

@@ -1,7 +1,5 @@
 """Results of an evaluation as a JSON document, as a table, and the worst positions in context."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 from dataclasses import asdict

@@ -4,8 +4,6 @@ Of several measurements of one thing the newest VALID one is shown, else the new
 range of all. The best would reward luck, a mean over files would mix versions of everything.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import groupby
@@ -165,7 +163,7 @@ def _has(wanted: str | None, *names: str | None) -> bool:
 
 
 def _line(file: str, profile: Summary, row: RowSummary) -> Row:
-    """What is shown of a row, and what it is grouped and sorted by; figures are medians."""
+    """Figures of a row (medians), and the keys it is grouped and sorted by."""
     device, bandwidth = profile.device, row.bandwidth(profile.device)
     medians = {key: q.median if (q := getattr(row, key)) else None for key in MEDIANS}
     decode, joules = medians["decode_tok_s"], medians["joules_per_token"]
@@ -214,13 +212,13 @@ def _model_label(model: ModelInfo) -> str:
 
 
 def _method_label(method: Method) -> str:
-    """What a rate is and leaves out; the order in which it says so means nothing."""
+    """Definition of a rate and what it leaves out, in any order."""
     excluded = ", ".join(sorted(plain(word) for word in method.excluded[:20])) or "nothing"
     return f"rate = {plain(method.decode_rate)}; left out: {excluded}"
 
 
 def _runs_on(row: RowSummary, device: Device) -> str:
-    """What else makes two rows two things: the processor and the kinds of numbers."""
+    """Other facts that rows must share to be compared: the processor and the number types."""
     facts = row.engine_facts
     if facts is None:
         return ""

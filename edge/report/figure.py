@@ -4,8 +4,6 @@ Figures are drawn with matplotlib's object interface: no state, no display. Text
 from untrusted profiles: it passes `plain` and is never read as markup or mathematics.
 """
 
-from __future__ import annotations
-
 import io
 import re
 import textwrap

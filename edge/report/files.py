@@ -1,7 +1,5 @@
 """All files of a report: page, tables, plots."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Sequence
 
 from edge.profile.profile import Profile

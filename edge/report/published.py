@@ -1,7 +1,5 @@
 """Table 11 with a profile's figures beside it, and what limits the comparison."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 

@@ -1,7 +1,5 @@
 """A profile's table in Table 11's order of columns, what it leaves open, and all of it as CSV."""
 
-from __future__ import annotations
-
 import csv
 import io
 from collections.abc import Iterable, Sequence

@@ -248,7 +248,7 @@ def token_id(tokenizer: Any, name: str) -> int | None:
 
 
 def special_ids(backend: Any) -> frozenset[int]:
-    """Ids of a `tokenizers.Tokenizer` that are no text, whether flagged as special or not."""
+    """Ids of a `tokenizers.Tokenizer` that are not text, whether flagged as special or not."""
     added = backend.get_added_tokens_decoder().items()
     return frozenset(i for i, token in added if token.special or MARKUP.fullmatch(token.content))
 

@@ -1,7 +1,5 @@
 """The protocol that makes engines interchangeable."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 

@@ -1,7 +1,5 @@
 """llama.cpp at the level of its decode loop, as llama-bench drives it."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from importlib import metadata
 from pathlib import Path

@@ -1,7 +1,5 @@
 """MLX engines: our network, and mlx-lm's on the same files as a peer."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any

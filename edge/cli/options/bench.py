@@ -1,7 +1,5 @@
 """Options of `edge bench`; the short flags are llama-bench's."""
 
-from __future__ import annotations
-
 import argparse
 import re
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Options of `edge chat`."""
 
-from __future__ import annotations
-
 import argparse
 
 from edge.cli.options import shared

@@ -1,7 +1,5 @@
 """Options of `edge doctor`."""
 
-from __future__ import annotations
-
 import argparse
 
 from edge.cli.options import shared

@@ -1,7 +1,5 @@
 """Options of `edge report`."""
 
-from __future__ import annotations
-
 import argparse
 from pathlib import Path
 

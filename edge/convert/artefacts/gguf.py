@@ -5,8 +5,6 @@ Written here rather than by llama.cpp's converter because that one leaves out
 Stable Code (1000000). Quantised files are made from the float16 file by llama.cpp itself.
 """
 
-from __future__ import annotations
-
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """A byte-level BPE tokenizer.json in GGUF's terms."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any

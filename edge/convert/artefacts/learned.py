@@ -7,8 +7,6 @@ its inputs), and texts that are not downloaded: a file of the user's, or this pa
 code, which every installation has and no published checkpoint was trained on.
 """
 
-from __future__ import annotations
-
 import io
 from collections.abc import Callable
 from contextlib import closing, redirect_stderr, redirect_stdout

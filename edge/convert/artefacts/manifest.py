@@ -5,8 +5,6 @@ as JSON padded with spaces: the room is reserved in the header and filled when t
 digests are known. The file's own digest is that of the file with the room blank.
 """
 
-from __future__ import annotations
-
 import hashlib
 import json
 from collections.abc import Callable

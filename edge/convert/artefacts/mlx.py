@@ -5,8 +5,6 @@ blocks of one tensor rather than the model. Names and config are mlx-lm's, so pl
 `mlx_lm.load` opens the result, unless it needs an input order.
 """
 
-from __future__ import annotations
-
 import hashlib
 import json
 from collections import Counter

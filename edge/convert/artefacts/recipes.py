@@ -1,7 +1,5 @@
 """The artefacts that edge makes, by name, and how far rounding may take them from their source."""
 
-from __future__ import annotations
-
 import re
 from dataclasses import dataclass
 from pathlib import Path

@@ -1,7 +1,5 @@
 """How large an artefact is, and how large it will be."""
 
-from __future__ import annotations
-
 from math import prod
 from pathlib import Path
 

@@ -4,8 +4,6 @@ Nothing in it is trusted: no pickle is opened, no code is run or copied, and no 
 lead out of it.
 """
 
-from __future__ import annotations
-
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -74,7 +72,7 @@ def open_directory(path: Path) -> Opened:
 def weight_files(path: Path) -> list[str]:
     """Names of the safetensors files that make up the checkpoint."""
     index = path / INDEX
-    if index.exists() or index.is_symlink():  # one that leads nowhere is no reason to guess
+    if index.exists() or index.is_symlink():  # a dangling link counts as an index
         names = read_json_object(inside(path, INDEX)).get("weight_map")
         if not isinstance(names, dict) or not all(isinstance(n, str) for n in names.values()):
             raise EdgeError(f"{index} has no weight_map; download it again.")

@@ -1,7 +1,5 @@
 """From a checkpoint's name to where it lies: `demo`, a path, `synthetic:NAME`, a hub id."""
 
-from __future__ import annotations
-
 import re
 from dataclasses import dataclass
 from pathlib import Path

@@ -4,8 +4,6 @@ GGUF does not record a normalizer and llama.cpp applies none, so none is rebuilt
 composes accents (NFC), which changes nothing in nearly all text.
 """
 
-from __future__ import annotations
-
 import json
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -120,7 +118,7 @@ def _merges(keys: Mapping[str, Value], vocab: Mapping[str, int], where: str) -> 
     for merge in merges:
         left, _, right = merge.partition(" ")
         if not {left, right, left + right} <= vocab.keys() or " " in right:
-            raise _unusable(where, f"merges {merge!r}, which are no tokens of it")
+            raise _unusable(where, f"merges {merge!r}, which are not tokens of it")
     return merges
 
 
@@ -162,7 +160,7 @@ def _settings(
         if token_id is None:
             continue
         if type(token_id) is not int or token_id not in tokens:
-            raise _unusable(where, f"has {token_id!r} as its {name}, which is no token of it")
+            raise _unusable(where, f"has {token_id!r} as its {name}, which is not a token of it")
         settings[name] = tokens[token_id][0]
     template = keys.get("tokenizer.chat_template")
     if isinstance(template, str):

@@ -6,8 +6,6 @@ of `snapshot_download` do. A file that broke off begins again in the next run.
 Imported where it is used, since the library takes a second to load.
 """
 
-from __future__ import annotations
-
 import errno
 import os
 import re

@@ -1,7 +1,5 @@
 """The published models: shapes to imitate, values to check against."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Iterable
 from dataclasses import replace

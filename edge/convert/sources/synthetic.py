@@ -3,8 +3,6 @@
 Speed and memory do not depend on the values, so no download is needed to measure a device.
 """
 
-from __future__ import annotations
-
 import hashlib
 import json
 from dataclasses import replace

@@ -13,8 +13,6 @@ line break. Every draw is a hash of the seed, the kind and its own number: the s
 machine, and the first 20 of 100 samples are the 20 of a smaller run.
 """
 
-from __future__ import annotations
-
 import gzip
 import hashlib
 import io

@@ -1,7 +1,5 @@
 """Rows of filled middles by artefact and kind, the table of them, and samples."""
 
-from __future__ import annotations
-
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any

@@ -6,8 +6,6 @@ similarity is 1 - Levenshtein distance / length of the longer text, in character
 included; 1 for two empty texts.
 """
 
-from __future__ import annotations
-
 import math
 import statistics
 from collections.abc import Sequence

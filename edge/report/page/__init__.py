@@ -5,8 +5,6 @@ the SVG writer escapes, and the profiles as JSON, in which no `<` is left. Behin
 policy that lets the browser run the page's own script, known by its hash, and fetch nothing.
 """
 
-from __future__ import annotations
-
 import base64
 import hashlib
 from collections.abc import Mapping, Sequence
@@ -74,7 +72,7 @@ def script_json(data: bytes) -> str:
 
 
 def _section(number: int, source: Source) -> dict[str, Any]:
-    """What the template lays out of one profile."""
+    """Values that the template lays out for one profile."""
     profile, rows = source.profile, source.profile.rows
     beside = table11_beside(profile) if is_published_model(profile.model) else None
     reasons, missing = _reasons(rows)

@@ -1,7 +1,5 @@
 """The plots of a profile: each is a function that gives a figure, or why there is none."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 from edge.profile.profile import Profile

@@ -1,7 +1,5 @@
 """A bar for every row: decode throughput, and memory traffic against the roofline."""
 
-from __future__ import annotations
-
 import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass

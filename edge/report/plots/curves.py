@@ -1,7 +1,5 @@
 """Curves: speed, memory and energy against depth, and the distribution of token times."""
 
-from __future__ import annotations
-
 import math
 import textwrap
 from collections.abc import Mapping, Sequence

@@ -1,7 +1,5 @@
 """A point for every row: joules per token against speed, and divergence against bytes."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import Any
 

@@ -1,7 +1,5 @@
 """Power over time: prefill and decode shaded, the thermal level beneath."""
 
-from __future__ import annotations
-
 import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass

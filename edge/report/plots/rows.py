@@ -1,6 +1,4 @@
-"""What plots share: spread, order and labels of rows, reasons for gaps, markers, log scales."""
-
-from __future__ import annotations
+"""Shared by the plots: spread, order and labels of rows, reasons for gaps, markers, log scales."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
