@@ -1,7 +1,6 @@
 """The profile as structs: written, read in full and in part, refused."""
 
 import json
-import os
 import re
 
 import msgspec
@@ -18,7 +17,6 @@ from edge.profile.profile import (
     ProfileError,
     Quantity,
     Reason,
-    Workload,
     read,
     read_summary,
     write,
@@ -151,29 +149,12 @@ def test_a_broken_trial_is_refused_in_full_and_passed_over_in_a_summary(path):
     assert len(read_summary(path).rows) == 1
 
 
-def test_what_is_not_a_regular_file_is_refused(tmp_path):
-    os.mkfifo(tmp_path / "pipe")
-    for name, words in (
-        ("no.json", "is missing"),
-        ("", "check the path"),
-        ("pipe", "a folder, pi"),
-    ):
-        with pytest.raises(EdgeError, match=words):
-            read(tmp_path / name)
-
-
 def test_stamps_share_a_line_and_nan_is_refused():
     profile = msgspec.structs.replace(PROFILE, rows=[ROWS["plain"]])
     assert re.search(r'"pass_begin_ns": \[\d+\],$', profile.to_json(), re.MULTILINE)
     row = msgspec.structs.replace(ROWS["plain"], load_s=float("nan"))
     with pytest.raises(ValueError, match="JSON compliant"):
         msgspec.structs.replace(PROFILE, rows=[row]).to_json()
-
-
-def test_workloads_are_spelt_as_in_llama_bench():
-    assert str(Workload(512, 128)) == "pp512, tg128"
-    assert str(Workload(0, 128, 4096)) == "tg128 @ d4096"
-    assert str(Workload(8, 4, 64, joint=True)) == "pp8+tg4 @ d64"
 
 
 def test_a_reason_knows_what_it_is_about():

@@ -39,10 +39,6 @@ def one(**options):
     return several(artefacts=("mlx-int4",), **options)
 
 
-def reasons(comparison):
-    return {entry.file: entry.reason for entry in comparison.left_out}
-
-
 def test_devices_and_precisions_stand_side_by_side(folder):
     found = compare_devices(folder(a=several("Apple M2"), deep__er__b=several("Apple M4")))
     names = ["GGUF FP16", "GGUF Q6_K", "MLX FP16", "MLX INT4"]
@@ -158,7 +154,7 @@ def test_copies_are_named_and_counted_once(folder):
     found = compare_devices(folder(a=profile, b=profile, c=short, d=one(created=NEW)))
     assert [row["runs"] for row in found.rows] == [2]
     why = "is of the same run as a.json: device, model and time"
-    assert reasons(found) == {"b.json": why, "c.json": why}
+    assert {entry.file: entry.reason for entry in found.left_out} == {"b.json": why, "c.json": why}
 
 
 def test_invalid_and_impossible_rows_are_left_out_with_their_reason(folder):

@@ -20,10 +20,6 @@ def drawn(name="one", label="a label"):
         return finish(figure, name, "Title", PROFILE, [], "Caption.")
 
 
-def ids_of(svg):
-    return set(re.findall(r'\bid="([^"]+)"', svg))
-
-
 def texts_of(svg):
     return ["".join(e.itertext()) for e in ElementTree.fromstring(svg).iter(f"{SVG}text")]
 
@@ -37,15 +33,6 @@ def test_equal_figures_give_equal_files():
     # A page has the words around the panels already.
     assert texts_of(figure.svg("p1-")) == ["a label", "b", *[f"{n / 5:.1f}" for n in range(6)]]
     assert figure.svg() == whole == figure._repr_svg_()
-
-
-def test_two_figures_in_one_page_share_no_id():
-    one, two = drawn("one").svg(), drawn("two").svg()
-    assert len(ids_of(one)) > 10
-    assert not ids_of(one) & ids_of(two)
-    used = re.findall(r'href="#([^"]+)"', one) + re.findall(r"url\(#([^)]+)\)", one)
-    assert used
-    assert set(used) <= ids_of(one)
 
 
 def test_an_svg_brings_nothing_that_reaches_beyond_it():

@@ -73,12 +73,15 @@ def test_published_figures_are_beside_their_model_alone(profile):
 
 def test_several_profiles_have_an_index_and_ids_of_their_own(profile):
     found = draw(typed(profile))
-    page = Reader(page_of(profile, profile, drawn=Drawn(found.figures[:2], [])))
+    text = page_of(profile, profile, drawn=Drawn(found.figures[:2], []))
+    page = Reader(text)
     ids = [a["id"] for _, a in page.elements if "id" in a]
     assert len(ids) == len(set(ids))
-    links = [a["href"] for tag, a in page.elements if tag == "a" and a["href"].startswith("#")]
-    assert {"#profile-1", "#profile-2"} <= set(links)
-    assert {link[1:] for link in links} <= set(ids)
+    links = set(re.findall(r'href="#([^"]+)"', text))
+    clips = set(re.findall(r"url\(#([^)]+)\)", text))
+    assert {"profile-1", "profile-2"} <= links
+    assert clips
+    assert links | clips <= set(ids)
 
 
 def test_the_embedded_json_is_the_files(profile):
