@@ -1,10 +1,9 @@
-import json
-
 import pytest
 from safetensors.numpy import load_file, save_file
 
 from edge.convert.checkpoint import open_checkpoint
 from edge.errors import EdgeError
+from tests.support.hostile import edit
 from tests.support.tiny import CONFIGS, PLAIN, write_checkpoint
 
 
@@ -22,9 +21,7 @@ def test_names_of_checkpoints(tiny):
 
 def test_qkv_bias_is_decided_by_the_tensors(tmp_path):
     path = write_checkpoint(tmp_path / "m", CONFIGS["qkv-bias"])
-    raw = json.loads((path / "config.json").read_text())
-    del raw["use_qkv_bias"]
-    (path / "config.json").write_text(json.dumps(raw))
+    edit(path, "config.json", lambda raw: raw.pop("use_qkv_bias"))
     assert open_checkpoint(str(path)).config.use_qkv_bias
 
 

@@ -1,7 +1,6 @@
 """Artefacts of a checkpoint: what they hold, what is kept or replaced, and how it fails."""
 
 import json
-import shutil
 import subprocess
 import sys
 from concurrent.futures import CancelledError
@@ -10,7 +9,6 @@ import mlx.core as mx
 import numpy as np
 import pytest
 from gguf import GGUFReader
-from safetensors.numpy import load_file, save_file
 
 from edge.convert.artefacts.recipes import RECIPES
 from edge.convert.artefacts.sizes import file_bytes
@@ -19,6 +17,7 @@ from edge.convert.convert import convert
 from edge.errors import EdgeError
 from edge.model.load import load_model
 from tests.support.conversions import edge_logits, make
+from tests.support.hostile import edit_tensors
 from tests.support.tiny import CONFIGS, PLAIN, write_checkpoint
 
 UP_PROJ = "model.layers.1.mlp.up_proj.weight"
@@ -49,48 +48,33 @@ def test_gguf_metadata(demo_out):
         assert tokens[found[f"tokenizer.ggml.{key}_token_id"]] == token
 
 
-def test_a_sharded_checkpoint_is_the_same_checkpoint(tmp_path):
-    single = write_checkpoint(tmp_path / "single", PLAIN)
-    sharded = shutil.copytree(single, tmp_path / "sharded")
-    tensors = load_file(sharded / "model.safetensors")
-    (sharded / "model.safetensors").unlink()
-    shards = {"a.safetensors": list(tensors)[:9], "b.safetensors": list(tensors)[9:]}
-    for file, part in shards.items():
-        save_file({n: tensors[n] for n in part}, sharded / file)
-    index = {"weight_map": {n: f for f, part in shards.items() for n in part}}
-    (sharded / "model.safetensors.index.json").write_text(json.dumps(index))
-    first, second = (
-        stored(make(path, tmp_path / f"out-{path.name}", "mlx-fp16")[0].path)
-        for path in (single, sharded)
-    )
+def test_shards_are_written_and_read_as_one_checkpoint(tiny, tmp_path, monkeypatch):
+    (whole,) = make(tiny, tmp_path / "whole", "mlx-fp16")
+    with monkeypatch.context() as patch:
+        patch.setattr("edge.formats.safetensors.SHARD_BYTES", 60_000)
+        (sharded,) = make(tiny, tmp_path / "sharded", "mlx-fp16")
+    shards = sorted(sharded.path.glob("model-*.safetensors"))
+    assert len(shards) > 2
+    assert shards[0].name == f"model-00001-of-{len(shards):05d}.safetensors"
+    assert np.array_equal(edge_logits(sharded.path), edge_logits(whole.path))
+    (again,) = make(sharded.path, tmp_path / "again", "mlx-fp16")
+    first, second = stored(whole.path), stored(again.path)
     assert first.keys() == second.keys()
     assert all(mx.array_equal(first[n], second[n]) for n in first)
 
 
-def test_large_artefacts_are_written_in_shards(tiny, tmp_path, monkeypatch):
-    monkeypatch.setattr("edge.formats.safetensors.SHARD_BYTES", 60_000)
-    (made,) = make(tiny, tmp_path / "out", "mlx-fp16")
-    shards = sorted(made.path.glob("model-*.safetensors"))
-    assert len(shards) > 2
-    assert shards[0].name == f"model-00001-of-{len(shards):05d}.safetensors"
-    assert np.abs(edge_logits(made.path) - edge_logits(tiny)).max() < 0.02
-
-
-def test_old_and_tied_checkpoints_convert(tmp_path):
+def test_a_checkpoint_of_the_first_release_converts(tmp_path):
     epoch = {k: v for k, v in PLAIN.items() if k not in ("layer_norm_eps", "partial_rotary_factor")}
     epoch |= {"model_type": "stablelm_epoch", "norm_eps": 1e-5, "rope_pct": 0.25}
-    for name, raw in (("epoch", epoch), ("tied", CONFIGS["tied"])):
-        path = write_checkpoint(tmp_path / name, raw)
-        made = make(path, tmp_path / f"{name}-out", "mlx-fp16", "gguf-f16")
-        assert load_model(made[0].path)
-        assert json.loads((made[0].path / "config.json").read_text())["model_type"] == "stablelm"
+    source = write_checkpoint(tmp_path / "epoch", epoch)
+    made = make(source, tmp_path / "out", "mlx-fp16", "gguf-f16")
+    assert load_model(made[0].path)
+    assert json.loads((made[0].path / "config.json").read_text())["model_type"] == "stablelm"
 
 
 def test_a_weight_that_float16_cannot_hold_is_named(tmp_path):
     path = write_checkpoint(tmp_path / "large", PLAIN)
-    tensors = load_file(path / "model.safetensors")
-    tensors[UP_PROJ][3, 5] = 2.0**20
-    save_file(tensors, path / "model.safetensors")
+    edit_tensors(path, lambda tensors: tensors[UP_PROJ].__setitem__((3, 5), 2.0**20))
     made = make(path, tmp_path / "bf16", "mlx-bf16", "gguf-bf16", "gguf-f32")
     tensor = stored(made[0].path)[UP_PROJ]
     assert (tensor.dtype, tensor[3, 5].item()) == (mx.bfloat16, 2.0**20)
@@ -100,28 +84,20 @@ def test_a_weight_that_float16_cannot_hold_is_named(tmp_path):
     assert list((tmp_path / "out").iterdir()) == []
 
 
-def test_an_artefact_is_kept_until_forced(tiny, tmp_path):
+@pytest.mark.parametrize("name", ["mlx-int4", "gguf-q8_0"])
+def test_a_whole_artefact_of_this_source_is_kept_until_forced(tmp_path, name):
     out = tmp_path / "out"
-    (first,) = make(tiny, out, "gguf-q8_0")
-    assert [p.name for p in out.iterdir()] == ["gguf-q8_0.gguf"]  # no float file is left
+    source, other = (write_checkpoint(tmp_path / f"{seed}", PLAIN, seed) for seed in (0, 7))
+    (first,) = make(source, out, name)
+    assert list(out.iterdir()) == [first.path]  # no float file is left
     inode = first.path.stat().st_ino
-    assert not first.kept
-    assert make(tiny, out, "gguf-q8_0")[0].kept
-    assert first.path.stat().st_ino == inode
-    assert not make(tiny, out, "gguf-q8_0", force=True)[0].kept
-    assert first.path.stat().st_ino != inode
-
-
-@pytest.mark.parametrize("name", ["mlx-int4", "gguf-f32"])
-def test_another_models_or_a_damaged_artefact_is_not_kept(tmp_path, name):
-    out = tmp_path / "out"
-    (made,) = make(write_checkpoint(tmp_path / "a", PLAIN, seed=0), out, name)
-    other = write_checkpoint(tmp_path / "b", PLAIN, seed=7)
+    assert [first.kept, make(source, out, name)[0].kept] == [False, True]
     with pytest.raises(EdgeError, match=r"from another checkpoint; replace it with .*--force"):
         make(other, out, name)
-    make(other, out, name, force=True)
-    assert make(other, out, name)[0].kept
-    record = made.path / "edge.json" if made.path.is_dir() else made.path
+    assert first.path.stat().st_ino == inode
+    assert not make(other, out, name, force=True)[0].kept
+    assert first.path.stat().st_ino != inode
+    record = first.path / "edge.json" if first.path.is_dir() else first.path
     record.write_bytes(record.read_bytes()[:500])
     with pytest.raises(EdgeError, match="is not a whole artefact"):
         make(other, out, name)

@@ -118,25 +118,16 @@ def test_any_alignment_and_version(tmp_path, version):
     assert added == {*(KEYS[n] for n in names), GGUF_KEY}
 
 
-@pytest.mark.parametrize(
-    ("keys", "words"),
-    [
-        ({"general.architecture": "llama"}, "'llama' model"),
-        ({"split.count": 2}, "one of 2 parts"),
-        ({}, "--rope-theta"),
-    ],
-)
-def test_files_that_cannot_be_fixed(tmp_path, keys, words):
-    path = write_tiny(tmp_path / "model.gguf", keys)
-    with pytest.raises(EdgeError, match=words):
-        fix(path, tmp_path / "out", base=None)
-    assert not list((tmp_path / "out").glob("*"))
-
-
-def test_nothing_to_fix_and_the_file_itself(fixed, tmp_path):
-    with pytest.raises(EdgeError, match="nothing to fix"):
-        fix(fixed[0], tmp_path)
-    with pytest.raises(EdgeError, match="is not a file"):
-        fix(tmp_path, tmp_path)
-    with pytest.raises(EdgeError, match="choose another --out"):
-        fix(fixed[0], fixed[0].parent, force=True)
+def test_files_that_cannot_be_fixed(fixed, tmp_path):
+    foreign_kind = write_tiny(tmp_path / "a.gguf", {"general.architecture": "llama"})
+    no_base, out = write_tiny(tmp_path / "b.gguf"), tmp_path / "out"
+    for path, folder, base, words in (
+        (foreign_kind, out, None, "'llama' model"),
+        (no_base, out, None, "--rope-theta"),
+        (fixed[0], out, THETA, "nothing to fix"),
+        (tmp_path, out, THETA, "is not a file"),
+        (fixed[0], fixed[0].parent, THETA, "choose another --out"),
+    ):
+        with pytest.raises(EdgeError, match=words):
+            fix(path, folder, base=base, force=True)
+    assert not list(out.glob("*"))

@@ -6,12 +6,11 @@ import numpy as np
 import pytest
 
 from edge.convert.artefacts.manifest import read_manifest
-from edge.convert.artefacts.recipes import MENDED
 from edge.convert.checkpoint import Corrections, open_checkpoint
 from edge.convert.sources.gguf import open_gguf
-from edge.convert.verify import verify
 from edge.errors import EdgeError
 from tests.support.conversions import (
+    check,
     edge_logits,
     llama_logits,
     make,
@@ -25,7 +24,6 @@ KINDS = ("q8_0", "q5_1", "q5_0", "q4_1", "q4_0", "q4_k_m", "q2_k", "bf16")
 # Which keeps what it has: the bits, and whether the head is another type (Q6_K).
 KEPT = {"q8_0": (8, False), "q5_1": (5, True), "q5_0": (5, True), "q4_1": (4, True)}
 KEPT["q4_0"] = (4, True)
-STABLE_CODE_BASE = 1_000_000.0
 FEW_IDS = np.random.RandomState(1).randint(0, 10, 40).tolist()
 
 
@@ -50,7 +48,7 @@ def test_affine_types_keep_their_values(files, tmp_path, kind):
     # Rounding the head to float16 moves logits of up to 20 by half a float16 step: measured 0.007.
     assert np.abs(ours - truth).max() <= (0.015 if other_head else 5e-4)
     assert np.abs(mlx_lm_logits(made.path) - ours).max() <= 1e-4
-    found = verify(made.path, open_checkpoint(str(files[kind])), lambda _: None)
+    found = check(made.path, files[kind])
     assert not found.problems
     assert found.compared_tensors == len(source.shapes)
 
@@ -102,30 +100,7 @@ def test_rounding_again_is_close_and_says_its_loss(
     truth = llama_logits(widened(files[kind], tmp_path / "f32.gguf"))
     logits = llama_logits if name.startswith("gguf") else edge_logits
     assert relative(logits(made.path), truth) < limit
-    found = verify(made.path, open_checkpoint(str(files[kind])), lambda _: None)
-    assert not found.problems
-
-
-@pytest.fixture(scope="module")
-def foreign(files, tmp_path_factory):
-    """The demo as llama.cpp's own converter would leave it, under Stable Code's name."""
-    path = tmp_path_factory.mktemp("foreign") / "stable-code-3b-q8_0.gguf"
-    return rewritten(files["q8_0"], path, rope_base=None)
-
-
-def doubts(path, **corrections):
-    warnings = open_checkpoint(str(path), corrections=Corrections(**corrections)).warnings
-    return [w for w in warnings if "trained with" in w]
-
-
-def test_a_missing_or_wrong_base_is_warned_about(foreign, tmp_path):
-    base, context = doubts(foreign)
-    for words in ("gives no rotary base", "takes 10000", "--rope-theta 1000000", MENDED.name):
-        assert words in base
-    assert "--context 16384" in context
-    assert doubts(foreign, rope_theta=STABLE_CODE_BASE, context=16384) == []
-    wrong = rewritten(foreign, tmp_path / "stable-code.gguf", rope_base=10000.0)
-    assert "rope_theta is 10000" in doubts(wrong)[0]
+    assert not check(made.path, files[kind]).problems
 
 
 @pytest.mark.parametrize("base", [None, 20_000.0])

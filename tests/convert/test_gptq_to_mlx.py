@@ -10,11 +10,16 @@ from safetensors.numpy import load_file, save_file
 from edge.bench.engines.mlx import open_mlx_lm
 from edge.convert.artefacts.manifest import read_manifest
 from edge.convert.checkpoint import open_checkpoint
-from edge.convert.targets import list_artefacts
-from edge.convert.verify import verify
 from edge.errors import EdgeError
 from edge.model.load import has_input_orders
-from tests.support.conversions import edge_logits, llama_logits, make, mlx_lm_logits, relative
+from tests.support.conversions import (
+    check,
+    edge_logits,
+    llama_logits,
+    make,
+    mlx_lm_logits,
+    relative,
+)
 from tests.support.gptq_packer import LLAMA, STABLELM, Settings, write_gptq
 
 WEIGHTS = "model.safetensors"
@@ -73,7 +78,7 @@ def test_values_are_kept(tmp_path, raw, how):
     assert manifest.recipe["group_size"] == min(how.group_size % 2**32, 128)
     config = json.loads((made.path / "config.json").read_text())
     assert config["quantization_config"] == config["quantization"]  # nothing of GPTQ's is left
-    found = verify(made.path, source, lambda _: None)
+    found = check(made.path, tmp_path / "m")
     assert not found.problems
     assert found.compared_tensors == len(source.weights.shapes)
     assert found.worst[0].relative == 0
@@ -105,42 +110,20 @@ def test_rounding_again_is_close_and_says_its_loss(tmp_path, raw, how, name, opt
     ours = edge_logits(made.path)
     assert 1e-6 < relative(ours, wanted) < limit
     assert np.abs(mlx_lm_logits(made.path) - ours).max() <= 1e-4
-    assert not verify(made.path, open_checkpoint(str(tmp_path / "m")), lambda _: None).problems
+    assert not check(made.path, tmp_path / "m").problems
 
 
-def test_code_llama_has_no_gguf_form_here(tmp_path):
-    write_gptq(tmp_path / "m", LLAMA, Settings())
-    with pytest.raises(EdgeError, match="writes GGUF for StableLM only"):
-        make(tmp_path / "m", tmp_path / "out", "gguf-f16")
-    listed = list_artefacts(open_checkpoint(str(tmp_path / "m")))
-    assert all(item.artefact.startswith("mlx-") for item in listed)
-    assert [item.artefact for item in listed if item.exact] == ["mlx-int4"]
-
-
-QKV = ("q_proj", "k_proj", "v_proj")
-
-
-@pytest.mark.parametrize(
-    ("overrides", "in_float", "words"),
-    [
-        ({"k_proj": {"group_size": 64}}, QKV, "q_proj.weight and 5 more: .* have no order"),
-        ({"o_proj": {"group_size": 16}}, ("o_proj",), "o_proj.* and 1 more: its groups of 16"),
-        ({"v_proj": {"group_size": 160}}, QKV, "no order.* different sizes|different.*no order"),
-    ],
-)
-def test_matrices_that_mlx_cannot_hold_stay_in_float16_and_are_named(
-    tmp_path, overrides, in_float, words
-):
-    made, wanted = converted(tmp_path, STABLELM, Settings(overrides=overrides), "mlx-int4")
+def test_matrices_that_mlx_cannot_hold_stay_in_float16_and_are_named(tmp_path):
+    how = Settings(overrides={"k_proj": {"group_size": 64}})
+    made, wanted = converted(tmp_path, STABLELM, how, "mlx-int4")
     (note,) = [note for note in made.notes if "in float16" in note]
-    assert re.search(words, note)
+    assert re.search("q_proj.weight and 5 more: .* have no order", note)
     for name, array in load_file(made.path / WEIGHTS).items():
         if name.endswith("_proj.weight"):
-            is_float = name.removesuffix(".weight").endswith(in_float)
+            is_float = name.endswith(("q_proj.weight", "k_proj.weight", "v_proj.weight"))
             assert array.dtype == (np.float16 if is_float else np.uint32)
     assert relative(edge_logits(made.path), wanted) < 1e-3
-    found = verify(made.path, open_checkpoint(str(tmp_path / "m")), lambda _: None)
-    assert not found.problems
+    assert not check(made.path, tmp_path / "m").problems
 
 
 @pytest.mark.parametrize(("head", "plain"), [(True, None), (False, "o_proj")])
@@ -153,4 +136,4 @@ def test_a_quantised_head_and_an_unquantised_matrix_are_read(tmp_path, head, pla
     assert (f"{name}.qweight" in load_file(tmp_path / "m" / WEIGHTS)) == (plain is None)
     assert source.weights.shapes[f"{name}.weight"] == (256, 256)
     assert relative(edge_logits(made.path), wanted) < (0.2 if plain else 1e-4)
-    assert not verify(made.path, source, lambda _: None).problems
+    assert not check(made.path, tmp_path / "m").problems

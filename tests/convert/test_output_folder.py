@@ -15,9 +15,8 @@ import pytest
 from edge.convert.checkpoint import open_checkpoint
 from edge.convert.convert import SPARE_BYTES, lock_folder
 from edge.convert.targets import list_artefacts
-from edge.convert.verify import verify
 from edge.errors import EdgeError
-from tests.support.conversions import make
+from tests.support.conversions import check, make
 from tests.support.tiny import CONFIGS, write_checkpoint
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -49,7 +48,7 @@ def test_the_second_waits_and_keeps_what_the_first_made(tiny, tmp_path):
         shutil.move(elsewhere.path, out)
     answer, _ = process.communicate(timeout=60)
     assert (process.returncode, json.loads(answer)[0]["kept"]) == (0, True)
-    assert verify(out / "mlx-int4", open_checkpoint(str(tiny)), lambda _: None).problems == ()
+    assert check(out / "mlx-int4", tiny).problems == ()
 
 
 def test_a_killed_holder_lets_go_and_its_child_does_not_hold(tmp_path):

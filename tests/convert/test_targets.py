@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from edge.convert.artefacts.recipes import GROUP_SIZES, RECIPES, find_recipe, rounding_bound
+from edge.convert.artefacts.recipes import GROUP_SIZES, RECIPES
 from edge.convert.artefacts.sizes import bits_per_weight, tensor_bytes
 from edge.convert.checkpoint import open_checkpoint
 from edge.convert.targets import list_artefacts
@@ -85,16 +85,3 @@ def test_the_published_model_has_its_known_sizes():
         assert rows[name].bits_per_weight == pytest.approx(expected, rel=0.02), name
     for bits in (8, 6, 5, 4, 3, 2):
         assert rows[f"mlx-int{bits}"].bits_per_weight == pytest.approx(bits + 0.5, abs=0.005)
-
-
-def test_an_unknown_artefact_lists_the_known():
-    with pytest.raises(EdgeError, match="mlx-int4"):
-        find_recipe("mlx-int7")
-
-
-@pytest.mark.parametrize(
-    ("precision", "bound"),
-    [("FP16", 0.01), ("INT8", 8 / 256), ("Q6_K", 8 / 64), ("MIXED_2_6", 0.9), ("MENDED", 0.9)],
-)
-def test_fewer_bits_may_round_more(precision, bound):
-    assert rounding_bound(precision) == bound

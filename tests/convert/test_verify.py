@@ -19,7 +19,7 @@ from edge.convert.verify import PLACES, ROWS_PER_PLACE, WORST, find_origin, tens
 from edge.errors import EdgeError
 from edge.formats.gguf import read_gguf
 from edge.formats.safetensors import read_header
-from tests.support.conversions import make
+from tests.support.conversions import check, make
 from tests.support.gptq_packer import STABLELM, Settings, write_gptq
 from tests.support.tiny import PLAIN, write_checkpoint
 
@@ -31,11 +31,6 @@ RAW = {**PLAIN, "hidden_size": 256, "intermediate_size": 288, "use_qkv_bias": Tr
 
 def run(source, out, *names, **options):
     return [artefact.path for artefact in make(source, out, *names, **options)]
-
-
-def check(artefact, source):
-    checkpoint = None if source is None else open_checkpoint(str(source))
-    return verify(artefact, checkpoint, lambda _: None)
 
 
 @pytest.fixture(scope="module")
@@ -199,9 +194,8 @@ def test_values_that_are_not_finite_are_named(made, tiny, tmp_path, bad):
     other = copy_of(made["mlx-fp16"], tmp_path)
     rewrite(other, "model.norm.weight", lambda data: data.__setitem__(0, bad), "<f2")
     found = check(other, tiny)
-    assert ["model.norm.weight holds values that" in problem for problem in found.problems] == [
-        True
-    ]
+    (problem,) = found.problems
+    assert "model.norm.weight holds values that" in problem
     assert all(error.name != "model.norm.weight" for error in found.worst)  # NaN is not JSON
 
 
@@ -229,11 +223,8 @@ def test_exact_artefacts_are_compared_bit_for_bit(gptq, tmp_path):
     swap(other, "lm_head", "model.embed_tokens")  # held in float
     order = next(name for name in places(other) if name.endswith("1.mlp.gate_up_order"))
     rewrite(other, order, lambda data: data.__setitem__(slice(0, 2), data[1::-1]), "<i4")
-    wrong = (
-        "model.embed_tokens",
-        "lm_head",
-        *(f"model.layers.1.mlp.{n}_proj" for n in ("gate", "up")),
-    )
+    wrong = ["model.embed_tokens", "lm_head"]
+    wrong += [f"model.layers.1.mlp.{part}_proj" for part in ("gate", "up")]
     assert set(named(check(other, source).problems)) == {f"{stem}.weight" for stem in wrong}
 
 

@@ -10,6 +10,7 @@ from edge.convert.artefacts.recipes import RECIPES
 from edge.convert.checkpoint import open_checkpoint
 from edge.convert.convert import convert
 from edge.convert.targets import Options
+from edge.convert.verify import verify
 from edge.llama_cpp.session import LlamaSession, library
 from edge.model.load import load_model
 
@@ -21,6 +22,12 @@ def make(source, out: Path, *names, corrections=None, **options):
     checkpoint = open_checkpoint(str(source), corrections=corrections)
     recipes = [RECIPES[name] for name in names]
     return convert(checkpoint, recipes, out, lambda *_: None, Options(**options))
+
+
+def check(artefact: Path, source: Path | str | None):
+    """What `edge convert SOURCE --verify ARTEFACT` finds."""
+    checkpoint = None if source is None else open_checkpoint(str(source))
+    return verify(artefact, checkpoint, lambda _: None)
 
 
 def edge_logits(path: Path, ids: list[int] = IDS) -> np.ndarray:

@@ -83,13 +83,6 @@ def test_the_record_of_every_kind_of_artefact(made, tiny, name):
     assert str(tiny.parent) not in found.to_json()  # nothing of this machine
 
 
-def test_random_weights_stay_labelled(made, tmp_path):
-    path = shutil.copytree(made["mlx-int4"], tmp_path / "random")
-    write_manifest(path, dataclasses.replace(EXAMPLE, synthetic=True))
-    (second,) = make(path, tmp_path / "out", "gguf-q4_0")
-    assert read_manifest(second.path).synthetic
-
-
 def test_a_gguf_digest_leaves_the_manifest_out(made, tmp_path):
     path = shutil.copyfile(made["gguf-f16"], tmp_path / "gguf-f16.gguf")
     digest, size = gguf_sha256(path), path.stat().st_size

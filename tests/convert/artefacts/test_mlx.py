@@ -7,13 +7,12 @@ import mlx.core as mx
 import numpy as np
 import pytest
 
-from edge.convert.artefacts.mlx import layout, quantization_config
+from edge.convert.artefacts.mlx import layout
 from edge.convert.artefacts.recipes import GROUP_SIZES, RECIPES
-from edge.convert.checkpoint import open_checkpoint
 from edge.model.config import ModelConfig
 from tests.support import conversions
 from tests.support.conversions import edge_logits, mlx_lm_logits
-from tests.support.tiny import CONFIGS, PLAIN, write_checkpoint
+from tests.support.tiny import PLAIN, write_checkpoint
 
 MIXED = [name.removeprefix("mlx-") for name in RECIPES if name.startswith("mlx-mixed")]
 # Ten layers: an eighth is one, so that first, last and every third between are told apart; rows of
@@ -91,12 +90,3 @@ def test_mixed_recipes_choose_mlx_lms_matrices_at_any_depth(layers):
 def test_they_run_in_our_network_and_in_mlx_lms(deep, tmp_path, name):
     path = make(deep[0], tmp_path / "out", name)
     assert np.abs(edge_logits(path) - mlx_lm_logits(path)).max() < 1e-3
-
-
-def test_a_matrix_of_another_setting_is_named_in_the_config(tmp_path):
-    checkpoint = open_checkpoint(str(write_checkpoint(tmp_path / "tiny", CONFIGS["plain"])))
-    found = quantization_config(layout(checkpoint, RECIPES["mlx-mixed_2_6"], exact=False))
-    assert (found["bits"], found["group_size"]) == (2, 64)
-    assert found["lm_head"] == {"bits": 6, "group_size": 64, "mode": "affine"}
-    assert "model.layers.0.mlp.down_proj" not in found  # 96 columns: left in float
-    assert quantization_config(layout(checkpoint, RECIPES["mlx-fp16"], exact=False)) is None

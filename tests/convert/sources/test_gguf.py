@@ -150,10 +150,10 @@ def test_norms_of_heads_are_taken_apart(tmp_path):
         assert np.array_equal(opened.weights.read(name, 4, 6), stacked[head][4:6])
 
 
-@pytest.mark.parametrize("dims", (2, 10, 20, 26, 32))
-def test_the_rotated_dims_are_kept_exactly(tmp_path, dims):
-    path = write_tiny(tmp_path / "x.gguf", {"stablelm.rope.dimension_count": dims})
-    assert open_gguf(path).config.rotary_dims == dims
+def test_the_rotated_dims_are_kept_exactly(tmp_path):
+    for dims in (2, 10, 20, 26, 32):
+        path = write_tiny(tmp_path / "x.gguf", {"stablelm.rope.dimension_count": dims})
+        assert open_gguf(path).config.rotary_dims == dims
 
 
 @pytest.mark.parametrize(

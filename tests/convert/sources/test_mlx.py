@@ -7,13 +7,12 @@ import mlx.core as mx
 import numpy as np
 import pytest
 from mlx_lm.convert import convert as mlx_lm_convert
-from safetensors.numpy import load_file, save_file
 
 from edge.convert.checkpoint import open_checkpoint
 from edge.convert.sources.weights import Packing
-from edge.convert.verify import verify
 from edge.errors import EdgeError
-from tests.support.conversions import edge_logits, make, relative
+from tests.support.conversions import check, edge_logits, make, relative
+from tests.support.hostile import edit_tensors
 from tests.support.tiny import CONFIGS, write_checkpoint
 
 # Rows of 160 and 96 columns: the first divide into groups of 32, the others not into 64.
@@ -69,7 +68,7 @@ def test_artefacts_of_mlx_lm_are_sources_too(tmp_path, dtype):
     source, peer = write_checkpoint(tmp_path / "tiny", RAW), tmp_path / "peer"
     mlx_lm_convert(str(source), str(peer), quantize=True, q_bits=4, q_group_size=64, dtype=dtype)
     for made in make(peer, tmp_path / "out", "mlx-int4", "mlx-int8", "gguf-f16"):
-        assert verify(made.path, open_checkpoint(str(peer)), lambda _: None).problems == ()
+        assert check(made.path, peer).problems == ()
     assert relative(edge_logits(tmp_path / "out" / "mlx-int8"), edge_logits(peer)) < 0.1
     kept, original = (
         open_checkpoint(str(path)).weights for path in (tmp_path / "out" / "mlx-int4", peer)
@@ -79,12 +78,8 @@ def test_artefacts_of_mlx_lm_are_sources_too(tmp_path, dtype):
 
 
 def broken(int4, tmp_path, change):
-    path = tmp_path / "broken"
-    shutil.copytree(int4, path)
-    tensors = load_file(path / WEIGHTS)
-    change(tensors)
-    save_file(tensors, path / WEIGHTS)
-    (path / "model.safetensors.index.json").unlink()
+    path = shutil.copytree(int4, tmp_path / "broken")
+    edit_tensors(path, change)
     return path
 
 

@@ -83,6 +83,8 @@ def test_every_artefact_is_labelled_and_verifies(narrow, tmp_path):
         assert manifest.synthetic
         assert (manifest.source, manifest.source_sha256) == ("synthetic:narrow", {})
         assert verify(made.path, find_origin(made.path), lambda _: None).problems == ()
+        (again,) = make(made.path, tmp_path / "again", "gguf-q4_0", force=True)
+        assert read_manifest(again.path).synthetic
 
 
 def test_all_readers_of_its_tokenizer_agree(narrow, tmp_path):
