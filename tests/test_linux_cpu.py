@@ -115,15 +115,11 @@ os.statvfs = lambda path: Disk(plain(path))
 @pytest.mark.parametrize(
     ("code", "environment", "problems"),
     [
-        ("", {"PATH": "{tmp}"}, [f"{NO_BLAS}there is no C compiler (cc); install gcc"]),
-        ("", {"PATH": "{tmp}/bin:/usr/bin:/bin"}, [f"{NO_BLAS}cc failed (no such flag)"]),
-        (
-            "",
-            {"PYTHONPATH": f"{{tmp}}:{ROOT}"},
-            [f"{NO_BLAS}this numpy does not carry an OpenBLAS"],
-        ),
+        ("", {"PATH": "{tmp}"}, ["there is no C compiler (cc); install gcc"]),
+        ("", {"PATH": "{tmp}/bin:/usr/bin:/bin"}, ["cc failed (no such flag)"]),
+        ("", {"PYTHONPATH": f"{{tmp}}:{ROOT}"}, ["this numpy does not carry an OpenBLAS"]),
         ("", {KEEP_BLAS: "1"}, []),
-        ("import mlx.core\n", {}, [f"{NO_BLAS}MLX was imported before edge"]),
+        ("import mlx.core\n", {}, ["MLX was imported before edge"]),
         (NOEXEC, {}, ["(noexec)", "(noexec)"]),
     ],
     ids=["no compiler", "failing compiler", "numpy", "kept", "too late", "noexec"],
@@ -140,6 +136,7 @@ def test_what_is_missing_is_told_and_mlx_keeps_its_blas(code, environment, probl
     assert not seen["fast"] and seen["blas"] == "the reference BLAS"
     assert len(seen["problems"]) == len(problems)
     assert all(words in problem for words, problem in zip(problems, seen["problems"], strict=True))
+    assert all(problem.startswith(NO_BLAS) for problem in seen["problems"][:1])
     assert files(cache, "cpu_blas-*") == []
 
 
@@ -157,7 +154,7 @@ def test_without_a_private_folder_nothing_is_compiled(make, words, tmp_path):
     seen = look(tmp_path)
     assert not seen["fast"]
     blas, compiled = seen["problems"]
-    assert blas.startswith("MLX multiplies with the reference BLAS: ") and words in blas
+    assert blas.startswith(NO_BLAS) and words in blas
     assert compiled.startswith("MLX runs without compiled functions: ") and words in compiled
 
 

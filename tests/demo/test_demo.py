@@ -5,7 +5,6 @@ import math
 import re
 from itertools import takewhile
 
-import mlx.core as mx
 import numpy as np
 import pytest
 from tokenizers import Tokenizer
@@ -13,8 +12,7 @@ from tokenizers import Tokenizer
 import edge
 from edge.convert.sources.find import DEMO_PATH
 from edge.generate.decode import generate_tokens
-from edge.llama_cpp.session import LlamaSession
-from edge.model.load import load_model
+from tests.support.conversions import edge_logits, llama_logits
 
 WINDOW = 1024
 STARCODER = (
@@ -42,11 +40,7 @@ def held_out_ids(tokenizer, held_out_text):
 @pytest.fixture(scope="module")
 def ours(demo_out, held_out_ids):
     """Logits (WINDOW, vocab) of our network in float32."""
-    return logits_of(DEMO_PATH, held_out_ids)
-
-
-def logits_of(path, ids):
-    return np.array(load_model(path, mx.float32)(mx.array([ids])))[0]
+    return edge_logits(DEMO_PATH, held_out_ids)
 
 
 def nats_per_token(logits, ids):
@@ -54,14 +48,6 @@ def nats_per_token(logits, ids):
     top = rows.max(-1, keepdims=True)
     log_sum = top[:, 0] + np.log(np.exp(rows - top).sum(-1))
     return float((log_sum - rows[np.arange(len(rows)), ids[1:]]).mean())
-
-
-def llama_logits(path, ids, kv_type, flash_attention):
-    session = LlamaSession(path, WINDOW, 2, kv_type, flash_attention, gpu_layers=0)
-    try:
-        return session.all_logits(ids)
-    finally:
-        session.close()
 
 
 def test_it_is_small_and_has_every_special_token(tokenizer):
@@ -98,7 +84,7 @@ def test_it_completes_the_cards_examples(demo_out, order, before, middle, after)
 
 
 def test_llama_cpp_in_float32_gives_our_logits(demo_out, ours, held_out_ids):
-    theirs = llama_logits(demo_out / "gguf-f32.gguf", held_out_ids, "f32", False)
+    theirs = llama_logits(demo_out / "gguf-f32.gguf", held_out_ids)
     difference = np.abs(theirs - ours)
     assert difference[:256].max() <= 1e-4
     # Four million logits of up to some 25: rounding adds up, in both engines, with the depth.
@@ -109,7 +95,7 @@ def test_each_precision_costs_a_little_and_never_much(demo_out, ours, held_out_i
     def loss(logits):
         return nats_per_token(logits, held_out_ids)
 
-    measured = {n: loss(logits_of(demo_out / n, held_out_ids)) for n in ("mlx-fp16", "mlx-int4")}
+    measured = {n: loss(edge_logits(demo_out / n, held_out_ids)) for n in ("mlx-fp16", "mlx-int4")}
     for name in ("gguf-f16", "gguf-q6_k", "gguf-q5_k_m"):
         measured[name] = loss(llama_logits(demo_out / f"{name}.gguf", held_out_ids, "f16", None))
     reference = loss(ours)

@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import pytest
 
 from edge.device import bandwidth
-from edge.device.bandwidth import MIN_PASSES, Measured, measure_bandwidth
+from edge.device.bandwidth import MIN_PASSES, measure_bandwidth
 from edge.device.chips import chip_table, find_chip, last_level_cache_bytes
 from edge.device.describe import Bandwidth, Device
 from edge.device.roofline import bandwidth_fraction, ceiling_tok_s
@@ -28,12 +28,6 @@ def test_bytes_are_counted_as_stream_counts_them_and_passes_go_on_for_the_budget
     measured = measure_bandwidth(2, 24 * MIB, budget_s=50.0)
     assert measured.triad_bytes_s == measured.read_bytes_s == 24 * MIB
     assert measured.passes == 11  # four looks at the clock for the first three, then five
-
-
-def test_the_method_is_named():
-    said = str(Measured(1e9, 2e9, 4, 192 * MIB, 7, 4.0))
-    how = "measured read, best of 7 passes, 4 threads, 192 MiB, 4.0 times the cache"
-    assert said == f"{how}; triad 1.0 GB/s"
 
 
 def test_caches_of_two_sockets_add_up(tmp_path):

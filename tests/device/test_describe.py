@@ -91,7 +91,7 @@ def measuring(monkeypatch):
     monkeypatch.setattr(describe, "chip_name", lambda run: "Intel Xeon Processor")
 
     def find(gb_s):
-        found = bandwidth.Measured(1e9, gb_s * 1e9, 2, 402653184, 7, None)
+        found = bandwidth.Measured(1e9, gb_s * 1e9, 2, 402653184, 7, 4.0)
         monkeypatch.setattr(bandwidth, "measure_bandwidth", lambda threads: found)
 
     return find
@@ -106,8 +106,8 @@ def test_a_bandwidth_measured_beside_other_programs_has_a_remark(
     device = describe_device()
     assert len(device.remarks) == remarks
     assert all("may be too low: close them" in remark for remark in device.remarks)
-    source = "measured read, best of 7 passes, 2 threads, 384 MiB; triad 1.0 GB/s"
-    assert device.memory_bandwidth == Bandwidth(15.6, source)
+    source = "measured read, best of 7 passes, 2 threads, 384 MiB, 4.0 times the cache"
+    assert device.memory_bandwidth == Bandwidth(15.6, f"{source}; triad 1.0 GB/s")
 
 
 @pytest.mark.parametrize(

@@ -25,9 +25,9 @@ from edge.generate.speculate import (
 )
 from edge.generate.stream import stream_generate
 from edge.model.kv_cache import make_cache
-from tests.support.drafters import Oracle, Wrong, lookup, tiny
+from tests.support.drafters import Oracle, Wrong, lookup
 from tests.support.talk import ids_of, offsets
-from tests.support.tiny import LLAMA, PLAIN
+from tests.support.tiny import LLAMA, PLAIN, tiny_model
 
 CASES = int(os.environ.get("EDGE_SPECULATION_CASES", "9"))
 
@@ -39,7 +39,7 @@ def prompt(loaded):
 
 @pytest.fixture(scope="module")
 def small():
-    return tiny(PLAIN)
+    return tiny_model(PLAIN)
 
 
 def tokens(model, ids, **options):
@@ -64,7 +64,8 @@ def test_greedy_text_of_tiny_models(raw):
     rng, accepted = random.Random(6), 0
     for case in range(60):
         if case % 15 == 0:
-            model, drafts = tiny(raw, seed=case), [lookup(), Wrong(length=DraftLength(fixed=3))]
+            model = tiny_model(raw, seed=case)
+            drafts = [lookup(), Wrong(length=DraftLength(fixed=3))]
         ids = [rng.randrange(160) for _ in range(rng.randrange(1, 30))]
         count = rng.randrange(1, 24)
         plain = tokens(model, ids, max_tokens=count)
@@ -149,7 +150,7 @@ def test_close_calls_are_left_to_a_single_step(monkeypatch, margin, same):
     With no margin the noise decides, so the test can fail.
     """
     monkeypatch.setattr(sampling_module, "ROUNDING_SHARE", {mx.float32: margin})
-    model = tiny(PLAIN, seed=8)
+    model = tiny_model(PLAIN, seed=8)
     head = type(model).head
 
     def noisy(self, h):

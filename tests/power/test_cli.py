@@ -62,12 +62,15 @@ def test_a_recorded_log(replay):
     assert printed["energy_j"] == {"CPU": 10.0, "GPU": 40.0, "ANE": 0.0, "total": 50.0}
     assert (printed["duration_s"], printed["mean_power_w"]) == (2.0, 25.0)
     assert (printed["records"], printed["coverage"]) == (4, 1.0)
-    assert printed["thermal_worst"] == "heavy" and "heavy" in printed["flags"][0]
+    (flag,) = printed["flags"]
+    assert printed["thermal_worst"] == "heavy" and "heavy" in flag
 
 
 def test_a_stalled_counter_gives_no_total(replay):
-    printed, text = replay(record(n, cpu_mj=0) for n in range(12))
+    printed, text = replay(record(n, cpu_mj=0 if n else 3000) for n in range(12))
     assert printed["energy_j"] == {"GPU": 120.0, "total": None}
+    assert printed["beside_j"] == {"CPU": 3.0, "ANE": 0.0}
+    assert printed["boundary"] == "GPU of the SoC only: not a total"
     assert printed["mean_power_w"] is None
     assert "CPU counter stalled" in text and " W" not in text
 

@@ -156,15 +156,6 @@ def test_late_arrivals_move_nothing_and_lost_time_moves_what_follows(late_ms, mo
         assert [s.end_ns for s in line.samples] == arrivals({})
 
 
-def test_a_stalled_counter_is_not_zero_energy():
-    line = build_timeline(records(3, *[0] * 11), None, 0)
-    assert "CPU counter stalled" in line.flags[0]
-    assert line.boundary == "GPU of the SoC only: not a total"
-    energy = integrate(line.samples, 0, 6 * SECOND)
-    assert (energy.joules, energy.is_total) == ({"GPU": 12.0}, False)
-    assert energy.beside["CPU"] == 3.0
-
-
 def test_a_batch_is_spread_over_its_time():
     line = build_timeline(records(0, 0, 0, 8, 0, 0, 0, 8), None, 0)
     assert [(s.begin_ns, s.joules["CPU"]) for s in line.samples] == [(0, 8.0), (2 * SECOND, 8.0)]
@@ -187,7 +178,7 @@ def test_zeros_at_the_end_and_complaints_are_flagged():
 # --- logs
 
 
-def log(count=8):
+def log(count):
     ends = [START + timedelta(seconds=0.5 * (n + 1)) for n in range(count)]
     return [record(n, ended=end) for n, end in enumerate(ends)]
 
@@ -200,14 +191,6 @@ def replayed(folder, data):
 
 def whole_of(recording):
     return integrate(recording.samples, 0, recording.samples[-1].end_ns)
-
-
-def test_a_log(tmp_path):
-    recording = replayed(tmp_path, stream(log()))
-    energy = whole_of(recording)
-    assert energy.joules == pytest.approx({"CPU": 20.0, "GPU": 80.0, "ANE": 0.0})
-    assert (energy.coverage, recording.samples[-1].end_ns) == (1.0, 4 * SECOND)
-    assert recording.flags == ()
 
 
 @pytest.mark.parametrize(
@@ -227,6 +210,8 @@ def test_a_log_without_energy_is_an_error(tmp_path, data, words):
 
 def test_missing_and_disordered_records_are_flagged(tmp_path):
     records = log(20)
+    whole = replayed(tmp_path, stream(records))
+    assert (whole_of(whole).coverage, whole.flags) == (1.0, ())
     recording = replayed(tmp_path, stream(records[:6] + records[12:]))
     assert any("missing between records" in flag for flag in recording.flags)
     assert whole_of(recording).coverage == pytest.approx(0.7, abs=0.1)

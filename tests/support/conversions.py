@@ -43,8 +43,8 @@ def mlx_lm_logits(path: Path) -> np.ndarray:
     return np.array(model(mx.array([IDS])))[0]
 
 
-def llama_logits(path: Path, ids: list[int] = IDS) -> np.ndarray:
-    session = LlamaSession(path, 128, 1, "f32", flash_attention=False, gpu_layers=0)
+def llama_logits(path: Path, ids=IDS, kv_type="f32", flash_attention=False) -> np.ndarray:
+    session = LlamaSession(path, max(128, len(ids)), 1, kv_type, flash_attention, gpu_layers=0)
     try:
         return session.all_logits(ids)
     finally:

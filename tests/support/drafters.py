@@ -1,11 +1,6 @@
-"""What proposes tokens in tests, and tiny models to propose them to."""
-
-import mlx.core as mx
+"""Drafters that know the text, or are wrong."""
 
 from edge.generate.speculate import MOST_PROPOSED, DraftLength, PromptLookup
-from edge.model.config import ModelConfig
-from edge.model.stablelm import Model
-from tests.support.tiny import random_tensors
 
 
 class Oracle:
@@ -39,11 +34,3 @@ class Wrong(PromptLookup):
 
 def lookup(fixed=4):
     return PromptLookup(length=DraftLength(fixed=fixed))
-
-
-def tiny(raw, seed=0):
-    config = ModelConfig.from_dict(raw)
-    model = Model(config)
-    tensors = {name: mx.array(array) for name, array in random_tensors(config, seed).items()}
-    model.load_weights(list(model.sanitize(tensors).items()))
-    return model

@@ -7,10 +7,8 @@ from pathlib import Path
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from edge.convert.artefacts.recipes import RECIPES
-from edge.convert.checkpoint import open_checkpoint
-from edge.convert.convert import convert
 from edge.errors import EdgeError
+from tests.support.conversions import make
 from tests.support.mutations import WEIGHTS
 
 MADE = ("mlx-fp16", "mlx-int4", "gguf-f16")
@@ -21,10 +19,9 @@ LIMIT_S = 60
 
 def run(path: Path, out: Path, names=MADE):
     """Convert; ends the process if that hangs, such as by waiting for a pipe."""
-    recipes = [RECIPES[name] for name in names]
     faulthandler.dump_traceback_later(LIMIT_S, exit=True)
     try:
-        return convert(open_checkpoint(str(path)), recipes, out, lambda *_: None)
+        return make(path, out, *names)
     finally:
         faulthandler.cancel_dump_traceback_later()
 

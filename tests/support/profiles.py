@@ -10,6 +10,7 @@ from edge.profile.profile import Profile, decode
 ROOT = Path(__file__).resolve().parents[2]
 NS = 10**9
 PARAMETERS = 2795443200
+PROMPT = 512
 CHIPS = {  # GPU cores, GB/s, GB
     "Apple M1 Max": (32, 409.6, 64),
     "Apple M2": (10, 102.4, 16),
@@ -126,7 +127,7 @@ def hostile_profile(made=None, first=0):
     return made
 
 
-def profile(device, rows, model="stable-code-3b", created="2026-11-20T12:00:00+00:00"):
+def profile(device, rows, model, created):
     """A whole profile around some rows."""
     return {
         "schema": 1,
@@ -155,7 +156,6 @@ def row(
     quality=False,
     seed=1,
     rate=1.0,
-    prompt=512,
     generate=128,
     processes=3,
     samples=260,
@@ -167,9 +167,8 @@ def row(
     speed = 0.62 * rate * gb_s * 1e9 / bytes_per_token * rng.uniform(0.95, 1.05)
     watts = watts if power else None
     begins = [(1000 + 60 * n) * NS for n in range(processes)]
-    shape = (prompt, generate)
     rounds = [
-        [trial(rng, begin + (2 + 8 * i) * NS, speed, n, i, watts, shape) for i in range(3)]
+        [trial(rng, begin + (2 + 8 * i) * NS, speed, n, i, watts, generate) for i in range(3)]
         for n, begin in enumerate(begins)
     ]
     trials = [one for found in rounds for one in found]
@@ -186,7 +185,7 @@ def row(
         "engine": engine,
         "framework": framework,
         "precision": precision,
-        "workload": {"prompt": prompt, "generate": generate, "depth": depth, "joint": False},
+        "workload": {"prompt": PROMPT, "generate": generate, "depth": depth, "joint": False},
         "file_bytes": weight_bytes,
         "bits_per_weight": bits,
         "bytes_per_token": bytes_per_token,
@@ -224,9 +223,8 @@ def quality_at(bits):
     }
 
 
-def trial(rng, begin_ns, rate, round_number, number, watts, shape=(512, 128)):
+def trial(rng, begin_ns, rate, round_number, number, watts, generate):
     """Prefill for 0.7 s, then tokens; the first trial of a process is its warm-up."""
-    prompt, generate = shape
     slowness = rng.gauss(1.0, 0.01) + 0.02 * round_number + (0.15 if number == 0 else 0)
     typical_us = 1e6 / rate * slowness
     token_us = [
@@ -241,9 +239,9 @@ def trial(rng, begin_ns, rate, round_number, number, watts, shape=(512, 128)):
         "repetition": number,
         "round": round_number,
         "warmup": number == 0,
-        "prompt_tokens": prompt,
+        "prompt_tokens": PROMPT,
         "decode_tok_s": (generate - 1) / window_s,
-        "prefill_tok_s": prompt / (prefill_ns / NS),
+        "prefill_tok_s": PROMPT / (prefill_ns / NS),
         "ttft_s": prefill_ns / NS,
         "prefill_ns": [begin_ns, begin_ns + prefill_ns],
         "pass_begin_ns": [first_ns],
