@@ -57,25 +57,9 @@ def test_an_edge_inside_a_jump_is_uncertain():
     assert with_energy(jump, samples, "fake").decode_energy.edge_error_j > 50
 
 
-def samples(count, joules=0.5):
-    return [
-        Sample(i * NS, (i + 1) * NS, {"CPU": joules, "GPU": i * 1.0}, "nominal")
-        for i in range(count)
-    ]
-
-
-def test_samples_become_whole_milliwatts():
-    assert power_series(samples(3)) == PowerSeries(
-        begin_ns=[0, NS, 2 * NS],
-        end_ns=[NS, 2 * NS, 3 * NS],
-        milliwatts={"CPU": [500, 500, 500], "GPU": [0, 1000, 2000]},
-        thermal=[ThermalChange(0, "nominal")],
-    )
-    assert power_series([Sample(5, 5, {"CPU": 1.0})]) is None
-
-
 def test_many_samples_are_merged_and_their_joules_kept():
-    many = samples(2 * KEPT_SAMPLES + 100)
+    count = 2 * KEPT_SAMPLES + 100
+    many = [Sample(i * NS, (i + 1) * NS, {"CPU": 0.5, "GPU": i * 1.0}) for i in range(count)]
     kept = power_series(many)
     assert len(kept.begin_ns) <= KEPT_SAMPLES
     seconds = [(end - begin) / 1e9 for begin, end in zip(kept.begin_ns, kept.end_ns, strict=True)]
@@ -84,13 +68,17 @@ def test_many_samples_are_merged_and_their_joules_kept():
         assert joules == pytest.approx(sum(s.joules[rail] for s in many), rel=1e-6)
 
 
-def test_thermal_levels_are_kept_where_they_change_and_a_missing_rail_is_0():
+def test_samples_become_whole_milliwatts_and_thermal_levels_where_they_change():
     levels = ["nominal", "nominal", "heavy", None, "nominal"]
     many = [
-        Sample(i * NS, (i + 1) * NS, {"GPU" if i == 2 else "CPU": 1.0}, thermal=level)
+        Sample(i * NS, (i + 1) * NS, {"GPU" if i == 2 else "CPU": 0.5}, thermal=level)
         for i, level in enumerate(levels)
     ]
-    found = power_series(many)
-    changes = [ThermalChange(0, "nominal"), ThermalChange(2 * NS, "heavy")]
-    assert found.thermal == [*changes, ThermalChange(4 * NS, "nominal")]
-    assert found.milliwatts == {"CPU": [1000, 1000, 0, 1000, 1000], "GPU": [0, 0, 1000, 0, 0]}
+    changes = ((0, "nominal"), (2 * NS, "heavy"), (4 * NS, "nominal"))
+    assert power_series(many) == PowerSeries(
+        begin_ns=[i * NS for i in range(5)],
+        end_ns=[i * NS for i in range(1, 6)],
+        milliwatts={"CPU": [500, 500, 0, 500, 500], "GPU": [0, 0, 500, 0, 0]},
+        thermal=[ThermalChange(*change) for change in changes],
+    )
+    assert power_series([Sample(5, 5, {"CPU": 1.0})]) is None

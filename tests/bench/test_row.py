@@ -6,10 +6,9 @@ import pytest
 
 from edge.bench.row import Context, build_row, summarise
 from edge.device.describe import Bandwidth, Device
-from edge.power.meter import Sample
 from edge.profile.profile import Quality, Workload
 from edge.stats import interval
-from tests.bench.fakes import FACTS, JOB, NS, SUBJECT, THREE, process, samples_of, trial_at, worked
+from tests.bench.fakes import FACTS, JOB, SUBJECT, THREE, process, samples_of, trial_at, worked
 
 
 def row_of(trials=THREE, context=None, job=JOB, subject=SUBJECT, **changes):
@@ -96,10 +95,6 @@ def test_energy_is_that_of_the_windows():
     ("fields", "words"),
     [
         ({}, ["power_w, joules_per_token", "there is none"]),
-        (
-            {"meter": worked(), "samples": [Sample(0, NS, {"CPU": 1.0})]},
-            ["no sample of fake"],
-        ),
         ({"meter": worked("fake: it died")}, ["no sample of fake", "fake: it died"]),
     ],
 )

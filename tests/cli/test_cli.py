@@ -17,14 +17,12 @@ from edge.cli.main import COMMANDS, main
 from tests.support.tiny import PLAIN, write_checkpoint
 
 ROOT = Path(__file__).resolve().parents[2]
+ENVIRONMENT = {**os.environ, "PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1"}
 # Neither the memory bandwidth is measured nor the logits are compared.
 QUICK = ("--rounds", "1", "--min-window", "0", "--bandwidth-gb-s", "10", "--no-check")
 CHAT = ("chat", "-p", "import os", "-n", "2", "--temperature", "0")
 COMPLETE = ("complete", "--prefix", "import ", "-n", "2")
-HEAVY = (
-    *("mlx", "mlx_lm", "matplotlib", "transformers", "rich", "prompt_toolkit", "llama_cpp"),
-    *("numpy", "jinja2"),
-)
+HEAVY = "mlx mlx_lm matplotlib transformers rich prompt_toolkit llama_cpp numpy jinja2"
 
 
 def edge(*words, cwd=ROOT, script=None, redirection="", stdout=subprocess.PIPE):
@@ -37,7 +35,7 @@ def edge(*words, cwd=ROOT, script=None, redirection="", stdout=subprocess.PIPE):
         stderr=subprocess.PIPE,
         text=True,
         cwd=cwd,
-        env={**os.environ, "PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1"},
+        env=ENVIRONMENT,
         timeout=300,
         check=False,
     )
@@ -51,18 +49,31 @@ def tiny(tmp_path):
 # --- begin and end
 
 
-@pytest.mark.parametrize("words", [["--help"], ["--version"], *([c, "--help"] for c in COMMANDS)])
-def test_help_imports_nothing_heavy(words):
+@pytest.mark.parametrize(
+    ("words", "heavy"),
+    [
+        *((f"{command} --help", HEAVY) for command in ("", *COMMANDS)),
+        ("--version", HEAVY),
+        ("complete --prefix x --top-p 0.9 --repetition-penalty 1.1 --temperature 0.5 -n 3",
+         "transformers mlx_lm numpy matplotlib rich jinja2 huggingface_hub safetensors"),
+        ("chat -p x -q -n 3", "prompt_toolkit pygments rich matplotlib transformers"),
+        ("convert demo --to mlx-int4 gguf-q8_0", "transformers matplotlib mlx_lm"),
+    ],
+)  # fmt: skip
+def test_only_what_is_used_is_imported(words, heavy, tmp_path):
     code = (
         "import sys\nfrom edge.cli.main import main\n"
-        f"try: main({words!r})\nexcept SystemExit as done: assert not done.code\n"
-        f"print([m for m in {HEAVY!r} if m in sys.modules], file=sys.stderr)"
+        f"try: assert main({words.split()}) == 0\n"
+        "except SystemExit as done: assert not done.code\n"
+        f"print('|', sorted(set({heavy.split()}) & set(sys.modules)))"
     )
     done = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=True
-    )
-    assert done.stderr.strip() == "[]"
-    assert done.stdout.strip()
+        [sys.executable, "-c", code], stdin=subprocess.DEVNULL, capture_output=True, text=True,
+        cwd=tmp_path, env=ENVIRONMENT, check=True,
+    )  # fmt: skip
+    printed, imported = done.stdout.rsplit("|", 1)
+    assert printed.strip()
+    assert imported == " []\n"
 
 
 def test_every_command_is_listed(capsys):
@@ -167,6 +178,7 @@ def refused(tiny, tmp_path, monkeypatch, capsys):
         ("bench tiny -p8 -n8 --save file/x", 1, "file/x cannot be written"),
         ("bench -d 1000 -n 100", 1, "needs 1512 positions, demo was trained for 1024"),
         ("bench -p0 -n1", 1, "nothing to measure"),
+        ("bench synthetic:stable-code-3b --layers 1 --quality", 1, "random weights"),
     ],
 )
 def test_bad_words_are_one_sentence(refused, words, code, said):
@@ -254,13 +266,13 @@ def is_measuring(process):
 
 
 def test_ctrl_c_during_a_row_stops_the_worker_too(tiny, tmp_path):
-    command = [sys.executable, "-m", "edge", "bench", str(tiny), "--rows", "mlx-fp16"]
+    words = ("--rows", "mlx-fp16", "-p", "200", "-n", "200", "-r", "100000")
     process = subprocess.Popen(
-        [*command, "-p", "200", "-n", "200", "-r", "100000"],
+        [sys.executable, "-m", "edge", "bench", tiny, *words],
         stderr=subprocess.PIPE,
         text=True,
         cwd=tmp_path,
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        env=ENVIRONMENT,
     )
     me, workers = psutil.Process(process.pid), []
     try:

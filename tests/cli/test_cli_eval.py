@@ -88,7 +88,6 @@ def test_windows_are_as_long_as_the_context_by_default(here, capsys):
         (["tiny", "--corpus", "blank.py"], "blank.py holds no text"),
         (["tiny", "--corpus", "short.py", "--window", "16"], "fill no window of 16"),
         (["tiny", "--window", "257"], "longer than the model's context of 256"),
-        (["tiny", "--corpus", "text.py", "--window", "64", "--tokens", "63"], "no window of 64"),
         (["--worst", "1", "--reference", "none"], "--worst shows"),
         (["synthetic:stable-code-3b"], "has random weights: they have no quality"),
         (["--fim", "short.py"], "different single-line holes; ask for fewer --samples"),

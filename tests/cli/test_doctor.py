@@ -119,12 +119,6 @@ def test_what_is_missing_says_what_to_do(monkeypatch):
         assert words in missing
 
 
-def test_a_bandwidth_must_be_a_number(capsys):
-    with pytest.raises(SystemExit):
-        run("--bandwidth-gb-s", "nan")
-    assert "is not a number of GB/s" in capsys.readouterr().err
-
-
 def test_a_mac_has_its_own_sources(monkeypatch):
     monkeypatch.setattr(doctor.sys, "platform", "darwin")
     monkeypatch.setenv("PATH", "/nowhere")
