@@ -56,7 +56,8 @@ def tiny(tmp_path):
         ("--version", HEAVY),
         ("complete --prefix x --top-p 0.9 --repetition-penalty 1.1 --temperature 0.5 -n 3",
          "transformers mlx_lm numpy matplotlib rich jinja2 huggingface_hub safetensors"),
-        ("chat -p x -q --temperature 0.5 -n 3", "prompt_toolkit pygments rich matplotlib transformers"),
+        ("chat -p x -q --temperature 0.5 -n 3",
+         "prompt_toolkit pygments rich matplotlib transformers"),
         ("convert demo --to mlx-int4 gguf-q8_0", "transformers matplotlib mlx_lm"),
     ],
 )  # fmt: skip
