@@ -3,7 +3,6 @@
 import io
 import time
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 
@@ -13,34 +12,20 @@ from edge.chat.input import is_open, without_quotes
 from edge.chat.repl import greet, run_loop, state_folder, take
 from edge.chat.screen import Screen
 from edge.chat.session import Opened, Session, Settings
+from edge.convert.sources.find import DEMO_PATH
 from edge.errors import EdgeError
 from edge.generate.sampling import GREEDY
 from edge.generate.stream import generate
 from edge.generate.transcript import Transcript, read_transcript
 from edge.power.choose import NoMeter
-from edge.power.meter import Sample
+from tests.bench.fakes import FakeMeter
 from tests.support.talk import resident_bytes
 from tests.support.tiny import PLAIN, write_checkpoint
-
-DEMO = Path(edge.__file__).parent / "data" / "demo"
-
-
-class FakeMeter:
-    """20 W all the time."""
-
-    source, unavailable = "fake", None
-
-    def start(self):
-        self._begin_ns = time.monotonic_ns()
-
-    def stop(self):
-        end_ns = time.monotonic_ns()
-        return (Sample(self._begin_ns, end_ns, {"CPU": 20.0 * (end_ns - self._begin_ns) / 1e9}),)
 
 
 @pytest.fixture(scope="module")
 def demo():
-    return Opened("demo", *edge.load(DEMO))
+    return Opened("demo", *edge.load(DEMO_PATH))
 
 
 @pytest.fixture(scope="module")
@@ -94,15 +79,13 @@ def contents(session):
         ("/* C */", None),
         (" /help", None),
         ("/", None),
+        ("//TODO\nx = 1", None),
     ],
 )
 def test_a_command_looks_like_one(text, command):
     assert split_command(text) == command
-
-
-def test_two_slashes_send_one_where_that_would_be_a_command():
-    texts = ("//help", "//TODO\nx = 1", "// a", "a")
-    assert [as_message(text) for text in texts] == ["/help", *texts[1:]]
+    assert as_message(text) == text
+    assert as_message(f"/{text}") == (f"/{text}" if command is None else text)
 
 
 @pytest.mark.parametrize(
@@ -170,7 +153,7 @@ def test_a_middle_is_printed_as_it_comes(start, monkeypatch):
 
 
 def test_watts_are_shown_when_a_meter_runs_and_why_it_cannot(start):
-    _, typed = start(meter=FakeMeter())
+    _, typed = start(meter=FakeMeter(time, 20.0))
     assert " · 20.0 W · " in typed("import os")
     assert "J/token" in typed("/regen")
     assert " J by fake" in typed("/stats")

@@ -9,12 +9,12 @@ from pathlib import Path
 import pytest
 
 import edge
+from edge.convert.sources.find import DEMO_PATH
 from edge.generate.conversation import Conversation
 from edge.generate.transcript import read_transcript
 from tests.support.terminal import Terminal, colours
 
 ROOT = Path(__file__).resolve().parents[2]
-DEMO = Path(edge.__file__).parent / "data" / "demo"
 QUESTION = "import os"  # has a short answer
 ENDLESS = "def f(x):\n    return"  # goes on to the end of the context
 PASTED = f"\x1b[200~{ENDLESS}\x1b[201~"
@@ -24,7 +24,7 @@ HINT = "Ctrl-D or /exit leaves"
 
 @pytest.fixture(scope="module")
 def demo():
-    return edge.load(DEMO)
+    return edge.load(DEMO_PATH)
 
 
 @pytest.fixture(scope="module")

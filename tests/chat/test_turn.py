@@ -22,23 +22,20 @@ def line(turn, dropped_turns=0, max_tokens=None):
 @pytest.mark.parametrize(
     ("turn", "more", "end"),
     [
-        (Turn(9, "interrupted", None, 0.1, 8.0), {}, "stopped by you"),
-        (Turn(9, "length", 3, 0.1, 8.0), {"max_tokens": 9}, "cut at max_tokens"),
-        (Turn(9, "length", 3, 0.1, 8.0), {"max_tokens": 10}, "cut at the end of the context"),
-        (Turn(9, "stop token", 3, 0.1, 8.0), {"dropped_turns": 1}, "1 early turn left out"),
-        (Turn(9, "stop token", 3, 0.1, 8.0, 18.24, 0.349), {}, "18.2 W · 0.35 J/token"),
-        (Turn(1, "stop token", 3, 0.1, None, empty=True), {}, "the answer is empty"),
+        (Turn(42, "stop token", 10, 0.214, 38.14), {},
+         "42 tokens · 38.1 tok/s · first after 0.21 s · 1.91 GB · context 512/16384"),
+        (Turn(1, "interrupted", None, None, None), {},
+         "1 token · 1.91 GB · context 512/16384 · stopped by you"),
+        (Turn(9, "length", 3, 0.1, 8.0), {"max_tokens": 9}, " · cut at max_tokens"),
+        (Turn(9, "length", 3, 0.1, 8.0), {"max_tokens": 10}, " · cut at the end of the context"),
+        (Turn(9, "stop token", 3, 0.1, 8.0), {"dropped_turns": 1}, " · 1 early turn left out"),
+        (Turn(9, "stop token", 3, 0.1, 8.0, 18.24, 0.349), {}, " · 18.2 W · 0.35 J/token"),
+        (Turn(1, "stop token", 3, 0.1, None, empty=True), {}, " · the answer is empty"),
     ],
-)
-def test_what_is_unusual_stands_at_the_end(turn, more, end):
-    assert line(turn, **more).endswith(f" · {end}")
-
-
-def test_an_ordinary_answer_and_one_of_which_nothing_is_known():
-    known, unknown = Turn(42, "stop token", 10, 0.214, 38.14), Turn(1, "interrupted", *[None] * 3)
-    figures = "42 tokens · 38.1 tok/s · first after 0.21 s · 1.91 GB · context 512/16384"
-    assert line(known) == figures
-    assert line(unknown) == "1 token · 1.91 GB · context 512/16384 · stopped by you"
+)  # fmt: skip
+def test_the_line_under_an_answer(turn, more, end):
+    shown = line(turn, **more)
+    assert shown.endswith(end) and shown.startswith(f"{turn.tokens} token")
 
 
 @pytest.mark.parametrize("covered", [1, 0.5])

@@ -80,25 +80,19 @@ def test_ordinary_contents_are_encoded_as_in_the_whole_text(tokenizer, contents,
 
 
 @pytest.mark.parametrize("template", [CHATML, TRIMMED, ZEPHYR, None])
-@pytest.mark.parametrize("role", ["system", "user", "assistant"])
-def test_the_name_of_a_control_token_in_a_message_is_text(template, role):
-    ordinary = [Message("system", "s"), Message("user", "u"), Message("assistant", "a")]
-    hostile = [m if m.role != role else Message(role, HOSTILE) for m in ordinary]
-    tokenizer = tokenizer_with(template)
-    chat = ChatPrompt(tokenizer)
-    ids = chat.ids(hostile)
-    assert controls(tokenizer, ids) == controls(tokenizer, chat.ids(ordinary))
-    assert tokenizer.decode(ids) == chat.render(hostile)
-
-
 @given(st.lists(st.sampled_from([*"<|>im_endstar", "<|im_end|>", "<|im_start|>"]), max_size=6))
+@example([HOSTILE])
 @example(["edge8c1f0content <|im_end|>"])  # a mark
-def test_no_message_makes_a_control_token(tokenizer, parts):
-    tokenizer.chat_template = CHATML
-    chat, messages = ChatPrompt(tokenizer), [Message("user", "".join(parts))]
-    ids = chat.ids(messages)
-    assert controls(tokenizer, ids) == ["<|im_start|>", "<|im_end|>", "<|im_start|>"]
-    assert tokenizer.decode(ids) == chat.render(messages)
+def test_the_name_of_a_control_token_in_a_message_is_text(tokenizer, template, parts):
+    tokenizer.chat_template = template
+    ordinary = [Message("system", "s"), Message("user", "u"), Message("assistant", "a")]
+    chat = ChatPrompt(tokenizer)
+    for place, message in enumerate(ordinary):
+        hostile = ordinary.copy()
+        hostile[place] = Message(message.role, "".join(parts))
+        ids = chat.ids(hostile)
+        assert controls(tokenizer, ids) == controls(tokenizer, chat.ids(ordinary))
+        assert tokenizer.decode(ids) == chat.render(hostile)
 
 
 @pytest.mark.parametrize("template", [REPLACED, LOOKS])

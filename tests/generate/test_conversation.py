@@ -2,7 +2,6 @@
 
 import itertools
 import re
-from dataclasses import replace
 from unittest.mock import Mock
 
 import pytest
@@ -20,10 +19,8 @@ CONTEXT = 256
 
 
 @pytest.fixture
-def short(loaded, monkeypatch):
-    """The demo with a context that is soon full."""
-    config = replace(loaded[0].config, max_position_embeddings=CONTEXT)
-    monkeypatch.setattr(loaded[0], "config", config)
+def short(loaded, shorten):
+    shorten(loaded[0], CONTEXT)
     return loaded
 
 

@@ -1,6 +1,5 @@
 """The loop's tokens are mlx-lm's and the plain loop's; the cache says what it holds."""
 
-import dataclasses
 import itertools
 
 import mlx.core as mx
@@ -42,14 +41,6 @@ def prompt(loaded):
     return loaded[1].encode(PROMPTS[1])
 
 
-@pytest.fixture
-def short(model, monkeypatch):
-    """The model with a context that ends at 64."""
-    config = dataclasses.replace(model.config, max_position_embeddings=64)
-    monkeypatch.setattr(model, "config", config)
-    return model
-
-
 def peer_tokens(peer, ids, **options):
     steps = generate_step(mx.array(ids), peer, max_tokens=TOKENS, **options)
     return [token for token, _ in steps]
@@ -68,35 +59,30 @@ def plain_tokens(model, ids, count):
 
 
 @pytest.mark.parametrize("text", PROMPTS, ids=range(len(PROMPTS)))
-def test_greedy_is_mlx_lms(loaded, model, peer, text):
+def test_tokens_are_mlx_lms(loaded, model, peer, text):
     ids = loaded[1].encode(text)
-    assert tokens(model, ids) == peer_tokens(peer, ids)
-
-
-@pytest.mark.parametrize("context", [4, 20, 200])
-def test_penalised_is_mlx_lms(model, peer, prompt, context):
-    processors = make_logits_processors(repetition_penalty=1.5, repetition_context_size=context)
-    sampling = Sampling(repetition_penalty=1.5, repetition_context=context)
-    found = tokens(model, prompt, sampling=sampling)
-    assert found == peer_tokens(peer, prompt, logits_processors=processors)
-    assert context < 200 or found != tokens(model, prompt)  # the penalty does something
+    greedy = tokens(model, ids)
+    assert greedy == peer_tokens(peer, ids)
+    for context in (4, 20, 200):
+        how = {"repetition_penalty": 1.5, "repetition_context_size": context}
+        sampling = Sampling(repetition_penalty=1.5, repetition_context=context)
+        found = tokens(model, ids, sampling=sampling)
+        assert found == peer_tokens(peer, ids, logits_processors=make_logits_processors(**how))
+        assert context < 200 or found != greedy  # the penalty does something
 
 
 @pytest.mark.parametrize(("step", "length"), [(1, 9), (5, 28), (64, 70), (64, 120)])
 def test_prefill_in_parts_changes_nothing(model, prompt, step, length, monkeypatch):
     monkeypatch.setattr(decode, "PREFILL_TOKENS", step)
     prompt, seen = (prompt * 9)[:length], []
-    found = tokens(model, prompt, max_tokens=6, on_prefill=lambda *done: seen.append(done))
-    assert found == plain_tokens(model, prompt, 6)
-    assert seen == [(p.stop, length) for p in prefill_parts(length, step, len(model.layers))]
-
-
-@pytest.mark.parametrize("count", [0, 1, 2, 64])
-def test_greedy_is_the_plain_loops(model, prompt, count):
-    cache = make_prompt_cache(model)
-    found = tokens(model, prompt, cache=cache, max_tokens=count)
-    assert found == plain_tokens(model, prompt, count)
-    assert offsets(cache) == {len(prompt) + max(count - 1, 0)}
+    expected = [(p.stop, length) for p in prefill_parts(length, step, len(model.layers))]
+    plain = plain_tokens(model, prompt, 6)
+    for count in (0, 1, 6):
+        cache = make_prompt_cache(model)
+        how = {"max_tokens": count, "cache": cache, "on_prefill": lambda *done: seen.append(done)}
+        assert tokens(model, prompt, **how) == plain[:count]
+        assert offsets(cache) == {length + max(count - 1, 0)}
+    assert seen == expected * 3
 
 
 @pytest.mark.parametrize("calls_before", [0, 1, 2, 7])
@@ -126,20 +112,22 @@ def test_an_interrupt_between_two_layers_leaves_them_level(
     assert found + tokens(model, again, cache=cache, max_tokens=20 - len(found)) == expected
 
 
-def test_a_prompt_that_fills_the_context_is_refused_with_the_numbers(short, prompt):
+def test_a_prompt_that_fills_the_context_is_refused_with_the_numbers(model, shorten, prompt):
+    shorten(model, 64)
     full = (prompt * 9)[:64]
     with pytest.raises(EdgeError, match=r"has 64 tokens and .* ends at 64, .* by 1 or more"):
-        generate_tokens(short, full)
-    cache = make_prompt_cache(short)
-    tokens(short, full[:50], cache=cache, max_tokens=0)
+        generate_tokens(model, full)
+    cache = make_prompt_cache(model)
+    tokens(model, full[:50], cache=cache, max_tokens=0)
     with pytest.raises(EdgeError, match=r"has 30 tokens after 50 .* cache .* at 64, .* by 17 "):
-        generate_tokens(short, full[:30], cache=cache)
+        generate_tokens(model, full[:30], cache=cache)
     assert offsets(cache) == {50}
 
 
-def test_a_rotating_cache_goes_on(short, prompt):
-    cache = [RotatingKVCache(max_size=32, keep=4) for _ in short.layers]
-    assert len(tokens(short, (prompt * 9)[:60], cache=cache, max_tokens=10)) == 10
+def test_a_rotating_cache_goes_on_beyond_the_context(model, shorten, prompt):
+    shorten(model, 64)
+    cache = [RotatingKVCache(max_size=32, keep=4) for _ in model.layers]
+    assert len(tokens(model, (prompt * 9)[:60], cache=cache, max_tokens=10)) == 10
     assert offsets(cache) == {69}
 
 

@@ -127,17 +127,8 @@ def test_the_window_of_a_growing_text_moves_in_steps():
     assert near_beginning("x" * 250_000, 10) == "x" * LEAST_CHARACTERS
 
 
-def test_the_same_request_again_computes_one_token(loaded):
-    completer = Completer(MlxSource(loaded[0], kv_bits=8), loaded[1])
-    first = completer.complete(*IMPORT, max_tokens=4)
-    again = completer.complete(*IMPORT, max_tokens=4)
-    assert same(first, again)
-    assert again.prompt_tokens - again.reused_tokens == 1
-
-
 def test_an_interrupted_generation_leaves_a_cache_that_is_right(completer, monkeypatch):
     expected = completer.complete(*IMPORT, max_tokens=8)
-
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(StopRules, "find_stop", Mock(side_effect=KeyboardInterrupt))
         completer.complete("import re\nimport ", "\n", max_tokens=8)

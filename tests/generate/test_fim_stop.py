@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from edge.generate.fim_stop import Stop, StopRules
+from edge.generate.fim_stop import StopRules
 
 IN_F, RETURN = "def f():\n    ", "\n    return x\n"
 
@@ -32,6 +32,7 @@ BLANK_LINE, INDENT, BRACKET, SUFFIX = (
         ("def f():", "", "\n    return 1\nx", "\n    return 1"),  # after a header: the block below
         ("def f():\n", "", "    return 1\nx", "    return 1"),  # a blank line: the first code's
         (IN_F, "\n", "\nx = 1", ""),  # the cursor's own
+        (IN_F, "", "a\n  b", "a"),  # decided at the first character of code
         ("f() {\n\t", "\n", "a;\n\tb;\n    c;", "a;\n\tb;"),  # tabs are eight columns
     ],
     [
@@ -73,6 +74,7 @@ def test_a_rule_ends_the_middle(rule, prefix, suffix, text, middle):
         ("import os", "\n", "\n\nimport re\n"),  # blank lines before the code are part of it
         ("x", "\n", "\n\n\n"),
         ("x = ", "\n", "1\n    "),  # the blank line's end is not there yet
+        (IN_F, "", "a\n  "),
         (IN_F, "", "if x:\n        y\n    z\n"),  # deeper and back
         ("x = ", "", "1\ny = 2\n"),  # no smaller indentation than none
         ("void f() {\n    ", "", "a();\n}\n"),  # a bracket that the suffix lacks
@@ -91,11 +93,6 @@ def test_a_rule_ends_the_middle(rule, prefix, suffix, text, middle):
 )
 def test_no_rule_fires(prefix, suffix, text):
     assert ending(prefix, suffix, text) == (text, None)
-
-
-def test_indent_is_decided_at_the_first_character_of_code():
-    assert StopRules(IN_F, "").find_stop("a\n  b") == Stop(5, 1, "indent")
-    assert StopRules(IN_F, "").find_stop("a\n  ") is None
 
 
 @pytest.mark.parametrize(

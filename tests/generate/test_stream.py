@@ -82,21 +82,9 @@ def test_a_cache_continues_the_text(loaded):
     cache = make_prompt_cache(loaded[0])
     generate(*loaded, "def fib(n):", max_tokens=0, cache=cache)
     assert generate(*loaded, "\n    return 1", max_tokens=10, cache=cache) == whole
-    with pytest.raises(EdgeError, match="the prompt has no tokens"):
-        stream_generate(*loaded, "", cache=cache)
-
-
-@pytest.mark.parametrize(
-    ("prompt", "options", "sentence"),
-    [
-        ([], {}, "the prompt has no tokens"),
-        (PROMPT, {"stop": [""]}, "a stop string is empty"),
-        ("x = 1\n" * 1024, {}, "the model's context ends at 1024"),
-    ],
-)
-def test_mistakes_are_refused_by_the_call_itself(loaded, prompt, options, sentence):
-    with pytest.raises(EdgeError, match=sentence):
-        stream_generate(*loaded, prompt, **options)
+    for prompt, stop, sentence in (("", "x", "the prompt has no tokens"), ("x", "", "is empty")):
+        with pytest.raises(EdgeError, match=sentence):
+            stream_generate(*loaded, prompt, cache=cache, stop=[stop])
 
 
 # Few letters, so that stop strings occur, overlap and nearly occur.

@@ -2,6 +2,8 @@
 
 import json
 import shutil
+import subprocess
+import sys
 
 import mlx.core as mx
 import numpy as np
@@ -76,48 +78,38 @@ def test_an_object_of_its_own_does_not_inherit(tmp_path):
     assert difference(path) < TOLERANCE
 
 
+BITS, FLOATS = r"weight is .*uint32, not .*float32", r"weight is .*float32, not .*uint32"
+
+
 @pytest.mark.parametrize(
-    ("quantization", "words"),
+    ("quantization", "tensors", "words"),
     [
-        ("affine", r"\(quantization is 'affine', not an object\)"),
-        ({"bits": 7}, "bits 7 of mode affine"),
-        ({"bits": "4"}, "bits '4' of mode affine"),
-        ({"group_size": 50}, "group_size 50 of mode affine"),
-        ({"group_size": 128}, "128"),
-        ({"mode": "gguf"}, r"\(quantization mode 'gguf' is unknown\)"),
-        ({"mode": ["affine"]}, r"\(quantization mode \['affine'\] is unknown\)"),
-        ({V_PROJ: "6 bits"}, rf"of {V_PROJ} is '6 bits', not true, false or an object"),
-        ({V_PROJ: None}, rf"quantization of {V_PROJ} is None"),
-        ({V_PROJ: {"bits": 7}}, "bits 7"),
-        ({V_PROJ: {"bits": 6}}, rf"Expected shape .* {V_PROJ}\.weight"),
-        ({V_PROJ: False}, rf"{V_PROJ}\.weight is .*uint32, not .*float32"),
-        ({DOWN_PROJ: True}, "96"),
+        ("affine", {}, r"\(quantization is 'affine', not an object\)"),
+        ({"bits": 7}, {}, "bits 7 of mode affine"),
+        ({"bits": "4"}, {}, "bits '4' of mode affine"),
+        ({"group_size": 50}, {}, "group_size 50 of mode affine"),
+        ({"group_size": 128}, {}, "128"),
+        ({"mode": ["affine"]}, {}, r"\(quantization mode \['affine'\] is unknown\)"),
+        ({V_PROJ: "6 bits"}, {}, rf"of {V_PROJ} is '6 bits', not true, false or an object"),
+        ({V_PROJ: {"bits": 7}}, {}, "bits 7"),
+        ({V_PROJ: {"bits": 6}}, {}, rf"Expected shape .* {V_PROJ}\.weight"),
+        ({V_PROJ: False}, {}, rf"{V_PROJ}\.{BITS}"),
+        ({DOWN_PROJ: True}, {}, "96"),
+        ({}, {"scales": None}, BITS),
+        ({}, {"biases": None}, r"Missing .*v_proj\.biases"),
+        ({}, {"weight": None}, r"Missing .*v_proj\.weight"),
+        ({}, {"weight": mx.zeros((64, 8))}, FLOATS),
+        ({}, {"weight": mx.zeros((64, 7), dtype=mx.uint32)}, r"Expected shape \(64, 8\)"),
+        ({}, {"scales": mx.zeros((64, 1), dtype=mx.uint8)}, r"uint8, not .*float32"),
+        ({}, {"spice": mx.zeros((1,))}, "not in model: .*spice"),
     ],
     ids=str,
 )
-def test_a_recipe_that_does_not_fit_is_refused(quantization, words, tmp_path):
-    path = write_quantised(tmp_path / "m", PLAIN, AFFINE)
+def test_a_recipe_and_tensors_that_do_not_fit_are_refused(quantization, tensors, words, tmp_path):
+    tensors = {f"{V_PROJ}.{part}": array for part, array in tensors.items()}
+    path = write_quantised(tmp_path / "m", PLAIN, AFFINE, tensors)
     recipe = AFFINE | quantization if isinstance(quantization, dict) else quantization
     (path / "config.json").write_text(json.dumps({**PLAIN, "quantization": recipe}))
-    with pytest.raises(EdgeError, match=words) as error:
-        load_model(path)
-    assert "\n" not in str(error.value)
-
-
-@pytest.mark.parametrize(
-    ("part", "array", "words"),
-    [
-        ("scales", None, r"weight is .*uint32, not .*float32"),
-        ("biases", None, r"Missing .*v_proj\.biases"),
-        ("weight", None, r"Missing .*v_proj\.weight"),
-        ("weight", mx.zeros((64, 8)), r"weight is .*float32, not .*uint32"),
-        ("weight", mx.zeros((64, 7), dtype=mx.uint32), r"Expected shape \(64, 8\)"),
-        ("scales", mx.zeros((64, 1), dtype=mx.uint8), r"scales is .*uint8, not .*float32"),
-        ("spice", mx.zeros((1,)), "not in model: .*spice"),
-    ],
-)
-def test_tensors_that_do_not_fit_are_refused(part, array, words, tmp_path):
-    path = write_quantised(tmp_path / "m", PLAIN, AFFINE, {f"{V_PROJ}.{part}": array})
     with pytest.raises(EdgeError, match=words) as error:
         load_model(path)
     assert "\n" not in str(error.value)
@@ -129,9 +121,6 @@ def test_a_missing_norm_of_a_head_is_named(tmp_path):
     path = write_checkpoint(tmp_path / "m", CONFIGS["qk-layernorm"], tensors=tensors)
     with pytest.raises(EdgeError, match=rf"\({name} is missing\)"):
         load_model(path)
-
-
-# --- what is not a model, or half of one
 
 
 @pytest.fixture
@@ -162,6 +151,25 @@ def test_a_missing_file_is_named(name, words, copied):
     for path, why in ((copied, words), (copied / name, "is not there"), ("/dev/null", "is not a")):
         with pytest.raises(EdgeError, match=why):
             load(path)
+
+
+@pytest.mark.parametrize(
+    ("script", "heavy"),
+    [
+        ("from edge.tokenizer.tokenizer import Tokenizer; Tokenizer.load(path).encode('a b')",
+         "transformers mlx_lm mlx numpy jinja2 huggingface_hub"),
+        ("from edge.model.load import load_model; from edge.model.kv_cache import make_cache\n"
+         "import mlx.core as mx; m = load_model(path); mx.eval(m(mx.array([[1]]), make_cache(m)))",
+         "mlx_lm transformers numpy msgspec"),
+    ],
+    ids=["tokenizer", "model"],
+)  # fmt: skip
+def test_nothing_heavy_is_imported(script, heavy, demo_out):
+    path = f"import sys; from pathlib import Path; path = Path({str(demo_out / 'mlx-int4')!r})\n"
+    shown = f"\nprint(set({heavy.split()}) & set(sys.modules))"
+    command = [sys.executable, "-c", path + script + shown]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert done.stdout == "set()\n"
 
 
 ODDITIES = st.one_of(

@@ -29,20 +29,20 @@ def check_fits(path, *args):
     return memory.check_fits(path, read_directory(path)[1], *args)
 
 
-def taken(path, dtype):
-    """A model, what it holds once loaded, and the most it held before, as MLX counts them."""
+def taken(call):
+    """What a call gives, what that holds, and the most held before, in bytes as MLX counts."""
     mx.clear_cache()
     before = mx.get_active_memory()
     mx.reset_peak_memory()
-    model = load_model(path, dtype)
-    return model, mx.get_active_memory() - before, mx.get_peak_memory() - before
+    result = call()
+    return result, mx.get_active_memory() - before, mx.get_peak_memory() - before
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("artefact", ["mlx-fp16", "mlx-int4"])
 def test_loading_is_bounded_tightly(demo_out, artefact, dtype):
     need = required_bytes(demo_out / artefact, dtype, 0)
-    _model, held, peak = taken(demo_out / artefact, dtype)
+    _model, held, peak = taken(lambda: load_model(demo_out / artefact, dtype))
     assert need.weights_bytes <= held <= need.weights_bytes * 1.01
     assert peak <= (need.weights_bytes + need.loading_bytes) * 1.01
     assert need.weights_bytes + need.loading_bytes <= 1.4 * peak
@@ -78,12 +78,8 @@ def test_a_prompt_is_bounded(demo_out, part, monkeypatch):
     path, tokens = demo_out / "mlx-fp16", 700
     need = required_bytes(path, compute_dtype(), tokens + 1, prefill_tokens=part)
     model = load_model(path)
-    mx.clear_cache()
-    before = mx.get_active_memory()
-    mx.reset_peak_memory()
     prompt = [7 * i % 1000 for i in range(tokens)]
-    list(generate_tokens(model, prompt, max_tokens=1))
-    peak = mx.get_peak_memory() - before
+    _, _, peak = taken(lambda: list(generate_tokens(model, prompt, max_tokens=1)))
     assert peak <= need.cache_bytes + need.working_bytes <= 3 * peak
 
 
@@ -109,8 +105,6 @@ def test_files_that_are_missing_or_of_gptq_are_refused(tmp_path):
     with pytest.raises(EdgeError, match=r"holds no model-2\.st"):
         required_bytes(path, mx.float32, 0)
 
-
-# --- the check
 
 NUMBERS = (
     r"needs \d+ MB \(22 MB of weights, \d+ MB of cache for 1000 tokens\), and 40 MB of memory "

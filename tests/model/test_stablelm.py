@@ -14,10 +14,7 @@ from edge.errors import EdgeError
 from edge.model import stablelm
 from edge.model.config import ModelConfig
 from edge.model.load import load_model
-from edge.model.stablelm import (
-    FUSED_DECODE_WIDTHS,
-    RotaryEmbedding,
-)
+from edge.model.stablelm import FUSED_DECODE_WIDTHS, RotaryEmbedding
 from edge.model.tensors import ORDER_READERS, expected_shapes, input_order_shapes
 from tests.support.tiny import (
     CONFIGS,
@@ -100,8 +97,6 @@ def test_rotation_is_mlx_s(dims, base):
         offset += 1
 
 
-# --- joined matrices and padded heads
-
 LENGTHS = (9, 1, 6, 1, 1)
 
 
@@ -154,9 +149,6 @@ def test_large_matrices_stay_apart_on_a_cpu(backend, fused, monkeypatch):
     assert ("qkv_proj" in model.layers[0].self_attn) == fused
 
 
-# --- columns stored in another order
-
-CASES = ("parallel", "grouped", "llama-bias")
 AFFINE = {"group_size": 32, "bits": 8, "mode": "affine"}
 O_ORDER = "model.layers.1.self_attn.o_order"
 
@@ -178,24 +170,16 @@ def reordered(config, names):
     return tensors
 
 
-@pytest.mark.parametrize("case", CASES)
-def test_columns_in_another_order_give_the_same_logits(case, tmp_path):
+@pytest.mark.parametrize("how", [None, AFFINE], ids=["float", "quantised"])
+@pytest.mark.parametrize("case", ["parallel", "grouped", "llama-bias"])
+def test_columns_in_another_order_give_the_same_logits(case, how, tmp_path):
+    """The oracle is the network on the matrices (dequantised) put back in order."""
     config = ModelConfig.from_dict(ALL[case])
     tensors = reordered(config, input_order_shapes(config))
-    moved = load_model(write_checkpoint(tmp_path / "m", ALL[case], tensors=tensors), mx.float32)
-    for lengths in ((40,), (1,) * 40):
-        assert np.abs(logits(moved, lengths) - logits(tiny_model(ALL[case]))).max() < TOLERANCE
-
-
-@pytest.mark.parametrize("case", CASES)
-def test_quantised_columns_in_another_order(case, tmp_path):
-    """The oracle is the unquantised network on the dequantised matrices, put back in order."""
-    config = ModelConfig.from_dict(ALL[case])
-    tensors = reordered(config, input_order_shapes(config))
-    codes = quantised_tensors(tensors, AFFINE)
-    raw = {**ALL[case], "quantization": AFFINE}
+    codes = quantised_tensors(tensors, how) if how else tensors
+    raw = {**ALL[case], "quantization": how}
     moved = load_model(write_checkpoint(tmp_path / "m", raw, tensors=codes), mx.float32)
-    assert isinstance(moved.layers[0].self_attn.o_proj, nn.QuantizedLinear)
+    assert isinstance(moved.layers[0].self_attn.o_proj, nn.QuantizedLinear) == bool(how)
     plain = {name: tensors[name] for name in expected_shapes(config)}
     for stem in [name.removesuffix("scales") for name in codes if name.endswith(".scales")]:
         parts = (codes[f"{stem}{part}"] for part in ("weight", "scales", "biases"))
@@ -204,7 +188,8 @@ def test_quantised_columns_in_another_order(case, tmp_path):
         for weight in readers(name):
             plain[weight] = plain[weight][:, np.argsort(tensors[name])]
     expected = load_model(write_checkpoint(tmp_path / "p", ALL[case], tensors=plain), mx.float32)
-    assert np.abs(logits(moved) - logits(expected)).max() < TOLERANCE
+    for lengths in ((40,), (1,) * 40):
+        assert np.abs(logits(moved, lengths) - logits(expected)).max() < TOLERANCE
 
 
 def test_orders_are_not_parameters_and_keep_their_type(tmp_path):
