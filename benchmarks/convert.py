@@ -58,7 +58,7 @@ def write_source(name: str, layers: int, folder: Path) -> None:
     writer.finish()
     config = {**checkpoint.config.to_dict(), "torch_dtype": "bfloat16"}
     (folder / "config.json").write_text(json.dumps(config))
-    for file, content in checkpoint.companions.items():
+    for file, content in checkpoint.tokenizer_files.items():
         (folder / file).write_bytes(content)
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from edge.convert.sources.directory import open_directory
 from edge.convert.sources.find import Source, find_source
 from edge.convert.sources.gguf import open_gguf
-from edge.convert.sources.published import doubts_about
+from edge.convert.sources.published import config_warnings
 from edge.convert.sources.synthetic import PREFIX, open_synthetic
 from edge.convert.sources.weights import Opened, Weights
 from edge.errors import printable
@@ -49,7 +49,7 @@ class Checkpoint:
     source: Source
     config: ModelConfig  # with the user's corrections
     weights: Weights
-    companions: Mapping[str, bytes]  # tokenizer and generation files by name
+    tokenizer_files: Mapping[str, bytes]  # tokenizer and generation files by name
     warnings: tuple[str, ...] = ()  # sentences to read before trusting the result
     title: str | None = None  # the model's name as the source gives it, if it does
     corrections: Corrections = Corrections()
@@ -96,12 +96,12 @@ def open_checkpoint(
     config = corrections.applied(opened.config.matching(opened.weights.shapes))
     check_shapes(config, opened.weights.shapes, source.origin)
     gives_base = opened.gives_rope_base or corrections.rope_theta is not None
-    doubts = doubts_about(config, source.origin, opened.title, gives_base=gives_base)
+    doubts = config_warnings(config, source.origin, opened.title, gives_base=gives_base)
     return Checkpoint(
         source=source,
         config=config,
         weights=opened.weights,
-        companions=opened.companions,
+        tokenizer_files=opened.tokenizer_files,
         # They quote the untrusted source, and are printed.
         warnings=tuple(map(printable, (*opened.warnings, *doubts))),
         title=opened.title,

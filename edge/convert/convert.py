@@ -41,8 +41,7 @@ from edge.formats.files import (
     remove,
 )
 from edge.formats.safetensors import INDEX
-from edge.llama_cpp.imatrix import read_imatrix
-from edge.llama_cpp.quantise import fallback_warning, quantise
+from edge.llama_cpp.quantise import fallback_warning, quantise, read_imatrix
 
 # Told (artefact name, finished fraction 0 to 1).
 Progress = Callable[[str, float], None]

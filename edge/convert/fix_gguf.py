@@ -35,8 +35,8 @@ from edge.convert.convert import (
 from edge.convert.sources.gguf import ARCHITECTURE, ROPE_BASE_KEY, check_is_whole_stablelm
 from edge.convert.sources.published import (
     STABLE_CODE_ROPE_THETA,
-    doubts_about,
-    rope_base_is_doubtful,
+    config_warnings,
+    rope_base_looks_wrong,
 )
 from edge.errors import EdgeError
 from edge.formats.files import atomic_write
@@ -68,7 +68,7 @@ def fix_gguf(
     base = corrections.rope_theta if corrections.rope_theta is not None else _rope_base(source)
     corrections = Corrections(rope_theta=base, context=corrections.context)
     checkpoint = open_checkpoint(model, corrections=corrections)
-    for doubt in doubts_about(checkpoint.config, checkpoint.source.origin, checkpoint.title):
+    for doubt in config_warnings(checkpoint.config, checkpoint.source.origin, checkpoint.title):
         notice(f"warning: {doubt}")
     target = MENDED.path_in(out)
     check_is_not_source(target, checkpoint)
@@ -92,7 +92,7 @@ def fix_gguf(
 def _rope_base(source: Path) -> float:
     """The file's, or what Stable Code needs if it is that and the file has none."""
     checkpoint = open_checkpoint(str(source))
-    if rope_base_is_doubtful(checkpoint.config, checkpoint.source.origin, checkpoint.title):
+    if rope_base_looks_wrong(checkpoint.config, checkpoint.source.origin, checkpoint.title):
         return STABLE_CODE_ROPE_THETA
     if ROPE_BASE_KEY not in read_gguf(source).keys:
         raise EdgeError(

@@ -1,9 +1,9 @@
-"""Quantise a float GGUF file with llama.cpp, in a process of its own.
+"""Quantise a float GGUF file with llama.cpp, in a child process.
 
-llama.cpp cannot be interrupted while it quantises, and aborts the process where an
-assertion fails. A child can be stopped with Ctrl-C, and its death is a sentence. It
-watches its standard input, which closes when its parent dies in whatever way: then it
-removes the unfinished file and ends.
+llama.cpp cannot be interrupted while it quantises, and aborts its process where an assertion
+fails. A child can be killed on Ctrl-C, and its crash becomes an EdgeError. The child watches its
+stdin, which closes when the parent ends for any reason: it then removes the unfinished file and
+exits.
 """
 
 import ctypes
@@ -14,15 +14,17 @@ import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from edge.child import module_command
 from edge.errors import EdgeError
-from edge.formats.gguf import read_gguf
+from edge.formats.gguf import GgufFile, GgufTensor, read_gguf
 from edge.linux_cpu import child_environment
-from edge.llama_cpp.imatrix import Float32, Importance, check_imatrix, read_imatrix
-from edge.llama_cpp.session import first_complaint, library
+from edge.llama_cpp.session import first_error, library
 
 # Each tensor's line ends "size = 12.34 MiB" or "size = 12.34 MiB -> 5.67 MiB".
 SIZE = re.compile(r"size = +([\d.]+) MiB")
@@ -30,11 +32,23 @@ MIB = 1 << 20
 # llama_ftype of the K-quants; their blocks have 256 weights of a row, all others' 32.
 K_QUANTS = range(10, 19)
 LARGE_BLOCK, SMALL_BLOCK = 256, 32
-# Rows of one tensor that are held at once: source, float32 and result. llama.cpp's default is
-# 8 GiB; the result is the same, since every row is quantised by itself.
+# Rows of one tensor held at once: source, float32 and result. llama.cpp's default is 8 GiB.
+# The result is the same, since each row is quantised by itself.
 BUFFER_BYTES = 64 << 20
 TAG_INT, TAG_STR = 0, 3  # enum llama_model_kv_override_type
 TEXT_BYTES = 127  # an override's name or text, without its closing zero
+# Tensors of an importance matrix, as llama-quantize reads them (tools/quantize/quantize.cpp).
+SUMS, COUNTS = ".in_sum2", ".counts"
+MAKE_ANOTHER = "make it again with llama-imatrix from this model's GGUF file"
+Float32 = np.ndarray[Any, np.dtype[np.float32]]
+
+
+@dataclass(frozen=True)
+class Importance:
+    """An importance matrix of llama-imatrix: the weight of each input column of each matrix."""
+
+    columns: Mapping[str, Float32]  # mean square of every input (in,), by GGUF tensor name
+    keys: Mapping[str, str | int]  # to record in the quantised file
 
 
 def quantise(
@@ -47,12 +61,12 @@ def quantise(
     """Write `target` from a float GGUF file; `file_type` is llama.cpp's `llama_ftype`.
 
     Raises:
-        EdgeError: llama.cpp refused or died, or the matrix is damaged or another model's.
+        EdgeError: llama.cpp failed, or the importance matrix is damaged or another model's.
     """
     model = read_gguf(source)
     arguments = [str(source), str(target), str(file_type)]
     if imatrix is not None:
-        check_imatrix(read_imatrix(imatrix), model)
+        _check_imatrix(read_imatrix(imatrix), model)
         arguments.append(str(imatrix))
     total_mib = sum(tensor.data_bytes for tensor in model.tensors) / MIB
     done_mib, last = 0.0, ""
@@ -69,9 +83,9 @@ def quantise(
 
 
 def fallback_warning(path: Path, file_type: int) -> str | None:
-    """Names tensors of a quantised file that have another type than its mixture would give them.
+    """Names tensors that llama.cpp stored in another type than the file type's mixture.
 
-    llama.cpp does so with matrices whose rows do not divide into the blocks of the file type.
+    These are matrices whose rows do not divide into the blocks of the file type.
     """
     block = LARGE_BLOCK if file_type in K_QUANTS else SMALL_BLOCK
     matrices = [t for t in read_gguf(path).tensors if len(t.shape) == 2 and "_norm." not in t.name]
@@ -83,6 +97,67 @@ def fallback_warning(path: Path, file_type: int) -> str | None:
         f"into the format's blocks ({found[0]}); expect another size and quality than the name "
         f"says."
     )
+
+
+def read_imatrix(path: Path) -> Importance:
+    """Read an importance matrix; an EdgeError if it is damaged or holds no mean squares."""
+    file = read_gguf(path)
+    kind = file.keys.get("general.type")
+    if kind != "imatrix":
+        raise _unfit(path, f"a GGUF file with general.type {kind!r}")
+    tensors = {tensor.name: tensor for tensor in file.tensors}
+    columns: dict[str, Float32] = {}
+    for name in (t.removesuffix(SUMS) for t in tensors if t.endswith(SUMS)):
+        sums, counts = tensors[name + SUMS], tensors.get(name + COUNTS)
+        if counts is None or counts.data_bytes != 4 or sums.kind != "F32" or counts.kind != "F32":
+            raise _unfit(path, f"{name} has no float32 sums with one count, as a dense model's has")
+        count = np.round(_read(path, counts)[0])
+        # 1 everywhere if no token was counted, as llama-quantize has it.
+        columns[name] = _read(path, sums) / count if count > 0 else np.ones(sums.shape[-1], "f4")
+        if not np.isfinite(columns[name]).all() or (columns[name] < 0).any():
+            raise _unfit(path, f"{name} holds values that are not mean squares")
+    if not columns:
+        raise _unfit(path, "it has no entries")
+    return Importance(columns, _imatrix_keys(file, len(columns)))
+
+
+def _imatrix_keys(file: GgufFile, entries: int) -> dict[str, str | int]:
+    """The keys that llama-quantize records, with the file's name instead of its path."""
+    keys: dict[str, str | int] = {"quantize.imatrix.file": file.path.name}
+    datasets, chunks = (file.keys.get(f"imatrix.{key}") for key in ("datasets", "chunk_count"))
+    if isinstance(datasets, list) and datasets:
+        keys["quantize.imatrix.dataset"] = str(datasets[0])
+    keys["quantize.imatrix.entries_count"] = entries
+    if isinstance(chunks, int) and chunks > 0:
+        keys["quantize.imatrix.chunks_count"] = chunks
+    return keys
+
+
+def _check_imatrix(importance: Importance, model: GgufFile) -> None:
+    """Refuse an importance matrix of another model.
+
+    Every entry must fit a tensor, and every matrix of the blocks needs an entry: llama.cpp would
+    silently round the rest without one.
+    """
+    widths = {t.name: t.shape[-1] for t in model.tensors if len(t.shape) == 2}
+    for name, values in importance.columns.items():
+        if widths.get(name) != values.size:
+            raise EdgeError(
+                f"the importance matrix has {values.size} columns for {name}, the model "
+                f"{widths.get(name, 'no such tensor')}; {MAKE_ANOTHER}."
+            )
+    for name in widths:
+        needed = name.startswith("blk.") and not name.endswith("_norm.weight")
+        if needed and name not in importance.columns:
+            raise EdgeError(f"the importance matrix has no entry for {name}; {MAKE_ANOTHER}.")
+
+
+def _unfit(path: Path, reason: str) -> EdgeError:
+    return EdgeError(f"{path} is not a complete importance matrix ({reason}); {MAKE_ANOTHER}.")
+
+
+def _read(path: Path, tensor: GgufTensor) -> Float32:
+    return np.fromfile(path, "<f4", count=tensor.data_bytes // 4, offset=tensor.begin)
 
 
 @contextmanager
@@ -99,7 +174,7 @@ def _child(arguments: list[str]) -> Iterator[subprocess.Popen[str]]:
     )
     try:
         yield process
-    except BaseException:  # Ctrl-C: it may not go on writing
+    except BaseException:  # Ctrl-C
         process.kill()
         raise
     finally:
@@ -110,7 +185,7 @@ def _child(arguments: list[str]) -> Iterator[subprocess.Popen[str]]:
 
 
 def main() -> int:
-    """Log lines on stdout, the reason of a failure as the last one."""
+    """Print llama.cpp's log; the last line gives the reason of a failure."""
     source, target, file_type, *imatrix = sys.argv[1:]
     _end_with_parent(Path(target))
     try:
@@ -129,7 +204,7 @@ def run_quantiser(
     lib = library(_say)
     params = lib.llama_model_quantize_default_params()
     params.ftype = file_type
-    # Those this process may use, which a container or taskset can limit.
+    # The cores this process may use, which a container or taskset can limit.
     if hasattr(os, "sched_getaffinity"):  # not on macOS
         params.nthread = len(os.sched_getaffinity(0))
     else:
@@ -140,7 +215,7 @@ def run_quantiser(
         params.kv_overrides = _overrides(lib, importance.keys)
     paths = os.fsencode(source), os.fsencode(target)
     if lib.llama_model_quantize(*paths, ctypes.byref(params)) != 0:
-        raise EdgeError(f"llama.cpp could not quantise {source} ({first_complaint()}).")
+        raise EdgeError(f"llama.cpp could not quantise {source} ({first_error()}).")
 
 
 def _say(text: str) -> None:
@@ -149,7 +224,7 @@ def _say(text: str) -> None:
 
 
 def _end_with_parent(target: Path) -> None:
-    """From now on, when standard input closes: remove the unfinished file and end."""
+    """Start a thread that removes the unfinished file and exits once stdin closes."""
 
     def watch() -> None:
         while os.read(0, 1):  # not sys.stdin, whose waiting reader blocks the exit

@@ -1,8 +1,7 @@
 """llama.cpp through its C interface: its log, and a session to decode with.
 
-The C level rather than llama-cpp-python's `Llama` class, which reuses prefixes
-between calls, defaults to the CPU, and samples and detokenises in Python: none of
-that belongs in a measurement.
+llama-cpp-python's `Llama` class is not used: it reuses prefixes between calls, defaults to the
+CPU, and samples and detokenises in Python, which would distort measurements.
 """
 
 import ctypes
@@ -19,20 +18,19 @@ import numpy as np
 from edge.errors import EdgeError
 
 Logits = np.ndarray[Any, np.dtype[np.float32]]
-KV_TYPES = {"f32": 0, "f16": 1, "q8_0": 8}  # enum ggml_type
 ERROR_LEVEL = 4  # enum ggml_log_level
-# Set to 1, weights are read instead of mapped into memory: for virtual Macs with macOS 14.
+# If 1, weights are read instead of mapped into memory: for virtual Macs with macOS 14.
 NO_MMAP = "EDGE_NO_MMAP"
 
-# The last complaints; the first of a failure names the cause, later ones only repeat it.
-_complaints: deque[str] = deque(maxlen=30)
+# The last errors logged. Of one failure the first names the cause; later ones repeat it.
+_errors: deque[str] = deque(maxlen=30)
 _callback: Any = None
 
 
 def library(on_log: Callable[[str], None] = lambda text: None) -> ModuleType:
-    """The llama_cpp module, started once, its log kept instead of printed.
+    """The llama_cpp module, initialised once, its errors kept instead of printed.
 
-    `on_log` of the first call is given every piece of the log; a line may come in pieces.
+    The first call's `on_log` gets every piece of the log; a line may come in several.
     """
     global _callback
     llama_cpp = importlib.import_module("llama_cpp")
@@ -41,7 +39,7 @@ def library(on_log: Callable[[str], None] = lambda text: None) -> ModuleType:
         def keep(level: int, text: bytes, user_data: object) -> None:
             line = text.decode("utf-8", "replace")
             if level == ERROR_LEVEL and line.strip():
-                _complaints.append(line.strip())
+                _errors.append(line.strip())
             on_log(line)
 
         _callback = llama_cpp.llama_log_callback(keep)  # ctypes needs it to stay alive
@@ -53,54 +51,38 @@ def library(on_log: Callable[[str], None] = lambda text: None) -> ModuleType:
 def has_amx(lib: ModuleType) -> bool:
     """True if llama.cpp was built with its AMX kernels, which must then stay unused.
 
-    GCC before 14 drops most of ggml's tile configuration as dead stores, and the first
-    product with quantised weights crashes (llama.cpp pull request 26954). The switch that
-    avoids them also turns off weight repacking.
+    GCC before 14 drops most of ggml's tile configuration as dead stores, and the first product
+    with quantised weights crashes (llama.cpp pull request 26954). Avoiding the kernels also turns
+    off weight repacking.
     """
     return b"AMX_INT8 = 1" in lib.llama_print_system_info()
 
 
 class LlamaSession:
-    """One model of a GGUF file with one context, driven token by token.
+    """One GGUF model with one context, decoded token by token.
 
-    Without a choice of flash attention llama.cpp decides; its CPU kernel rounds to half precision
-    inside even where the cache is float32. `gpu_layers` of -1 means all, if there is a GPU.
-
-    Raises:
-        EdgeError: the file is missing or llama.cpp cannot load it.
+    All layers are on the GPU, if there is one, and the KV cache is float16. An EdgeError if
+    llama.cpp cannot load the file.
     """
 
-    def __init__(
-        self,
-        path: Path,
-        context_tokens: int,
-        threads: int,
-        kv_type: str = "f16",
-        flash_attention: bool | None = None,
-        gpu_layers: int = -1,
-    ):
+    def __init__(self, path: Path, context_tokens: int, threads: int):
         lib = self._lib = library()
         if not path.is_file():
             raise EdgeError(f"{path} is not a file; convert the model again.")
-        _complaints.clear()
+        _errors.clear()
         self._context = None
         model_params = lib.llama_model_default_params()
-        model_params.n_gpu_layers = gpu_layers
+        model_params.n_gpu_layers = -1
         self.amx_avoided = has_amx(lib)
         model_params.use_extra_bufts = not self.amx_avoided
         model_params.use_mmap = os.environ.get(NO_MMAP, "0") in ("", "0")
         self._model = lib.llama_model_load_from_file(str(path).encode(), model_params)
         if not self._model:
-            raise EdgeError(
-                f"llama.cpp cannot load {path} ({first_complaint()}); convert it again."
-            )
+            raise EdgeError(f"llama.cpp cannot load {path} ({first_error()}); convert it again.")
         params = lib.llama_context_default_params()
         params.n_ctx = context_tokens
         params.n_batch = min(2048, context_tokens)
         params.n_threads = params.n_threads_batch = threads
-        if flash_attention is not None:
-            params.flash_attn_type = int(flash_attention)
-        params.type_k = params.type_v = KV_TYPES[kv_type]
         self._context = lib.llama_init_from_model(self._model, params)
         if not self._context:
             self.close()
@@ -118,15 +100,15 @@ class LlamaSession:
 
     @property
     def kv_elements_per_position(self) -> int:
-        """Numbers that the cache keeps for one token: keys and values of every layer."""
+        """Numbers in the KV cache for one token, over all layers."""
         lib, model = self._lib, self._model
         head_dim = lib.llama_model_n_embd(model) // lib.llama_model_n_head(model)
         return int(2 * lib.llama_model_n_layer(model) * lib.llama_model_n_head_kv(model) * head_dim)
 
     def decode(self, ids: Sequence[int]) -> None:
-        """Extend the cache by ids and compute the last one's logits, all finished on return."""
+        """Extend the cache by ids and compute the logits of the last; finished on return."""
         if len(ids) == 1:
-            # A batch that is made once: 18 us less per token, of which a tiny model has 500.
+            # A batch made once saves 18 us per token; a tiny model takes 500 us.
             self._token[0] = ids[0]
             self._compute(self._batch_of_one)
         else:
@@ -141,7 +123,7 @@ class LlamaSession:
         return np.ctypeslib.as_array(view, (self.vocab_size,)).copy()
 
     def all_logits(self, ids: Sequence[int]) -> Logits:
-        """Extend the cache by ids in as few batches as can be; logits (len(ids), vocab)."""
+        """Extend the cache by ids in full batches; logits (len(ids), vocab)."""
         return np.concatenate([self._batch_logits(piece) for piece in self._pieces(ids)])
 
     def _pieces(self, ids: Sequence[int]) -> Iterator[Sequence[int]]:
@@ -165,10 +147,10 @@ class LlamaSession:
 
     def _compute(self, batch: Any) -> None:
         if self._lib.llama_decode(self._context, batch) != 0:
-            raise EdgeError(f"llama.cpp failed to decode ({first_complaint()}).")
+            raise EdgeError(f"llama.cpp failed to decode ({first_error()}).")
 
     def trim(self, length: int) -> None:
-        """Forget every position from `length` on."""
+        """Remove every position from `length` on from the cache."""
         self._lib.llama_memory_seq_rm(self._memory, 0, length, -1)
 
     def close(self) -> None:
@@ -181,6 +163,6 @@ class LlamaSession:
             self._model = None
 
 
-def first_complaint() -> str:
-    """Why llama.cpp refused, in its own words."""
-    return _complaints[0] if _complaints else "it gave no reason"
+def first_error() -> str:
+    """The first error that llama.cpp logged."""
+    return _errors[0] if _errors else "it gave no reason"

@@ -247,6 +247,6 @@ def check_trained(checkpoint: Checkpoint) -> None:
 def tokenizer_of(checkpoint: Checkpoint) -> Tokenizer:
     """The checkpoint's own tokenizer, used for all of its artefacts."""
     with tempfile.TemporaryDirectory() as folder:
-        for name, content in checkpoint.companions.items():
+        for name, content in checkpoint.tokenizer_files.items():
             (Path(folder) / name).write_bytes(content)
         return Tokenizer.load(Path(folder))

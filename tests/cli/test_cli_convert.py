@@ -189,7 +189,7 @@ def test_verify_in_text_json_and_exit_codes(typed, tiny):
         ("demo --layers 2", "--layers is for synthetic models"),
         ("demo --requantise", "--requantise is for quantised sources, and demo is none"),
         ("demo --to mlx-fp16 --group-size 64", "--group-size bears on none"),
-        ("demo --to gguf-q4_0 --imatrix x", "x is not a file; give --imatrix one"),
+        ("demo --to gguf-q4_0 --imatrix x", "x is missing; check the path"),
         ("demo --to gguf-f16 --calibrate gptq", "--calibrate bears on none"),
         ("demo --to mlx-int3 --calibrate gptq", "gptq cannot make 3 bits; choose from 2, 4, 8"),
         ("demo --to mlx-int4 --calibration x", "--calibration needs --calibrate"),

@@ -8,8 +8,8 @@ import pytest
 from edge.generate.decode import generate_tokens
 from edge.generate.sampling import GREEDY, Sampling
 from edge.generate.sources import LlamaSource, MlxSource, PrefixCache, common_length
-from edge.llama_cpp.session import LlamaSession
 from edge.model.kv_cache import make_cache
+from tests.support.conversions import exact_session
 
 CONTEXT = 256
 SAMPLED = Sampling(temperature=1.0, top_k=20, seed=5)
@@ -19,10 +19,7 @@ PENALISED = Sampling(repetition_penalty=1.3, repetition_context=8)
 @pytest.fixture(scope="module")
 def session(demo_out):
     # In full precision on both sides: the logits agree to rounding.
-    session = LlamaSession(
-        demo_out / "gguf-f32.gguf", CONTEXT, threads=1, kv_type="f32", flash_attention=False
-    )
-    with contextlib.closing(session):
+    with contextlib.closing(exact_session(demo_out / "gguf-f32.gguf", CONTEXT, 1)) as session:
         yield session
 
 

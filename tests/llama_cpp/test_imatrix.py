@@ -7,8 +7,7 @@ from gguf.quants import dequantize
 
 from edge.errors import EdgeError
 from edge.formats.gguf import read_gguf
-from edge.llama_cpp.imatrix import read_imatrix
-from edge.llama_cpp.quantise import quantise
+from edge.llama_cpp.quantise import quantise, read_imatrix
 from tests.support.foreign_gguf import finish
 
 Q4_K_M = 15

@@ -1,10 +1,12 @@
 """Convert, and compare what both engines compute with the results."""
 
+import contextlib
 import ctypes
 from pathlib import Path
 
 import mlx.core as mx
 import numpy as np
+import pytest
 
 from edge.convert.artefacts.recipes import RECIPES
 from edge.convert.checkpoint import open_checkpoint
@@ -43,12 +45,29 @@ def mlx_lm_logits(path: Path) -> np.ndarray:
     return np.array(model(mx.array([IDS])))[0]
 
 
-def llama_logits(path: Path, ids=IDS, kv_type="f32", flash_attention=False) -> np.ndarray:
-    session = LlamaSession(path, max(128, len(ids)), 1, kv_type, flash_attention, gpu_layers=0)
-    try:
+def exact_session(path: Path, context_tokens: int, threads: int) -> LlamaSession:
+    """A session on the CPU with a float32 cache and without flash attention's half precision."""
+    lib = library()
+    load, init = lib.llama_model_load_from_file, lib.llama_init_from_model
+
+    def load_on_cpu(name, params):
+        params.n_gpu_layers = 0
+        return load(name, params)
+
+    def init_exact(model, params):
+        params.type_k = params.type_v = params.flash_attn_type = 0
+        return init(model, params)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(lib, "llama_model_load_from_file", load_on_cpu)
+        patch.setattr(lib, "llama_init_from_model", init_exact)
+        return LlamaSession(path, context_tokens, threads)
+
+
+def llama_logits(path: Path, ids=IDS, exact=True) -> np.ndarray:
+    opened = exact_session if exact else LlamaSession
+    with contextlib.closing(opened(path, max(128, len(ids)), 1)) as session:
         return session.all_logits(ids)
-    finally:
-        session.close()
 
 
 def llama_tokens(session: LlamaSession, text: str) -> list[int]:

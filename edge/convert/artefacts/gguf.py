@@ -122,12 +122,12 @@ def check_expressible(checkpoint: Checkpoint) -> None:
             f"{checkpoint.source.name} is a {checkpoint.config.model_type} model: edge writes GGUF "
             f"for StableLM only, so use llama.cpp's own converter, or make an MLX artefact."
         )
-    read_tokenizer(checkpoint.companions, checkpoint.config.vocab_size)
+    read_tokenizer(checkpoint.tokenizer_files, checkpoint.config.vocab_size)
 
 
 def gguf_notes(checkpoint: Checkpoint) -> list[str]:
     """Sentences on what a GGUF file cannot say that the checkpoint does."""
-    if not read_tokenizer(checkpoint.companions, checkpoint.config.vocab_size).composes:
+    if not read_tokenizer(checkpoint.tokenizer_files, checkpoint.config.vocab_size).composes:
         return []
     return [
         "the tokenizer composes accents (Unicode NFC) before it splits text and llama.cpp does "
@@ -142,7 +142,7 @@ def _write_header(
     writer = GGUFWriter(str(path), "stablelm")
     writer.add_string(GGUF_KEY, BLANK)
     _add_model(writer, checkpoint, recipe)
-    _add_tokenizer(writer, read_tokenizer(checkpoint.companions, config.vocab_size), config)
+    _add_tokenizer(writer, read_tokenizer(checkpoint.tokenizer_files, config.vocab_size), config)
     for tensor in plan:
         kind = GGMLQuantizationType[tensor.dtype]
         writer.add_tensor_info(

@@ -243,7 +243,7 @@ def write_small_files(
     config["torch_dtype"] = TORCH_DTYPES[dtype]
     if quantization:
         config["quantization"] = config["quantization_config"] = quantization
-    files = dict(checkpoint.companions)
+    files = dict(checkpoint.tokenizer_files)
     files["config.json"] = (json.dumps(config, indent=2) + "\n").encode()
     for name, content in files.items():
         (folder / name).write_bytes(content)

@@ -22,12 +22,12 @@ from edge.model.tensors import check_count
 
 TOKENIZER, QUANTIZE_CONFIG = "tokenizer.json", "quantize_config.json"
 # What travels along as far as it is there; no file of code is among them.
-COMPANIONS = (
+TOKENIZER_FILES = (
     *(TOKENIZER, "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"),
     *("vocab.json", "merges.txt", "tokenizer.model", "chat_template.jinja"),
     "generation_config.json",
 )
-SMALL_FILES = ("config.json", QUANTIZE_CONFIG, *COMPANIONS)
+SMALL_FILES = ("config.json", QUANTIZE_CONFIG, *TOKENIZER_FILES)
 # Those that can name classes for a loader to run; in the others the name would be a token.
 WITH_CODE = ("tokenizer_config.json", "special_tokens_map.json", "generation_config.json")
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
@@ -49,24 +49,24 @@ class PlainWeights(Weights):
 
 
 def open_directory(path: Path) -> Opened:
-    """Config, tensors and companions of a directory."""
+    """Config, tensors and tokenizer_files of a directory."""
     config_file = inside(path, "config.json")
     raw = read_json_object(config_file)
     config = ModelConfig.from_dict(raw, str(config_file))
     tensors = read_headers(inside(path, name) for name in weight_files(path))
     check_count(config, len(tensors), str(path))
-    companions = read_companions(path, config.vocab_size)
+    tokenizer_files = read_tokenizer_files(path, config.vocab_size)
     if settings := read_gptq_settings(raw, path):
         gptq = GptqWeights(tensors, settings, config)
-        return Opened(config, gptq, companions, gptq.warnings)
+        return Opened(config, gptq, tokenizer_files, gptq.warnings)
     if "quantization" in raw:  # MLX's own key
-        return Opened(config, MlxWeights(tensors, config), companions)
+        return Opened(config, MlxWeights(tensors, config), tokenizer_files)
     if raw.get("quantization_config"):
         raise EdgeError(
             f"{config_file} describes a quantised checkpoint that is neither GPTQ nor MLX; "
             f"convert from the unquantised one."
         )
-    return Opened(config, PlainWeights(tensors), companions)
+    return Opened(config, PlainWeights(tensors), tokenizer_files)
 
 
 def weight_files(path: Path) -> list[str]:
@@ -102,14 +102,14 @@ def read_gptq_settings(config: Mapping[str, Any], path: Path) -> GptqSettings | 
     return None
 
 
-def read_companions(path: Path, vocab_size: int) -> dict[str, bytes]:
+def read_tokenizer_files(path: Path, vocab_size: int) -> dict[str, bytes]:
     """Contents of what travels along, by name."""
-    companions = {}
-    for name in COMPANIONS:
+    tokenizer_files = {}
+    for name in TOKENIZER_FILES:
         file = inside(path, name)
         if name != TOKENIZER and not file.exists():  # every artefact needs that one
             continue
-        companions[name] = content = read_small_file(file)
+        tokenizer_files[name] = content = read_small_file(file)
         if not name.endswith(".json"):
             continue
         parsed = parse_json_object(content, str(file))
@@ -117,8 +117,8 @@ def read_companions(path: Path, vocab_size: int) -> dict[str, bytes]:
             _check_tokenizer(content, parsed, vocab_size, str(file))
         if name in WITH_CODE and "auto_map" in parsed:
             del parsed["auto_map"]
-            companions[name] = json.dumps(parsed, indent=2).encode()
-    return companions
+            tokenizer_files[name] = json.dumps(parsed, indent=2).encode()
+    return tokenizer_files
 
 
 def inside(path: Path, name: str) -> Path:

@@ -65,14 +65,14 @@ def open_gguf(path: Path) -> Opened:
     check_is_whole_stablelm(file)
     weights = GgufWeights(file)
     config = _read_network(file)
-    companions, warnings = rebuild_tokenizer(file.keys, config, str(path))
+    tokenizer_files, warnings = rebuild_tokenizer(file.keys, config, str(path))
     title = file.keys.get("general.name")
     if kinds := sorted({tensor.kind for tensor in file.tensors}.difference(UNROUNDED)):
         rounded = f"{path.name} holds weights already rounded to {', '.join(kinds)}"
         warnings.insert(0, f"{rounded}; whatever is made of it keeps that rounding.")
     title = title if isinstance(title, str) else None
     gives_rope_base = ROPE_BASE_KEY in file.keys
-    return Opened(config, weights, companions, tuple(warnings), title, gives_rope_base)
+    return Opened(config, weights, tokenizer_files, tuple(warnings), title, gives_rope_base)
 
 
 def check_is_whole_stablelm(file: GgufFile) -> None:

@@ -45,7 +45,7 @@ SHAPES = {
 }
 
 
-def rope_base_is_doubtful(config: ModelConfig, *names: str | None) -> bool:
+def rope_base_looks_wrong(config: ModelConfig, *names: str | None) -> bool:
     """Stable Code 3B, by its names or its context, with the rotary base of others.
 
     So are revision 84383c2 of it, and every GGUF file that llama.cpp's own converter made.
@@ -54,13 +54,13 @@ def rope_base_is_doubtful(config: ModelConfig, *names: str | None) -> bool:
     return config.rope_theta == DEFAULT_ROPE_THETA and (long_context or _is_named(names))
 
 
-def doubts_about(config: ModelConfig, *names: str | None, gives_base: bool = True) -> list[str]:
+def config_warnings(config: ModelConfig, *names: str | None, gives_base: bool = True) -> list[str]:
     """Sentences about values that contradict what the model was trained with.
 
     `gives_base` is false for a GGUF file without a rotary base, which means 10000.
     """
     doubts = []
-    if rope_base_is_doubtful(config, *names):
+    if rope_base_looks_wrong(config, *names):
         found, remedy = f"rope_theta is {config.rope_theta:.0f}", ""
         if not gives_base:
             found = f"the file gives no rotary base, so llama.cpp takes {config.rope_theta:.0f}"

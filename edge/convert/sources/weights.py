@@ -78,7 +78,7 @@ class Opened:
 
     config: ModelConfig
     weights: Weights
-    companions: Mapping[str, bytes]  # tokenizer files and what else travels along, by file name
+    tokenizer_files: Mapping[str, bytes]  # and generation settings, by file name
     warnings: tuple[str, ...] = ()  # sentences to read before trusting the result
     title: str | None = None  # the model's name as the source gives it
     # False for a GGUF file that leaves it out, so that llama.cpp takes 10000. Its own converter

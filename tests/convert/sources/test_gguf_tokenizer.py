@@ -13,13 +13,15 @@ from tests.support.foreign_gguf import rewritten, write_tiny
 
 
 def rebuilt(path):
-    return Tokenizer.from_str(open_gguf(path).companions["tokenizer.json"].decode())
+    return Tokenizer.from_str(open_gguf(path).tokenizer_files["tokenizer.json"].decode())
 
 
 def test_the_rebuilt_tokenizer_is_the_one_the_file_was_made_from(demo_out, held_out_text):
     theirs = Tokenizer.from_file(str(DEMO_PATH / "tokenizer.json"))
     ours = rebuilt(demo_out / "gguf-f16.gguf")
-    settings = json.loads(open_gguf(demo_out / "gguf-f16.gguf").companions["tokenizer_config.json"])
+    settings = json.loads(
+        open_gguf(demo_out / "gguf-f16.gguf").tokenizer_files["tokenizer_config.json"]
+    )
     assert settings["chat_template"] == load_tokenizer(DEMO_PATH).chat_template
     assert ours.get_vocab(True) == theirs.get_vocab(True)
     added, wanted = (tokenizer.get_added_tokens_decoder() for tokenizer in (ours, theirs))
@@ -37,7 +39,7 @@ def test_the_rebuilt_tokenizer_is_the_one_the_file_was_made_from(demo_out, held_
 
 
 def test_padding_is_left_out_and_user_defined_tokens_are_not_special(tmp_path):
-    data = json.loads(open_gguf(write_tiny(tmp_path / "x.gguf")).companions["tokenizer.json"])
+    data = json.loads(open_gguf(write_tiny(tmp_path / "x.gguf")).tokenizer_files["tokenizer.json"])
     assert [t["id"] for t in data["added_tokens"]] == [0, 4, 5, 6, 7, 9]
     assert [t["id"] for t in data["added_tokens"] if not t["special"]] == [7]
     # 11 is user defined, as old converters wrote.
@@ -57,7 +59,7 @@ def test_the_way_of_stablelm_2_is_that_of_llama_cpp(demo_out, tmp_path, held_out
 def test_an_unnamed_way_is_guessed_from_the_number_of_tokens(tmp_path):
     opened = open_gguf(write_tiny(tmp_path / "x.gguf", {"tokenizer.ggml.pre": None}))
     assert "GPT-NeoX's way" in opened.warnings[-1]
-    split = json.loads(opened.companions["tokenizer.json"])["pre_tokenizer"]
+    split = json.loads(opened.tokenizer_files["tokenizer.json"])["pre_tokenizer"]
     assert (split["type"], split["use_regex"], split["add_prefix_space"]) == ("ByteLevel", 1, 0)
     many = {"tokenizer.ggml.tokens": ["a", "b", "ab", *(f"t{i}" for i in range(79_997))]}
     many |= {"tokenizer.ggml.token_type": [1] * 80_000, "tokenizer.ggml.pre": "default"}

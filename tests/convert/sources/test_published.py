@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 
-from edge.convert.sources.published import SHAPES, doubts_about
+from edge.convert.sources.published import SHAPES, config_warnings
 from edge.model.tensors import parameter_count
 
 # As the hub counts the tensors of each checkpoint.
@@ -19,7 +19,7 @@ STABLE_CODE = SHAPES["stable-code-3b"]
 
 def test_every_shape_has_the_published_number_of_weights_and_no_doubts():
     assert {name: parameter_count(config) for name, config in SHAPES.items()} == PARAMETERS
-    assert not any(doubts_about(config, name) for name, config in SHAPES.items())
+    assert not any(config_warnings(config, name) for name, config in SHAPES.items())
 
 
 @pytest.mark.parametrize(
@@ -35,6 +35,6 @@ def test_every_shape_has_the_published_number_of_weights_and_no_doubts():
 )
 def test_stable_code_with_the_old_base_is_doubted(base, context, name, words):
     config = replace(STABLE_CODE, rope_theta=base, max_position_embeddings=context)
-    doubts = doubts_about(config, None, name)
+    doubts = config_warnings(config, None, name)
     assert len(doubts) == len(words)
     assert all(word in doubt for word, doubt in zip(words, doubts, strict=True))
