@@ -1,4 +1,4 @@
-"""Files: outputs that appear whole, and bounded reads of JSON and text from outside."""
+"""Atomic writes, and bounded reads of untrusted JSON and text."""
 
 import json
 import os
@@ -15,22 +15,18 @@ from typing import Any, BinaryIO, NoReturn
 from edge.errors import EdgeError
 
 PARTIAL, OLD = "partial", "old"  # as in .TARGET.partial-PID and .TARGET.old-PID
-# The largest tokenizer.json of a published model has some 30 MB.
-MAX_BYTES = 100_000_000
-# More text than any context holds.
-MAX_TEXT_BYTES = 64_000_000
-# No file of a checkpoint nests deeper than ten.
-MAX_DEPTH = 64
-# Half of a character that UTF-16 needs two for: alone, nothing can write it down again.
+MAX_BYTES = 100_000_000  # the largest tokenizer.json of a published model has some 30 MB
+MAX_TEXT_BYTES = 64_000_000  # more than any context holds
+MAX_DEPTH = 64  # no file of a checkpoint nests deeper than ten
+# A lone surrogate cannot be encoded again.
 SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")
 
 
 @contextmanager
 def atomic_write(target: Path) -> Iterator[Path]:
-    """Write to a temporary sibling that takes the target's place only if all went well.
+    """Path of a temporary sibling that replaces the target once the block ends without an error.
 
-    Yields the sibling's path: make a file or a directory of it. An older target stays in
-    place until then.
+    The caller makes a file or a directory there. An older target stays until then.
     """
     partial = target.with_name(f".{target.name}.{PARTIAL}-{os.getpid()}")
     try:
@@ -40,7 +36,7 @@ def atomic_write(target: Path) -> Iterator[Path]:
             yield partial
             _take_place(partial, target)
     finally:
-        with suppress(OSError):  # a folder that cannot be read holds no partial of ours
+        with suppress(OSError):  # the folder may be unreadable
             remove(partial)
 
 
@@ -57,7 +53,7 @@ def os_errors_as_edge_error(target: Path) -> Iterator[None]:
 
 
 def check_writable(folder: Path) -> None:
-    """Make the folder and try to write in it, before hours of work depend on it."""
+    """Make the folder and try to write in it."""
     with os_errors_as_edge_error(folder):
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder):
@@ -83,17 +79,17 @@ def _take_place(partial: Path, target: Path) -> None:
     except OSError:
         old.rename(target)
         raise
-    # Deleted under the other name: whatever is called old is whole and can be put back.
+    # Renamed before it is deleted: a folder called old is complete and can be restored.
     old.rename(partial)
     remove(partial)
 
 
 @contextmanager
 def open_file(path: Path) -> Iterator[BinaryIO]:
-    """A regular file opened for reading, never a pipe, which would be waited for."""
+    """A regular file opened for reading; a pipe would block."""
     try:
         if not stat.S_ISREG(path.stat().st_mode):
-            raise EdgeError(f"{path} is not a file but a folder, pipe or device; check the path.")
+            raise EdgeError(f"{path} is not a regular file; check the path.")
         with path.open("rb") as file:
             yield file
     except FileNotFoundError:
@@ -104,7 +100,7 @@ def open_file(path: Path) -> Iterator[BinaryIO]:
 
 
 def read_small_file(path: Path, max_bytes: int = MAX_BYTES) -> bytes:
-    """Content of a file that must not be larger."""
+    """Content of a file of at most `max_bytes`."""
     with open_file(path) as file:
         data = file.read(max_bytes + 1)
     if len(data) > max_bytes:
@@ -113,25 +109,25 @@ def read_small_file(path: Path, max_bytes: int = MAX_BYTES) -> bytes:
 
 
 def read_json_object(path: Path) -> dict[str, Any]:
-    """The object that a JSON file holds."""
+    """The object in a JSON file."""
     return parse_json_object(read_small_file(path), str(path))
 
 
 def parse_json_object(data: bytes, where: str) -> dict[str, Any]:
-    """The object that JSON holds, read as by `strict_json`; `where` names it in errors."""
+    """The object in some JSON, read by `strict_json`; `where` names it in errors."""
     try:
         parsed = strict_json(data)
     except ValueError as error:
         raise EdgeError(f"{where} cannot be read as JSON ({error}); download it again.") from None
     if not isinstance(parsed, dict):
-        raise EdgeError(f"{where} holds no JSON object; download it again.")
+        raise EdgeError(f"{where} is not a JSON object; download it again.")
     return parsed
 
 
 def strict_json(data: bytes) -> Any:
-    """Parse JSON that every other reader would understand in the same way.
+    """Parse JSON that every reader understands alike.
 
-    A ValueError for all else, such as a key twice, NaN, half characters or deep nesting.
+    A ValueError for duplicate keys, NaN, lone surrogates, deep nesting and invalid JSON.
     """
     too_deep = f"nested deeper than {MAX_DEPTH} levels"
     try:
@@ -149,7 +145,7 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     found = dict(pairs)
     if len(found) < len(pairs):
         twice, _ = Counter(key for key, _ in pairs).most_common(1)[0]
-        raise ValueError(f"the key {twice!r} is there twice")
+        raise ValueError(f"the key {twice!r} appears twice")
     return found
 
 
@@ -158,7 +154,7 @@ def _refuse(name: str) -> NoReturn:
 
 
 def _is_deeper(value: Any, limit: int) -> bool:
-    """Nesting of containers compared with a limit, without recursion."""
+    """True if containers nest deeper than the limit; not recursive."""
     level = [value] if isinstance(value, dict | list) else []
     for _ in range(limit):
         children = (c for node in level for c in (node.values() if type(node) is dict else node))
@@ -167,24 +163,22 @@ def _is_deeper(value: Any, limit: int) -> bool:
 
 
 def read_text(path: Path) -> str:
-    """A text file's content, line ends as they are."""
+    """A UTF-8 file's text, line ends unchanged."""
     return decode_text(read_small_file(path, MAX_TEXT_BYTES), str(path))
 
 
 def decode_text(data: bytes, where: str) -> str:
-    """UTF-8 bytes as text, without a byte order mark; `where` names them in errors."""
+    """UTF-8 bytes as text without a byte order mark; `where` names them in errors."""
     if b"\0" in data:
-        raise EdgeError(f"{where} is binary; only text can be used.")
+        raise EdgeError(f"{where} is binary; give a text file.")
     try:
         return data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        raise EdgeError(
-            f"{where} is not UTF-8 at byte {error.start}; save it in that encoding first."
-        ) from None
+        raise EdgeError(f"{where} is not UTF-8 at byte {error.start}; save it as UTF-8.") from None
 
 
 def check_argument(text: str, flag: str) -> str:
-    """An argument's text, unless it has bytes that are not UTF-8 (surrogates from the system)."""
+    """The text of an argument; an EdgeError for bytes that are not UTF-8 (surrogates)."""
     if any("\ud800" <= character <= "\udfff" for character in text):
         raise EdgeError(f"{flag} is not UTF-8; pass the text through a file or stdin.")
     return text

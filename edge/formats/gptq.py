@@ -1,4 +1,4 @@
-"""GPTQ's packing of one matrix, and the same matrix in MLX's affine terms: arithmetic only.
+"""Arithmetic of GPTQ's format for one matrix, and of the same matrix in MLX's affine format.
 
 A linear layer with I inputs and O outputs is stored as (AutoGPTQ, qlinear_cuda_old.py)
 
@@ -7,11 +7,12 @@ A linear layer with I inputs and O outputs is stored as (AutoGPTQ, qlinear_cuda_
     scales  float16 (G, O)
     g_idx   int32   (I,)                 the group of each input
 
-and means W[o, i] = scales[g_idx[i], o] * (code[i, o] - zero[g_idx[i], o]). Packing is a
-stream of `bits`-wide numbers, lowest bits first, so that 3-bit codes straddle words. It is also
-MLX's stream: transposed, the words of qweight are MLX's words.
+and means W[o, i] = scales[g_idx[i], o] * (code[i, o] - zero[g_idx[i], o]). Numbers are packed as
+a stream of `bits` each, lowest bits first, so that 3-bit codes straddle words. MLX's stream is the
+same: the words of qweight, transposed, are MLX's words.
 """
 
+import math
 from typing import Any
 
 import numpy as np
@@ -19,12 +20,10 @@ import numpy as np
 Array = np.ndarray[Any, np.dtype[Any]]
 
 BITS = (2, 3, 4, 8)
-# What MLX can store, the cheapest first.
-MLX_GROUP_SIZES = (128, 64, 32)
-# The first format stores a zero point less one, the second as it is.
+MLX_GROUP_SIZES = (128, 64, 32)  # the cheapest first
+# The first format stores zero points minus one, the second as they are.
 FORMAT_1, FORMAT_2 = "gptq", "gptq_v2"
-# Outputs handled at once: the temporaries of a 3B model's widest matrix stay under 30 MB.
-BLOCK_OUTPUTS = 512
+BLOCK_OUTPUTS = 512  # at once: the temporaries of a 3B model's widest matrix stay under 30 MB
 
 
 def unpack(words: Array, bits: int) -> Array:
@@ -32,25 +31,23 @@ def unpack(words: Array, bits: int) -> Array:
     raw = np.ascontiguousarray(words).view(np.uint8)
     if bits == 8:
         return raw
-    units, per_unit = (_triples(raw), 8) if bits == 3 else (raw, 8 // bits)
+    units: Array = raw
+    per_unit = 8 // math.gcd(bits, 8)
+    if bits == 3:  # three bytes hold eight numbers
+        parts = raw.reshape(*raw.shape[:-1], -1, 3).astype(np.uint32)
+        units = parts[..., 0] | parts[..., 1] << 8 | parts[..., 2] << 16
     numbers = np.empty((*units.shape, per_unit), np.uint8)
     for i in range(per_unit):
         numbers[..., i] = (units >> bits * i) & ((1 << bits) - 1)
     return numbers.reshape(*raw.shape[:-1], -1)
 
 
-def _triples(raw: Array) -> Array:
-    """Every three bytes as one number, which holds eight of three bits."""
-    parts = raw.reshape(*raw.shape[:-1], -1, 3).astype(np.uint32)
-    return parts[..., 0] | parts[..., 1] << 8 | parts[..., 2] << 16
-
-
 def pack(numbers: Array, bits: int) -> Array:
     """The inverse of `unpack`: uint8 (..., m) to uint32 (..., m * bits / 32)."""
     if bits == 8:
         return np.ascontiguousarray(numbers).view(np.uint32)
-    unit: Any
-    unit, per_unit = (np.uint32, 8) if bits == 3 else (np.uint8, 8 // bits)
+    unit: Any = np.uint32 if bits == 3 else np.uint8
+    per_unit = 8 // math.gcd(bits, 8)
     split = numbers.reshape(*numbers.shape[:-1], -1, per_unit)
     units: Array = split[..., 0].astype(unit)
     for i in range(1, per_unit):
@@ -62,9 +59,9 @@ def pack(numbers: Array, bits: int) -> Array:
 
 
 def zero_points(stored: Array, bits: int, stored_as: str) -> Array:
-    """Zero points as meant, from those unpacked, uint8 (G, O) both.
+    """Zero points from the numbers stored, uint8 (G, O) both.
 
-    Format 1 wraps around: a zero point of 0 is stored as the largest number.
+    In format 1 a zero point of 0 is stored as the largest number.
     """
     if stored_as == FORMAT_1:
         return (stored + np.uint8(1)) & np.uint8((1 << bits) - 1)
@@ -72,16 +69,16 @@ def zero_points(stored: Array, bits: int, stored_as: str) -> Array:
 
 
 def symmetric_format(stored: Array, bits: int) -> str | None:
-    """The format in which these are a symmetric matrix's zero points, None if in neither."""
-    middle = 1 << (bits - 1)  # as meant; the first format stores one less
+    """The format in which these are zero points of a symmetric matrix; None if in neither."""
+    middle = 1 << (bits - 1)
     formats = {middle - 1: FORMAT_1, middle: FORMAT_2}
     return formats.get(int(stored.flat[0])) if (stored == stored.flat[0]).all() else None
 
 
 def in_groups(group_of: Array, groups: int) -> tuple[int, Array | None] | None:
-    """Size of the groups, each input's int (I,) given, and the order that brings them together.
+    """Size of the groups and the order that makes each contiguous; None if sizes differ.
 
-    The order is int32 (I,) or None if they are together. None if sizes differ.
+    `group_of` is each input's group, int (I,). The order is int32 (I,), None for the identity.
     """
     counts = np.bincount(group_of, minlength=groups)
     if (counts != counts[0]).any():
@@ -91,16 +88,16 @@ def in_groups(group_of: Array, groups: int) -> tuple[int, Array | None] | None:
 
 
 def mlx_group_size(group_size: int) -> int | None:
-    """The widest group of MLX that a group divides into; None if there is none."""
+    """The largest group size of MLX that divides a group; None if there is none."""
     return next((size for size in MLX_GROUP_SIZES if group_size % size == 0), None)
 
 
 def dequantise(
     qweight: Array, zeros: Array, scales: Array, group_of: Array, bits: int, outputs: slice
 ) -> Array:
-    """Rows of the matrix, inputs in the network's order, float32 (outputs, I).
+    """Rows of the matrix, float32 (outputs, I), inputs in the network's order.
 
-    Exact for float16 scales: eleven bits times nine fit float32. Zeros are as meant.
+    `zeros` come from `zero_points`. Exact for float16 scales: 11 times 9 bits fit float32.
     """
     start, stop, _ = outputs.indices(qweight.shape[1])
     dense = np.empty((max(0, stop - start), group_of.size), np.float32)
@@ -114,19 +111,19 @@ def dequantise(
 
 
 def _spread(by_group: Array, group_of: Array) -> Array:
-    """A value per group (G, n) as one per input, float32 (n, I)."""
+    """Values per group (G, n) as values per input, float32 (n, I)."""
     return by_group.T.astype(np.float32).take(group_of, axis=1)
 
 
 def words_by_output(qweight: Array, outputs: slice | Array) -> Array:
-    """Each output's stream of codes, uint32 (outputs, I * bits / 32)."""
+    """Packed codes of some outputs, uint32 (outputs, I * bits / 32)."""
     return np.ascontiguousarray(qweight[:, outputs].T).view(np.uint32)
 
 
 def affine_codes(
     qweight: Array, bits: int, input_order: Array | None, output_order: Array | None
 ) -> Array:
-    """MLX's codes, uint32 (O, I * bits / 32), columns and rows in the orders given."""
+    """MLX's codes, uint32 (O, I * bits / 32), columns and rows in the given orders."""
     outputs = np.arange(qweight.shape[1]) if output_order is None else output_order
     if input_order is None:
         return words_by_output(qweight, outputs)
@@ -141,8 +138,7 @@ def affine_codes(
 def affine_biases(zeros: Array, scales: Array) -> tuple[Array, float]:
     """MLX's biases, -(zero * scale) in float16, and their largest error in units of the scale.
 
-    Half the range of a symmetric zero point is a power of two, which float16 multiplies by
-    without rounding: there the error is 0.
+    A symmetric zero point is a power of two, so its product is exact and the error 0.
     """
     wide = scales.astype(np.float32)
     exact = -(zeros.astype(np.float32) * wide)

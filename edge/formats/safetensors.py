@@ -1,10 +1,9 @@
-"""Safetensors files: checked headers, tensors read in blocks of rows, and a writer of shards.
+"""Safetensors: headers checked, tensors read in blocks of rows, shards written.
 
 Format: an unsigned 64-bit header length, a JSON header {name: {dtype, shape, data_offsets}},
-then the data without gaps. The safetensors package is not used because numpy has no bfloat16 and
-because it does not say how many bytes a broken download lacks.
-
-Rows are read, not mapped: pages of a mapped file count as resident memory, 6 GB for 6 GB.
+then the data without gaps. The safetensors package is not used: numpy has no bfloat16, and it
+does not say how many bytes an incomplete download lacks. Rows are read, not mapped, since pages
+of a mapped file count as resident memory.
 """
 
 from __future__ import annotations
@@ -28,16 +27,14 @@ Shape = tuple[int, ...]
 
 INDEX = "model.safetensors.index.json"  # which file holds which tensor
 FLOATS = {"F64": "<f8", "F32": "<f4", "F16": "<f2", "BF16": "<u2"}
-# Codes and orders of quantised checkpoints; no tensor of a network is one.
+# Codes and input orders of quantised checkpoints.
 INTEGERS = {"I64": "<i8", "I32": "<i4", "U32": "<u4", "U8": "<u1"}
 NUMPY_TYPES = FLOATS | INTEGERS
 ITEM_BYTES = {dtype: int(kind[-1]) for dtype, kind in NUMPY_TYPES.items()}
-# The bound that the reference implementation sets on the header.
-MAX_HEADER_BYTES = 100_000_000
-MAX_AXES = 8  # far above any network's, so that no product of sizes takes long
-SHARD_BYTES = 5 << 30  # what mlx-lm and the hub use
-# Readers that map the file want the data aligned; the reference writer pads to 8 too.
-ALIGNMENT_BYTES = 8
+MAX_HEADER_BYTES = 100_000_000  # as the reference implementation
+MAX_AXES = 8  # limits how long a product of sizes takes
+SHARD_BYTES = 5 << 30  # as mlx-lm and the hub
+ALIGNMENT_BYTES = 8  # of the data, for readers that map the file; as the reference writer
 
 
 @dataclass(frozen=True)
@@ -50,19 +47,19 @@ class Planned:
 
     @property
     def data_bytes(self) -> int:
-        """Its size on disk."""
+        """Size on disk."""
         return math.prod(self.shape) * ITEM_BYTES[self.dtype]
 
 
 @dataclass(frozen=True)
 class StoredTensor(Planned):
-    """One tensor of a file; `begin` counts from the start of the file."""
+    """One tensor of a file."""
 
     path: Path
-    begin: int
+    begin: int  # from the start of the file
 
     def check_is_float(self) -> None:
-        """Refuse whole numbers where weights belong."""
+        """An EdgeError for integers where weights belong."""
         if self.dtype not in FLOATS:
             raise EdgeError(
                 f"{self.path}: tensor {self.name} is stored as {self.dtype}, not as a float; "
@@ -84,8 +81,8 @@ class StoredTensor(Planned):
 
 
 def read_array(path: Path, dtype: str, count: int, begin: int) -> Array:
-    """Numbers of any file (count,), from byte `begin` on."""
-    import numpy as np  # here: who reads headers alone need not wait 0.1 s for it
+    """Numbers (count,) of a file from byte `begin` on."""
+    import numpy as np  # here: reading headers alone need not wait 0.1 s for it
 
     with open_file(path) as file:
         numbers = np.fromfile(file, dtype, count, offset=begin)
@@ -95,7 +92,7 @@ def read_array(path: Path, dtype: str, count: int, begin: int) -> Array:
 
 
 def read_headers(paths: Iterable[Path]) -> dict[str, StoredTensor]:
-    """Every tensor of some files by name; an EdgeError if two files hold one of a name."""
+    """Tensors of several files by name; an EdgeError if a name is in two files."""
     found: dict[str, StoredTensor] = {}
     for path in paths:
         for name, tensor in read_header(path).items():
@@ -109,7 +106,7 @@ def read_headers(paths: Iterable[Path]) -> dict[str, StoredTensor]:
 
 
 def read_header(path: Path) -> dict[str, StoredTensor]:
-    """Every tensor of a file by name, checked against the file's size."""
+    """Tensors of a file by name, checked against the file's size."""
     with open_file(path) as file:
         file_bytes = path.stat().st_size
         header_bytes = int.from_bytes(file.read(8), "little")
@@ -148,7 +145,7 @@ def _entry(path: Path, name: str, fields: dict[str, Any], data_begin: int) -> St
 
 
 def _check_layout(path: Path, tensors: list[StoredTensor], begin: int, file_bytes: int) -> None:
-    """Tensors must fill the data exactly, as the format demands: no gap, no overlap."""
+    """An EdgeError unless tensors fill the data without a gap or overlap."""
     for tensor in sorted(tensors, key=lambda tensor: (tensor.begin, tensor.data_bytes)):
         if tensor.begin != begin:
             raise _broken(path, f"has tensor {tensor.name} overlapping or after a gap")
@@ -156,7 +153,7 @@ def _check_layout(path: Path, tensors: list[StoredTensor], begin: int, file_byte
     if begin > file_bytes:
         raise _broken(path, f"is cut off: {file_bytes} bytes of {begin}")
     if begin < file_bytes:
-        raise _broken(path, f"has {file_bytes - begin} bytes too many")
+        raise _broken(path, f"has {file_bytes - begin} extra bytes")
 
 
 def _broken(path: Path, reason: str) -> EdgeError:
@@ -164,26 +161,25 @@ def _broken(path: Path, reason: str) -> EdgeError:
 
 
 class ShardWriter:
-    """A folder's model*.safetensors and their index, hashed on the way.
+    """Writes a folder's model*.safetensors and their index, and hashes them.
 
-    Every shape is planned before the first byte, so no tensor waits in memory for its shard to
+    Shapes are planned before the first byte, so that no tensor waits in memory for its shard to
     fill. Data must arrive in the planned order.
     """
 
     def __init__(self, folder: Path, plan: Sequence[Planned]):
         self._folder = folder
         shards = split_into_shards(plan)
-        count = len(shards)
-        names = [f"model-{i + 1:05d}-of-{count:05d}.safetensors" for i in range(count)]
-        if count == 1:
-            names = ["model.safetensors"]
+        names = ["model.safetensors"]
+        if (count := len(shards)) > 1:
+            names = [f"model-{i + 1:05d}-of-{count:05d}.safetensors" for i in range(count)]
         self._shards = dict(zip(names, shards, strict=True))
         self._waiting = list(reversed(self._shards))
         self._left_bytes = 0  # of the open shard
         self.sha256: dict[str, str] = {}
 
     def write(self, data: Array) -> None:
-        """Append bytes of the tensor whose turn it is; a ValueError if they are too many."""
+        """Append bytes of the next tensor; a ValueError if they are more than planned."""
         raw = raw_bytes(data)
         if not self._left_bytes and self._waiting:
             self._open(self._waiting.pop())
@@ -196,7 +192,7 @@ class ShardWriter:
             self.sha256[self._name] = self._digest.hexdigest()
 
     def finish(self) -> None:
-        """Write the index; a ValueError if a planned tensor has not arrived."""
+        """Write the index; a ValueError if a planned tensor is missing."""
         if self._left_bytes or self._waiting:
             raise ValueError("planned tensors are missing")
         total = sum(tensor.data_bytes for shard in self._shards.values() for tensor in shard)
@@ -207,7 +203,7 @@ class ShardWriter:
         self.sha256[INDEX] = hashlib.sha256(text).hexdigest()
 
     def close(self) -> None:
-        """Let go of an unfinished file."""
+        """Close an unfinished file."""
         if self._left_bytes:
             self._file.close()
 
@@ -223,11 +219,11 @@ class ShardWriter:
 
 
 def split_into_shards(plan: Sequence[Planned]) -> list[list[Planned]]:
-    """Consecutive tensors, none but a single tensor's shard over the limit."""
+    """Consecutive tensors; only a shard of a single tensor is over the limit."""
     shards: list[list[Planned]] = [[]]
     for tensor in plan:
-        used_bytes = sum(planned.data_bytes for planned in shards[-1])
-        if shards[-1] and used_bytes + tensor.data_bytes > SHARD_BYTES:
+        shard_bytes = sum(planned.data_bytes for planned in (*shards[-1], tensor))
+        if shards[-1] and shard_bytes > SHARD_BYTES:
             shards.append([])
         shards[-1].append(tensor)
     return shards
@@ -246,6 +242,6 @@ def _header(tensors: Sequence[Planned]) -> bytes:
 
 
 def raw_bytes(array: Array) -> memoryview:
-    """An array's bytes in row order, without a copy if they lie so."""
+    """An array's bytes in row order, copied only if it is not contiguous."""
     flat: Any = array if array.flags.c_contiguous else array.copy()
     return memoryview(flat).cast("B")

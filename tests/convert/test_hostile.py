@@ -36,11 +36,11 @@ BAD_JSON = {
     "deep": (b'{"a": ' + b"[" * 100_000, "nested deeper than"),
     "deep and whole": (b'{"a": ' + b"[" * 500 + b"]" * 500 + b"}", "nested deeper than"),
     "many digits": (b'{"a": ' + b"1" * 5000 + b"}", "digits"),
-    "a key twice": (b'{"a": 1, "a": 2}', "the key 'a' is there twice"),
+    "a key twice": (b'{"a": 1, "a": 2}', "the key 'a' appears twice"),
     "NaN": (b'{"a": NaN}', "NaN is not JSON"),
     "UTF-16": ('{"a": 1}'.encode("utf-16"), "utf-8"),
     "half a character": (b'{"a": "\\ud800"}', "surrogates not allowed"),
-    "a list": (b"[]", "no JSON object"),
+    "a list": (b"[]", "not a JSON object"),
     "nothing": (b"", "cannot be read as JSON"),
 }
 
@@ -64,7 +64,7 @@ def test_what_is_not_a_file_is_refused(tiny, file, kind):
         os.mkfifo(path)
     else:
         path.symlink_to(file if kind == "loop" else kind)
-    assert file in refused(tiny, r"not a file|leads out|circle|cannot be read")
+    assert file in refused(tiny, r"not a regular file|leads out|circle|cannot be read")
 
 
 def test_what_a_file_says_reaches_no_terminal(tiny, tmp_path):

@@ -14,7 +14,7 @@ def write(path, kind, text):
 @pytest.mark.parametrize(
     ("old", "new"), [(None, "file"), (None, "folder"), ("file", "file"), ("folder", "folder")]
 )
-def test_an_output_appears_whole_in_the_place_of_an_older_one(tmp_path, old, new):
+def test_an_output_replaces_the_old_one_only_when_complete(tmp_path, old, new):
     target = tmp_path / "made" / "x"
     if old:
         target.parent.mkdir()
@@ -29,8 +29,8 @@ def test_an_output_appears_whole_in_the_place_of_an_older_one(tmp_path, old, new
 
 @pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt, None])
 @pytest.mark.parametrize("old", [None, "file", "folder"])
-def test_a_failure_keeps_the_old_and_leaves_nothing(tmp_path, error, old):
-    """Where no error is raised, nothing was written."""
+def test_a_failed_write_keeps_the_old_output_and_leaves_no_temporary(tmp_path, error, old):
+    """`error` None: nothing is written."""
     target = tmp_path / "x"
     if old:
         write(target, old, "old")
@@ -41,7 +41,7 @@ def test_a_failure_keeps_the_old_and_leaves_nothing(tmp_path, error, old):
     assert list(tmp_path.iterdir()) == ([target] if old else [])
 
 
-def test_a_folder_is_tried_before_it_is_needed(tmp_path):
+def test_check_writable_makes_the_folder_or_refuses_it(tmp_path):
     check_writable(tmp_path / "new" / "folder")
     assert list((tmp_path / "new" / "folder").iterdir()) == []
     (tmp_path / "file").write_text("")

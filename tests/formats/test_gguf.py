@@ -1,4 +1,4 @@
-"""The GGUF header parser, against the gguf package and files that lie."""
+"""The GGUF header parser against the gguf package, and with damaged files."""
 
 import struct
 import tracemalloc
@@ -29,7 +29,7 @@ def key(name, code, value):
     return struct.pack("<Q", len(name)) + name + struct.pack("<I", code) + value
 
 
-def tensor(name, shape, code, offset):
+def tensor(shape, code, offset, name=b"a"):
     head = struct.pack("<Q", len(name)) + name + struct.pack("<I", len(shape))
     return head + struct.pack(f"<{len(shape)}QIQ", *shape, code, offset)
 
@@ -42,48 +42,38 @@ def header(tensors=(), keys=(), version=3):
 
 HUGE = struct.pack("<Q", 1 << 62)
 BROKEN = {
-    "empty": (b"", "not a GGUF file"),
     "other": (b"GGML" + bytes(60), "not a GGUF file"),
     "cut": (b"GGUF\3\0", "cut off"),
-    "version-1": (header(version=1), "of version 1"),
-    "version-0": (header(version=0), "of version 0"),
-    "big-endian": (header(version=3 << 24), "big-endian"),
+    "version": (header(version=1), "of version 1"),
     "tensors": (b"GGUF" + struct.pack("<IQQ", 3, 1 << 60, 0), "claims .* tensors"),
-    "keys": (b"GGUF" + struct.pack("<IQQ", 3, 0, 1 << 60), "claims .* keys"),
-    "name": (b"GGUF" + struct.pack("<IQQ", 3, 0, 1) + HUGE, "wrong length"),
     "string": (header(keys=[key(b"a", 8, HUGE)]), "wrong length"),
     "array": (header(keys=[key(b"a", 9, struct.pack("<I", 4) + HUGE)]), "items in one array"),
-    "long": (header(keys=[key(b"a", 9, struct.pack("<IQ", 10, 1 << 20))]), "wrong length"),
-    "nested": (header(keys=[key(b"a", 9, struct.pack("<IQ", 9, 1))]), "no value type 9"),
-    "type": (header(keys=[key(b"a", 13, b"")]), "no value type 13"),
+    "nested": (header(keys=[key(b"a", 9, struct.pack("<IQ", 9, 1))]), "value type 9"),
     "utf-8": (header(keys=[key(b"\xff", 7, b"\1")]), "not UTF-8"),
-    "same-key": (header(keys=[key(b"a", 7, b"\1")] * 2), "'a' twice"),
+    "same-key": (header(keys=[key(b"a", 7, b"\1")] * 2), "'a' appears twice"),
     "alignment": (header(keys=[key(b"general.alignment", 4, bytes(4))]), "power of two"),
-    "same-name": (header([tensor(b"a", [8], 0, 0), tensor(b"a", [8], 0, 32)]), "two tensors"),
-    "dimensions": (header([tensor(b"a", [1] * 5, 0, 0)]), "5 dimensions"),
-    "no-dimension": (header([tensor(b"a", [], 0, 0)]), "0 dimensions"),
-    "zero": (header([tensor(b"a", [0, 1 << 40], 0, 0)]), "shape"),
-    "block": (header([tensor(b"a", [33], 8, 0)]), "shape"),
-    "kind": (header([tensor(b"a", [32], 99, 0)]), "unknown type 99"),
-    "data": (header([tensor(b"a", [8], 0, 0)]), "bytes of"),
-    "offset": (header([tensor(b"a", [8], 0, 1 << 63)]), "bytes of"),
-    "size": (header([tensor(b"a", [1 << 63] * 4, 0, 0)]), "bytes of"),
-    "overlap": (header([tensor(b"a", [8], 0, 0), tensor(b"b", [8], 0, 0)]), "overlaps"),
-    "unaligned": (header([tensor(b"a", [8], 0, 4)]), "not aligned"),
+    "same-name": (header([tensor([8], 0, 0), tensor([8], 0, 32)]), "two tensors"),
+    "dimensions": (header([tensor([1] * 5, 0, 0)]), "5 dimensions"),
+    "zero": (header([tensor([0, 1 << 40], 0, 0)]), "shape"),
+    "block": (header([tensor([33], 8, 0)]), "shape"),
+    "kind": (header([tensor([32], 99, 0)]), "unknown type 99"),
+    "offset": (header([tensor([8], 0, 1 << 63)]), "bytes of"),
+    "size": (header([tensor([1 << 63] * 4, 0, 0)]), "bytes of"),
+    "overlap": (header([tensor([8], 0, 0), tensor([8], 0, 0, b"b")]), "overlaps"),
+    "unaligned": (header([tensor([8], 0, 4)]), "not aligned"),
 }
 
 
 @pytest.mark.parametrize("name", BROKEN)
-def test_a_broken_file_is_refused(tmp_path, name):
+def test_a_damaged_header_is_refused(tmp_path, name):
     content, words = BROKEN[name]
     path = tmp_path / "x.gguf"
     path.write_bytes(content)
-    with pytest.raises(EdgeError, match=words) as error:
+    with pytest.raises(EdgeError, match=rf"x\.gguf .*{words}"):
         read_gguf(path)
-    assert "x.gguf" in str(error.value)
 
 
-def test_absurd_lengths_in_a_long_file_allocate_nothing(tmp_path):
+def test_wrong_lengths_in_a_large_file_take_no_memory(tmp_path):
     path = tmp_path / "x.gguf"
     for value in (key(b"a", 8, struct.pack("<Q", 1 << 31)), HUGE, key(b"a", 9, bytes(4) + HUGE)):
         path.write_bytes(b"GGUF" + struct.pack("<IQQ", 3, 0, 1) + value)

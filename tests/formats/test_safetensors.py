@@ -1,4 +1,4 @@
-"""The reader and the writer against the reference implementation, and files that lie."""
+"""The reader and the writer against the reference implementation, and with damaged files."""
 
 import hashlib
 import json
@@ -57,16 +57,15 @@ def test_bfloat16_is_widened_exactly(tmp_path):
     header = {"x": entry("BF16", (2, 2), (0, 8)), "__metadata__": None}  # MLX writes null
     tensor = read_header(write_raw(tmp_path / "x", header, bits.tobytes()))["x"]
     exact = (bits.astype(np.uint32) << 16).view(np.float32)
-    assert np.array_equal(tensor.read(), exact)
     assert np.array_equal(tensor.read(1, 2), exact[1:])
 
 
-@pytest.mark.parametrize("left", [None, 0, -1])
-def test_a_file_that_changes_after_it_was_opened_is_refused(path, left):
+@pytest.mark.parametrize(("left", "words"), [(None, "is missing"), (-1, "cut off since")])
+def test_a_file_removed_or_cut_after_opening_is_refused(path, left, words):
     tensor = max(read_header(path).values(), key=lambda tensor: tensor.begin)
     content = path.read_bytes()
     path.unlink() if left is None else path.write_bytes(content[:left])
-    with pytest.raises(EdgeError, match="is missing" if left is None else "cut off since"):
+    with pytest.raises(EdgeError, match=words):
         tensor.read()
 
 
@@ -74,27 +73,21 @@ def test_a_file_that_changes_after_it_was_opened_is_refused(path, left):
     ("header", "data", "words"),
     [
         ({"x": entry()}, b"12", "is cut off: .* bytes of"),
-        ({"x": entry()}, b"123456", "2 bytes too many"),
+        ({"x": entry()}, b"123456", "2 extra bytes"),
         ({"x": entry(offsets=(0, 8))}, b"12345678", "8 bytes for shape"),
         ({"x": entry(offsets=(4, 8))}, b"12345678", "after a gap"),
         ({"x": entry(), "y": entry()}, b"1234", "overlapping"),
-        ({"x": entry(shape=[2**62, 4])}, b"1234", "bytes for shape"),
         ({"x": entry(shape=[1] * 10**5)}, b"1234", "not safetensors"),
         ({"x": entry(shape=[-1], offsets=(4, 0))}, b"1234", "not safetensors"),
-        ({"x": entry(shape=[True])}, b"1234", "not safetensors"),
-        ({"x": entry(dtype=["F32"])}, b"1234", "not safetensors"),
         ({"x": entry(dtype="U16")}, b"1234", "stored as U16, edge reads F64"),
         ({"x": None}, b"", "not safetensors"),
         ({"__metadata__": {"a": 5}}, b"", "not safetensors"),
-        (b'{"x": 1, "x": 1}', b"", "not safetensors"),
-        (b"[]", b"", "not safetensors"),
         (b"[" * 100_000, b"", "not safetensors"),
     ],
 )
-def test_a_header_that_lies_is_refused(tmp_path, header, data, words):
-    with pytest.raises(EdgeError, match=words) as error:
+def test_a_damaged_header_is_refused(tmp_path, header, data, words):
+    with pytest.raises(EdgeError, match=rf"x\.safetensors.* {words}"):
         read_header(write_raw(tmp_path / "x.safetensors", header, data))
-    assert "x.safetensors" in str(error.value)
 
 
 PLAN = [
@@ -113,7 +106,7 @@ def values(tensor):
 
 
 @pytest.mark.parametrize(("shard_bytes", "count"), [(1 << 30, 1), (60, 3), (1, 5)])
-def test_every_reader_finds_what_was_written(tmp_path, monkeypatch, shard_bytes, count):
+def test_all_readers_read_what_was_written(tmp_path, monkeypatch, shard_bytes, count):
     monkeypatch.setattr(safetensors, "SHARD_BYTES", shard_bytes)
     writer = ShardWriter(tmp_path, PLAN)
     for tensor in PLAN:
@@ -126,32 +119,24 @@ def test_every_reader_finds_what_was_written(tmp_path, monkeypatch, shard_bytes,
     for file in files:
         with safe_open(file, "np") as opened:
             assert opened.metadata() == {"format": "mlx"}
-        first = min(tensor.begin for tensor in read_header(file).values())
-        assert first % 8 == 0
+        assert min(tensor.begin for tensor in read_header(file).values()) % 8 == 0
+    index = json.loads((tmp_path / INDEX).read_text())
     for tensor in PLAN:
-        file = tmp_path / json.loads((tmp_path / INDEX).read_text())["weight_map"][tensor.name]
+        file = tmp_path / index["weight_map"][tensor.name]
         by_us = read_headers(files)[tensor.name].read()
         for found in (load_file(file)[tensor.name], mx.load(str(file))[tensor.name], by_us):
             assert np.array(found).dtype == TYPES[tensor.dtype]
             assert np.array_equal(np.array(found), values(tensor)), tensor.name
     for path in tmp_path.iterdir():
         assert writer.sha256[path.name] == hashlib.sha256(path.read_bytes()).hexdigest()
-    total = json.loads((tmp_path / INDEX).read_text())["metadata"]["total_size"]
-    assert total == sum(tensor.data_bytes for tensor in PLAN)
+    assert index["metadata"]["total_size"] == sum(tensor.data_bytes for tensor in PLAN)
 
 
-def test_no_shard_is_larger_than_allowed_unless_one_tensor_is(monkeypatch):
-    monkeypatch.setattr(safetensors, "SHARD_BYTES", 100)
-    plan = [Planned(str(i), "F32", (n,)) for i, n in enumerate([10, 15, 1, 24, 25, 26, 300, 1])]
-    shards = safetensors.split_into_shards(plan)
-    names = [[tensor.name for tensor in shard] for shard in shards]
-    assert names == [["0", "1"], ["2", "3"], ["4"], ["5"], ["6"], ["7"]]
-
-
-@pytest.mark.parametrize("rows", [0, 1, 2, 3, 5])
-def test_other_than_was_planned_is_refused(tmp_path, rows):
+@pytest.mark.parametrize(
+    ("rows", "words"), [(3, "planned tensors are missing"), (5, "2 bytes more than were planned")]
+)
+def test_data_other_than_planned_is_refused(tmp_path, rows, words):
     writer = ShardWriter(tmp_path, [Planned("a", "F16", (2,)), Planned("b", "F16", (2,))])
-    words = "2 bytes more than were planned" if rows > 4 else "planned tensors are missing"
     with pytest.raises(ValueError, match=words):
         for _ in range(rows):
             writer.write(np.zeros(1, np.float16))

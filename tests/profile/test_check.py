@@ -201,7 +201,7 @@ def test_ordinary_texts_are_not_private(tmp_path):
 
 def test_a_key_that_is_there_twice_is_a_fault(tmp_path):
     ((where, what),) = faults_of(tmp_path, b'{"schema": 1, "schema": 1}')
-    assert where == "" and "is there twice" in what
+    assert where == "" and "appears twice" in what
 
 
 def test_folders_are_looked_through_and_faults_carry_their_file(tmp_path):

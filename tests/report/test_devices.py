@@ -186,7 +186,7 @@ def test_pipes_links_to_nothing_and_strange_names_are_left_out(folder):
     assert found.files == 4
     assert {entry.file: (entry.kind, entry.reason[:16]) for entry in found.left_out} == {
         "gone.json": ("unreadable", "is missing; chec"),
-        "pipe.json": ("unreadable", "is not a file bu"),
+        "pipe.json": ("unreadable", "is not a regular"),
         r"a\nb\x1b[2J.json": ("not a profile", "is not JSON (Inp"),
     }
 

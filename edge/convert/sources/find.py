@@ -1,4 +1,4 @@
-"""From a checkpoint's name to where it lies: `demo`, a path, `synthetic:NAME`, a hub id."""
+"""Resolve the name of a checkpoint: `demo`, a path, `synthetic:NAME` or a hub id."""
 
 import re
 from dataclasses import dataclass
@@ -14,23 +14,23 @@ HUB_ID = re.compile(r"[\w.-]+/[\w.-]+(:.*)?")
 
 @dataclass(frozen=True)
 class Source:
-    """Where a checkpoint lies and what to call it."""
+    """A checkpoint's path and names."""
 
-    name: str  # good for a folder
-    origin: str  # what the user asked for, without the directories of this machine
+    name: str  # for an output folder
+    origin: str  # the user's argument without directories of this machine
     path: Path | None  # None for a synthetic one
     revision: str | None = None
 
     @property
     def synthetic(self) -> bool:
-        """Random weights."""
+        """True for random weights."""
         return self.path is None
 
 
 def find_source(model: str, revision: str | None = None, layers: int | None = None) -> Source:
-    """Resolve `demo`, a directory, a GGUF file, `synthetic:NAME`, or a hub id.
+    """Resolve `demo`, a directory, a GGUF file, `synthetic:NAME` or a hub id.
 
-    What is on the hub is downloaded if need be. `layers` are a synthetic model's.
+    A checkpoint on the hub is downloaded unless cached. `layers` are for synthetic models.
     """
     path = _existing_path(model)
     is_synthetic = model.startswith(PREFIX)
@@ -45,41 +45,39 @@ def find_source(model: str, revision: str | None = None, layers: int | None = No
         return Source(name, model, None)
     if path and path.is_dir():
         return Source(path.resolve().name, path.resolve().name, path)
-    if path and path.is_file() and path.suffix.lower() == ".gguf":  # a pipe would be waited for
+    if path and path.is_file() and path.suffix.lower() == ".gguf":  # a pipe would block
         return Source(path.stem, path.name, path)
     if path:
-        raise EdgeError(
-            f"{path} is a file but not a .gguf; name the checkpoint's directory or a GGUF file."
-        )
+        raise EdgeError(f"{path} is not a GGUF file or directory; give one of the two.")
     if HUB_ID.fullmatch(model) and not model.startswith("."):
         return _from_hub(model, revision)
     raise EdgeError(
-        f"no checkpoint {model!r}: it is neither 'demo', nor a directory or GGUF file here, nor "
-        f"'synthetic:NAME', nor a hub id such as stabilityai/stable-code-3b; check the spelling."
+        f"there is no checkpoint {model!r}; give a directory, a GGUF file, 'demo', "
+        f"'synthetic:NAME' or a hub id such as stabilityai/stable-code-3b."
     )
 
 
 def _existing_path(model: str) -> Path | None:
     try:
         path = Path(model).expanduser()
-        return path if model and path.exists() else None  # Path("") would be this directory
+        return path if model and path.exists() else None  # Path("") is the current directory
     except (OSError, RuntimeError, ValueError):  # too long, unknown ~user, a zero byte
         return None
 
 
 def _from_hub(model: str, revision: str | None) -> Source:
-    from edge.convert.sources.hub import DEFAULT_REVISION, download  # takes a second to load
+    from edge.convert.sources.hub import DEFAULT_REVISION, download  # loading takes a second
 
     repo, branch = split_revision(model, revision)
     path, commit = download(repo, branch)
     name = repo.split("/")[1]
-    if branch is not None and branch != DEFAULT_REVISION:  # each has a folder of its own
+    if branch is not None and branch != DEFAULT_REVISION:  # each has its own output folder
         name += "-" + re.sub(r"[^\w.-]", "-", branch)
     return Source(name, repo, path, commit)
 
 
 def split_revision(model: str, revision: str | None = None) -> tuple[str, str | None]:
-    """Take `owner/name:branch` apart, text-generation-webui's spelling of a revision."""
+    """Split `owner/name:branch`, text-generation-webui's notation of a revision."""
     repo, colon, branch = model.partition(":")
     if colon and not branch:
         raise EdgeError(f"{model} names no branch after the colon; give one or leave it out.")

@@ -1,4 +1,4 @@
-"""The published models: shapes to imitate, values to check against."""
+"""Shapes of the published models, and a check of configs against them."""
 
 import re
 from collections.abc import Iterable
@@ -46,33 +46,33 @@ SHAPES = {
 
 
 def rope_base_looks_wrong(config: ModelConfig, *names: str | None) -> bool:
-    """Stable Code 3B, by its names or its context, with the rotary base of others.
+    """True for Stable Code 3B, by name or context, with the default rotary base.
 
-    So are revision 84383c2 of it, and every GGUF file that llama.cpp's own converter made.
+    This concerns its revision 84383c2, and every GGUF file that llama.cpp's own converter made.
     """
     long_context = config.max_position_embeddings == STABLE_CODE_CONTEXT
     return config.rope_theta == DEFAULT_ROPE_THETA and (long_context or _is_named(names))
 
 
 def config_warnings(config: ModelConfig, *names: str | None, gives_base: bool = True) -> list[str]:
-    """Sentences about values that contradict what the model was trained with.
+    """Warnings about values other than the model was trained with.
 
     `gives_base` is false for a GGUF file without a rotary base, which means 10000.
     """
-    doubts = []
+    wrong = []
     if rope_base_looks_wrong(config, *names):
         found, remedy = f"rope_theta is {config.rope_theta:.0f}", ""
         if not gives_base:
             found = f"the file gives no rotary base, so llama.cpp takes {config.rope_theta:.0f}"
             remedy = ", or make a corrected copy with 'edge convert MODEL --to gguf-mended',"
-        doubts.append((found, STABLE_CODE_ROPE_THETA, "--rope-theta", remedy))
+        wrong.append((found, STABLE_CODE_ROPE_THETA, "--rope-theta", remedy))
     if _is_named(names) and config.max_position_embeddings != STABLE_CODE_CONTEXT:
         found = f"the context is {config.max_position_embeddings} tokens"
-        doubts.append((found, STABLE_CODE_CONTEXT, "--context", ""))
+        wrong.append((found, STABLE_CODE_CONTEXT, "--context", ""))
     return [
         f"{found}, but Stable Code 3B was trained with {wanted:.0f}: add {flag} {wanted:.0f}"
         f"{remedy} unless this is another model."
-        for found, wanted, flag, remedy in doubts
+        for found, wanted, flag, remedy in wrong
     ]
 
 

@@ -1,7 +1,7 @@
-"""Named tensors of a source, read in blocks of rows.
+"""Tensors of a source by Hugging Face name, read in blocks of rows.
 
-Names are Hugging Face's whatever the file format. A quantised source offers a matrix dequantised
-by `read`, and exactly as it is by `read_packed`, in the terms of MLX's affine quantisation.
+A quantised matrix can be read dequantised by `read`, or exactly by `read_packed` in MLX's affine
+format.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ from edge.model.config import ModelConfig
 
 @dataclass(frozen=True)
 class Packing:
-    """How MLX would store a quantised matrix exactly."""
+    """How MLX stores a quantised matrix exactly."""
 
     bits: int
     group_size: int
-    permuted: bool = False  # its columns are in another order than the network's inputs
+    permuted: bool = False  # columns are in another order than the network's inputs
 
 
 @dataclass(frozen=True)
@@ -38,49 +38,48 @@ class Packed:
     scales: Array  # float16 (out, in / group_size)
     biases: Array  # the same
     input_order: Array | None = None  # int32 (in,), None for the identity
-    # By how much a bias differs at most from the source's exact one, in units of its scale.
-    bias_error_steps: float = 0.0
+    bias_error_steps: float = 0.0  # largest error of a bias, in units of its scale
 
 
 class Weights:
-    """The tensors of one source; here, of one that is not quantised."""
+    """The tensors of one source; this base class is for sources that are not quantised."""
 
-    shapes: Mapping[str, Shape]  # dequantised, by Hugging Face name
-    files: tuple[Path, ...] = ()  # none for generated weights
-    quantised: bool = False  # rounded to a few bits before
+    shapes: Mapping[str, Shape]  # dequantised, by name
+    files: tuple[Path, ...] = ()  # none for synthetic weights
+    quantised: bool = False
 
     @cached_property
     def unpackable(self) -> Mapping[str, str]:
-        """Why a quantised tensor has no packing, by name."""
+        """Reasons why quantised tensors have no packing, by name."""
         return {}
 
     def read(self, name: str, start: int = 0, stop: int | None = None) -> Array:
-        """Rows start to stop of a tensor as float16 or float32, never more precise than stored."""
+        """Rows start to stop of a tensor as float16 or float32, no wider than stored."""
         raise NotImplementedError
 
     def packing(self, name: str) -> Packing | None:
-        """How MLX can store the tensor without rounding it again; None if it cannot."""
+        """How MLX stores the tensor without rounding it again; None if it cannot."""
         return None
 
     def read_packed(self, name: str) -> Packed:
         """A tensor that has a packing, in that form."""
-        raise ValueError(f"{name} has no packing")
+        raise NotImplementedError
 
 
 def files_of(tensors: Mapping[str, StoredTensor]) -> tuple[Path, ...]:
-    """The files that hold some tensors, in order."""
+    """The files of some tensors, in order."""
     return tuple(dict.fromkeys(tensor.path for tensor in tensors.values()))
 
 
 @dataclass(frozen=True)
 class Opened:
-    """A source that was read but not yet compared with its config."""
+    """A source whose tensors have not been compared with its config yet."""
 
     config: ModelConfig
     weights: Weights
     tokenizer_files: Mapping[str, bytes]  # and generation settings, by file name
-    warnings: tuple[str, ...] = ()  # sentences to read before trusting the result
-    title: str | None = None  # the model's name as the source gives it
-    # False for a GGUF file that leaves it out, so that llama.cpp takes 10000. Its own converter
-    # does so, which is wrong for Stable Code (1000000).
+    warnings: tuple[str, ...] = ()
+    title: str | None = None  # the model's name in the source
+    # False for a GGUF file without the key, for which llama.cpp takes 10000. Its own converter
+    # omits it, which is wrong for Stable Code (1000000).
     gives_rope_base: bool = True

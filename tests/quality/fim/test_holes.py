@@ -108,7 +108,7 @@ def test_tasks_are_holes_the_first_of_each_kind(read):
     [
         ("{", "line 3 of .* is not a HumanEval infilling task"),
         ("[]", "not a HumanEval infilling task"),
-        ('{"a": 1, "a": 2}', "'a' is there twice"),
+        ('{"a": 1, "a": 2}', "'a' appears twice"),
         (other(task_id="x", suffix=None), "suffix"),
         (ONE, "line 3 of .* has the task_id .* of an earlier line"),
     ],
