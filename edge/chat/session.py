@@ -1,4 +1,4 @@
-"""A model, the conversation with it and what is printed: for the loop, and for one answer."""
+"""A chat session: the model, the conversation, its settings and its output."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ NO_SYSTEM = "a base model takes no system prompt; begin your text with it."
 
 @dataclass(frozen=True)
 class Opened:
-    """A model that was loaded, with what the user should know."""
+    """A loaded model; `note` is shown to the user."""
 
     name: str
     model: Model
@@ -51,7 +51,7 @@ class Opened:
 
 @dataclass(frozen=True)
 class Settings:
-    """Settings of answers, as the options of `edge chat`; max_tokens None is all of the context."""
+    """Settings of answers as in the options of `edge chat`; max_tokens None has no limit."""
 
     sampling: Sampling
     max_tokens: int | None = None
@@ -61,7 +61,7 @@ class Settings:
 
 
 class PlainText(ChatPrompt):
-    """In place of a chat template: of a conversation only the last text is read."""
+    """The prompt of a base model: only the last text of a conversation, without a template."""
 
     def __init__(self, tokenizer: Any):
         self._tokenizer = tokenizer
@@ -72,7 +72,7 @@ class PlainText(ChatPrompt):
         generated: Mapping[int, GeneratedIds] | None = None,
         answer: bool = True,
     ) -> list[int]:
-        """The ids of the user's last text, and what the model generated after it."""
+        """The ids of the user's last text and of its continuation."""
         last = max(place for place, message in enumerate(messages) if message.role == "user")
         ids = encode_beginning(self._tokenizer, messages[last].content)
         return [*ids, *(generated or {}).get(last + 1, GeneratedIds()).ids]
@@ -83,19 +83,19 @@ class PlainText(ChatPrompt):
 
 
 class Continuation(Conversation):
-    """Texts as the user's messages, and how the model continues them as the assistant's."""
+    """A conversation with a base model: texts of the user and their continuations."""
 
     _prompt_class = PlainText
     dropped_turns = 0
 
     def restore(self, messages: Sequence[Message]) -> None:
-        """Makes it the conversation of these messages, without their system prompt."""
+        """Replaces the conversation with these messages, without their system prompt."""
         super().restore([message for message in messages if message.role != "system"])
 
 
 @dataclass
 class Session:
-    """One sitting with a model; `attached` files, by name, go with the next message."""
+    """A chat session; files in `attached` (text by name) are sent with the next message."""
 
     opened: Opened
     settings: Settings
@@ -113,16 +113,16 @@ class Session:
         self._keep_resident()
 
     def close(self) -> None:
-        """Gives back the memory kept resident."""
+        """Ends keeping the model's memory resident."""
         self._resident.close()
 
     @property
     def answers(self) -> bool:
-        """The model has turns; others only continue a text."""
+        """False for a base model, which only continues text."""
         return not isinstance(self.talk, Continuation)
 
     def switch(self, opened: Opened) -> None:
-        """Goes on with another model."""
+        """Continues the conversation with another model."""
         if self.answers:
             self.settings = replace(self.settings, system=self.talk.system)
         talk = self._open_talk(opened, self.talk.messages)
@@ -130,14 +130,14 @@ class Session:
         self._keep_resident()
 
     def begin(self, prefix: str = "") -> None:
-        """Says what the user should know of a base model, and what there is to go on with."""
+        """Prints the notes on a base model and on a transcript that is continued."""
         self.introduce(prefix)
         if self.transcript.messages:
             messages = counted(len(self.transcript.messages), "message")
             self.screen.note(f"going on with the {messages} of {self.transcript.path}")
 
     def introduce(self, prefix: str = "") -> None:
-        """Says what the user should know of a model without turns."""
+        """Prints the notes on a base model."""
         if self.answers:
             return
         self.screen.note(
@@ -151,7 +151,7 @@ class Session:
             )
 
     def ask(self, text: str, printer: Printer | None = None) -> None:
-        """Prints the answer to a message as it comes, with the attached files before it."""
+        """Sends a message with the attached files before it, and prints the answer."""
         text = "\n\n".join([*self.attached.values(), text])
         events = self.talk.ask(text, **self._options())
         self.attached.clear()
@@ -163,7 +163,7 @@ class Session:
         self._answer(self.talk.regenerate(**self._options()))
 
     def record(self, *under_way: Message) -> None:
-        """Writes down what was said, and the question whose answer is under way."""
+        """Writes the conversation to the transcript, with a question that is being answered."""
         warning = self.transcript.record([*self.talk.messages, *under_way])
         if warning is not None:
             self.screen.say(warning)
@@ -195,7 +195,7 @@ class Session:
 
 
 def answer_once(session: Session, text: str, output: str = "text") -> int:
-    """Prints one answer for a script, as "text" or "json"; the exit code, 130 after Ctrl-C."""
+    """Prints one answer as "text" or "json"; returns the exit code, 130 after Ctrl-C."""
     session.begin("edge chat: ")
     printer = JsonPrinter(session.opened.name) if output == "json" else StdoutPrinter()
     try:

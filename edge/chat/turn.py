@@ -1,24 +1,23 @@
-"""One answer: printed as it comes, measured, and summed up in one line."""
+"""One answer: printed while it is generated, measured, and summed up in a status line."""
 
 import json
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 
-from edge.chat.highlight import Highlighter
-from edge.chat.screen import Sanitiser, Screen, follow
+from edge.chat.screen import Highlighter, Sanitiser, Screen, follow
 from edge.generate.conversation import Conversation, Events
 from edge.generate.stream import TextEvent, TokenClock
 from edge.power.meter import Meter, Sample, integrate
 from edge.stdout import write_stdout
 
-# Joules per token of a turn that the meter saw less of would be a guess.
-COVERED = 0.95
+# Least share of an answer that the meter must cover for joules per token.
+LEAST_COVERAGE = 0.95
 
 
 @dataclass(frozen=True)
 class Turn:
-    """One answer's figures as in `Stats`, and its energy where the meter covered the turn."""
+    """Figures of one answer; times as in `Stats`, energy None where the meter did not cover it."""
 
     tokens: int
     finish: str
@@ -30,67 +29,37 @@ class Turn:
     empty: bool = False
 
 
-class TurnClock(TokenClock):
-    """Counts and times the events of one answer, also of one that is cut off."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self._empty = True
-        self._last: TextEvent | None = None
-
-    def take(self, event: TextEvent) -> None:
-        """Counts an event."""
-        self._last = event
-        self._empty = self._empty and not event.text.strip()
-        if event.ids:
-            self.count(len(event.ids))
-
-    def turn(self, samples: Sequence[Sample] = ()) -> Turn:
-        """The figures, with the energy of the meter's samples."""
-        stats = None if self._last is None else self._last.stats
-        finish = (self._last and self._last.finish) or "interrupted"
-        prompt_tokens = None if stats is None else stats.prompt_tokens
-        figures = (self.tokens, finish, prompt_tokens, self.ttft_s, self.decode_tok_s)
-        power_w, joules_per_token = self._energy(samples)
-        return Turn(*figures, power_w, joules_per_token, self._empty)
-
-    def _energy(self, samples: Sequence[Sample]) -> tuple[float | None, float | None]:
-        if not samples or self.last_ns <= self.begin_ns:
-            return None, None
-        energy = integrate(samples, self.begin_ns, self.last_ns)
-        covered_s = energy.coverage * (self.last_ns - self.begin_ns) / 1e9
-        if not covered_s:
-            return None, None
-        whole = energy.coverage >= COVERED and self.tokens > 0
-        return energy.total_j / covered_s, energy.total_j / self.tokens if whole else None
-
-
 class ScreenPrinter:
     """Prints an answer on the screen, with colours for code."""
 
     def __init__(self, screen: Screen):
         self._screen = screen
-        self._sanitiser, self._colours = Sanitiser(), Highlighter(screen.colour)
+        self._sanitiser = Sanitiser()
+        self._highlighter = Highlighter() if screen.colour else None
 
     def add(self, text: str) -> None:
         """Prints what can be shown now."""
-        self._screen.write(self._colours.add(self._sanitiser.add(text)))
+        self._write(self._sanitiser.add(text))
 
     def finish(self, turn: Turn) -> None:
         """Prints what was held back."""
-        rest = self._colours.add(self._sanitiser.finish())
-        self._screen.write(rest + self._colours.finish())
+        self._write(self._sanitiser.finish())
+        if self._highlighter is not None:
+            self._screen.write(self._highlighter.finish())
+
+    def _write(self, text: str) -> None:
+        self._screen.write(text if self._highlighter is None else self._highlighter.add(text))
 
 
 class StdoutPrinter:
-    """Prints an answer on stdout as it is, but for a terminal, which would act on some of it."""
+    """Prints an answer on stdout, unchanged unless it is a terminal."""
 
     def __init__(self) -> None:
         self._sanitiser = Sanitiser() if sys.stdout.isatty() else None
         self._last = ""
 
     def add(self, text: str) -> None:
-        """Prints a piece."""
+        """Prints a piece of text."""
         self._last = text or self._last
         write_stdout(self._sanitiser.add(text) if self._sanitiser else text)
 
@@ -101,13 +70,13 @@ class StdoutPrinter:
 
 
 class JsonPrinter:
-    """Prints an answer with its figures as one JSON document on stdout."""
+    """Prints an answer and its figures as one JSON document on stdout."""
 
     def __init__(self, model: str):
         self._model, self._text = model, ""
 
     def add(self, text: str) -> None:
-        """Keeps a piece."""
+        """Collects a piece of text."""
         self._text += text
 
     def finish(self, turn: Turn) -> None:
@@ -122,23 +91,48 @@ Printer = ScreenPrinter | StdoutPrinter | JsonPrinter
 def run_turn(events: Events, meter: Meter, printer: Printer) -> Turn:
     """Prints an answer until it ends or Ctrl-C is pressed."""
     meter.start()
-    clock = TurnClock()
+    clock, seen = TokenClock(), list[TextEvent]()
 
     def take(event: TextEvent) -> None:
-        clock.take(event)
+        if event.ids:
+            clock.count(len(event.ids))
+        seen.append(event)
         printer.add(event.text)
 
     try:
         follow(events, take)
     finally:
         samples = meter.stop()
-    turn = clock.turn(samples)
+    turn = summarise(clock, seen, samples)
     printer.finish(turn)
     return turn
 
 
+def summarise(clock: TokenClock, events: Sequence[TextEvent], samples: Sequence[Sample]) -> Turn:
+    """The figures of an answer, which may have been interrupted before its last event."""
+    last = events[-1] if events else None
+    stats = None if last is None else last.stats
+    power_w = joules_per_token = None
+    if samples and clock.last_ns > clock.begin_ns:
+        energy = integrate(samples, clock.begin_ns, clock.last_ns)
+        covered_s = energy.coverage * (clock.last_ns - clock.begin_ns) / 1e9
+        power_w = energy.total_j / covered_s if covered_s else None
+        if energy.coverage >= LEAST_COVERAGE and clock.tokens:
+            joules_per_token = energy.total_j / clock.tokens
+    return Turn(
+        tokens=clock.tokens,
+        finish=(last and last.finish) or "interrupted",
+        prompt_tokens=None if stats is None else stats.prompt_tokens,
+        ttft_s=clock.ttft_s,
+        decode_tok_s=clock.decode_tok_s,
+        power_w=power_w,
+        joules_per_token=joules_per_token,
+        empty=not any(event.text.strip() for event in events),
+    )
+
+
 def status_line(turn: Turn, memory_bytes: int, talk: Conversation, max_tokens: int | None) -> str:
-    """The line under an answer."""
+    """The figures of an answer in one line."""
     reached = max_tokens is not None and turn.tokens >= max_tokens
     cut = {
         "interrupted": "stopped by you",
@@ -160,10 +154,10 @@ def status_line(turn: Turn, memory_bytes: int, talk: Conversation, max_tokens: i
 
 
 def counted(number: int, thing: str) -> str:
-    """A number of things."""
+    """A number with its noun, such as "2 tokens"."""
     return f"{number} {thing}{'' if number == 1 else 's'}"
 
 
 def size(count_bytes: float) -> str:
-    """A number of bytes in MB or GB, powers of ten."""
+    """Bytes in MB or GB (powers of ten)."""
     return f"{count_bytes / 1e6:.0f} MB" if count_bytes < 1e9 else f"{count_bytes / 1e9:.2f} GB"

@@ -37,7 +37,7 @@ def run(args: argparse.Namespace) -> int:
     from edge.chat.repl import converse, new_transcript_file  # prompt_toolkit, which -p needs not
 
     file = args.transcript or (None if args.no_history else new_transcript_file())
-    with contextlib.closing(_session(args, settings, Screen(), file)) as session:
+    with contextlib.closing(_session(args, settings, Screen(sys.stdout), file)) as session:
         converse(session, keep_history=not args.no_history)
     return 0
 

@@ -15,7 +15,7 @@ from edge.cli.progress import progress_bars
 from edge.convert.checkpoint import Checkpoint
 from edge.convert.convert import Artefact, convert
 from edge.device.describe import usable_cores
-from edge.generate.fim_prompt import FimTokens
+from edge.generate.fim import FimTokens
 from edge.quality.corpus import check_trained, iter_texts, tokenizer_of, windows_of
 from edge.quality.evaluate import evaluate
 from edge.quality.fim.fill import Settings, fill_all, rules_version

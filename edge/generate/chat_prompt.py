@@ -1,10 +1,9 @@
-"""A conversation as the ids that a model was trained to read.
+"""Token ids of a conversation in the model's chat template, or in ChatML without one.
 
-The model's own chat template writes the text; ChatML where there is none. In that text the name
-of a control token in a message looks like the template's own. So the template also writes marks
-in place of the contents, and only names in its own text become control tokens. Between two of
-these, text of both is encoded in one piece: the ids are those of the whole text wherever no
-message names a control token.
+In the rendered text the name of a control token in a message looks like the template's own. So
+the template is rendered a second time with marks in place of the messages, and only names in the
+template's own text become control tokens. Text between two control tokens is encoded in one
+piece: the ids are those of the whole text wherever no message names a control token.
 """
 
 from __future__ import annotations
@@ -20,24 +19,27 @@ from edge.generate.transcript import Message
 from edge.tokenizer.tokenizer import encode_text, special_ids, token_id
 
 IM_START, IM_END = "<|im_start|>", "<|im_end|>"
-# Stands for the content of message N; no template has it, and none has a reason to change it.
+# Stands for the content of message N: text that no template contains or changes.
 MARK = "edge8c1f{}content"
 MARKS = re.compile(MARK.format(r"(\d+)"))
-# Texts between control tokens whose ids are kept: those of a long conversation, twice.
-KEPT_TEXTS = 4096
+# Number of texts between control tokens whose ids are cached: a long conversation twice.
+CACHED_TEXTS = 4096
 LONGEST_STOP_TOKENS = 64
 
 
 @dataclass(frozen=True)
 class GeneratedIds:
-    """Ids that the model generated and the text that they are."""
+    """Ids that the model generated, and their text."""
 
     ids: tuple[int, ...] = ()
     text: str = ""
 
     @classmethod
     def of(cls, tokenizer: Any, ids: Sequence[int], content: str) -> GeneratedIds:
-        """As many ids as are an answer's beginning; the last may be of a stop string."""
+        """The longest beginning of the ids whose text begins the answer.
+
+        The last ids may belong to a stop string, which is not in the answer.
+        """
         for end in range(len(ids), max(-1, len(ids) - LONGEST_STOP_TOKENS - 1), -1):
             text: str = tokenizer.decode(
                 list(ids[:end]), skip_special_tokens=False, clean_up_tokenization_spaces=False
@@ -48,13 +50,13 @@ class GeneratedIds:
 
 
 def can_chat(tokenizer: Any) -> bool:
-    """A model can if it has a chat template, or ChatML's tokens to do without."""
+    """True for a model with a chat template or ChatML's tokens."""
     has_chatml = all(token_id(tokenizer, name) is not None for name in (IM_START, IM_END))
     return bool(tokenizer.chat_template) or has_chatml
 
 
 class ChatPrompt:
-    """Messages to ids for one model with a byte-level tokenizer, as the family's are."""
+    """Converts messages to ids for one model with a byte-level tokenizer."""
 
     def __init__(self, tokenizer: Any):
         if not can_chat(tokenizer):
@@ -67,10 +69,10 @@ class ChatPrompt:
         self._backend = tokenizer.backend_tokenizer
         added = self._backend.get_added_tokens_decoder()
         self._control = {added[i].content: i for i in special_ids(self._backend)}
-        # The longest of names that begin at one place is found, as tokenizers do.
+        # Longest first: as in tokenizers, the longest of the names at one place counts.
         names = sorted(filter(None, self._control), key=len, reverse=True)
         self._names = re.compile(f"({'|'.join(map(re.escape, names)) or '(?!)'})")
-        self._encode = lru_cache(KEPT_TEXTS)(lambda text: encode_text(self._backend, text))
+        self._encode = lru_cache(CACHED_TEXTS)(lambda text: encode_text(self._backend, text))
 
     def ids(
         self,
@@ -78,11 +80,11 @@ class ChatPrompt:
         generated: Mapping[int, GeneratedIds] | None = None,
         answer: bool = True,
     ) -> list[int]:
-        """The ids of a conversation; with `answer` they end with the beginning of one.
+        """The ids of a conversation; with `answer` they end with the beginning of an answer.
 
-        Messages that were generated, by their place, keep their ids: encoding their text may
-        give others. An EdgeError says that the template refuses the messages, or changes
-        contents that hold the name of a control token, which could not be told from its own.
+        `generated` messages, by their place, keep their ids: encoding their text may give others.
+        Raises an EdgeError if the template refuses the messages, or changes a message that
+        contains the name of a control token.
         """
         text = self.render(messages, answer)
         pieces = self._pieces(messages, answer, text)
@@ -92,13 +94,13 @@ class ChatPrompt:
                 if found is not None:
                     raise EdgeError(
                         f"a message of the {message.role} holds {found[0]}, which this model's "
-                        f"chat template would mix up with its own; leave it out."
+                        f"chat template cannot tell from its own; leave it out."
                     )
             pieces = [(text, None)]
         return list(self._joined(pieces, generated or {}))
 
     def render(self, messages: Sequence[Message], answer: bool = True) -> str:
-        """The text of a conversation, as the template writes it."""
+        """The text of a conversation, rendered by the template."""
         if not self._tokenizer.chat_template:
             turns = [f"{IM_START}{m.role}\n{m.content}{IM_END}\n" for m in messages]
             return "".join(turns) + (f"{IM_START}assistant\n" if answer else "")
@@ -107,7 +109,7 @@ class ChatPrompt:
         return str(template(plain, add_generation_prompt=answer, tokenize=False))
 
     def check_system(self) -> None:
-        """Raises an EdgeError if the template refuses a system prompt, or silently drops it."""
+        """Raises an EdgeError if the template refuses or drops a system prompt."""
         system, user = Message("system", MARK.format(0)), Message("user", "x")
         self.render([user])
         reason = "its chat template leaves it out"
@@ -123,12 +125,12 @@ class ChatPrompt:
     def _pieces(
         self, messages: Sequence[Message], answer: bool, text: str
     ) -> list[tuple[str, int | None]] | None:
-        """The template's own text (None) and contents by message; None if they look alike."""
+        """The template's own text (None) and contents by message; None if it changes contents."""
         marked = [replace(m, content=MARK.format(i)) for i, m in enumerate(messages)]
         try:
             first, *rest = MARKS.split(self.render(marked, answer))
         except EdgeError:
-            return None  # it looks into the contents
+            return None  # the template depends on the contents
         pieces: list[tuple[str, int | None]] = [(first, None)]
         at = len(first)
         for place, after in zip(map(int, rest[::2]), rest[1::2], strict=True):

@@ -1,16 +1,16 @@
-"""A conversation with a model, without anything of a terminal.
+"""A conversation with a model.
 
     conversation = Conversation(*edge.load("models/stable-code-instruct-3b/mlx-int4"))
     for event in conversation.ask("What does this do?"):
         print(event.text, end="", flush=True)
 
-Every prompt is the whole conversation, of which only what follows the first differing token is
-computed: an answer is put back as the very ids that the model generated.
+Every prompt is the whole conversation, but it is computed from the first differing token on:
+answers are put back as the ids that the model generated.
 
-Room for the answer is a quarter of the context, or max_tokens if that is less. If the rest is too
-small, the oldest turns are left out of the prompt, but not of `messages`, until what stays takes
-three quarters of it: the prompts of some turns to come then begin in the same way. The system
-prompt and the last question always stay.
+The answer has a quarter of the context, or max_tokens if that is less. If the conversation does
+not fit the rest, the oldest turns are left out of the prompt (not of `messages`) until it takes
+three quarters of the rest, so that the next prompts can reuse the cache. The system prompt and
+the last question always stay.
 """
 
 import contextlib
@@ -29,15 +29,15 @@ from edge.model.kv_cache import cache_bytes, make_cache
 from edge.model.stablelm import Model
 
 Events = Generator[TextEvent, None, None]
-# Questions and answers in turns, the first a question.
+# Questions and answers alternately, the first a question.
 Turns = tuple[Message, ...]
 
-# Of the context for the answer, and of the rest for turns that stay once older ones are dropped.
+# The answer's share of the context, and the share of the rest that turns keep after a drop.
 ANSWER_SHARE, KEPT_SHARE = 1 / 4, 3 / 4
 
 
 class Conversation:
-    """Questions and answers with one model. What raises leaves the conversation as it was."""
+    """Questions and answers with one model; a call that raises leaves it unchanged."""
 
     _prompt_class: type[ChatPrompt] = ChatPrompt
 
@@ -57,23 +57,22 @@ class Conversation:
         self._turns: Turns = ()
         self._generated: dict[int, GeneratedIds] = {}  # by the answer's place in the turns
         self._dropped = self.reused_tokens = 0  # of the last prompt
-        self._asked: list[int] | None = None  # the last prompt, if nothing changed since
-        self._answering = False
+        self._asked: list[int] | None = None  # the last prompt, None after any other change
         self.system = system
 
     @property
     def messages(self) -> tuple[Message, ...]:
-        """The system prompt, if there is one, and every question that has an answer."""
+        """The system prompt, if any, and all questions and answers."""
         return (*self._head(), *self._turns)
 
     @property
     def context_limit(self) -> int:
-        """Positions that the model was trained on."""
+        """Number of positions that the model was trained on."""
         return self._model.config.max_position_embeddings
 
     @property
     def context_tokens(self) -> int:
-        """Tokens of the context that the conversation takes, without what is left out."""
+        """Number of tokens of the conversation, without turns that are left out."""
         if not self._turns:
             return 0
         ids = self._ids(self._turns, self._dropped, answer=False)
@@ -81,7 +80,7 @@ class Conversation:
 
     @property
     def dropped_turns(self) -> int:
-        """Number of the oldest turns that were left out of the last prompt."""
+        """Number of oldest turns that were left out of the last prompt."""
         return self._dropped
 
     @property
@@ -91,42 +90,37 @@ class Conversation:
 
     @property
     def system(self) -> str | None:
-        """The system prompt; a new one is for the whole conversation, from the next turn on."""
+        """The system prompt; a new one applies to the whole conversation from the next turn on."""
         return self._system
 
     @system.setter
     def system(self, text: str | None) -> None:
-        self._check_idle()
         if text:
-            check_text(text, "system prompt")
             self._prompt.check_system()
         if (text or None) != self._system:
             self._change(text or None, self._turns)
 
     def ask(self, text: str, **options: Any) -> Events:
-        """Asks something; the answer comes as the events of `stream_generate`.
+        """Yields the answer to a question as events of `stream_generate`.
 
-        The options are `sampling`, `max_tokens` and `stop`, as there. However it ends, what came
-        is the answer: a generator that is closed early, an interrupt within it, max_tokens or the
-        end of the context leave one with `cut_off` set. The call itself raises an EdgeError if
-        the question does not fit the context, or the template refuses it.
+        The options are its `sampling`, `max_tokens` and `stop`. An answer that is closed early,
+        interrupted, or ended by max_tokens or the context is kept with `cut_off` set. The call
+        raises an EdgeError if the question does not fit the context or the template refuses it.
+        The generator must be finished or closed before the conversation is used again.
         """
-        check_text(text, "message")
         return self._begin((*self._turns, Message("user", text)), **options)
 
     def regenerate(self, **options: Any) -> Events:
         """Answers the last question again; options and errors of `ask`.
 
-        If it is cut off before anything came, the answer there was stays.
+        The old answer stays if the new one is cut off before its first text.
         """
-        self._check_idle()
         if not self._turns:
             raise EdgeError("there is no answer to give again; ask something first.")
         return self._begin(self._turns[:-1], **options)
 
     def undo(self) -> Message | None:
-        """Takes back the last question with its answer; the question, or None if there is none."""
-        self._check_idle()
+        """Removes the last question with its answer; returns the question, None without one."""
         if not self._turns:
             return None
         *older, question, _ = self._turns
@@ -134,16 +128,14 @@ class Conversation:
         return question
 
     def clear(self) -> None:
-        """Takes back everything but the system prompt."""
-        self._check_idle()
+        """Removes everything but the system prompt."""
         self._change(self._system, ())
 
     def restore(self, messages: Sequence[Message]) -> None:
-        """Makes it the conversation of these messages, which must take turns.
+        """Replaces the conversation with these messages, user and assistant alternately.
 
         A last question without an answer gets an empty one; `regenerate` answers it.
         """
-        self._check_idle()
         head, turns = split_system(messages)
         for place, message in enumerate(turns):
             if message.role != ("user", "assistant")[place % 2]:
@@ -151,7 +143,6 @@ class Conversation:
                     f"message {place + 1 + len(head)} is the {message.role}'s out of turn; choose "
                     f"a conversation in which user and assistant take turns."
                 )
-            check_text(message.content, "message")
         if head:
             self._prompt.check_system()
         if len(turns) % 2:
@@ -163,19 +154,13 @@ class Conversation:
         return [] if self._system is None else [Message("system", self._system)]
 
     def _change(self, system: str | None, turns: Turns) -> None:
-        """Older turns may fit again, and no answer asked for does."""
         self._system, self._turns = system, turns
         self._dropped, self._asked = 0, None
 
-    def _check_idle(self) -> None:
-        if self._answering:
-            raise EdgeError("an answer is under way; let it end or close it first.")
-
     def _begin(self, turns: Turns, **options: Any) -> Events:
-        self._check_idle()
         options = {"sampling": GREEDY, "max_tokens": None, **options}
         dropped, ids = self._fit(turns, options["max_tokens"])
-        # A penalty looks at the tokens before, and is shown only those that are computed.
+        # A penalty sees only the tokens that are computed, so these must include its context.
         reused = self.reused_tokens = self._prefix.reuse(ids, options["sampling"].looks_back)
         options |= {"cache": self._prefix.layers, "draft": self._draft, "history": ids[:reused]}
         events = stream_generate(self._model, self._tokenizer, ids[reused:], **options)
@@ -184,33 +169,32 @@ class Conversation:
 
     def _answer(self, turns: Turns, dropped: int, ids: list[int], events: Events) -> Events:
         if self._asked is not ids:
-            raise EdgeError("the conversation went on since this answer was asked for; ask again.")
-        came: list[TextEvent] = []
+            raise EdgeError("the conversation changed before its answer was read; ask again.")
+        seen: list[TextEvent] = []
         failed = False
         try:
-            self._answering = True
             with self._prefix.feeding(ids) as fed, contextlib.closing(events):
                 for event in events:
                     fed.extend(event.ids)
-                    came.append(event)
+                    seen.append(event)
                     yield event
         except Exception:
             failed = True
             raise
         finally:
-            self._answering, self._asked = False, None
-            self._keep(turns, dropped, came, failed)
+            self._asked = None
+            self._keep(turns, dropped, seen, failed)
 
-    def _keep(self, turns: Turns, dropped: int, came: Sequence[TextEvent], failed: bool) -> None:
-        """Keeps what came as the answer, unless nothing came by a failure or a second try."""
-        text = "".join(event.text for event in came)
-        finish = came[-1].finish if came else None
+    def _keep(self, turns: Turns, dropped: int, seen: Sequence[TextEvent], failed: bool) -> None:
+        """Keeps an answer unless it is empty after a failure or a second try."""
+        text = "".join(event.text for event in seen)
+        finish = seen[-1].finish if seen else None
         cut_off = finish in (None, "length")
         again = len(turns) < len(self._turns)
         if not text and cut_off and (failed or again):
             return
-        ids = [token for event in came for token in event.ids]
-        if finish == "stop token":  # the template's to write
+        ids = [token for event in seen for token in event.ids]
+        if finish == "stop token":  # the template writes it
             ids.pop()
         self._generated[len(turns)] = GeneratedIds.of(self._tokenizer, ids, text)
         self._turns = (*turns, Message("assistant", text, cut_off))
@@ -219,7 +203,7 @@ class Conversation:
     def _fit(self, turns: Turns, max_tokens: int | None) -> tuple[int, list[int]]:
         limit = self.context_limit
         room = limit - max(1, min(int(limit * ANSWER_SHARE), max_tokens or limit))
-        last = len(turns) // 2  # so many are before the last question
+        last = len(turns) // 2  # number of turns before the last question
         dropped = min(self._dropped, last)
         ids = self._ids(turns, dropped)
         if len(ids) > room and dropped < last:
@@ -231,7 +215,7 @@ class Conversation:
             ids = self._ids(turns, dropped)
         if len(ids) >= limit:
             raise EdgeError(
-                f"the message has {len(ids)} tokens with what frames it and the model's context "
+                f"the message has {len(ids)} tokens with the chat template and the model's context "
                 f"ends at {limit}; shorten it by {len(ids) - limit + 1} or more."
             )
         return dropped, ids
@@ -242,9 +226,3 @@ class Conversation:
         by_place = self._generated.items()
         generated = {len(head) + at - first: ids for at, ids in by_place if at in kept}
         return self._prompt.ids([*head, *turns[first:]], generated, answer)
-
-
-def check_text(text: str, what: str) -> None:
-    """Refuses half characters, which no tokenizer encodes."""
-    if any("\ud800" <= character <= "\udfff" for character in text):
-        raise EdgeError(f"the {what} is not UTF-8; check the encoding of where it comes from.")

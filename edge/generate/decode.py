@@ -1,7 +1,7 @@
-"""The decode loop: chunked prefill, then one token after another.
+"""The decode loop: chunked prefill, then one token at a time.
 
-The loop stays one step ahead, as mlx-lm's `generate_step` does: the graph of the next step is
-built and under way before the current token is read, so the device never waits for Python.
+The loop is one step ahead, like mlx-lm's `generate_step`: the graph of the next step is built and
+submitted before the current token is read, so the device never waits for Python.
 """
 
 from collections.abc import Callable, Generator, Sequence
@@ -22,11 +22,11 @@ from edge.model.stablelm import Cache, Model
 
 # mlx-lm's default: bounds the memory of a long prefill.
 PREFILL_TOKENS = 2048
-# A last part with more positions per layer is cut before its last position (`prefill_parts`). On
-# the demo, four layers on a CPU, that pays from about 16 positions on: 1.25 x at 256.
+# A last part with more positions per layer is split before its last position (`prefill_parts`).
+# On the demo, four layers on a CPU, that pays from about 16 positions on: 1.25 x at 256.
 POSITIONS_PER_LAYER = 4
 Tokens = Generator[int, None, None]
-# Gets the number of prompt tokens processed so far, and of all.
+# Called with the number of prompt tokens processed so far, and of all.
 OnPrefill = Callable[[int, int], None]
 
 
@@ -74,18 +74,17 @@ def generate_tokens(
 
     Args:
         model: the network.
-        prompt: ids to begin with; with a cache, those that follow what it holds.
-        cache: one of mlx-lm's caches per layer, extended in place. However this iterator ends,
-            all layers hold the prompt and the yielded ids, the last of `max_tokens` excepted.
-        sampling: how tokens are chosen. A penalty sees this prompt and what was generated.
-        max_tokens: None goes on to the end of the model's context; 0 only fills the cache.
-        on_prefill: called after each part of the prompt was computed.
-        draft: proposes tokens, many of which one pass can check; the result is the same.
-        history: the ids that the cache holds, for the drafter.
+        prompt: the ids that follow those in the cache.
+        cache: one of mlx-lm's caches per layer, extended in place. However the iterator ends,
+            all layers hold the prompt and the yielded ids, except the last of `max_tokens`.
+        sampling: a penalty sees this prompt and the generated ids.
+        max_tokens: None continues to the end of the model's context; 0 only fills the cache.
+        on_prefill: called after each part of the prompt.
+        draft: proposes tokens that are checked several at a time; the ids stay the same.
+        history: the ids in the cache, for the drafter.
 
     Raises:
-        EdgeError: an empty prompt, ids outside the vocabulary, no room in the model's context.
-            Raised by the call itself, before the first token is asked for.
+        EdgeError: at the call: an empty prompt, unknown ids, no room in the model's context.
     """
     cache = make_cache(model) if cache is None else cache
     prompt = [int(token) for token in prompt]
@@ -102,14 +101,15 @@ def generate_tokens(
 
 
 def cache_length(cache: Sequence[Cache]) -> int:
-    """Number of positions that a cache has seen."""
+    """Number of positions in a cache."""
     return int(cache[0].offset)
 
 
 def prefill_parts(length: int, step: int, layers: int) -> list[range]:
-    """The positions of a prompt in the parts to compute them in.
+    """The parts of a prompt to compute one after another, as ranges of positions.
 
-    Of the last part the last layer is computed whole, so where that is much it is one position.
+    The last layer of the last part is computed for all its positions; a long part is split so
+    that only one position is left for it.
     """
     parts = [range(start, min(start + step, length)) for start in range(0, length, step)]
     if len(parts[-1]) > POSITIONS_PER_LAYER * layers:
@@ -120,7 +120,7 @@ def prefill_parts(length: int, step: int, layers: int) -> list[range]:
 def _prefill(
     model: Model, prompt: Sequence[int], cache: Sequence[Cache], on_prefill: OnPrefill
 ) -> mx.array:
-    """Fills the cache with the prompt; the hidden state of its last position (1, 1, hidden)."""
+    """Fills the cache; returns the hidden state of the last position (1, 1, hidden)."""
     *parts, last = prefill_parts(len(prompt), PREFILL_TOKENS, len(model.layers))
     for part in parts:
         model.model(mx.array([prompt[part.start : part.stop]]), cache)
@@ -137,7 +137,7 @@ def _prefill(
 def _context_room(model: Model, cache: Sequence[Cache], prompt_tokens: int) -> int:
     held, limit = cache_length(cache), model.config.max_position_embeddings
     if getattr(cache[0], "max_size", None) is not None:
-        return 2**31  # a rotating cache forgets the oldest positions, so it has no end
+        return 2**31  # a rotating cache drops the oldest positions, so it has no end
     room = limit - held - prompt_tokens
     if room > 0:
         return room

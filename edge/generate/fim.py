@@ -1,22 +1,31 @@
-r"""Fill in the middle: what belongs between the text before a cursor and the text after it.
+r"""Fill in the middle: the text between a prefix and a suffix.
 
     model, tokenizer = edge.load("models/demo/mlx-fp16")
     completer = Completer(MlxSource(model), tokenizer)
     completer.complete("for key, value in d.", "():\n    print(key, value)\n", order="spm").text
 
-The parts of the prompt are encoded one by one: <fim_middle> in a source file is text.
+The prompt is StarCoder's, whose special tokens Stable Code has (Stable Code Technical Report,
+sections 3 and 4.4; Bavarian et al. 2022, arXiv:2207.14255), with nothing between the parts:
+
+    psm   <fim_prefix>PREFIX<fim_suffix>SUFFIX<fim_middle>
+    spm   <fim_prefix><fim_suffix>SUFFIX<fim_middle>PREFIX
+
+Both orders were trained equally often. The report does not give its form of SPM; this one is
+StarCoder's and the demo's. Other files of the repository come first, without their names, each
+followed by <repo_continuation> (section 2 of the report). The parts are encoded one by one, so
+<fim_middle> in a source file is text.
 """
+
+from __future__ import annotations
 
 import contextlib
 import time
 from collections.abc import Generator, Sequence
 from dataclasses import dataclass
-from functools import partial
-from typing import Any
+from typing import Any, Literal
 
 from edge.errors import EdgeError
 from edge.generate.decode import Tokens
-from edge.generate.fim_prompt import REPO_TOKEN, FimTokens, Order, near_beginning, near_end
 from edge.generate.fim_stop import StopRules
 from edge.generate.sampling import GREEDY, Sampling
 from edge.generate.sources import TokenSource
@@ -24,16 +33,24 @@ from edge.generate.stream import TokenClock, stop_ids
 from edge.tokenizer.detokenizer import REPLACEMENT_CHARACTER, StreamingDetokenizer
 from edge.tokenizer.tokenizer import encode_text, special_ids
 
+Order = Literal["psm", "spm"]
+REPO_TOKEN = "<repo_continuation>"
 MAX_TOKENS = 128
+# The suffix's share of the window where prefix and suffix together are too long.
+SUFFIX_SHARE = 1 / 4
+# Long text is cut in steps: otherwise every keystroke would shift the window and miss the cache.
+TRIM_STEP_TOKENS = 64
+# Code has about 3 characters per token; encoding megabytes that cannot fit would take seconds.
+CHARACTERS_PER_POSITION, LEAST_CHARACTERS = 16, 100_000
 
 
 @dataclass(frozen=True)
 class Completion:
-    """A middle and what it took; times begin with the call.
+    """A middle and its figures; times begin with the call.
 
     Attributes:
-        reused_tokens: of the prompt, taken from the cache of the calls before.
-        generated_tokens: a stop token and what was cut off included.
+        reused_tokens: prompt tokens that were in the cache already.
+        generated_tokens: including a stop token and text that was cut off.
         decode_tok_s: (N - 1) / (t_N - t_1); None for fewer than two tokens.
         stopped_by: "stop token", "max tokens" or a rule of `fim_stop`.
     """
@@ -50,18 +67,41 @@ class Completion:
 
 @dataclass(frozen=True)
 class MiddleEvent:
-    """Text of the middle that no rule can take back any more; at last the whole."""
+    """Text that no rule can remove any more; the last event has the completion."""
 
     text: str
     completion: Completion | None
 
 
-class Completer:
-    """Completes with what a source of tokens gives; refuses models not trained for it.
+@dataclass(frozen=True)
+class FimTokens:
+    """Ids of the special tokens of a prompt; not every model has `repo`."""
 
-    The source keeps the keys and values of the last prompt, so the next one pays from the first
+    prefix: int
+    suffix: int
+    middle: int
+    repo: int | None
+
+    @classmethod
+    def find(cls, backend: Any) -> FimTokens:
+        """The tokens in the vocabulary of a `tokenizers.Tokenizer`."""
+        names = ("<fim_prefix>", "<fim_suffix>", "<fim_middle>")
+        ids = [backend.token_to_id(name) for name in names]
+        missing = [name for name, found in zip(names, ids, strict=True) if found is None]
+        if missing:
+            raise EdgeError(
+                f"the model's vocabulary has no {', '.join(missing)}, so it was not trained to "
+                f"fill in the middle; choose a model that was, such as stable-code-3b."
+            )
+        return cls(ids[0], ids[1], ids[2], backend.token_to_id(REPO_TOKEN))
+
+
+class Completer:
+    """Fills in the middle with a source of tokens; refuses models not trained for it.
+
+    The source keeps the cache of the last prompt, so the next prompt is computed from the first
     differing token on. While a user types, PSM computes the end of the prefix and the whole
-    suffix again; SPM, where the suffix comes first, the end of the prefix alone.
+    suffix again; SPM, where the suffix comes first, only the end of the prefix.
     """
 
     def __init__(self, source: TokenSource, tokenizer: Any):
@@ -89,21 +129,14 @@ class Completer:
         stop_rules: bool = True,
         sampling: Sampling = GREEDY,
     ) -> Generator[MiddleEvent, None, None]:
-        """Yields the text between prefix and suffix as it comes.
+        """Yields the text between prefix and suffix as it is generated.
 
-        Text whose line ends are all CRLF is completed as if they were LF, and gets CRLF.
+        `context` holds other files of the repository, the most important last. `max_lines` does
+        not count blank lines before the first code. Text whose line ends are all CRLF is
+        completed as if they were LF, and the middle gets CRLF.
 
-        Args:
-            prefix: everything before the cursor.
-            suffix: everything after it.
-            context: other files of the repository, the most important last.
-            order: of the prompt.
-            max_tokens: the window keeps room for so many.
-            max_lines: of the middle; blank ones before it are free.
-            stop_rules: apply the rules of `fim_stop`.
-            sampling: how tokens are chosen.
-
-        Raises an EdgeError at the first step if there is no room, or no token for context.
+        Raises an EdgeError at the first step if the window has no room for `max_tokens`, or the
+        vocabulary has no token for `context`.
         """
         clock = TokenClock()
         line_end = "\r\n" if _is_crlf(prefix, suffix) else "\n"
@@ -134,30 +167,33 @@ class Completer:
     def _prompt(
         self, prefix: str, suffix: str, context: Sequence[str], order: Order, max_tokens: int
     ) -> list[int]:
-        limit = self.source.context_tokens
+        limit, fim = self.source.context_tokens, self._tokens
         room = limit - max_tokens - 3
         if max_tokens < 1 or room < 1:
             raise EdgeError(
                 f"max_tokens is {max_tokens} and the model's context has {limit} positions; "
                 f"choose from 1 to {limit - 4}."
             )
-        repo = self._tokens.repo
-        if context and repo is None:
+        if context and fim.repo is None:
             raise EdgeError(
                 f"the model's vocabulary has no {REPO_TOKEN}, which joins the files of a "
                 f"repository; leave out the context."
             )
-        encode = partial(encode_text, self._backend)
-        before, after = encode(prefix), encode(suffix)
         files: list[int] = []
         for text in context:
-            files += [*encode(near_end(text, limit)), repo or 0]
-        return self._tokens.prompt(before, after, files, room, order)
+            files += [*encode_text(self._backend, near_end(text, limit)), fim.repo or 0]
+        before, after, left = fit(
+            encode_text(self._backend, prefix), encode_text(self._backend, suffix), room
+        )
+        files = _keep_end(files, left, _step_tokens(room))
+        if order == "spm":
+            return [*files, fim.prefix, fim.suffix, *after, fim.middle, *before]
+        return [*files, fim.prefix, *before, fim.suffix, *after, fim.middle]
 
     def _middle(
         self, tokens: Tokens, rules: StopRules, clock: TokenClock
     ) -> Generator[tuple[str, int, str | None], None, None]:
-        """Per token the text so far, how much of it is certain, and at last why it ended."""
+        """After each token: the text so far, its certain length, and the reason of the end."""
         detokenizer, text, reason = StreamingDetokenizer(self._tokenizer), "", "max tokens"
         with contextlib.closing(tokens):
             for token in tokens:
@@ -180,7 +216,44 @@ class Completer:
         yield text, len(text), reason
 
 
+def fit(prefix: list[int], suffix: list[int], room: int) -> tuple[list[int], list[int], int]:
+    """Prefix and suffix cut at their far ends to `room` tokens, and the room left for context.
+
+    The suffix gets a quarter or what the prefix leaves; the prefix gets what the suffix leaves.
+    """
+    total, step = len(prefix) + len(suffix), _step_tokens(room)
+    if total <= room:
+        return prefix, suffix, room - total
+    suffix_room = max(int(room * SUFFIX_SHARE), room - len(prefix))
+    if len(suffix) > suffix_room:
+        suffix = suffix[: suffix_room // step * step]
+    return _keep_end(prefix, room - len(suffix), step), suffix, 0
+
+
+def near_end(text: str, positions: int) -> str:
+    """The end of a text that could fit a window, moved in steps of its own length."""
+    most = max(CHARACTERS_PER_POSITION * positions, LEAST_CHARACTERS)
+    begin = max(0, len(text) - most) // most * most
+    line_end = text.find("\n", begin, begin + most // 2) if begin else -1
+    return text[begin if line_end < 0 else line_end + 1 :]
+
+
+def near_beginning(text: str, positions: int) -> str:
+    """The beginning of a text that could fit a window."""
+    return text[: max(CHARACTERS_PER_POSITION * positions, LEAST_CHARACTERS)]
+
+
+def _step_tokens(room: int) -> int:
+    return max(1, min(TRIM_STEP_TOKENS, room // 8))
+
+
+def _keep_end(ids: list[int], room: int, step: int) -> list[int]:
+    """The end that fits, cut at a multiple of `step` tokens."""
+    excess = max(0, len(ids) - room)
+    return ids[-(-excess // step) * step :]
+
+
 def _is_crlf(*texts: str) -> bool:
-    """There are line ends, and all of them are CRLF."""
+    """True if there are line ends and all of them are CRLF."""
     pairs = sum(text.count("\r\n") for text in texts)
     return pairs > 0 and all(sum(t.count(c) for t in texts) == pairs for c in "\r\n")

@@ -1,8 +1,8 @@
-"""When a middle is finished: rules for base models, which rarely end it themselves.
+"""Rules that end a middle, for base models, which rarely end it themselves.
 
-A rule fires at the first character that decides it, whatever comes later, so that the result does
-not depend on how the text arrives. Of several rules the one that fires at the earliest character
-counts. What stands before the cut stays as generated. The text here has LF line ends.
+A rule fires at the first character that decides it, whatever follows, so the result does not
+depend on how the text is split into pieces. If several rules fire, the earliest character counts.
+Text before the cut stays as generated. Line ends here are LF.
 """
 
 import re
@@ -11,11 +11,11 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import NamedTuple
 
-# So many non-blank characters of the suffix are a repetition wherever they stand.
+# This many non-blank characters of the suffix are a repetition anywhere in the text.
 OVERLAP_CHARACTERS = 24
-# At the very end of the text fewer do: a repetition that was cut off.
+# At the end of the text fewer are enough: a repetition that was cut off.
 TAIL_CHARACTERS = 8
-# More blank lines than this before any code: the model has nothing to say.
+# With more blank lines than this before any code the middle is empty.
 LEADING_BLANK_LINES = 2
 TAB_COLUMNS = 8
 CLOSING = {"(": ")", "[": "]", "{": "}"}
@@ -25,7 +25,7 @@ QUOTE_OR_BRACKET = re.compile(r"\"\"\"|'''|[\"'()\[\]{}]")
 
 
 class Stop(NamedTuple):
-    """Where a middle ends, and by which rule; `decided` characters were needed to know."""
+    """The place where a middle ends, and the rule; `decided` is the length that decides it."""
 
     decided: int
     cut: int
@@ -34,7 +34,7 @@ class Stop(NamedTuple):
 
 @dataclass(frozen=True)
 class StopRules:
-    """The rules for a hole: at most `max_lines`, and by `heuristics` all other rules."""
+    """The rules for one hole; `heuristics` turns on all rules but `max_lines`."""
 
     prefix: str
     suffix: str
@@ -42,7 +42,7 @@ class StopRules:
     heuristics: bool = True
 
     def find_stop(self, text: str) -> Stop | None:
-        """The end of the middle, if the text so far decides it."""
+        """The end of the middle if the text so far decides it."""
         rules: list[Callable[[StopRules, str], Stop | None]] = [_max_lines]
         if self.heuristics:
             rules += [_bracket, _suffix_line, _suffix_characters, _indent, _blank_line]
@@ -50,14 +50,14 @@ class StopRules:
         return min(stops, key=lambda stop: (stop.decided, stop.cut), default=None)
 
     def find_last_stop(self, text: str) -> Stop | None:
-        """The same when nothing will follow: the tail may be a repetition that was cut off."""
+        """The end of a text that is complete: its tail may be a repetition that was cut off."""
         stop = self.find_stop(text)
         if stop is not None or not self.heuristics:
             return stop
         return _suffix_line(self, text + "\n") or _suffix_tail(self, text)
 
     def find_certain(self, text: str) -> int:
-        """Number of first characters that no rule can cut any more, where there is no stop yet."""
+        """Number of characters that no rule can cut any more, for a text without a stop."""
         if not self.heuristics:
             return len(text)
         if not text.strip():
@@ -68,30 +68,30 @@ class StopRules:
 
     @cached_property
     def line(self) -> str:
-        """The cursor's line up to the cursor."""
+        """The cursor's line before the cursor."""
         return self.prefix.rpartition("\n")[2]
 
     @cached_property
     def rest(self) -> str:
-        """The rest of the cursor's line, "" if that is blank."""
+        """The cursor's line after the cursor, "" if that is blank."""
         rest = self.suffix.partition("\n")[0]
         return rest if rest.strip() else ""
 
     @cached_property
     def next_code(self) -> str:
-        """The suffix's first line with code below the cursor's, "" if that says too little."""
+        """The suffix's first line with code below the cursor's, "" if it has no words."""
         below = [] if self.rest else self.suffix.split("\n")[1:]
         line = next((line for line in below if line.strip()), "")
         return line if _has_words(line) else ""
 
     @cached_property
     def overlap(self) -> str:
-        """The suffix's beginning, long enough to be no coincidence."""
+        """The suffix's beginning, of `OVERLAP_CHARACTERS`."""
         return _beginning(self.suffix, OVERLAP_CHARACTERS)
 
     @cached_property
     def brackets(self) -> tuple[str | None, list[str], int]:
-        """The open quote, what closes the prefix (innermost first), how many the suffix lacks."""
+        """The open quote, the prefix's closers (innermost first), how many the suffix lacks."""
         found, quote = _brackets(self.prefix, None)
         opened, _ = _unbalanced(found)
         _, stray = _unbalanced(_brackets(self.suffix, quote)[0])
@@ -100,7 +100,7 @@ class StopRules:
 
 
 def _max_lines(rules: StopRules, text: str) -> Stop | None:
-    """The line end that would begin a line too many; blank lines before any code are free."""
+    """The end of the last line allowed; blank lines before the first code do not count."""
     count = 0
     for begin, line in _lines(text)[:-1]:
         count += bool(count or line.strip())
@@ -110,7 +110,7 @@ def _max_lines(rules: StopRules, text: str) -> Stop | None:
 
 
 def _blank_line(rules: StopRules, text: str) -> Stop | None:
-    """A blank line after some code, or nothing but blank lines."""
+    """A blank line after code, or too many blank lines before it."""
     blank, code = 0, False
     for begin, line in _lines(text)[:-1]:
         end = begin + len(line) + 1
@@ -143,10 +143,10 @@ def _indent(rules: StopRules, text: str) -> Stop | None:
 
 
 def _block_columns(rules: StopRules, text: str) -> int | None:
-    """Indentation of the cursor's block; None while that is open.
+    """Indentation of the cursor's block; None until it is known.
 
-    The block is the cursor's line, or if that is blank so far, the first line with code; after
-    a line that opens a block (`def f():`) the next line with code, if it is deeper.
+    The block is that of the cursor's line or, if that is blank, of the first line with code.
+    After a line that opens a block (`def f():`) it is that of the next line, if deeper.
     """
     first_line = text.partition("\n")[0]
     if rules.line.strip():
@@ -158,16 +158,12 @@ def _block_columns(rules: StopRules, text: str) -> int | None:
 
 
 def _lines(text: str) -> list[tuple[int, str]]:
-    """Where each line begins, and what it holds; the last one has no end yet."""
-    found, begin = [], 0
-    for line in text.split("\n"):
-        found.append((begin, line))
-        begin += len(line) + 1
-    return found
+    """The place of each line and its text; the last line may not be complete."""
+    return [(found.start(), found[0]) for found in re.finditer("^.*$", text, re.MULTILINE)]
 
 
 def _code_lines(text: str) -> list[tuple[int, str]]:
-    """Lines with some code after the first one."""
+    """Lines with code after the first line."""
     return [(begin, line) for begin, line in _lines(text)[1:] if line.strip()]
 
 
@@ -176,7 +172,7 @@ def _columns(line: str) -> int:
 
 
 def _before_line(rules: StopRules, text: str, begin: int) -> int:
-    """Where the text ends without the line that begins here, and the line ends before it."""
+    """The end of the text without the line that begins here and the line ends before it."""
     end = text.find("\n", len(text[:begin].rstrip()), begin)
     if end < 0:
         return begin
@@ -184,7 +180,7 @@ def _before_line(rules: StopRules, text: str, begin: int) -> int:
 
 
 def _suffix_line(rules: StopRules, text: str) -> Stop | None:
-    """A whole line that is the suffix's first line with code on it, or the rest of the cursor's."""
+    """A line equal to the suffix's first line with code, or to the rest of the cursor's line."""
     if rules.rest:
         at = text.find(rules.rest + "\n") if _has_words(rules.rest) else -1
         return None if at < 0 else Stop(at + len(rules.rest) + 1, at, "suffix")
@@ -210,7 +206,7 @@ def _suffix_tail(rules: StopRules, text: str) -> Stop | None:
 
 
 def _line_under_way(rules: StopRules, text: str) -> int:
-    """Where a last line would be cut that may become the suffix's first; else the text's end."""
+    """The cut before a last line that may become the suffix's first; else the text's end."""
     begin = text.rfind("\n") + 1
     line = text[begin:] if begin else rules.line + text
     if not rules.next_code.startswith(line) or (not begin and rules.line.strip()):
@@ -219,7 +215,7 @@ def _line_under_way(rules: StopRules, text: str) -> int:
 
 
 def _overlap(rules: StopRules, text: str) -> int:
-    """Number of last characters that may be the beginning of a repetition of the suffix."""
+    """Length of the tail that may begin a repetition of the suffix."""
     wanted = (rules.suffix.partition("\n")[0] + "\n", rules.overlap or rules.suffix)
     longest = max(map(len, wanted))
     tails = (text[-length:] for length in range(min(len(text), longest), 0, -1))
@@ -227,7 +223,7 @@ def _overlap(rules: StopRules, text: str) -> int:
 
 
 def _beginning(text: str, characters: int) -> str:
-    """The shortest beginning with so many non-blank characters, "" if it has fewer."""
+    """The shortest beginning with this many non-blank characters, "" if there are fewer."""
     found = re.match(rf"(?:\s*\S){{{characters}}}", text)
     return found[0] if found else ""
 
@@ -237,7 +233,7 @@ def _has_words(line: str) -> bool:
 
 
 def _bracket(rules: StopRules, text: str) -> Stop | None:
-    """A closing bracket too many: the suffix has the one that closes what the prefix opened."""
+    """A closing bracket that the suffix has already, for one opened in the prefix."""
     quote, closers, allowed = rules.brackets
     _, stray = _unbalanced(_brackets(text, quote)[0])
     closed = 0
@@ -253,18 +249,18 @@ def _bracket(rules: StopRules, text: str) -> Stop | None:
 
 
 def _missing_closers(closers: list[str], stray: list[str]) -> int:
-    """Number of brackets open in the prefix (innermost first) that the suffix does not close."""
+    """Number of brackets opened in the prefix (innermost first) that the suffix does not close."""
     for missing in range(len(closers) + 1):
         if closers[missing:] == stray:
             return missing
-    for missing in range(len(closers)):  # an unbalanced file; the suffix's beginning counts
+    for missing in range(len(closers)):  # in an unbalanced file the suffix's beginning counts
         if all(ours == theirs for ours, theirs in zip(closers[missing:], stray, strict=False)):
             return missing
     return len(closers)
 
 
 def _unbalanced(brackets: Brackets) -> tuple[list[str], Brackets]:
-    """Brackets left open, and closing ones that nothing opened with their places."""
+    """Brackets left open, and closing brackets (with places) that nothing opened."""
     opened: list[str] = []
     stray: Brackets = []
     for at, bracket in brackets:
@@ -278,7 +274,7 @@ def _unbalanced(brackets: Brackets) -> tuple[list[str], Brackets]:
 
 
 def _brackets(text: str, quote: str | None) -> tuple[Brackets, str | None]:
-    """Brackets outside strings, and the quote open at the end, after one open at the begin."""
+    """Brackets outside strings, and the quote open at the end; `quote` is open at the start."""
     brackets: Brackets = []
     at = 0
     while True:
@@ -297,7 +293,7 @@ def _brackets(text: str, quote: str | None) -> tuple[Brackets, str | None]:
 
 
 def _end_of_string(text: str, begin: int, quote: str) -> int:
-    """Where a string ends, -1 if it does not; short ones end with the line (apostrophes)."""
+    """The end of a string, -1 if it has none; short strings end with the line (apostrophes)."""
     ends = quote if len(quote) > 1 else f"{quote}|\n"
     for found in re.compile(rf"\\.|{ends}", re.DOTALL).finditer(text, begin):
         if not found[0].startswith("\\"):

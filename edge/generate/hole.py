@@ -1,4 +1,4 @@
-"""Where a middle belongs: FILE:LINE[:COL], or a mark in a text."""
+"""The place of a middle: FILE:LINE[:COL], or a mark in a text."""
 
 import re
 from pathlib import Path
@@ -10,12 +10,12 @@ CURSOR = "<CURSOR>"
 
 
 def split_at_mark(text: str, mark: str = CURSOR, where: str = "stdin") -> tuple[str, str]:
-    """Text before and after the cursor mark, which must be there exactly once."""
+    """Text before and after the cursor mark, which must occur exactly once."""
     if not mark:
         raise EdgeError("--cursor is empty; give the mark that stands at the cursor.")
+    prefix, _, suffix = text.partition(mark)
     count = text.count(mark)
-    prefix, found, suffix = text.partition(mark)
-    if not found or mark in suffix:
+    if count != 1:
         raise EdgeError(
             f"{where} has the cursor mark {mark} {count} times; put one where the middle belongs, "
             f"or choose another mark."
@@ -30,22 +30,22 @@ def read_hole(place: str) -> tuple[str, str]:
 
 
 def parse_place(place: str) -> tuple[Path, int, int | None]:
-    """FILE:LINE[:COL]; of a name with colons the last one or two numbers count."""
-    # \d is any script's digit, and so is what int() reads.
+    """FILE:LINE[:COL]; in a name with colons the last one or two numbers count."""
+    # Not \d, which matches the digits of every script.
     found = re.fullmatch(r"(.+?):([0-9]{1,9})(?::([0-9]{1,9}))?", place, re.DOTALL)
     if found is None:
-        raise EdgeError(f"{place!r} names no line; write FILE:LINE or FILE:LINE:COL.")
+        raise EdgeError(f"{place!r} has no line number; write FILE:LINE or FILE:LINE:COL.")
     name, line, column = found.groups()
     if column is not None and not Path(name).exists() and Path(f"{name}:{line}").exists():
-        name, line, column = f"{name}:{line}", column, None  # its name ends with a number
+        name, line, column = f"{name}:{line}", column, None  # the name ends with a number
     return Path(name), int(line), None if column is None else int(column)
 
 
 def split_at(text: str, line: int, column: int | None, where: str) -> tuple[str, str]:
     """Text before and after a cursor; lines end with LF or CRLF.
 
-    Lines and columns count from 1. A text that ends with a line end has an empty line after it,
-    a column is of characters, up to one more than the line has, and None is its end.
+    Lines and columns (characters) count from 1; column None is the line's end. A text that ends
+    with a line end has an empty line after it.
     """
     lines = text.split("\n")
     if not 1 <= line <= len(lines):

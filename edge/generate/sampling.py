@@ -1,9 +1,9 @@
-"""Choice of the next token: greedily, or drawn with a key of its own.
+"""Choice of the next token, greedy or sampled.
 
-The filters (top-p, min-p, top-k) and the penalty are mlx-lm's, in mlx-lm's order. The draw is
-ours: mlx-lm draws from MLX's global state, here every generation has its own key, so nothing
-else that draws can change its text. The key is split as MLX splits the global one: a seed gives
-what mlx-lm gives after `mx.random.seed`.
+The filters (top-p, min-p, top-k) and the penalty are mlx-lm's, in mlx-lm's order. mlx-lm draws
+from MLX's global random state; here each generation has its own key, so other draws cannot change
+its text. The key is split as MLX splits the global one: a seed gives the tokens that mlx-lm gives
+after `mx.random.seed`.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ import mlx.core as mx
 
 from edge.errors import EdgeError
 
-# How far logits of a pass over several tokens, which may sum in another order, may be from those
-# of single steps, as a share of the largest. Half precision against full precision, which bounds
-# that, is 0.0027 at most on the demo (float16).
+# Bound for the difference between logits of a pass over several tokens, which may sum in another
+# order, and those of single steps, as a share of the largest. On the demo half precision differs
+# from full precision by 0.0027 at most (float16).
 ROUNDING_SHARE = {mx.float32: 2**-16, mx.float16: 2**-8, mx.bfloat16: 2**-5}
 # Ids so far (n,) and logits (1, vocab) -> logits (1, vocab).
 Penalty = Callable[[mx.array, mx.array], mx.array]
@@ -30,16 +30,16 @@ Penalty = Callable[[mx.array, mx.array], mx.array]
 
 @dataclass(frozen=True)
 class Sampling:
-    """Settings that decide the next token; the defaults are greedy.
+    """Sampling settings; the defaults are greedy.
 
-    Args:
-        temperature: 0 takes the most probable token; the filters then change nothing.
+    Attributes:
+        temperature: 0 takes the most probable token; the filters then have no effect.
         top_p: keep the smallest set of tokens with this share of the probability.
         top_k: keep this many tokens; 0 keeps all.
-        min_p: keep what has at least this share of the best token's probability.
+        min_p: keep tokens with at least this share of the best token's probability.
         repetition_penalty: above 1 makes recent tokens less likely, also when greedy.
-        repetition_context: how many of the last tokens, prompt included, count as recent.
-        seed: of the draws; None draws a seed from MLX's global state.
+        repetition_context: number of last tokens, prompt included, that count as recent.
+        seed: None draws a seed from MLX's global state.
     """
 
     temperature: float = 0.0
@@ -52,7 +52,7 @@ class Sampling:
 
     def __post_init__(self) -> None:
         penalty, seed = self.repetition_penalty, self.seed
-        # Written as "not within", so that NaN is refused as well.
+        # Each test is "within the range", which NaN fails too.
         penalty_fits = penalty is None or 0 < penalty < math.inf
         ranges: dict[str, tuple[bool, str]] = {
             "temperature": (0 <= self.temperature < math.inf, "0 or more"),
@@ -70,17 +70,17 @@ class Sampling:
 
     @classmethod
     def from_options(cls, options: Any) -> Sampling:
-        """The settings that the command line's options of these names give."""
+        """The settings of command-line options with these names."""
         names = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty", "seed")
         return cls(**{name: getattr(options, name) for name in names})
 
     @property
     def looks_back(self) -> int:
-        """Number of a prompt's last tokens that the choice depends on, the very last included."""
+        """Number of last prompt tokens that the next choice depends on."""
         return 1 if self.repetition_penalty in (None, 1.0) else self.repetition_context
 
     def filtered(self, logits: mx.array) -> mx.array:
-        """Logits (1, vocab) -> logits (1, vocab) to draw from, in float32, -inf where cut."""
+        """Logits (1, vocab) -> float32 logits (1, vocab) to draw from, -inf where cut."""
         logits = logits.astype(mx.float32)
         logits = logits - mx.logsumexp(logits, axis=-1, keepdims=True)
         if self.top_p < 1:
@@ -92,7 +92,7 @@ class Sampling:
         return logits * (1 / self.temperature)
 
     def penalty(self) -> Penalty | None:
-        """mlx-lm's repetition penalty, if one is wanted."""
+        """mlx-lm's repetition penalty; None without one."""
         if self.repetition_penalty in (None, 1.0):
             return None
         made: list[Penalty] = _mlx_lm_samplers().make_logits_processors(
@@ -103,26 +103,30 @@ class Sampling:
 
 
 class Picker:
-    """Chooses the ids of one generation, one after another; `state` can be set to go back."""
+    """Chooses the ids of one generation; setting `state` goes back to an earlier choice."""
 
     def __init__(self, sampling: Sampling, prompt: Sequence[int]):
         self._sampling = sampling
         self._penalty = sampling.penalty()
         self._window = sampling.repetition_context
-        key = None if sampling.temperature == 0 else _first_key(sampling.seed)
+        key, seed = None, sampling.seed
+        if sampling.temperature > 0:
+            if seed is None:
+                seed = int(mx.random.randint(0, 2**31 - 1).item())  # type: ignore[arg-type]
+            key = mx.random.key(seed)
         # The key of the next draw, None if greedy; and the ids that the penalty sees.
         self.state: tuple[mx.array | None, mx.array] = key, mx.array(list(prompt[-self._window :]))
 
     def __call__(self, logits: mx.array) -> mx.array:
-        """Logits (1, vocab) -> the next id (1,), under way."""
+        """Logits (1, vocab) -> the next id (1,), submitted but not awaited."""
         token = self._choose(self._penalised(logits))
         mx.async_eval(token)  # type: ignore[no-untyped-call]
         return token
 
     def pick_many(self, logits: mx.array) -> tuple[mx.array, mx.array, list[Any]]:
-        """Chooses at consecutive positions, each as if the one before were what was chosen there.
+        """Chooses at consecutive positions, each as if the choices before it were taken.
 
-        Logits (n, vocab) -> ids (n,), where they are clear of rounding (n,), `state` after each.
+        Logits (n, vocab) -> ids (n,), bools (n,) where rounding cannot matter, `state` after each.
         """
         greedy = self._sampling.temperature == 0
         if greedy and self._penalty is None:
@@ -142,19 +146,19 @@ class Picker:
         """Scores (1, vocab) -> the id (1,)."""
         key, recent = self.state
         if key is None:
-            token = mx.argmax(scores, axis=-1)  # needs no probabilities: softmax keeps the order
+            token = mx.argmax(scores, axis=-1)
         else:
             key, now = mx.random.split(key)
             token = mx.random.categorical(self._sampling.filtered(scores), key=now)
         if self._penalty is not None:
-            # mlx-lm carries the whole text along; nothing before the window has an effect.
+            # Tokens before the window have no effect, so they are not kept as in mlx-lm.
             recent = mx.concatenate([recent, token])[-self._window :]
         self.state = key, recent
         return token
 
 
 def argmax_is_clear(logits: mx.array) -> mx.array:
-    """Where rounding cannot have made the most probable token: logits (n, vocab) -> bools (n,)."""
+    """Logits (n, vocab) -> bools (n,), True where rounding cannot change the argmax."""
     best = mx.argmax(logits, axis=-1, keepdims=True)
     first = mx.take_along_axis(logits, best, axis=-1)[:, 0].astype(mx.float32)
     lowest = mx.array(-math.inf, dtype=logits.dtype)
@@ -163,15 +167,9 @@ def argmax_is_clear(logits: mx.array) -> mx.array:
     return first - second > largest * ROUNDING_SHARE[logits.dtype]
 
 
-def _first_key(seed: int | None) -> mx.array:
-    if seed is None:
-        seed = int(mx.random.randint(0, 2**31 - 1).item())  # type: ignore[arg-type]
-    return mx.random.key(seed)
-
-
 @cache
 def _mlx_lm_samplers() -> Any:
-    """The module mlx_lm.sample_utils, without its package, which imports transformers."""
+    """The module mlx_lm.sample_utils without its package, which imports transformers."""
     package = importlib.util.find_spec("mlx_lm")
     assert package is not None and package.submodule_search_locations
     file = Path(package.submodule_search_locations[0]) / "sample_utils.py"

@@ -1,14 +1,13 @@
-"""Speculative decoding: proposals are checked many at a time, and the text stays the same.
+"""Speculative decoding: one pass checks several proposed tokens, and the text stays the same.
 
-One pass over the last token and some proposals gives the logits at each of them. The sampler
-goes through them as it would one by one; as long as it chooses what was proposed the next logits
-count too. So the text is the one without proposals, greedy or seeded, and its distribution the
-model's (Leviathan et al. 2023, with equality in place of the ratio test). Proposals are what
-followed where the text's end occurred before (Saxena 2023, "prompt lookup decoding").
+A pass over the last token and some proposals gives the logits at each of them. The sampler
+chooses at one position after another for as long as it chooses the proposals. So the text, greedy
+or seeded, is that of plain decoding, and its distribution is the model's (Leviathan et al. 2023,
+with equality in place of the ratio test). Proposals are the tokens after an earlier occurrence of
+the text's end (Saxena 2023, "prompt lookup decoding").
 
-Rounding is the exception: a pass over several tokens may sum in another order than steps over
-one. Greedy choices whose margin could be rounding (`sampling.argmax_is_clear`) are not taken from
-such a pass but from a step; its keys and values stay, as after a prefill in other parts.
+A pass over several tokens may sum in another order than single steps. Greedy choices whose margin
+could be rounding (`sampling.argmax_is_clear`) are therefore left to a single step.
 """
 
 from __future__ import annotations
@@ -16,43 +15,43 @@ from __future__ import annotations
 import statistics
 import time
 from collections import defaultdict, deque
-from collections.abc import Callable, Generator, Iterable, Sequence
+from collections.abc import Generator, Iterable, Sequence
 
 import mlx.core as mx
 
 from edge.generate.sampling import Picker
 from edge.model.stablelm import FEW_QUERIES, Cache, Model
 
-# Buffers of outgrown key-value arrays are given back this often. Without it MLX held 22.8 GB
-# instead of 4.0 GB in ml-explore/mlx-examples#1081, for 1 % of speed.
+# Buffers of outgrown KV arrays are freed this often. Without it MLX held 22.8 GB instead of 4.0 GB
+# in ml-explore/mlx-examples#1081; it costs 1 % of speed.
 TOKENS_BETWEEN_CLEARS = 256
-# An n-gram longer than this is found by its last ids. llama.cpp's lookup uses the same.
+# As in llama.cpp's lookup.
 LONGEST_NGRAM = 4
-# Matches are followed backwards this far, to know how much they can be trusted.
+# Matches are extended backwards this far; longer ones are more often right.
 LONGEST_MATCH = 31
-# With more than FEW_QUERIES positions the cache is read in another way, which rounds otherwise.
+# With more than FEW_QUERIES positions attention takes another path, which rounds differently.
 MOST_PROPOSED = FEW_QUERIES - 1
-# A pass must promise at least this much more than plain steps: estimates err.
+# The least estimated gain over plain steps for a pass, a margin for errors of the estimate.
 LEAST_GAIN = 1.1
-# What a further position costs, in plain steps, until it was measured so many times more than
-# it is assumed here. A bold guess is soon corrected, a timid one never would be.
+# Assumed costs of a further position, in plain steps, before there are measurements. A guess that
+# is too low is soon corrected; one that is too high would never be tested.
 ASSUMED_SLOPES = (0.2, 0.2, 0.2)
-# After so many plain steps, then twice as many and so on, the first of the guesses is made again:
-# the cost may have been that of a slow moment.
+# After this many plain steps in a row, then twice as many and so on, the cost is assumed again:
+# the measured one may be of a slow moment.
 RETRY_TOKENS = 256
-# Laps that the medians are taken of, and how many plain steps come first, to compare with.
+# Number of times that a median is taken of, and of plain steps measured before the first pass.
 LAPS, FIRST_LAPS = 15, 3
-# Acceptance is counted with this much forgetting, beginning with one hit and one miss.
+# Decay of the acceptance counts, which begin with one hit and one miss.
 MEMORY = 0.97
 
 
 def can_speculate(cache: Sequence[Cache]) -> bool:
-    """A cache can take positions back unless it rotates, which forgets what they replaced."""
+    """True unless the cache rotates: a rotating cache cannot be trimmed."""
     return all(getattr(layer, "max_size", None) is None and layer.is_trimmable() for layer in cache)
 
 
 def trim_to_shortest(cache: Sequence[Cache], most: int | None = None) -> None:
-    """Brings all layers to the same length: an interrupt may have come between two of them."""
+    """Trims all layers to the same length: an interrupt may have come between two of them."""
     length = min(layer.offset for layer in cache)
     length = length if most is None else min(length, most)
     for layer in cache:
@@ -61,7 +60,7 @@ def trim_to_shortest(cache: Sequence[Cache], most: int | None = None) -> None:
 
 
 class Speculation:
-    """The decode loop with a drafter: passes over proposals that pay, plain steps between."""
+    """The decode loop with a drafter: passes over proposals where they pay, else plain steps."""
 
     def __init__(
         self, model: Model, cache: Sequence[Cache], pick: Picker, count: int, draft: PromptLookup
@@ -69,13 +68,13 @@ class Speculation:
         self._model, self._cache, self._pick, self._draft = model, cache, pick, draft
         self._count, self._made = count, 0
         self._begin = int(cache[0].offset)
-        self._away_s = 0.0
+        self._away_s = 0.0  # time that the caller took between tokens
         self._needs_step = False  # the next id was within rounding, so no pass may choose it
 
     def run(self, first: mx.array) -> Generator[int, None, None]:
-        """Yields `count` ids, of which the first was submitted."""
+        """Yields `count` ids; the first was submitted already."""
         try:
-            # Always the id that is read but neither fed nor given.
+            # The id that was read but neither fed to the model nor yielded.
             known = self._read(first)
             while self._made < self._count - 1:
                 proposals = 0 if self._needs_step else self._proposals()
@@ -88,7 +87,7 @@ class Speculation:
             trim_to_shortest(self._cache, self._begin + self._made)
 
     def _steps(self, known: int) -> Generator[int, None, int]:
-        """Plain steps, one ahead, until proposals pay or one token is left."""
+        """Plain steps, one ahead, until proposals pay or one id is left, which is returned."""
         self._needs_step = False
         token = self._step(mx.array([known]))
         yield from self._give(known)
@@ -96,7 +95,7 @@ class Speculation:
         while self._made < self._count - 1 and not self._proposals():
             ahead = self._step(token)
             known = self._read(token)
-            now_s = self._draft.length.clock()
+            now_s = time.monotonic()
             self._draft.length.saw_step(self._lap(since_s, now_s))
             since_s, self._away_s = now_s, 0.0
             yield from self._give(known)
@@ -104,8 +103,8 @@ class Speculation:
         return self._read(token)
 
     def _pass(self, known: int, count: int) -> Generator[int, None, int]:
-        """One pass over the known id and proposals; gives all but the last id it leads to."""
-        begin_s, self._away_s = self._draft.length.clock(), 0.0
+        """One pass over the known id and proposals; yields all ids but the last, and returns it."""
+        begin_s, self._away_s = time.monotonic(), 0.0
         proposed = self._draft.propose(count)
         before = self._pick.state
         hidden = self._model.model(mx.array([[known, *proposed]]), self._cache)
@@ -113,7 +112,7 @@ class Speculation:
         mx.async_eval(chosen, clear)  # type: ignore[no-untyped-call]
         yield from self._give(known)
         found = agreed(chosen.tolist(), clear.tolist(), proposed)  # type: ignore[arg-type]
-        self._draft.length.saw_pass(count, self._lap(begin_s, self._draft.length.clock()))
+        self._draft.length.saw_pass(count, self._lap(begin_s, time.monotonic()))
         for layer in self._cache:
             layer.trim(1 + count - len(found))
         self._pick.state = [before, *states][len(found)]
@@ -128,7 +127,7 @@ class Speculation:
         return found[-1]
 
     def _count_pass(self, proposed: list[int], found: list[int]) -> None:
-        """Counts what was right, and notes when the next id has to come from a step."""
+        """Counts hits and misses, and notes if the next id has to come from a step."""
         hits = sum(ours == theirs for ours, theirs in zip(found, proposed, strict=False))
         missed = hits < len(found) and hits < len(proposed)
         self._needs_step = hits == len(found)
@@ -138,7 +137,7 @@ class Speculation:
         self._draft.length.saw_proposals(kind, hits, int(missed))
 
     def _proposals(self) -> int:
-        """Number of proposals to check now; the last token that is wanted is not fed."""
+        """Number of proposals to check now; the last id is never fed to the model."""
         kind = self._draft.kind()
         return 0 if kind is None else self._draft.length.best(kind, self._count - self._made - 2)
 
@@ -147,7 +146,7 @@ class Speculation:
         return self._pick(self._model.head(hidden)[:, -1])
 
     def _read(self, token: mx.array) -> int:
-        """Waits for a step's id, and counts if it would have been proposed."""
+        """Waits for a step's id, and counts whether it would have been proposed."""
         known = int(token.item())  # type: ignore[arg-type]  # an integer array's item is an int
         kind = self._draft.kind()
         if kind is not None:
@@ -160,19 +159,19 @@ class Speculation:
         self._made += 1
         if self._made % TOKENS_BETWEEN_CLEARS == 0:
             mx.clear_cache()
-        begin_s = self._draft.length.clock()
+        begin_s = time.monotonic()
         yield token
-        self._away_s += self._draft.length.clock() - begin_s
+        self._away_s += time.monotonic() - begin_s
 
     def _lap(self, begin_s: float | None, end_s: float) -> float | None:
-        """Seconds between, unless the caller took more than half of them."""
+        """The time between; None if the caller took more than half of it."""
         if begin_s is None or self._away_s > (end_s - begin_s) / 2:
             return None
         return end_s - begin_s
 
 
 def agreed(chosen: Sequence[int], clear: Sequence[bool], proposed: Sequence[int]) -> list[int]:
-    """The ids that a pass settles: those proposed that were chosen, if clear, and one more."""
+    """The ids that a pass decides: proposals that were chosen, and the first other choice."""
     found: list[int] = []
     for place, token in enumerate(chosen):
         if not clear[place]:
@@ -184,13 +183,13 @@ def agreed(chosen: Sequence[int], clear: Sequence[bool], proposed: Sequence[int]
 
 
 class DraftLength:
-    """Learns how many proposals pay: from how often they are right and what a pass takes.
+    """Estimates how many proposals pay, from their acceptance and the time of a pass.
 
-    Estimates outlive a generation, so a drafter should stay with its model.
+    The estimates outlive a generation, so a drafter should stay with its model. `fixed` proposals
+    are always checked if it is given.
     """
 
-    def __init__(self, clock: Callable[[], float] = time.monotonic, fixed: int | None = None):
-        self.clock = clock
+    def __init__(self, fixed: int | None = None):
         self._fixed = fixed
         self._step_s: deque[float] = deque(maxlen=LAPS)
         self._slopes: deque[float] = deque(ASSUMED_SLOPES, maxlen=LAPS)
@@ -198,7 +197,7 @@ class DraftLength:
         self._steps_since_pass, self._pause_tokens = 0, RETRY_TOKENS
 
     def saw_step(self, seconds: float | None) -> None:
-        """A token came without proposals, in so many seconds if that is known."""
+        """Counts a plain step and its time, if known."""
         if seconds is not None:
             self._step_s.append(seconds)
         self._steps_since_pass += 1
@@ -207,20 +206,20 @@ class DraftLength:
             self._slopes = deque(ASSUMED_SLOPES[:1], maxlen=LAPS)
 
     def saw_pass(self, proposals: int, seconds: float | None) -> None:
-        """Proposals were made and checked, in so many seconds if that is known."""
+        """Counts a pass over proposals and its time, if known."""
         self._steps_since_pass = 0
         if seconds is not None and self._step_s:
             ratio = seconds / statistics.median(self._step_s)
             self._slopes.append(max(ratio - 1, 0.0) / proposals)
 
     def saw_proposals(self, kind: int, hits: int, misses: int) -> None:
-        """So many proposals of a kind were right, one after another, and then so many wrong."""
+        """Counts proposals of a kind that were right, and those that were wrong."""
         right, wrong = self._counts[kind]
         fade = MEMORY ** (hits + misses)
         self._counts[kind] = (right * fade + hits, wrong * fade + misses)
 
     def pass_cost(self, proposals: int) -> float:
-        """The estimated time of a pass with so many proposals, in plain steps."""
+        """The estimated time of a pass, in plain steps."""
         return 1 + statistics.median(self._slopes) * proposals
 
     def best(self, kind: int, most: int) -> int:
@@ -232,7 +231,7 @@ class DraftLength:
         return max(range(min(most, MOST_PROPOSED) + 1), key=lambda count: self._gain(kind, count))
 
     def _gain(self, kind: int, proposals: int) -> float:
-        """Tokens per time, in those of plain steps."""
+        """Expected tokens per time of a plain step."""
         if proposals == 0:
             return LEAST_GAIN
         right, wrong = self._counts[kind]
@@ -241,31 +240,32 @@ class DraftLength:
 
 
 class PromptLookup:
-    """Proposes what followed the last occurrence of the text's end; for one generation at a time.
+    """Proposes the ids after the last occurrence of the text's end.
 
-    `drafted` proposals were checked in this generation, and `accepted` the model chose too.
+    For one generation at a time: `drafted` counts proposals that were checked in it, `accepted`
+    those that the model chose too.
     """
 
     def __init__(self, length: DraftLength | None = None):
         self.length = length or DraftLength()
-        self._forget()
+        self._clear()
 
-    def _forget(self) -> None:
+    def _clear(self) -> None:
         self.drafted = self.accepted = 0
         self._ids: list[int] = []
-        # By n-gram, of 1 id and more, the place after its last occurrence.
+        # For n-grams of 1 id, 2 ids, ...: the place after the last occurrence.
         self._after: list[dict[tuple[int, ...], int]] = [{} for _ in range(LONGEST_NGRAM)]
-        self._source: int | None = None  # the place that is continued
+        self._source: int | None = None  # the place that proposals are read from
 
     def begin(self, ids: Sequence[int]) -> None:
-        """A generation begins after these ids; those that are known are not read again."""
+        """Begins a generation after these ids; ids that are indexed already are skipped."""
         if list(ids[: len(self._ids)]) != self._ids:
-            self._forget()
+            self._clear()
         self.drafted = self.accepted = 0
         self.extend(ids[len(self._ids) :])
 
     def extend(self, ids: Iterable[int]) -> None:
-        """Adds ids to the end of the text; constant time per id."""
+        """Appends ids to the text, in constant time per id."""
         for token in ids:
             self._ids.append(token)
             here, self._source = len(self._ids), None
@@ -275,7 +275,7 @@ class PromptLookup:
                 table[ngram] = here
 
     def match_length(self) -> int:
-        """Number of ids before the end that stand before the place that is continued, too."""
+        """Number of ids before the source that equal those at the end of the text."""
         if self._source is None:
             return 0
         length, ids, source = 1, self._ids, self._source
@@ -285,13 +285,13 @@ class PromptLookup:
         return length
 
     def kind(self) -> int | None:
-        """The class of the next proposals: matches of 1, 2-3, 4-7, 8-15 or 16-31 ids."""
+        """The class of the next proposals: a match of 1, 2-3, 4-7, 8-15 or 16-31 ids."""
         return self.match_length().bit_length() or None
 
     def propose(self, count: int) -> list[int]:
-        """`count` ids after the last occurrence of the text's end; none where its last id is new.
+        """`count` ids after the last occurrence of the text's end; none if its last id is new.
 
-        Where that reaches the end it goes on with itself, so that a short period is repeated.
+        Where the source reaches the text's end the proposals continue periodically.
         """
         if self._source is None:
             return []

@@ -1,4 +1,4 @@
-"""From a prompt to text: events as the tokens come, or one string.
+"""Text generation: events for each token, or one string.
 
 import edge
 model, tokenizer = edge.load("models/demo/mlx-int4")
@@ -23,7 +23,7 @@ from edge.tokenizer.tokenizer import token_id
 # "length" is max_tokens or the end of the model's context, whichever came first.
 Finish = Literal["stop token", "stop string", "length"]
 # Stable Code Instruct ends a turn with <|im_end|>, which its generation_config.json does not
-# name; a base model that begins a turn or another file's part has finished what was asked.
+# name. A base model that begins a turn or a part of another file has finished, too.
 STOP_TOKENS = (
     "<|endoftext|>", "<|im_end|>", "<|im_start|>",
     "<fim_prefix>", "<fim_suffix>", "<fim_middle>", "<fim_pad>",
@@ -33,14 +33,14 @@ STOP_TOKENS = (
 
 @dataclass(frozen=True)
 class Stats:
-    """Figures of one generation; the time that the caller took between events counts.
+    """Figures of one generation, including the time that the caller took between events.
 
     Attributes:
-        prompt_tokens: without what the cache held before.
-        generated_tokens: a stop token included.
-        prefill_s: from the call until the whole prompt was computed; ttft_s to the first token.
+        prompt_tokens: without those in the cache.
+        generated_tokens: including a stop token.
+        prefill_s: from the call until the prompt was computed; ttft_s until the first token.
         decode_tok_s: (N - 1) / (t_N - t_1); None for fewer than two tokens.
-        drafted_tokens: those that the model checked; accepted_tokens are in the answer.
+        drafted_tokens: proposals that the model checked; it chose `accepted_tokens` of them.
     """
 
     prompt_tokens: int
@@ -54,7 +54,7 @@ class Stats:
 
 @dataclass(frozen=True)
 class TextEvent:
-    """Text that is certain now, the tokens that it took, and at last the end's reason."""
+    """A piece of text with its ids; the last event has `finish` and `stats`."""
 
     text: str
     ids: tuple[int, ...]
@@ -63,7 +63,7 @@ class TextEvent:
 
 
 class TokenClock:
-    """Stamps of one generation by the monotonic clock, from now on."""
+    """Time stamps of one generation, which begins now."""
 
     def __init__(self) -> None:
         self.begin_ns = self.prefilled_ns = time.monotonic_ns()
@@ -71,11 +71,11 @@ class TokenClock:
         self.tokens = 0
 
     def prefilled(self, done: int, total: int) -> None:
-        """Stamps a part of the prompt; the last call counts."""
+        """Stamps a part of the prompt; the last call is the end of the prefill."""
         self.prefilled_ns = time.monotonic_ns()
 
     def count(self, tokens: int = 1) -> None:
-        """Tokens are there."""
+        """Stamps tokens."""
         self.last_ns = time.monotonic_ns()
         if self.tokens == 0:
             self.first_ns = self.last_ns
@@ -83,12 +83,12 @@ class TokenClock:
 
     @property
     def prefill_s(self) -> float:
-        """From the beginning until the prompt was computed."""
+        """Time from the beginning to the end of the prefill."""
         return (self.prefilled_ns - self.begin_ns) / 1e9
 
     @property
     def ttft_s(self) -> float | None:
-        """From the beginning to the first token; None if there was none."""
+        """Time from the beginning to the first token; None without tokens."""
         return (self.first_ns - self.begin_ns) / 1e9 if self.tokens else None
 
     @property
@@ -109,14 +109,14 @@ def stream_generate(
     draft: PromptLookup | None = None,
     **options: Any,
 ) -> Generator[TextEvent, None, None]:
-    """Yields the continuation of a prompt as it comes: an event per token and a last one.
+    """Yields the continuation of a prompt: an event per token and a last event.
 
     Ends at a stop token (`stop_ids`), a stop string, `max_tokens` (None: no limit), or the end of
-    the model's context. Neither stop tokens nor stop strings are in the text. `cache`, `draft`
-    and the options `sampling` and `history` are those of `generate_tokens`, as are the errors.
+    the model's context. Stop tokens and stop strings are not in the text. `cache`, `draft`, the
+    options `sampling` and `history`, and the errors are those of `generate_tokens`.
 
-    A prompt of text gets the tokenizer's own beginning (BOS, where it has one) unless it has it
-    already or continues a cache. Empty text begins with the model's BOS, as in llama.cpp.
+    The tokenizer adds its BOS, if any, to a prompt of text that lacks it and does not continue a
+    cache. Empty text begins with the model's BOS, as in llama.cpp.
     """
     clock = TokenClock()
     ids = _encode(model, tokenizer, prompt, continues=cache is not None and cache_length(cache) > 0)
@@ -131,26 +131,26 @@ def generate(model: Model, tokenizer: Any, prompt: str | Sequence[int], **option
 
 
 def encode_beginning(tokenizer: Any, text: str) -> list[int]:
-    """Ids of a text that nothing stands before; as mlx-lm, no second BOS where it has one."""
+    """Ids of a text at the beginning of a prompt; like mlx-lm it adds no second BOS."""
     bos = tokenizer.bos_token
     lacks_bos = bos is None or not text.startswith(bos)
     return [int(i) for i in tokenizer.encode(text, add_special_tokens=lacks_bos)]
 
 
 def stop_ids(tokenizer: Any) -> frozenset[int]:
-    """The ids that end a generation: the tokenizer's EOS set and what is there of `STOP_TOKENS`."""
+    """The ids that end a generation: the tokenizer's EOS ids and its `STOP_TOKENS`."""
     eos = getattr(tokenizer, "eos_token_ids", None)
-    if not isinstance(eos, Collection):  # a tokenizer of transformers has a single one or none
+    if not isinstance(eos, Collection):  # tokenizers of transformers have one or none
         eos = [tokenizer.eos_token_id]
     named = [token_id(tokenizer, name) for name in STOP_TOKENS]
     return frozenset(int(i) for i in (*eos, *named) if i is not None)
 
 
 class StopScanner:
-    """Passes a stream of text on up to the first stop string, however it was cut into pieces.
+    """Passes text in pieces on up to the first stop string.
 
-    The string that is complete first ends the text; of several that end at the same character
-    the longest. Held back is what could still become a stop string.
+    The stop string that is complete first ends the text; of several that end at the same
+    character it is the longest. Text that could become a stop string is held back.
     """
 
     def __init__(self, stops: Sequence[str]):
@@ -162,7 +162,7 @@ class StopScanner:
         self.found: str | None = None
 
     def add(self, text: str) -> str:
-        """Text that is certain now; nothing more once `found` is set."""
+        """Text that cannot be part of a stop string; "" once `found` is set."""
         if self.found is not None:
             return ""
         text, self.held = self.held + text, ""
@@ -179,7 +179,7 @@ class StopScanner:
         return text
 
     def finish(self) -> str:
-        """The rest: no more text comes, so what was held back is not a stop string."""
+        """Text that was held back, at the end of the stream."""
         rest, self.held = self.held, ""
         return rest
 
@@ -196,7 +196,7 @@ def _events(
     finish: Finish = "length"
     text = ""
     ids: tuple[int, ...] = ()
-    # Closed at once when the text ends before the tokens do, not when it is collected.
+    # Closes the tokens at once if the text ends before them.
     with contextlib.closing(tokens):
         for token in tokens:
             clock.count()

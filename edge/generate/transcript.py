@@ -1,13 +1,11 @@
-"""A conversation in a file, one line for each message that is finished.
+"""A conversation in a file of JSON lines, to which each finished message is appended.
 
-The file is JSON lines. What was said stays there; what is taken back is a line of its own:
-
-    {"role": "system", "content": "Be short.", "cut_off": false}    "" for no system prompt any more
+    {"role": "system", "content": "Be short.", "cut_off": false}    "" removes the system prompt
     {"role": "user", "content": "Hello", "cut_off": false}
     {"role": "assistant", "content": "Hi", "cut_off": false}
-    {"undo": 1}             so many of the last questions are taken back, with their answers
+    {"undo": 1}                  removes the last question with its answer
 
-A crash loses the answer under way, and leaves half a line at most.
+A crash loses the answer being written, and leaves half a line at most.
 """
 
 import json
@@ -27,7 +25,7 @@ MODE = 0o600
 
 @dataclass(frozen=True)
 class Message:
-    """One message; `cut_off` if the answer was ended before the model ended it."""
+    """One message; `cut_off` marks an answer that ended before the model ended it."""
 
     role: Role
     content: str
@@ -35,21 +33,21 @@ class Message:
 
 
 class Transcript:
-    """Writes down a conversation as it goes; the file is made for the first question.
+    """Writes a conversation while it goes on; the file is created with the first question.
 
-    Nothing is written after a failure: a file with a gap would tell another conversation.
+    Nothing is written after a failure, which would leave a gap in the conversation.
     """
 
     def __init__(self, path: Path | None = None):
         self.path = path
         self.messages: list[Message] = []
         self._prepared = False
-        # Path.exists raises where a folder may not be looked into; `record` says so, if need be.
+        # Path.exists raises for a folder without permissions, which `record` reports later.
         if path is not None and os.path.exists(path):  # noqa: PTH110
             self.messages = read_transcript(path)
 
     def record(self, messages: Sequence[Message]) -> str | None:
-        """Writes what changed, so that the file tells these messages; a warning if that failed."""
+        """Writes what changed; returns a warning if that fails."""
         asked = any(message.role == "user" for message in (*self.messages, *messages))
         lines = _lines(self.messages, messages)
         if self.path is None or not asked or not lines:
@@ -66,7 +64,7 @@ class Transcript:
         except OSError as error:
             warning = (
                 f"the transcript {self.path} cannot be written ({error.strerror or error}), so "
-                f"what is said from here on is not saved; save the conversation to another file."
+                f"further messages are not saved; save the conversation to another file."
             )
             self.path = None
             return warning
@@ -75,19 +73,19 @@ class Transcript:
 
     @property
     def is_begun(self) -> bool:
-        """Something was written, now or earlier."""
+        """True if the file has messages."""
         return self._prepared or bool(self.messages)
 
 
 def write_transcript(path: Path | str, messages: Sequence[Message]) -> None:
-    """Writes a conversation to a file that appears whole or not at all."""
+    """Writes a conversation to a file, atomically."""
     with atomic_write(Path(path)) as partial:
         partial.touch(MODE)
         partial.write_bytes(_lines([], messages))
 
 
 def read_transcript(path: Path | str) -> list[Message]:
-    """The conversation that a transcript tells; half a line at the end is left out."""
+    """The conversation in a transcript; half a line at the end is ignored."""
     path = Path(path)
     try:
         if path.exists() and not path.is_file():
@@ -98,7 +96,7 @@ def read_transcript(path: Path | str) -> list[Message]:
             f"{path} cannot be read ({error.strerror or error}); choose a transcript that can."
         ) from None
     if torn and not lines:
-        lines = [b""]  # half a line alone tells nothing
+        lines = [b""]  # refused below: half a line alone is not a transcript
     messages: list[Message] = []
     for number, line in enumerate(lines, start=1):
         try:
@@ -114,13 +112,13 @@ def read_transcript(path: Path | str) -> list[Message]:
 def split_system(
     messages: Sequence[Message],
 ) -> tuple[tuple[Message, ...], tuple[Message, ...]]:
-    """The system prompt, if there is one, and what follows it."""
+    """The system prompt, if any, and the messages after it."""
     count = int(bool(messages) and messages[0].role == "system")
     return tuple(messages[:count]), tuple(messages[count:])
 
 
 def _take(entry: object, messages: list[Message]) -> None:
-    """Applies one line to the messages; a ValueError says why it makes no sense here."""
+    """Applies one line to the messages; a ValueError says why it cannot be used."""
     match entry:
         case {"role": "system", "content": str(content)}:
             system = [Message("system", content)] if content else []
@@ -130,28 +128,28 @@ def _take(entry: object, messages: list[Message]) -> None:
         case {"undo": int(count)}:
             asked = [place for place, message in enumerate(messages) if message.role == "user"]
             if not 0 < count <= len(asked):
-                raise ValueError(f"there are {len(asked)} questions to take back, not {count}")
+                raise ValueError(f"there are {len(asked)} questions to undo, not {count}")
             del messages[asked[-count] :]
         case _:
             raise ValueError("it is not a message")
 
 
 def _lines(before: Sequence[Message], after: Sequence[Message]) -> bytes:
-    """The lines that make one conversation of another."""
+    """The lines that change one conversation into another."""
     (old_system, old), (new_system, new) = split_system(before), split_system(after)
     entries: list[object] = []
     if old_system != new_system:
         entries += map(asdict, new_system or [Message("system", "")])
     same = common_length(old, new)
     if same < len(old):
-        same -= old[same].role == "assistant"  # an answer is taken back with its question
+        same -= old[same].role == "assistant"  # an answer is removed with its question
         entries.append({"undo": sum(message.role == "user" for message in old[same:])})
     entries += map(asdict, new[same:])
     return b"".join(json.dumps(entry, ensure_ascii=False).encode() + b"\n" for entry in entries)
 
 
 def _prepare(path: Path) -> None:
-    """Makes the file with its folder if it is new; half a line at its end is cut off."""
+    """Creates the file and its folder if needed, and cuts off half a line at its end."""
     path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     with os.fdopen(os.open(path, os.O_RDWR | os.O_CREAT, MODE), "r+b") as file:
         file.truncate(file.read().rfind(b"\n") + 1)

@@ -5,7 +5,7 @@ import re
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from edge.chat.highlight import LINES_REREAD, Highlighter
+from edge.chat.screen import LINES_REREAD, Highlighter
 
 ANSI = re.compile(r"\x1b\[[0-9;]*m")
 CODE = '''Look:
@@ -60,7 +60,6 @@ def test_prose_streams_at_once_and_code_line_by_line():
     assert highlighter.add("x = ") == ""
     assert ANSI.sub("", highlighter.add("1\ny")) == "x = 1\n"
     assert ANSI.sub("", highlighter.finish()) == "y"
-    assert Highlighter(colour=False).add("```python\nx = ") == "```python\nx = "
 
 
 def test_a_long_block_keeps_its_colours():

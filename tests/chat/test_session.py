@@ -8,8 +8,7 @@ import pytest
 
 import edge
 from edge.chat.commands import TABLE, as_message, split_command
-from edge.chat.input import is_open, without_quotes
-from edge.chat.repl import greet, run_loop, state_folder, take
+from edge.chat.repl import greet, is_open, run_loop, state_folder, take, without_quotes
 from edge.chat.screen import Screen
 from edge.chat.session import Opened, Session, Settings
 from edge.convert.sources.find import DEMO_PATH
@@ -124,7 +123,7 @@ def test_blocks(text, opened, content):
         ("/save", "/save needs a file's name."),
         ("/save {}/x", "there is nothing to save"),
         ("/fim", "/fim needs PREFIX<CURSOR>SUFFIX"),
-        ("/fim a.py", "'a.py' names no line"),
+        ("/fim a.py", "'a.py' has no line number"),
         ("/fim {}/a.py:1", ""),
         ("/model", "demo\n"),
         ("/system", "there is no system prompt"),

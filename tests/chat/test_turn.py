@@ -9,8 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from edge.chat.screen import Sanitiser, Screen, is_capable
-from edge.chat.turn import Turn, TurnClock, status_line
-from edge.generate.stream import Stats, TextEvent
+from edge.chat.turn import Turn, status_line, summarise
+from edge.generate.stream import Stats, TextEvent, TokenClock
 from edge.power.meter import Sample
 
 
@@ -41,14 +41,14 @@ def test_the_line_under_an_answer(turn, more, end):
 @pytest.mark.parametrize("covered", [1, 0.5])
 def test_energy_is_what_the_meter_saw_of_the_turn(covered):
     """Three tokens under a meter that sees 20 W for a share of the time from the begin on."""
-    clock = TurnClock()
-    for token in range(3):
-        clock.take(TextEvent("x", (token,), None, None))
-    clock.take(TextEvent("", (), "length", Stats(5, 3, 0.1, 0.1, 1.0)))
+    clock = TokenClock()
+    clock.count(3)
+    events = [TextEvent("x", (), None, None), TextEvent("", (), "length", Stats(5, 3, 0, 0, 1))]
     length_ns = clock.last_ns - clock.begin_ns
     end_ns = clock.begin_ns + max(1, int(length_ns * covered))
     joules = {"CPU": 20.0 * (end_ns - clock.begin_ns) / 1e9}
-    turn = clock.turn((Sample(clock.begin_ns, end_ns, joules),))
+    turn = summarise(clock, events, [Sample(clock.begin_ns, end_ns, joules)])
+    assert (turn.finish, turn.prompt_tokens, turn.empty) == ("length", 5, False)
     assert turn.power_w == pytest.approx(20.0)
     whole = pytest.approx(20.0 * length_ns / 1e9 / 3)
     assert turn.joules_per_token == (whole if covered == 1 else None)
@@ -100,7 +100,8 @@ def test_colours_are_for_terminals_that_want_them(term, no_color, is_tty, colour
 
 def test_lines_of_our_own_begin_on_a_new_line_and_are_harmless():
     stream = io.StringIO()
-    screen = Screen(stream, colour=True)
+    screen = Screen(stream)
+    screen.colour = True
     screen.write("half\x1b[0m")
     screen.note("a\x1bb")
     screen.say("c")

@@ -69,7 +69,7 @@ def test_sampling_reaches_the_tokens(complete):
     ("words", "stdin", "sentence"),
     [
         (["none.py:1"], b"", "none.py is missing"),
-        (["a.py"], b"", "'a.py' names no line"),
+        (["a.py"], b"", "'a.py' has no line number"),
         (["a.py:4"], b"", "a.py has lines 1 to 3, not 4"),
         (["a.py:1:6"], b"", "line 1 of a.py has columns 1 to 5, not 6"),
         (["binary:1"], b"", "binary is binary"),
@@ -109,5 +109,5 @@ def test_the_last_numbers_are_line_and_column(place, expected):
 
 @pytest.mark.parametrize("place", ["", "a", "a:", ":3", "a:x", "a:-1", "a:1.5", "a:٣"])
 def test_a_place_without_a_line(place):
-    with pytest.raises(EdgeError, match="names no line"):
+    with pytest.raises(EdgeError, match="has no line number"):
         parse_place(place)

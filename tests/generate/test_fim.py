@@ -11,8 +11,7 @@ from tokenizers import AddedToken, Tokenizer
 
 from edge.convert.sources.find import DEMO_PATH
 from edge.errors import EdgeError
-from edge.generate.fim import Completer
-from edge.generate.fim_prompt import LEAST_CHARACTERS, FimTokens, fit, near_beginning, near_end
+from edge.generate.fim import LEAST_CHARACTERS, Completer, FimTokens, fit, near_beginning, near_end
 from edge.generate.fim_stop import StopRules
 from edge.generate.sampling import Sampling
 from edge.generate.sources import MlxSource

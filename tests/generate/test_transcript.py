@@ -103,8 +103,8 @@ def test_a_full_disk_ends_the_transcript_with_one_warning(path, full_disk):
         ('{"role": "user", "content": "a", "cut_off": 1}', "not a message"),
         ('{"role": "tool", "content": "a", "cut_off": false}', "not a message"),
         ('{"role": "user", "content": "\\ud800", "cut_off": false}', "surrogates"),
-        ('{"undo": 0}', "1 questions to take back, not 0"),
-        ('{"undo": 2}', "1 questions to take back, not 2"),
+        ('{"undo": 0}', "1 questions to undo, not 0"),
+        ('{"undo": 2}', "1 questions to undo, not 2"),
     ],
 )
 def test_a_line_without_sense_is_an_error_that_names_it(path, line, reason):

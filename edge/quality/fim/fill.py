@@ -10,9 +10,8 @@ from pathlib import Path
 
 from edge.device.memory import wired
 from edge.errors import EdgeError
-from edge.generate import fim, fim_prompt, fim_stop
-from edge.generate.fim import Completer
-from edge.generate.fim_prompt import Order
+from edge.generate import fim, fim_stop
+from edge.generate.fim import Completer, Order
 from edge.generate.sources import LlamaSource, MlxSource
 from edge.llama_cpp.session import LlamaSession
 from edge.model.load import open_model
@@ -56,7 +55,7 @@ class Filled:
 
 def rules_version() -> str:
     """Changes with the prompt and the stop rules."""
-    files = [Path(m.__file__ or "").read_bytes() for m in (fim, fim_prompt, fim_stop)]
+    files = [Path(m.__file__ or "").read_bytes() for m in (fim, fim_stop)]
     return hashlib.sha256(b"".join(files)).hexdigest()[:16]
 
 
