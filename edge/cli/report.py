@@ -31,7 +31,7 @@ def run(args: argparse.Namespace) -> int:
 def _report(args: argparse.Namespace) -> int:
     """Everything is made before anything is written: no half report."""
     # Here: matplotlib takes most of a second, and --check and --devices need none.
-    from edge.report.files import report_files
+    from edge.report.page import report_files
 
     paths = [path for name in args.profiles for path in _files_of(name)]
     if len(paths) > MOST_PROFILES:

@@ -1,13 +1,10 @@
-"""Faults of profiles that are to be published: shape, numbers, reasons, and private words.
-
-found = check([Path("profiles/measured")])
-"""
+"""Checks of profiles before they are published: shape, numbers, reasons, private data."""
 
 import getpass
 import json
 import platform
 import re
-from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime
@@ -32,11 +29,11 @@ from edge.profile.profile import (
     read_bytes,
 )
 
-# More tell nothing new about one file.
+# Faults listed per file.
 MOST_FAULTS = 50
-# Longer values are cut; no text of a profile is longer than LONGEST, so a pattern's work is small.
+# Characters of a value that are quoted, and of a text that are searched for private data.
 SHOWN, LONGEST = 60, 2000
-# What a file to be published must have, though a reader can do without it.
+# Required in a published file; a reader accepts files without them.
 REQUIRED: dict[str, tuple[str, ...]] = {
     "device": ("architecture", "physical_cores", "logical_cores", "memory_bytes", "os"),
     "model": ("source", "revision", "parameters", "synthetic"),
@@ -49,7 +46,7 @@ REQUIRED_OF_ROW = (
 )
 REQUIRED_OF_TRIAL = ("repetition", "prompt_tokens", "decode_tok_s", "prefill_tok_s", "ttft_s")
 STAMPS = ("pass_begin_ns", "pass_end_ns", "token_us")
-UNEXPLAINED = "is null, and no sentence in reasons says why."
+UNEXPLAINED = "is null, and reasons does not say why."
 PRIVATE: tuple[tuple[re.Pattern[str], str], ...] = (
     (re.compile(r"(?:/Users|/home|[A-Za-z]:\\+Users)[/\\]+[^/\\\s\"':,;]+"), "a home folder"),
     (re.compile(r"(?<![\w/])/root(?![\w-])|/var/folders/[\w/+-]+"), "a user's folder"),
@@ -65,32 +62,31 @@ PRIVATE: tuple[tuple[re.Pattern[str], str], ...] = (
     (re.compile(r"\b(?=[A-Z]*\d)(?=\d*[A-Z])(?=(?:\D*\d){2})[A-Z0-9]{10,12}\b"), "a serial number"),
     (re.compile(r"\bhf_[A-Za-z0-9]{20,}|\bgh[pousr]_[A-Za-z0-9]{20,}"), "an access token"),
 )
-# Names of users and hosts that name nobody, or are words of every profile.
-NOBODY = {"root", "user", "admin", "runner", "ubuntu", "localhost", "apple", "demo", "edge", "mac"}
+# Common user and host names that identify nobody, and words that occur in every profile.
+COMMON = {"root", "user", "admin", "runner", "ubuntu", "localhost", "apple", "demo", "edge", "mac"}
 
 
 @dataclass(frozen=True)
 class Fault:
-    """A fault of a file, and its place in the JSON, such as rows[2].verdict."""
+    """An error in a file; `where` is its place in the JSON, such as rows[2].verdict."""
 
     file: str
     where: str
     what: str
 
     def __str__(self) -> str:
-        """As a compiler would print it."""
         return ": ".join(part for part in (self.file, self.where, self.what) if part)
 
 
 @dataclass(frozen=True)
 class Checked:
-    """Faults of so many files."""
+    """Faults found in a number of files."""
 
     files: int
     faults: list[Fault]
 
     def text(self) -> str:
-        """A line per fault, and a last one that counts."""
+        """One line per fault, then a summary line."""
         broken = len({fault.file for fault in self.faults})
         profiles = f"{self.files} {'profile' if self.files == 1 else 'profiles'}"
         if not self.faults:
@@ -100,41 +96,37 @@ class Checked:
 
 
 def check(paths: Iterable[Path], names: Sequence[str] | None = None) -> Checked:
-    """Faults of files, and of every *.json in and below folders.
+    """Check files, and every *.json in and below folders.
 
-    `names` are private words, by default the names of this machine and its user. No file at all
-    is an EdgeError.
+    `names` must not occur in a file; by default those of this machine and its user. A folder
+    without a *.json file is an EdgeError.
     """
     private = own_names() if names is None else names
     files = [file for path in paths for file in _files(path)]
-    if not files:
-        raise EdgeError(f"There is nothing to check: {HINT}, or a folder of them.")
     return Checked(len(files), [fault for file in files for fault in _file_faults(file, private)])
 
 
 def own_names() -> tuple[str, ...]:
-    """Names of this machine and its user, which a profile measured here must not have."""
+    """Names of this machine and its user."""
     host = platform.node()
     names = {host, host.split(".")[0]}
     with suppress(OSError, KeyError, ImportError):  # a container's user can have no name
         names.add(getpass.getuser())
-    return tuple(sorted(n for n in names if len(n) > 2 and n.lower() not in NOBODY))
+    return tuple(sorted(n for n in names if len(n) > 2 and n.lower() not in COMMON))
 
 
 def _files(path: Path) -> list[Path]:
     found = profiles_below(path) if path.is_dir() else [path]
     if not found:
-        raise EdgeError(f"{path} has no *.json file: {HINT}, or a folder of them.")
+        raise EdgeError(f"{path} does not contain *.json files: {HINT}.")
     return found
 
 
-def _file_faults(path: Path, names: Sequence[str]) -> Iterator[Fault]:
-    name = printable(str(path))
+def _file_faults(path: Path, names: Sequence[str]) -> list[Fault]:
     found = list(islice(_findings(path, names), MOST_FAULTS + 1))
-    for where, what in found[:MOST_FAULTS]:
-        yield Fault(name, where, what)
     if len(found) > MOST_FAULTS:
-        yield Fault(name, "", f"has more than {MOST_FAULTS} faults: mend these first.")
+        found[-1] = "", f"has more than {MOST_FAULTS} faults: correct these first."
+    return [Fault(printable(str(path)), where, what) for where, what in found]
 
 
 def _findings(path: Path, names: Sequence[str]) -> Findings:
@@ -154,7 +146,7 @@ def _findings(path: Path, names: Sequence[str]) -> Findings:
 
 def _profile_findings(raw: dict[str, Any]) -> Findings:
     rows = raw.get("rows")
-    # Head and rows one by one, so that one wrong value does not hide the others'.
+    # Each row is converted by itself: msgspec stops at the first wrong value.
     head = yield from _converted({**raw, "rows": []} if isinstance(rows, list) else raw, Profile)
     if head is not None:
         yield from _head_findings(head, raw)
@@ -166,13 +158,13 @@ def _profile_findings(raw: dict[str, Any]) -> Findings:
             continue
         first = first_at.setdefault((row.artefact, row.engine, row.workload), index)
         if first != index:
-            yield place, f"measures the same as rows[{first}]: keep one of them."
+            yield place, f"measures the same as rows[{first}]: remove one of them."
         for where, what in _row_findings(row, data, head):
-            yield f"{place}.{where}" if where else place, what
+            yield f"{place}.{where}".rstrip("."), what
 
 
 def _converted(raw: Any, kind: type[Any], place: str = "") -> Generator[tuple[str, str], None, Any]:
-    """The struct, or None and a finding: what is wrong first, and where."""
+    """The struct, or None after yielding the first error and its place."""
     try:
         return msgspec.convert(raw, kind)
     except (msgspec.ValidationError, OverflowError) as error:
@@ -207,14 +199,13 @@ def _lacking(raw: Mapping[str, Any], keys: Sequence[str], place: str) -> Finding
 
 
 def _reason_findings(row: Row, raw: Mapping[str, Any]) -> Findings:
-    """Nulls and doubts without a sentence that says why."""
+    """Nulls and verdicts without a reason."""
     if row.verdict != "VALID" and not row.reasons:
         yield "reasons", f"is empty, but a row that is {row.verdict} needs a reason."
     if not row.counts:
-        return  # it withholds its figures, and has said why
-    for key in ABOUT:
-        is_null = key in REQUIRED_OF_ROW and getattr(row, key) is None
-        if is_null and row.why_not(key) == NO_REASON:
+        return  # its figures may be null: the verdict's reason explains all of them
+    for key in [key for key in ABOUT if key in REQUIRED_OF_ROW]:
+        if getattr(row, key) is None and row.why_not(key) == NO_REASON:
             yield key, UNEXPLAINED
     for key, value in (raw["quality"] or {}).items():
         if value is None and row.why_not("quality", key) == NO_REASON:
@@ -222,7 +213,7 @@ def _reason_findings(row: Row, raw: Mapping[str, Any]) -> Findings:
 
 
 def _privacy_findings(data: Any, names: Sequence[str], place: str) -> Findings:
-    """Texts and keys that name a person or a single machine, wherever they stand."""
+    """Texts and keys that identify a person or a machine."""
     if isinstance(data, str):
         yield from _private(data, names, place)
     elif isinstance(data, dict):
@@ -233,7 +224,7 @@ def _privacy_findings(data: Any, names: Sequence[str], place: str) -> Findings:
             yield from _privacy_findings(value, names, inner)
     elif isinstance(data, list):
         for index, value in enumerate(data):
-            if isinstance(value, str | dict | list):
+            if isinstance(value, str | dict | list):  # not a place for each of many stamps
                 yield from _privacy_findings(value, names, f"{place}[{index}]")
 
 
@@ -241,15 +232,14 @@ def _private(text: str, names: Sequence[str], place: str) -> Findings:
     text = text[:LONGEST]
     for pattern, what in PRIVATE:
         if found := pattern.search(text):
-            yield place, f"holds {what} ({_shown(found[0])}): take it out by hand."
+            yield place, f"contains {what} ({_shown(found[0])}): remove it by hand."
             return
     for name in names:
         if re.search(rf"(?<![\w-]){re.escape(name)}(?![\w-])", text, re.IGNORECASE):
-            yield place, f"holds {_shown(name)}, a name of this machine or its user."
+            yield place, f"contains {_shown(name)}, a name of this machine or its user."
             return
 
 
 def _shown(text: str) -> str:
-    """As JSON, cut if it is long."""
     shown = printable(json.dumps(text[:1000]))
     return shown if len(shown) <= SHOWN else f"{shown[: SHOWN - 1]}…"

@@ -1,10 +1,9 @@
-"""Numbers of a row that contradict each other: pairs of a place in it and what is wrong there."""
+"""Numbers of a row that contradict each other, as pairs of a place in the row and an error."""
 
 import math
 import statistics
 from collections.abc import Iterator
 from itertools import chain, pairwise
-from typing import Any
 
 from edge.device.chips import APPLE_CACHE_BYTES, NVIDIA_CACHE_BYTES, find_chip
 from edge.device.describe import Bandwidth, Device
@@ -12,22 +11,25 @@ from edge.profile.profile import Quantity, Row
 from edge.profile.trial import Trial
 
 Findings = Iterator[tuple[str, str]]
-# Sums of floating point numbers in another order; and fractions of a bandwidth that is rounded.
+# Relative: of sums in another order, and of a share of a rounded bandwidth.
 TOLERANCE, ROUNDED = 1e-6, 1e-2
-# Whole microseconds: their sum is rounded once.
+# The stamps of a pass are rounded to whole microseconds.
 ROUNDING_NS = 1000
 DISORDER = "has stamps that do not pair or that run backwards."
-# Trials need not keep their energy, and older files do not have the prefill's quantities.
+RATES = ("decode_tok_s", "prefill_tok_s", "ttft_s")
+# Trials may lack their energy; older files also lack the prefill's quantities.
 ENERGIES = ("power_w", "joules_per_token", "prefill_power_w", "prefill_joules_per_token")
-OF_TRIALS = ("decode_tok_s", "prefill_tok_s", "ttft_s", *ENERGIES)
 
 
 def row_findings(row: Row, device: Device | None) -> Findings:
-    """Everything in a row that contradicts the rest of it; without a device not its roofline."""
-    for name in OF_TRIALS:
+    """Everything in a row that contradicts the rest of it; the roofline only with a device."""
+    for name in (*RATES, *ENERGIES):
         values = [v for trial in row.counted if (v := _trial_value(trial, name)) is not None]
         yield from _quantity_findings(name, row, values)
-    yield from _energy_findings(row)
+    gross, net = row.joules_per_token, row.joules_per_token_net
+    if gross is not None and net is not None and net.median > gross.median:
+        what = f"is {net.median}, but net of idle power it cannot exceed the gross {gross.median}."
+        yield "joules_per_token_net.median", what
     latency_ms = row.token_latency_ms or {}
     percentiles = [latency_ms[name] for name in ("p50", "p90", "p99") if name in latency_ms]
     if percentiles != sorted(percentiles):
@@ -40,48 +42,40 @@ def row_findings(row: Row, device: Device | None) -> Findings:
 
 
 def _trial_value(trial: Trial, name: str) -> float | None:
-    source: Any = trial
-    if name in ENERGIES:
-        source = trial.prefill_energy if name.startswith("prefill_") else trial.decode_energy
-        name = name.removeprefix("prefill_")
-    return None if source is None else getattr(source, name)
+    if name in RATES:
+        value: float | None = getattr(trial, name)
+        return value
+    window = trial.prefill_energy if name.startswith("prefill_") else trial.decode_energy
+    return None if window is None else getattr(window, name.removeprefix("prefill_"))
 
 
 def _quantity_findings(name: str, row: Row, values: list[float]) -> Findings:
     quantity: Quantity | None = getattr(row, name)
     has = f"{len(values)} {'trial has' if len(values) == 1 else 'trials have'} a value"
     if quantity is None:
-        # An INVALID row withholds what its trials say.
+        # An INVALID row may withhold what its trials have.
         if values and row.counts and not name.startswith("prefill_p"):
             yield name, f"is null, but {has} for it."
         return
-    if not values and name in ENERGIES:
-        return
+    if name in ENERGIES:
+        if quantity.median <= 0:
+            yield f"{name}.median", "must be above 0."
+        if not values:
+            return
     if quantity.n != len(values):
         yield f"{name}.n", f"is {quantity.n}, but {has} (warm-ups do not count)."
         return
-    truths = {
+    expected = {
         "median": statistics.median(values),
         "mean": statistics.fmean(values),
-        # Older files have 0 as the spread of one value.
+        # Older files have 0 as the sd of one value.
         "sd": statistics.stdev(values) if len(values) > 1 else quantity.sd and 0.0,
     }
-    for part, truth in truths.items():
-        if not _close(given := getattr(quantity, part), truth):
-            yield f"{name}.{part}", f"is {given}, but the trials' values give {truth}."
+    for part, value in expected.items():
+        if not _close(given := getattr(quantity, part), value):
+            yield f"{name}.{part}", f"is {given}, but the trials' values give {value}."
     if quantity.ci95 is not None and quantity.ci95[0] > quantity.ci95[1]:
-        yield f"{name}.ci95", "ends below its beginning."
-
-
-def _energy_findings(row: Row) -> Findings:
-    for name in ENERGIES:
-        quantity: Quantity | None = getattr(row, name)
-        if quantity is not None and quantity.median <= 0:
-            yield f"{name}.median", "is not above 0, but whatever computes uses energy."
-    gross, net = row.joules_per_token, row.joules_per_token_net
-    if gross is not None and net is not None and net.median > gross.median:
-        what = f"is {net.median}, but net of idle power it cannot exceed the gross {gross.median}."
-        yield "joules_per_token_net.median", what
+        yield f"{name}.ci95", "has its limits in the wrong order."
 
 
 def _trial_findings(trial: Trial, steps_per_pass: int) -> Findings:
@@ -97,14 +91,14 @@ def _trial_findings(trial: Trial, steps_per_pass: int) -> Findings:
         steps = max(len(trial.token_ns) - 1, 0)
     decode_s, prefill_s = (sum(end - begin for begin, end in w) / 1e9 for w in (passes, prefills))
     ttft_s = prefill_s / len(prefills) if prefills else None
-    truths = {
+    expected = {
         "decode_tok_s": steps / decode_s if steps and decode_s else None,
         "ttft_s": ttft_s,
         "prefill_tok_s": trial.prompt_tokens / ttft_s if ttft_s else None,
     }
-    for key, truth in truths.items():
-        if not _close(given := getattr(trial, key), truth):
-            yield key, f"is {given}, but its stamps give {truth}."
+    for key, value in expected.items():
+        if not _close(given := getattr(trial, key), value):
+            yield key, f"is {given}, but its stamps give {value}."
     for index, (times, (begin, end)) in enumerate(zip(trial.token_us, passes, strict=False)):
         if len(times) != steps_per_pass:
             what = f"has {len(times)} times, but the workload has {steps_per_pass} in every pass."
@@ -118,15 +112,15 @@ def _runs_backwards(windows: list[tuple[int, int]]) -> bool:
 
 
 def _roofline_findings(row: Row, device: Device) -> Findings:
-    """A rate above what the memory can do, and a share that does not follow from the rate."""
+    """A rate above the memory's bandwidth, and a share that does not follow from the rate."""
     if row.decode_tok_s is None or not row.bytes_per_token or row.decode_tok_s.median <= 0:
         return
     read_gb_s = row.decode_tok_s.median * row.bytes_per_token / 1e9
     stated, share = row.bandwidth(device), row.bandwidth_fraction
     if stated is not None and share is not None:
-        truth = read_gb_s / stated.gb_s
-        if not _close(share, truth, ROUNDED):
-            what = f"is {share}, but rate, bytes per token and bandwidth give {truth:.4g}."
+        expected = read_gb_s / stated.gb_s
+        if not _close(share, expected, ROUNDED):
+            what = f"is {share}, but rate, bytes per token and bandwidth give {expected:.4g}."
             yield "bandwidth_fraction", what
     limit_gb_s = _limit_gb_s(device, stated)
     is_cached = row.bytes_per_token <= _cache_bytes(device, stated)
@@ -136,7 +130,7 @@ def _roofline_findings(row: Row, device: Device) -> Findings:
 
 
 def _limit_gb_s(device: Device, stated: Bandwidth | None) -> float | None:
-    """Ceiling of any rate in GB/s, None if unknown: a measured one can be too low."""
+    """Bandwidth of the chip's table, else the stated one; None if that was measured (too low)."""
     chip, _ = find_chip(device.name, device.gpu_cores)
     if chip is not None:
         return chip.bandwidth_gb_s

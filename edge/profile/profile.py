@@ -1,8 +1,7 @@
 """The profile, schema 1: every row of one run on one device, raw trials included.
 
-`read` gives all of a file, `read_summary` all but trials and processes, nine tenths of it. Keys
-that are not known here are passed over: newer versions of edge may add some. Fields with a
-default may be missing in files of older versions. What is not a profile is a ProfileError.
+Unknown keys are ignored, as newer versions of edge may add some; fields with a default may be
+missing in files of older versions.
 """
 
 from __future__ import annotations
@@ -24,7 +23,7 @@ from edge.formats.files import atomic_write, read_small_file
 from edge.profile.trial import MOST, Count, NotNegative, Number, Process, Trial
 
 SCHEMA: Literal[1] = 1
-# The largest sweep that anyone will measure is a few hundred rows of some 200 kB.
+# A few hundred rows of some 200 kB.
 MAX_BYTES = 200_000_000
 Sentence = Annotated[str, Meta(min_length=1)]
 Instant = Annotated[str, Meta(pattern=r"^\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\+00:00|Z)$")]
@@ -36,27 +35,27 @@ QUANTITIES = (
     *("decode_tok_s", "prefill_tok_s", "ttft_s", "power_w", "joules_per_token"),
     *("joules_per_token_net", "prefill_power_w", "prefill_joules_per_token"),
 )
-# What a reason can be about: the figures of a row that can be null.
+# Figures of a row that can be null, which a reason can be about.
 ABOUT = (*QUANTITIES, "bandwidth_fraction", "peak_memory_bytes", "quality")
-# The reason why one of these is null may be about another, which it follows from.
+# Figures that are computed from others: the reason for a null may be about one of those.
 FOLLOWS_FROM = {
     "ttft_s": ("prefill_tok_s",),
     "joules_per_token": ("power_w",),
     "joules_per_token_net": ("joules_per_token", "power_w"),
     "bandwidth_fraction": ("decode_tok_s",),
 }
-# Engines that a framework's name stands for; others are peers.
+# A framework's own engine; its other engines are peers.
 OWN_ENGINES = {"MLX": "mlx", "GGUF": "llama.cpp"}
 NO_REASON = "the profile does not say why"
-# Begins with a line break, which no JSON string holds: only lists of stamps match.
+# JSON strings contain no line break, so that only lists of numbers match.
 NUMBER_LIST = re.compile(r"\[\n[\d\s,]+\]")
 
 
 class Reason(Struct, frozen=True):
     """Why a figure is null (reason), doubtful (warning) or wrong (error).
 
-    `about` is one of ABOUT, empty for the whole row; `text` a sentence without its full stop. A
-    profile keeps "about: text"; where the text begins with the key itself, the text alone.
+    `about` is one of ABOUT, or empty for the whole row; `text` is a sentence without its full
+    stop. Stored as "about: text", or as the text alone where it begins with the key.
     """
 
     about: str
@@ -64,12 +63,12 @@ class Reason(Struct, frozen=True):
     text: str
 
     def __str__(self) -> str:
-        """As a profile keeps it."""
+        """The sentence in a profile."""
         return self.text if self.text.startswith(self.about) else f"{self.about}: {self.text}"
 
     @classmethod
     def parse(cls, sentence: str) -> Reason:
-        """The inverse; the level is not kept. Older files list several keys before the colon."""
+        """Inverse of str; the level is lost. Older files list several keys before the colon."""
         head = sentence.partition(" ")[0]
         about = head.rstrip(":,")
         if about not in ABOUT:
@@ -107,15 +106,15 @@ class Workload(Struct, frozen=True):
         return ("+" if self.joint else ", ").join(tests)
 
     def __str__(self) -> str:
-        """As llama-bench spells it: tg128 @ d4096."""
+        """Name in llama-bench's notation: tg128 @ d4096."""
         return self.test + (f" @ d{self.depth}" if self.depth else "")
 
 
 class Quantity(Struct, frozen=True, kw_only=True):
     """A measured quantity over n values.
 
-    `sd` is the sample standard deviation, None for n = 1; `ci95` Student's interval of the mean
-    with the process as the unit, None where there are fewer than two processes.
+    `sd` is the sample standard deviation, None for n = 1. `ci95` is Student's interval of the
+    mean with the process as the unit, None for fewer than two processes.
     """
 
     median: Number
@@ -124,14 +123,9 @@ class Quantity(Struct, frozen=True, kw_only=True):
     n: Annotated[int, Meta(ge=1, le=MOST)]
     ci95: Interval | None = None
 
-    @property
-    def relative_sd(self) -> float:
-        """sd / mean; 0 where one value says nothing of the spread."""
-        return self.sd / self.mean if self.sd and self.mean else 0.0
-
 
 class ModelInfo(Struct, frozen=True):
-    """Which model was measured; `synthetic` means random weights."""
+    """The measured model; `synthetic` means random weights."""
 
     name: str
     source: str = ""
@@ -141,10 +135,10 @@ class ModelInfo(Struct, frozen=True):
 
 
 class Method(Struct, frozen=True, kw_only=True):
-    """How it was measured; `finished` is False for a run that was stopped before its end.
+    """The method of measurement; `finished` is False for a run that was interrupted.
 
-    `repetitions` are trials per row, `order` has the rows in running order, a list per round,
-    `peak_memory` says what peak_memory_bytes measures.
+    `repetitions` are trials per row, `order` has the rows in running order, a list per round;
+    `peak_memory` names the system's figure behind peak_memory_bytes.
     """
 
     decode_rate: str = "not stated"
@@ -167,10 +161,10 @@ class Method(Struct, frozen=True, kw_only=True):
 
 
 class EngineFacts(Struct, frozen=True, kw_only=True):
-    """How the engine ran the artefact.
+    """The engine's settings for a row.
 
-    `weight_bytes_per_token` is what one decode step reads of the weights, `gpu_layers` how many
-    of llama.cpp's layers are on a GPU: -1 for all.
+    `weight_bytes_per_token` are the bytes of weights that one decode step reads, `gpu_layers`
+    llama.cpp's layers on a GPU, -1 for all.
     """
 
     device: str = ""
@@ -185,10 +179,10 @@ class EngineFacts(Struct, frozen=True, kw_only=True):
 
 
 class Quality(Struct, frozen=True, kw_only=True):
-    """How far the artefact's predictions are from those of `reference`.
+    """Distance of the artefact's predictions from those of `reference`.
 
-    `kl_mean`, `kl_p99` and `kl_max` are nats per token, `top1_agreement` the share of positions
-    at which both have the same token on top.
+    `kl_mean`, `kl_p99` and `kl_max` are nats per token, `top1_agreement` is the share of
+    positions at which both predict the same token.
     """
 
     perplexity: NotNegative | None = None
@@ -211,7 +205,7 @@ class Quality(Struct, frozen=True, kw_only=True):
 
 
 class PowerSource(Struct, frozen=True):
-    """The meter's name, what its joules include, and its doubts."""
+    """The meter's name, what its joules include, and its warnings."""
 
     source: str
     boundary: str = ""
@@ -221,11 +215,11 @@ class PowerSource(Struct, frozen=True):
 class RowSummary(Struct, frozen=True, kw_only=True):
     """An artefact on an engine under a workload, without its trials.
 
-    A quantity that is None has its sentence in `reasons`. Decode, prefill and time to first
-    token leave out loading, tokenising, sampling and detokenising. `bytes_per_token` is what
-    one decode step reads: weights, and the cache at the middle of the window.
-    `joules_per_token` is gross, `joules_per_token_net` less the idle power. `peak_memory_bytes`
-    is the process's or, where that is more, the device's, which `peak_device_bytes` has alone.
+    A quantity that is None has its reason in `reasons`. Decode, prefill and time to first
+    token exclude loading, tokenising, sampling and detokenising. `bytes_per_token` is what one
+    decode step reads: weights, and the cache at the middle of the window. `joules_per_token`
+    is gross, `joules_per_token_net` net of idle power. `peak_memory_bytes` is the larger of the
+    process's and the device's (`peak_device_bytes`).
     """
 
     artefact: str
@@ -257,25 +251,25 @@ class RowSummary(Struct, frozen=True, kw_only=True):
 
     @property
     def counts(self) -> bool:
-        """Its figures can be compared with others."""
+        """Its figures are comparable with others."""
         return self.verdict != "INVALID"
 
     def with_peer(self, name: str) -> str:
-        """The name, and behind it a peer's engine."""
+        """The name, followed by the engine if that is a peer."""
         return name if self.engine in OWN_ENGINES.values() else f"{name} ({self.engine})"
 
     def on_gpu(self, device: Device) -> bool:
-        """The device's GPU computed it."""
+        """The row was computed on the device's GPU."""
         return on_gpu(self.engine_facts.device if self.engine_facts else "", device.gpu_name)
 
     def bandwidth(self, device: Device) -> Bandwidth | None:
-        """Of the memory that the weights were read from."""
+        """Bandwidth of the memory that the weights were read from."""
         if device.gpu_memory_bandwidth is not None and self.on_gpu(device):
             return device.gpu_memory_bandwidth
         return device.memory_bandwidth
 
     def why_not(self, *keys: str) -> str:
-        """The reason for a null: one about a key, one that mentions it, or why the row failed."""
+        """Reason for a null: one about a key, one that mentions it, or why the row failed."""
         reasons = [Reason.parse(reason) for reason in self.reasons]
         for name in [name for key in keys for name in (key, *FOLLOWS_FROM.get(key, ()))]:
             about = [reason for reason in reasons if reason.about == name]
@@ -285,19 +279,19 @@ class RowSummary(Struct, frozen=True, kw_only=True):
 
 
 class Row(RowSummary, frozen=True, kw_only=True):
-    """The same with its raw data; `processes` has one entry per round."""
+    """A row with its raw data; `processes` has one entry per round."""
 
     processes: list[Process] = []
     trials: list[Trial]
 
     @property
     def counted(self) -> list[Trial]:
-        """Trials that are not warm-ups, in the order of time."""
+        """Trials that are not warm-ups, in time order."""
         return [trial for trial in self.trials if not trial.warmup]
 
 
 class Head(Struct, frozen=True, kw_only=True):
-    """All of a profile but its rows."""
+    """A profile's fields except its rows."""
 
     schema: Literal[1]
     created_utc: Instant
@@ -320,13 +314,13 @@ class Profile(Head, frozen=True, kw_only=True):
     rows: list[Row]
 
     def to_json(self) -> str:
-        """The file's content, each list of stamps on one line; NaN is a ValueError."""
+        """The file's content, lists of numbers on one line each; ValueError for NaN."""
         text = json.dumps(msgspec.to_builtins(self), indent=1, allow_nan=False)
         return NUMBER_LIST.sub(lambda found: "".join(found[0].split()), text) + "\n"
 
 
 class ProfileError(EdgeError):
-    """A file that is not a profile; `reason` is the sentence's part after the file's name.
+    """A file that is not a profile; `reason` is the sentence without the file's name.
 
     `kind` is "unreadable", "not a profile", "newer schema" or "broken".
     """
@@ -350,12 +344,12 @@ def read(path: Path) -> Profile:
 
 
 def read_summary(path: Path) -> Summary:
-    """Reads a profile without trials and processes: about ten times as fast."""
+    """Reads a profile without trials and processes, about ten times as fast."""
     return decode(read_bytes(path), path, Summary)
 
 
 def write(profile: Profile, path: Path) -> None:
-    """Writes the whole profile, replacing an older state of it."""
+    """Writes the whole profile, replacing an older file."""
     with atomic_write(path) as partial:
         partial.write_text(profile.to_json(), encoding="utf-8")
 
@@ -368,7 +362,7 @@ def profiles_below(folder: Path, onerror: Callable[[OSError], None] | None = Non
 
 
 def read_bytes(path: Path) -> bytes:
-    """Content of a file that is not larger than any profile."""
+    """Content of a file of at most MAX_BYTES."""
     try:
         return read_small_file(path, MAX_BYTES)
     except EdgeError as error:
@@ -377,17 +371,17 @@ def read_bytes(path: Path) -> bytes:
 
 
 def decode(data: bytes, path: Path, kind: type[AnyProfile]) -> AnyProfile:
-    """A Profile or a Summary from a file's bytes; an error names the place of a wrong value."""
+    """A Profile or a Summary from a file's bytes; errors name the place of a wrong value."""
     try:
         return msgspec.json.decode(data, type=kind)
     except (ValueError, RecursionError) as error:
         check_version(data, path)
-        reason = f"is broken ({error}): measure again, or take another copy"
+        reason = f"is broken ({error}): measure again, or use another copy"
         raise ProfileError(path, "broken", reason) from None
 
 
 def check_version(data: bytes, path: Path) -> None:
-    """Refuses what is not a JSON object of this schema."""
+    """Raises a ProfileError unless the bytes are a JSON object of this schema."""
     try:
         schema = msgspec.json.decode(data, type=_Version).schema
     except msgspec.ValidationError:
@@ -398,6 +392,5 @@ def check_version(data: bytes, path: Path) -> None:
         reason = f"is not a profile (it has no schema number): {HINT}"
         raise ProfileError(path, "not a profile", reason)
     if schema > SCHEMA:
-        number = str(schema) if schema < MOST else "of absurd size"
-        reason = f"has schema {number} and this edge reads up to {SCHEMA}: install a newer edge"
+        reason = f"has a newer schema than {SCHEMA}, which this edge reads: install a newer edge"
         raise ProfileError(path, "newer schema", reason)

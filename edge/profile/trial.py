@@ -1,10 +1,10 @@
-"""Raw data of a row's processes: trials with their stamps and joules, power samples."""
+"""Raw data of a row's processes: trials with time stamps and joules, power samples."""
 
 from typing import Annotated, Any
 
 from msgspec import UNSET, Meta, Struct, UnsetType
 
-# Far more than any quantity of a device, and still exact as a float.
+# Larger than any quantity of a device, and exact as a float.
 MOST = 10**15
 Count = Annotated[int, Meta(ge=0, le=MOST)]
 Number = Annotated[float, Meta(ge=-float(MOST), le=float(MOST))]
@@ -15,10 +15,10 @@ Stamp = Annotated[int, Meta(ge=0, le=2**62)]
 
 
 class EnergyWindow(Struct, frozen=True, kw_only=True):
-    """Joules per rail over one timed window, and the tokens whose work lies in it.
+    """Joules per rail over one timed window, and the tokens computed in it.
 
-    `beside` are rails that the total already includes, `coverage` the share of the window that
-    samples cover; `missing` says why there is no total.
+    `beside` are rails that the total already includes, `coverage` is the share of the window
+    that samples cover, `missing` the reason why there is no total.
     """
 
     window_s: Above0
@@ -33,19 +33,19 @@ class EnergyWindow(Struct, frozen=True, kw_only=True):
 
     @property
     def total_j(self) -> float | None:
-        """Of the whole window: what coverage lacks to 1 is taken as the mean of the rest."""
+        """Energy of the whole window; uncovered parts count with the mean of the rest."""
         if self.missing is not None or not self.coverage:
             return None
         return sum(self.joules.values()) / self.coverage
 
     @property
     def power_w(self) -> float | None:
-        """Mean over the window."""
+        """Mean power over the window."""
         return None if self.total_j is None else self.total_j / self.window_s
 
     @property
     def joules_per_token(self) -> float | None:
-        """Gross: all that the boundary used in the window."""
+        """Gross: all energy within the boundary in the window."""
         return self.total_j / self.tokens if self.total_j is not None and self.tokens else None
 
 
@@ -53,8 +53,9 @@ class Trial(Struct, frozen=True, kw_only=True):
     """One timed repetition; all stamps are of `time.monotonic_ns()`.
 
     `prefill_ns` has begin and end of every prefill pass, flat; `pass_begin_ns` and `pass_end_ns`
-    first and last stamp of every generation pass; `token_us` the microseconds between a pass's
-    stamps, which later passes of a long trial do not keep. The last three are of older files.
+    have the first and last stamp of every generation pass. `token_us` has the microseconds
+    between a pass's stamps; later passes of a long trial do not keep them. The last three fields
+    are of older files.
     """
 
     repetition: Count = 0
@@ -93,7 +94,7 @@ class Trial(Struct, frozen=True, kw_only=True):
 
 
 class ThermalChange(Struct, frozen=True):
-    """From when on the machine had a thermal level."""
+    """The machine's thermal level from `begin_ns` on."""
 
     begin_ns: Stamp
     level: str
@@ -109,7 +110,7 @@ class PowerSeries(Struct, frozen=True):
 
 
 class Process(Struct, frozen=True, kw_only=True):
-    """One process of a row: how long it waited, and the machine's state around it."""
+    """One process of a row: the time it waited, and the machine's state before and after it."""
 
     round: Count = 0
     load_s: NotNegative | None = None

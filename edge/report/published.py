@@ -1,11 +1,15 @@
-"""Table 11 with a profile's figures beside it, and what limits the comparison."""
+"""Published figures: Table 11 of the Stable Code Technical Report, alone and beside a profile."""
 
+import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cache
+from importlib import resources
+from typing import Any
 
 from edge.device.chips import find_chip
-from edge.profile.profile import Profile, Row
-from edge.profile.published import PublishedRow, is_published_model, table11, table11_rows
+from edge.device.roofline import ceiling_tok_s
+from edge.profile.profile import OWN_ENGINES, ModelInfo, Profile, Row
 from edge.report.table import Cell, Table, number_cell
 from edge.text import escape, plain, share
 
@@ -17,8 +21,69 @@ HEAD = (
 
 
 @dataclass(frozen=True)
-class Beside:
-    """The table and the sentences under it."""
+class PublishedRow:
+    """One line of Table 11; `bytes_per_token` are the weights a token reads, computed by us."""
+
+    artefact: str
+    framework: str
+    precision: str
+    decode_tok_s: float
+    power_w: float
+    bytes_per_token: int
+
+    @property
+    def joules_per_token(self) -> float:
+        """W / (tok/s): not in the report."""
+        return self.power_w / self.decode_tok_s
+
+    def share_of(self, bandwidth_gb_s: float) -> float:
+        """The published rate as a share of the ceiling at a memory bandwidth."""
+        return self.decode_tok_s / ceiling_tok_s(self.bytes_per_token, bandwidth_gb_s * 1e9)
+
+    def is_of(self, row: Row) -> bool:
+        """The row has the same artefact, on the framework's own engine."""
+        return (row.artefact, row.engine) == (self.artefact, OWN_ENGINES[self.framework])
+
+    def measured(self, profile: Profile) -> Row | None:
+        """The first valid row of a profile that has a rate for it."""
+        rows = (row for row in profile.rows if row.counts and row.decode_tok_s)
+        return next((row for row in rows if self.is_of(row)), None)
+
+
+def table11() -> dict[str, Any]:
+    """The whole file: rows, source, caveat, what the report does not state."""
+    return _read("table11.json")
+
+
+def other_figures() -> dict[str, Any]:
+    """Rates of other models, with their sources."""
+    return _read("apple_silicon.json")
+
+
+def table11_rows() -> list[PublishedRow]:
+    """Rows in the report's order."""
+    return [PublishedRow(**row) for row in table11()["rows"]]
+
+
+def is_published_model(model: ModelInfo) -> bool:
+    """The model is that of Table 11, or random weights of its shape.
+
+    The name decides too: stablelm-3b-4e1t has as many parameters.
+    """
+    theirs = table11()["model"]
+    return theirs["name"] in model.name and model.parameters == theirs["parameters"]
+
+
+@cache
+def _read(name: str) -> dict[str, Any]:
+    text = (resources.files("edge") / "data" / name).read_text(encoding="utf-8")
+    data: dict[str, Any] = json.loads(text)
+    return data
+
+
+@dataclass(frozen=True)
+class PublishedComparison:
+    """A table of published and measured figures, and the notes under it."""
 
     table: Table
     notes: tuple[str, ...]
@@ -28,19 +93,18 @@ class Beside:
         return "\n".join([self.table.markdown(), "", *(f"- {escape(note)}" for note in self.notes)])
 
 
-def table11_beside(profile: Profile) -> Beside:
-    """Published and measured figures; of several workloads a row's first, rows of peers never."""
+def table11_beside(profile: Profile) -> PublishedComparison:
+    """Table 11 beside a profile's first row for each line; rows of peers are ignored."""
     pairs = [(published, published.measured(profile)) for published in table11_rows()]
     lines = tuple(_cells(published, row) for published, row in pairs)
-    table = Table(HEAD, lines, HEAD[:2])
-    return Beside(table, tuple(plain(note, 600) for note in _notes(profile, pairs)))
+    notes = tuple(plain(note, 600) for note in _notes(profile, pairs))
+    return PublishedComparison(Table(HEAD, lines, HEAD[:2]), notes)
 
 
 def _cells(published: PublishedRow, row: Row | None) -> tuple[Cell, ...]:
     names = ("decode_tok_s", "power_w", "joules_per_token")
     quantities = [None if row is None else getattr(row, name) for name in names]
     rate, power, joules = (None if q is None else q.median for q in quantities)
-    ratio = None if rate is None else rate / published.decode_tok_s
     reached = None if row is None else row.bandwidth_fraction
     shares = [*(published.share_of(gb_s) for gb_s in _candidates().values()), reached]
     return (
@@ -48,7 +112,7 @@ def _cells(published: PublishedRow, row: Row | None) -> tuple[Cell, ...]:
         Cell(published.precision),
         Cell(f"{published.decode_tok_s:g}", published.decode_tok_s),
         number_cell(rate),
-        number_cell(ratio),
+        number_cell(None if rate is None else rate / published.decode_tok_s),
         Cell(f"{published.power_w:g}", published.power_w),
         number_cell(power),
         number_cell(published.joules_per_token),
@@ -58,7 +122,7 @@ def _cells(published: PublishedRow, row: Row | None) -> tuple[Cell, ...]:
 
 
 def _candidates() -> dict[str, float]:
-    """Chips that "M2 Pro Max" may mean, and their bandwidths in GB/s."""
+    """Bandwidth in GB/s of the chips that "M2 Pro Max" can mean."""
     found = ((name, find_chip(name)[0]) for name in table11()["device"]["candidates"])
     return {name: chip.bandwidth_gb_s for name, chip in found if chip is not None}
 

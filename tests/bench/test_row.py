@@ -39,7 +39,7 @@ def test_summary():
     assert (found.median, found.mean, found.n) == (2.0, 3.0, 3)
     assert found.sd == pytest.approx(7**0.5)
     one = summarise([4.0], [0])
-    assert (one.sd, one.ci95, one.relative_sd) == (None, None, 0)
+    assert (one.sd, one.ci95) == (None, None)
     assert summarise([None], [0]) is None
 
 

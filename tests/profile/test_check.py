@@ -39,13 +39,6 @@ def test_measured_profiles_have_no_faults():
     assert check([ROOT / "profiles" / "measured"]).faults == []
 
 
-@pytest.mark.parametrize("name", ["table11", "apple_silicon", "chips"])
-def test_published_figures_are_those_of_the_package(name):
-    """If they are not: copy edge/data/NAME.json to profiles/published/."""
-    inside, shown = ROOT / "edge" / "data", ROOT / "profiles" / "published"
-    assert (inside / f"{name}.json").read_bytes() == (shown / f"{name}.json").read_bytes()
-
-
 @pytest.mark.parametrize(
     ("place", "value", "where", "words"),
     [
@@ -68,7 +61,7 @@ def test_published_figures_are_those_of_the_package(name):
         ("rows.0.power_w.median", 5.0, "rows[0].power_w.median", "values give 2"),
         ("rows.0.joules_per_token.mean", 9.0, "rows[0].joules_per_token.mean", "values give"),
         ("rows.0.joules_per_token_net.median", 9.0, "rows[0].joules_per_token_net.median", "gross"),
-        ("rows.0.decode_tok_s.ci95", [2, 1], "rows[0].decode_tok_s.ci95", "ends below"),
+        ("rows.0.decode_tok_s.ci95", [2, 1], "rows[0].decode_tok_s.ci95", "wrong order"),
         ("rows.0.token_latency_ms.p50", 1e6, "rows[0].token_latency_ms", "do not rise"),
         ("rows.0.trials.0.decode_tok_s", 1.0, "rows[0].trials[0].decode_tok_s", "stamps give"),
         ("rows.0.trials.0.ttft_s", None, "rows[0].trials[0].ttft_s", "is None, but its stamps"),
@@ -77,7 +70,7 @@ def test_published_figures_are_those_of_the_package(name):
         ("rows.0.trials.0.token_us.0", [1], "rows[0].trials[0].token_us[0]", "has 1 times, but"),
         ("rows.0.trials.0.token_us.0.0", 1, "rows[0].trials[0].token_us[0]", "does not add up"),
         ("rows.0.bandwidth_fraction", 0.9, "rows[0].bandwidth_fraction", "is 0.9, but rate"),
-        ("rows.0.reasons", [], "rows[0].quality", "no sentence in reasons says why"),
+        ("rows.0.reasons", [], "rows[0].quality", "reasons does not say why"),
     ],
 )
 def test_a_wrong_value_is_named_with_its_place(tmp_path, place, value, where, words):
@@ -148,7 +141,7 @@ def test_a_doubt_needs_a_reason_and_no_row_is_there_twice(tmp_path):
     profile["rows"].append(profile["rows"][1])
     assert faults_of(tmp_path, profile) == [
         ("rows[0].reasons", "is empty, but a row that is WARN needs a reason."),
-        ("rows[2]", "measures the same as rows[1]: keep one of them."),
+        ("rows[2]", "measures the same as rows[1]: remove one of them."),
     ]
 
 
@@ -161,7 +154,7 @@ def test_quality_has_a_shape_and_its_nulls_a_reason(tmp_path):
     assert faults_of(tmp_path, profile) == []  # a sentence speaks of quality
     profile["rows"][0]["reasons"] = []
     ((where, what),) = faults_of(tmp_path, profile)
-    assert where == "rows[0].quality.kl_p99" and "no sentence" in what
+    assert where == "rows[0].quality.kl_p99" and "does not say why" in what
 
 
 @pytest.mark.parametrize(
@@ -205,9 +198,8 @@ def test_a_key_that_is_there_twice_is_a_fault(tmp_path):
 
 
 def test_folders_are_looked_through_and_faults_carry_their_file(tmp_path):
-    for nothing in ([], [tmp_path]):
-        with pytest.raises(EdgeError, match=r"nothing to check|no \*\.json file"):
-            check(nothing)
+    with pytest.raises(EdgeError, match=r"does not contain \*\.json files"):
+        check([tmp_path])
     (tmp_path / "sub").mkdir()
     (tmp_path / "sub" / "good.json").write_text(json.dumps(PROFILE))
     (tmp_path / "bad.json").write_text(json.dumps(changed("argv", 1)))
@@ -227,7 +219,7 @@ def test_folders_are_looked_through_and_faults_carry_their_file(tmp_path):
 def test_many_faults_and_long_keys_are_cut(tmp_path):
     found = faults_of(tmp_path, {**PROFILE, "argv": ["/home/anna"] * 1000})
     assert len(found) == 51
-    assert found[-1] == ("", "has more than 50 faults: mend these first.")
+    assert found[-1] == ("", "has more than 50 faults: correct these first.")
     profile = changed("rows.0.new", {"b c": {"\x1b[2J": "/home/anna"}, "x" * 5000: "a@b.c"})
     escaped, cut = faults_of(tmp_path, profile)
     assert escaped[0] == 'rows[0].new["b c"]["\\u001b[2J"]'

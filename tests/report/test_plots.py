@@ -10,12 +10,12 @@ from matplotlib.container import BarContainer
 
 from edge.profile.check import check
 from edge.profile.profile import read
-from edge.profile.published import table11_rows
 from edge.report.figure import COLOURS, NamedFigure
 from edge.report.plots import depth, draw, energy, latency, power, precision, roofline, throughput
 from edge.report.plots.curves import token_times_ms
 from edge.report.plots.points import front
 from edge.report.plots.rows import side_by_side
+from edge.report.published import table11_rows
 from tests.report.test_figure import texts_of
 from tests.support.profiles import (
     ROOT,

@@ -1,13 +1,13 @@
-"""One self-contained HTML page: everything inline, nothing fetched, every text of a profile text.
+"""The files of a report; first of all one self-contained HTML page that fetches nothing.
 
-The template escapes whatever it is given. Two things go in as they are: the plots, whose text
-the SVG writer escapes, and the profiles as JSON, in which no `<` is left. Behind that stands a
-policy that lets the browser run the page's own script, known by its hash, and fetch nothing.
+The template escapes every text of a profile. Two things are inserted unescaped: the plots, whose
+text the SVG writer escapes, and the profiles as JSON, in which every `<` is replaced. In addition
+a content security policy lets the browser run only the page's script, known by its hash.
 """
 
 import base64
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import resources
 from typing import Any
@@ -19,13 +19,19 @@ from markupsafe import Markup
 import edge
 from edge.device.describe import Bandwidth
 from edge.profile.profile import Profile, Reason, Row
-from edge.profile.published import is_published_model
-from edge.report.plots import Drawn
-from edge.report.published import table11_beside
-from edge.report.table import markdown_section, profile_table, provenance, row_label, title
+from edge.report.plots import Drawn, draw
+from edge.report.published import is_published_model, table11_beside
+from edge.report.table import (
+    csv_table,
+    markdown_section,
+    profile_table,
+    provenance,
+    row_label,
+    title,
+)
 from edge.text import figure, plain
 
-# In JSON these stand only within strings, where an escape means the same.
+# In JSON these occur only in strings, where an escape is equivalent.
 UNSAFE_IN_SCRIPT = {ord(c): f"\\u{ord(c):04x}" for c in "<>&\u2028\u2029"}
 VERDICTS = ("INVALID", "WARN", "VALID")
 BEST = (
@@ -39,15 +45,29 @@ Reasons = dict[str, Any]
 
 @dataclass(frozen=True)
 class Source:
-    """A profile for the page: what was read, its plots, and the file's bytes."""
+    """A profile for the page, its plots, and the file's bytes."""
 
     profile: Profile
     drawn: Drawn
     data: bytes
 
 
+def report_files(read: Sequence[tuple[Profile, bytes]]) -> Iterator[tuple[str, bytes]]:
+    """Path and content of every file of a report, from profiles and their files' bytes."""
+    sources = [Source(profile, draw(profile), data) for profile, data in read]
+    profiles = [profile for profile, _ in read]
+    yield "report.html", render_page(sources).encode()
+    yield "table.md", "\n".join(map(markdown_section, profiles)).encode()
+    yield "table.csv", csv_table(profiles).encode()
+    for number, source in enumerate(sources, 1):
+        prefix = f"{number}-" if len(sources) > 1 else ""
+        for plot in source.drawn.figures:
+            yield f"plots/{prefix}{plot.name}.svg", plot.svg().encode()
+            yield f"plots/{prefix}{plot.name}.png", plot.png()
+
+
 def render_page(sources: Sequence[Source]) -> str:
-    """The page, complete."""
+    """The page for one or more profiles."""
     sections = [_section(number, source) for number, source in enumerate(sources, 1)]
     style, script = _part("style.css"), _part("script.js")
     template = Environment(autoescape=True, undefined=StrictUndefined).from_string(
@@ -66,13 +86,13 @@ def render_page(sources: Sequence[Source]) -> str:
 
 
 def script_json(data: bytes) -> str:
-    """JSON that cannot end the script element it stands in, nor begin a comment there."""
+    """JSON that cannot end its script element or begin a comment in it."""
     text = msgspec.json.format(data, indent=-1).decode(errors="replace")
     return text.translate(UNSAFE_IN_SCRIPT)
 
 
 def _section(number: int, source: Source) -> dict[str, Any]:
-    """Values that the template lays out for one profile."""
+    """Template values of one profile."""
     profile, rows = source.profile, source.profile.rows
     beside = table11_beside(profile) if is_published_model(profile.model) else None
     reasons, missing = _reasons(rows)
@@ -131,25 +151,25 @@ def _best(rows: Sequence[Row]) -> list[str]:
         if medians:
             place = choose(medians, key=lambda i: medians[i])
             row, best = rows[place], figure(medians[place])
-            doubt = "" if row.verdict == "VALID" else f", {row.verdict}"
-            found.append(f"{what} {best} {unit} ({row_label(row, rows)}{doubt})")
+            verdict = "" if row.verdict == "VALID" else f", {row.verdict}"
+            found.append(f"{what} {best} {unit} ({row_label(row, rows)}{verdict})")
     return found
 
 
 def _reasons(rows: Sequence[Row]) -> tuple[list[Reasons], list[Reasons]]:
-    """Doubts, those about INVALID rows first; and reasons for what is not measured."""
-    doubts: dict[str, dict[str, str]] = {}
+    """Reasons for verdicts, of INVALID rows first; and for figures that are not measured."""
+    verdicts: dict[str, dict[str, str]] = {}
     missing: dict[str, dict[str, str]] = {}
     for row in rows:
         for reason in row.reasons:
             about = Reason.parse(reason).about
-            found = missing if about and getattr(row, about) is None else doubts
+            found = missing if about and getattr(row, about) is None else verdicts
             found.setdefault(plain(reason, 600), {})[row_label(row, rows)] = row.verdict
-    return _grouped(doubts, len(rows)), _grouped(missing, len(rows))
+    return _grouped(verdicts, len(rows)), _grouped(missing, len(rows))
 
 
 def _grouped(about: dict[str, dict[str, str]], count: int) -> list[Reasons]:
-    """Sentences about the same rows together, without the rows where they are about all."""
+    """Reasons grouped by the rows they are about, without rows where that is all of them."""
     groups: dict[tuple[tuple[str, str], ...], list[str]] = {}
     for text, labels in about.items():
         rows = tuple(labels.items()) if len(labels) < count or count == 1 else ()
@@ -159,17 +179,17 @@ def _grouped(about: dict[str, dict[str, str]], count: int) -> list[Reasons]:
 
 
 def _facts(data: Mapping[str, Any], most: int) -> Facts:
-    """A flat object's keys and values; empty values are left out."""
-    said = [(plain(key, 40).replace("_", " "), _said(value)) for key, value in data.items()]
-    return [(key, plain(text, most)) for key, text in said[:60] if text]
+    """Keys and values of an object, without empty values."""
+    texts = [(plain(key, 40).replace("_", " "), _text(value)) for key, value in data.items()]
+    return [(key, plain(text, most)) for key, text in texts[:60] if text]
 
 
-def _said(value: Any) -> str:
+def _text(value: Any) -> str:
     if isinstance(value, dict):
-        return ", ".join(f"{key} {text}" for key, item in value.items() if (text := _said(item)))
+        return ", ".join(f"{key} {text}" for key, item in value.items() if (text := _text(item)))
     if isinstance(value, list):
         nested = any(isinstance(item, list) for item in value)
-        return ("; " if nested else ", ").join(filter(None, map(_said, value)))
+        return ("; " if nested else ", ").join(filter(None, map(_text, value)))
     if isinstance(value, bool):
         return "yes" if value else "no"
     return "" if value is None else str(value)
@@ -180,5 +200,5 @@ def _hash(text: str) -> str:
 
 
 def _part(name: str) -> str:
-    """A file of the page; a script's hash counts every character, so none is added or lost."""
+    """A file of this package, unchanged, so that the policy's hash is right."""
     return resources.files(__package__).joinpath(name).read_text(encoding="utf-8")

@@ -12,9 +12,9 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 
 from edge.profile.profile import Profile, Row
-from edge.profile.published import is_published_model, table11, table11_rows
 from edge.report import figure as fig
 from edge.report.plots.rows import NO_ROWS, Spread, counts, side_by_side, spread, spread_kinds
+from edge.report.published import is_published_model, table11, table11_rows
 from edge.report.table import row_label
 from edge.text import figure as number
 from edge.text import plain
