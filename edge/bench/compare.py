@@ -1,10 +1,8 @@
-"""Two profiles of one model: what differs, by how much, and whether that is more than noise.
+"""Comparison of two profiles of one model.
 
-One process is one observation: values of one process share its memory layout and its heat.
-Compared are the logarithms of the processes' means, by Welch's test. The interval of the
-difference, raised to the power of e, is that of the ratio of geometric means; as test and
-interval are the same statistic they never disagree, as Fieller's interval and a test of the
-difference may.
+One process is one observation, because its values share a memory layout and a temperature. Welch's
+test compares the logarithms of the processes' means. The exponential of the difference's interval
+is that of the ratio of geometric means, so that test and interval always agree.
 """
 
 import math
@@ -17,8 +15,7 @@ from edge.errors import EdgeError
 from edge.profile.profile import Profile, Row, Workload
 from edge.stats import CONFIDENCE, t_quantile, welch
 
-MIN_EFFECT = 0.02
-# Two processes give an interval, but one that a single odd value stretches without bound.
+# Two processes give an interval, but a single outlier makes it useless.
 MIN_PROCESSES = 3
 MODEL_KEYS = ("name", "revision", "parameters", "synthetic")
 METHOD_KEYS = ("decode_rate", "excluded")  # settings that change what a rate means
@@ -31,7 +28,7 @@ Conclusion = Literal[
 
 @dataclass(frozen=True)
 class Compared:
-    """A quantity that is compared: `key` of a trial or of what `within` names; `better` is good."""
+    """A quantity: field `key` of a trial, or of what `within` names."""
 
     name: str
     unit: str
@@ -45,8 +42,8 @@ class Compared:
 class Difference:
     """One quantity of one row, B against A.
 
-    `a` and `b` are geometric means over `processes` processes each; `interval` is None where a
-    side has fewer than two, `p` too. `is_better` is None unless there is a difference.
+    `a` and `b` are geometric means over `processes` processes each; `interval` and `p` are None
+    where a side has fewer than two. `is_better` is None unless there is a difference.
     """
 
     quantity: str
@@ -73,7 +70,7 @@ class RowComparison:
 
 @dataclass(frozen=True)
 class Comparison:
-    """All of it; `remarks` are sentences on what differs around the figures or was left out."""
+    """The whole comparison; `remarks` are other differences, and rows that were left out."""
 
     model: str
     devices: tuple[str, str]
@@ -83,11 +80,10 @@ class Comparison:
     remarks: list[str]
 
 
-def compare(a: Profile, b: Profile, min_effect: float = MIN_EFFECT) -> Comparison:
-    """Compare `b` with the base `a`; relative differences below `min_effect` are not called one.
+def compare(a: Profile, b: Profile, min_effect: float) -> Comparison:
+    """Compares `b` with `a`; `min_effect` is the smallest relative difference that counts.
 
-    Raises:
-        EdgeError: models, methods or workloads are not the same, or no valid row is in both.
+    An EdgeError if models or methods differ, or no valid row is in both.
     """
     _refuse_different("models", MODEL_KEYS, a.model, b.model)
     _refuse_different("methods", METHOD_KEYS, a.method, b.method)
@@ -114,7 +110,7 @@ def compare(a: Profile, b: Profile, min_effect: float = MIN_EFFECT) -> Compariso
 
 
 def difference(quantity: Compared, a: list[float], b: list[float], min_effect: float) -> Difference:
-    """Compare one value per process on either side, all above 0."""
+    """Compares positive values, one per process."""
     logs_a, logs_b = ([math.log(value) for value in side] for side in (a, b))
     shift = statistics.fmean(logs_b) - statistics.fmean(logs_a)
     interval, p = None, None
@@ -158,7 +154,7 @@ def _compare_row(key: Key, a: Row, b: Row, min_effect: float) -> RowComparison:
 
 
 def _values(quantity: Compared, row: Row) -> list[float]:
-    """The mean of each process's values; none where one value is not above 0 or missing.
+    """The mean of each process's values; empty where a value is missing or not above 0.
 
     Older profiles have one process per row, and one peak of the memory.
     """
@@ -188,8 +184,8 @@ def _refuse_different(what: str, keys: Sequence[str], a: object, b: object) -> N
     for key in keys:
         for found in _different(key, getattr(a, key), getattr(b, key)):
             raise EdgeError(
-                f"The profiles have different {what} ({found}); measure one model twice with this "
-                f"version."
+                f"The profiles have different {what} ({found}); measure one model twice with one "
+                f"version of edge."
             )
 
 
@@ -246,7 +242,7 @@ def _different(what: str, ours: object, theirs: object) -> Iterator[str]:
 
 
 def _meter(row: Row) -> str | None:
-    """Source and boundary: joules of other rails are other joules."""
+    """Source and boundary, with which joules are comparable."""
     return f"{row.power.source} ({row.power.boundary})" if row.power else None
 
 

@@ -17,19 +17,19 @@ from edge.power.meter import Meter, integrate
 NewMeter = Callable[[], Meter]
 
 PERIOD_S = 2.0
-# Near idle: what a quiet system wavers by. A small chip's idle is a tenth of a watt.
+# Power near idle: a quiet system varies by so much. A small chip idles at a tenth of a watt.
 IDLE_FACTOR, IDLE_SLACK_W = 1.25, 1.0
-# Share of all cores that programs in the background may use.
+# Share of all cores that other programs may use.
 QUIET_SHARE = 0.25
 BUSY_S = 0.5
-# A baseline that moves by more makes what is net of it uncertain.
+# A larger change of the idle power makes joules net of it uncertain.
 MAX_DRIFT = 0.10
 MIN_COVERAGE = 0.9
 
 
 @dataclass(frozen=True)
 class Cooldown:
-    """A process's wait; `timed_out` says what was still wrong at the limit."""
+    """The wait before a process; `timed_out` is the reason why it was not idle at the limit."""
 
     waited_s: float = 0.0
     timed_out: str | None = None
@@ -37,7 +37,7 @@ class Cooldown:
 
 @dataclass(frozen=True)
 class Idle:
-    """Power without work: mean and standard deviation over the meter's samples."""
+    """Idle power: mean and standard deviation over the meter's samples."""
 
     watts: float
     sd_w: float
@@ -46,10 +46,9 @@ class Idle:
 
 
 def cool_down(limit_s: float, new_meter: NewMeter, idle: Idle | None) -> Cooldown:
-    """Wait until thermal pressure is nominal and power, or else the load, is near idle.
+    """Waits until thermal pressure is nominal and power, or else the load, is near idle.
 
-    Where neither heat nor power is known it does not wait: time alone proves nothing. A limit
-    of 0 does not even look; `idle` is None where no meter measured it.
+    Does not wait where neither heat nor power is known. `idle` is None without a meter.
     """
     if limit_s <= 0 or (read_state().thermal is None and idle is None):
         return Cooldown()
@@ -76,7 +75,7 @@ def _busy_reason(new_meter: NewMeter, idle: Idle | None) -> str | None:
 
 
 def measure_idle(seconds: float, new_meter: NewMeter) -> Idle | None:
-    """Power while nothing of ours runs; None without a meter."""
+    """Power while this process sleeps; None without a meter."""
     if seconds <= 0:
         return None
     meter = new_meter()
@@ -103,20 +102,20 @@ def measure_idle(seconds: float, new_meter: NewMeter) -> Idle | None:
 
 
 def baseline_drift(before: Idle | None, after: Idle | None) -> str | None:
-    """A sentence where idle power moved by more than its own noise and a tenth."""
+    """The warning where idle power changed by more than its noise and a tenth."""
     if before is None or after is None:
         return None
     moved_w = abs(after.watts - before.watts)
     if moved_w <= max(MAX_DRIFT * before.watts, before.sd_w + after.sd_w):
         return None
     return (
-        f"idle power moved from {before.watts:.2f} W to {after.watts:.2f} W during the run, so "
-        f"that joules_per_token_net is uncertain: close other programs and measure again"
+        f"idle power changed from {before.watts:.2f} W to {after.watts:.2f} W during the run, so "
+        f"joules_per_token_net is uncertain: close other programs and measure again"
     )
 
 
 def keep_awake() -> None:
-    """On macOS start `caffeinate -i`, which ends with this process however that ends."""
+    """Starts `caffeinate -i` on macOS; it ends with this process."""
     if sys.platform == "darwin":
-        with suppress(OSError):  # it is missing: the machine may sleep, and the trials show it
+        with suppress(OSError):  # without it the machine may sleep, which the trials show
             subprocess.Popen(("caffeinate", "-i", "-w", str(os.getpid())))

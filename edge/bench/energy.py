@@ -7,17 +7,17 @@ from msgspec.structs import replace
 from edge.power.meter import Energy, Sample, integrate, worst_thermal
 from edge.profile.trial import EnergyWindow, PowerSeries, ThermalChange, Trial
 
-# Less than this and part of the window's energy is unknown.
+# Share of a window that samples must cover.
 MIN_COVERAGE = 0.99
-# Some 25 bytes each in the file; more than a plot has pixels.
+# About 25 bytes each in the file; more than a plot has pixels.
 KEPT_SAMPLES = 1000
 
 
 def with_energy(trial: Trial, samples: Sequence[Sample], source: str) -> Trial:
-    """The trial with the energy of both windows; without any samples there is none.
+    """The trial with the energy of both windows; unchanged without samples.
 
-    A window reaches from its first stamp to its last over all passes. In the decode window lies
-    the whole work of all tokens but the very first. `source` names the meter in the reasons.
+    A window reaches from the first stamp of all passes to the last. The decode window holds the
+    work of all tokens but the first. `source` names the meter in the reasons.
     """
     if not samples:
         return trial
@@ -55,10 +55,10 @@ def _missing(energy: Energy, source: str) -> str | None:
 
 
 def power_series(samples: Sequence[Sample]) -> PowerSeries | None:
-    """Begins, ends, whole milliwatts per rail, and the thermal level wherever it changes.
+    """Samples as milliwatts per rail, with the changes of the thermal level.
 
-    Of more than `KEPT_SAMPLES` neighbours are merged: joules are kept, not peaks. None without
-    samples.
+    Neighbours are merged to at most `KEPT_SAMPLES`, which keeps joules but not peaks. None
+    without samples.
     """
     timed = [s for s in samples if s.end_ns > s.begin_ns]
     if not timed:

@@ -1,14 +1,13 @@
-"""The correctness gate: does an engine compute on an artefact what its checkpoint says?
+"""The correctness gate: compares an engine's logits with those of the checkpoint.
 
-After its trials a worker feeds a short seeded prompt through
-the calls that were timed, half at once and half token by token, and reports some of the logits.
-Rounding to four bits changes logits as much as some mistakes do, so they are judged in two steps
-(`edge.bench.reference` computes both ends of the first):
+After its trials a worker feeds a short seeded prompt through the timed calls, half at once and
+half token by token, and reports some of the logits. Rounding to four bits changes logits as much
+as some errors do, so there are two steps (`edge.bench.reference` computes the expected values):
 
-- conversion: the artefact's settings against the checkpoint's, and its weights, tensor by tensor
-  and as logits of the same float32 network, within what its bits may cost;
-- engine: what it computed against what the artefact's own weights give, within a bound that has
-  nothing to do with bits.
+- conversion: the artefact's settings and weights against the checkpoint's, tensor by tensor and
+  as logits of the same float32 network, within a bound that depends on its bits;
+- engine: its logits against those of the artefact's own weights in float32, within a bound that
+  does not depend on bits.
 """
 
 import math
@@ -24,26 +23,25 @@ from edge.profile.profile import Quality
 
 PREFILLED, STEPPED = 16, 16
 POSITIONS = PREFILLED + STEPPED
-# Of the vocabulary, at every position from PREFILLED - 1 on: 17 kB of JSON.
+# Ids per position, for every position from PREFILLED - 1 on: 17 kB of JSON.
 SAMPLED_IDS = 128
 SEED = 11
 Digest = dict[str, Any]
-# What an engine's arithmetic may change, at the worst position. All of it was measured on Linux
-# CPUs, none on Metal or CUDA: a Mac's figures go here. On the demo: our network and mlx-lm's in
-# float32 0.000, in the files' float16 0.017, llama.cpp 0.001 (F16) to 0.039 (Q4_K_M: it rounds
-# activations to 8 bits); an 8-bit cache adds 0.017, a 4-bit one 0.24.
+# Bounds of an engine's relative error at the worst position. Measured on Linux CPUs, not yet on
+# Metal or CUDA. On the demo: our network and mlx-lm's in float32 0.000, in float16 0.017, llama.cpp
+# 0.001 (F16) to 0.039 (Q4_K_M: activations are rounded to 8 bits); an 8-bit cache adds 0.017, a
+# 4-bit one 0.24.
 MLX_BOUND, LLAMA_CPP_BOUND, FOUR_BIT_CACHE_BOUND = 0.05, 0.1, 0.6
-# From so many positions on MLX's decode attention on a GPU works in two passes, which one chip
-# computed wrongly (mlx issue 4022). A pass of so many tokens is computed by another kernel.
+# From FAR positions on MLX's decode attention on a GPU has two passes, which one chip computed
+# wrongly (mlx issue 4022). A prefill of BESIDE tokens uses another kernel.
 FAR, BESIDE = 1024, 9
 # Factor, largest and float bound of logits over all positions. The demo: 3.8 / 2^bits (INT8 0.013,
-# INT6 0.055, INT4 0.23, INT3 0.44, INT2 0.78); random weights, which no training made robust,
-# twice that (INT4 0.39 with 2 layers, 0.49 with 12). Unrelated logits differ by 1.4.
+# INT6 0.055, INT4 0.23, INT3 0.44, INT2 0.78); untrained weights twice that (INT4 0.39 with 2
+# layers, 0.49 with 12). Unrelated logits differ by 1.4.
 LOGITS_BOUND = (16.0, 1.2, 0.03)
-# Divergence grows with the square of the rounding, so its root is bounded. The demo, which is small
-# and therefore fragile: root of the KL x 2^bits is 6 (INT8 to INT4) to 7.6 (INT2), 9 for Q8_0 in
-# llama.cpp, which rounds activations too; F16 0.0014, BF16 0.0076. Unrelated predictions are 3
-# nats and more apart.
+# KL grows with the square of the rounding error, so its root is bounded. The demo: root of the
+# KL x 2^bits is 6 (INT8 to INT4) to 7.6 (INT2), 9 for Q8_0 in llama.cpp, which rounds activations
+# too; F16 0.0014, BF16 0.0076. Unrelated predictions differ by 3 nats and more.
 ROOT_KL_BOUND = (14.0, 2.5, 0.05)
 CHECKPOINT = ""
 
@@ -55,9 +53,9 @@ def gate_tokens(vocab_size: int, count: int = POSITIONS) -> list[int]:
 
 
 def logits_digest(engine: Engine, vocab_size: int, context_tokens: int = POSITIONS) -> Digest:
-    """An engine's logits over the prompt; its cache is empty before and after.
+    """An engine's logits over the prompt; its cache is empty afterwards.
 
-    Where the row's workload goes beyond FAR, a token there is decoded too.
+    Where the row's workload goes beyond FAR, a token is decoded there too.
     """
     ids = gate_tokens(vocab_size)
     engine.trim(0)
@@ -72,7 +70,7 @@ def logits_digest(engine: Engine, vocab_size: int, context_tokens: int = POSITIO
 
 
 def _far_error(engine: Engine, vocab_size: int) -> float | None:
-    """Distance of a token decoded at position FAR from the same token as one of several."""
+    """Error of the logits of a token decoded at FAR; expected is the same token in a prefill."""
     ids = gate_tokens(vocab_size, FAR + 1)
     engine.prefill(ids[: FAR + 1 - BESIDE])
     engine.prefill(ids[FAR + 1 - BESIDE :])
@@ -85,7 +83,7 @@ def _far_error(engine: Engine, vocab_size: int) -> float | None:
 
 
 def make_digest(rows: Sequence[Logits], vocab_size: int) -> Digest:
-    """Logits (vocab,) after each position from PREFILLED - 1 on -> plain JSON data."""
+    """JSON data of the logits (vocab,) after each position from PREFILLED - 1 on."""
     width = min(len(row) for row in rows)
     if width != vocab_size:
         return {"logits_per_position": width, "logits": []}
@@ -100,10 +98,10 @@ def _rounded(value: float) -> float | None:
 
 
 def _errors(wanted: Any, found: Any) -> tuple[float, float]:
-    """Errors of logits (positions, ids): over all positions, and at the worst one.
+    """Relative errors of logits (positions, ids): over all positions, and at the worst one.
 
-    Both relative: the root mean square of the difference over that of `wanted`, each row without
-    its mean, which no probability depends on. Infinite where a logit is not finite.
+    The root mean square of the difference over that of `wanted`, each row less its mean, as
+    softmax ignores that. Infinite where a logit is not finite.
     """
     wanted, found = (np.array(logits, dtype=np.float64) for logits in (wanted, found))
     if not np.isfinite(found).all():
@@ -121,10 +119,10 @@ def judge(
     engine: str,
     kv_bits: int | None = None,
 ) -> str | None:
-    """Why a row is INVALID; None where the logits are what they should be.
+    """The error of a row with wrong logits; None where they are right.
 
-    `reference` is from `edge.bench.reference`, `digest` from the worker. The precision decides how
-    much rounding may change, engine and cache how much the arithmetic may.
+    `reference` is from `edge.bench.reference`, `digest` from the worker. The bound of the
+    conversion follows from the precision, that of the engine from its name and cache.
     """
     checkpoint, own = reference[CHECKPOINT], reference[path]
     bound = LLAMA_CPP_BOUND if engine == LLAMA_CPP else MLX_BOUND
@@ -143,8 +141,8 @@ def _conversion_fault(checkpoint: Digest, own: Digest, precision: str) -> str | 
     ):
         if error is None or error > bound:
             return (
-                f"wrong weights: {what} {_size(error)} off the checkpoint's, and {precision} can "
-                f"account for {bound:.2g}; convert it again"
+                f"wrong weights: {what} {_size(error)} off the checkpoint's, {precision} explains "
+                f"up to {bound:.2g}; convert it again"
             )
     return None
 
@@ -159,16 +157,16 @@ def _engine_fault(own: Digest, digest: Digest, bound: float) -> str | None:
     if far is None or far > bound:
         return (
             f"wrong logits: at position {FAR} a token decoded alone is {_size(far)} off the same "
-            f"token in a prompt, and the engine's arithmetic can account for {bound:.2g}; update "
-            f"the engine, or measure up to a depth of {FAR} only"
+            f"token in a prompt, rounding explains up to {bound:.2g}; update the engine, or "
+            f"measure up to a depth of {FAR} only"
         )
     _, worst = _errors(own["logits"], digest["logits"])
     if worst <= bound:
         return None
     return (
-        f"wrong logits: the engine's are {_size(worst)} off what the artefact's weights give, "
-        f"and its arithmetic can account for {bound:.2g}; look at its rope base, norm and cache, "
-        f"or convert it again"
+        f"wrong logits: the engine's are {_size(worst)} off those of the artefact's weights, "
+        f"rounding explains up to {bound:.2g}; check its rope base, norm and cache, or convert it "
+        f"again"
     )
 
 
@@ -177,7 +175,7 @@ def _size(error: float | None) -> str:
 
 
 def quality_fault(quality: Quality, precision: str) -> str | None:
-    """Why a row is INVALID; None where the artefact predicts as its precision lets expect."""
+    """The error of a row with wrong predictions; None within the bound of its precision."""
     kl = quality.kl_mean
     if kl is None:
         broken = quality.perplexity is None
@@ -186,6 +184,6 @@ def quality_fault(quality: Quality, precision: str) -> str | None:
     if kl <= bound:
         return None
     return (
-        f"wrong predictions: {kl:.2g} nats per token from {quality.reference}, and {precision} "
-        f"can account for {bound:.2g}; convert it again"
+        f"wrong predictions: {kl:.2g} nats per token from {quality.reference}, {precision} "
+        f"explains up to {bound:.2g}; convert it again"
     )

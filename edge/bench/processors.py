@@ -1,6 +1,6 @@
-"""The processors that compute here, so that the power meter covers them.
+"""The processors that compute here, which the power meter must cover.
 
-Run as `python -m edge.bench.processors`, so that neither opens a GPU in the process that measures.
+Run as `python -m edge.bench.processors`: opening a GPU must not happen in the measuring process.
 """
 
 import platform
@@ -19,7 +19,7 @@ TIMEOUT_S = 60.0
 def processors_of(frameworks: Iterable[str]) -> set[str]:
     """CPU, GPU or both, as MLX and GGUF artefacts run here; empty where that is not known.
 
-    On macOS nothing is asked: every meter there covers all of the chip.
+    Empty on macOS too, where every meter covers the whole chip.
     """
     if platform.system() == "Darwin":
         return set()

@@ -1,7 +1,7 @@
-"""Logits to compare with: our network in float32, one layer in memory at a time.
+"""Reference logits: our network in float32, one layer in memory at a time.
 
-A 3B in float32 would be 11 GB; layer by layer over a short prompt it is one layer, 0.3 GB. Run
-as `python -m edge.bench.reference`, so that its memory is free before anything is measured.
+A 3B model in float32 takes 11 GB, one layer of it 0.3 GB. Run as `python -m
+edge.bench.reference`, so that its memory is free before anything is measured.
 """
 
 import sys
@@ -33,15 +33,14 @@ SETTINGS = (
     *("vocab_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads"),
     *("rotary_dims", "rope_theta", "layer_norm_eps", "use_parallel_residual", "qk_layernorm"),
 )
-# float16's step near zero: tensors of tiny numbers are off by up to half of it.
+# float16's step near zero; tensors with smaller errors are not compared.
 F16_STEP = 2.0**-24
 
 
 def reference_job(checkpoint: Checkpoint, artefacts: Sequence[str]) -> dict[str, Digest]:
-    """Digests by the artefact's path, the checkpoint's own under CHECKPOINT, from a child process.
+    """Digests by the artefact's path, the checkpoint's under CHECKPOINT, from a child process.
 
-    Raises:
-        EdgeError: it failed, with the reason.
+    An EdgeError with the reason where that fails.
     """
     source = checkpoint.source
     asked = {
@@ -50,9 +49,8 @@ def reference_job(checkpoint: Checkpoint, artefacts: Sequence[str]) -> dict[str,
         "artefacts": list(artefacts),
     }
     exact = {TF32: "0"}  # on M5 float32 products are rounded otherwise
-    found: dict[str, Digest] = run_child(
-        "edge.bench.reference", asked, TIMEOUT_S, "the reference logits", exact
-    )
+    name = "the reference logits"
+    found: dict[str, Digest] = run_child("edge.bench.reference", asked, TIMEOUT_S, name, exact)
     return found
 
 
@@ -65,7 +63,7 @@ def _compute(asked: dict[str, Any]) -> dict[str, Digest]:
 def references(checkpoint: Checkpoint, artefacts: list[str]) -> Iterator[tuple[str, Digest]]:
     """The checkpoint's digest, then each artefact's with its settings and worst tensor.
 
-    All by the checkpoint's config: what the artefact says of itself is compared apart.
+    All with the checkpoint's config; differences of the artefact's config are its `settings`.
     """
     config = checkpoint.config
     yield CHECKPOINT, _digest(config, checkpoint.weights)
@@ -89,7 +87,7 @@ def _other_settings(found: ModelConfig, wanted: ModelConfig) -> list[str]:
 
 
 def _worst_tensor(weights: Weights, checkpoint: Checkpoint) -> dict[str, Any]:
-    """The tensor that is furthest from the checkpoint's; error None where it is not finite."""
+    """The tensor with the largest error; its error is None where it is not finite."""
     found = [e for e in tensor_errors(weights, checkpoint) if e.largest > F16_STEP]
     for error in found:
         if not isfinite(error.relative):
@@ -101,8 +99,8 @@ def _worst_tensor(weights: Weights, checkpoint: Checkpoint) -> dict[str, Any]:
 def reference_logits(
     config: ModelConfig, weights: Weights, ids: list[int], first: int = 0
 ) -> Logits:
-    """Ids -> float32 logits (len(ids) - first, vocab) after the position `first` and all later."""
-    # One layer's network: its sanitize joins what checkpoints hold in pieces.
+    """Float32 logits (len(ids) - first, vocab) after the positions from `first` on."""
+    # A network of one layer; its sanitize stacks q/k norms.
     one = Model(replace(config, num_hidden_layers=1))
     table = "model.embed_tokens.weight"
     x = mx.concatenate([_read(weights, table, i, i + 1) for i in ids])[None]
@@ -132,7 +130,7 @@ def _layer(weights: Weights, one: Model, number: int) -> DecoderLayer:
 
 
 class _NumpyLinear(nn.Module):  # type: ignore[misc]
-    """A matrix in numpy, whose products are not those that are checked."""
+    """A linear layer in numpy, independent of the products that are checked."""
 
     def __init__(self, linear: nn.Linear):
         super().__init__()

@@ -1,4 +1,4 @@
-"""From what a row's processes reported to a row: quantities, reasons, verdict."""
+"""A row of the profile from the reports of its processes: quantities, reasons, verdict."""
 
 import os
 import statistics
@@ -23,6 +23,9 @@ from edge.bench.verdict import (
     worst_first,
 )
 from edge.bench.worker import Done, Job
+from edge.convert.artefacts.recipes import Recipe
+from edge.convert.artefacts.sizes import bits_per_weight, file_bytes
+from edge.convert.convert import Artefact
 from edge.device.describe import Device, usable_cores
 from edge.device.roofline import bandwidth_fraction, on_gpu
 from edge.power.meter import Meter
@@ -33,51 +36,49 @@ from edge.stats import interval, percentiles
 
 @dataclass(frozen=True)
 class Subject:
-    """The artefact that a row is about; `notes` is what its conversion lost or changed."""
+    """The artefact of a row; `notes` says what its conversion lost or changed."""
 
-    artefact: str
-    framework: str
-    precision: str
+    recipe: Recipe
     file_bytes: int
     bits_per_weight: float
     notes: tuple[str, ...] = ()
 
 
+def subject_of(made: Artefact, parameters: int) -> Subject:
+    """A finished artefact; `parameters` counts the weights of its checkpoint."""
+    bits = bits_per_weight(made.path, parameters)
+    return Subject(made.recipe, file_bytes(made.path), bits, made.notes)
+
+
 @dataclass(frozen=True)
 class Context:
-    """The run around a row.
+    """Facts about the whole run.
 
-    `idle_w` is the machine's power without work, `idle_drift` a sentence if that moved;
-    `quality` by artefact from `edge.quality`, `no_quality` a sentence where that failed.
+    `idle_drift` is the warning where the idle power `idle_w` changed. `quality` is by artefact
+    from `edge.quality`, `no_quality` the reason where it is None.
     """
 
-    rounds: int = 1
-    device: Device | None = None
+    rounds: int
+    device: Device
     idle_w: float | None = None
     idle_drift: str | None = None
     references: Mapping[str, Digest] | None = None
     quality: Mapping[str, dict[str, Any]] | None = None
-    no_quality: str | None = None
+    no_quality: str = ""
 
 
-def build_row(
-    subject: Subject, job: Job, runs: Sequence[ProcessRun], context: Context | None = None
-) -> Row:
-    """Everything that a row says of its processes, which are in the order of time.
-
-    A failed row keeps its trials, but has no figure that could be quoted.
-    """
-    context = context or Context()
+def build_row(subject: Subject, job: Job, runs: Sequence[ProcessRun], context: Context) -> Row:
+    """The row of processes in order of time; a failed one keeps its trials, but has no figures."""
     failed = next((run for run in runs if run.outcome.failure), None)
     done = [run.outcome.done for run in runs if run.outcome.done]
     trials = [t for run in runs for t in run.outcome.trials if not (failed or t.warmup)]
     facts = done[-1].facts if done else None
     quality, quality_reasons = _quality(subject, job, context)
     row = Row(
-        artefact=subject.artefact,
+        artefact=subject.recipe.name,
         engine=job.engine,
-        framework=subject.framework,
-        precision=subject.precision,
+        framework=subject.recipe.framework,
+        precision=subject.recipe.precision,
         workload=job.workload,
         file_bytes=subject.file_bytes,
         bits_per_weight=subject.bits_per_weight,
@@ -107,7 +108,7 @@ def build_row(
         reasons.append(Reason("", "error", text))
         reasons += _notes(*subject.notes, "no quantity was measured: the row failed")
     else:
-        reasons += [*_doubts(row, job, runs, context), *_faults(row, job, done, context)]
+        reasons += [*_warnings(row, job, runs, context), *_errors(row, job, done, context)]
         reasons += [*_notes(*subject.notes), *_absences(row, runs, context)]
         reasons += quality_reasons
     reasons = worst_first(reasons)
@@ -120,10 +121,10 @@ def build_row(
 
 
 def summarise(values: Iterable[float | None], groups: Sequence[int]) -> Quantity | None:
-    """Centre and spread of all values that were measured, none dropped; None if there are none.
+    """Centre and spread of all values but None; None if there are none.
 
-    `groups` has each value's process. Values of one process share its memory layout and its heat,
-    so the interval takes each process as one observation, as pyperf does.
+    `groups` has each value's process. Values of one process share its memory layout and its
+    temperature, so the interval takes each process as one observation, as pyperf does.
     """
     by_group: dict[int, list[float]] = {}
     for group, value in zip(groups, values, strict=True):
@@ -158,14 +159,14 @@ def _quantities(trials: Sequence[Trial], idle_w: float | None) -> dict[str, Quan
 
 
 def _net_joules_per_token(window: EnergyWindow | None, idle_w: float | None) -> float | None:
-    """Gross less what the machine would have used without work, in the same time."""
+    """Joules per token less those of the idle power in the same time."""
     if window is None or window.joules_per_token is None or idle_w is None:
         return None
     return window.joules_per_token - idle_w * window.window_s / window.tokens
 
 
 def _bytes_per_token(job: Job, facts: EngineFacts | None) -> int | None:
-    """Bytes that one decode step reads: weights, and the cache at the middle of the window."""
+    """Bytes that one decode step reads: weights, and the cache in the middle of the window."""
     if facts is None:
         return None
     middle = job.workload.decode_depth + job.workload.generate // 2
@@ -204,39 +205,37 @@ def _process(run: ProcessRun) -> Process:
     )
 
 
-def _bandwidth_fraction(row: Row, device: Device | None) -> tuple[float | None, list[Reason]]:
-    """Share of the device's memory bandwidth; the reason where it is None or impossible."""
+def _bandwidth_fraction(row: Row, device: Device) -> tuple[float | None, list[Reason]]:
+    """Share of the device's memory bandwidth; the reason where it is None or above 1."""
     facts, rate = row.engine_facts, row.decode_tok_s
     if facts is None or rate is None or not row.bytes_per_token:
         return None, []  # a failed row and one without decoding have their reason already
-    if device is None:
-        return None, [Reason("bandwidth_fraction", "reason", "the device is not known")]
     is_on_gpu = on_gpu(facts.device, device.gpu_name)
     share, text = bandwidth_fraction(device, is_on_gpu, rate.median, row.bytes_per_token)
     if text is None:
         return share, []
     if share is None:
         return share, [Reason("bandwidth_fraction", "reason", text)]
-    # Above 1. A ceiling that was measured here can be too low: other programs may have run.
+    # Above 1. A bandwidth that was measured here can be too low: other programs may have run.
     bandwidth = (is_on_gpu and device.gpu_memory_bandwidth) or device.memory_bandwidth
     is_low = bandwidth is not None and bandwidth.kind == "measured"
     return share, [Reason("", "warning" if is_low else "error", text)]
 
 
 def _quality(subject: Subject, job: Job, context: Context) -> tuple[Quality | None, list[Reason]]:
-    """The artefact's, where the row runs it as it was judged; why it or a part of it is null."""
+    """The artefact's quality, and the reasons where it or a part of it is null."""
     found = None
     if context.quality is None:
-        texts = [context.no_quality or "quality was not measured: add --quality"]
+        texts = [context.no_quality]
     elif job.kv_bits is not None:
         texts = [f"quality was not measured with a cache of {job.kv_bits} bits (--kv-bits)"]
     else:
-        fields = context.quality[subject.artefact]
+        fields = context.quality[subject.recipe.name]
         found, texts = msgspec.convert(fields, Quality), fields["reasons"]
     return found, [Reason("quality", "reason", text) for text in texts]
 
 
-def _doubts(row: Row, job: Job, runs: Sequence[ProcessRun], context: Context) -> Iterator[Reason]:
+def _warnings(row: Row, job: Job, runs: Sequence[ProcessRun], context: Context) -> Iterator[Reason]:
     yield from judge_speed(row.counted, job.min_window_s, len(runs), context.rounds)
     yield from judge_conditions(runs, _busy_threads(row, job, context.device))
     yield from judge_energy(_windows(row), _flags(runs))
@@ -249,16 +248,15 @@ def _windows(row: Row) -> list[EnergyWindow]:
     return [window for window in pairs if window is not None]
 
 
-def _busy_threads(row: Row, job: Job, device: Device | None) -> int:
-    """Threads that a row keeps busy by itself; on a GPU the one that feeds it."""
-    engine_device = row.engine_facts.device if row.engine_facts else ""
-    if on_gpu(engine_device, device.gpu_name if device else None):
+def _busy_threads(row: Row, job: Job, device: Device) -> int:
+    """Threads that the row keeps busy; with a GPU one."""
+    if row.engine_facts and on_gpu(row.engine_facts.device, device.gpu_name):
         return 1
     return job.threads if job.engine == LLAMA_CPP else usable_cores()
 
 
-def _faults(row: Row, job: Job, done: Sequence[Done], context: Context) -> Iterator[Reason]:
-    """Wrong logits, which the first round's process reported; wrong predictions."""
+def _errors(row: Row, job: Job, done: Sequence[Done], context: Context) -> Iterator[Reason]:
+    """Wrong logits in the first round, and wrong predictions."""
     if context.references is not None:
         digest = next(each.logits for each in done if each.logits)
         asked = job.path, digest, row.precision, job.engine, job.kv_bits
@@ -269,7 +267,7 @@ def _faults(row: Row, job: Job, done: Sequence[Done], context: Context) -> Itera
 
 
 def _absences(row: Row, runs: Sequence[ProcessRun], context: Context) -> Iterator[Reason]:
-    """Reasons for the quantities that a finished row does not have, and what was not checked."""
+    """Reasons for the quantities that a finished row lacks, and for missing checks."""
     yield from _notes(*(row.engine_facts.remarks if row.engine_facts else ()))
     yield from _notes(*(run.outcome.bad_end for run in runs if run.outcome.bad_end))
     if context.references is None:
@@ -298,7 +296,7 @@ def _notes(*texts: str) -> list[Reason]:
 
 
 def _without_folders(text: str, job: Job) -> str:
-    """A profile is made to be shared: it names the artefact, not where it lies."""
+    """Profiles are shared, so they name the artefact without its folder."""
     return text.replace(f"{Path(job.path).parent}{os.sep}", "").replace(str(Path.home()), "~")
 
 

@@ -1,4 +1,4 @@
-"""The run: every row once per round, each time in a fresh process, the meter running around it."""
+"""A run: every row once per round, in a fresh process inside the meter's window."""
 
 import random
 import re
@@ -29,7 +29,7 @@ OnTrial = Callable[[Trial], None]
 OUT_OF_MEMORY = (
     "when memory runs out: close other programs, or choose a smaller artefact or depth (-d)"
 )
-# MLX's allocator, Metal's command buffers, CUDA, Python.
+# Words of MLX's allocator, Metal's command buffers, CUDA and Python.
 ALLOCATION_FAILED = re.compile(
     r"unable to allocate|out ?of ?memory|insufficient memory|MemoryError|bad_alloc", re.IGNORECASE
 )
@@ -37,7 +37,7 @@ ALLOCATION_FAILED = re.compile(
 
 @dataclass
 class Outcome:
-    """A worker's report; `bad_end` says that its process died after all was reported."""
+    """A worker's report; `bad_end` is the reason where its process died after `done`."""
 
     trials: list[Trial] = field(default_factory=list)
     done: Done | None = None
@@ -47,10 +47,7 @@ class Outcome:
 
 @dataclass(frozen=True)
 class ProcessRun:
-    """One row in one round: what its process reported, and the machine around it.
-
-    `power_lost` says why the meter that had worked before did not start.
-    """
+    """One row in one round; `power_lost` is why a meter that had worked did not start."""
 
     round: int
     outcome: Outcome
@@ -58,13 +55,13 @@ class ProcessRun:
     samples: Sequence[Sample]
     before: State
     after: State
-    cooldown: Cooldown = field(default_factory=Cooldown)
+    cooldown: Cooldown
     power_lost: str | None = None
 
 
 @contextmanager
 def stopped_by_sigterm() -> Iterator[None]:
-    """Let SIGTERM end this process as Ctrl-C does: its worker and its meter end with it."""
+    """SIGTERM ends this process as Ctrl-C does: with its worker and its meter."""
     before = signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
     try:
         yield
@@ -73,24 +70,25 @@ def stopped_by_sigterm() -> Iterator[None]:
 
 
 def run_job(job: Job, timeout_s: float, on_trial: OnTrial = lambda _: None) -> Outcome:
-    """Start a worker, follow it to its end; after `timeout_s` it is killed.
+    """Runs a worker, which is killed after `timeout_s`.
 
     A worker that crashes, hangs or sends invalid JSON gives an outcome with a failure; nothing
     is raised, so that the other rows still run.
     """
     outcome = Outcome()
-    # mlx-lm keeps the BLAS that MLX comes with.
-    environment = {**child_environment(), **({KEEP_BLAS: "1"} if job.engine == MLX_LM else {})}
+    environment = dict(child_environment())
+    if job.engine == MLX_LM:
+        environment[KEEP_BLAS] = "1"  # it keeps the BLAS that MLX comes with
     with tempfile.TemporaryFile() as log:
         process = subprocess.Popen(
             WORKER, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log, env=environment
         )
         watchdog = threading.Timer(min(timeout_s, threading.TIMEOUT_MAX), process.kill)
-        watchdog.daemon = True  # Ctrl-C while it starts must not leave us waiting for it
+        watchdog.daemon = True  # Ctrl-C during its start must not wait for it
         try:
             watchdog.start()
             _follow(process, job, outcome, on_trial)
-        except BaseException:  # Ctrl-C included: no orphan may go on computing
+        except BaseException:  # Ctrl-C too: the worker must not go on computing
             process.kill()
             raise
         finally:
@@ -112,9 +110,9 @@ def run_job(job: Job, timeout_s: float, on_trial: OnTrial = lambda _: None) -> O
 def _follow(
     process: subprocess.Popen[bytes], job: Job, outcome: Outcome, on_trial: OnTrial
 ) -> None:
-    """Send the job, read messages until the worker closes its stdout."""
+    """Sends the job, reads messages until the worker closes its stdout."""
     assert process.stdin is not None and process.stdout is not None
-    with suppress(BrokenPipeError):  # it died at once; its exit code tells more
+    with suppress(BrokenPipeError):  # it died at once: `_end` has the reason
         process.stdin.write(msgspec.json.encode(job))
         process.stdin.close()
     for line in process.stdout:
@@ -135,9 +133,9 @@ def _follow(
 
 
 def _end(returncode: int, log: IO[bytes]) -> str:
-    """The end of a worker's process, with the last line on its stderr, usually the reason."""
+    """How a worker's process ended, with the last line on its stderr, usually the reason."""
     if returncode == -signal.SIGKILL:
-        return f"the worker was killed (signal 9), as a system does {OUT_OF_MEMORY}"
+        return f"the worker was killed (signal 9), as systems do {OUT_OF_MEMORY}"
     log.seek(0)
     lines = [line.strip() for line in log.read().decode("utf-8", "replace").splitlines()]
     last = next((f" ({line[:300]})" for line in reversed(lines) if line), "")
@@ -148,15 +146,20 @@ def _end(returncode: int, log: IO[bytes]) -> str:
 def _explained(failure: str) -> str:
     if not ALLOCATION_FAILED.search(failure):
         return failure
-    return f"{failure.rstrip('.')}, which is what happens {OUT_OF_MEMORY}"
+    return f"{failure.rstrip('.')}, which happens {OUT_OF_MEMORY}"
+
+
+def split_trials(repetitions: int, rounds: int) -> tuple[int, int]:
+    """Rounds, at most one per repetition, and the same number of trials in each, rounded up."""
+    rounds = min(repetitions, rounds)
+    return rounds, -(-repetitions // rounds)
 
 
 @dataclass
 class Run:
-    """A run over all rows; one that failed in one round is not run again, the others go on.
+    """A run over all rows, with one job each; a row that failed is not run again.
 
-    `jobs` are a row's work per process each; `has_power` says that a meter worked before: that
-    it no longer does is then told `warn`, once and at once.
+    With `has_power` a meter worked before; `warn` is called once if it no longer starts.
     """
 
     jobs: Sequence[Job]
@@ -168,7 +171,7 @@ class Run:
     idle_s: float = 10
     has_power: bool = False
     warn: Callable[[str], None] = lambda _: None
-    # The rows' numbers in running order, one list per round; and a list per row of what was run.
+    # The rows' numbers in running order, a list per round; and the processes of each row.
     order: list[list[int]] = field(init=False)
     runs: list[list[ProcessRun]] = field(init=False)
     idle_before: Idle | None = None
@@ -176,22 +179,22 @@ class Run:
     finished: bool = False
 
     def __post_init__(self) -> None:
-        # Each round is a permutation of its own: what a row finds (heat, caches, memory in pieces)
-        # depends on the row before it, and a fixed order would make that part of the result.
+        # Each round has its own permutation: heat, caches and fragmented memory depend on the row
+        # before, and a fixed order would make that part of the result.
         rng, rows = random.Random(f"order {self.seed}"), range(len(self.jobs))
         self.order = [rng.sample(rows, len(rows)) for _ in range(self.rounds)]
         self.runs = [[] for _ in rows]
 
     @property
     def idle_w(self) -> float | None:
-        """Mean of the idle power before and after, as far as measured."""
+        """Mean idle power of before and after, as far as measured."""
         known = [idle.watts for idle in (self.idle_before, self.idle_after) if idle is not None]
         return sum(known) / len(known) if known else None
 
     def run_rounds(
         self, on_process: Callable[[int], None], on_trial: Callable[[int, Trial], None]
     ) -> None:
-        """Measure everything; the callbacks are told a row's number after each process or trial."""
+        """Measures; the callbacks get a row's number after each process and each trial."""
         self.idle_before = measure_idle(self.idle_s, self.new_meter)
         for round_number, order in enumerate(self.order):
             for row in order:
@@ -206,26 +209,25 @@ class Run:
     def _process(
         self, row: int, round_number: int, on_trial: Callable[[int, Trial], None]
     ) -> ProcessRun:
-        """One process, the meter running around it."""
         cooldown = cool_down(self.cooldown_s, self.new_meter, self.idle_before)
         job = replace(self.jobs[row], round=round_number)
         before, (meter, lost) = read_state(), self._started_meter()
         try:
             outcome = run_job(job, self.timeout_s, lambda trial: on_trial(row, trial))
-        finally:  # on Ctrl-C too: a meter may be a process of its own
+        finally:  # on Ctrl-C too: a meter may have a process
             samples = meter.stop()
         after = read_state()
         outcome.trials = [with_energy(t, samples, meter.source) for t in outcome.trials]
         return ProcessRun(round_number, outcome, meter, samples, before, after, cooldown, lost)
 
     def _started_meter(self) -> tuple[Meter, str | None]:
-        """The meter, running; and why the one that had worked is not it."""
+        """A running meter, and the reason where the one that had worked did not start."""
         meter = self.new_meter()
         meter.start()
         if meter.unavailable is None or not self.has_power:
             return meter, None
         lost = meter.unavailable
-        meter = self.new_meter()  # the next source, where there is one
+        meter = self.new_meter()  # the next source, if any
         meter.start()
         if not any(run.power_lost for runs in self.runs for run in runs):
             instead = f"; {meter.source} goes on" if meter.unavailable is None else ""

@@ -1,4 +1,4 @@
-"""One timed repetition: stamps in, rates out."""
+"""Timing of one repetition."""
 
 import time
 from collections.abc import Callable, Sequence
@@ -9,18 +9,18 @@ from edge.bench.workload import TokenPlan
 from edge.profile.trial import Trial
 
 NS_PER_S = 1e9
-# Tokens of one trial whose single times a profile keeps; further passes keep first and last.
+# Tokens per trial whose times a profile keeps one by one; later passes keep first and last only.
 KEPT_TOKENS = 4096
 MAX_PASSES = 1000
 Passes = Sequence[Sequence[int]]
 
 
 def run_trial(engine: Engine, plan: TokenPlan, least_s: float = 0.0, joint: bool = False) -> Trial:
-    """Prefill the prompt, go back to the depth, generate; each again until it lasts `least_s`.
+    """Times prefill passes, then decode passes, each kind for at least `least_s` seconds.
 
-    All stamps are of `time.monotonic_ns()`, taken only between finished device work. The engine
-    holds the plan's depth already, and does again afterwards. With `joint` generation continues
-    the prompt; all prompts still come first, so that each window holds one kind of work.
+    All stamps are of `time.monotonic_ns()`, taken when the device has finished. The cache holds
+    the plan's depth before and after. Passes start at the depth; with `joint`, those of decoding
+    behind the prompt.
     """
     depth = len(plan.depth)
     start = depth + (len(plan.prompt) if joint else 0)
@@ -54,7 +54,7 @@ def make_trial(prompt_tokens: int, prefills: Passes, passes: Passes) -> Trial:
     """Rates and stamps of one repetition; a rate is None where its window is missing.
 
     Decode rate: sum of (N - 1) over sum of (t_N - t_1), as N stamps bound N - 1 intervals.
-    `ttft_s` is the prefills' mean: from the prompt's submission to its last logits, model loaded.
+    `ttft_s` is the mean time of a prefill, the model being loaded.
     """
     prefill_s = sum(stamps[-1] - stamps[0] for stamps in prefills) / NS_PER_S
     ttft_s = prefill_s / len(prefills) if prefills else None
@@ -74,13 +74,13 @@ def make_trial(prompt_tokens: int, prefills: Passes, passes: Passes) -> Trial:
 
 
 def _times_us(stamps: Sequence[int]) -> list[int]:
-    """Cumulative times are rounded, not single ones: their sum stays right."""
+    """Microseconds between stamps; cumulative times are rounded, so that sums stay exact."""
     since_us = [round((stamp - stamps[0]) / 1000) for stamp in stamps]
     return [after - before for before, after in pairwise(since_us)]
 
 
 def kept_times(token_us: list[list[int]]) -> list[list[int]]:
-    """Single token times that a profile keeps: whole passes of up to `KEPT_TOKENS` tokens."""
+    """Times of whole passes with up to `KEPT_TOKENS` tokens in all; at least one pass."""
     counts = accumulate(len(times) + 1 for times in token_us)
     kept = [times for times, tokens in zip(token_us, counts, strict=True) if tokens <= KEPT_TOKENS]
     return kept or token_us[:1]

@@ -1,7 +1,6 @@
-"""Reasons for a row's verdict: what is weak about its figures, and what to do next.
+"""Warnings about a row's figures, each with what to do.
 
-INVALID: there is no figure, or it cannot be true. WARN: there is one, with a doubt. Nothing here
-removes a value.
+INVALID: there is no figure, or it is wrong. WARN: there is one with a warning. No value is removed.
 """
 
 import statistics
@@ -17,18 +16,18 @@ from edge.stats import drift, outliers
 # pyperf's practice: a spread of 10 % is unstable.
 MAX_RELATIVE_SD = 0.10
 MIN_TRIALS = 3
-# Below a tenth of a second the scheduler is part of the figure, whatever window was asked for.
+# In shorter windows the scheduler is part of the figure, whatever --min-window says.
 MIN_WINDOW_S = 0.1
-# A trend that is real but smaller than this changes no conclusion.
+# A smaller trend changes no conclusion.
 MIN_DRIFT = 0.02
-# Zeus needs seconds, ML.ENERGY asks for 30: counters are published up to 2.2 s apart.
+# Zeus needs seconds, ML.ENERGY asks for 30: counters are updated up to 2.2 s apart.
 MIN_ENERGY_S, GOOD_ENERGY_S = 10.0, 30.0
 MAX_EDGE_SHARE = 0.05
 VERDICTS: dict[str, Verdict] = {"reason": "VALID", "warning": "WARN", "error": "INVALID"}
 
 
 def warning(text: str) -> Reason:
-    """A doubt about a row's figures."""
+    """A warning about a row as a whole."""
     return Reason("", "warning", text)
 
 
@@ -41,7 +40,7 @@ def worst_first(reasons: Iterable[Reason]) -> list[Reason]:
 def judge_speed(
     trials: Sequence[Trial], min_window_s: float, done: int, rounds: int
 ) -> Iterator[Reason]:
-    """Doubts about the rates of trials in the order of time; `done` of `rounds` were measured."""
+    """Warnings about the rates of trials in order of time; `done` of `rounds` were measured."""
     if done < rounds:
         yield warning(f"only {done} of {rounds} rounds were measured: the run was stopped")
     if len(trials) < MIN_TRIALS:
@@ -66,8 +65,8 @@ def _spread(name: str, rates: Sequence[float | None], flag: str) -> Iterator[Rea
         )
     if far := outliers(values):
         yield warning(
-            f"{name}: {len(far)} of {len(values)} trials lie far from the others and are kept: "
-            f"close other programs and run again"
+            f"{name}: {len(far)} of {len(values)} trials are outliers and are kept: close other "
+            f"programs and run again"
         )
     change = drift(values)
     if abs(change) >= MIN_DRIFT:
@@ -80,7 +79,7 @@ def _spread(name: str, rates: Sequence[float | None], flag: str) -> Iterator[Rea
 def _short(
     name: str, windows: Sequence[Sequence[tuple[int, int]]], min_window_s: float
 ) -> Iterator[Reason]:
-    """`windows` have begin and end of every pass of a trial."""
+    """`windows` has begin and end of every pass per trial."""
     lengths_s = [(passes[-1][1] - passes[0][0]) / 1e9 for passes in windows]
     shortest_s = min(lengths_s, default=min_window_s + MIN_WINDOW_S)
     if shortest_s < MIN_WINDOW_S:
@@ -94,7 +93,7 @@ def _short(
 
 
 def judge_conditions(runs: Sequence[ProcessRun], threads: int) -> list[Reason]:
-    """Doubts about the machine's state: the first sentence of each kind."""
+    """Warnings about the machine's state: the first of each kind."""
     found: dict[str, str] = {}
     for run in runs:
         kinds = warnings_between(run.before, run.after, threads)
@@ -110,24 +109,23 @@ def judge_conditions(runs: Sequence[ProcessRun], threads: int) -> list[Reason]:
 
 
 def judge_energy(windows: Iterable[EnergyWindow], flags: Iterable[str]) -> Iterator[Reason]:
-    """Doubts about the joules, the meter's own first; nothing where there are none."""
+    """Warnings about the joules, the meter's own first; none without joules."""
     known = [window for window in windows if window.missing is None]
     if not known:
         return
     yield from (warning(flag) for flag in flags)
     used = [(window, sum(window.joules.values())) for window in known]
-    # Joules that an edge can have misplaced.
     worst = max((w.edge_error_j / joules for w, joules in used if joules > 0), default=0.0)
     if worst > MAX_EDGE_SHARE:
         yield warning(
-            f"the edges of a window may hold {worst:.0%} of its joules that belong elsewhere: "
+            f"up to {worst:.0%} of a window's joules may belong to the time before or after it: "
             f"raise --min-window",
         )
     levels = {window.thermal_worst for window in known} - {None, NOMINAL}
     for level in sorted(map(str, levels)):
         yield warning(
-            f"thermal pressure reached {level} in a timed window: the machine slows itself, let "
-            f"it cool and raise --cooldown",
+            f"thermal pressure reached {level} in a timed window, which slows the machine: let it "
+            f"cool and raise --cooldown",
         )
     shortest_s = min(window.window_s for window in known)
     if shortest_s < GOOD_ENERGY_S:
@@ -136,6 +134,6 @@ def judge_energy(windows: Iterable[EnergyWindow], flags: Iterable[str]) -> Itera
         yield Reason(
             "",
             "warning" if is_weak else "reason",
-            f"energy comes from windows of {shortest_s:.2g} s, whose edges weigh much: use "
+            f"energy comes from windows of {shortest_s:.2g} s, too short for slow counters: use "
             f"--min-window {better}",
         )

@@ -1,6 +1,6 @@
 """The process that runs one row: `python -m edge.bench.worker`, a `Job` on stdin.
 
-Answers with JSON lines on stdout: `Measured` after each repetition, then `Done` or `Failed`.
+Its answers are JSON lines on stdout: `Measured` after each repetition, then `Done` or `Failed`.
 """
 
 import os
@@ -15,8 +15,7 @@ from typing import Any
 import msgspec
 import numpy as np
 
-from edge.bench.engines.engine import Engine
-from edge.bench.engines.opening import check_memory, open_engine
+from edge.bench.engines.engine import LLAMA_CPP, MLX, MLX_LM, Engine
 from edge.bench.gate import POSITIONS, logits_digest
 from edge.bench.trial import run_trial
 from edge.bench.workload import TokenPlan, plan_tokens
@@ -31,8 +30,8 @@ from edge.profile.trial import Trial
 class Job:
     """One row's work in one process.
 
-    `repetitions` are the counted trials of this process, whose windows last at least
-    `min_window_s`. `kv_bits` are those of our network's cache.
+    `repetitions` are the counted trials of this process; each timed window lasts at least
+    `min_window_s`. `threads` are llama.cpp's, `kv_bits` those of our network's cache.
     """
 
     engine: str
@@ -75,7 +74,7 @@ Send = Callable[[Message], None]
 
 
 def main() -> int:
-    """Read the job, run it, report; what C libraries print reaches stderr."""
+    """Reads the job, runs it and reports; output of C libraries goes to stderr."""
     channel = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)
 
@@ -94,16 +93,15 @@ def main() -> int:
 
 
 def _work(job: Job, send: Send) -> None:
-    """Check the memory, keep the model resident where the system allows it, measure."""
-    path, context_tokens = Path(job.path), job.workload.context_tokens
-    need, memory_warning = check_memory(job.engine, path, context_tokens, job.kv_bits)
+    """Checks the memory, keeps the model resident where the system allows it, measures."""
+    context_tokens = job.workload.context_tokens
+    running_bytes, memory_warning = check_memory(job, context_tokens)
     with ExitStack() as stack:
-        if need is not None:
-            stack.enter_context(wired(need.running_bytes))
+        if running_bytes is not None:
+            stack.enter_context(wired(running_bytes))
         plan = plan_tokens(job.workload, job.vocab_size, job.seed)
         begin_ns = time.monotonic_ns()
-        positions = max(context_tokens, POSITIONS)
-        engine = open_engine(job.engine, path, positions, job.threads, job.kv_bits)
+        engine = open_engine(job, max(context_tokens, POSITIONS))
         stack.callback(engine.close)
         load_s = (time.monotonic_ns() - begin_ns) / 1e9
         _run_trials(job, engine, plan, send)
@@ -119,8 +117,42 @@ def _work(job: Job, send: Send) -> None:
         send(done)
 
 
+def check_memory(job: Job, context_tokens: int) -> tuple[int | None, str | None]:
+    """Bytes that a running engine needs, and a warning where memory is short.
+
+    None for llama.cpp, which maps its file and reports a lack of memory itself. An EdgeError
+    where the model does not fit, or its files cannot be read.
+    """
+    if job.engine == LLAMA_CPP:
+        return None, None
+    from edge.model.load import compute_dtype, read_directory
+    from edge.model.memory import check_fits
+
+    path = Path(job.path)
+    _, config = read_directory(path)
+    own_bits = job.kv_bits if job.engine == MLX else None
+    need, memory_warning = check_fits(path, config, compute_dtype(), context_tokens, own_bits)
+    return need.running_bytes, memory_warning
+
+
+def open_engine(job: Job, context_tokens: int) -> Engine:
+    """Loads the artefact; an EdgeError where that fails.
+
+    Imports the library of that engine alone, because memory is measured. llama.cpp's cache does
+    not grow: it has `context_tokens` positions.
+    """
+    path = Path(job.path)
+    if job.engine == LLAMA_CPP:
+        from edge.bench.engines.llama_cpp import LlamaCppEngine
+
+        return LlamaCppEngine(path, context_tokens, job.threads)
+    from edge.bench.engines.mlx import open_mlx_lm, open_ours
+
+    return open_mlx_lm(path) if job.engine == MLX_LM else open_ours(path, job.kv_bits)
+
+
 def _run_trials(job: Job, engine: Engine, plan: TokenPlan, send: Send) -> None:
-    """Warm up with one pass of the full shape; then the trials that count."""
+    """Warms up with one pass of the full shape, then runs the counted trials."""
     if plan.depth:
         engine.prefill(plan.depth)
     for number in range(job.warmups + job.repetitions):

@@ -1,4 +1,4 @@
-"""Workloads: llama-bench's tests with its meanings, suites of them, and the ids that are fed."""
+"""Workloads: llama-bench's tests, suites of them, and their token ids."""
 
 import random
 from collections.abc import Callable, Sequence
@@ -11,7 +11,7 @@ from edge.errors import EdgeError
 from edge.profile.profile import Workload
 
 SUITES: dict[str, tuple[Workload, ...]] = {
-    # The report does not say what it ran; llama-bench's default is what most tables have.
+    # The report does not state its workload; this is llama-bench's default.
     "table11": (Workload(512, 128),),
     "quick": (Workload(128, 32),),
     "depth": tuple(Workload(512, 128, depth) for depth in (0, 1024, 4096, 16384)),
@@ -28,7 +28,7 @@ SUITES: dict[str, tuple[Workload, ...]] = {
 
 @dataclass(frozen=True)
 class TokenPlan:
-    """The ids that every engine is fed: the same for the same seed and vocabulary."""
+    """Token ids of a workload, the same for every engine."""
 
     depth: list[int]
     prompt: list[int]
@@ -36,7 +36,7 @@ class TokenPlan:
 
 
 def plan_tokens(workload: Workload, vocab_size: int, seed: int) -> TokenPlan:
-    """Random ids, as llama-bench uses: speed does not depend on which they are."""
+    """Random ids, as in llama-bench: speed does not depend on them."""
     rng = random.Random(seed)
 
     def ids(count: int) -> list[int]:
@@ -51,14 +51,11 @@ def plan_workloads(
     depths: Sequence[int],
     joint: Sequence[tuple[int, int]] = (),
 ) -> list[Workload]:
-    """One workload per row of each artefact.
+    """The workloads of -p, -n, -d and -pg; an EdgeError if there is nothing to measure.
 
-    llama-bench's tests are single: each prompt length, each number of generated tokens, each
-    -pg, at every depth. A row here holds one of either of the first two, first with first, so
-    that every test is run once. Zeros mean that there is no such test.
-
-    Raises:
-        EdgeError: there is nothing to measure.
+    llama-bench runs each prompt length, each number of generated tokens and each -pg at every
+    depth as a test of its own. A workload here pairs the first two in their order, so that every
+    test is run once. 0 means no such test.
     """
     wanted = ([n for n in dict.fromkeys(counts) if n] for counts in (prompts, generates))
     tests = [Workload(p, n) for p, n in zip_longest(*wanted, fillvalue=0)]
@@ -73,11 +70,7 @@ def plan_workloads(
 
 
 def check_lengths(workloads: Sequence[Workload], context_tokens: int, name: str) -> None:
-    """Refuse what is longer than the model was trained for.
-
-    Raises:
-        EdgeError: a workload needs more positions.
-    """
+    """Raises EdgeError if a workload needs more positions than the model was trained for."""
     for workload in workloads:
         if workload.context_tokens > context_tokens:
             raise EdgeError(
@@ -89,10 +82,9 @@ def check_lengths(workloads: Sequence[Workload], context_tokens: int, name: str)
 def suite_workloads(
     suite: str, context_tokens: int, name: str, warn: Callable[[str], None]
 ) -> list[Workload]:
-    """A suite without what is longer than the model was trained for, which is warned of.
+    """The workloads of a suite that the model was trained for; `warn` gets the others.
 
-    Raises:
-        EdgeError: all of it is longer.
+    An EdgeError if all are too long.
     """
     fitting = [w for w in SUITES[suite] if w.context_tokens <= context_tokens]
     if not fitting:

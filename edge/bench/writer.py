@@ -1,24 +1,51 @@
-"""The profile of a run while it grows: on disk and valid after every process."""
+"""The profile of a run, which is on disk and valid after every process."""
 
-from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from msgspec import structs
 
 from edge.bench.cooldown import baseline_drift
+from edge.bench.gate import Digest
 from edge.bench.row import Context, Subject, build_row
 from edge.bench.runner import Run
 from edge.bench.trial import MAX_PASSES
-from edge.device.describe import measured_again
+from edge.convert.checkpoint import Checkpoint
+from edge.device.describe import describe_device, measured_again
 from edge.device.peak import peak_metric
-from edge.device.software import tf32_allowed
-from edge.profile.profile import Method, Profile, Row, write
+from edge.device.software import software_versions, tf32_allowed
+from edge.profile.profile import SCHEMA, Method, ModelInfo, Profile, Row, write
+
+
+def new_profile(
+    checkpoint: Checkpoint, argv: Sequence[str], method: Method, bandwidth_gb_s: float | None
+) -> Profile:
+    """A profile without rows; of the paths in `argv` only the names are kept."""
+    source = checkpoint.source
+    words = [Path(word).name if "/" in word else word for word in argv]
+    return Profile(
+        schema=SCHEMA,
+        created_utc=datetime.now(UTC).isoformat(timespec="seconds"),
+        argv=[source.origin if word == source.name else word for word in words],
+        device=describe_device(bandwidth_gb_s),
+        software=software_versions(),
+        model=ModelInfo(
+            name=source.name,
+            source=source.origin,
+            revision=source.revision,
+            parameters=checkpoint.parameters,
+            synthetic=source.synthetic,
+        ),
+        method=method,
+        rows=[],
+    )
 
 
 def method_of(run: Run, repetitions: int, power: str) -> Method:
-    """How a run measures; `repetitions` and `power` as they were asked for."""
+    """How a run measures; `repetitions` and `power` are those of the command line."""
     job = run.jobs[0]
     return Method(
         decode_rate="sum of (N - 1) / sum of (t_N - t_1) over a trial's passes",
@@ -40,13 +67,15 @@ def method_of(run: Run, repetitions: int, power: str) -> Method:
 
 @dataclass
 class ProfileWriter:
-    """Builds the rows of `run` as they come, one per subject, and saves the profile in `folder`."""
+    """Builds the rows of `run`, one per subject, and saves the profile in `folder`."""
 
     profile: Profile
     run: Run
     subjects: Sequence[Subject]
     folder: Path
-    context: Context
+    references: Mapping[str, Digest] | None = None
+    quality: Mapping[str, dict[str, Any]] | None = None
+    no_quality: str = "quality was not measured: add --quality"
     _built: dict[int, Row] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -56,34 +85,41 @@ class ProfileWriter:
 
     @property
     def path(self) -> Path:
-        """Where it is saved."""
+        """The profile's file."""
         stamp = self.profile.created_utc.replace("+00:00", "Z").replace(":", "").replace("-", "")
         return self.folder / f"{stamp}-{self.profile.model.name}.json"
 
     def label(self, row: int) -> str:
         """Name of a row, by its number."""
         job = self.run.jobs[row]
-        return f"{self.subjects[row].artefact} on {job.engine}, {job.workload}"
+        return f"{self.subjects[row].recipe.name} on {job.engine}, {job.workload}"
 
     def update(self, row: int) -> None:
-        """Build a row again, one of whose processes ended, and write."""
+        """Builds a row again after one of its processes ended, and saves."""
         self._write([row])
 
     def finish(self) -> None:
-        """The last time, with the idle power after the run and the better bandwidth of two."""
+        """Builds all rows with the idle power after the run and the better of two bandwidths."""
         self.profile = structs.replace(self.profile, device=measured_again(self.profile.device))
         self._write(range(len(self.subjects)))
 
-    def add_quality(self, found: dict[str, Any] | None, why_not: str | None) -> None:
-        """Add what artefacts lose, or the sentence why that is not known."""
-        self.context = replace(self.context, quality=found, no_quality=why_not)
+    def add_quality(self, found: Mapping[str, dict[str, Any]] | None, reason: str = "") -> None:
+        """Adds the quality of each artefact, or the reason why it is not known."""
+        self.quality, self.no_quality = found, reason
         self._write(range(len(self.subjects)))
 
     def _write(self, changed: Iterable[int]) -> None:
         run, before, after = self.run, self.run.idle_before, self.run.idle_after
-        drift = baseline_drift(before, after)
-        device, idle_w = self.profile.device, run.idle_w
-        context = replace(self.context, device=device, idle_w=idle_w, idle_drift=drift)
+        drift, device, idle_w = baseline_drift(before, after), self.profile.device, run.idle_w
+        context = Context(
+            rounds=run.rounds,
+            device=device,
+            idle_w=idle_w,
+            idle_drift=drift,
+            references=self.references,
+            quality=self.quality,
+            no_quality=self.no_quality,
+        )
         for row in changed:
             self._built[row] = build_row(self.subjects[row], run.jobs[row], run.runs[row], context)
         idle = {

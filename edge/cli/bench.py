@@ -6,7 +6,6 @@ import sys
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import asdict
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +14,11 @@ from edge.bench.cooldown import keep_awake
 from edge.bench.engines.engine import LLAMA_CPP, MLX, MLX_LM
 from edge.bench.processors import processors_of
 from edge.bench.reference import reference_job
-from edge.bench.row import Context, Subject
-from edge.bench.runner import Run, stopped_by_sigterm
+from edge.bench.row import Subject, subject_of
+from edge.bench.runner import Run, split_trials, stopped_by_sigterm
 from edge.bench.worker import Job
 from edge.bench.workload import check_lengths, plan_workloads, suite_workloads
-from edge.bench.writer import ProfileWriter, method_of
+from edge.bench.writer import ProfileWriter, method_of, new_profile
 from edge.cli.checkpoint import open_named, output_folder
 from edge.cli.options.bench import (
     DEPTH,
@@ -31,17 +30,15 @@ from edge.cli.options.bench import (
 )
 from edge.cli.progress import progress_bars
 from edge.convert.artefacts.recipes import Recipe, find_recipe
-from edge.convert.artefacts.sizes import bits_per_weight, file_bytes
 from edge.convert.checkpoint import Checkpoint
 from edge.convert.convert import convert
-from edge.device.describe import describe_device, usable_cores
-from edge.device.software import software_versions
+from edge.device.describe import usable_cores
 from edge.errors import EdgeError
 from edge.formats.files import atomic_write, check_writable
 from edge.power.choose import choose_meter
 from edge.power.meter import Meter
 from edge.power.powermetrics import forget_probes
-from edge.profile.profile import SCHEMA, ModelInfo, Profile, Workload, read
+from edge.profile.profile import Profile, Workload, read
 from edge.quality.corpus import check_trained
 from edge.quality.job import quality_job
 from edge.report.plots.bars import throughput
@@ -58,10 +55,11 @@ QUALITY_REFERENCE = "mlx-fp16"
 
 
 def run(args: argparse.Namespace) -> int:
-    """Convert what is missing, measure round by round, save, plot, print."""
+    """Converts what is missing, measures, and prints; or compares two profiles."""
     if args.compare is not None:
         return _compare(args)
     checkpoint = open_named(args)
+    out = output_folder(args.out, checkpoint.source.name)
     new_meter = _new_meter(args)
     has_power = new_meter().unavailable is None
     if args.min_window is None:
@@ -72,12 +70,12 @@ def run(args: argparse.Namespace) -> int:
     check_writable(args.save)
     with stopped_by_sigterm(), progress_bars() as progress:
         keep_awake()
-        subjects = _convert(args, checkpoint, progress)
+        subjects = _convert(args, checkpoint, out, progress)
         jobs = [job for job, _ in planned]
         forget_probes()  # converting or downloading can take longer than sudo's ticket lasts
         run = Run(
             jobs=jobs,
-            rounds=_rounds(args)[0],
+            rounds=split_trials(args.repetitions, args.rounds)[0],
             new_meter=new_meter,
             seed=args.seed,
             timeout_s=args.timeout,
@@ -86,14 +84,16 @@ def run(args: argparse.Namespace) -> int:
             has_power=has_power,
             warn=_warn,
         )
-        context = Context(run.rounds, references=_references(args, checkpoint, jobs))
-        profile = _new_profile(args, checkpoint, run)
+        references = _references(checkpoint, jobs) if args.check else None
+        method = method_of(run, args.repetitions, args.power)
+        profile = new_profile(checkpoint, sys.argv, method, args.bandwidth_gb_s)
         of_rows = [subjects[recipe.name] for _, recipe in planned]
-        writer = ProfileWriter(profile, run, of_rows, args.save, context)
+        writer = ProfileWriter(profile, run, of_rows, args.save, references)
         run.run_rounds(writer.update, _progress_of(writer, run, progress))
         writer.finish()
         if args.quality is not None:
-            writer.add_quality(*_quality(args, checkpoint, subjects, progress))
+            paths = {name: find_recipe(name).path_in(out) for name in subjects}
+            _add_quality(args, checkpoint, paths, writer, progress)
     _print(args, writer.profile, writer.path)
     return 1 if any(row.verdict == "INVALID" for row in writer.profile.rows) else 0
 
@@ -111,78 +111,56 @@ def _progress_of(writer: ProfileWriter, run: Run, progress: Progress) -> Callabl
 
 
 def _plan(args: argparse.Namespace, checkpoint: Checkpoint) -> list[tuple[Job, Recipe]]:
-    """One job per row and workload, peers right after ours."""
+    """One job per artefact, engine and workload."""
     out = output_folder(args.out, checkpoint.source.name)
     of_mlx = [MLX, MLX_LM] if args.peers else [MLX]
-
-    def job(recipe: Recipe, engine: str, workload: Workload) -> Job:
-        return Job(
-            engine=engine,
-            path=str(recipe.path_in(out)),
-            workload=workload,
-            vocab_size=checkpoint.config.vocab_size,
-            seed=args.seed,
-            repetitions=_rounds(args)[1],
-            warmups=WARMUPS,
-            threads=args.threads or usable_cores(),
-            kv_bits=args.kv_bits,
-            min_window_s=args.min_window or 0.0,
-        )
-
-    planned = _workloads(args, checkpoint)
+    workloads = _workloads(args, checkpoint)
     return [
-        (job(recipe, engine, workload), recipe)
+        (
+            Job(
+                engine=engine,
+                path=str(recipe.path_in(out)),
+                workload=workload,
+                vocab_size=checkpoint.config.vocab_size,
+                seed=args.seed,
+                repetitions=split_trials(args.repetitions, args.rounds)[1],
+                warmups=WARMUPS,
+                threads=args.threads or usable_cores(),
+                kv_bits=args.kv_bits,
+                min_window_s=args.min_window or 0.0,
+            ),
+            recipe,
+        )
         for recipe in dict.fromkeys(args.rows)
         for engine in (of_mlx if recipe.is_mlx else [LLAMA_CPP])
-        for workload in planned
+        for workload in workloads
     ]
 
 
 def _workloads(args: argparse.Namespace, checkpoint: Checkpoint) -> list[Workload]:
     limit, name = checkpoint.config.max_position_embeddings, checkpoint.source.name
-    if args.suite is not None:
-        given = [flag for dest, flag in WORKLOAD_FLAGS.items() if getattr(args, dest) is not None]
-        if given:
-            flags = ", ".join(given)
-            raise EdgeError(f"--suite {args.suite} sets the workloads itself; leave out {flags}.")
-        return suite_workloads(args.suite, limit, name, _warn)
-    prompts, generates = args.prompt or [PROMPT], args.generate or [GENERATE]
-    planned = plan_workloads(prompts, generates, args.depth or [DEPTH], args.joint or [])
-    check_lengths(planned, limit, name)
-    return planned
-
-
-def _rounds(args: argparse.Namespace) -> tuple[int, int]:
-    """Rounds, none without a trial; and trials in each, rounded up so that all are alike."""
-    rounds = min(args.repetitions, args.rounds)
-    return rounds, -(-args.repetitions // rounds)
+    if args.suite is None:
+        prompts, generates = args.prompt or [PROMPT], args.generate or [GENERATE]
+        planned = plan_workloads(prompts, generates, args.depth or [DEPTH], args.joint or [])
+        check_lengths(planned, limit, name)
+        return planned
+    if given := [flag for dest, flag in WORKLOAD_FLAGS.items() if getattr(args, dest) is not None]:
+        flags = ", ".join(given)
+        raise EdgeError(f"--suite {args.suite} sets the workloads itself; leave out {flags}.")
+    return suite_workloads(args.suite, limit, name, _warn)
 
 
 def _convert(
-    args: argparse.Namespace, checkpoint: Checkpoint, progress: Progress
+    args: argparse.Namespace, checkpoint: Checkpoint, out: Path, progress: Progress
 ) -> dict[str, Subject]:
-    """Make what is missing: the rows' artefacts, and what their quality is compared with."""
-    out = output_folder(args.out, checkpoint.source.name)
+    """Makes what is missing: the rows' artefacts, and the reference of their quality."""
     reference = [] if args.quality is None else [find_recipe(QUALITY_REFERENCE)]
     wanted = list(dict.fromkeys([*args.rows, *reference]))
-    return {
-        made.recipe.name: Subject(
-            artefact=made.recipe.name,
-            framework=made.recipe.framework,
-            precision=made.recipe.precision,
-            file_bytes=file_bytes(made.path),
-            bits_per_weight=bits_per_weight(made.path, checkpoint.parameters),
-            notes=made.notes,
-        )
-        for made in convert(checkpoint, wanted, out, progress)
-    }
+    made = convert(checkpoint, wanted, out, progress)
+    return {each.recipe.name: subject_of(each, checkpoint.parameters) for each in made}
 
 
-def _references(
-    args: argparse.Namespace, checkpoint: Checkpoint, jobs: list[Job]
-) -> dict[str, Any] | None:
-    if not args.check:
-        return None
+def _references(checkpoint: Checkpoint, jobs: list[Job]) -> dict[str, Any] | None:
     try:
         return reference_job(checkpoint, list(dict.fromkeys(job.path for job in jobs)))
     except EdgeError as error:
@@ -190,29 +168,29 @@ def _references(
         return None
 
 
-def _quality(
+def _add_quality(
     args: argparse.Namespace,
     checkpoint: Checkpoint,
-    subjects: dict[str, Subject],
+    paths: dict[str, Path],
+    writer: ProfileWriter,
     progress: Progress,
-) -> tuple[dict[str, Any] | None, str | None]:
-    """Quality of each artefact; None, a warning and the reason where that fails."""
-    out, threads = output_folder(args.out, checkpoint.source.name), args.threads or usable_cores()
-    paths = {name: find_recipe(name).path_in(out) for name in subjects}
+) -> None:
+    """Measures the quality of each artefact; where that fails, warns and adds the reason."""
+    scores = paths[QUALITY_REFERENCE].parent / "eval"
+    threads = args.threads or usable_cores()
     progress("quality", 0.0)
     try:
-        found = quality_job(
-            checkpoint, paths, QUALITY_REFERENCE, out / "eval", threads, args.quality
-        )
+        found = quality_job(checkpoint, paths, QUALITY_REFERENCE, scores, threads, args.quality)
     except EdgeError as error:
         _warn(str(error))
-        return None, f"quality: {error}"
-    progress("quality", 1.0)
-    return found, None
+        writer.add_quality(None, f"quality: {error}")
+    else:
+        progress("quality", 1.0)
+        writer.add_quality(found)
 
 
 def _new_meter(args: argparse.Namespace) -> Callable[[], Meter]:
-    """Maker of meters, with `auto` of one that covers the processors of the rows."""
+    """A maker of meters; with `auto` they cover the processors of the rows."""
     is_auto = args.power == "auto"
     processors = processors_of(recipe.framework for recipe in args.rows) if is_auto else ()
     return lambda: choose_meter(args.power, processors)
@@ -220,33 +198,6 @@ def _new_meter(args: argparse.Namespace) -> Callable[[], Meter]:
 
 def _warn(sentence: str) -> None:
     print(f"edge bench: warning: {sentence}", file=sys.stderr)
-
-
-def _new_profile(args: argparse.Namespace, checkpoint: Checkpoint, run: Run) -> Profile:
-    source = checkpoint.source
-    return Profile(
-        schema=SCHEMA,
-        created_utc=datetime.now(UTC).isoformat(timespec="seconds"),
-        argv=_shareable_argv(checkpoint),
-        device=describe_device(args.bandwidth_gb_s),
-        software=software_versions(),
-        model=ModelInfo(
-            name=source.name,
-            source=source.origin,
-            revision=source.revision,
-            parameters=checkpoint.parameters,
-            synthetic=source.synthetic,
-        ),
-        method=method_of(run, args.repetitions, args.power),
-        rows=[],
-    )
-
-
-def _shareable_argv(checkpoint: Checkpoint) -> list[str]:
-    """The command line without this machine's directories."""
-    words = [Path(word).name if "/" in word else word for word in sys.argv]
-    source = checkpoint.source
-    return [source.origin if word == source.name else word for word in words]
 
 
 def _print(args: argparse.Namespace, profile: Profile, path: Path) -> None:

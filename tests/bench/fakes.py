@@ -1,14 +1,16 @@
-"""An engine, a meter and a machine on a clock that moves only when they work."""
+"""A fake engine, meter and machine, on a clock that only their work moves."""
 
 from msgspec.structs import replace
 
 from edge.bench import cooldown, runner, trial
 from edge.bench.cooldown import Cooldown
 from edge.bench.energy import with_energy
-from edge.bench.row import Subject
+from edge.bench.row import Context, Subject
 from edge.bench.runner import Outcome, ProcessRun
 from edge.bench.trial import make_trial
 from edge.bench.worker import Done, Job
+from edge.convert.artefacts.recipes import RECIPES
+from edge.device.describe import Bandwidth, Device
 from edge.device.state import State
 from edge.power.choose import NoMeter
 from edge.power.meter import Sample
@@ -18,7 +20,7 @@ NS = 10**9
 
 
 class FakeClock:
-    """Stands for the module `time` as well."""
+    """Replaces the module `time` too."""
 
     def __init__(self):
         self.now_ns, self.slept = 1_000, []
@@ -32,7 +34,7 @@ class FakeClock:
 
 
 class FakeEngine:
-    """Prefill costs 10 ns a token, generation 100 ns plus 1 ns per position of context."""
+    """Prefill takes 10 ns per token, decoding 100 ns plus 1 ns per position of context."""
 
     def __init__(self, clock):
         self.clock = clock
@@ -65,7 +67,7 @@ class FakeEngine:
 
 
 class FakeMeter:
-    """The same watts all the time, in samples of half a second, from its clock's start to stop."""
+    """Constant watts, or those of a function, in samples of half a second."""
 
     source, boundary = "fake", "CPU and GPU"
 
@@ -87,10 +89,7 @@ class FakeMeter:
 
 
 class FakeMachine:
-    """This machine, with a clock that moves only when somebody sleeps or works on it.
-
-    A list of values is used up to its last element, which stays.
-    """
+    """This machine on a FakeClock. Of a list of values each is used once, the last one again."""
 
     def __init__(self, monkeypatch, watts=None, thermal=None, busy=0.0):
         self.clock = FakeClock()
@@ -103,9 +102,7 @@ class FakeMachine:
         monkeypatch.setattr(cooldown.psutil, "cpu_percent", percent)
 
     def new_meter(self):
-        if self.watts is None:
-            return NoMeter("power was not measured: there is none")
-        return FakeMeter(self.clock, self.watts)
+        return NO_METER if self.watts is None else FakeMeter(self.clock, self.watts)
 
 
 def next_of(value):
@@ -121,13 +118,18 @@ FACTS = EngineFacts(
     weight_bytes_per_token=1000,
     kv_bytes_per_position=10,
 )
-SUBJECT = Subject("mlx-int4", "MLX", "INT4", 1000, 4.5)
+PC = Device("PC", "x86_64", 8, 16, 2**36, "Linux", memory_bandwidth=Bandwidth(1e-5, "table"))
+SUBJECT = Subject(RECIPES["mlx-int4"], 1000, 4.5)
 JOB = Job("mlx", "x", Workload(10, 3, 100), 50, 0, 3, 1, 2)
 NO_METER = NoMeter("power was not measured: there is none")
 
 
+def context(rounds=1, device=PC, **fields):
+    return Context(rounds, device, **fields)
+
+
 def worked(*flags):
-    """A meter that measured."""
+    """A meter that has measured."""
     return FakeMeter(None, flags=flags)
 
 
@@ -137,12 +139,12 @@ def done(**changes):
 
 
 def samples_of(watts, last_s=400):
-    """One-second samples of CPU 3 W and the rest GPU."""
+    """One-second samples: CPU 3 W, GPU the rest."""
     return [Sample(t * NS, (t + 1) * NS, {"CPU": 3.0, "GPU": watts - 3.0}) for t in range(last_s)]
 
 
 def trial_at(number, seconds_per_token=1.0, tokens=3, **fields):
-    """Prefill of 10 tokens in 2 s, tokens from 5 s on; every trial begins 100 s later."""
+    """A trial from 100 s x number on: prefill of 10 tokens in 2 s, tokens from 5 s on."""
     start = number * 100 * NS
     stamps = [int(start + (5 + i * seconds_per_token) * NS) for i in range(tokens)]
     made = make_trial(10, [(start, start + 2 * NS)], [stamps])
@@ -163,7 +165,7 @@ def process(
     cooldown=Cooldown(),  # noqa: B008
     **changes,
 ):
-    """One process of a row; `changes` are of what the worker said at its end."""
+    """One process of a row; `changes` are fields of the worker's last message."""
     measured = [with_energy(replace(t, round=number), samples, meter.source) for t in trials]
     outcome = Outcome(measured, None if failure else done(**changes), failure)
     return ProcessRun(number, outcome, meter, samples, before, after, cooldown)

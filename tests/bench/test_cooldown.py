@@ -12,12 +12,6 @@ BUSY = "programs use 90% of the processor"
 IDLE = Idle(watts=5.0, sd_w=0.1, seconds=10.0, samples=20)
 
 
-@pytest.fixture
-def machine(monkeypatch):
-    """machine(...): a FakeMachine in the place of this one."""
-    return lambda **fields: FakeMachine(monkeypatch, **fields)
-
-
 @pytest.mark.parametrize(
     ("limit_s", "fields", "cooldown"),
     [
@@ -29,36 +23,34 @@ def machine(monkeypatch):
         (3, {"thermal": "nominal", "busy": 0.9}, Cooldown(3.0, BUSY)),
     ],
 )
-def test_it_waits_for_heat_and_load_up_to_its_limit(machine, limit_s, fields, cooldown):
-    fake = machine(**fields)
-    assert cool_down(limit_s, fake.new_meter, None) == cooldown
-    assert sum(fake.clock.slept) == cooldown.waited_s
+def test_waits_for_heat_and_load_up_to_the_limit(monkeypatch, limit_s, fields, cooldown):
+    machine = FakeMachine(monkeypatch, **fields)
+    assert cool_down(limit_s, machine.new_meter, None) == cooldown
+    assert sum(machine.clock.slept) == cooldown.waited_s
 
 
-def test_it_waits_for_power_where_heat_is_unknown(machine):
-    fake = machine()
-    fake.watts = lambda: 20.0 if fake.clock.now_ns < 5e9 else 5.5
-    cooldown = cool_down(60, fake.new_meter, IDLE)
+def test_waits_for_power_where_heat_is_unknown(monkeypatch):
+    machine = FakeMachine(monkeypatch)
+    machine.watts = lambda: 20.0 if machine.clock.now_ns < 5e9 else 5.5
+    cooldown = cool_down(60, machine.new_meter, IDLE)
     assert 5 <= cooldown.waited_s <= 9
     assert cooldown.timed_out is None
-    hot = machine(watts=20.0)
+    hot = FakeMachine(monkeypatch, watts=20.0)
     assert cool_down(6, hot.new_meter, IDLE).timed_out == "power is 20.0 W, 5.0 W when idle"
 
 
-def test_idle_power_has_mean_and_spread(machine):
-    steady = measure_idle(10, machine(watts=5.0).new_meter)
-    assert (steady.watts, steady.sd_w) == pytest.approx((5.0, 0.0))
-    assert (steady.seconds, steady.samples) == (10.0, 20)
+def test_idle_power_has_mean_and_spread(monkeypatch):
     calls = iter(range(1000))
-    wavering = measure_idle(10, machine(watts=lambda: 4.0 + 2.0 * (next(calls) % 2)).new_meter)
-    assert wavering.watts == pytest.approx(5.0)
-    assert wavering.sd_w == pytest.approx(1.026, abs=1e-3)
-    assert measure_idle(10, machine().new_meter) is None
-    assert measure_idle(0, machine(watts=5.0).new_meter) is None
+    watts = lambda: 4.0 + 2.0 * (next(calls) % 2)  # noqa: E731
+    idle = measure_idle(10, FakeMachine(monkeypatch, watts).new_meter)
+    assert (idle.seconds, idle.samples) == (10.0, 20)
+    assert idle.watts == pytest.approx(5.0)
+    assert idle.sd_w == pytest.approx(1.026, abs=1e-3)
+    assert measure_idle(10, FakeMachine(monkeypatch).new_meter) is None
     assert measure_idle(10, lambda: FakeMeter(FakeClock())) is None  # no sample
 
 
-def test_a_baseline_that_moved_is_a_sentence():
+def test_a_changed_idle_power_is_a_warning_unless_it_is_noise():
     assert baseline_drift(IDLE, None) is None
     assert baseline_drift(IDLE, replace(IDLE, watts=5.4)) is None
     assert "from 5.00 W to 7.00 W" in baseline_drift(IDLE, replace(IDLE, watts=7.0))

@@ -1,14 +1,14 @@
-"""Every engine keeps the protocol's promises on the demo."""
+"""The engines on the demo."""
 
 import mlx.core as mx
 import numpy as np
 import pytest
-from mlx.utils import tree_flatten
 
-from edge.bench.engines.opening import check_memory, open_engine
+from edge.bench.worker import Job, check_memory, open_engine
 from edge.generate.decode import generate_tokens
 from edge.model.kv_cache import make_cache
 from edge.model.load import load_model
+from edge.profile.profile import Workload
 
 IDS = [5, 70, 300, 12, 900, 44, 1023, 8]
 ENGINES = [
@@ -19,9 +19,13 @@ ENGINES = [
 ]
 
 
+def job(engine, path, kv_bits=None):
+    return Job(engine, str(path), Workload(), 4096, 0, 1, 1, threads=2, kv_bits=kv_bits)
+
+
 @pytest.mark.parametrize(("name", "artefact"), ENGINES)
 def test_prefill_decode_trim_and_facts(name, artefact, demo_out):
-    engine = open_engine(name, demo_out / artefact, 64, 2)
+    engine = open_engine(job(name, demo_out / artefact), 64)
     engine.prefill(IDS)
     at_once = engine.last_logits()
     assert (at_once.shape, at_once.dtype) == ((4096,), np.float32)
@@ -39,18 +43,16 @@ def test_prefill_decode_trim_and_facts(name, artefact, demo_out):
     if name == "llama.cpp":
         assert facts.build.startswith("llama-cpp-python 0.") and "CPU" in facts.build
         assert facts.gpu_layers == (-1 if facts.device == "GPU" else 0)
-        assert engine._session._model and engine._session._context
         engine.close()
         assert engine._session._model is None and engine._session._context is None
-    else:  # what makes a forgotten depth an error instead of a wrong figure
+    else:
         with pytest.raises(ValueError, match="holds 8 positions, not 9"):
             engine.trim(9)
 
 
-def test_prefill_does_what_the_decode_loop_does(demo_out):
-    """The same evaluations in the same order leave the same cache, bit for bit."""
+def test_prefill_leaves_the_same_cache_as_generation_bit_for_bit(demo_out):
     prompt = [7 * i % 4000 for i in range(300)]
-    engine = open_engine("mlx", demo_out / "mlx-fp16", 512, 2)
+    engine = open_engine(job("mlx", demo_out / "mlx-fp16"), 512)
     engine.prefill(prompt)
     model = load_model(demo_out / "mlx-fp16")
     cache = make_cache(model)
@@ -62,9 +64,9 @@ def test_prefill_does_what_the_decode_loop_does(demo_out):
 
 
 @pytest.mark.parametrize("bits", [4, 8])
-def test_a_quantised_cache_is_said_and_counted(demo_out, bits):
+def test_a_quantised_cache_is_counted_and_mentioned(demo_out, bits):
     path = demo_out / "mlx-int4"
-    plain, coded = (open_engine("mlx", path, 64, 2, kv_bits=b) for b in (None, bits))
+    plain, coded = (open_engine(job("mlx", path, b), 64) for b in (None, bits))
     for engine in (plain, coded):
         engine.prefill(IDS)
     facts = coded.facts()
@@ -76,12 +78,10 @@ def test_a_quantised_cache_is_said_and_counted(demo_out, bits):
     assert np.abs(coded.last_logits() - plain.last_logits()).max() < (0.2 if bits == 8 else 4)
 
 
-@pytest.mark.parametrize("name", ["mlx", "mlx-lm"])
-def test_memory_is_that_of_the_engines_arrays(demo_out, name):
+def test_memory_is_checked_for_mlx_and_counts_our_quantised_cache(demo_out):
     path = demo_out / "mlx-fp16"
-    need, _ = check_memory(name, path, 500)
-    arrays = tree_flatten(open_engine(name, path, 64, 2)._model.parameters())
-    assert need.weights_bytes == sum(array.nbytes for _, array in arrays)
-    coded, _ = check_memory(name, path, 500, 8)  # only our network's cache
-    assert (coded.cache_bytes < need.cache_bytes) == (name == "mlx")
-    assert check_memory("llama.cpp", demo_out / "gguf-f16.gguf", 64) == (None, None)
+    for name in ("mlx", "mlx-lm"):
+        plain, coded = (check_memory(job(name, path, bits), 500)[0] for bits in (None, 8))
+        assert plain > (path / "model.safetensors").stat().st_size
+        assert (coded < plain) == (name == "mlx")
+    assert check_memory(job("llama.cpp", demo_out / "gguf-f16.gguf"), 64) == (None, None)

@@ -8,7 +8,6 @@ import pytest
 
 from edge.bench import reference as module
 from edge.bench.engines.mlx import MlxEngine
-from edge.bench.engines.opening import open_engine
 from edge.bench.gate import (
     POSITIONS,
     PREFILLED,
@@ -19,6 +18,7 @@ from edge.bench.gate import (
     quality_fault,
 )
 from edge.bench.reference import reference_job, reference_logits, references
+from edge.bench.worker import open_engine
 from edge.convert.artefacts.recipes import RECIPES
 from edge.convert.checkpoint import open_checkpoint
 from edge.convert.convert import convert
@@ -26,6 +26,7 @@ from edge.errors import EdgeError
 from edge.model.kv_cache import make_cache
 from edge.model.load import load_model
 from edge.profile.profile import Quality
+from tests.bench.test_engines import job
 from tests.support import tiny
 
 ROWS = ("mlx-fp16", "mlx-int4", "gguf-f16", "gguf-q5_k_m", "gguf-q6_k")
@@ -38,9 +39,9 @@ def reference(demo_out):
     return reference_job(open_checkpoint("demo"), paths)
 
 
-def engine_of(row, out, context_tokens=64, **options):
+def engine_of(row, out, context_tokens=64, kv_bits=None):
     name = "mlx" if RECIPES[row].is_mlx else "llama.cpp"
-    return open_engine(name, RECIPES[row].path_in(out), context_tokens, 2, **options)
+    return open_engine(job(name, RECIPES[row].path_in(out), kv_bits), context_tokens)
 
 
 def verdict(reference, row, out, digest, **options):
@@ -50,14 +51,11 @@ def verdict(reference, row, out, digest, **options):
     return judge(reference, path, digest, recipe.precision, engine, **options)
 
 
-class Wrapped:
-    """An engine whose logits are changed by `change(logits, length)`."""
+class Changed:
+    """An engine whose logits are changed; `change` is told if they are decoded beyond 1024."""
 
     def __init__(self, engine, change):
         self._engine, self._change, self._length = engine, change, 0
-
-    def __getattr__(self, name):
-        return getattr(self._engine, name)
 
     def prefill(self, ids):
         self._engine.prefill(ids)
@@ -83,7 +81,7 @@ def wrong_far(logits, is_far):
     return logits * np.float32(1.3 if is_far else 1.0)
 
 
-def test_reference_logits_are_the_running_networks(demo_out):
+def test_reference_logits_are_those_of_the_network(demo_out):
     ids, checkpoint = gate_tokens(VOCAB), open_checkpoint("demo")
     wanted = reference_logits(checkpoint.config, checkpoint.weights, ids)
     found = load_model(demo_out / "mlx-fp16", mx.float32)(mx.array([ids]))[0]
@@ -91,31 +89,33 @@ def test_reference_logits_are_the_running_networks(demo_out):
 
 
 @pytest.mark.parametrize("row", ROWS)
-def test_made_artefacts_are_right_and_shuffled_ones_are_not(reference, demo_out, row):
+def test_right_logits_pass_and_shuffled_ones_do_not(reference, demo_out, row):
     engine = engine_of(row, demo_out)
     digest = logits_digest(engine, VOCAB)
     assert verdict(reference, row, demo_out, digest) is None
     assert len(json.dumps(digest)) < 40_000
-    digest = logits_digest(Wrapped(engine, shuffled), VOCAB)
+    digest = logits_digest(Changed(engine, shuffled), VOCAB)
     assert "wrong logits" in verdict(reference, row, demo_out, digest)
 
 
-def test_the_peer_is_right_in_half_precision_too(reference, demo_out, monkeypatch):
+def test_half_precision_and_quantised_caches_have_bounds_of_their_own(
+    reference, demo_out, monkeypatch
+):
+    def found(engine, kv_bits=None):
+        return verdict(reference, "mlx-int4", demo_out, digests[engine], kv_bits=kv_bits)
+
+    digests = {
+        bits: logits_digest(engine_of("mlx-int4", demo_out, kv_bits=bits), VOCAB) for bits in (4, 8)
+    }
     monkeypatch.setattr("edge.bench.engines.mlx.compute_dtype", lambda: mx.float16)
-    opened = open_engine("mlx-lm", demo_out / "mlx-int4", 64, 2)
-    assert verdict(reference, "mlx-int4", demo_out, logits_digest(opened, VOCAB)) is None
-
-
-@pytest.mark.parametrize("bits", [4, 8])
-def test_a_rounded_cache_is_allowed_what_it_costs(reference, demo_out, bits):
-    digest = logits_digest(engine_of("mlx-int4", demo_out, kv_bits=bits), VOCAB)
-    assert verdict(reference, "mlx-int4", demo_out, digest, kv_bits=bits) is None
-    if bits == 4:
-        assert "wrong logits" in verdict(reference, "mlx-int4", demo_out, digest)
+    peer = open_engine(job("mlx-lm", demo_out / "mlx-int4"), 64)
+    digests["mlx-lm"] = logits_digest(peer, VOCAB)
+    assert (found("mlx-lm"), found(8, kv_bits=8), found(4, kv_bits=4)) == (None, None, None)
+    assert "wrong logits" in found(4)
 
 
 @pytest.mark.parametrize("shape", ["stablelm-2-12b", "tied", "llama-bias"])
-def test_every_family_passes(tmp_path, shape):
+def test_every_model_family_passes(tmp_path, shape):
     """Grouped heads, q/k norms, a parallel residual, tied heads, RMSNorm."""
     raw = {**tiny.CONFIGS, **tiny.LLAMA_CONFIGS}[shape]
     checkpoint = open_checkpoint(str(tiny.write_checkpoint(tmp_path / "model", raw)))
@@ -125,17 +125,12 @@ def test_every_family_passes(tmp_path, shape):
     assert verdict(found, "mlx-fp16", tmp_path, digest) is None
 
 
-def rope_base(model):
+def wrong_rope_base(model):
     for layer in model.layers:
         layer.self_attn.rope.base = 10_000.0
 
 
-def rotated_in_pairs(model):
-    for layer in model.layers:
-        layer.self_attn.rope.traditional = True
-
-
-def other_epsilon(model):
+def wrong_epsilon(model):
     for layer in model.layers:
         layer.input_layernorm.eps = layer.post_attention_layernorm.eps = 0.1
 
@@ -147,12 +142,11 @@ def swapped_layers(model):
 
 def damaged_layer(model):
     projection = model.layers[2].mlp.down_proj
-    name = "scales" if "scales" in projection else "weight"
-    projection[name] = mx.roll(projection[name], 1, axis=0)
+    projection.scales = mx.roll(projection.scales, 1, axis=0)
 
 
-class Skipping:
-    """A layer's cache that is one position ahead of itself behind the prompt."""
+class WrongPosition:
+    """A layer's cache whose position is one too high after the prompt."""
 
     def __init__(self, cache):
         self._cache = cache
@@ -168,22 +162,22 @@ class Skipping:
 @pytest.mark.parametrize(
     ("row", "fault"),
     [
-        *(("mlx-fp16", rotated_in_pairs), ("mlx-fp16", swapped_layers), ("mlx-fp16", rope_base)),
-        *(("mlx-int4", damaged_layer), ("mlx-int4", Skipping), ("mlx-int4", other_epsilon)),
+        *(("mlx-fp16", swapped_layers), ("mlx-fp16", wrong_rope_base)),
+        *(("mlx-int4", damaged_layer), ("mlx-int4", wrong_epsilon), ("mlx-int4", WrongPosition)),
     ],
 )
-def test_a_network_that_computes_something_else_is_found(reference, demo_out, row, fault):
+def test_wrong_computation_is_found(reference, demo_out, row, fault):
     model = load_model(demo_out / row, fuse=False)
     cache = make_cache(model, None)
-    if fault is Skipping:
-        cache = [Skipping(layer) for layer in cache]
+    if fault is WrongPosition:
+        cache = [WrongPosition(layer) for layer in cache]
     else:
         fault(model)
-    digest = logits_digest(MlxEngine(model.model, model.head, model, cache), VOCAB)
+    digest = logits_digest(MlxEngine(model, model.head, cache), VOCAB)
     assert "wrong logits" in verdict(reference, row, demo_out, digest)
 
 
-def test_another_number_of_logits_and_nan_are_found(reference, demo_out):
+def test_a_wrong_number_of_logits_and_nan_are_found(reference, demo_out):
     for size, value, words in ((VOCAB - 1, 0, "4095 logits per token"), (VOCAB, np.nan, "infin")):
         logits = np.full(size, value, np.float32)
         digest = make_digest([logits] * (POSITIONS - PREFILLED + 1), VOCAB)
@@ -208,8 +202,8 @@ def reading(names):
     return lambda checkpoint: replace(checkpoint, weights=Renamed(checkpoint.weights, names))
 
 
-def setting(**changed):
-    return lambda checkpoint: replace(checkpoint, config=replace(checkpoint.config, **changed))
+def wrong_setting(checkpoint):
+    return replace(checkpoint, config=replace(checkpoint.config, rope_theta=10_000.0))
 
 
 Q, K = (f"model.layers.1.self_attn.{letter}_proj.weight" for letter in "qk")
@@ -221,8 +215,7 @@ ONE, TWO = (f"model.layers.{layer}.mlp.down_proj.weight" for layer in (1, 2))
     [
         ("mlx-int4", reading({ONE: TWO}), r"wrong weights: tensor model.layers.1.mlp.down_proj"),
         ("gguf-f16", reading({Q: K, K: Q}), r"wrong weights: tensor model.layers.1.self_attn"),
-        ("gguf-f16", setting(rope_theta=10_000.0), r"rope_theta 10000 instead of 1e.06"),
-        ("mlx-int4", setting(layer_norm_eps=1e-6), r"layer_norm_eps 1e-06 instead of 1e-05"),
+        ("gguf-f16", wrong_setting, r"rope_theta 10000 instead of 1e.06"),
     ],
 )
 def test_a_wrong_conversion_is_found(tmp_path, row, change, message):
@@ -232,21 +225,17 @@ def test_a_wrong_conversion_is_found(tmp_path, row, change, message):
     assert re.search(message, verdict(found, row, tmp_path, {}))
 
 
-def test_the_reference_is_computed_in_float32_and_its_failure_an_error(demo_out, monkeypatch):
+def test_the_reference_is_computed_without_tf32_and_a_failure_is_an_error(demo_out, monkeypatch):
     with pytest.raises(EdgeError, match=r"could not be computed .*nowhere"):
         reference_job(open_checkpoint("demo"), [str(demo_out / "nowhere")])
-
-    # On M5 MLX's products are TF32 otherwise.
     monkeypatch.setattr(module, "run_child", lambda *asked: asked[4])
     assert reference_job(open_checkpoint("demo"), []) == {"MLX_ENABLE_TF32": "0"}
 
 
 @pytest.mark.parametrize("row", ["mlx-int4", "gguf-q6_k"])
-def test_a_token_beyond_1024_positions_is_decoded_where_the_row_goes_there(
-    reference, demo_out, row
-):
+def test_a_token_beyond_1024_positions_is_checked_where_the_row_needs_it(reference, demo_out, row):
     engine = engine_of(row, demo_out, 1100)
-    wrong = Wrapped(engine, wrong_far)
+    wrong = Changed(engine, wrong_far)
     for opened, context_tokens, words in (
         (engine, 1100, None),
         (wrong, 1024, None),
@@ -265,7 +254,7 @@ MEASURED = {
 }  # fmt: skip
 
 
-def test_quality_bounds_let_rounding_pass_and_little_more():
+def test_bounds_of_quality_pass_measured_rounding_and_little_more():
     for precision, measured in MEASURED.items():
         right, *wrong = (
             Quality(perplexity=5.0, reference="mlx-fp16", kl_mean=kl)

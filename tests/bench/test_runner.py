@@ -1,25 +1,35 @@
 import json
 import os
 import signal
-import struct
 import subprocess
 import sys
+from contextlib import nullcontext
 from itertools import chain, repeat
+from unittest.mock import Mock, call
 
 import numpy as np
 import psutil
 import pytest
 
 from edge.bench import runner, worker
-from edge.bench.row import Context, build_row
+from edge.bench.row import build_row
 from edge.bench.runner import Outcome, Run, run_job, stopped_by_sigterm
 from edge.bench.trial import make_trial
 from edge.bench.worker import Job
 from edge.errors import EdgeError
 from edge.profile.profile import Workload, read
-from tests.bench.fakes import NS, SUBJECT, FakeClock, FakeEngine, FakeMachine, FakeMeter, done
+from tests.bench.fakes import (
+    NS,
+    SUBJECT,
+    FakeClock,
+    FakeEngine,
+    FakeMachine,
+    FakeMeter,
+    context,
+    done,
+)
 from tests.support.profiles import ROOT
-from tests.support.tiny import CONFIGS, PLAIN, write_checkpoint
+from tests.support.tiny import PLAIN, write_checkpoint
 
 WORKLOAD = Workload(prompt=8, generate=4)
 
@@ -31,7 +41,7 @@ def job(engine, path, **changes):
 
 @pytest.fixture
 def outcome_of(monkeypatch):
-    """outcome_of(code, limit): the outcome of a worker that runs this Python."""
+    """outcome_of(code, timeout_s, *arguments): the outcome of a worker that runs this Python."""
 
     def outcome_of(code, timeout_s=60, *arguments):
         monkeypatch.setattr(runner, "WORKER", (sys.executable, "-S", "-c", code, *arguments))
@@ -49,7 +59,7 @@ def outcome_of(monkeypatch):
         ("llama.cpp", "gguf-q5_k_m.gguf", WORKLOAD),
     ],
 )
-def test_a_row_of_every_engine(engine, artefact, workload, demo_out):
+def test_every_engine_runs_in_a_worker(engine, artefact, workload, demo_out):
     seen = []
     outcome = run_job(job(engine, demo_out / artefact, workload=workload), 120, seen.append)
     assert outcome.failure is None
@@ -59,34 +69,43 @@ def test_a_row_of_every_engine(engine, artefact, workload, demo_out):
         ((begin_ns, end_ns),), ((first_ns, last_ns),) = trial.prefills, trial.passes
         assert begin_ns < end_ns <= first_ns < last_ns
         assert len(trial.token_us[0]) == 3
-    assert outcome.done.load_s > 0
-    assert outcome.done.peak_memory_bytes > 20e6
-    assert outcome.done.facts.weight_bytes_per_token > 1e6
+    done = outcome.done
+    assert done.load_s > 0
+    assert done.peak_memory_bytes > 20e6
+    assert done.facts.weight_bytes_per_token > 1e6
     if engine == "mlx":
-        assert 3e6 < outcome.done.peak_device_bytes < outcome.done.peak_memory_bytes
+        assert 3e6 < done.peak_device_bytes < done.peak_memory_bytes
     if engine == "llama.cpp":
-        assert outcome.done.peak_device_bytes is None  # it keeps no count
+        assert done.peak_device_bytes is None  # it does not count
+
+
+OUT_OF_MEMORY = "close other programs, or choose a smaller artefact"
+METAL = "[METAL] Command buffer execution failed: Insufficient Memory (00000008:kIOGPU"
+MALLOC = json.dumps({"type": "Failed", "reason": "[malloc] Unable to allocate 9000000000 bytes."})
 
 
 @pytest.mark.parametrize(
     ("code", "words"),
     [
-        ("import os; os.kill(os.getpid(), 11)", "died with signal 11"),
-        ("import os; os.kill(os.getpid(), 9)", "killed (signal 9), as a system does when memory"),
-        ("import sys; sys.exit('no room left')", "no room left"),
-        # For real: no machine has an exabyte.
-        ("bytearray(1 << 60)", "exit code 1 (MemoryError), which is what happens when memory runs"),
-        ("print('hello')", "an invalid message: hello"),
-        ('print(\'{"type": "Done"}\')', "an invalid message"),
-        ("import sys; sys.stdout.buffer.write(b'\\xff\\n')", "an invalid message"),
+        ("import os; os.kill(os.getpid(), 11)", ["died with signal 11"]),
+        ("import os; os.kill(os.getpid(), 9)", ["killed (signal 9)", OUT_OF_MEMORY]),
+        ("import sys; sys.exit('no room left')", ["no room left"]),
+        # No machine has an exabyte.
+        ("bytearray(1 << 60)", ["exit code 1 (MemoryError)", OUT_OF_MEMORY]),
+        (
+            f"import os, sys; print({METAL!r}, file=sys.stderr, flush=True); os.abort()",
+            [METAL, OUT_OF_MEMORY],
+        ),
+        (f"print({MALLOC!r})", ["Unable to allocate 9000000000 bytes,", OUT_OF_MEMORY]),
+        ("print('hello')", ["an invalid message: hello"]),
+        ("import sys; sys.stdout.buffer.write(b'\\xff\\n')", ["an invalid message"]),
     ],
 )
-def test_a_worker_that_misbehaves_is_a_reason(outcome_of, code, words):
-    """What was measured before is kept."""
+def test_a_broken_worker_is_a_failure_that_keeps_its_trials(outcome_of, code, words):
     trial = {"warmup": False, "prefill_ns": [1, 2], "prompt_tokens": 8}
     measured = json.dumps({"type": "Measured", "trial": trial})
     outcome = outcome_of(f"print({measured!r}, flush=True); {code}")
-    assert words in outcome.failure
+    assert all(part in outcome.failure for part in words)
     assert len(outcome.trials) == 1
 
 
@@ -95,47 +114,23 @@ def test_a_worker_that_hangs_is_stopped(outcome_of):
     assert "exit code 3" in outcome_of("raise SystemExit(3)", 1e12).failure  # beyond any timer
 
 
-@pytest.mark.parametrize(
-    ("said", "dies"),
-    [
-        ("RuntimeError: [malloc] Unable to allocate 9000000000 bytes.", False),
-        ("[METAL] Command buffer execution failed: Insufficient Memory (00000008:kIOGPU", True),
-        ("std::bad_alloc", True),
-    ],
-)
-def test_memory_that_ran_out_is_said_with_what_to_do(outcome_of, said, dies):
-    code = f"print({json.dumps({'type': 'Failed', 'reason': said})!r})"
-    if dies:
-        code = f"import os, sys; print({said!r}, file=sys.stderr, flush=True); os.abort()"
-    failure = outcome_of(code).failure
-    assert said.rstrip(".") in failure
-    assert "close other programs, or choose a smaller artefact" in failure
-
-
-@pytest.mark.parametrize(
-    ("end", "bad_end"),
-    [("os.abort()", "after its work the worker died with signal 6"), ("", None)],
-)
-def test_a_process_that_dies_after_its_work_leaves_a_remark(outcome_of, end, bad_end):
+def test_a_worker_that_dies_after_its_work_is_a_remark(outcome_of):
     message = {"type": "Done", "load_s": 1.0, "peak_memory_bytes": 5, "peak_device_bytes": None}
     line = json.dumps({**message, "facts": {"device": "GPU"}})
-    outcome = outcome_of(f"import os, sys; sys.stdin.read(); print({line!r}, flush=True); {end}")
-    assert (outcome.failure, outcome.bad_end) == (None, bad_end)
+    code = f"import os, sys; sys.stdin.read(); print({line!r}, flush=True)"
+    outcome = outcome_of(f"{code}; os.abort()")
+    assert outcome.failure is None
+    assert outcome.bad_end == "after its work the worker died with signal 6"
+    assert outcome_of(code).bad_end is None
 
 
-def test_what_cannot_be_loaded_is_a_failed_row(tmp_path):
-    path = write_checkpoint(tmp_path / "m", CONFIGS["plain"])
-    tensor = {"dtype": "F16", "shape": [1 << 38], "data_offsets": [0, 2 << 38]}
-    header = json.dumps({"model.embed_tokens.weight": tensor}).encode()
-    (path / "model.safetensors").write_bytes(struct.pack("<Q", len(header)) + header)
-    os.truncate(path / "model.safetensors", 8 + len(header) + (2 << 38))  # sparse
-    assert "m needs" in run_job(job("mlx", path), 120).failure
-    missing = run_job(job("llama.cpp", tmp_path / "no.gguf"), 60)
-    assert "no.gguf" in missing.failure
+def test_too_little_memory_and_a_missing_file_are_failures(demo_out):
+    huge = job("mlx", demo_out / "mlx-int4", workload=Workload(8, 4, 10**12))
+    assert "mlx-int4 needs" in run_job(huge, 120).failure
+    assert "no.gguf" in run_job(job("llama.cpp", demo_out / "no.gguf"), 60).failure
 
 
-def test_a_window_is_filled_with_passes_and_the_caches_bits_arrive(demo_out):
-    """The warm-up is one pass of the full shape; trials repeat it until their window is full."""
+def test_trials_are_repeated_until_the_window_is_full_but_not_the_warmup(demo_out):
     fields = {"repetitions": 1, "min_window_s": 0.3, "round": 2, "kv_bits": 8}
     held = b"x" * (700 << 20)  # not in the worker's peak
     outcome = run_job(job("mlx", demo_out / "mlx-int4", **fields), 120)
@@ -145,14 +140,13 @@ def test_a_window_is_filled_with_passes_and_the_caches_bits_arrive(demo_out):
     assert len(trial.passes) > 1
     for windows in (trial.prefills, trial.passes):
         assert windows[-1][1] - windows[0][0] >= 0.3e9
-    assert {len(times) for times in trial.token_us} == {3}
     assert trial.round == 2
-    assert outcome.done.logits is None  # the first round's alone
+    assert outcome.done.logits is None  # reported in the first round only
     assert outcome.done.facts.kv_dtype == "8 bits in groups of 32"
 
 
-def test_sigterm_takes_the_worker_along(outcome_of, tmp_path):
-    """The worker signals us when it runs, and would go on for an hour."""
+def test_sigterm_ends_the_worker_too(outcome_of, tmp_path):
+    """The worker sends us the signal, then sleeps for an hour."""
     before = signal.getsignal(signal.SIGTERM)
     code = (
         "import os, pathlib, signal, sys, time\n"
@@ -167,19 +161,17 @@ def test_sigterm_takes_the_worker_along(outcome_of, tmp_path):
     assert signal.getsignal(signal.SIGTERM) == before
 
 
-@pytest.mark.parametrize("broken", [False, True])
-def test_the_engine_is_closed_whatever_happens(broken, monkeypatch):
+@pytest.mark.parametrize("logit", [np.nan, 0.0])
+def test_the_engine_is_closed_after_success_and_failure(logit, monkeypatch):
     engine, sent = FakeEngine(FakeClock()), []
-    engine.last_logits = lambda: np.full(4096, np.nan if broken else 0.0, np.float32)
+    engine.last_logits = lambda: np.full(4096, logit, np.float32)
     monkeypatch.setattr(worker, "check_memory", lambda *_: (None, None))
     monkeypatch.setattr(worker, "open_engine", lambda *_: engine)
-    asked = job("llama.cpp", "m")
-    if broken:
-        with pytest.raises(EdgeError, match="not finite"):
-            worker._work(asked, sent.append)
-    else:
-        worker._work(asked, sent.append)
-        assert [type(message).__name__ for message in sent] == [*["Measured"] * 3, "Done"]
+    expected = pytest.raises(EdgeError, match="not finite") if np.isnan(logit) else nullcontext()
+    with expected:
+        worker._work(job("llama.cpp", "m"), sent.append)
+    messages = [] if np.isnan(logit) else [*["Measured"] * 3, "Done"]
+    assert [type(message).__name__ for message in sent] == messages
     assert engine.closed
 
 
@@ -189,7 +181,7 @@ JOBS = [job("mlx", name, workload=Workload(10, 3)) for name in "abc"]
 
 
 class Workers:
-    """In the place of run_job: two trials each, 10 s of work; `dies` names (path, round)."""
+    """Replaces run_job: 10 s of work, two trials; `dies` are pairs (path, round) that fail."""
 
     def __init__(self, clock, dies=()):
         self.clock, self.dies, self.ran = clock, dies, []
@@ -237,66 +229,52 @@ def test_every_row_runs_in_every_round_in_the_recorded_order(go):
     assert [[r.round for r in runs] for runs in run.runs] == [[0, 1, 2]] * 3
     assert run.finished
     assert (fake.clock.slept, run.idle_w) == ([], None)  # there is no meter
-    run, ran, *_ = go(3, dies=[("b", 1)])  # it is not run again, the rest completes
+
+
+def test_a_failed_row_is_not_run_again(go):
+    run, ran, *_ = go(3, dies=[("b", 1)], machine={"thermal": ["heavy", "heavy", "nominal"]})
+    assert run.runs[run.order[0][0]][0].cooldown.waited_s == 2.0
     assert [len(runs) for runs in run.runs] == [3, 2, 3]
     assert ("b", 2) not in ran
-    rows = [build_row(SUBJECT, JOBS[i], run.runs[i], Context(3)) for i in range(3)]
+    rows = [build_row(SUBJECT, JOBS[i], run.runs[i], context(3)) for i in range(3)]
     assert [row.verdict == "INVALID" for row in rows] == [False, True, False]
-    run, *_ = go(1, machine={"thermal": ["heavy", "heavy", "nominal"]})
-    assert run.runs[run.order[0][0]][0].cooldown.waited_s == 2.0
 
 
 def test_ctrl_c_stops_the_meter(monkeypatch):
-    fake, stopped = FakeMachine(monkeypatch, watts=5.0), []
-
-    class Noted(FakeMeter):
-        def stop(self):
-            stopped.append(True)
-            return []
-
-    def interrupted(*_):
-        raise KeyboardInterrupt
-
+    meter, interrupted = Mock(unavailable=None), Mock(side_effect=KeyboardInterrupt)
     monkeypatch.setattr(runner, "run_job", interrupted)
-    run = Run(JOBS, 1, lambda: Noted(fake.clock), cooldown_s=0, idle_s=0)
+    run = Run(JOBS, 1, lambda: meter, cooldown_s=0, idle_s=0)
     with pytest.raises(KeyboardInterrupt):
         run.run_rounds(lambda _: None, lambda *_: None)
-    assert stopped == [True]
-
-
-def failing_meters(works, then):
-    """A machine whose powermetrics stops starting after a while; `then` are the watts after it."""
-
-    def meters(fake):
-        lost = FakeMeter(fake.clock, 5.0, "sudo wants a password")
-        after = FakeMeter(fake.clock, then) if then else lost
-        made = chain([FakeMeter(fake.clock, 5.0)] * works, [lost], repeat(after))
-        return lambda: next(made)
-
-    return meters
+    assert meter.method_calls == [call.start(), call.stop()]
 
 
 @pytest.mark.parametrize("then", [None, 3.0])
-def test_power_that_is_lost_is_said_at_once_and_in_the_rows(go, then):
-    """The first process has a meter, the next none, then the next source where there is one."""
-    said = []
-    settings = {"idle_s": 0, "has_power": True, "warn": said.append}
-    run, *_ = go(1, new_meter=failing_meters(1, then), **settings)
+def test_lost_power_is_a_warning_at_once_and_in_the_rows(go, then):
+    """The first process has a meter, the second none, then the next source if there is one."""
+    warnings = []
+
+    def meters(fake):
+        lost = FakeMeter(fake.clock, unavailable="sudo wants a password")
+        after = FakeMeter(fake.clock, then) if then else lost
+        return chain([FakeMeter(fake.clock, 5.0), lost], repeat(after)).__next__
+
+    run, *_ = go(1, new_meter=meters, idle_s=0, has_power=True, warn=warnings.append)
     instead = "; fake goes on" if then else ""
-    assert said == [f"power is no longer measured: sudo wants a password{instead}"]
+    assert warnings == [f"power is no longer measured: sudo wants a password{instead}"]
     first, second, _ = (run.runs[i][0] for i in run.order[0])
     assert (first.power_lost, second.power_lost) == (None, "sudo wants a password")
-    before, after = (build_row(SUBJECT, JOBS[0], [one], Context(1)) for one in (first, second))
+    before, after = (build_row(SUBJECT, JOBS[0], [one], context()) for one in (first, second))
     assert before.power_w.median == pytest.approx(5.0)
     assert "power was lost during the run: sudo wants a password" in after.reasons
     assert after.verdict == "WARN"
     assert (after.power_w is None) == (then is None)
-    go(1, new_meter=failing_meters(0, None), idle_s=0, warn=said.append)
-    assert len(said) == 1  # no loss where no meter had worked before
+    go(1, warn=warnings.append)
+    assert len(warnings) == 1  # no meter had worked before
 
 
-def test_what_was_measured_before_a_kill_is_on_disk_and_valid(tmp_path):
-    """SIGKILL to a real run after its first process; its worker ends with its last trial."""
+def test_a_killed_run_leaves_a_valid_profile_of_what_was_measured(tmp_path):
+    """SIGKILL after the first process; the worker ends with its next message."""
     tiny = write_checkpoint(tmp_path / "tiny", PLAIN)
     words = ["bench", tiny, "--rows", "mlx-fp16", "mlx-int4", "-p", "8", "-n", "8", "-r", "300"]
     command = [sys.executable, "-m", "edge", *words, "--rounds", "100", "--min-window", "0"]
@@ -310,8 +288,7 @@ def test_what_was_measured_before_a_kill_is_on_disk_and_valid(tmp_path):
         assert process.poll() is None
     process.send_signal(signal.SIGKILL)
     process.wait()
-    (path,) = (tmp_path / "s").glob("*.json")
-    profile = read(path)
+    profile = read(*(tmp_path / "s").glob("*.json"))
     assert profile.method.finished is False
     assert len(profile.method.order) == 100
     row = profile.rows[0]

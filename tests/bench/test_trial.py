@@ -6,6 +6,7 @@ from edge.bench.workload import TokenPlan
 from tests.bench.fakes import FakeEngine, FakeMachine
 
 PLAN = TokenPlan([], [1] * 50, [2, 3, 4])
+RATES = ("decode_tok_s", "prefill_tok_s", "ttft_s")
 
 
 @pytest.fixture
@@ -22,17 +23,7 @@ def run(monkeypatch):
     return run
 
 
-def test_rates_follow_from_the_stamps(run):
-    _, trial = run(PLAN)
-    ((begin_ns, end_ns),) = trial.prefills
-    assert end_ns - begin_ns == 500
-    assert trial.ttft_s == pytest.approx(500e-9)
-    assert trial.prefill_tok_s == pytest.approx(1e8)
-    # Steps take 100, 101, 102 ns; three stamps bound the last two.
-    assert trial.decode_tok_s == pytest.approx(2 / 203e-9)
-
-
-def test_generation_starts_at_the_depth_and_a_joint_one_behind_the_prompt(run):
+def test_generation_starts_at_the_depth_and_a_joint_one_after_the_prompt(run):
     plan = TokenPlan([7] * 4, [1] * 50, [2, 3])
     engine, _ = run(plan)
     assert engine.calls[1:] == [("prefill", 4, plan.prompt), ("decode", 4, plan.generate)]
@@ -44,43 +35,41 @@ def test_generation_starts_at_the_depth_and_a_joint_one_behind_the_prompt(run):
 
 
 @pytest.mark.parametrize(
-    ("plan", "missing"),
+    ("prompt", "generate", "missing"),
     [
-        (TokenPlan([], [1], []), ["decode_tok_s"]),
-        (TokenPlan([], [1], [2]), ["decode_tok_s"]),
-        (TokenPlan([], [], [2, 3]), ["prefill_tok_s", "ttft_s"]),
+        ([1], [], ["decode_tok_s"]),
+        ([1], [2], ["decode_tok_s"]),
+        ([], [2, 3], ["prefill_tok_s", "ttft_s"]),
     ],
 )
-def test_without_tokens_there_is_no_rate(run, plan, missing):
-    _, trial = run(plan)
-    rates = ("decode_tok_s", "prefill_tok_s", "ttft_s")
-    assert [name for name in rates if getattr(trial, name) is None] == missing
+def test_without_tokens_there_is_no_rate(run, prompt, generate, missing):
+    _, trial = run(TokenPlan([], prompt, generate))
+    assert [name for name in RATES if getattr(trial, name) is None] == missing
     trial = make_trial(3, [(5, 5)], [[9, 9]])
     assert (trial.decode_tok_s, trial.prefill_tok_s) == (None, None)  # the clock stood still
 
 
-def test_passes_fill_the_window_and_change_no_rate(run):
+def test_rates_follow_from_the_stamps_of_one_or_many_passes(run):
     _, one = run(PLAN)
+    assert one.ttft_s == pytest.approx(500e-9)
+    assert one.prefill_tok_s == pytest.approx(1e8)
+    # Steps take 100, 101, 102 ns; three stamps bound the last two.
+    assert one.decode_tok_s == pytest.approx(2 / 203e-9)
     engine, many = run(PLAN, 1200e-9)
     # Prefill: 500 ns each, so three. Decode: 203 ns first to last stamp and 100 ns to the next
     # pass's first: 203, 506, 809, 1112, 1415.
     assert [len(many.prefills), len(many.passes)] == [3, 5]
     assert many.passes[-1][1] - many.passes[0][0] == 1415
     assert {call[1] for call in engine.calls} == {0}  # every pass from the same depth
-    for name in ("decode_tok_s", "prefill_tok_s", "ttft_s"):
+    for name in RATES:
         assert getattr(many, name) == pytest.approx(getattr(one, name))
     _, bounded = run(PLAN, 3600.0, 4)
     assert [len(bounded.prefills), len(bounded.passes)] == [4, 4]
 
 
-def test_stamps_are_kept_to_the_microsecond():
+def test_times_are_kept_to_the_microsecond_and_of_whole_passes():
     trial = make_trial(5, [(1, 2)], [(1_000_400, 2_000_900, 3_000_400), (9_000_000, 9_500_000)])
     assert trial.token_us == [[1000, 1000], [500]]  # 1000.5 and 999.5 add up to 2000
-    assert trial.pass_begin_ns == [1_000_400, 9_000_000]
-    assert trial.pass_end_ns == [3_000_400, 9_500_000]
-    assert trial.prefill_ns == [1, 2]
-
-
-def test_long_trials_keep_whole_passes():
+    assert trial.passes == [(1_000_400, 3_000_400), (9_000_000, 9_500_000)]
     assert len(kept_times([[1000] * 999] * 9)) == KEPT_TOKENS // 1000
     assert kept_times([[1] * 9000] * 2) == [[1] * 9000]

@@ -6,34 +6,27 @@ from edge.profile.profile import Workload
 
 
 @pytest.mark.parametrize(
-    ("prompts", "generates", "expected"),
+    ("prompts", "generates", "depths", "joint", "expected"),
     [
-        ([512, 1024], [128, 256], [(512, 128), (1024, 256)]),
-        ([512, 1024], [64], [(512, 64), (1024, 0)]),
-        ([8], [16, 32, 64], [(8, 16), (0, 32), (0, 64)]),
-        ([0], [32], [(0, 32)]),
-        ([512], [0], [(512, 0)]),
-        ([8, 8], [2], [(8, 2)]),
+        ([512, 1024], [128, 256], [0], [], [(512, 128), (1024, 256)]),
+        ([512, 1024], [64], [0], [], [(512, 64), (1024, 0)]),
+        ([8, 8], [16, 32, 64], [0], [], [(8, 16), (0, 32), (0, 64)]),
+        ([0], [32], [0], [], [(0, 32)]),
+        ([512], [0], [0], [], [(512, 0)]),
+        ([0], [0], [0], [(16, 4)], [(16, 4, 0, True)]),
+        (
+            *([8], [2], [0, 100], [(16, 4)]),
+            [(8, 2), (16, 4, 0, True), (8, 2, 100), (16, 4, 100, True)],
+        ),
     ],
 )
-def test_every_test_is_run_once(prompts, generates, expected):
-    found = plan_workloads(prompts, generates, [0])
-    assert found == [Workload(p, n) for p, n in expected]
-
-
-def test_joint_tests_and_depths():
-    joint = Workload(16, 4, 0, True)
-    assert plan_workloads([8], [2], [0, 100], [(16, 4)]) == [
-        Workload(8, 2),
-        joint,
-        Workload(8, 2, 100),
-        Workload(16, 4, 100, True),
-    ]
-    assert plan_workloads([0], [0], [0], [(16, 4)]) == [joint]  # as in llama-bench
+def test_every_test_is_run_once(prompts, generates, depths, joint, expected):
+    found = plan_workloads(prompts, generates, depths, joint)
+    assert found == [Workload(*numbers) for numbers in expected]
 
 
 @pytest.mark.parametrize(("prompts", "generates"), [([0], [0]), ([0], [1]), ([8], [2, 1])])
-def test_nothing_to_measure_is_refused(prompts, generates):
+def test_workloads_without_a_rate_are_refused(prompts, generates):
     with pytest.raises(EdgeError, match="nothing to measure"):
         plan_workloads(prompts, generates, [0])
 
@@ -42,13 +35,13 @@ def test_nothing_to_measure_is_refused(prompts, generates):
     ("workload", "positions"),
     [(Workload(512, 128, 4000), 4512), (Workload(4000, 128, 0, True), 4128)],
 )
-def test_what_is_too_long_is_refused(workload, positions):
+def test_too_long_workloads_are_refused(workload, positions):
     check_lengths([workload], positions, "demo")
     with pytest.raises(EdgeError, match=f"{positions} positions, demo was trained for 4096"):
         check_lengths([workload], 4096, "demo")
 
 
-def test_a_suite_leaves_out_what_is_too_long():
+def test_too_long_workloads_of_a_suite_are_left_out_with_a_warning():
     warnings = []
     assert suite_workloads("depth", 1 << 20, "x", warnings.append) == list(SUITES["depth"])
     assert warnings == []
@@ -62,7 +55,7 @@ def test_a_suite_leaves_out_what_is_too_long():
         suite_workloads("depth", 100, "x", warnings.append)
 
 
-def test_the_same_seed_gives_every_engine_the_same_ids():
+def test_token_ids_follow_from_the_seed():
     first, again = (plan_tokens(Workload(9, 5, 3), 1000, seed=4) for _ in range(2))
     assert first == again
     assert (len(first.depth), len(first.prompt), len(first.generate)) == (3, 9, 5)

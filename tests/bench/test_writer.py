@@ -1,30 +1,26 @@
 import pytest
 
 from edge.bench import writer as module
-from edge.bench.row import Context, build_row
+from edge.bench.row import build_row
 from edge.bench.runner import Run
 from edge.bench.writer import ProfileWriter
-from edge.device.describe import Bandwidth, Device
 from edge.profile.profile import Method, ModelInfo, Profile, read
-from tests.bench.fakes import JOB, SUBJECT, process, samples_of, trial_at, worked
-
-DEVICE = Device("PC", "x86_64", 8, 16, 2**36, "Linux", memory_bandwidth=Bandwidth(70.0, "given"))
+from tests.bench.fakes import JOB, PC, SUBJECT, process, samples_of, trial_at, worked
 
 
 @pytest.fixture
 def writer(tmp_path):
-    """Two rows, of which nothing is measured yet."""
+    """A writer of two rows without measurements."""
     profile = Profile(
         schema=1,
         created_utc="2026-01-01T00:00:00+00:00",
-        device=DEVICE,
+        device=PC,
         software={"edge": "1"},
         model=ModelInfo("demo", "demo", None, 5, False),
         method=Method(),
         rows=[],
     )
-    run = Run([JOB] * 2, 2, None)
-    return ProfileWriter(profile, run, [SUBJECT] * 2, tmp_path, Context(rounds=2))
+    return ProfileWriter(profile, Run([JOB] * 2, 2, None), [SUBJECT] * 2, tmp_path)
 
 
 def measure(writer, row, number, seconds_per_token=1.0):
@@ -50,7 +46,7 @@ def test_only_the_row_that_changed_is_built(writer, monkeypatch):
     assert built[3:] == [1, 2]
 
 
-def test_the_file_has_every_row_measured_so_far_in_their_order(writer):
+def test_the_file_has_every_row_measured_so_far_in_the_order_of_the_plan(writer):
     measure(writer, 1, 0, seconds_per_token=2.0)
     assert writer.path.name == "20260101T000000Z-demo.json"
     assert len(read(writer.path).rows) == 1
@@ -61,6 +57,6 @@ def test_the_file_has_every_row_measured_so_far_in_their_order(writer):
     assert profile.method.order == [["mlx-int4 on mlx, pp10, tg3 @ d100"] * 2] * 2
     assert profile.method.finished is False
     assert profile.method.idle["net_of_w"] is None
+    assert all("quality was not measured: add --quality" in row.reasons for row in profile.rows)
     writer.add_quality(None, "quality: it died")
-    for row in read(writer.path).rows:
-        assert "quality: it died" in row.reasons
+    assert all("quality: it died" in row.reasons for row in read(writer.path).rows)

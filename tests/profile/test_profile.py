@@ -7,7 +7,7 @@ import msgspec
 import pytest
 from jsonschema import Draft202012Validator
 
-from edge.bench.row import Context, build_row
+from edge.bench.row import build_row
 from edge.device.describe import Bandwidth, Device
 from edge.errors import EdgeError
 from edge.profile.profile import (
@@ -22,7 +22,7 @@ from edge.profile.profile import (
     write,
 )
 from edge.profile.trial import Trial
-from tests.bench.fakes import JOB, SUBJECT, THREE, process, samples_of, worked
+from tests.bench.fakes import JOB, SUBJECT, THREE, context, process, samples_of, worked
 from tests.support.profiles import ROOT
 from tools.write_profile_schema import SCHEMA, text
 
@@ -39,14 +39,14 @@ PROFILE = Profile(
     rows=[],
 )
 ROWS = {
-    "plain": build_row(SUBJECT, JOB, [process(THREE)]),
+    "plain": build_row(SUBJECT, JOB, [process(THREE)], context()),
     "with energy": build_row(
         SUBJECT,
         JOB,
         [process(THREE, meter=worked("a flag"), samples=samples_of(7.0))],
-        Context(device=Device("PC", memory_bandwidth=Bandwidth(100.0, "table, Apple"))),
+        context(device=Device("PC", memory_bandwidth=Bandwidth(100.0, "table, Apple"))),
     ),
-    "failed": build_row(SUBJECT, JOB, [process([], failure="it died")]),
+    "failed": build_row(SUBJECT, JOB, [process([], failure="it died")], context()),
 }
 # As little as a file may hold, as in the first version.
 OLDEST = {

@@ -1,4 +1,4 @@
-"""The protocol that makes engines interchangeable."""
+"""The protocol that all engines follow."""
 
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol
@@ -19,26 +19,28 @@ class Engine(Protocol):
     """
 
     def prefill(self, ids: Sequence[int]) -> None:
-        """Extend the cache by ids at once and compute the last one's logits."""
+        """Extends the cache by all ids at once and computes the logits of the last one."""
 
     def decode(self, ids: Sequence[int], stamp: Callable[[], None]) -> None:
-        """Extend the cache one id at a time; call stamp when each one's logits are there."""
+        """Extends the cache by one id at a time; calls `stamp` when its logits are computed."""
 
     def trim(self, length: int) -> None:
-        """Forget every position from `length` on."""
+        """Removes every position from `length` on."""
 
     def last_logits(self) -> Logits:
-        """The last logits computed, (vocab,) in float32."""
+        """The last logits that were computed, (vocab,) in float32."""
 
     def facts(self) -> EngineFacts:
-        """The way it runs here; `remarks` are sentences that a reader needs to judge the figures.
+        """How the engine runs here; `remarks` are sentences for readers of the figures.
 
-        `weight_bytes_per_token` are those as they lie in memory: all but the embedding table, of
-        which a step reads one row. `kv_bytes_per_position` is the cache's size per token.
+        `weight_bytes_per_token` are bytes in memory, with one row of the embedding table.
+        `kv_bytes_per_position` is the cache's size per token.
         """
 
     def peak_device_bytes(self) -> int:
-        """The most memory the engine has held on the device, 0 where it cannot tell."""
+        """The most memory held on the device; 0 where the engine does not count it."""
+        return 0
 
     def close(self) -> None:
-        """Free what it holds. On Metal llama.cpp aborts the process at its end otherwise."""
+        """Frees memory explicitly where the library needs that."""
+        return

@@ -1,10 +1,10 @@
-"""llama.cpp at the level of its decode loop, as llama-bench drives it."""
+"""llama.cpp through llama_decode, as llama-bench runs it."""
 
 from collections.abc import Callable, Sequence
 from importlib import metadata
 from pathlib import Path
 
-from edge.bench.engines.engine import Logits
+from edge.bench.engines.engine import Engine, Logits
 from edge.formats.gguf import GgufTensor, read_gguf
 from edge.llama_cpp.session import LlamaSession, library
 from edge.profile.profile import EngineFacts
@@ -16,8 +16,8 @@ AMX_REMARK = (
 )
 
 
-class LlamaCppEngine:
-    """A session with llama.cpp's own defaults: all layers offloaded, f16 cache, auto attention."""
+class LlamaCppEngine(Engine):
+    """llama.cpp with its own defaults: all layers offloaded, f16 cache, automatic attention."""
 
     def __init__(self, path: Path, context_tokens: int, threads: int):
         self._session = LlamaSession(path, context_tokens, threads)
@@ -25,25 +25,25 @@ class LlamaCppEngine:
         self._threads = threads
 
     def prefill(self, ids: Sequence[int]) -> None:
-        """In batches; logits of the last position only."""
+        """Computes in batches, and logits of the last position only."""
         self._session.decode(ids)
 
     def decode(self, ids: Sequence[int], stamp: Callable[[], None]) -> None:
-        """One llama_decode and one synchronise per token."""
+        """Calls llama_decode and synchronises once per token."""
         for token in ids:
             self._session.decode([token])
             stamp()
 
     def trim(self, length: int) -> None:
-        """Forget every position from `length` on."""
+        """Removes every position from `length` on."""
         self._session.trim(length)
 
     def last_logits(self) -> Logits:
-        """Of the last decoded token."""
+        """Logits of the last token."""
         return self._session.last_logits()
 
     def facts(self) -> EngineFacts:
-        """From the file's tensors and llama.cpp's own description of the model."""
+        """From the file's tensors and llama.cpp's description of itself."""
         session = self._session
         system = " ".join(library().llama_print_system_info().decode("utf-8", "replace").split())
         return EngineFacts(
@@ -58,15 +58,11 @@ class LlamaCppEngine:
             gpu_layers=-1 if session.device == "GPU" else 0,
         )
 
-    def peak_device_bytes(self) -> int:
-        """llama.cpp keeps no count."""
-        return 0
-
     def close(self) -> None:
-        """Free the session: ggml's Metal backend asserts at exit that nothing is left to it."""
+        """Frees the session; with one left ggml's Metal backend aborts the process at exit."""
         self._session.close()
 
 
 def _bytes_per_token(tensor: GgufTensor) -> int:
-    """The whole tensor, but of the embedding table one row."""
+    """The whole tensor, but one row of the embedding table."""
     return tensor.data_bytes // (tensor.shape[0] if tensor.name == EMBEDDING else 1)
