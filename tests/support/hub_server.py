@@ -1,4 +1,4 @@
-"""A small hub on this machine: the listing of a model, and HEAD and GET of `resolve`."""
+"""A hub on this machine: the listing of a model, and HEAD and GET of `resolve`."""
 
 import hashlib
 import json
@@ -13,18 +13,14 @@ from urllib.parse import unquote, urlsplit
 
 @dataclass
 class Hub:
-    """The server, to be told what to do and asked what it saw.
+    """What the server holds, how it fails, and the requests it has seen."""
 
-    `sizes` is what the listing says of OWNER/NAME/FILE; `halves` are files that end early once.
-    """
-
-    address: str = ""
+    address: str
     repos: dict[str, dict[str, dict[str, bytes]]] = field(default_factory=dict)
     refusals: dict[str, tuple[int, str]] = field(default_factory=dict)  # status, X-Error-Code
-    sizes: dict[str, int] = field(default_factory=dict)
-    halves: set[str] = field(default_factory=set)
+    sizes: dict[str, int] = field(default_factory=dict)  # listed for OWNER/NAME/FILE
     mute: bool = False  # closes the connection instead of answering
-    seen: list[tuple[str, str]] = field(default_factory=list)
+    seen: list[tuple[str, str]] = field(default_factory=list)  # method, path
 
     def add(self, name: str, directory: Path, revision: str = "main", **extra: bytes) -> None:
         """Serve the files of a directory, and `extra` ones, as a revision of a repository."""
@@ -32,7 +28,7 @@ class Hub:
         self.repos.setdefault(name, {})[revision] = files
 
     def fetched(self) -> list[str]:
-        """Every file whose content was asked for."""
+        """Names of the files downloaded."""
         paths = [path for method, path in self.seen if method == "GET" and "/api/" not in path]
         return [path.rpartition("/")[2] for path in paths]
 
@@ -43,29 +39,28 @@ class Hub:
         name, revision = "/".join(place[:2]), place[3]
         if name not in self.repos:
             return 401, b"{}", {"X-Error-Code": "RepoNotFound"}
-        for branch, files in self.repos[name].items():
-            commit = commit_of(files)
-            if revision in (branch, commit):
-                break
-        else:
+        revisions = self.repos[name]
+        by_commit = {commit_of(files): files for files in revisions.values()}
+        files = revisions.get(revision) or by_commit.get(revision)
+        if files is None:
             return 404, b"{}", {"X-Error-Code": "RevisionNotFound"}
         if api:
             siblings = [
                 {"rfilename": f, "blobId": oid(c), "size": self.sizes.get(f"{name}/{f}", len(c))}
                 for f, c in files.items()
             ]
-            return 200, json.dumps({"id": name, "sha": commit, "siblings": siblings}).encode(), {}
+            listing = {"id": name, "sha": commit_of(files), "siblings": siblings}
+            return 200, json.dumps(listing).encode(), {}
         if name in self.refusals:
             status, code = self.refusals[name]
             return status, b"{}", {"X-Error-Code": code}
         content = files["/".join(place[4:])]
-        return 200, content, {"X-Repo-Commit": commit, "ETag": f'"{oid(content)}"'}
+        return 200, content, {"X-Repo-Commit": commit_of(files), "ETag": f'"{oid(content)}"'}
 
 
 @contextmanager
 def hub_server() -> Iterator[Hub]:
     """A hub on an ephemeral port."""
-    hub = Hub()
 
     class Handler(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
@@ -79,13 +74,10 @@ def hub_server() -> Iterator[Hub]:
         def do_GET(self):
             path = urlsplit(self.path).path
             hub.seen.append((self.command, path))
+            self.close_connection = hub.mute
             if hub.mute:
-                self.close_connection = True
                 return
             status, body, headers = hub.answer(path)
-            if self.command == "GET" and (name := path.rpartition("/")[2]) in hub.halves:
-                hub.halves.remove(name)
-                body = body[: len(body) // 2]
             self.send_response(status)
             for key, value in {"Content-Length": str(len(body)), **headers}.items():
                 self.send_header(key, value)
@@ -95,7 +87,7 @@ def hub_server() -> Iterator[Hub]:
 
     server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     server.daemon_threads = True
-    hub.address = f"http://127.0.0.1:{server.server_port}"
+    hub = Hub(f"http://127.0.0.1:{server.server_port}")
     thread = threading.Thread(target=server.serve_forever, args=(0.01,))
     thread.start()
     try:

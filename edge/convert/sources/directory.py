@@ -1,4 +1,4 @@
-"""Open a checkpoint's directory: which of its files are used, and that each may be.
+"""Open a checkpoint's directory.
 
 Nothing in it is trusted: no pickle is opened, no code is run or copied, and no name or link may
 lead out of it.
@@ -21,17 +21,17 @@ from edge.model.config import ModelConfig
 from edge.model.tensors import check_count
 
 TOKENIZER, QUANTIZE_CONFIG = "tokenizer.json", "quantize_config.json"
-# What travels along as far as it is there; no file of code is among them.
+# Copied to artefacts if present; none is a file of code.
 TOKENIZER_FILES = (
     *(TOKENIZER, "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"),
     *("vocab.json", "merges.txt", "tokenizer.model", "chat_template.jinja"),
     "generation_config.json",
 )
 SMALL_FILES = ("config.json", QUANTIZE_CONFIG, *TOKENIZER_FILES)
-# Those that can name classes for a loader to run; in the others the name would be a token.
+# Those in which `auto_map` names classes for a loader to run; elsewhere it may be a token.
 WITH_CODE = ("tokenizer_config.json", "special_tokens_map.json", "generation_config.json")
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
-HUB_FOLDER = "models--"  # of the hub's cache
+HUB_FOLDER = "models--"  # prefix of a repository's folder in the hub's cache
 
 
 class PlainWeights(Weights):
@@ -49,7 +49,7 @@ class PlainWeights(Weights):
 
 
 def open_directory(path: Path) -> Opened:
-    """Config, tensors and tokenizer_files of a directory."""
+    """Read config and tokenizer files, and check the headers of the weights."""
     config_file = inside(path, "config.json")
     raw = read_json_object(config_file)
     config = ModelConfig.from_dict(raw, str(config_file))
@@ -72,7 +72,7 @@ def open_directory(path: Path) -> Opened:
 def weight_files(path: Path) -> list[str]:
     """Names of the safetensors files that make up the checkpoint."""
     index = path / INDEX
-    if index.exists() or index.is_symlink():  # a dangling link counts as an index
+    if index.exists() or index.is_symlink():  # a dangling link is an error
         names = read_json_object(inside(path, INDEX)).get("weight_map")
         if not isinstance(names, dict) or not all(isinstance(n, str) for n in names.values()):
             raise EdgeError(f"{index} has no weight_map; download it again.")
@@ -94,20 +94,20 @@ def read_gptq_settings(config: Mapping[str, Any], path: Path) -> GptqSettings | 
     """Settings of config.json, quantize_config.json or both; None if it is not GPTQ's."""
     nested = config.get("quantization_config")
     nested = nested if isinstance(nested, Mapping) else {}
-    beside = inside(path, QUANTIZE_CONFIG)
-    if beside.is_file():
-        return parse_settings({**read_json_object(beside), **nested}, str(beside))
+    file = inside(path, QUANTIZE_CONFIG)
+    if file.is_file():
+        return parse_settings({**read_json_object(file), **nested}, str(file))
     if nested.get("quant_method") == "gptq":
         return parse_settings(nested, str(path / "config.json"))
     return None
 
 
 def read_tokenizer_files(path: Path, vocab_size: int) -> dict[str, bytes]:
-    """Contents of what travels along, by name."""
+    """Contents of the tokenizer's and generation files by name, without `auto_map`."""
     tokenizer_files = {}
     for name in TOKENIZER_FILES:
         file = inside(path, name)
-        if name != TOKENIZER and not file.exists():  # every artefact needs that one
+        if name != TOKENIZER and not file.exists():  # tokenizer.json is required
             continue
         tokenizer_files[name] = content = read_small_file(file)
         if not name.endswith(".json"):
@@ -122,7 +122,7 @@ def read_tokenizer_files(path: Path, vocab_size: int) -> dict[str, bytes]:
 
 
 def inside(path: Path, name: str) -> Path:
-    """A file of the directory, which no link may lead out of."""
+    """A file of the directory; an EdgeError if it is a link that leads out of it."""
     file = path / name
     try:
         home, target, is_link = path.resolve(), file.resolve(), file.is_symlink()
@@ -142,7 +142,10 @@ def inside(path: Path, name: str) -> Path:
 def _check_tokenizer(
     content: bytes, parsed: Mapping[str, Any], vocab_size: int, where: str
 ) -> None:
-    """Every token has one id, and a row of the embedding: else memory beyond it is read."""
+    """An EdgeError unless each token has one id and each id a row of the embedding.
+
+    MLX would read memory beyond the embedding.
+    """
     try:
         ids: dict[str, int] = Tokenizer.from_buffer(content).get_vocab(with_added_tokens=True)
         added = {token["content"]: token["id"] for token in parsed.get("added_tokens") or ()}
@@ -155,5 +158,5 @@ def _check_tokenizer(
     if ids and max(ids.values()) >= vocab_size:
         raise EdgeError(
             f"{where} has token id {max(ids.values())}, the model's embedding has {vocab_size} "
-            f"rows; the two belong to different models, so download both again."
+            f"rows; download both again."
         )

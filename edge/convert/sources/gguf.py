@@ -1,10 +1,10 @@
-"""A StableLM in one GGUF file as a source, under Hugging Face's names.
+"""A StableLM in one GGUF file as a source of weights.
 
-llama.cpp's older 4, 5 and 8 bit types are affine in groups of 32, so MLX can hold the very same
-weights. Their blocks have 32 weights: a float16 scale d, for some a float16 minimum m, and the
-codes q (ggml's ggml-common.h). Q8_0 is d*q with signed q, Q4_0 and Q5_0 are d*(q - 8) and
-d*(q - 16), Q4_1 and Q5_1 are d*q + m. MLX's are scale*code + bias. A bias of -8, -16 or -128
-scales is exact in float16 unless it overflows: it moves the exponent.
+llama.cpp's older 4, 5 and 8 bit types are affine in groups of 32, so MLX can store the same
+weights exactly. A block holds 32 weights: a float16 scale d, for some types a float16 minimum m,
+and the codes q (ggml's ggml-common.h). Q8_0 is d*q with signed q, Q4_0 and Q5_0 are d*(q - 8) and
+d*(q - 16), Q4_1 and Q5_1 are d*q + m. MLX has scale*code + bias. A bias of -8, -16 or -128 scales
+is exact in float16 unless it overflows, since the factor is a power of two.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from edge.model.config import DEFAULT_ROPE_THETA, ModelConfig
 
 ARCHITECTURE = "stablelm"
 ROPE_BASE_KEY = "stablelm.rope.freq_base"
-# llama.cpp's name of each part of the network by Hugging Face's, outside and inside a layer.
+# llama.cpp's names of parts of the network by Hugging Face's, outside and inside a layer.
 NAMES = {"model.embed_tokens": "token_embd", "model.norm": "output_norm", "lm_head": "output"}
 LAYER_NAMES = {
     "input_layernorm": "attn_norm",
@@ -43,14 +43,13 @@ LAYER_NAMES = {
     "mlp.down_proj": "ffn_down",
 }
 OUTER_PARTS, LAYER_PARTS = ({g: h for h, g in names.items()} for names in (NAMES, LAYER_NAMES))
-# One tensor (heads, head_dim) where Hugging Face has one tensor a head.
+# One tensor (heads, head_dim) where Hugging Face has one tensor per head.
 STACKED = re.compile(r"blk\.\d+\.attn_[qk]_norm\.weight")
 TENSOR_NAME = re.compile(r"(?:blk\.(0|[1-9]\d{0,4})\.)?(\w+)\.(weight|bias)")
 MAX_HEADS = 4096
-# What a network may be stored in, and what gguf.quants decodes.
 FLOATS = {"F32": "<f4", "F16": "<f2"}
 UNROUNDED = ("F32", "F16", "BF16")
-DECODED = (
+DECODED = (  # by gguf.quants
     *("BF16", "Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K"),
     *("IQ1_S", "IQ1_M", "IQ2_XXS", "IQ2_XS", "IQ2_S", "IQ3_XXS", "IQ3_S", "IQ4_NL", "IQ4_XS"),
     *("TQ1_0", "TQ2_0", "MXFP4"),
@@ -60,7 +59,7 @@ BLOCK_ITEMS = 32
 
 
 def open_gguf(path: Path) -> Opened:
-    """Open a file made by edge, by llama.cpp's tools or by anybody."""
+    """Read and check a file's header, network and tokenizer."""
     file = read_gguf(path)
     check_is_whole_stablelm(file)
     weights = GgufWeights(file)
@@ -68,26 +67,31 @@ def open_gguf(path: Path) -> Opened:
     tokenizer_files, warnings = rebuild_tokenizer(file.keys, config, str(path))
     title = file.keys.get("general.name")
     if kinds := sorted({tensor.kind for tensor in file.tensors}.difference(UNROUNDED)):
-        rounded = f"{path.name} holds weights already rounded to {', '.join(kinds)}"
-        warnings.insert(0, f"{rounded}; whatever is made of it keeps that rounding.")
-    title = title if isinstance(title, str) else None
-    gives_rope_base = ROPE_BASE_KEY in file.keys
-    return Opened(config, weights, tokenizer_files, tuple(warnings), title, gives_rope_base)
+        rounded = f"the weights of {path.name} are already rounded to {', '.join(kinds)}"
+        warnings.insert(0, f"{rounded}; artefacts made from it keep that rounding.")
+    return Opened(
+        config,
+        weights,
+        tokenizer_files,
+        tuple(warnings),
+        title=title if isinstance(title, str) else None,
+        gives_rope_base=ROPE_BASE_KEY in file.keys,
+    )
 
 
 def check_is_whole_stablelm(file: GgufFile) -> None:
-    """Refuse other networks and parts of split files."""
+    """An EdgeError for other networks and parts of split files."""
     architecture = file.keys.get("general.architecture")
     if architecture != ARCHITECTURE:
         raise EdgeError(
-            f"{file.path} holds a {architecture!r} model; edge runs {ARCHITECTURE!r}, so choose "
-            f"a GGUF file of the StableLM family."
+            f"{file.path} holds a {architecture!r} model; choose a GGUF file of the StableLM "
+            f"family ({ARCHITECTURE!r})."
         )
     parts = file.keys.get("split.count", 1)
     if parts not in (0, 1):
         raise EdgeError(
             f"{file.path} is one of {parts} parts of a split model; join them with "
-            f"'llama-gguf-split --merge' first."
+            f"'llama-gguf-split --merge'."
         )
 
 
@@ -99,7 +103,7 @@ def _read_network(file: GgufFile) -> ModelConfig:
         if file.keys.get(f"{ARCHITECTURE}.{name}", "none") not in ("none", 1.0):
             raise EdgeError(
                 f"{file.path} scales its rotary positions ({name} {_key(file, name)!r}), which "
-                f"edge does not; choose the model at its trained context."
+                f"edge does not support; choose the model at its trained context."
             )
     hidden, heads = _key(file, "embedding_length"), _key(file, "attention.head_count")
     raw = {
@@ -114,7 +118,7 @@ def _read_network(file: GgufFile) -> ModelConfig:
         "rope_theta": _shortest(file.keys.get(ROPE_BASE_KEY, DEFAULT_ROPE_THETA)),
         "layer_norm_eps": _shortest(_key(file, "attention.layer_norm_epsilon")),
         "partial_rotary_factor": _rotary_factor(file, hidden, heads),
-        # llama.cpp too goes by the tensors; its converter writes the last one wrongly at times.
+        # By the tensors, as in llama.cpp, whose converter sometimes writes the last one wrongly.
         "use_qkv_bias": any(name.endswith(".attn_q.bias") for name in shapes),
         "qk_layernorm": any(name.endswith(".attn_q_norm.weight") for name in shapes),
         "use_parallel_residual": not any(name.endswith(".ffn_norm.weight") for name in shapes),
@@ -132,7 +136,7 @@ def _key(file: GgufFile, name: str) -> Any:
 
 
 def _layers(file: GgufFile) -> Value:
-    """block_count, once the tensors agree: everything later loops over it."""
+    """block_count, checked against the tensors, since later code loops over it."""
     claimed: Value = _key(file, "block_count")
     matches = [TENSOR_NAME.fullmatch(tensor.name) for tensor in file.tensors]
     found = len({match[1] for match in matches if match and match[1]})
@@ -144,13 +148,13 @@ def _layers(file: GgufFile) -> Value:
 
 
 def _rotary_factor(file: GgufFile, hidden: Any, heads: Any) -> Any:
-    """The factor that gives exactly the rotated dims of the file when multiplied and cut."""
+    """The factor whose product with head_dim, truncated, is the file's dimension_count."""
     dims: Any = file.keys.get(f"{ARCHITECTURE}.rope.dimension_count")
     if dims is None:
-        return 1.0  # llama.cpp too rotates the whole head
+        return 1.0  # as llama.cpp
     if not all(type(n) is int and 0 < n < 1 << 31 for n in (dims, hidden, heads)):
         raise EdgeError(
-            f"{file.path} has the impossible rope.dimension_count {dims!r}; download it again."
+            f"{file.path} has an invalid rope.dimension_count ({dims!r}); download it again."
         )
     head_dim = max(1, hidden // heads)
     factor = dims / head_dim
@@ -160,7 +164,7 @@ def _rotary_factor(file: GgufFile, hidden: Any, heads: Any) -> Any:
 
 
 def _shortest(value: Any) -> Any:
-    """A float32 as the number somebody wrote: 1e-05 rather than 9.999999747378752e-06."""
+    """The shortest decimal of a float32: 1e-05 rather than 9.999999747378752e-06."""
     if type(value) is not float or not abs(value) < 1e30:
         return value
     narrow = np.float32(value)
@@ -168,7 +172,7 @@ def _shortest(value: Any) -> Any:
 
 
 def gguf_name(name: str) -> str:
-    """A checkpoint's tensor in GGUF's terms; per-head norms share one."""
+    """The GGUF name of a Hugging Face tensor; the norms of all heads share one."""
     stem, part = name.rsplit(".", 1)
     if stem in NAMES:
         return f"{NAMES[stem]}.{part}"
@@ -188,7 +192,7 @@ class GgufWeights(Weights):
 
     @cached_property
     def unpackable(self) -> Mapping[str, str]:
-        """Why a quantised matrix has no packing, by name."""
+        """Reasons why quantised matrices have no packing, by name."""
         return {
             name: "its scales are so large that biases would not fit float16"
             if part.kind in LAYOUTS
@@ -198,7 +202,7 @@ class GgufWeights(Weights):
         }
 
     def read(self, name: str, start: int = 0, stop: int | None = None) -> Array:
-        """Rows start to stop: float16 where stored so, else float32."""
+        """Rows start to stop, float16 if stored so, else float32."""
         part = self._parts[name]
         if len(part.shape) == 1:
             return self._decode(part, 0, 1).reshape(part.shape)[start:stop]
@@ -206,19 +210,18 @@ class GgufWeights(Weights):
         return self._decode(part, start, max(start, stop)).reshape(-1, *part.shape[1:])
 
     def packing(self, name: str) -> Packing | None:
-        """4, 5 or 8 bits in groups of 32 where float16 holds every scale and bias exactly.
+        """4, 5 or 8 bits in groups of 32, if float16 holds every scale and bias exactly.
 
-        Reads the whole tensor once to know.
+        Reads the whole tensor the first time.
         """
         if name not in self._packings:
             self._packings[name] = self._find_packing(self._parts[name])
         return self._packings[name]
 
     def read_packed(self, name: str) -> Packed:
-        """The very codes of the file, rearranged."""
+        """The codes of the file in MLX's layout."""
         packing, part = self.packing(name), self._parts[name]
-        if packing is None:
-            raise ValueError(f"{name} has no packing")
+        assert packing is not None
         layout, (rows, columns) = LAYOUTS[part.kind], part.shape
         codes, done = np.empty((rows, columns * layout.bits // 32), np.uint32), 0
         scales, biases = np.empty((2, rows, columns // BLOCK_ITEMS), np.float16)
@@ -245,7 +248,7 @@ class GgufWeights(Weights):
         return out
 
     def _pieces(self, part: _Part, start: int, stop: int) -> Iterator[Array]:
-        """Rows as stored, uint8 (some rows, row bytes), a few megabytes at a time."""
+        """Rows as stored, uint8 (rows, row bytes), a few megabytes at a time."""
         items, data_bytes = block_size(part.kind)
         row_bytes = part.row_items // items * data_bytes
         step = max(1, DECODE_ITEMS // part.row_items)
@@ -264,7 +267,7 @@ class _Part:
 
 
 def _parts(tensor: GgufTensor, path: Path) -> Iterator[tuple[str, _Part]]:
-    """Hugging Face's names for a tensor, with what lies under them."""
+    """The tensors by Hugging Face name that one of the file holds."""
     match = TENSOR_NAME.fullmatch(tensor.name)
     layer, stem, kind = match.groups() if match else (None, "", "")
     known = OUTER_PARTS if layer is None else LAYER_PARTS
@@ -278,7 +281,7 @@ def _parts(tensor: GgufTensor, path: Path) -> Iterator[tuple[str, _Part]]:
         return
     heads, width = math.prod(tensor.shape[:-1]), tensor.shape[-1]
     if heads > MAX_HEADS:
-        raise _unusable(tensor, path, f"has {heads} heads, which no model has")
+        raise _unusable(tensor, path, f"has {heads} heads, more than any model")
     for head in range(heads):
         begin = tensor.begin + head * (tensor.data_bytes // heads)
         name = f"{prefix}{known[stem]}.norms.{head}.weight"
@@ -296,13 +299,13 @@ def _decode_rows(raw: Array, kind: str) -> Array:
 
     if kind in FLOATS:
         return raw.view(FLOATS[kind])
-    with np.errstate(all="ignore"):  # a broken scale makes NaN, which the writers refuse
+    with np.errstate(all="ignore"):  # a damaged scale makes NaN, which the writers refuse
         values: Array = dequantize(raw, GGMLQuantizationType[kind])
     return values
 
 
 class _Layout:
-    """One affine type: bits a code, and the code that means zero, None if a minimum is stored."""
+    """One affine type: bits per code, and the code of zero (None if a minimum is stored)."""
 
     def __init__(self, bits: int, zero_code: int | None = None):
         self.bits, self.zero_code = bits, zero_code
@@ -318,10 +321,7 @@ LAYOUTS |= {"Q5_1": _Layout(5), "Q4_1": _Layout(4)}
 
 
 def _read_scales(layout: _Layout, raw: Array) -> tuple[Array, Array]:
-    """Scales and biases of some rows, float16 (rows, blocks) twice.
-
-    A bias that float16 cannot hold comes as infinity.
-    """
+    """Scales and biases, float16 (rows, blocks) both; a bias that overflows is infinite."""
     head = np.ascontiguousarray(layout.blocks(raw)[..., : layout.head_bytes]).view("<f2")
     scales = np.ascontiguousarray(head[..., 0])
     if layout.zero_code is None:
@@ -331,7 +331,7 @@ def _read_scales(layout: _Layout, raw: Array) -> tuple[Array, Array]:
 
 
 def _pack_codes(layout: _Layout, raw: Array) -> Array:
-    """The codes of some rows as MLX keeps them: uint32 (rows, items * bits / 32)."""
+    """The codes in MLX's layout, uint32 (rows, items * bits / 32)."""
     blocks = layout.blocks(raw)[..., layout.head_bytes :]
     if layout.bits == 8:
         stream = blocks ^ np.uint8(0x80)  # signed to offset by 128
@@ -347,5 +347,5 @@ def _pack_codes(layout: _Layout, raw: Array) -> Array:
 
 
 def _nibbles(stored: Array) -> Array:
-    """(..., 16) bytes as (..., 32) codes: all the low halves, then all the high."""
+    """Bytes (..., 16) as codes (..., 32): the low halves, then the high."""
     return np.concatenate([stored & 15, stored >> 4], axis=-1)

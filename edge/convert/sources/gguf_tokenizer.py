@@ -1,7 +1,7 @@
 """A GGUF file's tokenizer as tokenizer.json and tokenizer_config.json.
 
-GGUF does not record a normalizer and llama.cpp applies none, so none is rebuilt. GPT-NeoX's
-composes accents (NFC), which changes nothing in nearly all text.
+GGUF does not record a normalizer and llama.cpp applies none, so the result has none. GPT-NeoX's
+composes accents (NFC), which leaves nearly all text unchanged.
 """
 
 import json
@@ -15,11 +15,11 @@ from edge.model.config import ModelConfig
 # ggml's token types: normal, unknown, control, user defined, unused, byte.
 SPECIAL_TYPES = (2, 3)
 USER_DEFINED, UNUSED = 4, 5
-# llama.cpp's names for GPT-2's way to split text; GPT-NeoX's, and so Stable Code's, is that.
+# llama.cpp's names of GPT-2's pre-tokenizer, which GPT-NeoX and Stable Code use.
 GPT2_NAMES = ("olmo", "gpt-2", "gpt2", "mpt")
 TIKTOKEN_NAMES = ("stablelm2",)
 # Files made before May 2024 name none. The family has two vocabularies: GPT-NeoX's with some
-# 50 000 tokens, and StableLM 2's, made after tiktoken's, with some 100 000.
+# 50 000 tokens, and StableLM 2's, derived from tiktoken's, with some 100 000.
 UNNAMED = ("", "default")
 TIKTOKEN_MIN_TOKENS = 80_000
 TIKTOKEN_PATTERN = (
@@ -67,7 +67,7 @@ def tokenizer_json(
 ) -> dict[str, Any]:
     """A byte-level BPE tokenizer.json.
 
-    `vocab` holds the added tokens too, each of which is special or not.
+    `added` are tokens of `vocab` to match before splitting, each with its `special` flag.
     """
     plain = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False}
     return {
@@ -87,13 +87,13 @@ def tokenizer_json(
 
 
 def byte_level(use_regex: bool) -> dict[str, Any]:
-    """GPT-2's byte alphabet as a step, with its splitting or without."""
+    """GPT-2's byte alphabet as a pre-tokenizer, with or without its splitting."""
     step = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True}
     return {**step, "use_regex": use_regex}
 
 
 def _tokens(keys: Mapping[str, Value], vocab_size: int, where: str) -> Tokens:
-    """Text and type of every token that is one, by id."""
+    """Text and type of tokens by id, without padding."""
     texts = _list_of(str, keys.get("tokenizer.ggml.tokens"))
     types = _list_of(int, keys.get("tokenizer.ggml.token_type"))
     if not texts or not types or len(texts) != len(types):
@@ -103,7 +103,7 @@ def _tokens(keys: Mapping[str, Value], vocab_size: int, where: str) -> Tokens:
     tokens = {
         i: (text, kind)
         for i, (text, kind) in enumerate(zip(texts, types, strict=True))
-        # Converters of 2024 called the padding user defined.
+        # Converters of 2024 gave padding the type "user defined".
         if kind != UNUSED and text != f"[PAD{i}]"
     }
     if len({text for text, _ in tokens.values()}) < len(tokens):
@@ -114,26 +114,26 @@ def _tokens(keys: Mapping[str, Value], vocab_size: int, where: str) -> Tokens:
 def _merges(keys: Mapping[str, Value], vocab: Mapping[str, int], where: str) -> list[str]:
     merges = _list_of(str, keys.get("tokenizer.ggml.merges"))
     if merges is None:
-        raise _unusable(where, "has no merges, so no byte-level BPE")
+        raise _unusable(where, "has no merges")
     for merge in merges:
         left, _, right = merge.partition(" ")
         if not {left, right, left + right} <= vocab.keys() or " " in right:
-            raise _unusable(where, f"merges {merge!r}, which are not tokens of it")
+            raise _unusable(where, f"merges {merge!r}, which are not its tokens")
     return merges
 
 
 def _splitting(
     keys: Mapping[str, Value], token_count: int, where: str
 ) -> tuple[dict[str, Any], list[str]]:
-    """The pre_tokenizer, and a warning where it had to be guessed."""
+    """The pre_tokenizer, and a warning if it was guessed."""
     name, warnings = keys.get("tokenizer.ggml.pre", ""), []
     if name in UNNAMED:
         tiktoken = token_count >= TIKTOKEN_MIN_TOKENS
         name = TIKTOKEN_NAMES[0] if tiktoken else GPT2_NAMES[0]
         warnings.append(
-            f"{where} does not say how its tokenizer splits text; edge takes "
-            f"{'StableLM 2' if tiktoken else 'GPT-NeoX'}'s way after the number of tokens, while "
-            f"llama.cpp splits such a file in a way of its own: prefer a newer file."
+            f"{where} does not name its pre-tokenizer; edge takes that of "
+            f"{'StableLM 2' if tiktoken else 'GPT-NeoX'} by the number of tokens, and llama.cpp "
+            f"another one: prefer a newer file."
         )
     if name in GPT2_NAMES:
         return byte_level(use_regex=True), warnings
@@ -141,13 +141,13 @@ def _splitting(
         regex = {"Regex": TIKTOKEN_PATTERN}
         split = {"type": "Split", "pattern": regex, "behavior": "Removed", "invert": True}
         return {"type": "Sequence", "pretokenizers": [split, byte_level(False)]}, warnings
-    raise _unusable(where, f"splits text in the way {name!r}, which no StableLM does")
+    raise _unusable(where, f"has the pre-tokenizer {name!r}, which is not StableLM's")
 
 
 def _settings(
     keys: Mapping[str, Value], tokens: Tokens, context: int, where: str
 ) -> dict[str, Any]:
-    """The contents of tokenizer_config.json."""
+    """The content of tokenizer_config.json."""
     settings: dict[str, Any] = {
         "add_prefix_space": False,
         "clean_up_tokenization_spaces": False,
@@ -160,7 +160,7 @@ def _settings(
         if token_id is None:
             continue
         if type(token_id) is not int or token_id not in tokens:
-            raise _unusable(where, f"has {token_id!r} as its {name}, which is not a token of it")
+            raise _unusable(where, f"has {token_id!r} as its {name}, which is not its token")
         settings[name] = tokens[token_id][0]
     template = keys.get("tokenizer.chat_template")
     if isinstance(template, str):
@@ -169,7 +169,7 @@ def _settings(
 
 
 def _list_of(kind: type, value: Any) -> list[Any] | None:
-    """The value if it is a list whose items are of a type."""
+    """The value if it is a list of items of one type, else None."""
     fits = isinstance(value, list) and all(type(item) is kind for item in value)
     return value if fits else None
 

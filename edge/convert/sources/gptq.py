@@ -1,7 +1,7 @@
 """GPTQ checkpoints (AutoGPTQ, optimum, GPTQModel) as a source of weights.
 
-Bits, groups and the order of inputs are read from each matrix, so per-module overrides
-(`dynamic`) need no reading. The settings decide the rest.
+Bits, groups and the input order are read from each matrix, so per-module overrides (`dynamic`)
+are not read. The settings decide the rest.
 """
 
 from __future__ import annotations
@@ -26,18 +26,18 @@ from edge.model.tensors import expected_shapes
 PARTS = ("qweight", "qzeros", "scales", "g_idx")
 LARGEST_FLOAT16 = 65504.0
 Tensors = Mapping[str, StoredTensor]
-# Matrices that share their inputs, hence one order of them.
+# Matrices that share their inputs, hence the input order.
 QKV, GATE_UP = ("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj")
 WITH_OWN_ORDER = ("o_proj", "down_proj")
 
 
 class GptqSettings(msgspec.Struct, frozen=True, kw_only=True):
-    """A checkpoint's words about its quantisation; `where` names the file that holds them."""
+    """A checkpoint's settings of its quantisation."""
 
-    where: str
-    bits: Literal[2, 3, 4, 8]  # of a code, where no override says otherwise
+    where: str  # the file that holds them
+    bits: Literal[2, 3, 4, 8]
     group_size: Annotated[int, msgspec.Meta(ge=-1, lt=1 << 31)] = -1  # -1: all inputs
-    sym: bool = True  # zero points all lie in the middle of the range
+    sym: bool = True  # zero points are the middle of the range
     checkpoint_format: Literal["gptq", "gptq_v2"] = "gptq"  # how zero points are stored
     quant_method: Literal["gptq"] = "gptq"
     pack_dtype: Literal["int32", "torch.int32"] = "int32"
@@ -65,29 +65,29 @@ def parse_settings(raw: Mapping[str, Any], where: str) -> GptqSettings:
 
 @dataclass(frozen=True)
 class Matrix:
-    """One quantised matrix once its small tensors have been read."""
+    """Everything about a quantised matrix but its codes."""
 
     bits: int
     shape: tuple[int, int]  # outputs, inputs
     group_of: Array  # int (inputs,), the group of each input
-    zeros_as: str | None  # how its zero points are stored, if they tell
-    zeros_wrap: bool  # a zero point is stored as the largest number: unclear in format 1
-    group_size: int  # 0 where groups differ
-    order: Array | None  # int32 (inputs,), what brings groups together; None where they are
-    reason: str | None = None  # why MLX cannot store it without rounding again, if it cannot
+    zeros_as: str | None  # format of its zero points, if symmetric
+    zeros_wrap: bool  # a zero point is stored as the largest number: ambiguous in format 1
+    group_size: int  # 0 if sizes differ
+    order: Array | None  # int32 (inputs,), makes groups contiguous; None for the identity
+    reason: str | None = None  # why MLX cannot store it without rounding again
 
 
 def scan_matrix(tensors: Tensors, stem: str, settings: GptqSettings, inputs: int | None) -> Matrix:
-    """Read all of a matrix but its codes; `inputs` are how many the network gives it, if known."""
+    """Read all of a matrix but its codes; `inputs` is their number in the network, if known."""
     bits, shape, groups = _layout(tensors, stem, settings, inputs)
     scales = read_floats(tensors[f"{stem}.scales"])
     if not np.isfinite(scales).all():
-        raise wrong(tensors, f"{stem}.scales", "holds values that are not finite")
+        raise _bad_tensor(tensors, f"{stem}.scales", "holds values that are not finite")
     zeros = fmt.unpack(tensors[f"{stem}.qzeros"].read(), bits)
     zeros_as, wrap = fmt.symmetric_format(zeros, bits), bool(zeros.max() == (1 << bits) - 1)
     group_of = _read_groups(tensors, stem, settings, shape[1], groups)
     size, order = fmt.in_groups(group_of, groups) or (0, None)
-    reason = _why_not(size, bits, scales)
+    reason = _unpackable_reason(size, bits, scales)
     return Matrix(bits, shape, group_of, zeros_as, wrap, size, order, reason)
 
 
@@ -99,23 +99,22 @@ def _read_groups(
     stored = tensors[name].read() if name in tensors else None
     if stored is not None and (groups == 1 or stored.any()):
         if stored.min() < 0 or stored.max() >= groups:
-            raise wrong(tensors, name, f"names a group outside 0 to {groups - 1}")
+            raise _bad_tensor(tensors, name, f"names a group outside 0 to {groups - 1}")
         return stored
-    # Writers before act-order left g_idx zero: then it says nothing.
+    # Writers before act-order left g_idx zero.
     for size in (settings.group_size, inputs // groups):
         if size > 0 and -(-inputs // size) == groups:
             return np.arange(inputs) // size
-    raise wrong(tensors, f"{stem}.scales", f"has {groups} groups for {inputs} inputs")
+    raise _bad_tensor(tensors, f"{stem}.scales", f"has {groups} groups for {inputs} inputs")
 
 
 def read_floats(tensor: StoredTensor, start: int = 0, stop: int | None = None) -> Array:
-    """Rows as stored, but nothing wider than float32."""
+    """Rows of a tensor, float64 narrowed to float32."""
     array = tensor.read(start, stop)
     return array.astype(np.float32) if array.dtype == np.float64 else array
 
 
-def wrong(tensors: Tensors, name: str, reason: str) -> EdgeError:
-    """The sentence about a tensor that is not as it must be."""
+def _bad_tensor(tensors: Tensors, name: str, reason: str) -> EdgeError:
     path = tensors[name].path if name in tensors else next(iter(tensors.values())).path.parent
     return EdgeError(f"{path}: tensor {name} {reason}; download the checkpoint again.")
 
@@ -123,7 +122,7 @@ def wrong(tensors: Tensors, name: str, reason: str) -> EdgeError:
 def _layout(
     tensors: Tensors, stem: str, settings: GptqSettings, inputs: int | None
 ) -> tuple[int, tuple[int, int], int]:
-    """Bits, (outputs, inputs) and groups, from shapes that must agree."""
+    """Bits, (outputs, inputs) and groups; an EdgeError if shapes disagree."""
     rows, outputs = _part_shape(tensors, f"{stem}.qweight", ("I32",), 2)
     groups, width = _part_shape(tensors, f"{stem}.qzeros", ("I32",), 2)
     scales = _part_shape(tensors, f"{stem}.scales", FLOATS, 2)
@@ -132,25 +131,25 @@ def _layout(
     inputs = inputs or rows * 32 // settings.bits
     bits = rows * 32 // max(1, inputs)
     if bits not in fmt.BITS or bits * inputs != rows * 32:
-        raise wrong(tensors, f"{stem}.qweight", f"has {rows} rows for {inputs} inputs")
+        raise _bad_tensor(tensors, f"{stem}.qweight", f"has {rows} rows for {inputs} inputs")
     if scales != (groups, outputs):
-        raise wrong(tensors, f"{stem}.scales", f"has shape {scales}, not {(groups, outputs)}")
+        raise _bad_tensor(tensors, f"{stem}.scales", f"has shape {scales}, not {(groups, outputs)}")
     if width * 32 != outputs * bits:
-        raise wrong(tensors, f"{stem}.qzeros", f"has {width} columns for {outputs} outputs")
+        raise _bad_tensor(tensors, f"{stem}.qzeros", f"has {width} columns for {outputs} outputs")
     return bits, (outputs, inputs), groups
 
 
 def _part_shape(tensors: Tensors, name: str, dtypes: Container[str], axes: int) -> tuple[int, ...]:
     if name not in tensors:
-        raise wrong(tensors, name, "is missing beside its qweight")
+        raise _bad_tensor(tensors, name, "is missing")
     dtype, shape = tensors[name].dtype, tensors[name].shape
     if dtype not in dtypes or len(shape) != axes or not math.prod(shape):
-        raise wrong(tensors, name, f"is {dtype} of shape {shape}, not GPTQ's")
+        raise _bad_tensor(tensors, name, f"is {dtype} of shape {shape}")
     return shape
 
 
-def _why_not(group_size: int, bits: int, scales: Array) -> str | None:
-    """Why a matrix does not fit MLX's affine form by itself."""
+def _unpackable_reason(group_size: int, bits: int, scales: Array) -> str | None:
+    """Why a matrix by itself does not fit MLX's affine format."""
     if not group_size:
         return "its groups have different sizes"
     if fmt.mlx_group_size(group_size) is None:
@@ -159,7 +158,7 @@ def _why_not(group_size: int, bits: int, scales: Array) -> str | None:
         half = scales.astype(np.float16)
     if scales.dtype != np.float16 and (half != scales).any():
         return "its scales do not fit float16"
-    # Magnitudes sort as their bits do, and those much faster.
+    # Magnitudes sort like their bits, which is much faster.
     largest = float((half.view(np.uint16) & 0x7FFF).max().view(np.float16))
     if largest * (1 << bits) > LARGEST_FLOAT16:
         return "its scales are so large that biases would not fit float16"
@@ -169,11 +168,9 @@ def _why_not(group_size: int, bits: int, scales: Array) -> str | None:
 class GptqWeights(Weights):
     """The weights of a GPTQ checkpoint, dequantised or packed.
 
-    `read_packed` of gate_proj and up_proj gives their outputs in the order of down_proj's inputs,
-    which spares a gather at run time; so either all three are used packed or none.
-
-    Biases that old writers add to every matrix are left out where they are zero and the network
-    has none.
+    `read_packed` gives the outputs of gate_proj and up_proj in the input order of down_proj, which
+    saves a gather at run time; so either all three are used packed or none. Zero biases that old
+    writers add to every matrix are omitted if the network has none.
     """
 
     quantised = True
@@ -185,17 +182,17 @@ class GptqWeights(Weights):
         self.shapes = self._dense_shapes(config)
         self._zeros_as = self._zero_points_as()
         self.warnings = tuple(self._warnings())
-        self._settle_orders()
+        self._check_orders()
         self._last: dict[str, tuple[Array, Array, Array]] = {}
         self._lock = Lock()  # of _last
 
     @cached_property
     def unpackable(self) -> Mapping[str, str]:
-        """Why a quantised tensor has no packing, by name."""
+        """Reasons why quantised tensors have no packing, by name."""
         return {f"{stem}.weight": m.reason for stem, m in self._matrices.items() if m.reason}
 
     def read(self, name: str, start: int = 0, stop: int | None = None) -> Array:
-        """Rows start to stop, dequantised to float32 where quantised, inputs in their order."""
+        """Rows start to stop, float32 if quantised, inputs in the network's order."""
         stem = _stem(name)
         if stem not in self._matrices:
             return read_floats(self._tensors[name], start, stop)
@@ -208,14 +205,14 @@ class GptqWeights(Weights):
         if not self._is_packed(stem):
             return None
         matrix = self._matrices[stem]
-        size = fmt.mlx_group_size(matrix.group_size) or 0  # a packed one has a size
+        size = fmt.mlx_group_size(matrix.group_size)
+        assert size is not None
         return Packing(matrix.bits, size, self._input_order(stem) is not None)
 
     def read_packed(self, name: str) -> Packed:
-        """A matrix that has a packing, in that form: codes and scales bit for bit."""
+        """A matrix that has a packing: codes and scales bit for bit."""
         packing, stem = self.packing(name), _stem(name)
-        if packing is None:
-            raise ValueError(f"{name} has no packing")
+        assert packing is not None
         matrix, rows = self._matrices[stem], self._output_order(stem)
         qweight, zeros, wide_scales = self._parts(stem)
         biases, error_steps = fmt.affine_biases(zeros, wide_scales)
@@ -229,19 +226,19 @@ class GptqWeights(Weights):
         return stem in self._matrices and self._matrices[stem].reason is None
 
     def _input_order(self, stem: str) -> Array | None:
-        """The order a packed matrix expects its inputs in; down_proj finds them so."""
+        """The order to gather a packed matrix's inputs in; down_proj gets them in order."""
         return None if _leaf(stem) == "down_proj" else self._matrices[stem].order
 
     def _output_order(self, stem: str) -> Array | None:
-        """The order in which a packed matrix gives its outputs, None for the network's."""
+        """The order of a packed matrix's outputs, None for the network's."""
         (down,) = _siblings(stem, ["down_proj"])
         folded = _leaf(stem) in GATE_UP and self._is_packed(down)
         return self._matrices[down].order if folded else None
 
     def _parts(self, stem: str) -> tuple[Array, Array, Array]:
-        """Codes, zero points as meant and scales; the last are kept, for threads that read blocks.
+        """Codes, zero points and scales, cached for threads that read blocks of one matrix.
 
-        Those before are let go first, so that memory holds one matrix.
+        The previous matrix is freed first, so that memory holds one.
         """
         with self._lock:
             if stem not in self._last:
@@ -254,17 +251,15 @@ class GptqWeights(Weights):
 
     def _scan(self, config: ModelConfig) -> dict[str, Matrix]:
         """Every quantised matrix by its name without `.weight`."""
-        stems = [
-            name.removesuffix(".qweight") for name in self._tensors if name.endswith(".qweight")
-        ]
+        stems = [n.removesuffix(".qweight") for n in self._tensors if n.endswith(".qweight")]
         if not stems:
             raise EdgeError(
-                f"{self._settings.where} says that the weights are GPTQ's, but no file holds a "
-                f"qweight; download the checkpoint again."
+                f"{self._settings.where} describes GPTQ weights, but no file holds a qweight; "
+                f"download the checkpoint again."
             )
-        for name in self._tensors:
-            if name.endswith(".weight") and f"{_stem(name)}.qweight" in self._tensors:
-                raise wrong(self._tensors, name, "is there both quantised and not")
+        for stem in stems:
+            if f"{stem}.weight" in self._tensors:
+                raise _bad_tensor(self._tensors, f"{stem}.weight", "is also stored quantised")
         inputs = {_stem(name): s[1] for name, s in expected_shapes(config).items() if len(s) == 2}
         settings = self._settings
         return {s: scan_matrix(self._tensors, s, settings, inputs.get(s)) for s in stems}
@@ -282,21 +277,21 @@ class GptqWeights(Weights):
         return shapes
 
     def _biases_to_drop(self, config: ModelConfig) -> set[str]:
-        """Zero biases of quantised matrices that the network has none for."""
+        """Zero biases of quantised matrices that have none in the network."""
         names = [f"{stem}.bias" for stem in self._matrices if f"{stem}.bias" in self._tensors]
         used = [name for name in names if read_floats(self._tensors[name]).any()]
         wanted = set(expected_shapes(config))
         if any(_leaf(name.removesuffix(".bias")) in QKV for name in used):
             wanted |= set(expected_shapes(config.matching(names)))
         if unknown := set(used) - wanted:
-            reason = "is a bias that is not zero and that the network has no place for"
-            raise wrong(self._tensors, min(unknown), reason)
+            reason = "is a nonzero bias that the network does not have"
+            raise _bad_tensor(self._tensors, min(unknown), reason)
         return set(names) - wanted
 
     def _zero_points_as(self) -> dict[str, str]:
-        """The format of each matrix's zero points: some files carry the wrong label.
+        """The format of each matrix's zero points, as some files have the wrong label.
 
-        Symmetric zero points show their format, others do not.
+        Symmetric zero points show their format; the others take the usual one of these.
         """
         label = self._settings.checkpoint_format
         if not self._settings.sym:
@@ -317,26 +312,25 @@ class GptqWeights(Weights):
         form_1 = [self._matrices[s] for s, form in self._zeros_as.items() if form == fmt.FORMAT_1]
         if any(matrix.zeros_wrap for matrix in form_1):
             yield (
-                f"{where}: some matrices hold a zero point of 0, which programs write and read in "
-                f"different ways, so results may differ from theirs; prefer a symmetric checkpoint "
-                f"or one in 'gptq_v2'."
+                f"{where}: some matrices have a zero point of 0, which programs read differently, "
+                f"so results may differ; prefer a symmetric checkpoint or one in 'gptq_v2'."
             )
 
-    def _settle_orders(self) -> None:
-        """Refuse the orders that an artefact has no place for."""
+    def _check_orders(self) -> None:
+        """Give a reason to matrices whose input order an artefact cannot store."""
         ordered = [s for s, m in self._matrices.items() if m.order is not None and not m.reason]
         for stem in ordered:
             family = next((f for f in (QKV, GATE_UP) if _leaf(stem) in f), None)
             if family is not None and not self._share_order(_siblings(stem, family)):
-                self._refuse(stem, f"{', '.join(family)} have no order of inputs in common")
+                self._refuse(stem, f"{', '.join(family)} do not share an order of inputs")
             elif family is None and _leaf(stem) not in WITH_OWN_ORDER:
-                self._refuse(stem, "its inputs are in an order that the network cannot use")
+                self._refuse(stem, "the network cannot use its order of inputs")
         for stem in ordered:
             if _leaf(stem) == "down_proj":
-                self._settle_down(stem)
+                self._check_down(stem)
 
     def _share_order(self, stems: Sequence[str]) -> bool:
-        """All are packed, in one order."""
+        """True if all are packed and have the same order."""
         if not all(map(self._is_packed, stems)):
             return False
         first, *others = (self._matrices[stem].order for stem in stems)
@@ -344,14 +338,14 @@ class GptqWeights(Weights):
             order is not None and np.array_equal(order, first) for order in others
         )
 
-    def _settle_down(self, stem: str) -> None:
-        """Its order is folded into the outputs of the two before it, if these allow."""
+    def _check_down(self, stem: str) -> None:
+        """The order of down_proj must be applied to the outputs of gate_proj and up_proj."""
         inputs = self._matrices[stem].shape[1]
         for before in _siblings(stem, GATE_UP):
             if not self._is_packed(before) or self._matrices[before].shape[0] != inputs:
                 self._refuse(stem, "its order of inputs needs gate_proj and up_proj packed too")
-            elif f"{before}.bias" in self.shapes:  # which would have to follow
-                self._refuse(stem, f"its order of inputs leaves no place for {before}.bias")
+            elif f"{before}.bias" in self.shapes:
+                self._refuse(stem, f"its order of inputs does not allow {before}.bias")
 
     def _refuse(self, stem: str, reason: str) -> None:
         self._matrices[stem] = replace(self._matrices[stem], reason=reason)
@@ -372,6 +366,6 @@ def _siblings(stem: str, leaves: Sequence[str]) -> list[str]:
 
 
 def _by_output(by_group: Array, repeats: int, rows: Array | None) -> Array:
-    """(G, O) as MLX has it, (O, G * repeats), rows in the order given."""
+    """(G, O) in MLX's layout (O, G * repeats), rows in the given order."""
     columns = by_group.T if rows is None else by_group.T[rows]
     return np.ascontiguousarray(np.repeat(columns, repeats, axis=1))

@@ -1,13 +1,11 @@
-"""Checkpoints from the Hugging Face hub, kept in huggingface_hub's own cache.
+"""Checkpoints from the Hugging Face hub, kept in huggingface_hub's cache.
 
-Files come one after the other in this thread, so that Ctrl-C does not wait for one, as the threads
-of `snapshot_download` do. A file that broke off begins again in the next run.
+Files are downloaded one after the other in this thread, so that Ctrl-C takes effect at once; the
+threads of `snapshot_download` would finish their files first.
 
-Imported where it is used, since the library takes a second to load.
+Import this module where it is used, since the library takes a second to load.
 """
 
-import errno
-import os
 import re
 import shutil
 from collections.abc import Collection, Mapping
@@ -22,17 +20,15 @@ from edge.formats.safetensors import INDEX
 
 DEFAULT_REVISION = "main"
 CONFIG, SINGLE = "config.json", "model.safetensors"
-# Not the checkpoint itself, or the same weights again in another layout or precision.
+# Adapters, or the same weights in another layout or precision.
 SECONDARY = re.compile(r"^(consolidated|adapter_)|[._-](fp16|fp32|bf16|f16|f32|non_ema)[.-]")
 COMMIT = re.compile(r"[0-9a-f]{40}")
-REVISION = re.compile(r"(?!.*\.\.)\w[\w./+@#-]*")  # what git allows, less what leads elsewhere
-US = "stable-edge"  # as the library tells the hub
-DISK_ERRORS = dict.fromkeys((errno.ENOSPC, errno.EDQUOT), "make room")
-DISK_ERRORS |= dict.fromkeys((errno.EACCES, errno.EPERM, errno.EROFS), "change its permissions")
+REVISION = re.compile(r"(?!.*\.\.)\w[\w./+@#-]*")  # what git allows, without ".."
+USER_AGENT = "stable-edge"
 
 
 def cached(repo: str, revision: str | None = None) -> Path | None:
-    """The snapshot directory if the cache holds the whole checkpoint; never asks the network."""
+    """The snapshot directory of a complete checkpoint in the cache; never uses the network."""
     revision = revision or DEFAULT_REVISION
     try:
         config = try_to_load_from_cache(repo, CONFIG, revision=revision)
@@ -41,58 +37,53 @@ def cached(repo: str, revision: str | None = None) -> Path | None:
         snapshot = Path(config).parent
         needed = [CONFIG, TOKENIZER, *weight_files(snapshot)]
         return snapshot if all((snapshot / name).is_file() for name in needed) else None
-    except (OSError, ValueError, EdgeError):  # of the library too: no name of a repository
+    except (OSError, ValueError, EdgeError):  # ValueError: not the name of a repository
         return None
 
 
 def download(repo: str, revision: str | None = None) -> tuple[Path, str]:
-    """Bring owner/name into the cache; files that are there already are not fetched again.
+    """Download owner/name into the cache, except files that it has.
 
     Returns the snapshot directory, and the commit's 40 hexadecimal digits.
     """
     revision = revision or DEFAULT_REVISION
     if not REVISION.fullmatch(revision):
         raise EdgeError(f"{revision!r} is not a revision of {repo}; name a branch, tag or commit.")
-    there = cached(repo, revision)
-    if there and (constants.HF_HUB_OFFLINE or COMMIT.fullmatch(revision)):
-        return there, there.name
-    if constants.HF_HUB_OFFLINE:
-        raise EdgeError(
-            f"{repo} at revision {revision} cannot be fetched from the hub because HF_HUB_OFFLINE "
-            f"is set, and the cache holds no whole checkpoint of it; unset it, or give a directory."
-        )
+    snapshot = cached(repo, revision)
+    if snapshot and COMMIT.fullmatch(revision):
+        return snapshot, snapshot.name
     commit = None
     try:
-        commit, files = _ask(repo, revision)
-        there = _bring(repo, revision, commit, files)
+        commit, files = _list_files(repo, revision)
+        snapshot = _download_files(repo, revision, commit, files)
     except EdgeError:
         raise
-    except Exception as error:  # whatever a network, a proxy or a cache can do
+    except Exception as error:  # of the network, a proxy or the cache
         wrong_name = isinstance(error, errors.RevisionNotFoundError | errors.HFValidationError)
-        if there is None or commit or wrong_name:  # else a checkpoint at hand is better than none
+        if snapshot is None or commit or wrong_name:  # else the cached checkpoint is used
             raise EdgeError(_sentence(error, repo, revision)) from None
-    return there, there.name
+    return snapshot, snapshot.name
 
 
 def choose_weights(names: Collection[str]) -> list[str]:
-    """The safetensors among a repository's files that make the checkpoint, without an index."""
+    """The safetensors files of a repository's checkpoint if it has no index."""
     weights = sorted(n for n in names if n.endswith(".safetensors") and "/" not in n)
     if SINGLE in weights:
         return [SINGLE]
     return [name for name in weights if not SECONDARY.search(name)] or weights
 
 
-def _ask(repo: str, revision: str) -> tuple[str, dict[str, Any]]:
-    """The commit, and its files as the library describes them, by name."""
-    info = HfApi(library_name=US).model_info(
+def _list_files(repo: str, revision: str) -> tuple[str, dict[str, Any]]:
+    """The commit, and the library's description of its files by name."""
+    info = HfApi(library_name=USER_AGENT).model_info(
         repo, revision=revision, files_metadata=True, timeout=constants.HF_HUB_ETAG_TIMEOUT
     )
     return str(info.sha), {file.rfilename: file for file in info.siblings or ()}
 
 
-def _bring(repo: str, revision: str, commit: str, files: Mapping[str, Any]) -> Path:
+def _download_files(repo: str, revision: str, commit: str, files: Mapping[str, Any]) -> Path:
     def fetch(name: str, at: str = commit) -> Path:
-        return Path(hf_hub_download(repo, name, revision=at, library_name=US))
+        return Path(hf_hub_download(repo, name, revision=at, library_name=USER_AGENT))
 
     if CONFIG not in files or not choose_weights(files):
         pickle = next((name for name in files if name.endswith(PICKLES)), None)
@@ -106,19 +97,16 @@ def _bring(repo: str, revision: str, commit: str, files: Mapping[str, Any]) -> P
     if INDEX in files:
         weights = [INDEX, *weight_files(fetch(INDEX).parent)]
     wanted = [name for name in SMALL_FILES if name in files] + weights
-    for name in wanted:
-        if name not in files:
-            raise EdgeError(
-                f"{INDEX} of {repo} names {name!r}, which is not there; choose another."
-            )
-    _check_room(repo, snapshot, [files[name] for name in wanted])
+    if missing := [name for name in wanted if name not in files]:
+        raise EdgeError(f"{INDEX} of {repo} names {missing[0]!r}, which is missing there.")
+    _check_free_space(repo, snapshot, [files[name] for name in wanted])
     for name in wanted:
         fetch(name)
-    fetch(CONFIG, at=revision)  # the cache notes the branch's commit, now that it is whole
+    fetch(CONFIG, at=revision)  # the cache records the branch's commit, now complete
     return snapshot
 
 
-def _check_room(repo: str, snapshot: Path, files: Collection[Any]) -> None:
+def _check_free_space(repo: str, snapshot: Path, files: Collection[Any]) -> None:
     folder = snapshot.parents[1]
     sizes = {(file.lfs.sha256 if file.lfs else file.blob_id): file.size or 0 for file in files}
     needed_bytes = sum(n for oid, n in sizes.items() if not (folder / "blobs" / str(oid)).exists())
@@ -131,8 +119,8 @@ def _check_room(repo: str, snapshot: Path, files: Collection[Any]) -> None:
 
 
 def _sentence(error: Exception, repo: str, revision: str) -> str:
-    """The cause of a failure and its remedy."""
-    page, cache = f"{constants.ENDPOINT}/{repo}", constants.HF_HUB_CACHE
+    """The reason of a failure and its remedy."""
+    page = f"{constants.ENDPOINT}/{repo}"
     if isinstance(error, errors.GatedRepoError):
         return f"{repo} is gated: accept its licence on {page}, then run 'hf auth login'."
     if isinstance(error, errors.RepositoryNotFoundError | errors.HFValidationError):
@@ -144,21 +132,13 @@ def _sentence(error: Exception, repo: str, revision: str) -> str:
         return f"{repo} has no revision {revision!r}; choose one of those on {page}/tree/main."
     error = error.__cause__ if isinstance(error.__cause__, Exception) else error
     status = getattr(getattr(error, "response", None), "status_code", None)
-    in_text = (code for code in DISK_ERRORS if os.strerror(code) in str(error))  # as hf_xet's
-    code = getattr(error, "errno", None) or next(in_text, None)
     if status in (401, 403):
         return (
-            f"the hub refuses to give {repo} (status {status}): your token is missing, has expired "
-            f"or has no access; run 'hf auth login' and look at {page}."
-        )
-    if code is not None:
-        remedy = DISK_ERRORS.get(code, "check the folder")
-        return (
-            f"{repo} cannot be written to {cache} ({os.strerror(code)}); {remedy} or set HF_HOME "
-            f"to another folder."
+            f"the hub denies access to {repo} (status {status}): your token is missing, has "
+            f"expired or has no access; run 'hf auth login' and look at {page}."
         )
     reason = (str(error).strip() or type(error).__name__).splitlines()[0][:160].rstrip(" .")
     return (
-        f"{repo} cannot be fetched from the hub ({f'status {status}' if status else reason}); "
-        f"check the network, then run the command again."
+        f"{repo} cannot be downloaded ({f'status {status}' if status else reason}); check the "
+        f"network, and the free space and permissions of {constants.HF_HUB_CACHE}."
     )

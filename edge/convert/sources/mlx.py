@@ -1,4 +1,4 @@
-"""An MLX directory as a source: to convert again, or to compare with what it was made of."""
+"""An MLX directory as a source of weights."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ class MlxWeights(Weights):
 
     @cached_property
     def unpackable(self) -> Mapping[str, str]:
-        """Why a quantised tensor has no packing, by name."""
+        """Reasons why quantised tensors have no packing, by name."""
         return {
             name: "its scales or biases do not fit float16 exactly"
             for name in self._packings
@@ -54,7 +54,7 @@ class MlxWeights(Weights):
         }
 
     def read(self, name: str, start: int = 0, stop: int | None = None) -> Array:
-        """Rows of a tensor, dequantised in float32."""
+        """Rows start to stop, float32 if quantised, inputs in the network's order."""
         order = self._order(name)
         if name in self._packings:
             values = _dequantised(self._read_packed(name, start, stop))
@@ -71,12 +71,12 @@ class MlxWeights(Weights):
         return None if name in self.unpackable else self._packings.get(name)
 
     def read_packed(self, name: str) -> Packed:
-        """A quantised matrix as it is."""
+        """A quantised matrix as stored."""
         packed = self._read_packed(name)
         if not (np.isfinite(packed.scales).all() and np.isfinite(packed.biases).all()):
             raise EdgeError(
                 f"{self._tensors[name].path}: tensor {name} has scales or biases that are not "
-                f"finite; the checkpoint is damaged, so download it again."
+                f"finite; download it again."
             )
         half = np.float16
         return replace(packed, scales=packed.scales.astype(half), biases=packed.biases.astype(half))
@@ -94,7 +94,7 @@ class MlxWeights(Weights):
         return self._tensors[order].read() if order and order in self._tensors else None
 
     def _check_orders(self, expected: Mapping[str, Shape]) -> set[str]:
-        """Names of the orders of inputs, each of which has every input once."""
+        """Names of the input orders; an EdgeError unless each is a permutation."""
         found = expected.keys() & self._tensors.keys()
         for name in found:
             tensor, (inputs,) = self._tensors[name], expected[name]
@@ -107,7 +107,7 @@ class MlxWeights(Weights):
         return found
 
     def _packing_of(self, name: str, shape: Shape) -> Packing:
-        """From the shapes alone, which no setting can contradict."""
+        """Bits and group size by the shapes."""
         codes, scales = self._tensors[name], self._tensors[_part(name, "scales")]
         biases = self._tensors.get(_part(name, "biases"))
         rows, columns = shape
@@ -140,10 +140,7 @@ def _dequantised(packed: Packed) -> Array:
 
 
 def _fits_float16(values: Array) -> bool:
-    """Every value is float16's too, as most bfloat16 scales are."""
-    if values.dtype == np.float16:
-        return True
+    """True if float16 holds every value, as it does for most bfloat16 scales."""
     with np.errstate(over="ignore"):
-        return np.array_equal(
-            values.astype(np.float16).astype(values.dtype), values, equal_nan=True
-        )
+        half = values.astype(np.float16)
+    return np.array_equal(half.astype(values.dtype), values, equal_nan=True)
