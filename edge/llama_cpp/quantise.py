@@ -163,7 +163,7 @@ def _read(path: Path, tensor: GgufTensor) -> Float32:
 @contextmanager
 def _child(arguments: list[str]) -> Iterator[subprocess.Popen[str]]:
     """This module's `main` in a process that has ended when the block is left."""
-    process = subprocess.Popen(
+    with subprocess.Popen(
         module_command(__name__, *arguments),
         stdin=subprocess.PIPE,  # never written: it closes when this process ends
         stdout=subprocess.PIPE,
@@ -171,17 +171,13 @@ def _child(arguments: list[str]) -> Iterator[subprocess.Popen[str]]:
         env={**child_environment(), "PYTHONIOENCODING": "utf-8:backslashreplace"},
         encoding="utf-8",
         errors="replace",
-    )
-    try:
-        yield process
-    except BaseException:  # Ctrl-C
-        process.kill()
-        raise
-    finally:
-        process.wait()
-        for pipe in (process.stdin, process.stdout):
-            assert pipe is not None
-            pipe.close()
+    ) as process:
+        try:
+            yield process
+            process.wait()  # before stdin is closed
+        except BaseException:  # Ctrl-C
+            process.kill()
+            raise
 
 
 def main() -> int:

@@ -10,16 +10,19 @@ from edge.convert.artefacts.manifest import GGUF_KEY, read_manifest
 from edge.convert.artefacts.recipes import MENDED
 from edge.convert.checkpoint import Corrections
 from edge.convert.fix_gguf import fix_gguf
-from edge.convert.sources.gguf import open_gguf
+from edge.convert.sources.gguf import ROPE_BASE_KEY, open_gguf
 from edge.convert.verify import find_origin, verify
 from edge.errors import EdgeError
 from edge.formats.gguf import read_gguf
 from edge.llama_cpp.session import LlamaSession, library
 from tests.support.conversions import llama_logits
-from tests.support.foreign_gguf import KEYS, ROPE_BASE, rewritten, write_tiny
+from tests.support.foreign_gguf import rewritten, write_tiny
 
 THETA = 1_000_000.0
-SPECIAL = {name: None for name in ("fim_pre", "fim_suf", "fim_mid", "fim_pad", "fim_rep", "eot")}
+SPECIAL = [
+    f"tokenizer.ggml.{name}_token_id"
+    for name in ("fim_pre", "fim_suf", "fim_mid", "eot", "fim_pad", "fim_rep")
+]
 
 
 def fix(path, out, base=THETA, context=None, force=False):
@@ -39,7 +42,7 @@ def ours(demo_out):
 def foreign(ours, tmp_path_factory):
     """The same model as llama.cpp's own converter leaves Stable Code."""
     path = tmp_path_factory.mktemp("foreign") / "stable-code-3b.gguf"
-    return rewritten(ours, path, rope_base=None, **SPECIAL)
+    return rewritten(ours, path, dict.fromkeys((ROPE_BASE_KEY, *SPECIAL)))
 
 
 @pytest.fixture(scope="module")
@@ -80,8 +83,8 @@ def test_only_missing_keys_are_added_and_no_tensor_changes(ours, foreign, fixed)
             assert new.fields[name].contents() == field.contents()
     added = {n: new.fields[n].contents() for n in new.fields.keys() - old.fields.keys()}
     expected = read_gguf(ours).keys
-    assert added == {KEYS[name]: expected[KEYS[name]] for name in ("rope_base", *SPECIAL)}
-    assert new.fields[ROPE_BASE].types == [gguf.GGUFValueType.FLOAT32]
+    assert added == {key: expected[key] for key in (ROPE_BASE_KEY, *SPECIAL)}
+    assert new.fields[ROPE_BASE_KEY].types == [gguf.GGUFValueType.FLOAT32]
     manifest = read_manifest(path)
     assert (manifest.artefact, manifest.source) == (MENDED.name, foreign.name)
     assert manifest.corrections.rope_theta == THETA
@@ -90,21 +93,23 @@ def test_only_missing_keys_are_added_and_no_tensor_changes(ours, foreign, fixed)
 
 
 def test_a_wrong_base_and_context_are_replaced(ours, tmp_path):
-    wrong = rewritten(ours, tmp_path / "wrong.gguf", rope_base=10000.0)
+    wrong = rewritten(ours, tmp_path / "wrong.gguf", {ROPE_BASE_KEY: 10000.0})
     path, told = fix(wrong, tmp_path / "out", context=16384)
     old, new = read_gguf(wrong).keys, read_gguf(path).keys
-    changed = {ROPE_BASE: THETA, "stablelm.context_length": 16384, GGUF_KEY: new[GGUF_KEY]}
+    changed = {ROPE_BASE_KEY: THETA, "stablelm.context_length": 16384, GGUF_KEY: new[GGUF_KEY]}
     assert told == []
     assert new == {**old, **changed}
     assert digests(path) == digests(wrong)
-    rewritten(ours, wrong, rope_base=500_000.0)
+    rewritten(ours, wrong, {ROPE_BASE_KEY: 500_000.0})
     path, _ = fix(wrong, tmp_path / "out", base=None, context=16384, force=True)
-    assert read_gguf(path).keys[ROPE_BASE] == 500_000.0  # the file's own
+    assert read_gguf(path).keys[ROPE_BASE_KEY] == 500_000.0  # the file's own
 
 
 @pytest.mark.parametrize("version", [2, 3])
 def test_any_alignment_and_version(tmp_path, version):
-    path = rewritten(write_tiny(tmp_path / "a.gguf"), tmp_path / "x.gguf", alignment=256)
+    path = rewritten(
+        write_tiny(tmp_path / "a.gguf"), tmp_path / "x.gguf", {"general.alignment": 256}
+    )
     data = bytearray(path.read_bytes())
     data[4] = version
     path.write_bytes(data)
@@ -113,9 +118,8 @@ def test_any_alignment_and_version(tmp_path, version):
     assert (file.keys["general.alignment"], file.tensors[0].begin % 256) == (256, 0)
     assert digests(made) == digests(path)
     # Only tokens that the vocabulary has are given ids.
-    names = ("rope_base", "fim_pre", "fim_suf", "fim_mid", "eot")
     added = file.keys.keys() - read_gguf(path).keys.keys()
-    assert added == {*(KEYS[n] for n in names), GGUF_KEY}
+    assert added == {ROPE_BASE_KEY, *SPECIAL[:4], GGUF_KEY}
 
 
 def test_files_that_cannot_be_fixed(fixed, tmp_path):

@@ -7,7 +7,7 @@ import pytest
 
 from edge.convert.artefacts.manifest import read_manifest
 from edge.convert.checkpoint import Corrections, open_checkpoint
-from edge.convert.sources.gguf import open_gguf
+from edge.convert.sources.gguf import ROPE_BASE_KEY, open_gguf
 from edge.errors import EdgeError
 from tests.support.conversions import (
     check,
@@ -108,7 +108,7 @@ def test_both_engines_agree_on_a_foreign_file_and_a_given_base_is_written(tmp_pa
     """One layer of mixed types and no rotary base, which llama.cpp takes as 10000."""
     source = write_tiny(tmp_path / "x.gguf")
     made = make(source, tmp_path, "mlx-fp16", "gguf-f32", corrections=Corrections(rope_theta=base))
-    same = rewritten(source, tmp_path / "y.gguf", rope_base=base) if base else source
+    same = rewritten(source, tmp_path / "y.gguf", {ROPE_BASE_KEY: base}) if base else source
     truth = llama_logits(widened(same, tmp_path / "f32.gguf"), FEW_IDS)
     for found in (edge_logits(made[0].path, FEW_IDS), llama_logits(made[1].path, FEW_IDS)):
         assert relative(found, truth) < 2e-3

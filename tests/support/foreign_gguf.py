@@ -1,4 +1,4 @@
-"""GGUF files as others make them, written with the gguf package."""
+"""GGUF files written with the gguf package."""
 
 from pathlib import Path
 
@@ -7,7 +7,6 @@ from gguf import GGMLQuantizationType as Kind
 from gguf import GGUFReader, GGUFValueType, GGUFWriter
 from gguf.quants import quantize
 
-ROPE_BASE = "stablelm.rope.freq_base"
 TINY_KEYS = {
     "context_length": 64,
     "embedding_length": 64,
@@ -28,7 +27,7 @@ TINY_SHAPES = {
     **{f"blk.0.ffn_{n}.weight": (96, 64) for n in ("gate", "up")},
     "blk.0.ffn_down.weight": (64, 96),
 }
-# Everything a byte-level tokenizer of twelve tokens says.
+# A byte-level tokenizer of twelve tokens.
 TINY_TOKENIZER = {
     "tokenizer.ggml.model": "gpt2",
     "tokenizer.ggml.pre": "olmo",
@@ -45,7 +44,7 @@ MATRIX_KINDS = (Kind.Q8_0, Kind.Q4_0, Kind.F16, Kind.Q5_1)
 
 
 def write_tiny(path: Path, keys: dict | None = None, tensors: dict | None = None) -> Path:
-    """One layer, its matrices of several types; a value of None leaves a key or tensor out."""
+    """One layer, its matrices of several types; a value of None omits a key or tensor."""
     rng = np.random.default_rng(0)
     all_keys = {f"stablelm.{name}": value for name, value in TINY_KEYS.items()}
     all_keys |= TINY_TOKENIZER | (keys or {})
@@ -64,29 +63,24 @@ def write_tiny(path: Path, keys: dict | None = None, tensors: dict | None = None
 
 
 def add_key(writer: GGUFWriter, key: str, value) -> None:
-    """A key of the type that llama.cpp's tools give it."""
+    """A key of the type that llama.cpp's tools use."""
     adders = {list: writer.add_array, bool: writer.add_bool, str: writer.add_string}
     adders |= {float: writer.add_float32, int: writer.add_uint32}
     adders[type(value)](key, value)
 
 
 def finish(writer: GGUFWriter) -> None:
-    """Write everything."""
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
     writer.close()
 
 
-def rewritten(source: Path, target: Path, **changes) -> Path:
-    """A copy with keys changed, or left out where the value is None.
-
-    Underscores in the names stand for the dots and dashes of `KEYS`.
-    """
-    reader = GGUFReader(str(source))
-    changed = {KEYS[name]: value for name, value in changes.items()}
+def rewritten(source: Path, target: Path, changes: dict) -> Path:
+    """A copy with keys changed, or omitted where the value is None."""
+    reader, changed = GGUFReader(str(source)), dict(changes)
     writer = GGUFWriter(str(target), "stablelm")
-    if changed.get("general.alignment"):
+    if "general.alignment" in changed:
         writer.add_custom_alignment(changed.pop("general.alignment"))
     for key, field in reader.fields.items():
         if key.startswith("GGUF.") or key == "general.architecture" or key in changed:
@@ -100,16 +94,3 @@ def rewritten(source: Path, target: Path, **changes) -> Path:
         writer.add_tensor(tensor.name, tensor.data, raw_dtype=tensor.tensor_type)
     finish(writer)
     return target
-
-
-KEYS = {
-    "rope_base": ROPE_BASE,
-    "alignment": "general.alignment",
-    "pre": "tokenizer.ggml.pre",
-    "fim_pre": "tokenizer.ggml.fim_pre_token_id",
-    "fim_suf": "tokenizer.ggml.fim_suf_token_id",
-    "fim_mid": "tokenizer.ggml.fim_mid_token_id",
-    "fim_pad": "tokenizer.ggml.fim_pad_token_id",
-    "fim_rep": "tokenizer.ggml.fim_rep_token_id",
-    "eot": "tokenizer.ggml.eot_token_id",
-}

@@ -7,11 +7,10 @@ d*(q - 16), Q4_1 and Q5_1 are d*q + m. MLX has scale*code + bias. A bias of -8, 
 is exact in float16 unless it overflows, since the factor is a power of two.
 """
 
-from __future__ import annotations
-
 import math
 import re
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -22,7 +21,7 @@ from edge.convert.sources.gguf_tokenizer import rebuild_tokenizer
 from edge.convert.sources.weights import Opened, Packed, Packing, Weights
 from edge.errors import EdgeError
 from edge.formats.gguf import GgufFile, GgufTensor, Value, block_size, read_gguf
-from edge.formats.safetensors import Array, Shape, read_array
+from edge.formats.safetensors import Array, read_array
 from edge.model.config import DEFAULT_ROPE_THETA, ModelConfig
 
 ARCHITECTURE = "stablelm"
@@ -185,9 +184,10 @@ class GgufWeights(Weights):
 
     def __init__(self, file: GgufFile):
         self._path, self.files = file.path, (file.path,)
-        self._parts = dict(part for tensor in file.tensors for part in _parts(tensor, file.path))
+        found = [part for tensor in file.tensors for part in _parts(tensor, file.path)]
+        self._parts = {part.name: part for part in found}
         self._packings: dict[str, Packing | None] = {}
-        self.shapes = {name: part.shape for name, part in self._parts.items()}
+        self.shapes = {part.name: part.shape for part in found}
         self.quantised = any(tensor.kind not in UNROUNDED for tensor in file.tensors)
 
     @cached_property
@@ -205,7 +205,7 @@ class GgufWeights(Weights):
         """Rows start to stop, float16 if stored so, else float32."""
         part = self._parts[name]
         if len(part.shape) == 1:
-            return self._decode(part, 0, 1).reshape(part.shape)[start:stop]
+            return self._decode(part, 0, 1)[0, start:stop]
         start, stop, _ = slice(start, stop).indices(part.shape[0])
         return self._decode(part, start, max(start, stop)).reshape(-1, *part.shape[1:])
 
@@ -231,43 +231,39 @@ class GgufWeights(Weights):
             scales[piece], biases[piece] = _read_scales(layout, raw)
         return Packed(packing, codes, scales, biases)
 
-    def _find_packing(self, part: _Part) -> Packing | None:
+    def _find_packing(self, part: GgufTensor) -> Packing | None:
         layout = LAYOUTS.get(part.kind)
         if layout is None or len(part.shape) != 2:
             return None
-        for raw in self._pieces(part, 0, part.rows):
+        for raw in self._pieces(part, 0, part.shape[0]):
             if not np.isfinite(_read_scales(layout, raw)).all():
                 return None
         return Packing(layout.bits, BLOCK_ITEMS)
 
-    def _decode(self, part: _Part, start: int, stop: int) -> Array:
-        out, done = np.empty((stop - start, part.row_items), FLOATS.get(part.kind, "<f4")), 0
+    def _decode(self, part: GgufTensor, start: int, stop: int) -> Array:
+        out, done = np.empty((stop - start, _row_items(part)), FLOATS.get(part.kind, "<f4")), 0
         for raw in self._pieces(part, start, stop):
             out[done : done + len(raw)] = _decode_rows(raw, part.kind)
             done += len(raw)
         return out
 
-    def _pieces(self, part: _Part, start: int, stop: int) -> Iterator[Array]:
+    def _pieces(self, part: GgufTensor, start: int, stop: int) -> Iterator[Array]:
         """Rows as stored, uint8 (rows, row bytes), a few megabytes at a time."""
-        items, data_bytes = block_size(part.kind)
-        row_bytes = part.row_items // items * data_bytes
-        step = max(1, DECODE_ITEMS // part.row_items)
+        items, block_bytes = block_size(part.kind)
+        row_bytes = _row_items(part) // items * block_bytes
+        step = max(1, DECODE_ITEMS // _row_items(part))
         for row in range(start, stop, step):
             rows, begin = min(step, stop - row), part.begin + row * row_bytes
             yield read_array(self._path, "u1", rows * row_bytes, begin).reshape(rows, row_bytes)
 
 
-class _Part:
-    """A tensor of the file, or one row of a stacked one; a vector is one row."""
-
-    def __init__(self, kind: str, shape: Shape, begin: int):
-        self.kind, self.shape, self.begin = kind, shape, begin
-        self.rows = 1 if len(shape) == 1 else shape[0]
-        self.row_items = math.prod(shape) // self.rows
+def _row_items(part: GgufTensor) -> int:
+    """Items of a row; a vector is one row."""
+    return math.prod(part.shape[1:] or part.shape)
 
 
-def _parts(tensor: GgufTensor, path: Path) -> Iterator[tuple[str, _Part]]:
-    """The tensors by Hugging Face name that one of the file holds."""
+def _parts(tensor: GgufTensor, path: Path) -> Iterator[GgufTensor]:
+    """The tensors under Hugging Face's names that one of the file holds."""
     match = TENSOR_NAME.fullmatch(tensor.name)
     layer, stem, kind = match.groups() if match else (None, "", "")
     known = OUTER_PARTS if layer is None else LAYER_PARTS
@@ -277,15 +273,15 @@ def _parts(tensor: GgufTensor, path: Path) -> Iterator[tuple[str, _Part]]:
         raise _unusable(tensor, path, f"is stored as {tensor.kind}, which edge cannot decode")
     prefix = "" if layer is None else f"model.layers.{layer}."
     if not STACKED.fullmatch(tensor.name):
-        yield f"{prefix}{known[stem]}.{kind}", _Part(tensor.kind, tensor.shape, tensor.begin)
+        yield replace(tensor, name=f"{prefix}{known[stem]}.{kind}")
         return
     heads, width = math.prod(tensor.shape[:-1]), tensor.shape[-1]
     if heads > MAX_HEADS:
         raise _unusable(tensor, path, f"has {heads} heads, more than any model")
+    size = tensor.data_bytes // heads
     for head in range(heads):
-        begin = tensor.begin + head * (tensor.data_bytes // heads)
-        name = f"{prefix}{known[stem]}.norms.{head}.weight"
-        yield name, _Part(tensor.kind, (width,), begin)
+        name, begin = f"{prefix}{known[stem]}.norms.{head}.weight", tensor.begin + head * size
+        yield GgufTensor(name, tensor.kind, (width,), begin, size)
 
 
 def _unusable(tensor: GgufTensor, path: Path, reason: str) -> EdgeError:

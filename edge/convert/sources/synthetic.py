@@ -19,9 +19,8 @@ from edge.model.config import ModelConfig
 from edge.model.tensors import expected_shapes
 
 PREFIX = "synthetic:"
-# Numbers made from one seed, so that any rows can be made without those before them.
-BLOCK_NUMBERS = 1 << 20
-# Noise is made once and shifted: three billion normal numbers would take numpy half a minute.
+BLOCK_NUMBERS = 1 << 20  # with one place in the noise, so that any rows can be read alone
+# Noise is made once and shifted: numpy would need 30 s for three billion normal numbers.
 NOISE_NUMBERS = BLOCK_NUMBERS * 4
 MAX_LAYERS = 1024
 END_OF_TEXT = "<|endoftext|>"
@@ -53,7 +52,7 @@ class SyntheticWeights(Weights):
         return values.reshape(last - first, *shape[1:])
 
     def _numbers(self, name: str, begin: int, count: int) -> Array:
-        """Numbers begin to begin + count of a tensor's endless stream."""
+        """Numbers begin to begin + count of a tensor's stream."""
         out, done = np.empty(count, np.float16), 0
         while done < count:
             block, inside = divmod(begin + done, BLOCK_NUMBERS)
@@ -65,28 +64,28 @@ class SyntheticWeights(Weights):
 
 
 def open_synthetic(name: str, layers: int | None) -> Opened:
-    """A model of a published shape, by the name behind the prefix."""
+    """A model of a published shape with random weights; `name` is without the prefix."""
     if name not in SHAPES:
-        raise EdgeError(f"no synthetic shape {name!r}; choose from {', '.join(SHAPES)}.")
+        raise EdgeError(f"there is no shape {name!r}; choose from {', '.join(SHAPES)}.")
     if layers is not None and layers > MAX_LAYERS:
-        raise EdgeError(f"{layers} layers are more than any model has; use at most {MAX_LAYERS}.")
+        raise EdgeError(f"{layers} layers are too many; use at most {MAX_LAYERS}.")
     config = replace(SHAPES[name], num_hidden_layers=layers or SHAPES[name].num_hidden_layers)
-    return Opened(config, SyntheticWeights(config), _companions(config.eos_token_ids[0]))
+    return Opened(config, SyntheticWeights(config), _tokenizer_files(config.eos_token_ids[0]))
 
 
 def _shift(name: str, block: int) -> int:
-    """Where in the noise a block of a tensor begins."""
+    """The place in the noise where a block of a tensor begins."""
     digest = hashlib.sha256(f"{name} {block}".encode()).digest()
     return int.from_bytes(digest[:8], "little") % (NOISE_NUMBERS - BLOCK_NUMBERS)
 
 
-def _companions(end_id: int) -> dict[str, bytes]:
-    """A byte-level tokenizer without merges but one, with the family's special tokens."""
+def _tokenizer_files(end_id: int) -> dict[str, bytes]:
+    """A byte-level tokenizer with one merge and the family's special tokens."""
     alphabet = [*map(chr, range(33, 127)), *map(chr, range(161, 173)), *map(chr, range(174, 324))]
     ids = {token: i + 1 for i, token in enumerate([*SPECIAL_TOKENS[1:], *alphabet, "!!"])}
     ids[END_OF_TEXT] = end_id
     added = dict.fromkeys(SPECIAL_TOKENS, True)
-    # llama.cpp refuses a tokenizer that has no merges.
+    # llama.cpp refuses a tokenizer without merges.
     tokenizer = tokenizer_json(ids, ["! !"], added, byte_level(use_regex=True))
     settings = dict.fromkeys(("bos_token", "eos_token"), END_OF_TEXT)
     settings["tokenizer_class"] = "PreTrainedTokenizerFast"

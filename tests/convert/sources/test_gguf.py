@@ -1,4 +1,4 @@
-"""GGUF files as a source, against llama.cpp and the gguf package."""
+"""GGUF files as a source against llama.cpp and the gguf package."""
 
 import json
 from pathlib import Path
@@ -11,7 +11,7 @@ from gguf import GGMLQuantizationType as Kind
 from gguf.quants import dequantize
 
 from edge.convert.sources.find import DEMO_PATH
-from edge.convert.sources.gguf import DECODED, GgufWeights, open_gguf
+from edge.convert.sources.gguf import DECODED, ROPE_BASE_KEY, GgufWeights, open_gguf
 from edge.errors import EdgeError
 from edge.formats.gguf import block_size, read_gguf
 from edge.formats.safetensors import read_header
@@ -25,7 +25,7 @@ AFFINE = {"Q8_0": 8, "Q4_0": 4, "Q4_1": 4, "Q5_0": 5, "Q5_1": 5}
 
 
 def random_blocks(kind, rng) -> np.ndarray:
-    """(16, row bytes) of 512 weights each, none infinite."""
+    """16 rows (16, row bytes) of 512 finite weights."""
     items, size = block_size(kind)
     blocks = rng.integers(0, 256, (16 * 512 // items, size), dtype=np.uint8)
     with np.errstate(all="ignore"):
@@ -43,7 +43,7 @@ def weights_of(path: Path, raw: np.ndarray, kind: str) -> GgufWeights:
 
 @pytest.fixture(scope="module")
 def every_kind(tmp_path_factory) -> Path:
-    """One matrix of every type, with random bytes in it."""
+    """One matrix of random bytes per type."""
     path = tmp_path_factory.mktemp("kinds") / "kinds.gguf"
     writer = gguf.GGUFWriter(str(path), "stablelm")
     keys = {"context_length": 64, "embedding_length": 512, "feed_forward_length": 512}
@@ -72,9 +72,9 @@ def test_every_type_is_decoded_as_llama_cpp_does(every_kind, tmp_path):
 
 
 @pytest.mark.parametrize("kind", AFFINE)
-def test_packed_weights_are_the_very_same_in_mlx(tmp_path, kind):
+def test_packed_weights_are_the_same_in_mlx(tmp_path, kind):
     raw = random_blocks(kind, np.random.default_rng(0)).reshape(-1, block_size(kind)[1])
-    raw[:, 1] &= 0x9F  # scales, subnormal and zero ones among them, below 2
+    raw[:, 1] &= 0x9F  # scales below 2, some subnormal or zero
     raw[:40, 1] &= 0x83
     raw = raw.reshape(16, -1)
     weights, name = weights_of(tmp_path / "x.gguf", raw, kind), Q_PROJ.format(0)
@@ -90,10 +90,9 @@ def test_packed_weights_are_the_very_same_in_mlx(tmp_path, kind):
 
 
 @pytest.mark.parametrize(
-    ("kind", "scale"),
-    [("Q8_0", 512.0), ("Q4_0", 8192.0), ("Q5_0", -4096.0), ("Q4_1", np.inf), ("Q8_0", np.nan)],
+    ("kind", "scale"), [("Q8_0", 512.0), ("Q5_0", -4096.0), ("Q4_1", np.inf), ("Q8_0", np.nan)]
 )
-def test_what_float16_cannot_hold_is_not_packed(tmp_path, kind, scale):
+def test_scales_that_float16_cannot_hold_are_not_packed(tmp_path, kind, scale):
     raw = np.zeros((1, block_size(kind)[1]), np.uint8)
     for factor, is_packed in ((scale, False), (255.0, True)):
         raw[0, :2] = np.array([factor], np.float16).view(np.uint8)
@@ -101,7 +100,7 @@ def test_what_float16_cannot_hold_is_not_packed(tmp_path, kind, scale):
         assert (weights.packing(Q_PROJ.format(0)) is not None) is is_packed
 
 
-def test_the_demo_comes_back_as_it_was(demo_out):
+def test_the_demo_is_read_back_unchanged(demo_out):
     opened = open_gguf(demo_out / "gguf-f32.gguf")
     truth = read_header(DEMO_PATH / "model.safetensors")
     assert opened.weights.shapes == {name: tensor.shape for name, tensor in truth.items()}
@@ -122,19 +121,21 @@ def test_the_network_is_read_from_keys_and_tensors(tmp_path):
     check_shapes(config, opened.weights.shapes, "x")
     assert (config.num_attention_heads, config.num_key_value_heads) == (2, 1)
     assert (config.rope_theta, config.layer_norm_eps) == (10000.0, 1e-5)
-    assert config.rotary_dims == 8
     assert not (config.use_qkv_bias or config.qk_layernorm or config.use_parallel_residual)
     assert not config.tie_word_embeddings
     assert "Q4_0, Q5_1, Q8_0" in opened.warnings[0]
     assert not opened.gives_rope_base
     biases = {"blk.0.attn_q.bias": (64,), "blk.0.attn_k.bias": (32,), "blk.0.attn_v.bias": (32,)}
-    biased = open_gguf(write_tiny(tmp_path / "y.gguf", {"stablelm.rope.freq_base": 1e6}, biases))
+    biased = open_gguf(write_tiny(tmp_path / "y.gguf", {ROPE_BASE_KEY: 1e6}, biases))
     assert (biased.config.use_qkv_bias, biased.config.rope_theta) == (True, 1e6)
     assert biased.gives_rope_base
     check_shapes(biased.config, biased.weights.shapes, "y")
+    for dims in (2, 10, 20, 26, 32):
+        path = write_tiny(tmp_path / "z.gguf", {"stablelm.rope.dimension_count": dims})
+        assert open_gguf(path).config.rotary_dims == dims
 
 
-def test_norms_of_heads_are_taken_apart(tmp_path):
+def test_stacked_norms_are_split_by_head(tmp_path):
     shapes = {"blk.0.attn_q_norm.weight": (2, 32), "blk.0.attn_k_norm.weight": (1, 32)}
     shapes |= {"blk.0.ffn_norm.weight": None, "blk.0.ffn_norm.bias": None}
     path = write_tiny(tmp_path / "x.gguf", tensors=shapes)
@@ -150,12 +151,6 @@ def test_norms_of_heads_are_taken_apart(tmp_path):
         assert np.array_equal(opened.weights.read(name, 4, 6), stacked[head][4:6])
 
 
-def test_the_rotated_dims_are_kept_exactly(tmp_path):
-    for dims in (2, 10, 20, 26, 32):
-        path = write_tiny(tmp_path / "x.gguf", {"stablelm.rope.dimension_count": dims})
-        assert open_gguf(path).config.rotary_dims == dims
-
-
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
@@ -163,13 +158,9 @@ def test_the_rotated_dims_are_kept_exactly(tmp_path):
         ({"split.count": 3}, "one of 3 parts"),
         ({"stablelm.block_count": 2}, "claims 2 layers and holds 1"),
         ({"stablelm.context_length": None}, "no key stablelm.context_length"),
-        ({"stablelm.embedding_length": 2**31}, "hidden_size|impossible"),
-        ({"stablelm.attention.head_count": 0}, "rope.dimension_count"),
+        ({"stablelm.attention.head_count": 0}, "invalid rope.dimension_count"),
         ({"stablelm.attention.head_count_kv": [1, 1]}, "num_key_value_heads"),
-        ({"stablelm.rope.dimension_count": 40}, "partial_rotary_factor"),
         ({"stablelm.rope.scaling.type": "yarn"}, "'yarn'"),
-        ({"stablelm.rope.freq_base": float("nan")}, "rope_theta is nan"),
-        ({"tokenizer.ggml.eos_token_id": 99}, "eos_token_id is 99"),
         ({"tokenizer.ggml.unknown_token_id": 10}, "10 as its unk_token"),
         ({"tokenizer.ggml.model": "llama"}, "tokenizer of type 'llama'"),
         ({"tokenizer.ggml.pre": "qwen35"}, "'qwen35'"),
@@ -182,14 +173,13 @@ def test_the_rotated_dims_are_kept_exactly(tmp_path):
         ({"blk.0.attn_q_norm.weight": (4097, 1)}, "4097 heads"),
     ],
 )
-def test_keys_and_tensors_that_cannot_be_used_are_refused(tmp_path, changes, words):
+def test_unusable_keys_and_tensors_are_refused(tmp_path, changes, words):
     tensors = {name: value for name, value in changes.items() if name.endswith(".weight")}
     keys = {name: value for name, value in changes.items() if name not in tensors}
-    with pytest.raises(EdgeError, match=words) as error:
+    with pytest.raises(EdgeError, match=rf"x\.gguf.*{words}"):
         open_gguf(write_tiny(tmp_path / "x.gguf", keys, tensors))
-    assert "x.gguf" in str(error.value)
 
 
-def test_a_type_that_cannot_be_decoded_is_refused(tmp_path):
+def test_a_tensor_type_without_decoder_is_refused(tmp_path):
     with pytest.raises(EdgeError, match="stored as I32"):
         weights_of(tmp_path / "x.gguf", np.zeros((2, 4), np.int32), "I32")

@@ -1,3 +1,5 @@
+"""GPTQ checkpoints against the format's definition, and MLX's reading of the packed matrices."""
+
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -34,7 +36,6 @@ from tests.support.hostile import edit
 # Branches of TheBloke/stable-code-3b-GPTQ and CodeLlama-13B-GPTQ, and others.
 CASES = [
     (STABLELM, Settings(4, 128)),
-    (STABLELM, Settings(4, 32)),
     (STABLELM, Settings(8, -1)),
     (LLAMA, Settings(4, 128, act_order=False)),
     (ONE_LAYER, Settings(2, 64)),
@@ -43,10 +44,13 @@ CASES = [
     (ONE_LAYER, Settings(4, 64, stored_as="gptq_v2")),
     (ONE_LAYER, Settings(4, 64, act_order=False, g_idx=False)),
     (ONE_LAYER, Settings(4, 256, overrides={"down_proj": {"group_size": 192}})),
-    (ONE_LAYER, Settings(4, 64, sym=False, stored_as="gptq_v2")),
     (ONE_LAYER, Settings(8, 128, sym=False, stored_as="gptq_v2")),
     (ONE_LAYER, Settings(act_order=False, overrides={"v_proj": {"bits": 8, "group_size": 32}})),
 ]
+
+
+def stem(name):
+    return name.removesuffix(".weight")
 
 
 def check_everything(matrices, ordinary, weights):
@@ -64,7 +68,7 @@ def check_everything(matrices, ordinary, weights):
 
 
 def check_packed(matrix, name, weights, rows):
-    """Codes and scales bit for bit, rows in this order, and what MLX makes of them."""
+    """Codes and scales bit for bit, rows in this order, and MLX's values of them."""
     packed, columns = weights.read_packed(name), matrix.in_turn()
     packing = packed.packing
     assert packing == weights.packing(name)
@@ -82,13 +86,13 @@ def check_packed(matrix, name, weights, rows):
     difference = np.abs(np.array(dense) - matrix.dense()[rows][:, columns])
     if packed.bias_error_steps == 0:
         assert not difference.any()
-    else:  # off by the error that is stated, and no more
+    else:  # the stated error
         steps = packed.scales.astype(float).repeat(packing.group_size, axis=1)
         assert (difference / steps).max() == pytest.approx(packed.bias_error_steps, rel=0.01)
 
 
 @pytest.mark.parametrize(("raw", "how"), CASES, ids=str)
-def test_every_kind_of_checkpoint_is_exact(tmp_path, raw, how):
+def test_every_variant_of_checkpoint_is_exact(tmp_path, raw, how):
     matrices, ordinary = write_gptq(tmp_path / "m", raw, how)
     weights = open_gptq(tmp_path / "m")
     check_shapes(ModelConfig.from_dict(raw).matching(weights.shapes), weights.shapes, "m")
@@ -110,31 +114,17 @@ def test_settings_are_read_under_old_and_new_names(tmp_path):
     found = read_gptq_settings({}, tmp_path)
     assert (found.bits, found.group_size, found.sym) == (3, 32, True)
     assert found.checkpoint_format == "gptq"
-    assert found.where == str(tmp_path / "quantize_config.json")
-
-
-@pytest.mark.parametrize(
-    ("values", "words"),
-    [
-        ({"format": "gemm"}, "'gemm'"),
-        ({"is_marlin_format": True}, "'marlin'"),
-        ({"pack_dtype": "int8"}, "'int8'"),
+    for values, words in (
         ({"bits": 5}, "5 - at `\\$.bits`"),
-        ({"group_size": -2}, "group_size"),
-        ({"sym": "false"}, "sym"),
-    ],
-)
-def test_other_methods_and_impossible_values_are_refused(tmp_path, values, words):
-    raw = {"quant_method": "gptq", "bits": 4, "group_size": 128, **values}
-    with pytest.raises(EdgeError, match=words) as error:
-        read_gptq_settings({"quantization_config": raw}, tmp_path)
-    assert str(tmp_path / "config.json") in str(error.value)
+        ({"is_marlin_format": True}, "'marlin'"),
+    ):
+        with pytest.raises(EdgeError, match=rf"quantize_config\.json: .*{words}"):
+            read_gptq_settings({"quantization_config": values}, tmp_path)
 
 
 @pytest.mark.parametrize("stored_as", ["gptq", "gptq_v2"])
 @pytest.mark.parametrize("overrides", [{}, {"q_proj": {"sym": False}}])
-def test_a_wrong_label_is_seen_and_said(tmp_path, stored_as, overrides):
-    """A matrix that does not tell is stored like the others."""
+def test_a_wrong_label_of_zero_points_is_corrected_with_a_warning(tmp_path, stored_as, overrides):
     how = Settings(4, 64, stored_as=stored_as, overrides=overrides)
     matrices, _ = write_gptq(tmp_path, ONE_LAYER, how)
     label = "gptq_v2" if stored_as == "gptq" else "gptq"
@@ -149,53 +139,46 @@ def test_a_wrong_label_is_seen_and_said(tmp_path, stored_as, overrides):
     ("stored_as", "stored", "meant", "warns"),
     [("gptq", -1, 0, True), ("gptq_v2", -1, 15, False), ("gptq_v2", 0, 0, False)],
 )
-def test_a_zero_point_of_0_is_unclear_in_the_first_format(
-    tmp_path, stored_as, stored, meant, warns
-):
+def test_a_zero_point_of_0_in_format_1_gives_a_warning(tmp_path, stored_as, stored, meant, warns):
     def set_all(tensors):
         tensors[f"{LAYER}mlp.up_proj.qzeros"][:] = stored
 
     how = Settings(4, 64, sym=False, stored_as=stored_as)
     matrices, weights = one_layer(tmp_path, how, change=set_all)
     assert any("a zero point of 0" in warning for warning in weights.warnings) == warns
-    matrix = matrices[UP.removesuffix(".weight")]
+    matrix = matrices[stem(UP)]
     same = replace(matrix, zeros=np.full_like(matrix.zeros, meant))
     assert np.array_equal(weights.read(UP), same.dense())
-
-
-EVERY = (Q, K, V, O, GATE, UP, DOWN)
 
 
 @pytest.mark.parametrize(
     ("how", "refused", "reason"),
     [
-        (Settings(4, 16), EVERY, "groups of 16"),
-        (Settings(4, 160, act_order=False), EVERY, "different sizes"),
-        (Settings(overrides={"k_proj": {"group_size": 64}}), (Q, K, V), "no order of inputs"),
-        (Settings(overrides={"up_proj": {"group_size": 64}}), (GATE, UP), "no order of inputs"),
-        (Settings(overrides={"up_proj": {"group_size": 16}}), (GATE,), "no order of inputs"),
+        (Settings(4, 16), (Q, K, V, O, GATE, UP, DOWN), "groups of 16"),
+        (Settings(4, 160, act_order=False), (Q, K, V, O, GATE, UP), "different sizes"),
+        (Settings(overrides={"k_proj": {"group_size": 64}}), (Q, K, V), "do not share an order"),
+        (Settings(overrides={"up_proj": {"group_size": 16}}), (GATE,), "do not share an order"),
         (Settings(overrides={"up_proj": {"group_size": 16}}), (DOWN,), "up_proj packed too"),
         (Settings(overrides={"down_proj": {"group_size": 16}}), (DOWN,), "groups of 16"),
     ],
 )
-def test_what_mlx_cannot_hold_has_a_reason_and_is_still_read(tmp_path, how, refused, reason):
+def test_matrices_that_mlx_cannot_store_have_a_reason_and_are_read(tmp_path, how, refused, reason):
     matrices, weights = one_layer(tmp_path, how)
     for name in refused:
         assert weights.packing(name) is None
         assert reason in weights.unpackable[name]
-        assert np.array_equal(weights.read(name), matrices[name.removesuffix(".weight")].dense())
-    for name in set(map("{}.weight".format, matrices)) - set(weights.unpackable):
+        assert np.array_equal(weights.read(name), matrices[stem(name)].dense())
+    for name in {f"{matrix}.weight" for matrix in matrices} - set(weights.unpackable):
         assert weights.packing(name) is not None
     if refused == (DOWN,):  # then rows keep their order
         for name in {GATE, UP} - set(weights.unpackable):
-            check_packed(matrices[name.removesuffix(".weight")], name, weights, slice(None))
+            check_packed(matrices[stem(name)], name, weights, slice(None))
 
 
 @pytest.mark.parametrize(
-    ("value", "reason"),
-    [(1 + 2**-20, "do not fit float16"), (1e6, "do not fit float16"), (9000.0, "so large")],
+    ("value", "reason"), [(1 + 2**-20, "do not fit float16"), (9000.0, "so large")]
 )
-def test_scales_that_float16_cannot_hold(tmp_path, value, reason):
+def test_scales_that_float16_cannot_hold_are_not_packed(tmp_path, value, reason):
     def widen(tensors):
         scales = tensors[f"{LAYER}self_attn.o_proj.scales"].astype(np.float32)
         scales[1, 7] = value
@@ -203,7 +186,7 @@ def test_scales_that_float16_cannot_hold(tmp_path, value, reason):
 
     matrices, weights = one_layer(tmp_path, change=widen)
     assert reason in weights.unpackable[O]
-    matrix = matrices[O.removesuffix(".weight")]
+    matrix = matrices[stem(O)]
     codes = matrix.codes[matrix.group_of == 1, 7].astype(int) - 8
     read = weights.read(O, 7, 8)[0, matrix.group_of == 1]
     assert np.array_equal(read, np.float32(value) * codes.astype(np.float32))
@@ -214,29 +197,29 @@ def test_scales_that_float16_cannot_hold(tmp_path, value, reason):
     [
         (".scales", lambda array: array.astype(np.float32)),
         (".g_idx", lambda array: array.astype(np.int64)),
-        (".g_idx", np.zeros_like),  # says nothing
+        (".g_idx", np.zeros_like),  # of old writers, without a meaning
     ],
 )
-def test_other_spellings_of_the_same_are_read_alike(tmp_path, ending, change):
-    def respell(tensors):
+def test_other_types_and_zero_g_idx_are_read_alike(tmp_path, ending, change):
+    def change_all(tensors):
         for name in tensors:
             if name.endswith(ending):
                 tensors[name] = change(tensors[name])
 
     how = Settings(4, 64, act_order=change is not np.zeros_like)
-    matrices, weights = one_layer(tmp_path, how, change=respell)
+    matrices, weights = one_layer(tmp_path, how, change=change_all)
     assert not weights.unpackable
     check_everything(matrices, {}, weights)
 
 
-@pytest.mark.parametrize("used", [None, "q", "v", "o"])
+@pytest.mark.parametrize("used", [None, "q", "o"])
 def test_zero_biases_of_old_writers_are_dropped_unless_one_is_used(tmp_path, used):
     def use(tensors):
         if used:
             tensors[f"{LAYER}self_attn.{used}_proj.bias"][3] = 0.5
 
     if used == "o":
-        with pytest.raises(EdgeError, match=r"o_proj\.bias is a bias that is not zero"):
+        with pytest.raises(EdgeError, match=r"o_proj\.bias is a nonzero bias"):
             one_layer(tmp_path, zero_biases=True, change=use)
         return
     matrices, weights = one_layer(tmp_path, zero_biases=True, change=use)
@@ -254,7 +237,7 @@ def test_a_matrix_is_loaded_once_for_many_threads(tmp_path, monkeypatch):
 
     def counted(*args):
         loads.append(args)
-        with suppress(threading.BrokenBarrierError):  # a second one does not come
+        with suppress(threading.BrokenBarrierError):  # a second load does not come
             both.wait(timeout=0.2)
         return unpack(*args)
 
@@ -266,55 +249,48 @@ def test_a_matrix_is_loaded_once_for_many_threads(tmp_path, monkeypatch):
     assert np.array_equal(np.concatenate(rows), weights.read(Q))
 
 
-def many(array):
-    return np.repeat(array, 150, axis=0)
-
-
-def with_value(index, value):
-    def change(array):
-        array[index] = value
-        return array
-
-    return change
+def nan_at_5(scales):
+    scales[1, 5] = np.nan
+    return scales
 
 
 @pytest.mark.parametrize(
-    ("changes", "words"),
+    ("part", "change", "words"),
     [
-        ({"qweight": lambda a: a[:-1]}, "has 31 rows for 256 inputs"),
-        ({"qweight": lambda a: a[:, :-1]}, "scales has shape"),
-        ({"qweight": lambda a: a.ravel()}, "of shape"),
-        ({"qweight": lambda a: a.astype(np.int64)}, "is I64"),
-        ({"qzeros": lambda a: a[:, :-1]}, "has 31 columns for 256 outputs"),
-        ({"qzeros": lambda a: a[:-1]}, "scales has shape"),
-        ({"scales": lambda a: None}, "scales is missing"),
-        ({"scales": with_value((1, 5), np.nan)}, "not finite"),
-        ({"g_idx": lambda a: a[:-1]}, "rows for 255 inputs"),
-        ({"g_idx": lambda a: a[:0]}, "of shape"),
-        ({"g_idx": with_value(9, -1)}, "outside 0 to 1"),
-        ({"g_idx": with_value(9, 2)}, "outside 0 to 1"),
-        ({"weight": lambda a: np.ones((256, 256), np.float16)}, "both quantised and not"),
-        ({"other": lambda a: np.ones(4, np.int32)}, "is stored as I32, not as a float"),
-        ({"g_idx": lambda a: None, "scales": many, "qzeros": many}, "has 300 groups"),
+        ("qweight", lambda a: a[:-1], "has 31 rows for 256 inputs"),
+        ("qweight", lambda a: a.astype(np.int64), "is I64 of shape"),
+        ("qzeros", lambda a: a[:, :-1], "has 31 columns for 256 outputs"),
+        ("qzeros", lambda a: a[:-1], "scales has shape"),
+        ("scales", lambda a: a[:0], "of shape"),
+        ("scales", nan_at_5, "not finite"),
+        ("g_idx", lambda a: a + 1, "outside 0 to 1"),
+        ("g_idx", lambda a: a[:-1], "rows for 255 inputs"),
+        ("weight", lambda a: np.ones((256, 256), np.float16), "is also stored quantised"),
+        ("other", lambda a: np.ones(4, np.int32), "is stored as I32, not as a float"),
     ],
 )
-def test_parts_that_contradict_each_other_are_named(tmp_path, changes, words):
-    def spoil(tensors):
-        for part, change in changes.items():
-            name = f"{LAYER}self_attn.o_proj.{part}"
-            changed = change(tensors.pop(name, None))
-            if changed is not None:
-                tensors[name] = np.ascontiguousarray(changed)
+def test_a_damaged_tensor_is_named(tmp_path, part, change, words):
+    name = f"{LAYER}self_attn.o_proj.{part}"
 
-    with pytest.raises(EdgeError, match=words) as error:
-        one_layer(tmp_path, change=spoil)
-    assert f"{LAYER}self_attn.o_proj." in str(error.value)
+    def damage(tensors):
+        tensors[name] = np.ascontiguousarray(change(tensors.get(name)))
+
+    with pytest.raises(EdgeError, match=rf"{LAYER}self_attn\.o_proj\..*{words}"):
+        one_layer(tmp_path, change=damage)
 
 
-def test_settings_without_any_codes_are_refused(tmp_path):
-    def without_codes(tensors):
-        for name in [n for n in tensors if "_proj." in n]:
-            del tensors[name]
+def test_missing_tensors_and_wrong_groups_are_refused(tmp_path):
+    scales, zeros, g_idx = (f"{LAYER}self_attn.o_proj.{p}" for p in ("scales", "qzeros", "g_idx"))
 
-    with pytest.raises(EdgeError, match="no file holds a qweight"):
-        one_layer(tmp_path, change=without_codes)
+    def too_many_groups(tensors):
+        del tensors[g_idx]
+        for name in (scales, zeros):
+            tensors[name] = np.repeat(tensors[name], 150, axis=0)
+
+    for change, words in (
+        (dict.clear, "no file holds a qweight"),
+        (lambda tensors: tensors.pop(scales), "scales is missing"),
+        (too_many_groups, "has 300 groups"),
+    ):
+        with pytest.raises(EdgeError, match=words):
+            one_layer(tmp_path, change=change)

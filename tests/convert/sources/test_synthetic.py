@@ -1,5 +1,6 @@
-"""Random weights that are always the same, keep activations in bounds, and say what they are."""
+"""Synthetic weights: always the same, of a size that keeps activations in bounds."""
 
+import contextlib
 from dataclasses import replace
 
 import mlx.core as mx
@@ -20,7 +21,7 @@ from edge.model.load import load_model
 from tests.support.conversions import llama_tokens, make
 
 TEXT = "def naïve(x):\n\treturn '日本' + x  # ok!!"
-# Deep as published, and as narrow as runs in a moment.
+# As deep as published, and narrow enough to run in a moment.
 NARROW = {"hidden_size": 128, "intermediate_size": 256, "num_attention_heads": 2}
 NARROW |= {"num_key_value_heads": 2, "vocab_size": 512}
 BIG = "model.layers.0.mlp.gate_proj.weight"  # 13824 rows of 5120: 68 blocks of numbers
@@ -29,7 +30,7 @@ RECORDED = [10704, 8324, 7316, 39507]
 
 @pytest.fixture
 def narrow(monkeypatch):
-    """Makes a published shape narrow, under the name synthetic:narrow."""
+    """Registers a narrow published shape as synthetic:narrow."""
 
     def named(name, **changes):
         monkeypatch.setitem(SHAPES, "narrow", replace(SHAPES[name], **{**NARROW, **changes}))
@@ -44,14 +45,14 @@ def weights():
 
 
 @given(st.integers(0, 13824), st.integers(0, 500))
-def test_rows_are_the_same_in_whatever_pieces_they_are_read(weights, start, count):
+def test_rows_do_not_depend_on_the_blocks_they_are_read_in(weights, start, count):
     whole = weights.read(BIG, start, start + count)
     middle = start + count // 3
     parts = [weights.read(BIG, start, middle), weights.read(BIG, middle, start + count)]
     assert whole.dtype == np.float16
     assert np.array_equal(np.concatenate(parts), whole)
     assert whole.shape == (min(count, 13824 - start), 5120)
-    # Recorded: artefacts of one name must be one thing on every machine.
+    # Recorded: the values must be the same on every machine.
     assert weights.read(BIG, 5000, 5001)[0, :4].view(np.uint16).tolist() == RECORDED
 
 
@@ -61,12 +62,12 @@ def test_activations_stay_in_bounds_through_all_layers(narrow, tmp_path, name):
     ids = mx.array(np.random.RandomState(0).randint(0, 264, (1, 48)))
     logits = np.array(load_model(made.path, mx.float32)(ids))
     assert np.isfinite(logits).all()
-    assert 0.3 < logits.std() < 5  # the weights have the right size
-    assert np.unique(logits.argmax(-1)).size > 5  # no single token for whatever comes
+    assert 0.3 < logits.std() < 5
+    assert np.unique(logits.argmax(-1)).size > 5
 
 
-def test_layers_are_changed_and_labelled_within_reason():
-    with pytest.raises(EdgeError, match="no synthetic shape 'gpt-5'; choose from stable-code-3b"):
+def test_layers_and_shape_are_checked():
+    with pytest.raises(EdgeError, match="there is no shape 'gpt-5'; choose from stable-code-3b"):
         open_checkpoint("synthetic:gpt-5")
     with pytest.raises(EdgeError, match="at most 1024"):
         open_synthetic("stable-code-3b", 10**9)
@@ -76,23 +77,18 @@ def test_layers_are_changed_and_labelled_within_reason():
     assert open_checkpoint("synthetic:stable-code-3b").fingerprint != fewer.fingerprint
 
 
-def test_every_artefact_is_labelled_and_verifies(narrow, tmp_path):
-    source = narrow("stable-code-3b", num_hidden_layers=2)
-    for made in make(source, tmp_path, "mlx-int4", "gguf-q8_0"):
-        manifest = read_manifest(made.path)
-        assert manifest.synthetic
-        assert (manifest.source, manifest.source_sha256) == ("synthetic:narrow", {})
-        assert verify(made.path, find_origin(made.path), lambda _: None).problems == ()
-        (again,) = make(made.path, tmp_path / "again", "gguf-q4_0", force=True)
-        assert read_manifest(again.path).synthetic
-
-
-def test_all_readers_of_its_tokenizer_agree(narrow, tmp_path):
+def test_artefacts_are_labelled_verify_and_share_a_tokenizer(narrow, tmp_path):
     source = narrow("stable-code-3b", num_hidden_layers=1)
-    mlx, gguf = (made.path for made in make(source, tmp_path, "mlx-fp16", "gguf-f16"))
-    tokenizer, session = load_tokenizer(mlx), LlamaSession(gguf, 64, 1)
-    for text in (TEXT, *(f"a{token}b" for token in SPECIAL_TOKENS)):
-        ids = tokenizer.encode(text)
-        assert llama_tokens(session, text) == ids
-        assert tokenizer.decode(ids) == text
-    session.close()
+    mlx, gguf = (made.path for made in make(source, tmp_path, "mlx-int4", "gguf-q8_0"))
+    for path in (mlx, gguf):
+        manifest = read_manifest(path)
+        assert (manifest.source, manifest.source_sha256) == ("synthetic:narrow", {})
+        assert verify(path, find_origin(path), lambda _: None).problems == ()
+        (again,) = make(path, tmp_path / "again", "gguf-q4_0", force=True)
+        assert manifest.synthetic and read_manifest(again.path).synthetic
+    tokenizer = load_tokenizer(mlx)
+    with contextlib.closing(LlamaSession(gguf, 64, 1)) as session:
+        for text in (TEXT, *(f"a{token}b" for token in SPECIAL_TOKENS)):
+            ids = tokenizer.encode(text)
+            assert llama_tokens(session, text) == ids
+            assert tokenizer.decode(ids) == text
