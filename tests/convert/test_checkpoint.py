@@ -3,8 +3,7 @@ from safetensors.numpy import load_file, save_file
 
 from edge.convert.checkpoint import open_checkpoint
 from edge.errors import EdgeError
-from tests.support.hostile import edit
-from tests.support.tiny import CONFIGS, PLAIN, write_checkpoint
+from tests.support.tiny import CONFIGS, PLAIN, edit, write_checkpoint
 
 
 @pytest.fixture

@@ -17,8 +17,7 @@ from edge.convert.convert import convert
 from edge.errors import EdgeError
 from edge.model.load import load_model
 from tests.support.conversions import edge_logits, make
-from tests.support.hostile import edit_tensors
-from tests.support.tiny import CONFIGS, PLAIN, write_checkpoint
+from tests.support.tiny import CONFIGS, PLAIN, edit_tensors, write_checkpoint
 
 UP_PROJ = "model.layers.1.mlp.up_proj.weight"
 

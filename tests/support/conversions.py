@@ -13,9 +13,11 @@ from edge.convert.checkpoint import open_checkpoint
 from edge.convert.convert import convert
 from edge.convert.targets import Options
 from edge.convert.verify import verify
+from edge.errors import EdgeError
 from edge.llama_cpp.session import LlamaSession, library
 from edge.model.load import load_model
 
+MADE = ("mlx-fp16", "mlx-int4", "gguf-f16")
 IDS = np.random.RandomState(1).randint(0, 160, 40).tolist()
 
 
@@ -30,6 +32,21 @@ def check(artefact: Path, source: Path | str | None):
     """What `edge convert SOURCE --verify ARTEFACT` finds."""
     checkpoint = None if source is None else open_checkpoint(str(source))
     return verify(artefact, checkpoint, lambda _: None)
+
+
+def refused(path: Path, words: str, names=MADE) -> str:
+    """The sentence; nothing may be left in the output folder, not even hidden files."""
+    out = path.parent / "out"
+    with pytest.raises(EdgeError, match=words) as caught:
+        make(path, out, *names)
+    assert not out.exists() or list(out.iterdir()) == []
+    assert is_sentence(str(caught.value))
+    return str(caught.value)
+
+
+def is_sentence(text: str) -> bool:
+    """One printable line of a readable length."""
+    return text.isprintable() and text.endswith(".") and len(text) < 1500
 
 
 def edge_logits(path: Path, ids: list[int] = IDS) -> np.ndarray:

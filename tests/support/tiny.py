@@ -5,7 +5,7 @@ from pathlib import Path
 
 import mlx.core as mx
 import numpy as np
-from safetensors.numpy import save_file
+from safetensors.numpy import load_file, save_file
 
 from edge.model.config import ModelConfig
 from edge.model.stablelm import Model
@@ -179,3 +179,17 @@ def write_tokenizer(path: Path, vocab_size: int) -> None:
     (path / "tokenizer.json").write_text(json.dumps(tokenizer))
     settings = {"eos_token": "<|endoftext|>", "tokenizer_class": "PreTrainedTokenizerFast"}
     (path / "tokenizer_config.json").write_text(json.dumps(settings))
+
+
+def edit(path: Path, name: str, change) -> None:
+    """Change a JSON file's content."""
+    content = json.loads((path / name).read_text())
+    change(content)
+    (path / name).write_text(json.dumps(content))
+
+
+def edit_tensors(path: Path, change) -> None:
+    """Change the tensors."""
+    tensors = load_file(path / "model.safetensors")
+    change(tensors)
+    save_file(tensors, path / "model.safetensors")

@@ -31,7 +31,7 @@ from tests.support.gptq_packer import (
     open_gptq,
     write_gptq,
 )
-from tests.support.hostile import edit
+from tests.support.tiny import edit
 
 # Branches of TheBloke/stable-code-3b-GPTQ and CodeLlama-13B-GPTQ, and others.
 CASES = [

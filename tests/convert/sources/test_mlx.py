@@ -12,8 +12,7 @@ from edge.convert.checkpoint import open_checkpoint
 from edge.convert.sources.weights import Packing
 from edge.errors import EdgeError
 from tests.support.conversions import check, edge_logits, make, relative
-from tests.support.hostile import edit_tensors
-from tests.support.tiny import CONFIGS, write_checkpoint
+from tests.support.tiny import CONFIGS, edit_tensors, write_checkpoint
 
 RAW = {**CONFIGS["stable-code"], "hidden_size": 256, "intermediate_size": 320}
 WEIGHTS = "model.safetensors"
