@@ -1,4 +1,4 @@
-"""The commands of the loop, and how a line is told from a message."""
+"""The commands of the chat, and the test for a text being one."""
 
 import difflib
 import os
@@ -11,23 +11,24 @@ from typing import Any
 import mlx.core as mx
 
 from edge.chat.screen import Sanitiser, echo_off, follow
-from edge.chat.session import NO_SYSTEM, Session
-from edge.chat.turn import counted, size
+from edge.chat.session import Session, counted, size
 from edge.errors import EdgeError
 from edge.formats.files import read_text
+from edge.generate.chat_prompt import NO_SYSTEM
+from edge.generate.decode import MlxSource
 from edge.generate.fim import Completer, MiddleEvent
 from edge.generate.hole import CURSOR, read_hole, split_at_mark
-from edge.generate.sources import MlxSource
 from edge.generate.transcript import read_transcript, write_transcript
+from edge.text import plain
 
-# /usr/bin/x is not a command, and neither is a comment of C++.
-LOOKS_LIKE_ONE = re.compile(r"/([A-Za-z]+|\?)(?=\s|$)")
-# What /set changes.
-NAMES: dict[str, Callable[[str], float]] = {
+# /usr/bin/x is not a command, nor is a comment of C++.
+COMMAND = re.compile(r"/([A-Za-z]+|\?)(?=\s|$)")
+# The settings of /set.
+SETTINGS: dict[str, Callable[[str], float]] = {
     "temperature": float, "top_p": float, "top_k": int, "min_p": float,
     "repetition_penalty": float, "seed": int, "max_tokens": int,
 }  # fmt: skip
-# Those of them that can be without a value.
+# Settings that can be turned off.
 OPTIONAL = ("repetition_penalty", "seed", "max_tokens")
 OFF = "off"
 SHORT_CHARACTERS = 60
@@ -39,7 +40,10 @@ class Leave(Exception):
 
 @dataclass(frozen=True)
 class Command:
-    """A command; the handler gets what stands after its name."""
+    """A command; `handler` gets the text after its name.
+
+    Arguments in brackets may be left out.
+    """
 
     name: str
     arguments: str
@@ -50,8 +54,11 @@ class Command:
 
 
 def split_command(text: str) -> tuple[str, str] | None:
-    """Name and argument of a command; None for a message, as pasted lines of code mostly are."""
-    found = LOOKS_LIKE_ONE.match(text)
+    """Name and argument of a command; None for a message.
+
+    Several lines are a message unless the command takes lines: code may begin like a command.
+    """
+    found = COMMAND.match(text)
     if found is None:
         return None
     name, argument = found[1].lower(), text[found.end() :].strip()
@@ -61,7 +68,7 @@ def split_command(text: str) -> tuple[str, str] | None:
 
 
 def as_message(text: str) -> str:
-    """//word sends /word; any other text is sent as it is."""
+    """The message of a text: //word sends /word."""
     return text[1:] if text.startswith("//") and split_command(text[1:]) is not None else text
 
 
@@ -77,6 +84,8 @@ def run_command(session: Session, name: str, argument: str) -> None:
         )
     if argument and not command.arguments:
         raise EdgeError(f"/{command.name} takes nothing after it; leave out {argument!r}.")
+    if not argument and command.arguments and not command.arguments.startswith("["):
+        raise EdgeError(f"/{name} needs {command.arguments}, to {command.summary}.")
     command.handler(session, argument)
 
 
@@ -98,13 +107,11 @@ def _undo(session: Session, _: str) -> None:
     taken = session.talk.undo()
     if taken is None:
         raise EdgeError("there is nothing to take back; the conversation is empty.")
-    line = " ".join(taken.content.split())
-    short = line if len(line) <= SHORT_CHARACTERS else f"{line[: SHORT_CHARACTERS - 1]}…"
-    session.screen.note(f"took back: {short}")
+    session.screen.note(f"took back: {plain(taken.content, SHORT_CHARACTERS)}")
 
 
 def _system(session: Session, text: str) -> None:
-    if not session.answers:
+    if session.talk.is_base:
         raise EdgeError(NO_SYSTEM)
     if not text:
         session.screen.say(session.talk.system or "there is no system prompt; /system TEXT sets it")
@@ -152,7 +159,7 @@ def _exit(_session: Session, _: str) -> None:
 
 
 def _save(session: Session, name: str) -> None:
-    path = _path(name, "/save")
+    path = _path(name)
     if not session.talk.messages:
         raise EdgeError("there is nothing to save; the conversation is empty.")
     if path.exists():
@@ -167,7 +174,7 @@ def _save(session: Session, name: str) -> None:
 
 
 def _load(session: Session, name: str) -> None:
-    path = _path(name, "/load")
+    path = _path(name)
     messages = read_transcript(path)
     session.talk.restore(messages)
     session.screen.note(f"loaded {counted(len(messages), 'message')} from {path}")
@@ -178,7 +185,7 @@ def _read(session: Session, name: str) -> None:
         waiting = "\n".join(f"  {name}" for name in session.attached)
         session.screen.say(waiting or "no file waits for your next message; /read FILE adds one")
         return
-    path = _path(name, "/read")
+    path = _path(name)
     block = as_block(path.name, read_text(path))
     tokens = len(session.opened.tokenizer.encode(block, add_special_tokens=False))
     limit = session.talk.context_limit
@@ -191,30 +198,28 @@ def _read(session: Session, name: str) -> None:
 
 
 def as_block(name: str, text: str) -> str:
-    """A file as Markdown: its name, and its text between fences that it does not hold."""
+    """A file as Markdown: its name, and its text in a fence longer than any in the text."""
     longest = max(map(len, re.findall("`{3,}", text)), default=2)
     fence = "`" * (longest + 1)
     end = "" if text.endswith("\n") else "\n"
     return f"{name}:\n{fence}{Path(name).suffix[1:]}\n{text}{end}{fence}"
 
 
-def _path(name: str, command: str) -> Path:
-    if not name:
-        raise EdgeError(f"{command} needs a file's name.")
+def _path(name: str) -> Path:
     return Path(os.path.expanduser(name))  # noqa: PTH111  # Path.expanduser raises for ~nobody
 
 
 def _set(session: Session, argument: str) -> None:
-    """Shows all settings, or changes one: NAME VALUE or NAME=VALUE."""
+    """Shows all settings, or changes one by NAME VALUE or NAME=VALUE."""
     settings = session.settings
     if not argument:
-        for name in NAMES:
+        for name in SETTINGS:
             session.screen.say(f"  {name:<20}{_setting(session, name)}")
         return
     name, _, text = argument.replace("=", " ", 1).partition(" ")
     name, text = name.lower().replace("-", "_"), text.strip()
-    if name not in NAMES:
-        raise EdgeError(f"there is no {name!r} to set; choose one of {', '.join(NAMES)}.")
+    if name not in SETTINGS:
+        raise EdgeError(f"there is no {name!r} to set; choose one of {', '.join(SETTINGS)}.")
     if text:
         changed: dict[str, Any] = {name: _parsed(name, text)}
         if name != "max_tokens":
@@ -233,9 +238,9 @@ def _parsed(name: str, text: str) -> float | None:
     if name in OPTIONAL and text.lower() in (OFF, "none"):
         return None
     try:
-        value = NAMES[name](text)
+        value = SETTINGS[name](text)
     except ValueError:
-        kind = "whole number" if NAMES[name] is int else "number"
+        kind = "whole number" if SETTINGS[name] is int else "number"
         off = f" or {OFF}" if name in OPTIONAL else ""
         raise EdgeError(f"{name} takes a {kind}{off}, not {text!r}.") from None
     if name == "max_tokens" and value < 1:
@@ -244,8 +249,6 @@ def _parsed(name: str, text: str) -> float | None:
 
 
 def _fim(session: Session, argument: str) -> None:
-    if not argument:
-        raise EdgeError("/fim needs PREFIX<CURSOR>SUFFIX or FILE:LINE[:COL].")
     marked = CURSOR in argument
     hole = split_at_mark(argument, where="the text") if marked else read_hole(argument)
     if session.completer is None:
@@ -285,7 +288,7 @@ TABLE = {
         Command("stats", "", "what the conversation took so far", _stats),
         Command("save", "FILE", "write the conversation to a file", _save, takes_path=True),
         Command("load", "FILE", "go on with a saved conversation", _load, takes_path=True),
-        Command("read", "FILE", "send a file's text with the next message", _read,
+        Command("read", "[FILE]", "send a file's text with the next message", _read,
                 takes_path=True),
         Command("fim", "HOLE", "fill PREFIX<CURSOR>SUFFIX or FILE:LINE[:COL]", _fim,
                 takes_path=True, takes_lines=True),

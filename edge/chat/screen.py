@@ -32,11 +32,7 @@ def is_capable(stream: TextIO) -> bool:
 
 def visible(text: str) -> str:
     """Text with escapes in place of characters that a terminal would act on."""
-    return UNSAFE.sub(lambda found: _escape(ord(found[0])), text)
-
-
-def _escape(code: int) -> str:
-    return f"\\x{code:02x}" if code < 256 else f"\\u{code:04x}"
+    return UNSAFE.sub(lambda found: repr(found[0])[1:-1], text)
 
 
 class Sanitiser:

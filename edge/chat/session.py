@@ -1,41 +1,33 @@
-"""A chat session: the model, the conversation, its settings and its output."""
+"""A chat session: the model, the conversation, its settings, and how answers are printed."""
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+import json
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import mlx.core as mx
 
-from edge.chat.screen import Screen, echo_off
-from edge.chat.turn import (
-    JsonPrinter,
-    Printer,
-    ScreenPrinter,
-    StdoutPrinter,
-    Turn,
-    counted,
-    run_turn,
-    status_line,
-)
+from edge.chat.screen import Highlighter, Sanitiser, Screen, echo_off, follow
 from edge.device.memory import wired
-from edge.errors import EdgeError
-from edge.generate.chat_prompt import ChatPrompt, GeneratedIds, can_chat
 from edge.generate.conversation import Conversation, Events
 from edge.generate.sampling import Sampling
 from edge.generate.speculate import PromptLookup
-from edge.generate.stream import encode_beginning
+from edge.generate.stream import TextEvent, TokenClock
 from edge.generate.transcript import Message, Transcript
 from edge.model.stablelm import Model
-from edge.power.meter import Meter
+from edge.power.meter import Meter, Sample, integrate
+from edge.stdout import write_stdout
 
 if TYPE_CHECKING:
     from edge.generate.fim import Completer
 
 INTERRUPTED = 130
-NO_SYSTEM = "a base model takes no system prompt; begin your text with it."
+# Least share of an answer that the meter must cover for joules per token.
+LEAST_COVERAGE = 0.95
 
 
 @dataclass(frozen=True)
@@ -60,37 +52,77 @@ class Settings:
     lookup: bool = False
 
 
-class PlainText(ChatPrompt):
-    """The prompt of a base model: only the last text of a conversation, without a template."""
+@dataclass(frozen=True)
+class Turn:
+    """Figures of one answer; times as in `Stats`, energy None where the meter did not cover it."""
 
-    def __init__(self, tokenizer: Any):
-        self._tokenizer = tokenizer
-
-    def ids(
-        self,
-        messages: Sequence[Message],
-        generated: Mapping[int, GeneratedIds] | None = None,
-        answer: bool = True,
-    ) -> list[int]:
-        """The ids of the user's last text and of its continuation."""
-        last = max(place for place, message in enumerate(messages) if message.role == "user")
-        ids = encode_beginning(self._tokenizer, messages[last].content)
-        return [*ids, *(generated or {}).get(last + 1, GeneratedIds()).ids]
-
-    def check_system(self) -> None:
-        """Refuses a system prompt."""
-        raise EdgeError(NO_SYSTEM)
+    tokens: int
+    finish: str
+    prompt_tokens: int | None
+    ttft_s: float | None
+    decode_tok_s: float | None
+    power_w: float | None = None
+    joules_per_token: float | None = None
+    empty: bool = False
 
 
-class Continuation(Conversation):
-    """A conversation with a base model: texts of the user and their continuations."""
+class ScreenPrinter:
+    """Prints an answer on the screen, with colours for code."""
 
-    _prompt_class = PlainText
-    dropped_turns = 0
+    def __init__(self, screen: Screen):
+        self._screen = screen
+        self._sanitiser = Sanitiser()
+        self._highlighter = Highlighter() if screen.colour else None
 
-    def restore(self, messages: Sequence[Message]) -> None:
-        """Replaces the conversation with these messages, without their system prompt."""
-        super().restore([message for message in messages if message.role != "system"])
+    def add(self, text: str) -> None:
+        """Prints what can be shown now."""
+        self._write(self._sanitiser.add(text))
+
+    def finish(self, turn: Turn) -> None:
+        """Prints what was held back."""
+        self._write(self._sanitiser.finish())
+        if self._highlighter is not None:
+            self._screen.write(self._highlighter.finish())
+
+    def _write(self, text: str) -> None:
+        self._screen.write(text if self._highlighter is None else self._highlighter.add(text))
+
+
+class StdoutPrinter:
+    """Prints an answer on stdout, unchanged unless it is a terminal."""
+
+    def __init__(self) -> None:
+        self._sanitiser = Sanitiser() if sys.stdout.isatty() else None
+        self._last = ""
+
+    def add(self, text: str) -> None:
+        """Prints a piece of text."""
+        self._last = text or self._last
+        write_stdout(self._sanitiser.add(text) if self._sanitiser else text)
+
+    def finish(self, turn: Turn) -> None:
+        """Ends the last line."""
+        if not self._last.endswith("\n"):
+            write_stdout("\n")
+
+
+class JsonPrinter:
+    """Prints an answer and its figures as one JSON document on stdout."""
+
+    def __init__(self, model: str):
+        self._model, self._text = model, ""
+
+    def add(self, text: str) -> None:
+        """Collects a piece of text."""
+        self._text += text
+
+    def finish(self, turn: Turn) -> None:
+        """Prints the document."""
+        document = {"text": self._text, "model": self._model, **asdict(turn)}
+        write_stdout(json.dumps(document, indent=2) + "\n")
+
+
+Printer = ScreenPrinter | StdoutPrinter | JsonPrinter
 
 
 @dataclass
@@ -116,14 +148,9 @@ class Session:
         """Ends keeping the model's memory resident."""
         self._resident.close()
 
-    @property
-    def answers(self) -> bool:
-        """False for a base model, which only continues text."""
-        return not isinstance(self.talk, Continuation)
-
     def switch(self, opened: Opened) -> None:
         """Continues the conversation with another model."""
-        if self.answers:
+        if not self.talk.is_base:
             self.settings = replace(self.settings, system=self.talk.system)
         talk = self._open_talk(opened, self.talk.messages)
         self.opened, self.talk, self.completer = opened, talk, None
@@ -138,7 +165,7 @@ class Session:
 
     def introduce(self, prefix: str = "") -> None:
         """Prints the notes on a base model."""
-        if self.answers:
+        if not self.talk.is_base:
             return
         self.screen.note(
             f"{prefix}{self.opened.name} is a base model without a chat template, so it continues "
@@ -180,12 +207,10 @@ class Session:
 
     def _open_talk(self, opened: Opened, earlier: Sequence[Message]) -> Conversation:
         draft = PromptLookup() if self.settings.lookup else None
-        answers = can_chat(opened.tokenizer)
-        talk = (Conversation if answers else Continuation)(
-            opened.model, opened.tokenizer, kv_bits=self.settings.kv_bits, draft=draft
-        )
+        kv_bits = self.settings.kv_bits
+        talk = Conversation(opened.model, opened.tokenizer, kv_bits=kv_bits, draft=draft)
         talk.restore(earlier)
-        if answers and self.settings.system:
+        if self.settings.system and not talk.is_base:
             talk.system = self.settings.system
         return talk
 
@@ -203,3 +228,78 @@ def answer_once(session: Session, text: str, output: str = "text") -> int:
     finally:
         session.record()
     return INTERRUPTED if session.turns[-1].finish == "interrupted" else 0
+
+
+def run_turn(events: Events, meter: Meter, printer: Printer) -> Turn:
+    """Prints an answer until it ends or Ctrl-C is pressed."""
+    meter.start()
+    clock, seen = TokenClock(), list[TextEvent]()
+
+    def take(event: TextEvent) -> None:
+        if event.ids:
+            clock.count(len(event.ids))
+        seen.append(event)
+        printer.add(event.text)
+
+    try:
+        follow(events, take)
+    finally:
+        samples = meter.stop()
+    turn = summarise(clock, seen, samples)
+    printer.finish(turn)
+    return turn
+
+
+def summarise(clock: TokenClock, events: Sequence[TextEvent], samples: Sequence[Sample]) -> Turn:
+    """The figures of an answer, which may have been interrupted before its last event."""
+    last = events[-1] if events else None
+    stats = None if last is None else last.stats
+    power_w = joules_per_token = None
+    if samples and clock.last_ns > clock.begin_ns:
+        energy = integrate(samples, clock.begin_ns, clock.last_ns)
+        covered_s = energy.coverage * (clock.last_ns - clock.begin_ns) / 1e9
+        power_w = energy.total_j / covered_s if covered_s else None
+        if energy.coverage >= LEAST_COVERAGE and clock.tokens:
+            joules_per_token = energy.total_j / clock.tokens
+    return Turn(
+        tokens=clock.tokens,
+        finish=(last and last.finish) or "interrupted",
+        prompt_tokens=None if stats is None else stats.prompt_tokens,
+        ttft_s=clock.ttft_s,
+        decode_tok_s=clock.decode_tok_s,
+        power_w=power_w,
+        joules_per_token=joules_per_token,
+        empty=not any(event.text.strip() for event in events),
+    )
+
+
+def status_line(turn: Turn, memory_bytes: int, talk: Conversation, max_tokens: int | None) -> str:
+    """The figures of an answer in one line."""
+    reached = max_tokens is not None and turn.tokens >= max_tokens
+    cut = {
+        "interrupted": "stopped by you",
+        "length": f"cut at {'max_tokens' if reached else 'the end of the context'}",
+    }
+    parts = [
+        counted(turn.tokens, "token"),
+        turn.decode_tok_s is not None and f"{turn.decode_tok_s:.1f} tok/s",
+        turn.ttft_s is not None and f"first after {turn.ttft_s:.2f} s",
+        size(memory_bytes),
+        f"context {talk.context_tokens}/{talk.context_limit}",
+        talk.dropped_turns > 0 and f"{counted(talk.dropped_turns, 'early turn')} left out",
+        turn.power_w is not None and f"{turn.power_w:.1f} W",
+        turn.joules_per_token is not None and f"{turn.joules_per_token:.2f} J/token",
+        turn.empty and "the answer is empty",
+        cut.get(turn.finish, ""),
+    ]
+    return " · ".join(part for part in parts if part)
+
+
+def counted(number: int, thing: str) -> str:
+    """A number with its noun, such as "2 tokens"."""
+    return f"{number} {thing}{'' if number == 1 else 's'}"
+
+
+def size(count_bytes: float) -> str:
+    """Bytes in MB or GB (powers of ten)."""
+    return f"{count_bytes / 1e6:.0f} MB" if count_bytes < 1e9 else f"{count_bytes / 1e9:.2f} GB"

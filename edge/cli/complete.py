@@ -11,10 +11,10 @@ from edge.cli.model_path import opened, runnable
 from edge.cli.options.complete import ARTEFACT
 from edge.errors import EdgeError
 from edge.formats.files import check_argument, decode_text, read_text
+from edge.generate.decode import MlxSource
 from edge.generate.fim import Completer
 from edge.generate.hole import read_hole, split_at_mark
 from edge.generate.sampling import Sampling
-from edge.generate.sources import MlxSource
 from edge.stdout import check_stdout, write_stdout
 
 

@@ -15,6 +15,7 @@ from functools import lru_cache
 from typing import Any
 
 from edge.errors import EdgeError
+from edge.generate.stream import encode_beginning
 from edge.generate.transcript import Message
 from edge.tokenizer.tokenizer import encode_text, special_ids, token_id
 
@@ -25,6 +26,7 @@ MARKS = re.compile(MARK.format(r"(\d+)"))
 # Number of texts between control tokens whose ids are cached: a long conversation twice.
 CACHED_TEXTS = 4096
 LONGEST_STOP_TOKENS = 64
+NO_SYSTEM = "a base model takes no system prompt; begin your text with it."
 
 
 @dataclass(frozen=True)
@@ -41,9 +43,7 @@ class GeneratedIds:
         The last ids may belong to a stop string, which is not in the answer.
         """
         for end in range(len(ids), max(-1, len(ids) - LONGEST_STOP_TOKENS - 1), -1):
-            text: str = tokenizer.decode(
-                list(ids[:end]), skip_special_tokens=False, clean_up_tokenization_spaces=False
-            )
+            text: str = tokenizer.decode(ids[:end])
             if content.startswith(text):
                 return cls(tuple(ids[:end]), text)
         return cls()
@@ -55,16 +55,29 @@ def can_chat(tokenizer: Any) -> bool:
     return bool(tokenizer.chat_template) or has_chatml
 
 
+class PlainPrompt:
+    """The prompt of a base model: only the last text of the user, without a template."""
+
+    def __init__(self, tokenizer: Any):
+        self._tokenizer = tokenizer
+
+    def ids(
+        self, messages: Sequence[Message], generated: Mapping[int, GeneratedIds], answer: bool
+    ) -> list[int]:
+        """The ids of the user's last text and of its continuation."""
+        last = max(place for place, message in enumerate(messages) if message.role == "user")
+        ids = encode_beginning(self._tokenizer, messages[last].content)
+        return [*ids, *generated.get(last + 1, GeneratedIds()).ids]
+
+    def check_system(self) -> None:
+        """Refuses a system prompt."""
+        raise EdgeError(NO_SYSTEM)
+
+
 class ChatPrompt:
     """Converts messages to ids for one model with a byte-level tokenizer."""
 
     def __init__(self, tokenizer: Any):
-        if not can_chat(tokenizer):
-            raise EdgeError(
-                f"the model has neither a chat template nor the tokens {IM_START} and {IM_END}, "
-                f"so it is a base model; let it continue text with `edge complete`, or choose an "
-                f"instruct model."
-            )
         self._tokenizer = tokenizer
         self._backend = tokenizer.backend_tokenizer
         added = self._backend.get_added_tokens_decoder()

@@ -19,9 +19,9 @@ from collections.abc import Generator, Sequence
 from typing import Any
 
 from edge.errors import EdgeError
-from edge.generate.chat_prompt import ChatPrompt, GeneratedIds
+from edge.generate.chat_prompt import ChatPrompt, GeneratedIds, PlainPrompt, can_chat
+from edge.generate.decode import PrefixCache
 from edge.generate.sampling import GREEDY
-from edge.generate.sources import PrefixCache
 from edge.generate.speculate import PromptLookup
 from edge.generate.stream import TextEvent, stream_generate
 from edge.generate.transcript import Message, split_system
@@ -37,9 +37,11 @@ ANSWER_SHARE, KEPT_SHARE = 1 / 4, 3 / 4
 
 
 class Conversation:
-    """Questions and answers with one model; a call that raises leaves it unchanged."""
+    """Questions and answers with one model; a call that raises leaves it unchanged.
 
-    _prompt_class: type[ChatPrompt] = ChatPrompt
+    A base model (`is_base`) continues the last text; it reads neither older turns nor a system
+    prompt.
+    """
 
     def __init__(
         self,
@@ -51,12 +53,15 @@ class Conversation:
         draft: PromptLookup | None = None,
     ):
         self._model, self._tokenizer, self._draft = model, tokenizer, draft
-        self._prompt = self._prompt_class(tokenizer)
+        self.is_base = not can_chat(tokenizer)
+        self._prompt = PlainPrompt(tokenizer) if self.is_base else ChatPrompt(tokenizer)
         self._prefix = PrefixCache(lambda: make_cache(model, kv_bits))
         self._system: str | None = None
         self._turns: Turns = ()
         self._generated: dict[int, GeneratedIds] = {}  # by the answer's place in the turns
-        self._dropped = self.reused_tokens = 0  # of the last prompt
+        # Of the last prompt: oldest turns that were left out, and tokens taken from the cache.
+        self.dropped_turns = self.reused_tokens = 0
+        self.context_limit = model.config.max_position_embeddings
         self._asked: list[int] | None = None  # the last prompt, None after any other change
         self.system = system
 
@@ -66,22 +71,12 @@ class Conversation:
         return (*self._head(), *self._turns)
 
     @property
-    def context_limit(self) -> int:
-        """Number of positions that the model was trained on."""
-        return self._model.config.max_position_embeddings
-
-    @property
     def context_tokens(self) -> int:
         """Number of tokens of the conversation, without turns that are left out."""
         if not self._turns:
             return 0
-        ids = self._ids(self._turns, self._dropped, answer=False)
+        ids = self._ids(self._turns, self.dropped_turns, answer=False)
         return min(len(ids), self.context_limit)
-
-    @property
-    def dropped_turns(self) -> int:
-        """Number of oldest turns that were left out of the last prompt."""
-        return self._dropped
 
     @property
     def cache_bytes(self) -> int:
@@ -137,6 +132,7 @@ class Conversation:
         A last question without an answer gets an empty one; `regenerate` answers it.
         """
         head, turns = split_system(messages)
+        head = () if self.is_base else head
         for place, message in enumerate(turns):
             if message.role != ("user", "assistant")[place % 2]:
                 raise EdgeError(
@@ -155,7 +151,7 @@ class Conversation:
 
     def _change(self, system: str | None, turns: Turns) -> None:
         self._system, self._turns = system, turns
-        self._dropped, self._asked = 0, None
+        self.dropped_turns, self._asked = 0, None
 
     def _begin(self, turns: Turns, **options: Any) -> Events:
         options = {"sampling": GREEDY, "max_tokens": None, **options}
@@ -198,15 +194,15 @@ class Conversation:
             ids.pop()
         self._generated[len(turns)] = GeneratedIds.of(self._tokenizer, ids, text)
         self._turns = (*turns, Message("assistant", text, cut_off))
-        self._dropped = dropped
+        self.dropped_turns = dropped
 
     def _fit(self, turns: Turns, max_tokens: int | None) -> tuple[int, list[int]]:
         limit = self.context_limit
         room = limit - max(1, min(int(limit * ANSWER_SHARE), max_tokens or limit))
         last = len(turns) // 2  # number of turns before the last question
-        dropped = min(self._dropped, last)
+        dropped = min(self.dropped_turns, last)
         ids = self._ids(turns, dropped)
-        if len(ids) > room and dropped < last:
+        if len(ids) > room and dropped < last and not self.is_base:
             some = range(dropped + 1, last)
             wanted = int(room * KEPT_SHARE)
             dropped += 1 + bisect_left(

@@ -25,10 +25,9 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from edge.errors import EdgeError
-from edge.generate.decode import Tokens
+from edge.generate.decode import Tokens, TokenSource
 from edge.generate.fim_stop import StopRules
 from edge.generate.sampling import GREEDY, Sampling
-from edge.generate.sources import TokenSource
 from edge.generate.stream import TokenClock, stop_ids
 from edge.tokenizer.detokenizer import REPLACEMENT_CHARACTER, StreamingDetokenizer
 from edge.tokenizer.tokenizer import encode_text, special_ids
@@ -48,11 +47,9 @@ CHARACTERS_PER_POSITION, LEAST_CHARACTERS = 16, 100_000
 class Completion:
     """A middle and its figures; times begin with the call.
 
-    Attributes:
-        reused_tokens: prompt tokens that were in the cache already.
-        generated_tokens: including a stop token and text that was cut off.
-        decode_tok_s: (N - 1) / (t_N - t_1); None for fewer than two tokens.
-        stopped_by: "stop token", "max tokens" or a rule of `fim_stop`.
+    `reused_tokens` of the prompt were in the cache. `generated_tokens` include a stop token and
+    text that was cut off. `decode_tok_s` is as in `Stats`. `stopped_by` is "stop token",
+    "max tokens" or a rule of `fim_stop`.
     """
 
     text: str
@@ -108,6 +105,8 @@ class Completer:
         self.source = source
         self._tokenizer = tokenizer
         self._backend = tokenizer.backend_tokenizer
+        positions = source.context_tokens
+        self._most_characters = max(CHARACTERS_PER_POSITION * positions, LEAST_CHARACTERS)
         self._tokens = FimTokens.find(self._backend)
         self._stops = stop_ids(tokenizer) | special_ids(self._backend)
 
@@ -140,9 +139,8 @@ class Completer:
         """
         clock = TokenClock()
         line_end = "\r\n" if _is_crlf(prefix, suffix) else "\n"
-        limit = self.source.context_tokens
-        prefix = near_end(prefix.replace(line_end, "\n"), limit)
-        suffix = near_beginning(suffix.replace(line_end, "\n"), limit)
+        prefix = near_end(prefix.replace(line_end, "\n"), self._most_characters)
+        suffix = suffix.replace(line_end, "\n")[: self._most_characters]
         ids = self._prompt(prefix, suffix, context, order, max_tokens)
         rules = StopRules(prefix, suffix, max_lines, stop_rules)
         reused, tokens = self.source.generate(ids, max_tokens, sampling)
@@ -181,10 +179,10 @@ class Completer:
             )
         files: list[int] = []
         for text in context:
-            files += [*encode_text(self._backend, near_end(text, limit)), fim.repo or 0]
-        before, after, left = fit(
-            encode_text(self._backend, prefix), encode_text(self._backend, suffix), room
-        )
+            ids = encode_text(self._backend, near_end(text, self._most_characters))
+            files += [*ids, fim.repo or 0]
+        before, after = (encode_text(self._backend, text) for text in (prefix, suffix))
+        before, after, left = fit(before, after, room)
         files = _keep_end(files, left, _step_tokens(room))
         if order == "spm":
             return [*files, fim.prefix, fim.suffix, *after, fim.middle, *before]
@@ -230,17 +228,11 @@ def fit(prefix: list[int], suffix: list[int], room: int) -> tuple[list[int], lis
     return _keep_end(prefix, room - len(suffix), step), suffix, 0
 
 
-def near_end(text: str, positions: int) -> str:
-    """The end of a text that could fit a window, moved in steps of its own length."""
-    most = max(CHARACTERS_PER_POSITION * positions, LEAST_CHARACTERS)
+def near_end(text: str, most: int) -> str:
+    """The end of a text, of `most` to twice as many characters, moved in steps of `most`."""
     begin = max(0, len(text) - most) // most * most
     line_end = text.find("\n", begin, begin + most // 2) if begin else -1
     return text[begin if line_end < 0 else line_end + 1 :]
-
-
-def near_beginning(text: str, positions: int) -> str:
-    """The beginning of a text that could fit a window."""
-    return text[: max(CHARACTERS_PER_POSITION * positions, LEAST_CHARACTERS)]
 
 
 def _step_tokens(room: int) -> int:

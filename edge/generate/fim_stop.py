@@ -7,7 +7,6 @@ Text before the cut stays as generated. Line ends here are LF.
 
 import re
 from collections.abc import Callable
-from dataclasses import dataclass
 from functools import cached_property
 from typing import NamedTuple
 
@@ -32,14 +31,22 @@ class Stop(NamedTuple):
     rule: str
 
 
-@dataclass(frozen=True)
 class StopRules:
     """The rules for one hole; `heuristics` turns on all rules but `max_lines`."""
 
-    prefix: str
-    suffix: str
-    max_lines: int | None = None
-    heuristics: bool = True
+    def __init__(
+        self, prefix: str, suffix: str, max_lines: int | None = None, heuristics: bool = True
+    ):
+        self.prefix, self.suffix = prefix, suffix
+        self.max_lines, self.heuristics = max_lines, heuristics
+        # The cursor's line before the cursor, and after it, "" if that is blank.
+        self.line = prefix.rpartition("\n")[2]
+        rest, *below = suffix.split("\n")
+        self.rest = rest if rest.strip() else ""
+        # The first line with code below the cursor's, "" if it has no words.
+        next_code = next((line for line in below if line.strip()), "")
+        self.next_code = next_code if _has_words(next_code) and not self.rest else ""
+        self.overlap = _beginning(suffix, OVERLAP_CHARACTERS)
 
     def find_stop(self, text: str) -> Stop | None:
         """The end of the middle if the text so far decides it."""
@@ -65,29 +72,6 @@ class StopRules:
         at_line_begin = "\n" in text[len(text.rstrip()) :]
         blank = _before_line(self, text, len(text)) if at_line_begin else len(text)
         return min(blank, _line_under_way(self, text), len(text) - _overlap(self, text))
-
-    @cached_property
-    def line(self) -> str:
-        """The cursor's line before the cursor."""
-        return self.prefix.rpartition("\n")[2]
-
-    @cached_property
-    def rest(self) -> str:
-        """The cursor's line after the cursor, "" if that is blank."""
-        rest = self.suffix.partition("\n")[0]
-        return rest if rest.strip() else ""
-
-    @cached_property
-    def next_code(self) -> str:
-        """The suffix's first line with code below the cursor's, "" if it has no words."""
-        below = [] if self.rest else self.suffix.split("\n")[1:]
-        line = next((line for line in below if line.strip()), "")
-        return line if _has_words(line) else ""
-
-    @cached_property
-    def overlap(self) -> str:
-        """The suffix's beginning, of `OVERLAP_CHARACTERS`."""
-        return _beginning(self.suffix, OVERLAP_CHARACTERS)
 
     @cached_property
     def brackets(self) -> tuple[str | None, list[str], int]:

@@ -251,7 +251,6 @@ class PromptLookup:
         self._clear()
 
     def _clear(self) -> None:
-        self.drafted = self.accepted = 0
         self._ids: list[int] = []
         # For n-grams of 1 id, 2 ids, ...: the place after the last occurrence.
         self._after: list[dict[tuple[int, ...], int]] = [{} for _ in range(LONGEST_NGRAM)]

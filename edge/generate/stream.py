@@ -9,7 +9,7 @@ print(event.stats)
 
 import contextlib
 import time
-from collections.abc import Collection, Generator, Sequence
+from collections.abc import Generator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -35,12 +35,9 @@ STOP_TOKENS = (
 class Stats:
     """Figures of one generation, including the time that the caller took between events.
 
-    Attributes:
-        prompt_tokens: without those in the cache.
-        generated_tokens: including a stop token.
-        prefill_s: from the call until the prompt was computed; ttft_s until the first token.
-        decode_tok_s: (N - 1) / (t_N - t_1); None for fewer than two tokens.
-        drafted_tokens: proposals that the model checked; it chose `accepted_tokens` of them.
+    `prompt_tokens` are without those in the cache, `generated_tokens` include a stop token. Times
+    begin with the call. `decode_tok_s` is (N - 1) / (t_N - t_1), None for fewer than two tokens.
+    Of `drafted_tokens`, the proposals checked, the model chose `accepted_tokens`.
     """
 
     prompt_tokens: int
@@ -139,11 +136,8 @@ def encode_beginning(tokenizer: Any, text: str) -> list[int]:
 
 def stop_ids(tokenizer: Any) -> frozenset[int]:
     """The ids that end a generation: the tokenizer's EOS ids and its `STOP_TOKENS`."""
-    eos = getattr(tokenizer, "eos_token_ids", None)
-    if not isinstance(eos, Collection):  # tokenizers of transformers have one or none
-        eos = [tokenizer.eos_token_id]
     named = [token_id(tokenizer, name) for name in STOP_TOKENS]
-    return frozenset(int(i) for i in (*eos, *named) if i is not None)
+    return frozenset(int(i) for i in (*tokenizer.eos_token_ids, *named) if i is not None)
 
 
 class StopScanner:

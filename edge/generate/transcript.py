@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import Literal
 
 from edge.errors import EdgeError
-from edge.formats.files import atomic_write, strict_json
-from edge.generate.sources import common_length
+from edge.formats.files import atomic_write, read_small_file, strict_json
+from edge.generate.decode import common_length
 
 Role = Literal["system", "user", "assistant"]
 MODE = 0o600
@@ -86,15 +86,7 @@ def write_transcript(path: Path | str, messages: Sequence[Message]) -> None:
 
 def read_transcript(path: Path | str) -> list[Message]:
     """The conversation in a transcript; half a line at the end is ignored."""
-    path = Path(path)
-    try:
-        if path.exists() and not path.is_file():
-            raise EdgeError(f"{path} is a folder, pipe or device; choose a transcript.")
-        *lines, torn = path.read_bytes().split(b"\n")
-    except OSError as error:
-        raise EdgeError(
-            f"{path} cannot be read ({error.strerror or error}); choose a transcript that can."
-        ) from None
+    *lines, torn = read_small_file(Path(path)).split(b"\n")
     if torn and not lines:
         lines = [b""]  # refused below: half a line alone is not a transcript
     messages: list[Message] = []

@@ -115,14 +115,14 @@ def test_blocks(text, opened, content):
         ("/stat", "there is no command /stat; did you mean /stats? "),
         ("/clear now", "/clear takes nothing after it; leave out 'now'."),
         ("/undo", "there is nothing to take back"),
-        ("/load {}/gone", "{}/gone cannot be read"),
+        ("/load {}/gone", "{}/gone is missing"),
         ("/set", "  temperature         0"),
         ("/read", "no file waits"),
         ("/read {}/long.py", "{}/long.py has 8011 tokens and the model's context 1024"),
         ("/read {}/gone", "{}/gone is missing"),
-        ("/save", "/save needs a file's name."),
+        ("/save", "/save needs FILE, to write the conversation to a file."),
         ("/save {}/x", "there is nothing to save"),
-        ("/fim", "/fim needs PREFIX<CURSOR>SUFFIX"),
+        ("/fim", "/fim needs HOLE, to fill PREFIX<CURSOR>SUFFIX or FILE:LINE"),
         ("/fim a.py", "'a.py' has no line number"),
         ("/fim {}/a.py:1", ""),
         ("/model", "demo\n"),
@@ -186,7 +186,7 @@ def test_another_model_goes_on_with_the_conversation(start):
     said = session.talk.messages
     shown = typed("/model base")
     assert "now base; 2 messages kept" in shown and "so yours is left out" in shown
-    assert not session.answers
+    assert session.talk.is_base
     typed("/model demo")
     assert session.talk.messages == said
     typed("/system off")

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from edge.chat.screen import Sanitiser, Screen, is_capable
-from edge.chat.turn import Turn, status_line, summarise
+from edge.chat.session import Turn, status_line, summarise
 from edge.generate.stream import Stats, TextEvent, TokenClock
 from edge.power.meter import Sample
 
@@ -67,7 +67,7 @@ def harmless(text, sizes=()):
     [
         ("a\tb\n", "a\tb\n"),
         ("\x1b]0;title\x07", "\\x1b]0;title\\x07"),
-        ("50 %\r100 %\r\n", "50 %\\x0d100 %\n"),
+        ("50 %\r100 %\r\n", "50 %\\r100 %\n"),
         ("\x9b31m", "\\x9b31m"),
         ("a\u202eb", "a\\u202eb"),
         ("é 👩\u200d💻", "é 👩\u200d💻"),

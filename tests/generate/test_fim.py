@@ -11,10 +11,10 @@ from tokenizers import AddedToken, Tokenizer
 
 from edge.convert.sources.find import DEMO_PATH
 from edge.errors import EdgeError
-from edge.generate.fim import LEAST_CHARACTERS, Completer, FimTokens, fit, near_beginning, near_end
+from edge.generate.decode import MlxSource
+from edge.generate.fim import LEAST_CHARACTERS, Completer, FimTokens, fit, near_end
 from edge.generate.fim_stop import StopRules
 from edge.generate.sampling import Sampling
-from edge.generate.sources import MlxSource
 from edge.tokenizer.tokenizer import encode_text
 
 NAMES = [
@@ -119,11 +119,11 @@ def test_the_window_of_a_growing_text_moves_in_steps():
     starts = {fit(list(range(n)), list(range(500)), 800)[0][0] for n in range(1000, 1128)}
     assert len(starts) <= 3
     lines = "some line of code\n" * 40_000
-    starts = {len(lines[:n]) - len(near_end(lines[:n], 10)) for n in range(0, len(lines), 997)}
+    most = LEAST_CHARACTERS
+    starts = {len(lines[:n]) - len(near_end(lines[:n], most)) for n in range(0, len(lines), 997)}
     assert len(starts) == len(lines) // LEAST_CHARACTERS
     assert all(begin == 0 or lines[begin - 1] == "\n" for begin in starts)
-    assert len(near_end("x" * 250_000, 10)) == 150_000
-    assert near_beginning("x" * 250_000, 10) == "x" * LEAST_CHARACTERS
+    assert len(near_end("x" * 250_000, most)) == 150_000
 
 
 def test_an_interrupted_generation_leaves_a_cache_that_is_right(completer, monkeypatch):

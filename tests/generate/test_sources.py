@@ -5,9 +5,8 @@ import contextlib
 import mlx.core as mx
 import pytest
 
-from edge.generate.decode import generate_tokens
+from edge.generate.decode import LlamaSource, MlxSource, PrefixCache, common_length, generate_tokens
 from edge.generate.sampling import GREEDY, Sampling
-from edge.generate.sources import LlamaSource, MlxSource, PrefixCache, common_length
 from edge.model.kv_cache import make_cache
 from tests.support.conversions import exact_session
 

@@ -12,9 +12,8 @@ from hypothesis import strategies as st
 
 import edge
 from edge.generate import sampling as sampling_module
-from edge.generate.decode import generate_tokens
+from edge.generate.decode import common_length, generate_tokens
 from edge.generate.sampling import Sampling
-from edge.generate.sources import common_length
 from edge.generate.speculate import (
     LONGEST_MATCH,
     LONGEST_NGRAM,

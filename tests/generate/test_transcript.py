@@ -2,7 +2,6 @@
 
 import contextlib
 import itertools
-import os
 import resource
 import stat
 
@@ -121,13 +120,6 @@ def test_a_file_of_another_kind_is_refused_and_left_alone(path, content):
     with pytest.raises(EdgeError, match=r"is not a transcript of a chat: line 1"):
         Transcript(path)
     assert path.read_text() == content
-
-
-def test_what_is_not_a_file_is_one_sentence(tmp_path):
-    os.mkfifo(tmp_path / "pipe")
-    for path in (tmp_path, tmp_path / "pipe", tmp_path / "missing"):
-        with pytest.raises(EdgeError, match="choose a transcript"):
-            read_transcript(path)
 
 
 @given(st.binary(max_size=60))

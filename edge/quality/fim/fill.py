@@ -11,8 +11,8 @@ from pathlib import Path
 from edge.device.memory import wired
 from edge.errors import EdgeError
 from edge.generate import fim, fim_stop
+from edge.generate.decode import LlamaSource, MlxSource
 from edge.generate.fim import Completer, Order
-from edge.generate.sources import LlamaSource, MlxSource
 from edge.llama_cpp.session import LlamaSession
 from edge.model.load import open_model
 from edge.quality.fim.holes import Hole
