@@ -10,6 +10,7 @@ are not stored: the tests make them again from the same seed.
 from __future__ import annotations
 
 import sys
+from copy import deepcopy
 from pathlib import Path
 
 import numpy as np
@@ -25,7 +26,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 from edge.model.config import ModelConfig  # noqa: E402
-from tests.support.tiny import CONFIGS, LLAMA_CONFIGS, random_tensors, token_ids  # noqa: E402
+from tests.support.tiny import ALL_CONFIGS, random_tensors, token_ids  # noqa: E402
 
 NETWORK_OF = {
     "stablelm": (StableLmConfig, StableLmForCausalLM),
@@ -36,7 +37,8 @@ NETWORK_OF = {
 def reference_logits(raw: dict) -> np.ndarray:
     """Logits (L, vocab) of transformers' network in float32 with eager attention."""
     config = ModelConfig.from_dict(raw)
-    fields = {k: v for k, v in raw.items() if k != "model_type"}
+    # A copy: transformers writes into nested objects.
+    fields = deepcopy({k: v for k, v in raw.items() if k != "model_type"})
     network_config, network_class = NETWORK_OF[raw["model_type"]]
     network = network_class(network_config(**fields, attn_implementation="eager")).eval()
     tensors = {k: torch.from_numpy(v) for k, v in random_tensors(config).items()}
@@ -49,9 +51,9 @@ def reference_logits(raw: dict) -> np.ndarray:
 
 def main() -> None:
     out = ROOT / "tests" / "model" / "reference_logits.npz"
-    configs = CONFIGS | LLAMA_CONFIGS
-    np.savez_compressed(out, **{name: reference_logits(raw) for name, raw in configs.items()})
-    print(f"{out}: {len(configs)} configurations, {out.stat().st_size} bytes")
+    found = {name: reference_logits(raw) for name, raw in ALL_CONFIGS.items()}
+    np.savez_compressed(out, **found)
+    print(f"{out}: {len(found)} configurations, {out.stat().st_size} bytes")
 
 
 if __name__ == "__main__":

@@ -80,10 +80,24 @@ def _digest(config: ModelConfig, weights: Weights) -> Digest:
 
 
 def _other_settings(found: ModelConfig, wanted: ModelConfig) -> list[str]:
-    pairs = ((name, getattr(found, name), getattr(wanted, name)) for name in SETTINGS)
-    # GGUF holds float32.
-    others = (pair for pair in pairs if not isclose(pair[1], pair[2], rel_tol=1e-6))
-    return [f"{name} {a:g} instead of {b:g}" for name, a, b in others]
+    ours, theirs = _settings(found), _settings(wanted)
+    pairs = ((name, ours.get(name), theirs.get(name)) for name in ours | theirs)
+    return [f"{name} {_short(a)} instead of {_short(b)}" for name, a, b in pairs if not _same(a, b)]
+
+
+def _settings(config: ModelConfig) -> dict[str, Any]:
+    scaling = config.rope_scaling.to_dict() if config.rope_scaling else {}
+    return {name: getattr(config, name) for name in SETTINGS} | scaling
+
+
+def _short(value: Any) -> str:
+    return f"{value:g}" if isinstance(value, (int, float)) else f"{value}"
+
+
+def _same(a: Any, b: Any) -> bool:
+    """Equal, numbers within float32's precision, which is GGUF's."""
+    is_numbers = isinstance(a, float) and isinstance(b, float)
+    return isclose(a, b, rel_tol=1e-6) if is_numbers else a == b
 
 
 def _worst_tensor(weights: Weights, checkpoint: Checkpoint) -> dict[str, Any]:

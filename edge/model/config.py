@@ -13,6 +13,7 @@ from typing import Any, Literal
 
 from edge.errors import EdgeError
 from edge.formats.files import read_json_object
+from edge.model.rope_scaling import RopeScaling, read_rope_scaling
 
 ModelType = Literal["stablelm", "llama"]
 # What a config.json may call itself -> the network that it is.
@@ -22,6 +23,7 @@ MODEL_TYPES: dict[str, ModelType] = {
     "llama": "llama",
 }
 DEFAULT_ROPE_THETA = 10000.0
+ROPE_KEYS = ("rope_theta", "partial_rotary_factor")  # in both places, at the top or nested
 SIZES = 7  # the first fields of a ModelConfig, named alike in both families
 
 # What transformers' config class assumes for keys that a file leaves out. An old StableLM config
@@ -58,7 +60,7 @@ KEYS: dict[ModelType, dict[str, tuple[str, ...]]] = {
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """A network's shape and switches; transformers' names for StableLM, the last two Llama's."""
+    """A network's shape and switches; transformers' names for StableLM, the last biases Llama's."""
 
     vocab_size: int
     hidden_size: int
@@ -79,6 +81,7 @@ class ModelConfig:
     model_type: ModelType = "stablelm"
     use_o_bias: bool = False
     use_mlp_bias: bool = False
+    rope_scaling: RopeScaling | None = None
 
     @property
     def head_dim(self) -> int:
@@ -94,7 +97,8 @@ class ModelConfig:
     def from_dict(cls, raw: Mapping[str, Any], where: str = "config.json") -> ModelConfig:
         """Reads any published spelling; an EdgeError names the file `where` and what is wrong."""
         model_type = _model_type(raw, where)
-        given = {**raw, **_nested_rope(raw, where)}
+        rope = _rope(raw, where)
+        given = {**raw, **{name: rope[name] for name in ROPE_KEYS if rope.get(name) is not None}}
         plain = (field for field in fields(cls) if field.type in ("int", "float", "bool"))
         checked = {field.name: _value(field, given, where, model_type) for field in plain}
         bos, eos = (
@@ -102,8 +106,9 @@ class ModelConfig:
             for name in ("bos_token_id", "eos_token_id")
         )
         ends = {"bos_token_id": bos[0] if bos else None, "eos_token_ids": eos}
-        config = cls(**{**checked, **ends}, model_type=model_type)
-        for problem in config._problems(raw.get("head_dim")):
+        scaling = read_rope_scaling(rope, checked["max_position_embeddings"], where)
+        config = cls(**{**checked, **ends}, model_type=model_type, rope_scaling=scaling)
+        for problem in config._problems(raw):
             raise EdgeError(f"{where}: {problem}; check the file, or choose another checkpoint.")
         return config
 
@@ -136,7 +141,9 @@ class ModelConfig:
                 "use_o_bias": self.use_o_bias,
                 "mlp_bias": self.use_mlp_bias,
             }
-        return written | rope | {"rope_parameters": {"rope_type": "default", **rope}}
+        scaling = self.rope_scaling.to_dict() if self.rope_scaling else {"rope_type": "default"}
+        written |= {"rope_scaling": scaling} if self.rope_scaling else {}
+        return written | rope | {"rope_parameters": {**scaling, **rope}}
 
     def matching(self, tensor_names: Collection[str]) -> ModelConfig:
         """With `use_qkv_bias` as the tensors have it: old configs leave it out."""
@@ -147,8 +154,9 @@ class ModelConfig:
         is_tied = self.tie_word_embeddings and tensor_name.startswith("lm_head.")
         return is_tied or tensor_name.endswith("rotary_emb.inv_freq")
 
-    def _problems(self, head_dim: object) -> Iterator[str]:
+    def _problems(self, raw: Mapping[str, Any]) -> Iterator[str]:
         """Reasons why values that are possible by themselves do not make a network."""
+        head_dim, window = raw.get("head_dim"), raw.get("sliding_window")
         heads, kv_heads, width = self.num_attention_heads, self.num_key_value_heads, self.head_dim
         rotary = f"partial_rotary_factor {self.partial_rotary_factor}"
         if self.hidden_size % heads:
@@ -159,6 +167,12 @@ class ModelConfig:
             yield f"num_attention_heads {heads} is not divisible by num_key_value_heads {kv_heads}"
         if self.rotary_dims % 2 or not 0 < self.rotary_dims <= width:
             yield f"{rotary} rotates {self.rotary_dims} of {width} dims, which must be even"
+        if (
+            window
+            and window != self.max_position_embeddings
+            and raw.get("use_sliding_window", True)
+        ):
+            yield f"it attends to a sliding window of {window}, which edge does not compute"
         if self.model_type == "llama" and self.rotary_dims != width:
             yield f"{rotary} is not a Llama's, which rotates whole heads"
 
@@ -179,19 +193,15 @@ def _model_type(raw: Mapping[str, Any], where: str) -> ModelType:
     return MODEL_TYPES[kind]
 
 
-def _nested_rope(raw: Mapping[str, Any], where: str) -> dict[str, Any]:
-    """Rotation as `rope_parameters` has it; refuses scaling there and in `rope_scaling`."""
-    nested, scaling = raw.get("rope_parameters") or {}, raw.get("rope_scaling") or {}
-    for rope in (nested, scaling):
-        is_object = isinstance(rope, Mapping)
-        kind = rope.get("rope_type", rope.get("type", "default")) if is_object else rope
-        if not is_object or kind != "default" or rope.get("factor", 1) != 1:
-            raise EdgeError(
-                f"{where}: rope scaling {kind!r} is not supported; remove rope_scaling to run the "
-                f"model at its trained context."
-            )
-    names = {"rope_theta", "partial_rotary_factor"}
-    return {name: nested[name] for name in names & nested.keys() if nested[name] is not None}
+def _rope(raw: Mapping[str, Any], where: str) -> dict[str, Any]:
+    """`rope_scaling` of transformers 4 and `rope_parameters` of transformers 5 as one object."""
+    found = [raw.get(key) or {} for key in ("rope_parameters", "rope_scaling")]
+    if not all(isinstance(rope, Mapping) for rope in found):
+        raise EdgeError(
+            f"{where}: rope_parameters and rope_scaling must be JSON objects; check the file."
+        )
+    outer = raw.get("original_max_position_embeddings")
+    return {**found[0], **found[1]} | ({"original_max_position_embeddings": outer} if outer else {})
 
 
 def _token_ids(name: str, given: Mapping[str, Any], vocab_size: int, where: str) -> tuple[int, ...]:

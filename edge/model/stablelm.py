@@ -15,6 +15,7 @@ import mlx.core as mx
 from mlx import nn
 
 from edge.model.config import ModelConfig
+from edge.model.rope_scaling import RopeScaling
 
 # One layer's keys and values: ours (`edge.model.kv_cache`) or any of mlx-lm's classes. Has
 # `offset`, `state`, `update_and_fetch`, `is_trimmable` and `trim`, and may have `make_mask`.
@@ -102,26 +103,61 @@ class RotaryEmbedding(nn.RoPE):
     One for all layers: on a CPU they share the cosines and sines of a position.
     """
 
-    def __init__(self, dims: int, base: float):
+    def __init__(self, dims: int, base: float, scaling: RopeScaling | None = None):
         super().__init__(dims, base=base)
+        self._scaling, self._gain = scaling, scaling.attention_factor if scaling else 1.0
+        self._frequencies: tuple[int, mx.array] | None = None  # for a context
         self._position: tuple[int, mx.array, mx.array] | None = None
 
     def __call__(self, x: mx.array, offset: int | mx.array) -> mx.array:
         """x (B, heads, L, width) at positions offset to offset + L - 1 -> same shape."""
-        if not _compiles(x.shape[2]) or not isinstance(offset, int):  # of a batch: an array
-            return super().__call__(x, offset=offset)
+        length = x.shape[2]
+        if not _compiles(length) or not isinstance(offset, int):  # of a batch: an array
+            return self._rotate_all(x, offset)
         if self._position is None or self._position[0] != offset:
-            angles = _cosines_and_sines(mx.array(offset), self.dims, self.base)
+            frequencies = self._frequencies_of(offset, length)
+            angles = _cosines_and_sines(mx.array(offset), frequencies, self._gain)
             self._position = (offset, *angles)
         return _rotated(x, *self._position[1:])
 
+    def _rotate_all(self, x: mx.array, offset: int | mx.array) -> mx.array:
+        if self._scaling is None:
+            return super().__call__(x, offset=offset)
+        if self._gain != 1:
+            x = mx.concatenate([x[..., : self.dims] * self._gain, x[..., self.dims :]], axis=-1)
+        periods = 1 / self._frequencies_of(offset, x.shape[2])
+        how: dict[str, Any] = {"traditional": False, "base": None, "scale": 1.0}
+        return mx.fast.rope(x, self.dims, offset=offset, freqs=periods, **how)
+
+    def _frequencies_of(self, offset: int | mx.array, length: int) -> mx.array:
+        """Radians per position, (dims / 2,); only dynamic ones depend on the context."""
+        context = 0
+        if self._scaling is not None and self._scaling.rope_type == "dynamic":
+            first = offset if isinstance(offset, int) else int(offset.max())
+            context = max(first + length, self._scaling.original_max_position_embeddings)
+        if self._frequencies is None or self._frequencies[0] != context:
+            if self._scaling is None:
+                found = _plain_frequencies(self.dims, self.base)
+            else:
+                found = mx.array(self._scaling.frequencies(self.dims, self.base, context))
+            self._frequencies = (context, found)
+        return self._frequencies[1]
+
 
 @mx.compile
-def _cosines_and_sines(position: mx.array, dims: int, base: float) -> tuple[mx.array, mx.array]:
-    """Those of one position's angles, (dims / 2,) each; as `mx.fast.rope` has them."""
+def _plain_frequencies(dims: int, base: float) -> mx.array:
+    """Radians per position, (dims / 2,); as `mx.fast.rope` has them."""
     half = dims // 2
-    angles = position * mx.exp(mx.arange(0, -half, -1) * (math.log(base) / half))
-    return mx.cos(angles), mx.sin(angles)
+    return mx.exp(mx.arange(0, -half, -1) * (math.log(base) / half))
+
+
+@mx.compile
+def _cosines_and_sines(
+    position: mx.array, frequencies: mx.array, gain: float
+) -> tuple[mx.array, mx.array]:
+    """Those of one position's angles, (dims / 2,) each, times the gain."""
+    angles = position * frequencies
+    return mx.cos(angles) * gain, mx.sin(angles) * gain
 
 
 @mx.compile
@@ -289,7 +325,7 @@ class Backbone(nn.Module):
     def __init__(self, config: ModelConfig):
         super().__init__()
         self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
-        rope = RotaryEmbedding(config.rotary_dims, config.rope_theta)
+        rope = RotaryEmbedding(config.rotary_dims, config.rope_theta, config.rope_scaling)
         self.layers = [DecoderLayer(config, rope) for _ in range(config.num_hidden_layers)]
         self.norm = Norm(config)
 

@@ -6,9 +6,8 @@ from transformers import LlamaConfig
 from edge.errors import EdgeError
 from edge.model.config import ModelConfig
 from edge.model.tensors import check_shapes, expected_shapes, parameter_count
-from tests.support.tiny import CONFIGS, LLAMA, LLAMA_CONFIGS, PLAIN
+from tests.support.tiny import ALL_CONFIGS, LLAMA, LLAMA3, LLAMA_CONFIGS, PLAIN
 
-ALL = CONFIGS | LLAMA_CONFIGS
 SIZES = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers")
 HEADS = ("num_attention_heads", "num_key_value_heads")
 STABLE_CODE_3B = {
@@ -62,11 +61,11 @@ def test_defaults_of_a_llama_are_transformers():
     assert ModelConfig.from_dict({**raw, "eos_token_id": None}).eos_token_ids == ()
 
 
-@pytest.mark.parametrize("name", ALL)
+@pytest.mark.parametrize("name", ALL_CONFIGS)
 def test_our_config_is_read_by_us_and_by_transformers(name):
-    config = ModelConfig.from_dict(ALL[name])
+    config = ModelConfig.from_dict(ALL_CONFIGS[name])
     assert ModelConfig.from_dict(config.to_dict()) == config
-    if name in LLAMA_CONFIGS:
+    if config.model_type == "llama":
         theirs = LlamaConfig.from_dict(config.to_dict())
         assert ModelConfig.from_dict(theirs.to_dict()) == config
         assert (theirs.attention_bias, theirs.mlp_bias) == (config.use_o_bias, config.use_mlp_bias)
@@ -91,13 +90,21 @@ def test_qkv_bias_follows_the_tensors():
         ({"num_attention_heads": 3}, "num_attention_heads 3"),
         ({"partial_rotary_factor": 2.0}, "partial_rotary_factor"),
         ({"use_qkv_bias": "false"}, "use_qkv_bias is 'false', not true or false"),
-        ({"rope_parameters": "default"}, "rope scaling 'default'"),
-        ({"rope_parameters": {"rope_type": []}}, "rope scaling"),
+        ({"rope_parameters": "default"}, "must be JSON objects"),
+        ({"rope_parameters": {"rope_type": []}}, r"rope scaling \[\] is not supported"),
+        ({"rope_scaling": {"type": "longrope", "factor": 4.0}}, "rope scaling 'longrope'"),
+        ({"rope_scaling": {"type": "linear"}}, "factor of the rope scaling is None"),
+        ({"rope_scaling": {"type": "linear", "factor": "4"}}, "factor of the rope scaling is '4'"),
+        ({"sliding_window": 64}, "sliding window of 64"),
         ({"eos_token_id": [0, None]}, "eos_token_id"),
         ({**LLAMA, "head_dim": 32}, "head_dim is 32"),
         ({**LLAMA, "partial_rotary_factor": 0.5}, "rotates whole heads"),
         ({**LLAMA, "rms_norm_eps": 0}, "rms_norm_eps is 0"),
-        ({**LLAMA, "rope_scaling": {"rope_type": "llama3", "factor": 8.0}}, "llama3"),
+        ({**LLAMA, "rope_scaling": {"rope_type": "llama3", "factor": 8.0}}, "low_freq_factor of"),
+        (
+            {**LLAMA, "rope_scaling": {**LLAMA3, "high_freq_factor": 1.0}},
+            "1.0 is not below high_freq_factor 1.0",
+        ),
         ({**LLAMA, "eos_token_id": 160}, "eos_token_id is 160"),
     ],
     ids=lambda change: str(change)[-40:],

@@ -17,10 +17,13 @@ from edge.model.load import load_model
 from edge.model.stablelm import FUSED_DECODE_WIDTHS, RotaryEmbedding
 from edge.model.tensors import ORDER_READERS, expected_shapes, input_order_shapes
 from tests.support.tiny import (
+    ALL_CONFIGS,
     CONFIGS,
+    DYNAMIC_CONFIGS,
     LLAMA_CONFIGS,
     MODES,
     PLAIN,
+    SCALED_CONFIGS,
     quantised_tensors,
     random_tensors,
     tiny_model,
@@ -59,17 +62,27 @@ def relative(found, expected):
 
 
 @pytest.mark.parametrize("lengths", [(40,), (1,) * 40, (7, 1, 32)], ids=len)
-@pytest.mark.parametrize("name", ALL)
+@pytest.mark.parametrize("name", ALL | SCALED_CONFIGS)
 def test_logits_match_transformers(name, lengths, reference):
-    assert np.abs(logits(tiny_model(ALL[name]), lengths) - reference[name]).max() < TOLERANCE
+    assert (
+        np.abs(logits(tiny_model(ALL_CONFIGS[name]), lengths) - reference[name]).max() < TOLERANCE
+    )
 
 
-@pytest.mark.parametrize("name", ALL)
+@pytest.mark.parametrize("name", DYNAMIC_CONFIGS)
+def test_dynamic_scaling_follows_the_length_of_the_context(name, reference):
+    model = tiny_model(DYNAMIC_CONFIGS[name])
+    for _ in range(2):  # and starts again with a short one
+        assert np.abs(logits(model) - reference[name]).max() < TOLERANCE
+        assert np.abs(logits(model, (5,)) - reference[name][:5]).max() > TOLERANCE
+
+
+@pytest.mark.parametrize("name", ALL_CONFIGS)
 def test_recorded_logits_are_those_of_transformers_here(name, reference):
     pytest.importorskip("torch", reason="PyTorch is not installed: recorded logits are used alone")
     from tools.record_reference_logits import reference_logits
 
-    assert np.abs(reference_logits(ALL[name]) - reference[name]).max() < 1e-5
+    assert np.abs(reference_logits(ALL_CONFIGS[name]) - reference[name]).max() < 1e-5
 
 
 @pytest.mark.parametrize("name", [n for n in ALL if n != "tied"])  # its StableLM has no tied head

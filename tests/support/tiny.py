@@ -77,6 +77,33 @@ LLAMA_CONFIGS = {
     "llama-bias": {**LLAMA, "attention_bias": True, "mlp_bias": True},
     "code-llama": {**LLAMA, "hidden_size": 256, **TWO_HEADS, "rope_theta": 1_000_000},
 }
+# Trained on 16 positions: the 40 tokens of the tests go far beyond.
+YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 16}
+LLAMA3 = {"rope_type": "llama3", "factor": 8.0, "original_max_position_embeddings": 16}
+LLAMA3 |= {"low_freq_factor": 1.0, "high_freq_factor": 4.0}
+SCALINGS = {
+    "linear": {"type": "linear", "factor": 4.0},  # as transformers 4 spelled it at first
+    "llama3": LLAMA3,
+    "yarn": YARN,
+    "yarn-mscale": {**YARN, "mscale": 0.7, "mscale_all_dim": 1.3, "truncate": False},
+    "yarn-gain": {**YARN, "attention_factor": 0.9, "beta_fast": 8.0, "beta_slow": 2.0},
+}
+HALF = {**PLAIN, "partial_rotary_factor": 0.5}
+SCALED_CONFIGS = {
+    f"{raw['model_type']}-{name}": {**raw, "rope_scaling": scaling}
+    for raw in (HALF, LLAMA)
+    for name, scaling in SCALINGS.items()
+}
+# Its frequencies follow the length of the context, so it is apart: only whole prompts agree.
+DYNAMIC_CONFIGS = {
+    f"{raw['model_type']}-dynamic": {
+        **raw,
+        "max_position_embeddings": 16,
+        "rope_scaling": {"rope_type": "dynamic", "factor": 4.0},
+    }
+    for raw in (HALF, LLAMA)
+}
+ALL_CONFIGS = CONFIGS | LLAMA_CONFIGS | SCALED_CONFIGS | DYNAMIC_CONFIGS
 
 
 # What mx.quantize can do, with the smallest groups.

@@ -122,6 +122,11 @@ def check_expressible(checkpoint: Checkpoint) -> None:
             f"{checkpoint.source.name} is a {checkpoint.config.model_type} model: edge writes GGUF "
             f"for StableLM only, so use llama.cpp's own converter, or make an MLX artefact."
         )
+    if checkpoint.config.rope_scaling is not None:
+        raise EdgeError(
+            f"{checkpoint.source.name} scales its rotary positions, which edge does not write to "
+            f"GGUF yet: use llama.cpp's own converter, or make an MLX artefact."
+        )
     read_tokenizer(checkpoint.tokenizer_files, checkpoint.config.vocab_size)
 
 
