@@ -32,17 +32,18 @@ sys.path.insert(0, str(ROOT))
 from edge.device.describe import describe_device  # noqa: E402
 from edge.device.software import software_versions  # noqa: E402
 from edge.formats.files import atomic_write  # noqa: E402
-from edge.power.powermetrics import PowermetricsMeter  # noqa: E402
+from edge.power import powermetrics  # noqa: E402
 from tests.support.fake_powermetrics import install, record  # noqa: E402
 
 # How the stand-in writes: what its FAKE_POWERMETRICS has for it.
 WRITES = {"whole records": "ultra", "a line at a time": "ultra,by-line"}
 
 
-def cost(interval_ms: int, misdeeds: str, command: Sequence[str], seconds: float) -> dict[str, Any]:
+def cost(interval_ms: int, misdeeds: str, seconds: float) -> dict[str, Any]:
     """Processor seconds of this process per second, while the meter runs."""
     os.environ["FAKE_POWERMETRICS"] = misdeeds
-    meter = PowermetricsMeter(interval_ms, command)
+    powermetrics.INTERVAL_MS = interval_ms
+    meter = powermetrics.PowermetricsMeter()
     meter.start()
     begin_s, used_s = time.monotonic(), _used_s()
     time.sleep(seconds)
@@ -57,13 +58,13 @@ def _used_s() -> float:
     return used.ru_utime + used.ru_stime
 
 
-def compared(args: argparse.Namespace, command: Sequence[str]) -> list[dict[str, Any]]:
+def compared(args: argparse.Namespace) -> list[dict[str, Any]]:
     """A record per interval and way of writing, the runs in turn."""
     kinds = list(product(args.intervals, WRITES))
     found: dict[Any, list[dict[str, Any]]] = {kind: [] for kind in kinds}
     for _ in range(args.rounds):
         for interval, writes in kinds:
-            run = cost(interval, WRITES[writes], command, args.seconds)
+            run = cost(interval, WRITES[writes], args.seconds)
             found[interval, writes].append(run)
     return [
         {
@@ -81,7 +82,7 @@ def document(args: argparse.Namespace, records: Sequence[Mapping[str, Any]]) -> 
     """The records with what they were measured on; no folder of this machine."""
     return {
         "created_utc": datetime.now(UTC).isoformat(timespec="seconds"),
-        "device": asdict(describe_device(measure=False)),
+        "device": asdict(describe_device()),
         "load_1m": os.getloadavg()[0],
         "software": software_versions(),
         "method": {
@@ -109,7 +110,9 @@ def main() -> None:
     """Measure, print, store."""
     args = parsed()
     with tempfile.TemporaryDirectory() as folder:
-        records = compared(args, install(Path(folder) / "bin"))
+        install(Path(folder))
+        os.environ["PATH"] = f"{folder}{os.pathsep}{os.environ['PATH']}"
+        records = compared(args)
     for r in records:
         rounds = ", ".join(f"{share:.2f}" for share in r["rounds"])
         print(

@@ -15,7 +15,7 @@ from edge.device.state import NOMINAL
 from edge.errors import EdgeError, printable
 from edge.power.choose import choose_meter
 from edge.power.meter import Energy, Meter, integrate
-from edge.power.powermetrics_timeline import read_log
+from edge.power.powermetrics_records import read_log
 
 DAY_S = 86400.0
 # As shells have them.
@@ -27,10 +27,10 @@ def run(args: argparse.Namespace) -> int:
     check(args)
     if args.replay is not None:
         log = read_log(args.replay)
-        end_ns = log.samples[-1].end_ns
-        energy = integrate(log.samples, 0, end_ns)
+        begin_ns, end_ns = log.samples[0].begin_ns, log.samples[-1].end_ns
+        energy = integrate(log.samples, begin_ns, end_ns)
         source = f"replay:{args.replay.name}"
-        _print(args, _document(source, log.boundary, energy, end_ns, log.flags))
+        _print(args, _document(source, log.boundary, energy, end_ns - begin_ns, log.flags))
         return 0
     meter = choose_meter(args.source)
     _refuse_unavailable(meter)

@@ -1,4 +1,4 @@
-"""Where watts come from: the meter's protocol, its integration, one file per source."""
+"""Power meters: their protocol, the integration of their samples, one file per source."""
 
-# Here, since every command's options name them and the meters take long to import.
+# Here, because the options of commands name them and the meters take long to import.
 SOURCES = ("auto", "powermetrics", "ioreport", "nvml", "rapl", "none")

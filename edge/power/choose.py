@@ -1,10 +1,10 @@
-"""Pick the power meter."""
+"""Choice of the power meter."""
 
 import sys
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection
 
 from edge.power.ioreport import IoReportMeter
-from edge.power.meter import Meter, Sample
+from edge.power.meter import Meter
 from edge.power.nvml import NvmlMeter
 from edge.power.powermetrics import PowermetricsMeter
 from edge.power.rapl import RaplMeter
@@ -21,51 +21,36 @@ COVERS = {
     "nvml": ("GPU",),
     "rapl": ("CPU",),
 }
-# Best first: the maker's own tool, then what needs no root; the device before its host.
+# The vendor's own tool, then what needs no root; the GPU before the CPU.
 BEST_FIRST = {"darwin": ("powermetrics", "ioreport"), "linux": ("nvml", "rapl")}
 
 
-class NoMeter:
-    """No samples, so that energy is null and never 0."""
-
-    source = "none"
-    boundary = "nothing"
-    flags: Sequence[str] = ()
+class NoMeter(Meter):
+    """No samples: energy is null, not 0."""
 
     def __init__(self, reason: str):
-        self.unavailable: str | None = reason
-
-    def start(self) -> None:
-        """Nothing to do."""
-
-    def stop(self) -> Sequence[Sample]:
-        """Nothing was measured."""
-        return ()
+        self.unavailable = reason
 
 
 def choose_meter(source: str, processors: Collection[str] = ()) -> Meter:
-    """The meter of this source; one that does not work here says so in `unavailable`.
+    """The meter of a source; `unavailable` has the reason where it does not work here.
 
-    `auto` is the best that works here and leaves out none of the processors, "CPU" and "GPU",
-    that do the work: an idle board's watts are not the work's.
+    `auto` is the best that works here and covers all of `processors`, "CPU" and "GPU", which
+    compute: the power of an idle GPU says nothing about work on the CPU.
     """
     if source == "none":
-        return NoMeter("power was not measured: no source was wanted (none)")
+        return NoMeter("power was not measured: the source is none")
     if source != "auto":
-        return _build(source)
+        return METERS[source]()
     reasons = []
     for name in BEST_FIRST.get(sys.platform, ()):
         left_out = sorted(set(processors).difference(COVERS[name]))
         if left_out:
-            reasons.append(f"{name}: it leaves out the {left_out[0]}, which computes here")
+            reasons.append(f"{name}: it does not cover the {left_out[0]}, which computes here")
             continue
-        meter = _build(name)
+        meter = METERS[name]()
         if meter.unavailable is None:
             return meter
         reasons.append(f"{name}: {meter.unavailable}")
     why = "; ".join(reasons) or f"edge has no meter for {sys.platform}"
     return NoMeter(f"power was not measured: {why}")
-
-
-def _build(name: str) -> Meter:
-    return METERS[name]()

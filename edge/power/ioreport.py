@@ -1,11 +1,11 @@
 """IOReport: the energy counters of Apple's chips, through zeus-apple-silicon (extra `ioreport`).
 
-The same model-based counters as powermetrics shows, without root, and DRAM besides. On macOS 27
-those of CPU, ANE and DRAM are published in batches some 2.2 s apart, the GPU's is live. GPU SRAM
-is shown beside: it is not documented whether the GPU's counter contains it.
+The model-based counters that powermetrics reads, without root, and DRAM. On macOS 27 those of CPU,
+ANE and DRAM are published in batches about 2.2 s apart, the GPU's at once. GPU SRAM is not added:
+it is not documented whether the GPU's counter contains it.
 
-Written against the source of zeus-apple-silicon 1.1.0, never run on a Mac: 1.1.0 overwrites one
-die's energy with the other's on an Ultra, and crashes in a virtual machine.
+Written from the source of zeus-apple-silicon 1.1.0, never run on a Mac. 1.1.0 overwrites the
+energy of one die of an Ultra with that of the other, and crashes in a virtual machine.
 """
 
 import platform
@@ -24,16 +24,16 @@ from edge.power.polling import PollingMeter, Reading, reason_of
 RAILS = {"CPU": "cpu_total_mj", "GPU": "gpu_mj", "ANE": "ane_mj", "DRAM": "dram_mj"}
 BESIDE = {"GPU SRAM": "gpu_sram_mj"}
 PACKAGE = "zeus-apple-silicon"
-ONE_DIE_UP_TO = (1, 1, 0)
+LAST_WITH_ONE_DIE = (1, 1, 0)
 NO_COUNTERS = "a virtual machine has no energy counters; measure on the Mac itself"
-# Four polls: a sample of this length means that the counters come in batches.
+# Four polls. A sample of this length means that the counters are published in batches.
 BATCH_NS = 10**9
 
 
 def load_monitor() -> Any:
-    """An AppleEnergyMonitor, or an EdgeError where none can be trusted."""
+    """An AppleEnergyMonitor; raises an EdgeError where it is missing or its values are wrong."""
     if (platform.system(), platform.machine()) != ("Darwin", "arm64"):
-        raise EdgeError("IOReport is there on Macs with Apple silicon only; choose another source.")
+        raise EdgeError("IOReport exists only on Macs with Apple silicon; choose another source.")
     if output_of(("sysctl", "-n", "kern.hv_vmm_present")) == "1":
         raise EdgeError(NO_COUNTERS)
     try:
@@ -42,7 +42,7 @@ def load_monitor() -> Any:
         raise EdgeError(f"{PACKAGE} is not installed: type {install_command(PACKAGE)}.") from None
     chip = output_of(("sysctl", "-n", "machdep.cpu.brand_string"))
     version = metadata.version(PACKAGE)
-    if "Ultra" in chip and tuple(map(int, re.findall(r"\d+", version)[:3])) <= ONE_DIE_UP_TO:
+    if "Ultra" in chip and tuple(map(int, re.findall(r"\d+", version)[:3])) <= LAST_WITH_ONE_DIE:
         raise EdgeError(
             f"{PACKAGE} {version} counts only one of the two dies of {chip}; use powermetrics."
         )
@@ -54,7 +54,7 @@ class IoReportMeter(PollingMeter):
 
     source = "ioreport"
     boundary = "CPU + GPU + ANE + DRAM of the SoC"
-    pulse = ("CPU",)
+    pacing = ("CPU",)
     live = ("GPU",)
 
     def __init__(self) -> None:
@@ -71,13 +71,13 @@ class IoReportMeter(PollingMeter):
         self.boundary = f"{' + '.join(rails)} of the SoC, without {missing}display, SSD and fans"
 
     def stop(self) -> Sequence[Sample]:
-        """End sampling, with a warning where the edges of a window are known only coarsely."""
+        """End sampling; batches become a warning, because they blur the edges of a window."""
         samples = super().stop()
         longest_ns = max((sample.length_ns for sample in samples), default=0)
         if longest_ns >= BATCH_NS:
-            batch_s = longest_ns / 1e9
             self._warn(
-                f"the counters came in batches up to {batch_s:.1f} s apart; measure for 30 s"
+                f"the counters came in batches up to {longest_ns / 1e9:.1f} s apart; "
+                "measure for 30 s"
             )
         return samples
 

@@ -1,9 +1,8 @@
-"""Power meters: what each one offers, and the one way its samples become joules."""
+"""The protocol of power meters, and the integration of their samples to joules."""
 
 from bisect import bisect_left, bisect_right
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
 
 from edge.device.state import THERMAL_LEVELS
 
@@ -14,7 +13,7 @@ class Sample:
 
     The rails of `joules` add up to the meter's boundary. Those of `beside` overlap them (a core
     inside its package) and are never added. `thermal` is the pressure at the end of the sample,
-    one of THERMAL_LEVELS or an unknown word, None where the source has none.
+    one of THERMAL_LEVELS or an unknown word; None where the source has none.
     """
 
     begin_ns: int
@@ -25,7 +24,7 @@ class Sample:
 
     @property
     def length_ns(self) -> int:
-        """Nanoseconds."""
+        """Duration in nanoseconds."""
         return self.end_ns - self.begin_ns
 
     @property
@@ -38,8 +37,8 @@ class Sample:
 class Energy:
     """Energy inside a window.
 
-    `coverage` is the fraction that samples cover; the joules are of that part only.
-    `edge_error_j` bounds what the two edges can have misplaced.
+    `coverage` is the fraction of the window that samples cover; the joules are of that part only.
+    `edge_error_j` bounds the error from samples that straddle the window's edges.
     """
 
     joules: Mapping[str, float]
@@ -56,32 +55,33 @@ class Energy:
 
     @property
     def is_total(self) -> bool:
-        """False where the CPU's counter failed, so that `total_j` is of the GPU alone."""
+        """False where the CPU's counter failed: then `total_j` is of the GPU alone."""
         return "CPU" in self.joules or "CPU" not in self.beside
 
 
-class Meter(Protocol):
-    """A source of power samples. Neither its constructor nor its methods raise.
+class Meter:
+    """A source of power samples. Neither the constructor nor a method of a subclass raises.
 
-    `source` is the name that `--source` takes. `boundary` names what the rails cover and leave
-    out. `unavailable` is None for a meter that works here, else the reason. `flags` are warnings
-    about the samples, complete after `stop`.
+    `source` is its name in `--source`. `boundary` says what the rails cover and leave out.
+    `unavailable` is the reason why it does not work here, or None. `flags` are warnings about the
+    samples, complete after `stop`.
     """
 
-    source: str
-    boundary: str
-    unavailable: str | None
-    flags: Sequence[str]
+    source = "none"
+    boundary = "nothing"
+    unavailable: str | None = None
+    flags: Sequence[str] = ()
 
     def start(self) -> None:
-        """Begin sampling; returns when the first sample can be trusted."""
+        """Begin sampling; returns when power is being measured."""
 
     def stop(self) -> Sequence[Sample]:
         """End sampling; the samples since `start` in order, without overlap."""
+        return ()
 
 
 def integrate(samples: Sequence[Sample], begin_ns: int, end_ns: int) -> Energy:
-    """Energy between two stamps; within a sample the power is taken as constant."""
+    """Energy between two stamps, with constant power within each sample."""
     if end_ns <= begin_ns:
         raise ValueError("an energy window must end after it begins")
     first = bisect_right(samples, begin_ns, key=lambda s: s.end_ns)
@@ -112,16 +112,16 @@ def _add(total: dict[str, float], joules: Mapping[str, float], share: float) -> 
 
 
 def worst_thermal(levels: Sequence[str | None]) -> str | None:
-    """The worst pressure level; an unknown word counts as worse than all, so that it shows."""
+    """The worst pressure level; an unknown word counts as worse than all known ones."""
     rank = {level: place for place, level in enumerate(THERMAL_LEVELS)}
     return max(filter(None, levels), key=lambda level: rank.get(level, len(rank)), default=None)
 
 
 def _edge_error_j(samples: Sequence[Sample], edge_ns: int) -> float:
-    """Energy that an edge can have misplaced: straddled interval x change of power.
+    """Largest error from a sample that straddles an edge: its duration x the change of power.
 
-    The change of power is that between the samples before and after the straddled one; where one
-    of them is missing, all of the straddled sample may lie on either side.
+    The change is the range over it and its two neighbours. Where one of them is missing, all of
+    its energy may belong to either side.
     """
     place = bisect_left(samples, edge_ns, key=lambda s: s.end_ns)
     if place == len(samples) or not samples[place].begin_ns < edge_ns < samples[place].end_ns:
@@ -129,6 +129,6 @@ def _edge_error_j(samples: Sequence[Sample], edge_ns: int) -> float:
     sample = samples[place]
     if not 0 < place < len(samples) - 1:
         return sample.mean_w * sample.length_ns / 1e9
-    # The sample's own power too: a burst inside it shows in neither neighbour.
+    # With the sample's own power: a burst inside it is in neither neighbour.
     powers_w = [s.mean_w for s in samples[place - 1 : place + 2]]
     return (max(powers_w) - min(powers_w)) * sample.length_ns / 1e9

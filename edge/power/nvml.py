@@ -1,8 +1,8 @@
 """NVML: the energy counter of NVIDIA's boards, through nvidia-ml-py (the extra `nvidia`).
 
 Since Volta the driver counts millijoules of the whole board, memory included, in steps of 20 to
-100 ms. Older boards only give their power, which is then sampled and integrated. Programs must
-finish their work on the GPU before they stamp a window's edges.
+100 ms. Older boards give only their power, which is sampled and integrated. Programs must finish
+their work on the GPU before they stamp a window's edges.
 """
 
 from collections.abc import Callable
@@ -16,7 +16,7 @@ SAMPLING_PERIOD_S = 0.1
 
 
 class SampledPower:
-    """Joules of a board that only gives its watts: the trapezoids between readings."""
+    """Joules of a board that gives only its power, by the trapezoidal rule between readings."""
 
     def __init__(self, watts: Callable[[], float], clock_ns: Callable[[], int]) -> None:
         self._watts, self._clock_ns = watts, clock_ns
@@ -24,7 +24,7 @@ class SampledPower:
         self._joules = 0.0
 
     def __call__(self) -> float:
-        """Joules since the beginning."""
+        """Joules since the start."""
         watts, now_ns = self._watts(), self._clock_ns()
         self._joules += (watts + self._last_w) / 2 * (now_ns - self._last_ns) / 1e9
         self._last_w, self._last_ns = watts, now_ns
@@ -47,10 +47,10 @@ class NvmlMeter(PollingMeter):
             self.unavailable = reason_of(error, "NVML")
 
     def start(self) -> None:
-        """Begin sampling."""
+        """Begin sampling, with a warning about several boards."""
         super().start()
         if (boards := len(self._counters)) > 1:
-            self._warn(f"{boards} boards are added up; set CUDA_VISIBLE_DEVICES to those that work")
+            self._warn(f"{boards} boards are added up; choose with CUDA_VISIBLE_DEVICES")
 
     def _read(self) -> Reading:
         return Reading({rail: read() for rail, read in self._counters.items()})
@@ -63,7 +63,7 @@ class NvmlMeter(PollingMeter):
             self._add(gpu.handle, "gpu" if len(gpus) == 1 else f"gpu{number}")
         names = " + ".join(gpu.name for gpu in gpus)
         self.boundary = f"{names}: the whole board, without CPU and main memory"
-        if len(self.pulse) < len(gpus):
+        if len(self.pacing) < len(gpus):
             self.period_s = SAMPLING_PERIOD_S
             self.boundary += "; sampled power, as the board has no energy counter"
 
@@ -71,10 +71,10 @@ class NvmlMeter(PollingMeter):
         try:
             current, _ = self._nvml.nvmlDeviceGetMigMode(gpu.handle)
         except self._nvml.NVMLError:
-            return  # a board that cannot be sliced
+            return  # a board without MIG
         if current == self._nvml.NVML_DEVICE_MIG_ENABLE:
             raise EdgeError(
-                f"{gpu.name} is sliced (MIG), and NVML counts whole boards; measure on a whole GPU."
+                f"{gpu.name} is sliced (MIG), but NVML counts whole boards; measure on a whole GPU."
             )
 
     def _add(self, handle: Any, rail: str) -> None:
@@ -87,4 +87,4 @@ class NvmlMeter(PollingMeter):
             )
             return
         self._counters[rail] = lambda: nvml.nvmlDeviceGetTotalEnergyConsumption(handle) / 1000
-        self.pulse = [*self.pulse, rail]
+        self.pacing = [*self.pacing, rail]

@@ -1,9 +1,9 @@
-"""Meters over counters of joules that only grow: read them now and then, keep the differences.
+"""Meters that poll cumulative energy counters.
 
 Counters are published in steps: RAPL's every millisecond, NVML's every 20 to 100 ms, IOReport's
-on macOS 27 every two seconds. A reader that cuts time at its own ticks sees zeros and then an
-impossible spike. So a sample ends when the counters have moved: its energy and its time belong
-together, and a longer step only means a longer sample and hence a larger edge error.
+on macOS 27 every two seconds. Samples that end at the reader's own ticks would be 0 W and then an
+impossible spike. So a sample ends when the counters have moved: its energy and its time match,
+and a longer step only makes a longer sample and hence a larger edge error.
 """
 
 import threading
@@ -13,11 +13,11 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from edge.errors import EdgeError
-from edge.power.meter import Sample
+from edge.power.meter import Meter, Sample
 
-# macOS 27 publishes every 2.2 s; a processor that is on cannot use nothing for longer than this.
+# macOS 27 publishes every 2.2 s. A counter that does not move for longer has failed.
 STALL_S = 5.0
-# How closely the beginning and the end of a measurement follow a step of the counters.
+# Polling period while a step of the counters is awaited: at the start and at the end.
 FINE_S = 0.02
 # More than any rail uses: a counter that grows faster was reset.
 MAX_RAIL_W = 10_000.0
@@ -25,25 +25,20 @@ MAX_RAIL_W = 10_000.0
 
 @dataclass(frozen=True)
 class Reading:
-    """Joules since an arbitrary beginning, as in `Sample`."""
+    """Joules since an arbitrary start; the rails are those of `Sample`."""
 
     joules: Mapping[str, float]
     beside: Mapping[str, float] = field(default_factory=dict)
 
 
-class PollingMeter(ABC):
-    """A thread that reads counters; a source says how. See `edge.power.meter.Meter`.
+class PollingMeter(Meter, ABC):
+    """A meter whose thread reads counters; subclasses implement `_read`.
 
-    `pulse` are the rails that always move while a machine is on: a sample ends when all of them
-    have moved. `live` are those that can be trusted while the pulse stands still. Tests replace
-    `clock_ns` and `wait`.
+    A sample ends when all `pacing` rails have moved: those that always do while a machine is on.
+    `live` rails stay valid while the others stall. Tests replace `clock_ns` and `wait`.
     """
 
-    source = ""
-    boundary = ""
-    unavailable: str | None = None
-    flags: Sequence[str] = ()
-    pulse: Sequence[str] = ()
+    pacing: Sequence[str] = ()
     live: Sequence[str] = ()
     period_s = 0.25
     clock_ns = staticmethod(time.monotonic_ns)
@@ -57,7 +52,7 @@ class PollingMeter(ABC):
         self._aligned = True
 
     def start(self) -> None:
-        """Begin sampling, at a step of the counters where one comes."""
+        """Begin sampling at a step of the counters, or after STALL_S without one."""
         self._samples, self.flags, self._last, self._aligned = [], (), None, True
         self._stopping = threading.Event()
         if self.unavailable is None and self._guarded(self._begin):
@@ -75,12 +70,12 @@ class PollingMeter(ABC):
 
     @abstractmethod
     def _read(self) -> Reading:
-        """Read every counter; an exception ends the measurement with a warning."""
+        """Read every counter; an exception ends sampling with a warning."""
 
     def _begin(self) -> None:
         self._last = self._stamped()
-        self._aligned = self._until_moved()
-        self._samples.clear()  # began between two steps
+        self._aligned = self._poll_until_moved()
+        self._samples.clear()  # it began between two steps
         if not self._aligned:
             self._warn_stalled(f"for {STALL_S:.0f} s at the start: choose another source")
 
@@ -89,34 +84,34 @@ class PollingMeter(ABC):
             self._poll()
 
     def _end(self) -> None:
-        if self._last is not None and not self._until_moved():
+        if self._last is not None and not self._poll_until_moved():
             self._close_stalled(*self._last)
 
-    def _until_moved(self) -> bool:
-        """Poll closely until a sample ends; false if the counters stand still."""
-        begin_ns, never = self.clock_ns(), threading.Event()
+    def _poll_until_moved(self) -> bool:
+        """Poll closely until a sample ends; false if the counters do not move."""
+        begin_ns = self.clock_ns()
         while not self._poll():
             if self.clock_ns() - begin_ns > STALL_S * 1e9:
                 return False
-            self.wait(never, FINE_S)
+            self.wait(threading.Event(), FINE_S)
         return True
 
     def _stamped(self) -> tuple[int, Reading]:
-        """A reading, stamped after it: a counter's value is never newer than its stamp."""
+        """A reading and the time after it: a counter's value is never newer than its stamp."""
         reading = self._read()
         return self.clock_ns(), reading
 
     def _poll(self) -> bool:
-        """Read; true if that ended a sample."""
+        """Read the counters; true if a sample ended."""
         now_ns, now = self._stamped()
         if self._last is None:
             return False
         begin_ns, before = self._last
-        moved = all(now.joules[rail] != before.joules[rail] for rail in self.pulse)
+        moved = all(now.joules[rail] != before.joules[rail] for rail in self.pacing)
         if not moved or now_ns - begin_ns < FINE_S * 1e9:
             return False
         self._last = now_ns, now
-        if not self._aligned:  # a counter that wakes up may release energy from long before
+        if not self._aligned:  # the first step after a stall may hold energy from long before
             self._aligned = True
             return True
         beside = _growth(before.beside, now.beside)
@@ -124,43 +119,39 @@ class PollingMeter(ABC):
         if _is_possible(sample):
             self._samples.append(sample)
         else:
-            lost_s = sample.length_ns / 1e9
-            self._warn(
-                f"a counter jumped, as after a reset; {lost_s:.1f} s are lost: measure again"
-            )
+            gap_s = sample.length_ns / 1e9
+            self._warn(f"a counter jumped, as after a reset; {gap_s:.1f} s are lost: measure again")
         return True
 
     def _close_stalled(self, begin_ns: int, before: Reading) -> None:
-        """Keep the live rails of a time in which the others stood still."""
+        """Keep the live rails of a time in which the others stalled."""
         end_ns, now = self._stamped()
         stalled_s = (end_ns - begin_ns) / 1e9
-        self._warn_stalled(
-            f"for the last {stalled_s:.1f} s, where no total is known: measure again"
-        )
+        self._warn_stalled(f"for the last {stalled_s:.1f} s, which have no total: measure again")
         growth = _growth(before.joules, now.joules)
         sample = Sample(begin_ns, end_ns, {r: j for r, j in growth.items() if r in self.live})
         if sample.joules and _is_possible(sample):
             self._samples.append(sample)
 
     def _guarded(self, work: Callable[[], None]) -> bool:
-        """Run; a meter that breaks is a warning, never the end of the measurement around it."""
+        """Run; a failure is a warning, because a meter must not end the run it measures."""
         try:
             work()
         except Exception as error:
             self._last = None
-            self._warn(f"the counters could not be read any more: {error}")
+            self._warn(f"the counters can no longer be read: {error}")
             return False
         return True
 
     def _warn_stalled(self, how: str) -> None:
-        self._warn(f"the counter of {' and '.join(self.pulse)} stood still {how}")
+        self._warn(f"the counter of {' and '.join(self.pacing)} did not move {how}")
 
     def _warn(self, sentence: str) -> None:
         self.flags = (*self.flags, f"{self.source}: {sentence}")
 
 
 def reason_of(error: Exception, library: str) -> str:
-    """Why a meter is unavailable."""
+    """The reason why a meter is unavailable."""
     return str(error).rstrip(".") if isinstance(error, EdgeError) else f"{library} failed: {error}"
 
 
@@ -171,7 +162,7 @@ def _growth(before: Mapping[str, float], now: Mapping[str, float]) -> dict[str, 
 def _is_possible(sample: Sample) -> bool:
     """False if a rail lost energy or used more than any machine can.
 
-    A short sample may hold a whole step of the counter, so it is judged as one of 1 s.
+    A short sample may hold a whole step of the counter, so the limit is that of at least 1 s.
     """
     limit_j = MAX_RAIL_W * max(sample.length_ns / 1e9, 1.0)
     return all(0 <= energy_j <= limit_j for energy_j in sample.joules.values())

@@ -3,9 +3,9 @@
     /sys/class/powercap/intel-rapl:N/{name,energy_uj,max_energy_range_uj}      a package, or psys
     /sys/class/powercap/intel-rapl:N:M/...                                     core, uncore, dram
 
-AMD's Zen is served by the same driver, under the same names. A package contains its core and
-uncore; psys is the platform and contains the packages; dram is separate. `intel-rapl-mmio:N` is
-the same package a second time. So packages and dram add up, the rest is shown beside.
+AMD's Zen has the same driver and names. A package contains its core and uncore; psys is the
+platform and contains the packages; dram is separate. `intel-rapl-mmio:N` is the same package a
+second time. So packages and dram are added, the rest is not.
 
 Tested on a copy of the directory tree, never on a processor: virtual machines have no RAPL.
 """
@@ -19,12 +19,12 @@ from edge.power.polling import PollingMeter, Reading
 ROOT = Path("/sys/class/powercap")
 ZONE = re.compile(r"intel-rapl:(\d+)(?::\d+)?")
 ADDING_UP = ("package", "dram")
-# Counters move every millisecond; a virtual machine's may exist and never move.
+# Counters move every millisecond; those of a virtual machine may never move.
 PROBE_S, PROBES = 0.02, 5
 
 
 class Zone:
-    """One counter, unwrapped: it starts again at 0 after `max_energy_range_uj`, in minutes."""
+    """One counter, unwrapped: it restarts at 0 after `max_energy_range_uj`, within minutes."""
 
     def __init__(self, path: Path):
         package = ZONE.fullmatch(path.name)
@@ -37,7 +37,7 @@ class Zone:
         self._last_uj, self._wrapped_uj = read_uj(path), 0
 
     def joules(self) -> float:
-        """Joules since an arbitrary beginning. Must be called at least once per wrap-around."""
+        """Joules since an arbitrary start. Must be called at least once per wrap-around."""
         now_uj = read_uj(self._path)
         if now_uj < self._last_uj:
             self._wrapped_uj += self._range_uj
@@ -46,17 +46,17 @@ class Zone:
 
 
 class RaplMeter(PollingMeter):
-    """Joules of every processor package and, where there is one, DRAM counter."""
+    """Joules of every processor package and DRAM counter."""
 
     source = "rapl"
 
-    def __init__(self, root: Path = ROOT):
+    def __init__(self) -> None:
         super().__init__()
         self._zones: list[Zone] = []
-        self.unavailable = self._find_zones(root)
+        self.unavailable = self._open_zones()
         names = [zone.rail for zone in self._zones if zone.adds_up]
-        self.pulse = [name for name in names if name.startswith("package")]
-        dram = "" if len(names) > len(self.pulse) else " and without DRAM"
+        self.pacing = [name for name in names if name.startswith("package")]
+        dram = "" if len(names) > len(self.pacing) else " and without DRAM"
         self.boundary = f"{' + '.join(names) or 'processor'} (RAPL), without GPU boards{dram}"
 
     def _read(self) -> Reading:
@@ -66,36 +66,29 @@ class RaplMeter(PollingMeter):
             beside={zone.rail: j for zone, j in joules if not zone.adds_up},
         )
 
-    def _find_zones(self, root: Path) -> str | None:
+    def _open_zones(self) -> str | None:
         """Open every zone; the reason if nothing can be measured."""
-        paths = sorted(p for p in root.glob("intel-rapl:*") if ZONE.fullmatch(p.name))
+        paths = sorted(p for p in ROOT.glob("intel-rapl:*") if ZONE.fullmatch(p.name))
         try:
             self._zones = [Zone(path) for path in paths]
-        except PermissionError:  # since CVE-2020-8694: fine energy readings leak computations
-            files = f"{root}/intel-rapl:*/energy_uj"
+        except PermissionError:  # fine energy readings leak what is computed
+            files = f"{ROOT}/intel-rapl:*/energy_uj"
             allow = f"sudo chgrp $(id -gn) {files} && sudo chmod g+r {files}"
-            return (
-                f"RAPL's counters are for root alone (CVE-2020-8694); until the next boot: {allow}"
-            )
+            return f"RAPL's counters need root (CVE-2020-8694); to allow them until reboot: {allow}"
         except (OSError, ValueError) as error:
-            return f"RAPL's counters under {root} cannot be read ({error}); choose another source"
+            return f"RAPL's counters under {ROOT} cannot be read ({error}); choose another source"
         packages = [zone for zone in self._zones if zone.rail.startswith("package")]
         if not packages:
             return (
-                f"there is no RAPL package under {root}: on a PC try sudo modprobe intel_rapl_msr"
+                f"there is no RAPL package under {ROOT}: virtual machines and containers have "
+                "none; on a PC try sudo modprobe intel_rapl_msr"
             )
-        if self._moves(packages):
-            return None
-        return f"RAPL's counters under {root} stand still, as in a virtual machine"
-
-    def _moves(self, packages: list[Zone]) -> bool:
         begin = [zone.joules() for zone in packages]
-        never = threading.Event()
         for _ in range(PROBES):
-            self.wait(never, PROBE_S)
+            self.wait(threading.Event(), PROBE_S)
             if all(zone.joules() != j for zone, j in zip(packages, begin, strict=True)):
-                return True
-        return False
+                return None
+        return f"RAPL's counters under {ROOT} do not move, as in a virtual machine"
 
 
 def read_uj(zone: Path) -> int:

@@ -1,6 +1,7 @@
 import shutil
 import sys
 import time
+from functools import partial
 
 import pytest
 
@@ -72,7 +73,9 @@ def test_the_automatic_meter_covers_the_processors_that_compute(monkeypatch, mlx
     asked = []
     monkeypatch.setattr(sys, "platform", "linux")
     monkeypatch.setattr("edge.bench.processors.platform.system", lambda: "Linux")
-    monkeypatch.setattr("edge.power.choose._build", meter)
+    monkeypatch.setattr(
+        "edge.power.choose.METERS", {name: partial(meter, name) for name in ("nvml", "rapl")}
+    )
     monkeypatch.setattr(
         "edge.bench.processors.run_child",
         lambda _, question, *__: asked.append(question) or [gguf, mlx],

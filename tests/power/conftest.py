@@ -1,32 +1,41 @@
-"""Time that passes only when a polling meter waits, and then takes the counters along."""
-
-import threading
+import os
 from itertools import pairwise
 
 import pytest
 
+from edge.power import powermetrics
 from edge.power.polling import PollingMeter
+from tests.support.fake_powermetrics import install
 
 BEGIN_NS = 10**12
 
 
 @pytest.fixture
-def passing(monkeypatch):
-    """passing(tick, seconds): every wait moves the clock on and calls `tick(now_s)`.
+def fake(tmp_path, monkeypatch):
+    """fake(misdeeds): a powermetrics that streams every 20 ms, first on the PATH with its sudo."""
+    install(tmp_path / "bin")
+    monkeypatch.setenv("PATH", f"{tmp_path / 'bin'}{os.pathsep}{os.environ['PATH']}")
+    monkeypatch.setenv("FAKE_POWERMETRICS", "")
+    monkeypatch.setattr(powermetrics, "INTERVAL_MS", 20)
+    monkeypatch.setattr(powermetrics, "PROBE_INTERVAL_MS", 20)
+    return lambda misdeeds: monkeypatch.setenv("FAKE_POWERMETRICS", misdeeds)
 
-    A test lets its counters grow there. The thread's waits, recognised by their period, end after
-    `seconds`.
+
+@pytest.fixture
+def passing(monkeypatch):
+    """passing(tick, seconds): time passes only in the waits of a meter, which call `tick(now_s)`.
+
+    The waits of its thread, recognised by their period, end after `seconds`.
     """
 
     def install(tick, seconds=10.0, period_s=0.25):
         now_ns, end_ns = [BEGIN_NS], BEGIN_NS + int(seconds * 1e9)
 
         def clock_ns():
-            now_ns[0] += 1000  # looking takes time too
+            now_ns[0] += 1000
             return now_ns[0]
 
         def wait(event, wait_s):
-            assert isinstance(event, threading.Event)
             if wait_s == period_s and now_ns[0] >= end_ns:
                 return True
             now_ns[0] += int(wait_s * 1e9)
@@ -48,7 +57,6 @@ def measured(meter):
 
 
 def totals(samples):
-    """Joules per rail over all samples."""
     rails = {rail for sample in samples for rail in sample.joules}
     return {rail: sum(sample.joules.get(rail, 0.0) for sample in samples) for rail in rails}
 

@@ -1,10 +1,12 @@
-"""IOReport against a stand-in with the interface of zeus-apple-silicon 1.1.0's bindings."""
+"""IOReport against a fake with the interface of zeus-apple-silicon 1.1.0."""
 
+import re
 import sys
 from types import ModuleType, SimpleNamespace
 
 import pytest
 
+from edge.errors import EdgeError
 from edge.power import ioreport
 from edge.power.ioreport import IoReportMeter
 from tests.power.conftest import measured, span_s, totals
@@ -13,7 +15,7 @@ WATTS = {"cpu_total_mj": 4.0, "gpu_mj": 20.0, "ane_mj": 0.0, "dram_mj": 3.0, "gp
 
 
 class AppleEnergyMonitor:
-    """Cumulative millijoules; all but the GPU's are published every `batch_s` only."""
+    """Cumulative millijoules; those of the GPU at once, the others every `batch_s`."""
 
     def __init__(self, watts=WATTS, batch_s=0.001):
         self.watts, self.batch_s = watts, batch_s
@@ -46,7 +48,7 @@ def make(passing, monkeypatch):
 
 
 @pytest.mark.parametrize("without", [(), ("DRAM",)])
-def test_live_counters(make, without):
+def test_counters_are_measured(make, without):
     unknown = {"dram_mj": None} if without else {}
     meter = make(AppleEnergyMonitor({**WATTS, **unknown}))
     samples = measured(meter)
@@ -67,7 +69,7 @@ def test_batches_of_macos_27_are_flagged(make):
     assert len(meter.flags) == 1 and "batches up to 2." in meter.flags[0]
 
 
-def test_a_virtual_mac_has_no_energy_model_and_a_library_may_fail(make):
+def test_a_mac_without_counters_and_a_failing_library_are_reasons(make):
     meter = make(monitor := AppleEnergyMonitor(dict.fromkeys(WATTS)))
     assert "virtual machine" in meter.unavailable
     meter.start()
@@ -76,42 +78,34 @@ def test_a_virtual_mac_has_no_energy_model_and_a_library_may_fail(make):
     assert make(monitor).unavailable == "IOReport failed: division by zero"
 
 
-@pytest.fixture
-def mac(monkeypatch):
-    """mac(version, chip, vm): a meter on a Mac with the package, and what sysctl says there."""
-
-    def make(version="1.1.0", chip="Apple M2 Max", vm="0"):
-        package = ModuleType("zeus_apple_silicon")
-        package.AppleEnergyMonitor = AppleEnergyMonitor
-        said = {"kern.hv_vmm_present": vm, "machdep.cpu.brand_string": chip}
-        monkeypatch.setattr(ioreport.platform, "system", lambda: "Darwin")
-        monkeypatch.setattr(ioreport.platform, "machine", lambda: "arm64")
-        monkeypatch.setattr(ioreport, "output_of", lambda command: said[command[-1]])
-        monkeypatch.setattr(ioreport.metadata, "version", {ioreport.PACKAGE: version}.__getitem__)
-        monkeypatch.setitem(sys.modules, "zeus_apple_silicon", package)
-        return IoReportMeter()
-
-    return make
-
-
-def test_on_a_mac_the_package_is_needed(mac, monkeypatch):
-    assert mac().unavailable is None
-    monkeypatch.setattr(AppleEnergyMonitor, "__init__", lambda self: pytest.fail("it would crash"))
-    assert "virtual machine" in mac(vm="1").unavailable
-    monkeypatch.setitem(sys.modules, "zeus_apple_silicon", None)
-    monkeypatch.setattr(ioreport, "output_of", lambda command: "")
-    assert IoReportMeter().unavailable.endswith(" zeus-apple-silicon")
-    monkeypatch.setattr(ioreport.platform, "system", lambda: "Linux")
-    assert "Apple silicon only" in IoReportMeter().unavailable
-
-
 @pytest.mark.parametrize(
-    ("version", "chip", "refused"),
-    [("1.1.0", "Apple M2 Ultra", True), ("1.10", "Apple M3 Ultra", False)],
+    ("answers", "reason"),
+    [
+        ({}, None),
+        ({"system": "Linux"}, "only on Macs with Apple silicon"),
+        ({"vm": "1"}, "virtual machine"),  # where the package crashes
+        ({"package": None}, " zeus-apple-silicon."),
+        ({"chip": "Apple M2 Ultra"}, "1.1.0 counts only one of the two dies"),
+        ({"chip": "Apple M3 Ultra", "version": "1.10"}, None),
+    ],
 )
-def test_a_release_that_counts_one_die_of_two_is_refused(mac, version, chip, refused):
-    reason = mac(version, chip).unavailable or ""
-    assert (f"{version} counts only one of the two dies" in reason) is refused
+def test_what_a_mac_needs(monkeypatch, answers, reason):
+    package = ModuleType("zeus_apple_silicon")
+    package.AppleEnergyMonitor = AppleEnergyMonitor
+    said = {"system": "Darwin", "chip": "Apple M2 Max", "vm": "0", "version": "1.1.0"} | answers
+    sysctl = {"kern.hv_vmm_present": said["vm"], "machdep.cpu.brand_string": said["chip"]}
+    monkeypatch.setattr(ioreport.platform, "system", lambda: said["system"])
+    monkeypatch.setattr(ioreport.platform, "machine", lambda: "arm64")
+    monkeypatch.setattr(ioreport, "output_of", lambda command: sysctl[command[-1]])
+    versions = {ioreport.PACKAGE: said["version"]}
+    monkeypatch.setattr(ioreport.metadata, "version", versions.__getitem__)
+    monkeypatch.setitem(sys.modules, "zeus_apple_silicon", said.get("package", package))
+    if reason is None:
+        assert isinstance(ioreport.load_monitor(), AppleEnergyMonitor)
+    else:
+        monkeypatch.setattr(AppleEnergyMonitor, "__init__", lambda _: pytest.fail("it is used"))
+        with pytest.raises(EdgeError, match=re.escape(reason)):
+            ioreport.load_monitor()
 
 
 @pytest.mark.skipif(sys.platform != "darwin", reason="the package is for Macs only")

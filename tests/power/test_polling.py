@@ -1,4 +1,4 @@
-"""What every meter over growing counters does when they step, jump, stall or vanish."""
+"""Meters over counters that step, jump, stall or vanish."""
 
 import threading
 from time import monotonic_ns
@@ -12,7 +12,7 @@ from tests.power.conftest import BEGIN_NS, measured, span_s, totals
 class Counters(PollingMeter):
     """A CPU of 4 W, published every `batch_s`, and a GPU of 20 W, published at once."""
 
-    source, boundary, pulse, live = "test", "CPU + GPU", ("CPU",), ("GPU",)
+    source, boundary, pacing, live = "test", "CPU + GPU", ("CPU",), ("GPU",)
 
     def __init__(self, batch_s=0.001):
         super().__init__()
@@ -30,13 +30,12 @@ class Counters(PollingMeter):
 
 @pytest.fixture
 def run(passing):
-    """run(meter, change): samples of 20 s; `change(meter, now_s)` spoils the counters."""
+    """run(meter, cpu_j): samples of 20 s; `cpu_j(joules, now_s)` replaces the CPU's counter."""
 
-    def run(meter, change=None, seconds=20.0):
+    def run(meter, cpu_j=lambda joules, now_s: joules, seconds=20.0):
         def tick(now_s):
             meter.tick(now_s)
-            if change:
-                change(meter, now_s)
+            meter.cpu_j = cpu_j(meter.cpu_j, now_s)
 
         passing(tick, seconds)
         return measured(meter)
@@ -44,7 +43,7 @@ def run(passing):
     return run
 
 
-def test_energy_and_time_belong_together(run):
+def test_energy_matches_the_time_of_its_samples(run):
     meter = Counters()
     samples = run(meter)
     assert span_s(samples) == pytest.approx(20, abs=0.5)
@@ -56,8 +55,8 @@ def test_energy_and_time_belong_together(run):
     assert again[0].begin_ns >= samples[-1].end_ns
 
 
-def test_batches_make_long_samples_not_spikes(run):
-    """Cut at the reader's own ticks, power would read 0 W and then 35 W."""
+def test_batches_make_long_samples_and_no_spikes(run):
+    """With samples that end at the reader's ticks power would be 0 W and then 35 W."""
     samples = run(Counters(batch_s=2.2), seconds=30.0)
     powers_w = [sample.joules["CPU"] / sample.length_ns * 1e9 for sample in samples]
     assert len(samples) >= 10
@@ -68,25 +67,22 @@ def test_batches_make_long_samples_not_spikes(run):
 @pytest.mark.parametrize(
     ("cpu_j", "begin_s", "energy_j", "flag"),
     [
-        # It wakes up and releases energy from long before.
-        (lambda j, now_s: 7.0 if now_s < 9 else 5000 + j, 9, 44, "still for 5 s at the start"),
+        # Its first step has energy from long before.
+        (lambda j, now_s: 7.0 if now_s < 9 else 5000 + j, 9, 44, "move for 5 s at the start"),
         (lambda j, now_s: j if now_s < 5 else j - 6000, 0, 80, "a counter jumped"),
-        (lambda j, now_s: j if now_s < 5 else None, 0, 19, "read any more: No such device"),
-        (lambda j, now_s: 7.0, 0, None, "the counter of CPU stood still"),
-        (lambda j, now_s: min(j, 39.0), 0, 32, "the counter of CPU stood still"),
+        (lambda j, now_s: j if now_s < 5 else None, 0, 19, "no longer be read: No such device"),
+        (lambda j, now_s: 7.0, 0, None, "the counter of CPU did not move"),
+        (lambda j, now_s: min(j, 39.0), 0, 32, "the counter of CPU did not move"),
     ],
 )
-def test_a_counter_that_fails_leaves_the_live_rails(run, cpu_j, begin_s, energy_j, flag):
-    def spoil(meter, now_s):
-        meter.cpu_j = cpu_j(meter.cpu_j, now_s)
-
+def test_live_rails_survive_a_counter_that_fails(run, cpu_j, begin_s, energy_j, flag):
     meter = Counters()
-    samples = run(meter, spoil)
+    samples = run(meter, cpu_j)
     assert samples[0].begin_ns >= BEGIN_NS + begin_s * 1e9
     assert totals(samples).get("CPU") == (energy_j and pytest.approx(energy_j, rel=0.05))
     assert all(sample.joules.get("CPU", 0) >= 0 for sample in samples)
     assert totals(samples)["GPU"] == pytest.approx(20 * span_s(samples), rel=0.02)
-    assert samples[-1].joules.keys() == ({"GPU"} if "stood still" in flag else {"CPU", "GPU"})
+    assert samples[-1].joules.keys() == ({"GPU"} if "CPU did not" in flag else {"CPU", "GPU"})
     assert flag in meter.flags[0]
 
 

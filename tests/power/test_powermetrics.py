@@ -1,4 +1,4 @@
-"""The meter against the stand-in, which streams at real cadence and misbehaves on demand."""
+"""The meter over a fake powermetrics, which streams at real cadence and misbehaves on demand."""
 
 import re
 import time
@@ -10,24 +10,23 @@ import pytest
 
 import edge.power.powermetrics as module
 from edge.power.meter import integrate
-from edge.power.powermetrics import PowermetricsMeter, find_command
-from tests.support.fake_powermetrics import CPU_W, GPU_W, install
-
-INTERVAL_MS = 20
+from edge.power.powermetrics import PowermetricsMeter
+from tests.support.fake_powermetrics import CPU_W, GPU_W
 
 
 @pytest.fixture
-def stand_in(tmp_path, monkeypatch):
-    """stand_in(misdeeds) -> a meter that takes it for Apple's; it streams to `stand_in.log` too."""
-    command = install(tmp_path / "bin")
-    monkeypatch.setattr(module, "is_apples", lambda _: True)
+def make(fake, tmp_path, monkeypatch):
+    """make(misdeeds): a meter that takes the fake for Apple's; its records are in `make.log`."""
+    monkeypatch.setattr(module, "sys", SimpleNamespace(platform="darwin"))
+    monkeypatch.setattr(module, "APPLE_TOOL", str(tmp_path / "bin" / "powermetrics"))
 
-    def make(misdeeds="", command=command):
-        monkeypatch.setenv("FAKE_POWERMETRICS", misdeeds)
-        return PowermetricsMeter(INTERVAL_MS, command)
+    def make(misdeeds=""):
+        fake(misdeeds)
+        meter = PowermetricsMeter()
+        monkeypatch.setenv("FAKE_POWERMETRICS_LOG", str(make.log))  # without the probe's record
+        return meter
 
     make.log = tmp_path / "log"
-    make.record_log = lambda: monkeypatch.setenv("FAKE_POWERMETRICS_LOG", str(make.log))
     return make
 
 
@@ -39,35 +38,30 @@ def measure(meter, records=6):
     return meter.stop()
 
 
-def streamed_cpu_mj(log):
-    """Energy that the stand-in claims, found without the parser."""
-    return sum(int(mj) for mj in re.findall(r"cpu_energy</key>\s*<integer>(\d+)", log.read_text()))
-
-
-def cpu_mj(samples):
-    return pytest.approx(1000 * sum(s.joules["CPU"] for s in samples))
-
-
 @pytest.mark.parametrize(
-    ("oddities", "batch", "tolerance"),
-    [("", 1, 0.05), ("late,ultra,by-line,clock-step", 1, 0.05), ("batched", 4, 0.3)],
+    ("oddities", "tolerance"),
+    [("", 0.05), ("late,ultra,by-line,clock-step", 0.05), ("batched", 0.3), ("nan", 0.1)],
 )
-def test_every_record_counts_once(stand_in, oddities, batch, tolerance):
-    meter = stand_in(oddities)
-    stand_in.record_log()
+def test_every_record_counts_once(make, oddities, tolerance):
+    meter = make(oddities)
     samples = measure(meter, 8)
-    assert (meter.unavailable, meter.flags) == (None, ())
-    assert len(samples) >= 8 // batch
-    if batch == 1:
-        assert len(samples) == stand_in.log.read_bytes().count(b"<?xml ")
-    assert streamed_cpu_mj(stand_in.log) == cpu_mj(samples)
+    streamed = make.log.read_text()
+    rejected = int(oddities == "nan")  # a record that is missing is not of 0 W
+    assert meter.unavailable is None and len(meter.flags) == rejected
+    assert all("cpu_energy is not of 0 to 1000 W" in flag for flag in meter.flags)
+    if oddities == "batched":
+        assert len(samples) >= 2
+    else:
+        assert len(samples) == streamed.count("<?xml ") - rejected
+    energies_mj = re.findall(r"cpu_energy</key>\s*<integer>(\d+)", streamed)
+    assert sum(s.joules["CPU"] for s in samples) == pytest.approx(sum(map(int, energies_mj)) / 1000)
     assert all(a.end_ns <= b.begin_ns for a, b in pairwise(samples))
     assert all(s.mean_w == pytest.approx(CPU_W + GPU_W, rel=tolerance) for s in samples)
     assert samples[-1].thermal == "nominal"
 
 
-def test_sampling_reaches_past_the_end_and_starts_afresh(stand_in):
-    meter = stand_in()
+def test_sampling_reaches_past_the_end_and_starts_afresh(make):
+    meter = make()
     meter.start()
     asked_ns = time.monotonic_ns()
     first = meter.stop()
@@ -77,21 +71,12 @@ def test_sampling_reaches_past_the_end_and_starts_afresh(stand_in):
     assert meter.flags == ()
 
 
-def test_a_bad_record_is_missing_and_not_of_zero_watts(stand_in):
-    meter = stand_in("nan")
-    stand_in.record_log()
-    samples = measure(meter)
-    assert any("cpu_energy is not of 0 to 1000 W" in flag for flag in meter.flags), meter.flags
-    assert all(s.mean_w == pytest.approx(CPU_W + GPU_W, rel=0.1) for s in samples)
-    assert len(samples) == stand_in.log.read_bytes().count(b"<?xml ") - 1
-
-
 @pytest.mark.parametrize(
     ("misdeed", "words"), [("dies", "ended with code 1"), ("hangs", "gave no record for 0.")]
 )
-def test_death_in_mid_run_keeps_the_whole_records(stand_in, monkeypatch, misdeed, words):
+def test_a_failure_during_a_run_keeps_the_complete_records(make, monkeypatch, misdeed, words):
     monkeypatch.setattr(module, "REACH_S", 0.2)
-    meter = stand_in(misdeed)
+    meter = make(misdeed)
     meter.start()
     process = meter._process
     family = psutil.Process(process._child.pid).children(recursive=True)
@@ -104,7 +89,7 @@ def test_death_in_mid_run_keeps_the_whole_records(stand_in, monkeypatch, misdeed
     assert not any(child.is_running() for child in family)
 
 
-def test_a_child_of_root_ends_by_its_closed_pipe(stand_in, monkeypatch):
+def test_a_child_of_root_is_ended_by_closing_its_pipe(make, monkeypatch):
     sent = []
 
     def refuse(pid, number):
@@ -112,8 +97,8 @@ def test_a_child_of_root_ends_by_its_closed_pipe(stand_in, monkeypatch):
         raise PermissionError(1, "Operation not permitted")
 
     monkeypatch.setattr(module, "STOP_S", 0.3)
-    assert len(measure(stand_in("deaf"), 3)) >= 3  # one that ignores SIGTERM
-    meter = stand_in()
+    assert len(measure(make("deaf"), 3)) >= 3  # one that ignores SIGTERM
+    meter = make()
     meter.start()
     with monkeypatch.context() as patch:
         patch.setattr(module.os, "kill", refuse)
@@ -122,8 +107,8 @@ def test_a_child_of_root_ends_by_its_closed_pipe(stand_in, monkeypatch):
 
 
 @pytest.mark.parametrize("moment", ["start", "stop"])
-def test_ctrl_c_in_a_wait_ends_the_process(stand_in, monkeypatch, moment):
-    children, meter = [], stand_in("late" if moment == "start" else "")
+def test_ctrl_c_ends_the_process(make, monkeypatch, moment):
+    children, meter = [], make("late" if moment == "start" else "")
     if moment == "stop":
         meter.start()
 
@@ -146,59 +131,56 @@ def test_ctrl_c_in_a_wait_ends_the_process(stand_in, monkeypatch, moment):
         ("empty", "ended with code 0"),
         ("gpu-only", "no cpu_energy"),
         ("late", "no record within 0.1 s"),
+        ("missing", "cannot be started"),
+        ("unknown", "not found"),
     ],
 )
-def test_reasons(stand_in, monkeypatch, misdeed, words):
+def test_reasons(make, monkeypatch, tmp_path, misdeed, words):
     monkeypatch.setattr(module, "READY_S", 0.1 if misdeed == "late" else 15.0)
-    meter = stand_in(misdeed)
+    commands = {"missing": (str(tmp_path / "missing"),), "unknown": ()}
+    command = commands.get(misdeed, module.find_command())
+    monkeypatch.setattr(module, "find_command", lambda: command)
+    meter = make(misdeed)
     assert words in meter.unavailable
     assert list(measure(meter)) == []
 
 
-def test_reasons_where_there_is_none(stand_in, monkeypatch, tmp_path):
-    assert "cannot be started" in stand_in(command=[str(tmp_path / "missing")]).unavailable
-    monkeypatch.setattr(module, "find_command", lambda: None)
-    assert "not found" in PowermetricsMeter().unavailable
-
-
-def test_a_stand_in_and_another_powermetrics_are_flagged(stand_in, monkeypatch):
-    monkeypatch.setattr(module, "is_apples", lambda _: False)
+def test_a_fake_and_another_powermetrics_are_flagged(fake, monkeypatch):
     running = [SimpleNamespace(info={"name": "powermetrics"})]
     monkeypatch.setattr(module.psutil, "process_iter", lambda _: running)
-    meter = stand_in()
+    meter = PowermetricsMeter()
     measure(meter, 2)
-    assert meter.source == "powermetrics stand-in"
     own, other = meter.flags
     assert "not measured" in own and "another powermetrics" in other
 
 
 @pytest.mark.parametrize(
-    ("platform", "program", "apples"),
+    ("platform", "program", "source"),
     [
-        ("darwin", "/usr/bin/powermetrics", True),
-        ("darwin", "/opt/bin/powermetrics", False),
-        ("linux", "/usr/bin/powermetrics", False),
+        ("darwin", "/usr/bin/powermetrics", "powermetrics"),
+        ("darwin", "/opt/bin/powermetrics", "powermetrics stand-in"),
+        ("linux", "/usr/bin/powermetrics", "powermetrics stand-in"),
     ],
 )
-def test_apples_own_is_where_macos_has_it(monkeypatch, platform, program, apples):
-    monkeypatch.setattr(module.sys, "platform", platform)
+def test_the_tool_of_macos_is_recognised(monkeypatch, platform, program, source):
+    monkeypatch.setattr(module, "sys", SimpleNamespace(platform=platform))
     monkeypatch.setattr(module.shutil, "which", {"powermetrics": program, "sudo": "sudo"}.get)
-    assert find_command() == ["sudo", "-n", program]
-    assert module.is_apples(["sudo", "-n", program]) is apples
+    monkeypatch.setattr(PowermetricsMeter, "_probe", lambda meter: None)
+    meter = PowermetricsMeter()
+    assert (meter.source, meter._command) == (source, ("sudo", "-n", program))
 
 
-def test_a_sudo_ticket_that_expires_is_noticed_and_proved_again(stand_in, monkeypatch):
-    """It lasts five minutes: what was proved before a download proves nothing."""
-    waiting = stand_in()
-    stand_in.record_log()
+def test_an_expired_sudo_ticket_is_noticed_and_probed_again(make, monkeypatch):
+    """It lasts five minutes, so a probe before a download proves nothing."""
+    waiting = make()
     monkeypatch.setenv("FAKE_SUDO", "password")
-    assert stand_in().unavailable is None and not stand_in.log.exists()  # proved, not asked again
+    assert make().unavailable is None and not make.log.exists()  # not probed a second time
     waiting.start()
     assert "sudo wants a password" in waiting.unavailable and "sudo -v" in waiting.unavailable
     assert waiting.stop() == ()
-    assert "sudo wants a password" in stand_in().unavailable
+    assert "sudo wants a password" in make().unavailable
     monkeypatch.delenv("FAKE_SUDO")
-    assert stand_in().unavailable is None
+    assert make().unavailable is None
     monkeypatch.setenv("FAKE_SUDO", "password")
     module.forget_probes()
-    assert "sudo wants a password" in stand_in().unavailable
+    assert "sudo wants a password" in make().unavailable

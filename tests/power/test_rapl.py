@@ -1,4 +1,4 @@
-"""RAPL on a real directory tree, laid out as the kernel's."""
+"""RAPL on a directory tree like the kernel's."""
 
 import pytest
 
@@ -20,24 +20,29 @@ SERVER = {
 }
 
 
-def machine(root, zones):
-    """A powercap tree of zones with a name and watts each; the tick that moves its counters."""
-
-    def tick(now_s):
-        for zone, (_, watts) in zones.items():
-            energy_uj = (FIRST_UJ + int(watts * now_s * 1e6)) % RANGE_UJ
-            (root / zone / "energy_uj").write_text(f"{energy_uj}\n")
-
-    for zone, (name, _) in zones.items():
-        (root / zone).mkdir(parents=True)
-        (root / zone / "name").write_text(f"{name}\n")
-        (root / zone / "max_energy_range_uj").write_text(f"{RANGE_UJ}\n")
-    (root / "intel-rapl").mkdir()  # the control type, which is not a zone
-    tick(0)
-    return tick
-
-
 CLIENT = {zone: SERVER[zone] for zone in ("intel-rapl:0", "intel-rapl:0:0")}
+
+
+@pytest.fixture
+def machine(tmp_path, passing, monkeypatch):
+    """machine(zones): a powercap tree of zones, each with its name and watts."""
+
+    def make(zones):
+        def tick(now_s):
+            for zone, (_, watts) in zones.items():
+                energy_uj = (FIRST_UJ + int(watts * now_s * 1e6)) % RANGE_UJ
+                (tmp_path / zone / "energy_uj").write_text(f"{energy_uj}\n")
+
+        for zone, (name, _) in zones.items():
+            (tmp_path / zone).mkdir()
+            (tmp_path / zone / "name").write_text(f"{name}\n")
+            (tmp_path / zone / "max_energy_range_uj").write_text(f"{RANGE_UJ}\n")
+        (tmp_path / "intel-rapl").mkdir()  # the control type, which is not a zone
+        tick(0)
+        passing(tick)
+        monkeypatch.setattr(rapl, "ROOT", tmp_path)
+
+    return make
 
 
 @pytest.mark.parametrize(
@@ -52,11 +57,9 @@ CLIENT = {zone: SERVER[zone] for zone in ("intel-rapl:0", "intel-rapl:0:0")}
         (CLIENT, {"package-0": 60}, {"core-0"}, "GPU boards and without DRAM"),
     ],
 )
-def test_packages_and_dram_add_up_across_wraps_and_nothing_counts_twice(
-    tmp_path, passing, zones, watts, beside, without
-):
-    passing(machine(tmp_path, zones))
-    meter = RaplMeter(tmp_path)
+def test_packages_and_dram_are_added_once_across_wraps(machine, zones, watts, beside, without):
+    machine(zones)
+    meter = RaplMeter()
     samples = measured(meter)
     expected_j = {rail: rail_w * span_s(samples) for rail, rail_w in watts.items()}
     assert totals(samples) == pytest.approx(expected_j, rel=1e-3)
@@ -65,32 +68,24 @@ def test_packages_and_dram_add_up_across_wraps_and_nothing_counts_twice(
     assert meter.flags == ()
 
 
+def forbid(path):
+    raise PermissionError(13, "Permission denied", str(path))
+
+
 @pytest.mark.parametrize(
-    ("zones", "written", "reason"),
+    ("zones", "read_uj", "reason"),
     [
         ({}, None, "no RAPL package"),
-        ({"intel-rapl:0": ("package-0", 0.0)}, None, "stand still"),  # of a virtual machine
-        (SERVER, "", "cannot be read"),
+        ({"intel-rapl:0": ("package-0", 0.0)}, None, "do not move"),  # of a virtual machine
+        (SERVER, lambda path: int(""), "cannot be read"),
+        # The kernel's answer to a user; tests that run as root would be allowed to read.
+        (SERVER, forbid, "CVE-2020-8694"),
     ],
 )
-def test_reasons(tmp_path, passing, zones, written, reason):
-    passing(machine(tmp_path, zones))
-    if written is not None:
-        (tmp_path / "intel-rapl:0" / "energy_uj").write_text(written)
-    meter = RaplMeter(tmp_path)
+def test_reasons(machine, monkeypatch, zones, read_uj, reason):
+    machine(zones)
+    monkeypatch.setattr(rapl, "read_uj", read_uj or rapl.read_uj)
+    meter = RaplMeter()
     assert reason in meter.unavailable
     meter.start()
     assert meter.stop() == ()
-
-
-def test_root_alone_may_read(tmp_path, monkeypatch):
-    """The kernel's answer to `read`; the tests may run as root, to whom nothing is forbidden."""
-
-    def forbidden(path):
-        raise PermissionError(13, "Permission denied", str(path))
-
-    machine(tmp_path, SERVER)
-    monkeypatch.setattr(rapl, "read_uj", forbidden)
-    reason = RaplMeter(tmp_path).unavailable
-    assert "CVE-2020-8694" in reason
-    assert f"sudo chgrp $(id -gn) {tmp_path}/intel-rapl:*/energy_uj && sudo chmod g+r" in reason
