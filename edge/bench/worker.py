@@ -19,8 +19,7 @@ from edge.bench.engines.engine import LLAMA_CPP, MLX, MLX_LM, Engine
 from edge.bench.gate import POSITIONS, logits_digest
 from edge.bench.trial import run_trial
 from edge.bench.workload import TokenPlan, plan_tokens
-from edge.device.memory import wired
-from edge.device.peak import peak_bytes
+from edge.device.memory import peak_bytes, wired
 from edge.errors import EdgeError
 from edge.profile.profile import EngineFacts, Workload
 from edge.profile.trial import Trial

@@ -15,7 +15,7 @@ from edge.bench.runner import Run
 from edge.bench.trial import MAX_PASSES
 from edge.convert.checkpoint import Checkpoint
 from edge.device.describe import describe_device, measured_again
-from edge.device.peak import peak_metric
+from edge.device.memory import peak_metric
 from edge.device.software import software_versions, tf32_allowed
 from edge.profile.profile import SCHEMA, Method, ModelInfo, Profile, Row, write
 

@@ -1,1 +1,1 @@
-"""This machine: chip, memory, bandwidth, state."""
+"""The machine: chip, memory, bandwidth, state."""

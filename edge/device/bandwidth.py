@@ -1,14 +1,14 @@
-"""Memory bandwidth: how fast this machine's processor reads and writes main memory.
+"""Memory bandwidth of the CPU, measured.
 
-Two kernels over the same three arrays, on one thread per core, the best of several passes each:
+Two kernels over the same three arrays, one thread per core, the best of several passes:
 
-- triad, STREAM's `a = b + s * c`, counted as STREAM counts: three arrays' bytes per pass. The
-  memory really moves four, because most processors read a line before they overwrite it.
-- read, the maximum over every element: nothing is written, every byte counted is a byte moved.
+- triad, STREAM's `a = b + s * c`, counted as STREAM does: three arrays' bytes per pass. Memory
+  moves four, because most processors read a line before they overwrite it.
+- read, the maximum over every element: every byte counted is a byte moved.
 
-Decoding reads weights and writes next to nothing, so its ceiling is the better of the two; with
-the triad alone a good engine would seem to reach 130 %. NumPy works on pieces that stay in the
-second-level cache, so the intermediate `s * c` never travels, and releases the GIL.
+Decoding reads weights and writes almost nothing, so its ceiling is the better of the two: an
+engine can reach 130 % of the triad. NumPy works on pieces that fit in the second-level cache, so
+the intermediate `s * c` stays there, and releases the GIL.
 """
 
 import time
@@ -24,14 +24,14 @@ from edge.device.chips import last_level_cache_bytes
 Arrays = tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]
 
 PIECE = 1 << 14  # elements: 128 KiB, in the second-level cache of every processor since 2010
-# STREAM wants arrays four times the caches. The largest servers' would take seconds to fill.
-SMALLEST_TOTAL, LARGEST_TOTAL = 192 << 20, 384 << 20
-MIN_PASSES = 3
+# STREAM asks for arrays of four times the caches, which take seconds to fill on large servers.
+SMALLEST_TOTAL_BYTES, LARGEST_TOTAL_BYTES = 192 << 20, 384 << 20
+MIN_PASSES, BUDGET_S = 3, 0.4
 
 
 @dataclass(frozen=True)
 class Measured:
-    """Both kernels' bytes per second; `cache_multiple`: the arrays' size over the cache's."""
+    """Bytes per second of both kernels; `cache_multiple` is the arrays' size over the cache's."""
 
     triad_bytes_s: float
     read_bytes_s: float
@@ -49,34 +49,32 @@ class Measured:
         )
 
 
-def measure_bandwidth(
-    threads: int, total_bytes: int | None = None, budget_s: float = 0.4
-) -> Measured:
-    """Measure for about `budget_s`, after filling three arrays of `total_bytes` together."""
-    cache = last_level_cache_bytes()
-    total = total_bytes or _suitable_total(cache)
+def measure_bandwidth(threads: int) -> Measured:
+    """Fill three arrays, then measure for about BUDGET_S."""
+    cache_bytes = last_level_cache_bytes()
     with ThreadPoolExecutor(threads) as pool:
-        shares = list(pool.map(_fill, [total // 24 // threads] * threads))
+        elements = _total_bytes(cache_bytes) // 24 // threads
+        shares = list(pool.map(_fill, [elements] * threads))
         moved = 24 * sum(len(share[0]) for share in shares)
         best = {_triad: float("inf"), _read: float("inf")}
-        end_s, passes = time.perf_counter() + budget_s, 0
+        end_s, passes = time.perf_counter() + BUDGET_S, 0
         while passes < MIN_PASSES or time.perf_counter() < end_s:
             for kernel in best:
                 begin_s = time.perf_counter()
                 list(pool.map(kernel, shares))
                 best[kernel] = min(best[kernel], time.perf_counter() - begin_s)
             passes += 1
-    multiple = moved / cache if cache else None
+    multiple = moved / cache_bytes if cache_bytes else None
     return Measured(moved / best[_triad], moved / best[_read], threads, moved, passes, multiple)
 
 
-def _suitable_total(cache_bytes: int | None) -> int:
-    wanted = min(max(4 * (cache_bytes or 0), SMALLEST_TOTAL), LARGEST_TOTAL)
+def _total_bytes(cache_bytes: int | None) -> int:
+    wanted = min(max(4 * (cache_bytes or 0), SMALLEST_TOTAL_BYTES), LARGEST_TOTAL_BYTES)
     return min(wanted, psutil.virtual_memory().available // 4)
 
 
 def _fill(elements: int) -> Arrays:
-    """One thread's part of the three arrays, touched by the thread that will use it."""
+    """One thread's part of the three arrays, first written by the thread that uses it."""
     size = max(elements // PIECE, 1) * PIECE
     return np.full(size, 0.0), np.full(size, 1.0), np.full(size, 2.0)
 

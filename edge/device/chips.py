@@ -1,11 +1,11 @@
-"""Chips: Apple's memory bandwidth by name and GPU core count, from a table; sizes of caches."""
+"""Apple's memory bandwidth by chip and GPU core count, from a table; sizes of caches."""
 
-import json
 import re
-from dataclasses import dataclass
 from functools import cache
 from importlib import resources
 from pathlib import Path
+
+import msgspec
 
 from edge.device.system import text_of
 
@@ -18,47 +18,47 @@ CPU_ROOT = Path("/sys/devices/system/cpu")
 UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30}
 
 
-@dataclass(frozen=True)
-class Chip:
+class Chip(msgspec.Struct, frozen=True):
     """GPU core counts that share a bandwidth. `sources`: column -> where its value comes from."""
 
     name: str
     gpu_cores: tuple[int, ...]
     bandwidth_gb_s: float
-    max_memory_gb: int
     sources: dict[str, str]
+
+
+class _Table(msgspec.Struct):
+    chips: tuple[Chip, ...]
 
 
 @cache
 def chip_table() -> tuple[Chip, ...]:
     """Every known chip."""
-    text = (resources.files("edge") / "data" / "chips.json").read_text(encoding="utf-8")
-    lines = json.loads(text)["chips"]
-    return tuple(Chip(**{**line, "gpu_cores": tuple(line["gpu_cores"])}) for line in lines)
+    table = (resources.files("edge") / "data" / "chips.json").read_bytes()
+    return msgspec.json.decode(table, type=_Table).chips
 
 
 def find_chip(name: str, gpu_cores: int | None = None) -> tuple[Chip | None, str | None]:
-    """A chip by name and, where it has several bandwidths, GPU cores; or a sentence."""
+    """A chip by name and, where it has several bandwidths, GPU cores; else None and a reason."""
     named = [chip for chip in chip_table() if chip.name == name]
     if not named:
         return None, f"the memory bandwidth of {name} is not in the table: {OVERRIDE}"
     exact = [chip for chip in named if gpu_cores in chip.gpu_cores]
-    # An unknown core count of a chip with one bandwidth is a variant that came later.
+    # With one bandwidth an unknown core count does not matter: a later variant.
     if exact or len({chip.bandwidth_gb_s for chip in named}) == 1:
         return (exact or named)[0], None
     choices = " or ".join(
         f"{chip.bandwidth_gb_s:g} GB/s ({'/'.join(map(str, chip.gpu_cores))} GPU cores)"
         for chip in named
     )
-    unknown = "the number of GPU cores could not be found out"
-    found = unknown if gpu_cores is None else f"{gpu_cores} GPU cores is none of these"
-    return None, f"{name} comes with {choices}, and {found}: {OVERRIDE}"
+    found = "an unknown number of" if gpu_cores is None else gpu_cores
+    return None, f"{name} has {choices}, but {found} GPU cores were found: {OVERRIDE}"
 
 
-def last_level_cache_bytes(root: Path = CPU_ROOT) -> int | None:
+def last_level_cache_bytes() -> int | None:
     """Size of the largest cache, all its copies together; None where it is not known."""
     largest, copies = 0, set[str]()
-    for index in root.glob("cpu[0-9]*/cache/index*"):
+    for index in CPU_ROOT.glob("cpu[0-9]*/cache/index*"):
         written = re.fullmatch(r"(\d+)([KMG]?)", text_of(index / "size") or "")  # "32768K"
         size = int(written[1]) * UNITS[written[2]] if written else 0
         if size > largest:

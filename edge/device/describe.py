@@ -1,4 +1,4 @@
-"""The machine a profile was measured on, without anything that names its owner."""
+"""The machine that a profile was measured on, without anything that identifies its owner."""
 
 import os
 import platform
@@ -14,32 +14,32 @@ import psutil
 from edge.device.chips import APPLE_CACHE_BYTES, OVERRIDE, find_chip, last_level_cache_bytes
 from edge.device.nvidia import load_nvml, memory_bytes_s, visible_gpus
 from edge.device.state import allowed_load
-from edge.device.system import Run, output_of, text_of
+from edge.device.system import output_of, text_of
 from edge.errors import EdgeError
 
 TRADEMARKS = re.compile(r"\((R|TM|C)\)", re.IGNORECASE)
 # M1 to M5 have two levels; Apple may add one.
 LEVELS = range(3)
 APPLE = "Apple "
-# Profiles of others are read into these: sizes that can be calculated with.
+# Bounds for values read from the profiles of others.
 Count = Annotated[int, msgspec.Meta(ge=0, le=10**15)]
 
 
 @dataclass(frozen=True)
 class Bandwidth:
-    """Memory bandwidth: GB/s of 1e9 bytes, and where the figure comes from."""
+    """Memory bandwidth in GB/s of 1e9 bytes, and its source."""
 
     gb_s: Annotated[float, msgspec.Meta(ge=1e-9, le=1e15)]
     source: Annotated[str, msgspec.Meta(pattern="^(table|measured|driver|given)")]
 
     @property
     def bytes_s(self) -> float:
-        """For calculations."""
+        """Bytes per second."""
         return self.gb_s * 1e9
 
     @property
     def kind(self) -> str:
-        """First word of the source. A measured one can be too low: other programs use memory."""
+        """First word of the source. A measured bandwidth can be too low on a busy machine."""
         return re.split(r"\W", self.source)[0]
 
 
@@ -48,7 +48,7 @@ class Device:
     """Chip, cores, memory and system. No host name, user name or serial number.
 
     `cores_by_level` counts physical cores by Apple's names, fastest first. `gpu_memory_bandwidth`
-    is of a GPU with memory of its own. `remarks` say why something could not be found out. In
+    is of a GPU with its own memory. `remarks` are reasons why a value is unknown or doubtful. In
     profiles of older versions 0 and "" mean not recorded.
     """
 
@@ -68,22 +68,20 @@ class Device:
     remarks: tuple[str, ...] = ()
 
 
-def describe_device(
-    bandwidth_gb_s: float | None = None, measure: bool = True, run: Run = output_of
-) -> Device:
-    """This machine; a bandwidth that is given goes before the table's and a measured one."""
-    name = chip_name(run)
-    gpu_name, gpu_cores, gpu_bandwidth = _gpu(name, run)
-    bandwidth, remark = _memory_bandwidth(name, gpu_cores, bandwidth_gb_s, measure)
+def describe_device(bandwidth_gb_s: float | None = None) -> Device:
+    """This machine; a given bandwidth takes precedence over the table's and a measured one."""
+    name = _chip_name()
+    gpu_name, gpu_cores, gpu_bandwidth = _gpu(name)
+    bandwidth, remark = _memory_bandwidth(name, gpu_cores, bandwidth_gb_s)
     return Device(
         name=name,
         architecture=platform.machine(),
         physical_cores=psutil.cpu_count(logical=False) or 1,
         logical_cores=psutil.cpu_count() or 1,
         memory_bytes=psutil.virtual_memory().total,
-        os=operating_system(run),
-        hw_model=run(("sysctl", "-n", "hw.model")) or None if _is_mac() else None,
-        cores_by_level=_cores_by_level(run) if _is_mac() else {},
+        os=_operating_system(),
+        hw_model=output_of(("sysctl", "-n", "hw.model")) or None if _is_mac() else None,
+        cores_by_level=_cores_by_level() if _is_mac() else {},
         gpu_name=gpu_name,
         gpu_cores=gpu_cores,
         memory_bandwidth=bandwidth,
@@ -94,7 +92,7 @@ def describe_device(
 
 
 def measured_again(device: Device) -> Device:
-    """The better of two measurements of the bandwidth: other programs can only lower it."""
+    """The device with the higher of two measured bandwidths: other programs only lower it."""
     known = device.memory_bandwidth
     if known is None or known.kind != "measured":
         return device
@@ -103,29 +101,27 @@ def measured_again(device: Device) -> Device:
 
 
 def usable_cores() -> int:
-    """Physical cores that this process may run on: a container or taskset can allow fewer."""
+    """Physical cores that this process may use: a container or taskset can allow fewer."""
     physical = psutil.cpu_count(logical=False) or 1
     if hasattr(os, "sched_getaffinity"):  # not on macOS
         return min(physical, len(os.sched_getaffinity(0)))
     return physical
 
 
-def chip_name(run: Run = output_of) -> str:
-    """The processor's marketing name, such as "Apple M2 Max"."""
+def _chip_name() -> str:
     if _is_mac():
-        raw = run(("sysctl", "-n", "machdep.cpu.brand_string"))
+        raw = output_of(("sysctl", "-n", "machdep.cpu.brand_string"))
     else:
         cpuinfo = text_of(Path("/proc/cpuinfo")) or ""
         raw = _first(r"(?m)^model name\s*:\s*(.+)$", cpuinfo) or ""
     return " ".join(TRADEMARKS.sub("", raw or platform.processor() or "unknown CPU").split())
 
 
-def operating_system(run: Run = output_of) -> str:
-    """Name and version, such as "macOS 27.0 (26A428)" or "Linux 6.1.0"."""
+def _operating_system() -> str:
     if _is_mac():
         # Not platform.mac_ver(), which is 16.0 on macOS 26 for a Python built with an older SDK.
-        version = run(("sw_vers", "-productVersion"))
-        return f"macOS {version} ({run(('sysctl', '-n', 'kern.osversion'))})"
+        version = output_of(("sw_vers", "-productVersion"))
+        return f"macOS {version} ({output_of(('sysctl', '-n', 'kern.osversion'))})"
     return f"{platform.system()} {platform.release().split('-')[0]}"
 
 
@@ -138,10 +134,9 @@ def _first(pattern: str, text: str) -> str | None:
     return found[1] if found else None
 
 
-def _cores_by_level(run: Run) -> dict[str, int]:
-    """Physical cores per level."""
+def _cores_by_level() -> dict[str, int]:
     names = [f"hw.perflevel{n}.{key}" for n in LEVELS for key in ("name", "physicalcpu")]
-    answers = dict(re.findall(r"^(\S+): (.+)$", run(("sysctl", *names)), re.MULTILINE))
+    answers = dict(re.findall(r"^(\S+): (.+)$", output_of(("sysctl", *names)), re.MULTILINE))
     return {
         answers.get(f"hw.perflevel{n}.name", f"level {n}"): int(count)
         for n in LEVELS
@@ -149,13 +144,14 @@ def _cores_by_level(run: Run) -> dict[str, int]:
     }
 
 
-def _gpu(chip: str, run: Run) -> tuple[str | None, int | None, Bandwidth | None]:
-    """Name, cores and, for memory of its own, bandwidth of the GPU."""
+def _gpu(chip: str) -> tuple[str | None, int | None, Bandwidth | None]:
+    """The GPU's name, cores and, if it has its own memory, bandwidth."""
     if chip.startswith(APPLE):
-        entry = run(("ioreg", "-rc", "AGXAccelerator"))
-        cores = _first(r'"gpu-core-count"\s*=\s*(\d+)', entry) or _first(
-            r"Total Number of Cores:\s*(\d+)", run(("system_profiler", "SPDisplaysDataType"))
-        )
+        entry = output_of(("ioreg", "-rc", "AGXAccelerator"))
+        cores = _first(r'"gpu-core-count"\s*=\s*(\d+)', entry)
+        if cores is None:
+            report = output_of(("system_profiler", "SPDisplaysDataType"))
+            cores = _first(r"Total Number of Cores:\s*(\d+)", report)
         return chip, int(cores) if cores else None, None
     try:
         nvml = load_nvml()
@@ -170,9 +166,9 @@ def _gpu(chip: str, run: Run) -> tuple[str | None, int | None, Bandwidth | None]
 
 
 def _memory_bandwidth(
-    chip: str, gpu_cores: int | None, given_gb_s: float | None, measure: bool
+    chip: str, gpu_cores: int | None, given_gb_s: float | None
 ) -> tuple[Bandwidth | None, str | None]:
-    """The bandwidth, and a sentence where it is not known or doubtful."""
+    """The bandwidth, and a reason where it is unknown or doubtful."""
     if given_gb_s is not None:
         return Bandwidth(given_gb_s, "given"), None
     if chip.startswith(APPLE):
@@ -180,16 +176,14 @@ def _memory_bandwidth(
         known, remark = find_chip(chip, gpu_cores)
         source = f"table, {known.sources['bandwidth_gb_s']}" if known else ""
         return Bandwidth(known.bandwidth_gb_s, source) if known else None, remark
-    if not measure:
-        return None, f"the memory bandwidth was not measured: {OVERRIDE}"
     load = os.getloadavg()[0]
-    busy = f"the memory bandwidth was measured beside other programs (load {load:.1f})"
+    busy = f"the memory bandwidth was measured while other programs ran (load {load:.1f})"
     remark = f"{busy} and may be too low: close them, or {OVERRIDE}"
     return _measured(), None if load <= allowed_load() else remark
 
 
 def _measured() -> Bandwidth:
-    from edge.device.bandwidth import measure_bandwidth  # here: it imports numpy, reports need none
+    from edge.device.bandwidth import measure_bandwidth  # it imports numpy: not for reports
 
     measured = measure_bandwidth(usable_cores())
     fastest_bytes_s = max(measured.read_bytes_s, measured.triad_bytes_s)

@@ -1,11 +1,16 @@
-"""How much memory this device can still give, and keeping a model's part of it resident.
+"""Free memory of the device, memory kept resident, and the peak of this process.
 
-A CPU's memory and a Mac's are shared by all programs. What the system calls available counts the
-pages that it can take back from its file cache. macOS goes on beyond that, compressing and
-swapping what other programs hold; Linux without swap, and a container at its limit, kill.
+Main memory, and all memory of a Mac, is shared by all programs. Available memory includes the
+file cache that the system can take back. macOS goes beyond it by compressing and swapping the
+memory of other programs; Linux without swap, and a container at its limit, kill.
 """
 
+import ctypes
+import os
 import platform
+import re
+import resource
+import struct
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -18,17 +23,23 @@ from edge.device.system import number_in, text_of
 
 CGROUPS = Path("/sys/fs/cgroup")
 MEMBERSHIP = Path("/proc/self/cgroup")
-# Version 1 writes the largest whole number of pages where there is no limit.
+# Version 1 of control groups writes the largest whole number of pages where there is no limit.
 UNLIMITED_BYTES = 1 << 60
 FIRST_MACOS_THAT_WIRES = 15
+# How `peak_bytes` measures.
+FOOTPRINT, RESIDENT, OTHER = "lifetime maximum physical footprint", "VmHWM", "ru_maxrss"
+RUSAGE_INFO_V4 = 4
+# struct rusage_info_v4 of macOS's <sys/resource.h>: a UUID of 16 bytes, then 35 uint64, of which
+# ri_lifetime_max_phys_footprint is number 28.
+V4_BYTES, LIFETIME_MAX_OFFSET = 16 + 35 * 8, 16 + 28 * 8
 
 
 @dataclass(frozen=True)
 class MemoryRoom:
-    """Memory that a program may still take.
+    """Memory that a program can still allocate.
 
-    `bytes` are free now. `most_bytes` there can be where the system swaps or compresses: beyond
-    it allocations fail or the system kills. `what` completes "4.1 GB of ...".
+    `bytes` are free now. `most_bytes` is the limit with swapping and compression: beyond it
+    allocations fail or the system kills. `what` completes "4.1 GB of ...".
     """
 
     bytes: int
@@ -37,12 +48,12 @@ class MemoryRoom:
 
 
 def available_bytes() -> MemoryRoom:
-    """Room in the memory that MLX's default device computes in."""
+    """Free memory of MLX's default device."""
     if mx.default_device().type != mx.DeviceType.gpu:
         return _main_memory()
     if mx.metal.is_available():
         return _metal_memory()
-    # Buffers that MLX keeps to use again are its own to give.
+    # MLX frees the buffers that it caches when it needs memory.
     free = int(mx.device_info()["free_memory"]) + mx.get_cache_memory()
     return MemoryRoom(free, free, "GPU memory")
 
@@ -51,9 +62,9 @@ def available_bytes() -> MemoryRoom:
 def wired(need_bytes: int) -> Iterator[None]:
     """Keep this many bytes of MLX's buffers resident on Metal while the block runs.
 
-    Without it macOS may page a model out between tokens. mlx-lm wires all that is recommended
-    for any model, which has taken 10 of 16 GB for a model of 0.7 GB (exo-explore/exo#1672).
-    Before macOS 15 and elsewhere it does nothing. An inner block never lowers the limit.
+    Otherwise macOS may page a model out between tokens. mlx-lm wires the recommended maximum for
+    any model: 10 of 16 GB for a model of 0.7 GB (exo-explore/exo#1672). Does nothing before
+    macOS 15 and on other systems. An inner block never lowers the limit.
     """
     if not _can_wire():
         yield
@@ -66,7 +77,7 @@ def wired(need_bytes: int) -> Iterator[None]:
         yield
     finally:
         try:
-            mx.synchronize()  # work under way still reads what is wired
+            mx.synchronize()  # pending work still reads wired buffers
         finally:
             mx.set_wired_limit(before)
 
@@ -83,7 +94,7 @@ def _recommended_bytes() -> int:
 
 
 def _metal_memory() -> MemoryRoom:
-    """The GPU's share, or what all programs leave of the memory they have in common."""
+    """The GPU's share, or less where other programs use the shared memory."""
     share = _recommended_bytes() - mx.get_active_memory()
     free = psutil.virtual_memory().available
     if free < share:
@@ -93,7 +104,7 @@ def _metal_memory() -> MemoryRoom:
 
 def _main_memory() -> MemoryRoom:
     memory = psutil.virtual_memory()
-    if platform.system() == "Darwin":  # makes room by compressing what others hold
+    if platform.system() == "Darwin":  # it compresses the memory of other programs
         return MemoryRoom(memory.available, memory.total, "memory")
     swap = psutil.swap_memory().free
     room = MemoryRoom(memory.available, memory.available + swap, "memory")
@@ -102,10 +113,10 @@ def _main_memory() -> MemoryRoom:
 
 
 def _group_rooms() -> Iterator[int]:
-    """Bytes left in the limited control groups of this process and those around them.
+    """Bytes left in the limited control groups of this process and in their parents.
 
-    Version 2 lists "0::/PATH", version 1 "5:memory:/PATH", below a folder of its own. A container
-    may see its own group as the root whatever the path says.
+    Version 2 lists "0::/PATH", version 1 "5:memory:/PATH" below its own folder. A container may
+    see its own group as the root whatever the path says.
     """
     for line in (text_of(MEMBERSHIP) or "").splitlines():
         _, controllers, path = line.split(":", 2)
@@ -129,3 +140,38 @@ def _group_room(folder: Path, limit: str, used: str, reclaimable: str) -> Iterat
     fields = (line.split() for line in (text_of(folder / "memory.stat") or "").splitlines())
     reclaimable_bytes = {name: int(value) for name, value in fields}.get(reclaimable, 0)
     yield max(0, limit_bytes - max(0, used_bytes - reclaimable_bytes))
+
+
+def peak_metric() -> str:
+    """Name of the figure that `peak_bytes` returns here."""
+    return {"Darwin": FOOTPRINT, "Linux": RESIDENT}.get(platform.system(), OTHER)
+
+
+def peak_bytes() -> int:
+    """The most memory this process has had; on macOS with what it allocated for the GPU.
+
+    Not ru_maxrss: on macOS it misses Metal's buffers, on Linux it begins with the memory of the
+    parent at the time of the start.
+    """
+    on_mac = platform.system() == "Darwin"
+    found = _footprint_bytes() if on_mac else _resident_bytes()
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return found or (peak if on_mac else peak * 1024)  # the unit differs by system
+
+
+def _footprint_bytes() -> int | None:
+    """The highest value of what Activity Monitor calls memory."""
+    info = ctypes.create_string_buffer(V4_BYTES)
+    try:
+        system = ctypes.CDLL("/usr/lib/libSystem.B.dylib")
+    except OSError:
+        return None
+    if system.proc_pid_rusage(os.getpid(), RUSAGE_INFO_V4, ctypes.byref(info)) != 0:
+        return None
+    return int(struct.unpack_from("<Q", info.raw, LIFETIME_MAX_OFFSET)[0])
+
+
+def _resident_bytes() -> int | None:
+    status = text_of(Path("/proc/self/status")) or ""
+    match = re.search(r"^VmHWM:\s*(\d+) kB$", status, re.MULTILINE)
+    return int(match[1]) * 1024 if match else None

@@ -1,4 +1,4 @@
-"""Versions of everything that can change a figure."""
+"""Versions of the software that can change a measurement."""
 
 import os
 import platform
@@ -7,16 +7,15 @@ from importlib import metadata
 from pathlib import Path
 
 import edge
-from edge.device.system import Run, output_of
+from edge.device.system import output_of
 
 PACKAGES = ("mlx", "mlx-lm", "llama-cpp-python", "gguf", "numpy")
-# Read by MLX.
+# An environment variable of MLX.
 TF32 = "MLX_ENABLE_TF32"
-COMMIT = re.compile(r"[0-9a-f]{40,64}")
 
 
 def software_versions() -> dict[str, str]:
-    """Package -> version, with edge's and Python's own; `edge-revision` where it has one."""
+    """Package -> version, with edge and Python; `edge-revision` in a checkout."""
     versions = {"edge": edge.__version__, "python": platform.python_version()}
     if revision := checkout_revision(Path(edge.__file__).parent):
         versions["edge-revision"] = revision
@@ -41,22 +40,17 @@ def mlx_metal_tag() -> str | None:
 
 
 def tf32_allowed() -> bool:
-    """MLX may round float32 products to TF32, as it does on M5 unless it is told not to."""
+    """True if MLX may round float32 products to TF32, as it does on M5 by default."""
     return os.environ.get(TF32, "1") != "0"
 
 
-def checkout_revision(package: Path, run: Run = output_of) -> str | None:
-    """The commit that a package runs from, `-dirty` where it was changed; None for a wheel.
-
-    A wheel may lie inside of some other repository.
-    """
+def checkout_revision(package: Path) -> str | None:
+    """The commit that a package runs from, with `-dirty` if it was changed; None for a wheel."""
     root = package.parent
-    if not (root / ".git").exists():
+    if not (root / ".git").exists():  # an installed package can be inside another repository
         return None
-    # Named, so that GIT_DIR as a hook sets it makes no difference.
+    # Explicit, because hooks set GIT_DIR.
     git = ("git", "--no-optional-locks", "-C", str(root), "--git-dir=.git", "--work-tree=.")
-    commit = run((*git, "rev-parse", "HEAD"))
-    if not COMMIT.fullmatch(commit):
-        return None
-    changed = run((*git, "status", "--porcelain", "--", package.name))
-    return f"{commit}-dirty" if changed else commit
+    commit = output_of((*git, "rev-parse", "--quiet", "--verify", "HEAD"))
+    changed = output_of((*git, "status", "--porcelain", "--", package.name))
+    return f"{commit}-dirty" if commit and changed else commit or None

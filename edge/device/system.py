@@ -1,19 +1,17 @@
-"""Small programs and files of the system: most exist on some machines only."""
+"""Small programs and files of the system, most of which exist only on some machines."""
 
 import subprocess
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
-# Answers of `pmset`, `sysctl`, `notifyutil` and `ioreg` take some 10 ms; this is for a sick system.
+# `pmset`, `sysctl`, `notifyutil` and `ioreg` take about 10 ms.
 TIMEOUT_S = 5.0
-
-Run = Callable[[Sequence[str]], str]
 
 
 def output_of(command: Sequence[str]) -> str:
     """Output of a small program, stripped; empty where it is missing or hangs.
 
-    The exit code is ignored: `sysctl` fails if one of five names does not exist, and prints four.
+    The exit code is ignored: `sysctl` fails if one of its names is unknown, and prints the others.
     """
     try:
         done = subprocess.run(
@@ -39,7 +37,7 @@ def text_of(path: Path) -> str | None:
 
 
 def number_in(path: Path) -> int | None:
-    """The whole number in a file; None where there is none."""
+    """The integer in a file; None where there is none."""
     try:
         return int(text_of(path) or "")
     except ValueError:
