@@ -124,6 +124,11 @@ JOB = Job("mlx", "x", Workload(10, 3, 100), 50, 0, 3, 1, 2)
 NO_METER = NoMeter("power was not measured: there is none")
 
 
+def job_of(engine, path, workload=Workload(8, 4), **fields):  # noqa: B008
+    """Two trials after a warm-up on the demo's vocabulary."""
+    return Job(engine, str(path), workload, 4096, 0, 2, 1, 2, **fields)
+
+
 def context(rounds=1, device=PC, **fields):
     return Context(rounds, device, **fields)
 

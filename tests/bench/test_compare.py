@@ -27,13 +27,9 @@ def trial(round_, rate, watts=None, warmup=False):
 def row(rates, watts=None, **changed):
     trials = [trial(i, rate, watts) for i, process in enumerate(rates) for rate in process]
     return {
-        "artefact": "mlx-int4",
-        "engine": "mlx",
-        "framework": "MLX",
-        "precision": "INT4",
+        **{"artefact": "mlx-int4", "engine": "mlx", "framework": "MLX", "precision": "INT4"},
         "workload": {"prompt": 512, "generate": 128},
-        "verdict": "VALID",
-        "reasons": [],
+        **{"verdict": "VALID", "reasons": []},
         "peak_memory_bytes": 2_000_000_000,
         "engine_facts": {"threads": 4},
         "power": watts and {"source": "rapl", "boundary": "package"},
@@ -46,10 +42,8 @@ def profile(*rows, **changed):
     made = {
         "schema": 1,
         "created_utc": "2026-01-01T00:00:00+00:00",
-        "device": {"name": "Apple M2 Max"},
-        "software": {"mlx": "0.32.4"},
-        "model": {"name": "demo"},
-        "method": {"decode_rate": "(N - 1)"},
+        **{"device": {"name": "Apple M2 Max"}, "software": {"mlx": "0.32.4"}},
+        **{"model": {"name": "demo"}, "method": {"decode_rate": "(N - 1)"}},
         "rows": list(rows),
         **changed,
     }

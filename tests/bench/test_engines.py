@@ -4,11 +4,11 @@ import mlx.core as mx
 import numpy as np
 import pytest
 
-from edge.bench.worker import Job, check_memory, open_engine
+from edge.bench.worker import check_memory, open_engine
 from edge.generate.decode import generate_tokens
 from edge.model.kv_cache import make_cache
 from edge.model.load import load_model
-from edge.profile.profile import Workload
+from tests.bench.fakes import job_of
 
 IDS = [5, 70, 300, 12, 900, 44, 1023, 8]
 ENGINES = [
@@ -19,13 +19,9 @@ ENGINES = [
 ]
 
 
-def job(engine, path, kv_bits=None):
-    return Job(engine, str(path), Workload(), 4096, 0, 1, 1, threads=2, kv_bits=kv_bits)
-
-
 @pytest.mark.parametrize(("name", "artefact"), ENGINES)
 def test_prefill_decode_trim_and_facts(name, artefact, demo_out):
-    engine = open_engine(job(name, demo_out / artefact), 64)
+    engine = open_engine(job_of(name, demo_out / artefact), 64)
     engine.prefill(IDS)
     at_once = engine.last_logits()
     assert (at_once.shape, at_once.dtype) == ((4096,), np.float32)
@@ -52,7 +48,7 @@ def test_prefill_decode_trim_and_facts(name, artefact, demo_out):
 
 def test_prefill_leaves_the_same_cache_as_generation_bit_for_bit(demo_out):
     prompt = [7 * i % 4000 for i in range(300)]
-    engine = open_engine(job("mlx", demo_out / "mlx-fp16"), 512)
+    engine = open_engine(job_of("mlx", demo_out / "mlx-fp16"), 512)
     engine.prefill(prompt)
     model = load_model(demo_out / "mlx-fp16")
     cache = make_cache(model)
@@ -66,7 +62,7 @@ def test_prefill_leaves_the_same_cache_as_generation_bit_for_bit(demo_out):
 @pytest.mark.parametrize("bits", [4, 8])
 def test_a_quantised_cache_is_counted_and_mentioned(demo_out, bits):
     path = demo_out / "mlx-int4"
-    plain, coded = (open_engine(job("mlx", path, b), 64) for b in (None, bits))
+    plain, coded = (open_engine(job_of("mlx", path, kv_bits=b), 64) for b in (None, bits))
     for engine in (plain, coded):
         engine.prefill(IDS)
     facts = coded.facts()
@@ -81,7 +77,7 @@ def test_a_quantised_cache_is_counted_and_mentioned(demo_out, bits):
 def test_memory_is_checked_for_mlx_and_counts_our_quantised_cache(demo_out):
     path = demo_out / "mlx-fp16"
     for name in ("mlx", "mlx-lm"):
-        plain, coded = (check_memory(job(name, path, bits), 500)[0] for bits in (None, 8))
+        plain, coded = (check_memory(job_of(name, path, kv_bits=b), 500)[0] for b in (None, 8))
         assert plain > (path / "model.safetensors").stat().st_size
         assert (coded < plain) == (name == "mlx")
-    assert check_memory(job("llama.cpp", demo_out / "gguf-f16.gguf"), 64) == (None, None)
+    assert check_memory(job_of("llama.cpp", demo_out / "gguf-f16.gguf"), 64) == (None, None)

@@ -26,7 +26,7 @@ from edge.errors import EdgeError
 from edge.model.kv_cache import make_cache
 from edge.model.load import load_model
 from edge.profile.profile import Quality
-from tests.bench.test_engines import job
+from tests.bench.fakes import job_of
 from tests.support import tiny
 
 ROWS = ("mlx-fp16", "mlx-int4", "gguf-f16", "gguf-q5_k_m", "gguf-q6_k")
@@ -41,7 +41,7 @@ def reference(demo_out):
 
 def engine_of(row, out, context_tokens=64, kv_bits=None):
     name = "mlx" if RECIPES[row].is_mlx else "llama.cpp"
-    return open_engine(job(name, RECIPES[row].path_in(out), kv_bits), context_tokens)
+    return open_engine(job_of(name, RECIPES[row].path_in(out), kv_bits=kv_bits), context_tokens)
 
 
 def verdict(reference, row, out, digest, **options):
@@ -49,36 +49,6 @@ def verdict(reference, row, out, digest, **options):
     engine = "mlx" if recipe.is_mlx else "llama.cpp"
     path = str(recipe.path_in(out))
     return judge(reference, path, digest, recipe.precision, engine, **options)
-
-
-class Changed:
-    """An engine whose logits are changed; `change` is told if they are decoded beyond 1024."""
-
-    def __init__(self, engine, change):
-        self._engine, self._change, self._length = engine, change, 0
-
-    def prefill(self, ids):
-        self._engine.prefill(ids)
-        self._length, self._decoded = self._length + len(ids), False
-
-    def decode(self, ids, stamp):
-        self._engine.decode(ids, stamp)
-        self._length, self._decoded = self._length + len(ids), True
-
-    def trim(self, length):
-        self._engine.trim(length)
-        self._length = length
-
-    def last_logits(self):
-        return self._change(self._engine.last_logits(), self._decoded and self._length > 1024)
-
-
-def shuffled(logits, _):
-    return logits[np.random.default_rng(0).permutation(VOCAB)]
-
-
-def wrong_far(logits, is_far):
-    return logits * np.float32(1.3 if is_far else 1.0)
 
 
 def test_reference_logits_are_those_of_the_network(demo_out):
@@ -90,11 +60,10 @@ def test_reference_logits_are_those_of_the_network(demo_out):
 
 @pytest.mark.parametrize("row", ROWS)
 def test_right_logits_pass_and_shuffled_ones_do_not(reference, demo_out, row):
-    engine = engine_of(row, demo_out)
-    digest = logits_digest(engine, VOCAB)
+    digest = logits_digest(engine_of(row, demo_out), VOCAB)
     assert verdict(reference, row, demo_out, digest) is None
     assert len(json.dumps(digest)) < 40_000
-    digest = logits_digest(Changed(engine, shuffled), VOCAB)
+    digest["logits"] = [logits[::-1] for logits in digest["logits"]]
     assert "wrong logits" in verdict(reference, row, demo_out, digest)
 
 
@@ -108,7 +77,7 @@ def test_half_precision_and_quantised_caches_have_bounds_of_their_own(
         bits: logits_digest(engine_of("mlx-int4", demo_out, kv_bits=bits), VOCAB) for bits in (4, 8)
     }
     monkeypatch.setattr("edge.bench.engines.mlx.compute_dtype", lambda: mx.float16)
-    peer = open_engine(job("mlx-lm", demo_out / "mlx-int4"), 64)
+    peer = open_engine(job_of("mlx-lm", demo_out / "mlx-int4"), 64)
     digests["mlx-lm"] = logits_digest(peer, VOCAB)
     assert (found("mlx-lm"), found(8, kv_bits=8), found(4, kv_bits=4)) == (None, None, None)
     assert "wrong logits" in found(4)
@@ -146,14 +115,14 @@ def damaged_layer(model):
 
 
 class WrongPosition:
-    """A layer's cache whose position is one too high after the prompt."""
+    """A layer's cache whose position is one too high from the position `first` on."""
 
-    def __init__(self, cache):
-        self._cache = cache
+    def __init__(self, cache, first):
+        self._cache, self._first = cache, first
 
     def __getattr__(self, name):
         value = getattr(self._cache, name)
-        return value + 1 if name == "offset" and value >= PREFILLED else value
+        return value + 1 if name == "offset" and value >= self._first else value
 
     def trim(self, count):
         return self._cache.trim(min(count, self._cache.offset))
@@ -170,7 +139,7 @@ def test_wrong_computation_is_found(reference, demo_out, row, fault):
     model = load_model(demo_out / row, fuse=False)
     cache = make_cache(model, None)
     if fault is WrongPosition:
-        cache = [WrongPosition(layer) for layer in cache]
+        cache = [WrongPosition(layer, PREFILLED) for layer in cache]
     else:
         fault(model)
     digest = logits_digest(MlxEngine(model, model.head, cache), VOCAB)
@@ -234,16 +203,14 @@ def test_the_reference_is_computed_without_tf32_and_a_failure_is_an_error(demo_o
 
 @pytest.mark.parametrize("row", ["mlx-int4", "gguf-q6_k"])
 def test_a_token_beyond_1024_positions_is_checked_where_the_row_needs_it(reference, demo_out, row):
-    engine = engine_of(row, demo_out, 1100)
-    wrong = Changed(engine, wrong_far)
-    for opened, context_tokens, words in (
-        (engine, 1100, None),
-        (wrong, 1024, None),
-        (wrong, 1100, "at position 1024 a token decoded alone is 0.3"),
-    ):
-        found = verdict(reference, row, demo_out, logits_digest(opened, VOCAB, context_tokens))
-        assert found is None if words is None else words in found
-    engine.close()
+    digest = logits_digest(engine_of(row, demo_out, 1100), VOCAB, 1100)
+    assert verdict(reference, row, demo_out, digest) is None
+    model = load_model(demo_out / "mlx-int4")
+    cache = [WrongPosition(layer, 1024) for layer in make_cache(model)]
+    wrong = MlxEngine(model, model.head, cache)
+    assert "far_error" not in logits_digest(wrong, VOCAB, 1024)
+    digest["far_error"] = logits_digest(wrong, VOCAB, 1100)["far_error"]
+    assert "at position 1024 a token" in verdict(reference, row, demo_out, digest)
 
 
 # The demo's artefacts on 4096 tokens of the sample, in nats per token.

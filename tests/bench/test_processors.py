@@ -8,7 +8,7 @@ from edge.errors import EdgeError
 from edge.llama_cpp.session import library
 
 
-def test_both_frameworks_are_asked_in_another_process(monkeypatch):
+def test_processors_of_both_frameworks_are_found_in_a_child_process(monkeypatch):
     monkeypatch.setattr(platform, "system", lambda: "Linux")
     gguf = "GPU" if library().llama_supports_gpu_offload() else "CPU"
     assert processors_of(["GGUF"]) == {gguf}

@@ -15,7 +15,6 @@ from edge.bench import runner, worker
 from edge.bench.row import build_row
 from edge.bench.runner import Outcome, Run, run_job, stopped_by_sigterm
 from edge.bench.trial import make_trial
-from edge.bench.worker import Job
 from edge.errors import EdgeError
 from edge.profile.profile import Workload, read
 from tests.bench.fakes import (
@@ -27,16 +26,10 @@ from tests.bench.fakes import (
     FakeMeter,
     context,
     done,
+    job_of,
 )
 from tests.support.profiles import ROOT
 from tests.support.tiny import PLAIN, write_checkpoint
-
-WORKLOAD = Workload(prompt=8, generate=4)
-
-
-def job(engine, path, **changes):
-    fields = {"vocab_size": 4096, "seed": 0, "repetitions": 2, "warmups": 1, "threads": 2}
-    return Job(engine, str(path), **{"workload": WORKLOAD, **fields, **changes})
 
 
 @pytest.fixture
@@ -45,7 +38,7 @@ def outcome_of(monkeypatch):
 
     def outcome_of(code, timeout_s=60, *arguments):
         monkeypatch.setattr(runner, "WORKER", (sys.executable, "-S", "-c", code, *arguments))
-        return run_job(job("mlx", "m"), timeout_s)
+        return run_job(job_of("mlx", "m"), timeout_s)
 
     return outcome_of
 
@@ -56,12 +49,12 @@ def outcome_of(monkeypatch):
         # Without the depth's prefill the trial's first trim would be refused.
         ("mlx", "mlx-int4", Workload(8, 4, 100)),
         ("mlx-lm", "mlx-int4", Workload(8, 4, 5, joint=True)),
-        ("llama.cpp", "gguf-q5_k_m.gguf", WORKLOAD),
+        ("llama.cpp", "gguf-q5_k_m.gguf", Workload(8, 4)),
     ],
 )
 def test_every_engine_runs_in_a_worker(engine, artefact, workload, demo_out):
     seen = []
-    outcome = run_job(job(engine, demo_out / artefact, workload=workload), 120, seen.append)
+    outcome = run_job(job_of(engine, demo_out / artefact, workload=workload), 120, seen.append)
     assert outcome.failure is None
     assert [t.warmup for t in outcome.trials] == [True, False, False]
     assert seen == outcome.trials
@@ -125,24 +118,23 @@ def test_a_worker_that_dies_after_its_work_is_a_remark(outcome_of):
 
 
 def test_too_little_memory_and_a_missing_file_are_failures(demo_out):
-    huge = job("mlx", demo_out / "mlx-int4", workload=Workload(8, 4, 10**12))
+    huge = job_of("mlx", demo_out / "mlx-int4", workload=Workload(8, 4, 10**12))
     assert "mlx-int4 needs" in run_job(huge, 120).failure
-    assert "no.gguf" in run_job(job("llama.cpp", demo_out / "no.gguf"), 60).failure
+    assert "no.gguf" in run_job(job_of("llama.cpp", demo_out / "no.gguf"), 60).failure
 
 
 def test_trials_are_repeated_until_the_window_is_full_but_not_the_warmup(demo_out):
-    fields = {"repetitions": 1, "min_window_s": 0.3, "round": 2, "kv_bits": 8}
+    fields = {"min_window_s": 0.3, "round": 2}
     held = b"x" * (700 << 20)  # not in the worker's peak
-    outcome = run_job(job("mlx", demo_out / "mlx-int4", **fields), 120)
+    outcome = run_job(job_of("mlx", demo_out / "mlx-int4", **fields), 120)
     assert 20e6 < outcome.done.peak_memory_bytes < len(held)
-    warmup, trial = outcome.trials
+    warmup, trial, _ = outcome.trials
     assert (len(warmup.prefills), len(warmup.passes)) == (1, 1)
     assert len(trial.passes) > 1
     for windows in (trial.prefills, trial.passes):
         assert windows[-1][1] - windows[0][0] >= 0.3e9
     assert trial.round == 2
     assert outcome.done.logits is None  # reported in the first round only
-    assert outcome.done.facts.kv_dtype == "8 bits in groups of 32"
 
 
 def test_sigterm_ends_the_worker_too(outcome_of, tmp_path):
@@ -169,7 +161,7 @@ def test_the_engine_is_closed_after_success_and_failure(logit, monkeypatch):
     monkeypatch.setattr(worker, "open_engine", lambda *_: engine)
     expected = pytest.raises(EdgeError, match="not finite") if np.isnan(logit) else nullcontext()
     with expected:
-        worker._work(job("llama.cpp", "m"), sent.append)
+        worker._work(job_of("llama.cpp", "m"), sent.append)
     messages = [] if np.isnan(logit) else [*["Measured"] * 3, "Done"]
     assert [type(message).__name__ for message in sent] == messages
     assert engine.closed
@@ -177,7 +169,7 @@ def test_the_engine_is_closed_after_success_and_failure(logit, monkeypatch):
 
 # --- whole runs
 
-JOBS = [job("mlx", name, workload=Workload(10, 3)) for name in "abc"]
+JOBS = [job_of("mlx", name, workload=Workload(10, 3)) for name in "abc"]
 
 
 class Workers:

@@ -2,7 +2,8 @@ import pytest
 
 from edge.bench import trial as module
 from edge.bench.trial import KEPT_TOKENS, kept_times, make_trial, run_trial
-from edge.bench.workload import TokenPlan
+from edge.bench.workload import TokenPlan, plan_tokens
+from edge.profile.profile import Workload
 from tests.bench.fakes import FakeEngine, FakeMachine
 
 PLAN = TokenPlan([], [1] * 50, [2, 3, 4])
@@ -21,6 +22,13 @@ def run(monkeypatch):
         return engine, run_trial(engine, plan, least_s, joint)
 
     return run
+
+
+def test_token_ids_follow_from_the_seed():
+    first, again, other = (plan_tokens(Workload(9, 5, 3), 1000, seed) for seed in (4, 4, 5))
+    assert first == again != other
+    assert [len(ids) for ids in (first.depth, first.prompt, first.generate)] == [3, 9, 5]
+    assert set(first.prompt) <= set(range(1000))
 
 
 def test_generation_starts_at_the_depth_and_a_joint_one_after_the_prompt(run):

@@ -2,6 +2,7 @@ import shutil
 import sys
 import time
 from functools import partial
+from types import SimpleNamespace
 
 import pytest
 
@@ -13,7 +14,6 @@ from edge.cli.options.bench import SUITES
 from edge.convert.checkpoint import open_checkpoint
 from edge.errors import EdgeError
 from edge.model.kv_cache import KV_BITS
-from edge.power.choose import NoMeter
 from edge.profile.profile import Workload, read
 from tests.bench.fakes import FakeMeter
 
@@ -34,12 +34,18 @@ def planned(*words):
         (["-p", "8-32+8", "-n", "0"], [(8, 0), (16, 0), (24, 0), (32, 0)]),
         (["-p", "8-64*2", "-n", "0"], [(8, 0), (16, 0), (32, 0), (64, 0)]),
         (["-p", "8-10", "-n", "0"], [(8, 0), (9, 0), (10, 0)]),
-        (["-p", "8", "-n", "2", "-d", "0,64"], [(8, 2, 0), (8, 2, 64)]),
+        (["-p", "8,8", "-n", "16,32"], [(8, 16), (0, 32)]),
+        (["-p", "0", "-n", "32"], [(0, 32)]),
         (["-p", "0", "-n", "0", "-pg", "16,4"], [(16, 4, 0, True)]),
+        (
+            ["-p", "8", "-n", "2", "-d", "0,64", "-pg", "16,4"],
+            [(8, 2), (16, 4, 0, True), (8, 2, 64), (16, 4, 64, True)],
+        ),
+        (["-p", "500", "-n", "9", "-d", "524"], [(500, 9, 524)]),
         (["--suite", "quick"], [(128, 32)]),
     ],
 )
-def test_every_artefact_has_every_workload(flags, expected):
+def test_every_artefact_has_every_workload_once(flags, expected):
     jobs = planned(*flags)
     assert [(job.engine, job.workload) for job in jobs] == [
         (engine, Workload(*numbers)) for engine in ("mlx", "llama.cpp") for numbers in expected
@@ -51,8 +57,31 @@ def test_engines_cache_bits_and_suites_follow_the_flags():
     assert [planned("--kv-bits", str(bits))[0].kv_bits for bits in KV_BITS] == list(KV_BITS)
     assert (planned()[0].kv_bits, planned()[0].repetitions) == (None, 2)
     assert tuple(workload.SUITES) == SUITES
-    with pytest.raises(EdgeError, match="leave out -n"):
-        planned("--suite", "quick", "-n", "9")
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--suite", "quick", "-n", "9"], "leave out -n"),
+        (["-p", "0", "-n", "1"], "nothing to measure"),
+        (["-p", "8", "-n", "2,1"], "nothing to measure"),
+        (["-p", "500", "-d", "525"], "1025 positions, demo was trained for 1024"),
+        (["-pg", "1000,25"], "1025 positions"),
+    ],
+)
+def test_workloads_without_a_rate_or_beyond_the_context_are_refused(flags, message):
+    with pytest.raises(EdgeError, match=message):
+        planned(*flags)
+
+
+def test_too_long_workloads_of_a_suite_are_left_out_with_a_warning(capsys):
+    assert {job.workload for job in planned("--suite", "depth")} == {Workload(512, 128)}
+    errors = capsys.readouterr().err
+    for depth in (1024, 4096, 16384):
+        left_out = f"pp512, tg128 @ d{depth} is left out: demo was trained for 1024 positions"
+        assert left_out in errors
+    with pytest.raises(EdgeError, match="needs 512 positions"):
+        workload.suite_workloads("depth", 100, "x", print)
 
 
 def test_trials_are_spread_over_rounds():
@@ -65,17 +94,13 @@ def test_trials_are_spread_over_rounds():
     [("CPU", "CPU", "rapl"), ("GPU", "GPU", "nvml"), ("CPU", "GPU", "none")],
 )
 def test_the_automatic_meter_covers_the_processors_that_compute(monkeypatch, mlx, gguf, source):
-    def meter(name):
-        meter = NoMeter("")
-        meter.source, meter.unavailable = name, None
-        return meter
-
+    meters = {
+        name: partial(SimpleNamespace, source=name, unavailable=None) for name in ("nvml", "rapl")
+    }
     asked = []
     monkeypatch.setattr(sys, "platform", "linux")
     monkeypatch.setattr("edge.bench.processors.platform.system", lambda: "Linux")
-    monkeypatch.setattr(
-        "edge.power.choose.METERS", {name: partial(meter, name) for name in ("nvml", "rapl")}
-    )
+    monkeypatch.setattr("edge.power.choose.METERS", meters)
     monkeypatch.setattr(
         "edge.bench.processors.run_child",
         lambda _, question, *__: asked.append(question) or [gguf, mlx],
