@@ -9,11 +9,10 @@ from typing import Any
 
 import msgspec
 
-from edge.bench.energy import power_series
 from edge.bench.engines.engine import LLAMA_CPP
 from edge.bench.gate import Digest, judge, quality_fault
 from edge.bench.runner import ProcessRun
-from edge.bench.trial import kept_times
+from edge.bench.trial import kept_times, power_series
 from edge.bench.verdict import (
     VERDICTS,
     judge_conditions,

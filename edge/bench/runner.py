@@ -15,8 +15,8 @@ from typing import IO
 import msgspec
 
 from edge.bench.cooldown import Cooldown, Idle, NewMeter, cool_down, measure_idle
-from edge.bench.energy import with_energy
 from edge.bench.engines.engine import MLX_LM
+from edge.bench.trial import with_energy
 from edge.bench.worker import Done, Failed, Job, Measured, Message
 from edge.child import module_command
 from edge.device.state import State, read_state

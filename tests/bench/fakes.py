@@ -4,10 +4,9 @@ from msgspec.structs import replace
 
 from edge.bench import cooldown, runner, trial
 from edge.bench.cooldown import Cooldown
-from edge.bench.energy import with_energy
 from edge.bench.row import Context, Subject
 from edge.bench.runner import Outcome, ProcessRun
-from edge.bench.trial import make_trial
+from edge.bench.trial import make_trial, with_energy
 from edge.bench.worker import Done, Job
 from edge.convert.artefacts.recipes import RECIPES
 from edge.device.describe import Bandwidth, Device

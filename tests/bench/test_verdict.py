@@ -2,8 +2,7 @@ import pytest
 from msgspec.structs import replace
 
 from edge.bench.cooldown import Cooldown
-from edge.bench.energy import with_energy
-from edge.bench.trial import make_trial
+from edge.bench.trial import make_trial, with_energy
 from edge.bench.verdict import judge_conditions, judge_energy, judge_speed, warning, worst_first
 from edge.device.state import State
 from edge.power.meter import Sample
