@@ -21,14 +21,14 @@ __all__ = ["__version__", "generate_text", "load", "stream_generate"]
 
 
 class _BeforeMlx:
-    """An import hook: on Linux something must be ready before numpy or MLX is first imported.
+    """Import hook that runs `linux_cpu.prepare` before numpy or MLX is first imported.
 
-    A hook, since any module may be the first, and whoever needs neither shall not pay for it.
+    Any module may be the first to import them, and many commands import neither.
     """
 
     @staticmethod
     def find_spec(name: str, path: object = None, target: object = None) -> None:
-        """Finds nothing: prepares, and leaves the finding to the others."""
+        """Returns None, so that the next finder is asked."""
         if name in ("numpy", "mlx.core"):
             from edge.linux_cpu import prepare
 
@@ -41,14 +41,14 @@ if sys.platform == "linux":
 
 def load(path: Path | str) -> tuple[Model, Any]:
     """Loads an MLX artefact: the model and its tokenizer (see `edge.model.load.load`)."""
-    # Imported here so that `import edge` and every --help stay free of MLX.
+    # Imported here, as `import edge` and --help must not import MLX.
     from edge.model.load import load as load_artefact
 
     return load_artefact(path)
 
 
 def __getattr__(name: str) -> Any:
-    """The generating functions, imported when first asked for and for the same reason."""
+    """Functions of `edge.generate.stream`, imported at first use for the same reason."""
     if name not in ("generate_text", "stream_generate"):
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     from edge.generate import stream

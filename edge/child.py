@@ -1,6 +1,7 @@
-"""Work in a process of its own: a JSON question on stdin, a JSON answer on stdout.
+"""Child processes: a JSON question on stdin, a JSON answer on stdout.
 
-Its memory is free afterwards; what ends it, as an impossible allocation of MLX, ends it alone.
+The child's memory is free afterwards, and a crash, as by an impossible allocation of MLX, ends only
+the child.
 """
 
 import json
@@ -16,27 +17,22 @@ from edge.linux_cpu import child_environment
 
 
 def module_command(module: str, *arguments: str) -> tuple[str, ...]:
-    """Command line of one of our modules, without the current directory on its path (-P).
+    """Command line that runs a module.
 
-    There may be a `json.py` in it, as in a folder that came with a model.
+    -P keeps the current directory off the path: a model's folder may contain a `json.py`.
     """
     return (sys.executable, "-P", "-m", module, *arguments)
 
 
 def run_child(
-    module: str,
-    question: Any,
-    timeout_s: float,
-    what: str,
-    environment: Mapping[str, str] | None = None,
+    module: str, question: Any, timeout_s: float, what: str, environment: Mapping[str, str] = {}
 ) -> Any:
-    """The answer of a module that ends in `child_main`; `what` names it in errors.
+    """The answer of a module that ends in `child_main`.
 
-    Raises:
-        EdgeError: it failed or took too long, with the reason.
+    Raises an EdgeError that begins with `what` if the child fails or takes too long.
     """
     command, asked = module_command(module), json.dumps(question)
-    env = child_environment() | dict(environment or {})
+    env = child_environment() | dict(environment)
     try:
         run = subprocess.run(
             command, input=asked, capture_output=True, text=True, timeout=timeout_s, env=env
@@ -44,17 +40,17 @@ def run_child(
     except subprocess.TimeoutExpired:
         raise EdgeError(f"{what} took more than {timeout_s:g} s.") from None
     if run.returncode != 0:
-        last_words = (run.stderr.strip().splitlines() or [f"exit code {run.returncode}"])[-1]
+        last_line = (run.stderr.strip().splitlines() or [f"exit code {run.returncode}"])[-1]
         by_signal = run.returncode < 0 and signal.Signals(-run.returncode).name
-        why = f"its process was ended by {by_signal}" if by_signal else last_words
-        raise EdgeError(f"{what} could not be computed ({why}).")
+        reason = f"its process was ended by {by_signal}" if by_signal else last_line
+        raise EdgeError(f"{what} could not be computed ({reason}).")
     return json.loads(run.stdout)
 
 
 def child_main(compute: Callable[[Any], Any]) -> int:
-    """The exit code of such a process; an EdgeError becomes a sentence on stderr."""
+    """Computes the answer and returns the exit code; an EdgeError becomes a line on stderr."""
     answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
-    os.dup2(2, 1)  # whatever a library prints is not the answer
+    os.dup2(2, 1)  # what libraries print must not mix with the answer
     try:
         print(json.dumps(compute(json.load(sys.stdin))), file=answers, flush=True)
     except EdgeError as error:

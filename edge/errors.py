@@ -1,16 +1,19 @@
-"""The one exception whose message is written for the person at the terminal."""
+"""The error type for users, and text that is safe in messages."""
 
-# A message quotes what a file says, and a file can say a great deal. Its beginning tells what
-# is wrong and where, its end what to do.
+import sys
+from importlib.util import find_spec
+from pathlib import Path
+
+# Limits of a message, which may quote a file: its beginning says what is wrong and where, its end
+# what to do.
 HEAD_CHARACTERS, TAIL_CHARACTERS = 1000, 300
 
 
 class EdgeError(Exception):
     """An error that the user can correct; commands print it without a traceback and exit with 1.
 
-    Its message is one sentence that says what is wrong, where, and what to do. It may quote
-    untrusted files: characters that a terminal would act on are shown as escapes, and the middle
-    of an endless one is left out.
+    The message is one sentence: what is wrong, where, what to do. It may quote untrusted files:
+    control characters are escaped, and the middle of a very long message is left out.
     """
 
     def __init__(self, sentence: str) -> None:
@@ -18,7 +21,13 @@ class EdgeError(Exception):
 
 
 def printable(text: str) -> str:
-    """Text as one line that no terminal acts on, cut in the middle if it is endless."""
+    """Text on one line, control characters escaped, shortened in the middle."""
     if len(text) > HEAD_CHARACTERS + TAIL_CHARACTERS:
         text = f"{text[:HEAD_CHARACTERS]} ... {text[-TAIL_CHARACTERS:]}"
     return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
+
+
+def install_command(package: str) -> str:
+    """Command that installs a package here; without folders, as profiles are shared."""
+    pip = f"{Path(sys.executable).name} -m pip" if find_spec("pip") is not None else "uv pip"
+    return f"{pip} install {package}"

@@ -1,11 +1,11 @@
-"""MLX on a Linux CPU: a fast BLAS, and a private folder for what MLX compiles.
+"""MLX on a Linux CPU: a fast BLAS, and a private folder for functions that MLX compiles.
 
-The import hook in `edge/__init__.py` calls `prepare` before MLX is imported; only the wheel for
-Linux CPUs is changed. It asks the dynamic linker for `cblas_sgemm` of the reference BLAS, and gets
-what was loaded globally before: `cpu_blas.c`, compiled once, which calls numpy's OpenBLAS.
+The import hook in `edge/__init__.py` calls `prepare` before MLX is imported. MLX's wheel for Linux
+CPUs, the only one changed, links to `cblas_sgemm` of the reference BLAS. `cpu_blas.c`, compiled
+once, is loaded globally before it and takes its place; it calls numpy's OpenBLAS.
 
-MLX compiles functions into a folder of a known name under TMPDIR and loads what it finds there,
-whoever put it there. So TMPDIR becomes a folder of this process in the user's cache.
+MLX compiles functions into a folder with a predictable name under TMPDIR and loads any library it
+finds there, also another user's. So TMPDIR is set to a folder of this process in the user's cache.
 """
 
 import atexit
@@ -26,13 +26,13 @@ from pathlib import Path
 
 SOURCE = Path(__file__).with_name("cpu_blas.c")
 FLAGS = ("-O3", "-march=native", "-fopenmp-simd", "-shared", "-fPIC")
-# Set to anything, MLX keeps the BLAS that it comes with: so peers are measured as they are.
+# Environment variable: if set, MLX keeps its own BLAS, so that mlx-lm is measured as installed.
 KEEP_BLAS = "EDGE_REFERENCE_BLAS"
 PROCESS, LOCK = "process-", "lock"
-LOWEST_FREE_BYTES = 16 << 20  # MLX compiles some 30 files of up to 100 kB
+MIN_FREE_BYTES = 16 << 20  # MLX compiles some 30 files of up to 100 kB
 OLD_S = 86400.0  # a folder without a lock is being made, or was left by a killed process
 ST_NOEXEC = 8  # of statvfs; os has it on Linux only
-# Of folders, homes without an owner and names that are not text.
+# RuntimeError: no home directory; ValueError: a null byte in a path.
 FAILURES = (OSError, RuntimeError, ValueError)
 
 _library: ctypes.CDLL | None = None  # of `cpu_blas.c`
@@ -43,7 +43,7 @@ _outer_tmpdir: str | None = None  # TMPDIR before it was set for MLX
 
 
 def prepare(module: str) -> None:
-    """Makes ready for the first import of numpy or mlx.core, whichever that is; never fails."""
+    """Prepares for the first import of numpy or mlx.core; never raises."""
     global _compile_problem
     if "mlx.core" in sys.modules or not _has_reference_blas():
         return
@@ -54,11 +54,11 @@ def prepare(module: str) -> None:
             _compile_privately(_private_folder())
         except FAILURES as error:
             os.environ["MLX_DISABLE_COMPILE"] = "1"
-            _compile_problem = _sentence(error)
+            _compile_problem = str(error)
 
 
 def uses_openblas() -> bool:
-    """True where MLX has been imported and multiplies on the CPU with `cpu_blas.c`."""
+    """True if MLX is imported and multiplies on the CPU with `cpu_blas.c`."""
     return _library is not None and "mlx.core" in sys.modules and _counts_a_product(_library)
 
 
@@ -73,7 +73,7 @@ def _counts_a_product(library: ctypes.CDLL) -> bool:
 
 
 def blas() -> str:
-    """The name of the BLAS that MLX multiplies with on the CPU."""
+    """Name of the BLAS that MLX multiplies with on the CPU."""
     if _openblas is not None and uses_openblas():
         config = _openblas.scipy_openblas_get_config64_
         config.restype = ctypes.c_char_p
@@ -83,7 +83,7 @@ def blas() -> str:
 
 
 def problems() -> list[str]:
-    """Sentences with the reasons why MLX is slower here than it could be."""
+    """Reasons why MLX is slower here than it could be."""
     found = []
     if _library is not None and not uses_openblas():
         found.append("MLX does not multiply with OpenBLAS: another BLAS was loaded before")
@@ -96,10 +96,10 @@ def problems() -> list[str]:
 
 @cache
 def _load_openblas() -> None:
-    """Loads it before numpy does, with threads that do not spin on cores that decoding needs."""
+    """Loads OpenBLAS before numpy does, with threads that do not spin on cores decoding needs."""
     global _openblas
     path = _of_wheel("numpy", "numpy.libs", "libscipy_openblas64_*")
-    name = "OPENBLAS_THREAD_TIMEOUT"  # read when it is loaded; our programs shall not inherit it
+    name = "OPENBLAS_THREAD_TIMEOUT"  # read at loading; child processes must not inherit it
     given = os.environ.get(name)
     os.environ[name] = given or "8"
     with suppress(*FAILURES):
@@ -121,7 +121,7 @@ def _use_openblas() -> None:
         _library = ctypes.CDLL(str(path), mode=ctypes.RTLD_GLOBAL)
         ctypes.c_void_p.in_dll(_library, "edge_openblas_sgemm").value = sgemm.value
     except (*FAILURES, AttributeError) as error:
-        _blas_problem = _sentence(error)
+        _blas_problem = str(error)
 
 
 @cache
@@ -131,18 +131,18 @@ def _has_reference_blas() -> bool:
 
 
 def _of_wheel(package: str, folder: str, pattern: str) -> Path | None:
-    """A library that a wheel carries in a folder beside its package."""
-    spec = PathFinder.find_spec(package)  # not by way of the import hook that called us
+    """A library that a wheel installs in a folder beside its package."""
+    spec = PathFinder.find_spec(package)  # avoids the import hook that called this
     places = (spec and spec.submodule_search_locations) or ()
     return next((p for at in places for p in Path(at).parent.joinpath(folder).glob(pattern)), None)
 
 
 def _compiled_library(folder: Path) -> Path:
-    """The library made of `cpu_blas.c`; an OSError without a compiler, or where it fails."""
+    """The library compiled from `cpu_blas.c`; raises an OSError if there is no compiler."""
     key = f"{zlib.crc32(repr(FLAGS).encode() + SOURCE.read_bytes()):08x}"
     library = folder / f"cpu_blas-{key}.so"
     if not library.exists():
-        import subprocess  # not at the top: every later start is 3 ms shorter
+        import subprocess  # here: saves 3 ms at every later start
 
         with tempfile.TemporaryDirectory(prefix=PROCESS, dir=folder) as made:
             partial = Path(made, library.name)
@@ -152,16 +152,16 @@ def _compiled_library(folder: Path) -> Path:
             except FileNotFoundError:
                 raise OSError("there is no C compiler (cc); install gcc") from None
             except subprocess.CalledProcessError as error:
-                said = error.stderr.decode("utf-8", "replace").strip().splitlines()
-                raise OSError(f"cc failed ({said[0] if said else error.returncode})") from None
+                lines = error.stderr.decode("utf-8", "replace").strip().splitlines()
+                raise OSError(f"cc failed ({lines[0] if lines else error.returncode})") from None
             partial.replace(library)
     return library
 
 
 @cache
 def _private_folder() -> Path:
-    """A folder that only this user can write to, for code compiled for this CPU; or an OSError."""
-    base = os.environ.get("XDG_CACHE_HOME", "")  # a relative one is to be ignored
+    """Folder for code compiled for this CPU, writable for this user only; raises an OSError."""
+    base = os.environ.get("XDG_CACHE_HOME", "")  # the specification ignores relative paths
     top = Path(base if base.startswith("/") else "~/.cache").expanduser() / "edge"
     top.mkdir(mode=0o700, parents=True, exist_ok=True)
     found = top.lstat()
@@ -173,35 +173,35 @@ def _private_folder() -> Path:
     folder = top / f"{zlib.crc32(_cpu()):08x}"
     folder.mkdir(exist_ok=True)
     disk = os.statvfs(folder)
-    if disk.f_bavail * disk.f_frsize < LOWEST_FREE_BYTES:
+    if disk.f_bavail * disk.f_frsize < MIN_FREE_BYTES:
         raise OSError(f"the disk of {folder} is full")
     if disk.f_flag & ST_NOEXEC:
-        raise OSError(f"nothing on the disk of {folder} can be run (noexec)")
+        raise OSError(f"the disk of {folder} is mounted with noexec")
     return folder
 
 
 def _cpu() -> bytes:
-    """The C library, the first core's model and its instructions: machines may share a home."""
+    """Model and instructions of the first core, and the C library: machines may share a home."""
     keys = (b"model name", b"flags", b"Features", b"CPU part")
     with Path("/proc/cpuinfo").open("rb") as file:
         core = file.read(16384).split(b"\n\n")[0]
     lines = [line for line in core.splitlines() if line.startswith(keys)]
-    with suppress(ValueError):  # another C library than GNU's
+    with suppress(ValueError):  # a C library other than GNU's
         lines.append((os.confstr("CS_GNU_LIBC_VERSION") or "").encode())
     return b"\n".join(lines)
 
 
 def _compile_privately(folder: Path) -> None:
-    """Has MLX compile into a folder of this process, which has all that was compiled before."""
+    """Sets TMPDIR to a folder of this process that contains everything compiled before."""
     global _outer_tmpdir
     kept = folder / "kept"
     kept.mkdir(exist_ok=True)
     for other in folder.glob(f"{PROCESS}*"):
         if _is_left(other):
             shutil.rmtree(other, ignore_errors=True)
-    tempfile.gettempdir()  # looked up now, so that Python's own files stay where they were
+    tempfile.gettempdir()  # caches the old TMPDIR for Python's own files
     own = Path(tempfile.mkdtemp(prefix=PROCESS, dir=folder))
-    lock = os.open(own / LOCK, os.O_CREAT | os.O_RDWR, 0o600)  # until the end
+    lock = os.open(own / LOCK, os.O_CREAT | os.O_RDWR, 0o600)  # held until the process ends
     fcntl.flock(lock, fcntl.LOCK_EX)
     atexit.register(_keep, own, kept, os.getpid())
     _link([path.relative_to(kept) for path in kept.rglob("*.so")], kept, own)
@@ -210,7 +210,7 @@ def _compile_privately(folder: Path) -> None:
 
 
 def child_environment() -> dict[str, str]:
-    """Our environment with TMPDIR as it was, for a process that we start."""
+    """Environment for child processes, with the original TMPDIR."""
     environment = dict(os.environ)
     if environment.get("TMPDIR", "").rpartition("/")[2].startswith(PROCESS):
         environment.pop("TMPDIR")
@@ -219,22 +219,22 @@ def child_environment() -> dict[str, str]:
 
 
 def _is_left(folder: Path) -> bool:
-    """True where the process of a folder is gone, however it ended."""
+    """True if the process of a folder has ended."""
     try:
         with (folder / LOCK).open("rb") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         return True
     except BlockingIOError:
         pass
-    except OSError:  # no lock yet, or none any more
+    except OSError:  # no lock yet, or already removed
         with suppress(OSError):
             return folder.stat().st_mtime < time.time() - OLD_S
     return False
 
 
 def _keep(own: Path, kept: Path, pid: int) -> None:
-    """Keeps what MLX compiled and loaded, and removes the rest; called at the end."""
-    if os.getpid() != pid:  # the end of a fork
+    """Keeps the libraries that MLX compiled and loaded, removes the rest; runs at exit."""
+    if os.getpid() != pid:  # a forked process
         return
     with suppress(OSError):
         loaded = Path("/proc/self/maps").read_text(encoding="utf-8")
@@ -244,7 +244,7 @@ def _keep(own: Path, kept: Path, pid: int) -> None:
 
 
 def _link(names: Iterable[Path], source: Path, target: Path) -> None:
-    """Gives files of one folder the same names in another, where each appears whole."""
+    """Links files of one folder into another, each atomically."""
     for name in names:
         link = target / name
         if link.exists():
@@ -256,9 +256,3 @@ def _link(names: Iterable[Path], source: Path, target: Path) -> None:
         except OSError:  # a disk without hard links
             shutil.copyfile(source / name, partial)
         partial.replace(link)
-
-
-def _sentence(error: Exception) -> str:
-    reason = getattr(error, "strerror", None) or str(error)
-    filename = getattr(error, "filename", None)
-    return f"{filename}: {reason}" if filename else reason

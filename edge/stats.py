@@ -1,6 +1,6 @@
-"""Statistics of repeated measurements: intervals, a test of two means, outliers, drift.
+"""Statistics of repeated measurements: intervals, Welch's test, outliers, drift, percentiles.
 
-Student's distribution is written out: scipy would be a large dependency for one function.
+Student's t distribution is computed here: scipy would be a large dependency for one function.
 """
 
 import math
@@ -12,30 +12,28 @@ import numpy as np
 
 CONFIDENCE = 0.95
 BISECTIONS = 60  # halves any bracket to a double's precision
-# hyperfine's limit: ten standard deviations of normal values, each of which is 1.4826 median
-# absolute deviations. (Iglewicz and Hoaglin 1993 advise 3.5 of them, which timings, skewed as they
-# are, exceed all the time.)
+# hyperfine's limit: ten standard deviations of normal values, each of 1.4826 median absolute
+# deviations. (Iglewicz and Hoaglin 1993 use 3.5, which skewed timings exceed all the time.)
 OUTLIER_MADS = 14.826
-# Below five values neither an outlier nor a trend can be told from the spread.
-MIN_FOR_SHAPE = 5
-# Two tails of Kendall's test: one in a hundred steady series is called drifting.
+# With fewer values an outlier or a trend cannot be distinguished from the spread.
+MIN_VALUES = 5
+# Significance level of Kendall's test, two-sided: 1 % of steady series are reported as drifting.
 DRIFT_LEVEL = 0.01
-# Percentiles of the times of single tokens.
-SHARES = {"p50": 0.5, "p90": 0.9, "p99": 0.99}
+PERCENTILES = {"p50": 0.5, "p90": 0.9, "p99": 0.99}
 
 
-def interval(values: Sequence[float], confidence: float = CONFIDENCE) -> tuple[float, float] | None:
-    """Student's interval of the mean; None for fewer than two values."""
+def interval(values: Sequence[float]) -> tuple[float, float] | None:
+    """Student's confidence interval of the mean; None for fewer than two values."""
     if len(values) < 2:
         return None
     mean, n = statistics.fmean(values), len(values)
-    half = t_quantile(0.5 + confidence / 2, n - 1) * statistics.stdev(values) / math.sqrt(n)
+    half = t_quantile(0.5 + CONFIDENCE / 2, n - 1) * statistics.stdev(values) / math.sqrt(n)
     return mean - half, mean + half
 
 
 @dataclass(frozen=True)
 class Welch:
-    """Welch's test (1947) of two means, with Satterthwaite's degrees of freedom (1946).
+    """Welch's t test (1947) of two means, with Satterthwaite's degrees of freedom (1946).
 
     `error` is the standard error of the difference, `p` two-sided.
     """
@@ -47,9 +45,9 @@ class Welch:
 
 
 def welch(a: Sequence[float], b: Sequence[float]) -> Welch | None:
-    """Test of the means of two samples of unequal variance; None below two values each.
+    """Welch's test of two samples; None if one has fewer than two values.
 
-    Without any spread p is 1 for equal means, else 0.
+    If both samples have no variance, p is 1 for equal means, else 0.
     """
     if min(len(a), len(b)) < 2:
         return None
@@ -65,12 +63,12 @@ def welch(a: Sequence[float], b: Sequence[float]) -> Welch | None:
 
 
 def t_tail(t: float, degrees: float) -> float:
-    """The share of Student's t distribution above `t` >= 0 (DLMF 8.17, Abramowitz 26.5.27)."""
+    """Upper tail of Student's t distribution at `t` >= 0 (DLMF 8.17, Abramowitz 26.5.27)."""
     return _incomplete_beta(degrees / (degrees + t * t), degrees / 2, 0.5) / 2
 
 
 def t_quantile(share: float, degrees: float) -> float:
-    """Where the distribution has `share` (0.5 or more) below it, by bisection."""
+    """Quantile of Student's t distribution for `share` >= 0.5, by bisection."""
     low, high = 0.0, 1.0
     while t_tail(high, degrees) > 1 - share:
         high *= 2
@@ -103,8 +101,8 @@ def _incomplete_beta(x: float, a: float, b: float) -> float:
 
 
 def outliers(values: Sequence[float]) -> list[int]:
-    """Places of values far from the median, in median absolute deviations; none for few values."""
-    if len(values) < MIN_FOR_SHAPE:
+    """Indices of values more than OUTLIER_MADS from the median; [] for fewer than MIN_VALUES."""
+    if len(values) < MIN_VALUES:
         return []
     centre = statistics.median(values)
     mad = statistics.median(abs(v - centre) for v in values)
@@ -112,13 +110,13 @@ def outliers(values: Sequence[float]) -> list[int]:
 
 
 def drift(values: Sequence[float]) -> float:
-    """Relative change over a series that goes one way; 0.0 where it is short or has no direction.
+    """Relative change over a series with a trend, slope x (n - 1) / median; 0.0 without a trend.
 
-    Kendall's test against the order (Mann 1945) decides whether it goes one way, Sen's median
-    slope (1968) by how much: both ignore single outliers. The change is slope x (n - 1) / median.
+    Kendall's test against the order (Mann 1945) detects the trend, Sen's median slope (1968)
+    measures it; both are robust to single outliers.
     """
     n = len(values)
-    if n < MIN_FOR_SHAPE or not statistics.median(values):
+    if n < MIN_VALUES or not statistics.median(values):
         return 0.0
     slopes = [(values[j] - values[i]) / (j - i) for i in range(n) for j in range(i + 1, n)]
     score = sum((slope > 0) - (slope < 0) for slope in slopes)
@@ -131,5 +129,5 @@ def drift(values: Sequence[float]) -> float:
 
 def percentiles(values: Sequence[float]) -> dict[str, float]:
     """p50, p90 and p99 with linear interpolation; `values` must not be empty."""
-    found = np.quantile(np.asarray(values, dtype=np.float64), list(SHARES.values()))
-    return dict(zip(SHARES, found.tolist(), strict=True))
+    found = np.quantile(np.asarray(values, dtype=np.float64), list(PERCENTILES.values()))
+    return dict(zip(PERCENTILES, found.tolist(), strict=True))

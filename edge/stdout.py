@@ -1,4 +1,4 @@
-"""Results on stdout, exact to the byte; what keeps them from getting there is one sentence."""
+"""Results on stdout, exact to the byte, and errors in writing them."""
 
 import os
 import sys
@@ -7,7 +7,7 @@ from edge.errors import EdgeError
 
 
 def fill_closed_streams() -> None:
-    """A file that is opened gets the first free number: never that of a closed stream."""
+    """Opens /dev/null for closed standard streams, or the next file would get their number."""
     for number in range(3):
         try:
             os.fstat(number)
@@ -18,42 +18,36 @@ def fill_closed_streams() -> None:
 
 
 def check_stdout() -> None:
-    """Refuses a closed stdout (`>&-`), before anything is computed for it."""
+    """Raises an EdgeError for a closed stdout (`>&-`), before anything is computed."""
     if sys.stdout is None:
-        raise EdgeError("stdout is closed; let it go to a terminal, a file or a pipe.")
+        raise EdgeError("stdout is closed; direct it to a terminal, a file or a pipe.")
 
 
 def write_stdout(text: str) -> None:
-    """Prints at once, in bytes: nothing may translate line ends, or fail to encode them.
+    """Writes text in UTF-8 and flushes it; line ends are not translated.
 
-    Raises:
-        BrokenPipeError: its reader went away.
-        EdgeError: it is closed, or cannot be written.
+    Raises a BrokenPipeError if the reader is gone, an EdgeError for other errors.
     """
     check_stdout()
-    _write(text.encode("utf-8", errors="replace"))
-
-
-def flush_stdout() -> None:
-    """Writes what is held back; errors of `write_stdout`, but none where stdout is closed."""
-    if sys.stdout is not None:
-        _write(b"")
-
-
-def discard_stdout() -> None:
-    """Drops what it still holds, or the end of the process would fail with it again."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-
-
-def _write(data: bytes) -> None:
     try:
         sys.stdout.flush()
-        sys.stdout.buffer.write(data)
+        sys.stdout.buffer.write(text.encode("utf-8", errors="replace"))
         sys.stdout.buffer.flush()
     except BrokenPipeError:
         raise
     except OSError as error:  # a full disk
         discard_stdout()
         raise EdgeError(
-            f"stdout cannot be written ({error.strerror}); make room, or let it go elsewhere."
+            f"stdout cannot be written ({error.strerror}); free some space or direct it elsewhere."
         ) from None
+
+
+def flush_stdout() -> None:
+    """Flushes stdout unless it is closed; errors as in `write_stdout`."""
+    if sys.stdout is not None:
+        write_stdout("")
+
+
+def discard_stdout() -> None:
+    """Discards buffered output, which would fail again at the end of the process."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -1,4 +1,4 @@
-"""What a user types or `make setup` runs, on machines that differ from this one."""
+"""`make setup` on other machines, and the command that installs a package."""
 
 import os
 import subprocess
@@ -8,62 +8,56 @@ from pathlib import Path
 
 import pytest
 
-from edge import install
-from edge.install import install_command
+from edge import errors
 from tests.support.profiles import ROOT
 
-# Writes down what it is asked; `python find` finds what FOUND says.
-UV = """#!/bin/sh
-echo "$@" >> "$0.log"
-[ "$1 $2" = "python find" ] || exit 0
-[ -n "$FOUND" ] && echo "$FOUND"
-"""
+# Logs its arguments; `python find` prints FOUND.
+UV = """echo "$@" >> "$0.log"
+[ "$1 $2" != "python find" ] || { [ -n "$FOUND" ] && echo "$FOUND"; }"""
 
 
-def program(folder, name, text):
-    path = folder / name
-    path.write_text(text)
-    path.chmod(0o755)
-    return path
+@pytest.fixture
+def make_setup(tmp_path):
+    """Runs `make setup` with some programs replaced; its exit code, stderr and uv's log."""
 
+    def run(programs, **environment):
+        for name, script in {"uv": UV, **programs}.items():
+            (tmp_path / name).write_text(f"#!/bin/sh\n{script}\n")
+            (tmp_path / name).chmod(0o755)
+        path = f"{tmp_path}:{os.environ['PATH']}"
+        done = subprocess.run(
+            ["make", "-C", ROOT, "setup", f"VENV={tmp_path / 'venv'}", f"UV={tmp_path / 'uv'}"],
+            capture_output=True,
+            text=True,
+            check=False,
+            env={**os.environ, "PATH": path, **environment},
+        )
+        log = tmp_path / "uv.log"
+        return done.returncode, done.stderr, log.read_text() if log.exists() else ""
 
-def make_setup(folder, **environment):
-    """`make setup` into a folder, uv and the given programs replaced."""
-    uv = program(folder, "uv", UV)
-    done = subprocess.run(
-        ["make", "-C", ROOT, "setup", f"VENV={folder / 'venv'}", f"UV={uv}"],
-        capture_output=True,
-        text=True,
-        check=False,
-        env={**os.environ, "PATH": f"{folder}:{os.environ['PATH']}", **environment},
-    )
-    log = Path(f"{uv}.log")
-    return done, log.read_text() if log.exists() else ""
+    return run
 
 
 @pytest.mark.parametrize(
-    ("found", "asked"), [("/usr/bin/python3.12", "/usr/bin/python3.12"), ("", "3.13")]
+    ("found", "used"), [("/usr/bin/python3.12", "/usr/bin/python3.12"), ("", "3.13")]
 )
-def test_setup_takes_a_python_that_is_tested(found, asked, tmp_path):
+def test_setup_uses_a_supported_python(found, used, tmp_path, make_setup):
     (tmp_path / "venv").mkdir()
-    done, log = make_setup(tmp_path, FOUND=found)
+    code, error, log = make_setup({}, FOUND=found)
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-    assert done.returncode == 0, done.stderr
+    assert code == 0, error
     assert f"python find --no-python-downloads {project['requires-python']}" in log
-    assert f"venv --quiet --python {asked} " in log
+    assert f"venv --quiet --python {used} " in log
 
 
-def test_on_a_mac_without_its_tools_setup_says_what_to_type(tmp_path):
-    """c++ is there: a stub that opens a dialogue."""
-    program(tmp_path, "uname", "#!/bin/sh\necho Darwin\n")
-    program(tmp_path, "xcode-select", "#!/bin/sh\nexit 2\n")
-    done, log = make_setup(tmp_path)
-    assert done.returncode != 0 and log == ""
-    assert "run 'xcode-select --install' (macOS)" in done.stderr
+def test_setup_on_a_mac_without_command_line_tools_names_the_command(make_setup):
+    code, error, log = make_setup({"uname": "echo Darwin", "xcode-select": "exit 2"})
+    assert code != 0 and log == ""
+    assert "run 'xcode-select --install' (macOS)" in error
 
 
-def test_packages_are_installed_by_pip_where_it_is_there_else_by_uv(monkeypatch):
-    monkeypatch.setattr(install, "find_spec", lambda name: object())
-    assert install_command("x") == f"{Path(sys.executable).name} -m pip install x"
-    monkeypatch.setattr(install, "find_spec", lambda name: None)
-    assert install_command("x") == "uv pip install x"
+def test_packages_are_installed_by_pip_if_it_is_installed_else_by_uv(monkeypatch):
+    commands = {object(): f"{Path(sys.executable).name} -m pip install x", None: "uv pip install x"}
+    for spec, command in commands.items():
+        monkeypatch.setattr(errors, "find_spec", lambda _, spec=spec: spec)
+        assert errors.install_command("x") == command

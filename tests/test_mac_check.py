@@ -1,4 +1,4 @@
-"""`make mac-check`, on programs that answer as macOS's do."""
+"""`make mac-check` with fakes of macOS's programs."""
 
 import getpass
 import os
@@ -7,7 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from tests.support import fake_powermetrics
+from tests.support.fake_powermetrics import install
 from tests.support.profiles import ROOT
 
 ANSWERS = {
@@ -26,11 +26,10 @@ CHEAP = (
 )
 
 
-def test_the_file_says_what_was_expected_and_found_and_names_nobody(tmp_path):
-    fakes = tmp_path / "bin"
-    fake_powermetrics.install(fakes)
-    for name, words in ANSWERS.items():
-        (fakes / name).write_text(f"#!/bin/sh\n{words}\n")
+def test_the_file_has_expectations_and_findings_but_no_names(tmp_path):
+    install(fakes := tmp_path / "bin")
+    for name, script in ANSWERS.items():
+        (fakes / name).write_text(f"#!/bin/sh\n{script}\n")
         (fakes / name).chmod(0o755)
     written = tmp_path / "check.txt"
     done = subprocess.run(
@@ -41,16 +40,12 @@ def test_the_file_says_what_was_expected_and_found_and_names_nobody(tmp_path):
         env={**os.environ, "PATH": f"{fakes}:{os.environ['PATH']}", "PYTHONPATH": str(ROOT)},
     )
     assert done.returncode == 0, done.stderr
-    parts = dict(
-        part.removeprefix("## ").split("\n", 1)
-        for part in written.read_text(encoding="utf-8").split("\n\n")
-    )
+    whole = written.read_text(encoding="utf-8")
+    parts = dict(part.removeprefix("## ").split("\n", 1) for part in whole.split("\n\n"))
     assert tuple(parts) == CHEAP
-    assert "found:\n27.0" in parts["macOS"]
-    assert "expected: 14 or newer" in parts["macOS"]
+    assert "expected: 14 or newer" in parts["macOS"] and "found:\n27.0" in parts["macOS"]
     assert "40" in parts["GPU cores"] and "SerialNumber" not in parts["GPU cores"]
     assert " J" in parts["replay"] and "exit code" not in parts["replay"]
     assert parts["powermetrics left"].splitlines()[-1] == "exit code 1"  # pgrep found none
-    whole = written.read_text(encoding="utf-8")
     for private in (str(Path.home()), str(ROOT), getpass.getuser(), platform.node()):
         assert private in ("root", "localhost") or private not in whole

@@ -16,7 +16,7 @@ import psutil
 from edge.device.describe import Bandwidth, Device, describe_device
 from edge.device.software import mlx_metal_tag
 from edge.device.state import State, read_state, warnings_between
-from edge.install import install_command
+from edge.errors import install_command
 from edge.linux_cpu import blas, problems
 from edge.power.choose import BEST_FIRST, choose_meter
 from edge.power.powermetrics import HOW_TO_ALLOW, SUDOERS

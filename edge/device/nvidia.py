@@ -6,8 +6,7 @@ from importlib import import_module
 from types import ModuleType
 from typing import Any
 
-from edge.errors import EdgeError
-from edge.install import install_command
+from edge.errors import EdgeError, install_command
 
 PACKAGE = "nvidia-ml-py"
 

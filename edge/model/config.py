@@ -1,39 +1,37 @@
-"""The one description of a network, read from every published spelling.
+"""A network's config.json, read from every published spelling.
 
-These are `stablelm_epoch` (old remote code: rope_pct, norm_eps, num_heads), `stablelm` and `llama`
-(transformers 4: rope keys on top) and those of transformers 5 (`rope_parameters`).
+`stablelm_epoch` (old remote code: rope_pct, norm_eps, num_heads), `stablelm` and `llama`
+(transformers 4: rope keys at the top level; transformers 5: in `rope_parameters`).
 """
 
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import Field, dataclass, fields, replace
-from pathlib import Path
 from typing import Any, Literal
 
 from edge.errors import EdgeError
-from edge.formats.files import read_json_object
 from edge.model.rope_scaling import RopeScaling, read_rope_scaling
 
 ModelType = Literal["stablelm", "llama"]
-# What a config.json may call itself -> the network that it is.
+# `model_type` of a config.json -> the network.
 MODEL_TYPES: dict[str, ModelType] = {
     "stablelm": "stablelm",
     "stablelm_epoch": "stablelm",
     "llama": "llama",
 }
 DEFAULT_ROPE_THETA = 10000.0
-ROPE_KEYS = ("rope_theta", "partial_rotary_factor")  # in both places, at the top or nested
-SIZES = 7  # the first fields of a ModelConfig, named alike in both families
+ROPE_KEYS = ("rope_theta", "partial_rotary_factor")  # at the top level or nested
+SIZES = 7  # the first fields of a ModelConfig, with the same names in both families
 
-# What transformers' config class assumes for keys that a file leaves out. An old StableLM config
-# without bos and eos has none; a Llama's are its tokenizer's 1 and 2.
+# Defaults of transformers' config classes for missing keys. Without bos and eos a Llama has its
+# tokenizer's 1 and 2, an old StableLM none.
 _LLAMA = {"layer_norm_eps": 1e-6, "partial_rotary_factor": 1.0, "max_position_embeddings": 2048}
 DEFAULTS: dict[ModelType, dict[str, Any]] = {
     "stablelm": {"max_position_embeddings": 4096},
     "llama": {**_LLAMA, "bos_token_id": 1, "eos_token_id": 2},
 }
-# Keys of our fields, where they differ from the field's name; the first that is there counts.
+# Keys of a field where they differ from its name; the first one present counts.
 _SHARED = {
     "num_attention_heads": ("num_attention_heads", "num_heads"),
     "partial_rotary_factor": ("partial_rotary_factor", "rope_pct"),
@@ -48,7 +46,7 @@ KEYS: dict[ModelType, dict[str, tuple[str, ...]]] = {
     "llama": {
         **_SHARED,
         "layer_norm_eps": ("rms_norm_eps",),
-        # transformers has one switch for the biases of q, k, v and o; ours beside it tell more.
+        # transformers has one switch for the biases of q, k, v and o; edge adds one for each half.
         "use_qkv_bias": ("use_qkv_bias", "attention_bias"),
         "use_o_bias": ("use_o_bias", "attention_bias"),
         "use_mlp_bias": ("mlp_bias",),
@@ -60,7 +58,7 @@ KEYS: dict[ModelType, dict[str, tuple[str, ...]]] = {
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """A network's shape and switches; transformers' names for StableLM, the last biases Llama's."""
+    """Sizes and switches of a network, named as in transformers' StableLM and Llama."""
 
     vocab_size: int
     hidden_size: int
@@ -90,12 +88,12 @@ class ModelConfig:
 
     @property
     def rotary_dims(self) -> int:
-        """Leading dims of a head that are rotated."""
+        """Number of leading dims of a head that are rotated."""
         return int(self.head_dim * self.partial_rotary_factor)
 
     @classmethod
     def from_dict(cls, raw: Mapping[str, Any], where: str = "config.json") -> ModelConfig:
-        """Reads any published spelling; an EdgeError names the file `where` and what is wrong."""
+        """Reads any published spelling; an EdgeError names the file `where` and the value."""
         model_type = _model_type(raw, where)
         rope = _rope(raw, where)
         given = {**raw, **{name: rope[name] for name in ROPE_KEYS if rope.get(name) is not None}}
@@ -146,16 +144,16 @@ class ModelConfig:
         return written | rope | {"rope_parameters": {**scaling, **rope}}
 
     def matching(self, tensor_names: Collection[str]) -> ModelConfig:
-        """With `use_qkv_bias` as the tensors have it: old configs leave it out."""
+        """This config with `use_qkv_bias` taken from the tensors: old files leave it out."""
         return replace(self, use_qkv_bias=any(n.endswith("q_proj.bias") for n in tensor_names))
 
     def drops(self, tensor_name: str) -> bool:
-        """A tensor without use: old files carry rotary tables, some savers write a tied head."""
+        """True for an unused tensor: a rotary table of an old file, or a copy of a tied head."""
         is_tied = self.tie_word_embeddings and tensor_name.startswith("lm_head.")
         return is_tied or tensor_name.endswith("rotary_emb.inv_freq")
 
     def _problems(self, raw: Mapping[str, Any]) -> Iterator[str]:
-        """Reasons why values that are possible by themselves do not make a network."""
+        """Contradictions between the values."""
         head_dim, window = raw.get("head_dim"), raw.get("sliding_window")
         heads, kv_heads, width = self.num_attention_heads, self.num_key_value_heads, self.head_dim
         rotary = f"partial_rotary_factor {self.partial_rotary_factor}"
@@ -172,23 +170,17 @@ class ModelConfig:
             and window != self.max_position_embeddings
             and raw.get("use_sliding_window", True)
         ):
-            yield f"it attends to a sliding window of {window}, which edge does not compute"
+            yield f"sliding_window {window} is not supported"
         if self.model_type == "llama" and self.rotary_dims != width:
-            yield f"{rotary} is not a Llama's, which rotates whole heads"
-
-
-def read_config(path: Path) -> ModelConfig:
-    """A config.json; an EdgeError where it is missing, broken or of another network."""
-    return ModelConfig.from_dict(read_json_object(path), str(path))
+            yield f"{rotary} does not fit a Llama, which rotates whole heads"
 
 
 def _model_type(raw: Mapping[str, Any], where: str) -> ModelType:
     kind, act = raw.get("model_type"), raw.get("hidden_act", "silu")
     if not isinstance(kind, str) or kind not in MODEL_TYPES or act != "silu":
         raise EdgeError(
-            f"{where} describes a {kind!r} model with hidden_act {act!r}; edge runs "
-            f"{', '.join(MODEL_TYPES)} with 'silu', so choose a checkpoint of the StableLM or "
-            f"Llama family."
+            f"{where} describes a {kind!r} model with hidden_act {act!r}; choose a checkpoint of "
+            f"the StableLM or Llama family with 'silu'."
         )
     return MODEL_TYPES[kind]
 
@@ -205,19 +197,18 @@ def _rope(raw: Mapping[str, Any], where: str) -> dict[str, Any]:
 
 
 def _token_ids(name: str, given: Mapping[str, Any], vocab_size: int, where: str) -> tuple[int, ...]:
-    """One id, a list of them, or none; null in the file means none."""
+    """Ids from one id, a list of ids, or null."""
     value = given.get(name)
     ids = value if isinstance(value, list) else [] if value is None else [value]
     if not all(type(i) is int and 0 <= i < vocab_size for i in ids):
         raise EdgeError(
-            f"{where}: {name} is {value!r}, not a token of the vocabulary of {vocab_size}; "
-            f"check the file."
+            f"{where}: {name} is {value!r}, not an id below {vocab_size}; check the file."
         )
     return tuple(ids)
 
 
 def _value(field: Field[Any], given: Mapping[str, Any], where: str, kind: ModelType) -> Any:
-    """One value, of the field's type and in its range; null in the file means the default."""
+    """A field's value, checked; null in the file means the default."""
     keys = KEYS[kind].get(field.name, (field.name,))
     if field.name == "num_key_value_heads":
         keys += KEYS[kind]["num_attention_heads"]
@@ -231,6 +222,6 @@ def _value(field: Field[Any], given: Mapping[str, Any], where: str, kind: ModelT
         fits = type(value) in (int, float) and 1e-30 < value < 1e30
         wanted = "a positive number"
     if not fits:
-        said = f"{found[0]} is {value!r}" if found else f"{' or '.join(keys)} is missing"
-        raise EdgeError(f"{where}: {said}, not {wanted}; check the file.")
+        is_found = f"is {value!r}, not {wanted}" if found else "is missing"
+        raise EdgeError(f"{where}: {' or '.join(found[:1] or keys)} {is_found}; check the file.")
     return float(value) if field.type == "float" else value

@@ -1,11 +1,11 @@
-"""Linear layers on a Linux CPU that has our BLAS: fewer operations, and products of 4-bit codes.
+"""Linear layers on a Linux CPU with `cpu_blas.c`: fewer operations, and products of 4-bit codes.
 
 Float matrices: nn.Linear transposes the matrix and flattens its input at every call, three
-operations of some 2 us each. The transposed matrix is kept, a view.
+operations of some 2 us each. Here the transposed matrix, a view, is kept.
 
-Quantised matrices: MLX's own product takes the codes one by one. For many rows the matrix is
-dequantised, and the BLAS multiplies; few rows of 4-bit codes go to `row_by_int4` of `cpu_blas.c`
-one by one. `mx.addmm` is how MLX reaches that file: it hands the pointers on and copies nothing.
+Quantised matrices: MLX's own product reads one code at a time. For many rows the matrix is
+dequantised and multiplied by the BLAS; for few rows of a 4-bit matrix `row_by_int4` of
+`cpu_blas.c` computes one row after another. `mx.addmm` passes the pointers to it without a copy.
 """
 
 from __future__ import annotations
@@ -19,19 +19,20 @@ from mlx import nn
 
 from edge.linux_cpu import uses_openblas
 
-# For more rows dequantising pays, as measured at the demo's and at Stable Code 3B's widths on two
-# Zen 5 cores: below and above the 32 MiB of float32 from which malloc asks for fresh pages.
-LARGE_NUMBERS = 8 << 20
+# With more rows than these dequantising is faster: measured at the demo's and at Stable Code 3B's
+# widths on two Zen 5 cores. A matrix is large from 32 MiB of float32 on, where malloc asks the
+# system for new pages every time.
+LARGE_SIZE = 8 << 20
 INT4_ROWS, INT4_ROWS_LARGE = 7, 47
 OTHER_ROWS, OTHER_ROWS_LARGE = 1, 7
-INT4_ALPHA = 2.0**100  # times the size of a group: as in cpu_blas.c
+INT4_ALPHA = 2.0**100  # times the group size, as in cpu_blas.c
 CODES_PER_WORD = 8
 INT4_SHIFTS = mx.arange(0, 32, 4, dtype=mx.uint32)
-FEWEST_OUTPUTS = 8  # so that there are as many words as inputs
+MIN_OUTPUTS = 8  # so that a matrix has at least as many words as inputs
 
 
 def use_blas(model: nn.Module) -> None:
-    """Lets a float32 model's matrices be multiplied as above; does nothing without our BLAS."""
+    """Replaces a float32 model's linear layers by those below; no-op without `cpu_blas.c`."""
     if not uses_openblas():
         return
     for _, layer in model.named_modules():
@@ -43,14 +44,14 @@ def use_blas(model: nn.Module) -> None:
             # Names with an underscore are not parameters.
             layer._source, layer._transposed = layer.weight, layer.weight.T[None]
             mx.eval(layer._transposed)
-        elif layer.bits == 4 and layer.mode == "affine" and len(layer.weight) >= FEWEST_OUTPUTS:
+        elif layer.bits == 4 and layer.mode == "affine" and len(layer.weight) >= MIN_OUTPUTS:
             layer.packed = _pack(layer) if _int4_works() else None
 
 
 class _Linear(nn.Linear):
     def __call__(self, x: mx.array) -> mx.array:
-        # Of a batch, each sequence would be a product of its own. A weight that was replaced since
-        # is not the one that was transposed.
+        # A batch would be one product per sequence. A weight that was replaced since is not the
+        # transposed one.
         if x.ndim != 3 or x.shape[0] != 1 or self._source is not self.weight:
             return super().__call__(x)
         if "bias" in self:
@@ -93,24 +94,24 @@ def _quantised_product(layer: Any, x: mx.array) -> mx.array:
         return packed.product(x)
     inputs = x.shape[-1]
     how = {"group_size": layer.group_size, "bits": layer.bits, "mode": layer.mode}
-    most = OTHER_ROWS_LARGE if weight.shape[0] * inputs > LARGE_NUMBERS else OTHER_ROWS
-    if x.size // inputs <= most:
+    few_rows = OTHER_ROWS_LARGE if weight.shape[0] * inputs > LARGE_SIZE else OTHER_ROWS
+    if x.size // inputs <= few_rows:
         return mx.quantized_matmul(x, weight, scales, biases, True, **how)
     return x @ mx.dequantize(weight, scales, biases, **how).T
 
 
 @dataclass(frozen=True)
 class _Packed:
-    """A 4-bit matrix (outputs, inputs), as products take it; all arrays are views of one."""
+    """A 4-bit matrix (outputs, inputs) as passed to `cpu_blas.c`; all arrays are views of one."""
 
-    weight: mx.array  # the layer's, as scales and biases; where it has others, this is out of date
+    weight: mx.array  # weight, scales and biases are the layer's, or this is out of date
     scales: mx.array
     biases: mx.array
-    floats: mx.array  # the codes as if they were floats, (outputs * inputs / 8,)
-    factor: mx.array  # the same (1, inputs / 8, outputs)
-    addend: mx.array  # (1, 1, outputs), whatever its values: addmm asks for one
-    alpha: float  # tells the BLAS that this is meant, with the size of a group
-    few_rows: int  # as many as are multiplied one by one
+    floats: mx.array  # the codes viewed as floats, (outputs * inputs / 8,)
+    factor: mx.array  # the same, (1, inputs / 8, outputs)
+    addend: mx.array  # (1, 1, outputs), values unused: addmm requires one
+    alpha: float  # selects the 4-bit product, and contains the group size
+    few_rows: int  # up to so many rows are multiplied one by one
 
     def product(self, x: mx.array) -> mx.array:
         """x (..., inputs) -> (..., outputs)."""
@@ -119,7 +120,7 @@ class _Packed:
         if rows > self.few_rows:
             column, row = self.floats[:outputs, None], self.floats[None, :inputs]
             return x @ mx.addmm(mx.array(0.0), column, row, alpha=self.alpha).T
-        # The product is told of the first eighth of each row and finds the rest behind it.
+        # The product gets the first eighth of each row; the rest follows it in memory.
         eighths = mx.as_strided(x, (rows, 1, words), (inputs, words, 1))
         out = mx.addmm(self.addend, eighths, self.factor, alpha=self.alpha)
         return out.reshape(*x.shape[:-1], outputs)
@@ -127,7 +128,7 @@ class _Packed:
 
 def _pack(layer: Any) -> _Packed:
     outputs, words = layer.weight.shape
-    # One array, as `cpu_blas.c` reads it; one matrix at a time is in memory twice.
+    # One array, as `cpu_blas.c` reads it; only one matrix at a time is in memory twice.
     parts = (layer.weight, layer.scales.view(mx.uint32), layer.biases.view(mx.uint32))
     joined = mx.concatenate([part.flatten() for part in parts])
     ends = [layer.weight.size, layer.weight.size + layer.scales.size]
@@ -139,15 +140,15 @@ def _pack(layer: Any) -> _Packed:
     factor = floats.reshape(1, outputs, words).swapaxes(1, 2)
     addend = floats[:outputs].reshape(1, 1, outputs)
     mx.eval(layer.parameters(), floats, factor, addend)
-    most = INT4_ROWS_LARGE if codes.size * CODES_PER_WORD > LARGE_NUMBERS else INT4_ROWS
-    alpha = INT4_ALPHA * layer.group_size
-    return _Packed(layer.weight, layer.scales, layer.biases, floats, factor, addend, alpha, most)
+    few_rows = INT4_ROWS_LARGE if codes.size * CODES_PER_WORD > LARGE_SIZE else INT4_ROWS
+    alpha, matrix = INT4_ALPHA * layer.group_size, (layer.weight, layer.scales, layer.biases)
+    return _Packed(*matrix, floats, factor, addend, alpha, few_rows)
 
 
 @cache
 def _int4_works() -> bool:
-    """True where `addmm` hands the pointers on, as in the MLX this was written for."""
-    layer = nn.Linear(64, FEWEST_OUTPUTS, bias=False).to_quantized(32, 4)
+    """True where `addmm` passes the pointers on, which another MLX may not do."""
+    layer = nn.Linear(64, MIN_OUTPUTS, bias=False).to_quantized(32, 4)
     x = mx.random.normal((1, 2, 64))
     expected = x @ mx.dequantize(layer.weight, layer.scales, layer.biases, 32, 4).T
     packed = _pack(layer)
@@ -157,8 +158,8 @@ def _int4_works() -> bool:
 
 @mx.compile
 def _int4_row(codes: mx.array, scales: mx.array, biases: mx.array, shifts: mx.array) -> mx.array:
-    """Codes (..., words) of one row -> (..., inputs): mx.dequantize, which is 25 operations."""
+    """Codes (..., words) of one row -> (..., inputs), as mx.dequantize in 25 operations."""
     groups = (scales.size, 1, 1)
-    numbers = codes.reshape(scales.size, -1, 1) >> shifts & 15
-    row = numbers * scales.reshape(groups) + biases.reshape(groups)
+    values = codes.reshape(scales.size, -1, 1) >> shifts & 15
+    row = values * scales.reshape(groups) + biases.reshape(groups)
     return row.reshape(*codes.shape[:-1], -1)

@@ -1,7 +1,7 @@
-"""Caches of keys and values for our network: as computed, or in fewer bits.
+"""KV caches: as computed, or in 8 or 4 bits.
 
-Per position and layer, heads of 80 in half precision: 320 bytes a head as computed (384 padded
-for the fused attention), 216 in 8 bits and 120 in 4, both padded to 96 for groups of 32.
+Bytes per position, layer and head of 80 in half precision: 320 as computed (384 padded for the
+fused attention), 216 in 8 bits and 120 in 4, both padded to 96 for groups of 32.
 """
 
 from collections.abc import Sequence
@@ -9,14 +9,12 @@ from collections.abc import Sequence
 import mlx.core as mx
 from mlx.utils import tree_flatten
 
-from edge.errors import EdgeError
 from edge.model.stablelm import Cache, Model
 
-KV_BITS = (4, 8)
 # The largest group that every head of the family can be padded to at little cost.
 GROUP_SIZE = 32
-# Room is made for so many positions, or this share of those held if that is more: each growth
-# copies all. Growing 2 layers of 32 heads to 8192 positions took 1.1 s on a CPU, by 256 each 1.9 s.
+# The cache grows by this many positions, or by this share if that is more, since each growth copies
+# all of it. Growing 2 layers of 32 heads to 8192 took 1.1 s on a CPU; 1.9 s by 256 each time.
 STEP_POSITIONS = 256
 GROWTH_SHARE = 1 / 8
 
@@ -24,7 +22,7 @@ GROWTH_SHARE = 1 / 8
 class KVCache:
     """Keys and values of one layer as computed, (B, kv_heads, positions, width) each.
 
-    Written again because importing mlx-lm's class of this name takes a second and a half.
+    Importing mlx-lm's class of this name takes 1.5 s.
     """
 
     def __init__(self) -> None:
@@ -33,7 +31,7 @@ class KVCache:
         self.offset = 0
 
     def update_and_fetch(self, keys: mx.array, values: mx.array) -> tuple[mx.array, mx.array]:
-        """Adds keys and values (B, kv_heads, L, width); all that are held, in the same form."""
+        """Appends keys and values (B, kv_heads, L, width); returns all, in the same layout."""
         before, self.offset = self.offset, self.offset + keys.shape[2]
         self.keys = _with_room(self.keys, keys, before)
         self.values = _with_room(self.values, values, before)
@@ -43,7 +41,7 @@ class KVCache:
 
     @property
     def state(self) -> tuple[mx.array | None, mx.array | None, int]:
-        """Keys, values and offset: what there is to evaluate."""
+        """Keys, values and offset."""
         return self.keys, self.values, self.offset
 
     @state.setter
@@ -51,18 +49,18 @@ class KVCache:
         self.keys, self.values, self.offset = state
 
     def is_trimmable(self) -> bool:
-        """True; mlx-lm's rotating caches are not always."""
+        """True, unlike for mlx-lm's rotating caches."""
         return True
 
     def trim(self, n: int) -> int:
-        """Forgets the last n positions; how many that were."""
+        """Drops the last n positions, or all; returns how many."""
         n = min(self.offset, n)
         self.offset -= n
         return n
 
 
 def _with_room(held: mx.array | None, new: mx.array, before: int) -> mx.array:
-    """The first `before` positions of what is held, with room for the new ones after them."""
+    """The first `before` positions held, followed by room for the new ones."""
     batch, heads, count, width = new.shape
     if held is not None and before + count <= held.shape[2]:
         return held
@@ -72,11 +70,9 @@ def _with_room(held: mx.array | None, new: mx.array, before: int) -> mx.array:
 
 
 def make_cache(model: Model, kv_bits: int | None = None) -> list[Cache]:
-    """One empty cache per layer; with 8 or 4 bits keys and values are stored quantised."""
+    """One empty cache per layer; `kv_bits` of 8 or 4 quantises keys and values."""
     if kv_bits is None:
         return [KVCache() for _ in model.layers]
-    if kv_bits not in KV_BITS:
-        raise EdgeError(f"A cache of {kv_bits} bits does not exist; use 4, 8, or leave it out.")
     # Imported here: the plain cache does not need mlx-lm, which takes long to import.
     from mlx_lm.models.cache import QuantizedKVCache
 
@@ -84,6 +80,6 @@ def make_cache(model: Model, kv_bits: int | None = None) -> list[Cache]:
 
 
 def cache_bytes(cache: Sequence[Cache]) -> int:
-    """Memory of the positions held, room for growth included."""
+    """Memory of a cache, room for growth included."""
     held = tree_flatten([(layer.keys, layer.values) for layer in cache])
     return sum(array.nbytes for _, array in held if array is not None)

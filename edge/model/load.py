@@ -1,4 +1,4 @@
-"""Open an MLX artefact (or a plain Hugging Face checkpoint) as a model that runs here."""
+"""Loading an MLX artefact or a plain Hugging Face checkpoint."""
 
 from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
@@ -17,10 +17,10 @@ from edge.model.stablelm import Model, current_backend
 from edge.model.tensors import check_count, input_order_shapes
 from edge.tokenizer.tokenizer import Tokenizer
 
-# The context that must fit, if the model has so much: most chats and files stay below, and a
-# cache for all of a long window would refuse machines that never fill it.
+# Context that must fit, or the model's if that is shorter: most chats and files stay below, and a
+# cache for a whole long window would refuse machines that never fill it.
 CONTEXT_TOKENS = 4096
-# The group sizes and bits that mx.quantize has in each mode; the first of each is its default.
+# Group sizes and bits that mx.quantize has in each mode; the first of each is its default.
 MODES: dict[str, tuple[tuple[int, ...], tuple[int, ...]]] = {
     "affine": ((64, 32, 128), (4, 1, 2, 3, 5, 6, 8)),
     "mxfp4": ((32,), (4,)),
@@ -30,7 +30,7 @@ MODES: dict[str, tuple[tuple[int, ...], tuple[int, ...]]] = {
 
 
 class Loaded(NamedTuple):
-    """A model, its tokenizer, and the memory that it takes while it runs."""
+    """A model, its tokenizer and the memory that they need."""
 
     model: Model
     tokenizer: Tokenizer
@@ -38,7 +38,7 @@ class Loaded(NamedTuple):
 
 
 def compute_dtype() -> mx.Dtype:
-    """float16 on a GPU; on a CPU float32, where MLX's half precision is some 30 times slower."""
+    """float16 on a GPU; float32 on a CPU, where MLX's half precision is some 30 times slower."""
     return mx.float32 if current_backend() == "cpu" else mx.float16
 
 
@@ -47,8 +47,8 @@ def open_model(
 ) -> Loaded:
     """Loads an artefact with its tokenizer if it and a cache of `kv_bits` fit into memory.
 
-    `warn` gets a sentence, before the weights are read, where memory is short now. An EdgeError
-    says that it can never fit, or what is missing, broken or not as config.json says.
+    `warn` gets a sentence, before the weights are read, where memory is short now. Raises an
+    EdgeError if it can never fit, or if a file is missing, broken or contradicts config.json.
     """
     raw, config = read_directory(path)
     tokens = min(CONTEXT_TOKENS, config.max_position_embeddings)
@@ -59,27 +59,27 @@ def open_model(
 
 
 def load(path: Path | str) -> tuple[Model, Tokenizer]:
-    """Loads an artefact with its tokenizer, whether it fits into memory or not."""
+    """Loads an artefact with its tokenizer, without a check of the memory."""
     return _load(Path(path), *read_directory(Path(path)))
 
 
 def _load(path: Path, raw: dict[str, Any], config: ModelConfig) -> tuple[Model, Tokenizer]:
-    # The small files first: they say what is wrong before gigabytes are read.
+    # The tokenizer first: an error in its files ends this before gigabytes are read.
     tokenizer = Tokenizer.load(path, raw)
     return _load_model(path, raw, config), tokenizer
 
 
-def load_model(path: Path | str, dtype: mx.Dtype | None = None, fuse: bool = True) -> Model:
+def load_model(path: Path, dtype: mx.Dtype | None = None, fuse: bool = True) -> Model:
     """Loads an artefact; without `fuse` its parameters have the checkpoint's names."""
-    return _load_model(Path(path), *read_directory(Path(path)), dtype, fuse)
+    return _load_model(path, *read_directory(path), dtype, fuse)
 
 
 def read_directory(path: Path) -> tuple[dict[str, Any], ModelConfig]:
-    """A model directory's config.json, as it is and as the network that it describes."""
+    """A model directory's config.json, raw and checked."""
     if not path.is_dir():
-        found = "is not a directory" if path.exists() else "is not there"
+        problem = "is not a directory" if path.exists() else "does not exist"
         raise EdgeError(
-            f"{path} {found}; a model is a directory with config.json, tokenizer.json and "
+            f"{path} {problem}; a model is a directory with config.json, tokenizer.json and "
             f"*.safetensors, so check the path or make one with `edge convert`."
         )
     raw = read_json_object(path / "config.json")
@@ -87,7 +87,7 @@ def read_directory(path: Path) -> tuple[dict[str, Any], ModelConfig]:
 
 
 def has_input_orders(path: Path) -> bool:
-    """True where matrices have inputs in an order of their own: only our network follows it."""
+    """True where matrices have permuted inputs, which mlx-lm's network cannot run."""
     return any(name.endswith("_order") for file in weight_files(path).values() for name in file)
 
 
@@ -111,7 +111,7 @@ def _load_model(
             f"download the model again."
         ) from None
     model.set_input_orders(orders)
-    weights.clear()  # an array held here would stay in memory as it was before the cast
+    weights.clear()  # arrays held here would stay in memory in their dtype before the cast
     model.set_dtype(dtype or compute_dtype())
     model.eval()
     if fuse:
@@ -123,7 +123,7 @@ def _load_model(
 
 
 def _take_input_orders(config: ModelConfig, weights: dict[str, mx.array]) -> dict[str, mx.array]:
-    """The permutations among the tensors, checked, and taken out of the dict."""
+    """Takes the permutations out of the tensors and checks them."""
     expected = input_order_shapes(config)
     orders = {name: weights.pop(name) for name in expected.keys() & weights.keys()}
     for name, order in orders.items():
@@ -134,11 +134,11 @@ def _take_input_orders(config: ModelConfig, weights: dict[str, mx.array]) -> dic
 
 
 def _quantise(model: Model, recipe: Any, tensors: Collection[str]) -> None:
-    """Turns the layers that an artefact holds quantised into quantised ones, still unfilled.
+    """Replaces the layers that an artefact stores quantised by quantised ones, not yet filled.
 
-    The recipe is mlx-lm's `quantization`: group_size, bits and mode on top hold for every matrix
-    that has scales. A path of its own overrules them: false leaves the matrix alone, an object has
-    its own values, where one that is missing is the mode's default, not the one on top.
+    The recipe is mlx-lm's `quantization`: group_size, bits and mode at the top level hold for all
+    matrices with scales. A matrix's own entry overrides them: false keeps floats, an object has
+    its own values; a missing one is the mode's default, not the top level's.
     """
 
     def how(name: str, layer: nn.Module) -> dict[str, Any] | bool:
@@ -153,7 +153,7 @@ def _quantise(model: Model, recipe: Any, tensors: Collection[str]) -> None:
 
 
 def _settings(values: Any, name: str) -> dict[str, Any]:
-    """Group size, bits and mode as mx.quantize takes them; it crashes on some that it lacks."""
+    """Group size, bits and mode as mx.quantize takes them; it crashes on some unknown values."""
     if not isinstance(values, Mapping):
         raise ValueError(f"quantization of {name} is {values!r}, not true, false or an object")
     mode = values.get("mode", "affine")
@@ -168,7 +168,7 @@ def _settings(values: Any, name: str) -> dict[str, Any]:
 
 
 def _fill(model: Model, weights: dict[str, mx.array]) -> None:
-    """Takes all tensors; any floats may stand for floats, codes only for codes."""
+    """Loads all tensors; floats may have any float dtype, codes must have the expected one."""
     weights = model.sanitize(weights)
     for name, expected in tree_flatten(model.parameters()):
         found = weights.get(name, expected).dtype

@@ -1,9 +1,9 @@
-"""The network for MLX: StableLM (Stable Code 3B, 3B 4E1T, StableLM 2) and Llama (Code Llama).
+"""StableLM (Stable Code 3B, 3B 4E1T, StableLM 2) and Llama (Code Llama) for MLX.
 
-Unlike in Llama, only the first quarter of every head is rotated, norms are LayerNorms with bias,
-and the larger siblings add q/k/v bias, a LayerNorm per query and key head, and a parallel
-residual. Follows transformers' `StableLmForCausalLM` and `LlamaForCausalLM`, parameter names
-included, but for the matrices that `Model.fuse` joins: qkv_proj and gate_up_proj.
+StableLM rotates only the first quarter of every head and has LayerNorms with bias; larger ones
+add q/k/v bias, a LayerNorm per query and key head, and a parallel residual. Parameter names are
+those of transformers' `StableLmForCausalLM` and `LlamaForCausalLM`, except for the matrices that
+`Model.fuse` joins: qkv_proj and gate_up_proj.
 """
 
 import math
@@ -17,15 +17,15 @@ from mlx import nn
 from edge.model.config import ModelConfig
 from edge.model.rope_scaling import RopeScaling
 
-# One layer's keys and values: ours (`edge.model.kv_cache`) or any of mlx-lm's classes. Has
-# `offset`, `state`, `update_and_fetch`, `is_trimmable` and `trim`, and may have `make_mask`.
+# The KV cache of one layer: `edge.model.kv_cache.KVCache` or any of mlx-lm's. It has `offset`,
+# `state`, `update_and_fetch`, `is_trimmable` and `trim`, and may have `make_mask`.
 Cache = Any
 Mask = mx.array | str | None
 Heads = tuple[mx.array, mx.array, mx.array]  # queries, keys and values
 Backend = Literal["metal", "cuda", "cpu"]
 
-# The fused attention of a decode step exists for some widths of a head only (MLX 0.32.4's
-# ScaledDotProductAttention::use_fallback; on CUDA its sdpa_vector kernels); for others all scores
+# MLX has a fused attention for decoding at these head widths only (MLX 0.32.4's
+# ScaledDotProductAttention::use_fallback; on CUDA its sdpa_vector kernels); at others all scores
 # are written to memory. So q, k and v are padded with zeros to the next width: 80 (Stable Code 3B)
 # to 96, which makes the cache a fifth larger. Padded weights would be 6.6 % more bytes a token.
 FUSED_DECODE_WIDTHS: dict[Backend, tuple[int, ...]] = {
@@ -33,30 +33,30 @@ FUSED_DECODE_WIDTHS: dict[Backend, tuple[int, ...]] = {
     "cuda": (64, 96, 128),
     "cpu": (),
 }
-# A core's second-level cache. Joining matrices saves launches, of which a CPU has none: on two Zen
-# 5 cores the demo decodes 1.1 times as fast; at Stable Code 3B's width nothing is won.
-LARGEST_JOINED_ON_CPU_BYTES = 2 << 20
+# A core's L2 cache. Joining matrices saves kernel launches, which a CPU does not have: on two
+# Zen 5 cores the demo decodes 1.1 times as fast; at Stable Code 3B's width nothing is gained.
+MAX_JOINED_ON_CPU_BYTES = 2 << 20
 # With more queries than this (the limit of MLX's decode kernel) a quantised cache is dequantised
-# first: no scores are kept, which for 2048 queries on 8192 positions would take gigabytes.
+# first: the scores of 2048 queries on 8192 positions would take gigabytes.
 FEW_QUERIES = 8
 
 
 def current_backend() -> Backend:
-    """The kind of MLX's default device."""
+    """Backend of MLX's default device."""
     if mx.default_device().type != mx.DeviceType.gpu:
         return "cpu"
     return "metal" if mx.metal.is_available() else "cuda"
 
 
 def head_width(head_dim: int, backend: Backend | None = None) -> int:
-    """The width of a head in the attention and its cache, by default on MLX's default device."""
+    """Width of a head in the attention and its cache, after padding."""
     widths = FUSED_DECODE_WIDTHS[backend or current_backend()]
     return min((width for width in widths if width >= head_dim), default=head_dim)
 
 
 def _compiles(positions: int) -> bool:
-    # On a CPU MLX computes a norm or a rotation as a dozen operations. Of one position both are
-    # compiled; a longer prompt gains nothing by it, and each length would be compiled anew.
+    # On a CPU MLX computes a norm or a rotation as a dozen operations. For one position both are
+    # compiled; a longer prompt gains nothing, and each length would be compiled separately.
     return positions == 1 and current_backend() == "cpu"
 
 
@@ -69,7 +69,7 @@ def _normalised(norm: Callable[..., mx.array], x: mx.array, *weight_bias_eps: An
 
 
 class Norm(nn.Module):
-    """LayerNorm with bias; in a Llama RMSNorm."""
+    """LayerNorm with bias (StableLM) or RMSNorm (Llama)."""
 
     def __init__(self, config: ModelConfig):
         super().__init__()
@@ -98,9 +98,9 @@ class PerHeadLayerNorm(nn.Module):
 
 
 class RotaryEmbedding(nn.RoPE):
-    """Rotation of the first dims of each head by its position, halves paired as in GPT-NeoX.
+    """Rotary embedding of the first dims of each head, halves paired as in GPT-NeoX.
 
-    One for all layers: on a CPU they share the cosines and sines of a position.
+    All layers share one, so that a CPU computes the cosines and sines of a position once.
     """
 
     def __init__(self, dims: int, base: float, scaling: RopeScaling | None = None):
@@ -112,7 +112,7 @@ class RotaryEmbedding(nn.RoPE):
     def __call__(self, x: mx.array, offset: int | mx.array) -> mx.array:
         """x (B, heads, L, width) at positions offset to offset + L - 1 -> same shape."""
         length = x.shape[2]
-        if not _compiles(length) or not isinstance(offset, int):  # of a batch: an array
+        if not _compiles(length) or not isinstance(offset, int):  # an array for a batch
             return self._rotate_all(x, offset)
         if self._position is None or self._position[0] != offset:
             frequencies = self._frequencies_of(offset, length)
@@ -146,7 +146,7 @@ class RotaryEmbedding(nn.RoPE):
 
 @mx.compile
 def _plain_frequencies(dims: int, base: float) -> mx.array:
-    """Radians per position, (dims / 2,); as `mx.fast.rope` has them."""
+    """Radians per position, (dims / 2,), as in `mx.fast.rope`."""
     half = dims // 2
     return mx.exp(mx.arange(0, -half, -1) * (math.log(base) / half))
 
@@ -155,7 +155,7 @@ def _plain_frequencies(dims: int, base: float) -> mx.array:
 def _cosines_and_sines(
     position: mx.array, frequencies: mx.array, gain: float
 ) -> tuple[mx.array, mx.array]:
-    """Those of one position's angles, (dims / 2,) each, times the gain."""
+    """Cosines and sines of one position, (dims / 2,) each, times the gain."""
     angles = position * frequencies
     return mx.cos(angles) * gain, mx.sin(angles) * gain
 
@@ -171,7 +171,7 @@ def _rotated(x: mx.array, cosines: mx.array, sines: mx.array) -> mx.array:
 
 
 def stored_width(width: int, cache: Cache | None) -> int:
-    """The width that heads must have for a cache: a quantised one stores whole groups."""
+    """Width of heads in a cache: a quantised one stores whole groups."""
     group_size = getattr(cache, "group_size", None)
     return width if group_size is None else -(-width // group_size) * group_size
 
@@ -185,10 +185,10 @@ def padded(x: mx.array, width: int) -> mx.array:
 def attend(
     q: mx.array, k: mx.array, v: mx.array, cache: Cache | None, scale: float, mask: Mask
 ) -> mx.array:
-    """q (B, heads, L, width), k and v (B, kv_heads, L, width), for the cache -> as q.
+    """q (B, heads, L, width), new k and v (B, kv_heads, L, width) -> same shape as q.
 
-    All stay in their dtype: the fused attention accumulates in float32 anyway, and a cast would
-    rewrite the whole key cache at every token.
+    No cast to float32: the fused attention accumulates in float32 anyway, and a cast would rewrite
+    the whole key cache at every token.
     """
     if cache is not None:
         k, v = cache.update_and_fetch(k, v)
@@ -204,7 +204,7 @@ def attend(
 
 
 def _causal_mask(length: int, cache: Cache | None) -> Mask:
-    if cache is not None and hasattr(cache, "make_mask"):  # it decides when it rotates
+    if cache is not None and hasattr(cache, "make_mask"):  # a rotating cache has its own
         return cache.make_mask(length, return_array=False, window_size=None)
     return "causal" if length > 1 else None
 
@@ -225,7 +225,7 @@ class Attention(nn.Module):
         if config.qk_layernorm:
             self.q_layernorm = PerHeadLayerNorm(self.heads, head, config.layer_norm_eps)
             self.k_layernorm = PerHeadLayerNorm(self.kv_heads, head, config.layer_norm_eps)
-        # See `Model.set_input_orders`; the underscore keeps them out of `parameters()`.
+        # For `Model.set_input_orders`; the underscore keeps them out of `parameters()`.
         self._qkv_order: mx.array | None = None
         self._o_order: mx.array | None = None
         self.rope = rope
@@ -245,7 +245,7 @@ class Attention(nn.Module):
     def _project_apart(self, x: mx.array, width: int, offset: int) -> Heads:
         """x (B, L, hidden) -> q, k, v (B, heads, L, width), q and k rotated.
 
-        Padding comes before the rotation, which leaves all but the first dims of a head alone.
+        Padding comes first: the rotation changes only the first dims of a head.
         """
         shape = (*x.shape[:2], -1, self.head_dim)
         q, k, v = (proj(x).reshape(shape) for proj in (self.q_proj, self.k_proj, self.v_proj))
@@ -267,7 +267,7 @@ class Attention(nn.Module):
 
 
 def _reordered(x: mx.array, order: mx.array | None) -> mx.array:
-    """x (..., width), its last axis in the order that the next matrix is stored in."""
+    """x (..., width) with its last axis permuted for the next matrix."""
     return x if order is None else mx.take(x, order, axis=-1)
 
 
@@ -292,7 +292,7 @@ class MLP(nn.Module):
         return self.down_proj(_swiglu(gate, up))
 
 
-@partial(mx.compile, shapeless=True)  # one kernel; mlx-lm's, whose package takes long to import
+@partial(mx.compile, shapeless=True)  # one kernel, as in mlx-lm, which takes long to import
 def _swiglu(gate: mx.array, up: mx.array) -> mx.array:
     return nn.silu(gate) * up
 
@@ -340,7 +340,7 @@ class Backbone(nn.Module):
 
 
 class Model(nn.Module):
-    """The network with its head; parameters have the checkpoint's names until `fuse` joins some."""
+    """The network with its head; parameters have the checkpoint's names until `fuse`."""
 
     def __init__(self, config: ModelConfig):
         super().__init__()
@@ -351,7 +351,7 @@ class Model(nn.Module):
             self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
 
     def __call__(self, ids: mx.array, cache: Sequence[Cache] | None = None) -> mx.array:
-        """Ids (B, L) -> logits (B, L, vocab); the cache, if given, is extended by L."""
+        """Ids (B, L) -> logits (B, L, vocab); a cache is extended by L positions."""
         return self.head(self.model(ids, cache))
 
     def head(self, h: mx.array) -> mx.array:
@@ -360,14 +360,14 @@ class Model(nn.Module):
 
     @property
     def layers(self) -> list[DecoderLayer]:
-        """The blocks; mlx-lm makes one cache for each."""
+        """The blocks; mlx-lm makes one cache per layer."""
         return self.model.layers
 
     def fuse(self) -> None:
-        """Joins matrices that read the same input, layer by layer: one at a time is there twice.
+        """Joins matrices that read the same input, one layer after another to save memory.
 
-        The last layer's q stays apart: for most positions of a prompt it is not needed, and so not
-        computed. Of 2 layers of Stable Code 3B's shape that is 7 % of a prefill, of 32 0.3 %.
+        The last layer's q_proj stays separate: lazy evaluation skips it for most of a prompt, which
+        saves 7 % of a prefill with 2 layers of Stable Code 3B's shape, 0.3 % with 32.
         """
         for layer in self.layers:
             if layer is not self.layers[-1]:
@@ -376,13 +376,13 @@ class Model(nn.Module):
             mx.eval(layer.parameters())
 
     def set_input_orders(self, orders: Mapping[str, mx.array]) -> None:
-        """Permutes the inputs of matrices stored in another order: `tensors.input_order_shapes`."""
+        """Sets the permutations of the matrices' inputs; see `tensors.input_order_shapes`."""
         for name, order in orders.items():
             _, _, layer, part, key = name.split(".")
             setattr(self.layers[int(layer)][part], f"_{key}", order)
 
     def sanitize(self, weights: dict[str, mx.array]) -> dict[str, mx.array]:
-        """Checkpoint names -> this network's: q/k norms stacked, unused tensors dropped."""
+        """Weights by this network's names: q/k norms stacked, unused tensors dropped."""
         kept = {name: a for name, a in weights.items() if not self.config.drops(name)}
         if self.config.qk_layernorm:
             for number, layer in enumerate(self.layers):
@@ -395,10 +395,10 @@ class Model(nn.Module):
 
 
 def _join(block: nn.Module, parts: Sequence[str], name: str) -> None:
-    """Replaces linear layers that are stored in the same way by one with the rows of all."""
+    """Replaces linear layers with the same storage by one that has the rows of all."""
     first, *others = layers = [block[part] for part in parts]
     total_bytes = sum(array.nbytes for layer in layers for array in layer.parameters().values())
-    if current_backend() == "cpu" and total_bytes > LARGEST_JOINED_ON_CPU_BYTES:
+    if current_backend() == "cpu" and total_bytes > MAX_JOINED_ON_CPU_BYTES:
         return
     if any(_storage(layer) != _storage(first) for layer in others):
         return
@@ -410,6 +410,6 @@ def _join(block: nn.Module, parts: Sequence[str], name: str) -> None:
 
 
 def _storage(layer: nn.Module) -> object:
-    """Kind, quantisation and arrays: layers must share these to be joined."""
+    """Type, quantisation and arrays, which joined layers must share."""
     how = [getattr(layer, name, None) for name in ("bits", "group_size", "mode")]
     return type(layer), how, {n: (a.dtype, a.shape[1:]) for n, a in layer.parameters().items()}

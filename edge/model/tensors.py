@@ -13,10 +13,10 @@ from edge.model.stablelm import Model
 
 Shape = tuple[int, ...]
 LAYER = "model.layers.0."
-LEAST_LAYER_TENSORS = 8  # q, k, v, o, gate, up, down and a norm
-# A config may ask for so many times what the files hold, and is still told what is missing.
-ABSURD_RATIO, MANY_TENSORS = 8, 100_000
-# The permutations beside the weights, and the matrices whose inputs each one gathers.
+MIN_LAYER_TENSORS = 8  # q, k, v, o, gate, up, down and a norm
+# Up to these limits a config with too many tensors is accepted, so that the missing one is named.
+MAX_RATIO, MANY_TENSORS = 8, 100_000
+# Permutations stored beside the weights -> the matrices whose inputs each one gathers.
 ORDER_READERS = {
     "self_attn.qkv_order": ("q_proj", "k_proj", "v_proj"),
     "self_attn.o_order": ("o_proj",),
@@ -26,7 +26,7 @@ ORDER_READERS = {
 
 @lru_cache(maxsize=4)
 def expected_shapes(config: ModelConfig) -> Mapping[str, Shape]:
-    """Every tensor of the checkpoint that the network uses, in the order of its computation."""
+    """Names and shapes of all tensors that the network uses, in the order of its computation."""
     one = Model(replace(config, num_hidden_layers=1))  # MLX is lazy: its arrays are not computed
     items = [item for name, a in tree_flatten(one.parameters()) for item in _stored(name, a.shape)]
     layer = [(name, shape) for name, shape in items if name.startswith(LAYER)]
@@ -38,7 +38,7 @@ def expected_shapes(config: ModelConfig) -> Mapping[str, Shape]:
 
 
 def _stored(name: str, shape: Shape) -> list[tuple[str, Shape]]:
-    """One array of the network as a checkpoint has it: each head's norm is a tensor of its own."""
+    """One parameter as it is stored in a checkpoint, which has a tensor per head's norm."""
     if not name.endswith(("q_layernorm.weight", "k_layernorm.weight")):
         return [(name, shape)]
     heads, width = shape
@@ -47,11 +47,10 @@ def _stored(name: str, shape: Shape) -> list[tuple[str, Shape]]:
 
 
 def input_order_shapes(config: ModelConfig) -> dict[str, Shape]:
-    """The permutations (int32) that an artefact may hold beside its weights.
+    """Names and shapes of the permutations (int32) that an artefact may hold beside its weights.
 
-    Act-order GPTQ leaves the columns of a matrix in another order than the network's inputs:
-    column i belongs to input order[i]. There is none for down, whose order belongs into the rows
-    of gate and up.
+    Act-order GPTQ stores the columns of a matrix in another order than the network's inputs:
+    column i belongs to input order[i]. down_proj has none: the rows of gate and up are permuted.
     """
     return {
         f"model.layers.{layer}.{name}": (config.hidden_size,)  # as wide as all heads, too
@@ -61,17 +60,17 @@ def input_order_shapes(config: ModelConfig) -> dict[str, Shape]:
 
 
 def order_of(matrix: str) -> str | None:
-    """The permutation that the inputs of a matrix, by its path, may need; None if never any."""
+    """Name of the permutation of a matrix's inputs; None for matrices that never have one."""
     layer, leaf = matrix.rsplit(".", 2)[0], matrix.rpartition(".")[2]
     found = (name for name, readers in ORDER_READERS.items() if leaf in readers)
     return next((f"{layer}.{name}" for name in found), None)
 
 
 def check_count(config: ModelConfig, found: int, where: str) -> None:
-    """Refuses a config of absurdly many more tensors than the files hold, before any list."""
+    """Raises an EdgeError for far more tensors than the files hold, before they are listed."""
     heads = config.num_attention_heads + config.num_key_value_heads if config.qk_layernorm else 0
-    least = config.num_hidden_layers * (LEAST_LAYER_TENSORS + heads)
-    if least > max(MANY_TENSORS, ABSURD_RATIO * found):
+    least = config.num_hidden_layers * (MIN_LAYER_TENSORS + heads)
+    if least > max(MANY_TENSORS, MAX_RATIO * found):
         raise EdgeError(
             f"{where}: config.json asks for {config.num_hidden_layers} layers and so for at least "
             f"{least} tensors, the files hold {found}; they belong to different models."
@@ -79,12 +78,12 @@ def check_count(config: ModelConfig, found: int, where: str) -> None:
 
 
 def parameter_count(config: ModelConfig) -> int:
-    """Number of weights, a tied head counted once."""
+    """Number of weights; a tied head is counted once."""
     return sum(math.prod(shape) for shape in expected_shapes(config).values())
 
 
 def check_shapes(config: ModelConfig, found: Mapping[str, Shape], where: str) -> None:
-    """Names the first tensor of a checkpoint that is missing, misshapen or unknown, in an error."""
+    """Raises an EdgeError that names the first tensor which is missing, misshapen or unknown."""
     for problem in _problems(config, found):
         raise EdgeError(
             f"{where}: tensor {problem}; the download is incomplete or config.json belongs to "

@@ -15,8 +15,7 @@ from importlib import import_module, metadata
 from typing import Any
 
 from edge.device.system import output_of
-from edge.errors import EdgeError
-from edge.install import install_command
+from edge.errors import EdgeError, install_command
 from edge.power.meter import Sample
 from edge.power.polling import PollingMeter, Reading, reason_of
 

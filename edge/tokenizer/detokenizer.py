@@ -1,7 +1,7 @@
-"""Token ids to text as they come, without losing or changing a byte.
+"""Streaming detokenizer: the text of token ids as they arrive, exact to the byte.
 
-mlx-lm's detokenizers drop a leading space or decode a whole line again for every token. This one
-gives what the tokenizer's own decoder would, as far as later tokens cannot change it.
+mlx-lm's detokenizers drop a leading space, or decode a whole line again for every token. This one
+returns the text of the tokenizer's own decoder, as far as later tokens cannot change it.
 """
 
 from __future__ import annotations
@@ -9,13 +9,12 @@ from __future__ import annotations
 import codecs
 import json
 import re
-from collections.abc import Iterator
 from typing import Any
 
-# How the `tokenizers` package reads a byte token: <0x0A>, and by accident <0x+A>.
+# Byte tokens as the `tokenizers` package parses them: <0x0A>, and by accident <0x+A>.
 BYTE_TOKEN = re.compile(r"<0x([0-9A-Fa-f]{2}|\+[0-9A-Fa-f])>")
 REPLACEMENT_CHARACTER = "\ufffd"
-# The decoder of SentencePiece models, without the Strip that may follow.
+# The decoder of SentencePiece models, without the optional Strip at its end.
 SENTENCEPIECE_STEPS = [
     {"type": "Replace", "pattern": {"String": "\u2581"}, "content": " "},
     {"type": "ByteFallback"},
@@ -24,50 +23,47 @@ SENTENCEPIECE_STEPS = [
 
 
 class StreamingDetokenizer:
-    """One stream of ids as text, of our tokenizer, mlx-lm's or one of transformers.
+    """Text of one stream of ids, for a tokenizer of edge, mlx-lm or transformers.
 
-    What `add` and `finish` return, joined, is `tokenizer.decode(ids)` with special tokens as their
-    text. Time is linear in the number of ids. Held back are an incomplete character, and a run of
-    byte tokens (<0x0A>) until its end: a later byte can make all of them U+FFFD. With a decoder
-    that is neither byte-level nor SentencePiece's it is everything.
+    The joined results of `add` and `finish` are `tokenizer.decode(ids)`, special tokens included,
+    in time linear in the number of ids. An incomplete character is held back, and so is a run of
+    byte tokens (<0x0A>), since a later byte can turn all of them into U+FFFD. A decoder that is
+    neither byte-level nor SentencePiece's holds everything back.
     """
 
     def __init__(self, tokenizer: Any):
         self._tokenizer = tokenizer
         backend = getattr(tokenizer, "backend_tokenizer", None)
-        self._text = backend and _text_of(list(_steps(backend)))
+        state = backend and backend.decoder and backend.decoder.__getstate__()
+        self._decoder = _decoder(_flat(json.loads(state))) if state else None
         self._token_of: Any = backend and backend.id_to_token
-        self._late: list[int] = []
+        self._ids: list[int] = []  # held back without a decoder
 
     def add(self, token_id: int) -> str:
-        """The text that is certain with this id; "" while it could still change."""
-        if self._text is None:
-            self._late.append(token_id)
+        """The text that later ids cannot change; "" if there is none yet."""
+        if self._decoder is None:
+            self._ids.append(token_id)
             return ""
         token = self._token_of(token_id)
-        return "" if token is None else self._text.add(token)
+        return "" if token is None else self._decoder.add(token)
 
     def finish(self) -> str:
         """The text that was held back; add no ids after this."""
-        if self._text is not None:
-            return self._text.finish()
-        ids, self._late = self._late, []
+        if self._decoder is not None:
+            return self._decoder.finish()
+        ids, self._ids = self._ids, []
         how = {"skip_special_tokens": False, "clean_up_tokenization_spaces": False}
         return str(self._tokenizer.decode(ids, **how))
 
 
-def _steps(backend: Any) -> Iterator[dict[str, Any]]:
-    """The decoder's steps as tokenizer.json describes them, nested sequences laid flat."""
-    waiting = [] if backend.decoder is None else [json.loads(backend.decoder.__getstate__())]
-    while waiting:
-        step = waiting.pop(0)
-        if step["type"] == "Sequence":
-            waiting = step["decoders"] + waiting
-        else:
-            yield step
+def _flat(step: dict[str, Any]) -> list[dict[str, Any]]:
+    """A decoder's steps as in tokenizer.json, nested sequences flattened."""
+    nested = step["decoders"] if step["type"] == "Sequence" else []
+    return [inner for part in nested for inner in _flat(part)] or [step]
 
 
-def _text_of(steps: list[dict[str, Any]]) -> _ByteLevel | _SentencePiece | None:
+def _decoder(steps: list[dict[str, Any]]) -> _ByteLevel | _SentencePiece | None:
+    """The incremental decoder for these steps; None if there is none."""
     match steps:
         case [{"type": "ByteLevel"}]:
             return _ByteLevel()
@@ -79,8 +75,8 @@ def _text_of(steps: list[dict[str, Any]]) -> _ByteLevel | _SentencePiece | None:
 class _ByteLevel:
     """Each character is a byte; the bytes of all tokens are one UTF-8 text.
 
-    A token with a character that stands for no byte (a space, a Chinese sign) is its own text.
-    Python's decoder replaces invalid bytes exactly as Rust's from_utf8_lossy does.
+    A token with a character that is not in the byte alphabet (a space, a Chinese sign) is its own
+    text. Python's decoder replaces invalid bytes exactly as Rust's from_utf8_lossy does.
     """
 
     def __init__(self) -> None:
@@ -98,13 +94,13 @@ class _ByteLevel:
 
 
 class _SentencePiece:
-    """Marks are spaces, and a run of byte tokens is its text, or one U+FFFD per byte.
+    """U+2581 is a space, and a run of byte tokens is its text, or one U+FFFD per byte.
 
-    Up to `most` spaces are dropped from the start of the whole text.
+    Up to `stripped` spaces are dropped from the start of the whole text.
     """
 
-    def __init__(self, most: int) -> None:
-        self._most = most
+    def __init__(self, stripped: int) -> None:
+        self._stripped = stripped
         self._run = bytearray()
 
     def add(self, token: str) -> str:
@@ -125,12 +121,12 @@ class _SentencePiece:
             return REPLACEMENT_CHARACTER * len(run)
 
     def _without_start(self, text: str) -> str:
-        dropped = min(self._most, len(text) - len(text.lstrip(" ")))
-        self._most = self._most - dropped if dropped == len(text) else 0
+        dropped = min(self._stripped, len(text) - len(text.lstrip(" ")))
+        self._stripped = self._stripped - dropped if dropped == len(text) else 0
         return text[dropped:]
 
 
-# GPT-2's alphabet: printable Latin-1 stands for itself, the other bytes for U+0100 on.
+# GPT-2's alphabet: printable Latin-1 is its own byte, U+0100 and following are the other bytes.
 _PRINTABLE = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
 _OTHERS = [byte for byte in range(0x100) if byte not in _PRINTABLE]
 BYTE_OF = dict(

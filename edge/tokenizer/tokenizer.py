@@ -1,36 +1,40 @@
 """The tokenizer of a model directory, read without transformers.
 
-transformers takes a second and a half to import, most of what a completion took. What language
-models need of it is the `tokenizers` package and a few keys of small files, read here as its
-AutoTokenizer reads them; ids and text are the same.
+Importing transformers takes 1.5 s, most of the time of a short completion. Here the `tokenizers`
+package and the keys of the small files are read as AutoTokenizer reads them; ids and text are the
+same.
 """
 
 from __future__ import annotations
 
+import json
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from datetime import datetime
+from functools import lru_cache, partial
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from edge.errors import EdgeError
 from edge.formats.files import read_json_object, read_small_file
 
 TOKENIZER, SENTENCEPIECE = "tokenizer.json", "tokenizer.model"
-# In the order in which transformers adds those that the vocabulary lacks.
+# In the order in which transformers adds the missing ones to the vocabulary.
 _KINDS = ("bos", "eos", "unk", "sep", "pad", "cls", "mask")
 SPECIAL_TOKENS = tuple(f"{kind}_token" for kind in _KINDS)
-# transformers does not read these tokenizer.json as they are but builds its own from their parts.
+# transformers does not use the tokenizer.json of these classes but builds its own from its parts.
 REBUILT = ("LlamaTokenizer", "CodeLlamaTokenizer")
-# An added token that looks like <fim_middle> or <|im_end|>, not like spaces.
+# Added tokens such as <fim_middle> or <|im_end|>, unlike runs of spaces.
 MARKUP = re.compile(r"<\|?\w+\|?>")
+# Of a rendered conversation; one that fills the family's longest context has some 100,000.
+MAX_CHARACTERS = 10_000_000
 
 
 class Tokenizer:
-    """Text to ids and back, with the methods that mlx-lm asks of a tokenizer of transformers.
+    """Text to ids and back, with the methods of transformers' tokenizers that mlx-lm uses.
 
-    Made of a `tokenizers.Tokenizer`, the text of each `bos_token`, `eos_token`, ... that there is,
-    a chat template in Jinja, and ids that end a text beside the EOS token's.
+    `backend` is a `tokenizers.Tokenizer`, `special_tokens` has the text of `bos_token`, ....
     """
 
     def __init__(
@@ -38,7 +42,6 @@ class Tokenizer:
         backend: Any,
         special_tokens: Mapping[str, str],
         chat_template: str | None = None,
-        eos_ids: Iterable[int] = (),
     ):
         backend.no_truncation()
         backend.no_padding()
@@ -48,52 +51,50 @@ class Tokenizer:
         self.clean_up_tokenization_spaces = False
         self.bos_token = special_tokens.get("bos_token")
         self.eos_token = special_tokens.get("eos_token")
-        own = () if self.eos_token_id is None else (self.eos_token_id,)
-        self.eos_token_ids = {*eos_ids, *own}
+        self.eos_token_ids = set() if self.eos_token_id is None else {self.eos_token_id}
 
     @classmethod
     def load(cls, path: Path, network: Mapping[str, Any] | None = None) -> Tokenizer:
-        """Reads the tokenizer of a model directory; `network` is its config.json if that is read.
+        """Reads the tokenizer of a model directory; `network` is its config.json if known.
 
-        An EdgeError where there is none, or one of its files is broken.
+        Raises an EdgeError if a file is missing or broken.
         """
         if not any((path / name).exists() for name in (TOKENIZER, SENTENCEPIECE)):
             raise EdgeError(
                 f"{path} has no {TOKENIZER} and no {SENTENCEPIECE}; convert the model again."
             )
-        eos_ids = _eos_ids(path, network)
         try:
-            return cls(*(_read(path) or _read_by_transformers(path)), eos_ids)
+            tokenizer = cls(*(_read(path) or _read_by_transformers(path)))
+            tokenizer.eos_token_ids.update(_eos_ids(path, network))
+            return tokenizer
         except EdgeError:
             raise
-        except Exception as error:  # neither tokenizers nor transformers has classes for its own
-            is_form = isinstance(error, AttributeError | LookupError | TypeError)
-            reason = "a value has another form than transformers writes" if is_form else error
+        except Exception as error:  # tokenizers and transformers raise plain Exceptions
             raise EdgeError(
-                f"{path}: the tokenizer cannot be read ({reason}); convert the checkpoint again."
+                f"{path}: the tokenizer cannot be read ({error!r}); convert the checkpoint again."
             ) from None
 
     @property
     def bos_token_id(self) -> int | None:
-        """The id that begins a text."""
+        """Id of the BOS token."""
         return self.convert_tokens_to_ids(self.bos_token)
 
     @property
     def eos_token_id(self) -> int | None:
-        """The id of the EOS token; `eos_token_ids` has all that end a text."""
+        """Id of the EOS token; `eos_token_ids` has all ids that end a text."""
         return self.convert_tokens_to_ids(self.eos_token)
 
     def __len__(self) -> int:
         return int(self.backend_tokenizer.get_vocab_size())
 
     def get_vocab(self) -> dict[str, int]:
-        """Every token's id, added ones included."""
+        """Ids of all tokens by name, added ones included."""
         return dict(self.backend_tokenizer.get_vocab())
 
     def encode(self, text: str, add_special_tokens: bool = True) -> list[int]:
-        """Text -> ids; names of special tokens in it become these tokens.
+        """Ids of a text; names of special tokens become these tokens.
 
-        With `add_special_tokens` BOS or EOS come with it, where the model has it so.
+        `add_special_tokens` adds BOS or EOS if the tokenizer is set up so.
         """
         try:
             found = self.backend_tokenizer.encode(text, add_special_tokens=add_special_tokens)
@@ -109,19 +110,19 @@ class Tokenizer:
         skip_special_tokens: bool = False,
         clean_up_tokenization_spaces: bool = False,
     ) -> str:
-        """Ids -> text; unknown ids are nothing, those beyond 32 bits an OverflowError.
+        """Text of ids; unknown ids are skipped, those beyond 32 bits raise an OverflowError.
 
-        `clean_up_tokenization_spaces` is ignored, as transformers does for BPE.
+        `clean_up_tokenization_spaces` is ignored, as in transformers for BPE.
         """
         ids = [ids] if isinstance(ids, int) else [int(i) for i in ids]
         return str(self.backend_tokenizer.decode(ids, skip_special_tokens=skip_special_tokens))
 
     def convert_tokens_to_ids(self, name: str | None) -> int | None:
-        """The id of a token by its name; None where the vocabulary lacks it."""
+        """Id of a token by its name; None for an unknown name."""
         return None if name is None else self.backend_tokenizer.token_to_id(name)
 
     def convert_ids_to_tokens(self, token_id: int) -> str | None:
-        """The name of a token; None for an unknown id."""
+        """Name of a token; None for an unknown id."""
         name: str | None = self.backend_tokenizer.id_to_token(token_id)
         return name
 
@@ -130,37 +131,33 @@ class Tokenizer:
         messages: Sequence[Mapping[str, Any]],
         add_generation_prompt: bool = True,
         tokenize: bool = False,
-        return_dict: bool = False,
         **variables: Any,
     ) -> str | list[int]:
-        """Messages with `role` and `content` as the model was trained to read them.
+        """Messages with `role` and `content` in the model's chat format, as text or ids.
 
-        Ends with the beginning of an answer, or not; `tokenize` gives ids; `variables` are the
-        template's, such as `tools`; mlx-lm passes `return_dict`, always False.
+        `variables` are the template's, such as `tools`.
         """
         if self.chat_template is None:
             raise EdgeError("the model has no chat template, so it cannot chat; complete instead.")
-        from edge.tokenizer.chat_template import render
-
-        assert not return_dict, "text or ids only"
+        variables = {**self.special_tokens_map, **variables}
         variables["add_generation_prompt"] = add_generation_prompt
-        text = render(self.chat_template, messages, **{**self.special_tokens_map, **variables})
+        text = render_chat_template(self.chat_template, messages, **variables)
         return self.encode(text, add_special_tokens=False) if tokenize else text
 
 
-# The `tokenizers.Tokenizer` of a directory, its special tokens by their names, its chat template.
+# A `tokenizers.Tokenizer`, the texts of the special tokens, a chat template.
 Parts = tuple[Any, dict[str, str], str | None]
 
 
 def _read(path: Path) -> Parts | None:
-    """Reads a directory without transformers; None where that would make something else of it."""
+    """Parts read without transformers; None if transformers would rebuild the tokenizer."""
     from tokenizers import Tokenizer as Backend
 
     config, file = _optional(path / "tokenizer_config.json"), path / TOKENIZER
     if not file.exists():
         return None
     backend = Backend.from_buffer(read_small_file(file))
-    # Byte-level ones it leaves alone, which Llama 3 calls by Llama 2's name.
+    # It does not rebuild byte-level ones: Llama 3 uses the class name of Llama 2.
     if str(config.get("tokenizer_class")).removesuffix("Fast") in REBUILT:
         parts = (backend.pre_tokenizer, backend.decoder)
         if not any(part and b"ByteLevel" in part.__getstate__() for part in parts):
@@ -169,7 +166,7 @@ def _read(path: Path) -> Parts | None:
     if "added_tokens_decoder" not in config:
         names |= _names(_optional(path / "special_tokens_map.json"))
     _add_missing(backend, config, names)
-    template = path / "chat_template.jinja"  # wins over the config's
+    template = path / "chat_template.jinja"  # overrides the config's
     if template.exists():
         text = read_small_file(template).decode()
         return backend, names, text.replace("\r\n", "\n").replace("\r", "\n")
@@ -177,7 +174,7 @@ def _read(path: Path) -> Parts | None:
 
 
 def _read_by_transformers(path: Path) -> Parts:
-    """SentencePiece models, and what transformers builds itself."""
+    """Parts of SentencePiece models, and of tokenizers that transformers rebuilds."""
     from mlx_lm.utils import load_tokenizer
 
     found = load_tokenizer(path, {"trust_remote_code": False})
@@ -190,13 +187,13 @@ def _optional(path: Path) -> dict[str, Any]:
 
 
 def _names(config: Mapping[str, Any]) -> dict[str, str]:
-    """The special tokens that a file names, by what they are for."""
+    """Texts of the special tokens in a config, by key."""
     found = {name: _text(config[name]) for name in SPECIAL_TOKENS if config.get(name) is not None}
     return {name: text for name, text in found.items() if text}
 
 
 def _text(token: Any) -> str:
-    """A token given as text, or as an object with its flags."""
+    """Text of a token that is given as text or as an object with flags."""
     text = token.get("content") if isinstance(token, dict) else token
     if not isinstance(text, str):
         raise ValueError(f"a special token is {token!r}")
@@ -204,7 +201,7 @@ def _text(token: Any) -> str:
 
 
 def _add_missing(backend: Any, config: Mapping[str, Any], names: Mapping[str, str]) -> None:
-    """Adds the tokens that are named beside tokenizer.json only; they get the next ids."""
+    """Adds tokens that tokenizer.json lacks; they get the next ids."""
     from tokenizers import AddedToken
 
     listed = config.get("added_tokens_decoder") or {}
@@ -218,18 +215,18 @@ def _add_missing(backend: Any, config: Mapping[str, Any], names: Mapping[str, st
 
 
 def _eos_ids(path: Path, network: Mapping[str, Any] | None) -> list[int]:
-    """EOS ids of the network's configs; as in mlx-lm generation_config.json's where it has any."""
+    """EOS ids of generation_config.json, else of config.json, as in mlx-lm."""
     own = _optional(path / "config.json") if network is None else network
     for config in (_optional(path / "generation_config.json"), own):
         found = config.get("eos_token_id")
-        ids = found if isinstance(found, list) else [found]
-        if whole := [i for i in ids if type(i) is int and i >= 0]:
-            return whole
+        found = found if isinstance(found, list) else [found]
+        if ids := [i for i in found if type(i) is int and i >= 0]:
+            return ids
     return []
 
 
 def _only_template(found: Any) -> str | None:
-    if isinstance(found, list):  # of several the one named default
+    if isinstance(found, list):  # several templates with names
         found = {template["name"]: template["template"] for template in found}
     if isinstance(found, dict):
         found = found.get("default")
@@ -239,22 +236,22 @@ def _only_template(found: Any) -> str | None:
 
 
 def token_id(tokenizer: Any, name: str) -> int | None:
-    """The id of a token of the vocabulary by its name, None if there is no such token."""
+    """Id of a token by its name in any tokenizer; None for an unknown name."""
     found = tokenizer.convert_tokens_to_ids(name)
-    # An unknown name gives the id of the unknown token, where there is one: ask back.
+    # transformers returns the id of the unknown token, if there is one.
     if found is None or tokenizer.convert_ids_to_tokens(found) != name:
         return None
     return int(found)
 
 
 def special_ids(backend: Any) -> frozenset[int]:
-    """Ids of a `tokenizers.Tokenizer` that are not text, whether flagged as special or not."""
+    """Ids of a `tokenizers.Tokenizer` that are not text, flagged as special or not."""
     added = backend.get_added_tokens_decoder().items()
     return frozenset(i for i, token in added if token.special or MARKUP.fullmatch(token.content))
 
 
 def encode_text(backend: Any, text: str) -> list[int]:
-    """Ids of text, from a `tokenizers.Tokenizer`, in which names of special tokens are text."""
+    """Ids of text by a `tokenizers.Tokenizer`; names of special tokens are plain text."""
     before = backend.encode_special_tokens
     backend.encode_special_tokens = True
     try:
@@ -262,16 +259,67 @@ def encode_text(backend: Any, text: str) -> list[int]:
         control = special_ids(backend)
         if control.isdisjoint(ids):
             return ids
-        # A name that the tokenizer does not flag as special: a cut within it breaks it up.
+        # A name that the tokenizer does not flag as special is cut after its first character.
         names = sorted(filter(None, map(backend.id_to_token, control)))
-        pieces = _cut_within(text, names)
+        pattern = "|".join(f"(?={re.escape(name)})" for name in names if len(name) > 1)
+        cuts = [match.start() + 1 for match in re.finditer(pattern, text)]
+        pieces = [text[begin:end] for begin, end in pairwise([0, *cuts, len(text)])]
         return [i for piece in pieces for i in backend.encode(piece, add_special_tokens=False).ids]
     finally:
         backend.encode_special_tokens = before
 
 
-def _cut_within(text: str, names: Sequence[str]) -> list[str]:
-    """Text in pieces, none of which holds any of the names."""
-    pattern = "|".join(f"(?={re.escape(name)})" for name in names if len(name) > 1)
-    cuts = [match.start() + 1 for match in re.finditer(pattern, text)]
-    return [text[begin:end] for begin, end in pairwise([0, *cuts, len(text)])]
+def render_chat_template(
+    template: str, messages: Sequence[Mapping[str, Any]], **variables: Any
+) -> str:
+    """Text of a conversation by an untrusted Jinja template, the same as transformers'.
+
+    Runs in a sandbox: a template sees strings, and cannot change or reach Python objects. Raises an
+    EdgeError if it is broken, rejects these messages, or does something forbidden.
+    """
+    values, text = {"tools": None, "documents": None, **variables}, ""
+    try:
+        plain = json.loads(json.dumps([dict(message) for message in messages]))
+        for piece in _compiled(template).generate(messages=plain, **values):
+            text += piece
+            if len(text) > MAX_CHARACTERS:
+                raise OverflowError(f"it writes more than {MAX_CHARACTERS} characters")
+    except Exception as error:  # the template's code can raise any
+        reason = " ".join(str(error).split()).rstrip(".") or type(error).__name__
+        raise EdgeError(
+            f"the model's chat template does not take this conversation ({reason}); change the "
+            f"messages, or the template beside the model."
+        ) from None
+    return text
+
+
+@lru_cache(maxsize=8)
+def _compiled(template: str) -> Any:
+    # Imported here: completing code needs no template.
+    from jinja2.ext import Extension, loopcontrols
+    from jinja2.nodes import Scope
+    from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+    class Generation(Extension):
+        """`{% generation %}` marks the model's text for training; it has no effect here."""
+
+        tags = {"generation"}  # noqa: RUF012  (as the base class declares it)
+
+        def parse(self, parser: Any) -> Any:
+            line = next(parser.stream).lineno
+            return Scope(parser.parse_statements(("name:endgeneration",), True), lineno=line)
+
+    environment = ImmutableSandboxedEnvironment(
+        trim_blocks=True, lstrip_blocks=True, extensions=[Generation, loopcontrols]
+    )
+    # As in transformers: jinja2's own filter would escape for HTML.
+    environment.filters["tojson"] = partial(json.dumps, ensure_ascii=False)
+    environment.globals |= {
+        "raise_exception": _raise_exception,
+        "strftime_now": lambda layout: datetime.now().strftime(layout),
+    }
+    return environment.from_string(template)
+
+
+def _raise_exception(message: str) -> NoReturn:
+    raise ValueError(message)

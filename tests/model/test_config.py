@@ -95,7 +95,7 @@ def test_qkv_bias_follows_the_tensors():
         ({"rope_scaling": {"type": "longrope", "factor": 4.0}}, "rope scaling 'longrope'"),
         ({"rope_scaling": {"type": "linear"}}, "factor of the rope scaling is None"),
         ({"rope_scaling": {"type": "linear", "factor": "4"}}, "factor of the rope scaling is '4'"),
-        ({"sliding_window": 64}, "sliding window of 64"),
+        ({"sliding_window": 64}, "sliding_window 64 is not supported"),
         ({"eos_token_id": [0, None]}, "eos_token_id"),
         ({**LLAMA, "head_dim": 32}, "head_dim is 32"),
         ({**LLAMA, "partial_rotary_factor": 0.5}, "rotates whole heads"),

@@ -143,12 +143,13 @@ def test_config_json_is_read_once(opener, copied, monkeypatch):
     [
         ("config.json", r"config\.json is missing"),
         ("tokenizer.json", r"has no tokenizer\.json and no tokenizer\.model"),
-        ("model.safetensors", r"holds no (\*|model)\.safetensors"),
+        ("model.safetensors", r"has no (\*|model)\.safetensors"),
     ],
 )
 def test_a_missing_file_is_named(name, words, copied):
     (copied / name).unlink()
-    for path, why in ((copied, words), (copied / name, "is not there"), ("/dev/null", "is not a")):
+    absent = (copied / name, "does not exist")
+    for path, why in ((copied, words), absent, ("/dev/null", "is not a directory")):
         with pytest.raises(EdgeError, match=why):
             load(path)
 

@@ -46,7 +46,6 @@ def test_loading_is_bounded_tightly(demo_out, artefact, dtype):
     assert need.weights_bytes <= held <= need.weights_bytes * 1.01
     assert peak <= (need.weights_bytes + need.loading_bytes) * 1.01
     assert need.weights_bytes + need.loading_bytes <= 1.4 * peak
-    assert need.quantised == (artefact == "mlx-int4")
 
 
 @pytest.mark.parametrize("raw", [*CONFIGS.values(), *LLAMA_CONFIGS.values()])
@@ -98,28 +97,28 @@ def test_no_tensor_is_read(tmp_path):
 def test_files_that_are_missing_or_of_gptq_are_refused(tmp_path):
     codes = {"model.layers.0.self_attn.v_proj.qweight": mx.zeros((8, 64), dtype=mx.int32)}
     path = write_checkpoint(tmp_path / "m", LLAMA, tensors=codes)
-    with pytest.raises(EdgeError, match="holds GPTQ weights; convert it"):
+    with pytest.raises(EdgeError, match="has GPTQ weights; convert it"):
         required_bytes(path, mx.float32, 0)
     index = {"weight_map": {"a": "model.safetensors", "b": "model-2.st"}}
     (path / "model.safetensors.index.json").write_text(json.dumps(index))
-    with pytest.raises(EdgeError, match=r"holds no model-2\.st"):
+    with pytest.raises(EdgeError, match=r"has no model-2\.st"):
         required_bytes(path, mx.float32, 0)
 
 
 NUMBERS = (
     r"needs \d+ MB \(22 MB of weights, \d+ MB of cache for 1000 tokens\), and 40 MB of memory "
 )
-SHORT = NUMBERS + "are available; close programs, choose mlx-int4 or a shorter context"
+SHORT = NUMBERS + "are available; close programs, choose a smaller model"
 
 
 @pytest.mark.parametrize(
     ("free", "most", "force", "warned", "refused"),
     [
         (1 << 40, 1 << 40, "", None, None),
-        (40_000_000, 1 << 40, "", rf"{SHORT}\.$", None),
-        (40_000_000, 41_000_000, "1", rf"{SHORT}\.$", None),
-        (40_000_000, 41_000_000, "0", None, f"{SHORT}, or set {FORCE}=1"),
-        (40_000_000, 41_000_000, "", None, f"{SHORT}, or set {FORCE}=1"),
+        (40_000_000, 1 << 40, "", SHORT, None),
+        (40_000_000, 41_000_000, "1", SHORT, None),
+        (40_000_000, 41_000_000, "0", None, f"{SHORT}.* or set {FORCE}=1"),
+        (40_000_000, 41_000_000, "", None, f"{SHORT}.* or set {FORCE}=1"),
     ],
 )
 def test_a_shortage_is_a_warning_or_refused(

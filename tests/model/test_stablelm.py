@@ -154,7 +154,7 @@ def test_matrices_stored_in_different_ways_stay_apart(own, tmp_path):
 
 @pytest.mark.parametrize(("backend", "fused"), [("cpu", False), ("metal", True)])
 def test_large_matrices_stay_apart_on_a_cpu(backend, fused, monkeypatch):
-    monkeypatch.setattr(stablelm, "LARGEST_JOINED_ON_CPU_BYTES", 1000)
+    monkeypatch.setattr(stablelm, "MAX_JOINED_ON_CPU_BYTES", 1000)
     monkeypatch.setattr(stablelm, "current_backend", lambda: backend)
     model = tiny_model(PLAIN)
     model.fuse()

@@ -4,7 +4,7 @@ import pytest
 from transformers.utils.chat_template_utils import render_jinja_template
 
 from edge.errors import EdgeError
-from edge.tokenizer.chat_template import render
+from edge.tokenizer.tokenizer import render_chat_template
 
 CHATML = (
     "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\n' + message['content']"
@@ -54,7 +54,7 @@ TOKENS = {"bos_token": "<s>", "eos_token": "</s>"}
 @pytest.mark.parametrize("messages", [SYSTEM, TALK])
 @pytest.mark.parametrize("prompted", [True, False])
 def test_the_text_is_that_of_transformers(template, messages, prompted):
-    found = render(template, messages, add_generation_prompt=prompted, **TOKENS)
+    found = render_chat_template(template, messages, add_generation_prompt=prompted, **TOKENS)
     expected, _ = render_jinja_template(
         [messages], chat_template=template, add_generation_prompt=prompted, **TOKENS
     )
@@ -79,7 +79,7 @@ def test_the_text_is_that_of_transformers(template, messages, prompted):
 )
 def test_a_broken_template_is_refused(template, words):
     with pytest.raises(EdgeError, match=words) as error:
-        render(template, [TALK[0], TALK[0]], add_generation_prompt=True, **TOKENS)
+        render_chat_template(template, [TALK[0], TALK[0]], add_generation_prompt=True, **TOKENS)
     assert "\n" not in str(error.value)
 
 
@@ -98,7 +98,7 @@ def test_a_broken_template_is_refused(template, words):
 )
 def test_a_template_reaches_nothing_of_python(template):
     try:
-        text = render(template, TALK)
+        text = render_chat_template(template, TALK)
     except EdgeError as error:
         assert "\n" not in str(error)
     else:  # jinja2's sandbox answers some with nothing

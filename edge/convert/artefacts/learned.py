@@ -29,7 +29,8 @@ from edge.convert.checkpoint import Checkpoint
 from edge.errors import EdgeError
 from edge.formats.files import read_text
 from edge.formats.safetensors import Planned, ShardWriter
-from edge.model.config import ModelConfig, read_config
+from edge.model.config import ModelConfig
+from edge.model.load import read_directory
 
 Ids = np.ndarray[Any, np.dtype[np.int32]]
 Progress = Callable[[float], None]
@@ -94,7 +95,7 @@ def learn(path: Path, recipe: Recipe, ids: Ids, progress: Progress) -> dict[str,
                 f"rows of {name} have {array.shape[1]} weights, which do not divide into groups "
                 f"of {recipe.group_size}; choose another --group-size."
             )
-    model = network(read_config(path / "config.json").matching(weights))
+    model = network(read_directory(path)[1].matching(weights))
     model.load_weights(list(weights.items()))
     _quantise(model, mx.array(ids), recipe, progress)
     progress(1.0)
