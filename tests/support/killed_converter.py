@@ -1,11 +1,8 @@
-"""Kill the converter before every step, and look at what is left.
+"""Kill a conversion before every step, and report what is left.
 
-A process of its own that has imported everything and then forks for every attempt, so that an
-attempt costs what the conversion costs. `python -m tests.support.killed_converter JOB` with a
-JSON job prints one JSON report per attempt.
-
-A step is what Python's audit events tell of the output folder (open, mkdir, rename, remove, ...),
-and with `progress` each report of the converter.
+`python -m tests.support.killed_converter JOB` with a JSON job prints one JSON report per kill. The
+process imports everything once and forks for every attempt. A step is an audit event of Python
+about the output folder (open, mkdir, rename, remove, ...).
 """
 
 import json
@@ -15,71 +12,51 @@ import signal
 import sys
 from pathlib import Path
 
-import gguf  # noqa: F401  - imported where they are needed, which would be in every child
-import psutil
-import tokenizers  # noqa: F401
-
-import edge.convert.sources.mlx  # noqa: F401
 from edge.convert.artefacts.manifest import read_manifest
-from edge.convert.artefacts.recipes import RECIPES
 from edge.convert.checkpoint import open_checkpoint
-from edge.convert.convert import convert
-from edge.convert.targets import Options
-from edge.convert.verify import verify
+from tests.support.conversions import check, make
 
-TOUCHES = ("os.mkdir", "os.rename", "os.remove", "os.rmdir", "shutil.rmtree", "subprocess.Popen")
-CHILD_END_S = 30.0
+TOUCHES = ("os.mkdir", "os.rename", "os.remove", "os.rmdir", "shutil.rmtree")
 
 
-def run(job, source, out, on_step=lambda: None):
-    """The conversion that the job asks for; names of what was kept."""
-    recipes = [RECIPES[name] for name in job["artefacts"]]
-    options = Options(force=job["older"] is not None)
-    made = convert(open_checkpoint(source), recipes, out, lambda *_: on_step(), options)
+def run(job, source, out):
+    """Convert; names of what was kept."""
+    made = make(source, out, *job["artefacts"], force=job["older"] is not None)
     return [artefact.path.name for artefact in made if artefact.kept]
 
 
 def converter(job, out, last_step):
-    """Convert, and die before step `last_step`; the number of steps that there were."""
+    """Convert, killed before step `last_step`; the number of steps if it was not reached."""
     steps = 0
 
-    def on_step():
-        nonlocal steps
-        steps += 1
-        if steps == last_step:
-            os.kill(os.getpid(), signal.SIGKILL)
-
     def hook(event, args):
+        nonlocal steps
         if event in TOUCHES or (event == "open" and str(args[0]).startswith(str(out))):
-            on_step()
+            steps += 1
+            if steps == last_step:
+                os.kill(os.getpid(), signal.SIGKILL)
 
     sys.addaudithook(hook)
-    run(job, job["source"], out, on_step if job["progress"] else lambda: None)
+    run(job, job["source"], out)
     return steps
 
 
 def inspect(job, out):
-    """What is visible, whether it is whole, and whether the next run makes all of it."""
-    quantisers = [p for p in psutil.process_iter(["cmdline"]) if str(out) in str(p.info)]
-    _, alive = psutil.wait_procs(quantisers, CHILD_END_S)
-    report = {"alive": len([p for p in alive if p.status() != psutil.STATUS_ZOMBIE])}
-    report["visible"] = look(job, out)
-    report["kept"] = run(job, job["source"], out)
-    report["after"] = look(job, out)
-    return report
+    """The folder before and after another run, and what that run kept."""
+    visible = states(job, out)
+    return {"visible": visible, "kept": run(job, job["source"], out), "after": states(job, out)}
 
 
-def look(job, out):
-    """Everything in the folder, but hidden things before the next run: of which source it is."""
+def states(job, out):
+    """By name: the source that a whole artefact was made of, or hidden, or broken."""
     found = {}
     for path in out.iterdir() if out.exists() else ():
+        found[path.name] = "hidden" if path.name.startswith(".") else "broken"
         manifest = read_manifest(path)
         for age in ("source", "older"):
-            checkpoint = job[age] and open_checkpoint(job[age])
-            if checkpoint and manifest and manifest.fingerprint == checkpoint.fingerprint:
-                problems = verify(path, checkpoint, lambda _: None).problems
-                found[path.name] = " ".join(problems) or age
-        found.setdefault(path.name, "hidden" if path.name.startswith(".") else "broken")
+            fingerprint = job[age] and open_checkpoint(job[age]).fingerprint
+            if manifest and manifest.fingerprint == fingerprint:
+                found[path.name] = " ".join(check(path, job[age]).problems) or age
     return found
 
 
@@ -94,30 +71,27 @@ def forked(work):
         finally:
             os._exit(1)
     os.close(writer)
-    with os.fdopen(reader) as pipe:  # a quantiser that outlives its parent does not hold it open
+    with os.fdopen(reader) as pipe:
         answer = pipe.read()
     os.waitpid(pid, 0)
     return json.loads(answer) if answer else None
 
 
-def attempt(job, out, template, last_step):
-    """Convert in a fresh folder up to a step: steps (None if killed)."""
-    shutil.rmtree(out, ignore_errors=True)
-    if job["older"]:
-        shutil.copytree(template, out)
-    return forked(lambda: converter(job, out, last_step))
-
-
 def main():
     job = json.loads(sys.argv[1])
     template, out = Path(job["folder"], "template"), Path(job["folder"], "out")
+    template.mkdir()
     if job["older"]:
         forked(lambda: run(job, job["older"], template))
-    total = attempt(job, out, template, 0)
-    for step in range(1, total + 1, job["stride"]):
-        killed = attempt(job, out, template, step) is None
-        report = forked(lambda: inspect(job, out))
-        print(json.dumps({"killed": killed, **report}), flush=True)
+
+    def attempt(last_step):
+        shutil.rmtree(out, ignore_errors=True)
+        shutil.copytree(template, out)
+        return forked(lambda: converter(job, out, last_step))
+
+    for step in range(1, attempt(0) + 1):
+        killed = attempt(step) is None
+        print(json.dumps({"killed": killed, **forked(lambda: inspect(job, out))}), flush=True)
 
 
 if __name__ == "__main__":
