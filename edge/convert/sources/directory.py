@@ -12,11 +12,11 @@ from typing import Any
 from tokenizers import Tokenizer
 
 from edge.convert.sources.gptq import GptqSettings, GptqWeights, parse_settings
-from edge.convert.sources.mlx import MlxWeights
-from edge.convert.sources.weights import Opened, Weights, files_of
+from edge.convert.sources.mlx import DirectoryWeights
+from edge.convert.sources.weights import Opened
 from edge.errors import EdgeError
 from edge.formats.files import parse_json_object, read_json_object, read_small_file
-from edge.formats.safetensors import INDEX, Array, StoredTensor, read_headers
+from edge.formats.safetensors import INDEX, read_headers
 from edge.model.config import ModelConfig
 from edge.model.tensors import check_count
 
@@ -34,20 +34,6 @@ PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 HUB_FOLDER = "models--"  # prefix of a repository's folder in the hub's cache
 
 
-class PlainWeights(Weights):
-    """Unquantised tensors."""
-
-    def __init__(self, tensors: Mapping[str, StoredTensor]):
-        self._tensors, self.files = tensors, files_of(tensors)
-        for tensor in tensors.values():
-            tensor.check_is_float()
-        self.shapes = {name: tensor.shape for name, tensor in tensors.items()}
-
-    def read(self, name: str, start: int = 0, stop: int | None = None) -> Array:
-        """Rows of a tensor, bfloat16 widened to float32."""
-        return self._tensors[name].read(start, stop)
-
-
 def open_directory(path: Path) -> Opened:
     """Read config and tokenizer files, and check the headers of the weights."""
     config_file = inside(path, "config.json")
@@ -59,14 +45,12 @@ def open_directory(path: Path) -> Opened:
     if settings := read_gptq_settings(raw, path):
         gptq = GptqWeights(tensors, settings, config)
         return Opened(config, gptq, tokenizer_files, gptq.warnings)
-    if "quantization" in raw:  # MLX's own key
-        return Opened(config, MlxWeights(tensors, config), tokenizer_files)
-    if raw.get("quantization_config"):
+    if raw.get("quantization_config") and "quantization" not in raw:  # the latter is MLX's key
         raise EdgeError(
             f"{config_file} describes a quantised checkpoint that is neither GPTQ nor MLX; "
             f"convert from the unquantised one."
         )
-    return Opened(config, PlainWeights(tensors), tokenizer_files)
+    return Opened(config, DirectoryWeights(tensors, config), tokenizer_files)
 
 
 def weight_files(path: Path) -> list[str]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Container, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 from threading import Lock
 from typing import Annotated, Any, Literal
@@ -63,7 +63,7 @@ def parse_settings(raw: Mapping[str, Any], where: str) -> GptqSettings:
         ) from None
 
 
-@dataclass(frozen=True)
+@dataclass
 class Matrix:
     """Everything about a quantised matrix but its codes."""
 
@@ -180,7 +180,7 @@ class GptqWeights(Weights):
         self.files = files_of(tensors)
         self._matrices = self._scan(config)
         self.shapes = self._dense_shapes(config)
-        self._zeros_as = self._zero_points_as()
+        self._zeros_as = self._zero_point_format()
         self.warnings = tuple(self._warnings())
         self._check_orders()
         self._last: dict[str, tuple[Array, Array, Array]] = {}
@@ -245,7 +245,7 @@ class GptqWeights(Weights):
                 self._last.clear()
                 qweight, qzeros, scales = (self._tensors[f"{stem}.{part}"] for part in PARTS[:3])
                 bits = self._matrices[stem].bits
-                zeros = fmt.zero_points(fmt.unpack(qzeros.read(), bits), bits, self._zeros_as[stem])
+                zeros = fmt.zero_points(fmt.unpack(qzeros.read(), bits), bits, self._zeros_as)
                 self._last[stem] = (qweight.read(), zeros, read_floats(scales))
             return self._last[stem]
 
@@ -288,29 +288,21 @@ class GptqWeights(Weights):
             raise _bad_tensor(self._tensors, min(unknown), reason)
         return set(names) - wanted
 
-    def _zero_points_as(self) -> dict[str, str]:
-        """The format of each matrix's zero points, as some files have the wrong label.
-
-        Symmetric zero points show their format; the others take the usual one of these.
-        """
-        label = self._settings.checkpoint_format
-        if not self._settings.sym:
-            return dict.fromkeys(self._matrices, label)
+    def _zero_point_format(self) -> str:
+        """The format that symmetric zero points show, as some files have the wrong label."""
         shown = {matrix.zeros_as for matrix in self._matrices.values() if matrix.zeros_as}
-        usual = shown.pop() if len(shown) == 1 else label
-        return {stem: matrix.zeros_as or usual for stem, matrix in self._matrices.items()}
+        known = self._settings.sym and len(shown) == 1
+        return shown.pop() if known else self._settings.checkpoint_format
 
     def _warnings(self) -> Iterator[str]:
         where, label = self._settings.where, self._settings.checkpoint_format
-        unlike = sum(matrix.zeros_as != label for matrix in self._matrices.values())
-        if self._settings.sym and unlike:
+        if self._settings.sym and any(m.zeros_as != label for m in self._matrices.values()):
             yield (
-                f"{where} says that zero points are symmetric and stored as {label!r}, but those "
-                f"of {unlike} of {len(self._matrices)} matrices are not; edge follows the tensors, "
-                f"so check the model's answers."
+                f"{where} says that zero points are symmetric and stored as {label!r}, but some "
+                f"are not; edge follows the tensors, so check the model's answers."
             )
-        form_1 = [self._matrices[s] for s, form in self._zeros_as.items() if form == fmt.FORMAT_1]
-        if any(matrix.zeros_wrap for matrix in form_1):
+        in_format_1 = self._zeros_as == fmt.FORMAT_1
+        if in_format_1 and any(matrix.zeros_wrap for matrix in self._matrices.values()):
             yield (
                 f"{where}: some matrices have a zero point of 0, which programs read differently, "
                 f"so results may differ; prefer a symmetric checkpoint or one in 'gptq_v2'."
@@ -322,9 +314,10 @@ class GptqWeights(Weights):
         for stem in ordered:
             family = next((f for f in (QKV, GATE_UP) if _leaf(stem) in f), None)
             if family is not None and not self._share_order(_siblings(stem, family)):
-                self._refuse(stem, f"{', '.join(family)} do not share an order of inputs")
+                reason = f"{', '.join(family)} do not share an order of inputs"
+                self._matrices[stem].reason = reason
             elif family is None and _leaf(stem) not in WITH_OWN_ORDER:
-                self._refuse(stem, "the network cannot use its order of inputs")
+                self._matrices[stem].reason = "the network cannot use its order of inputs"
         for stem in ordered:
             if _leaf(stem) == "down_proj":
                 self._check_down(stem)
@@ -340,15 +333,12 @@ class GptqWeights(Weights):
 
     def _check_down(self, stem: str) -> None:
         """The order of down_proj must be applied to the outputs of gate_proj and up_proj."""
-        inputs = self._matrices[stem].shape[1]
+        down = self._matrices[stem]
         for before in _siblings(stem, GATE_UP):
-            if not self._is_packed(before) or self._matrices[before].shape[0] != inputs:
-                self._refuse(stem, "its order of inputs needs gate_proj and up_proj packed too")
+            if not self._is_packed(before) or self._matrices[before].shape[0] != down.shape[1]:
+                down.reason = "its order of inputs needs gate_proj and up_proj packed too"
             elif f"{before}.bias" in self.shapes:
-                self._refuse(stem, f"its order of inputs does not allow {before}.bias")
-
-    def _refuse(self, stem: str, reason: str) -> None:
-        self._matrices[stem] = replace(self._matrices[stem], reason=reason)
+                down.reason = f"its order of inputs does not allow {before}.bias"
 
 
 def _stem(name: str) -> str:

@@ -1,4 +1,4 @@
-"""An MLX directory as a source of weights."""
+"""Unquantised and MLX directories as a source of weights."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ CODE_BITS = 32
 BITS, GROUP_SIZES = (2, 3, 4, 5, 6, 8), (32, 64, 128)
 
 
-class MlxWeights(Weights):
-    """Tensors of an MLX directory, quantised ones dequantised."""
+class DirectoryWeights(Weights):
+    """Tensors of a directory; matrices in MLX's affine format are dequantised."""
 
     def __init__(self, tensors: Mapping[str, StoredTensor], config: ModelConfig):
         self._tensors = tensors
@@ -54,7 +54,7 @@ class MlxWeights(Weights):
         }
 
     def read(self, name: str, start: int = 0, stop: int | None = None) -> Array:
-        """Rows start to stop, float32 if quantised, inputs in the network's order."""
+        """Rows start to stop, float32 if quantised or bfloat16, inputs in the network's order."""
         order = self._order(name)
         if name in self._packings:
             values = _dequantised(self._read_packed(name, start, stop))

@@ -130,7 +130,7 @@ def test_a_wrong_label_of_zero_points_is_corrected_with_a_warning(tmp_path, stor
     label = "gptq_v2" if stored_as == "gptq" else "gptq"
     edit(tmp_path, "quantize_config.json", lambda raw: raw.update(checkpoint_format=label))
     weights = open_gptq(tmp_path)
-    assert f"stored as '{label}', but those of 7 of 7 matrices" in weights.warnings[0]
+    assert f"stored as '{label}', but some are not" in weights.warnings[0]
     for stem, matrix in matrices.items():
         assert np.array_equal(weights.read(f"{stem}.weight"), matrix.dense())
 
