@@ -1,7 +1,7 @@
-"""Contenders in turn, each in a process of its own where that matters.
+"""Alternating measurements, each in its own process if necessary.
 
-mlx-lm runs with the BLAS that MLX comes with, edge with its own (edge/linux_cpu.py): one
-process has one of them. The processes take turns, so at any time one of them computes.
+mlx-lm runs with the BLAS that MLX comes with, edge with its own (edge/linux_cpu.py), and a
+process has one of them. Only one process computes at a time.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ from edge.linux_cpu import KEEP_BLAS, blas
 
 # A round's measurements, by name.
 Speeds = dict[str, float]
-# Prepares in the process that will run it what every round then calls.
+# Called once in the process that measures; returns the function for every round.
 Make = Callable[[], Callable[[], Speeds]]
 Found = TypeVar("Found")
 
 
 class Used(NamedTuple):
-    """What a process took: wall and processor seconds, peak resident gigabytes."""
+    """Wall and processor seconds of a process, and its peak resident gigabytes."""
 
     wall_s: float
     cpu_s: float
@@ -36,7 +36,7 @@ class Used(NamedTuple):
 def in_turn(
     calls: Mapping[str, Callable[[], Found]], rounds: int, warmups: int = 1
 ) -> dict[str, list[Found]]:
-    """Every call once per round, in an order that turns; warm-up rounds do not count."""
+    """Results of every call per round, in rotating order; warm-up rounds are left out."""
     names = list(calls)
     results: dict[str, list[Found]] = {name: [] for name in names}
     for turn in range(-warmups, rounds):
@@ -48,7 +48,7 @@ def in_turn(
 
 
 def run_process(command: Sequence[str], out: str, environment: Mapping[str, str]) -> Used:
-    """Run a whole process, its stdout in a file; exits where it fails."""
+    """Runs a command with its stdout in a file; exits if it fails."""
     begin = time.monotonic()
     flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC
     actions = [(os.POSIX_SPAWN_OPEN, 1, out, flags, 0o644)]
@@ -63,11 +63,10 @@ def run_process(command: Sequence[str], out: str, environment: Mapping[str, str]
 
 @contextmanager
 def apart(makes: Mapping[str, Make], stock: set[str]) -> Iterator[dict[str, Callable[[], Speeds]]]:
-    """Start a process for each: what to call for a round of it, by name.
+    """Starts a process for each name; yields the functions that run a round.
 
-    Args:
-        makes: by name; pickled, so functions of a module and `partial`s of them.
-        stock: the names of those that keep the BLAS that MLX comes with.
+    `makes` are pickled: functions of a module, or `partial`s of them. Names in `stock` keep the
+    BLAS that MLX comes with.
     """
     with ExitStack() as pools:
         calls = {}

@@ -1,11 +1,11 @@
-"""Time the attention step against that of mlx-lm's StableLM, in turn, in one process and BLAS.
+"""Times the attention step against that of mlx-lm's StableLM, in one process with one BLAS.
 
     python benchmarks/attention.py --depth 8192
 
-The step is one new token's: its keys and values go into the cache, its query attends to all.
-mlx-lm casts the query and the whole key cache to float32 first, ours does not; ours is timed
-with heads as they are, padded as for Metal, and with quantised caches. Prints medians and ratios;
-the order turns from round to round.
+A step is one new token: its keys and values go into the cache, its query attends to all.
+mlx-lm casts the query and the whole key cache to float32 first, ours does not. Ours is timed
+without padding, padded as for Metal, and with quantised caches. The order rotates from round to
+round. Prints medians and ratios.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from edge.model.stablelm import attend, head_width, padded, stored_width
 
 
 def step_ours(inputs: Sequence[mx.array], width: int, cache: Any) -> None:
-    """One token's attention as our network computes it."""
+    """Attention of one token as in our network."""
     head_dim = inputs[0].shape[-1]
     q, k, v = (padded(t, stored_width(width, cache)) for t in inputs)
     mx.eval(attend(q, k, v, cache, head_dim**-0.5, None)[..., :head_dim])
@@ -38,7 +38,7 @@ def step_ours(inputs: Sequence[mx.array], width: int, cache: Any) -> None:
 
 
 def step_theirs(inputs: Sequence[mx.array], cache: Any) -> None:
-    """The same as `mlx_lm/models/stablelm.py` does it."""
+    """Attention of one token as in `mlx_lm/models/stablelm.py`."""
     q, k, v = inputs
     k, v = cache.update_and_fetch(k, v)
     q, k = q.astype(mx.float32), k.astype(mx.float32)
@@ -50,7 +50,7 @@ def step_theirs(inputs: Sequence[mx.array], cache: Any) -> None:
 
 
 def attention_steps(args: argparse.Namespace) -> dict[str, Callable[[], None]]:
-    """What is timed, by name, each with a cache of its own of the same contents."""
+    """The timed steps by name; each has its own cache with the same contents."""
     mx.random.seed(0)
     dtype = getattr(mx, args.dtype)
 
@@ -85,7 +85,7 @@ def _timed_s(call: Callable[[], None]) -> float:
 
 
 def report(title: str, seconds: Mapping[str, Sequence[float]], peer: str = "mlx-lm") -> None:
-    """A line per call: the median, its spread, how many times as fast as the peer."""
+    """Prints per step the median, its spread, and how many times as fast as the peer it is."""
     print(title)
     base = statistics.median(seconds[peer])
     for name, values in seconds.items():
@@ -95,7 +95,7 @@ def report(title: str, seconds: Mapping[str, Sequence[float]], peer: str = "mlx-
 
 
 def main() -> None:
-    """Parse, run, print."""
+    """Parses, runs, prints."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--depth", type=int, default=8192)
     parser.add_argument("--heads", type=int, default=32)

@@ -1,10 +1,10 @@
-"""Time the converter against mlx_lm.convert on the same checkpoint, whole commands in turn.
+"""Times the converter against mlx_lm.convert on the same checkpoint, as whole commands.
 
     python benchmarks/convert.py                   # four layers of Stable Code 3B's width
     python benchmarks/convert.py --layers 32 --ours-only
 
-Writes a synthetic bfloat16 checkpoint, then runs every command once per round, in an order
-that turns from round to round. Prints medians, ratios and peak resident memory.
+Writes a synthetic bfloat16 checkpoint, then runs every command once per round, in rotating
+order. Prints medians, ratios and peak resident memory.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ OURS = (sys.executable, "-m", "edge", "convert")
 
 
 def commands(source: Path, out: Path) -> dict[str, Sequence[str]]:
-    """What is timed, by name; every one writes to the same folder, emptied before."""
+    """The timed commands by name; all write to the folder `out`."""
     ours = [*OURS, str(source), "--out", str(out), "--to"]
     peer = [*PEER, "--hf-path", str(source), "--mlx-path", str(out / "peer"), "--dtype", "float16"]
     quantised = ["-q", "--q-bits", "4", "--q-group-size", "64"]
@@ -63,14 +63,14 @@ def write_source(name: str, layers: int, folder: Path) -> None:
 
 
 def run(command: Sequence[str], out: Path) -> Used:
-    """One command, its folder emptied before."""
+    """Runs a command after emptying its folder."""
     shutil.rmtree(out, ignore_errors=True)
     out.mkdir()
     return run_process(command, os.devnull, os.environ)
 
 
 def main() -> None:
-    """Measure and print."""
+    """Measures and prints."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--model", default="stable-code-3b", help="a published shape")
     parser.add_argument("--layers", type=int, default=4)

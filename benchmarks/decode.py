@@ -1,18 +1,18 @@
-"""Time our decode loop against mlx-lm's on the same artefact, in turn, each in its own process.
+"""Times our decode loop against mlx-lm's on the same artefact, each in its own process.
 
     python benchmarks/decode.py                              # the demo, in MLX's float16 files
     python benchmarks/decode.py models/demo/mlx-int4 --depths 0 512 --json decode.json
     python benchmarks/decode.py --attention 0 4096 8192      # the attention step too
 
 Both have the dtype that suits this device and the same prompt; mlx-lm has the BLAS that MLX comes
-with. `--our-blas` adds it with ours, which tells the BLAS's share from the network's; `--as-loaded`
-adds it in the dtype of its files, as its own commands run it. The order turns from round to
-round, and a first round is not counted. Decode is (N - 1) / (t_N - t_1); first is the time from the
-call to the first token; prefill is a prompt's tokens over the time from the call to its one token.
-A depth is in the cache before the clock starts, and both are cut back to it after each round.
+with. `--our-blas` adds mlx-lm with our BLAS, which separates the BLAS's effect from the network's;
+`--as-loaded` adds it in the dtype of its files, as in its own commands. The order rotates from
+round to round, and the first round is a warm-up. Decode is (N - 1) / (t_N - t_1); first is the time
+from the call to the first token; prefill is a prompt's tokens over that time. The cache holds
+`depth` tokens before the clock starts, and is trimmed to them after each round.
 
-Prints medians over the rounds, how many times as fast as mlx-lm, and that ratio's range over
-rounds: each round compares what ran next to each other.
+Prints medians over the rounds, how many times as fast as mlx-lm, and the range of that ratio over
+the rounds.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ DRAWN = Sampling(temperature=0.8, top_p=0.95, seed=1)
 
 @dataclass(frozen=True)
 class Timed:
-    """One call of a loop: what is in the cache before, the prompt, and how many tokens follow."""
+    """One call of a loop: tokens in the cache, tokens of the prompt, tokens to generate."""
 
     artefact: Path
     vocab: int
@@ -69,12 +69,12 @@ class Timed:
     drawn: bool = False
 
     def ids(self, factor: int, length: int) -> list[int]:
-        """Some ids, the same for everybody."""
+        """Token ids, the same for every loop."""
         return [(factor * i) % self.vocab for i in range(1, length + 1)]
 
 
 def make(name: str, timed: Timed) -> Callable[[], Speeds]:
-    """One round of ours or of mlx-lm's loop, loaded, with a cache that holds the depth."""
+    """A function for one round of ours or of mlx-lm's loop, with a cache that holds the depth."""
     before, prompt = timed.ids(31, timed.depth), timed.ids(7919, timed.prompt)
     if name == OURS:
         loop = _ours(load_model(timed.artefact), before, prompt, timed.count, timed.drawn)
@@ -118,7 +118,7 @@ def _theirs(
 
 
 def decode_round(loop: Callable[[], Iterator[Any]]) -> Speeds:
-    """Decoded tokens per second, and how often a second a first token could be had."""
+    """Decoded tokens per second, and the reciprocal of the time to the first token."""
     tokens = loop()
     mx.synchronize()
     begin = time.monotonic()
@@ -172,7 +172,7 @@ def _ratio(mine: Sequence[float], theirs: Sequence[float]) -> dict[str, float]:
 
 
 def show(records: Sequence[Mapping[str, Any]]) -> None:
-    """A line per record under a line per comparison."""
+    """Prints a line per record, below a line per comparison."""
     title = ""
     for r in records:
         if r["what"] != title:
@@ -186,7 +186,7 @@ def show(records: Sequence[Mapping[str, Any]]) -> None:
 
 
 def measure(args: argparse.Namespace, artefact: Path) -> Iterator[list[dict[str, Any]]]:
-    """Every comparison that the arguments ask for, as it is done."""
+    """The comparisons of the arguments, each when it is done."""
     config = json.loads((artefact / "config.json").read_text(encoding="utf-8"))
     vocab = config["vocab_size"]
     name = f"{artefact.parent.name}/{artefact.name}" if args.artefact else "demo/mlx-fp16"
@@ -213,7 +213,7 @@ def measure(args: argparse.Namespace, artefact: Path) -> Iterator[list[dict[str,
 
 
 def document(args: argparse.Namespace, records: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """The records with what they were measured on; no folder of this machine."""
+    """The records with device, software and method, without folders of this machine."""
     return {
         "created_utc": datetime.now(UTC).isoformat(timespec="seconds"),
         "device": asdict(describe_device()),
@@ -233,7 +233,7 @@ def document(args: argparse.Namespace, records: Sequence[Mapping[str, Any]]) -> 
 
 @contextmanager
 def artefact_of(path: Path | None) -> Iterator[Path]:
-    """The artefact that was named, or the demo's, converted for this run."""
+    """The given artefact, or the demo's, converted for this run."""
     if path is not None:
         yield path
         return
@@ -261,7 +261,7 @@ def parsed() -> argparse.Namespace:
 
 
 def main() -> None:
-    """Measure, print as it goes, store."""
+    """Measures, prints each comparison, writes the file."""
     args, records = parsed(), []
     with artefact_of(args.artefact) as artefact:
         for found in measure(args, artefact):

@@ -1,11 +1,11 @@
-"""Time the comparison of many profiles: `edge report --devices` on generated ones.
+"""Times `edge report --devices` on many generated profiles.
 
     python benchmarks/devices.py                   # ten thousand profiles of 50 to 100 kB
     python benchmarks/devices.py --profiles 1000 --keep /tmp/profiles
 
-Writes profiles of invented devices, two in a hundred of them spoilt, then loads and renders the
-summary in a process of its own, several times. Prints seconds of wall and processor, and peak
-resident memory. The first run may have to read the files from disk, later ones find them in memory.
+Writes profiles of invented devices, two in a hundred of them broken, then loads and renders the
+summary in another process, several times. Prints wall and processor seconds, and peak resident
+memory. The first run may read the files from disk, later ones from the system's cache.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ LOAD = (
 
 
 def texts() -> Iterator[str]:
-    """Every device with every model and length, as `edge bench` would write it."""
+    """A profile of every device, model and length, as `edge bench` writes it."""
     kinds = itertools.product(CHIPS, MACS, MODELS, TOKENS)
     for seed, (chip, mac, model, generate) in enumerate(kinds):
         profile = make_profile(
@@ -58,18 +58,18 @@ def texts() -> Iterator[str]:
 
 
 def write(folder: Path, count: int) -> int:
-    """Profiles, each of its own second; returns their bytes."""
+    """Writes profiles with different times; returns their bytes."""
     kinds, total = list(texts()), 0
     for number in range(count):
         at = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(1_772_000_000 + 97 * number))
         text = kinds[number % len(kinds)].replace(CREATED, f"{at}+00:00")
         path = folder / f"{number % 100:02}" / f"{number}.json"
         path.parent.mkdir(parents=True, exist_ok=True)
-        total += path.write_text(spoilt(text, number % 100), encoding="utf-8")
+        total += path.write_text(partly_broken(text, number % 100), encoding="utf-8")
     return total
 
 
-def spoilt(text: str, number: int) -> str:
+def partly_broken(text: str, number: int) -> str:
     """Of a hundred files one is cut in half, and one has a wrong field."""
     if number == 98:
         return text.replace('"verdict": "VALID"', '"verdict": 1', 1)
@@ -77,7 +77,7 @@ def spoilt(text: str, number: int) -> str:
 
 
 def run(folder: Path, count: int, rounds: int) -> None:
-    """Generate, check a sample, time."""
+    """Generates, checks one profile, measures."""
     total = write(folder, count)
     print(f"{count} profiles, {total / count / 1e3:.0f} kB each, load {os.getloadavg()[0]:.1f}")
     if faults := check([folder / "00" / "0.json"], names=()).faults:
@@ -94,7 +94,7 @@ def run(folder: Path, count: int, rounds: int) -> None:
 
 
 def main() -> None:
-    """Arguments in, figures out."""
+    """Parses and runs."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--profiles", type=int, default=10_000)
     parser.add_argument("--rounds", type=int, default=3)

@@ -1,10 +1,10 @@
-"""Time our llama.cpp engine against the `llama-bench` on the PATH, on the same GGUF file, in turn.
+"""Times our llama.cpp engine against the `llama-bench` on the PATH, on the same GGUF file.
 
     python benchmarks/llama_bench.py models/demo/gguf-q4_k_m.gguf -p 512 -n 128 --rounds 5
 
-Both run the same workload in a fresh process per round, after a warm-up of their own. The order
-turns from round to round. Prints the medians over the rounds, and ours over llama-bench's: above
-1 ours is faster. llama-bench times all N tokens of a pass, we the N - 1 between the stamps.
+Both run the same workload in a fresh process per round, with a warm-up. The order alternates.
+Prints the medians over the rounds, and the ratio of ours to llama-bench's: above 1 ours is faster.
+llama-bench times all N tokens of a pass, our engine the N - 1 after the first.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ def ours(job: Job) -> dict[str, float]:
 
 
 def theirs(job: Job) -> dict[str, float]:
-    """The same of llama-bench."""
+    """Tokens per second of llama-bench."""
     numbers = {"-p": job.workload.prompt, "-n": job.workload.generate, "-d": job.workload.depth}
     numbers |= {"-r": job.repetitions, "-t": job.threads}
     command = ["llama-bench", "-m", job.path, "-o", "json"]
@@ -64,7 +64,7 @@ def parsed() -> argparse.Namespace:
 
 
 def main() -> None:
-    """Measure, print."""
+    """Measures and prints."""
     args = parsed()
     (vocab,) = (t.shape[0] for t in read_gguf(args.file).tensors if t.name == "token_embd.weight")
     workload = Workload(args.prompt, args.generate, args.depth)

@@ -1,12 +1,11 @@
-"""Time what the powermetrics meter itself costs: processor time of the process that reads it.
+"""Measures the processor time that reading powermetrics takes.
 
     python benchmarks/meter.py                                  # 500 ms, as edge uses it
     python benchmarks/meter.py --intervals 100 500 --json meter.json
 
-The stand-in of the tests streams records of an M2 Ultra, the largest there are, whole or a line
-at a time as a powermetrics without a buffer may. The stand-in's own time is not counted: nothing
-is known of the real one's. The process does nothing else meanwhile, so that all of its processor
-time is the meter's. Prints per cent of a core.
+The fake powermetrics of the tests writes records of an M2 Ultra, the largest ones, whole or line by
+line as an unbuffered powermetrics may. Its own time is not counted. The reading process does
+nothing else, so that all of its processor time is the meter's. Prints per cent of a core.
 """
 
 from __future__ import annotations
@@ -35,13 +34,13 @@ from edge.formats.files import atomic_write  # noqa: E402
 from edge.power import powermetrics  # noqa: E402
 from tests.support.fake_powermetrics import install, record  # noqa: E402
 
-# How the stand-in writes: what its FAKE_POWERMETRICS has for it.
+# How the fake writes: the value of FAKE_POWERMETRICS.
 WRITES = {"whole records": "ultra", "a line at a time": "ultra,by-line"}
 
 
-def cost(interval_ms: int, misdeeds: str, seconds: float) -> dict[str, Any]:
+def cost(interval_ms: int, writes_as: str, seconds: float) -> dict[str, Any]:
     """Processor seconds of this process per second, while the meter runs."""
-    os.environ["FAKE_POWERMETRICS"] = misdeeds
+    os.environ["FAKE_POWERMETRICS"] = writes_as
     powermetrics.INTERVAL_MS = interval_ms
     meter = powermetrics.PowermetricsMeter()
     meter.start()
@@ -59,7 +58,7 @@ def _used_s() -> float:
 
 
 def compared(args: argparse.Namespace) -> list[dict[str, Any]]:
-    """A record per interval and way of writing, the runs in turn."""
+    """A record per interval and way of writing; the runs alternate."""
     kinds = list(product(args.intervals, WRITES))
     found: dict[Any, list[dict[str, Any]]] = {kind: [] for kind in kinds}
     for _ in range(args.rounds):
@@ -79,7 +78,7 @@ def compared(args: argparse.Namespace) -> list[dict[str, Any]]:
 
 
 def document(args: argparse.Namespace, records: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """The records with what they were measured on; no folder of this machine."""
+    """The records with device, software and method, without folders of this machine."""
     return {
         "created_utc": datetime.now(UTC).isoformat(timespec="seconds"),
         "device": asdict(describe_device()),
@@ -90,7 +89,7 @@ def document(args: argparse.Namespace, records: Sequence[Mapping[str, Any]]) -> 
             "record_bytes": len(record(chip="M2 Ultra")),
             "seconds": args.seconds,
             "rounds": args.rounds,
-            "source": "the tests' stand-in for powermetrics, whose own time is not counted",
+            "source": "the tests' fake powermetrics, whose own time is not counted",
         },
         "results": list(records),
     }
@@ -107,7 +106,7 @@ def parsed() -> argparse.Namespace:
 
 
 def main() -> None:
-    """Measure, print, store."""
+    """Measures, prints, writes the file."""
     args = parsed()
     with tempfile.TemporaryDirectory() as folder:
         install(Path(folder))

@@ -1,16 +1,16 @@
-"""Time our scoring loop against mlx_lm.perplexity's on the same windows, in turn.
+"""Times our scoring loop against mlx_lm.perplexity's on the same windows.
 
     python benchmarks/perplexity.py                            # the demo, in MLX's float16 files
     python benchmarks/perplexity.py models/demo/mlx-int4 --tokens 8192 --json perplexity.json
 
-Both score the same ids with the same files in the dtype that suits this device, each in a process
-of its own; mlx-lm in batches of eight, as its command does, with the BLAS that MLX comes with.
-"edge" is the loop of `edge eval` on one artefact without a reference, which is all that mlx-lm's
-computes; "edge, with KL" compares with a reference as well, so two networks run in it. The order
-turns from round to round, and a first round is not counted.
+Both score the same ids with the same files in the dtype that suits this device, each in its own
+process; mlx-lm in batches of eight, as in its command, with the BLAS that MLX comes with. "edge" is
+the loop of `edge eval` on one artefact without a reference, as in mlx-lm; "edge, with KL" runs a
+second network as the reference. The order rotates from round to round, and the first round is a
+warm-up.
 
 Prints medians over the rounds in scored tokens per second, how many times as fast as mlx-lm, and
-that ratio's range over rounds. Stops where the two disagree on the perplexity.
+the range of that ratio over the rounds. Stops if the perplexities differ.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ def ids_of(artefact: Path, window: int, tokens: int) -> Ids:
 
 
 def ours(scorers: dict[str, MlxScorer], ids: Ids, reference: str | None) -> float:
-    """Perplexity of all second and later tokens, as `edge eval` computes it."""
+    """Perplexity of all tokens but the first of a window, as in `edge eval`."""
     vocab = next(iter(scorers.values())).vocab_size
     pieces = Pieces.of(ids.shape[1], vocab)
     batches = range(0, len(ids), pieces.windows)
@@ -64,7 +64,7 @@ def ours(scorers: dict[str, MlxScorer], ids: Ids, reference: str | None) -> floa
 
 
 def theirs(model: Any, ids: Ids, batch: int) -> float:
-    """The same by mlx_lm.perplexity's own function, whose progress is not shown."""
+    """The same perplexity by mlx_lm.perplexity, without its progress output."""
     with contextlib.redirect_stdout(io.StringIO()):
         perplexity, _ = eval_ppl(model, mx.array(ids), batch_size=batch)
     return float(perplexity)
@@ -79,7 +79,7 @@ def timed(loop: Callable[[], float], tokens: int) -> Speeds:
 
 
 def make(name: str, artefact: Path, ids: Ids, batch: int) -> Callable[[], Speeds]:
-    """One round of a loop, its networks loaded."""
+    """A function for one round of a loop; loads its networks."""
     if name == PEER:
         peer, _ = load_peer(artefact)
         peer.set_dtype(compute_dtype())
@@ -122,7 +122,7 @@ def parsed() -> argparse.Namespace:
 
 
 def main() -> None:
-    """Measure, print, store."""
+    """Measures, prints, writes the file."""
     args = parsed()
     with decode.artefact_of(args.artefact) as artefact:
         records = measure(args, artefact)

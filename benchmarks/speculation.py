@@ -1,21 +1,20 @@
-"""Time decoding with prompt lookup against plain decoding, in turn, in one process.
+"""Times decoding with prompt lookup against plain decoding, in one process.
 
     python benchmarks/speculation.py                                # the demo, fp16 and int4
     python benchmarks/speculation.py models/stable-code-3b/mlx-int4
 
-First what a pass over L tokens costs, in steps of one. Then, for kinds of text, the decode rate
-of each loop, its ratio to the plain one (above 1 is faster), tokens drafted, and the share
-accepted. What is generated, greedily:
+Prints the time of a pass over L tokens, in units of a pass over one. Then, per kind of text, the
+decode rate without lookup, the ratio with lookup (above 1 is faster), tokens drafted, and the share
+accepted. The kinds, all greedy but the last:
 
-    copy     the file that the prompt holds, once more; what follows is the model's own, so this
-             repeats only as far as the model does
-    edit     an oracle: the same file with a name changed; the model's logits are computed and
-             then replaced, so that it answers as a perfect editor. A ceiling, not a model
+    copy     the model continues a prompt that begins to repeat a file
+    edit     a perfect editor: the logits are computed, then replaced by those of the same file
+             with a name changed. An upper bound
     free     beginnings of functions, where little repeats
     draws    as free, at temperature 0.8
 
-`always 4` proposes four tokens whenever there is a match, whether that pays or not. The tokens
-of all loops are compared. Rounds are interleaved, and medians are printed.
+`always 4` drafts four tokens at every match. The tokens of all loops must be equal. Rounds are
+interleaved, and medians are printed.
 """
 
 from __future__ import annotations
@@ -56,7 +55,7 @@ BEGINNINGS = (
 
 
 class Editor:
-    """A network that says one given text whatever its logits were, which it computes as ever."""
+    """A network that computes its logits, then replaces them to generate a given text."""
 
     def __init__(self, model: Model, begin: int, text: Sequence[int]):
         self._model, self._begin, self._text = model, begin, list(text)
@@ -69,7 +68,7 @@ class Editor:
         return self._model.model(ids, cache)
 
     def head(self, h: mx.array) -> mx.array:
-        """Logits (1, L, vocab): the network's, and far above them the given text's."""
+        """Logits (1, L, vocab) whose largest are those of the given text."""
         logits = self._model.head(h)
         # A prefill passes on its last position only; decoding begins there.
         first = max(self._fed - self._begin + 1, 0)
@@ -79,7 +78,7 @@ class Editor:
 
 
 def pass_costs(model: Model, ids: Sequence[int], rounds: int) -> dict[int, float]:
-    """Seconds of one pass over so many tokens after the ids, logits and choice included."""
+    """Seconds of one pass by number of tokens, with head and argmax; the cache holds `ids`."""
     cache = make_cache(model)
     list(generate_tokens(model, ids, cache=cache, max_tokens=0))
     laps: dict[int, list[float]] = {width: [] for width in WIDTHS}
@@ -94,7 +93,7 @@ def pass_costs(model: Model, ids: Sequence[int], rounds: int) -> dict[int, float
 
 
 def texts(model: Model, tokenizer: Any, count: int) -> Iterator[tuple[str, Any, list[int]]]:
-    """Kind, network and prompt; without a tokenizer ids that repeat after 97."""
+    """Kind, network and prompt; without a tokenizer ids with period 97."""
     if tokenizer is None:
         file = [(7919 * i) % model.config.vocab_size for i in range(1, 98)]
         edited = [token if i % 25 else 5 for i, token in enumerate(file)]
@@ -125,8 +124,8 @@ def run(
 
 
 def measure(model: Any, prompt: Sequence[int], args: argparse.Namespace, sampling: Sampling) -> str:
-    """One line: every loop once per round, in an order that turns; the round before is lost."""
-    # Made once for all rounds: what a drafter learnt is kept, as in a conversation.
+    """The line of one prompt; every loop runs once per round, in rotating order."""
+    # The same drafters in all rounds: they adapt, as in a conversation.
     lookup = PromptLookup()
     drafters = {
         "plain": None,
@@ -141,7 +140,7 @@ def measure(model: Any, prompt: Sequence[int], args: argparse.Namespace, samplin
     expected = found["plain"][0][1]
     for name, runs in found.items():
         if any(tokens != expected for _, tokens in runs):
-            raise EdgeError(f"{name} gave another text; report it with the artefact.")
+            raise EdgeError(f"{name} generated other tokens; report it with the artefact.")
     rates = {name: [rate for rate, _ in runs] for name, runs in found.items()}
     plain = statistics.median(rates["plain"])
     share = f"{lookup.accepted / lookup.drafted:4.0%}" if lookup.drafted else "  - "
@@ -150,7 +149,7 @@ def measure(model: Any, prompt: Sequence[int], args: argparse.Namespace, samplin
 
 
 def report(path: Path, args: argparse.Namespace) -> None:
-    """Everything about one artefact."""
+    """Prints all results of one artefact."""
     try:
         model, tokenizer = load(path)
     except EdgeError:
@@ -168,7 +167,7 @@ def report(path: Path, args: argparse.Namespace) -> None:
 
 
 def main() -> None:
-    """Measure and print."""
+    """Measures and prints."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("artefacts", nargs="*", type=Path, help="MLX artefacts; the demo's two")
     parser.add_argument("--checkpoint", default="demo", help="converted where no artefact is given")
