@@ -19,7 +19,7 @@ from edge.bench.runner import Run, split_trials, stopped_by_sigterm
 from edge.bench.worker import Job
 from edge.bench.workload import check_lengths, plan_workloads, suite_workloads
 from edge.bench.writer import ProfileWriter, method_of, new_profile
-from edge.cli.checkpoint import open_named, output_folder
+from edge.cli.checkpoint import open_named, output_folder, progress_bars
 from edge.cli.options.bench import (
     DEPTH,
     ENERGY_WINDOW_S,
@@ -28,7 +28,6 @@ from edge.cli.options.bench import (
     SPEED_WINDOW_S,
     TABLE_11_SUITE,
 )
-from edge.cli.progress import progress_bars
 from edge.convert.artefacts.recipes import Recipe, find_recipe
 from edge.convert.checkpoint import Checkpoint
 from edge.convert.convert import convert
@@ -40,7 +39,7 @@ from edge.power.meter import Meter
 from edge.power.powermetrics import forget_probes
 from edge.profile.profile import Profile, Workload, read
 from edge.quality.corpus import check_trained
-from edge.quality.job import quality_job
+from edge.quality.evaluate import evaluate_in_child
 from edge.report.plots.bars import throughput
 from edge.report.published import table11_beside
 from edge.report.table import notes, profile_table
@@ -180,7 +179,9 @@ def _add_quality(
     threads = args.threads or usable_cores()
     progress("quality", 0.0)
     try:
-        found = quality_job(checkpoint, paths, QUALITY_REFERENCE, scores, threads, args.quality)
+        found = evaluate_in_child(
+            checkpoint, paths, QUALITY_REFERENCE, scores, threads, args.quality
+        )
     except EdgeError as error:
         _warn(str(error))
         writer.add_quality(None, f"quality: {error}")

@@ -1,4 +1,4 @@
-"""Chat with a model, or get one answer for a script."""
+"""Chat with a model, or answer a single prompt."""
 
 import argparse
 import contextlib
@@ -18,14 +18,14 @@ from edge.generate.transcript import Transcript
 from edge.power.choose import choose_meter
 from edge.stdout import check_stdout
 
-DEMO = (
-    "the demo is tiny and not an assistant, it only shows how this works; name a model that talks, "
-    "such as stabilityai/stable-code-instruct-3b"
+DEMO_NOTE = (
+    "the demo is a tiny code model, not an assistant; for answers name a model such as "
+    "stabilityai/stable-code-instruct-3b"
 )
 
 
 def run(args: argparse.Namespace) -> int:
-    """Answers once, or talks until the user leaves."""
+    """Answer a prompt, or chat until the user leaves."""
     settings, text = _settings(args), _text(args)
     check_stdout()
     if text is not None:
@@ -33,7 +33,7 @@ def run(args: argparse.Namespace) -> int:
         with contextlib.closing(_session(args, settings, screen, args.transcript)) as session:
             return answer_once(session, text, args.output)
     if args.output == "json":
-        raise EdgeError("-o json is for one answer; give -p TEXT, or a text on stdin.")
+        raise EdgeError("-o json needs a prompt; give -p TEXT, or a text on stdin.")
     from edge.chat.repl import converse, new_transcript_file  # prompt_toolkit, which -p needs not
 
     file = args.transcript or (None if args.no_history else new_transcript_file())
@@ -71,24 +71,23 @@ def _settings(args: argparse.Namespace) -> Settings:
 
 
 def _text(args: argparse.Namespace) -> str | None:
-    """Text to answer; None if a user sits at the terminal."""
-    piped = None
+    """Text to answer; None for an interactive chat."""
+    piped = ""
     if sys.stdin is not None and not sys.stdin.isatty():
         piped = decode_text(sys.stdin.buffer.read(), "stdin")
-    if args.prompt is None and piped is None:
+    elif args.prompt is None:
         if sys.stdin is None:
-            raise EdgeError("there is no stdin; give -p TEXT.")
+            raise EdgeError("stdin is closed; give -p TEXT.")
         return None
-    parts = [check_argument(args.prompt, "-p")] if args.prompt else []
-    parts += [piped] if piped else []
-    if not "".join(parts).strip():
+    prompt = check_argument(args.prompt or "", "-p")
+    text = "\n\n".join(part for part in (prompt, piped) if part)
+    if not text.strip():
         raise EdgeError("there is nothing to answer; give -p TEXT, or a text on stdin.")
-    return "\n\n".join(parts)
+    return text
 
 
 def _open(name: str, kv_bits: int | None) -> Opened:
     path = runnable(name, "chat", ARTEFACT)
     model, tokenizer, need = open_for("chat", path, kv_bits)
-    demo = name == "demo"
-    shown, note = (name, DEMO) if demo else (str(path), None)
+    shown, note = (name, DEMO_NOTE) if name == "demo" else (str(path), None)
     return Opened(shown, model, tokenizer, need.running_bytes, note)

@@ -1,14 +1,14 @@
-"""Write what belongs at a cursor in the middle of a file."""
+"""Complete code at a cursor (fill in the middle)."""
 
 import argparse
 import contextlib
 import json
 import sys
 from dataclasses import asdict
-from pathlib import Path
 
-from edge.cli.model_path import opened, runnable
+from edge.cli.model_path import open_for, runnable
 from edge.cli.options.complete import ARTEFACT
+from edge.device.memory import wired
 from edge.errors import EdgeError
 from edge.formats.files import check_argument, decode_text, read_text
 from edge.generate.decode import MlxSource
@@ -19,14 +19,15 @@ from edge.stdout import check_stdout, write_stdout
 
 
 def run(args: argparse.Namespace) -> int:
-    """Finds the hole, opens the model, fills the hole, prints the middle as it comes."""
+    """Print the text for the cursor, piece by piece or as one JSON document."""
     check_stdout()
-    # First: a cursor that --context took for one more file is named by its error.
-    context = [read_text(Path(name)) for name in args.context]
+    # First: if --context has taken the cursor for one of its files, this error names it.
+    context = [read_text(path) for path in args.context]
     prefix, suffix = _hole(args)
     sampling = Sampling.from_options(args)
     path = runnable(args.model, args.command, ARTEFACT)
-    with opened(path, args.command, args.kv_bits) as (model, tokenizer):
+    model, tokenizer, need = open_for(args.command, path, args.kv_bits)
+    with wired(need.running_bytes):
         events = Completer(MlxSource(model, args.kv_bits), tokenizer).stream(
             prefix,
             suffix,
@@ -48,20 +49,17 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _hole(args: argparse.Namespace) -> tuple[str, str]:
-    """Text before and after the cursor, which must be given exactly once."""
-    given = args.prefix is not None or args.suffix is not None
-    if args.place is not None and given:
-        raise EdgeError(
-            f"the cursor is given twice, by {args.place} and by --prefix or --suffix; leave one "
-            f"out."
-        )
+    """Text before and after the cursor."""
+    in_words = args.prefix is not None or args.suffix is not None
     if args.place is not None:
+        if in_words:
+            raise EdgeError(f"{args.place} does not go with --prefix or --suffix; leave one out.")
         return read_hole(args.place)
-    if given:
+    if in_words:
         return (
             check_argument(args.prefix or "", "--prefix"),
             check_argument(args.suffix or "", "--suffix"),
         )
     if sys.stdin is None or sys.stdin.isatty():
-        raise EdgeError("there is no cursor; give FILE:LINE, or --prefix, or a mark on stdin.")
+        raise EdgeError("there is no cursor; give FILE:LINE, --prefix, or a mark on stdin.")
     return split_at_mark(decode_text(sys.stdin.buffer.read(), "stdin"), args.cursor)

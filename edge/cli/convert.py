@@ -6,12 +6,10 @@ import sys
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
-from edge.cli.checkpoint import open_named, output_folder
+from edge.cli.checkpoint import open_named, output_folder, progress_bars
 from edge.cli.options.convert import OF_CHECKPOINT, refuse_others
-from edge.cli.options.shared import table_11
-from edge.cli.progress import progress_bars
+from edge.cli.options.shared import TABLE_11_RECIPES
 from edge.convert.artefacts.recipes import GPTQ, MENDED
 from edge.convert.artefacts.sizes import file_bytes
 from edge.convert.checkpoint import Corrections
@@ -23,15 +21,15 @@ from edge.errors import EdgeError
 
 
 def run(args: argparse.Namespace) -> int:
-    """Progress on stderr, the result on stdout."""
+    """Convert, list, verify or fix; progress and warnings go to stderr, the result to stdout."""
     if args.verify is not None:
         return _verify(args)
     if args.model is None:
-        _notice("MODEL is missing: name demo, a directory, a GGUF file or a hub id.")
+        _notice("MODEL is missing; give demo, a directory, a GGUF file or a Hugging Face id.")
         return 2
     if args.list:
         return _list(args)
-    args.to = args.to or table_11()
+    args.to = args.to or TABLE_11_RECIPES
     return _fix(args) if MENDED in args.to else _convert(args)
 
 
@@ -58,9 +56,7 @@ def _convert(args: argparse.Namespace) -> int:
 def _fix(args: argparse.Namespace) -> int:
     refuse_others(args, "fixing a GGUF file", "to", "out", "force", "rope_theta", "context")
     if len(args.to) > 1:
-        raise EdgeError(
-            f"{MENDED.name} copies a GGUF file; ask for other artefacts in a second call."
-        )
+        raise EdgeError(f"{MENDED.name} is made alone; run edge convert again for the others.")
     warnings: list[str] = []
 
     def notice(sentence: str) -> None:
@@ -77,24 +73,24 @@ def _fix(args: argparse.Namespace) -> int:
 def _print_made(
     args: argparse.Namespace, artefacts: Sequence[Artefact], warnings: Sequence[str]
 ) -> int:
-    rows: list[dict[str, Any]] = [
-        {
-            "artefact": artefact.recipe.name,
-            "path": str(artefact.path),
-            "kept": artefact.kept,
-            "file_bytes": file_bytes(artefact.path),
-            "notes": list(artefact.notes),
-            "warnings": list(warnings),
-        }
-        for artefact in artefacts
-    ]
     if args.output == "json":
+        rows = [
+            {
+                "artefact": made.recipe.name,
+                "path": str(made.path),
+                "kept": made.kept,
+                "file_bytes": file_bytes(made.path),
+                "notes": made.notes,
+                "warnings": warnings,
+            }
+            for made in artefacts
+        ]
         print(json.dumps(rows, indent=2))
         return 0
-    for row in rows:
-        done = "kept" if row["kept"] else "made"
-        print(f"{done} {row['path']} ({row['file_bytes'] / 1e6:.1f} MB)")
-        for note in row["notes"]:
+    for made in artefacts:
+        megabytes = file_bytes(made.path) / 1e6
+        print(f"{'kept' if made.kept else 'made'} {made.path} ({megabytes:.1f} MB)")
+        for note in made.notes:
             print(f"  {note}")
     return 0
 
@@ -107,7 +103,7 @@ def _list(args: argparse.Namespace) -> int:
         return 0
     print(f"{'artefact':<16} {'bits/weight':>11} {'size (MB)':>15}")
     for item in listed:
-        exact = "  keeps the source's own values" if item.exact else ""
+        exact = "  keeps the source's values" if item.exact else ""
         size = f"{'about ' if item.estimated else ''}{item.weight_bytes / 1e6:,.1f}"
         print(f"{item.artefact:<16} {item.bits_per_weight:>11.2f} {size:>15}{exact}")
     return 0
@@ -140,4 +136,4 @@ def _print_verification(artefact: Path, found: Verification) -> None:
         print(f"not checked: {remark}")
     for problem in found.problems:
         print(f"PROBLEM: {problem}")
-    print("not what it should be" if found.problems else "as it should be")
+    print("the artefact is wrong" if found.problems else "the artefact is correct")

@@ -1,4 +1,4 @@
-"""Show what can be measured on this machine, and what to type where something is missing."""
+"""Check what can be measured on this machine and what is missing."""
 
 import argparse
 import json
@@ -21,17 +21,17 @@ from edge.linux_cpu import blas, problems
 from edge.power.choose import BEST_FIRST, choose_meter
 from edge.power.powermetrics import HOW_TO_ALLOW, SUDOERS
 
-# Package -> module whose import proves that it works.
+# Package -> module to import as a test of it.
 ENGINES = {"mlx": "mlx.core", "mlx-lm": "mlx_lm", "llama-cpp-python": "llama_cpp"}
 # One of these is enough for a measurement.
 ENOUGH = ("mlx", "llama-cpp-python")
-# Stable Code 3B, 2.8e9 weights: the download and the five artefacts of Table 11; the largest.
+# Stable Code 3B: the download and the five artefacts of Table 11; running the largest of them.
 TABLE_11_DISK_BYTES, TABLE_11_MEMORY_BYTES = 23e9, 7e9
 
 
 @dataclass(frozen=True)
 class Power:
-    """One power source; why it is not available."""
+    """A power source; `reason` says why it is not available."""
 
     source: str
     boundary: str | None
@@ -40,7 +40,7 @@ class Power:
 
 @dataclass(frozen=True)
 class Engine:
-    """One package that runs artefacts. `problem` says why it does not, `note` how it does."""
+    """A package that runs artefacts; `problem` says why it does not work."""
 
     name: str
     version: str | None
@@ -50,7 +50,7 @@ class Engine:
 
 @dataclass(frozen=True)
 class Findings:
-    """Everything that was looked at. `missing` are sentences that say what to do."""
+    """This machine's state; `missing` says what to do before a measurement."""
 
     device: Device
     state: State
@@ -62,12 +62,12 @@ class Findings:
 
     @property
     def can_measure(self) -> bool:
-        """Some engine works; speed needs no power source."""
+        """True if an engine works; measuring speed needs no power source."""
         return any(e.problem is None for e in self.engines if e.name in ENOUGH)
 
 
 def run(args: argparse.Namespace) -> int:
-    """Look, print; 0 when a measurement is possible."""
+    """Print the findings; 0 if a measurement is possible."""
     findings = examine(args.bandwidth_gb_s)
     if args.output == "json":
         print(json.dumps({**asdict(findings), "can_measure": findings.can_measure}, indent=1))
@@ -78,22 +78,22 @@ def run(args: argparse.Namespace) -> int:
 
 
 def examine(bandwidth_gb_s: float | None = None) -> Findings:
-    """Look at everything."""
-    state = read_state()  # before this program itself makes the machine busy
+    """Examine device, state, power sources, engines and free space."""
+    state = read_state()  # before this program loads the machine
     device = describe_device(bandwidth_gb_s)
     power, engines = power_sources(), [_engine(name) for name in ENGINES]
     rooms = shutil.disk_usage(Path.cwd()).free, psutil.virtual_memory().available
     missing = [f"{engine.name}: {engine.problem}" for engine in engines if engine.problem]
     missing += [*problems(), *_wrong_wheel(device), *device.remarks]
     if all(source.reason for source in power):
-        missing.append("watts and joules: no power source works here, see above for their needs")
+        missing.append("power: no source works here; the reasons are listed above")
     missing += warnings_between(state, state).values()
     missing += _missing_room(*rooms)
     return Findings(device, state, power, engines, *rooms, missing)
 
 
 def power_sources() -> list[Power]:
-    """Every meter by name, and why it does not work here."""
+    """Power sources of this platform."""
     meters = [choose_meter(source) for source in BEST_FIRST.get(sys.platform, ())]
     return [Power(m.source, m.boundary, m.unavailable) for m in meters]
 
@@ -102,22 +102,22 @@ def _engine(package: str) -> Engine:
     try:
         version = metadata.version(package)
     except metadata.PackageNotFoundError:
-        return Engine(package, None, f"not installed: type {install_command(package)}")
+        return Engine(package, None, f"not installed; run {install_command(package)}")
     try:
         module = import_module(ENGINES[package])
-    except Exception as error:  # a broken binary fails in its own ways
-        return Engine(package, version, f"does not load ({error}): install it again")
+    except Exception as error:  # a broken binary can raise anything
+        return Engine(package, version, f"cannot be imported ({error}); install it again")
     on_cpu = package == "mlx" and module.default_device().type != module.DeviceType.gpu
-    return Engine(package, version, None, f"multiplies with {blas()}" if on_cpu else None)
+    return Engine(package, version, None, f"with {blas()}" if on_cpu else None)
 
 
 def _wrong_wheel(device: Device) -> Iterator[str]:
-    """M5 and later have matrix kernels that only one of MLX's two wheels brings."""
+    """Only one of MLX's two wheels has the matrix kernels of M5 and later."""
     tag, generation = mlx_metal_tag(), re.match(r"Apple M(\d+)", device.name)
     if tag and generation and int(generation[1]) >= 5 and "macosx_26" not in tag:
         command = install_command("--force-reinstall mlx-metal")
         lacks = f"the wheel for {tag} lacks the matrix kernels of {device.name}"
-        yield f"mlx: {lacks}: on macOS 26 or newer type {command}"
+        yield f"mlx: {lacks}; on macOS 26 or newer run {command}"
 
 
 def _missing_room(disk_bytes: float, memory_bytes: float) -> Iterator[str]:
@@ -127,18 +127,15 @@ def _missing_room(disk_bytes: float, memory_bytes: float) -> Iterator[str]:
     ):
         if have_bytes < need_bytes:
             need = f"Table 11 of Stable Code 3B needs {need_bytes / 1e9:.0f} GB"
-            yield f"{name}: {have_bytes / 1e9:.1f} GB, and {need}: make room or measure less"
+            yield f"{name}: {have_bytes / 1e9:.1f} GB, {need}; free some or measure less"
 
 
 def _report(findings: Findings) -> Iterator[str]:
-    """Paragraphs; an indent is kept by every line that a long one is broken into."""
-    works = [power.source for power in findings.power if power.reason is None]
-    yield "Device"
-    yield from _fields(findings.device)
+    """Lines of the report before they are wrapped."""
+    yield from ("Device", *_fields(findings.device))
     yield from ("", "State", *_fields(findings.state))
     yield from ("", "Power sources")
-    for power in findings.power:
-        yield _item(power.source, power.reason, power.boundary)
+    yield from (_item(power.source, power.reason, power.boundary) for power in findings.power)
     reasons = [p.reason for p in findings.power if p.source.startswith("powermetrics") and p.reason]
     if any(SUDOERS not in reason for reason in reasons):
         yield _pair("powermetrics", HOW_TO_ALLOW)
@@ -146,27 +143,28 @@ def _report(findings: Findings) -> Iterator[str]:
     for engine in findings.engines:
         how = f", {engine.note}" if engine.note else ""
         yield _item(engine.name, engine.problem, f"{engine.version}{how}")
-    yield from ("", "Room", _pair("disk", f"{findings.disk_free_bytes / 1e9:.1f} GB free here"))
-    yield _pair("memory", f"{findings.memory_available_bytes / 1e9:.1f} GB available")
-    yield from ("", "Missing for a trustworthy run" if findings.missing else "Nothing is missing")
+    yield from ("", "Free space", _pair("disk", f"{findings.disk_free_bytes / 1e9:.1f} GB"))
+    yield _pair("memory", f"{findings.memory_available_bytes / 1e9:.1f} GB")
+    yield from ("", "Missing for a reliable run" if findings.missing else "Nothing is missing")
     yield from (f"  - {sentence}" for sentence in findings.missing)
     yield ""
+    works = [power.source for power in findings.power if power.reason is None]
     if not findings.can_measure:
         yield "Nothing can be measured here: no engine works."
     elif works:
-        yield f"Speed, memory and power can be measured here (power through {works[0]})."
+        yield f"Speed, memory and power can be measured here (power with {works[0]})."
     else:
         yield "Speed and memory can be measured here, power cannot."
 
 
 def _fields(found: Device | State) -> Iterator[str]:
-    """Every known field by its own name; remarks are among what is missing."""
+    """Known fields by name, without remarks, which are in `missing`."""
     for name, value in vars(found).items():
         if name != "remarks" and value is not None and value != {}:
-            yield _pair(name.removesuffix("_bytes").replace("_", " "), _shown(name, value))
+            yield _pair(name.removesuffix("_bytes").replace("_", " "), _text(name, value))
 
 
-def _shown(name: str, value: object) -> str:
+def _text(name: str, value: object) -> str:
     if isinstance(value, Bandwidth):
         return f"{value.gb_s:g} GB/s ({value.source})"
     if isinstance(value, bool):
@@ -187,7 +185,7 @@ def _pair(name: str, value: str) -> str:
 
 
 def _wrapped(text: str, width: int) -> list[str]:
-    """Break a long line; what follows stays in the column of the value or of the bullet."""
+    """Break a line; the rest is indented to the column of the value or of the bullet's text."""
     column = 4 if text.startswith("  - ") else 25
     return textwrap.wrap(
         text, width, subsequent_indent=" " * column, break_long_words=False, break_on_hyphens=False

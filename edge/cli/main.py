@@ -1,4 +1,4 @@
-"""`edge COMMAND`: find the command, run it, print its errors as one sentence."""
+"""The `edge` command: runs a subcommand and prints its errors as one sentence."""
 
 import argparse
 import sys
@@ -9,23 +9,23 @@ import edge
 from edge.errors import EdgeError
 from edge.stdout import discard_stdout, fill_closed_streams, flush_stdout
 
-# By name: `edge.cli.options.NAME` is imported for --help, `edge.cli.NAME` to run.
+# NAME: --help imports `edge.cli.options.NAME`, a run `edge.cli.NAME` too.
 COMMANDS = {
     "convert": "Convert a StableLM checkpoint to MLX and GGUF.",
     "bench": "Benchmark a model's artefacts on this machine.",
-    "chat": "Chat with a model, or get one answer for a script.",
-    "complete": "Write what belongs at a cursor in the middle of a file.",
-    "eval": "Measure what artefacts lose: perplexity, divergence from a reference, filled middles.",
-    "report": "Make tables, plots and a page from profiles; compare devices; check profiles.",
-    "power": "Measure the energy of a command, of a stretch of time, or of a recorded log.",
-    "doctor": "Show what can be measured on this machine, and what to type for what is missing.",
+    "chat": "Chat with a model, or answer a single prompt.",
+    "complete": "Complete code at a cursor (fill in the middle).",
+    "eval": "Measure perplexity, KL divergence and infilling of artefacts.",
+    "report": "Make tables, plots and an HTML page from profiles.",
+    "power": "Measure the energy of a command or of a time span.",
+    "doctor": "Check what can be measured on this machine and what is missing.",
 }
 USAGE = "usage: edge [-h] [--version] COMMAND ..."
 INTERRUPTED = 130
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Exit code: 0, 1 for a failure, 130 if interrupted. Wrong arguments exit with 2."""
+    """Run a subcommand. Exit code: 0, 1 for a failure, 2 for wrong arguments, 130 for Ctrl-C."""
     fill_closed_streams()
     first, *words = (sys.argv[1:] if argv is None else list(argv)) or [""]
     if first in ("-h", "--help"):
@@ -35,20 +35,20 @@ def main(argv: Sequence[str] | None = None) -> int:
     elif first in COMMANDS:
         return _run(first, f"edge {first}", words)
     else:
-        wrong = f"there is no command {first!r}" if first else "COMMAND is missing"
+        wrong = f"unknown command {first!r}" if first else "COMMAND is missing"
         print(f"{USAGE}\nedge: {wrong}; choose from {', '.join(COMMANDS)}", file=sys.stderr)
         return 2
     return 0
 
 
 def run_one(name: str, prog: str) -> int:
-    """Run one command under a name of its own (`convert.py`, `bench.py`)."""
+    """Run one subcommand as a script of its own (`convert.py`, `bench.py`)."""
     fill_closed_streams()
     return _run(name, prog, sys.argv[1:])
 
 
 def parser_of(name: str, prog: str | None = None) -> argparse.ArgumentParser:
-    """Parser of one command with its name and description."""
+    """Parser of a subcommand with its name and description."""
     parser: argparse.ArgumentParser = import_module(f"edge.cli.options.{name}").parser()
     parser.prog = prog or f"edge {name}"
     parser.description = COMMANDS[name]
@@ -60,7 +60,7 @@ def _run(name: str, prog: str, words: Sequence[str]) -> int:
     try:
         args = parser_of(name, prog).parse_args(words)
         code: int = import_module(f"edge.cli.{name}").run(args)
-        flush_stdout()  # here, where a reader that went away can still be handled
+        flush_stdout()  # while a BrokenPipeError can still be handled
         return code
     except EdgeError as error:
         print(f"edge {name}: {error}", file=sys.stderr)
@@ -78,6 +78,6 @@ def _help() -> str:
     return (
         f"{USAGE}\n\nRun, convert and profile Stable Code 3B and the StableLM family.\n\n"
         f"commands:\n{rows}\n\n"
-        "options:\n  -h, --help  show this help; `edge COMMAND --help` shows a command's own\n"
+        "options:\n  -h, --help  show this help; edge COMMAND --help shows the command's options\n"
         "  --version   show the version"
     )

@@ -1,4 +1,4 @@
-"""Measure the energy of a command, of a stretch of time, or of a recorded log."""
+"""Measure the energy of a command, of a time span, or of a recorded log."""
 
 import argparse
 import json
@@ -7,7 +7,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from edge.cli.options.power import check
@@ -18,12 +18,12 @@ from edge.power.meter import Energy, Meter, integrate
 from edge.power.powermetrics_records import read_log
 
 DAY_S = 86400.0
-# As shells have them.
+# Exit codes of shells.
 NOT_EXECUTABLE, NOT_FOUND, SIGNALLED, INTERRUPTED = 126, 127, 128, 130
 
 
 def run(args: argparse.Namespace) -> int:
-    """COMMAND's exit code; 130 if --seconds was cut short; 1 if the meter failed; else 0."""
+    """Exit code of COMMAND; 130 if --seconds was interrupted; 1 if the meter failed; else 0."""
     check(args)
     if args.replay is not None:
         log = read_log(args.replay)
@@ -50,18 +50,18 @@ def run(args: argparse.Namespace) -> int:
 
 def _refuse_unavailable(meter: Meter) -> None:
     if meter.unavailable is not None:
-        raise EdgeError(f"Nothing was measured, nothing run: {meter.unavailable}.")
+        raise EdgeError(f"nothing was run or measured: {meter.unavailable}.")
 
 
 def _run_command(args: argparse.Namespace) -> int:
-    """Run COMMAND to its end; Ctrl-C is for it, and what it used is still printed."""
+    """Run COMMAND to its end. Ctrl-C goes to COMMAND only, so the energy is still printed."""
     stdout = sys.stderr if args.output == "json" else None
     # A handler, unlike SIG_IGN, is not inherited.
     before = signal.signal(signal.SIGINT, lambda *_: None)
     try:
         code = subprocess.run(args.argv, stdout=stdout, check=False).returncode
     except FileNotFoundError:
-        print(f"edge power: there is no command {args.argv[0]!r}", file=sys.stderr)
+        print(f"edge power: {args.argv[0]!r} was not found", file=sys.stderr)
         return NOT_FOUND
     except OSError as error:
         print(f"edge power: {args.argv[0]!r} cannot run ({error.strerror})", file=sys.stderr)
@@ -72,7 +72,7 @@ def _run_command(args: argparse.Namespace) -> int:
 
 
 def _wait(seconds: float | None) -> int:
-    """Let time pass: `seconds`, or until Ctrl-C."""
+    """Wait for `seconds`, or until Ctrl-C."""
     end_s = math.inf if seconds is None else time.monotonic() + seconds
     try:
         while (left_s := end_s - time.monotonic()) > 0:
@@ -99,28 +99,21 @@ def _document(
         "records": energy.records,
         "coverage": energy.coverage,
         "thermal_worst": energy.thermal_worst,
-        "flags": [*flags, *_window_flags(energy)],
+        "flags": [*flags, *_window_warnings(energy)],
     }
 
 
-def _window_flags(energy: Energy) -> list[str]:
-    """Warnings about the window rather than the meter."""
-    flags = []
+def _window_warnings(energy: Energy) -> Iterator[str]:
     if energy.coverage < 0.99:
-        flags.append(
-            f"samples cover {energy.coverage:.0%} of the time; the joules are of that part"
-        )
+        yield f"samples cover {energy.coverage:.0%} of the time; the energy is of that part only"
     if energy.thermal_worst not in (None, NOMINAL):
-        flags.append(f"thermal pressure reached {energy.thermal_worst}: the machine slows itself")
+        yield f"thermal pressure reached {energy.thermal_worst}: the machine may be throttled"
     if energy.edge_error_j > 0.05 * energy.total_j:
-        flags.append(
-            f"the edges may hold {energy.edge_error_j:.2g} J that belong elsewhere: measure longer"
-        )
-    return flags
+        yield f"up to {energy.edge_error_j:.2g} J may be outside the window: measure longer"
 
 
 def _print(args: argparse.Namespace, document: dict[str, Any]) -> None:
-    """JSON, or the figures one below the other; on stderr where stdout is COMMAND's."""
+    """Print JSON, or text, which goes to stderr where stdout is COMMAND's."""
     if args.output == "json":
         print(json.dumps(document, indent=2, allow_nan=False))
         return
@@ -133,7 +126,7 @@ def _print(args: argparse.Namespace, document: dict[str, Any]) -> None:
         lines.append(f"{'edges':<{width}} ±{document['edge_error_j']:12.3f} J")
     lines.append(f"{'time':<{width}}  {document['duration_s']:12.3f} s")
     lines.append(f"{document['source']}: {document['boundary']}")
-    lines.append(f"{document['records']} records cover {document['coverage']:.1%} of the time")
-    lines.append(f"thermal pressure: {document['thermal_worst'] or 'not known'}")
+    lines.append(f"{document['records']} samples cover {document['coverage']:.1%} of the time")
+    lines.append(f"thermal pressure: {document['thermal_worst'] or 'unknown'}")
     lines += [f"warning: {flag}" for flag in document["flags"]]
     print("\n".join(map(printable, lines)), file=sys.stderr if args.argv else sys.stdout)

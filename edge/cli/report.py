@@ -14,29 +14,26 @@ from edge.profile.check import check
 from edge.profile.profile import Profile, decode, read_bytes
 from edge.report.devices import compare_devices, devices_markdown
 
-# More do not fit a page that a browser opens; `--devices` reads any number.
+# A page of more is too large for a browser; `--devices` reads any number.
 MOST_PROFILES = 50
 
 
 def run(args: argparse.Namespace) -> int:
-    """Reports, compares or checks, whichever is asked for; 1 if `--check` found something."""
+    """Write a report, compare devices or check profiles; 1 if `--check` found a fault."""
     check_options(args)
     if args.devices is not None:
         return _compare_devices(args)
-    if args.check is not None:
-        return _check(args)
-    return _report(args)
+    return _report(args) if args.check is None else _check(args)
 
 
 def _report(args: argparse.Namespace) -> int:
-    """Everything is made before anything is written: no half report."""
-    # Here: matplotlib takes most of a second, and --check and --devices need none.
+    # Imported here: matplotlib takes most of a second, and --check and --devices do not need it.
     from edge.report.page import report_files
 
     paths = [path for name in args.profiles for path in _files_of(name)]
     if len(paths) > MOST_PROFILES:
         raise EdgeError(
-            f"{len(paths)} profiles are too many for one page of up to {MOST_PROFILES}: name "
+            f"{len(paths)} profiles are too many for one page of up to {MOST_PROFILES}; give "
             f"fewer, or compare them with --devices DIR."
         )
     data = [read_bytes(path) for path in paths]
@@ -44,7 +41,7 @@ def _report(args: argparse.Namespace) -> int:
     contents = dict(report_files(list(zip(profiles, data, strict=True))))
     others = f"-and-{len(paths) - 1}-more" if len(paths) > 1 else ""
     folder = args.out if args.out is not None else REPORTS / f"{paths[0].stem}{others}"
-    for name, made in contents.items():  # each file appears whole; others in the folder stay
+    for name, made in contents.items():  # file by file: others in the folder stay
         with atomic_write(folder / name) as partial:
             partial.write_bytes(made)
     page, markdown, table, *plots = [str(folder / name) for name in contents]
@@ -55,35 +52,34 @@ def _report(args: argparse.Namespace) -> int:
         return 0
     print(contents["table.md"].decode())
     saved = [f"{len(plots)} plots in {folder / 'plots'}"] if plots else []
-    for file in (*saved, markdown, table, page):  # the page last, where one looks
+    for file in (*saved, markdown, table, page):
         print(f"saved {file}", file=sys.stderr)
     return 0
 
 
 def _files_of(path: Path) -> list[Path]:
-    """A folder's profiles, else the path itself, whatever it is: reading says what is wrong."""
+    """Profiles in a folder, else the path itself: reading it says what is wrong."""
     try:
         found = [p for p in sorted(path.glob("*.json")) if p.is_file()] if path.is_dir() else [path]
     except OSError:
         return [path]
     if not found:
-        raise EdgeError(f"{path} has no profile: give a folder of *.json that `edge bench` wrote.")
+        raise EdgeError(f"{path} has no profile; give a folder of *.json that edge bench wrote.")
     return found
 
 
 def _compare_devices(args: argparse.Namespace) -> int:
     found = compare_devices(args.devices, chip=args.chip, model=args.model)
     as_json = args.output == "json"
-    print(
-        json.dumps(asdict(found), indent=1, allow_nan=False) if as_json else devices_markdown(found)
-    )
+    text = json.dumps(asdict(found), indent=1, allow_nan=False) if as_json else None
+    print(text or devices_markdown(found))
     return 0
 
 
 def _check(args: argparse.Namespace) -> int:
     found = check(args.check)
-    lines = [json.dumps(asdict(found), indent=1)]
-    if args.output != "json":
-        lines = [printable(line) for line in found.text().splitlines()]
-    print(*lines, sep="\n")
+    if args.output == "json":
+        print(json.dumps(asdict(found), indent=1))
+    else:
+        print(*map(printable, found.text().splitlines()), sep="\n")
     return 1 if found.faults else 0

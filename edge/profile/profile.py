@@ -178,12 +178,8 @@ class EngineFacts(Struct, frozen=True, kw_only=True):
     gpu_layers: int | None = None
 
 
-class Quality(Struct, frozen=True, kw_only=True):
-    """Distance of the artefact's predictions from those of `reference`.
-
-    `kl_mean`, `kl_p99` and `kl_max` are nats per token, `top1_agreement` is the share of
-    positions at which both predict the same token.
-    """
+class QualityFigures(Struct, frozen=True, kw_only=True):
+    """Perplexity of an artefact and the distance of its predictions from a reference's."""
 
     perplexity: NotNegative | None = None
     perplexity_se: NotNegative | None = None
@@ -198,6 +194,15 @@ class Quality(Struct, frozen=True, kw_only=True):
     top1_agreement_ci95: Interval | None = None
     tokens: Count | None = None
     windows: Count | None = None
+
+
+class Quality(QualityFigures, frozen=True, kw_only=True):
+    """Distance of the artefact's predictions from those of `reference`.
+
+    `kl_mean`, `kl_p99` and `kl_max` are nats per token, `top1_agreement` is the share of
+    positions at which both predict the same token.
+    """
+
     reference: str | None = None
     corpus: str | None = None
     corpus_sha256: str | None = None

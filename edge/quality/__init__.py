@@ -1,6 +1,6 @@
-"""Quality of a precision: perplexity, KL divergence and middles against a reference."""
+"""Quality of artefacts: perplexity, KL divergence and infilling, compared with a reference."""
 
 # Defaults of `edge eval`, here so that `--help` imports nothing heavy.
 WINDOW_TOKENS = 512
-# Eight windows: less than a minute for Table 11's rows of the demo on two CPU cores.
+# At least eight windows: with the rows of Table 11 less than a minute on two CPU cores (the demo).
 TOKENS, WINDOWS = 4096, 8

@@ -1,11 +1,10 @@
 """Texts to measure on, cut into windows of token ids.
 
-Texts follow each other, each ended by the tokenizer's EOS if it has one, as models are trained.
-Windows do not overlap. In each the first token has nothing before it and is not scored; nor is
-EOS, which has no bytes. What does not fill a window at the end is dropped. Where fewer tokens are
-asked for than there are, windows are taken evenly from all texts, not only from the first files.
-Where a tokenizer begins texts with BOS, as Llama's does, each window begins with it in place of
-its first token, as in llama.cpp's perplexity.
+Texts are concatenated, each followed by the tokenizer's EOS if it has one, as in training. Windows
+do not overlap; an incomplete last one is dropped. The first token of a window is not scored, nor
+is EOS, which has no bytes. A limit on tokens selects windows evenly from all texts. If the
+tokenizer begins texts with BOS, as Llama's does, BOS replaces the first token of each window, as in
+llama.cpp's perplexity.
 """
 
 import hashlib
@@ -31,7 +30,7 @@ from edge.tokenizer.tokenizer import Tokenizer
 BUNDLED = Path(__file__).parents[1] / "data" / "corpus"
 SKIPPED_FOLDERS = frozenset(("__pycache__", "node_modules", "site-packages", "venv"))
 VENV_MARK = "pyvenv.cfg"
-METASPACE = "\u2581"  # SentencePiece's sign for a space
+METASPACE = "\u2581"  # SentencePiece's character for a space
 
 Ids = np.ndarray[Any, np.dtype[np.int32]]
 Flags = np.ndarray[Any, np.dtype[np.bool_]]
@@ -39,7 +38,7 @@ Flags = np.ndarray[Any, np.dtype[np.bool_]]
 
 @dataclass(frozen=True)
 class SourceText:
-    """A text and its name, which is its path within the folder that was read."""
+    """A text and its path within the folder that was read."""
 
     name: str
     text: str
@@ -47,7 +46,7 @@ class SourceText:
 
 @dataclass(frozen=True)
 class Corpus:
-    """Name, digest of all names and texts, number and size of the texts."""
+    """Description of a corpus; the digest is of all names and texts."""
 
     name: str
     sha256: str
@@ -57,10 +56,10 @@ class Corpus:
 
 @dataclass(frozen=True)
 class Windows:
-    """Equal windows of ids (windows, tokens), and which of their tokens are scored.
+    """Ids (windows, tokens), which of them are scored, and their bytes of text.
 
-    `scored` and `bytes` of text are (windows, tokens - 1), of the second and later tokens; bytes
-    are 0 where a token is not scored. `left_out` is how many windows more the corpus has.
+    `scored` and `bytes` are (windows, tokens - 1), without the first token; bytes are 0 where a
+    token is not scored. `left_out` is the number of windows of the corpus that are not used.
     """
 
     ids: Ids
@@ -74,23 +73,23 @@ class Windows:
 
     @property
     def tokens(self) -> int:
-        """Ids in a window."""
+        """Length of a window."""
         return int(self.ids.shape[1])
 
     @cached_property
     def digests(self) -> list[str]:
-        """One per window, of its ids: scores depend on nothing else of the corpus."""
+        """Digest of each window's ids, the only part of the corpus that its scores depend on."""
         return [hashlib.sha256(ids.tobytes()).hexdigest()[:32] for ids in self.ids]
 
 
 def iter_texts(path: Path | None) -> Iterator[SourceText]:
-    """Texts one at a time, sorted by their paths, none of them blank.
+    """Texts that are not blank, read one at a time and sorted by path.
 
-    Of a file; of a folder without binary and hidden files and installed folders; or, for None, of
+    `path` is a file, a folder, whose binary, hidden and installed files are skipped, or None for
     the bundled sample.
 
     Raises:
-        EdgeError: nothing is there, it holds no text, or the file is not text.
+        EdgeError: the file is missing or is not text, or there is no text.
     """
     texts: Iterable[SourceText] = _folder_texts(path or BUNDLED)
     if path is not None and not path.is_dir():
@@ -101,7 +100,7 @@ def iter_texts(path: Path | None) -> Iterator[SourceText]:
             found = True
             yield text
     if not found:
-        raise EdgeError(f"{path} holds no text; name a file of source code, or a folder of them.")
+        raise EdgeError(f"{path} has no text; give a file of source code, or a folder of them.")
 
 
 def _folder_texts(root: Path) -> Iterator[SourceText]:
@@ -114,7 +113,7 @@ def _folder_texts(root: Path) -> Iterator[SourceText]:
 
 
 def _files(root: Path) -> list[Path]:
-    """Regular files below a folder, sorted by path; links are not followed."""
+    """Regular files below a folder, sorted by path, without symbolic links."""
     found: list[Path] = []
     for folder, folders, names in os.walk(root, onerror=_refuse):
         folders[:] = [name for name in folders if not _is_skipped(Path(folder, name))]
@@ -139,9 +138,9 @@ def windows_of(
     window: int | None = None,
     tokens: int | None = None,
 ) -> Windows:
-    """Cut a corpus for a checkpoint into windows of at most its context.
+    """Cut a corpus into windows, by default of WINDOW_TOKENS or the checkpoint's context.
 
-    `tokens` are used at most: 0 for the whole corpus, None for a number that is quick.
+    At most `tokens` are used, 0 for the whole corpus; None is the default of `edge eval`.
 
     Raises:
         EdgeError: the corpus cannot be used, or the window is longer than the context.
@@ -151,7 +150,7 @@ def windows_of(
     if window > limit:
         raise EdgeError(f"--window {window} is longer than the model's context of {limit}.")
     most = max(TOKENS, WINDOWS * window) if tokens is None else tokens or None
-    # Without the folders of this machine.
+    # The name alone: documents are shared.
     name = "bundled sample" if corpus is None else corpus.resolve().name or str(corpus)
     return make_windows(iter_texts(corpus), tokenizer, name, window, most)
 
@@ -159,12 +158,12 @@ def windows_of(
 def make_windows(
     texts: Iterable[SourceText], tokenizer: Tokenizer, name: str, window: int, tokens: int | None
 ) -> Windows:
-    """Cut texts, at least one, into windows; only their ids are kept.
+    """Cut one or more texts into windows.
 
     At most `tokens` ids are used, rounded down to whole windows; None for all.
 
     Raises:
-        EdgeError: no window with a scored token can be cut.
+        EdgeError: there is no window with a scored token.
     """
     stream, corpus = _read(texts, tokenizer, name)
     found = len(stream[0])
@@ -175,8 +174,8 @@ def make_windows(
     scored = own[:, 1:].astype(bool)
     if not scored.any():
         raise EdgeError(
-            f"{min(found, tokens or found)} tokens of {name} fill no window of {window} that has "
-            f"a token to score; name a longer text, another --window or more --tokens."
+            f"{min(found, tokens or found)} tokens of {name} are too few for a window of {window} "
+            f"with a token to score; give a longer text, a smaller --window or more --tokens."
         )
     bos = tokenizer.bos_token_id
     if bos is not None and tokenizer.encode("")[:1] == [bos]:
@@ -185,7 +184,7 @@ def make_windows(
 
 
 def _read(texts: Iterable[SourceText], tokenizer: Tokenizer, name: str) -> tuple[list[Ids], Corpus]:
-    """Ids, their bytes, and 1 for a text's own token, 0 for EOS: each (tokens,)."""
+    """Ids, their bytes, and 1 for a token of a text or 0 for EOS, each (tokens,)."""
     digest, text_bytes, token_bytes = hashlib.sha256(), [], TokenBytes(tokenizer)
     end = [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
     parts = []
@@ -203,10 +202,10 @@ def _read(texts: Iterable[SourceText], tokenizer: Tokenizer, name: str) -> tuple
 
 
 class TokenBytes:
-    """Lengths of a tokenizer's tokens in bytes of UTF-8, for figures that compare vocabularies.
+    """Lengths of tokens in bytes of UTF-8, for figures that do not depend on the vocabulary.
 
-    Exact for byte-level BPE, whose tokens are bytes, and for SentencePiece with its byte tokens.
-    A special token that a text spells out is as long as it is written.
+    Exact for byte-level BPE and for SentencePiece with byte tokens. A special token in a text is as
+    long as its spelling.
     """
 
     def __init__(self, tokenizer: Tokenizer):
@@ -218,7 +217,7 @@ class TokenBytes:
         self._length = cache(self._measure)
 
     def lengths(self, ids: Sequence[int], text: str) -> list[int]:
-        """Bytes of each token of a text, without a space that SentencePiece put before it."""
+        """Bytes of each token of a text, without the space that SentencePiece puts before it."""
         found = [self._length(token_id) for token_id in ids]
         if found and sum(found) == len(text.encode()) + 1 and not text.startswith(" "):
             found[0] -= 1
@@ -236,16 +235,16 @@ class TokenBytes:
 
 
 def check_trained(checkpoint: Checkpoint) -> None:
-    """Refuse random weights, and what was made of them: they have no quality."""
+    """Refuse random weights, and artefacts of them."""
     if is_synthetic(checkpoint):
         raise EdgeError(
-            f"{checkpoint.source.origin} has random weights: they have no quality to measure; name "
-            f"a trained model."
+            f"{checkpoint.source.origin} has random weights, whose quality means nothing; name a "
+            f"trained model."
         )
 
 
 def tokenizer_of(checkpoint: Checkpoint) -> Tokenizer:
-    """The checkpoint's own tokenizer, used for all of its artefacts."""
+    """Tokenizer of the checkpoint, used for all of its artefacts."""
     with tempfile.TemporaryDirectory() as folder:
         for name, content in checkpoint.tokenizer_files.items():
             (Path(folder) / name).write_bytes(content)

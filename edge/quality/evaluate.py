@@ -1,36 +1,46 @@
-"""Measure artefacts of one checkpoint against a reference, on the same windows."""
+"""Quality of the artefacts of one checkpoint, all scored on the same windows.
+
+`evaluate` runs here, `evaluate_in_child` in a process of its own, whose memory is free before
+anything else is measured.
+"""
 
 import os
+import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+from msgspec import structs
 
+from edge.child import child_main, run_child
+from edge.convert.checkpoint import Checkpoint, Corrections, open_checkpoint
 from edge.device.memory import MemoryRoom, available_bytes, wired
 from edge.errors import EdgeError
 from edge.model.config import ModelConfig
 from edge.model.load import compute_dtype
 from edge.model.memory import FORCE, HEADROOM_BYTES, required_bytes
-from edge.quality.corpus import Windows
+from edge.quality.corpus import Windows, check_trained, tokenizer_of, windows_of
 from edge.quality.records import Records, Subject, identity
 from edge.quality.score import SCORE, Job, Progress, Scores, score_group
-from edge.quality.summary import Quality, summarise
+from edge.quality.summary import Summary, summarise
 
-# To be raised when scores come out otherwise for the same input.
+# Version of the scores, to be raised when the same input gives other scores.
 SCORING = 2
-# While a piece is compared: both distributions, a product of them, and logits that come in.
+# Arrays of a piece's size during a comparison: both distributions, a product, incoming logits.
 PIECES_COMPARED = 5
 # llama.cpp's own logits, those of its graph, and our copy.
 PIECES_IN_LLAMA_CPP = 3
 CACHE_STEP, F16_BYTES = 256, 2
+CHILD_TIMEOUT_S = 4 * 3600
 
 
 @dataclass(frozen=True)
 class Evaluated:
-    """Figures and scores (windows, tokens - 1) by artefact, and how they were computed."""
+    """Figures and scores (windows, tokens - 1) by artefact; `notes` on how they were computed."""
 
-    quality: Mapping[str, Quality]
+    quality: Mapping[str, Summary]
     scores: Mapping[str, Scores]
     notes: tuple[str, ...]
 
@@ -40,15 +50,15 @@ def evaluate(
     reference: str | None,
     windows: Windows,
     config: ModelConfig,
-    threads: int = 1,
-    folder: Path | None = None,
+    folder: Path,
+    threads: int,
     again: bool = False,
     progress: Progress = lambda *_: None,
 ) -> Evaluated:
-    """Score every artefact of one checkpoint on every window, unless that is on record.
+    """Score every artefact on every window whose scores are not stored in `folder`.
 
-    `reference` names one of the subjects; scores are kept in `folder` if there is one, and
-    computed anew where `again` is set. `threads` are llama.cpp's.
+    `reference` names one of the subjects; `threads` are llama.cpp's; `again` ignores and replaces
+    stored scores.
 
     Raises:
         EdgeError: an artefact cannot be loaded, is of another model or does not fit into memory.
@@ -70,8 +80,59 @@ def evaluate(
     return Evaluated(quality, scores, tuple(notes))
 
 
+def evaluate_in_child(
+    checkpoint: Checkpoint,
+    artefacts: Mapping[str, Path],
+    reference: str,
+    folder: Path,
+    threads: int,
+    tokens: int,
+) -> dict[str, dict[str, Any]]:
+    """Fields of a profile's `Quality`, and `reasons`, by the names of the artefacts.
+
+    Raises:
+        EdgeError: the evaluation failed, with the reason.
+    """
+    source = checkpoint.source
+    question = {
+        "model": source.origin if source.path is None else str(source.path),
+        "corrections": asdict(checkpoint.corrections),
+        "artefacts": {name: str(path) for name, path in artefacts.items()},
+        "reference": reference,
+        "folder": str(folder),
+        "threads": threads,
+        "tokens": tokens,
+    }
+    found: dict[str, dict[str, Any]] = run_child(
+        "edge.quality.evaluate", question, CHILD_TIMEOUT_S, "the quality"
+    )
+    return found
+
+
+def _answer(question: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    corrections = Corrections(**question["corrections"])
+    checkpoint = open_checkpoint(question["model"], corrections=corrections)
+    check_trained(checkpoint)
+    windows = windows_of(checkpoint, tokenizer_of(checkpoint), tokens=question["tokens"])
+    found = evaluate(
+        [Subject(name, Path(path)) for name, path in question["artefacts"].items()],
+        question["reference"],
+        windows,
+        checkpoint.config,
+        Path(question["folder"]),
+        question["threads"],
+    )
+    common = {
+        "reference": question["reference"],
+        "corpus": windows.corpus.name,
+        "corpus_sha256": windows.corpus.sha256,
+        "window": windows.tokens,
+    }
+    return {name: {**structs.asdict(one), **common} for name, one in found.quality.items()}
+
+
 def _score_all(job: Job, subjects: Sequence[Subject]) -> list[str]:
-    """Score what is not on record, in groups that fit into memory; sentences about that."""
+    """Score what is not stored, in groups that fit into memory; notes about that."""
     missing = job.missing(subjects)
     if not missing:
         return []
@@ -86,7 +147,7 @@ def _score_all(job: Job, subjects: Sequence[Subject]) -> list[str]:
     largest = sizes.index(max(sizes))
     notes = _shortage(job.with_reference(groups[largest]), sizes[largest], room)
     if job.reference is not None and len(groups) > 1:
-        notes.append(f"for want of memory {job.reference.name} was computed {len(groups)} times")
+        notes.append(f"{job.reference.name} was computed {len(groups)} times to save memory")
     with wired(sizes[largest]):
         for group in groups:
             score_group(job, job.with_reference(group))
@@ -94,7 +155,7 @@ def _score_all(job: Job, subjects: Sequence[Subject]) -> list[str]:
 
 
 def make_groups(needs: Mapping[Subject, int], free_bytes: int) -> list[list[Subject]]:
-    """Artefacts that together need at most so much, in their order; one alone at least."""
+    """Artefacts in their order, grouped so that each group needs at most `free_bytes` or is one."""
     groups: list[list[Subject]] = []
     left = -1
     for subject, need in needs.items():
@@ -107,7 +168,7 @@ def make_groups(needs: Mapping[Subject, int], free_bytes: int) -> list[list[Subj
 
 
 def need_bytes(subject: Subject, job: Job) -> int:
-    """Memory that an artefact takes while it is scored, from its headers."""
+    """Memory that an artefact needs while it is scored."""
     window, pieces, config = job.windows.tokens, job.pieces, job.config
     if subject.is_mlx:
         need = required_bytes(subject.path, config, compute_dtype(), window, None, pieces.positions)
@@ -120,7 +181,7 @@ def need_bytes(subject: Subject, job: Job) -> int:
 
 
 def _shortage(group: Sequence[Subject], size: int, room: MemoryRoom) -> list[str]:
-    """A warning where a group may not fit, an EdgeError where it cannot and is not forced."""
+    """A warning if a group may not fit; an EdgeError if it cannot (unless FORCE is set)."""
     if size <= room.bytes:
         return []
     said = (
@@ -130,6 +191,10 @@ def _shortage(group: Sequence[Subject], size: int, room: MemoryRoom) -> list[str
     if size > room.most_bytes and os.environ.get(FORCE, "0") in ("", "0"):
         raise EdgeError(
             f"{said}; close programs, choose a smaller --reference such as mlx-int8, a shorter "
-            f"--window or --reference none, or set {FORCE}=1 to try all the same."
+            f"--window or --reference none, or set {FORCE}=1 to try anyway."
         )
     return [said]
+
+
+if __name__ == "__main__":
+    sys.exit(child_main(_answer))

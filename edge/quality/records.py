@@ -1,11 +1,11 @@
-"""Results on disk, so that a run that was stopped goes on and nothing is computed twice.
+"""Results stored on disk, so that an interrupted run continues and nothing is computed twice.
 
-    {"key": {"artefact": "mlx-int4", ...}}      the first line: what all results depend on
+    {"key": {"artefact": "mlx-int4", ...}}      the first line: everything the results depend on
     {"3f9c...": ...}                            then one line per window or hole
 
-One JSON-lines file per artefact and way of computing, named by a digest of it. It only grows: a
-line that a kill cut off is skipped, and two runs may write at once. More tokens or samples and
-another corpus find what they share with an earlier run.
+There is one JSON-lines file per artefact and way of computing, named by a digest of the key. It
+only grows: a line that was cut off is skipped, and two runs may append at once. A run with more
+tokens or samples, or on another corpus, reuses the results that it shares with an earlier one.
 """
 
 import hashlib
@@ -31,19 +31,19 @@ Value = TypeVar("Value")
 
 @dataclass(frozen=True)
 class Subject:
-    """An artefact by name: a directory is MLX's, a file GGUF."""
+    """An artefact: a directory for MLX or a GGUF file."""
 
     name: str
     path: Path
 
     @property
     def is_mlx(self) -> bool:
-        """MLX or llama.cpp."""
+        """True for MLX, false for llama.cpp."""
         return self.path.is_dir()
 
 
 def identity(subject: Subject) -> dict[str, str]:
-    """Everything that decides what is computed on the same input: artefact, engine, dtype."""
+    """Everything that results on the same input depend on: artefact, engine, device, dtype."""
     if subject.is_mlx:
         engine, device = "mlx", mx.default_device().type.name
         dtype = str(compute_dtype()).removeprefix("mlx.core.")
@@ -61,7 +61,7 @@ def identity(subject: Subject) -> dict[str, str]:
 
 
 def fingerprint(path: Path) -> str:
-    """Tells quickly if an artefact has changed: its manifest, and the files' sizes and times."""
+    """Digest of an artefact's manifest and of its files' sizes and times, without reading them."""
     digest = hashlib.sha256(repr(read_manifest(path)).encode())
     for file in sorted(path.rglob("*")) if path.is_dir() else [path]:
         status = file.stat()
@@ -70,21 +70,21 @@ def fingerprint(path: Path) -> str:
 
 
 class Records(dict[str, Value]):
-    """Results of one artefact by name, in a file that `add` makes and the next run reads.
+    """Stored results of one artefact by the name of a window or hole.
 
-    `key` is all that a result depends on beside its name, `kind` the values' type for msgspec.
-    Without a folder nothing is kept on disk; `again` forgets what is in the file.
+    `key` is everything that a result depends on except its name, `kind` the type of the values
+    for msgspec. `again` deletes the stored results.
 
     Raises:
         EdgeError: the file cannot be read.
     """
 
-    def __init__(self, folder: Path | None, key: Mapping[str, Any], kind: Any, again: bool = False):
+    def __init__(self, folder: Path, key: Mapping[str, Any], kind: Any, again: bool = False):
         text = json.dumps(key, sort_keys=True)
         name = f"{key['artefact']}-{hashlib.sha256(text.encode()).hexdigest()[:16]}.jsonl"
         self._head = f'{{"key": {text}}}'.encode()
-        self.path = None if folder is None else folder / name
-        if self.path is None or not self.path.exists():
+        self.path = folder / name
+        if not self.path.exists():
             return
         decoder = msgspec.json.Decoder(dict[str, kind])
         with os_errors_as_edge_error(self.path):
@@ -96,15 +96,13 @@ class Records(dict[str, Value]):
                     self.update(decoder.decode(line))
 
     def add(self, name: str, value: Value) -> None:
-        """Keep a result, which is in the file on return; an EdgeError if it cannot be written."""
+        """Store a result before returning; an EdgeError if it cannot be written."""
         if name in self:
             return
         self[name] = value
-        if self.path is None:
-            return
         with os_errors_as_edge_error(self.path):
             self.path.parent.mkdir(parents=True, exist_ok=True)
             with self.path.open("ab") as file:
                 head = b"" if file.tell() else self._head
-                # The break comes first: it also ends a line that was cut off.
+                # The line break comes first, to end a line that was cut off.
                 file.write(head + b"\n" + msgspec.json.encode({name: value}))

@@ -1,15 +1,12 @@
-"""Scores of artefacts and their reference on the same windows, in one arithmetic on MLX.
+"""Scores of artefacts and their reference on the same windows, computed with MLX.
 
-A comparison needs both distributions, and each is as long as the vocabulary: a 3B's over 8192
-positions take 1.6 GB. So the reference's log-probabilities of a piece of a window are computed
-once, each artefact's are compared with them, and both are dropped. The divergence is exact and
-memory is bounded, whatever the corpus.
+A comparison needs both distributions over the vocabulary; those of a 3B model at 8192 positions
+take 1.6 GB. So the reference's log-probabilities are computed for one piece of a window, compared
+with each artefact's, and dropped. The divergence is exact and memory does not grow with the corpus.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
@@ -26,19 +23,19 @@ from edge.model.load import load_model
 from edge.quality.corpus import Ids, Windows
 from edge.quality.records import Records, Subject
 
-# Logits of a piece in float32. Some five arrays of this size are alive at a time.
+# Float32 logits of a piece. About five arrays of this size exist at a time.
 PIECE_BYTES = 128 << 20
 # llama.cpp's largest batch, and that of our decode loop.
 MOST_POSITIONS = 2048
-# Short windows go side by side up to so many positions. More gain nothing that could be measured,
-# and what was computed is kept, and the progress bar moves, only after each step.
+# Short windows are batched up to this many positions. More was not faster, and results are stored
+# and progress is shown only after each step.
 POSITIONS_AT_ONCE, MOST_WINDOWS = 512, 8
-# Nats: so close to each other, q - p is taken from p (q / p - 1), which keeps its digits.
+# Nats: where log p and log q are this close, q - p is computed as p (q / p - 1), which is exact.
 NEAR = 0.25
 
-# A position's figures, with p the reference's distribution and q the artefact's: nats of surprise
-# at the true next token, -log q; nats of divergence, the sum of p log(p / q) over the vocabulary,
-# NaN without a reference; the most probable id and its log-probability.
+# With p the reference's distribution and q the artefact's at a position: -log q of the true next
+# token; the KL divergence, the sum of p log(p / q) over the vocabulary, NaN without a reference;
+# the most probable id and its log-probability.
 SCORE = np.dtype(
     [("nll", np.float32), ("kl", np.float32), ("top", np.int32), ("top_log_q", np.float32)]
 )
@@ -48,24 +45,24 @@ Progress = Callable[[str, float], None]
 
 @dataclass(frozen=True)
 class Pieces:
-    """How much every scorer computes at a time: positions of a window, or whole windows at once."""
+    """Size of a scoring step: some positions of one window, or several whole windows."""
 
     windows: int
     positions: int
 
-    @classmethod
-    def of(cls, window: int, vocab_size: int) -> Pieces:
-        """As many as PIECE_BYTES have room for."""
-        room = max(1, PIECE_BYTES // (4 * vocab_size))
-        positions = min(room, window - 1, MOST_POSITIONS)
-        if positions < window - 1:
-            return cls(1, positions)
-        fit = min(room, POSITIONS_AT_ONCE) // positions
-        return cls(min(max(fit, 1), MOST_WINDOWS), positions)
+
+def pieces_of(window: int, vocab_size: int) -> Pieces:
+    """The largest pieces whose logits fit in PIECE_BYTES."""
+    room = max(1, PIECE_BYTES // (4 * vocab_size))
+    positions = min(room, window - 1, MOST_POSITIONS)
+    if positions < window - 1:
+        return Pieces(1, positions)
+    fit = min(room, POSITIONS_AT_ONCE) // positions
+    return Pieces(min(max(fit, 1), MOST_WINDOWS), positions)
 
 
 class MlxScorer:
-    """Our network, with all that makes it fast: what is judged is what runs."""
+    """Our network, as all other commands run it."""
 
     def __init__(self, path: Path):
         self._model = load_model(path)
@@ -87,7 +84,7 @@ class MlxScorer:
                 yield _flat(self._model(part, cache))
 
     def close(self) -> None:
-        """Give its memory back."""
+        """Free its memory."""
         del self._model
         mx.clear_cache()
 
@@ -97,7 +94,7 @@ def _flat(logits: mx.array) -> mx.array:
 
 
 class LlamaCppScorer:
-    """llama.cpp with its own defaults, as `edge bench` runs it."""
+    """llama.cpp with its defaults, as `edge bench` runs it."""
 
     def __init__(self, path: Path, window: int, threads: int):
         self._session = LlamaSession(path, window, threads)
@@ -105,7 +102,7 @@ class LlamaCppScorer:
         self.close = self._session.close
 
     def logits(self, windows: Ids, pieces: Pieces) -> Iterator[mx.array]:
-        """As `MlxScorer.logits`; windows that share a piece are put together."""
+        """As `MlxScorer.logits`."""
         parts = (part for window in windows for part in self._parts(window, pieces.positions))
         if pieces.positions < windows.shape[1] - 1:
             yield from map(mx.array, parts)
@@ -123,7 +120,7 @@ Scorer = MlxScorer | LlamaCppScorer
 
 
 def open_scorer(subject: Subject, window: int, threads: int) -> Scorer:
-    """Load an artefact for windows of so many tokens."""
+    """Load an artefact for windows of `window` tokens."""
     if subject.is_mlx:
         return MlxScorer(subject.path)
     return LlamaCppScorer(subject.path, window, threads)
@@ -151,9 +148,9 @@ def score(
 
 
 def scores_of(log_q: mx.array, targets: mx.array, log_p: mx.array | None) -> Scores:
-    """Scores (n,) of log-probabilities (n, vocab) where these ids (n,) came.
+    """Scores (n,) of log-probabilities (n, vocab) at the true next ids (n,).
 
-    `log_p` is the reference's; the same array where it is the reference, None without one.
+    `log_p` is the reference's: the same array for the reference itself, None without one.
     """
     nll = -mx.take_along_axis(log_q, targets[:, None], axis=-1)[:, 0]
     if log_p is None:
@@ -176,11 +173,11 @@ def log_softmax(logits: mx.array) -> mx.array:
 
 @partial(mx.compile, shapeless=True)
 def _divergence(log_p: mx.array, log_q: mx.array) -> mx.array:
-    """KL over the last axis.
+    """KL divergence over the last axis.
 
-    Summed as p log(p / q) - p + q, which comes to the same because both sum to 1. No term of it is
-    negative, so nothing cancels: the plain sum is off by the rounding of both normalisers, 1e-6 or
-    more, which is as much as two half precisions differ.
+    The terms are p log(p / q) - p + q, whose sum is the same because p and q sum to 1. None of them
+    is negative, so nothing cancels. The sum of p log(p / q) has the rounding error of both
+    normalisers, 1e-6 or more, which is as large as the divergence of two half precisions.
     """
     p, ratio = mx.exp(log_p), log_p - log_q
     is_near = mx.abs(ratio) < NEAR
@@ -191,7 +188,7 @@ def _divergence(log_p: mx.array, log_q: mx.array) -> mx.array:
 
 @dataclass(frozen=True)
 class Job:
-    """The part of an evaluation that groups share; `records` are by artefact."""
+    """The part of an evaluation that groups share; `records` are by the artefact's name."""
 
     reference: Subject | None
     windows: Windows
@@ -202,20 +199,20 @@ class Job:
 
     @cached_property
     def pieces(self) -> Pieces:
-        """How much is computed at a time."""
-        return Pieces.of(self.windows.tokens, self.config.vocab_size)
+        """Size of a scoring step."""
+        return pieces_of(self.windows.tokens, self.config.vocab_size)
 
     @property
     def piece_bytes(self) -> int:
-        """Float32 logits of a piece."""
+        """Size of a piece's float32 logits."""
         return 4 * self.config.vocab_size * self.pieces.positions * self.pieces.windows
 
     def missing(self, subjects: Sequence[Subject]) -> list[Subject]:
-        """Those with a window that is not on record."""
+        """Subjects without scores of some window."""
         return [subject for subject in subjects if self.pending([subject])]
 
     def pending(self, subjects: Sequence[Subject]) -> list[int]:
-        """Windows that one of them lacks."""
+        """Indices of the windows that one of the subjects has no scores of."""
         records = [self.records[subject.name] for subject in subjects]
         keys = enumerate(self.windows.digests)
         return [i for i, key in keys if any(key not in record for record in records)]
@@ -227,12 +224,13 @@ class Job:
 
 
 def score_group(job: Job, group: Sequence[Subject]) -> None:
-    """Score artefacts that fit into memory together, as far as they are not on record."""
+    """Score artefacts that fit into memory together, on the windows without stored scores."""
     missing = job.missing(group)
     pending, step = job.pending(missing), job.pieces.windows
     if not pending:
         return
-    with _opened(job, missing) as scorers:
+    with ExitStack() as stack:
+        scorers = {s.name: _open(job, s, stack) for s in job.with_reference(missing)}
         for start in range(0, len(pending) + step, step):
             left = max(0, len(pending) - start)
             for subject in missing:
@@ -241,25 +239,20 @@ def score_group(job: Job, group: Sequence[Subject]) -> None:
                 _score_windows(job, scorers, pending[start : start + step])
 
 
+def _open(job: Job, subject: Subject, stack: ExitStack) -> Scorer:
+    scorer = open_scorer(subject, job.windows.tokens, job.threads)
+    stack.callback(scorer.close)
+    if scorer.vocab_size != job.config.vocab_size:
+        raise EdgeError(
+            f"{subject.name} has a vocabulary of {scorer.vocab_size} and the checkpoint one of "
+            f"{job.config.vocab_size}; convert it again."
+        )
+    return scorer
+
+
 def _score_windows(job: Job, scorers: Mapping[str, Scorer], chosen: Sequence[int]) -> None:
     reference = None if job.reference is None else job.reference.name
     found = score(scorers, reference, job.windows.ids[list(chosen)], job.pieces)
     for name, scores in found.items():
         for i, of_window in zip(chosen, scores, strict=True):
             job.records[name].add(job.windows.digests[i], of_window.tobytes())
-
-
-@contextmanager
-def _opened(job: Job, missing: Sequence[Subject]) -> Iterator[dict[str, Scorer]]:
-    scorers: dict[str, Scorer] = {}
-    with ExitStack() as stack:
-        for subject in job.with_reference(missing):
-            scorer = open_scorer(subject, job.windows.tokens, job.threads)
-            stack.callback(scorer.close)
-            if scorer.vocab_size != job.config.vocab_size:
-                raise EdgeError(
-                    f"{subject.name} has a vocabulary of {scorer.vocab_size} and the checkpoint "
-                    f"one of {job.config.vocab_size}; convert it again."
-                )
-            scorers[subject.name] = scorer
-        yield scorers

@@ -1,4 +1,4 @@
-"""Results of an evaluation as a JSON document, as a table, and the worst positions in context."""
+"""Results of an evaluation as a JSON document and as a table; the worst positions in context."""
 
 import math
 from collections.abc import Sequence
@@ -6,6 +6,7 @@ from dataclasses import asdict
 from typing import Any
 
 import numpy as np
+from msgspec import structs
 
 from edge.convert.artefacts.sizes import bits_per_weight, file_bytes
 from edge.convert.checkpoint import Checkpoint
@@ -31,8 +32,19 @@ def build_document(
     reference: str | None,
     windows: Windows,
     found: Evaluated,
+    tokenizer: Tokenizer,
+    worst_count: int,
 ) -> Row:
-    """A JSON object with a row per artefact; every null of a row has a sentence in `reasons`."""
+    """JSON document with a row per artefact; `reasons` of a row explain its nulls.
+
+    With `worst_count`, each row except the reference's has its worst positions.
+    """
+    rows = [_row(artefact, checkpoint, reference, found) for artefact in artefacts]
+    if worst_count and reference is not None:
+        for row in rows:
+            if not row["is_reference"]:
+                scores = found.scores[row["artefact"]], found.scores[reference]
+                row["worst"] = worst(windows, *scores, tokenizer, worst_count)
     document: Row = {
         "model": model_record(checkpoint),
         "corpus": {
@@ -44,24 +56,14 @@ def build_document(
         },
         "window": windows.tokens,
         "reference": reference,
-        "rows": [_row(artefact, checkpoint, reference, found) for artefact in artefacts],
+        "rows": rows,
     }
     lost = [f"{a.recipe.name}: {note}" for a in artefacts for note in a.notes]
     return {**document, "notes": [*_notes(document), *found.notes, *lost]}
 
 
-def add_worst(
-    document: Row, windows: Windows, found: Evaluated, tokenizer: Tokenizer, count: int
-) -> None:
-    """Give each row but the reference's its worst positions."""
-    for row in document["rows"]:
-        if not row["is_reference"]:
-            scores = found.scores[row["artefact"]], found.scores[document["reference"]]
-            row["worst"] = worst(windows, *scores, tokenizer, count)
-
-
 def model_record(checkpoint: Checkpoint) -> Row:
-    """The checkpoint as a document names it."""
+    """Name and origin of the checkpoint for a document."""
     source = checkpoint.source
     return {"name": source.name, "source": source.origin, "revision": source.revision}
 
@@ -70,7 +72,6 @@ def _row(
     artefact: Artefact, checkpoint: Checkpoint, reference: str | None, found: Evaluated
 ) -> Row:
     name = artefact.recipe.name
-    quality = asdict(found.quality[name])
     return {
         "artefact": name,
         "framework": artefact.recipe.framework,
@@ -78,25 +79,24 @@ def _row(
         "file_bytes": file_bytes(artefact.path),
         "bits_per_weight": bits_per_weight(artefact.path, checkpoint.parameters),
         "is_reference": name == reference,
-        **quality,
-        "reasons": list(quality["reasons"]),
+        **structs.asdict(found.quality[name]),
     }
 
 
 def _notes(document: Row) -> list[str]:
-    """How to read the rows, in sentences."""
+    """Notes on the corpus and the method, and the reasons of rows by artefact."""
     corpus, reference = document["corpus"], document["reference"]
     left = corpus["windows_left_out"]
-    spread = f", evenly apart; {left} windows were left out (--tokens)" if left else ""
+    spread = f", evenly spaced; {left} windows were left out (--tokens)" if left else ""
     found = [
         f"{corpus['tokens']} tokens ({corpus['scored_bytes']} bytes) of {corpus['name']} in "
         f"{corpus['windows']} windows of {document['window']}{spread}; the first token of each "
         f"window and the EOS between texts are not scored",
-        "± is the standard error with the window as the unit, brackets hold 95 % intervals",
+        "± is the standard error over windows, brackets are 95 % intervals",
     ]
     if reference is not None:
         found.append(
-            f"compared with {reference}: the ratio's interval is of the differences window by "
+            f"compared with {reference}: the ratio's interval is that of the differences per "
             f"window, KL is in nats per token"
         )
     names: dict[str, list[str]] = {}
@@ -107,7 +107,7 @@ def _notes(document: Row) -> list[str]:
 
 
 def markdown(document: Row) -> str:
-    """The table, its notes, and the worst positions where the rows have them."""
+    """The table, its notes, and the worst positions if the document has them."""
     lines = [[escape(cell) for cell in _cells(row)] for row in document["rows"]]
     table = markdown_table(HEAD, lines, HEAD[:WORDS])
     notes = "\n".join(f"- {escape(note)}" for note in document["notes"])
@@ -146,10 +146,10 @@ def _number(value: float | None, pattern: str) -> str:
 def worst(
     windows: Windows, own: Scores, reference: Scores, tokenizer: Tokenizer, count: int
 ) -> list[Row]:
-    """Scored positions of the largest divergence, at most so many, the largest first.
+    """The `count` scored positions with the largest KL divergence, largest first.
 
-    Windows are counted from 0; `position` and `next` are of the token that came. Texts are one
-    line each, control characters shown as escapes.
+    Windows are counted from 0; `position` and `next` are those of the true next token. Texts are
+    one line each, with control characters escaped.
     """
     kl = np.where(windows.scored, -own["kl"], np.inf)
     order = np.argsort(kl, axis=None, kind="stable")[:count]
@@ -171,7 +171,7 @@ def worst(
 
 
 def _guess(tokenizer: Tokenizer, score: Any) -> Row:
-    """The most probable token, and the probability that the true one was given."""
+    """The most probable token, its probability and that of the true next token."""
     nll, _, top, top_log_p = score.item()
     return {
         "token": _token(tokenizer, top),
@@ -181,23 +181,22 @@ def _guess(tokenizer: Tokenizer, score: Any) -> Row:
 
 
 def _token(tokenizer: Tokenizer, token_id: int) -> str:
-    """A token as text; by its number where the tokenizer has no text for it."""
+    """Text of a token, or its id if it has none."""
     return printable(tokenizer.decode([token_id])) or f"token {token_id}"
 
 
 def _worst_text(row: Row) -> str:
-    """A heading and two lines per position."""
     name = row["artefact"]
-    lines = [f"{name}: where it is furthest from the reference", ""]
+    lines = [f"{name}: positions with the largest KL divergence", ""]
     for place in row["worst"]:
-        had = [
-            f"had ⟦{guess['token']}⟧ ({guess['probability']:.0%}, and "
-            f"{guess['probability_of_next']:.1%} for what came)"
+        guesses = [
+            f"⟦{guess['token']}⟧ {guess['probability']:.0%}, next token "
+            f"{guess['probability_of_next']:.1%}"
             for guess in (place["reference"], place["artefact"])
         ]
         lines += [
             f"- KL {place['kl']:.3g} nats, window {place['window']}, token {place['position']}: "
             f"{place['before']}⟦{place['next']}⟧",
-            f"  - reference {had[0]}; {name} {had[1]}",
+            f"  - reference: {guesses[0]}; {name}: {guesses[1]}",
         ]
     return escape("\n".join(lines)) + "\n"

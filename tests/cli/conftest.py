@@ -1,22 +1,45 @@
-"""A command in this process, with bytes on stdin."""
-
 import io
+import json
 import os
+import sys
 
 import pytest
 
 from edge.cli.main import main
 
 
+class Command:
+    """Runs a command in this process: exit code, text on stdout, text on stderr."""
+
+    def __init__(self, capture, monkeypatch):
+        self._capture, self._monkeypatch = capture, monkeypatch
+
+    def __call__(self, *words, stdin=b""):
+        stdout = io.TextIOWrapper(os.fdopen(os.dup(1), "wb"), "utf-8")
+        self._monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(stdin)))
+        self._monkeypatch.setattr("sys.stdout", stdout)
+        try:
+            code = main(list(map(str, words)))
+        except SystemExit as stop:  # argparse
+            code = stop.code
+        sys.stdout.flush()
+        out, err = self._capture.readouterr()
+        return code, out.decode(), err.decode()
+
+    def json(self, *words, code=0):
+        """The document that is printed."""
+        done, out, err = self(*words, "-o", "json")
+        assert done == code, err
+        return json.loads(out, parse_constant=pytest.fail)
+
+    def refused(self, *words, stdin=b"", code=1):
+        """The only error line, without the usage."""
+        done, out, err = self(*words, stdin=stdin)
+        assert (done, out) == (code, ""), err
+        (line,) = (x for x in err.splitlines() if not x.startswith(("usage", "   ")))
+        return line
+
+
 @pytest.fixture
-def run_command(capfdbinary, monkeypatch):
-    """Runs a command: exit code, bytes on stdout, text on stderr."""
-
-    def run(*words, stdin=b""):
-        monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(stdin)))
-        monkeypatch.setattr("sys.stdout", io.TextIOWrapper(os.fdopen(os.dup(1), "wb")))
-        code = main(list(map(str, words)))
-        out, errors = capfdbinary.readouterr()
-        return code, out, errors.decode()
-
-    return run
+def command(capfdbinary, monkeypatch):
+    return Command(capfdbinary, monkeypatch)

@@ -1,4 +1,4 @@
-"""The commands as a user types them: help, wrong words, closed streams, Ctrl-C, whole runs."""
+"""Commands as a user types them: help, wrong arguments, closed streams, Ctrl-C, whole runs."""
 
 import contextlib
 import json
@@ -8,12 +8,13 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from unittest.mock import Mock
 
 import psutil
 import pytest
 
 from edge.cli import main as entry
-from edge.cli.main import COMMANDS, main
+from edge.cli.main import COMMANDS
 from tests.support.tiny import PLAIN, write_checkpoint
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -26,7 +27,7 @@ HEAVY = "mlx mlx_lm matplotlib transformers rich prompt_toolkit llama_cpp numpy 
 
 
 def edge(*words, cwd=ROOT, script=None, redirection="", stdout=subprocess.PIPE):
-    """The command in a process of its own, its streams redirected as a shell does it."""
+    """Run the command in a process of its own, through a shell for the redirection."""
     command = [ROOT / script] if script else ["-m", "edge"]
     return subprocess.run(
         ["sh", "-c", f'exec "$@" {redirection}', "sh", sys.executable, *command, *map(str, words)],
@@ -46,9 +47,6 @@ def tiny(tmp_path):
     return write_checkpoint(tmp_path / "tiny", PLAIN)
 
 
-# --- begin and end
-
-
 @pytest.mark.parametrize(
     ("words", "heavy"),
     [
@@ -61,7 +59,7 @@ def tiny(tmp_path):
         ("convert demo --to mlx-int4 gguf-q8_0", "transformers matplotlib mlx_lm"),
     ],
 )  # fmt: skip
-def test_only_what_is_used_is_imported(words, heavy, tmp_path):
+def test_unused_packages_are_not_imported(words, heavy, tmp_path):
     code = (
         "import sys\nfrom edge.cli.main import main\n"
         f"try: assert main({words.split()}) == 0\n"
@@ -77,67 +75,40 @@ def test_only_what_is_used_is_imported(words, heavy, tmp_path):
     assert imported == " []\n"
 
 
-def test_every_command_is_listed(capsys):
-    assert entry.main(["--help"]) == 0
-    said = capsys.readouterr().out
-    assert all(f"\n  {name} " in said for name in COMMANDS)
-
-
-@pytest.mark.parametrize(
-    ("words", "said"), [([], "COMMAND is missing"), (["fly"], "there is no command 'fly'")]
-)
-def test_a_wrong_command_exits_with_2(words, said, capsys):
-    assert entry.main(words) == 2
-    assert f"edge: {said}; choose from convert, bench" in capsys.readouterr().err
-
-
-@pytest.mark.parametrize("script", ["convert.py", "bench.py"])
-def test_the_scripts_are_the_commands(script, monkeypatch, capsys):
-    monkeypatch.setattr(sys, "argv", [script, "--help"])
-    with pytest.raises(SystemExit):
-        entry.run_one(script.removesuffix(".py"), script)
-    assert capsys.readouterr().out.startswith(f"usage: {script}")
-
-
-def test_ctrl_c_while_modules_are_imported_is_one_line(monkeypatch, capsys):
-    def interrupted(name):
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(entry, "import_module", interrupted)
+def test_ctrl_c_during_imports_prints_one_line(monkeypatch, capsys):
+    monkeypatch.setattr(entry, "import_module", Mock(side_effect=KeyboardInterrupt))
     assert entry.main(["convert", "--help"]) == 130
     assert entry.run_one("convert", "convert.py") == 130
     assert capsys.readouterr().err == "edge convert: interrupted\nconvert.py: interrupted\n"
 
 
-@pytest.mark.parametrize("words", [(*CHAT, "-o", "json"), COMPLETE])
 @pytest.mark.parametrize(
-    ("redirection", "reason"),
-    [(">&-", "stdout is closed"), (">/dev/full", "stdout cannot be written (No space left")],
+    ("words", "redirection", "reason"),
+    [
+        ((*CHAT, "-o", "json"), ">&-", "stdout is closed"),
+        (COMPLETE, ">/dev/full", "stdout cannot be written (No space left"),
+    ],
 )
-def test_a_stdout_that_takes_nothing_is_one_sentence(words, redirection, reason):
+def test_closed_or_full_stdout_is_one_error_line(words, redirection, reason):
     done = edge(*words, redirection=redirection)
-    assert done.returncode == 1
+    assert (done.returncode, done.stderr.count("\n")) == (1, 1)
     assert done.stderr.startswith(f"edge {words[0]}: {reason}")
-    assert done.stderr.count("\n") == 1
 
 
-def test_without_stdin_and_stderr_the_answer_is_the_same():
+def test_closed_stdin_and_stderr_do_not_change_the_answer():
     plain = edge(*CHAT)
     closed = edge(*CHAT, redirection="<&- 2>&-")
     assert (closed.returncode, closed.stdout) == (0, plain.stdout)
     assert plain.stdout
 
 
-# --- modules
-
-
-def test_modules_in_the_current_folder_are_not_run(tiny, tmp_path):
-    """As in a folder that came with a model; neither here nor in any process that is started."""
+def test_modules_in_the_current_folder_are_not_imported(tiny, tmp_path):
+    """A folder downloaded with a model may contain them; child processes are covered too."""
     folder, ran = tmp_path / "cloned", tmp_path / "ran"
     folder.mkdir()
     for name in ("json", "numpy", "argparse", "llama_cpp", "mlx", "edge", "tqdm", "gguf"):
         (folder / f"{name}.py").write_text(f"open({str(ran)!r}, 'a').write({name!r})\n")
-    out, rows = ("--out", folder / "out"), ("mlx-fp16", "gguf-q8_0")  # one by the quantiser's child
+    out, rows = ("--out", folder / "out"), ("mlx-fp16", "gguf-q8_0")  # quantised in a child
     done = edge(tiny, "--to", *rows, *out, cwd=folder, script="convert.py")
     assert (done.returncode, ran.exists()) == (0, False), done.stderr
     words = ("-p", "8", "-n", "4", "-r", "1", "--rounds", "1", "--min-window", "0", "--peers")
@@ -145,25 +116,16 @@ def test_modules_in_the_current_folder_are_not_run(tiny, tmp_path):
     assert (done.returncode, ran.exists()) == (0, False), done.stderr
 
 
-# --- bad input
-
-
 @pytest.fixture
-def refused(tiny, tmp_path, monkeypatch, capsys):
-    """refused(words, code): the one sentence on stderr; nothing is left in the folder."""
+def refused(tiny, tmp_path, monkeypatch, command):
+    """refused(words, code): the only error line; the folder is unchanged."""
     monkeypatch.chdir(tmp_path)
     (tmp_path / "file").write_text("")
 
     def run(words, code):
-        try:
-            assert main(words.split()) == code
-        except SystemExit as done:
-            assert done.code == code
-        out, err = capsys.readouterr()
-        lines = [line for line in err.splitlines() if not line.startswith(("usage", "   "))]
-        assert (out, len(lines)) == ("", 1), err
+        line = command.refused(*words.split(), code=code)
         assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "tiny"]
-        return lines[0]
+        return line
 
     return run
 
@@ -171,10 +133,11 @@ def refused(tiny, tmp_path, monkeypatch, capsys):
 @pytest.mark.parametrize(
     ("words", "code", "said"),
     [
+        ("", 2, "COMMAND is missing; choose from convert, bench"),
+        ("fly", 2, "unknown command 'fly'"),
         ("convert tiny --to mlx-int7", 2, "'mlx-int7'"),
         ("bench -r=0", 2, "-r"),
         ("convert nowhere", 1, "'nowhere'"),
-        ("bench nowhere", 1, "'nowhere'"),
         ("convert tiny --out file/out", 1, "cannot be written"),
         ("bench tiny -p8 -n8 --save file/x", 1, "file/x cannot be written"),
         ("bench -d 1000 -n 100", 1, "needs 1512 positions, demo was trained for 1024"),
@@ -182,11 +145,11 @@ def refused(tiny, tmp_path, monkeypatch, capsys):
         ("bench synthetic:stable-code-3b --layers 1 --quality", 1, "random weights"),
     ],
 )
-def test_bad_words_are_one_sentence(refused, words, code, said):
+def test_wrong_arguments_are_one_error_line(refused, words, code, said):
     assert said in refused(words, code)
 
 
-@pytest.mark.parametrize("command", ["convert", "bench"])
+@pytest.mark.parametrize("verb", ["convert", "bench"])
 @pytest.mark.parametrize(
     ("file", "content", "said"),
     [
@@ -195,19 +158,16 @@ def test_bad_words_are_one_sentence(refused, words, code, said):
         ("tokenizer.json", b"", "tokenizer.json"),
     ],
 )
-def test_a_damaged_checkpoint_leaves_nothing_behind(refused, tiny, command, file, content, said):
+def test_damaged_checkpoint_is_refused_without_output(refused, tiny, verb, file, content, said):
     (tiny / file).write_bytes(content)
-    assert said in refused(f"{command} tiny", 1)
+    assert said in refused(f"{verb} tiny", 1)
 
-
-# --- bench, the whole way
 
 TOP_KEYS = ["schema", "created_utc", "argv", "device", "software", "model", "method", "rows"]
 OURS = ["mlx-fp16", "mlx-int4", "gguf-f16", "gguf-q5_k_m", "gguf-q6_k"]
 
 
 def test_bench_measures_every_row_and_its_peers(demo_out, tmp_path):
-    """Five rows and their two peers on a copy of the session's artefacts."""
     shutil.copytree(demo_out, tmp_path / "models" / "demo")
     words = ("-p64", "-n64", "-r3", *QUICK, "--peers", "-o", "json")
     done = edge(*words, cwd=tmp_path, script="bench.py")
@@ -234,7 +194,7 @@ def test_bench_measures_every_row_and_its_peers(demo_out, tmp_path):
         assert any("power_w" in reason for reason in row["reasons"])
 
 
-def test_bench_converts_what_is_missing_and_shows_what_fails(tiny, tmp_path):
+def test_bench_converts_missing_artefacts_and_reports_failures(tiny, tmp_path):
     words = ("bench", tiny, "-p8", "-n8", "-r1", *QUICK, "--rows", "mlx-fp16", "gguf-f16")
     done = edge(*words, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
@@ -250,7 +210,7 @@ def test_bench_converts_what_is_missing_and_shows_what_fails(tiny, tmp_path):
     assert "model.safetensors" in done.stdout
 
 
-def test_a_reader_that_goes_away_is_no_error_text(tiny, tmp_path):
+def test_closed_pipe_prints_no_error(tiny, tmp_path):
     read_end, write_end = os.pipe()
     os.close(read_end)
     words = ("convert", tiny, "--to", "gguf-f16", "-o", "json")
@@ -260,13 +220,12 @@ def test_a_reader_that_goes_away_is_no_error_text(tiny, tmp_path):
 
 
 def is_measuring(process):
-    """Whether it has a worker under way; a child may end while one looks at it."""
-    with contextlib.suppress(psutil.Error):
+    with contextlib.suppress(psutil.Error):  # a child may end meanwhile
         return any("edge.bench.worker" in w for c in process.children() for w in c.cmdline())
     return False
 
 
-def test_ctrl_c_during_a_row_stops_the_worker_too(tiny, tmp_path):
+def test_ctrl_c_also_stops_the_worker(tiny, tmp_path):
     words = ("--rows", "mlx-fp16", "-p", "200", "-n", "200", "-r", "100000")
     process = subprocess.Popen(
         [sys.executable, "-m", "edge", "bench", tiny, *words],
@@ -285,7 +244,7 @@ def test_ctrl_c_during_a_row_stops_the_worker_too(tiny, tmp_path):
         assert process.returncode == 130
         assert errors.splitlines()[-1] == "edge bench: interrupted"
         assert not psutil.wait_procs(workers, timeout=10)[1]
-    finally:  # a test that failed must not leave a bench of 100000 trials behind
+    finally:  # a failed test must not leave 100000 trials running
         for left in (*workers, me):
             with contextlib.suppress(psutil.Error):
                 left.kill()

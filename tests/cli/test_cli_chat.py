@@ -6,18 +6,17 @@ import re
 import signal
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 
 import edge
+from edge.cli.model_path import DEMO
 from edge.generate.conversation import Conversation
 from edge.generate.stream import generate
 from edge.generate.transcript import read_transcript
 from tests.cli.test_cli import ENVIRONMENT
 from tests.support.tiny import PLAIN, write_checkpoint
 
-DEMO = Path(edge.__file__).parent / "data" / "demo"
 QUESTION = "import os"
 STATUS = re.compile(r"\d+ tokens? · .*context \d+/1024.*\n")
 
@@ -28,15 +27,8 @@ def demo():
 
 
 @pytest.fixture
-def chat(run_command):
-    """Runs the command greedily; exit code, text on stdout, text on stderr."""
-
-    def run(*words, stdin=b""):
-        words = ("chat", *words, "--temperature", "0", "-n", "30")
-        code, out, errors = run_command(*words, stdin=stdin)
-        return code, out.decode(), errors
-
-    return run
+def chat(command):
+    return lambda *words, **more: command("chat", *words, "--temperature", "0", "-n", "30", **more)
 
 
 def answer(demo, text, **options):
@@ -48,21 +40,12 @@ def as_line(text):
     return text if text.endswith("\n") else text + "\n"
 
 
-def test_the_answer_is_on_stdout_and_the_figures_are_on_stderr(chat, demo):
+def test_answer_goes_to_stdout_and_statistics_to_stderr(chat, demo):
     code, out, errors = chat("-p", QUESTION)
     assert (code, out) == (0, as_line(answer(demo, QUESTION)))
     assert STATUS.fullmatch(errors)
     assert chat("-p", QUESTION, "--quiet") == (0, out, "")
     assert chat("-p", QUESTION, "--no-lookup")[1] == chat("-p", QUESTION, "--lookup")[1] == out
-
-
-def test_stdin_is_answered_and_stands_after_a_prompt(chat, demo):
-    assert chat(stdin=b"\xef\xbb\xbfimport os")[1] == as_line(answer(demo, QUESTION))
-    both = chat("-p", "x = 1", stdin=b"import os\n")
-    assert both[1] == as_line(answer(demo, "x = 1\n\nimport os\n"))
-
-
-def test_json_is_one_document(chat, demo):
     _, out, errors = chat("-p", QUESTION, "-o", "json")
     document = json.loads(out)
     assert document["text"] == answer(demo, QUESTION)
@@ -70,13 +53,17 @@ def test_json_is_one_document(chat, demo):
     assert STATUS.fullmatch(errors)
 
 
-def test_a_base_model_continues_the_text_and_says_so(chat, tmp_path):
+def test_stdin_is_appended_to_the_prompt(chat, demo):
+    assert chat(stdin=b"\xef\xbb\xbfimport os")[1] == as_line(answer(demo, QUESTION))
+    both = chat("-p", "x = 1", stdin=b"import os\n")
+    assert both[1] == as_line(answer(demo, "x = 1\n\nimport os\n"))
+
+
+def test_base_model_continues_the_text_with_a_note(chat, tmp_path):
     path = write_checkpoint(tmp_path / "base", PLAIN)
     code, out, errors = chat(path, "-p", "abc")
-    assert code == 0
-    assert out == as_line(generate(*edge.load(path), "abc", max_tokens=30))
+    assert (code, out) == (0, as_line(generate(*edge.load(path), "abc", max_tokens=30)))
     assert errors.startswith(f"edge chat: {path} is a base model without a chat template")
-    assert chat(path, "-p", "abc", "-q")[2] == ""
     with_system = chat(path, "-p", "abc", "--system", "s", "-q")
     assert with_system[:2] == (0, out) and "yours is left out" in with_system[2]
 
@@ -92,15 +79,14 @@ def test_a_base_model_continues_the_text_and_says_so(chat, tmp_path):
         (("-p", "x", "--transcript", __file__), b"", "is not a transcript of a chat"),
     ],
 )
-def test_what_cannot_be_is_one_sentence(chat, words, stdin, sentence):
-    code, out, errors = chat(*words, stdin=stdin)
-    assert (code, out, errors.count("\n")) == (1, "", 1)
-    assert errors.startswith("edge chat: ") and sentence in errors
+def test_bad_input_is_one_error_line(command, words, stdin, sentence):
+    error = command.refused("chat", *words, stdin=stdin)
+    assert error.startswith("edge chat: ") and sentence in error
 
 
 @pytest.fixture
 def running():
-    """The command with a long answer in a process of its own, whose first byte was read."""
+    """A process with a long answer, whose first byte was read."""
     words = ("-p", "def f(x):\n    return", "--temperature", "0")
     process = subprocess.Popen(
         [sys.executable, "-m", "edge", "chat", *words],
@@ -112,7 +98,7 @@ def running():
     process.stderr.close()
 
 
-def test_ctrl_c_prints_what_came_and_exits_with_130(running):
+def test_ctrl_c_keeps_the_beginning_and_exits_with_130(running):
     running.send_signal(signal.SIGINT)
     out, errors = running.communicate(timeout=60)
     assert running.returncode == 130
@@ -121,12 +107,12 @@ def test_ctrl_c_prints_what_came_and_exits_with_130(running):
     assert b"Traceback" not in errors
 
 
-def test_a_reader_that_goes_away_is_no_error_text(running):
+def test_closed_pipe_prints_no_error(running):
     running.stdout.close()
     assert (running.stderr.read(), running.wait(60)) == (b"", 1)
 
 
-def test_a_transcript_is_written_and_goes_on(chat, demo, tmp_path):
+def test_transcript_is_written_and_continued(chat, demo, tmp_path):
     file = tmp_path / "t.jsonl"
     chat("-p", QUESTION, "--transcript", file, "--system", "s")
     first = read_transcript(file)

@@ -1,19 +1,13 @@
-"""`edge report`: files, printing, refusals."""
+"""`edge report`: files, output, refusals."""
 
 import csv
 import json
+import re
 
 import pytest
 
-from edge.cli import report
-from edge.cli.main import parser_of
-from edge.errors import EdgeError
 from edge.report.table import markdown_section
 from tests.support.profiles import linux_profile, make_profile, typed
-
-
-def run(*words):
-    return report.run(parser_of("report").parse_args([str(word) for word in words]))
 
 
 @pytest.fixture(scope="module")
@@ -24,7 +18,7 @@ def profile():
 
 @pytest.fixture
 def saved(profile, tmp_path, monkeypatch):
-    """A profile's file in the current folder, without trials: fewer plots to draw."""
+    """A profile in the current folder, without trials, so that fewer plots are drawn."""
     monkeypatch.chdir(tmp_path)
     path = tmp_path / "mine.json"
     rows = [{**row, "trials": []} for row in profile["rows"]]
@@ -32,10 +26,10 @@ def saved(profile, tmp_path, monkeypatch):
     return path
 
 
-def test_it_writes_table_plots_and_page(saved, profile, capsys):
+def test_table_plots_and_page_are_written(saved, profile, command):
     saved.write_text(json.dumps(profile), encoding="utf-8")
-    assert run(saved) == 0
-    out, err = capsys.readouterr()
+    code, out, err = command("report", saved)
+    assert code == 0
     folder = saved.parent / "profiles" / "reports" / "mine"
     files = {name: (folder / name).read_text() for name in ("table.md", "table.csv", "report.html")}
     assert out == files["table.md"] + "\n" == markdown_section(typed(profile)) + "\n"
@@ -52,14 +46,14 @@ def test_it_writes_table_plots_and_page(saved, profile, capsys):
     ]
 
 
-def test_a_folder_of_profiles_is_one_report_and_one_json_document(saved, capsys):
+def test_folder_of_profiles_is_one_report_and_one_json_document(saved, command):
     saved.with_name("other.json").write_text(saved.read_text(encoding="utf-8"), encoding="utf-8")
     notes = saved.parent / "out" / "plots" / "notes.txt"
     notes.parent.mkdir(parents=True)
     notes.write_text("kept")
-    assert run(saved.parent, "--out", "out", "-o", "json") == 0
-    out, err = capsys.readouterr()
+    code, out, err = command("report", saved.parent, "--out", "out", "-o", "json")
     made = json.loads(out)
+    assert code == 0
     assert (made["profiles"], made["folder"]) == ([str(saved), f"{saved.parent}/other.json"], "out")
     names = {path.rpartition("/")[2] for path in made["plots"]}
     assert {"1-throughput.svg", "2-throughput.svg"} <= names
@@ -72,46 +66,39 @@ def test_a_folder_of_profiles_is_one_report_and_one_json_document(saved, capsys)
 @pytest.mark.parametrize(
     ("words", "says"),
     [
-        (["mine.json", "broken.json"], "is not JSON .*: give a JSON file"),
-        (["empty"], "empty has no profile: give a folder"),
-        (["absent.json"], "absent.json is missing"),
-        ([], "Nothing to report: name a profile"),
+        (["mine.json", "broken.json"], "is not JSON"),
+        (["empty"], "empty has no profile"),
+        ([], "there is no profile"),
         (["mine.json", "--out", "mine.json/below"], "cannot be written"),
         (["mine.json"] * 51, "51 profiles are too many .* --devices"),
-        (["--devices", ".", "mine.json"], "--devices stands alone"),
-        (["--check", ".", "--out", "x"], "--check stands alone"),
-        (["mine.json", "--chip", "M2"], "give --devices DIR too"),
+        (["--devices", ".", "mine.json"], "--devices does not go with"),
+        (["mine.json", "--chip", "M2"], "add --devices DIR"),
     ],
 )
-def test_wrong_inputs_are_refused_before_anything_is_written(saved, words, says):
+def test_wrong_input_is_refused_and_nothing_is_written(saved, command, words, says):
     saved.with_name("broken.json").write_text("{")
     saved.with_name("empty").mkdir()
     before = sorted(saved.parent.rglob("*"))
-    with pytest.raises(EdgeError, match=says):
-        run(*words)
+    assert re.search(says, command.refused("report", *words))
     assert sorted(saved.parent.rglob("*")) == before
 
 
-def test_devices_are_compared(tmp_path, capsys):
+def test_devices_are_compared(tmp_path, command):
     (tmp_path / "a.json").write_text(json.dumps(make_profile(samples=0)), encoding="utf-8")
     (tmp_path / "b.json").write_text(json.dumps(linux_profile()), encoding="utf-8")
-    assert run("--devices", tmp_path, "-o", "json") == 0
-    rows = json.loads(capsys.readouterr().out)["rows"]
+    rows = command.json("report", "--devices", tmp_path)["rows"]
     assert any("Apple M2 Max" in row["device"] for row in rows)
-    assert run("--devices", tmp_path, "--chip", "ryzen") == 0
-    out = capsys.readouterr().out
-    assert "Ryzen" in out
+    code, out, _ = command("report", "--devices", tmp_path, "--chip", "ryzen")
+    assert code == 0 and "Ryzen" in out
     assert "| Apple M2 Max" not in out
 
 
-def test_check_names_file_and_place(saved, profile, capsys):
+def test_check_names_file_and_place(saved, profile, command):
     saved.write_text(json.dumps(profile), encoding="utf-8")
-    assert run("--check", saved) == 0
-    assert capsys.readouterr().out == "1 profile checked: no faults.\n"
+    assert command("report", "--check", saved)[:2] == (0, "1 profile checked: no faults.\n")
     broken = {**profile, "rows": [profile["rows"][0], {**profile["rows"][1], "verdict": "FINE"}]}
     saved.write_text(json.dumps(broken), encoding="utf-8")
-    assert run("--check", saved) == 1
-    assert f"{saved}: rows[1].verdict: " in capsys.readouterr().out
-    assert run("--check", saved, "-o", "json") == 1
-    faults = json.loads(capsys.readouterr().out)["faults"]
+    code, out, _ = command("report", "--check", saved)
+    assert code == 1 and f"{saved}: rows[1].verdict: " in out
+    faults = command.json("report", "--check", saved, code=1)["faults"]
     assert [fault["where"] for fault in faults] == ["rows[1].verdict"]

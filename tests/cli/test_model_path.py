@@ -1,4 +1,4 @@
-"""The model that a command names: none or half of one, too large, kept resident while it runs."""
+"""The model that a command names: a folder of models, too large, resident while it runs."""
 
 import pytest
 
@@ -10,17 +10,17 @@ from edge.model import memory as model_memory
 from tests.support.talk import resident_bytes
 
 COMMANDS = (("complete", "--prefix", "def f("), ("chat", "-p", "hello", "--quiet"))
-each_command = pytest.mark.parametrize("words", COMMANDS, ids=("complete", "chat"))
+each_command = pytest.mark.parametrize("words", COMMANDS, ids=lambda words: words[0])
 
 
-def test_a_folder_of_artefacts_names_them(demo_out, capsys):
+def test_folder_of_artefacts_is_refused_with_their_names(demo_out, capsys):
     assert main(["complete", "--prefix", "x", "--model", str(demo_out)]) == 1
     assert f"name one of them: {demo_out / 'mlx-fp16'}, " in capsys.readouterr().err
 
 
 @pytest.fixture
 def room(monkeypatch):
-    """Sets how much memory there is, now and at most."""
+    """room(now, most): sets the memory that is available now and at most."""
     monkeypatch.setattr("sys.stdin", None)
 
     def has(now_bytes, most_bytes):
@@ -31,7 +31,7 @@ def room(monkeypatch):
 
 
 @each_command
-def test_a_model_that_does_not_fit_is_refused_with_the_numbers(words, room, monkeypatch, capsys):
+def test_model_larger_than_memory_is_refused(words, room, monkeypatch, capsys):
     room(10**6, 2 * 10**6)
     monkeypatch.setattr(loading, "_load", lambda *_: pytest.fail("it was loaded"))
     assert main(list(words)) == 1
@@ -40,7 +40,7 @@ def test_a_model_that_does_not_fit_is_refused_with_the_numbers(words, room, monk
 
 
 @each_command
-def test_what_other_programs_stand_in_the_way_of_is_tried_with_a_warning(words, room, capsys):
+def test_model_larger_than_free_memory_runs_with_a_warning(words, room, capsys):
     room(10**6, 10**12)
     assert main([*words, "-n", "1"]) == 0
     assert f"edge {words[0]}: warning: " in capsys.readouterr().err

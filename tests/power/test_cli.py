@@ -120,5 +120,5 @@ def test_a_meter_that_dies_is_a_failure(fake, capsys):
 
 
 def test_a_command_with_another_task_is_refused():
-    with pytest.raises(EdgeError, match="stands alone"):
+    with pytest.raises(EdgeError, match="does not go with"):
         edge_power("--seconds", "3", "--", "true")

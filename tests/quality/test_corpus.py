@@ -1,4 +1,4 @@
-"""Texts that are read, the windows cut from them, and the bundled sample."""
+"""Texts of a corpus, the windows cut from them, and the bundled sample."""
 
 import hashlib
 import re
@@ -19,7 +19,7 @@ CODE = "def f(x):\n    return [y for y in x if y]\n"
 WORDS = st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=60)
 
 
-def test_folder_is_read_in_order_without_hidden_binary_and_installed_files(tmp_path):
+def test_hidden_binary_and_installed_files_are_skipped(tmp_path):
     read = {"a/b/y.rs": b"y", "a/z.c": b"z", "b.py": b"b"}
     skipped = {".git/config": b"x", ".hidden.py": b"x", "node_modules/x.js": b"x",
                "env/pyvenv.cfg": b"x", "env/lib.py": b"x", "picture.png": b"\x89PNG\0",
@@ -30,11 +30,11 @@ def test_folder_is_read_in_order_without_hidden_binary_and_installed_files(tmp_p
     (tmp_path / "loop").symlink_to(tmp_path)
     texts = iter_texts(tmp_path)
     assert next(texts).name == "a/b/y.rs"
-    (tmp_path / "b.py").write_text("later")  # one text at a time is read
+    (tmp_path / "b.py").write_text("later")  # texts are read one at a time
     assert [(t.name, t.text) for t in texts] == [("a/z.c", "z"), ("b.py", "later")]
 
 
-def test_file_is_read_without_its_byte_order_mark_and_refused_without_text(tmp_path):
+def test_file_without_text_is_refused(tmp_path):
     file = tmp_path / "x.py"
     file.write_bytes("\ufeffé\r\n".encode())
     assert list(iter_texts(file)) == [SourceText("x.py", "é\r\n")]
@@ -42,7 +42,7 @@ def test_file_is_read_without_its_byte_order_mark_and_refused_without_text(tmp_p
         file.write_bytes(content)
         with pytest.raises(EdgeError, match=said):
             list(iter_texts(file))
-        with pytest.raises(EdgeError, match="holds no text"):
+        with pytest.raises(EdgeError, match="has no text"):
             list(iter_texts(tmp_path))
 
 
@@ -56,7 +56,7 @@ def lengths(text):
 
 
 @given(st.lists(WORDS, min_size=1, max_size=5), st.integers(2, 9), st.integers(0, 40))
-def test_windows_score_every_token_once_and_bytes_add_up(texts, window, extra):
+def test_windows_score_each_token_once(texts, window, extra):
     ids, sizes = [], []
     for text in texts:
         ids += [*TOKENIZER.encode(text, add_special_tokens=False), TOKENIZER.eos_token_id]
@@ -77,14 +77,14 @@ def test_windows_score_every_token_once_and_bytes_add_up(texts, window, extra):
     assert found.bytes.sum() == sum(sizes[i] for i in scored)
 
 
-def test_bos_begins_every_window_where_the_tokenizer_begins_with_it():
-    class Beginning(Tokenizer):
+def test_bos_replaces_the_first_token_of_each_window():
+    class WithBos(Tokenizer):
         def encode(self, text, add_special_tokens=True):
             ids = super().encode(text, add_special_tokens)
             return [self.bos_token_id, *ids] if add_special_tokens else ids
 
     backend = TOKENIZER.backend_tokenizer
-    tokenizer = Beginning(backend, {**TOKENIZER.special_tokens_map, "bos_token": "<fim_prefix>"})
+    tokenizer = WithBos(backend, {**TOKENIZER.special_tokens_map, "bos_token": "<fim_prefix>"})
     plain, begun = cut([CODE], 4), cut([CODE], 4, tokenizer=tokenizer)
     assert set(begun.ids[:, 0].tolist()) == {tokenizer.bos_token_id}
     assert np.array_equal(begun.ids[:, 1:], plain.ids[:, 1:])
@@ -99,9 +99,9 @@ def test_corpus_digest_covers_names_and_texts():
 
 
 @given(WORDS)
-def test_bytes_of_all_tokens_are_those_of_the_text(text):
+def test_bytes_of_tokens_add_up_to_the_text(text):
     assert sum(lengths(text)) == len(text.encode())
-    assert lengths("<|endoftext|>") == [13]  # as long as it is written
+    assert lengths("<|endoftext|>") == [13]  # its spelling
 
 
 def test_bytes_of_sentencepiece_spaces_and_byte_tokens():

@@ -1,4 +1,6 @@
-"""Whole evaluations of real artefacts: exact, in groups, stopped and continued."""
+"""Evaluations of real artefacts: exact figures, groups, interruption, memory."""
+
+from itertools import count
 
 import mlx.core as mx
 import numpy as np
@@ -30,7 +32,7 @@ def subjects(out, names=NAMES):
 
 @pytest.fixture(scope="module")
 def tiny(tmp_path_factory):
-    """A checkpoint, its artefacts and its windows, the last text ended by EOS."""
+    """A checkpoint, its artefacts and its windows."""
     folder = tmp_path_factory.mktemp("tiny")
     source = write_checkpoint(folder / "source", CONFIGS["theta-1e6"])
     checkpoint = open_checkpoint(str(source))
@@ -40,25 +42,24 @@ def tiny(tmp_path_factory):
     return checkpoint, folder / "out", windows
 
 
-def run(tiny, names=NAMES, reference=NAMES[0], **options):
-    checkpoint, out, windows = tiny
-    return evaluate(subjects(out, names), reference, windows, checkpoint.config, **options)
-
-
 @pytest.fixture
-def scored(monkeypatch):
-    """Windows that are scored from now on, as lists of ids, one at a time."""
-    found, plain = [], score.score
-    monkeypatch.setattr(score, "MOST_WINDOWS", 1)
-    monkeypatch.setattr(
-        score, "score", lambda s, r, ids, p: found.extend(ids.tolist()) or plain(s, r, ids, p)
-    )
-    return found
+def run(tiny, tmp_path):
+    """run(names, options): an evaluation, by default without stored scores."""
+    checkpoint, out, windows = tiny
+    folders = (tmp_path / str(i) for i in count())
+
+    def evaluated(names=NAMES, folder=None, windows=windows, **options):
+        folder = folder or next(folders)
+        return evaluate(
+            subjects(out, names), NAMES[0], windows, checkpoint.config, folder, 1, **options
+        )
+
+    return evaluated
 
 
-def test_every_figure_against_an_independent_computation(tiny):
+def test_figures_are_those_of_an_independent_computation(run, tiny):
     _, out, windows = tiny
-    found, log_p = run(tiny, NAMES[:2]), None
+    found, log_p = run(NAMES[:2]), None
     for subject in subjects(out, NAMES[:2]):
         model = load_model(subject.path)
         rows = [np.array(model(mx.array(ids[None, :-1])))[0] for ids in windows.ids]
@@ -77,41 +78,49 @@ def test_every_figure_against_an_independent_computation(tiny):
 
 
 @pytest.mark.parametrize("piece_bytes", [1, 4 * 160 * 3])
-def test_pieces_of_any_size_give_the_same(piece_bytes, tiny, monkeypatch):
-    whole = run(tiny)
+def test_size_of_pieces_does_not_change_scores(piece_bytes, run, monkeypatch):
+    whole = run()
     monkeypatch.setattr(score, "PIECE_BYTES", piece_bytes)
-    found = run(tiny)
+    found = run()
     for name in NAMES:
         np.testing.assert_allclose(found.scores[name]["nll"], whole.scores[name]["nll"], atol=5e-3)
 
 
-def test_another_vocabulary_is_refused(tiny, demo_out):
+def test_artefact_with_another_vocabulary_is_refused(tiny, demo_out, tmp_path):
     checkpoint, _, windows = tiny
     with pytest.raises(EdgeError, match="a vocabulary of 4096 and the checkpoint one of 160"):
-        evaluate(subjects(demo_out, NAMES[2:]), None, windows, checkpoint.config)
+        evaluate(
+            subjects(demo_out, NAMES[2:]), None, windows, checkpoint.config, tmp_path, threads=1
+        )
 
 
-def test_only_what_is_not_on_record_is_computed(tiny, tmp_path, monkeypatch):
+def test_stored_scores_are_not_computed_again(run, tmp_path, monkeypatch):
     opened, plain = [], score.open_scorer
     monkeypatch.setattr(score, "open_scorer", lambda s, *a: opened.append(s.name) or plain(s, *a))
-    run(tiny, NAMES[:2], folder=tmp_path)
-    first = run(tiny, folder=tmp_path)
+    run(NAMES[:2], tmp_path)
+    first = run(folder=tmp_path)
     assert opened == ["mlx-fp16", "mlx-int4", "mlx-fp16", "gguf-f16"]
-    assert run(tiny, folder=tmp_path).quality == first.quality
+    assert run(folder=tmp_path).quality == first.quality
     assert len(opened) == 4
-    assert run(tiny, folder=tmp_path, again=True).quality == first.quality
+    assert run(folder=tmp_path, again=True).quality == first.quality
     assert len(opened) == 7
 
 
-def test_interrupted_run_continues_where_it_was(tiny, tmp_path, scored):
+def test_interrupted_run_continues(run, tiny, tmp_path, monkeypatch):
+    scored, plain = [], score.score
+    monkeypatch.setattr(score, "MOST_WINDOWS", 1)
+    monkeypatch.setattr(
+        score, "score", lambda s, r, ids, p: scored.extend(ids.tolist()) or plain(s, r, ids, p)
+    )
+
     def stop(name, done):
         if done > 0.6:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        run(tiny, NAMES[:2], folder=tmp_path, progress=stop)
+        run(NAMES[:2], tmp_path, progress=stop)
     first = len(scored)
-    run(tiny, NAMES[:2], folder=tmp_path)
+    run(NAMES[:2], tmp_path)
     assert 0.6 * len(tiny[2]) < first < len(scored) == len(tiny[2])
 
 
@@ -119,19 +128,19 @@ def test_interrupted_run_continues_where_it_was(tiny, tmp_path, scored):
     ("free", "groups"),
     [(9, [["a", "b", "c"]]), (8, [["a", "b"], ["c"]]), (0, [["a"], ["b"], ["c"]])],
 )
-def test_as_many_as_fit_go_together(free, groups):
+def test_artefacts_that_fit_together_are_one_group(free, groups):
     assert make_groups({"a": 2, "b": 3, "c": 4}, free) == groups
     assert make_groups({}, free) == [[]]
 
 
-def test_figures_are_the_same_in_groups_that_do_not_fit(tiny, monkeypatch):
-    together, seen = run(tiny), {}
+def test_groups_do_not_change_figures(run, monkeypatch):
+    together, seen = run(), {}
     monkeypatch.setattr(module, "available_bytes", lambda: MemoryRoom(1, 1, "memory"))
     monkeypatch.delenv(FORCE, raising=False)
     with pytest.raises(EdgeError, match=f"need 0.. GB together.* or set {FORCE}=1"):
-        run(tiny)
+        run()
     monkeypatch.setenv(FORCE, "1")
-    apart = run(tiny, progress=lambda name, done: seen.setdefault(name, []).append(done))
+    apart = run(progress=lambda name, done: seen.setdefault(name, []).append(done))
     assert apart.quality == together.quality
     shortage, repeats = apart.notes
     assert "GB together, and 0.0 GB of memory are available" in shortage
@@ -140,14 +149,14 @@ def test_figures_are_the_same_in_groups_that_do_not_fit(tiny, monkeypatch):
     assert all(shares == sorted(shares) and shares[-1] == 1.0 for shares in seen.values())
 
 
-def test_memory_does_not_grow_with_the_corpus(tiny, monkeypatch):
-    checkpoint, out, windows = tiny
+def test_memory_does_not_grow_with_the_corpus(run, tiny, monkeypatch):
+    windows = tiny[2]
     monkeypatch.setattr(score, "PIECE_BYTES", 4 * 160 * (WINDOW - 1))
     long = [np.concatenate([part] * 10) for part in (windows.ids, windows.scored, windows.bytes)]
     peaks = []
     for some in (windows, Windows(*long, windows.corpus, 0)):
         mx.clear_cache()
         mx.reset_peak_memory()
-        run((checkpoint, out, some), NAMES[:2])
+        run(NAMES[:2], windows=some)
         peaks.append(mx.get_peak_memory())
     assert peaks[1] < 1.1 * peaks[0]

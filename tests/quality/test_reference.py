@@ -1,4 +1,4 @@
-"""Perplexity against Hugging Face's network and llama.cpp's own tool, recorded and live."""
+"""Perplexity against transformers and llama.cpp's llama-perplexity, recorded and live."""
 
 import json
 from pathlib import Path
@@ -21,11 +21,12 @@ WINDOW = RECORDED["window"]
 
 
 @pytest.fixture(scope="module")
-def found(demo_out, held_out_text):
+def found(demo_out, held_out_text, tmp_path_factory):
     text = SourceText("held_out", held_out_text)
     windows = make_windows([text], Tokenizer.load(DEMO), "x", WINDOW, None)
     subjects = [Subject(n, RECIPES[n].path_in(demo_out)) for n in ("mlx-fp16", *LLAMA_PERPLEXITY)]
-    return evaluate(subjects, "mlx-fp16", windows, open_checkpoint("demo").config, threads=2)
+    config, folder = open_checkpoint("demo").config, tmp_path_factory.mktemp("scores")
+    return evaluate(subjects, "mlx-fp16", windows, config, folder, threads=2)
 
 
 @pytest.mark.parametrize("name", ["mlx-fp16", "gguf-f16"])
@@ -36,7 +37,7 @@ def test_nll_is_that_of_transformers_in_float32(name, found):
     assert found.quality[name].perplexity == pytest.approx(np.exp(mean), rel=1e-3)
 
 
-def test_live_transformers():
+def test_recorded_nll_is_that_of_transformers_here():
     pytest.importorskip("torch", reason="PyTorch is not installed: recorded figures are used alone")
     from tools.record_reference_nll import window_nlls
 
@@ -45,7 +46,7 @@ def test_live_transformers():
 
 @pytest.mark.parametrize("name", LLAMA_PERPLEXITY)
 def test_perplexity_is_that_of_llama_perplexity(name, found):
-    """It scores the second half of every window, so that each token has a context."""
+    """llama-perplexity scores only the second half of every window."""
     half = found.scores[name]["nll"][:, WINDOW // 2 :].astype(np.float64)
     assert np.exp(half.mean()) == pytest.approx(LLAMA_PERPLEXITY[name], rel=1e-3)
 

@@ -1,4 +1,4 @@
-"""Figures per position against the same sums in float64, and how much is computed at a time."""
+"""Scores of positions against float64, and the size of a scoring step."""
 
 import mlx.core as mx
 import numpy as np
@@ -6,13 +6,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from edge.quality.score import MOST_POSITIONS, PIECE_BYTES, Pieces, log_softmax, scores_of
+from edge.quality.score import MOST_POSITIONS, PIECE_BYTES, log_softmax, pieces_of, scores_of
 
 SEEDS = st.integers(0, 2**31)
 
 
 def check_scores(p, q, kl_rtol, targets=None):
-    """Scores of logits q against those of p, and against brute force."""
+    """Compare scores of logits q with reference logits p to float64."""
     targets = np.zeros(len(p), np.int32) if targets is None else targets
     log_p, log_q = (
         x - np.log(np.exp(x).sum(axis=1, keepdims=True))
@@ -36,17 +36,17 @@ def test_scores_against_brute_force(seed, vocab, scale):
 
 
 @given(SEEDS, st.floats(-30, 30), st.sampled_from([1e-4, 1e-3, 1e-2]))
-def test_divergence_is_exact_for_as_little_as_half_precisions_differ(seed, shift, difference):
+def test_divergence_of_half_precisions_is_exact(seed, shift, difference):
     rng = np.random.RandomState(seed)
     p = (3 * rng.standard_normal((8, 500)) + shift).astype(np.float32)
     check_scores(p, (p + difference * rng.standard_normal(p.shape)).astype(np.float32), 2e-2)
 
 
-def test_divergence_counts_what_one_of_them_rules_out():
+def test_divergence_of_zero_probabilities_is_exact():
     check_scores(np.array([[0, -200, 0]], np.float32), np.array([[0, 0, -90]], np.float32), 1e-5)
 
 
-def test_divergence_is_zero_for_the_reference_nan_without_one_and_never_negative():
+def test_divergence_is_zero_for_the_reference_and_never_negative():
     logits, targets = mx.random.normal((6, 90)), mx.zeros(6, mx.int32)
     log_p = log_softmax(logits)
     assert scores_of(log_p, targets, log_p)["kl"].tolist() == [0.0] * 6
@@ -58,10 +58,10 @@ def test_divergence_is_zero_for_the_reference_nan_without_one_and_never_negative
 
 @pytest.mark.parametrize("window", [2, 64, 512, 16384])
 @pytest.mark.parametrize("vocab", [160, 50304, 256000])
-def test_pieces_fit_into_their_room(window, vocab):
-    found = Pieces.of(window, vocab)
+def test_pieces_fit_in_their_memory(window, vocab):
+    found = pieces_of(window, vocab)
     assert 4 * vocab * found.positions * found.windows <= PIECE_BYTES
     assert 1 <= found.positions <= min(window - 1, MOST_POSITIONS)
     assert found.windows == 1 or found.positions == window - 1
-    at_once = {window: Pieces.of(window, 4096).windows for window in (2, 65, 129, 257, 513, 900)}
+    at_once = {window: pieces_of(window, 4096).windows for window in (2, 65, 129, 257, 513, 900)}
     assert at_once == {2: 8, 65: 8, 129: 4, 257: 2, 513: 1, 900: 1}

@@ -3,10 +3,10 @@
 import json
 import math
 import statistics
-from dataclasses import asdict
 
 import numpy as np
 import pytest
+from msgspec import structs
 
 from edge.quality.corpus import Corpus, Windows
 from edge.quality.score import SCORE
@@ -24,7 +24,7 @@ def windows(scored=None):
 
 
 def some(seed, **columns):
-    """Random scores (N, P), with these columns in place of their own."""
+    """Random scores (N, P) with the given columns."""
     rng = np.random.RandomState(seed)
     found = np.zeros((N, P), SCORE)
     random = {"nll": rng.gamma(2, 1, (N, P)), "kl": rng.gamma(0.5, 0.1, (N, P))}
@@ -33,7 +33,7 @@ def some(seed, **columns):
     return found
 
 
-def test_equal_windows_give_the_textbook_figures():
+def test_figures_of_equal_windows():
     own, other = some(1), some(2)
     found = summarise(windows(), own, other)
     nll, kl, others = (x.astype(np.float64) for x in (own["nll"], own["kl"], other["nll"]))
@@ -61,7 +61,7 @@ def test_equal_windows_give_the_textbook_figures():
         assert getattr(found, name) == pytest.approx(value), name
 
 
-def test_unequal_windows_give_the_ratio_estimators_standard_error():
+def test_standard_error_of_unequal_windows_is_the_ratio_estimators():
     scored = np.random.RandomState(3).rand(N, P) < 0.6
     scored[2] = False
     own = some(1)
@@ -74,7 +74,7 @@ def test_unequal_windows_give_the_ratio_estimators_standard_error():
     assert (found.tokens, found.windows) == (counts.sum(), n)
 
 
-def test_missing_figures_have_their_reason():
+def test_missing_figures_have_a_reason():
     alone = summarise(windows(), some(1), None)
     assert alone.perplexity is not None
     assert alone.kl_mean is alone.top1_agreement is alone.perplexity_ratio_ci95 is None
@@ -84,11 +84,11 @@ def test_missing_figures_have_their_reason():
     assert one.reasons == (ONE_WINDOW,)
 
 
-def test_broken_artefact_has_no_figures_or_finite_ones():
+def test_broken_artefact_has_no_or_finite_figures():
     for bad in (np.nan, np.inf):
         found = summarise(windows(), some(1, nll=bad), some(2))
         assert found.perplexity is found.kl_mean is None
         assert found.reasons == (NOT_FINITE,)
     found = summarise(windows(), some(1, nll=1e7), some(2))
-    json.dumps(asdict(found), allow_nan=False)
+    json.dumps(structs.asdict(found), allow_nan=False)
     assert found.perplexity > 1e200

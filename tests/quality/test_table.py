@@ -1,4 +1,4 @@
-"""The worst positions in context."""
+"""Positions with the largest KL divergence, in context."""
 
 import numpy as np
 import pytest
@@ -42,5 +42,4 @@ def test_worst_positions_in_their_context():
         chance = np.exp(-float(other["nll"][w, i - 1]))
         assert place["reference"]["probability_of_next"] == pytest.approx(chance)
     text = _worst_text({"artefact": "mlx-int4", "worst": found})
-    assert all(c.isprintable() or c == "\n" for c in text)
-    assert "x1b" in text
+    assert text.replace("\n", "").isprintable() and "x1b" in text

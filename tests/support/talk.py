@@ -48,7 +48,7 @@ def resident_bytes(monkeypatch):
         yield
         seen.append(0)
 
-    for module in ("edge.cli.model_path", "edge.chat.session"):
+    for module in ("edge.cli.complete", "edge.chat.session"):
         monkeypatch.setattr(f"{module}.wired", wired)
     return seen
 

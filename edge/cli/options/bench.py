@@ -7,11 +7,11 @@ from pathlib import Path
 from edge.cli.options import shared
 from edge.quality import TOKENS
 
-# Speed settles in 3 s (hyperfine); counters of energy are published up to 2.2 s apart.
+# Speed settles in 3 s (hyperfine); energy counters are published up to 2.2 s apart.
 SPEED_WINDOW_S, ENERGY_WINDOW_S = 3.0, 10.0
-# llama-bench's own.
+# llama-bench's defaults.
 PROMPT, GENERATE, DEPTH, REPETITIONS = 512, 128, 0, 5
-# Of edge.bench.workload, which takes long to import.
+# The names in edge.bench.workload, which is slow to import.
 TABLE_11_SUITE = "table11"
 SUITES = (TABLE_11_SUITE, "quick", "depth", "localscore")
 RANGE = re.compile(r"(\d{1,9})(?:-(\d{1,9})(?:([+*])(\d{1,9}))?)?")
@@ -22,19 +22,15 @@ def parser() -> argparse.ArgumentParser:
     """Parser of the command."""
     parser = shared.new_parser()
     shared.add_checkpoint(parser, default="demo")
-    shared.add_artefacts(parser, "--rows", "what to measure")
+    shared.add_artefacts(parser, "--rows", "artefacts to measure")
     _add_workload(parser)
-    _add_compare(parser.add_argument_group("compare, and measure nothing"))
-    method = parser.add_argument_group("method")
-    _add_times(method)
-    shared.add_power(method, "--power", "auto")
-    shared.add_bandwidth(method)
-    _add_checks(method)
+    _add_method(parser.add_argument_group("measurement"))
     engines = parser.add_argument_group("engines")
-    peers = "also run MLX artefacts on mlx-lm's own network, in our compute dtype"
+    peers = "also run the MLX artefacts with mlx-lm's network, in the same compute dtype"
     engines.add_argument("--peers", action="store_true", help=peers)
     shared.add_kv_bits(engines)
     shared.add_threads(engines)
+    _add_compare(parser.add_argument_group("comparison of profiles, instead of measuring"))
     shared.add_out(parser, "folder of the artefacts")
     save, folder = "folder for the profile and its plot", Path("profiles/local")
     shared.add_path(parser, "--save", metavar="DIR", default=folder, help=save)
@@ -43,18 +39,21 @@ def parser() -> argparse.ArgumentParser:
 
 
 def _add_workload(parser: argparse.ArgumentParser) -> None:
-    """Add the workload; each flag may be repeated and takes a list."""
     group = parser.add_argument_group(
-        "workload", "LIST: 512 or 512,1024 or a range, 128-512+128 or 128-1024*2"
+        "workload", "LIST is 512, or 512,1024, or a range: 128-512+128 or 128-1024*2"
     )
     for flags, dest, default, meaning in (
-        (("-p", "--prompt", "--n-prompt"), "prompt", PROMPT, "prompt tokens; 0 for none"),
-        (("-n", "--generate", "--n-gen"), "generate", GENERATE, "generated tokens; 0 for none"),
-        (("-d", "--depth", "--n-depth"), "depth", DEPTH, "tokens of context before"),
+        (("-p", "--prompt", "--n-prompt"), "prompt", PROMPT, "prompt tokens; 0: none"),
+        (("-n", "--generate", "--n-gen"), "generate", GENERATE, "generated tokens; 0: none"),
+        (("-d", "--depth", "--n-depth"), "depth", DEPTH, "context tokens before the test"),
     ):
-        meaning = f"{meaning} (default: {default})"
         group.add_argument(
-            *flags, dest=dest, metavar="LIST", type=_token_counts, action="extend", help=meaning
+            *flags,
+            dest=dest,
+            metavar="LIST",
+            type=_token_counts,
+            action="extend",
+            help=f"{meaning} (default: {default})",
         )
     group.add_argument(
         "-pg",
@@ -62,14 +61,14 @@ def _add_workload(parser: argparse.ArgumentParser) -> None:
         metavar="P,N",
         type=_prompt_and_generate,
         action="append",
-        help="also a test that generates N tokens behind a prompt of P; with -p 0 -n 0, only it",
+        help="also generate N tokens after a prompt of P tokens; with -p 0 -n 0, only that",
     )
-    meaning = f"workloads by name; {TABLE_11_SUITE} shows the published figures beside"
+    meaning = f"predefined workloads; {TABLE_11_SUITE} also prints the published figures"
     group.add_argument("--suite", choices=SUITES, help=meaning)
 
 
 def _token_counts(text: str) -> list[int]:
-    """llama-bench's lists: numbers and ranges FIRST-LAST, +STEP or *FACTOR."""
+    """Parse llama-bench's lists: numbers and ranges FIRST-LAST, +STEP or *FACTOR."""
     return [value for part in text.split(",") for value in _range(part)]
 
 
@@ -82,13 +81,12 @@ def _range(part: str) -> list[int]:
             value = value * step if match[3] == "*" else value + step
     if not 0 < len(values) <= MOST_VALUES:
         raise argparse.ArgumentTypeError(
-            f"{part!r} is not a whole number or a growing range, such as 512 or 128-512+128"
+            f"{part!r} is not a whole number or an increasing range, such as 512 or 128-512+128"
         )
     return values
 
 
 def _prompt_and_generate(text: str) -> tuple[int, int]:
-    """llama-bench's -pg."""
     values = _token_counts(text) if re.fullmatch(r"\d+,\d+", text) else []
     if len(values) != 2 or values[0] < 1 or values[1] < 2:
         raise argparse.ArgumentTypeError(
@@ -98,49 +96,40 @@ def _prompt_and_generate(text: str) -> tuple[int, int]:
 
 
 def _add_compare(group: argparse._ArgumentGroup) -> None:
-    meaning = "two profiles of one model: B's speed, energy and memory against A's"
-    group.add_argument("--compare", nargs=2, metavar=("A", "B"), type=Path, help=meaning)
-    meaning = "a smaller difference is not called one"
+    meaning = "print B's speed, energy and memory relative to A's; both of one model"
+    shared.add_path(group, "--compare", nargs=2, metavar=("A", "B"), help=meaning)
+    meaning = "ignore differences below PERCENT"
     group.add_argument("--min-effect", metavar="PERCENT", type=_percent, default=2.0, help=meaning)
 
 
 def _percent(text: str) -> float:
-    below_100 = shared.number(0.0, 99.999, "a percentage from 0 to below 100")
-    percent: float = below_100(text.removesuffix("%"))
+    percent: float = shared.number(0, 99.999, "a percentage from 0 to below 100")(
+        text.removesuffix("%")
+    )
     return percent
 
 
-def _add_times(group: argparse._ArgumentGroup) -> None:
-    shared.add_count(
-        group,
-        *("-r", "--repetitions"),
-        default=REPETITIONS,
-        help="trials per row, spread over the rounds and rounded up",
-    )
-    meaning = "fresh processes per row, rows in turn; never more than -r"
+def _add_method(group: argparse._ArgumentGroup) -> None:
+    meaning = "trials per row, rounded up to a multiple of the rounds"
+    shared.add_count(group, "-r", "--repetitions", default=REPETITIONS, help=meaning)
+    meaning = "rounds; each runs every row once, in a fresh process; at most -r"
     shared.add_count(group, "--rounds", default=3, help=meaning)
-    meaning = "of the token ids and the order"
+    meaning = "seed of the token ids and of the order of rows"
     group.add_argument("--seed", metavar="N", type=int, default=0, help=meaning)
     for flag, default, meaning in (
         (
             "--min-window",
             None,
-            "repeat a trial's passes until its timed window lasts this long; 0: one pass "
-            f"(default: {SPEED_WINDOW_S:g}, with a power meter {ENERGY_WINDOW_S:g}; 30 is better)",
+            "minimum seconds per trial, reached by repeating it; 0: no repetition (default: "
+            f"{SPEED_WINDOW_S:g}, or {ENERGY_WINDOW_S:g} with a power meter, where 30 is better)",
         ),
-        (
-            "--cooldown",
-            60.0,
-            "wait at most this long before a process until the machine is cool and idle, where "
-            "that can be known; 0: never",
-        ),
-        ("--idle", 10.0, "measure idle power this long before and after, with a meter"),
+        ("--cooldown", 60.0, "maximum seconds to wait for an idle, cool machine; 0: do not wait"),
+        ("--idle", 10.0, "seconds to measure idle power, before and after; needs a power meter"),
     ):
         group.add_argument(flag, metavar="S", type=shared.seconds, default=default, help=meaning)
-
-
-def _add_checks(group: argparse._ArgumentGroup) -> None:
-    meaning = "do not compare logits with the checkpoint's, which takes long for a large model"
+    shared.add_power(group, "--power", "auto")
+    shared.add_bandwidth(group)
+    meaning = "do not compare logits with the checkpoint's, which is slow for large models"
     group.add_argument("--no-check", dest="check", action="store_false", help=meaning)
     shared.add_count(
         group,
@@ -149,8 +138,9 @@ def _add_checks(group: argparse._ArgumentGroup) -> None:
         metavar="TOKENS",
         nargs="?",
         const=TOKENS,
-        help="also measure what each artefact loses against mlx-fp16, as edge eval does, on at "
-        f"most this many tokens of code; 0: all of the sample (with --quality alone: {TOKENS})",
+        help="also measure perplexity and KL divergence from mlx-fp16, as edge eval does, on at "
+        f"most TOKENS tokens of code; 0: the whole sample; without a value: {TOKENS}",
     )
-    meaning = "seconds per process"
-    shared.add_count(group, "--timeout", default=3600, metavar="S", help=meaning)
+    shared.add_count(
+        group, "--timeout", default=3600, metavar="S", help="time limit of a process in seconds"
+    )

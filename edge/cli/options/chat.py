@@ -5,51 +5,40 @@ import argparse
 from edge.cli.options import shared
 
 ARTEFACT = "mlx-int4"
-# What Stable Code Instruct's model card generates with.
+# From the model card of Stable Code Instruct.
 TEMPERATURE, TOP_P, TOP_K = 0.5, 0.95, 100
 
 
 def parser() -> argparse.ArgumentParser:
     """Parser of the command."""
     parser = shared.new_parser()
-    parser.add_argument(
-        "model",
-        metavar="MODEL",
-        nargs="?",
-        default="demo",
-        help=f"{shared.model_help(ARTEFACT)}; a base model without a chat template continues what "
-        f"it is given",
-    )
-    parser.add_argument("--system", metavar="TEXT", help="the system prompt")
-    once = parser.add_argument_group("one answer for a script, also if stdin is not a terminal")
-    meaning = "answer this, and what stdin has after it"
+    meaning = f"{shared.model_help(ARTEFACT)}; a base model continues the text"
+    parser.add_argument("model", metavar="MODEL", nargs="?", default="demo", help=meaning)
+    parser.add_argument("--system", metavar="TEXT", help="system prompt")
+    once = parser.add_argument_group("single answer, also if stdin is not a terminal")
+    meaning = "prompt to answer; text on stdin is appended"
     once.add_argument("-p", "--prompt", metavar="TEXT", help=meaning)
     shared.add_output(once, ["text", "json"])
-    once.add_argument("-q", "--quiet", action="store_true", help="no figures on stderr")
+    once.add_argument("-q", "--quiet", action="store_true", help="no statistics on stderr")
     shared.add_sampling(parser, TEMPERATURE, TOP_P, TOP_K)
-    running = parser.add_argument_group("how the model runs")
-    shared.add_max_tokens(running, 2048, "of one answer")
-    shared.add_kv_bits(running)
-    running.add_argument(
+    generation = parser.add_argument_group("generation")
+    shared.add_max_tokens(generation, 2048)
+    shared.add_kv_bits(generation)
+    generation.add_argument(
         "--lookup",
         action=argparse.BooleanOptionalAction,
-        help="propose tokens that followed the same words earlier: the answer stays the same and "
-        "comes faster where it repeats the text, as edits do (default: at temperature 0, where it "
-        "did not lose in any measurement)",
+        help="speculative decoding with n-grams of the conversation: the same answer, faster where "
+        "it repeats earlier text (default: on at temperature 0)",
     )
-    shared.add_power(running, "--power", "none")
-    _add_kept(parser.add_argument_group("what is kept"))
-    return parser
-
-
-def _add_kept(group: argparse._ArgumentGroup) -> None:
+    shared.add_power(generation, "--power", "none")
+    history = parser.add_argument_group("history")
     shared.add_path(
-        group,
+        history,
         "--transcript",
         metavar="FILE",
-        help="write the conversation to this file as it goes, and continue the one it holds "
-        "(default: a new one in the state directory, ~/.local/state/edge or macOS's Application "
-        "Support, where it stays until you remove it; for one answer: none)",
+        help="continue the conversation in FILE and append to it (default: a new file in "
+        "~/.local/state/edge, on macOS in Application Support; none for a single answer)",
     )
-    meaning = "keep neither what you type nor, without --transcript, the conversation"
-    group.add_argument("--no-history", action="store_true", help=meaning)
+    meaning = "save neither the input history nor, without --transcript, the conversation"
+    history.add_argument("--no-history", action="store_true", help=meaning)
+    return parser

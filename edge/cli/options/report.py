@@ -12,19 +12,20 @@ REPORTS = Path("profiles") / "reports"
 def parser() -> argparse.ArgumentParser:
     """Parser of the command."""
     parser = shared.new_parser(
-        "Writes report.html (one page that needs nothing else), table.md, table.csv and "
-        "plots/ as PNG and SVG, and prints the table. --devices prints one comparison of all "
-        "profiles in a folder. --check exits with 1 if anything is wrong."
+        "For PROFILE, prints the table and writes report.html (self-contained), table.md, "
+        "table.csv and plots/ (PNG and SVG). With --check, the exit code is 1 if a profile has a "
+        "fault."
     )
-    meaning = "a JSON file that `edge bench` wrote, or a folder of them"
+    meaning = "profile written by edge bench, or a folder of profiles"
     shared.add_path(parser, "profiles", metavar="PROFILE", nargs="*", help=meaning)
     other = parser.add_mutually_exclusive_group()
-    meaning = "compare the devices of all profiles in it"
+    meaning = "compare the devices of all profiles in a folder"
     shared.add_path(other, "--devices", metavar="DIR", help=meaning)
-    meaning = "say what is wrong with profiles"
+    meaning = "check profiles and print their faults"
     shared.add_path(other, "--check", metavar="PATH", nargs="+", help=meaning)
-    parser.add_argument("--chip", metavar="NAME", help="with --devices: only chips named so")
-    parser.add_argument("--model", metavar="NAME", help="with --devices: only models named so")
+    for flag, what in (("--chip", "chips"), ("--model", "models")):
+        meaning = f"with --devices: only {what} with NAME in their name"
+        parser.add_argument(flag, metavar="NAME", help=meaning)
     meaning = f"output folder (default: {REPORTS}/NAME)"
     shared.add_path(parser, "--out", metavar="DIR", help=meaning)
     shared.add_output(parser, ["md", "json"])
@@ -32,11 +33,11 @@ def parser() -> argparse.ArgumentParser:
 
 
 def check(args: argparse.Namespace) -> None:
-    """Refuse nothing to do, and options that do not go together."""
+    """Refuse a call without a task, and options that do not go together."""
     alone = "--devices" if args.devices is not None else "--check" if args.check else None
     if alone and (args.profiles or args.out):
-        raise EdgeError(f"{alone} stands alone: leave out PROFILE and --out, or {alone}.")
+        raise EdgeError(f"{alone} does not go with PROFILE or --out; leave one out.")
     if (args.chip or args.model) and args.devices is None:
-        raise EdgeError("--chip and --model choose among many profiles: give --devices DIR too.")
+        raise EdgeError("--chip and --model select among devices; add --devices DIR.")
     if not args.profiles and not alone:
-        raise EdgeError("Nothing to report: name a profile, such as profiles/local/NAME.json.")
+        raise EdgeError("there is no profile; give one, such as profiles/local/NAME.json.")

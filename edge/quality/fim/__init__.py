@@ -1,1 +1,1 @@
-"""How well middles are filled: held-out holes of any code, and HumanEval infilling."""
+"""Infilling benchmark: holes cut from any code, or HumanEval infilling."""

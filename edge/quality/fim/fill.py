@@ -1,6 +1,4 @@
-"""Fill holes with artefacts; what was filled before is not filled again."""
-
-from __future__ import annotations
+"""Fill holes with artefacts, except those whose middles are stored."""
 
 import contextlib
 import hashlib
@@ -19,34 +17,34 @@ from edge.quality.fim.holes import Hole
 from edge.quality.records import Records, Subject, identity
 from edge.tokenizer.tokenizer import Tokenizer
 
-# What a prompt and its middle may take together at most: about what editors send. Of a short
-# context half, because most of a sample's time goes into its prompt.
+# Tokens of prompt and middle: about what editors send. Half of a short context, because most of
+# the time of a sample is spent on its prompt.
 WINDOW_TOKENS, WINDOW_SHARE = 2048, 1 / 2
 
 
 @dataclass(frozen=True)
 class Settings:
-    """How middles are made for all artefacts; the window holds the prompt and the middle."""
+    """Settings for all artefacts; the window holds the prompt and the middle."""
 
     order: Order
     max_tokens: int
     window_tokens: int
 
-    @classmethod
-    def of(cls, order: Order, max_tokens: int, context_tokens: int) -> Settings:
-        """Settings for a model with so many positions; an EdgeError if no prompt fits."""
-        window = min(WINDOW_TOKENS, int(context_tokens * WINDOW_SHARE))
-        if max_tokens > window // 2:
-            raise EdgeError(
-                f"--max-tokens {max_tokens} leaves too little room for a prompt in a window of "
-                f"{window}; choose at most {window // 2}."
-            )
-        return cls(order, max_tokens, window)
+
+def settings_for(context_tokens: int, order: Order, max_tokens: int) -> Settings:
+    """Settings for a model's context length; an EdgeError if no prompt fits."""
+    window = min(WINDOW_TOKENS, int(context_tokens * WINDOW_SHARE))
+    if max_tokens > window // 2:
+        raise EdgeError(
+            f"--max-tokens {max_tokens} leaves too little room for a prompt in a window of "
+            f"{window}; choose at most {window // 2}."
+        )
+    return Settings(order, max_tokens, window)
 
 
 @dataclass(frozen=True)
 class Filled:
-    """One hole's middle; `stopped_by` as in `Completion`."""
+    """The middle of a hole; `stopped_by` is that of `Completion`."""
 
     text: str
     stopped_by: str
@@ -54,7 +52,7 @@ class Filled:
 
 
 def rules_version() -> str:
-    """Changes with the prompt and the stop rules."""
+    """Digest of the code of the prompt and the stop rules."""
     files = [Path(m.__file__ or "").read_bytes() for m in (fim, fim_stop)]
     return hashlib.sha256(b"".join(files)).hexdigest()[:16]
 
@@ -67,23 +65,25 @@ def fill_all(
     folder: Path,
     threads: int,
     progress: Callable[[float], None],
-    warn: Callable[[str], None] = lambda _: None,
+    warn: Callable[[str], None],
 ) -> list[Filled]:
-    """Middles of all holes, in their order; the artefact is opened only if some are not on record.
+    """Middles of all holes, in order; each is stored in `folder` as soon as it is computed.
 
-    Records in `folder` keep each middle as soon as it is there; `warn` is told of short memory.
+    `warn` gets a sentence if memory is short.
 
     Raises:
-        EdgeError: the artefact cannot be opened, or a middle cannot be kept.
+        EdgeError: the artefact cannot be opened, or a middle cannot be stored.
     """
     key = {**identity(subject), "rules": rules_version(), **asdict(settings)}
     records: Records[Filled] = Records(folder, key, Filled)
     missing = [hole for hole in holes if hole.digest not in records]
     if missing:
-        with open_completer(subject, settings.window_tokens, tokenizer, threads, warn) as completer:
+        with _open_completer(
+            subject, settings.window_tokens, tokenizer, threads, warn
+        ) as completer:
             for done, hole in enumerate(missing, start=len(holes) - len(missing)):
                 progress(done / len(holes))
-                # Another hole's cache would be right, but rounded otherwise.
+                # Reusing the cache of another hole would change the rounding.
                 completer.source.reset()
                 made = completer.complete(
                     hole.prefix, hole.suffix, order=settings.order, max_tokens=settings.max_tokens
@@ -94,14 +94,13 @@ def fill_all(
 
 
 @contextlib.contextmanager
-def open_completer(
+def _open_completer(
     subject: Subject,
     window_tokens: int,
     tokenizer: Tokenizer,
     threads: int,
     warn: Callable[[str], None],
 ) -> Iterator[Completer]:
-    """The artefact on its engine."""
     if subject.is_mlx:
         model, _, need = open_model(subject.path, warn=warn)
         with wired(need.running_bytes):

@@ -1,16 +1,15 @@
-r"""Holes whose middles are known: cut out of source text, or HumanEval infilling's.
+r"""Holes with known middles: cut from source text, or read from a HumanEval infilling file.
 
-Bavarian et al. (2022, arXiv:2207.14255, section 3) cut a document at two characters chosen
-uniformly, wherever they fall; so were Stable Code (its report, section 4.4) and the demo
-trained. Here the first cut is uniform over all characters of all files, so that a file counts by
-its size, and the second is bound to the kind:
+Bavarian et al. (2022, arXiv:2207.14255, section 3) cut a document at two uniformly chosen
+characters; Stable Code (its report, section 4.4) and the demo were trained in this way. Here the
+first cut is uniform over all characters of all files, and the second depends on the kind:
 
-    single-line   uniform over the rest of the same line, its end included
-    multi-line    2 to 6 line breaks further on, uniform over that line, its two ends included
+    single-line   uniform over the rest of the same line, including its end
+    multi-line    2 to 6 line breaks later, uniform over that line, including both ends
 
-Blank spans and those drawn before are drawn again. No cut falls between the \r and the \n of a
-line break. Every draw is a hash of the seed, the kind and its own number: the same on every
-machine, and the first 20 of 100 samples are the 20 of a smaller run.
+Blank and repeated spans are drawn again, and no cut is between the \r and the \n of a line break.
+Every draw is a hash of the seed, the kind and its number: it is the same on every machine, and the
+first 20 of 100 samples are those of a run with 20.
 """
 
 import gzip
@@ -33,9 +32,9 @@ from edge.quality.corpus import SourceText
 SINGLE_LINE = "single-line"
 KINDS = (SINGLE_LINE, "multi-line")
 LEAST_BREAKS, MOST_BREAKS = 2, 6
-# After so many vain draws there is hardly anything to find.
+# Draws without a new hole before giving up.
 MOST_ATTEMPTS = 1000
-# Kept on either side of a hole: more than any window holds, and not a large file once per hole.
+# Text kept on each side of a hole: more than any window, and less than all of a large file.
 AROUND_CHARACTERS = 200_000
 HUMANEVAL_KINDS = {
     "SingleLineInfilling": "humaneval-single-line",
@@ -50,10 +49,7 @@ LARGEST_BYTES = 200_000_000
 
 @dataclass(frozen=True)
 class Hole:
-    """A middle, and as much text on both sides as a window can hold.
-
-    Its name is FILE:LINE:COL or a task's id. Holes of one kind are scored together.
-    """
+    """A middle and the text on both sides; the name is FILE:LINE:COL or the id of a task."""
 
     name: str
     kind: str
@@ -63,12 +59,12 @@ class Hole:
 
     @property
     def digest(self) -> str:
-        """A hash of all of it."""
+        """Digest of all fields."""
         return hashlib.sha256(json.dumps(astuple(self)).encode()).hexdigest()
 
 
 def draw_holes(texts: Sequence[SourceText], kind: str, count: int, seed: int) -> list[Hole]:
-    """Different holes of one kind; an EdgeError if the texts, in their order, have too few."""
+    """Distinct holes of one kind; an EdgeError if the texts have too few."""
     ends = list(itertools.accumulate(len(text.text) for text in texts))
     spans: dict[tuple[int, int, int], Hole] = {}
     for sample in range(count):
@@ -78,15 +74,15 @@ def draw_holes(texts: Sequence[SourceText], kind: str, count: int, seed: int) ->
                 break
         else:
             raise EdgeError(
-                f"the corpus has hardly more than {sample} different {kind} holes; ask for fewer "
-                f"--samples, or name more code."
+                f"only {sample} different {kind} holes were found; give a smaller --samples or "
+                f"more code."
             )
         spans[span] = _cut(texts[span[0]], kind, *span[1:])
     return list(spans.values())
 
 
 def _numbers(label: str) -> Iterator[int]:
-    """Numbers below 2**256 that follow from a text alone."""
+    """Numbers below 2**256 from hashes of a label."""
     for i in itertools.count(1):
         yield int.from_bytes(hashlib.sha256(f"{label}/{i}".encode()).digest())
 
@@ -94,7 +90,7 @@ def _numbers(label: str) -> Iterator[int]:
 def _draw(
     texts: Sequence[SourceText], ends: Sequence[int], kind: str, numbers: Iterator[int]
 ) -> tuple[int, int, int] | None:
-    """A file, where the hole begins and ends in it; None if that cannot be a hole."""
+    """File, begin and end of a hole; None if the draw is not a hole."""
     if not ends or not ends[-1]:
         return None
     place = next(numbers) % ends[-1]
@@ -123,7 +119,7 @@ def _end_below(text: str, begin: int, numbers: Iterator[int]) -> int | None:
 
 
 def _line_end(text: str, place: int) -> int:
-    """Where the line's break begins, or the text ends."""
+    """Index of the line break, or of the end of the text."""
     newline = text.find("\n", place)
     if newline < 0:
         return len(text)
@@ -150,16 +146,16 @@ class _Task(msgspec.Struct):
 
 
 def read_humaneval(path: Path, most: int | None = None) -> list[Hole]:
-    """Tasks of a JSON-lines file, plain or gzip, as Bavarian et al. (2022) publish it.
+    """Tasks of a JSON-lines file, plain or gzip, as published by Bavarian et al. (2022).
 
-    The task_id's beginning tells the kind; `most` are the first so many of each kind, None for all.
+    The start of a task_id gives the kind; the first `most` of each kind are used, None for all.
 
     Raises:
-        EdgeError: it cannot be read, or a line is not a task.
+        EdgeError: the file cannot be read, or a line is not a task.
     """
     names: set[str] = set()
     kinds: dict[str, list[Hole]] = {}
-    # Split at \n alone: JSON may hold any other line end.
+    # Split at \n only: JSON strings may contain other line ends.
     for number, line in enumerate(_content(path).split(b"\n"), start=1):
         if not line.strip():
             continue

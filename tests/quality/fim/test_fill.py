@@ -1,4 +1,4 @@
-"""Holes filled by the demo on MLX and on llama.cpp, and the rows made of them."""
+"""Holes filled by the demo with MLX and llama.cpp, and the rows of the results."""
 
 import mlx.core as mx
 import pytest
@@ -9,7 +9,7 @@ from edge.quality.corpus import SourceText
 from edge.quality.fim import fill as module
 from edge.quality.fim.fill import Filled, Settings, fill_all
 from edge.quality.fim.holes import KINDS, Hole, draw_holes
-from edge.quality.fim.rows import build_rows, markdown, samples, samples_text
+from edge.quality.fim.score import build_rows, markdown, samples, samples_text
 from edge.quality.records import Subject
 from edge.tokenizer.tokenizer import Tokenizer
 
@@ -23,41 +23,47 @@ def holes(held_out_text):
     return [hole for kind in KINDS for hole in draw_holes(texts, kind, 6, seed=3)]
 
 
-def fill(folder, demo_out, holes, file="mlx-fp16", settings=SETTINGS, progress=lambda _: None):
-    subject = Subject(file, demo_out / file)
-    done = fill_all(subject, holes, settings, TOKENIZER, folder, 1, progress)
-    return [(filled.text, filled.stopped_by) for filled in done]
+@pytest.fixture
+def fill(demo_out, tmp_path):
+    """fill(holes, options): (text, stopped_by) of each middle."""
+
+    def run(holes, folder=tmp_path, file="mlx-fp16", settings=SETTINGS, progress=lambda _: None):
+        subject = Subject(file, demo_out / file)
+        done = fill_all(subject, holes, settings, TOKENIZER, folder, 1, progress, pytest.fail)
+        return [(filled.text, filled.stopped_by) for filled in done]
+
+    return run
 
 
-def test_both_engines_write_the_same_middles(demo_out, holes, tmp_path):
-    ours, theirs = (fill(tmp_path, demo_out, holes, f) for f in ("mlx-fp16", "gguf-f16.gguf"))
+def test_both_engines_write_the_same_middles(fill, holes):
+    ours, theirs = (fill(holes, file=file) for file in ("mlx-fp16", "gguf-f16.gguf"))
     assert len({text for text, _ in ours}) > 4
-    # llama.cpp keeps keys and values in half precision, so that a close choice may fall otherwise.
+    # llama.cpp's half-precision KV cache may change a close choice.
     assert sum(a == b for a, b in zip(ours, theirs, strict=True)) >= len(holes) - 1
 
 
-def test_stopped_run_continues(demo_out, holes, tmp_path, monkeypatch):
+def test_interrupted_run_continues(fill, holes, tmp_path, monkeypatch):
     def stop(share):
         if share >= 0.5:
             raise KeyboardInterrupt
 
-    # A middle depends on its hole alone.
-    whole, seen = fill(tmp_path / "whole", demo_out, holes[3::-1])[::-1], []
+    # In reverse order: a middle depends on its hole only.
+    whole, seen = fill(holes[3::-1], folder=tmp_path / "whole")[::-1], []
     with pytest.raises(KeyboardInterrupt):
-        fill(tmp_path, demo_out, holes[:4], progress=stop)
-    assert fill(tmp_path, demo_out, holes[:4], progress=seen.append) == whole
+        fill(holes[:4], progress=stop)
+    assert fill(holes[:4], progress=seen.append) == whole
     assert seen == [0.5, 0.75, 1]
-    monkeypatch.setattr(module, "open_completer", None)  # nothing is left to open it for
-    assert fill(tmp_path, demo_out, holes[:4]) == whole
+    monkeypatch.setattr(module, "_open_completer", None)  # not opened again
+    assert fill(holes[:4]) == whole
 
 
-def test_other_settings_rules_or_dtype_fill_anew(demo_out, holes, tmp_path, monkeypatch):
+def test_other_settings_rules_or_dtype_fill_again(fill, holes, tmp_path, monkeypatch):
     for settings in (SETTINGS, Settings("psm", 16, 192), Settings("spm", 15, 192)):
-        fill(tmp_path, demo_out, holes[:1], settings=settings)
+        fill(holes[:1], settings=settings)
     for name, value in (("rules_version", "other"), ("compute_dtype", mx.bfloat16)):
         owner = module if hasattr(module, name) else records
         monkeypatch.setattr(owner, name, lambda value=value: value)
-        fill(tmp_path, demo_out, holes[:1])
+        fill(holes[:1])
     assert len(list(tmp_path.iterdir())) == 5
 
 
@@ -69,7 +75,7 @@ MIDDLES = {
 }
 
 
-def test_rows_are_by_kind_and_compared_by_hole():
+def test_rows_by_kind_compared_by_hole():
     rows = build_rows(HOLES, MIDDLES, "mlx-fp16")
     assert [(row["artefact"], row["kind"], row["samples"]) for row in rows] == [
         ("x", "k", 2), ("x", "o", 1), ("mlx-fp16", "k", 2), ("mlx-fp16", "o", 1),
