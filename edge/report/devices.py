@@ -1,12 +1,15 @@
-"""Many profiles side by side: the rows that are shown, what is left out, and why.
+"""Comparison of devices: the profiles of a folder side by side, what is left out, and why.
 
 Of several measurements of one thing the newest VALID one is shown, else the newest, with the
-range of all. The best would reward luck, a mean over files would mix versions of everything.
+range of all. The fastest would favour outliers, and a mean would mix versions of software.
+Rows are objects of the JSON document: the keys of `_line` and `_pooled`, None if not measured.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
@@ -24,15 +27,15 @@ from edge.profile.profile import (
 )
 from edge.text import escape, figure, markdown, plain, share
 
-# Rows that can be compared have the GROUP in common, repeated measurements of one thing SAME.
+# Comparable rows have the same GROUP, repeated measurements of one thing the same SAME.
 GROUP = ("model", "workload", "method")
 SAME = (*GROUP, "device", "artefact", "engine", "precision", "runs_on")
 MEDIANS = ("decode_tok_s", "prefill_tok_s", "power_w", "joules_per_token")
-# Less than any energy of a token, and enough to divide by.
+# Less than any energy of a token; 1 / LEAST_J is finite.
 LEAST_J = 1e-9
-# Files named per reason before the rest is only counted; the JSON document names all.
+# Files named per reason; the others are counted. The JSON document names all.
 NAMED = 10
-# A wider table cannot be read; the one with a line per precision always can.
+# Columns of a readable table; the table with a line per precision has every row.
 MOST_COLUMNS = 12
 Row = dict[str, Any]
 
@@ -48,10 +51,9 @@ class LeftOut:
 
 @dataclass(frozen=True)
 class DeviceComparison:
-    """Each of `rows` is one precision on one device, with the keys of `_line` and `_pooled`.
+    """A row per precision on a device; `methods` are the definitions of a rate that occur.
 
-    What was not measured is None. `methods` are the meanings of a rate that occur, most common
-    first. Of `files`, `filtered_out` did not match `chip` and `model`.
+    Of `files`, `filtered_out` did not match `chip` and `model`.
     """
 
     files: int
@@ -66,7 +68,7 @@ class DeviceComparison:
 
 @dataclass(frozen=True)
 class DeviceTable:
-    """A table of the comparison; `remarks` are sentences under it."""
+    """A table of the comparison, with sentences under it."""
 
     title: str
     columns: list[str]
@@ -77,10 +79,10 @@ class DeviceTable:
 def compare_devices(
     folder: Path, chip: str | None = None, model: str | None = None
 ) -> DeviceComparison:
-    """All profiles in and below a folder.
+    """Compare all profiles in and below a folder.
 
     `chip` is a part of the name of a chip, GPU or hardware model, `model` one of a model's name
-    or source; case does not matter. A folder without a *.json file is an EdgeError.
+    or source, in any case. A folder without a *.json file is an EdgeError.
     """
     left_out: list[LeftOut] = []
     found = _read_folder(folder, left_out)
@@ -92,18 +94,7 @@ def compare_devices(
         if _has(chip, profile.device.name, profile.device.gpu_name, profile.device.hw_model)
         and _has(model, profile.model.name, profile.model.source)
     }
-    usable: list[Row] = []
-    for file, profile in matching.items():
-        if not profile.rows:
-            reason = "has no rows: its run was stopped before the first"
-            left_out.append(LeftOut(file, reason, "no rows"))
-        for row in profile.rows:
-            line = _line(file, profile, row)
-            if (refused := _refused(line)) is None:
-                usable.append(line)
-            else:
-                left_out.append(LeftOut(file, *refused))
-    rows = _shown(usable)
+    rows = _shown(list(_usable(matching, left_out)))
     return DeviceComparison(
         files=files,
         profiles=len(matching),
@@ -117,9 +108,9 @@ def compare_devices(
 
 
 def _read_folder(folder: Path, left_out: list[LeftOut]) -> dict[str, Summary]:
-    """The profiles below a folder by their names there."""
+    """Profiles below a folder, by their path in it."""
     if not folder.is_dir():
-        raise EdgeError(f"{folder} is not a folder: name one that holds profiles (*.json).")
+        raise EdgeError(f"{folder} is not a folder: give one that contains profiles (*.json).")
 
     def name_of(path: Path) -> str:
         return printable(str(path.relative_to(folder)))
@@ -141,7 +132,7 @@ def _read_folder(folder: Path, left_out: list[LeftOut]) -> dict[str, Summary]:
 
 
 def _without_duplicates(found: dict[str, Summary], left_out: list[LeftOut]) -> dict[str, Summary]:
-    """Of one run's files the most complete stays: a run writes its file again after every row."""
+    """The most complete file of each run: a run writes its file again after every row."""
 
     def completeness(file: str) -> tuple[bool, int, str]:
         return not found[file].method.finished, -len(found[file].rows), file
@@ -162,8 +153,21 @@ def _has(wanted: str | None, *names: str | None) -> bool:
     return not wanted or any(wanted.lower() in (name or "").lower() for name in names)
 
 
+def _usable(profiles: Mapping[str, Summary], left_out: list[LeftOut]) -> Iterator[Row]:
+    for file, profile in profiles.items():
+        if not profile.rows:
+            reason = "has no rows: its run was stopped before the first"
+            left_out.append(LeftOut(file, reason, "no rows"))
+        for row in profile.rows:
+            line = _line(file, profile, row)
+            if (refused := _refused(line)) is None:
+                yield line
+            else:
+                left_out.append(LeftOut(file, *refused))
+
+
 def _line(file: str, profile: Summary, row: RowSummary) -> Row:
-    """Figures of a row (medians), and the keys it is grouped and sorted by."""
+    """A row's medians, and the keys it is grouped and sorted by."""
     device, bandwidth = profile.device, row.bandwidth(profile.device)
     medians = {key: q.median if (q := getattr(row, key)) else None for key in MEDIANS}
     decode, joules = medians["decode_tok_s"], medians["joules_per_token"]
@@ -194,7 +198,7 @@ def _line(file: str, profile: Summary, row: RowSummary) -> Row:
 
 
 def _device_label(device: Device) -> str:
-    """A device as people tell it from another: chip, model, GPU, memory."""
+    """Chip, model, GPU and memory."""
     facts = (
         device.hw_model,
         device.gpu_name if device.gpu_name != device.name else None,
@@ -206,19 +210,19 @@ def _device_label(device: Device) -> str:
 
 
 def _model_label(model: ModelInfo) -> str:
-    """Name, size, and random weights; speed depends on no other part of it."""
+    """Name, size and random weights; speed depends on nothing else."""
     size = f", {model.parameters / 1e6:.4g} M parameters" if model.parameters else ""
     return f"{plain(model.name)}{size}{' (synthetic)' if model.synthetic else ''}"
 
 
 def _method_label(method: Method) -> str:
-    """Definition of a rate and what it leaves out, in any order."""
+    """Definition of a rate and what it excludes, sorted."""
     excluded = ", ".join(sorted(plain(word) for word in method.excluded[:20])) or "nothing"
     return f"rate = {plain(method.decode_rate)}; left out: {excluded}"
 
 
 def _runs_on(row: RowSummary, device: Device) -> str:
-    """Other facts that rows must share to be compared: the processor and the number types."""
+    """Processor and number types."""
     facts = row.engine_facts
     if facts is None:
         return ""
@@ -227,13 +231,13 @@ def _runs_on(row: RowSummary, device: Device) -> str:
 
 
 def _refused(line: Row) -> tuple[str, str] | None:
-    """Why a row has no figure that can be compared, and the kind of reason."""
+    """Reason why a row has no comparable figure, and its kind."""
     name = f"{line['artefact']} on {line['engine']} ({line['workload']})"
     if line["verdict"] == "INVALID":
         return f"{name} is INVALID: {line['reason']}", "invalid"
     if not line["decode_tok_s"] and not line["prefill_tok_s"]:
         return f"{name} has neither a decode nor a prefill rate: {line['reason']}", "not measured"
-    # A bandwidth that was itself measured can be too low.
+    # A measured bandwidth can be too low.
     is_limit = not (line["bandwidth_source"] or "").startswith("measured")
     if is_limit and (line["bandwidth_fraction"] or 0) > 1:
         return f"{name} reads faster than its memory can: measure again", "impossible"
@@ -241,24 +245,21 @@ def _refused(line: Row) -> tuple[str, str] | None:
 
 
 def _shown(rows: Sequence[Row]) -> list[Row]:
-    """One line per thing measured, most common method first, the fastest device first."""
+    """One row per thing measured, the most common method and the fastest device first."""
     newest = sorted(rows, key=lambda row: (row["created_utc"], row["file"]), reverse=True)
     same: dict[tuple[Any, ...], list[Row]] = {}
     for row in sorted(newest, key=lambda row: row["verdict"] != "VALID"):
-        same.setdefault(tuple(row[key] for key in SAME), []).append(row)
+        same.setdefault(itemgetter(*SAME)(row), []).append(row)
     pooled = [_pooled(runs) for runs in same.values()]
-    methods = [row["method"] for row in pooled]
+    methods = Counter(row["method"] for row in pooled)
+    place = itemgetter(*GROUP, "device")
     best: dict[tuple[Any, ...], float] = {}
-
-    def place(row: Row) -> tuple[Any, ...]:
-        return tuple(row[key] for key in (*GROUP, "device"))
-
     for row in pooled:
         rate = row["decode_tok_s"] or row["prefill_tok_s"]
         best[place(row)] = max(rate, best.get(place(row), 0.0))
 
     def order(row: Row) -> tuple[Any, ...]:
-        group = (-methods.count(row["method"]), row["method"], row["model"], row.pop("order"))
+        group = (-methods[row["method"]], row["method"], row["model"], row.pop("order"))
         names = (row[key] for key in ("device", "framework", "precision", "engine", "runs_on"))
         return (*group, row["workload"], -best[place(row)], *names)
 
@@ -266,7 +267,7 @@ def _shown(rows: Sequence[Row]) -> list[Row]:
 
 
 def _pooled(runs: Sequence[Row]) -> Row:
-    """The first, with the range of all and the files of the others."""
+    """The first row, with the range of all and the files of the others."""
     rates = [run["decode_tok_s"] for run in runs if run["decode_tok_s"] is not None]
     return {
         **runs[0],
@@ -278,15 +279,15 @@ def _pooled(runs: Sequence[Row]) -> Row:
 
 
 def devices_tables(comparison: DeviceComparison) -> list[DeviceTable]:
-    """A table per model, workload and method: what can be compared stands in one.
+    """A table per model, workload and method; figures are comparable within a table.
 
-    Where a model was measured on several devices and in several precisions, their decode rates
-    stand before it, a line per device and a column per precision.
+    If there are several devices and precisions, a table of decode rates comes before it, with a
+    line per device and a column per precision.
     """
     tables = []
-    for group, found in groupby(comparison.rows, key=lambda row: [row[key] for key in GROUP]):
-        rows, number = list(found), comparison.methods.index(group[2])
-        title = f"{group[0]}, {group[1] or 'no tokens'}"
+    for (model, workload, method), found in groupby(comparison.rows, key=itemgetter(*GROUP)):
+        rows, number = list(found), comparison.methods.index(method)
+        title = f"{model}, {workload or 'no tokens'}"
         title += f", method {number + 1}" if number else ""
         names = _precisions(rows)
         tables += [*_matrix(title, rows, names), _detail(title, rows, names)]
@@ -294,7 +295,7 @@ def devices_tables(comparison: DeviceComparison) -> list[DeviceTable]:
 
 
 def devices_markdown(comparison: DeviceComparison) -> str:
-    """The comparison as Markdown that shows every name as text."""
+    """The comparison as Markdown; names are escaped."""
     parts = [*_opening(comparison)]
     for table in devices_tables(comparison):
         head, *lines = ([*map(escape, line)] for line in (table.columns, *table.rows))
@@ -302,7 +303,7 @@ def devices_markdown(comparison: DeviceComparison) -> str:
         parts += [f"## {escape(table.title)}", drawn, *map(escape, table.remarks)]
     if len(comparison.methods) > 1:
         named = [f"{i}. {escape(method)}" for i, method in enumerate(comparison.methods, 1)]
-        why = "Rates of different methods are different things and stand in tables apart."
+        why = "Rates of different methods are not comparable: they are in separate tables."
         parts += ["## Methods", why, "\n".join(named)]
     if comparison.left_out:
         parts += ["## Left out", "\n".join(_left_out_lines(comparison.left_out))]
@@ -310,15 +311,14 @@ def devices_markdown(comparison: DeviceComparison) -> str:
 
 
 def _matrix(title: str, rows: Sequence[Row], names: Sequence[str]) -> list[DeviceTable]:
-    """Decode rates, devices by precisions; none where the other table says as much."""
+    """Decode rates, devices by precisions; no table for one device or one precision."""
     columns = sorted(set(names))
     devices = list(dict.fromkeys(row["device"] for row in rows))
     if len(devices) < 2 or not 2 <= len(columns) <= MOST_COLUMNS:
         return []
     cells = {(r["device"], n): figure(r["decode_tok_s"]) for r, n in zip(rows, names, strict=True)}
     lines = [[device, *(cells.get((device, c), "") for c in columns)] for device in devices]
-    has_gaps = any("" in line for line in lines)
-    remarks = ["An empty cell: not measured by anybody."] if has_gaps else []
+    remarks = ["Empty cells were not measured."] if any("" in line for line in lines) else []
     return [DeviceTable(f"{title}: decode (tok/s)", ["Device", *columns], lines, remarks)]
 
 
@@ -344,23 +344,22 @@ def _detail(title: str, rows: Sequence[Row], names: Sequence[str]) -> DeviceTabl
 
 
 def _precisions(rows: Sequence[Row]) -> list[str]:
-    """A name for every row's precision that is its own on its device."""
+    """A name for each row's precision that is unique on its device."""
     names, details = [], []
     for row in rows:
         name = f"{row['framework']} {row['precision']}"
         is_own = OWN_ENGINES.get(row["framework"]) == row["engine"]
         names.append(name if is_own else f"{name} on {row['engine']}")
         details.append(", ".join(filter(None, (row["artefact"], row["runs_on"]))))
-    meanings = set(zip(names, details, strict=True))
-    several = {name for name in names if sum(name == other for other, _ in meanings) > 1}
+    meanings = Counter(name for name, _ in set(zip(names, details, strict=True)))
     return [
-        f"{name} ({detail})" if name in several else name
+        f"{name} ({detail})" if meanings[name] > 1 else name
         for name, detail in zip(names, details, strict=True)
     ]
 
 
 def _meters(rows: Sequence[Row]) -> list[str]:
-    measured = [row["meter"] or "a meter that is not named" for row in rows if row["tok_per_joule"]]
+    measured = [row["meter"] or "an unnamed meter" for row in rows if row["tok_per_joule"]]
     meters = list(dict.fromkeys(measured))
     if len(meters) < 2:
         return [f"Energy by {meter}." for meter in meters]
@@ -368,7 +367,7 @@ def _meters(rows: Sequence[Row]) -> list[str]:
 
 
 def _runs(row: Row) -> str:
-    """How many measurements there are, and their range."""
+    """Number of measurements and their range."""
     low, high = row["lowest_tok_s"], row["highest_tok_s"]
     if row["runs"] == 1 or low is None:
         return str(row["runs"])
@@ -385,7 +384,7 @@ def _opening(comparison: DeviceComparison) -> Iterator[str]:
     yield f"# {_count(devices, 'device')} compared"
     yield f"{line}. Figures are medians over a run's trials."
     if not comparison.rows:
-        yield "Nothing is left to compare."
+        yield "No comparable rows."
 
 
 def _left_out_lines(left_out: Iterable[LeftOut]) -> Iterator[str]:

@@ -1,7 +1,7 @@
-"""Figures: colours, type, heading and notes around the panels, SVG and PNG.
+"""Figures: colours, style, heading and notes around the panels, SVG and PNG.
 
-Figures are drawn with matplotlib's object interface: no state, no display. Text in them comes
-from untrusted profiles: it passes `plain` and is never read as markup or mathematics.
+Text in figures comes from untrusted profiles: it passes `plain` and is not parsed as markup or
+mathematics.
 """
 
 import io
@@ -27,24 +27,24 @@ from edge.profile.profile import Profile
 from edge.report.table import provenance, title
 from edge.text import plain
 
-# Okabe and Ito's palette, distinct for colour-blind readers.
+# Okabe and Ito's colour-blind safe palette.
 BLUE, SKY, GREEN, ORANGE = "#0072B2", "#56B4E9", "#009E73", "#E69F00"
 VERMILLION, PURPLE, YELLOW = "#D55E00", "#CC79A7", "#F0E442"
 GREY, DARK_GREY, INK = "#999999", "#555555", "#222222"
-# One colour per engine in every figure. Vermillion is kept for what is wrong.
+# One colour per engine in every figure; vermillion is reserved for errors.
 COLOURS = {"mlx": BLUE, "mlx-lm": SKY, "llama.cpp": ORANGE}
 ERROR = VERMILLION
 WIDTH_IN, EDGE_IN = 8.0, 0.06
 # A CI over two processes can be huge; axes are clipped to this multiple of the medians.
 MOST_OF_AXIS = 1.6
 TITLE_PT, LEGEND_PT, NOTE_PT = 11, 8, 7
-# Of DejaVu Sans at NOTE_PT, as many as an inch holds.
+# DejaVu Sans at NOTE_PT.
 NOTE_CHARACTERS_PER_INCH = 17
 STYLE: dict[str, Any] = {
     "figure.facecolor": "white",
     "savefig.facecolor": "white",
     "font.family": "sans-serif",
-    # The first travels with matplotlib and measures the text; a page takes what it has.
+    # DejaVu Sans comes with matplotlib; a browser uses the first that is installed.
     "font.sans-serif": ["DejaVu Sans", "Verdana", "Helvetica", "Arial", "sans-serif"],
     "font.size": 9,
     "axes.titlesize": 9,
@@ -64,16 +64,16 @@ STYLE: dict[str, Any] = {
 }
 TAG = re.compile(r"<[A-Za-z][^<>]*>")
 COORDINATES = re.compile(r'\b(?:d|x|y)="[^"]*"')
-# Hundredths of a point are finer than any screen.
+# Hundredths of a point are finer than a pixel.
 DIGITS = re.compile(r"(\.\d\d)\d+")
 REFERENCE = re.compile(r'(\bid="|(?:xlink:)?href="#|url\(#)([^")]+)')
 
 
 @dataclass(frozen=True)
 class NamedFigure:
-    """A plot: `name` for files and ids, `caption` for n, spread and what is missing.
+    """A plot: `name` for files and ids, `caption` with n, spread and missing rows.
 
-    `heights_in` are those of heading, legend, panels and notes.
+    `heights_in` are the heights of heading, legend, panels and notes.
     """
 
     name: str
@@ -85,14 +85,15 @@ class NamedFigure:
     heights_in: tuple[float, float, float, float] = field(repr=False)
 
     def svg(self, prefix: str = "") -> str:
-        """The whole figure; with a prefix for its ids panels and legend alone, for a page."""
-        with self._laid_out(whole=not prefix):
-            return to_svg(self.figure, prefix + self.name)
+        """The whole figure; with a prefix of its ids only panels and legend, for a page."""
+        self._lay_out(whole=not prefix)
+        return _to_svg(self.figure, prefix + self.name)
 
     def png(self) -> bytes:
         """The whole figure as a PNG file, 150 dots per inch."""
         buffer = io.BytesIO()
-        with style(), self._laid_out(whole=True):
+        self._lay_out(whole=True)
+        with style():
             FigureCanvasAgg(self.figure)
             self.figure.savefig(buffer, format="png", dpi=150, metadata={"Software": None})
         return buffer.getvalue()
@@ -101,9 +102,8 @@ class NamedFigure:
         """For notebooks."""
         return self.svg()
 
-    @contextmanager
-    def _laid_out(self, whole: bool) -> Iterator[None]:
-        """The figure at its height, panels below the legend, with or without its words."""
+    def _lay_out(self, whole: bool) -> None:
+        """Set the height and place panels below the legend, with or without heading and notes."""
         title_in, legend_in, body_in, notes_in = self.heights_in
         if not whole:
             title_in, notes_in = EDGE_IN / 2, 0.0
@@ -117,14 +117,13 @@ class NamedFigure:
             legend.set_bbox_to_anchor((0.005, 1 - title_in / height_in))
         layout = cast(ConstrainedLayoutEngine, self.figure.get_layout_engine())
         layout.set(rect=(0, 0, 1, 1 - (title_in + legend_in) / height_in))
-        yield
 
 
 @contextmanager
 def style() -> Iterator[None]:
-    """Draw and save inside: the same look and no mathematics, whatever the user's settings."""
+    """Matplotlib's settings for drawing and saving, independent of the user's."""
     with warnings.catch_warnings(), matplotlib.rc_context():
-        # A name in a script that the measuring font lacks is still a name.
+        # Characters that DejaVu Sans lacks are valid in names.
         warnings.filterwarnings("ignore", message="Glyph .* missing from")
         matplotlib.rcdefaults()
         matplotlib.rcParams.update(cast(Any, STYLE))
@@ -132,7 +131,7 @@ def style() -> Iterator[None]:
 
 
 def new_figure(height_in: float) -> Figure:
-    """An empty figure; `finish` adds to the height of its panels."""
+    """An empty figure; `height_in` is the height of its panels."""
     return Figure(figsize=(WIDTH_IN, height_in), layout="constrained")
 
 
@@ -144,9 +143,9 @@ def finish(
     handles: Sequence[Any],
     *sentences: str,
 ) -> NamedFigure:
-    """Heading and legend above the panels, caption (`sentences`) and provenance beneath.
+    """Add heading (`what` and the title) and legend above, caption and provenance beneath.
 
-    `what` begins the heading; the sentences say n, spread, and what was not measured.
+    The caption's `sentences` state n, spread, and what was not measured.
     """
     caption, source = " ".join(sentences), provenance(profile)
     width = int(WIDTH_IN * NOTE_CHARACTERS_PER_INCH)
@@ -170,12 +169,12 @@ def finish(
 
 
 def _lines_in(lines: int, size_pt: float) -> float:
-    """The height of so many lines of text, in inches."""
+    """Height of lines of text, in inches."""
     return lines * 1.3 * size_pt / 72
 
 
 def legend_columns(labels: Sequence[str]) -> int:
-    """As many as fit beside each other; a legend is filled column by column."""
+    """Columns of a legend that fit into the width; it is filled column by column."""
     for columns in range(len(labels), 1, -1):
         lines, longer = divmod(len(labels), columns)
         starts = [n * lines + min(n, longer) for n in range(columns + 1)]
@@ -191,17 +190,16 @@ def colour_of(engine: str) -> str:
 
 
 def engine_handles(engines: Sequence[str], *others: Any) -> list[Any]:
-    """A legend's entries: the engines' colours, then others."""
+    """Legend entries: the engines' colours, then others."""
     known = [engine for engine in COLOURS if engine in engines]
     unknown = sorted(set(engines) - set(COLOURS))
     return [*(Patch(color=colour_of(e), label=plain(e, 30)) for e in known + unknown), *others]
 
 
-def to_svg(figure: Figure, name: str) -> str:
-    """The figure as one `<svg>` element, text as text, equal for equal figures.
+def _to_svg(figure: Figure, name: str) -> str:
+    """One `<svg>` element without XML prolog, time stamp and style rules; text stays text.
 
-    Its ids begin with `name`, so that several fit into one page; it carries no style rules that
-    could reach beyond it, no time stamp and no XML prolog. It is a file too.
+    Equal for equal figures. Ids begin with `name`, so that a page can have several figures.
     """
     buffer = io.StringIO()
     with style(), matplotlib.rc_context({"svg.hashsalt": name}):
@@ -211,15 +209,15 @@ def to_svg(figure: Figure, name: str) -> str:
     text = text[text.index("<svg") :]
     text = re.sub(r"\s*<metadata>.*?</metadata>", "", text, count=1, flags=re.DOTALL)
     text = re.sub(r'\s*<style type="text/css">.*?</style>', "", text, flags=re.DOTALL)
-    # Only inside tags: text may look like an id, but never holds a bare "<".
+    # Only in tags: text can look like an id, but contains no unescaped "<".
     text = TAG.sub(lambda tag: _own_tag(tag[0], name), text)
-    label = escape(" ".join(figure.texts[0].get_text().split()) if figure.texts else name)
+    label = escape(" ".join(figure.texts[0].get_text().split()))
     return text.replace(
         "<svg ", f'<svg role="img" aria-label="{label}" stroke-linejoin="round" ', 1
     )
 
 
 def _own_tag(tag: str, name: str) -> str:
-    """Ids and references under the figure's name, coordinates no finer than can be seen."""
+    """The tag with ids and references that begin with `name`, and rounded coordinates."""
     tag = COORDINATES.sub(lambda found: DIGITS.sub(r"\1", found[0]), tag)
     return REFERENCE.sub(rf"\g<1>{name}-\g<2>", tag)

@@ -1,4 +1,4 @@
-"""A profile's table in Table 11's order of columns, what it leaves open, and all of it as CSV."""
+"""A profile as a table with the columns of Table 11, its notes and provenance, and as CSV."""
 
 import csv
 import io
@@ -31,13 +31,13 @@ HEAD = (
     *(f"quality_{name}" for name in QUALITY),
     *("verdict", "reasons"),
 )
-# A spreadsheet takes what begins so for a formula, and runs it.
+# Spreadsheets run cells that begin with these as formulas.
 FORMULA = ("=", "+", "-", "@")
 
 
 @dataclass(frozen=True)
 class Cell:
-    """Text, and for a number what it is sorted by; None where nothing was measured."""
+    """Text and, for sorting, the number; None if not measured."""
 
     text: str
     value: float | None = None
@@ -45,27 +45,27 @@ class Cell:
 
 @dataclass(frozen=True)
 class Table:
-    """Head and lines, all equally long; `words` names the columns of text."""
+    """Head and lines of equal length; `words` are the columns that hold text."""
 
     head: tuple[str, ...]
     lines: tuple[tuple[Cell, ...], ...]
     words: tuple[str, ...]
 
     def markdown(self) -> str:
-        """As an aligned Markdown table."""
+        """An aligned Markdown table."""
         lines = [[escape(cell.text) for cell in line] for line in self.lines]
         return markdown(self.head, lines, self.words)
 
 
 def profile_table(profile: Profile) -> Table:
-    """The rows' medians ± standard deviation, without columns that say nothing."""
+    """Medians ± standard deviation of the rows, without empty columns."""
     lines = [_cells(row, plain(profile.device.name)) for row in profile.rows]
     kept = [name for name in lines[0] if _is_kept(name, lines)] if lines else []
     return Table(tuple(kept), tuple(tuple(line[name] for name in kept) for line in lines), WORDS)
 
 
 def number_cell(value: float | None, digits: int = 3) -> Cell:
-    """A number; a dash for None."""
+    """A cell with significant digits; a dash for None."""
     return Cell(figure(value, digits), value)
 
 
@@ -110,7 +110,7 @@ def _quantity_cell(quantity: Quantity | None, scale: float = 1.0) -> Cell:
 
 
 def notes(profile: Profile) -> list[str]:
-    """Each distinct reason once, with the rows it is about where that is not all of them."""
+    """Each distinct reason once, with the rows it is about unless that is all of them."""
     rows = profile.rows
     about: dict[str, list[str]] = {}
     for row in rows:
@@ -125,13 +125,13 @@ def notes(profile: Profile) -> list[str]:
 
 
 def row_label(row: RowSummary, rows: Sequence[RowSummary]) -> str:
-    """A row's short name, with the workload where `rows` have several."""
+    """A row's short name, with the workload if `rows` have several."""
     name = plain(row.with_peer(row.artefact), 60)
     return f"{name} {row.workload}" if len({r.workload for r in rows}) > 1 else name
 
 
 def listed(labels: Iterable[str]) -> str:
-    """Labels beside each other; those of several workloads have commas of their own."""
+    """Labels joined by commas, or by semicolons if some contain commas."""
     labels = list(labels)
     return ("; " if any(", " in label for label in labels) else ", ").join(labels)
 
@@ -142,7 +142,7 @@ def title(profile: Profile) -> str:
 
 
 def markdown_section(profile: Profile) -> str:
-    """Heading, table, notes and provenance of one profile; ends with a line end."""
+    """Heading, table, notes and provenance of one profile, as Markdown."""
     parts = (
         f"### {escape(title(profile))}",
         profile_table(profile).markdown() if profile.rows else "No row was measured.",
@@ -153,7 +153,7 @@ def markdown_section(profile: Profile) -> str:
 
 
 def provenance(profile: Profile) -> str:
-    """Device, versions, meter and time in one line, for under a figure."""
+    """Device, versions, meter and time in one line."""
     software, revision = profile.software, profile.software.get("edge-revision", "")
     commit, _, changed = revision.partition("-")
     edge = f"edge {software.get('edge') or 'of unknown version'}"
@@ -172,7 +172,7 @@ def provenance(profile: Profile) -> str:
 
 
 def csv_table(profiles: Iterable[Profile]) -> str:
-    """A line per row: every figure, unrounded; empty where nothing was measured."""
+    """CSV with a line per row, figures unrounded, empty where not measured."""
     text = io.StringIO()
     writer = csv.DictWriter(text, HEAD, extrasaction="ignore", lineterminator="\n")
     writer.writeheader()
@@ -193,7 +193,7 @@ def csv_table(profiles: Iterable[Profile]) -> str:
 
 
 def _flat(row: RowSummary) -> dict[str, Any]:
-    """A row's values by their column: those of objects behind the object's name."""
+    """A row's values by column; nested objects are flattened to name_part."""
     found: dict[str, Any] = msgspec.to_builtins(row.workload)
     for name in RowSummary.__struct_fields__:
         value = msgspec.to_builtins(getattr(row, name))

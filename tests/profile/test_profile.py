@@ -48,7 +48,7 @@ ROWS = {
     ),
     "failed": build_row(SUBJECT, JOB, [process([], failure="it died")], context()),
 }
-# As little as a file may hold, as in the first version.
+# The required keys, as in the first version.
 OLDEST = {
     "schema": 1,
     "created_utc": "2026-01-01T00:00:00Z",
@@ -75,7 +75,7 @@ def saved(path, data):
 
 
 @pytest.mark.parametrize("name", ROWS)
-def test_what_is_written_reads_back_the_same(path, name):
+def test_written_profiles_read_back_equal(path, name):
     profile = msgspec.structs.replace(PROFILE, rows=[ROWS[name]])
     write(profile, path)
     assert read(path) == profile
@@ -83,7 +83,7 @@ def test_what_is_written_reads_back_the_same(path, name):
 
 
 @pytest.mark.parametrize("measured", MEASURED, ids=lambda path: path.name)
-def test_measured_profiles_are_read_and_written_without_a_loss(measured, path):
+def test_measured_profiles_are_read_and_written_without_loss(measured, path):
     profile = read(measured)
     write(profile, path)
     assert json.loads(path.read_text()) == json.loads(measured.read_text(encoding="utf-8"))
@@ -102,15 +102,15 @@ def test_the_schema_file_is_that_of_the_structs():
         Draft202012Validator(schema).validate(json.loads(measured.read_text(encoding="utf-8")))
 
 
+def changed(**values):
+    """OLDEST with other values in its row."""
+    return {**OLDEST, "rows": [{**OLDEST["rows"][0], **values}]}
+
+
 def test_older_files_and_unknown_keys_are_read(path):
     assert read(saved(path, OLDEST)).rows[0].decode_tok_s == Quantity(median=1.0, mean=1.0, n=1)
     newer = {**OLDEST, "new": {"x": 1}, "device": {"name": "x", "new": [None]}}
     assert read_summary(saved(path, newer)).device == Device("x")
-
-
-def changed(**values):
-    """The oldest file with other values in its row."""
-    return {**OLDEST, "rows": [{**OLDEST["rows"][0], **values}]}
 
 
 @pytest.mark.parametrize("read_it", [read, read_summary])
@@ -118,23 +118,20 @@ def changed(**values):
     ("data", "kind", "words"),
     [
         (b"{", "not a profile", "is not JSON"),
-        (b"\xff", "not a profile", "is not JSON"),
         (b'{"x": ' + b"[" * 100_000, "not a profile", "is not JSON"),
         (b'{"schema": NaN}', "not a profile", "is not JSON"),
         ([1], "not a profile", "no schema number"),
         ({"schema": True}, "not a profile", "no schema number"),
-        ({"schema": 0}, "not a profile", "no schema number"),
         ({"schema": 2}, "newer schema", "has a newer schema than 1, which this edge reads"),
         (b'{"schema": 1%s}' % (b"0" * 3000), "newer schema", "newer schema than 1"),
         ({"schema": 1}, "broken", "`created_utc`"),
         ({**OLDEST, "created_utc": "today"}, "broken", "$.created_utc"),
-        (changed(engine=None), "broken", "$.rows[0].engine"),
         (changed(verdict="FINE"), "broken", "$.rows[0].verdict"),
         (changed(file_bytes=10**400), "broken", "file_bytes"),
         (changed(load_s=1e300), "broken", "$.rows[0].load_s"),
     ],
 )
-def test_a_wrong_file_is_refused_in_one_sentence(path, read_it, data, kind, words):
+def test_wrong_files_are_refused_in_one_sentence(path, read_it, data, kind, words):
     with pytest.raises(ProfileError, match=r"p\.json") as caught:
         read_it(saved(path, data))
     assert caught.value.kind == kind
@@ -142,7 +139,7 @@ def test_a_wrong_file_is_refused_in_one_sentence(path, read_it, data, kind, word
     assert str(caught.value).isprintable() and str(caught.value).endswith(".")
 
 
-def test_a_broken_trial_is_refused_in_full_and_passed_over_in_a_summary(path):
+def test_broken_trials_are_refused_by_read_and_ignored_by_read_summary(path):
     saved(path, changed(trials=[{}]))
     with pytest.raises(EdgeError, match=r"\$\.rows\[0\]\.trials\[0\]"):
         read(path)
@@ -157,19 +154,22 @@ def test_stamps_share_a_line_and_nan_is_refused():
         msgspec.structs.replace(PROFILE, rows=[row]).to_json()
 
 
-def test_a_reason_knows_what_it_is_about():
-    for sentence, about, words in (
+@pytest.mark.parametrize(
+    ("sentence", "about", "text"),
+    [
         ("power_w: no meter: install one", "power_w", "no meter: install one"),
         ("power_w, joules_per_token and their like: no meter", "power_w", "no meter"),
-        ("quality was not measured: add --quality", "quality", None),
-        ("it died: out of memory", "", None),
-    ):
-        found = Reason.parse(sentence)
-        assert (found.about, found.text) == (about, words or sentence)
-        assert Reason.parse(str(found)) == found
+        ("quality was not measured", "quality", "quality was not measured"),
+        ("it died: out of memory", "", "it died: out of memory"),
+    ],
+)
+def test_reasons_are_parsed(sentence, about, text):
+    found = Reason.parse(sentence)
+    assert (found.about, found.text) == (about, text)
+    assert Reason.parse(str(found)) == found
 
 
-def test_why_a_figure_is_missing():
+def test_a_null_has_a_reason():
     reasons = ["too hot", "power_w: no meter", "decode drifts: see joules_per_token"]
     row = msgspec.structs.replace(ROWS["plain"], reasons=reasons)
     assert row.why_not("power_w") == "no meter"

@@ -1,4 +1,4 @@
-"""Whatever lies in a file: a fault, a line in the comparison or a reason to leave it out."""
+"""Arbitrary files are a fault, a row of the comparison or left out; never an exception."""
 
 import copy
 import json
@@ -34,7 +34,7 @@ VALUES |= st.integers() | st.floats() | st.text(max_size=20)
 
 @st.composite
 def spoilt(draw):
-    """The profile with some values replaced, removed or repeated; perhaps its text as well."""
+    """Bytes of the profile with values replaced, removed or repeated, sometimes cut off."""
     profile = copy.deepcopy(PROFILE)
     parts = st.sampled_from([profile, *profile["rows"]])
     for _ in range(draw(st.integers(1, 2))):
@@ -66,17 +66,15 @@ def change(draw, target, step):
     elif kind == "scale" and type(target[step]) in (int, float) and abs(target[step]) < 2**63:
         target[step] *= draw(st.sampled_from([-1, 0, 1e-9, 0.5, 1.01, 1000, 1e300]))
     else:
-        # A copy: a later change of the same list would be one of every example's.
         target[step] = copy.deepcopy(draw(VALUES))
 
 
 @FUZZED
 @given(text=spoilt())
-def test_a_spoilt_profile_is_a_fault_or_a_line_and_never_a_crash(tmp_path, text):
+def test_spoilt_profiles_are_reported_and_never_raise(tmp_path, text):
     (tmp_path / "good.json").write_text(json.dumps(PROFILE))
     (tmp_path / "fuzz.json").write_bytes(text)
-    faults = check([tmp_path / "fuzz.json"], names=("quince",)).faults
-    for fault in faults:
+    for fault in check([tmp_path / "fuzz.json"], names=("quince",)).faults:
         assert str(fault).isprintable() and len(str(fault)) < 2000
     assert check([tmp_path / "good.json"], names=()).faults == []
     found = compare_devices(tmp_path)

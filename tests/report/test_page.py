@@ -1,20 +1,22 @@
-"""The page as text: complete, escaped, sealed. In a browser: test_page_browser."""
+"""The page as text; in a browser: test_page_browser."""
 
 import json
 import re
+import shutil
 import subprocess
 import sys
+import tomllib
 from html.parser import HTMLParser
 
 import pytest
 
-from edge.report.page import Source, render_page, script_json
+from edge.report.page import Source, render_page
 from edge.report.plots import Drawn, draw
-from tests.support.profiles import HOSTILE, ROOT, failed_row, hostile_profile, make_profile, typed
+from tests.support.profiles import ROOT, failed_row, hostile_profile, make_profile, typed
 
 
 class Reader(HTMLParser):
-    """Elements, their attributes and the text of scripts, as the standard has them."""
+    """Elements, their attributes, and the text of scripts."""
 
     def __init__(self, page):
         super().__init__()
@@ -34,7 +36,7 @@ class Reader(HTMLParser):
 
 @pytest.fixture(scope="module")
 def profile():
-    """Three rows: as they should be, without power, failed."""
+    """Rows: one complete, one without power, one failed."""
     made = make_profile(artefacts=("mlx-fp16", "mlx-int4", "gguf-f16"))
     reason = "power_w: the meter was asleep"
     made["rows"][1].update(power_w=None, joules_per_token=None, verdict="WARN", reasons=[reason])
@@ -43,14 +45,13 @@ def profile():
 
 
 def page_of(*profiles, drawn=None):
-    """Without plots where none are given: drawing takes most of the time."""
     drawn = drawn or Drawn([], [])
     return render_page(
         [Source(typed(p), drawn, json.dumps(p, indent=1).encode()) for p in profiles]
     )
 
 
-def test_the_page_says_what_the_profile_says(profile):
+def test_the_page_has_facts_verdicts_and_reasons(profile):
     page = Reader(page_of(profile)).text
     for words in (
         *("stable-code-3b on Apple M2 Max", "12 (8 Performance, 4 Efficiency)", "1 INVALID"),
@@ -63,15 +64,12 @@ def test_the_page_says_what_the_profile_says(profile):
     assert "it ran out of memory" in wrong
     assert "the meter was asleep" in missing and "the meter was asleep" not in wrong
     assert "quality was not measured: add --quality" in missing
-
-
-def test_published_figures_are_beside_their_model_alone(profile):
     assert "Beside the published figures" in page_of(profile)
     other = {**profile, "model": {**profile["model"], "name": "stablelm-3b-4e1t"}}
     assert "Beside the published figures" not in page_of(other)
 
 
-def test_several_profiles_have_an_index_and_ids_of_their_own(profile):
+def test_several_profiles_have_an_index_and_unique_ids(profile):
     found = draw(typed(profile))
     text = page_of(profile, profile, drawn=Drawn(found.figures[:2], []))
     page = Reader(text)
@@ -79,27 +77,20 @@ def test_several_profiles_have_an_index_and_ids_of_their_own(profile):
     assert len(ids) == len(set(ids))
     links = set(re.findall(r'href="#([^"]+)"', text))
     clips = set(re.findall(r"url\(#([^)]+)\)", text))
-    assert {"profile-1", "profile-2"} <= links
-    assert clips
+    assert clips and {"profile-1", "profile-2"} <= links
     assert links | clips <= set(ids)
 
 
-def test_the_embedded_json_is_the_files(profile):
+def test_profiles_are_embedded_as_json_without_markup(profile):
     profiles = [{**profile, "unknown": {"x": 1}}, hostile_profile(profile)]
     scripts = Reader(page_of(*profiles)).scripts
     assert len(scripts) == 2
     assert json.loads(scripts[0]) == profiles
-
-
-@pytest.mark.parametrize("text", HOSTILE)
-def test_json_in_a_script_neither_ends_it_nor_opens_a_comment(text):
-    made = script_json(json.dumps([text]).encode())
-    assert not re.search("[<>&\u2028\u2029]", made)
-    assert json.loads(made) == [text]
+    assert not re.search("[<>&\u2028\u2029]", scripts[0])
 
 
 @pytest.mark.parametrize("first", [0, 3])
-def test_hostile_strings_are_text_everywhere(profile, first):
+def test_hostile_strings_are_escaped(profile, first):
     spoilt = hostile_profile(profile, first)
     page = page_of(spoilt, drawn=draw(typed(spoilt)) if first == 0 else None)
     assert "{{ 7 * 7 }}" in page
@@ -111,18 +102,26 @@ def test_hostile_strings_are_text_everywhere(profile, first):
     assert not set("\x00\x1b\u202e\u2066") & set(page.partition('<script type="application')[0])
 
 
-def test_a_profile_may_have_no_figure_and_only_what_the_first_version_had(profile):
+def test_profiles_without_figures_and_of_the_first_version_have_a_page(profile):
     assert "No row has a figure that counts." in page_of({**profile, "rows": profile["rows"][2:]})
     old = {**profile, "device": {"name": "x"}, "model": {"name": "y"}, "method": {}}
     assert "y on x" in page_of({**old, "software": {}, "rows": []})
 
 
 def test_reports_import_nothing_that_measures():
-    code = (
-        "import sys, edge.report.page, edge.report.devices, edge.profile.check; print(*sys.modules)"
-    )
-    command = [sys.executable, "-c", code]
+    modules = "edge.report.page, edge.report.devices, edge.profile.check"
+    command = [sys.executable, "-c", f"import sys, {modules}; print(*sys.modules)"]
     modules = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=True).stdout
     heavy = r"(?:mlx|mlx_lm|llama_cpp|edge\.(?:model|generate|convert|bench))(?:\.|$)"
     assert "edge.report.page" in modules
     assert [name for name in modules.split() if re.match(heavy, name)] == []
+
+
+def test_the_wheel_contains_the_whole_package():
+    """Page, corpus and tables are read at run time; the build leaves out what git ignores."""
+    settings = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+    build = settings["tool"]["hatch"]["build"]
+    assert build == {"targets": {**build["targets"], "wheel": {"packages": ["edge"]}}}
+    if shutil.which("git") and (ROOT / ".git").exists():
+        command = ["git", "ls-files", "--cached", "--ignored", "--exclude-standard", "edge"]
+        assert subprocess.check_output(command, cwd=ROOT, text=True) == ""

@@ -1,4 +1,4 @@
-"""The page in a real headless Chromium: what it shows, does, fetches and allows."""
+"""The page in headless Chromium."""
 
 import json
 import shutil
@@ -29,7 +29,7 @@ def chromium():
 
 @pytest.fixture(scope="module")
 def profiles():
-    """Every column, rates that sort differently as words, a failed row; then a hostile one."""
+    """One with all columns, a failed row and rates that sort differently as text; a hostile one."""
     made = make_profile(quality=True)
     made["rows"][4]["workload"]["depth"] = 4096
     made["rows"][0] = failed_row(made["rows"][0], "it ran out of memory")
@@ -50,33 +50,32 @@ def file(profiles, tmp_path_factory) -> Path:
 
 @pytest.fixture
 def opened(chromium, file):
-    """Opens the page; afterwards nothing was fetched, said on the console, or attacked."""
-    contexts, requests, complaints = [], [], []
+    """Opens the page; afterwards checks that nothing was fetched, logged or attacked."""
+    contexts, requests, messages = [], [], []
 
     def open_page(**context):
         context = chromium.new_context(viewport={"width": 1280, "height": 800}, **context)
         contexts.append(context)
         page = context.new_page()
         page.on("request", lambda request: requests.append(request.url))
-        page.on("console", lambda message: complaints.append(message.text))
-        page.on("pageerror", lambda error: complaints.append(str(error)))
-        page.on("dialog", lambda dialog: complaints.append(dialog.message))
+        page.on("console", lambda message: messages.append(message.text))
+        page.on("pageerror", lambda error: messages.append(str(error)))
+        page.on("dialog", lambda dialog: messages.append(dialog.message))
         page.goto(file.as_uri())
         return page
 
-    open_page.complaints, open_page.requests = complaints, requests
-    open_page.refusals_expected = False
+    open_page.messages, open_page.requests = messages, requests
+    open_page.expects_refusals = False
     yield open_page
     for context in contexts:
         assert context.pages[0].evaluate("window.attacked") is None
         context.close()
-    if not open_page.refusals_expected:
+    if not open_page.expects_refusals:
         assert {url for url in requests if not url.startswith("blob:")} == {file.as_uri()}
-        assert complaints == []
+        assert messages == []
 
 
 def column(page, name):
-    """A column of the first table, top to bottom."""
     return page.evaluate(
         """name => {
             const table = document.querySelector('table');
@@ -88,7 +87,7 @@ def column(page, name):
     )
 
 
-def test_figures_sort_as_numbers_and_what_is_missing_stays_last(opened):
+def test_columns_sort_as_numbers_with_missing_values_last(opened):
     page = opened()
     assert page.title() == "Device reports"
     assert page.locator("article").first.locator("figure svg").count() >= 4
@@ -105,7 +104,7 @@ def test_figures_sort_as_numbers_and_what_is_missing_stays_last(opened):
     assert page.evaluate("document.documentElement.scrollWidth") <= 1280
 
 
-def test_the_buttons_copy_and_save(opened, profiles):
+def test_buttons_copy_markdown_and_save_json(opened, profiles):
     page = opened(permissions=["clipboard-read", "clipboard-write"])
     for number, profile in enumerate(profiles):
         with page.expect_download() as download:
@@ -117,13 +116,12 @@ def test_the_buttons_copy_and_save(opened, profiles):
         assert copied == markdown_section(typed(profile))
 
 
-def test_the_policy_holds(opened):
-    """Even if markup came through, no script of it would run and nothing would be fetched.
+def test_the_content_security_policy_refuses_scripts_and_requests(opened):
+    """The frame has another address: Chromium connects before it checks the policy.
 
-    The frame has another address: Chromium opens a connection for one before it asks the policy.
-    Some versions report a refused request as a request, so a server of ours tells.
+    Some versions report refused requests as requests, so a local server checks.
     """
-    opened.refusals_expected = True
+    opened.expects_refusals = True
     server = socket.create_server(("127.0.0.1", 0))
     server.setblocking(False)
     address = f"http://127.0.0.1:{server.getsockname()[1]}/"
@@ -139,7 +137,7 @@ def test_the_policy_holds(opened):
                 + '<p style="background: url(' + address + 'y.png)">x</p>';
             document.body.append(box);
             const painted = () => new Promise(done => requestAnimationFrame(done));
-            await painted();  // the background is wanted when the page is drawn
+            await painted();  // backgrounds are fetched when painted
             await painted();
             const signal = AbortSignal.timeout(5000);
             return fetch(address, { signal }).then(() => 'fetched', error => error.name);
@@ -148,7 +146,7 @@ def test_the_policy_holds(opened):
     )
     assert refused == "TypeError"
     assert page.evaluate("window.ran") is None
-    with server, pytest.raises(BlockingIOError):  # nobody called
+    with server, pytest.raises(BlockingIOError):
         server.accept()
-    assert len(opened.complaints) >= 4
-    assert all("Content Security Policy" in text for text in opened.complaints)
+    assert len(opened.messages) >= 4
+    assert all("Content Security Policy" in text for text in opened.messages)

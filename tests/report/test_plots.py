@@ -1,5 +1,3 @@
-import copy
-import json
 import re
 from functools import cache
 
@@ -8,7 +6,6 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import to_hex
 from matplotlib.container import BarContainer
 
-from edge.profile.check import check
 from edge.profile.profile import read
 from edge.report.figure import COLOURS, NamedFigure
 from edge.report.plots import depth, draw, energy, latency, power, precision, roofline, throughput
@@ -32,18 +29,13 @@ ALL = ["throughput", "energy", "precision", "depth", "power", "latency", "roofli
 
 
 @cache
-def made(maker=mac_profile, **how):
-    return maker(**how)
-
-
-@cache
 def drawn(maker=mac_profile, **how):
-    """Every plot of it, drawn once for the whole file."""
-    return draw(typed(made(maker, **how)))
+    """Every plot of a profile, drawn once for the whole file."""
+    return draw(typed(maker(**how)))
 
 
-def shallow():
-    return copy.deepcopy(made(depths=(0,)))
+def shallow(**how):
+    return mac_profile(depths=(0,), **how)
 
 
 def words(figure):
@@ -56,13 +48,11 @@ def plotted(plot, data):
     return found
 
 
-@pytest.mark.parametrize("maker", [failed_profile, linux_profile, mac_profile])
-def test_generated_profiles_hang_together(maker, tmp_path):
-    (tmp_path / "p.json").write_text(json.dumps(made(maker)))
-    assert check([tmp_path], names=()).faults == []
+def bars_of(figure):
+    return [c.patches[0] for c in figure.figure.axes[0].containers if isinstance(c, BarContainer)]
 
 
-def test_a_profile_with_everything_has_every_plot():
+def test_complete_profiles_have_every_plot():
     measured = (ROOT / "profiles" / "measured").glob("*.json")
     assert all(draw(read(path)).figures[0].name == "throughput" for path in measured)
     found = drawn(quality=True)
@@ -76,18 +66,17 @@ def test_a_profile_with_everything_has_every_plot():
 
 
 def test_missing_plots_have_a_reason():
-    said = drawn(linux_profile).missing
-    assert said[0] == "Energy against speed, Power over time: there is no meter here."
-    assert said[1] == "What a precision costs: quality was not measured: add --quality."
-    assert said[2].startswith("Against depth") and "-d 0,4096" in said[2]
+    missing = drawn(linux_profile).missing
+    assert missing[0] == "Energy against speed, Power over time: there is no meter here."
+    assert missing[1] == "What a precision costs: quality was not measured: add --quality."
+    assert missing[2].startswith("Against depth") and "-d 0,4096" in missing[2]
     empty = draw(typed({**shallow(), "rows": []}))
     assert (empty.figures, len(empty.missing)) == ([], 3)
 
 
 def test_bars_are_medians_from_zero_in_the_engines_colour():
-    axes = plotted(throughput, made(linux_profile)).figure.axes[0]
-    bars = [c.patches[0] for c in axes.containers if isinstance(c, BarContainer)]
-    rows = side_by_side(typed(made(linux_profile)).rows)
+    figure = plotted(throughput, linux_profile())
+    bars, rows = bars_of(figure), side_by_side(typed(linux_profile()).rows)
     assert [bar.get_width() for bar in bars] == [row.decode_tok_s.median for row in rows]
     assert {bar.get_x() for bar in bars} == {0}
     colours = [to_hex(bar.get_facecolor()).upper() for bar in bars]
@@ -95,11 +84,11 @@ def test_bars_are_medians_from_zero_in_the_engines_colour():
     assert [row.artefact for row in rows] == [  # MLX beside the GGUF of the same bits
         *("mlx-fp16", "gguf-f16", "gguf-q6_k", "gguf-q5_k_m", "mlx-int4")
     ]
-    dots = [len(c.get_offsets()) for c in axes.collections if len(c.get_offsets()) > 1]
-    assert dots == [6] * len(rows)
+    offsets = [len(c.get_offsets()) for c in figure.figure.axes[0].collections]
+    assert [n for n in offsets if n > 1] == [6] * len(rows)
 
 
-def test_published_rates_are_marked_for_stable_code_3b_alone():
+def test_published_rates_are_marked_only_for_stable_code_3b():
     marked = plotted(throughput, shallow())
     assert "published (Table 11)" in words(marked)
     assert published_marks(marked) == {row.decode_tok_s for row in table11_rows()}
@@ -116,12 +105,10 @@ def published_marks(figure):
     return {line.get_xdata()[0] for line in lines}
 
 
-def test_a_failed_row_says_why_and_has_no_bar():
+def test_failed_rows_have_a_reason_instead_of_a_bar():
     data = shallow()
     data["rows"][1] = failed_row(data["rows"][1], "out of memory in round 2")
-    figure = plotted(throughput, data)
-    bars = [c for c in figure.figure.axes[0].containers if isinstance(c, BarContainer)]
-    assert len(bars) == 4
+    assert len(bars_of(plotted(throughput, data))) == 4
     for plot in (throughput, energy, latency, roofline):
         assert "not measured: out of memory in round 2" in words(plotted(plot, data))
     figure = drawn(failed_profile).figures[0]
@@ -130,16 +117,15 @@ def test_a_failed_row_says_why_and_has_no_bar():
     assert list(figure.figure.axes[0].get_xticks()) == []
 
 
-def test_the_front_is_what_nothing_beats_in_both():
+def test_the_pareto_front_is_what_nothing_beats_in_both():
     assert front([(10, 5.0), (20, 3.0), (20, 4.0), (5, 1.0), (7, 6.0)]) == [3, 1]
-    assert front([(1, 1.0)]) == [0]
     data = shallow()
     assert "nothing is better in both" in words(plotted(energy, data))
     data["rows"] = data["rows"][:1]
     assert "nothing is better in both" not in words(plotted(energy, data))
 
 
-def test_quality_stands_beside_the_name_where_it_is_known():
+def test_energy_labels_have_the_quality():
     assert "mlx-int4 KL 0.018 nats" in words(drawn(quality=True).figures[1])
     data = shallow()
     data["rows"][1]["quality"] = {"perplexity_ratio": 1.0625}
@@ -149,8 +135,8 @@ def test_quality_stands_beside_the_name_where_it_is_known():
     assert "Quality was not measured." in plotted(energy, shallow()).caption
 
 
-def test_an_invalid_row_is_compared_with_nothing():
-    data = copy.deepcopy(made(quality=True))
+def test_invalid_rows_are_compared_with_nothing():
+    data = mac_profile(quality=True)
     for row in data["rows"][1::5]:  # mlx-int4 at both depths
         row.update(verdict="INVALID", reasons=["its logits are wrong"])
     for plot in (energy, depth, precision):
@@ -159,19 +145,18 @@ def test_an_invalid_row_is_compared_with_nothing():
         labels = [text.get_text() for text in figure.figure.axes[0].texts]
         assert not [label for label in labels if "mlx-int4" in label]
     for plot in (throughput, roofline):
-        found = plotted(plot, data).figure
-        bars = [c.patches[0] for c in found.axes[0].containers if isinstance(c, BarContainer)]
-        assert sum(bar.get_hatch() is not None for bar in bars) == 2
-        assert any("INVALID" in text.get_text() for text in found.legends[0].texts)
+        figure = plotted(plot, data)
+        assert sum(bar.get_hatch() is not None for bar in bars_of(figure)) == 2
+        assert any("INVALID" in text.get_text() for text in figure.figure.legends[0].texts)
     titles = [axes.get_title(loc="left") for axes in plotted(latency, data).figure.axes]
     assert sum("INVALID" in title for title in titles) == 2
 
 
-def test_precision_sets_divergence_against_bytes():
-    figure = drawn(quality=True).figures[2]
+def test_precision_is_divergence_against_bytes():
+    data = shallow(quality=True)
+    figure, rows = plotted(precision, data), typed(data).rows
     axes = figure.figure.axes[0]
     points = [tuple(c.get_offsets()[0]) for c in axes.collections]
-    rows = [row for row in typed(made(quality=True)).rows if not row.workload.depth]
     assert [x for x, _ in points] == [row.bits_per_weight / 8 for row in rows]
     floor = axes.get_ylim()[0]  # two of them are the reference itself
     assert [y for _, y in points] == [row.quality.kl_mean or floor for row in rows]
@@ -179,10 +164,6 @@ def test_precision_sets_divergence_against_bytes():
     assert "from mlx-fp16, over n = 4096 tokens of a sample." in figure.caption
     assert "A triangle on the lower edge" in figure.caption
     assert "mlx-int4 0.018 nats, top-1 98.2%" in words(figure)
-
-
-def test_precision_needs_two_rows_with_a_divergence():
-    data = copy.deepcopy(made(depths=(0,), quality=True))
     for row in data["rows"][2:]:
         row.update(quality=None, reasons=["quality: the corpus was too short"])
     assert "corpus was too short" in plotted(precision, data).caption
@@ -192,7 +173,7 @@ def test_precision_needs_two_rows_with_a_divergence():
     assert precision(typed(data)) == "the corpus was too short"
 
 
-def test_labels_cover_neither_points_nor_each_other():
+def test_labels_do_not_overlap():
     figure = next(f for f in drawn(many_rows_profile).figures if f.name == "energy").figure
     FigureCanvasAgg(figure).draw()
     renderer = figure.canvas.get_renderer()
@@ -203,50 +184,46 @@ def test_labels_cover_neither_points_nor_each_other():
 
 
 @pytest.mark.parametrize(("plot", "limit"), [(throughput, "get_xlim"), (depth, "get_ylim")])
-def test_a_huge_interval_does_not_press_the_figures_flat(plot, limit):
-    data = copy.deepcopy(made())
+def test_axes_are_clipped_for_huge_intervals(plot, limit):
+    data = mac_profile()
     before = getattr(plotted(plot, data).figure.axes[0], limit)()[1]
     data["rows"][0]["decode_tok_s"]["ci95"] = [-1e6, 1e6]
     figure = plotted(plot, data)
     assert getattr(figure.figure.axes[0], limit)()[1] < 2 * before
-    assert plot is depth or "goes on beyond it" in figure.caption
+    assert plot is depth or "continues beyond it" in figure.caption
 
 
-def test_depth_without_power_says_so_in_its_panel():
-    figure = plotted(depth, made(power=False)).figure
+def test_depth_without_power_has_a_reason_in_its_panel():
+    figure = plotted(depth, mac_profile(power=False)).figure
     shown = [text.get_text() for text in figure.axes[2].texts]
     assert [" ".join(text.split()) for text in shown] == ["not measured: there is no meter here"]
 
 
-def test_power_shades_the_windows_and_shows_the_thermal_level():
+def test_power_has_windows_thermal_levels_and_at_most_six_rows():
     data = shallow()
     data["rows"][0]["processes"][0]["power_series"]["thermal"][0]["level"] = "Nominal"  # older
     figure = plotted(power, data)
-    assert len(figure.figure.axes) == 10
     text = words(figure)
-    assert "prefill window" in text and "decode window" in text
-    assert "Nominal" in text and "nominal" in text and "moderate" in text
+    for shown in ("prefill window", "decode window", "Nominal", "nominal", "moderate"):
+        assert shown in text
     strips = [axes.collections[0].get_facecolor()[0] for axes in figure.figure.axes[1::2]]
-    assert all((strip == strips[0]).all() for strip in strips)
+    assert len(strips) == 5 and all((strip == strips[0]).all() for strip in strips)
     assert figure.figure.axes[0].get_ylim()[1] == pytest.approx(1.08 * (1.6 * 25 + 2), rel=0.02)
-    assert "window" not in words(plotted(power, made(failed_profile)))
-
-
-def test_power_shows_six_rows_those_with_a_figure_first():
-    data = copy.deepcopy(made())
+    assert "window" not in words(plotted(power, failed_profile()))
+    data = mac_profile()
     for row in data["rows"][:4]:
         row.update(power_w=None)
     figure = plotted(power, data)
     titles = [axes.get_title(loc="left").partition(",")[0] for axes in figure.figure.axes[::2]]
-    assert titles[0].startswith("gguf-q6_k") and len(titles) == 6
+    assert titles[0].startswith("gguf-q6_k") and len(titles) == 6  # those with a figure first
     assert "6 of 10 rows" in figure.caption
     for row in data["rows"]:
         for process in row["processes"]:
             process["power_series"]["end_ns"].pop()
-    assert power(typed(data)) == "the profile has not kept the power samples"
+    assert power(typed(data)) == "the profile does not contain power samples"
 
 
-def test_token_times_of_old_and_new_profiles_their_percentiles_and_scale():
+def test_token_times_of_old_and_new_profiles():
     data = shallow()
     first, second = data["rows"][:2]
     first["trials"] = [{"warmup": False, "token_ns": [0, 2_000_000, 5_000_000]}]
@@ -263,7 +240,7 @@ def test_token_times_of_old_and_new_profiles_their_percentiles_and_scale():
     assert "p50 2.50 ms" in words(plotted(latency, data))
 
 
-def test_more_than_the_peak_is_an_error():
+def test_a_rate_above_the_peak_is_an_error():
     data = shallow()
     data["rows"][0]["bandwidth_fraction"] = 1.25
     text = words(plotted(roofline, data))
@@ -272,11 +249,11 @@ def test_more_than_the_peak_is_an_error():
     assert "error" not in words(plotted(roofline, shallow()))
 
 
-def test_hostile_strings_are_text_in_every_plot():
+def test_hostile_strings_are_escaped_in_every_plot():
     plots = drawn(hostile_profile).figures
     assert {"throughput", "energy", "power", "latency", "roofline"} <= {p.name for p in plots}
     for figure in plots:
         svg = figure.svg()
         assert "<script" not in svg
-        assert texts_of(svg)  # it is well-formed
+        assert texts_of(svg)  # well-formed
     assert "$\\frac{1}{0}$ a_b^c {x" in words(plots[0])

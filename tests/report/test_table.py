@@ -20,7 +20,7 @@ from tests.support.profiles import (
 
 @pytest.fixture
 def made():
-    """Three rows: a good one, a peer without power, a failed one; as plain data."""
+    """Rows: a valid one, a peer without power, a failed one."""
     data = make_profile(artefacts=("mlx-fp16", "mlx-int4", "gguf-f16"))
     first, second, third = data["rows"]
     first["decode_tok_s"] = {"median": 52.25, "mean": 52.0, "sd": 1.04, "n": 3}
@@ -32,7 +32,7 @@ def made():
 
 
 def cells(data):
-    """Of every line, by column."""
+    """Texts of every line, by column."""
     head, _, *lines = profile_table(typed(data)).markdown().splitlines()
     names, *values = (
         [cell.strip() for cell in line.strip("|").split("|")] for line in (head, *lines)
@@ -40,7 +40,7 @@ def cells(data):
     return [dict(zip(names, line, strict=True)) for line in values]
 
 
-def test_the_table_begins_with_table_11s_columns(made):
+def test_the_table_has_the_columns_of_table_11_and_those_with_figures(made):
     first, second, third = cells(made)
     table_11 = ["Framework", "Device", "Precision", "Throughput (Tok/s)", "Power (W)"]
     assert list(first)[:5] == table_11
@@ -49,11 +49,8 @@ def test_the_table_begins_with_table_11s_columns(made):
     assert (second["Framework"], second["Throughput (Tok/s)"]) == ("MLX (mlx-lm)", "1234")
     assert second["Power (W)"] == third["Throughput (Tok/s)"] == "—"
     assert third["Verdict"] == "INVALID"
-
-
-def test_columns_that_say_nothing_are_left_out(made):
     optional = {"J/token", "Net J/token", "Test", "Roofline", "KL (nats)", "PPL ratio", "Top-1"}
-    assert optional & set(cells(made)[0]) == {"J/token", "Net J/token", "Roofline"}
+    assert optional & set(first) == {"J/token", "Net J/token", "Roofline"}
     made["rows"][0]["quality"] = {"kl_mean": 0.01234, "perplexity_ratio": 1.01}
     made["rows"][1]["workload"] = {"prompt": 8, "generate": 4, "depth": 64, "joint": True}
     for row in made["rows"]:
@@ -103,7 +100,7 @@ def test_csv_has_every_figure_unrounded(made):
 
 
 @pytest.mark.parametrize("first", [0, 3])
-def test_hostile_strings_stay_within_their_cell(made, first):
+def test_hostile_strings_stay_in_their_cell(made, first):
     profile = typed(hostile_profile(made, first))
     text = markdown_section(profile)
     table = [line for line in text.splitlines() if line.startswith("|")]
@@ -116,7 +113,7 @@ def test_hostile_strings_stay_within_their_cell(made, first):
     assert not [cell for row in rows for cell in row if cell.startswith(("=", "+", "-", "@"))]
 
 
-def test_rows_and_what_the_first_version_did_not_have_may_be_absent(made):
+def test_profiles_without_rows_and_of_the_first_version_have_tables(made):
     assert "No row was measured." in markdown_section(typed({**made, "rows": []}))
     keys = ("artefact", "engine", "framework", "precision", "workload", "verdict", "reasons")
     rows = [{**{key: row[key] for key in keys}, "trials": []} for row in made["rows"]]
@@ -134,7 +131,7 @@ def test_figures_have_significant_digits():
     assert figure(0.01234, 2) == "0.012"
 
 
-def test_plain_is_one_short_line():
+def test_plain_text_is_one_short_line():
     assert plain("a\n\tb") == "a b"
     assert plain("a\x00b\u202ec\ud800") == "a\ufffdb\ufffdc\ufffd"
     assert plain("x" * 200, 10) == "x" * 9 + "…"

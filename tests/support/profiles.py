@@ -1,4 +1,4 @@
-"""Seeded profiles as plain JSON data: rates follow from token times, energy from power."""
+"""Seeded, consistent profiles as plain JSON data."""
 
 import json
 import random
@@ -32,7 +32,7 @@ NULL_WHEN_FAILED = (
     *("decode_tok_s", "prefill_tok_s", "ttft_s", "power_w", "joules_per_token"),
     *("joules_per_token_net", "bandwidth_fraction", "token_latency_ms", "peak_memory_bytes"),
 )
-# Texts of somebody who means harm: markup, mathematics, ids, formulas, escapes, endless lines.
+# Markup, mathematics, ids, formulas, escapes, long lines.
 HOSTILE = (
     "</text></svg></script><script>window.attacked = 1</script>",
     "$\\frac{1}{0}$ a_b^c {x {{ 7 * 7 }} {% raw %}",
@@ -45,7 +45,7 @@ HOSTILE = (
 
 
 def typed(profile):
-    """JSON data as it is read from a file."""
+    """The struct of a profile's JSON data."""
     return decode(json.dumps(profile).encode(), Path("p.json"), Profile)
 
 
@@ -74,12 +74,12 @@ def make_profile(
 
 
 def mac_profile(depths=(0, 4096), **how):
-    """Everything at two depths."""
+    """All rows of Table 11 at two depths."""
     return make_profile(depths=depths, **how)
 
 
 def linux_profile():
-    """The same rows on a processor without any meter."""
+    """The rows of Table 11 on a CPU without a meter."""
     made = make_profile("AMD Ryzen 7 7840U", power=False, hw_model=None)
     made["device"].update(os="Linux 6.8.0", architecture="x86_64", cores_by_level={}, gpu_name=None)
     made["device"]["memory_bandwidth"]["source"] = "measured read, best of 3 passes"
@@ -94,7 +94,7 @@ def failed_profile():
 
 
 def many_rows_profile(count=20):
-    """Artefacts with long names, every seventh of them failed."""
+    """Artefacts with long names; every seventh failed."""
     made, rows = make_profile(), []
     for n in range(count):
         name, _, *others = TABLE11[n % len(TABLE11)]
@@ -106,7 +106,7 @@ def many_rows_profile(count=20):
 
 
 def hostile_profile(made=None, first=0):
-    """The same with another of HOSTILE in place of every text that may be any text."""
+    """A profile with every free text replaced by one of HOSTILE."""
     made = make_profile(quality=True) if made is None else made
     fixed = {"created_utc", "verdict"}
     count = [first]
@@ -128,7 +128,6 @@ def hostile_profile(made=None, first=0):
 
 
 def profile(device, rows, model, created):
-    """A whole profile around some rows."""
     return {
         "schema": 1,
         "created_utc": created,
@@ -179,16 +178,16 @@ def row(
     if not power:
         reasons.append("power_w, joules_per_token and their like: there is no meter here")
     rates = [one["decode_tok_s"] for one in counted]
+    has_series = watts and samples
+    power_by_process = [
+        power_series(begin, found, watts, n, samples) if has_series else None
+        for n, (begin, found) in enumerate(zip(begins, rounds, strict=True))
+    ]
     boundary = "CPU, GPU and ANE; leaves out DRAM, display and losses"
     return {
-        "artefact": artefact,
-        "engine": engine,
-        "framework": framework,
-        "precision": precision,
+        **{"artefact": artefact, "engine": engine, "framework": framework, "precision": precision},
         "workload": {"prompt": PROMPT, "generate": generate, "depth": depth, "joint": False},
-        "file_bytes": weight_bytes,
-        "bits_per_weight": bits,
-        "bytes_per_token": bytes_per_token,
+        **{"file_bytes": weight_bytes, "bits_per_weight": bits, "bytes_per_token": bytes_per_token},
         "decode_tok_s": quantity(rates),
         "prefill_tok_s": quantity([one["prefill_tok_s"] for one in counted]),
         "ttft_s": quantity([one["ttft_s"] for one in counted]),
@@ -200,21 +199,21 @@ def row(
         "reasons": reasons,
         "load_s": 1.5,
         "engine_facts": {
-            **{"device": "GPU" if power else "CPU"},
-            **{"compute_dtype": "float16", "kv_dtype": "float16"},
+            **{"device": "GPU" if power else "CPU", "compute_dtype": "float16"},
+            "kv_dtype": "float16",
         },
         "token_latency_ms": {"p50": cuts[49], "p90": cuts[89], "p99": cuts[98]},
         "power": {"source": "powermetrics", "boundary": boundary, "flags": []} if power else None,
         "processes": [
-            process(n, begins[n], rounds[n], watts if samples else None, samples)
-            for n in range(processes)
+            {"round": n, "load_s": 1.5, "waited_s": 3.0, "power_series": series}
+            for n, series in enumerate(power_by_process)
         ],
         "trials": trials,
     }
 
 
 def quality_at(bits):
-    """Each bit less doubles the loss; sixteen of them are the reference."""
+    """Half the loss with every bit; 16 bits are the reference."""
     lost = 0.0 if bits == 16 else 0.4 * 2**-bits
     return {
         **{"perplexity": 5.0 * (1 + lost), "perplexity_ratio": 1 + lost},
@@ -234,11 +233,13 @@ def trial(rng, begin_ns, rate, round_number, number, watts, generate):
     prefill_ns = int(0.7 * NS * slowness)
     first_ns = begin_ns + prefill_ns + 20_000_000
     window_s = sum(token_us) / 1e6
-    energy = watts and decode_energy(window_s, watts * rng.uniform(0.98, 1.02), generate - 1)
+    energy = None
+    if watts:
+        gpu_w = watts * rng.uniform(0.98, 1.02) - 2
+        joules = {"CPU": 2 * window_s, "GPU": gpu_w * window_s}
+        energy = {"window_s": window_s, "tokens": generate - 1, "joules": joules, "coverage": 1.0}
     return {
-        "repetition": number,
-        "round": round_number,
-        "warmup": number == 0,
+        **{"repetition": number, "round": round_number, "warmup": number == 0},
         "prompt_tokens": PROMPT,
         "decode_tok_s": (generate - 1) / window_s,
         "prefill_tok_s": PROMPT / (prefill_ns / NS),
@@ -251,26 +252,8 @@ def trial(rng, begin_ns, rate, round_number, number, watts, generate):
     }
 
 
-def decode_energy(window_s, watts, tokens):
-    """Of one trial: two watts of the CPU, the rest of the GPU."""
-    return {
-        "window_s": window_s,
-        "tokens": tokens,
-        "joules": {"CPU": 2 * window_s, "GPU": (watts - 2) * window_s},
-        "coverage": 1.0,
-    }
-
-
-def process(round_number, begin_ns, trials, watts, samples):
-    """One process; its power in whole milliwatts, ten samples a second."""
-    made = {"round": round_number, "load_s": 1.5, "waited_s": 3.0, "before": {}, "after": {}}
-    if watts is not None:
-        made["power_series"] = power_series(begin_ns, trials, watts, round_number, samples)
-    return made
-
-
 def power_series(begin_ns, trials, watts, round_number, samples):
-    """Idle, but for a burst in prefill and a plateau in decode."""
+    """Ten samples a second: idle, prefill, decode."""
     rng = random.Random(round_number)
     begins = [begin_ns + n * NS // 10 for n in range(samples)]
     cpu, gpu = [], []
@@ -292,13 +275,12 @@ def power_series(begin_ns, trials, watts, round_number, samples):
 
 
 def failed_row(made, reason):
-    """A row without any figure."""
     null = dict.fromkeys(NULL_WHEN_FAILED)
     return {**made, **null, "verdict": "INVALID", "reasons": [reason], "trials": []}
 
 
 def quantity(values):
-    """As bench has it; the interval is a rough one."""
+    """A quantity with an approximate interval."""
     mean, sd, n = statistics.mean(values), statistics.stdev(values), len(values)
     half = 4.3 * sd / n**0.5
     ci95 = [mean - half, mean + half]

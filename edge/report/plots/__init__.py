@@ -1,4 +1,4 @@
-"""The plots of a profile: each is a function that gives a figure, or why there is none."""
+"""The plots of a profile: functions that return a figure, or the reason why there is none."""
 
 from dataclasses import dataclass
 
@@ -23,14 +23,14 @@ PLOTS = {
 
 @dataclass(frozen=True)
 class Drawn:
-    """A profile's figures, and a sentence for each reason why others are missing."""
+    """A profile's figures, and a sentence for each reason why plots are missing."""
 
     figures: list[NamedFigure]
     missing: list[str]
 
 
 def draw(profile: Profile) -> Drawn:
-    """Every plot that the profile has data for."""
+    """Draw every plot that the profile has data for."""
     drawn = {title: plot(profile) for title, plot in PLOTS.items()}
     titles: dict[str, list[str]] = {}
     for title, found in drawn.items():

@@ -20,14 +20,14 @@ from edge.text import figure as number
 from edge.text import plain
 
 LABEL_CHARACTERS, REASON_CHARACTERS = 34, 78
-INVALID = "INVALID: not a figure to quote"
+INVALID = "INVALID: not a valid figure"
 
 
 @dataclass(frozen=True)
 class Bar:
-    """A bar's length, and the text behind `end`, or before it where the bar is `inside` long.
+    """A bar and its text, behind `end` or, if that is more than `inside`, before it.
 
-    A hatched bar must not be taken for a figure; an error says so in its text.
+    Hatched bars are not valid figures.
     """
 
     length: float
@@ -39,7 +39,7 @@ class Bar:
 
 
 def throughput(profile: Profile) -> fig.NamedFigure | str:
-    """Median decode rate of every row, every trial a dot, published rates as marks."""
+    """Median decode rate of every row as a bar, trials as dots, published rates as marks."""
     if not profile.rows:
         return NO_ROWS
     rows = side_by_side(profile.rows)
@@ -77,13 +77,13 @@ def _rate_bar(row: Row, rate: Spread, trials: Sequence[float], limit: float) -> 
 def _draw_trials(axes: Axes, y: int, rate: Spread, values: Sequence[float]) -> None:
     if rate.kind:
         axes.errorbar(rate.median, y, xerr=rate.errors, color=fig.INK, capsize=3)
-    # From top to bottom in the order of time, so that a drift shows as a slant.
+    # From top to bottom in time order, so that a drift shows as a slant.
     steps = [y - 0.2 + 0.4 * (i + 0.5) / len(values) for i in range(len(values))]
     axes.scatter(values, steps, s=11, color=fig.INK, edgecolor="white", linewidth=0.4, zorder=3)
 
 
 def _published(profile: Profile, rows: Sequence[Row]) -> dict[int, float]:
-    """Rates of Table 11 by the row's place; none at a depth, which nobody published."""
+    """Rates of Table 11 by the row's place; none for depths, which are not published."""
     if not is_published_model(profile.model):
         return {}
     return {
@@ -98,18 +98,18 @@ def _throughput_caption(
     rows: Sequence[Row], rates: Sequence[Spread], limit: float, marked: bool
 ) -> list[str]:
     if not rates:
-        return ["No row has a figure; each says why."]
+        return ["No row has a figure; the reasons are in the plot."]
     tests = {str(row.workload) for row in rows}
-    said = [f"{rows[0].workload}."] if len(tests) == 1 else []
+    sentences = [f"{rows[0].workload}."] if len(tests) == 1 else []
     n = counts(rate.n for rate in rates)
-    said.append(f"Bar: median of n = {n} trials (dots, top to bottom in time).")
-    said.append(f"Bracket: {spread_kinds(rates)}.")
+    sentences.append(f"Bar: median of n = {n} trials (dots, top to bottom in time).")
+    sentences.append(f"Bracket: {spread_kinds(rates)}.")
     if any(rate.high > limit for rate in rates):
-        said.append("A bracket that reaches the frame goes on beyond it.")
+        sentences.append("A bracket that reaches the frame continues beyond it.")
     if marked:
         device = table11()["device"]["as_printed"]
-        said.append(f"Published rates are of '{device}', with unknown prompt and length.")
-    return said
+        sentences.append(f"Published rates are of '{device}', with unknown prompt and length.")
+    return sentences
 
 
 def roofline(profile: Profile) -> fig.NamedFigure | str:
@@ -148,7 +148,7 @@ def _traffic_bar(row: Row, gb_s: float, limit: float) -> Bar:
     text = f"{number(gb_s)} GB/s, {reached:.0%}"
     wrong = reached > 1
     text = f"error: {text} of the peak" if wrong else text if row.counts else f"{text}  INVALID"
-    # Inside the bar where it is long, so that the line of the peak does not cross the text.
+    # Inside a long bar: the line of the peak must not cross the text.
     return Bar(gb_s, text, gb_s, wrong or not row.counts, wrong, inside=0.45 * limit)
 
 
@@ -159,20 +159,20 @@ def _roofline_caption(
     bandwidth = device.gpu_memory_bandwidth or device.memory_bandwidth
     source = plain(bandwidth.source, 90) if bandwidth else "not recorded"
     n = counts(row.decode_tok_s.n for row in rows if row.decode_tok_s)
-    said = [
+    sentences = [
         "Bytes that one token reads (weights, and the cache at the middle of the window) times "
         f"the median decode rate of n = {n} trials.",
         f"Source of the peak: {source}.",
     ]
     if any(isinstance(bar, Bar) and bar.is_error for bar in bars):
-        said.append("More than the peak cannot be read: measurement or bandwidth is wrong.")
-    return said
+        sentences.append("A rate above the peak is impossible: measurement or bandwidth is wrong.")
+    return sentences
 
 
 def _row_bars(
     rows: Sequence[Row], bars: Sequence[Bar | str], limit: float, x_label: str
 ) -> tuple[Figure, Axes]:
-    """A line per row with its bar, or the reason why there is none."""
+    """Axes with a bar per row, or the reason why there is none."""
     figure = fig.new_figure(0.8 + 0.4 * len(rows))
     axes = figure.add_subplot()
     for y, (row, bar) in enumerate(zip(rows, bars, strict=True)):
@@ -189,7 +189,7 @@ def _row_bars(
     axes.set_xlim(0, limit)
     axes.set_xlabel(x_label)
     if not any(isinstance(bar, Bar) for bar in bars):
-        axes.set_xticks([])  # a scale without a figure would suggest one
+        axes.set_xticks([])
     axes.tick_params(axis="y", length=0)
     axes.grid(axis="x")
     for y, (above, below) in enumerate(pairwise(rows)):
@@ -220,13 +220,13 @@ def _draw_bar(axes: Axes, y: int, row: Row, bar: Bar) -> None:
 
 
 def _folded(label: str) -> str:
-    """A label in one line or two, so that it leaves room for the bars."""
+    """A label in at most two lines."""
     lines = textwrap.wrap(label, LABEL_CHARACTERS)
     return "\n".join(lines[:2] if len(lines) < 3 else [lines[0], f"{lines[1][:-1]}…"])
 
 
 def _handles(bars: Sequence[Bar | str], has_trials: bool, has_marks: bool) -> list[Any]:
-    """The legend's entries beside the engines'."""
+    """Legend entries besides the engines'."""
     dots: dict[str, Any] = {"marker": "o", "markersize": 3.5, "label": "a trial"}
     marks: dict[str, Any] = {"marker": "|", "markersize": 11, "mew": 2}
     marks["label"] = f"published (Table {table11()['source']['table']})"

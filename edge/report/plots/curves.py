@@ -25,7 +25,7 @@ from edge.report.plots.rows import (
 from edge.text import figure as number
 from edge.text import plain
 
-# Colour is the engine's; a second artefact of an engine differs by line and marker.
+# Artefacts of one engine have the same colour and different lines and markers.
 LOOKS = (("-", "o"), ("--", "s"), (":", "^"), ("-.", "D"), ("-", "v"), ("--", "X"))
 Key = tuple[str, str, str]
 PANELS = {
@@ -35,13 +35,13 @@ PANELS = {
 }
 COLUMNS, PANEL_IN = 3, 1.7
 TITLE_CHARACTERS = 34
-# A curve needs no more corners than this to look the same.
+# Points drawn per curve.
 MOST_POINTS = 300
 SHARES = {"p50": 50, "p90": 90, "p99": 99}
 
 
 def depth(profile: Profile) -> fig.NamedFigure | str:
-    """Three panels on the same depths, a line for every artefact on its engine."""
+    """Speed, memory and energy against depth, a line per artefact and engine."""
     series = _series(profile.rows)
     if not series:
         return "nothing was measured at more than one depth (-d 0,4096, or --suite depth)"
@@ -107,7 +107,7 @@ def _draw_depths(
     for key, points in values.items():
         depths = [depth for depth, _ in points]
         axes.plot(depths, [found.median for _, found in points], **looks[key])
-        if len(points) == len(series[key]):  # a gap stays a gap
+        if len(points) == len(series[key]):  # no band across a gap
             lows, highs = [max(s.low, 0.0) for _, s in points], [s.high for _, s in points]
             axes.fill_between(depths, lows, highs, color=looks[key]["color"], alpha=0.15, lw=0)
     every = sorted({row.workload.depth for rows in series.values() for row in rows})
@@ -130,7 +130,7 @@ def _draw_missing(axes: Axes, sentence: str) -> None:
 
 
 def _apart(depths: list[int]) -> list[int]:
-    """Those whose labels do not meet, the last always."""
+    """Depths whose labels do not overlap, including the last."""
     kept = [depths[-1]]
     for depth in reversed(depths[:-1]):
         if kept[-1] - depth >= 0.2 * depths[-1]:
@@ -150,11 +150,11 @@ def _depth_caption(series: Mapping[Key, Sequence[Row]]) -> list[str]:
 
 
 def latency(profile: Profile) -> fig.NamedFigure | str:
-    """A panel for every row that has kept the times of its tokens, scales shared by all."""
+    """Distribution of token times, a panel per row that has them, with common scales."""
     every = side_by_side(profile.rows)
     known = [(row, times) for row in every if len(times := token_times_ms(row)) > 1]
     if not known:
-        return "no row has kept the times of its tokens"
+        return "no row has the times of its tokens"
     with fig.style():
         columns = min(COLUMNS, len(known))
         lines = math.ceil(len(known) / columns)
@@ -182,7 +182,7 @@ def latency(profile: Profile) -> fig.NamedFigure | str:
 
 
 def token_times_ms(row: Row) -> list[float]:
-    """Of every kept token of the trials that count, shortest first."""
+    """Times of all tokens of the trials that are not warm-ups, sorted."""
     times = [us / 1e3 for trial in row.counted for one in trial.token_us for us in one]
     for trial in row.counted:
         if isinstance(trial.token_ns, list):

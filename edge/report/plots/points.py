@@ -24,13 +24,13 @@ from edge.report.plots.rows import (
 from edge.text import figure as number
 from edge.text import plain
 
-# A divergence that rounding alone explains, and none at all, stand on the lower edge.
+# Divergences below this are rounding; they are drawn on the lower edge.
 LEAST_KL = 1e-7
 EDGE_FACTOR = 4.0
 
 
 def energy(profile: Profile) -> fig.NamedFigure | str:
-    """Rows of one workload: joules of another say nothing beside them."""
+    """Joules per token against decode rate, for the rows of one workload."""
     every = profile.rows
     rows = main_workload(every, "joules_per_token")
     shown = [
@@ -62,13 +62,13 @@ def energy(profile: Profile) -> fig.NamedFigure | str:
         place_labels(figure, axes, points, labels, level + upright)
         caption = _energy_caption(shown[0][0], [joules for _, _, joules in shown])
         if len(rows) < len(every):
-            caption.append("Rows of other workloads are left out.")
+            caption.append("Rows of other workloads are not shown.")
         caption += absences(rows, [r for r, _, _ in shown], every, "joules_per_token")
         return fig.finish(figure, "energy", "Energy against speed", profile, handles, *caption)
 
 
 def front(points: Sequence[Point]) -> list[int]:
-    """Indices of (tok/s, J/token) that no other point beats in both, slowest first."""
+    """Pareto front: indices of (tok/s, J/token) that no point beats in both, slowest first."""
     best: list[int] = []
     for place in sorted(range(len(points)), key=lambda i: (-points[i][0], points[i][1])):
         if not best or points[place][1] < points[best[-1]][1]:
@@ -77,7 +77,7 @@ def front(points: Sequence[Point]) -> list[int]:
 
 
 def _draw_front(axes: Axes, points: Sequence[Point]) -> list[Line2D]:
-    """Stairs, and their entry in the legend: what lies above or left of them is beaten."""
+    """Draw the front as stairs; returns its legend entry."""
     if len(points) < 2:
         return []
     best = [points[i] for i in front(points)]
@@ -94,7 +94,7 @@ def _draw_errors(axes: Axes, rate: Spread, joules: Spread) -> None:
 
 
 def _cost_label(row: Row) -> str:
-    """The row's name, and what its precision costs where that is known."""
+    """The row's name and its quality, if known."""
     name, quality = plain(row.with_peer(row.artefact), 36), row.quality
     if quality is None:
         return name
@@ -116,9 +116,9 @@ def _energy_caption(row: Row, joules: Sequence[Spread]) -> list[str]:
 
 
 def precision(profile: Profile) -> fig.NamedFigure | str:
-    """A point for every artefact; to the left is smaller, below is closer to the reference.
+    """KL divergence against bytes per weight, a point per artefact and engine.
 
-    Of an artefact that has several rows on an engine the first: depth changes no weight.
+    Of several rows of an artefact the first is drawn: the weights are the same.
     """
     every = profile.rows
     artefacts: dict[str, Row] = {}
@@ -151,7 +151,7 @@ def precision(profile: Profile) -> fig.NamedFigure | str:
 
 
 def _scale(axes: Axes, rows: Sequence[Row], kls: Sequence[float]) -> float:
-    """Limits, ticks and labels; gives the lower edge."""
+    """Set limits, ticks and labels; returns the lower limit."""
     tails = [row.quality.kl_p99 for row in rows if row.quality and row.quality.kl_p99]
     low, high = min(kls) / EDGE_FACTOR, max([*kls, *tails]) * EDGE_FACTOR / 2
     axes.set_yscale("log")
@@ -165,7 +165,7 @@ def _scale(axes: Axes, rows: Sequence[Row], kls: Sequence[float]) -> float:
 
 
 def _draw_kl(axes: Axes, row: Row, point: Point) -> tuple[Point, Point]:
-    """The point and its whisker to the 99th percentile; gives the whisker's ends."""
+    """Draw a point and its whisker to the 99th percentile; returns the whisker's ends."""
     x, y = point
     quality = row.quality
     end = max(y, (quality.kl_p99 if quality else None) or 0.0)

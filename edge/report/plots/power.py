@@ -17,9 +17,9 @@ from edge.report.plots.rows import NO_ROWS, heading, side_by_side
 from edge.text import plain
 
 MOST_ROWS = 6
-# A row with its strip, and what the scale of time takes beneath the last.
+# Heights of a row with its strip, and of the time axis.
 ROW_IN, TIME_IN = 1.45, 0.4
-# More steps than a figure has pixels only make the file large.
+# More steps than pixels only make the file larger.
 MOST_STEPS = 300
 RAILS = {"CPU": fig.BLUE, "GPU": fig.ORANGE, "ANE": fig.GREEN, "DRAM": fig.PURPLE}
 WINDOWS = {"prefill": fig.SKY, "decode": fig.YELLOW}
@@ -28,29 +28,29 @@ LEVELS = {NOMINAL: fig.GREEN, "light": fig.YELLOW, "moderate": fig.ORANGE}
 
 @dataclass(frozen=True)
 class Sampled:
-    """A row's first process that kept usable samples."""
+    """A row's first process with usable samples."""
 
     row: Row
     process: Process
     series: PowerSeries
 
     def seconds(self, stamp_ns: int) -> float:
-        """Since the process's first sample."""
+        """Time since the process's first sample."""
         return (stamp_ns - self.series.begin_ns[0]) / 1e9
 
     @property
     def end_s(self) -> float:
-        """The end of its last sample."""
+        """End of the last sample."""
         return self.seconds(self.series.end_ns[-1])
 
     @property
     def rails(self) -> dict[str, Sequence[int]]:
-        """Milliwatts of rails that used anything, the known ones first."""
+        """Milliwatts of rails that are not 0 throughout, the known ones first."""
         used = {rail: mw for rail, mw in self.series.milliwatts.items() if any(mw)}
         return {rail: used[rail] for rail in [*RAILS, *sorted(used)] if rail in used}
 
     def windows_s(self, kind: str) -> list[tuple[float, float]]:
-        """Timed windows of the process's own trials."""
+        """Timed windows of the process's trials."""
         trials = [t for t in self.row.trials if t.round == self.process.round]
         passes = [trial.prefills if kind == "prefill" else trial.passes for trial in trials]
         found = [(self.seconds(p[0][0]), self.seconds(p[-1][1])) for p in passes if p]
@@ -58,12 +58,12 @@ class Sampled:
 
 
 def power(profile: Profile) -> fig.NamedFigure | str:
-    """A row's first measured process each; of many rows six, those with a figure first."""
+    """The first measured process of up to six rows, those with a figure first."""
     rows = side_by_side(profile.rows)
     known = [sampled for row in rows if (sampled := _sampled(row))]
     if not known:
         if any(row.power_w for row in rows):
-            return "the profile has not kept the power samples"
+            return "the profile does not contain power samples"
         return rows[0].why_not("power_w") if rows else NO_ROWS
     shown = sorted(known, key=lambda found: found.row.power_w is None)[:MOST_ROWS]
     end_s = max(found.end_s for found in shown)
@@ -84,7 +84,7 @@ def power(profile: Profile) -> fig.NamedFigure | str:
 
 
 def _panels(figure: Figure, count: int) -> list[tuple[Axes, Axes]]:
-    """Pairs of a panel and the strip right beneath it, from top to bottom."""
+    """Pairs of a panel and the strip beneath it, from top to bottom."""
     ratios = [*[ROW_IN] * (count - 1), ROW_IN + TIME_IN]
     grid = figure.add_gridspec(count, 1, height_ratios=ratios)
     pairs = (grid[n, 0].subgridspec(2, 1, height_ratios=[6, 1], hspace=0.02) for n in range(count))
@@ -99,7 +99,7 @@ def _sampled(row: Row) -> Sampled | None:
 
 
 def _is_usable(series: PowerSeries) -> bool:
-    """As many watts as samples, time that goes on."""
+    """All lists have the same length, and time does not run backwards."""
     begins, ends = series.begin_ns, series.end_ns
     lengths = {len(ends), *map(len, series.milliwatts.values())}
     if not begins or not series.milliwatts or lengths != {len(begins)}:
@@ -124,7 +124,7 @@ def _draw_power(axes: Axes, found: Sampled) -> None:
         means = [sum(milliwatts[a:b]) / (b - a) / 1e3 for a, b in pairwise([*places, count])]
         top = [below + mean for below, mean in zip(top, means, strict=True)]
         stack.append((top, RAILS.get(rail, fig.GREY)))
-    for heights, colour in reversed(stack):  # the lower over the higher: no edge drawn twice
+    for heights, colour in reversed(stack):  # each covers the lower part of the one above
         axes.stairs(heights, edges, fill=True, color=colour, linewidth=0)
     axes.set_ylabel("power (W)", fontsize=8)
     axes.grid(axis="y")
@@ -132,7 +132,7 @@ def _draw_power(axes: Axes, found: Sampled) -> None:
 
 
 def _draw_thermal(axes: Axes, found: Sampled) -> None:
-    """A strip in the level's colour, its name on it where there is room."""
+    """A strip in the level's colour, with its name where it fits."""
     axes.set_yticks([])
     axes.spines[["left", "bottom"]].set_visible(False)
     axes.tick_params(bottom=False, labelbottom=False)
@@ -144,7 +144,7 @@ def _draw_thermal(axes: Axes, found: Sampled) -> None:
             0, 0.5, " thermal level not measured", va="center", fontsize=7, color=fig.DARK_GREY
         )
     for (begin_s, level), (until_s, _) in pairwise([*sorted(changes), (found.end_s, "")]):
-        # Worse than moderate and unknown show as wrong; the oldest profiles have "Nominal".
+        # Other levels are drawn as errors; the oldest profiles have "Nominal".
         colour = LEVELS.get(level.lower(), fig.ERROR)
         axes.broken_barh([(begin_s, until_s - begin_s)], (0, 1), color=colour)
         if until_s - begin_s > 0.09 * found.end_s:

@@ -44,7 +44,7 @@ class Spread:
 
     @property
     def errors(self) -> list[list[float]]:
-        """Lengths for an error bar; a mean's interval may lie beside the median."""
+        """Lengths of an error bar; the mean's interval need not contain the median."""
         low = self.median - max(min(self.low, self.median), 0.0)
         return [[low], [max(self.high - self.median, 0.0)]]
 
@@ -62,18 +62,18 @@ def spread(quantity: Quantity | None) -> Spread | None:
 
 
 def spread_kinds(spreads: Iterable[Spread]) -> str:
-    """Kinds of intervals that occur, in words."""
+    """Description of the kinds of intervals that occur."""
     found = {spread.kind for spread in spreads}
     return " or, without one, ".join(text for kind, text in SPREADS.items() if kind in found)
 
 
 def counts(numbers: Iterable[int]) -> str:
-    """Different numbers of values: 3 or 5."""
+    """The distinct numbers, such as "3 or 5"."""
     return " or ".join(map(str, sorted(set(numbers)))) or "0"
 
 
 def side_by_side(rows: Sequence[Row]) -> list[Row]:
-    """Workload by workload, from many bits to few, MLX beside the GGUF of the same bits."""
+    """Rows by workload, then by falling bits, MLX before the GGUF with as many bits."""
     tests = list(dict.fromkeys(str(row.workload) for row in rows))
     frameworks = [*OWN_ENGINES]
 
@@ -86,13 +86,13 @@ def side_by_side(rows: Sequence[Row]) -> list[Row]:
 
 
 def heading(row: Row, rows: Sequence[Row]) -> str:
-    """A row's label, with the verdict where there is a doubt."""
+    """A row's label, with its verdict if that is not VALID."""
     label = row_label(row, rows)
     return label if row.verdict == "VALID" else f"{label} {row.verdict}"
 
 
 def main_workload(rows: Sequence[Row], name: str) -> list[Row]:
-    """Rows of the workload under which most have the quantity."""
+    """Rows of the workload with the most values of a quantity."""
     tests = [str(row.workload) for row in rows if getattr(row, name) is not None]
     main = max(dict.fromkeys(tests), key=tests.count, default=None)
     return [row for row in rows if str(row.workload) == main]
@@ -101,7 +101,7 @@ def main_workload(rows: Sequence[Row], name: str) -> list[Row]:
 def absences(
     rows: Sequence[Row], shown: Sequence[Row], every: Sequence[Row], about: str
 ) -> list[str]:
-    """Why a plot does not show some of its rows: a sentence for each reason."""
+    """Sentences that say why a plot does not show some of its rows."""
     labels: dict[str, list[str]] = {}
     for row in rows:
         if any(row is other for other in shown):
@@ -130,9 +130,9 @@ def draw_point(axes: Axes, row: Row, place: Point, marker: str | None = None) ->
 def place_labels(
     figure: Figure, axes: Axes, points: Sequence[Point], texts: Sequence[str], lines: Sequence[Any]
 ) -> None:
-    """Writes each text at the first free place near its point, once the axes have their limits.
+    """Write each text at the first free place near its point; the axes must have their limits.
 
-    `lines` are ends of upright or level lines that no text should cover.
+    `lines` are the ends of vertical or horizontal lines that no text should cover.
     """
     canvas = FigureCanvasAgg(figure)
     canvas.draw()  # type: ignore[no-untyped-call]
@@ -162,7 +162,7 @@ def place_labels(
 
 
 def label_log(axis: Axis, low: float, high: float) -> None:
-    """A few round numbers on a logarithmic axis, written plainly."""
+    """Label a logarithmic axis with a few round numbers in plain notation."""
     locator: Locator = MaxNLocator(4)
     if (ratio := high / low) > 10:
         steps = (1.0, 2.0, 5.0) if ratio < 50 else (1.0, 3.0) if ratio < 1e4 else (1.0,)
