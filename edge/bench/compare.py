@@ -88,24 +88,25 @@ def compare(a: Profile, b: Profile, min_effect: float) -> Comparison:
     _refuse_different("models", MODEL_KEYS, a.model, b.model)
     _refuse_different("methods", METHOD_KEYS, a.method, b.method)
     rows_a, rows_b = _by_key(a, "A"), _by_key(b, "B")
-    shared = [key for key in rows_a if key in rows_b]
-    if not shared:
-        listed = " and ".join(", ".join(map(_label, rows)) for rows in (rows_a, rows_b))
-        raise EdgeError(
-            f"The profiles have no row in common ({listed}); measure both with the same --rows, "
-            f"-p, -n, -d and -pg."
-        )
-    usable = [key for key in shared if not _invalid(key, rows_a, rows_b)]
+    left_out = {key: _left_out(key, rows_a, rows_b) for key in {**rows_a, **rows_b}}
+    usable = [key for key, reason in left_out.items() if reason is None]
     if not usable:
-        reason = _invalid(shared[0], rows_a, rows_b)
-        raise EdgeError(f"Nothing to compare: {reason}; measure again.")
+        reasons = "; ".join(map(str, left_out.values()))
+        raise EdgeError(
+            f"The profiles have no valid row in common ({reasons}); measure both with the same "
+            f"--rows, -p, -n, -d and -pg."
+        )
     return Comparison(
         model=a.model.name,
         devices=(a.device.name, b.device.name),
         min_effect=min_effect,
         confidence=CONFIDENCE,
         rows=[_compare_row(key, rows_a[key], rows_b[key], min_effect) for key in usable],
-        remarks=list(_remarks(a, b, rows_a, rows_b)),
+        remarks=[
+            *_remarks(a, b),
+            *filter(None, left_out.values()),
+            *(r for key in usable for r in _row_remarks(_label(key), rows_a[key], rows_b[key])),
+        ],
     )
 
 
@@ -201,27 +202,21 @@ def _by_key(profile: Profile, name: str) -> dict[Key, Row]:
     return rows
 
 
-def _invalid(key: Key, a: Mapping[Key, Row], b: Mapping[Key, Row]) -> str | None:
+def _left_out(key: Key, a: Mapping[Key, Row], b: Mapping[Key, Row]) -> str | None:
+    """Why a row is not compared."""
+    if key not in a or key not in b:
+        return f"{_label(key)} is only in {'A' if key in a else 'B'}"
     for name, row in (("A", a[key]), ("B", b[key])):
         if row.verdict == "INVALID":
-            return f"{_label(key)} is INVALID in {name} ({_first_reason(row)})"
+            return f"not compared: {_label(key)} is INVALID in {name} ({_first_reason(row)})"
     return None
 
 
-def _remarks(
-    a: Profile, b: Profile, rows_a: Mapping[Key, Row], rows_b: Mapping[Key, Row]
-) -> Iterator[str]:
+def _remarks(a: Profile, b: Profile) -> Iterator[str]:
     if a.device.name != b.device.name:
         yield f"different devices: {a.device.name} in A, {b.device.name} in B"
     for package in sorted({*a.software, *b.software}):
         yield from _different(package, a.software.get(package), b.software.get(package))
-    for key in {**rows_a, **rows_b}:
-        if key not in rows_b or key not in rows_a:
-            yield f"{_label(key)} is only in {'A' if key in rows_a else 'B'}"
-        elif reason := _invalid(key, rows_a, rows_b):
-            yield f"not compared: {reason}"
-        else:
-            yield from _row_remarks(_label(key), rows_a[key], rows_b[key])
 
 
 def _row_remarks(label: str, a: Row, b: Row) -> Iterator[str]:

@@ -26,6 +26,7 @@ from edge.profile.trial import Trial
 
 WORKER = module_command("edge.bench.worker")
 OnTrial = Callable[[Trial], None]
+Progress = Callable[[int, float], None]  # a row's number, and the share of it that is done
 OUT_OF_MEMORY = (
     "when memory runs out: close other programs, or choose a smaller artefact or depth (-d)"
 )
@@ -191,29 +192,30 @@ class Run:
         known = [idle.watts for idle in (self.idle_before, self.idle_after) if idle is not None]
         return sum(known) / len(known) if known else None
 
-    def run_rounds(
-        self, on_process: Callable[[int], None], on_trial: Callable[[int, Trial], None]
-    ) -> None:
+    def run_rounds(self, on_process: Callable[[int], None], progress: Progress) -> None:
         """Measures; the callbacks get a row's number after each process and each trial."""
         self.idle_before = measure_idle(self.idle_s, self.new_meter)
         for round_number, order in enumerate(self.order):
             for row in order:
                 if not any(run.outcome.failure for run in self.runs[row]):
-                    self.runs[row].append(self._process(row, round_number, on_trial))
+                    self.runs[row].append(self._process(row, round_number, progress))
                     on_process(row)
         if self.idle_before is not None:
             cool_down(self.cooldown_s, self.new_meter, self.idle_before)
             self.idle_after = measure_idle(self.idle_s, self.new_meter)
         self.finished = True
 
-    def _process(
-        self, row: int, round_number: int, on_trial: Callable[[int, Trial], None]
-    ) -> ProcessRun:
+    def _process(self, row: int, round_number: int, progress: Progress) -> ProcessRun:
         cooldown = cool_down(self.cooldown_s, self.new_meter, self.idle_before)
         job = replace(self.jobs[row], round=round_number)
+
+        def on_trial(trial: Trial) -> None:
+            rounds = round_number + (trial.repetition + 1) / (job.warmups + job.repetitions)
+            progress(row, rounds / self.rounds)
+
         before, (meter, lost) = read_state(), self._started_meter()
         try:
-            outcome = run_job(job, self.timeout_s, lambda trial: on_trial(row, trial))
+            outcome = run_job(job, self.timeout_s, on_trial)
         finally:  # on Ctrl-C too: a meter may have a process
             samples = meter.stop()
         after = read_state()

@@ -3,7 +3,6 @@
 import argparse
 import json
 import sys
-from collections import Counter
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
@@ -88,25 +87,13 @@ def run(args: argparse.Namespace) -> int:
         profile = new_profile(checkpoint, sys.argv, method, args.bandwidth_gb_s)
         of_rows = [subjects[recipe.name] for _, recipe in planned]
         writer = ProfileWriter(profile, run, of_rows, args.save, references)
-        run.run_rounds(writer.update, _progress_of(writer, run, progress))
+        run.run_rounds(writer.update, lambda row, done: progress(writer.label(row), done))
         writer.finish()
         if args.quality is not None:
             paths = {name: find_recipe(name).path_in(out) for name in subjects}
             _add_quality(args, checkpoint, paths, writer, progress)
     _print(args, writer.profile, writer.path)
     return 1 if any(row.verdict == "INVALID" for row in writer.profile.rows) else 0
-
-
-def _progress_of(writer: ProfileWriter, run: Run, progress: Progress) -> Callable[[int, Any], None]:
-    """Shows how much of a row's trials is done."""
-    done: Counter[int] = Counter()
-
-    def on_trial(row: int, _: Any) -> None:
-        done[row] += 1
-        trials = (WARMUPS + run.jobs[row].repetitions) * run.rounds
-        progress(writer.label(row), done[row] / trials)
-
-    return on_trial
 
 
 def _plan(args: argparse.Namespace, checkpoint: Checkpoint) -> list[tuple[Job, Recipe]]:

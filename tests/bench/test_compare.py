@@ -122,7 +122,7 @@ def test_joules_and_watts_are_compared_on_the_same_rails_only():
         ([{}], {"model": {"name": "other"}}, "different models .name: demo in A, other in B"),
         ([{}], {"method": {"decode_rate": "N"}}, "different methods .decode_rate"),
         ([{"workload": {"prompt": 512, "generate": 128, "joint": True}}], {}, r"pp512\+tg128"),
-        ([{"artefact": "mlx-fp16"}], {}, "no row in common .mlx-int4 .*and mlx-fp16 on mlx"),
+        ([{"artefact": "mlx-fp16"}], {}, r"no valid row in common .mlx-int4 .*only in A; mlx-fp16"),
         ([{"verdict": "INVALID", "reasons": ["it died"]}], {}, "INVALID in B .it died"),
         ([{}, {}], {}, r"Profile B has mlx-int4 on mlx .* twice"),
     ],

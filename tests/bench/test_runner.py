@@ -193,7 +193,7 @@ class Workers:
 
 @pytest.fixture
 def go(monkeypatch):
-    """go(rounds, dies, machine=..., ...): the run, its workers, and the rows that were reported."""
+    """go(rounds, dies, machine=..., ...): the run, its workers, the rows that were reported."""
 
     def go(rounds, dies=(), machine=None, new_meter=None, **settings):
         fake = FakeMachine(monkeypatch, **(machine or {}))

@@ -31,11 +31,7 @@ class Engine(Protocol):
         """The last logits that were computed, (vocab,) in float32."""
 
     def facts(self) -> EngineFacts:
-        """How the engine runs here; `remarks` are sentences for readers of the figures.
-
-        `weight_bytes_per_token` are bytes in memory, with one row of the embedding table.
-        `kv_bytes_per_position` is the cache's size per token.
-        """
+        """How the engine runs here; bytes are those in memory."""
 
     def peak_device_bytes(self) -> int:
         """The most memory held on the device; 0 where the engine does not count it."""
