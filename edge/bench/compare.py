@@ -18,7 +18,7 @@ from edge.stats import CONFIDENCE, t_quantile, welch
 # Two processes give an interval, but a single outlier makes it useless.
 MIN_PROCESSES = 3
 MODEL_KEYS = ("name", "revision", "parameters", "synthetic")
-METHOD_KEYS = ("decode_rate", "excluded")  # settings that change what a rate means
+METHOD_KEYS = ("decode_rate", "excluded")  # settings that define a rate
 FACTS = ("device", "compute_dtype", "kv_dtype", "threads", "build")
 Key = tuple[str, str, Workload]
 Conclusion = Literal[

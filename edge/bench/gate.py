@@ -33,8 +33,8 @@ Digest = dict[str, Any]
 # 4-bit one 0.24.
 MLX_BOUND, LLAMA_CPP_BOUND, FOUR_BIT_CACHE_BOUND = 0.05, 0.1, 0.6
 # From FAR positions on MLX's decode attention on a GPU has two passes, which one chip computed
-# wrongly (mlx issue 4022). A prefill of BESIDE tokens uses another kernel.
-FAR, BESIDE = 1024, 9
+# wrongly (mlx issue 4022). A prefill of NEAR tokens uses another kernel.
+FAR, NEAR = 1024, 9
 # Factor, largest and float bound of logits over all positions. The demo: 3.8 / 2^bits (INT8 0.013,
 # INT6 0.055, INT4 0.23, INT3 0.44, INT2 0.78); untrained weights twice that (INT4 0.39 with 2
 # layers, 0.49 with 12). Unrelated logits differ by 1.4.
@@ -72,8 +72,8 @@ def logits_digest(engine: Engine, vocab_size: int, context_tokens: int = POSITIO
 def _far_error(engine: Engine, vocab_size: int) -> float | None:
     """Error of the logits of a token decoded at FAR; expected is the same token in a prefill."""
     ids = gate_tokens(vocab_size, FAR + 1)
-    engine.prefill(ids[: FAR + 1 - BESIDE])
-    engine.prefill(ids[FAR + 1 - BESIDE :])
+    engine.prefill(ids[: FAR + 1 - NEAR])
+    engine.prefill(ids[FAR + 1 - NEAR :])
     wanted = engine.last_logits()[None]
     engine.trim(FAR)
     engine.decode(ids[FAR:], lambda: None)
@@ -111,7 +111,7 @@ def _errors(wanted: Any, found: Any) -> tuple[float, float]:
     return math.sqrt(squares.mean() / scale), math.sqrt(squares.max() / scale)
 
 
-def judge(
+def logits_error(
     reference: Mapping[str, Digest],
     path: str,
     digest: Digest,
@@ -128,10 +128,10 @@ def judge(
     bound = LLAMA_CPP_BOUND if engine == LLAMA_CPP else MLX_BOUND
     if kv_bits == 4:
         bound = FOUR_BIT_CACHE_BOUND
-    return _conversion_fault(checkpoint, own, precision) or _engine_fault(own, digest, bound)
+    return _conversion_error(checkpoint, own, precision) or _engine_error(own, digest, bound)
 
 
-def _conversion_fault(checkpoint: Digest, own: Digest, precision: str) -> str | None:
+def _conversion_error(checkpoint: Digest, own: Digest, precision: str) -> str | None:
     if own["settings"]:
         return f"wrong settings: the artefact has {', '.join(own['settings'])}; convert it again"
     found, _ = _errors(checkpoint["logits"], own["logits"])
@@ -147,7 +147,7 @@ def _conversion_fault(checkpoint: Digest, own: Digest, precision: str) -> str | 
     return None
 
 
-def _engine_fault(own: Digest, digest: Digest, bound: float) -> str | None:
+def _engine_error(own: Digest, digest: Digest, bound: float) -> str | None:
     if own["logits_per_position"] != digest["logits_per_position"]:
         return (
             f"wrong vocabulary: the engine gives {digest['logits_per_position']} logits per "
@@ -174,7 +174,7 @@ def _size(error: float | None) -> str:
     return "infinitely far" if error is None or not math.isfinite(error) else f"{error:.2g}"
 
 
-def quality_fault(quality: Quality, precision: str) -> str | None:
+def quality_error(quality: Quality, precision: str) -> str | None:
     """The error of a row with wrong predictions; None within the bound of its precision."""
     kl = quality.kl_mean
     if kl is None:

@@ -10,7 +10,7 @@ from typing import Any
 import msgspec
 
 from edge.bench.engines.engine import LLAMA_CPP
-from edge.bench.gate import Digest, judge, quality_fault
+from edge.bench.gate import Digest, logits_error, quality_error
 from edge.bench.runner import ProcessRun
 from edge.bench.trial import kept_times, power_series
 from edge.bench.verdict import (
@@ -259,10 +259,10 @@ def _errors(row: Row, job: Job, done: Sequence[Done], context: Context) -> Itera
     if context.references is not None:
         digest = next(each.logits for each in done if each.logits)
         asked = job.path, digest, row.precision, job.engine, job.kv_bits
-        if fault := judge(context.references, *asked):
-            yield Reason("", "error", fault)
-    if row.quality is not None and (fault := quality_fault(row.quality, row.precision)):
-        yield Reason("", "error", fault)
+        if error := logits_error(context.references, *asked):
+            yield Reason("", "error", error)
+    if row.quality is not None and (error := quality_error(row.quality, row.precision)):
+        yield Reason("", "error", error)
 
 
 def _absences(row: Row, runs: Sequence[ProcessRun], context: Context) -> Iterator[Reason]:

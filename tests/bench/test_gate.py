@@ -12,10 +12,10 @@ from edge.bench.gate import (
     POSITIONS,
     PREFILLED,
     gate_tokens,
-    judge,
     logits_digest,
+    logits_error,
     make_digest,
-    quality_fault,
+    quality_error,
 )
 from edge.bench.reference import reference_job, reference_logits, references
 from edge.bench.worker import open_engine
@@ -48,7 +48,7 @@ def verdict(reference, row, out, digest, **options):
     recipe = RECIPES[row]
     engine = "mlx" if recipe.is_mlx else "llama.cpp"
     path = str(recipe.path_in(out))
-    return judge(reference, path, digest, recipe.precision, engine, **options)
+    return logits_error(reference, path, digest, recipe.precision, engine, **options)
 
 
 def test_reference_logits_are_those_of_the_network(demo_out):
@@ -129,19 +129,19 @@ class WrongPosition:
 
 
 @pytest.mark.parametrize(
-    ("row", "fault"),
+    ("row", "damage"),
     [
         *(("mlx-fp16", swapped_layers), ("mlx-fp16", wrong_rope_base)),
         *(("mlx-int4", damaged_layer), ("mlx-int4", wrong_epsilon), ("mlx-int4", WrongPosition)),
     ],
 )
-def test_wrong_computation_is_found(reference, demo_out, row, fault):
+def test_wrong_computation_is_found(reference, demo_out, row, damage):
     model = load_model(demo_out / row, fuse=False)
     cache = make_cache(model, None)
-    if fault is WrongPosition:
+    if damage is WrongPosition:
         cache = [WrongPosition(layer, PREFILLED) for layer in cache]
     else:
-        fault(model)
+        damage(model)
     digest = logits_digest(MlxEngine(model, model.head, cache), VOCAB)
     assert "wrong logits" in verdict(reference, row, demo_out, digest)
 
@@ -227,7 +227,7 @@ def test_bounds_of_quality_pass_measured_rounding_and_little_more():
             Quality(perplexity=5.0, reference="mlx-fp16", kl_mean=kl)
             for kl in (measured, 20 * measured + 0.01, 7.0)
         )
-        assert quality_fault(right, precision) is None
-        assert all("wrong predictions" in quality_fault(each, precision) for each in wrong)
-    assert "not finite" in quality_fault(Quality(reference="mlx-fp16"), "INT4")
-    assert quality_fault(Quality(perplexity=5.0), "INT4") is None
+        assert quality_error(right, precision) is None
+        assert all("wrong predictions" in quality_error(each, precision) for each in wrong)
+    assert "not finite" in quality_error(Quality(reference="mlx-fp16"), "INT4")
+    assert quality_error(Quality(perplexity=5.0), "INT4") is None
