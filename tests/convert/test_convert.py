@@ -1,4 +1,4 @@
-"""Artefacts of a checkpoint: what they hold, what is kept or replaced, and how it fails."""
+"""Checkpoints by name, and their artefacts: contents, replacement, failures."""
 
 import json
 import subprocess
@@ -9,6 +9,7 @@ import mlx.core as mx
 import numpy as np
 import pytest
 from gguf import GGUFReader
+from safetensors.numpy import load_file, save_file
 
 from edge.convert.artefacts.recipes import RECIPES
 from edge.convert.artefacts.sizes import file_bytes
@@ -16,8 +17,8 @@ from edge.convert.checkpoint import open_checkpoint
 from edge.convert.convert import convert
 from edge.errors import EdgeError
 from edge.model.load import load_model
-from tests.support.conversions import edge_logits, make
-from tests.support.tiny import CONFIGS, PLAIN, edit_tensors, write_checkpoint
+from tests.support.conversions import check, edge_logits, make
+from tests.support.tiny import CONFIGS, PLAIN, edit, edit_tensors, write_checkpoint
 
 UP_PROJ = "model.layers.1.mlp.up_proj.weight"
 
@@ -27,8 +28,39 @@ def tiny(tmp_path):
     return write_checkpoint(tmp_path / "tiny", CONFIGS["stable-code"])
 
 
-def stored(path):
-    return mx.load(str(path / "model.safetensors"))
+def test_names_of_checkpoints(tiny):
+    assert open_checkpoint("demo").source.name == "demo"
+    assert open_checkpoint(str(tiny)).source.origin == "tiny"  # not its path
+    for name in ("nothing-here", "../elsewhere/x", "", "~no-such-user/model/x", "x" * 300):
+        with pytest.raises(EdgeError, match="there is no checkpoint"):
+            open_checkpoint(name)
+
+
+def test_missing_files_are_named(tiny):
+    with pytest.raises(EdgeError, match="is not a GGUF file or directory"):
+        open_checkpoint(str(tiny / "config.json"))
+    for name in ("tokenizer.json", "config.json"):
+        (tiny / name).unlink()
+        with pytest.raises(EdgeError, match=rf"{name} is missing"):
+            open_checkpoint(str(tiny))
+
+
+def test_qkv_bias_is_decided_by_the_tensors(tmp_path):
+    path = write_checkpoint(tmp_path / "m", CONFIGS["qkv-bias"])
+    edit(path, "config.json", lambda raw: raw.pop("use_qkv_bias"))
+    assert open_checkpoint(str(path)).config.use_qkv_bias
+
+
+def test_the_fingerprint_depends_on_every_weight_file(tmp_path):
+    paths = [write_checkpoint(tmp_path / name, PLAIN, int(name[-1])) for name in ("0", "a0", "1")]
+    first, same, other = (open_checkpoint(str(path)).fingerprint for path in paths)
+    assert first == same != other
+    # A shard smaller than one sample.
+    tensors = load_file(paths[0] / "model.safetensors")
+    small = {"model.norm.bias": tensors.pop("model.norm.bias")}
+    save_file(small, paths[0] / "a.safetensors")
+    save_file(tensors, paths[0] / "model.safetensors")
+    assert open_checkpoint(str(paths[0])).fingerprint != first
 
 
 def test_gguf_metadata(demo_out):
@@ -49,17 +81,13 @@ def test_gguf_metadata(demo_out):
 
 def test_shards_are_written_and_read_as_one_checkpoint(tiny, tmp_path, monkeypatch):
     (whole,) = make(tiny, tmp_path / "whole", "mlx-fp16")
-    with monkeypatch.context() as patch:
-        patch.setattr("edge.formats.safetensors.SHARD_BYTES", 60_000)
-        (sharded,) = make(tiny, tmp_path / "sharded", "mlx-fp16")
+    monkeypatch.setattr("edge.formats.safetensors.SHARD_BYTES", 60_000)
+    (sharded,) = make(tiny, tmp_path / "sharded", "mlx-fp16")
     shards = sorted(sharded.path.glob("model-*.safetensors"))
     assert len(shards) > 2
     assert shards[0].name == f"model-00001-of-{len(shards):05d}.safetensors"
     assert np.array_equal(edge_logits(sharded.path), edge_logits(whole.path))
-    (again,) = make(sharded.path, tmp_path / "again", "mlx-fp16")
-    first, second = stored(whole.path), stored(again.path)
-    assert first.keys() == second.keys()
-    assert all(mx.array_equal(first[n], second[n]) for n in first)
+    assert check(sharded.path, tiny).problems == ()
 
 
 def test_a_checkpoint_of_the_first_release_converts(tmp_path):
@@ -75,7 +103,7 @@ def test_a_weight_that_float16_cannot_hold_is_named(tmp_path):
     path = write_checkpoint(tmp_path / "large", PLAIN)
     edit_tensors(path, lambda tensors: tensors[UP_PROJ].__setitem__((3, 5), 2.0**20))
     made = make(path, tmp_path / "bf16", "mlx-bf16", "gguf-bf16", "gguf-f32")
-    tensor = stored(made[0].path)[UP_PROJ]
+    tensor = mx.load(str(made[0].path / "model.safetensors"))[UP_PROJ]
     assert (tensor.dtype, tensor[3, 5].item()) == (mx.bfloat16, 2.0**20)
     for name in ("mlx-fp16", "mlx-int4", "gguf-f16"):
         with pytest.raises(EdgeError, match=rf"tensor {UP_PROJ} .*float16 cannot hold"):
