@@ -1,21 +1,16 @@
 """GPTQ on tiny networks with every switch of the family, and the text it learns from."""
 
-import dataclasses
-import json
-import shutil
+from types import SimpleNamespace
 
 import mlx.core as mx
 import numpy as np
 import pytest
-from mlx_lm.utils import load as mlx_lm_load
+from tokenizers import Tokenizer
 
-from edge.convert.artefacts.learned import bundled_text, learn, sequences
-from edge.convert.artefacts.recipes import RECIPES
+from edge.convert.artefacts.learned import bundled_text, sequences
 from edge.errors import EdgeError
-from edge.model.config import ModelConfig
-from edge.model.load import load_model
 from edge.quality.corpus import iter_texts
-from tests.support.conversions import make
+from tests.support.conversions import edge_logits, make, mlx_lm_logits
 from tests.support.tiny import LLAMA_CONFIGS, PLAIN, write_checkpoint
 
 WIDE = {**PLAIN, "intermediate_size": 128, "hidden_size": 128, "num_attention_heads": 4}
@@ -28,81 +23,48 @@ VARIANTS = {
 }
 
 
-class Letters:
-    """A tokenizer with ids that follow one another unevenly, as a language's do."""
-
-    def encode(self, text):
-        return [(7 * ord(letter) + i % 3) % 160 for i, letter in enumerate(text)]
-
-
+# More letters than one sequence has tokens.
 TEXT = "the quick brown fox jumps over the lazy dog; " * 40
-HELD_OUT = mx.array(Letters().encode("a lazy dog quickly jumps over the brown fox, " * 3))[None]
+HELD_OUT = "a lazy dog quickly jumps over the brown fox, " * 3
 
 
-def write(path, raw):
-    """A float checkpoint in the spelling of our own artefacts."""
-    write_checkpoint(path, raw)
-    (path / "config.json").write_text(json.dumps(ModelConfig.from_dict(raw).to_dict()))
-    return path
-
-
-def run(path, bits=4, group_size=32, progress=lambda _: None):
-    recipe = dataclasses.replace(RECIPES["mlx-int4"], bits=bits, group_size=group_size)
-    return learn(path, recipe, sequences(Letters(), TEXT, 32, 8), progress)
-
-
-def save(source, learned, out, bits=4):
-    """An artefact with the learned tensors, as the MLX writer lays it out."""
-    shutil.copytree(source, out)
-    mx.save_safetensors(str(out / "model.safetensors"), learned, {"format": "mlx"})
-    config = json.loads((source / "config.json").read_text())
-    quantization = {"group_size": 32, "bits": bits, "mode": "affine"}
-    config["quantization"] = config["quantization_config"] = quantization
-    (out / "config.json").write_text(json.dumps(config))
-    return out
-
-
-def error(path, artefact):
-    """Mean squared difference of the logits from the float model's, on a text not learned from."""
-    exact, approximate = (load_model(p, mx.float32)(HELD_OUT) for p in (path, artefact))
-    return mx.square(exact - approximate).mean().item()
+def learned_and_plain(tmp_path, raw, bits=4):
+    """Artefacts made with and without GPTQ, and their errors."""
+    source, text = write_checkpoint(tmp_path / "m", raw), tmp_path / "text.txt"
+    text.write_text(TEXT)
+    how = {"group_size": 32, "learned": True, "calibration": text}
+    (learned,) = make(source, tmp_path / "learned", f"mlx-int{bits}", **how)
+    (plain,) = make(source, tmp_path / "plain", f"mlx-int{bits}", group_size=32)
+    ids = Tokenizer.from_file(str(source / "tokenizer.json")).encode(HELD_OUT).ids
+    exact = edge_logits(source, ids)
+    errors = [np.square(edge_logits(a.path, ids) - exact).mean() for a in (learned, plain)]
+    return learned.path, plain.path, errors
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_learning_is_closer_than_rounding_and_runs_everywhere(tmp_path, variant, capsys):
-    path, told = write(tmp_path / variant, VARIANTS[variant]), []
-    learned = run(path, progress=told.append)
-    assert told == sorted(told) and told[-1] == 1 and len(told) > 2
+    learned, plain, errors = learned_and_plain(tmp_path, VARIANTS[variant])
     assert capsys.readouterr() == ("", "")  # none of mlx-lm's bars
-    assert {array.dtype for array in learned.values()} == {mx.uint32, mx.float16}
-    (plain,) = make(path, tmp_path / "plain", "mlx-int4", group_size=32)
-    assert learned.keys() == mx.load(str(plain.path / "model.safetensors")).keys()
-    artefact = save(path, learned, tmp_path / "out")
-    ours = load_model(artefact, mx.float32)(HELD_OUT)
-    assert np.isfinite(np.array(ours)).all()
-    if variant == "tied":  # mlx-lm's StableLM has no tied head
-        return
-    # The embedding's rounding error, which GPTQ leaves as it is, is a part of both.
-    assert error(path, artefact) < 0.95 * error(path, plain.path)
-    model, _ = mlx_lm_load(str(artefact))
-    model.set_dtype(mx.float32)
-    np.testing.assert_allclose(np.array(model(HELD_OUT)), np.array(ours), atol=2e-4)
+    a, b = (mx.load(str(path / "model.safetensors")) for path in (learned, plain))
+    assert {n: (t.dtype, t.shape) for n, t in a.items()} == {
+        n: (t.dtype, t.shape) for n, t in b.items()
+    }
+    # GPTQ leaves the embedding's rounding error as it is.
+    assert errors[0] < 0.95 * errors[1]
+    if variant != "tied":  # mlx-lm's StableLM has no tied head
+        np.testing.assert_allclose(mlx_lm_logits(learned), edge_logits(learned), atol=2e-4)
 
 
 @pytest.mark.parametrize("bits", [2, 8])
 def test_other_widths(tmp_path, bits):
-    path = write(tmp_path / "m", WIDE)
-    learned = save(path, run(path, bits), tmp_path / "learned", bits)
-    (plain,) = make(path, tmp_path / "plain", f"mlx-int{bits}", group_size=32)
-    assert error(path, learned) < 1.05 * error(path, plain.path)  # little to learn at 8
+    _, _, errors = learned_and_plain(tmp_path, WIDE, bits)
+    assert errors[0] < 1.05 * errors[1]  # little to learn at 8
 
 
 def test_a_group_size_that_divides_no_row_is_refused(tmp_path):
+    source = write_checkpoint(tmp_path / "m", PLAIN)
     with pytest.raises(EdgeError, match="do not divide into groups of 128"):
-        run(write(tmp_path / "m", PLAIN), group_size=128)
-
-
-# --- the text
+        make(source, tmp_path / "out", "mlx-int4", learned=True, group_size=128)
 
 
 def test_the_bundled_text_is_code_that_quality_is_not_measured_on(held_out_text):
@@ -117,12 +79,13 @@ def test_the_bundled_text_is_code_that_quality_is_not_measured_on(held_out_text)
 
 
 def test_sequences_are_pieces_of_the_text_spread_over_it():
+    letters = SimpleNamespace(encode=lambda text: [ord(letter) for letter in text])
     text = "".join(chr(33 + i) for i in range(90))
-    pieces = [Letters().encode(text)[i : i + 8] for i in range(0, 88, 8)]
-    drawn = sequences(Letters(), text, 8, 5)
+    pieces = [letters.encode(text)[i : i + 8] for i in range(0, 88, 8)]
+    drawn = sequences(letters, text, 8, 5)
     assert (drawn.shape, drawn.dtype) == ((5, 8), np.int32)
     places = [pieces.index(row) for row in drawn.tolist()]
     assert len(set(places)) == 5 and max(places) > 5
-    assert sequences(Letters(), text, 8, 1000).shape == (11, 8)
+    assert sequences(letters, text, 8, 1000).shape == (11, 8)
     with pytest.raises(EdgeError, match="has 5 tokens, one sequence needs 8"):
-        sequences(Letters(), "short", 8, 1)
+        sequences(letters, "short", 8, 1)
