@@ -10,17 +10,12 @@ import pytest
 from tokenizers import Tokenizer
 
 import edge
+from edge.convert.artefacts.gguf_tokenizer import SPECIAL_IDS
 from edge.convert.sources.find import DEMO_PATH
 from edge.generate.decode import generate_tokens
 from tests.support.conversions import edge_logits, llama_logits
 
 WINDOW = 1024
-STARCODER = (
-    "fim_prefix fim_middle fim_suffix fim_pad filename gh_stars issue_start issue_comment "
-    "issue_closed jupyter_start jupyter_text jupyter_code jupyter_output empty_output "
-    "commit_before commit_msg commit_after reponame repo_continuation "
-    "|im_start| |im_end| |endoftext|"
-)
 CARD = (DEMO_PATH / "README.md").read_text(encoding="utf-8")
 EXAMPLES = re.findall(r"```python (psm|spm)\n(.*?)⟦(.*?)⟧(.*?)```", CARD, re.DOTALL)
 
@@ -52,9 +47,11 @@ def nats_per_token(logits, ids):
 
 def test_it_is_small_and_has_every_special_token(tokenizer):
     assert sum(f.stat().st_size for f in DEMO_PATH.iterdir()) <= 12e6
-    for name in STARCODER.split():
-        token = f"<{name}>"
-        assert tokenizer.encode(token).ids == [tokenizer.token_to_id(token)]
+    added = tokenizer.get_added_tokens_decoder()
+    names = {token.content: token_id for token_id, token in added.items()}
+    assert {*SPECIAL_IDS.values()} - {"<|padding|>"} <= names.keys()
+    for text, token_id in names.items():
+        assert tokenizer.encode(text).ids == [token_id]
 
 
 def test_it_predicts_code_it_has_never_seen(ours, held_out_ids):
