@@ -1,8 +1,9 @@
-"""The loop and its commands without a terminal, on real models."""
+"""The loop, its commands and the figures of an answer, without a terminal, on real models."""
 
 import io
 import time
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 
@@ -10,13 +11,14 @@ import edge
 from edge.chat.commands import TABLE, as_message, split_command
 from edge.chat.repl import greet, is_open, run_loop, state_folder, take, without_quotes
 from edge.chat.screen import Screen
-from edge.chat.session import Opened, Session, Settings
+from edge.chat.session import Opened, Session, Settings, Turn, status_line, summarise
 from edge.convert.sources.find import DEMO_PATH
 from edge.errors import EdgeError
 from edge.generate.sampling import GREEDY
-from edge.generate.stream import generate
+from edge.generate.stream import Stats, TextEvent, TokenClock, generate
 from edge.generate.transcript import Transcript, read_transcript
 from edge.power.choose import NoMeter
+from edge.power.meter import Sample
 from tests.bench.fakes import FakeMeter
 from tests.support.talk import resident_bytes
 from tests.support.tiny import PLAIN, write_checkpoint
@@ -69,19 +71,17 @@ def contents(session):
 @pytest.mark.parametrize(
     ("text", "command"),
     [
-        ("/help", ("help", "")),
         ("/SET  top_p 1 ", ("set", "top_p 1")),
         ("/system a\nb", ("system", "a\nb")),
         ("/usr/bin/x", None),
         ("// a comment", None),
         ("/undo\nand more", None),
-        ("/* C */", None),
         (" /help", None),
         ("/", None),
         ("//TODO\nx = 1", None),
     ],
 )
-def test_a_command_looks_like_one(text, command):
+def test_commands_are_told_from_messages(text, command):
     assert split_command(text) == command
     assert as_message(text) == text
     assert as_message(f"/{text}") == (f"/{text}" if command is None else text)
@@ -92,56 +92,46 @@ def test_a_command_looks_like_one(text, command):
     [
         ('"""a\nb', True, '"""a\nb'),
         ('"""\na\nb\n"""', False, "a\nb"),
-        ('"""a"""', False, "a"),
-        ('"""\ndef f():\n    """Doc."""', True, None),
         ('"""\ndef f():\n    """Doc."""\n"""', False, 'def f():\n    """Doc."""'),
         ('"""Doc."""\nimport os', False, '"""Doc."""\nimport os'),
     ],
 )
-def test_blocks(text, opened, content):
-    assert is_open(text) is opened
-    assert content is None or without_quotes(text) == content
+def test_a_block_ends_with_its_quotes(text, opened, content):
+    assert (is_open(text), without_quotes(text)) == (opened, content)
 
 
 @pytest.mark.parametrize(
     ("text", "shown"),
     [
-        ("/set seed 7", "seed is 7\n"),
         ("/set seed off", "seed is off\n"),
         ("/set max_tokens 0", "max_tokens is 0; choose 1 or more, or off."),
         ("/set top_k 1.5", "top_k takes a whole number, not '1.5'."),
         ("/set nose 1", "there is no 'nose' to set; choose one of temperature, "),
         ("/set top_p 2", "the sampling value top_p is 2.0"),
+        ("/set", "  temperature         0"),
         ("/stat", "there is no command /stat; did you mean /stats? "),
         ("/clear now", "/clear takes nothing after it; leave out 'now'."),
-        ("/undo", "there is nothing to take back"),
-        ("/load {}/gone", "{}/gone is missing"),
-        ("/set", "  temperature         0"),
-        ("/read", "no file waits"),
-        ("/read {}/long.py", "{}/long.py has 8011 tokens and the model's context 1024"),
-        ("/read {}/gone", "{}/gone is missing"),
         ("/save", "/save needs FILE, to write the conversation to a file."),
         ("/save {}/x", "there is nothing to save"),
-        ("/fim", "/fim needs HOLE, to fill PREFIX<CURSOR>SUFFIX or FILE:LINE"),
-        ("/fim a.py", "'a.py' has no line number"),
+        ("/undo", "there is nothing to take back"),
+        ("/load {}/gone", "{}/gone is missing"),
+        ("/read", "no file waits"),
+        ("/read {}/long.py", "{}/long.py has 8011 tokens and the model's context 1024"),
         ("/fim {}/a.py:1", ""),
         ("/model", "demo\n"),
         ("/system", "there is no system prompt"),
+        ("/help", "  /help "),
     ],
 )
-def test_what_a_command_says(start, tmp_path, text, shown):
-    _, typed = start()
+def test_the_output_of_a_command(start, tmp_path, text, shown):
     (tmp_path / "long.py").write_text("x = 1\n" * 2000)
     (tmp_path / "a.py").write_text("for key, value in d.\n")
-    assert typed(text.format(tmp_path)).startswith(shown.format(tmp_path))
+    out = start()[1](text.format(tmp_path))
+    assert out.startswith(shown.format(tmp_path))
+    assert text != "/help" or all(f"/{name} " in out for name in TABLE)
 
 
-def test_every_command_is_in_the_help(start):
-    shown = start()[1]("/help")
-    assert all(f"/{name} " in shown for name in TABLE)
-
-
-def test_a_middle_is_printed_as_it_comes(start, monkeypatch):
+def test_a_middle_is_printed_as_it_is_generated(start, monkeypatch):
     session, typed = start(kv_bits=8)
     pieces, write, prefix = [], session.screen.write, "import os\n\ndef f(path):\n    "
     monkeypatch.setattr(session.screen, "write", lambda text: pieces.append(text) or write(text))
@@ -151,7 +141,7 @@ def test_a_middle_is_printed_as_it_comes(start, monkeypatch):
     assert sum(bool(piece.strip("\n")) for piece in pieces) > 2
 
 
-def test_watts_are_shown_when_a_meter_runs_and_why_it_cannot(start):
+def test_power_is_shown_and_so_is_a_meter_that_fails(start):
     _, typed = start(meter=FakeMeter(time, 20.0))
     assert " · 20.0 W · " in typed("import os")
     assert "J/token" in typed("/regen")
@@ -179,33 +169,21 @@ def test_a_base_model_continues_each_text_on_its_own(start, base):
     assert "no answer to give again" in typed("/regen")
 
 
-def test_another_model_goes_on_with_the_conversation(start):
-    session, typed = start()
-    typed("/system Be short.")
-    typed("import os")
-    said = session.talk.messages
-    shown = typed("/model base")
-    assert "now base; 2 messages kept" in shown and "so yours is left out" in shown
-    assert session.talk.is_base
-    typed("/model demo")
-    assert session.talk.messages == said
-    typed("/system off")
-    assert "left out" not in typed("/model base")
-
-
 def test_a_transcript_follows_every_command(start, tmp_path):
-    file = tmp_path / "t.jsonl"
+    file, copy = tmp_path / "t.jsonl", tmp_path / "copy"
     session, typed = start(transcript=Transcript(file))
-    copy = tmp_path / "copy"
     commands = f"""import os|import re|/undo|/system Be short.|/regen|/model base|abc|/model demo
-        |/system off|/save {copy}|/clear|x|/load {copy}"""
+        |/system off|/save {copy}|/clear|x|/load {copy}|/system Be brief.|/model base|/model demo"""
+    shown = {}
     for text in map(str.strip, commands.split("|")):
-        typed(text)
+        shown[text] = typed(text)
         assert read_transcript(file) == list(session.talk.messages), text
-    assert contents(session)[::2] == ["import os", "abc"]
+    assert contents(session)[1::2] == ["import os", "abc"]
+    assert "now base; 4 messages kept" in shown["/model base"]
+    assert "so yours is left out" in shown["/model base"]
 
 
-def test_what_a_message_cannot_be_leaves_the_loop_running(start):
+def test_errors_do_not_end_the_loop(start):
     session, _ = start()
     texts = iter(["x " * 3000, "", "/nothing", "/exit", "never read"])
     run_loop(session, lambda: next(texts))
@@ -219,19 +197,56 @@ def test_the_state_folder(monkeypatch, tmp_path):
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "s"))
     assert state_folder() == tmp_path / "s" / "edge"
-    monkeypatch.setenv("XDG_STATE_HOME", "relative")  # to be ignored, says the specification
-    monkeypatch.setattr("platform.system", lambda: "Linux")
-    assert state_folder() == tmp_path / ".local" / "state" / "edge"
-    monkeypatch.setattr("platform.system", lambda: "Darwin")
-    assert state_folder() == tmp_path / "Library" / "Application Support" / "edge"
+    monkeypatch.setenv("XDG_STATE_HOME", "relative")  # which the specification says to ignore
+    for system, folder in (("Linux", ".local/state"), ("Darwin", "Library/Application Support")):
+        monkeypatch.setattr("platform.system", lambda system=system: system)
+        assert state_folder() == tmp_path / folder / "edge"
 
 
-def test_the_model_in_use_is_resident_until_the_end(start, demo, base, tmp_path, monkeypatch):
+def test_the_current_model_stays_resident_until_the_end(start, demo, base, monkeypatch):
     seen = resident_bytes(monkeypatch)
     models = {name: replace(m, running_bytes=n) for name, m, n in (("a", demo, 7), ("b", base, 9))}
-    session, typed = start(models["a"], transcript=Transcript(tmp_path / "t"), models=models)
+    session, typed = start(models["a"], models=models)
     typed("/model b")
     typed("abc")
     assert seen == [7, 0, 9]
     session.close()
     assert seen == [7, 0, 9, 0]
+
+
+LENGTH, ENDED = Turn(9, "length", 3, 0.1, 8.0), Turn(9, "stop token", 3, 0.1, 8.0)
+
+
+@pytest.mark.parametrize(
+    ("turn", "dropped", "max_tokens", "end"),
+    [
+        (Turn(42, "stop token", 10, 0.214, 38.14), 0, None,
+         "42 tokens · 38.1 tok/s · first after 0.21 s · 1.91 GB · context 512/16384"),
+        (Turn(1, "interrupted", None, None, None), 0, None,
+         "1 token · 1.91 GB · context 512/16384 · stopped by you"),
+        (LENGTH, 0, 9, " · cut at max_tokens"),
+        (LENGTH, 0, 10, " · cut at the end of the context"),
+        (ENDED, 1, None, " · 1 early turn left out"),
+        (replace(ENDED, power_w=18.24, joules_per_token=0.349), 0, None, " · 18.2 W · 0.35 J/token"),
+        (replace(ENDED, empty=True), 0, None, " · the answer is empty"),
+    ],
+)  # fmt: skip
+def test_the_status_line(turn, dropped, max_tokens, end):
+    talk = SimpleNamespace(context_tokens=512, context_limit=16384, dropped_turns=dropped)
+    shown = status_line(turn, 1_910_000_000, talk, max_tokens)
+    assert shown.endswith(end) and shown.startswith(f"{turn.tokens} token")
+
+
+@pytest.mark.parametrize("covered", [1, 0.5])
+def test_joules_per_token_need_a_meter_that_covers_the_answer(covered):
+    clock = TokenClock()
+    clock.count(3)
+    events = [TextEvent("x", (), None, None), TextEvent("", (), "length", Stats(5, 3, 0, 0, 1))]
+    length_ns = clock.last_ns - clock.begin_ns
+    end_ns = clock.begin_ns + max(1, int(length_ns * covered))
+    joules = {"CPU": 20.0 * (end_ns - clock.begin_ns) / 1e9}
+    turn = summarise(clock, events, [Sample(clock.begin_ns, end_ns, joules)])
+    assert (turn.finish, turn.prompt_tokens, turn.empty) == ("length", 5, False)
+    assert turn.power_w == pytest.approx(20.0)
+    whole = pytest.approx(20.0 * length_ns / 1e9 / 3)
+    assert turn.joules_per_token == (whole if covered == 1 else None)

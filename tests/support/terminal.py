@@ -1,9 +1,8 @@
-"""A program on a real terminal of its own, whose screen can be looked at."""
+"""A program on a pseudo-terminal, and its screen."""
 
 import fcntl
 import os
 import pty
-import re
 import select
 import struct
 import subprocess
@@ -12,14 +11,14 @@ import time
 
 import pyte
 
-LIMIT_S = 40  # a test that waits longer has failed; nothing is timed
+LIMIT_S = 40  # a test that waits longer has failed
 PATIENCE_S = 4
-INPUT_PROMPT = ">>>"
+PROMPT = ">>>"
 COLUMNS, LINES = 160, 150
 
 
 class Terminal:
-    """Starts a command and shows what a person would see."""
+    """Starts a command and shows its screen."""
 
     def __init__(self, command, cwd, environment):
         self.screen = pyte.Screen(COLUMNS, LINES)
@@ -29,25 +28,21 @@ class Terminal:
         self._master, slave = pty.openpty()
         size = struct.pack("HHHH", LINES, COLUMNS, 0, 0)
         fcntl.ioctl(self._master, termios.TIOCSWINSZ, size)
+        # The controlling terminal: its Ctrl-C is for this process group.
         self.process = subprocess.Popen(
             command, cwd=cwd, env=environment, stdin=slave, stdout=slave, stderr=slave,
-            start_new_session=True, preexec_fn=_take_terminal,
+            start_new_session=True, preexec_fn=lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0),
         )  # fmt: skip
         os.close(slave)
 
-    def __enter__(self):
-        return self
-
-    def __exit__(self, *_):
-        if self._master >= 0:
-            self.process.kill()
-            self.process.wait()
-            os.close(self._master)
-            self._master = -1
+    def close(self):
+        self.process.kill()
+        self.process.wait()
+        os.close(self._master)
 
     @property
     def shown(self):
-        """The screen's lines without what is blank at their ends."""
+        """The screen's lines up to the last that is not blank."""
         lines = [self._line(y) for y in range(self.screen.lines)]
         while lines and not lines[-1]:
             lines.pop()
@@ -67,43 +62,35 @@ class Terminal:
     def wait_for(self, text):
         self.wait(lambda: any(text in line for line in self.shown), f"{text!r}")
 
-    def wait_for_prompt(self):
-        self.wait(lambda: self.line == INPUT_PROMPT, "prompt")
-
     def leave(self, keys="\x04"):
-        """The exit code."""
+        """Sends keys that end the process; returns its exit code."""
         self.send(keys)
         while self._read():
             pass
         return self.process.wait(LIMIT_S)
 
-    def press(self, keys, line, expected="a further line"):
-        """Send keys, and wait for the cursor's line that follows."""
-        self.send(keys)
-        self.wait(lambda: self.line == line, expected)
-
-    def clear(self):
-        self.send("\x03")
-        self.wait_for_prompt()
-
     def send(self, keys):
         os.write(self._master, keys.encode())
 
+    def press(self, keys, line=PROMPT):
+        """Sends keys and waits for a line with the cursor."""
+        self.send(keys)
+        self.wait(lambda: self.line == line, f"line {line!r}")
+
     def type(self, text):
-        """Type a line and see it on the screen."""
+        """Types a text and waits for its echo."""
         self.send(text)
         self.wait(lambda: self.line.endswith(text.rstrip()), f"echo of {text!r}")
 
     def enter(self, text):
-        """Type a line, send it, and wait for the next prompt; the lines in between."""
+        """Enters a line; returns the lines before the next prompt."""
         self.type(text)
         before = self.screen.cursor.y + 1
-        self.send("\r")
-        self.wait_for_prompt()
+        self.press("\r")
         return self.shown[before:-1]
 
     def interrupt_until(self, text):
-        """Again where nothing happens: Python's line input may miss a signal before it reads."""
+        """Presses Ctrl-C until a text is shown: Python's input misses one before it reads."""
         for _ in range(LIMIT_S // PATIENCE_S):
             self.send("\x03")
             deadline = time.monotonic() + PATIENCE_S
@@ -113,12 +100,12 @@ class Terminal:
         raise AssertionError(f"no {text!r}:\n" + "\n".join(self.shown))
 
     def _line(self, y):
-        """As `screen.display`, which looks at every cell there could be."""
+        # `screen.display` does this for every cell, which is slow.
         row = self.screen.buffer.get(y, {})
         return "".join(row[x].data for x in range(max(row, default=-1) + 1)).rstrip()
 
     def _read(self):
-        """Take in what is there, or wait for it; False at the end."""
+        """Reads what is there, or waits for it; False at the end."""
         ready, _, _ = select.select([self._master], [], [], 1)
         if not ready:
             return True
@@ -129,13 +116,3 @@ class Terminal:
         self.output += data
         self._stream.feed(data)
         return bool(data)
-
-
-def colours(output):
-    """The parameters of all escape codes that choose how text looks, resets left out."""
-    return {code for code in re.findall(rb"\x1b\[([0-9;]*)m", output) if code.strip(b"0;")}
-
-
-def _take_terminal():
-    """Make the terminal the one that Ctrl-C of this process group comes from."""
-    fcntl.ioctl(0, termios.TIOCSCTTY, 0)
