@@ -227,7 +227,7 @@ LENGTH, ENDED = Turn(9, "length", 3, 0.1, 8.0), Turn(9, "stop token", 3, 0.1, 8.
         (LENGTH, 0, 9, " · cut at max_tokens"),
         (LENGTH, 0, 10, " · cut at the end of the context"),
         (ENDED, 1, None, " · 1 early turn left out"),
-        (replace(ENDED, power_w=18.24, joules_per_token=0.349), 0, None, " · 18.2 W · 0.35 J/token"),
+        (Turn(9, "stop token", 3, 0.1, 8.0, 18.24, 0.349), 0, None, " · 18.2 W · 0.35 J/token"),
         (replace(ENDED, empty=True), 0, None, " · the answer is empty"),
     ],
 )  # fmt: skip

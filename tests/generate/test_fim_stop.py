@@ -1,4 +1,4 @@
-"""Where a middle ends, rule by rule, and that it never depends on how the text arrives."""
+"""Rules that end a middle, one by one, and for any pieces of any text."""
 
 import pytest
 from hypothesis import given, settings
@@ -15,9 +15,8 @@ def ending(prefix, suffix, text, find="find_stop", **options):
     return (text, None) if stop is None else (text[: stop.cut], stop.rule)
 
 
-BLANK_LINE, INDENT, BRACKET, SUFFIX = (
-    [
-        ("x = ", "\n", "1\n\ny = 2", "1"),
+ENDINGS = {
+    "blank line": [
         ("x = ", "\n", "1\n   \ny", "1"),
         ("x = ", "\n", "1  \n\n", "1  "),  # spaces before the cut stay
         ("x", "\n", "\n\n\n\n", ""),  # nothing but blank lines is nothing
@@ -27,7 +26,7 @@ BLANK_LINE, INDENT, BRACKET, SUFFIX = (
         ("x = ", ";\n\nthe_longest_of_all_the_names = 1\n",
          "a;\n\nthe_longest_of_all_the_names = 1\n", "a;\n"),
     ],
-    [
+    "indent": [
         (IN_F, "", "return 1\ndef g", "return 1"),
         ("def f():", "", "\n    return 1\nx", "\n    return 1"),  # after a header: the block below
         ("def f():\n", "", "    return 1\nx", "    return 1"),  # a blank line: the first code's
@@ -35,8 +34,7 @@ BLANK_LINE, INDENT, BRACKET, SUFFIX = (
         (IN_F, "", "a\n  b", "a"),  # decided at the first character of code
         ("f() {\n\t", "\n", "a;\n\tb;\n    c;", "a;\n\tb;"),  # tabs are eight columns
     ],
-    [
-        ("f(", ")\n", "a, b)", "a, b"),
+    "bracket": [
         ("f(g(", ")\n", "a))", "a)"),
         ("f(g(", "))\n", "a)", "a"),
         ("f() {\n    ", "\n}\n", "a();\n}", "a();"),
@@ -45,7 +43,7 @@ BLANK_LINE, INDENT, BRACKET, SUFFIX = (
         ("f(", ")\n}\n}\n", "a)", "a"),  # an unbalanced file
         ("# don't\nf(", ")\n", "a)", "a"),  # an apostrophe ends with its line
     ],
-    [
+    "suffix": [
         (IN_F, RETURN, f"x = 1{RETURN}", "x = 1"),  # a whole line of the suffix
         ("x = 1", "\n\n\ny = 2\n", "\nz = 3\ny = 2\n", "\nz = 3"),  # blank lines may differ
         ("x = f(", "b, c\n", "a, b, c\n", "a, "),  # the rest of the cursor's line
@@ -54,45 +52,35 @@ BLANK_LINE, INDENT, BRACKET, SUFFIX = (
         ("x = ", "\ndef test_the_second_thing(self):\n    pass\n",
          "1\ndef test_the_second_thing(sel", "1"),
     ],
-)  # fmt: skip
-ENDINGS = [
-    (rule, *case)
-    for rule, cases in (("blank line", BLANK_LINE), ("indent", INDENT), ("bracket", BRACKET),
-                        ("suffix", SUFFIX))
-    for case in cases
-]  # fmt: skip
-
-
-@pytest.mark.parametrize(("rule", "prefix", "suffix", "text", "middle"), ENDINGS)
-def test_a_rule_ends_the_middle(rule, prefix, suffix, text, middle):
-    assert ending(prefix, suffix, text) == (middle, rule)
-
-
-@pytest.mark.parametrize(
-    ("prefix", "suffix", "text"),
-    [
-        ("import os", "\n", "\n\nimport re\n"),  # blank lines before the code are part of it
-        ("x", "\n", "\n\n\n"),
-        ("x = ", "\n", "1\n    "),  # the blank line's end is not there yet
-        (IN_F, "", "a\n  "),
-        (IN_F, "", "if x:\n        y\n    z\n"),  # deeper and back
-        ("x = ", "", "1\ny = 2\n"),  # no smaller indentation than none
-        ("void f() {\n    ", "", "a();\n}\n"),  # a bracket that the suffix lacks
-        ("f(", "\n", "a, b)"),
-        ("f(", ")\n", "g(a)"),  # closes what the middle opened
-        ("f(", ")\n", "')'"),  # text
-        ('f("', '")\n', "a)"),  # text that the prefix began
-        ('f("""a\n', '"""\n)\n', 'b)\n"c")'),  # over several lines
-        ("f(", ")\n", '"\\")"'),  # an escaped quote
-        ("x = 1  # ", "\n)", ":) "),  # the prefix opened nothing
-        (IN_F, "\n    go()\n", "x = 1\n    go().y\n"),  # not the whole line
-        (IN_F, "\n    go()\n", "x = 1\n        go()\n"),  # indented otherwise
-        (IN_F, "\n    go()\n", "x = 1\n    go()"),  # its end is not there yet
-        ("x = ", "\n})\n", "1\n})\n"),  # brackets alone say too little
+    None: [
+        (prefix, suffix, text, text)
+        for prefix, suffix, text in (
+            ("import os", "\n", "\n\nimport re\n"),  # blank lines before the code are part of it
+            ("x", "\n", "\n\n\n"),
+            ("x = ", "\n", "1\n    "),  # the blank line's end is not there yet
+            (IN_F, "", "a\n  "),
+            (IN_F, "", "if x:\n        y\n    z\n"),  # deeper and back
+            ("x = ", "", "1\ny = 2\n"),  # no smaller indentation than none
+            ("void f() {\n    ", "", "a();\n}\n"),  # a bracket that the suffix lacks
+            ("f(", ")\n", "g(a)"),  # closes what the middle opened
+            ("f(", ")\n", "')'"),  # text
+            ('f("', '")\n', "a)"),  # text that the prefix began
+            ('f("""a\n', '"""\n)\n', 'b)\n"c")'),  # over several lines
+            ("f(", ")\n", '"\\")"'),  # an escaped quote
+            ("x = 1  # ", "\n)", ":) "),  # the prefix opened nothing
+            (IN_F, "\n    go()\n", "x = 1\n    go().y\n"),  # not the whole line
+            (IN_F, "\n    go()\n", "x = 1\n        go()\n"),  # indented otherwise
+            (IN_F, "\n    go()\n", "x = 1\n    go()"),  # its end is not there yet
+            ("x = ", "\n})\n", "1\n})\n"),  # brackets alone say too little
+        )
     ],
-)
-def test_no_rule_fires(prefix, suffix, text):
-    assert ending(prefix, suffix, text) == (text, None)
+}  # fmt: skip
+CASES = [(rule, *case) for rule, cases in ENDINGS.items() for case in cases]
+
+
+@pytest.mark.parametrize(("rule", "prefix", "suffix", "text", "middle"), CASES)
+def test_the_rule_that_ends_a_middle(rule, prefix, suffix, text, middle):
+    assert ending(prefix, suffix, text) == (middle, rule)
 
 
 @pytest.mark.parametrize(
@@ -103,63 +91,38 @@ def test_no_rule_fires(prefix, suffix, text):
         ("\n\n", "x = 1\n", ("x = 1\n", None)),  # a blank suffix is not a repetition
     ],
 )
-def test_at_the_very_end_a_cut_off_repetition_goes_too(suffix, text, end):
+def test_a_repetition_that_was_cut_off_is_removed(suffix, text, end):
     assert ending(IN_F, suffix, text, "find_last_stop") == end
 
 
-def test_max_lines_counts_from_the_first_code_and_holds_without_the_other_rules():
+def test_max_lines_counts_from_the_first_code_also_without_the_other_rules():
     assert ending("x", "\n", "\n\na\nb\nc\n", max_lines=2) == ("\n\na\nb", "max lines")
     text = "1\n\n)\nx = 2\n"
-    for find in ("find_stop", "find_last_stop"):
-        assert ending("(", ")", text, find, heuristics=False) == (text, None)
+    assert ending("(", ")", text, "find_last_stop", heuristics=False) == (text, None)
     assert ending("(", ")", text, heuristics=False, max_lines=2)[1] == "max lines"
 
 
 CODE = st.text(alphabet="ab \n\t()[]{}'\"\\:#1", max_size=60)
-HOLES = st.builds(
-    StopRules, CODE, CODE, st.none() | st.integers(1, 4), st.sampled_from([True, True, False])
-)
+WORDS = st.text("a()\n ='b", max_size=12)
+SUFFIXES = CODE | WORDS | st.sampled_from(["\n    return xyz\n", " + some_long_name(of, this)\n"])
+PIECES = WORDS | st.sampled_from(["\n    return", " xyz", " + some_long_", "name(of"])
 
 
-@settings(max_examples=400)
-@given(HOLES, CODE)
-def test_the_stop_does_not_depend_on_how_the_text_arrives(rules, text):
+@settings(max_examples=600)
+@given(CODE | WORDS, SUFFIXES, CODE | st.lists(PIECES, max_size=5).map("".join),
+       st.none() | st.integers(1, 4), st.sampled_from([True, True, False]))  # fmt: skip
+def test_the_pieces_of_a_text_do_not_matter(prefix, suffix, text, max_lines, heuristics):
+    """A stop is found where it is decided, and text that was certain is never cut."""
+    rules, certain = StopRules(prefix, suffix, max_lines, heuristics), ""
     stop = rules.find_stop(text)
     for end in range(len(text) + 1):
-        seen = rules.find_stop(text[:end])
-        assert seen == (stop if stop is not None and end >= stop.decided else None)
-    last = rules.find_last_stop(text)
-    assert last is None or 0 <= last.cut <= len(text)
-
-
-SOME = st.text("a()\n ='b", max_size=12)
-
-
-@settings(max_examples=400)
-@given(SOME, SOME | st.sampled_from(["\n    return xyz\n", " + some_long_name(of, this)\n"]),
-       st.lists(SOME | st.sampled_from(["\n    return", " xyz", " + some_long_", "name(of"]),
-                max_size=5),
-       st.none() | st.integers(1, 3), st.booleans())  # fmt: skip
-def test_no_rule_takes_back_what_is_certain(prefix, suffix, pieces, max_lines, heuristics):
-    rules = StopRules(prefix, suffix, max_lines, heuristics)
-    text, certain = "", ""
-    for piece in "".join(pieces):
-        text += piece
-        stop = rules.find_stop(text)
-        if stop is not None:
-            assert text[: stop.cut].startswith(certain)
-            return
-        last = rules.find_last_stop(text)
-        now = text[: rules.find_certain(text)]
-        final = text if last is None else text[: last.cut]
-        assert final.startswith(certain) and final.startswith(now)
-        certain = max(certain, now, key=len)
-
-
-def test_text_is_certain_soon_after_it_came():
-    rules = StopRules("def f(x):\n    ", "\n\ndef g():\n    pass\n")
-    assert rules.find_certain("y = 1") == 5
-    assert rules.find_certain("y = 1\n") == 5  # a blank line would take the line end too
-    assert rules.find_certain("y = 1\n    z") == 11
-    assert rules.find_certain("y = 1\n    z\ndef g") == 11
-    assert StopRules("", "", None, False).find_certain(" \n\n") == 3
+        part = text[:end]
+        is_decided = stop is not None and end >= stop.decided
+        assert rules.find_stop(part) == (stop if is_decided else None)
+        last = rules.find_last_stop(part)
+        final = part if last is None else part[: last.cut]
+        assert final.startswith(certain)
+        if not is_decided:
+            now = part[: rules.find_certain(part)]
+            assert final.startswith(now)
+            certain = max(certain, now, key=len)
