@@ -1,5 +1,6 @@
-"""The loop's tokens are mlx-lm's and the plain loop's; the cache says what it holds."""
+"""The loop's tokens are mlx-lm's and those without a cache; sources know what their cache holds."""
 
+import contextlib
 import itertools
 
 import mlx.core as mx
@@ -11,8 +12,17 @@ from mlx_lm.utils import load_model as load_peer
 
 from edge.errors import EdgeError
 from edge.generate import decode
-from edge.generate.decode import generate_tokens, prefill_parts
-from edge.generate.sampling import Sampling
+from edge.generate.decode import (
+    LlamaSource,
+    MlxSource,
+    PrefixCache,
+    common_length,
+    generate_tokens,
+    prefill_parts,
+)
+from edge.generate.sampling import GREEDY, Sampling
+from edge.model.kv_cache import make_cache
+from tests.support.conversions import exact_session
 from tests.support.talk import offsets
 
 PROMPTS = [
@@ -20,7 +30,9 @@ PROMPTS = [
     "import os\nimport sys\n\n\nclass Reader:\n    def __init__(self, path):\n",
     "x",
 ]
-TOKENS = 72
+TOKENS, CONTEXT = 72, 256
+SAMPLED = Sampling(temperature=1.0, top_k=20, seed=5)
+PENALISED = Sampling(repetition_penalty=1.3, repetition_context=8)
 
 
 @pytest.fixture(scope="module")
@@ -50,8 +62,7 @@ def tokens(model, ids, **options):
     return list(generate_tokens(model, ids, **{"max_tokens": TOKENS, **options}))
 
 
-def plain_tokens(model, ids, count):
-    """Without a cache: the whole text again for every token."""
+def tokens_without_cache(model, ids, count):
     text = list(ids)
     for _ in range(count):
         text.append(int(mx.argmax(model(mx.array([text]))[0, -1]).item()))
@@ -76,7 +87,7 @@ def test_prefill_in_parts_changes_nothing(model, prompt, step, length, monkeypat
     monkeypatch.setattr(decode, "PREFILL_TOKENS", step)
     prompt, seen = (prompt * 9)[:length], []
     expected = [(p.stop, length) for p in prefill_parts(length, step, len(model.layers))]
-    plain = plain_tokens(model, prompt, 6)
+    plain = tokens_without_cache(model, prompt, 6)
     for count in (0, 1, 6):
         cache = make_prompt_cache(model)
         how = {"max_tokens": count, "cache": cache, "on_prefill": lambda *done: seen.append(done)}
@@ -86,7 +97,7 @@ def test_prefill_in_parts_changes_nothing(model, prompt, step, length, monkeypat
 
 
 @pytest.mark.parametrize("calls_before", [0, 1, 2, 7])
-def test_an_interrupt_between_two_layers_leaves_them_level(
+def test_an_interrupt_leaves_all_layers_at_the_same_length(
     model, prompt, monkeypatch, calls_before
 ):
     expected, cache = tokens(model, prompt, max_tokens=20), make_prompt_cache(model)
@@ -112,7 +123,7 @@ def test_an_interrupt_between_two_layers_leaves_them_level(
     assert found + tokens(model, again, cache=cache, max_tokens=20 - len(found)) == expected
 
 
-def test_a_prompt_that_fills_the_context_is_refused_with_the_numbers(model, shorten, prompt):
+def test_a_prompt_that_fills_the_context_is_refused(model, shorten, prompt):
     shorten(model, 64)
     full = (prompt * 9)[:64]
     with pytest.raises(EdgeError, match=r"has 64 tokens and .* ends at 64, .* by 1 or more"):
@@ -136,10 +147,75 @@ def test_a_rotating_cache_goes_on_beyond_the_context(model, shorten, prompt):
     [
         ([], {}, "the prompt has no tokens; "),
         ([1, 4096], {}, "the token 4096 and the model's vocabulary ends at 4095; "),
-        ([-1, 3], {}, "the token -1 "),
         ([1], {"max_tokens": -1}, "max_tokens is -1; choose 0 or more"),
     ],
 )
-def test_mistakes_are_refused_by_the_call_itself(model, ids, options, sentence):
+def test_the_call_itself_refuses_bad_arguments(model, ids, options, sentence):
     with pytest.raises(EdgeError, match=sentence):
         generate_tokens(model, ids, **options)
+
+
+@pytest.fixture(scope="module")
+def session(demo_out):
+    # In full precision on both sides, so that the logits agree to rounding.
+    with contextlib.closing(exact_session(demo_out / "gguf-f32.gguf", CONTEXT, 1)) as session:
+        yield session
+
+
+@pytest.fixture(params=["mlx", "llama"])
+def source(request, model):
+    if request.param == "mlx":
+        return MlxSource(model, context_tokens=CONTEXT)
+    source = LlamaSource(request.getfixturevalue("session"), CONTEXT)
+    source.reset()
+    return source
+
+
+def held(source):
+    return source.held if isinstance(source, LlamaSource) else source.cache.held
+
+
+@pytest.mark.parametrize("sampling", [GREEDY, SAMPLED, PENALISED])
+def test_a_source_gives_the_loops_tokens(source, model, prompt, sampling):
+    reused, tokens = source.generate(prompt, 12, sampling)
+    made = list(tokens)
+    assert reused == 0
+    assert made == list(generate_tokens(model, prompt, max_tokens=12, sampling=sampling))
+    assert held(source) == [*prompt, *made[:-1]]
+
+
+def test_the_next_prompt_is_computed_from_the_first_difference(source, prompt):
+    first = list(source.generate(prompt, 6, GREEDY)[1])
+    for ids in ([*prompt, *first, 11], prompt, [*prompt[:7], 33, 34], prompt):
+        common = common_length(held(source), ids[:-1])
+        reused, tokens = source.generate(ids, 6, GREEDY)
+        assert reused == common
+        again = list(tokens)
+        source.reset()
+        assert held(source) == []
+        assert list(source.generate(ids, 6, GREEDY)[1]) == again
+    assert again == first
+
+
+def test_a_penalty_computes_its_context_again(source, prompt):
+    first = list(source.generate(prompt, 5, PENALISED)[1])
+    reused, tokens = source.generate(prompt, 5, PENALISED)
+    assert reused == len(prompt) - PENALISED.repetition_context
+    assert list(tokens) == first
+
+
+def test_the_cache_is_known_after_a_closed_generation(source, prompt):
+    first = list(source.generate(prompt, 4, GREEDY)[1])
+    tokens = source.generate(prompt[:-3], 9, GREEDY)[1]
+    made = [next(tokens), next(tokens)]
+    tokens.close()
+    ahead = isinstance(source, MlxSource)
+    assert held(source) == [*prompt[:-3], *made][: None if ahead else -1]
+    assert list(source.generate(prompt, 4, GREEDY)[1]) == first
+
+
+def test_layers_of_different_lengths_are_cleared(model, prompt):
+    cache = PrefixCache(lambda: make_cache(model))
+    with cache.feeding(prompt):
+        cache.layers[0].update_and_fetch(mx.zeros((1, 1, 2, 4)), mx.zeros((1, 1, 2, 4)))
+    assert cache.held == [] and offsets(cache.layers) == {0}
