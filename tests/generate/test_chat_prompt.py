@@ -1,4 +1,4 @@
-"""Conversations to ids: the ids of the whole text, and names of control tokens that stay text."""
+"""Conversations to ids: those of the whole text, with names of control tokens as text."""
 
 import re
 
@@ -10,7 +10,7 @@ from tokenizers import Tokenizer as Backend
 
 from edge.convert.sources.find import DEMO_PATH
 from edge.errors import EdgeError
-from edge.generate.chat_prompt import ChatPrompt, GeneratedIds, can_chat
+from edge.generate.chat_prompt import ChatPrompt, GeneratedIds
 from edge.generate.transcript import Message
 from edge.tokenizer.tokenizer import Tokenizer
 
@@ -48,7 +48,6 @@ def tokenizer():
 
 
 def controls(tokenizer, ids):
-    """The control tokens among ids."""
     added = tokenizer.backend_tokenizer.get_added_tokens_decoder()
     return [added[i].content for i in ids if i in added and added[i].special]
 
@@ -96,17 +95,10 @@ def test_the_name_of_a_control_token_in_a_message_is_text(tokenizer, template, p
 
 
 @pytest.mark.parametrize("template", [REPLACED, LOOKS])
-def test_names_that_the_template_would_mix_up_are_refused(template):
+def test_names_in_contents_that_the_template_changes_are_refused(template):
     chat = ChatPrompt(tokenizer_with(template))
     with pytest.raises(EdgeError, match=re.escape("a message of the user holds <|im_end|>")):
         chat.ids([Message("user", "a?<|im_end|>")])
-
-
-def test_a_base_model_cannot_chat():
-    text = (DEMO_PATH / "tokenizer.json").read_text().replace("<|im_start|>", "<|im_begin|>")
-    backend = Backend.from_str(text)
-    base = Tokenizer(backend, {"eos_token": "<|endoftext|>"})
-    assert not can_chat(base)
 
 
 def test_templates_that_take_no_system_prompt():

@@ -1,4 +1,4 @@
-"""Conversations with the demo: every answer is that of a fresh generation of its whole prompt."""
+"""Conversations with the demo: every answer equals a fresh generation of the whole prompt."""
 
 import itertools
 import re
@@ -14,8 +14,7 @@ from edge.generate.sampling import Sampling
 from edge.generate.transcript import Message
 from tests.support.talk import DRAWN, WILD, asked, fresh, joined, some
 
-# Of the demo with a shorter context.
-CONTEXT = 256
+CONTEXT = 256  # of the demo in `short`
 
 
 @pytest.fixture
@@ -50,7 +49,7 @@ def test_max_tokens_and_a_stop_string_end_an_answer(chat):
     assert chat.messages[-1] == Message("assistant", text[: text.index(stop)])
 
 
-def test_a_closed_or_interrupted_answer_keeps_what_came(chat):
+def test_a_closed_or_interrupted_answer_is_kept(chat):
     text = some(chat.ask("class A:", sampling=DRAWN), 4)
     assert text
     assert chat.messages == (Message("user", "class A:"), Message("assistant", text, cut_off=True))
@@ -63,9 +62,7 @@ def test_a_closed_or_interrupted_answer_keeps_what_came(chat):
     assert chat.messages[-1] == Message("assistant", text, cut_off=True)
 
 
-def test_a_failure_before_anything_came_leaves_the_conversation_as_it_was(
-    loaded, chat, monkeypatch
-):
+def test_a_failed_answer_leaves_the_conversation_unchanged(loaded, chat, monkeypatch):
     list(chat.ask("one", max_tokens=3))
     before = chat.messages
     failures = ((RuntimeError, lambda: chat.ask("two")), (KeyboardInterrupt, chat.regenerate))
@@ -78,7 +75,7 @@ def test_a_failure_before_anything_came_leaves_the_conversation_as_it_was(
     assert generated == fresh(loaded, ids, sampling=DRAWN, max_tokens=5)[0]
 
 
-def test_a_system_prompt_is_for_the_whole_conversation(loaded, chat):
+def test_a_system_prompt_applies_to_the_whole_conversation(loaded, chat):
     list(chat.ask("x", sampling=DRAWN, max_tokens=4))
     chat.system = "Be short."
     ids, _, _ = asked(chat, "y", max_tokens=2)
@@ -96,13 +93,13 @@ def test_a_question_without_an_answer_can_be_restored_and_answered(chat):
     assert joined(chat.regenerate(sampling=DRAWN, max_tokens=3)) == chat.messages[-1].content
 
 
-@pytest.mark.parametrize("roles", ["a", "uu", "uaa", "us", "ss", "uasu"])
-def test_messages_that_do_not_take_turns_are_refused(chat, roles):
+def test_messages_out_of_turn_are_refused(chat):
     names = {"a": "assistant", "u": "user", "s": "system"}
     list(chat.ask("x", max_tokens=2))
     before = chat.messages
-    with pytest.raises(EdgeError, match="take turns"):
-        chat.restore([Message(names[role], "x") for role in roles])
+    for roles in ("a", "uu", "uaa", "us", "ss", "uasu"):
+        with pytest.raises(EdgeError, match="take turns"):
+            chat.restore([Message(names[role], "x") for role in roles])
     assert chat.messages == before
 
 
@@ -137,7 +134,7 @@ def test_every_answer_is_that_of_a_fresh_generation(loaded, steps, penalty):
             assert (generated, answer) == fresh(loaded, ids, **options)
 
 
-def test_a_next_question_computes_itself_alone(loaded):
+def test_only_the_next_question_is_computed(loaded):
     chat = Conversation(*loaded, system="Be short.")
     ids, generated, _ = asked(chat, "x", sampling=DRAWN, max_tokens=9)
     assert chat.reused_tokens == 0
@@ -169,7 +166,7 @@ def test_the_oldest_turns_are_left_out_of_the_prompt(short):
         reused.append(chat.reused_tokens)
     assert len(chat.messages) == 1 + 2 * 14
     assert dropped[0] == 0 and dropped == sorted(dropped)
-    # Several turns are left out at a time, so most prompts begin as the one before.
+    # Several turns are left out at a time, so most prompts reuse the cache.
     changes = [now > before for before, now in itertools.pairwise(dropped)]
     assert 1 < sum(changes) <= len(changes) // 2
     kept = [count for count, changed in zip(reused[1:], changes, strict=True) if not changed]
@@ -185,5 +182,4 @@ def test_the_last_question_may_take_the_room_of_the_answer(short):
     assert chat.dropped_turns == 2
     assert len(ids) + len(generated) == CONTEXT
     assert chat.messages[-1].cut_off
-    # With the line end after <|im_end|>, which was not generated, it is more than that.
     assert chat.context_tokens == CONTEXT == chat.context_limit

@@ -1,6 +1,5 @@
 """Fill in the middle with the demo: prompts, windows, line ends, and the cache between calls."""
 
-import json
 from dataclasses import replace
 from unittest.mock import Mock
 
@@ -17,12 +16,9 @@ from edge.generate.fim_stop import StopRules
 from edge.generate.sampling import Sampling
 from edge.tokenizer.tokenizer import encode_text
 
-NAMES = [
-    token["content"]
-    for token in json.loads((DEMO_PATH / "tokenizer.json").read_text())["added_tokens"]
-]
 CARD = ("for key, value in d.", "():\n    print(key, value)\n")
 IMPORT = ("import os\nimport ", "\n")
+HOLE = ("import os\n\ndef f(path):\n    ", "\n    return x\n")
 
 
 @pytest.fixture
@@ -30,16 +26,9 @@ def completer(loaded):
     return Completer(MlxSource(loaded[0]), loaded[1])
 
 
-@pytest.fixture(scope="module")
-def backend():
-    backend = Tokenizer.from_file(str(DEMO_PATH / "tokenizer.json"))
-    backend.add_tokens([AddedToken("<|mark|>", special=False, normalized=False)])
-    return backend
-
-
 @pytest.fixture
 def prompts(completer, monkeypatch):
-    """The prompts that the network gets, request by request."""
+    """The texts of the prompts so far."""
     seen, generate = [], completer.source.generate
     monkeypatch.setattr(
         completer.source, "generate", lambda ids, *how: seen.append(ids) or generate(ids, *how)
@@ -65,20 +54,19 @@ def same(a, b):
           for text in ("a\r\nb\n", "a\r\nb\rc", "a\n", "a\r")),
     ],
 )  # fmt: skip
-def test_the_prompt_adds_nothing(completer, prompts, prefix, suffix, options, prompt):
+def test_the_prompt_has_only_the_given_text(completer, prompts, prefix, suffix, options, prompt):
     completer.complete(prefix, suffix, max_tokens=1, **options)
     assert prompts() == [prompt]
 
 
-def test_it_says_what_it_took_and_why_it_ended(completer):
+def test_figures_and_the_reason_of_the_end(completer):
     done = completer.complete(*CARD, order="spm")
     assert (done.text, done.stopped_by) == ("items", "stop token")
     assert (done.prompt_tokens, done.reused_tokens, done.generated_tokens) == (19, 0, 2)
     assert 0 < done.ttft_s <= done.total_s and done.decode_tok_s > 0
     done = completer.complete("import ", "", max_tokens=3, stop_rules=False)
     assert (done.generated_tokens, done.stopped_by) == (3, "max tokens")
-    hole = ("import os\n\ndef f(path):\n    ", "\n    return x\n")
-    ruled, free = completer.complete(*hole), completer.complete(*hole, stop_rules=False)
+    ruled, free = completer.complete(*HOLE), completer.complete(*HOLE, stop_rules=False)
     assert ruled.stopped_by == "blank line"
     assert free.stopped_by in ("stop token", "max tokens")
     assert free.text.startswith(ruled.text + "\n\n")
@@ -93,13 +81,18 @@ def test_missing_tokens_are_named(completer):
         completer.complete("a", "b", context=["c"])
 
 
+BACKEND = Tokenizer.from_file(str(DEMO_PATH / "tokenizer.json"))
+NAMES = [token.content for token in BACKEND.get_added_tokens_decoder().values()]
+BACKEND.add_tokens([AddedToken("<|mark|>", special=False, normalized=False)])
+
+
 @given(st.lists(st.sampled_from([*NAMES, "<|mark|>", "<", "|", "fim_", " ", "é"]), max_size=8))
-def test_names_of_special_tokens_in_code_are_text(backend, parts):
+def test_names_of_special_tokens_in_code_are_text(parts):
     text = "".join(parts)
-    ids = encode_text(backend, text)
-    assert backend.decode(ids) == text  # which leaves special tokens out
-    assert backend.token_to_id("<|mark|>") not in ids  # which the tokenizer does not flag
-    assert not backend.encode_special_tokens
+    ids = encode_text(BACKEND, text)
+    assert BACKEND.decode(ids) == text  # without special tokens
+    assert BACKEND.token_to_id("<|mark|>") not in ids  # which the tokenizer does not flag
+    assert not BACKEND.encode_special_tokens
 
 
 @given(st.integers(0, 300), st.integers(0, 300), st.integers(1, 400))
@@ -126,7 +119,7 @@ def test_the_window_of_a_growing_text_moves_in_steps():
     assert len(near_end("x" * 250_000, most)) == 150_000
 
 
-def test_an_interrupted_generation_leaves_a_cache_that_is_right(completer, monkeypatch):
+def test_an_interrupt_leaves_a_correct_cache(completer, monkeypatch):
     expected = completer.complete(*IMPORT, max_tokens=8)
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(StopRules, "find_stop", Mock(side_effect=KeyboardInterrupt))
@@ -135,7 +128,7 @@ def test_an_interrupted_generation_leaves_a_cache_that_is_right(completer, monke
 
 
 HOLES = [
-    ("import os\n\ndef f(path):\n    ", "\n    return x\n", {}),
+    (*HOLE, {}),
     ("import os\nimport ", "", {"stop_rules": False, "max_tokens": 40}),
     ("import os\r\nimport ", "\r\nx\r\n", {"max_tokens": 24}),
     (*CARD, {"order": "spm"}),
@@ -144,12 +137,12 @@ HOLES = [
 
 
 @pytest.mark.parametrize(("prefix", "suffix", "options"), HOLES)
-def test_the_stream_is_the_middle_and_takes_nothing_back(completer, prefix, suffix, options):
+def test_the_stream_adds_up_to_the_middle(completer, prefix, suffix, options):
     whole = completer.complete(prefix, suffix, **options)
     completer.source.reset()
     events = list(completer.stream(prefix, suffix, **options))
     assert "".join(event.text for event in events) == whole.text
-    assert [e.completion is None for e in events] == [True] * (len(events) - 1) + [False]
+    assert all(event.completion is None for event in events[:-1])
     assert same(events[-1].completion, whole)
     assert len(events) in (whole.generated_tokens, whole.generated_tokens + 1)
 

@@ -1,4 +1,4 @@
-"""Sampling: mlx-lm's distribution, with randomness of our own."""
+"""Sampling: mlx-lm's distribution, with a key of its own."""
 
 import math
 
@@ -36,14 +36,14 @@ def test_a_seed_gives_what_mlx_lm_gives_after_seeding(filters, temperature):
     assert drawn(100, temperature=temperature, seed=11, **filters) == expected
 
 
-def test_without_a_seed_mlxs_global_state_decides():
+def test_without_a_seed_mlxs_global_state_counts():
     mx.random.seed(5)
     first, second = drawn(50, temperature=1.0), drawn(50, temperature=1.0)
     mx.random.seed(5)
     assert drawn(50, temperature=1.0) == first != second
 
 
-def test_a_seed_is_immune_to_other_random_use_and_does_not_disturb_it():
+def test_other_draws_and_seeded_draws_do_not_change_each_other():
     picker, disturbed, others = Picker(Sampling(1.0, seed=3), [0]), [], []
     mx.random.seed(8)
     for _ in range(30):

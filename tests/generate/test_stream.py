@@ -1,4 +1,4 @@
-"""Text events and the one string: what is shown, why it ended, and what it took."""
+"""Text events: the text, the reason of the end, and the figures."""
 
 import itertools
 import time
@@ -7,50 +7,38 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from mlx_lm.models.cache import make_prompt_cache
-from mlx_lm.tokenizer_utils import load as load_tokenizer
+from mlx_lm.tokenizer_utils import load as load_peer_tokenizer
 
 from edge.errors import EdgeError
 from edge.generate import stream
 from edge.generate.decode import generate_tokens
-from edge.generate.stream import (
-    STOP_TOKENS,
-    Stats,
-    StopScanner,
-    generate,
-    stop_ids,
-    stream_generate,
-)
-from edge.tokenizer.tokenizer import Tokenizer as OurTokenizer
+from edge.generate.stream import Stats, StopScanner, generate, stop_ids, stream_generate
 from tests.support.talk import ids_of, joined
 
 PROMPT = "    for i in range(10):\n        print("
 
 
-def decoded(tokenizer, ids):
-    return tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False)
-
-
-def test_a_stop_token_ends_and_is_not_shown(loaded):
+def test_a_stop_token_ends_the_text_and_is_not_in_it(loaded):
     ids = list(generate_tokens(loaded[0], loaded[1].encode(PROMPT), max_tokens=200))
     shown = list(itertools.takewhile(lambda i: i not in stop_ids(loaded[1]), ids))
     assert 3 <= len(shown) < len(ids)
     events = list(stream_generate(*loaded, PROMPT, max_tokens=200))
     assert ids_of(events) == ids[: len(shown) + 1]
-    assert joined(events) == decoded(loaded[1], shown)
+    assert joined(events) == loaded[1].decode(shown)
     last = events[-1]
     assert (last.finish, last.ids) == ("stop token", (ids[len(shown)],))
     assert last.stats.generated_tokens == len(shown) + 1
     assert {(event.finish, event.stats) for event in events[:-1]} == {(None, None)}
 
 
-def test_a_stop_string_cuts_and_is_never_shown(loaded):
+def test_a_stop_string_ends_the_text_and_is_not_in_it(loaded):
     whole = generate(*loaded, PROMPT, max_tokens=30)
     assert len(whole) > 8
     for stop in (whole[3:5], whole[6:9], whole[4]):
         events = list(stream_generate(*loaded, PROMPT, max_tokens=30, stop=[stop]))
         assert (events[-1].finish, joined(events)) == ("stop string", whole.split(stop)[0])
-        assert stop in decoded(loaded[1], ids_of(events))
-        assert stop not in decoded(loaded[1], ids_of(events)[:-1])
+        assert stop in loaded[1].decode(ids_of(events))
+        assert stop not in loaded[1].decode(ids_of(events)[:-1])
     never = whole[-2:] + "\x00"
     assert generate(*loaded, PROMPT, max_tokens=30, stop=[never]) == whole
 
@@ -68,8 +56,7 @@ def test_a_stop_string_in_what_the_detokenizer_held_back(loaded, monkeypatch):
     ("count", "ttft_s", "decode_tok_s"), [(0, None, None), (1, 2.0, None), (3, 2.0, 1.0)]
 )
 def test_stats_are_the_stamps(loaded, monkeypatch, count, ttft_s, decode_tok_s):
-    """A clock that goes on by a second at each look: call, prefill, then one per token."""
-    seconds = itertools.count(100)
+    seconds = itertools.count(100)  # one per stamp: call, prefill, each token
     monkeypatch.setattr(time, "monotonic_ns", lambda: next(seconds) * 10**9)
     *_, last = stream_generate(*loaded, PROMPT, max_tokens=count)
     prompt = len(loaded[1].encode(PROMPT))
@@ -93,7 +80,6 @@ STOPS = st.lists(st.text("abc", min_size=1, max_size=5), max_size=4)
 
 
 def naive(text, stops):
-    """Read character by character until a stop string is complete; the longest such goes."""
     for end in range(1, len(text) + 1):
         complete = [len(stop) for stop in stops if text[:end].endswith(stop)]
         if complete:
@@ -102,7 +88,7 @@ def naive(text, stops):
 
 
 @given(LETTERS, STOPS, st.data())
-def test_any_cut_gives_the_naive_result(text, stops, data):
+def test_any_pieces_give_the_result_of_reading_by_character(text, stops, data):
     cuts = sorted(data.draw(st.lists(st.integers(0, len(text)), max_size=8)))
     scanner, passed = StopScanner(stops), ""
     for start, end in zip([0, *cuts], [*cuts, len(text)], strict=True):
@@ -115,9 +101,8 @@ def test_any_cut_gives_the_naive_result(text, stops, data):
     assert (scanner.found is not None) == any(stop in text for stop in stops)
 
 
-@pytest.mark.parametrize("load", [load_tokenizer, OurTokenizer.load])
-def test_the_demos_stop_tokens(load, demo_out):
-    tokenizer = load(demo_out / "mlx-fp16")
-    names = {tokenizer.convert_ids_to_tokens(i) for i in stop_ids(tokenizer)}
-    assert names == {name for name in STOP_TOKENS if name in tokenizer.get_vocab()}
-    assert {"<|endoftext|>", "<|im_end|>", "<|im_start|>", "<fim_middle>"} <= names
+def test_the_demos_stop_tokens(loaded, demo_out):
+    for tokenizer in (loaded[1], load_peer_tokenizer(demo_out / "mlx-fp16")):
+        names = {tokenizer.convert_ids_to_tokens(i) for i in stop_ids(tokenizer)}
+        assert names == {name for name in stream.STOP_TOKENS if name in tokenizer.get_vocab()}
+        assert {"<|endoftext|>", "<|im_end|>", "<|im_start|>", "<fim_middle>"} <= names

@@ -1,4 +1,4 @@
-"""What tests say to a conversation."""
+"""Questions to a conversation, and what comes of them."""
 
 import contextlib
 import itertools
@@ -6,10 +6,8 @@ import itertools
 from edge.generate.sampling import Sampling
 from edge.generate.stream import stream_generate
 
-# Drawn answers do not end at once, as the demo's most probable ones often do.
-DRAWN = Sampling(temperature=0.8, seed=3)
-# These do not end at all.
-WILD = Sampling(temperature=3, seed=1)
+# With the demo greedy answers often end at once, these do not, and WILD ones never.
+DRAWN, WILD = Sampling(temperature=0.8, seed=3), Sampling(temperature=3, seed=1)
 
 
 def joined(events):
@@ -21,25 +19,25 @@ def ids_of(events):
 
 
 def offsets(cache):
-    """Lengths of the layers: one where they agree."""
+    """The set of the layers' lengths."""
     return {layer.offset for layer in cache}
 
 
 def some(events, count):
-    """The text of so many events, after which they are closed."""
+    """The text of the first events; the rest is closed."""
     taken = list(itertools.islice(events, count))
     events.close()
     return joined(taken)
 
 
 def fresh(loaded, ids, **options):
-    """The ids and the text that a generation of the whole prompt, with nothing cached, gives."""
+    """The ids and the text of a generation without a cache."""
     events = list(stream_generate(*loaded, ids, **options))
     return ids_of(events), joined(events)
 
 
 def resident_bytes(monkeypatch):
-    """Bytes asked to be resident, and 0 when that ends, in the order of time."""
+    """Records the bytes to keep resident, and 0 for each end."""
     seen = []
 
     @contextlib.contextmanager
@@ -54,7 +52,7 @@ def resident_bytes(monkeypatch):
 
 
 def asked(conversation, text=None, **options):
-    """Ask, or without a text answer again; the prompt and everything generated."""
+    """Asks, or regenerates without a text; returns the prompt, the generated ids, the answer."""
     ask = conversation.regenerate if text is None else conversation.ask
     events = ask(**options) if text is None else ask(text, **options)
     prompt = list(conversation._asked)
