@@ -12,18 +12,11 @@ from mlx_lm.utils import load_model as load_peer
 
 from edge.errors import EdgeError
 from edge.generate import decode
-from edge.generate.decode import (
-    LlamaSource,
-    MlxSource,
-    PrefixCache,
-    common_length,
-    generate_tokens,
-    prefill_parts,
-)
+from edge.generate.decode import LlamaSource, MlxSource, PrefixCache, generate_tokens
 from edge.generate.sampling import GREEDY, Sampling
 from edge.model.kv_cache import make_cache
 from tests.support.conversions import exact_session
-from tests.support.talk import offsets
+from tests.support.talk import offsets, tokens
 
 PROMPTS = [
     "    for i in range(10):\n        print(",
@@ -58,10 +51,6 @@ def peer_tokens(peer, ids, **options):
     return [token for token, _ in steps]
 
 
-def tokens(model, ids, **options):
-    return list(generate_tokens(model, ids, **{"max_tokens": TOKENS, **options}))
-
-
 def tokens_without_cache(model, ids, count):
     text = list(ids)
     for _ in range(count):
@@ -72,12 +61,12 @@ def tokens_without_cache(model, ids, count):
 @pytest.mark.parametrize("text", PROMPTS, ids=range(len(PROMPTS)))
 def test_tokens_are_mlx_lms(loaded, model, peer, text):
     ids = loaded[1].encode(text)
-    greedy = tokens(model, ids)
+    greedy = tokens(model, ids, max_tokens=TOKENS)
     assert greedy == peer_tokens(peer, ids)
     for context in (4, 20, 200):
         how = {"repetition_penalty": 1.5, "repetition_context_size": context}
         sampling = Sampling(repetition_penalty=1.5, repetition_context=context)
-        found = tokens(model, ids, sampling=sampling)
+        found = tokens(model, ids, max_tokens=TOKENS, sampling=sampling)
         assert found == peer_tokens(peer, ids, logits_processors=make_logits_processors(**how))
         assert context < 200 or found != greedy  # the penalty does something
 
@@ -86,7 +75,7 @@ def test_tokens_are_mlx_lms(loaded, model, peer, text):
 def test_prefill_in_parts_changes_nothing(model, prompt, step, length, monkeypatch):
     monkeypatch.setattr(decode, "PREFILL_TOKENS", step)
     prompt, seen = (prompt * 9)[:length], []
-    expected = [(p.stop, length) for p in prefill_parts(length, step, len(model.layers))]
+    expected = [(p.stop, length) for p in decode.prefill_parts(length, step, len(model.layers))]
     plain = tokens_without_cache(model, prompt, 6)
     for count in (0, 1, 6):
         cache = make_prompt_cache(model)
@@ -187,7 +176,7 @@ def test_a_source_gives_the_loops_tokens(source, model, prompt, sampling):
 def test_the_next_prompt_is_computed_from_the_first_difference(source, prompt):
     first = list(source.generate(prompt, 6, GREEDY)[1])
     for ids in ([*prompt, *first, 11], prompt, [*prompt[:7], 33, 34], prompt):
-        common = common_length(held(source), ids[:-1])
+        common = decode.common_length(held(source), ids[:-1])
         reused, tokens = source.generate(ids, 6, GREEDY)
         assert reused == common
         again = list(tokens)

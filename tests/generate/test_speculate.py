@@ -11,27 +11,16 @@ from hypothesis import strategies as st
 
 import edge
 from edge.generate import sampling as sampling_module
+from edge.generate import speculate
 from edge.generate.decode import common_length, generate_tokens
 from edge.generate.sampling import Sampling
-from edge.generate.speculate import (
-    LONGEST_MATCH,
-    LONGEST_NGRAM,
-    MOST_PROPOSED,
-    RETRY_TOKENS,
-    DraftLength,
-    PromptLookup,
-)
+from edge.generate.speculate import DraftLength, PromptLookup
 from edge.generate.stream import stream_generate
 from edge.model.kv_cache import make_cache
-from tests.support.talk import ids_of, offsets
+from tests.support.talk import ids_of, offsets, tokens
 from tests.support.tiny import LLAMA, PLAIN, tiny_model
 
 CASES = int(os.environ.get("EDGE_SPECULATION_CASES", "9"))
-
-
-@pytest.fixture(scope="module")
-def small():
-    return tiny_model(PLAIN)
 
 
 class Oracle:
@@ -50,7 +39,7 @@ class Oracle:
         self.place += len(ids)
 
     def kind(self):
-        return 0 if self.place + MOST_PROPOSED < len(self.text) else None
+        return 0 if self.place + speculate.MOST_PROPOSED < len(self.text) else None
 
     def propose(self, count):
         return self.text[self.place : self.place + count]
@@ -63,12 +52,8 @@ class Wrong(PromptLookup):
         return [(token + 1) % 160 for token in super().propose(count)]
 
 
-def lookup(fixed=4):
-    return PromptLookup(length=DraftLength(fixed=fixed))
-
-
-def tokens(model, ids, **options):
-    return list(generate_tokens(model, ids, **options))
+def lookup():
+    return PromptLookup(length=DraftLength(fixed=4))
 
 
 @pytest.mark.parametrize("name", ["mlx-fp16", "mlx-int4"])
@@ -119,8 +104,8 @@ def test_seeded_and_penalised_text(loaded, prompt, sampling, wrong_every):
     assert draft.accepted < draft.drafted or wrong_every > 5
 
 
-def test_the_cache_can_be_continued_wherever_the_text_ends(small):
-    ids = [1, 2, 3]
+def test_the_cache_can_be_continued_wherever_the_text_ends():
+    small, ids = tiny_model(PLAIN), [1, 2, 3]
     plain = tokens(small, ids, max_tokens=40)
     for end in range(20):
         draft = Oracle(len(ids), plain, wrong_every=6)
@@ -179,14 +164,14 @@ TEXTS = st.lists(st.integers(0, 3), max_size=60)
 
 def scanned(ids, count):
     """The match length at the last occurrence of the longest final n-gram, and the ids after it."""
-    for size in range(min(LONGEST_NGRAM, len(ids)), 0, -1):
+    for size in range(min(speculate.LONGEST_NGRAM, len(ids)), 0, -1):
         for end in range(len(ids) - 1, size - 1, -1):
             if ids[end - size : end] == ids[-size:]:
                 common = common_length(ids[:end][::-1], ids[::-1])
                 text = list(ids)
                 for place in range(end, end + count):
                     text.append(text[place])
-                return min(common, LONGEST_MATCH), text[len(ids) :]
+                return min(common, speculate.LONGEST_MATCH), text[len(ids) :]
     return 0, []
 
 
@@ -217,18 +202,18 @@ def test_the_number_of_proposals_that_pays_is_chosen():
     assert length.pass_cost(4) == 2.0  # a quarter of a step for each proposal
     assert length.best(1, 99) == 0
     assert 1 <= length.best(2, 99) <= 2
-    assert length.best(3, 99) == MOST_PROPOSED
+    assert length.best(3, 99) == speculate.MOST_PROPOSED
     assert length.best(3, 2) == 2 and length.best(3, 0) == 0
 
 
 def test_expensive_passes_are_stopped_and_tried_again_later():
     length = measured(2.0, 1, {0: (20, 0), 1: (0, 20)})  # two positions cost two steps
     tried = []
-    for step in range(1, 8 * RETRY_TOKENS):
+    for step in range(1, 8 * speculate.RETRY_TOKENS):
         length.saw_step(1.0)
         assert length.best(1, 9) == 0
         while proposals := length.best(0, 9):
             tried.append(step)
             length.saw_pass(proposals, 1.0 + proposals)
-    assert sorted(set(tried)) == [RETRY_TOKENS, 3 * RETRY_TOKENS, 7 * RETRY_TOKENS]
+    assert sorted(set(tried)) == [speculate.RETRY_TOKENS * n for n in (1, 3, 7)]
     assert len(tried) == 2 * 3  # two passes each time

@@ -3,6 +3,7 @@
 import contextlib
 import itertools
 
+from edge.generate.decode import generate_tokens
 from edge.generate.sampling import Sampling
 from edge.generate.stream import stream_generate
 
@@ -16,6 +17,10 @@ def joined(events):
 
 def ids_of(events):
     return [token for event in events for token in event.ids]
+
+
+def tokens(model, ids, **options):
+    return list(generate_tokens(model, ids, **options))
 
 
 def offsets(cache):
