@@ -1,4 +1,4 @@
-"""Artefacts on disk: dtypes, tied heads, quantisation in every form that mlx-lm writes."""
+"""Loading artefacts: all forms of quantisation that mlx-lm writes, and invalid files."""
 
 import json
 import shutil
@@ -31,16 +31,15 @@ from tests.support.tiny import (
 )
 
 TOLERANCE = 1e-4
-# Eight layers: mlx-lm's mixed recipes give the first, the last and every third more bits.
+# mlx-lm's mixed recipes give more bits to the first, the last and every third of eight layers.
 DEEP = {"hidden_size": 128, "intermediate_size": 192, "num_hidden_layers": 8}
 AFFINE = {"group_size": 64, "bits": 4, "mode": "affine"}
-# Everything in PLAIN but down_proj (96 inputs) divides by 64.
 V_PROJ = "model.layers.0.self_attn.v_proj"
 DOWN_PROJ = "model.layers.0.mlp.down_proj"
 
 
 def difference(path):
-    """The largest difference of our logits from mlx-lm's, both in float32."""
+    """Largest difference of logits from mlx-lm's, both in float32."""
     ours = load_model(path, mx.float32)
     theirs, _ = mlx_lm_load_model(path)
     theirs.set_dtype(mx.float32)
@@ -67,65 +66,63 @@ def test_every_mode_of_mlx(mode, raw, tmp_path):
     assert difference(path) < TOLERANCE
 
 
-def test_an_object_of_its_own_does_not_inherit(tmp_path):
-    """As mlx-lm: what it leaves out is the mode's default, not the value on top."""
+def set_quantization(path, quantization):
+    (path / "config.json").write_text(json.dumps({**PLAIN, "quantization": quantization}))
+
+
+def test_a_matrix_with_own_settings_has_the_modes_default_for_missing_ones(tmp_path):
     top = {"group_size": 32, "bits": 8, "mode": "affine"}
-    own = {V_PROJ: {"bits": 6, "group_size": 64}}
-    path = write_quantised(tmp_path / "m", PLAIN, {**top, **own})
-    recipe = {**top, V_PROJ: {"bits": 6}}
-    (path / "config.json").write_text(json.dumps({**PLAIN, "quantization": recipe}))
+    path = write_quantised(tmp_path / "m", PLAIN, {**top, V_PROJ: {"bits": 6, "group_size": 64}})
+    set_quantization(path, {**top, V_PROJ: {"bits": 6}})
     assert load_model(path).layers[0].self_attn.v_proj.group_size == 64
     assert difference(path) < TOLERANCE
 
 
-BITS, FLOATS = r"weight is .*uint32, not .*float32", r"weight is .*float32, not .*uint32"
+BITS = r"weight is .*uint32, not .*float32"
 
 
 @pytest.mark.parametrize(
     ("quantization", "tensors", "words"),
     [
         ("affine", {}, r"\(quantization is 'affine', not an object\)"),
-        ({"bits": 7}, {}, "bits 7 of mode affine"),
         ({"bits": "4"}, {}, "bits '4' of mode affine"),
-        ({"group_size": 50}, {}, "group_size 50 of mode affine"),
         ({"group_size": 128}, {}, "128"),
         ({"mode": ["affine"]}, {}, r"\(quantization mode \['affine'\] is unknown\)"),
         ({V_PROJ: "6 bits"}, {}, rf"of {V_PROJ} is '6 bits', not true, false or an object"),
-        ({V_PROJ: {"bits": 7}}, {}, "bits 7"),
         ({V_PROJ: {"bits": 6}}, {}, rf"Expected shape .* {V_PROJ}\.weight"),
         ({V_PROJ: False}, {}, rf"{V_PROJ}\.{BITS}"),
         ({DOWN_PROJ: True}, {}, "96"),
         ({}, {"scales": None}, BITS),
         ({}, {"biases": None}, r"Missing .*v_proj\.biases"),
-        ({}, {"weight": None}, r"Missing .*v_proj\.weight"),
-        ({}, {"weight": mx.zeros((64, 8))}, FLOATS),
+        ({}, {"weight": mx.zeros((64, 8))}, "weight is .*float32, not .*uint32"),
         ({}, {"weight": mx.zeros((64, 7), dtype=mx.uint32)}, r"Expected shape \(64, 8\)"),
         ({}, {"scales": mx.zeros((64, 1), dtype=mx.uint8)}, r"uint8, not .*float32"),
         ({}, {"spice": mx.zeros((1,))}, "not in model: .*spice"),
     ],
     ids=str,
 )
-def test_a_recipe_and_tensors_that_do_not_fit_are_refused(quantization, tensors, words, tmp_path):
+def test_settings_and_tensors_that_contradict_are_refused(quantization, tensors, words, tmp_path):
     tensors = {f"{V_PROJ}.{part}": array for part, array in tensors.items()}
     path = write_quantised(tmp_path / "m", PLAIN, AFFINE, tensors)
-    recipe = AFFINE | quantization if isinstance(quantization, dict) else quantization
-    (path / "config.json").write_text(json.dumps({**PLAIN, "quantization": recipe}))
+    is_object = isinstance(quantization, dict)
+    set_quantization(path, AFFINE | quantization if is_object else quantization)
     with pytest.raises(EdgeError, match=words) as error:
         load_model(path)
     assert "\n" not in str(error.value)
 
 
 def test_a_missing_norm_of_a_head_is_named(tmp_path):
-    tensors = random_tensors(tiny_model(CONFIGS["qk-layernorm"]).config)
-    del tensors[name := "model.layers.1.self_attn.k_layernorm.norms.3.weight"]
-    path = write_checkpoint(tmp_path / "m", CONFIGS["qk-layernorm"], tensors=tensors)
+    raw, name = CONFIGS["qk-layernorm"], "model.layers.1.self_attn.k_layernorm.norms.3.weight"
+    tensors = random_tensors(tiny_model(raw).config)
+    del tensors[name]
+    path = write_checkpoint(tmp_path / "m", raw, tensors=tensors)
     with pytest.raises(EdgeError, match=rf"\({name} is missing\)"):
         load_model(path)
 
 
 @pytest.fixture
 def copied(demo_out, tmp_path):
-    """The demo's artefact, to spoil."""
+    """A copy of the demo's artefact."""
     return shutil.copytree(demo_out / "mlx-fp16", tmp_path / "copied")
 
 
@@ -165,15 +162,14 @@ def test_a_missing_file_is_named(name, words, copied):
     ],
     ids=["tokenizer", "model"],
 )  # fmt: skip
-def test_nothing_heavy_is_imported(script, heavy, demo_out):
+def test_heavy_packages_are_not_imported(script, heavy, demo_out):
     path = f"import sys; from pathlib import Path; path = Path({str(demo_out / 'mlx-int4')!r})\n"
-    shown = f"\nprint(set({heavy.split()}) & set(sys.modules))"
-    command = [sys.executable, "-c", path + script + shown]
-    done = subprocess.run(command, capture_output=True, text=True, check=True)
-    assert done.stdout == "set()\n"
+    printed = f"\nprint(set({heavy.split()}) & set(sys.modules))"
+    command = [sys.executable, "-c", path + script + printed]
+    assert subprocess.run(command, capture_output=True, check=True).stdout == b"set()\n"
 
 
-ODDITIES = st.one_of(
+VALUES = st.one_of(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5),
     st.sampled_from([1, 2, 3, 4, 5, 6, 8, 16, 32, 64, 128, *MODES]),
     st.lists(st.integers(), max_size=2),
@@ -187,11 +183,10 @@ def artefact(tmp_path_factory):
     return write_quantised(tmp_path_factory.mktemp("fuzz") / "m", PLAIN, AFFINE)
 
 
-@settings(max_examples=150, deadline=None)
-@given(changes=st.dictionaries(st.sampled_from(KEYS), ODDITIES, min_size=1, max_size=3))
-def test_any_recipe_makes_a_model_or_an_error(artefact, changes):
-    raw = {**PLAIN, "quantization": {**AFFINE, **changes}}
-    (artefact / "config.json").write_text(json.dumps(raw))
+@settings(max_examples=150)
+@given(changes=st.dictionaries(st.sampled_from(KEYS), VALUES, min_size=1, max_size=3))
+def test_random_settings_give_a_model_or_an_error(artefact, changes):
+    set_quantization(artefact, {**AFFINE, **changes})
     try:
         model = load_model(artefact)
     except EdgeError as error:
