@@ -1,4 +1,4 @@
-"""Chat templates: the text that transformers gives, and nothing that a template may not do."""
+"""Chat templates: the same text as transformers, and a closed sandbox."""
 
 import pytest
 from transformers.utils.chat_template_utils import render_jinja_template
@@ -6,11 +6,6 @@ from transformers.utils.chat_template_utils import render_jinja_template
 from edge.errors import EdgeError
 from edge.tokenizer.tokenizer import render_chat_template
 
-CHATML = (
-    "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\n' + message['content']"
-    " + '<|im_end|>' + '\n' }}{% endfor %}{% if add_generation_prompt %}"
-    "{{ '<|im_start|>assistant\n' }}{% endif %}"
-)
 INST = """{% if messages[0]['role'] == 'system' %}
     {% set loop_messages = messages[1:] %}{% set system = messages[0]['content'] %}
 {% else %}{% set loop_messages = messages %}{% set system = false %}{% endif %}
@@ -34,6 +29,7 @@ Today is {{ strftime_now('%Y') }}.
     {% if ns.turns == 2 %}{% break %}{% endif %}
 {% endfor %}
 {{ messages | tojson }} {{ messages[0] | tojson(indent=2) }} {{ '<é>' | tojson }}
+{% if add_generation_prompt %}<|assistant|>{% endif %}
 {{ dict(a=1).a }} {{ dict.fromkeys(['x'], 2)['x'] }} {{ nothing is defined }} {{ tools is none }}
 {{ 'ab' ~ 3 ~ none ~ 'é' }} {{ 'a' + 'b' }} {{ '%5d' % 3 }} {{ 'a-b'.replace('-', '+') }}
 {{ 'x' | center(9) }} {{ 'a\nb' | indent(2) }} {{ [1, 2] | join(', ') }} {{ 1700000000 | string }}
@@ -50,15 +46,13 @@ SYSTEM = [{"role": "system", "content": "Be short."}, *TALK]
 TOKENS = {"bos_token": "<s>", "eos_token": "</s>"}
 
 
-@pytest.mark.parametrize("template", [CHATML, INST, EVERYTHING])
+@pytest.mark.parametrize("template", [INST, EVERYTHING])
 @pytest.mark.parametrize("messages", [SYSTEM, TALK])
 @pytest.mark.parametrize("prompted", [True, False])
-def test_the_text_is_that_of_transformers(template, messages, prompted):
-    found = render_chat_template(template, messages, add_generation_prompt=prompted, **TOKENS)
-    expected, _ = render_jinja_template(
-        [messages], chat_template=template, add_generation_prompt=prompted, **TOKENS
-    )
-    assert found == expected[0]
+def test_the_text_matches_transformers(template, messages, prompted):
+    variables = {"add_generation_prompt": prompted, **TOKENS}
+    expected, _ = render_jinja_template([messages], chat_template=template, **variables)
+    assert render_chat_template(template, messages, **variables) == expected[0]
 
 
 @pytest.mark.parametrize(
@@ -66,10 +60,8 @@ def test_the_text_is_that_of_transformers(template, messages, prompted):
     [
         (INST, r"does not take this conversation \(Roles must"),
         ("{% for", "unexpected"),
-        ("{{ messages[9].content }}", "no element 9"),
         ("{{ 1 / 0 }}", "division by zero"),
         ("{% include 'x' %}", "no loader"),
-        ("{% generation %}", "Unexpected end of template"),
         ("{% for i in range(10**9) %}x{% endfor %}", "does not take"),
         ("{% for i in range(99999) %}{{ 'x' * 9999 }}{% endfor %}", "more than 10000000"),
         ("{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}", "does not take"),
@@ -77,7 +69,7 @@ def test_the_text_is_that_of_transformers(template, messages, prompted):
     ],
     ids=lambda value: value[:30],
 )
-def test_a_broken_template_is_refused(template, words):
+def test_an_invalid_template_is_refused(template, words):
     with pytest.raises(EdgeError, match=words) as error:
         render_chat_template(template, [TALK[0], TALK[0]], add_generation_prompt=True, **TOKENS)
     assert "\n" not in str(error.value)
@@ -96,10 +88,10 @@ def test_a_broken_template_is_refused(template, words):
         "{{ messages.append(1) }}",
     ],
 )
-def test_a_template_reaches_nothing_of_python(template):
+def test_a_template_cannot_reach_python_objects(template):
     try:
         text = render_chat_template(template, TALK)
     except EdgeError as error:
         assert "\n" not in str(error)
-    else:  # jinja2's sandbox answers some with nothing
+    else:  # undefined in jinja2's sandbox
         assert text == ""

@@ -1,7 +1,6 @@
-"""The joined stream is the tokenizer's own decode of all ids, at every moment a part of it.
+"""Streamed text is always a prefix of the tokenizer's own decode, and all of it at the end.
 
-With the demo's tokenizer, with one made of it that has awkward added tokens, with SentencePiece
-kinds, and with the real GPT-NeoX tokenizer where EDGE_GPT_NEOX_TOKENIZER names its tokenizer.json.
+Set EDGE_GPT_NEOX_TOKENIZER to a tokenizer.json of GPT-NeoX to test it as well.
 """
 
 import os
@@ -36,7 +35,7 @@ def decode(tokenizer, ids):
 
 
 def check_every_prefix(tokenizer, ids, may_wait):
-    """`may_wait(text, ids)`: whether that much text may be withheld after these ids."""
+    """`may_wait(text, ids)` is true if that text may be held back after these ids."""
     detokenizer, emitted = StreamingDetokenizer(tokenizer), ""
     for end in range(1, len(ids) + 1):
         emitted += detokenizer.add(ids[end - 1])
@@ -48,12 +47,12 @@ def check_every_prefix(tokenizer, ids, may_wait):
 
 
 def one_character(text, ids):
-    """Nothing or an unfinished character; Python waits for a surrogate's third byte as well."""
+    """True for an incomplete character; Python also waits for a surrogate's third byte."""
     return text in ("", REPLACEMENT_CHARACTER, REPLACEMENT_CHARACTER * 2)
 
 
 def with_awkward_tokens():
-    """The demo's, with runs of spaces as GPT-NeoX's and words that are in no byte's alphabet."""
+    """The demo's with GPT-NeoX's runs of spaces and words outside of the byte alphabet."""
     backend = Tokenizer.from_file(str(DEMO_PATH / "tokenizer.json"))
     backend.add_tokens([AddedToken(" " * n, normalized=True) for n in range(24, 1, -1)])
     backend.add_tokens(["日本", "Ġword", "ééé", "ab\u00a0c", "\t\t", "\r\n"])
@@ -74,36 +73,35 @@ def tokenizer(request):
 
 
 def ids_of_bytes(tokenizer, data):
-    """One id per byte, whatever the bytes are; GPT-NeoX has none for bytes no UTF-8 has."""
+    """One id per byte; GPT-NeoX has none for bytes that UTF-8 does not use."""
     alphabet = bytes_to_unicode()
     ids = tokenizer.convert_tokens_to_ids([alphabet[byte] for byte in data])
     return [id_ for id_ in ids if id_ is not None]
 
 
-@pytest.mark.parametrize("text", TEXTS)
-def test_text_streams_as_it_decodes(tokenizer, text):
-    ids = tokenizer.encode(text, add_special_tokens=False)
-    check_every_prefix(tokenizer, ids, one_character)
+def test_text_streams_as_it_decodes(tokenizer):
+    for text in TEXTS:
+        check_every_prefix(
+            tokenizer, tokenizer.encode(text, add_special_tokens=False), one_character
+        )
 
 
 @given(data=st.data())
 def test_random_ids_stream_as_they_decode(tokenizer, data):
-    """Special tokens, lone bytes and rows beyond the tokenizer among them."""
-    size, lone = len(tokenizer), ids_of_bytes(tokenizer, UTF8_EDGES)
-    some = st.sampled_from([*lone, *tokenizer.all_special_ids, 2**32 - 1])
+    """Special tokens, single bytes and ids beyond the vocabulary among them."""
+    size, single = len(tokenizer), ids_of_bytes(tokenizer, UTF8_EDGES)
+    some = st.sampled_from([*single, *tokenizer.all_special_ids, 2**32 - 1])
     an_id = some | st.integers(0, size - 1) | st.integers(size - 60, size + 60)
     check_every_prefix(tokenizer, data.draw(st.lists(an_id, max_size=40)), one_character)
 
 
 @example(b"\xed\xa0\x80 \xed\xa0")
-@given(
-    data=st.text().map(str.encode) | st.lists(st.sampled_from(UTF8_EDGES), max_size=12).map(bytes)
-)
-def test_bytes_valid_or_not_stream_as_they_decode(tokenizer, data):
+@given(st.text().map(str.encode) | st.lists(st.sampled_from(UTF8_EDGES), max_size=12).map(bytes))
+def test_valid_and_invalid_utf8_streams_as_it_decodes(tokenizer, data):
     check_every_prefix(tokenizer, ids_of_bytes(tokenizer, data), one_character)
 
 
-def test_a_special_token_breaks_a_character_and_a_padding_row_does_not(tokenizer):
+def test_a_special_token_breaks_a_character_and_an_unknown_id_does_not(tokenizer):
     first, *rest = ids_of_bytes(tokenizer, "😀".encode())
     end, beyond = tokenizer.convert_tokens_to_ids("<|endoftext|>"), len(tokenizer) + 1000
     broken, whole = StreamingDetokenizer(tokenizer), StreamingDetokenizer(tokenizer)
@@ -115,17 +113,16 @@ def test_a_special_token_breaks_a_character_and_a_padding_row_does_not(tokenizer
 WORDS = ["▁", "▁▁", "▁▁▁▁", "a", "b", "▁a", "▁return", "é", "世", "\n", ",", " ", "+A>", "<0x"]
 A, SPACE = (259 + WORDS.index(word) for word in ("a", " "))
 VOCABULARY = ["<unk>", "<s>", "</s>", *(f"<0x{byte:02X}>" for byte in range(256)), *WORDS]
-SPACES, FALLBACK, FUSE = decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()
-LLAMA = [SPACES, FALLBACK, FUSE, decoders.Strip(" ", 1, 0)]
+LLAMA = [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()]
+LLAMA.append(decoders.Strip(" ", 1, 0))
 STREAMED = {
     "llama": decoders.Sequence(LLAMA),
-    "gemma": decoders.Sequence([SPACES, FALLBACK, FUSE]),
+    "gemma": decoders.Sequence(LLAMA[:3]),
     "nested": decoders.Sequence([decoders.Sequence(LLAMA[:2]), decoders.Sequence(LLAMA[2:])]),
-    "strips three": decoders.Sequence([SPACES, FALLBACK, FUSE, decoders.Strip(" ", 3, 0)]),
+    "strips three": decoders.Sequence([*LLAMA[:3], decoders.Strip(" ", 3, 0)]),
 }
 LATE = {
     "no decoder": None,
-    "strips tokens": decoders.Sequence([SPACES, decoders.Strip(" ", 1, 0), FALLBACK]),
     "metaspace": decoders.Metaspace("▁", "always"),
     "bytes, strip": decoders.Sequence([decoders.ByteLevel(), decoders.Strip("a", 2, 0)]),
     "strips the end": decoders.Sequence([*LLAMA[:3], decoders.Strip(" ", 0, 1)]),
@@ -133,7 +130,7 @@ LATE = {
 
 
 def sentencepiece(decoder):
-    """A small SentencePiece-like BPE with byte tokens; no word is ever merged."""
+    """A small BPE tokenizer like SentencePiece's, with byte tokens and without merges."""
     ids = {token: place for place, token in enumerate(VOCABULARY)}
     backend = Tokenizer(models.BPE(ids, [], unk_token="<unk>", byte_fallback=True))
     steps = [normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")]
@@ -161,13 +158,13 @@ def streamed(request):
 
 
 def byte_run(text, ids):
-    """Nothing, unless the last known id is a byte token or could be in a character."""
+    """True after a byte token, and for an incomplete character."""
     byte_tokens = {*range(3, 259), len(VOCABULARY)}
     known = [id_ for id_ in ids if id_ < len(VOCABULARY) + 3]
     return one_character(text, ids) or known[-1] in byte_tokens
 
 
-@example(ids=[3 + 0x20])  # a run that ends the stream and is stripped
+@example(ids=[3 + 0x20])  # a run at the end that is stripped
 @given(ids=SENTENCEPIECE_IDS)
 def test_sentencepiece_ids_stream_as_they_decode(streamed, ids):
     check_every_prefix(streamed, ids, byte_run)
@@ -175,9 +172,9 @@ def test_sentencepiece_ids_stream_as_they_decode(streamed, ids):
 
 @pytest.mark.parametrize("name", LATE)
 @given(ids=SENTENCEPIECE_IDS)
-def test_other_decoders_give_their_text_at_the_end(name, ids):
+def test_other_decoders_return_their_text_at_the_end(name, ids):
     tokenizer = LATE_TOKENIZERS[name]
-    ids = [A, *ids, SPACE]  # the tokenizers package panics where there is nothing to strip
+    ids = [A, *ids, SPACE]  # the tokenizers package panics if there is nothing to strip
     detokenizer = StreamingDetokenizer(tokenizer)
     assert {detokenizer.add(id_) for id_ in ids} <= {""}
     assert detokenizer.finish() == decode(tokenizer, ids)

@@ -1,4 +1,4 @@
-"""The light tokenizer against transformers' own, file by file and text by text."""
+"""The tokenizer against transformers', for several kinds of directories."""
 
 import json
 import os
@@ -15,7 +15,6 @@ from tokenizers import Tokenizer as Backend
 import edge
 from edge.convert.sources.find import DEMO_PATH
 from edge.errors import EdgeError
-from edge.tokenizer.detokenizer import StreamingDetokenizer
 from edge.tokenizer.tokenizer import Tokenizer
 
 GPT_NEOX = os.environ.get("EDGE_GPT_NEOX_TOKENIZER")
@@ -32,11 +31,11 @@ TEXTS = [
 
 
 def write(folder, name, content):
-    (folder / name).write_text(json.dumps(content), encoding="utf-8")
+    (folder / name).write_text(json.dumps(content))
 
 
 def demo_with(config, names=None, source=DEMO_PATH / "tokenizer.json"):
-    """Writes the demo's tokenizer, or another, beside other configs."""
+    """A function that writes the demo's tokenizer, or another, with other configs."""
 
     def make(folder):
         (folder / "tokenizer.json").write_bytes(Path(source).read_bytes())
@@ -49,7 +48,7 @@ def demo_with(config, names=None, source=DEMO_PATH / "tokenizer.json"):
 
 
 def metaspace(**config):
-    """Writes one as Llama 2's: SentencePiece's spaces, bytes for what is missing, BOS."""
+    """A function that writes a tokenizer like Llama 2's: SentencePiece, byte fallback, BOS."""
     names = {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"}
 
     def make(folder):
@@ -78,17 +77,16 @@ DEMO_CONFIG = json.loads((DEMO_PATH / "tokenizer_config.json").read_text(encodin
 LISTED = {
     "9000": {"content": "<|late|>", "special": True},
     "8999": {"content": "<|early|>", "special": False, "normalized": True},
-    # Flags that differ from those in tokenizer.json.
+    # Flags other than in tokenizer.json.
     "0": {"content": END, "special": True, "lstrip": True},
 }
 NEW = {"eos_token": "<|new|>", "additional_special_tokens": ["<|more|>", "def"]}
-# As a published StableLM's.
+# As in a published StableLM.
 NEOX = dict.fromkeys(("bos_token", "eos_token", "unk_token"), END)
 NEOX["tokenizer_class"] = "GPTNeoXTokenizer"
 KINDS = {
     "demo": demo_with(DEMO_CONFIG),
     "objects": demo_with({**NAMED, "pad_token": "<|padding|>"}),
-    "nothing-named": demo_with({}),
     "new-names": demo_with(NEW),
     "names-apart": demo_with({}, {**APART, "pad_token": "<|apart|>"}),
     "names-apart-are-old": demo_with({"added_tokens_decoder": LISTED}, APART),
@@ -101,7 +99,7 @@ KINDS = {
 
 @pytest.fixture(scope="module", params=KINDS)
 def pair(request, tmp_path_factory):
-    """Ours and transformers' of one directory."""
+    """The tokenizers of edge and of transformers for one directory."""
     folder = tmp_path_factory.mktemp("tokenizer")
     KINDS[request.param](folder)
     return Tokenizer.load(folder), load_tokenizer(folder)
@@ -118,29 +116,24 @@ def check_ids(ours, theirs, ids):
     for skip in (True, False):
         options = {"skip_special_tokens": skip, "clean_up_tokenization_spaces": False}
         assert ours.decode(ids, **options) == theirs.decode(ids, **options)
-    detokenizer = StreamingDetokenizer(ours)
-    assert "".join([*map(detokenizer.add, ids), detokenizer.finish()]) == ours.decode(ids)
 
 
-def test_tokens_are_those_of_transformers(pair, held_out_text):
+def test_tokens_match_transformers(pair, held_out_text):
     ours, theirs = pair
     for text in [*TEXTS, held_out_text]:
         check_text(ours, theirs, text)
     for name in ("bos_token", "eos_token", "bos_token_id", "eos_token_id"):
         assert getattr(ours, name) == getattr(theirs, name)
     assert ours.get_vocab() == theirs.get_vocab() and len(ours) == len(theirs)
-    name = ours.convert_ids_to_tokens(len(ours) - 1)
-    assert name == theirs.convert_ids_to_tokens(len(ours) - 1)
-    assert ours.convert_tokens_to_ids(name) == len(ours) - 1
-    assert ours.convert_tokens_to_ids("<|nowhere|>") is None
+    assert ours.convert_tokens_to_ids("<|unknown|>") is None
 
 
 @settings(max_examples=60)
 @given(st.data())
-def test_any_text_and_any_ids_are_read_as_transformers_reads_them(pair, data):
+def test_random_text_and_ids_match_transformers(pair, data):
     letters = st.characters(exclude_categories=["Cs"])
     added = pair[0].backend_tokenizer.get_added_tokens_decoder().values()
-    # Once it has seen <FILL_ME>, transformers' Code Llama reads the texts after it differently.
+    # After <FILL_ME> transformers' Code Llama encodes all later texts differently.
     names = [token.content for token in added if token.content != "<FILL_ME>"]
     parts = data.draw(st.lists(st.text(letters, max_size=8) | st.sampled_from(names), max_size=6))
     check_text(*pair, "".join(parts))
@@ -150,23 +143,20 @@ def test_any_text_and_any_ids_are_read_as_transformers_reads_them(pair, data):
 @pytest.mark.parametrize(
     ("network", "generation", "expected"),
     [
-        ({"eos_token_id": 5}, None, {0, 5}),
         ({"eos_token_id": 5}, {"eos_token_id": [7, 8]}, {0, 7, 8}),
         ({"eos_token_id": 5}, {"eos_token_id": None}, {0, 5}),
         ({"eos_token_id": "five"}, {}, {0}),
-        ({}, None, {0}),
     ],
 )
 def test_eos_ids(network, generation, expected, tmp_path):
     demo_with(NAMED)(tmp_path)
     write(tmp_path, "config.json", network)
-    if generation is not None:
-        write(tmp_path, "generation_config.json", generation)
+    write(tmp_path, "generation_config.json", generation)
     assert Tokenizer.load(tmp_path).eos_token_ids == expected
     assert Tokenizer.load(tmp_path, network).eos_token_ids == expected
 
 
-def test_a_file_of_its_own_is_the_template_then_the_one_named_default(tmp_path):
+def test_chat_template_jinja_overrides_the_config(tmp_path):
     several = [{"name": "tool_use", "template": "T"}, {"name": "default", "template": "D"}]
     demo_with({**NAMED, "chat_template": several})(tmp_path)
     assert Tokenizer.load(tmp_path).chat_template == "D"
@@ -175,7 +165,7 @@ def test_a_file_of_its_own_is_the_template_then_the_one_named_default(tmp_path):
     assert load_tokenizer(tmp_path).get_chat_template() == "J\nK"
 
 
-def test_a_conversation_becomes_text_or_ids(demo_out, tmp_path):
+def test_a_conversation_as_text_and_ids(demo_out, tmp_path):
     tokenizer = Tokenizer.load(demo_out / "mlx-fp16")
     with pytest.raises(EdgeError, match="half a surrogate pair"):
         tokenizer.encode("a\ud800")
@@ -192,34 +182,23 @@ def test_a_conversation_becomes_text_or_ids(demo_out, tmp_path):
 @pytest.mark.parametrize(
     ("name", "content", "words"),
     [
-        ("tokenizer.json", b"", "the tokenizer cannot be read .* from buffer"),
         ("tokenizer.json", b"\xff\xfe", "the tokenizer cannot be read"),
         ("tokenizer_config.json", b"{", "cannot be read as JSON"),
         ("tokenizer_config.json", b'{"bos_token": {"lstrip": true}}', "a special token is {"),
-        ("tokenizer_config.json", b'{"added_tokens_decoder": {"x": {}}}', "cannot be read"),
         ("tokenizer_config.json", b'{"added_tokens_decoder": [1]}', "cannot be read"),
         ("tokenizer_config.json", b'{"chat_template": 3}', "the chat template is not text"),
-        ("tokenizer_config.json", b'{"chat_template": [1]}', "cannot be read"),
-        ("generation_config.json", b"nope", "cannot be read as JSON"),
         ("chat_template.jinja", b"\xff\xff", "cannot be read"),
+        ("tokenizer.model", b"\x00\x01not a model", "the tokenizer cannot be read"),
     ],
 )
-def test_a_broken_file_is_refused(name, content, words, tmp_path):
-    demo_with({})(tmp_path)
+def test_an_invalid_file_is_refused(name, content, words, tmp_path):
+    demo_with({"tokenizer_class": "LlamaTokenizer"})(tmp_path)
+    if name == "tokenizer.model":
+        (tmp_path / "tokenizer.json").unlink()
     (tmp_path / name).write_bytes(content)
     with pytest.raises(EdgeError, match=words) as error:
         Tokenizer.load(tmp_path)
     assert "\n" not in str(error.value)
-
-
-def test_a_directory_without_a_tokenizer_is_refused(tmp_path):
-    with pytest.raises(EdgeError, match=r"has no tokenizer\.json and no tokenizer\.model"):
-        Tokenizer.load(tmp_path)
-    (tmp_path / "tokenizer.model").write_bytes(b"\x00\x01not a model")
-    write(tmp_path, "config.json", {"model_type": "llama"})
-    write(tmp_path, "tokenizer_config.json", {"tokenizer_class": "LlamaTokenizer"})
-    with pytest.raises(EdgeError, match="the tokenizer cannot be read"):
-        Tokenizer.load(tmp_path)
 
 
 def test_mlx_lm_generates_with_it(demo_out):
