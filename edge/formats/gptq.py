@@ -105,14 +105,9 @@ def dequantise(
         part = slice(begin, min(begin + BLOCK_OUTPUTS, stop))
         rows = dense[part.start - start : part.stop - start]
         rows[:] = unpack(words_by_output(qweight, part), bits)
-        rows -= _spread(zeros[:, part], group_of)
-        rows *= _spread(scales[:, part], group_of)
+        rows -= zeros[:, part].T.astype(np.float32).take(group_of, axis=1)
+        rows *= scales[:, part].T.astype(np.float32).take(group_of, axis=1)
     return dense
-
-
-def _spread(by_group: Array, group_of: Array) -> Array:
-    """Values per group (G, n) as values per input, float32 (n, I)."""
-    return by_group.T.astype(np.float32).take(group_of, axis=1)
 
 
 def words_by_output(qweight: Array, outputs: slice | Array) -> Array:

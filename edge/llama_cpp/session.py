@@ -67,8 +67,6 @@ class LlamaSession:
 
     def __init__(self, path: Path, context_tokens: int, threads: int):
         lib = self._lib = library()
-        if not path.is_file():
-            raise EdgeError(f"{path} is not a file; convert the model again.")
         _errors.clear()
         self._context = None
         model_params = lib.llama_model_default_params()

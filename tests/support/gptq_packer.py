@@ -1,7 +1,4 @@
-"""GPTQ checkpoints made from the format's definition, to check edge's reader against.
-
-Rounding is to the nearest, without GPTQ's error compensation.
-"""
+"""GPTQ checkpoints made from the format's definition, without GPTQ's error compensation."""
 
 import json
 from dataclasses import dataclass, field, replace
@@ -16,7 +13,7 @@ from edge.model.config import ModelConfig
 from tests.support import tiny
 from tests.support.tiny import write_tokenizer
 
-# Inputs allow groups of 128; down_proj has another count of groups than the rest.
+# Inputs allow groups of 128; down_proj has more groups than the others.
 SHAPE = {"hidden_size": 256, "intermediate_size": 384, "num_attention_heads": 4}
 SHAPE |= {"max_position_embeddings": 128, "rope_theta": 1_000_000}
 STABLELM = {**tiny.PLAIN, **SHAPE, "num_key_value_heads": 2}
@@ -30,7 +27,7 @@ GATE, UP, DOWN = (f"{LAYER}mlp.{name}_proj.weight" for name in ("gate", "up", "d
 
 @dataclass(frozen=True)
 class Settings:
-    """How to quantise; `overrides` replaces fields for matrices whose name ends with a key."""
+    """How to quantise; `overrides` are fields by the end of a matrix's name."""
 
     bits: int = 4
     group_size: int = 128
@@ -48,7 +45,7 @@ class Settings:
 
 @dataclass(frozen=True)
 class Quantised:
-    """One matrix as the definition has it: W[o, i] = scale[g, o] * (code[i, o] - zero[g, o])."""
+    """W[o, i] = scale[g, o] * (code[i, o] - zero[g, o])."""
 
     bits: int
     codes: np.ndarray  # (I, O)
@@ -62,11 +59,11 @@ class Quantised:
         return (scales * (self.codes.astype(int) - self.zeros.astype(int)[self.group_of])).T
 
     def in_turn(self):
-        """The order that brings groups together."""
+        """The order that makes groups contiguous."""
         return np.argsort(self.group_of, kind="stable")
 
     def tensors(self, stem, settings):
-        stored = self.zeros.astype(int) - (1 if settings.stored_as == "gptq" else 0)
+        stored = self.zeros.astype(int) - (settings.stored_as == "gptq")
         stored &= (1 << self.bits) - 1
         parts = {
             f"{stem}.qweight": pack_rows(self.codes, self.bits),
@@ -87,7 +84,7 @@ def pack_rows(values, bits):
 
 
 def quantise(weight, settings, rng):
-    """Round a matrix (O, I) to the nearest; `rng` draws the order, as activations would."""
+    """Round a matrix (O, I) to the nearest; `rng` draws the input order."""
     inputs = weight.shape[1]
     size = inputs if settings.group_size == -1 else settings.group_size
     group_of = np.arange(inputs) // size
@@ -110,8 +107,8 @@ def quantise(weight, settings, rng):
     return Quantised(settings.bits, codes, zeros.astype(np.uint8), scales, group_of)
 
 
-def make(raw, settings, head=False, plain=None):
-    """The whole network: matrices quantised, by name without `.weight`; other tensors float16."""
+def make(raw, settings, head, plain):
+    """Quantised matrices by name without `.weight`, and other tensors in float16."""
     rng = np.random.RandomState(0)
     quantised, ordinary, families = {}, {}, {}
     for name, array in tiny.random_tensors(ModelConfig.from_dict(raw)).items():
@@ -120,7 +117,7 @@ def make(raw, settings, head=False, plain=None):
         if not (is_matrix or (head and name == "lm_head.weight")) or stem.endswith(plain or "-"):
             ordinary[name] = array.astype(np.float16)
             continue
-        # Matrices that read the same activations are ordered alike.
+        # Matrices with the same inputs have the same order.
         prefix, _, leaf = stem.rpartition(".")
         shared = {"q_proj": "k_proj", "v_proj": "k_proj", "gate_proj": "up_proj"}.get(leaf, leaf)
         order = families.setdefault((prefix, shared), len(families))
@@ -129,22 +126,12 @@ def make(raw, settings, head=False, plain=None):
     return quantised, ordinary
 
 
-def quantize_config(settings):
-    """AutoGPTQ's file; old versions have no checkpoint_format, which means the first."""
-    config = {"bits": settings.bits, "group_size": settings.group_size, "sym": settings.sym}
-    config |= {"desc_act": settings.act_order, "static_groups": settings.static_groups}
-    if settings.stored_as != "gptq":
-        config["checkpoint_format"] = settings.stored_as
-    return config
-
-
 def write_gptq(
     path, raw, settings, zero_biases=False, inside_config=False, change=None, head=False, plain=None
 ):
-    """Write a checkpoint's directory; `change` edits the tensors in place before.
+    """Write a checkpoint's directory and return what `make` does; `change` edits the tensors.
 
-    `head`: the head is quantised too; `plain`: the ending of matrices that are not. Returns the
-    quantised matrices by name without `.weight`, and the other tensors.
+    `head`: the head is quantised too; `plain`: the end of names of matrices that are not.
     """
     path.mkdir(parents=True, exist_ok=True)
     quantised, ordinary = make(raw, settings, head, plain)
@@ -155,7 +142,10 @@ def write_gptq(
             tensors[f"{stem}.bias"] = np.zeros(matrix.codes.shape[1], np.float16)
     if change is not None:
         change(tensors)
-    config = quantize_config(settings)
+    config = {"bits": settings.bits, "group_size": settings.group_size, "sym": settings.sym}
+    config |= {"desc_act": settings.act_order, "static_groups": settings.static_groups}
+    if settings.stored_as != "gptq":  # old versions write no checkpoint_format
+        config["checkpoint_format"] = settings.stored_as
     if inside_config:
         raw = {**raw, "quantization_config": {**config, "quant_method": "gptq"}}
     else:

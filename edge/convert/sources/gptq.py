@@ -314,10 +314,9 @@ class GptqWeights(Weights):
         for stem in ordered:
             family = next((f for f in (QKV, GATE_UP) if _leaf(stem) in f), None)
             if family is not None and not self._share_order(_siblings(stem, family)):
-                reason = f"{', '.join(family)} do not share an order of inputs"
-                self._matrices[stem].reason = reason
+                self._matrices[stem].reason = f"{', '.join(family)} do not share an input order"
             elif family is None and _leaf(stem) not in WITH_OWN_ORDER:
-                self._matrices[stem].reason = "the network cannot use its order of inputs"
+                self._matrices[stem].reason = "the network cannot use its input order"
         for stem in ordered:
             if _leaf(stem) == "down_proj":
                 self._check_down(stem)
@@ -326,19 +325,17 @@ class GptqWeights(Weights):
         """True if all are packed and have the same order."""
         if not all(map(self._is_packed, stems)):
             return False
-        first, *others = (self._matrices[stem].order for stem in stems)
-        return first is not None and all(
-            order is not None and np.array_equal(order, first) for order in others
-        )
+        orders = [order for order in (self._matrices[s].order for s in stems) if order is not None]
+        return len(orders) == len(stems) and all(np.array_equal(o, orders[0]) for o in orders)
 
     def _check_down(self, stem: str) -> None:
         """The order of down_proj must be applied to the outputs of gate_proj and up_proj."""
         down = self._matrices[stem]
         for before in _siblings(stem, GATE_UP):
             if not self._is_packed(before) or self._matrices[before].shape[0] != down.shape[1]:
-                down.reason = "its order of inputs needs gate_proj and up_proj packed too"
+                down.reason = "its input order needs gate_proj and up_proj packed too"
             elif f"{before}.bias" in self.shapes:
-                down.reason = f"its order of inputs does not allow {before}.bias"
+                down.reason = f"its input order does not allow {before}.bias"
 
 
 def _stem(name: str) -> str:

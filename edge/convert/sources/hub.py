@@ -2,8 +2,6 @@
 
 Files are downloaded one after the other in this thread, so that Ctrl-C takes effect at once; the
 threads of `snapshot_download` would finish their files first.
-
-Import this module where it is used, since the library takes a second to load.
 """
 
 import re
