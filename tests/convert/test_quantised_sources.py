@@ -195,7 +195,7 @@ def test_matrices_that_mlx_cannot_hold_stay_in_float16_and_are_named(tmp_path):
     how = Settings(overrides={"k_proj": {"group_size": 64}})
     made, wanted = converted(tmp_path, STABLELM, how, "mlx-int4")
     (note,) = [note for note in made.notes if "in float16" in note]
-    assert re.search("q_proj.weight and 5 more: .* share an order", note)
+    assert re.search("q_proj.weight and 5 more: .* share an input order", note)
     for name, array in load_file(made.path / WEIGHTS).items():
         if name.endswith("_proj.weight"):
             is_float = name.endswith(("q_proj.weight", "k_proj.weight", "v_proj.weight"))

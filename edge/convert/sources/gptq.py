@@ -323,10 +323,10 @@ class GptqWeights(Weights):
 
     def _share_order(self, stems: Sequence[str]) -> bool:
         """True if all are packed and have the same order."""
-        if not all(map(self._is_packed, stems)):
-            return False
-        orders = [order for order in (self._matrices[s].order for s in stems) if order is not None]
-        return len(orders) == len(stems) and all(np.array_equal(o, orders[0]) for o in orders)
+        packed = [self._matrices[stem] for stem in stems if self._is_packed(stem)]
+        orders = [matrix.order for matrix in packed if matrix.order is not None]
+        same = all(np.array_equal(order, orders[0]) for order in orders)
+        return same and len(orders) == len(stems)
 
     def _check_down(self, stem: str) -> None:
         """The order of down_proj must be applied to the outputs of gate_proj and up_proj."""
