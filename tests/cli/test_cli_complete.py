@@ -82,14 +82,7 @@ def test_bad_input_is_one_error_line(command, tmp_path, monkeypatch, words, stdi
     assert error.startswith("edge complete: ") and sentence in error
 
 
-@pytest.mark.parametrize(
-    ("place", "expected"),
-    [
-        ("a b\n:3", ("a b\n", 3, None)),
-        (r"C:\x\a.py:3:7", (r"C:\x\a.py", 3, 7)),
-        ("a:1:3:7", ("a:1", 3, 7)),
-    ],
-)
-def test_last_numbers_of_a_place_are_line_and_column(place, expected):
-    path, line, column = parse_place(place)
-    assert (str(path), line, column) == expected
+def test_last_numbers_of_a_place_are_line_and_column():
+    places = (r"C:\x\a.py:3:7", "a:1:3:7", "a b\n:3")
+    expected = [(Path(r"C:\x\a.py"), 3, 7), (Path("a:1"), 3, 7), (Path("a b\n"), 3, None)]
+    assert [parse_place(place) for place in places] == expected

@@ -65,8 +65,6 @@ def test_results_go_to_stdout_and_warnings_to_stderr(foreign, tmp_path):
     lines = [line for line in done.stdout.splitlines() if not line.startswith("  ")]
     paths = [f"models/stable-code-3b/{name}" for name in ("gguf-q8_0.gguf", "mlx-int4")]
     assert [line.split(" (")[0] for line in lines] == [f"made {path}" for path in paths]
-    size = (tmp_path / paths[0]).stat().st_size
-    assert lines[0].endswith(f"({size / 1e6:.1f} MB)")
     assert all(line.startswith("edge convert: warning: ") for line in done.stderr.splitlines())
     done = edge("convert", foreign, "--to", "mlx-int4", "-o", "json", cwd=tmp_path)
     (made,) = json.loads(done.stdout)
@@ -79,8 +77,6 @@ def test_results_go_to_stdout_and_warnings_to_stderr(foreign, tmp_path):
 def test_quantised_source_is_kept_unless_requantised(convert, gptq):
     (made,) = convert.json(gptq, "--to", "mlx-int4")
     assert read_manifest(Path(made["path"])).exact
-    line = convert.refused(gptq, "--to", "mlx-int4", "--requantise")
-    assert "made with other options" in line and "--force" in line
     (again,) = convert.json(gptq, "--to", "mlx-int4", "--requantize", "--force")
     assert any("rounded again" in note for note in again["notes"])
 

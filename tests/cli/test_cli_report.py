@@ -1,6 +1,5 @@
 """`edge report`: files, output, refusals."""
 
-import csv
 import json
 import re
 
@@ -9,36 +8,31 @@ import pytest
 from edge.report.table import markdown_section
 from tests.support.profiles import linux_profile, make_profile, typed
 
-
-@pytest.fixture(scope="module")
-def profile():
-    made = linux_profile()
-    return {**made, "rows": made["rows"][:2]}
+PROFILE = linux_profile()
+PROFILE["rows"] = PROFILE["rows"][:2]
 
 
 @pytest.fixture
-def saved(profile, tmp_path, monkeypatch):
+def saved(tmp_path, monkeypatch):
     """A profile in the current folder, without trials, so that fewer plots are drawn."""
     monkeypatch.chdir(tmp_path)
     path = tmp_path / "mine.json"
-    rows = [{**row, "trials": []} for row in profile["rows"]]
-    path.write_text(json.dumps({**profile, "rows": rows}), encoding="utf-8")
+    rows = [{**row, "trials": []} for row in PROFILE["rows"]]
+    path.write_text(json.dumps({**PROFILE, "rows": rows}))
     return path
 
 
-def test_table_plots_and_page_are_written(saved, profile, command):
-    saved.write_text(json.dumps(profile), encoding="utf-8")
+def test_table_plots_and_page_are_written(saved, command):
+    saved.write_text(json.dumps(PROFILE))
     code, out, err = command("report", saved)
     assert code == 0
     folder = saved.parent / "profiles" / "reports" / "mine"
     files = {name: (folder / name).read_text() for name in ("table.md", "table.csv", "report.html")}
-    assert out == files["table.md"] + "\n" == markdown_section(typed(profile)) + "\n"
-    rows = list(csv.DictReader(files["table.csv"].splitlines()))
-    assert [row["artefact"] for row in rows] == ["mlx-fp16", "mlx-int4"]
+    assert out == files["table.md"] + "\n" == markdown_section(typed(PROFILE)) + "\n"
+    assert len(files["table.csv"].splitlines()) == 3
     assert files["report.html"].startswith("<!doctype html>")
-    for plot in ("throughput", "latency"):
-        assert (folder / "plots" / f"{plot}.png").read_bytes().startswith(b"\x89PNG")
-        assert (folder / "plots" / f"{plot}.svg").read_text(encoding="utf-8").startswith("<svg")
+    assert (folder / "plots" / "throughput.png").read_bytes().startswith(b"\x89PNG")
+    assert (folder / "plots" / "latency.svg").read_text().startswith("<svg")
     plots = len(list((folder / "plots").iterdir()))
     assert err.splitlines() == [
         f"saved {plots} plots in profiles/reports/mine/plots",
@@ -47,7 +41,7 @@ def test_table_plots_and_page_are_written(saved, profile, command):
 
 
 def test_folder_of_profiles_is_one_report_and_one_json_document(saved, command):
-    saved.with_name("other.json").write_text(saved.read_text(encoding="utf-8"), encoding="utf-8")
+    saved.with_name("other.json").write_text(saved.read_text())
     notes = saved.parent / "out" / "plots" / "notes.txt"
     notes.parent.mkdir(parents=True)
     notes.write_text("kept")
@@ -59,7 +53,7 @@ def test_folder_of_profiles_is_one_report_and_one_json_document(saved, command):
     assert {"1-throughput.svg", "2-throughput.svg"} <= names
     files = [made["page"], made["markdown"], made["csv"], *made["plots"]]
     assert all((saved.parent / file).is_file() for file in files)
-    assert (saved.parent / made["page"]).read_text(encoding="utf-8").count("<article ") == 2
+    assert (saved.parent / made["page"]).read_text().count("<article ") == 2
     assert (err, notes.read_text(), list((saved.parent / "out").rglob(".*"))) == ("", "kept", [])
 
 
@@ -84,8 +78,8 @@ def test_wrong_input_is_refused_and_nothing_is_written(saved, command, words, sa
 
 
 def test_devices_are_compared(tmp_path, command):
-    (tmp_path / "a.json").write_text(json.dumps(make_profile(samples=0)), encoding="utf-8")
-    (tmp_path / "b.json").write_text(json.dumps(linux_profile()), encoding="utf-8")
+    (tmp_path / "a.json").write_text(json.dumps(make_profile(samples=0)))
+    (tmp_path / "b.json").write_text(json.dumps(linux_profile()))
     rows = command.json("report", "--devices", tmp_path)["rows"]
     assert any("Apple M2 Max" in row["device"] for row in rows)
     code, out, _ = command("report", "--devices", tmp_path, "--chip", "ryzen")
@@ -93,11 +87,11 @@ def test_devices_are_compared(tmp_path, command):
     assert "| Apple M2 Max" not in out
 
 
-def test_check_names_file_and_place(saved, profile, command):
-    saved.write_text(json.dumps(profile), encoding="utf-8")
+def test_check_names_file_and_place(saved, command):
+    saved.write_text(json.dumps(PROFILE))
     assert command("report", "--check", saved)[:2] == (0, "1 profile checked: no faults.\n")
-    broken = {**profile, "rows": [profile["rows"][0], {**profile["rows"][1], "verdict": "FINE"}]}
-    saved.write_text(json.dumps(broken), encoding="utf-8")
+    broken = {**PROFILE, "rows": [PROFILE["rows"][0], {**PROFILE["rows"][1], "verdict": "FINE"}]}
+    saved.write_text(json.dumps(broken))
     code, out, _ = command("report", "--check", saved)
     assert code == 1 and f"{saved}: rows[1].verdict: " in out
     faults = command.json("report", "--check", saved, code=1)["faults"]

@@ -1,4 +1,4 @@
-"""Means, standard errors and intervals against their definitions."""
+"""Figures against their definitions, and the positions with the largest KL divergence."""
 
 import json
 import math
@@ -8,13 +8,17 @@ import numpy as np
 import pytest
 from msgspec import structs
 
-from edge.quality.corpus import Corpus, Windows
+from edge.cli.model_path import DEMO
+from edge.quality.corpus import Corpus, SourceText, Windows, make_windows
 from edge.quality.score import SCORE
 from edge.quality.summary import NO_REFERENCE, NOT_FINITE, ONE_WINDOW, summarise
+from edge.quality.table import _worst_text, worst
 from edge.stats import interval
+from edge.tokenizer.tokenizer import Tokenizer
 
 N, P = 6, 7
 CORPUS = Corpus("corpus", "", 1, 100)
+SOME_IDS = np.random.RandomState(0).randint(0, 4096, (N, P))
 
 
 def windows(scored=None):
@@ -92,3 +96,28 @@ def test_broken_artefact_has_no_or_finite_figures():
     found = summarise(windows(), some(1, nll=1e7), some(2))
     json.dumps(structs.asdict(found), allow_nan=False)
     assert found.perplexity > 1e200
+
+
+def test_worst_positions_are_sorted_and_in_context():
+    text = "import os\n\n\ndef f(x):\n\treturn os.path.join(x, '\x1b[31m')\n" * 6
+    tokenizer = Tokenizer.load(DEMO)
+    cut = make_windows([SourceText("x", text)], tokenizer, "x", P + 1, N * (P + 1))
+    cut.scored[:, 3:] = False
+    own, other = (some(seed, top=SOME_IDS, top_log_q=-1) for seed in (1, 2))
+    found = worst(cut, own, other, tokenizer, 1000)
+    kl = sorted(own["kl"][cut.scored], reverse=True)
+    assert [place["kl"] for place in found] == pytest.approx(kl)
+
+    def shown(token):
+        decoded = tokenizer.decode([int(token)])
+        return "".join(c if c.isprintable() else repr(c)[1:-1] for c in decoded)
+
+    for place in found:
+        w, i = place["window"], place["position"]
+        assert place["next"] == shown(cut.ids[w, i])
+        assert place["before"].endswith(shown(cut.ids[w, i - 1]))
+        assert place["artefact"]["token"] == shown(own["top"][w, i - 1])
+        chance = np.exp(-float(other["nll"][w, i - 1]))
+        assert place["reference"]["probability_of_next"] == pytest.approx(chance)
+    text = _worst_text({"artefact": "mlx-int4", "worst": found})
+    assert text.replace("\n", "").isprintable() and "x1b" in text
