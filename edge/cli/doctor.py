@@ -34,7 +34,7 @@ class Power:
     """A power source; `reason` says why it is not available."""
 
     source: str
-    boundary: str | None
+    boundary: str
     reason: str | None
 
 
@@ -81,21 +81,23 @@ def examine(bandwidth_gb_s: float | None = None) -> Findings:
     """Examine device, state, power sources, engines and free space."""
     state = read_state()  # before this program loads the machine
     device = describe_device(bandwidth_gb_s)
-    power, engines = power_sources(), [_engine(name) for name in ENGINES]
+    meters = [choose_meter(source) for source in BEST_FIRST.get(sys.platform, ())]
+    power = [Power(m.source, m.boundary, m.unavailable) for m in meters]
+    engines = [_engine(name) for name in ENGINES]
     rooms = shutil.disk_usage(Path.cwd()).free, psutil.virtual_memory().available
     missing = [f"{engine.name}: {engine.problem}" for engine in engines if engine.problem]
     missing += [*problems(), *_wrong_wheel(device), *device.remarks]
     if all(source.reason for source in power):
         missing.append("power: no source works here; the reasons are listed above")
     missing += warnings_between(state, state).values()
-    missing += _missing_room(*rooms)
+    for name, have_bytes, need_bytes in (
+        ("disk space", rooms[0], TABLE_11_DISK_BYTES),
+        ("free memory", rooms[1], TABLE_11_MEMORY_BYTES),
+    ):
+        if have_bytes < need_bytes:
+            need = f"Table 11 of Stable Code 3B needs {need_bytes / 1e9:.0f} GB"
+            missing.append(f"{name}: {have_bytes / 1e9:.1f} GB; {need}")
     return Findings(device, state, power, engines, *rooms, missing)
-
-
-def power_sources() -> list[Power]:
-    """Power sources of this platform."""
-    meters = [choose_meter(source) for source in BEST_FIRST.get(sys.platform, ())]
-    return [Power(m.source, m.boundary, m.unavailable) for m in meters]
 
 
 def _engine(package: str) -> Engine:
@@ -118,16 +120,6 @@ def _wrong_wheel(device: Device) -> Iterator[str]:
         command = install_command("--force-reinstall mlx-metal")
         lacks = f"the wheel for {tag} lacks the matrix kernels of {device.name}"
         yield f"mlx: {lacks}; on macOS 26 or newer run {command}"
-
-
-def _missing_room(disk_bytes: float, memory_bytes: float) -> Iterator[str]:
-    for name, have_bytes, need_bytes in (
-        ("disk space", disk_bytes, TABLE_11_DISK_BYTES),
-        ("free memory", memory_bytes, TABLE_11_MEMORY_BYTES),
-    ):
-        if have_bytes < need_bytes:
-            need = f"Table 11 of Stable Code 3B needs {need_bytes / 1e9:.0f} GB"
-            yield f"{name}: {have_bytes / 1e9:.1f} GB, {need}; free some or measure less"
 
 
 def _report(findings: Findings) -> Iterator[str]:
@@ -176,8 +168,8 @@ def _text(name: str, value: object) -> str:
     return f"{value:g}" if isinstance(value, float) else str(value)
 
 
-def _item(name: str, problem: str | None, good: str | None) -> str:
-    return f"  {'✗' if problem else '✓'} {name:21}{problem or good or ''}"
+def _item(name: str, problem: str | None, good: str) -> str:
+    return f"  {'✗' if problem else '✓'} {name:21}{problem or good}"
 
 
 def _pair(name: str, value: str) -> str:

@@ -86,21 +86,12 @@ def iter_texts(path: Path | None) -> Iterator[SourceText]:
     """Texts that are not blank, read one at a time and sorted by path.
 
     `path` is a file, a folder, whose binary, hidden and installed files are skipped, or None for
-    the bundled sample.
-
-    Raises:
-        EdgeError: the file is missing or is not text, or there is no text.
+    the bundled sample. An EdgeError if it is missing or a file that is not text.
     """
     texts: Iterable[SourceText] = _folder_texts(path or BUNDLED)
     if path is not None and not path.is_dir():
         texts = [SourceText(path.name, read_text(path))]
-    found = False
-    for text in texts:
-        if text.text.strip():
-            found = True
-            yield text
-    if not found:
-        raise EdgeError(f"{path} has no text; give a file of source code, or a folder of them.")
+    return (text for text in texts if text.text.strip())
 
 
 def _folder_texts(root: Path) -> Iterator[SourceText]:
@@ -158,7 +149,7 @@ def windows_of(
 def make_windows(
     texts: Iterable[SourceText], tokenizer: Tokenizer, name: str, window: int, tokens: int | None
 ) -> Windows:
-    """Cut one or more texts into windows.
+    """Cut texts into windows.
 
     At most `tokens` ids are used, rounded down to whole windows; None for all.
 
@@ -187,7 +178,7 @@ def _read(texts: Iterable[SourceText], tokenizer: Tokenizer, name: str) -> tuple
     """Ids, their bytes, and 1 for a token of a text or 0 for EOS, each (tokens,)."""
     digest, text_bytes, token_bytes = hashlib.sha256(), [], TokenBytes(tokenizer)
     end = [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
-    parts = []
+    parts = [np.empty((3, 0), np.int32)]
     for source in texts:
         data = source.text.encode()
         text_bytes.append(len(data))

@@ -227,6 +227,7 @@ def score_group(job: Job, group: Sequence[Subject]) -> None:
     """Score artefacts that fit into memory together, on the windows without stored scores."""
     missing = job.missing(group)
     pending, step = job.pending(missing), job.pieces.windows
+    reference = None if job.reference is None else job.reference.name
     if not pending:
         return
     with ExitStack() as stack:
@@ -235,8 +236,12 @@ def score_group(job: Job, group: Sequence[Subject]) -> None:
             left = max(0, len(pending) - start)
             for subject in missing:
                 job.progress(subject.name, 1 - left / len(job.windows))
-            if left:
-                _score_windows(job, scorers, pending[start : start + step])
+            chosen = pending[start : start + step]
+            if chosen:
+                found = score(scorers, reference, job.windows.ids[chosen], job.pieces)
+                for name, scores in found.items():
+                    for window, of_window in zip(chosen, scores, strict=True):
+                        job.records[name].add(job.windows.digests[window], of_window.tobytes())
 
 
 def _open(job: Job, subject: Subject, stack: ExitStack) -> Scorer:
@@ -248,11 +253,3 @@ def _open(job: Job, subject: Subject, stack: ExitStack) -> Scorer:
             f"{job.config.vocab_size}; convert it again."
         )
     return scorer
-
-
-def _score_windows(job: Job, scorers: Mapping[str, Scorer], chosen: Sequence[int]) -> None:
-    reference = None if job.reference is None else job.reference.name
-    found = score(scorers, reference, job.windows.ids[list(chosen)], job.pieces)
-    for name, scores in found.items():
-        for i, of_window in zip(chosen, scores, strict=True):
-            job.records[name].add(job.windows.digests[i], of_window.tobytes())

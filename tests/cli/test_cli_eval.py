@@ -68,7 +68,7 @@ def test_reference_window_and_tokens_can_be_chosen(here, command):
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (["tiny", "--corpus", "blank.py"], "blank.py has no text"),
+        (["tiny", "--corpus", "blank.py"], "0 tokens of blank.py are too few"),
         (["tiny", "--corpus", "short.py", "--window", "16"], "too few for a window of 16"),
         (["tiny", "--window", "257"], "longer than the model's context of 256"),
         (["--worst", "1", "--reference", "none"], "--worst compares"),

@@ -21,7 +21,7 @@ QUIET = State("mains", 100, False, None, "nominal", None, 0.5, "normal", None)
 READY = doctor.Findings(
     device=MAC,
     state=QUIET,
-    power=[Power("powermetrics", "CPU + GPU + ANE", None), Power("nvml", None, "no driver")],
+    power=[Power("powermetrics", "CPU + GPU + ANE", None), Power("nvml", "GPU", "no driver")],
     engines=[Engine("mlx", "0.32.4", None), Engine("llama-cpp-python", "0.3.36", None)],
     disk_free_bytes=200_000_000_000,
     memory_available_bytes=50_000_000_000,
@@ -77,13 +77,13 @@ def test_verdict_without_an_engine_or_a_power_source(printed):
     assert (code, lines[-1]) == (1, "Nothing can be measured here: no engine works.")
     code, lines = printed("-o", "json", engines=broken)
     assert code == 1 and json.loads("".join(lines))["can_measure"] is False
-    code, lines = printed(power=[Power("rapl", None, "no zone")])
+    code, lines = printed(power=[Power("rapl", "CPU", "no zone")])
     assert (code, lines[-1]) == (0, "Speed and memory can be measured here, power cannot.")
 
 
 @pytest.mark.parametrize("reason", ["a password", SUDOERS])
 def test_sudoers_line_is_shown_once(printed, reason):
-    _, lines = printed(power=[Power("powermetrics", None, reason)])
+    _, lines = printed(power=[Power("powermetrics", "CPU", reason)])
     assert sum(SUDOERS.split()[-1] in line for line in lines) == 1
 
 

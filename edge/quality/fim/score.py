@@ -138,8 +138,11 @@ def _row(
 def markdown(rows: Sequence[Row]) -> str:
     """The table, and counts of why middles ended."""
     table = markdown_table(HEAD, [_cells(row) for row in rows], HEAD[:WORDS])
-    ends = "\n".join(_ends(row) for row in rows)
-    return f"{table}\n\n{ends}\n"
+    lines = []
+    for row in rows:
+        ends = ", ".join(f"{reason} {count}" for reason, count in row["stopped_by"].items())
+        lines.append(f"- {row['artefact']}, {row['kind']}: ended by {ends}; {row['seconds']:.1f} s")
+    return "\n".join([table, "", *lines, ""])
 
 
 def _cells(row: Row) -> list[str]:
@@ -168,11 +171,6 @@ def _interval(record: Row, name: str, pattern: str, unit: str = "") -> str:
     return f"{text} [{low}, {high}]"
 
 
-def _ends(row: Row) -> str:
-    ends = ", ".join(f"{reason} {count}" for reason, count in row["stopped_by"].items())
-    return f"- {row['artefact']}, {row['kind']}: ended by {ends}; {row['seconds']:.1f} s"
-
-
 def samples(holes: Sequence[Hole], middles: Middles, count: int) -> list[Row]:
     """The first `count` holes of each kind with every artefact's middles."""
     shown: list[Row] = []
@@ -184,8 +182,8 @@ def samples(holes: Sequence[Hole], middles: Middles, count: int) -> list[Row]:
                 name: {"text": filled[i].text, "stopped_by": filled[i].stopped_by}
                 for name, filled in middles.items()
             }
-            place = {"name": hole.name, "kind": hole.kind, "expected": hole.middle}
-            shown.append({**place, "got": got})
+            expected = hole.middle
+            shown.append({"name": hole.name, "kind": hole.kind, "expected": expected, "got": got})
     return shown
 
 
