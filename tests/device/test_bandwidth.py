@@ -1,6 +1,5 @@
 """Bandwidth: measured, from the chip table, and as the ceiling of decoding."""
 
-from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -10,6 +9,7 @@ from edge.device.bandwidth import MIN_PASSES, measure_bandwidth
 from edge.device.chips import chip_table, find_chip, last_level_cache_bytes
 from edge.device.describe import Bandwidth, Device
 from edge.device.roofline import bandwidth_fraction, ceiling_tok_s
+from tests.device.conftest import write_files
 
 MIB = 1 << 20
 
@@ -39,10 +39,8 @@ def test_caches_of_two_sockets_add_up(monkeypatch, tmp_path):
     assert last_level_cache_bytes() is None
     for cpu in range(4):
         for index, (size, shared) in enumerate([("48K", cpu), ("2048K", cpu), ("32M", cpu // 2)]):
-            folder = tmp_path / f"cpu{cpu}" / "cache" / f"index{index}"
-            folder.mkdir(parents=True)
-            (folder / "size").write_text(f"{size}\n")
-            (folder / "shared_cpu_list").write_text(f"{shared}\n")
+            files = {"size": size, "shared_cpu_list": shared}
+            write_files(tmp_path / f"cpu{cpu}" / "cache" / f"index{index}", files)
     assert last_level_cache_bytes() == 64 * MIB
 
 
@@ -99,23 +97,18 @@ def test_the_ceiling_is_bandwidth_over_bytes():
 
 
 @pytest.mark.parametrize(
-    ("on_gpu", "tok_s", "token_bytes", "reached", "words"),
+    ("device", "on_gpu", "tok_s", "token_bytes", "reached", "words"),
     [
-        (False, 28.0, 5.6e9, 0.7656, ""),
-        (False, 53.0, 5.6e9, 1.449, "296.8 GB/s, 145% of the 204.8 GB/s"),
-        (True, 20.0, 2e9, 0.04, ""),  # the GPU's own memory
-        (False, 4000.0, 4e6, None, "4 MB fit in the cache of 32 MB"),
-        (True, 20.0, 1e8, None, "fit in the cache"),
+        (PC, False, 28.0, 5.6e9, 0.7656, ""),
+        (PC, False, 53.0, 5.6e9, 1.449, "296.8 GB/s, 145% of the 204.8 GB/s"),
+        (PC, True, 20.0, 2e9, 0.04, ""),  # the GPU's own memory
+        (PC, False, 4000.0, 4e6, None, "4 MB fit in the cache of 32 MB"),
+        (PC, True, 20.0, 1e8, None, "fit in the cache"),
+        (Device("PC", remarks=("no M9",)), False, 20.0, 2e9, None, "bandwidth_fraction: no M9"),
+        (Device("PC"), False, 20.0, 2e9, None, "bandwidth_fraction: no bandwidth is known"),
     ],
 )
-def test_the_fraction_of_the_bandwidth(on_gpu, tok_s, token_bytes, reached, words):
-    found, why = bandwidth_fraction(PC, on_gpu, tok_s, token_bytes)
+def test_the_fraction_of_the_bandwidth(device, on_gpu, tok_s, token_bytes, reached, words):
+    found, why = bandwidth_fraction(device, on_gpu, tok_s, token_bytes)
     assert found == (reached if reached is None else pytest.approx(reached, abs=1e-3))
     assert words in (why or "") and bool(words) == bool(why)
-
-
-@pytest.mark.parametrize(("remarks", "words"), [(("no M9 yet",), "no M9 yet"), ((), "is known")])
-def test_an_unknown_bandwidth_is_a_reason(remarks, words):
-    unknown = replace(PC, memory_bandwidth=None, remarks=remarks)
-    reached, why = bandwidth_fraction(unknown, False, 20.0, 2e9)
-    assert reached is None and why.startswith("bandwidth_fraction: ") and words in why

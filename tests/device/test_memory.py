@@ -10,6 +10,7 @@ import pytest
 
 from edge.device import memory
 from edge.device.memory import available_bytes, peak_bytes, peak_metric, wired
+from tests.device.conftest import write_files
 
 GB = 10**9
 
@@ -80,27 +81,9 @@ def test_the_free_memory_of_a_device(machine, mlx, system, available, expected):
     assert (room.bytes, room.most_bytes, room.what) == expected
 
 
-@pytest.fixture
-def linux(machine, monkeypatch, tmp_path):
-    """linux(membership, groups): free memory of a CPU with 50 GB, in these control groups."""
-    monkeypatch.setattr(memory, "CGROUPS", tmp_path / "cgroup")
-    monkeypatch.setattr(memory, "MEMBERSHIP", tmp_path / "membership")
-
-    def become(membership, groups, **changes):
-        machine(FakeMlx("cpu"), "Linux", **changes)
-        (tmp_path / "membership").write_text(membership)
-        for name, content in groups.items():
-            path = tmp_path / "cgroup" / name
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_text(content)
-        return available_bytes()
-
-    return become
-
-
-V2 = {"memory.max": f"{4 * GB}\n", "memory.current": f"{3 * GB}\n"}
-V1 = {"memory.limit_in_bytes": f"{4 * GB}", "memory.usage_in_bytes": f"{3 * GB}"}
-NO_LIMIT = {"memory.max": "max\n", "memory.current": "5\n"}
+V2 = {"memory.max": 4 * GB, "memory.current": 3 * GB}
+V1 = {"memory.limit_in_bytes": 4 * GB, "memory.usage_in_bytes": 3 * GB}
+NO_LIMIT = {"memory.max": "max", "memory.current": 5}
 
 
 def inside(folder, files):
@@ -110,19 +93,25 @@ def inside(folder, files):
 @pytest.mark.parametrize(
     ("membership", "groups", "left_gb"),
     [
-        ("0::/\n", V2, 1),
-        ("0::/user/app\n", inside("user", V2) | inside("user/app", NO_LIMIT), 1),
-        ("0::/not/mounted/here\n", V2, 1),
-        ("9:cpu:/x\n4:pids,memory:/box\n0::/\n", inside("memory/box", V1), 1),
-        ("0::/\n", NO_LIMIT, 50),
-        ("4:memory:/\n", inside("memory", {**V1, "memory.limit_in_bytes": str(2**63 - 4096)}), 50),
-        ("4:cpu:/\n", V2, 50),
-        ("0::/\n", {**V2, "memory.current": str(5 * GB)}, 0),  # over its limit
-        ("0::/\n", V2 | {"memory.stat": f"anon 12\ninactive_file {2 * GB}\n"}, 3),  # file cache
+        ("0::/", V2, 1),
+        ("0::/user/app", inside("user", V2) | inside("user/app", NO_LIMIT), 1),
+        ("0::/not/mounted/here", V2, 1),
+        ("9:cpu:/x\n4:pids,memory:/box\n0::/", inside("memory/box", V1), 1),
+        ("0::/", NO_LIMIT, 50),
+        ("4:memory:/", inside("memory", {**V1, "memory.limit_in_bytes": 2**63 - 4096}), 50),
+        ("4:cpu:/", V2, 50),
+        ("0::/", {**V2, "memory.current": 5 * GB}, 0),  # over its limit
+        ("0::/", V2 | {"memory.stat": f"anon 12\ninactive_file {2 * GB}"}, 3),  # file cache
     ],
 )
-def test_a_container_is_limited_by_its_groups(linux, membership, groups, left_gb):
-    room = linux(membership, groups, swap=3 * GB)
+def test_a_container_is_limited_by_its_groups(
+    machine, monkeypatch, tmp_path, membership, groups, left_gb
+):
+    machine(FakeMlx("cpu"), "Linux", swap=3 * GB)
+    monkeypatch.setattr(memory, "CGROUPS", tmp_path / "cgroup")
+    monkeypatch.setattr(memory, "MEMBERSHIP", tmp_path / "membership")
+    write_files(tmp_path, {"membership": membership, **inside("cgroup", groups)})
+    room = available_bytes()
     limited = left_gb != 50
     most_gb = left_gb if limited else 53  # with swap
     assert (room.bytes, room.most_bytes) == (left_gb * GB, most_gb * GB)

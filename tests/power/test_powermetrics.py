@@ -38,11 +38,8 @@ def measure(meter, records=6):
     return meter.stop()
 
 
-@pytest.mark.parametrize(
-    ("oddities", "tolerance"),
-    [("", 0.05), ("late,ultra,by-line,clock-step", 0.05), ("batched", 0.3), ("nan", 0.1)],
-)
-def test_every_record_counts_once(make, oddities, tolerance):
+@pytest.mark.parametrize("oddities", ["", "late,ultra,by-line,clock-step", "batched", "nan"])
+def test_every_record_counts_once(make, oddities):
     meter = make(oddities)
     samples = measure(meter, 8)
     streamed = make.log.read_text()
@@ -56,7 +53,7 @@ def test_every_record_counts_once(make, oddities, tolerance):
     energies_mj = re.findall(r"cpu_energy</key>\s*<integer>(\d+)", streamed)
     assert sum(s.joules["CPU"] for s in samples) == pytest.approx(sum(map(int, energies_mj)) / 1000)
     assert all(a.end_ns <= b.begin_ns for a, b in pairwise(samples))
-    assert all(s.mean_w == pytest.approx(CPU_W + GPU_W, rel=tolerance) for s in samples)
+    assert all(s.mean_w == pytest.approx(CPU_W + GPU_W, rel=0.05) for s in samples)
     assert samples[-1].thermal == "nominal"
 
 

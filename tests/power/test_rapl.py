@@ -4,6 +4,7 @@ import pytest
 
 from edge.power import rapl
 from edge.power.rapl import RaplMeter
+from tests.device.conftest import write_files
 from tests.power.conftest import measured, span_s, totals
 
 # At 100 W the counter starts again three times in ten seconds.
@@ -34,9 +35,7 @@ def machine(tmp_path, passing, monkeypatch):
                 (tmp_path / zone / "energy_uj").write_text(f"{energy_uj}\n")
 
         for zone, (name, _) in zones.items():
-            (tmp_path / zone).mkdir()
-            (tmp_path / zone / "name").write_text(f"{name}\n")
-            (tmp_path / zone / "max_energy_range_uj").write_text(f"{RANGE_UJ}\n")
+            write_files(tmp_path / zone, {"name": name, "max_energy_range_uj": RANGE_UJ})
         (tmp_path / "intel-rapl").mkdir()  # the control type, which is not a zone
         tick(0)
         passing(tick)

@@ -1,9 +1,9 @@
-"""A stand-in for Apple's powermetrics: records of its shape, and a program that streams them.
+"""A fake of Apple's powermetrics: records in its format, and a program that streams them.
 
-Run as a program it takes the arguments of the real one and streams at the cadence they ask for.
-FAKE_POWERMETRICS names what it does wrong, with commas: late, dies, hangs, nan, batched,
-clock-step, deaf, empty, gpu-only, needs-root. Harmless: ultra (an M2 Ultra's 76 kB), by-line (a
-write for every line). All it writes also goes to the file FAKE_POWERMETRICS_LOG.
+The program takes the arguments of the real one and streams at their interval. FAKE_POWERMETRICS
+lists what it does otherwise, separated by commas: late, dies, hangs, nan, batched, clock-step,
+deaf, empty, gpu-only, needs-root, ultra (an M2 Ultra's 76 kB), by-line (a write per line). The
+file FAKE_POWERMETRICS_LOG receives a copy of its output.
 """
 
 import argparse
@@ -20,7 +20,7 @@ HEADER = (
     '"http://www.apple.com/DTDs/PropertyList-1.0.dtd">\n<plist version="1.0">\n'
 )
 ULTRA = ("E0", "P0", "P1", "E1", "P2", "P3")
-# hw_model, build, and the clusters of so many CPUs and frequencies each.
+# hw_model, build, and the clusters with their numbers of CPUs and frequencies.
 CHIPS = {
     "M1": ("MacBookPro17,1", "22E252", [("E-Cluster", 4, 5), ("P-Cluster", 4, 15)]),
     "M2 Ultra": ("Mac14,14", "23E224", [(f"{name}-Cluster", 4, 16) for name in ULTRA]),
@@ -42,21 +42,19 @@ def record(
     extra="",
     **changes,
 ) -> bytes:
-    """One record; `changes` replace the text of a processor's key, None leaves it out."""
+    """One record; `changes` replace values of the processor, None removes one."""
     model, build, clusters = CHIPS[chip]
-    seconds = elapsed_ns / 1e9
     ended = ended or datetime(2026, 10, 4, 23, 7, 7, tzinfo=UTC)
     energies = {"cpu": cpu_mj, "gpu": gpu_mj, "ane": ane_mj}
     values = {}
     for key, energy_mj in energies.items():
         values[f"{key}_energy"] = f"<integer>{energy_mj}</integer>"
-        values[f"{key}_power"] = f"<real>{energy_mj / seconds:g}</real>"
-    values["combined_power"] = f"<real>{sum(energies.values()) / seconds:g}</real>"
+        values[f"{key}_power"] = f"<real>{energy_mj / elapsed_ns * 1e9:g}</real>"
+    values["combined_power"] = f"<real>{sum(energies.values()) / elapsed_ns * 1e9:g}</real>"
     values |= changes
     processor = "".join(f"<key>{k}</key>\n{v}\n" for k, v in values.items() if v is not None)
     states = "".join(_cluster(*c, elapsed_ns, number) for c in clusters)
-    pressure = f"<key>thermal_pressure</key><string>{thermal}</string>\n" if thermal else ""
-    # As the real one: another window, so another energy, and idle_ns twice.
+    # As in real ones: another window, so another energy, and idle_ns twice.
     gpu = (
         f"<key>gpu</key>\n<dict>\n<key>freq_hz</key><real>715.009</real>\n"
         f"<key>idle_ns</key><integer>{number}</integer>\n{_states(7, elapsed_ns)}"
@@ -72,12 +70,13 @@ def record(
         f"<key>kern_boottime</key><integer>1791154121</integer>\n"
         f"<key>timestamp</key><date>{ended:%Y-%m-%dT%H:%M:%SZ}</date>\n"
         f"<key>processor</key>\n<dict>\n<key>clusters</key>\n<array>\n{states}</array>\n"
-        f"{processor}</dict>\n{pressure}{gpu}{extra}</dict>\n</plist>\n"
+        f"{processor}</dict>\n<key>thermal_pressure</key><string>{thermal}</string>\n"
+        f"{gpu}{extra}</dict>\n</plist>\n"
     ).encode()
 
 
 def stream(records) -> bytes:
-    """Records as powermetrics writes them: a NUL before each but the first."""
+    """Records as powermetrics writes them: a NUL before all but the first."""
     return b"\0".join(records)
 
 
@@ -105,17 +104,17 @@ def _states(count, elapsed_ns) -> str:
     return f"<key>dvfm_states</key>\n<array>\n{each}</array>\n"
 
 
-def install(folder: Path) -> list[str]:
-    """Put `sudo` and `powermetrics` into a folder for the PATH; the command that uses them.
+def install(folder: Path) -> None:
+    """Write `sudo` and `powermetrics` to a folder for the PATH.
 
-    The sudo refuses to ask for anything (it wants -n), stays between as the real one does and
-    hands SIGTERM on. FAKE_SUDO=password makes it want a password.
+    This sudo requires -n, remains the parent process as the real one does and relays SIGTERM. With
+    FAKE_SUDO=password it asks for a password.
     """
     folder.mkdir(exist_ok=True)
     sudo, powermetrics = folder / "sudo", folder / "powermetrics"
     sudo.write_text(
         "#!/bin/sh\n"
-        '[ "$1" = -n ] || { echo "a prompt, and nobody to answer" >&2; exit 99; }\nshift\n'
+        '[ "$1" = -n ] || { echo "sudo would prompt" >&2; exit 99; }\nshift\n'
         '[ "$FAKE_SUDO" = password ] && { echo "sudo: a password is required" >&2; exit 1; }\n'
         '"$@" &\nchild=$!\ntrap "kill -TERM $child" TERM\nwait $child\ncode=$?\n'
         "[ $code -gt 128 ] && { trap - TERM; wait $child; code=$?; }\nexit $code\n"
@@ -123,58 +122,49 @@ def install(folder: Path) -> list[str]:
     powermetrics.write_text(f'#!/bin/sh\nexec "{sys.executable}" -S -E "{__file__}" "$@"\n')
     for program in (sudo, powermetrics):
         program.chmod(0o755)
-    return [str(sudo), "-n", str(powermetrics)]
 
 
-class Streamer:
-    """Writes a record per interval until it has enough or is stopped."""
+def write(data, by_line):
+    """To stdout and to the log, without a stop in between."""
+    signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])
+    for part in data.splitlines(keepends=True) if by_line else [data]:
+        os.write(1, part)
+    if log_path := os.environ.get("FAKE_POWERMETRICS_LOG"):
+        with Path(log_path).open("ab") as log:
+            log.write(data)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGTERM])
 
-    def __init__(self, interval_s, count, misdeeds):
-        self.interval_s, self.count, self.misdeeds = interval_s, count, misdeeds
-        self.log = os.environ.get("FAKE_POWERMETRICS_LOG")
 
-    def write(self, data):
-        """All of it to stdout and to the log: a stop in between would make the two differ."""
-        signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])
-        for part in data.splitlines(keepends=True) if "by-line" in self.misdeeds else [data]:
-            os.write(1, part)
-        if self.log:
-            with Path(self.log).open("ab") as log:
-                log.write(data)
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGTERM])
-
-    def run(self):
-        if "late" in self.misdeeds:
-            time.sleep(0.3)
-        before_ns = time.monotonic_ns()
-        for number in range(self.count):
-            time.sleep(self.interval_s)
-            now_ns = time.monotonic_ns()
-            if number == 4 and "dies" in self.misdeeds:
-                sys.exit(1)
-            while number == 4 and "hangs" in self.misdeeds:
-                time.sleep(3600)
-            self.write((b"\0" if number else b"") + self.make(number, now_ns - before_ns))
-            before_ns = now_ns
-
-    def make(self, number, elapsed_ns):
-        seconds = elapsed_ns / 1e9
-        cpu_mj = round(CPU_W * seconds * 1e3)
-        if "batched" in self.misdeeds:
-            cpu_mj = cpu_mj * 4 if number % 4 == 3 else 0
-        changes = {"cpu_energy": None} if "gpu-only" in self.misdeeds else {}
-        if number == 2 and "nan" in self.misdeeds:
+def run(interval_s, count, misdeeds):
+    """Write a record per interval."""
+    if "late" in misdeeds:
+        time.sleep(0.3)
+    before_ns, cpu_mj = time.monotonic_ns(), 0
+    for number in range(count):
+        time.sleep(interval_s)
+        if number == 4 and "dies" in misdeeds:
+            sys.exit(1)
+        while number == 4 and "hangs" in misdeeds:
+            time.sleep(3600)
+        now_ns = time.monotonic_ns()
+        elapsed_ns, before_ns = now_ns - before_ns, now_ns
+        cpu_mj += round(CPU_W * elapsed_ns / 1e6)
+        published_mj = 0 if "batched" in misdeeds and number % 4 < 3 else cpu_mj
+        cpu_mj -= published_mj
+        changes = {"cpu_energy": None} if "gpu-only" in misdeeds else {}
+        if number == 2 and "nan" in misdeeds:
             changes = {"cpu_energy": "<real>nan</real>"}
-        step_s = 3600 if "clock-step" in self.misdeeds and number > 2 else 0
-        return record(
+        step_s = 3600 if "clock-step" in misdeeds and number > 2 else 0
+        data = record(
             number,
             elapsed_ns,
-            cpu_mj,
-            round(GPU_W * seconds * 1e3),
-            chip="M2 Ultra" if "ultra" in self.misdeeds else "M1",
+            published_mj,
+            round(GPU_W * elapsed_ns / 1e6),
+            chip="M2 Ultra" if "ultra" in misdeeds else "M1",
             ended=datetime.fromtimestamp(time.time() + step_s, UTC),
             **changes,
         )
+        write((b"\0" if number else b"") + data, "by-line" in misdeeds)
 
 
 def main():
@@ -193,7 +183,7 @@ def main():
         sys.exit("powermetrics must be invoked as the superuser")
     if "empty" in misdeeds:
         return
-    Streamer(args.i / 1e3 * 1.02, args.n, misdeeds).run()
+    run(args.i / 1e3 * 1.02, args.n, misdeeds)
 
 
 if __name__ == "__main__":
