@@ -6,9 +6,8 @@ Two kernels over the same three arrays, one thread per core, the best of several
   moves four, because most processors read a line before they overwrite it.
 - read, the maximum over every element: every byte counted is a byte moved.
 
-Decoding reads weights and writes almost nothing, so its ceiling is the better of the two: an
-engine can reach 130 % of the triad. NumPy works on pieces that fit in the second-level cache, so
-the intermediate `s * c` stays there, and releases the GIL.
+Decoding writes almost nothing, so its ceiling is the better of the two: an engine can reach 130 %
+of the triad. NumPy works on pieces that fit in the second-level cache, and releases the GIL.
 """
 
 import time

@@ -27,15 +27,11 @@ class Chip(msgspec.Struct, frozen=True):
     sources: dict[str, str]
 
 
-class _Table(msgspec.Struct):
-    chips: tuple[Chip, ...]
-
-
 @cache
 def chip_table() -> tuple[Chip, ...]:
     """Every known chip."""
-    table = (resources.files("edge") / "data" / "chips.json").read_bytes()
-    return msgspec.json.decode(table, type=_Table).chips
+    table = msgspec.json.decode((resources.files("edge") / "data" / "chips.json").read_bytes())
+    return msgspec.convert(table["chips"], tuple[Chip, ...])
 
 
 def find_chip(name: str, gpu_cores: int | None = None) -> tuple[Chip | None, str | None]:

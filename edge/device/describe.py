@@ -33,11 +33,6 @@ class Bandwidth:
     source: Annotated[str, msgspec.Meta(pattern="^(table|measured|driver|given)")]
 
     @property
-    def bytes_s(self) -> float:
-        """Bytes per second."""
-        return self.gb_s * 1e9
-
-    @property
     def kind(self) -> str:
         """First word of the source. A measured bandwidth can be too low on a busy machine."""
         return re.split(r"\W", self.source)[0]
@@ -73,6 +68,7 @@ def describe_device(bandwidth_gb_s: float | None = None) -> Device:
     name = _chip_name()
     gpu_name, gpu_cores, gpu_bandwidth = _gpu(name)
     bandwidth, remark = _memory_bandwidth(name, gpu_cores, bandwidth_gb_s)
+    on_mac = sys.platform == "darwin"
     return Device(
         name=name,
         architecture=platform.machine(),
@@ -80,8 +76,8 @@ def describe_device(bandwidth_gb_s: float | None = None) -> Device:
         logical_cores=psutil.cpu_count() or 1,
         memory_bytes=psutil.virtual_memory().total,
         os=_operating_system(),
-        hw_model=output_of(("sysctl", "-n", "hw.model")) or None if _is_mac() else None,
-        cores_by_level=_cores_by_level() if _is_mac() else {},
+        hw_model=output_of(("sysctl", "-n", "hw.model")) or None if on_mac else None,
+        cores_by_level=_cores_by_level() if on_mac else {},
         gpu_name=gpu_name,
         gpu_cores=gpu_cores,
         memory_bandwidth=bandwidth,
@@ -109,7 +105,7 @@ def usable_cores() -> int:
 
 
 def _chip_name() -> str:
-    if _is_mac():
+    if sys.platform == "darwin":
         raw = output_of(("sysctl", "-n", "machdep.cpu.brand_string"))
     else:
         cpuinfo = text_of(Path("/proc/cpuinfo")) or ""
@@ -118,15 +114,11 @@ def _chip_name() -> str:
 
 
 def _operating_system() -> str:
-    if _is_mac():
+    if sys.platform == "darwin":
         # Not platform.mac_ver(), which is 16.0 on macOS 26 for a Python built with an older SDK.
         version = output_of(("sw_vers", "-productVersion"))
         return f"macOS {version} ({output_of(('sysctl', '-n', 'kern.osversion'))})"
     return f"{platform.system()} {platform.release().split('-')[0]}"
-
-
-def _is_mac() -> bool:
-    return sys.platform == "darwin"
 
 
 def _first(pattern: str, text: str) -> str | None:

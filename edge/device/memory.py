@@ -26,8 +26,6 @@ MEMBERSHIP = Path("/proc/self/cgroup")
 # Version 1 of control groups writes the largest whole number of pages where there is no limit.
 UNLIMITED_BYTES = 1 << 60
 FIRST_MACOS_THAT_WIRES = 15
-# How `peak_bytes` measures.
-FOOTPRINT, RESIDENT, OTHER = "lifetime maximum physical footprint", "VmHWM", "ru_maxrss"
 RUSAGE_INFO_V4 = 4
 # struct rusage_info_v4 of macOS's <sys/resource.h>: a UUID of 16 bytes, then 35 uint64, of which
 # ri_lifetime_max_phys_footprint is number 28.
@@ -144,7 +142,8 @@ def _group_room(folder: Path, limit: str, used: str, reclaimable: str) -> Iterat
 
 def peak_metric() -> str:
     """Name of the figure that `peak_bytes` returns here."""
-    return {"Darwin": FOOTPRINT, "Linux": RESIDENT}.get(platform.system(), OTHER)
+    names = {"Darwin": "lifetime maximum physical footprint", "Linux": "VmHWM"}
+    return names.get(platform.system(), "ru_maxrss")
 
 
 def peak_bytes() -> int:

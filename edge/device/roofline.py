@@ -28,7 +28,7 @@ def bandwidth_fraction(
             f"bandwidth_fraction: a token's {bytes_per_token / 1e6:.0f} MB fit in the cache of "
             f"{cache_bytes / 1e6:.0f} MB, so memory is no ceiling; use a larger model"
         )
-    reached = decode_tok_s / ceiling_tok_s(bytes_per_token, bandwidth.bytes_s)
+    reached = decode_tok_s / ceiling_tok_s(bytes_per_token, bandwidth.gb_s * 1e9)
     if reached <= 1:
         return reached, None
     return reached, (

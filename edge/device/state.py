@@ -172,9 +172,9 @@ def _power_warnings(before: State, after: State) -> Iterator[tuple[str, str]]:
     elif (source := first or last) not in (None, MAINS):
         yield "mains", f"the machine ran on {source}: plug it in"
     if slow := next((state for state in (before, after) if state.low_power), None):
-        with_governor = slow.governor == "powersave"
-        command = "type sudo cpupower frequency-set -g performance"
-        how = command if with_governor else "switch it off in the system settings"
+        how = "switch it off in the system settings"
+        if slow.governor == "powersave":
+            how = "type sudo cpupower frequency-set -g performance"
         yield "low power", f"low power mode was on: {how}"
 
 

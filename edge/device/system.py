@@ -21,7 +21,6 @@ def output_of(command: Sequence[str]) -> str:
             encoding="utf-8",
             errors="replace",
             timeout=TIMEOUT_S,
-            check=False,
         )
     except (OSError, subprocess.TimeoutExpired):
         return ""

@@ -15,14 +15,11 @@ METERS: dict[str, Callable[[], Meter]] = {
     "nvml": NvmlMeter,
     "rapl": RaplMeter,
 }
-COVERS = {
-    "powermetrics": ("CPU", "GPU"),
-    "ioreport": ("CPU", "GPU"),
-    "nvml": ("GPU",),
-    "rapl": ("CPU",),
+# Source -> processors that it covers; best first: Apple's own tool, the GPU before the CPU.
+BEST_FIRST: dict[str, dict[str, set[str]]] = {
+    "darwin": {"powermetrics": {"CPU", "GPU"}, "ioreport": {"CPU", "GPU"}},
+    "linux": {"nvml": {"GPU"}, "rapl": {"CPU"}},
 }
-# The vendor's own tool, then what needs no root; the GPU before the CPU.
-BEST_FIRST = {"darwin": ("powermetrics", "ioreport"), "linux": ("nvml", "rapl")}
 
 
 class NoMeter(Meter):
@@ -43,9 +40,8 @@ def choose_meter(source: str, processors: Collection[str] = ()) -> Meter:
     if source != "auto":
         return METERS[source]()
     reasons = []
-    for name in BEST_FIRST.get(sys.platform, ()):
-        left_out = sorted(set(processors).difference(COVERS[name]))
-        if left_out:
+    for name, covered in BEST_FIRST.get(sys.platform, {}).items():
+        if left_out := sorted(set(processors) - covered):
             reasons.append(f"{name}: it does not cover the {left_out[0]}, which computes here")
             continue
         meter = METERS[name]()

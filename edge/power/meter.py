@@ -94,8 +94,9 @@ def integrate(samples: Sequence[Sample], begin_ns: int, end_ns: int) -> Energy:
         overlap_ns = min(end_ns, sample.end_ns) - max(begin_ns, sample.begin_ns)
         covered_ns += overlap_ns
         share = overlap_ns / sample.length_ns
-        _add(joules, sample.joules, share)
-        _add(beside, sample.beside, share)
+        for total_j, sample_j in ((joules, sample.joules), (beside, sample.beside)):
+            for rail, energy_j in sample_j.items():
+                total_j[rail] = total_j.get(rail, 0.0) + energy_j * share
     return Energy(
         joules=joules,
         coverage=covered_ns / (end_ns - begin_ns),
@@ -104,11 +105,6 @@ def integrate(samples: Sequence[Sample], begin_ns: int, end_ns: int) -> Energy:
         records=len(inside),
         beside=beside,
     )
-
-
-def _add(total: dict[str, float], joules: Mapping[str, float], share: float) -> None:
-    for rail, energy_j in joules.items():
-        total[rail] = total.get(rail, 0.0) + energy_j * share
 
 
 def worst_thermal(levels: Sequence[str | None]) -> str | None:

@@ -6,7 +6,7 @@ their work on the GPU before they stamp a window's edges.
 """
 
 from collections.abc import Callable
-from typing import Any
+from contextlib import suppress
 
 from edge.device.nvidia import Gpu, load_nvml, visible_gpus
 from edge.errors import EdgeError
@@ -59,26 +59,21 @@ class NvmlMeter(PollingMeter):
         if not gpus:
             raise EdgeError("CUDA_VISIBLE_DEVICES leaves no NVIDIA GPU; unset it.")
         for number, gpu in enumerate(gpus):
-            self._refuse_slices(gpu)
-            self._add(gpu.handle, "gpu" if len(gpus) == 1 else f"gpu{number}")
+            self._add(gpu, "gpu" if len(gpus) == 1 else f"gpu{number}")
         names = " + ".join(gpu.name for gpu in gpus)
         self.boundary = f"{names}: the whole board, without CPU and main memory"
         if len(self.pacing) < len(gpus):
             self.period_s = SAMPLING_PERIOD_S
             self.boundary += "; sampled power, as the board has no energy counter"
 
-    def _refuse_slices(self, gpu: Gpu) -> None:
-        try:
-            current, _ = self._nvml.nvmlDeviceGetMigMode(gpu.handle)
-        except self._nvml.NVMLError:
-            return  # a board without MIG
-        if current == self._nvml.NVML_DEVICE_MIG_ENABLE:
-            raise EdgeError(
-                f"{gpu.name} is sliced (MIG), but NVML counts whole boards; measure on a whole GPU."
-            )
-
-    def _add(self, handle: Any, rail: str) -> None:
-        nvml = self._nvml
+    def _add(self, gpu: Gpu, rail: str) -> None:
+        nvml, handle = self._nvml, gpu.handle
+        with suppress(nvml.NVMLError):  # a board without MIG
+            if nvml.nvmlDeviceGetMigMode(handle)[0] == nvml.NVML_DEVICE_MIG_ENABLE:
+                raise EdgeError(
+                    f"{gpu.name} is sliced (MIG), but NVML counts whole boards; "
+                    "measure on a whole GPU."
+                )
         try:
             nvml.nvmlDeviceGetTotalEnergyConsumption(handle)
         except nvml.NVMLError:  # raised again where there is no power either

@@ -10,10 +10,10 @@ from edge.cli.main import parser_of
 from edge.errors import EdgeError
 from tests.support.fake_powermetrics import record, stream
 
-KEYS = {
-    *("source", "boundary", "duration_s", "energy_j", "beside_j", "edge_error_j", "mean_power_w"),
-    *("records", "coverage", "thermal_worst", "flags"),
-}
+KEYS = (
+    "source boundary duration_s energy_j beside_j edge_error_j mean_power_w records coverage "
+    "thermal_worst flags"
+)
 
 
 def edge_power(*argv):
@@ -46,7 +46,7 @@ def replay(tmp_path, capsys):
 
 def test_a_recorded_log_is_replayed(replay):
     printed, _ = replay(record(n, thermal="Heavy") for n in range(4))
-    assert printed.keys() == KEYS
+    assert list(printed) == KEYS.split()
     assert printed["source"] == "replay:log.plist"
     assert printed["energy_j"] == {"CPU": 10.0, "GPU": 40.0, "ANE": 0.0, "total": 50.0}
     assert (printed["duration_s"], printed["mean_power_w"]) == (2.0, 25.0)
@@ -64,14 +64,6 @@ def test_a_stalled_counter_gives_no_total(replay):
     assert "CPU counter stalled" in text and " W" not in text
 
 
-def test_a_command_keeps_its_output_and_its_exit_code(fake, capfd):
-    assert measure(*python("print('hello'); raise SystemExit(7)")) == 7
-    out, err = capfd.readouterr()
-    assert out == "hello\n"
-    for words in ("CPU", "powermetrics stand-in:", "warning: powermetrics is a stand-in here"):
-        assert words in err
-
-
 def test_json_is_alone_on_stdout_and_ctrl_c_is_left_to_the_command(fake, capfd):
     interrupts = "import os, signal; os.kill(os.getppid(), signal.SIGINT); "
     code = f"{interrupts}print('hello'); raise SystemExit(3)"
@@ -83,15 +75,20 @@ def test_json_is_alone_on_stdout_and_ctrl_c_is_left_to_the_command(fake, capfd):
 
 
 @pytest.mark.parametrize(
-    ("argv", "code"),
+    ("argv", "code", "output"),
     [
-        (python("import os; os.kill(os.getpid(), 9)"), 137),
-        (["--", "no-such-command-anywhere"], 127),
-        (["--", "/"], 126),
+        (python("print('hello'); raise SystemExit(7)"), 7, "hello\n"),
+        (python("import os; os.kill(os.getpid(), 9)"), 137, ""),
+        (["--", "no-such-command-anywhere"], 127, ""),
+        (["--", "/"], 126, ""),
     ],
 )
-def test_a_command_that_fails_has_the_exit_code_of_shells(fake, argv, code, capfd):
+def test_a_command_keeps_its_output_and_its_exit_code(fake, capfd, argv, code, output):
     assert measure(*argv) == code
+    out, err = capfd.readouterr()
+    assert out == output
+    for words in ("CPU", "powermetrics stand-in:", "warning: powermetrics is a stand-in here"):
+        assert words in err
 
 
 def test_ctrl_c_ends_a_measurement_of_time(fake, capsys, monkeypatch):
@@ -105,10 +102,12 @@ def test_ctrl_c_ends_a_measurement_of_time(fake, capsys, monkeypatch):
     assert measure("-o", "json") == 0
 
 
-def test_without_a_meter_the_command_is_not_run(fake, tmp_path):
+def test_a_command_without_a_meter_or_with_another_task_is_not_run(fake, tmp_path):
     fake("empty")
     with pytest.raises(EdgeError, match="ended with code 0"):
         measure("--", "touch", str(tmp_path / "touched"))
+    with pytest.raises(EdgeError, match="does not go with"):
+        measure("--seconds", "3", "--", "touch", str(tmp_path / "touched"))
     assert not (tmp_path / "touched").exists()
 
 
@@ -117,8 +116,3 @@ def test_a_meter_that_dies_is_a_failure(fake, capsys):
     assert measure("--seconds", "0.5", "-o", "json") == 1
     printed = json.loads(capsys.readouterr().out)
     assert printed["coverage"] < 1 and any("incomplete" in flag for flag in printed["flags"])
-
-
-def test_a_command_with_another_task_is_refused():
-    with pytest.raises(EdgeError, match="does not go with"):
-        edge_power("--seconds", "3", "--", "true")
