@@ -18,6 +18,7 @@ def fake(tmp_path, monkeypatch):
     monkeypatch.setenv("FAKE_POWERMETRICS", "")
     monkeypatch.setattr(powermetrics, "INTERVAL_MS", 20)
     monkeypatch.setattr(powermetrics, "PROBE_INTERVAL_MS", 20)
+    monkeypatch.setattr(powermetrics, "GAP_NS", 10**9)  # a busy machine reads late
     return lambda misdeeds: monkeypatch.setenv("FAKE_POWERMETRICS", misdeeds)
 
 

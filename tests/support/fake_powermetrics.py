@@ -141,7 +141,8 @@ def run(interval_s, count, misdeeds):
         time.sleep(0.3)
     before_ns, cpu_mj = time.monotonic_ns(), 0
     for number in range(count):
-        time.sleep(interval_s)
+        begins_batch = "batched" in misdeeds and number % 4 == 0  # time to stop after a batch
+        time.sleep(interval_s * 5 if begins_batch else interval_s)
         if number == 4 and "dies" in misdeeds:
             sys.exit(1)
         while number == 4 and "hangs" in misdeeds:
