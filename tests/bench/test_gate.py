@@ -6,17 +6,10 @@ import mlx.core as mx
 import numpy as np
 import pytest
 
+from edge.bench import gate
 from edge.bench import reference as module
 from edge.bench.engines.mlx import MlxEngine
-from edge.bench.gate import (
-    POSITIONS,
-    PREFILLED,
-    gate_tokens,
-    logits_digest,
-    logits_error,
-    make_digest,
-    quality_error,
-)
+from edge.bench.gate import PREFILLED, logits_digest, logits_error, quality_error
 from edge.bench.reference import reference_job, reference_logits, references
 from edge.bench.worker import open_engine
 from edge.convert.artefacts.recipes import RECIPES
@@ -52,7 +45,7 @@ def verdict(reference, row, out, digest, **options):
 
 
 def test_reference_logits_are_those_of_the_network(demo_out):
-    ids, checkpoint = gate_tokens(VOCAB), open_checkpoint("demo")
+    ids, checkpoint = gate.gate_tokens(VOCAB), open_checkpoint("demo")
     wanted = reference_logits(checkpoint.config, checkpoint.weights, ids)
     found = load_model(demo_out / "mlx-fp16", mx.float32)(mx.array([ids]))[0]
     assert np.abs(np.array(found) - wanted).max() < 1e-3
@@ -149,7 +142,7 @@ def test_wrong_computation_is_found(reference, demo_out, row, damage):
 def test_a_wrong_number_of_logits_and_nan_are_found(reference, demo_out):
     for size, value, words in ((VOCAB - 1, 0, "4095 logits per token"), (VOCAB, np.nan, "infin")):
         logits = np.full(size, value, np.float32)
-        digest = make_digest([logits] * (POSITIONS - PREFILLED + 1), VOCAB)
+        digest = gate.make_digest([logits] * (gate.POSITIONS - PREFILLED + 1), VOCAB)
         digest = json.loads(json.dumps(digest, allow_nan=False))
         assert words in verdict(reference, "mlx-int4", demo_out, digest)
 

@@ -1,15 +1,7 @@
 import pytest
 
 from edge.bench import trial as module
-from edge.bench.trial import (
-    KEPT_SAMPLES,
-    KEPT_TOKENS,
-    kept_times,
-    make_trial,
-    power_series,
-    run_trial,
-    with_energy,
-)
+from edge.bench.trial import make_trial, run_trial, with_energy
 from edge.bench.workload import TokenPlan, plan_tokens
 from edge.power.meter import Sample
 from edge.profile.profile import Workload
@@ -89,8 +81,8 @@ def test_times_are_kept_to_the_microsecond_and_of_whole_passes():
     trial = make_trial(5, [(1, 2)], [(1_000_400, 2_000_900, 3_000_400), (9_000_000, 9_500_000)])
     assert trial.token_us == [[1000, 1000], [500]]  # 1000.5 and 999.5 add up to 2000
     assert trial.passes == [(1_000_400, 3_000_400), (9_000_000, 9_500_000)]
-    assert len(kept_times([[1000] * 999] * 9)) == KEPT_TOKENS // 1000
-    assert kept_times([[1] * 9000] * 2) == [[1] * 9000]
+    assert len(module.kept_times([[1000] * 999] * 9)) == module.KEPT_TOKENS // 1000
+    assert module.kept_times([[1] * 9000] * 2) == [[1] * 9000]
 
 
 def steady(begin_s, end_s, **watts):
@@ -135,10 +127,10 @@ def test_energy_without_full_coverage_is_null_with_its_reason(samples, words):
 
 
 def test_many_samples_are_merged_and_their_joules_kept():
-    count = 2 * KEPT_SAMPLES + 100
+    count = 2 * module.KEPT_SAMPLES + 100
     many = [Sample(i * NS, (i + 1) * NS, {"CPU": 0.5, "GPU": i * 1.0}) for i in range(count)]
-    kept = power_series(many)
-    assert len(kept.begin_ns) <= KEPT_SAMPLES
+    kept = module.power_series(many)
+    assert len(kept.begin_ns) <= module.KEPT_SAMPLES
     seconds = [(end - begin) / 1e9 for begin, end in zip(kept.begin_ns, kept.end_ns, strict=True)]
     for rail in ("CPU", "GPU"):
         joules = sum(s * mw / 1000 for s, mw in zip(seconds, kept.milliwatts[rail], strict=True))
@@ -152,10 +144,10 @@ def test_a_power_series_has_milliwatts_and_changes_of_the_thermal_level():
         for i, level in enumerate(levels)
     ]
     changes = ((0, "nominal"), (2 * NS, "heavy"), (4 * NS, "nominal"))
-    assert power_series(many) == PowerSeries(
+    assert module.power_series(many) == PowerSeries(
         begin_ns=[i * NS for i in range(5)],
         end_ns=[i * NS for i in range(1, 6)],
         milliwatts={"CPU": [500, 500, 0, 500, 500], "GPU": [0, 0, 500, 0, 0]},
         thermal=[ThermalChange(*change) for change in changes],
     )
-    assert power_series([Sample(5, 5, {"CPU": 1.0})]) is None
+    assert module.power_series([Sample(5, 5, {"CPU": 1.0})]) is None
