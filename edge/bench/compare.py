@@ -213,8 +213,7 @@ def _left_out(key: Key, a: Mapping[Key, Row], b: Mapping[Key, Row]) -> str | Non
 
 
 def _remarks(a: Profile, b: Profile) -> Iterator[str]:
-    if a.device.name != b.device.name:
-        yield f"different devices: {a.device.name} in A, {b.device.name} in B"
+    yield from _different("different devices", a.device.name, b.device.name)
     for package in sorted({*a.software, *b.software}):
         yield from _different(package, a.software.get(package), b.software.get(package))
 
@@ -227,8 +226,7 @@ def _row_remarks(label: str, a: Row, b: Row) -> Iterator[str]:
         ours, theirs = (getattr(row.engine_facts, fact, None) for row in (a, b))
         yield from _different(f"{label}, {fact}", ours, theirs)
     if a.power and b.power:
-        what = f"{label}: power and energy not compared"
-        yield from _different(what, _meter(a), _meter(b))
+        yield from _different(f"{label}: power and energy not compared", _meter(a), _meter(b))
 
 
 def _different(what: str, ours: object, theirs: object) -> Iterator[str]:
