@@ -1,4 +1,4 @@
-"""The commands of the chat, and the test for a text being one."""
+"""The commands of the chat."""
 
 import difflib
 import os
@@ -16,7 +16,7 @@ from edge.errors import EdgeError
 from edge.formats.files import read_text
 from edge.generate.chat_prompt import NO_SYSTEM
 from edge.generate.decode import MlxSource
-from edge.generate.fim import Completer, MiddleEvent
+from edge.generate.fim import Completer
 from edge.generate.hole import CURSOR, read_hole, split_at_mark
 from edge.generate.transcript import read_transcript, write_transcript
 from edge.text import plain
@@ -40,10 +40,7 @@ class Leave(Exception):
 
 @dataclass(frozen=True)
 class Command:
-    """A command; `handler` gets the text after its name.
-
-    Arguments in brackets may be left out.
-    """
+    """A command; `handler` gets the text after its name. Arguments in brackets are optional."""
 
     name: str
     arguments: str
@@ -128,7 +125,7 @@ def _model(session: Session, name: str) -> None:
     session.switch(session.open_model(name))
     kept = counted(len(session.talk.messages), "message")
     session.screen.note(f"now {session.opened.name}; {kept} kept")
-    session.introduce()
+    session.print_base_note()
 
 
 def _stats(session: Session, _: str) -> None:
@@ -144,9 +141,9 @@ def _stats(session: Session, _: str) -> None:
     rows = {
         "model": session.opened.name,
         "answers": f"{len(turns)} with {tokens} tokens, {rate} on average",
-        "context": f"{context}, of the last prompt {talk.reused_tokens} were computed before",
+        "context": f"{context}, {talk.reused_tokens} of the last prompt were cached",
         "left out": f"{talk.dropped_turns} of the oldest turns",
-        "memory": f"{memory}, {size(talk.cache_bytes)} of it the conversation's",
+        "memory": f"{memory}, {size(talk.cache_bytes)} for the conversation",
         "power": unmeasured if meter.unavailable else f"{joules:.1f} J by {meter.source}",
         "transcript": session.transcript.path or "none",
     }
@@ -167,7 +164,7 @@ def _save(session: Session, name: str) -> None:
             read_transcript(path)
         except EdgeError:
             raise EdgeError(
-                f"{path} is there and holds no conversation; choose another name."
+                f"{path} exists and is not a transcript; choose another name."
             ) from None
     write_transcript(path, session.talk.messages)
     session.screen.note(f"saved {counted(len(session.talk.messages), 'message')} to {path}")
@@ -255,14 +252,9 @@ def _fim(session: Session, argument: str) -> None:
         opened = session.opened
         source = MlxSource(opened.model, session.settings.kv_bits)
         session.completer = Completer(source, opened.tokenizer)
-    sanitiser, events = Sanitiser(), list[MiddleEvent]()
-
-    def show(event: MiddleEvent) -> None:
-        session.screen.write(sanitiser.add(event.text))
-        events.append(event)
-
+    middle, sanitiser = session.completer.stream(*hole), Sanitiser()
     with echo_off():
-        follow(session.completer.stream(*hole), show)
+        events = follow(middle, lambda event: session.screen.write(sanitiser.add(event.text)))
     session.screen.write(sanitiser.finish())
     done = events[-1].completion if events else None
     if done is None:
@@ -285,14 +277,14 @@ TABLE = {
         Command("system", "[TEXT]", "show or set the system prompt; off for none", _system,
                 takes_lines=True),
         Command("set", "[NAME VALUE]", "show or set temperature, top_p, max_tokens …", _set),
-        Command("stats", "", "what the conversation took so far", _stats),
+        Command("stats", "", "tokens, memory and energy of the conversation", _stats),
         Command("save", "FILE", "write the conversation to a file", _save, takes_path=True),
-        Command("load", "FILE", "go on with a saved conversation", _load, takes_path=True),
+        Command("load", "FILE", "continue a saved conversation", _load, takes_path=True),
         Command("read", "[FILE]", "send a file's text with the next message", _read,
                 takes_path=True),
         Command("fim", "HOLE", "fill PREFIX<CURSOR>SUFFIX or FILE:LINE[:COL]", _fim,
                 takes_path=True, takes_lines=True),
-        Command("model", "[NAME]", "go on with another model", _model, takes_path=True),
+        Command("model", "[NAME]", "continue with another model", _model, takes_path=True),
         Command("exit", "", "leave, as Ctrl-D does", _exit),
     )
 }  # fmt: skip

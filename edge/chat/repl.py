@@ -59,7 +59,7 @@ def greet(session: Session) -> None:
     session.screen.note(f"{session.opened.name} · context {limit} · /help for commands")
     if session.opened.note is not None:
         session.screen.note(session.opened.note)
-    session.begin()
+    session.print_notes()
     if session.meter.unavailable is not None and session.meter.source != "none":
         session.screen.note(session.meter.unavailable)
 
@@ -77,7 +77,7 @@ def run_loop(session: Session, read: Callable[[], str]) -> None:
             return
         session.screen.prompt_shown()
         try:
-            take(session, text)
+            handle(session, text)
         except Leave:
             return
         except EdgeError as error:
@@ -86,7 +86,7 @@ def run_loop(session: Session, read: Callable[[], str]) -> None:
             session.screen.note("stopped by you")
 
 
-def take(session: Session, text: str) -> None:
+def handle(session: Session, text: str) -> None:
     """Runs one text of the user as a command or a message."""
     if not text.strip():
         return

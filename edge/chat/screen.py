@@ -190,13 +190,16 @@ def echo_off() -> Iterator[None]:
         termios.tcsetattr(sys.stdin, termios.TCSANOW, settings)
 
 
-def follow(events: Generator[Event, None, None], show: Callable[[Event], None]) -> None:
-    """Shows events until they end or Ctrl-C closes them, at once if pressed a second time."""
-    pressed = begun = False
+def follow(events: Generator[Event, None, None], show: Callable[[Event], None]) -> list[Event]:
+    """Shows events until they end or Ctrl-C closes them, at once if pressed a second time.
+
+    Returns the events so far.
+    """
+    pressed, seen = False, list[Event]()
 
     def stop(_signal: int, _frame: FrameType | None) -> None:
         nonlocal pressed
-        if pressed or not begun:
+        if pressed or not seen:
             raise KeyboardInterrupt
         pressed = True
 
@@ -204,9 +207,10 @@ def follow(events: Generator[Event, None, None], show: Callable[[Event], None]) 
     try:
         with contextlib.suppress(KeyboardInterrupt), contextlib.closing(events):
             for event in events:
-                begun = True
+                seen.append(event)
                 show(event)
                 if pressed:
                     break
     finally:
         signal.signal(signal.SIGINT, before)
+    return seen

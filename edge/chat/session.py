@@ -31,7 +31,7 @@ LEAST_COVERAGE = 0.95
 
 
 @dataclass(frozen=True)
-class Opened:
+class LoadedModel:
     """A loaded model; `note` is shown to the user."""
 
     name: str
@@ -129,11 +129,11 @@ Printer = ScreenPrinter | StdoutPrinter | JsonPrinter
 class Session:
     """A chat session; files in `attached` (text by name) are sent with the next message."""
 
-    opened: Opened
+    opened: LoadedModel
     settings: Settings
     screen: Screen
     meter: Meter
-    open_model: Callable[[str], Opened]
+    open_model: Callable[[str], LoadedModel]
     transcript: Transcript = field(default_factory=Transcript)
     attached: dict[str, str] = field(default_factory=dict)
     turns: list[Turn] = field(default_factory=list)
@@ -148,7 +148,7 @@ class Session:
         """Ends keeping the model's memory resident."""
         self._resident.close()
 
-    def switch(self, opened: Opened) -> None:
+    def switch(self, opened: LoadedModel) -> None:
         """Continues the conversation with another model."""
         if not self.talk.is_base:
             self.settings = replace(self.settings, system=self.talk.system)
@@ -156,14 +156,14 @@ class Session:
         self.opened, self.talk, self.completer = opened, talk, None
         self._keep_resident()
 
-    def begin(self, prefix: str = "") -> None:
+    def print_notes(self, prefix: str = "") -> None:
         """Prints the notes on a base model and on a transcript that is continued."""
-        self.introduce(prefix)
+        self.print_base_note(prefix)
         if self.transcript.messages:
             messages = counted(len(self.transcript.messages), "message")
             self.screen.note(f"going on with the {messages} of {self.transcript.path}")
 
-    def introduce(self, prefix: str = "") -> None:
+    def print_base_note(self, prefix: str = "") -> None:
         """Prints the notes on a base model."""
         if not self.talk.is_base:
             return
@@ -205,7 +205,7 @@ class Session:
         memory_bytes = mx.get_active_memory()
         self.screen.note(status_line(turn, memory_bytes, self.talk, self.settings.max_tokens))
 
-    def _open_talk(self, opened: Opened, earlier: Sequence[Message]) -> Conversation:
+    def _open_talk(self, opened: LoadedModel, earlier: Sequence[Message]) -> Conversation:
         draft = PromptLookup() if self.settings.lookup else None
         kv_bits = self.settings.kv_bits
         talk = Conversation(opened.model, opened.tokenizer, kv_bits=kv_bits, draft=draft)
@@ -221,7 +221,7 @@ class Session:
 
 def answer_once(session: Session, text: str, output: str = "text") -> int:
     """Prints one answer as "text" or "json"; returns the exit code, 130 after Ctrl-C."""
-    session.begin("edge chat: ")
+    session.print_notes("edge chat: ")
     printer = JsonPrinter(session.opened.name) if output == "json" else StdoutPrinter()
     try:
         session.ask(text, printer)
@@ -233,16 +233,15 @@ def answer_once(session: Session, text: str, output: str = "text") -> int:
 def run_turn(events: Events, meter: Meter, printer: Printer) -> Turn:
     """Prints an answer until it ends or Ctrl-C is pressed."""
     meter.start()
-    clock, seen = TokenClock(), list[TextEvent]()
+    clock = TokenClock()
 
     def take(event: TextEvent) -> None:
         if event.ids:
             clock.count(len(event.ids))
-        seen.append(event)
         printer.add(event.text)
 
     try:
-        follow(events, take)
+        seen = follow(events, take)
     finally:
         samples = meter.stop()
     turn = summarise(clock, seen, samples)

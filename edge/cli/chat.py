@@ -8,7 +8,7 @@ from pathlib import Path
 import mlx.core as mx
 
 from edge.chat.screen import Screen
-from edge.chat.session import Opened, Session, Settings, answer_once
+from edge.chat.session import LoadedModel, Session, Settings, answer_once
 from edge.cli.model_path import open_for, runnable
 from edge.cli.options.chat import ARTEFACT
 from edge.errors import EdgeError
@@ -86,8 +86,8 @@ def _text(args: argparse.Namespace) -> str | None:
     return text
 
 
-def _open(name: str, kv_bits: int | None) -> Opened:
+def _open(name: str, kv_bits: int | None) -> LoadedModel:
     path = runnable(name, "chat", ARTEFACT)
     model, tokenizer, need = open_for("chat", path, kv_bits)
     shown, note = (name, DEMO_NOTE) if name == "demo" else (str(path), None)
-    return Opened(shown, model, tokenizer, need.running_bytes, note)
+    return LoadedModel(shown, model, tokenizer, need.running_bytes, note)

@@ -68,7 +68,7 @@ class Speculation:
         self._model, self._cache, self._pick, self._draft = model, cache, pick, draft
         self._count, self._made = count, 0
         self._begin = int(cache[0].offset)
-        self._away_s = 0.0  # time that the caller took between tokens
+        self._caller_s = 0.0  # time that the caller took between tokens
         self._needs_step = False  # the next id was within rounding, so no pass may choose it
 
     def run(self, first: mx.array) -> Generator[int, None, None]:
@@ -82,7 +82,7 @@ class Speculation:
                     known = yield from self._pass(known, proposals)
                 else:
                     known = yield from self._steps(known)
-            yield from self._give(known)
+            yield from self._emit(known)
         finally:
             trim_to_shortest(self._cache, self._begin + self._made)
 
@@ -90,29 +90,29 @@ class Speculation:
         """Plain steps, one ahead, until proposals pay or one id is left, which is returned."""
         self._needs_step = False
         token = self._step(mx.array([known]))
-        yield from self._give(known)
+        yield from self._emit(known)
         since_s = None
         while self._made < self._count - 1 and not self._proposals():
             ahead = self._step(token)
             known = self._read(token)
             now_s = time.monotonic()
-            self._draft.length.saw_step(self._lap(since_s, now_s))
-            since_s, self._away_s = now_s, 0.0
-            yield from self._give(known)
+            self._draft.length.add_step(self._lap(since_s, now_s))
+            since_s, self._caller_s = now_s, 0.0
+            yield from self._emit(known)
             token = ahead
         return self._read(token)
 
     def _pass(self, known: int, count: int) -> Generator[int, None, int]:
         """One pass over the known id and proposals; yields all ids but the last, and returns it."""
-        begin_s, self._away_s = time.monotonic(), 0.0
+        begin_s, self._caller_s = time.monotonic(), 0.0
         proposed = self._draft.propose(count)
         before = self._pick.state
         hidden = self._model.model(mx.array([[known, *proposed]]), self._cache)
         chosen, clear, states = self._pick.pick_many(self._model.head(hidden)[0])
         mx.async_eval(chosen, clear)  # type: ignore[no-untyped-call]
-        yield from self._give(known)
-        found = agreed(chosen.tolist(), clear.tolist(), proposed)  # type: ignore[arg-type]
-        self._draft.length.saw_pass(count, self._lap(begin_s, time.monotonic()))
+        yield from self._emit(known)
+        found = accepted_ids(chosen.tolist(), clear.tolist(), proposed)  # type: ignore[arg-type]
+        self._draft.length.add_pass(count, self._lap(begin_s, time.monotonic()))
         for layer in self._cache:
             layer.trim(1 + count - len(found))
         self._pick.state = [before, *states][len(found)]
@@ -123,7 +123,7 @@ class Speculation:
         self._draft.extend(found)
         for token in found[:-1]:
             self._draft.accepted += 1
-            yield from self._give(token)
+            yield from self._emit(token)
         return found[-1]
 
     def _count_pass(self, proposed: list[int], found: list[int]) -> None:
@@ -134,7 +134,7 @@ class Speculation:
         self._draft.drafted += len(proposed)
         kind = self._draft.kind()
         assert kind is not None  # something was proposed
-        self._draft.length.saw_proposals(kind, hits, int(missed))
+        self._draft.length.add_proposals(kind, hits, int(missed))
 
     def _proposals(self) -> int:
         """Number of proposals to check now; the last id is never fed to the model."""
@@ -151,26 +151,28 @@ class Speculation:
         kind = self._draft.kind()
         if kind is not None:
             hit = self._draft.propose(1) == [known]
-            self._draft.length.saw_proposals(kind, int(hit), int(not hit))
+            self._draft.length.add_proposals(kind, int(hit), int(not hit))
         self._draft.extend([known])
         return known
 
-    def _give(self, token: int) -> Generator[int, None, None]:
+    def _emit(self, token: int) -> Generator[int, None, None]:
         self._made += 1
         if self._made % TOKENS_BETWEEN_CLEARS == 0:
             mx.clear_cache()
         begin_s = time.monotonic()
         yield token
-        self._away_s += time.monotonic() - begin_s
+        self._caller_s += time.monotonic() - begin_s
 
     def _lap(self, begin_s: float | None, end_s: float) -> float | None:
         """The time between; None if the caller took more than half of it."""
-        if begin_s is None or self._away_s > (end_s - begin_s) / 2:
+        if begin_s is None or self._caller_s > (end_s - begin_s) / 2:
             return None
         return end_s - begin_s
 
 
-def agreed(chosen: Sequence[int], clear: Sequence[bool], proposed: Sequence[int]) -> list[int]:
+def accepted_ids(
+    chosen: Sequence[int], clear: Sequence[bool], proposed: Sequence[int]
+) -> list[int]:
     """The ids that a pass decides: proposals that were chosen, and the first other choice."""
     found: list[int] = []
     for place, token in enumerate(chosen):
@@ -196,7 +198,7 @@ class DraftLength:
         self._counts: dict[int, tuple[float, float]] = defaultdict(lambda: (1.0, 1.0))
         self._steps_since_pass, self._pause_tokens = 0, RETRY_TOKENS
 
-    def saw_step(self, seconds: float | None) -> None:
+    def add_step(self, seconds: float | None) -> None:
         """Counts a plain step and its time, if known."""
         if seconds is not None:
             self._step_s.append(seconds)
@@ -205,14 +207,14 @@ class DraftLength:
             self._pause_tokens *= 2
             self._slopes = deque(ASSUMED_SLOPES[:1], maxlen=LAPS)
 
-    def saw_pass(self, proposals: int, seconds: float | None) -> None:
+    def add_pass(self, proposals: int, seconds: float | None) -> None:
         """Counts a pass over proposals and its time, if known."""
         self._steps_since_pass = 0
         if seconds is not None and self._step_s:
             ratio = seconds / statistics.median(self._step_s)
             self._slopes.append(max(ratio - 1, 0.0) / proposals)
 
-    def saw_proposals(self, kind: int, hits: int, misses: int) -> None:
+    def add_proposals(self, kind: int, hits: int, misses: int) -> None:
         """Counts proposals of a kind that were right, and those that were wrong."""
         right, wrong = self._counts[kind]
         fade = MEMORY ** (hits + misses)

@@ -9,9 +9,9 @@ import pytest
 
 import edge
 from edge.chat.commands import TABLE, as_message, split_command
-from edge.chat.repl import greet, is_open, run_loop, state_folder, take, without_quotes
+from edge.chat.repl import greet, handle, is_open, run_loop, state_folder, without_quotes
 from edge.chat.screen import Screen
-from edge.chat.session import Opened, Session, Settings, Turn, status_line, summarise
+from edge.chat.session import LoadedModel, Session, Settings, Turn, status_line, summarise
 from edge.convert.sources.find import DEMO_PATH
 from edge.errors import EdgeError
 from edge.generate.sampling import GREEDY
@@ -26,13 +26,13 @@ from tests.support.tiny import PLAIN, write_checkpoint
 
 @pytest.fixture(scope="module")
 def demo():
-    return Opened("demo", *edge.load(DEMO_PATH))
+    return LoadedModel("demo", *edge.load(DEMO_PATH))
 
 
 @pytest.fixture(scope="module")
 def base(tmp_path_factory):
     path = write_checkpoint(tmp_path_factory.mktemp("base"), PLAIN)
-    return Opened("base", *edge.load(path))
+    return LoadedModel("base", *edge.load(path))
 
 
 @pytest.fixture
@@ -54,7 +54,7 @@ def start(demo, base):
             stream.seek(0)
             stream.truncate()
             try:
-                (greet(session) if text is greet else take(session, text))
+                (greet(session) if text is greet else handle(session, text))
             except EdgeError as error:
                 return str(error)
             return stream.getvalue()

@@ -190,10 +190,10 @@ def measured(pass_s, proposals, counts):
     """Estimates from steps of 1 s, passes of `pass_s`, and hits and misses by kind."""
     length = DraftLength()
     for _ in range(40):
-        length.saw_step(1.0)
-        length.saw_pass(proposals, pass_s)
+        length.add_step(1.0)
+        length.add_pass(proposals, pass_s)
         for kind, (hits, misses) in counts.items():
-            length.saw_proposals(kind, hits, misses)
+            length.add_proposals(kind, hits, misses)
     return length
 
 
@@ -210,10 +210,10 @@ def test_expensive_passes_are_stopped_and_tried_again_later():
     length = measured(2.0, 1, {0: (20, 0), 1: (0, 20)})  # two positions cost two steps
     tried = []
     for step in range(1, 8 * speculate.RETRY_TOKENS):
-        length.saw_step(1.0)
+        length.add_step(1.0)
         assert length.best(1, 9) == 0
         while proposals := length.best(0, 9):
             tried.append(step)
-            length.saw_pass(proposals, 1.0 + proposals)
+            length.add_pass(proposals, 1.0 + proposals)
     assert sorted(set(tried)) == [speculate.RETRY_TOKENS * n for n in (1, 3, 7)]
     assert len(tried) == 2 * 3  # two passes each time
