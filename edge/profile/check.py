@@ -2,32 +2,39 @@
 
 import getpass
 import json
+import math
 import platform
 import re
-from collections.abc import Generator, Iterable, Mapping, Sequence
+import statistics
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime
-from itertools import islice
+from itertools import chain, islice, pairwise
 from pathlib import Path
 from typing import Any
 
 import msgspec
 
+from edge.device.chips import APPLE_CACHE_BYTES, NVIDIA_CACHE_BYTES, find_chip
+from edge.device.describe import Bandwidth, Device
 from edge.errors import EdgeError, printable
 from edge.formats.files import strict_json
-from edge.profile.numbers import Findings, row_findings
 from edge.profile.profile import (
     ABOUT,
     HINT,
     NO_REASON,
     Profile,
     ProfileError,
+    Quantity,
     Row,
     check_version,
     profiles_below,
     read_bytes,
 )
+from edge.profile.trial import Trial
+
+Findings = Iterator[tuple[str, str]]  # places and errors
 
 # Faults listed per file.
 MOST_FAULTS = 50
@@ -64,6 +71,14 @@ PRIVATE: tuple[tuple[re.Pattern[str], str], ...] = (
 )
 # Common user and host names that identify nobody, and words that occur in every profile.
 COMMON = {"root", "user", "admin", "runner", "ubuntu", "localhost", "apple", "demo", "edge", "mac"}
+# Relative: of sums in another order, and of a share of a rounded bandwidth.
+TOLERANCE, ROUNDED = 1e-6, 1e-2
+# The stamps of a pass are rounded to whole microseconds.
+ROUNDING_NS = 1000
+DISORDER = "has stamps that do not pair or that run backwards."
+RATES = ("decode_tok_s", "prefill_tok_s", "ttft_s")
+# Trials may lack their energy; older files also lack the prefill's quantities.
+ENERGIES = ("power_w", "joules_per_token", "prefill_power_w", "prefill_joules_per_token")
 
 
 @dataclass(frozen=True)
@@ -190,7 +205,7 @@ def _row_findings(row: Row, raw: Mapping[str, Any], head: Profile | None) -> Fin
         lacking += _lacking(trial, keys, f"trials[{index}]")
     yield from lacking
     if not lacking:
-        yield from row_findings(row, head.device if head is not None else None)
+        yield from _number_findings(row, head.device if head is not None else None)
         yield from _reason_findings(row, raw)
 
 
@@ -199,7 +214,6 @@ def _lacking(raw: Mapping[str, Any], keys: Sequence[str], place: str) -> Finding
 
 
 def _reason_findings(row: Row, raw: Mapping[str, Any]) -> Findings:
-    """Nulls and verdicts without a reason."""
     if row.verdict != "VALID" and not row.reasons:
         yield "reasons", f"is empty, but a row that is {row.verdict} needs a reason."
     if not row.counts:
@@ -213,7 +227,6 @@ def _reason_findings(row: Row, raw: Mapping[str, Any]) -> Findings:
 
 
 def _privacy_findings(data: Any, names: Sequence[str], place: str) -> Findings:
-    """Texts and keys that identify a person or a machine."""
     if isinstance(data, str):
         yield from _private(data, names, place)
     elif isinstance(data, dict):
@@ -243,3 +256,132 @@ def _private(text: str, names: Sequence[str], place: str) -> Findings:
 def _shown(text: str) -> str:
     shown = printable(json.dumps(text[:1000]))
     return shown if len(shown) <= SHOWN else f"{shown[: SHOWN - 1]}…"
+
+
+def _number_findings(row: Row, device: Device | None) -> Findings:
+    """Numbers that contradict each other; the roofline is checked only with a device."""
+    for name in (*RATES, *ENERGIES):
+        values = [v for trial in row.counted if (v := _trial_value(trial, name)) is not None]
+        yield from _quantity_findings(name, row, values)
+    gross, net = row.joules_per_token, row.joules_per_token_net
+    if gross is not None and net is not None and net.median > gross.median:
+        what = f"is {net.median}, but net of idle power it cannot exceed the gross {gross.median}."
+        yield "joules_per_token_net.median", what
+    latency_ms = row.token_latency_ms or {}
+    percentiles = [latency_ms[name] for name in ("p50", "p90", "p99") if name in latency_ms]
+    if percentiles != sorted(percentiles):
+        yield "token_latency_ms", "has percentiles that do not rise from p50 to p99."
+    for index, trial in enumerate(row.trials):
+        for place, what in _trial_findings(trial, max(row.workload.generate - 1, 0)):
+            yield f"trials[{index}].{place}", what
+    if device is not None:
+        yield from _roofline_findings(row, device)
+
+
+def _trial_value(trial: Trial, name: str) -> float | None:
+    if name in RATES:
+        value: float | None = getattr(trial, name)
+        return value
+    window = trial.prefill_energy if name.startswith("prefill_") else trial.decode_energy
+    return None if window is None else getattr(window, name.removeprefix("prefill_"))
+
+
+def _quantity_findings(name: str, row: Row, values: list[float]) -> Findings:
+    quantity: Quantity | None = getattr(row, name)
+    has = f"{len(values)} {'trial has' if len(values) == 1 else 'trials have'} a value"
+    if quantity is None:
+        # An INVALID row may withhold what its trials have.
+        if values and row.counts and not name.startswith("prefill_p"):
+            yield name, f"is null, but {has} for it."
+        return
+    if name in ENERGIES:
+        if quantity.median <= 0:
+            yield f"{name}.median", "must be above 0."
+        if not values:
+            return
+    if quantity.n != len(values):
+        yield f"{name}.n", f"is {quantity.n}, but {has} (warm-ups do not count)."
+        return
+    expected = {
+        "median": statistics.median(values),
+        "mean": statistics.fmean(values),
+        # Older files have 0 as the sd of one value.
+        "sd": statistics.stdev(values) if len(values) > 1 else quantity.sd and 0.0,
+    }
+    for part, value in expected.items():
+        if not _close(given := getattr(quantity, part), value):
+            yield f"{name}.{part}", f"is {given}, but the trials' values give {value}."
+    if quantity.ci95 is not None and quantity.ci95[0] > quantity.ci95[1]:
+        yield f"{name}.ci95", "has its limits in the wrong order."
+
+
+def _trial_findings(trial: Trial, steps_per_pass: int) -> Findings:
+    prefills, passes = trial.prefills, trial.passes
+    if len(trial.prefill_ns) % 2 or _runs_backwards(prefills):
+        yield "prefill_ns", DISORDER
+        return
+    if len(trial.pass_begin_ns) != len(trial.pass_end_ns) or _runs_backwards(passes):
+        yield "pass_end_ns", DISORDER
+        return
+    steps = len(passes) * steps_per_pass
+    if isinstance(trial.token_ns, list):
+        steps = max(len(trial.token_ns) - 1, 0)
+    decode_s, prefill_s = (sum(end - begin for begin, end in w) / 1e9 for w in (passes, prefills))
+    ttft_s = prefill_s / len(prefills) if prefills else None
+    expected = {
+        "decode_tok_s": steps / decode_s if steps and decode_s else None,
+        "ttft_s": ttft_s,
+        "prefill_tok_s": trial.prompt_tokens / ttft_s if ttft_s else None,
+    }
+    for key, value in expected.items():
+        if not _close(given := getattr(trial, key), value):
+            yield key, f"is {given}, but its stamps give {value}."
+    for index, (times, (begin, end)) in enumerate(zip(trial.token_us, passes, strict=False)):
+        if len(times) != steps_per_pass:
+            what = f"has {len(times)} times, but the workload has {steps_per_pass} in every pass."
+            yield f"token_us[{index}]", what
+        elif abs(sum(times) * 1000 - (end - begin)) > ROUNDING_NS:
+            yield f"token_us[{index}]", "does not add up to the time from begin to end."
+
+
+def _runs_backwards(windows: list[tuple[int, int]]) -> bool:
+    return any(b < a for a, b in pairwise(chain.from_iterable(windows)))
+
+
+def _roofline_findings(row: Row, device: Device) -> Findings:
+    """A rate above the memory's bandwidth, and a share that does not follow from the rate."""
+    if row.decode_tok_s is None or not row.bytes_per_token or row.decode_tok_s.median <= 0:
+        return
+    read_gb_s = row.decode_tok_s.median * row.bytes_per_token / 1e9
+    stated, share = row.bandwidth(device), row.bandwidth_fraction
+    if stated is not None and share is not None:
+        expected = read_gb_s / stated.gb_s
+        if not _close(share, expected, ROUNDED):
+            what = f"is {share}, but rate, bytes per token and bandwidth give {expected:.4g}."
+            yield "bandwidth_fraction", what
+    limit_gb_s = _limit_gb_s(device, stated, row.bytes_per_token)
+    if limit_gb_s is not None and read_gb_s > limit_gb_s and row.counts:
+        what = f"reads {read_gb_s:.4g} GB/s, but this device's memory can do {limit_gb_s:.4g} GB/s."
+        yield "decode_tok_s.median", f"{what} Measure again."
+
+
+def _limit_gb_s(device: Device, stated: Bandwidth | None, bytes_per_token: int) -> float | None:
+    """Upper limit of the memory's bandwidth; None if unknown, or if the bytes fit in a cache."""
+    cache_bytes = device.cache_bytes or 0
+    if stated is not None and stated is device.gpu_memory_bandwidth:
+        cache_bytes = NVIDIA_CACHE_BYTES
+    elif not cache_bytes and device.name.startswith("Apple "):
+        cache_bytes = APPLE_CACHE_BYTES
+    chip, _ = find_chip(device.name, device.gpu_cores)
+    if bytes_per_token <= cache_bytes:
+        return None
+    if chip is not None:
+        return chip.bandwidth_gb_s
+    # A measured bandwidth can be too low.
+    return None if stated is None or stated.kind == "measured" else stated.gb_s
+
+
+def _close(a: float | None, b: float | None, tolerance: float = TOLERANCE) -> bool:
+    if a is None or b is None:
+        return a is b
+    return math.isclose(a, b, rel_tol=tolerance, abs_tol=1e-9)

@@ -198,7 +198,6 @@ def _line(file: str, profile: Summary, row: RowSummary) -> Row:
 
 
 def _device_label(device: Device) -> str:
-    """Chip, model, GPU and memory."""
     facts = (
         device.hw_model,
         device.gpu_name if device.gpu_name != device.name else None,
@@ -216,13 +215,11 @@ def _model_label(model: ModelInfo) -> str:
 
 
 def _method_label(method: Method) -> str:
-    """Definition of a rate and what it excludes, sorted."""
     excluded = ", ".join(sorted(plain(word) for word in method.excluded[:20])) or "nothing"
     return f"rate = {plain(method.decode_rate)}; left out: {excluded}"
 
 
 def _runs_on(row: RowSummary, device: Device) -> str:
-    """Processor and number types."""
     facts = row.engine_facts
     if facts is None:
         return ""
@@ -367,7 +364,6 @@ def _meters(rows: Sequence[Row]) -> list[str]:
 
 
 def _runs(row: Row) -> str:
-    """Number of measurements and their range."""
     low, high = row["lowest_tok_s"], row["highest_tok_s"]
     if row["runs"] == 1 or low is None:
         return str(row["runs"])

@@ -169,7 +169,6 @@ def finish(
 
 
 def _lines_in(lines: int, size_pt: float) -> float:
-    """Height of lines of text, in inches."""
     return lines * 1.3 * size_pt / 72
 
 

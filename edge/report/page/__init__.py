@@ -92,7 +92,6 @@ def script_json(data: bytes) -> str:
 
 
 def _section(number: int, source: Source) -> dict[str, Any]:
-    """Template values of one profile."""
     profile, rows = source.profile, source.profile.rows
     beside = table11_beside(profile) if is_published_model(profile.model) else None
     reasons, missing = _reasons(rows)
@@ -142,7 +141,6 @@ def _bandwidth(bandwidth: Bandwidth | None) -> str | None:
 
 
 def _best(rows: Sequence[Row]) -> list[str]:
-    """The best figure of each kind among the rows that count."""
     found = []
     for what, key, unit, choose in BEST:
         medians = {
@@ -179,7 +177,6 @@ def _grouped(about: dict[str, dict[str, str]], count: int) -> list[Reasons]:
 
 
 def _facts(data: Mapping[str, Any], most: int) -> Facts:
-    """Keys and values of an object, without empty values."""
     texts = [(plain(key, 40).replace("_", " "), _text(value)) for key, value in data.items()]
     return [(key, plain(text, most)) for key, text in texts[:60] if text]
 

@@ -20,21 +20,18 @@ from edge.text import figure as number
 from edge.text import plain
 
 LABEL_CHARACTERS, REASON_CHARACTERS = 34, 78
-INVALID = "INVALID: not a valid figure"
+# Labels of hatched bars, which are not valid figures.
+INVALID, ERROR = "INVALID: not a valid figure", "above the peak: an error"
 
 
 @dataclass(frozen=True)
 class Bar:
-    """A bar and its text, behind `end` or, if that is more than `inside`, before it.
-
-    Hatched bars are not valid figures.
-    """
+    """A bar and its text, behind `end` or, if that is more than `inside`, before it."""
 
     length: float
     text: str
     end: float
-    is_hatched: bool
-    is_error: bool = False
+    hatch: str | None
     inside: float = float("inf")
 
 
@@ -71,7 +68,7 @@ def throughput(profile: Profile) -> fig.NamedFigure | str:
 def _rate_bar(row: Row, rate: Spread, trials: Sequence[float], limit: float) -> Bar:
     text = number(rate.median) + ("" if row.verdict == "VALID" else f"  {row.verdict}")
     end = min(max(rate.high, rate.median, *trials), limit)
-    return Bar(rate.median, text, end, is_hatched=not row.counts)
+    return Bar(rate.median, text, end, None if row.counts else INVALID)
 
 
 def _draw_trials(axes: Axes, y: int, rate: Spread, values: Sequence[float]) -> None:
@@ -146,10 +143,11 @@ def _traffic_gb_s(row: Row) -> float | None:
 def _traffic_bar(row: Row, gb_s: float, limit: float) -> Bar:
     reached = row.bandwidth_fraction or 0.0
     text = f"{number(gb_s)} GB/s, {reached:.0%}"
-    wrong = reached > 1
-    text = f"error: {text} of the peak" if wrong else text if row.counts else f"{text}  INVALID"
+    hatch = ERROR if reached > 1 else None if row.counts else INVALID
+    if hatch is not None:
+        text = f"error: {text} of the peak" if hatch is ERROR else f"{text}  INVALID"
     # Inside a long bar: the line of the peak must not cross the text.
-    return Bar(gb_s, text, gb_s, wrong or not row.counts, wrong, inside=0.45 * limit)
+    return Bar(gb_s, text, gb_s, hatch, inside=0.45 * limit)
 
 
 def _roofline_caption(
@@ -164,7 +162,7 @@ def _roofline_caption(
         f"the median decode rate of n = {n} trials.",
         f"Source of the peak: {source}.",
     ]
-    if any(isinstance(bar, Bar) and bar.is_error for bar in bars):
+    if any(isinstance(bar, Bar) and bar.hatch is ERROR for bar in bars):
         sentences.append("A rate above the peak is impossible: measurement or bandwidth is wrong.")
     return sentences
 
@@ -200,7 +198,7 @@ def _row_bars(
 
 def _draw_bar(axes: Axes, y: int, row: Row, bar: Bar) -> None:
     look: dict[str, Any] = {"color": fig.colour_of(row.engine), "edgecolor": "none"}
-    if bar.is_hatched:
+    if bar.hatch:
         look = {"color": "white", "edgecolor": fig.ERROR, "hatch": "////"}
     axes.barh(y, bar.length, height=0.64, **look)
     is_inside = bar.end > bar.inside
@@ -211,8 +209,8 @@ def _draw_bar(axes: Axes, y: int, row: Row, bar: Bar) -> None:
         textcoords="offset points",
         ha="right" if is_inside else "left",
         va="center",
-        color=fig.ERROR if bar.is_error else fig.INK,
-        fontweight="bold" if bar.is_error else "normal",
+        color=fig.ERROR if bar.hatch is ERROR else fig.INK,
+        fontweight="bold" if bar.hatch is ERROR else "normal",
         bbox={"facecolor": "white", "edgecolor": "none", "alpha": 0.85, "pad": 1.5},
         annotation_clip=False,
         zorder=4,
@@ -220,21 +218,16 @@ def _draw_bar(axes: Axes, y: int, row: Row, bar: Bar) -> None:
 
 
 def _folded(label: str) -> str:
-    """A label in at most two lines."""
     lines = textwrap.wrap(label, LABEL_CHARACTERS)
     return "\n".join(lines[:2] if len(lines) < 3 else [lines[0], f"{lines[1][:-1]}…"])
 
 
 def _handles(bars: Sequence[Bar | str], has_trials: bool, has_marks: bool) -> list[Any]:
-    """Legend entries besides the engines'."""
     dots: dict[str, Any] = {"marker": "o", "markersize": 3.5, "label": "a trial"}
     marks: dict[str, Any] = {"marker": "|", "markersize": 11, "mew": 2}
     marks["label"] = f"published (Table {table11()['source']['table']})"
     shown = [look for look, wanted in ((dots, has_trials), (marks, has_marks)) if wanted]
     handles: list[Any] = [Line2D([], [], ls="", color=fig.INK, **look) for look in shown]
-    hatched = [bar for bar in bars if isinstance(bar, Bar) and bar.is_hatched]
-    if hatched:
-        label = "above the peak: an error" if any(bar.is_error for bar in hatched) else INVALID
-        hatch = Patch(facecolor="white", edgecolor=fig.ERROR, hatch="////", label=label)
-        handles.append(hatch)
-    return handles
+    hatches = dict.fromkeys(bar.hatch for bar in bars if isinstance(bar, Bar) and bar.hatch)
+    look: dict[str, Any] = {"facecolor": "white", "edgecolor": fig.ERROR, "hatch": "////"}
+    return handles + [Patch(**look, label=label) for label in hatches]

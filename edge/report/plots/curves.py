@@ -88,7 +88,6 @@ def _values(rows: Sequence[Row], name: str) -> list[tuple[int, Spread]]:
 
 
 def _looks(series: Mapping[Key, object]) -> dict[Key, dict[str, Any]]:
-    """Colour, line and marker of every series."""
     engines = [engine for _, engine, _ in series]
     looks = {}
     for place, key in enumerate(series):

@@ -94,7 +94,6 @@ def _draw_errors(axes: Axes, rate: Spread, joules: Spread) -> None:
 
 
 def _cost_label(row: Row) -> str:
-    """The row's name and its quality, if known."""
     name, quality = plain(row.with_peer(row.artefact), 36), row.quality
     if quality is None:
         return name

@@ -84,7 +84,6 @@ def power(profile: Profile) -> fig.NamedFigure | str:
 
 
 def _panels(figure: Figure, count: int) -> list[tuple[Axes, Axes]]:
-    """Pairs of a panel and the strip beneath it, from top to bottom."""
     ratios = [*[ROW_IN] * (count - 1), ROW_IN + TIME_IN]
     grid = figure.add_gridspec(count, 1, height_ratios=ratios)
     pairs = (grid[n, 0].subgridspec(2, 1, height_ratios=[6, 1], hspace=0.02) for n in range(count))
