@@ -63,7 +63,7 @@ class Context:
     idle_drift: str | None = None
     references: Mapping[str, Digest] | None = None
     quality: Mapping[str, dict[str, Any]] | None = None
-    no_quality: str = ""
+    no_quality: str = "quality was not measured: add --quality"
 
 
 def build_row(subject: Subject, job: Job, runs: Sequence[ProcessRun], context: Context) -> Row:

@@ -1,7 +1,7 @@
 """The profile of a run, which is on disk and valid after every process."""
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -9,7 +9,6 @@ from typing import Any
 from msgspec import structs
 
 from edge.bench.cooldown import baseline_drift
-from edge.bench.gate import Digest
 from edge.bench.row import Context, Subject, build_row
 from edge.bench.runner import Run
 from edge.bench.trial import MAX_PASSES
@@ -73,15 +72,8 @@ class ProfileWriter:
     run: Run
     subjects: Sequence[Subject]
     folder: Path
-    references: Mapping[str, Digest] | None = None
-    quality: Mapping[str, dict[str, Any]] | None = None
-    no_quality: str = "quality was not measured: add --quality"
+    context: Context
     _built: dict[int, Row] = field(default_factory=dict)
-
-    def __post_init__(self) -> None:
-        order = [[self.label(row) for row in order] for order in self.run.order]
-        method = structs.replace(self.profile.method, order=order)
-        self.profile = structs.replace(self.profile, method=method)
 
     @property
     def path(self) -> Path:
@@ -105,21 +97,13 @@ class ProfileWriter:
 
     def add_quality(self, found: Mapping[str, dict[str, Any]] | None, reason: str = "") -> None:
         """Adds the quality of each artefact, or the reason why it is not known."""
-        self.quality, self.no_quality = found, reason
+        self.context = replace(self.context, quality=found, no_quality=reason)
         self._write(range(len(self.subjects)))
 
     def _write(self, changed: Iterable[int]) -> None:
         run, before, after = self.run, self.run.idle_before, self.run.idle_after
         drift, device, idle_w = baseline_drift(before, after), self.profile.device, run.idle_w
-        context = Context(
-            rounds=run.rounds,
-            device=device,
-            idle_w=idle_w,
-            idle_drift=drift,
-            references=self.references,
-            quality=self.quality,
-            no_quality=self.no_quality,
-        )
+        context = replace(self.context, device=device, idle_w=idle_w, idle_drift=drift)
         for row in changed:
             self._built[row] = build_row(self.subjects[row], run.jobs[row], run.runs[row], context)
         idle = {
@@ -128,7 +112,12 @@ class ProfileWriter:
             "net_of_w": idle_w,
             "drift": drift,
         }
-        method = structs.replace(self.profile.method, idle=idle, finished=run.finished)
+        method = structs.replace(
+            self.profile.method,
+            order=[[self.label(row) for row in order] for order in run.order],
+            idle=idle,
+            finished=run.finished,
+        )
         rows = [self._built[row] for row in sorted(self._built)]
         self.profile = structs.replace(self.profile, method=method, rows=rows)
         write(self.profile, self.path)

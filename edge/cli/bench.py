@@ -13,7 +13,7 @@ from edge.bench.cooldown import keep_awake
 from edge.bench.engines.engine import LLAMA_CPP, MLX, MLX_LM
 from edge.bench.processors import processors_of
 from edge.bench.reference import reference_job
-from edge.bench.row import Subject, subject_of
+from edge.bench.row import Context, Subject, subject_of
 from edge.bench.runner import Run, split_trials, stopped_by_sigterm
 from edge.bench.worker import Job
 from edge.bench.workload import check_lengths, plan_workloads, suite_workloads
@@ -86,7 +86,8 @@ def run(args: argparse.Namespace) -> int:
         method = method_of(run, args.repetitions, args.power)
         profile = new_profile(checkpoint, sys.argv, method, args.bandwidth_gb_s)
         of_rows = [subjects[recipe.name] for _, recipe in planned]
-        writer = ProfileWriter(profile, run, of_rows, args.save, references)
+        context = Context(run.rounds, profile.device, references=references)
+        writer = ProfileWriter(profile, run, of_rows, args.save, context)
         run.run_rounds(writer.update, lambda row, done: progress(writer.label(row), done))
         writer.finish()
         if args.quality is not None:

@@ -5,7 +5,7 @@ from edge.bench.row import build_row
 from edge.bench.runner import Run
 from edge.bench.writer import ProfileWriter
 from edge.profile.profile import Method, ModelInfo, Profile, read
-from tests.bench.fakes import JOB, PC, SUBJECT, process, samples_of, trial_at, worked
+from tests.bench.fakes import JOB, PC, SUBJECT, context, process, samples_of, trial_at, worked
 
 
 @pytest.fixture
@@ -20,7 +20,7 @@ def writer(tmp_path):
         method=Method(),
         rows=[],
     )
-    return ProfileWriter(profile, Run([JOB] * 2, 2, None), [SUBJECT] * 2, tmp_path)
+    return ProfileWriter(profile, Run([JOB] * 2, 2, None), [SUBJECT] * 2, tmp_path, context(2))
 
 
 def measure(writer, row, number, seconds_per_token=1.0):
