@@ -24,10 +24,7 @@ SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")
 
 @contextmanager
 def atomic_write(target: Path) -> Iterator[Path]:
-    """Path of a temporary sibling that replaces the target once the block ends without an error.
-
-    The caller makes a file or a directory there. An older target stays until then.
-    """
+    """Path for a new file or directory that replaces the target if the block raises nothing."""
     partial = target.with_name(f".{target.name}.{PARTIAL}-{os.getpid()}")
     try:
         with os_errors_as_edge_error(target):
@@ -125,10 +122,7 @@ def parse_json_object(data: bytes, where: str) -> dict[str, Any]:
 
 
 def strict_json(data: bytes) -> Any:
-    """Parse JSON that every reader understands alike.
-
-    A ValueError for duplicate keys, NaN, lone surrogates, deep nesting and invalid JSON.
-    """
+    """Parse JSON; a ValueError for duplicate keys, NaN, lone surrogates and deep nesting too."""
     too_deep = f"nested deeper than {MAX_DEPTH} levels"
     try:
         parsed = json.loads(data.decode(), object_pairs_hook=_unique, parse_constant=_refuse)

@@ -59,10 +59,7 @@ def pack(numbers: Array, bits: int) -> Array:
 
 
 def zero_points(stored: Array, bits: int, stored_as: str) -> Array:
-    """Zero points from the numbers stored, uint8 (G, O) both.
-
-    In format 1 a zero point of 0 is stored as the largest number.
-    """
+    """Zero points from stored numbers, uint8 (G, O); format 1 stores 0 as the largest number."""
     if stored_as == FORMAT_1:
         return (stored + np.uint8(1)) & np.uint8((1 << bits) - 1)
     return stored
@@ -131,10 +128,7 @@ def affine_codes(
 
 
 def affine_biases(zeros: Array, scales: Array) -> tuple[Array, float]:
-    """MLX's biases, -(zero * scale) in float16, and their largest error in units of the scale.
-
-    A symmetric zero point is a power of two, so its product is exact and the error 0.
-    """
+    """MLX's biases, -(zero * scale) in float16, and their largest error in units of the scale."""
     wide = scales.astype(np.float32)
     exact = -(zeros.astype(np.float32) * wide)
     biases = exact.astype(np.float16)

@@ -45,7 +45,7 @@ Float32 = np.ndarray[Any, np.dtype[np.float32]]
 
 @dataclass(frozen=True)
 class Importance:
-    """An importance matrix of llama-imatrix: the weight of each input column of each matrix."""
+    """An importance matrix of llama-imatrix: a weight for each input of each matrix."""
 
     columns: Mapping[str, Float32]  # mean square of every input (in,), by GGUF tensor name
     keys: Mapping[str, str | int]  # to record in the quantised file
@@ -60,8 +60,7 @@ def quantise(
 ) -> None:
     """Write `target` from a float GGUF file; `file_type` is llama.cpp's `llama_ftype`.
 
-    Raises:
-        EdgeError: llama.cpp failed, or the importance matrix is damaged or another model's.
+    An EdgeError if llama.cpp fails, or the importance matrix is damaged or another model's.
     """
     model = read_gguf(source)
     arguments = [str(source), str(target), str(file_type)]
@@ -83,10 +82,7 @@ def quantise(
 
 
 def fallback_warning(path: Path, file_type: int) -> str | None:
-    """Names tensors that llama.cpp stored in another type than the file type's mixture.
-
-    These are matrices whose rows do not divide into the blocks of the file type.
-    """
+    """Warning about matrices of another type, since their rows do not divide into blocks."""
     block = LARGE_BLOCK if file_type in K_QUANTS else SMALL_BLOCK
     matrices = [t for t in read_gguf(path).tensors if len(t.shape) == 2 and "_norm." not in t.name]
     found = [f"{t.name}: {t.kind}" for t in matrices if t.shape[-1] % block]

@@ -28,10 +28,7 @@ _callback: Any = None
 
 
 def library(on_log: Callable[[str], None] = lambda text: None) -> ModuleType:
-    """The llama_cpp module, initialised once, its errors kept instead of printed.
-
-    The first call's `on_log` gets every piece of the log; a line may come in several.
-    """
+    """The llama_cpp module, initialised once; the first call's `on_log` gets pieces of its log."""
     global _callback
     llama_cpp = importlib.import_module("llama_cpp")
     if _callback is None:
@@ -49,21 +46,16 @@ def library(on_log: Callable[[str], None] = lambda text: None) -> ModuleType:
 
 
 def has_amx(lib: ModuleType) -> bool:
-    """True if llama.cpp was built with its AMX kernels, which must then stay unused.
+    """True if llama.cpp has AMX kernels, which edge avoids, together with weight repacking.
 
-    GCC before 14 drops most of ggml's tile configuration as dead stores, and the first product
-    with quantised weights crashes (llama.cpp pull request 26954). Avoiding the kernels also turns
-    off weight repacking.
+    Compiled by GCC before 14 they crash, as it drops most of ggml's tile configuration as dead
+    stores (llama.cpp pull request 26954).
     """
     return b"AMX_INT8 = 1" in lib.llama_print_system_info()
 
 
 class LlamaSession:
-    """One GGUF model with one context, decoded token by token.
-
-    All layers are on the GPU, if there is one, and the KV cache is float16. An EdgeError if
-    llama.cpp cannot load the file.
-    """
+    """One GGUF model with one context: all layers on the GPU, if there is one, float16 cache."""
 
     def __init__(self, path: Path, context_tokens: int, threads: int):
         lib = self._lib = library()

@@ -89,7 +89,6 @@ def test_the_child_of_a_killed_parent_removes_its_file_and_ends(tmp_path, f16):
 
 @pytest.fixture(scope="module")
 def sums(f16) -> dict[str, np.ndarray]:
-    """Random sums of squares for every matrix of the blocks."""
     rng = np.random.RandomState(0)
     matrices = [t for t in read_gguf(f16).tensors if t.name[:4] == "blk." and len(t.shape) == 2]
     return {t.name: rng.lognormal(0, 2, t.shape[1]).astype(np.float32) for t in matrices}

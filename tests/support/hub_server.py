@@ -28,7 +28,6 @@ class Hub:
         self.repos.setdefault(name, {})[revision] = files
 
     def fetched(self) -> list[str]:
-        """Names of the files downloaded."""
         paths = [path for method, path in self.seen if method == "GET" and "/api/" not in path]
         return [path.rpartition("/")[2] for path in paths]
 

@@ -126,10 +126,7 @@ def inside(path: Path, name: str) -> Path:
 def _check_tokenizer(
     content: bytes, parsed: Mapping[str, Any], vocab_size: int, where: str
 ) -> None:
-    """An EdgeError unless each token has one id and each id a row of the embedding.
-
-    MLX would read memory beyond the embedding.
-    """
+    """An EdgeError unless ids are unique and rows of the embedding, beyond which MLX reads."""
     try:
         ids: dict[str, int] = Tokenizer.from_buffer(content).get_vocab(with_added_tokens=True)
         added = {token["content"]: token["id"] for token in parsed.get("added_tokens") or ()}

@@ -28,10 +28,7 @@ class Source:
 
 
 def find_source(model: str, revision: str | None = None, layers: int | None = None) -> Source:
-    """Resolve `demo`, a directory, a GGUF file, `synthetic:NAME` or a hub id.
-
-    A checkpoint on the hub is downloaded unless cached. `layers` are for synthetic models.
-    """
+    """Resolve a name; a checkpoint on the hub is downloaded unless cached."""
     path = _existing_path(model)
     is_synthetic = model.startswith(PREFIX)
     if revision is not None and (path or model == DEMO or is_synthetic):

@@ -140,9 +140,7 @@ def _layers(file: GgufFile) -> Value:
     matches = [TENSOR_NAME.fullmatch(tensor.name) for tensor in file.tensors]
     found = len({match[1] for match in matches if match and match[1]})
     if claimed != found:
-        raise EdgeError(
-            f"{file.path} claims {claimed} layers and holds {found}; download it again."
-        )
+        raise EdgeError(f"{file.path} claims {claimed} layers and has {found}; download it again.")
     return claimed
 
 
@@ -210,12 +208,15 @@ class GgufWeights(Weights):
         return self._decode(part, start, max(start, stop)).reshape(-1, *part.shape[1:])
 
     def packing(self, name: str) -> Packing | None:
-        """4, 5 or 8 bits in groups of 32, if float16 holds every scale and bias exactly.
-
-        Reads the whole tensor the first time.
-        """
+        """4, 5 or 8 bits in groups of 32, if float16 holds every bias; reads the tensor once."""
         if name not in self._packings:
-            self._packings[name] = self._find_packing(self._parts[name])
+            part = self._parts[name]
+            layout = LAYOUTS.get(part.kind) if len(part.shape) == 2 else None
+            fits = layout is not None and all(
+                np.isfinite(_read_scales(layout, raw)).all()
+                for raw in self._pieces(part, 0, part.shape[0])
+            )
+            self._packings[name] = Packing(layout.bits, BLOCK_ITEMS) if layout and fits else None
         return self._packings[name]
 
     def read_packed(self, name: str) -> Packed:
@@ -230,15 +231,6 @@ class GgufWeights(Weights):
             codes[piece] = _pack_codes(layout, raw)
             scales[piece], biases[piece] = _read_scales(layout, raw)
         return Packed(packing, codes, scales, biases)
-
-    def _find_packing(self, part: GgufTensor) -> Packing | None:
-        layout = LAYOUTS.get(part.kind)
-        if layout is None or len(part.shape) != 2:
-            return None
-        for raw in self._pieces(part, 0, part.shape[0]):
-            if not np.isfinite(_read_scales(layout, raw)).all():
-                return None
-        return Packing(layout.bits, BLOCK_ITEMS)
 
     def _decode(self, part: GgufTensor, start: int, stop: int) -> Array:
         out, done = np.empty((stop - start, _row_items(part)), FLOATS.get(part.kind, "<f4")), 0
@@ -296,8 +288,7 @@ def _decode_rows(raw: Array, kind: str) -> Array:
     if kind in FLOATS:
         return raw.view(FLOATS[kind])
     with np.errstate(all="ignore"):  # a damaged scale makes NaN, which the writers refuse
-        values: Array = dequantize(raw, GGMLQuantizationType[kind])
-    return values
+        return np.asarray(dequantize(raw, GGMLQuantizationType[kind]))
 
 
 class _Layout:

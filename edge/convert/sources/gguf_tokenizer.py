@@ -1,7 +1,6 @@
 """A GGUF file's tokenizer as tokenizer.json and tokenizer_config.json.
 
-GGUF does not record a normalizer and llama.cpp applies none, so the result has none. GPT-NeoX's
-composes accents (NFC), which leaves nearly all text unchanged.
+The result has no normalizer, like GGUF and llama.cpp; GPT-NeoX's composes accents (NFC).
 """
 
 import json

@@ -16,7 +16,7 @@ from typing import Annotated, Any, Literal
 import msgspec
 import numpy as np
 
-from edge.convert.sources.weights import Packed, Packing, Weights, files_of
+from edge.convert.sources.weights import Packed, Packing, Weights
 from edge.errors import EdgeError
 from edge.formats import gptq as fmt
 from edge.formats.safetensors import FLOATS, INTEGERS, Array, Shape, StoredTensor
@@ -166,18 +166,17 @@ def _unpackable_reason(group_size: int, bits: int, scales: Array) -> str | None:
 
 
 class GptqWeights(Weights):
-    """The weights of a GPTQ checkpoint, dequantised or packed.
+    """The weights of a GPTQ checkpoint, without the zero biases that old writers add.
 
     `read_packed` gives the outputs of gate_proj and up_proj in the input order of down_proj, which
-    saves a gather at run time; so either all three are used packed or none. Zero biases that old
-    writers add to every matrix are omitted if the network has none.
+    saves a gather at run time; so either all three are used packed or none.
     """
 
     quantised = True
 
     def __init__(self, tensors: Tensors, settings: GptqSettings, config: ModelConfig):
         self._tensors, self._settings = tensors, settings
-        self.files = files_of(tensors)
+        self.files = tuple(dict.fromkeys(tensor.path for tensor in tensors.values()))
         self._matrices = self._scan(config)
         self.shapes = self._dense_shapes(config)
         self._zeros_as = self._zero_point_format()
@@ -236,13 +235,10 @@ class GptqWeights(Weights):
         return self._matrices[down].order if folded else None
 
     def _parts(self, stem: str) -> tuple[Array, Array, Array]:
-        """Codes, zero points and scales, cached for threads that read blocks of one matrix.
-
-        The previous matrix is freed first, so that memory holds one.
-        """
+        """Codes, zero points and scales, cached for threads that read blocks of one matrix."""
         with self._lock:
             if stem not in self._last:
-                self._last.clear()
+                self._last.clear()  # first, so that memory holds one matrix
                 qweight, qzeros, scales = (self._tensors[f"{stem}.{part}"] for part in PARTS[:3])
                 bits = self._matrices[stem].bits
                 zeros = fmt.zero_points(fmt.unpack(qzeros.read(), bits), bits, self._zeros_as)

@@ -40,10 +40,7 @@ def cached(repo: str, revision: str | None = None) -> Path | None:
 
 
 def download(repo: str, revision: str | None = None) -> tuple[Path, str]:
-    """Download owner/name into the cache, except files that it has.
-
-    Returns the snapshot directory, and the commit's 40 hexadecimal digits.
-    """
+    """Snapshot directory and commit (40 digits) of owner/name, downloaded unless cached."""
     revision = revision or DEFAULT_REVISION
     if not REVISION.fullmatch(revision):
         raise EdgeError(f"{revision!r} is not a revision of {repo}; name a branch, tag or commit.")

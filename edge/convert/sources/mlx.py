@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import replace
 from functools import cached_property
-from math import prod
+from itertools import product
 
 import mlx.core as mx
 import numpy as np
 
-from edge.convert.sources.weights import Packed, Packing, Weights, files_of
+from edge.convert.sources.weights import Packed, Packing, Weights
 from edge.errors import EdgeError
 from edge.formats.safetensors import FLOATS, Array, Shape, StoredTensor
 from edge.model.config import ModelConfig
@@ -25,7 +25,7 @@ class DirectoryWeights(Weights):
 
     def __init__(self, tensors: Mapping[str, StoredTensor], config: ModelConfig):
         self._tensors = tensors
-        self.files = files_of(tensors)
+        self.files = tuple(dict.fromkeys(tensor.path for tensor in tensors.values()))
         orders = self._check_orders(input_order_shapes(config))
         matrices = {n: shape for n, shape in expected_shapes(config).items() if len(shape) == 2}
         self._packings = {
@@ -44,14 +44,13 @@ class DirectoryWeights(Weights):
     @cached_property
     def unpackable(self) -> Mapping[str, str]:
         """Reasons why quantised tensors have no packing, by name."""
-        return {
-            name: "its scales or biases do not fit float16 exactly"
+        found = (
+            name
             for name in self._packings
-            if not all(
-                _fits_float16(self._tensors[_part(name, part)].read())
-                for part in ("scales", "biases")
-            )
-        }
+            for part in ("scales", "biases")
+            if not _fits_float16(self._tensors[_part(name, part)].read())
+        )
+        return dict.fromkeys(found, "its scales or biases do not fit float16 exactly")
 
     def read(self, name: str, start: int = 0, stop: int | None = None) -> Array:
         """Rows start to stop, float32 if quantised or bfloat16, inputs in the network's order."""
@@ -109,15 +108,16 @@ class DirectoryWeights(Weights):
     def _packing_of(self, name: str, shape: Shape) -> Packing:
         """Bits and group size by the shapes."""
         codes, scales = self._tensors[name], self._tensors[_part(name, "scales")]
-        biases = self._tensors.get(_part(name, "biases"))
+        biases = self._tensors.get(_part(name, "biases"), codes)
+        same = scales.dtype in FLOATS and (biases.dtype, biases.shape) == (
+            scales.dtype,
+            scales.shape,
+        )
         rows, columns = shape
-        if biases and len(codes.shape) == len(scales.shape) == 2 and prod(scales.shape):
-            bits, group_size = codes.shape[1] * CODE_BITS // columns, columns // scales.shape[1]
-            found = (codes.dtype, codes.shape, scales.shape)
+        for bits, group_size in product(BITS, GROUP_SIZES):
             wanted = ("U32", (rows, columns * bits // CODE_BITS), (rows, columns // group_size))
-            same = (biases.dtype, biases.shape) == (scales.dtype, scales.shape)
-            known = bits in BITS and group_size in GROUP_SIZES and scales.dtype in FLOATS
-            if found == wanted and same and known:
+            found = (codes.dtype, codes.shape, scales.shape)
+            if same and found == wanted and columns % group_size == 0:
                 permuted = order_of(name.removesuffix(".weight")) in self._tensors
                 return Packing(bits, group_size, permuted)
         raise EdgeError(

@@ -1,7 +1,4 @@
-"""Random weights at a published shape: `synthetic:stable-code-3b`.
-
-Speed and memory do not depend on the values, so no download is needed to measure a device.
-"""
+"""Random weights of a published shape (`synthetic:stable-code-3b`), to measure a device with."""
 
 import hashlib
 import json

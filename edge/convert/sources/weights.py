@@ -1,8 +1,4 @@
-"""Tensors of a source by Hugging Face name, read in blocks of rows.
-
-A quantised matrix can be read dequantised by `read`, or exactly by `read_packed` in MLX's affine
-format.
-"""
+"""Tensors of a source by Hugging Face name, read in blocks of rows."""
 
 from __future__ import annotations
 
@@ -13,7 +9,6 @@ from pathlib import Path
 
 from edge.formats.safetensors import Array as Array
 from edge.formats.safetensors import Shape as Shape
-from edge.formats.safetensors import StoredTensor
 from edge.model.config import ModelConfig
 
 
@@ -54,7 +49,7 @@ class Weights:
         return {}
 
     def read(self, name: str, start: int = 0, stop: int | None = None) -> Array:
-        """Rows start to stop of a tensor as float16 or float32, no wider than stored."""
+        """Rows start to stop, dequantised, as float16 or float32, no wider than stored."""
         raise NotImplementedError
 
     def packing(self, name: str) -> Packing | None:
@@ -62,13 +57,8 @@ class Weights:
         return None
 
     def read_packed(self, name: str) -> Packed:
-        """A tensor that has a packing, in that form."""
+        """A tensor that has a packing, exactly, in MLX's affine format."""
         raise NotImplementedError
-
-
-def files_of(tensors: Mapping[str, StoredTensor]) -> tuple[Path, ...]:
-    """The files of some tensors, in order."""
-    return tuple(dict.fromkeys(tensor.path for tensor in tensors.values()))
 
 
 @dataclass(frozen=True)
@@ -80,6 +70,5 @@ class Opened:
     tokenizer_files: Mapping[str, bytes]  # and generation settings, by file name
     warnings: tuple[str, ...] = ()
     title: str | None = None  # the model's name in the source
-    # False for a GGUF file without the key, for which llama.cpp takes 10000. Its own converter
-    # omits it, which is wrong for Stable Code (1000000).
+    # False for GGUF files of llama.cpp's converter; 10000 is then taken, wrong for Stable Code.
     gives_rope_base: bool = True

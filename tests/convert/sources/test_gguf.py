@@ -43,7 +43,6 @@ def weights_of(path: Path, raw: np.ndarray, kind: str) -> GgufWeights:
 
 @pytest.fixture(scope="module")
 def every_kind(tmp_path_factory) -> Path:
-    """One matrix of random bytes per type."""
     path = tmp_path_factory.mktemp("kinds") / "kinds.gguf"
     writer = gguf.GGUFWriter(str(path), "stablelm")
     keys = {"context_length": 64, "embedding_length": 512, "feed_forward_length": 512}
@@ -156,10 +155,9 @@ def test_stacked_norms_are_split_by_head(tmp_path):
     [
         ({"general.architecture": "llama"}, "holds a 'llama' model"),
         ({"split.count": 3}, "one of 3 parts"),
-        ({"stablelm.block_count": 2}, "claims 2 layers and holds 1"),
+        ({"stablelm.block_count": 2}, "claims 2 layers and has 1"),
         ({"stablelm.context_length": None}, "no key stablelm.context_length"),
         ({"stablelm.attention.head_count": 0}, "invalid rope.dimension_count"),
-        ({"stablelm.attention.head_count_kv": [1, 1]}, "num_key_value_heads"),
         ({"stablelm.rope.scaling.type": "yarn"}, "'yarn'"),
         ({"tokenizer.ggml.unknown_token_id": 10}, "10 as its unk_token"),
         ({"tokenizer.ggml.model": "llama"}, "tokenizer of type 'llama'"),

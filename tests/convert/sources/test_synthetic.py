@@ -21,7 +21,6 @@ from edge.model.load import load_model
 from tests.support.conversions import llama_tokens, make
 
 TEXT = "def naïve(x):\n\treturn '日本' + x  # ok!!"
-# As deep as published, and narrow enough to run in a moment.
 NARROW = {"hidden_size": 128, "intermediate_size": 256, "num_attention_heads": 2}
 NARROW |= {"num_key_value_heads": 2, "vocab_size": 512}
 BIG = "model.layers.0.mlp.gate_proj.weight"  # 13824 rows of 5120: 68 blocks of numbers
@@ -30,8 +29,6 @@ RECORDED = [10704, 8324, 7316, 39507]
 
 @pytest.fixture
 def narrow(monkeypatch):
-    """Registers a narrow published shape as synthetic:narrow."""
-
     def named(name, **changes):
         monkeypatch.setitem(SHAPES, "narrow", replace(SHAPES[name], **{**NARROW, **changes}))
         return "synthetic:narrow"
