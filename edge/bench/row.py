@@ -23,8 +23,8 @@ from edge.bench.verdict import (
 )
 from edge.bench.worker import Done, Job
 from edge.convert.artefacts.recipes import Recipe
-from edge.convert.artefacts.sizes import bits_per_weight, file_bytes
 from edge.convert.convert import Artefact
+from edge.convert.targets import bits_per_weight, file_bytes
 from edge.device.describe import Device, usable_cores
 from edge.device.roofline import bandwidth_fraction, on_gpu
 from edge.power.meter import Meter

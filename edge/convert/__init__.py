@@ -1,1 +1,1 @@
-"""Weights on disk: find, read, validate, convert, write."""
+"""Checkpoints: find, read, validate, convert, verify."""

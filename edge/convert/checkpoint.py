@@ -1,4 +1,4 @@
-"""A checkpoint that has been found, read and found whole."""
+"""Checkpoints: found, read and validated."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from edge.errors import printable
 from edge.model.config import ModelConfig
 from edge.model.tensors import check_shapes, parameter_count
 
-# Enough of each file to tell two checkpoints of one shape apart without reading gigabytes.
+# Parts of each file that the fingerprint covers: all of it would be gigabytes.
 HEAD_BYTES = 1 << 20
 SAMPLES_PER_FILE = 16
 SAMPLE_BYTES = 4096
@@ -27,7 +27,7 @@ SAMPLE_BYTES = 4096
 
 @dataclass(frozen=True)
 class Corrections:
-    """Values of the user's in place of the source's own."""
+    """The user's values that replace the source's."""
 
     layers: int | None = None  # of a synthetic model
     rope_theta: float | None = None  # rotary base
@@ -44,14 +44,14 @@ class Corrections:
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """Config and tensors of one source; every tensor is present in the right shape."""
+    """Config and tensors of one source; every tensor exists in the right shape."""
 
     source: Source
     config: ModelConfig  # with the user's corrections
     weights: Weights
     tokenizer_files: Mapping[str, bytes]  # tokenizer and generation files by name
     warnings: tuple[str, ...] = ()  # sentences to read before trusting the result
-    title: str | None = None  # the model's name as the source gives it, if it does
+    title: str | None = None  # the model's name in the source
     corrections: Corrections = Corrections()
 
     @property
@@ -61,10 +61,10 @@ class Checkpoint:
 
     @cached_property
     def fingerprint(self) -> str:
-        """A hash of the weights by which an artefact knows its source.
+        """SHA-256 by which an artefact identifies its source.
 
-        Covers the user's corrections, config and tokenizer, the beginning of every file, and
-        samples spread over the rest; nothing that another version of edge would write otherwise.
+        Of the user's corrections, config and tokenizer, the beginning of every file, and samples
+        of the rest; of nothing that depends on edge's version.
         """
         chosen = {key: value for key, value in asdict(self.corrections).items() if value}
         digest = hashlib.sha256(json.dumps(chosen, sort_keys=True).encode())
@@ -81,11 +81,11 @@ class Checkpoint:
 def open_checkpoint(
     model: str, revision: str | None = None, corrections: Corrections | None = None
 ) -> Checkpoint:
-    """Find and check a checkpoint: `demo`, a directory, a GGUF file, `synthetic:NAME`, a hub id.
+    """Open `demo`, a directory, a GGUF file, `synthetic:NAME` or a model of the hub.
 
     Raises:
-        EdgeError: it cannot be found, or a file or tensor of it is missing, broken or of
-            another architecture.
+        EdgeError: it cannot be found, or a file or tensor is missing, damaged or of another
+            architecture.
     """
     corrections = corrections or Corrections()
     source = find_source(model, revision, corrections.layers)
@@ -102,7 +102,7 @@ def open_checkpoint(
         config=config,
         weights=opened.weights,
         tokenizer_files=opened.tokenizer_files,
-        # They quote the untrusted source, and are printed.
+        # They quote the untrusted source.
         warnings=tuple(map(printable, (*opened.warnings, *doubts))),
         title=opened.title,
         corrections=corrections,
@@ -110,7 +110,7 @@ def open_checkpoint(
 
 
 def open_path(path: Path) -> Opened:
-    """A checkpoint's directory, a GGUF file, or an artefact; an EdgeError if it is damaged."""
+    """Open a directory or a GGUF file; an EdgeError if it is damaged."""
     return open_directory(path) if path.is_dir() else open_gguf(path)
 
 

@@ -1,4 +1,4 @@
-"""From one checkpoint to its artefacts: the source is read once, whatever is asked for."""
+"""Conversion of one checkpoint to its artefacts; the source is read once for all of them."""
 
 import fcntl
 import os
@@ -24,11 +24,10 @@ from edge.convert.artefacts.manifest import (
 )
 from edge.convert.artefacts.mlx import MlxWriter
 from edge.convert.artefacts.recipes import RECIPES, Recipe
-from edge.convert.artefacts.sizes import bits_per_weight, planned_bytes
 from edge.convert.checkpoint import Checkpoint
 from edge.convert.sources.directory import SMALL_FILES
 from edge.convert.stream import Writer, stream
-from edge.convert.targets import Options, Target, targets
+from edge.convert.targets import Options, Target, bits_per_weight, planned_bytes, targets
 from edge.convert.verify import describe_loss
 from edge.errors import EdgeError
 from edge.formats.files import (
@@ -43,23 +42,22 @@ from edge.formats.files import (
 from edge.formats.safetensors import INDEX
 from edge.llama_cpp.quantise import fallback_warning, quantise, read_imatrix
 
-# Told (artefact name, finished fraction 0 to 1).
+# Takes an artefact's name and its finished fraction, 0 to 1.
 Progress = Callable[[str, float], None]
 Notice = Callable[[str], None]
-# What this program leaves behind if it is killed; nothing else is ever touched.
+# What a killed process leaves; nothing else is deleted.
 LEFTOVER = re.compile(rf"\.((?:mlx|gguf)-[\w.]+)\.({PARTIAL}|{OLD})-\d+")
-# A disk filled to the last byte is of no use to anyone.
-SPARE_BYTES = 64 << 20
+SPARE_BYTES = 64 << 20  # left free on the disk
 
 
 @dataclass(frozen=True)
 class Artefact:
-    """A finished artefact; `kept` if it was there already; what it lost, in sentences."""
+    """A finished artefact."""
 
     recipe: Recipe
     path: Path
-    kept: bool
-    notes: tuple[str, ...] = ()
+    kept: bool  # it existed before
+    notes: tuple[str, ...] = ()  # sentences of its manifest on what was lost or changed
 
 
 def convert(
@@ -70,7 +68,7 @@ def convert(
     options: Options | None = None,
     notice: Notice = lambda _: None,
 ) -> list[Artefact]:
-    """Make the artefacts that are missing in the folder `out`; `notice` is told of waiting.
+    """Make the artefacts that are missing in the folder `out`.
 
     Raises:
         EdgeError: an artefact of another checkpoint is in the way, the disk is too small, a
@@ -98,7 +96,7 @@ def check_is_not_source(path: Path, checkpoint: Checkpoint) -> None:
 
 
 def finished(recipe: Recipe, path: Path, kept: bool) -> Artefact:
-    """A whole artefact with the notes of its manifest."""
+    """An artefact with the notes of its manifest."""
     manifest = read_manifest(path)
     return Artefact(recipe, path, kept, manifest.notes if manifest else ())
 
@@ -108,7 +106,7 @@ def _is_there(target: Target, checkpoint: Checkpoint) -> bool:
         return False
     found = read_manifest(target.path)
     if found is None:
-        reason = "is not a whole artefact of edge"
+        reason = "is not a complete artefact of edge"
     elif found.fingerprint != checkpoint.fingerprint:
         reason = "was made from another checkpoint"
     elif target.chosen and (found.recipe, found.exact) != (target.record(), target.exact):
@@ -123,7 +121,7 @@ def _is_there(target: Target, checkpoint: Checkpoint) -> bool:
 
 @dataclass
 class _Conversion:
-    """One pass over the tensors, then what needs a float artefact as input."""
+    """One pass over the tensors, then the artefacts that are made from a float artefact."""
 
     checkpoint: Checkpoint
     out: Path
@@ -131,12 +129,12 @@ class _Conversion:
     options: Options
 
     def __post_init__(self) -> None:
-        # Temporary float artefacts, called a partial: after a kill the next run clears it.
+        # Temporary float artefacts; by this name the next run deletes it after a kill.
         self._floats = self.out / f".mlx-floats.{PARTIAL}-{os.getpid()}"
 
     def run(self, missing: Sequence[Target]) -> None:
         """Make every target; hash the source's files meanwhile."""
-        # What the user names, before hours of work depend on it.
+        # Before hours of work depend on them.
         if self.options.imatrix is not None:
             read_imatrix(self.options.imatrix)
         if self.options.calibration is not None:
@@ -148,7 +146,7 @@ class _Conversion:
         check_room(self.out, sum(sizes))
         stop = Event()
         with ThreadPoolExecutor(1) as background:
-            # While the tensors pass: another core has time, and the files are in its cache.
+            # While the tensors pass, on another core: the files are in the system's cache.
             self._sources = background.submit(_hash_sources, self.checkpoint, stop.is_set)
             try:
                 if streamed or floats:
@@ -156,11 +154,11 @@ class _Conversion:
                 for target in later:
                     self._make_from_float(target)
             finally:
-                stop.set()  # Ctrl-C does not wait for digests
+                stop.set()  # Ctrl-C must not wait for digests
                 remove(self._floats)
 
     def _needed_floats(self, streamed: Sequence[Target], later: Sequence[Target]) -> list[Target]:
-        """The float artefacts that later steps read and that are not there or asked for."""
+        """The float artefacts that later steps read, if neither present nor asked for."""
         there = {target.recipe for target in streamed}
         needed = []
         for recipe in {float_of(target): None for target in later}:
@@ -200,7 +198,7 @@ class _Conversion:
         checkpoint, recipe, progress = self.checkpoint, target.recipe, self._progress_of(target)
         with atomic_write(target.path) as partial:
             if target.learned:
-                # Here: it imports mlx-lm and transformers, which nothing else needs.
+                # Imported here: it needs mlx-lm and transformers.
                 from edge.convert.artefacts.learned import write_learned
 
                 text = self.options.calibration
@@ -216,13 +214,11 @@ class _Conversion:
     def _sign(
         self, target: Target, partial: Path, digests: dict[str, str], notes: Sequence[str]
     ) -> None:
-        """Put the manifest in, the last thing before the artefact takes its place."""
-        checkpoint = self.checkpoint
-        if checkpoint.weights.quantised and not target.exact:
-            notes = [*notes, describe_loss(partial, checkpoint)]
-        manifest = make_manifest(
-            checkpoint, target.recipe, partial, self._sources.result(), digests, notes
-        )
+        """Add the manifest, as the last step before the artefact takes its place."""
+        if self.checkpoint.weights.quantised and not target.exact:
+            notes = [*notes, describe_loss(partial, self.checkpoint)]
+        sources = self._sources.result()
+        manifest = make_manifest(self.checkpoint, target.recipe, partial, sources, digests, notes)
         manifest = replace(manifest, recipe=target.record(), exact=target.exact)
         write_manifest(partial, manifest)
 
@@ -240,7 +236,7 @@ def make_manifest(
     output_sha256: dict[str, str],
     notes: Sequence[str],
 ) -> Manifest:
-    """The record of an exact artefact that is complete but for it."""
+    """The manifest of an artefact that keeps the source's values."""
     return Manifest(
         artefact=recipe.name,
         source=checkpoint.source.origin,
@@ -259,41 +255,35 @@ def make_manifest(
 
 
 def is_synthetic(checkpoint: Checkpoint) -> bool:
-    """Random weights, or an artefact made of such."""
+    """True for random weights and for artefacts made of them."""
     path = checkpoint.source.path
     manifest = read_manifest(path) if path else None
     return path is None or (manifest is not None and manifest.synthetic)
 
 
 def _hash_sources(checkpoint: Checkpoint, stopped: Callable[[], bool]) -> dict[str, str]:
-    """Digests of every file that was read: the small ones, then the weights."""
+    """SHA-256 of every file that was read, by name."""
     path = checkpoint.source.path
     small = [path / name for name in (*SMALL_FILES, INDEX)] if path else []
-    files = [file for file in small if file.is_file()]
-    files += checkpoint.weights.files
+    files = [*filter(Path.is_file, small), *checkpoint.weights.files]
     return {file.name: file_sha256(file, stopped) for file in files}
 
 
 @contextmanager
 def lock_folder(out: Path, notice: Notice) -> Iterator[None]:
-    """Make the folder and hold it alone; the lock ends with the process, however it ends.
+    """Make the folder and lock it; the lock ends with the process, however it ends.
 
-    Raises:
-        EdgeError: the folder cannot be made, written or locked.
+    `notice` is told of waiting. An EdgeError if the folder cannot be made, written or locked.
     """
     check_writable(out)
     descriptor = os.open(out, os.O_RDONLY)
     try:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            notice(f"another process is converting to {out}; waiting for it to finish.")
-            fcntl.flock(descriptor, fcntl.LOCK_EX)
-        except OSError as error:  # ENOTSUP: some network volumes of macOS
-            raise EdgeError(
-                f"{out} is on a disk whose files cannot be locked ({error.strerror}); choose "
-                f"another --out, on a local disk."
-            ) from None
+        with os_errors_as_edge_error(out):  # some network volumes of macOS have no locks
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                notice(f"another process is converting to {out}; waiting for it to finish.")
+                fcntl.flock(descriptor, fcntl.LOCK_EX)
         _clear_leftovers(out)
         yield
     finally:
@@ -301,16 +291,14 @@ def lock_folder(out: Path, notice: Notice) -> Iterator[None]:
 
 
 def _clear_leftovers(out: Path) -> None:
-    """Undo what a killed process left, under the lock."""
+    """Delete what a killed process left, or put it back; needs the lock."""
     for path in out.iterdir():
-        match = LEFTOVER.fullmatch(path.name)
-        if match is None:
-            continue
-        target = out / match[1]
-        if match[2] == OLD and not target.exists():
-            path.rename(target)  # killed between taking the old one away and the new one's place
-        else:
-            remove(path)
+        if match := LEFTOVER.fullmatch(path.name):
+            target = out / match[1]
+            if match[2] == OLD and not target.exists():
+                path.rename(target)  # killed between the two renames of a replacement
+            else:
+                remove(path)
 
 
 def check_room(out: Path, needed_bytes: int) -> None:

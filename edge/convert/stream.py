@@ -1,8 +1,7 @@
-"""The one pass over a checkpoint's tensors that feeds every artefact at once.
+"""One pass over a checkpoint's tensors that writes every artefact at once.
 
-Blocks of rows are read and encoded by a few threads (numpy and MLX let go of the
-interpreter while they compute) and written in order. What is in memory is a handful
-of blocks, whatever the size of the model.
+Threads read and encode blocks of rows (numpy and MLX release the GIL) and the blocks are written
+in order. Memory holds a few blocks, whatever the size of the model.
 """
 
 import os
@@ -27,7 +26,7 @@ T = TypeVar("T")
 
 
 class Block:
-    """Consecutive rows of a tensor, checked, and rounded once however many artefacts ask.
+    """Consecutive rows of a tensor, each float type computed once.
 
     Raises:
         EdgeError: a value is not finite, or a type cannot hold it.
@@ -37,7 +36,7 @@ class Block:
         self.name = name
         self._values = values
         self._rounded: dict[str, Array] = {}
-        # NaN or infinite where one value is.
+        # NaN or infinite if a value is.
         self._largest = float(max(values.max(), -values.min())) if values.size else 0.0
         if not np.isfinite(self._largest):
             raise EdgeError(
@@ -46,13 +45,13 @@ class Block:
             )
 
     def rounded(self, dtype: str) -> Array:
-        """The rows as F32, F16 or BF16, the latter's bits in a uint16."""
+        """The rows as F32, F16 or BF16 (its bits in uint16)."""
         if dtype not in self._rounded:
             self._rounded[dtype] = self._bfloat16() if dtype == "BF16" else self._float(dtype)
         return self._rounded[dtype]
 
     def _bfloat16(self) -> Array:
-        """Ties go to even as everywhere."""
+        """Ties go to even."""
         bits = self.rounded("F32").view(np.uint32)
         even = (bits >> 16) & 1
         return ((bits + (0x7FFF + even)) >> 16).astype(np.uint16)
@@ -69,10 +68,10 @@ class Block:
 
 
 class Writer(ABC):
-    """One artefact that takes a checkpoint's tensors in the order of `expected_shapes`."""
+    """Writes one artefact from tensors in the order of `expected_shapes`."""
 
     def takes_packed(self, name: str) -> bool:
-        """True where the tensor is wanted as the source has it quantised."""
+        """True if the tensor is kept as the source has it quantised."""
         return False
 
     def append_packed(self, name: str, packed: Packed) -> None:
@@ -81,36 +80,36 @@ class Writer(ABC):
 
     @abstractmethod
     def encode(self, block: Block) -> Sequence[Array]:
-        """Rows in this artefact's form. Runs in any thread and changes nothing."""
+        """Rows as they are stored. Called from any thread."""
 
     @abstractmethod
     def append(self, name: str, encoded: Sequence[Array], last: bool) -> None:
-        """Write encoded rows, which come in order; `last` of their tensor."""
+        """Write encoded rows in order; `last` of their tensor."""
 
     @abstractmethod
     def finish(self) -> tuple[dict[str, str], list[str]]:
-        """Complete the artefact but for its manifest: SHA-256 by file name, notes on the result."""
+        """Complete all but the manifest; SHA-256 by file name, and notes on the result."""
 
     @abstractmethod
     def close(self) -> None:
-        """Let go of open files after a failure."""
+        """Close files."""
 
 
 def stream(
     checkpoint: Checkpoint, writers: Sequence[Writer], progress: Callable[[float], None]
 ) -> None:
-    """Give every tensor to every writer; `progress` is told the finished fraction, 0 to 1."""
+    """Give every tensor to every writer; `progress` takes the finished fraction, 0 to 1."""
     shapes = expected_shapes(checkpoint.config)
     total, done = sum(map(prod, shapes.values())), 0
     with ThreadPoolExecutor(min(MAX_THREADS, os.cpu_count() or 1)) as threads:
         for name, shape in shapes.items():
             progress(done / total)
-            as_it_is = [w for w in writers if w.takes_packed(name)]
-            if as_it_is:
+            kept = [writer for writer in writers if writer.takes_packed(name)]
+            if kept:
                 packed = checkpoint.weights.read_packed(name)
-                for writer in as_it_is:
+                for writer in kept:
                     writer.append_packed(name, packed)
-            rounded = [w for w in writers if w not in as_it_is]
+            rounded = [writer for writer in writers if writer not in kept]
             if rounded:
                 _stream_rows(checkpoint, rounded, name, shape, threads)
             done += prod(shape)

@@ -1,26 +1,40 @@
-"""One call of the converter: its options, a target per artefact, and their sizes."""
+"""Targets of a conversion, and the sizes of artefacts on disk and of those to be made."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from math import prod
 from pathlib import Path
 from typing import Any
 
-from edge.convert.artefacts.mlx import source_packing
+from edge.convert.artefacts.gguf import gguf_plan
+from edge.convert.artefacts.mlx import layout, source_packing
 from edge.convert.artefacts.recipes import GPTQ, GPTQ_BITS, RECIPES, Recipe
-from edge.convert.artefacts.sizes import planned_bytes
 from edge.convert.checkpoint import Checkpoint
 from edge.errors import EdgeError
+from edge.formats.files import read_json_object
+from edge.formats.gguf import read_gguf
+from edge.formats.safetensors import INDEX
+
+# Bits of a weight outside the head, by precision. ggml's blocks of 32 or 256 weights hold scales
+# beside the codes; where llama.cpp mixes types, it is the mean over a StableLM's matrices.
+GGUF_BITS = {
+    **{"Q8_0": 8.5, "Q6_K": 6.5625, "Q5_K_S": 5.5, "Q5_1": 6.0, "Q5_0": 5.5, "Q4_1": 5.0},
+    **{"Q4_0": 4.5, "Q5_K_M": 5.64, "Q4_K_M": 4.78},  # _M: half of attn_v and ffn_down in Q6_K
+    "Q3_K_M": 3.82,  # attn_v, attn_output and ffn_down in Q4_K, the first few in Q5_K
+    "Q2_K": 2.90,  # attn_v, attn_output and ffn_down in Q3_K
+}
+GGUF_HEAD_BITS = 6.5625  # Q6_K, unless the others have more
 
 
 @dataclass(frozen=True)
 class Options:
-    """The user's choices beside the artefacts' names."""
+    """The user's options."""
 
-    force: bool = False  # replace artefacts that are there
-    group_size: int | None = None  # of MLX's affine quantisation, in place of the recipe's
-    requantise: bool = False  # round a quantised source again rather than keep its values
-    learned: bool = False  # learn the quantisation of plain MLX recipes from a text, by GPTQ
-    calibration: Path | None = None  # that text; by default the package's own source code
+    force: bool = False  # replace existing artefacts
+    group_size: int | None = None  # of MLX's affine quantisation, instead of the recipe's
+    requantise: bool = False  # round a quantised source again instead of keeping its values
+    learned: bool = False  # GPTQ for MLX recipes that are not mixed
+    calibration: Path | None = None  # text for GPTQ; by default the package's source code
     imatrix: Path | None = None  # llama.cpp's importance matrix for GGUF artefacts
 
 
@@ -31,17 +45,17 @@ class Target:
     recipe: Recipe  # with the user's group size
     path: Path
     exact: bool = False  # keep the source's own quantised values
-    learned: bool = False  # by GPTQ, from a text
+    learned: bool = False  # by GPTQ
     imatrix: Path | None = None
-    chosen: bool = False  # by the user's options: one made with others is not what was asked for
+    chosen: bool = False  # by the user's options: an existing artefact must have the same
 
     @property
     def is_streamed(self) -> bool:
-        """Written from the checkpoint's tensors as they pass."""
+        """True if written directly from the checkpoint's tensors."""
         return not self.learned and (self.recipe.is_mlx or self.recipe.is_float)
 
     def record(self) -> dict[str, Any]:
-        """How it is made, for the manifest."""
+        """The manifest's `recipe`."""
         keys = ("bits", "group_size", "high_bits", "dtype", "file_type")
         learned = GPTQ if self.learned else None
         imatrix = self.imatrix.name if self.imatrix else None
@@ -52,7 +66,7 @@ class Target:
 def targets(
     checkpoint: Checkpoint, recipes: Sequence[Recipe], out: Path, options: Options
 ) -> list[Target]:
-    """One target per recipe, in order; an EdgeError for an option that none of them can have."""
+    """One target per recipe, in order; an EdgeError for an option that applies to none."""
     packing = source_packing(checkpoint)
     made = [_target(recipe, out, options, packing) for recipe in dict.fromkeys(recipes)]
     _check_options(made, options, checkpoint)
@@ -83,7 +97,7 @@ def _check_options(made: Sequence[Target], options: Options, checkpoint: Checkpo
         raise EdgeError(f"--calibration needs --calibrate {GPTQ}; add it.")
     if options.requantise and not checkpoint.weights.quantised:
         raise EdgeError(
-            f"--requantise is for quantised sources, and {checkpoint.source.name} is none; "
+            f"--requantise is for quantised sources, and {checkpoint.source.name} is not one; "
             f"leave it out."
         )
     for bits in (target.recipe.bits for target in made if target.learned):
@@ -98,24 +112,24 @@ def _check_options(made: Sequence[Target], options: Options, checkpoint: Checkpo
     ):
         if given and not used:
             raise EdgeError(
-                f"{flag} bears on none of the artefacts asked for; leave it out, or ask for one "
+                f"{flag} applies to none of the artefacts asked for; leave it out, or ask for one "
                 f"such as {'gguf-q4_k_m' if flag == '--imatrix' else 'mlx-int4'}."
             )
 
 
 @dataclass(frozen=True)
 class Listed:
-    """One artefact that could be made."""
+    """One artefact that can be made."""
 
     artefact: str
     bits_per_weight: float
     weight_bytes: int
     exact: bool  # keeps the source's own quantised values
-    estimated: bool  # right to 2 %, as llama.cpp decides the types; others are right to the byte
+    estimated: bool  # within 2 %, as llama.cpp chooses the types; others are exact
 
 
 def list_artefacts(checkpoint: Checkpoint, group_size: int | None = None) -> list[Listed]:
-    """Every artefact that this checkpoint can become, with a group size for MLX's affine ones."""
+    """Every artefact of this checkpoint; `group_size` is for MLX's affine quantisation."""
     stablelm = checkpoint.config.model_type == "stablelm"
     recipes = [recipe for recipe in RECIPES.values() if recipe.is_mlx or stablelm]
     listed = []
@@ -125,3 +139,42 @@ def list_artefacts(checkpoint: Checkpoint, group_size: int | None = None) -> lis
         estimated = not (recipe.is_mlx or recipe.is_float)
         listed.append(Listed(recipe.name, bits, size, target.exact, estimated))
     return listed
+
+
+def file_bytes(path: Path) -> int:
+    """Bytes on disk of a file, or of every file in a directory."""
+    files = path.rglob("*") if path.is_dir() else [path]
+    return sum(f.stat().st_size for f in files if f.is_file())
+
+
+def tensor_bytes(path: Path) -> int:
+    """Bytes of the weights without headers, tokenizer and config."""
+    if path.is_dir():
+        return int(read_json_object(path / INDEX)["metadata"]["total_size"])
+    return sum(tensor.data_bytes for tensor in read_gguf(path).tensors)
+
+
+def bits_per_weight(path: Path, parameters: int) -> float:
+    """Bits that one weight takes on average, scales and biases included."""
+    return 8 * tensor_bytes(path) / parameters
+
+
+def planned_bytes(checkpoint: Checkpoint, recipe: Recipe, exact: bool = False) -> int:
+    """Bytes of the weights of an artefact to be made.
+
+    Exact but for quantised GGUF files: llama.cpp chooses each tensor's type, and the result is
+    within 2 % for the published StableLMs.
+    """
+    if recipe.is_mlx:
+        tensors = layout(checkpoint, recipe, exact)
+        return sum(planned.data_bytes for tensor in tensors for planned in tensor.planned())
+    total = 0.0
+    for tensor in gguf_plan(checkpoint.config, recipe.dtype):
+        if recipe.is_float or tensor.dtype == "F32":  # vectors always are
+            total += tensor.data_bytes
+            continue
+        bits = GGUF_BITS[recipe.precision]
+        if tensor.name == "output.weight":
+            bits = max(bits, GGUF_HEAD_BITS)
+        total += prod(tensor.shape) * bits / 8
+    return round(total)

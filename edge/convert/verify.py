@@ -1,4 +1,4 @@
-"""A finished artefact against its manifest and against the checkpoint it was made of."""
+"""Verification of an artefact against its manifest and its source."""
 
 import math
 from collections.abc import Callable
@@ -23,34 +23,32 @@ from edge.errors import EdgeError
 from edge.model.tensors import check_shapes, expected_shapes
 
 WORST = 5
-# Twice what rounding to a float type can do to a number that is not too small for it.
+# Twice the relative error of rounding a normal number.
 FLOAT_ERRORS = {"F32": 2.0**-23, "F16": 2.0**-10, "BF16": 2.0**-7}
-# float16's step near zero: tensors of tiny numbers are off by up to half of it.
-F16_STEP = 2.0**-24
-# What macOS puts into every folder that the Finder shows.
-FINDERS = ".DS_Store"
-# Rows compared: some places spread over each tensor, a few rows at each. Quantisation
-# errors hardly differ between the rows of a matrix, and reading all would take minutes.
+F16_STEP = 2.0**-24  # near zero; rounding is off by up to half of it
+FINDERS = ".DS_Store"  # macOS puts one into every folder that the Finder shows
+# Rows compared in each tensor. Quantisation errors hardly differ between the rows of a matrix, and
+# reading all would take minutes.
 PLACES = 8
 ROWS_PER_PLACE = 16
 
 
 @dataclass(frozen=True)
 class TensorError:
-    """A tensor's distance from the checkpoint's over the rows compared."""
+    """A tensor's error over the rows compared."""
 
     name: str
     relative: float  # root mean square of the difference over that of the weights
-    largest: float  # difference
+    largest: float  # absolute difference
 
 
 @dataclass(frozen=True)
 class Verification:
-    """Result of a verification."""
+    """Problems of an artefact, and what was compared."""
 
     manifest: Manifest
     hashed_files: int
-    compared_tensors: int  # 0 if the source is not here
+    compared_tensors: int  # 0 without the source
     worst: tuple[TensorError, ...]  # largest relative error first
     problems: tuple[str, ...]
     remarks: tuple[str, ...]  # what could not be checked, and why
@@ -59,10 +57,10 @@ class Verification:
 def verify(
     artefact: Path, checkpoint: Checkpoint | None, progress: Callable[[float], None]
 ) -> Verification:
-    """Hash every file, read every tensor's place, compare rows with the checkpoint's if it is here.
+    """Hash every file, check every tensor's shape, compare rows with the checkpoint if given.
 
     Raises:
-        EdgeError: it has no manifest that can be read, so that nothing can be said.
+        EdgeError: the artefact has no valid manifest.
     """
     manifest = _manifest_of(artefact)
     problems = _changed_files(artefact, manifest)
@@ -76,7 +74,7 @@ def verify(
         problems.append(str(error))
     else:
         if checkpoint is None:
-            remarks.append("its source is not here, so no tensor was compared with it.")
+            remarks.append("its source is not available, so no tensor was compared with it.")
         elif checkpoint.fingerprint != manifest.fingerprint:
             problems.append(
                 f"{artefact} was not made from {checkpoint.source.origin} as it is now; "
@@ -93,10 +91,10 @@ def verify(
 
 
 def find_origin(artefact: Path, model: str | None = None) -> Checkpoint | None:
-    """The checkpoint an artefact was made of, with the same corrections.
+    """The checkpoint an artefact was made from, with the same corrections.
 
-    Where `model` does not name it, only what is here without asking the network is found, and no
-    local directories, as a manifest holds their names only.
+    Without `model`, only the demo, synthetic models and models in the hub's cache are found: a
+    manifest has no paths.
 
     Raises:
         EdgeError: the artefact has no manifest, or the source named is not a checkpoint.
@@ -104,24 +102,19 @@ def find_origin(artefact: Path, model: str | None = None) -> Checkpoint | None:
     manifest = _manifest_of(artefact)
     if model is not None:
         return open_checkpoint(model, corrections=manifest.corrections)
+    origin = manifest.source
+    if HUB_ID.fullmatch(origin):
+        from edge.convert.sources.hub import cached  # here, as it takes a second to import
+
+        origin = str(cached(origin, manifest.revision) or "")
+    elif origin != DEMO and not origin.startswith(PREFIX):
+        return None
     try:
-        found = _implied_origin(manifest)
-    except EdgeError:  # a cache that is incomplete, a shape of another release
+        found = open_checkpoint(origin, corrections=manifest.corrections)
+    except EdgeError:  # not in the cache, or incomplete; a shape of another release
         return None
     # A directory may be called "demo" as well.
-    return found if found and found.fingerprint == manifest.fingerprint else None
-
-
-def _implied_origin(manifest: Manifest) -> Checkpoint | None:
-    origin, corrections = manifest.source, manifest.corrections
-    if origin == DEMO or origin.startswith(PREFIX):
-        return open_checkpoint(origin, corrections=corrections)
-    if HUB_ID.fullmatch(origin):
-        from edge.convert.sources.hub import cached  # here: it takes a second to load
-
-        if path := cached(origin, manifest.revision):
-            return open_checkpoint(str(path), corrections=corrections)
-    return None
+    return found if found.fingerprint == manifest.fingerprint else None
 
 
 def _manifest_of(artefact: Path) -> Manifest:
@@ -130,14 +123,14 @@ def _manifest_of(artefact: Path) -> Manifest:
     manifest = read_manifest(artefact)
     if manifest is None:
         raise EdgeError(
-            f"{artefact} has no manifest of edge that can be read: it is damaged or was made by "
-            f"another program, so nothing can be verified; convert the model again."
+            f"{artefact} has no manifest of edge: it is damaged or was made by another program; "
+            f"convert the model again."
         )
     return manifest
 
 
 def _changed_files(artefact: Path, manifest: Manifest) -> list[str]:
-    """Sentences on files that are missing, other than they were, or new."""
+    """Sentences on files that are missing, changed or new."""
     expected = manifest.output_sha256
     if not artefact.is_dir():
         if gguf_sha256(artefact) == next(iter(expected.values()), None):
@@ -164,7 +157,7 @@ def _compare(
         if manifest.exact and checkpoint.weights.packing(name):
             error = TensorError(name, 0.0, 0.0)
             same = _same_values(name, opened.weights, checkpoint)
-            problem = None if same else f"tensor {name} is not the source's own any more."
+            problem = None if same else f"tensor {name} differs from the source; convert again."
         else:
             error = tensor_error(name, shape, opened.weights, checkpoint)
             problem = _problem(error, _bound(name, shape, opened, manifest))
@@ -192,7 +185,7 @@ def _bound(name: str, shape: Shape, opened: Opened, manifest: Manifest) -> float
     recipe = RECIPES.get(manifest.artefact)
     if recipe is None or (not recipe.is_mlx and (manifest.exact or len(shape) == 1)):
         return FLOAT_ERRORS["F32"]  # copied, or a vector, which llama.cpp keeps in float32
-    # Learning moves norms and biases as well.
+    # GPTQ changes norms and biases too.
     learned = not recipe.is_mlx or manifest.recipe.get("learned")
     kept = manifest.exact or not (learned or opened.weights.packing(name))
     if kept or recipe.is_float:
@@ -207,7 +200,7 @@ def tensor_errors(weights: Weights, checkpoint: Checkpoint) -> list[TensorError]
 
 
 def tensor_error(name: str, shape: Shape, weights: Weights, checkpoint: Checkpoint) -> TensorError:
-    """One tensor's error, NaN or infinite where a value is."""
+    """One tensor's error; NaN or infinite if a value is."""
     pairs = [
         (checkpoint.weights.read(name, *rows), weights.read(name, *rows))
         for rows in _sampled(shape[0])
@@ -224,7 +217,7 @@ def tensor_error(name: str, shape: Shape, weights: Weights, checkpoint: Checkpoi
 
 
 def _sampled(rows: int) -> list[tuple[int, int]]:
-    """Disjoint runs of rows, from the first to the last."""
+    """Disjoint ranges of rows that include the first and the last row."""
     if rows <= PLACES * ROWS_PER_PLACE:
         return [(0, rows)]
     starts = [(rows - ROWS_PER_PLACE) * i // (PLACES - 1) for i in range(PLACES)]
@@ -232,7 +225,7 @@ def _sampled(rows: int) -> list[tuple[int, int]]:
 
 
 def _same_values(name: str, weights: Weights, checkpoint: Checkpoint) -> bool:
-    """True if a quantised matrix is bit for bit the source's own."""
+    """True if a quantised matrix is bit for bit the source's."""
     if weights.packing(name) != checkpoint.weights.packing(name):
         return False
     ours, theirs = weights.read_packed(name), checkpoint.weights.read_packed(name)
@@ -241,7 +234,7 @@ def _same_values(name: str, weights: Weights, checkpoint: Checkpoint) -> bool:
 
 
 def describe_loss(path: Path, checkpoint: Checkpoint) -> str:
-    """A sentence on what rounding an already quantised source again has cost."""
+    """A sentence on the error of rounding an already quantised source again."""
     errors = tensor_errors(open_path(path).weights, checkpoint)
     worst = max(errors, key=lambda error: error.relative)
     typical = float(np.median([error.relative for error in errors]))

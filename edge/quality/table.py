@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 from msgspec import structs
 
-from edge.convert.artefacts.sizes import bits_per_weight, file_bytes
 from edge.convert.checkpoint import Checkpoint
 from edge.convert.convert import Artefact
+from edge.convert.targets import bits_per_weight, file_bytes
 from edge.errors import printable
 from edge.quality.corpus import Windows
 from edge.quality.evaluate import Evaluated

@@ -138,7 +138,7 @@ def test_verify_in_text_and_json(convert, tiny):
     found = convert.json(tiny, "--verify", path)
     assert (found["problems"], found["manifest"]["artefact"]) == ([], "mlx-int4")
     assert {"name", "relative", "largest"} == found["worst"][0].keys()
-    assert "its source is not here" in convert.json("--verify", path)["remarks"][0]
+    assert "its source is not available" in convert.json("--verify", path)["remarks"][0]
     (path / "config.json").write_text("{}")
     code, out, _ = convert.run(tiny, "--verify", path)
     assert (code, out.splitlines()[-1]) == (1, "the artefact is wrong")
@@ -153,7 +153,7 @@ def test_verify_in_text_and_json(convert, tiny):
         ("demo --revision main", 1, "--revision is for models on the hub"),
         ("demo --layers 2", 1, "--layers is for synthetic models"),
         ("demo --requantise", 1, "--requantise is for quantised sources"),
-        ("demo --to mlx-fp16 --group-size 64", 1, "--group-size bears on none"),
+        ("demo --to mlx-fp16 --group-size 64", 1, "--group-size applies to none"),
         ("demo --to gguf-q4_0 --imatrix x", 1, "x is missing"),
         ("demo --to mlx-int3 --calibrate gptq", 1, "gptq cannot make 3 bits"),
         ("demo --to mlx-int4 --calibration x", 1, "--calibration needs --calibrate"),

@@ -12,9 +12,9 @@ from gguf import GGUFReader
 from safetensors.numpy import load_file, save_file
 
 from edge.convert.artefacts.recipes import RECIPES
-from edge.convert.artefacts.sizes import file_bytes
 from edge.convert.checkpoint import open_checkpoint
 from edge.convert.convert import convert
+from edge.convert.targets import file_bytes
 from edge.errors import EdgeError
 from edge.model.load import load_model
 from tests.support.conversions import check, edge_logits, make

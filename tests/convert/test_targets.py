@@ -4,9 +4,8 @@ import numpy as np
 import pytest
 
 from edge.convert.artefacts.recipes import GROUP_SIZES, RECIPES
-from edge.convert.artefacts.sizes import bits_per_weight, tensor_bytes
 from edge.convert.checkpoint import open_checkpoint
-from edge.convert.targets import list_artefacts
+from edge.convert.targets import bits_per_weight, list_artefacts, tensor_bytes
 from edge.convert.verify import verify
 from edge.errors import EdgeError
 from tests.support.conversions import edge_logits, llama_logits, make

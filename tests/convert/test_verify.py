@@ -211,7 +211,7 @@ def test_exact_artefacts_are_compared_bit_for_bit(gptq, tmp_path):
         other = copy_of(artefact, tmp_path / part)
         rewrite(other, part, lambda data: data.__setitem__(-2, data[-2] ^ 1))
         problems = check(other, source).problems
-        assert problems == (f"tensor {stem}.weight is not the source's own any more.",)
+        assert problems == (f"tensor {stem}.weight differs from the source; convert again.",)
     other = copy_of(artefact, tmp_path)
     swap(other, "lm_head", "model.embed_tokens")  # held in float
     order = next(name for name in places(other) if name.endswith("1.mlp.gate_up_order"))
@@ -229,7 +229,7 @@ def test_another_checkpoint_and_a_missing_one(made, tmp_path):
     assert find_origin(made["mlx-int4"]) is None  # a directory, whose place is not written down
     found = check(made["mlx-int4"], None)
     assert found.problems == ()
-    assert found.remarks == ("its source is not here, so no tensor was compared with it.",)
+    assert found.remarks == ("its source is not available, so no tensor was compared with it.",)
 
 
 def test_corrections_belong_to_the_source(tiny, tmp_path):

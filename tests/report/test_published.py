@@ -3,8 +3,8 @@
 import pytest
 
 from edge.convert.artefacts.recipes import RECIPES, TABLE_11
-from edge.convert.artefacts.sizes import planned_bytes
 from edge.convert.checkpoint import open_checkpoint
+from edge.convert.targets import planned_bytes
 from edge.profile.profile import ModelInfo
 from edge.report.published import (
     is_published_model,

@@ -1,14 +1,12 @@
 """A StableLM GGUF file in float32, float16 or bfloat16.
 
-Written here rather than by llama.cpp's converter because that one leaves out
-`stablelm.rope.freq_base`: llama.cpp then runs with base 10000, which is wrong for
-Stable Code (1000000). Quantised files are made from the float16 file by llama.cpp itself.
+llama.cpp's own converter omits `stablelm.rope.freq_base`, and llama.cpp then runs with base 10000,
+which is wrong for Stable Code (1000000). llama.cpp makes quantised files from the float16 file.
 """
 
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
-from math import prod
 from pathlib import Path
 
 import numpy as np
@@ -19,35 +17,26 @@ from edge.convert.artefacts.manifest import BLANK, GGUF_KEY
 from edge.convert.artefacts.recipes import Recipe
 from edge.convert.checkpoint import Checkpoint
 from edge.convert.sources.gguf import gguf_name
-from edge.convert.sources.weights import Array, Shape
-from edge.convert.stream import Block, Writer
+from edge.convert.sources.weights import Array
+from edge.convert.stream import Block, Writer, blocks
 from edge.errors import EdgeError
-from edge.formats.safetensors import ITEM_BYTES, raw_bytes
+from edge.formats.safetensors import Planned, raw_bytes
 from edge.model.config import ModelConfig
 from edge.model.tensors import expected_shapes
 
 QUANTIZATION_VERSION = 2
 ALIGNMENT_BYTES = 32  # GGUF's default
-BLOCK_ROWS = 4096
 
 
 @dataclass(frozen=True)
-class PlannedTensor:
-    """One tensor of the file; `sources` are the checkpoint's that fill it, in order."""
+class PlannedTensor(Planned):
+    """One tensor of the file; `sources` are the checkpoint's tensors in it, in order."""
 
-    name: str
-    shape: Shape
-    dtype: str
     sources: tuple[str, ...]
-
-    @property
-    def data_bytes(self) -> int:
-        """Its size without padding."""
-        return prod(self.shape) * ITEM_BYTES[self.dtype]
 
 
 def gguf_plan(config: ModelConfig, dtype: str) -> list[PlannedTensor]:
-    """Every tensor of the file, in file order, matrices stored as `dtype`."""
+    """Every tensor in file order, matrices as `dtype`."""
     sources: dict[str, list[str]] = {}
     shapes = expected_shapes(config)
     for name in shapes:
@@ -55,10 +44,10 @@ def gguf_plan(config: ModelConfig, dtype: str) -> list[PlannedTensor]:
     plan = []
     for name, parts in sources.items():
         shape = shapes[parts[0]] if len(parts) == 1 else (len(parts), *shapes[parts[0]])
-        vector = name.endswith(("_norm.weight", ".bias"))  # llama.cpp wants them in float32
-        plan.append(PlannedTensor(name, shape, "F32" if vector else dtype, tuple(parts)))
+        vector = name.endswith(("_norm.weight", ".bias"))  # llama.cpp needs them in float32
+        plan.append(PlannedTensor(name, "F32" if vector else dtype, shape, tuple(parts)))
     if config.tie_word_embeddings:
-        plan.append(PlannedTensor("output.weight", plan[0].shape, dtype, ()))
+        plan.append(PlannedTensor("output.weight", dtype, plan[0].shape, ()))
     return plan
 
 
@@ -79,7 +68,7 @@ class GgufWriter(Writer):
         return [block.rounded(self._of[block.name].dtype)]
 
     def append(self, name: str, encoded: Sequence[Array], last: bool) -> None:
-        """Write rows; pad after the last of the tensors that make up one of the file's."""
+        """Write rows; pad after the last of a tensor's sources."""
         self._write(encoded[0])
         tensor = self._of[name]
         if last and name == tensor.sources[-1]:
@@ -94,15 +83,14 @@ class GgufWriter(Writer):
         return {name: self._digest.hexdigest()}, gguf_notes(self._checkpoint)
 
     def close(self) -> None:
-        """Let go of the file."""
+        """Close the file."""
         self._file.close()
 
     def _write_tied_head(self) -> None:
-        """llama.cpp's StableLM has no tied head: the embedding is written twice."""
+        """Write the embedding again: llama.cpp's StableLM has no tied head."""
         name = "model.embed_tokens.weight"
-        rows = self._checkpoint.config.vocab_size
-        for start in range(0, rows, BLOCK_ROWS):
-            values = self._checkpoint.weights.read(name, start, min(rows, start + BLOCK_ROWS))
+        for start, stop in blocks(self._of[name].shape):
+            values = self._checkpoint.weights.read(name, start, stop)
             self._write(self.encode(Block(name, values))[0])
         self._pad(self._of[name].data_bytes)
 
@@ -116,7 +104,7 @@ class GgufWriter(Writer):
 
 
 def check_expressible(checkpoint: Checkpoint) -> None:
-    """Raise EdgeError where GGUF has no form of the network or its tokenizer."""
+    """Raise EdgeError if GGUF cannot hold the network or its tokenizer."""
     if checkpoint.config.model_type != "stablelm":
         raise EdgeError(
             f"{checkpoint.source.name} is a {checkpoint.config.model_type} model: edge writes GGUF "
@@ -131,7 +119,7 @@ def check_expressible(checkpoint: Checkpoint) -> None:
 
 
 def gguf_notes(checkpoint: Checkpoint) -> list[str]:
-    """Sentences on what a GGUF file cannot say that the checkpoint does."""
+    """Sentences on differences between the GGUF file and the checkpoint."""
     if not read_tokenizer(checkpoint.tokenizer_files, checkpoint.config.vocab_size).composes:
         return []
     return [

@@ -1,4 +1,4 @@
-"""A byte-level BPE tokenizer.json in GGUF's terms."""
+"""A byte-level BPE tokenizer.json as GGUF keys."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -9,8 +9,8 @@ from edge.formats.files import decode_text, parse_json_object
 
 # gguf.TokenType
 NORMAL, CONTROL, USER_DEFINED, UNUSED = 1, 3, 4, 5
-# The special tokens that llama.cpp keeps an id for, under the family's names. llama.cpp has
-# no key for <repo_continuation>, and treats pad, rep and sep as ends of generation.
+# The special tokens that llama.cpp has a key for. It has none for <repo_continuation>, and ends
+# generation at pad, rep and sep.
 SPECIAL_IDS = {
     "fim_pre": "<fim_prefix>",
     "fim_suf": "<fim_suffix>",
@@ -20,7 +20,7 @@ SPECIAL_IDS = {
     "eot": "<|im_end|>",
     "padding": "<|padding|>",
 }
-# The splitting patterns that StableLM tokenizers use, by llama.cpp's name for them.
+# Part of tiktoken's splitting pattern.
 TIKTOKEN_MARK = r"\p{N}| ?[^\s\p{L}\p{N}]+"
 FILE = "tokenizer.json"
 
@@ -35,22 +35,22 @@ class GgufTokenizer:
     merges: list[str]
     special_ids: dict[str, int]
     chat_template: str | None
-    composes: bool  # the original composes Unicode (NFC) first, for which GGUF has no key
+    composes: bool  # text to Unicode's NFC first, for which GGUF has no key
 
 
 def read_tokenizer(files: Mapping[str, bytes], vocab_size: int) -> GgufTokenizer:
-    """Read a checkpoint's tokenizer files; ids below `vocab_size` that they lack become unused.
+    """Read a checkpoint's tokenizer files; missing ids below `vocab_size` become unused tokens.
 
     Raises:
-        EdgeError: tokenizer.json is not byte-level BPE, or does what llama.cpp cannot.
+        EdgeError: tokenizer.json is not byte-level BPE, or llama.cpp cannot do the same.
     """
     data = parse_json_object(files[FILE], FILE)
     try:
         model = data["model"]
         if model["type"] != "BPE":
             raise EdgeError(
-                f"{FILE} is a {model['type']} tokenizer; StableLM checkpoints use byte-level "
-                f"BPE, so this file belongs to another model."
+                f"{FILE} is a {model['type']} tokenizer, not StableLM's byte-level BPE; use the "
+                f"model's own."
             )
         tokens = {i: (text, NORMAL) for text, i in model["vocab"].items()}
         for token in data.get("added_tokens") or []:
@@ -75,7 +75,7 @@ def read_tokenizer(files: Mapping[str, bytes], vocab_size: int) -> GgufTokenizer
 
 
 def _merge(merge: str | list[str]) -> str:
-    """Both parts with one space between them, which therefore neither may hold."""
+    """Both parts with one space between; neither may contain one."""
     left, right = merge.split(" ") if isinstance(merge, str) else merge
     if " " in left + right:
         raise ValueError(f"{merge!r} cannot be written with a space between them")
@@ -83,27 +83,27 @@ def _merge(merge: str | list[str]) -> str:
 
 
 def _composes(normalizer: dict[str, Any] | None) -> bool:
-    """True for GPT-NeoX's NFC, which llama.cpp lacks but few texts need; no other may pass."""
+    """True for NFC, which llama.cpp lacks but few texts need; other normalisers are refused."""
     kinds = {step["type"] for step in _steps(normalizer, "normalizers")} if normalizer else set()
     if kinds - {"NFC"}:
         raise EdgeError(
-            f"{FILE} normalises text ({', '.join(sorted(kinds))}), which llama.cpp does not; "
-            f"GGUF output is not possible, convert to MLX instead."
+            f"{FILE} normalises text ({', '.join(sorted(kinds))}), which llama.cpp cannot, so GGUF "
+            f"output is not possible; convert to MLX instead."
         )
     return bool(kinds)
 
 
 def _steps(step: dict[str, Any], parts: str) -> list[dict[str, Any]]:
-    """The parts of a sequence, which are under that key; any other step is its own."""
+    """The parts of a sequence, under the key `parts`, or the step itself."""
     found: list[dict[str, Any]] = step[parts] if step["type"] == "Sequence" else [step]
     return found
 
 
 def _pre_tokenizer(pre: dict[str, Any]) -> str:
-    """llama.cpp's name for how text is split before merging.
+    """llama.cpp's name of the pre-tokenizer.
 
-    GPT-NeoX's and our demo's ByteLevel step has GPT-2's pattern ("olmo" is what llama.cpp's
-    converter calls GPT-NeoX's) and adds no space; StableLM 2 splits with tiktoken's.
+    GPT-NeoX and the demo use ByteLevel with GPT-2's pattern and no added space, which llama.cpp's
+    converter calls "olmo"; StableLM 2 uses tiktoken's pattern.
     """
     steps = _steps(pre, "pretokenizers")
     byte_level = [s for s in steps if s["type"] == "ByteLevel"]
@@ -114,8 +114,8 @@ def _pre_tokenizer(pre: dict[str, Any]) -> str:
     if len(patterns) == 1 and TIKTOKEN_MARK in patterns[0]:
         return "stablelm2"
     raise EdgeError(
-        f"{FILE} splits text in a way that no StableLM does; GGUF output is not possible, "
-        f"convert to MLX instead."
+        f"{FILE} splits text unlike any StableLM, so GGUF output is not possible; convert to MLX "
+        f"instead."
     )
 
 

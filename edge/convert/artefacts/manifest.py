@@ -1,8 +1,8 @@
-"""Record of what an artefact was made of and by what, kept inside it.
+"""The manifest of an artefact: its source, recipe, digests and tools, kept inside it.
 
-An MLX artefact has it as edge.json. A GGUF file has it under the key edge.manifest,
-as JSON padded with spaces: the room is reserved in the header and filled when the
-digests are known. The file's own digest is that of the file with the room blank.
+An MLX artefact has it in edge.json, a GGUF file under the key edge.manifest as JSON padded with
+spaces: the space is reserved in the header and filled when the digests are known. A GGUF file's
+digest is that of the file with this space blank.
 """
 
 import hashlib
@@ -30,21 +30,21 @@ READ_BYTES = 1 << 22
 
 @dataclass(frozen=True)
 class Manifest:
-    """The whole record."""
+    """Contents of edge.json."""
 
-    artefact: str  # its name, as in `--to`
-    source: str  # what the user asked to convert, without this machine's directories
-    revision: str | None  # the hub's commit, if it came from there
-    synthetic: bool  # random weights at a published shape; no quality figure means anything
+    artefact: str  # name, as in `--to`
+    source: str  # the user's name for it, without this machine's directories
+    revision: str | None  # the hub's commit
+    synthetic: bool  # random weights at a published shape, whose quality means nothing
     fingerprint: str  # of the checkpoint it was made from
-    corrections: Corrections  # what the user set in place of the source's values
-    recipe: dict[str, Any]  # how it was made: bits, group size, what else was chosen
+    corrections: Corrections
+    recipe: dict[str, Any]  # bits, group size and other options
     exact: bool  # the source's own quantised values, not rounded again
-    bits_per_weight: float  # everything stored divided by the number of weights
+    bits_per_weight: float  # of all that is stored
     source_sha256: dict[str, str]  # by file name; empty for generated weights
-    output_sha256: dict[str, str]  # by file name, this one left out
-    tools: dict[str, str] = field(default_factory=dict)  # versions of what made it
-    notes: tuple[str, ...] = ()  # what was lost or changed on the way, in sentences
+    output_sha256: dict[str, str]  # by file name, without edge.json
+    tools: dict[str, str] = field(default_factory=dict)  # versions by name
+    notes: tuple[str, ...] = ()  # sentences on what was lost or changed
 
     def to_json(self) -> str:
         """One JSON object."""
@@ -52,7 +52,7 @@ class Manifest:
 
 
 def read_manifest(artefact: Path) -> Manifest | None:
-    """The manifest of a finished artefact, or None if it has none that can be read."""
+    """The manifest of a finished artefact; None if it has no valid one."""
     try:
         if artefact.is_dir():
             data = read_small_file(artefact / MLX_FILE)
@@ -64,15 +64,15 @@ def read_manifest(artefact: Path) -> Manifest | None:
 
 
 def write_manifest(artefact: Path, manifest: Manifest) -> None:
-    """Put it into an artefact that is complete but for it; an EdgeError if a GGUF has no room."""
+    """Add it to an otherwise complete artefact; an EdgeError if it exceeds a GGUF file's space."""
     text = manifest.to_json().encode()
     if artefact.is_dir():
         (artefact / MLX_FILE).write_bytes(text)
         return
-    begin, end = _room(artefact)
+    begin, end = _manifest_place(artefact)
     if len(text) > end - begin:  # a source of more than a hundred files
         raise EdgeError(
-            f"{artefact.name}: the manifest takes {len(text)} bytes, a GGUF file has room for "
+            f"{artefact.name}: the manifest takes {len(text)} bytes, a GGUF file has space for "
             f"{end - begin}; convert from a checkpoint with fewer files."
         )
     with artefact.open("r+b") as file:
@@ -83,7 +83,7 @@ def write_manifest(artefact: Path, manifest: Manifest) -> None:
 def file_sha256(
     path: Path, stopped: Callable[[], bool] = lambda: False, blank: tuple[int, int] = (0, 0)
 ) -> str:
-    """Digest of a file, with the bytes between two offsets as spaces.
+    """SHA-256 of a file with the bytes between two offsets as spaces.
 
     A CancelledError if `stopped` becomes true before the end.
     """
@@ -99,12 +99,12 @@ def file_sha256(
 
 
 def gguf_sha256(path: Path) -> str:
-    """Digest of a GGUF file with the room of its manifest blank."""
-    return file_sha256(path, blank=_room(path))
+    """SHA-256 of a GGUF file with its manifest blank."""
+    return file_sha256(path, blank=_manifest_place(path))
 
 
-def _room(path: Path) -> tuple[int, int]:
-    """Where the manifest's text lies in a GGUF file: begin and end offset.
+def _manifest_place(path: Path) -> tuple[int, int]:
+    """Begin and end offset of the manifest's text in a GGUF file.
 
     A key is stored as its length and text, then its type, then the value's length and text.
     """

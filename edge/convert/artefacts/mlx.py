@@ -1,8 +1,7 @@
 """An MLX artefact: float, affine quantisation, or the source's own quantised values.
 
-Rows at a time instead of through mlx-lm's quantize_model, so that memory holds a few
-blocks of one tensor rather than the model. Names and config are mlx-lm's, so plain
-`mlx_lm.load` opens the result, unless it needs an input order.
+Written in blocks of rows, unlike mlx-lm's quantize_model, so that memory does not hold the model.
+Names and config are mlx-lm's: `mlx_lm.load` opens the result, unless it needs an input order.
 """
 
 import hashlib
@@ -26,13 +25,13 @@ from edge.model.tensors import ORDER_READERS, expected_shapes, order_of
 
 TORCH_DTYPES = {"F16": "float16", "BF16": "bfloat16"}
 CODE_BITS = 32
-# Of the matrices that share an order of inputs, the one it is written after.
+# Of the matrices that share an order of inputs, the one that it is written after.
 FIRST_READERS = tuple(f"{readers[0]}.weight" for readers in ORDER_READERS.values())
 
 
 @dataclass(frozen=True)
 class TensorLayout:
-    """One tensor: a float type, or bits and group size; `packing` if the source has it so."""
+    """How one tensor is stored: as floats, or quantised; `packing` if the source's is kept."""
 
     name: str
     shape: Shape
@@ -47,7 +46,7 @@ class TensorLayout:
         return self.name.removesuffix(".weight")
 
     def planned(self) -> list[Planned]:
-        """The stored tensors, in file order."""
+        """The stored tensors in file order."""
         if self.bits is None or self.group_size is None:
             return [Planned(self.name, self.dtype, self.shape)]
         rows, columns = self.shape
@@ -62,16 +61,16 @@ class TensorLayout:
         return planned
 
     def order_name(self) -> str | None:
-        """Where the order of its inputs goes, if this matrix is the one to bring it."""
+        """Name of the order of its inputs, if it is written after this matrix."""
         permuted = self.packing is not None and self.packing.permuted
         return order_of(self.stem) if permuted and self.name.endswith(FIRST_READERS) else None
 
 
 def layout(checkpoint: Checkpoint, recipe: Recipe, exact: bool) -> list[TensorLayout]:
-    """Every tensor of an MLX artefact, in file order.
+    """Every tensor of an MLX artefact in file order.
 
-    `exact` keeps the source's quantised matrices as they are, and the others in float. Else it is
-    as mlx-lm does: every linear and the embedding whose rows divide into groups.
+    `exact` keeps the source's quantised matrices, and the others in float. Else as in mlx-lm, every
+    linear and the embedding are quantised if their rows divide into groups.
     """
     layers, made = checkpoint.config.num_hidden_layers, []
     for name, shape in expected_shapes(checkpoint.config).items():
@@ -87,7 +86,7 @@ def layout(checkpoint: Checkpoint, recipe: Recipe, exact: bool) -> list[TensorLa
 
 
 def _is_sensitive(name: str, layers: int) -> bool:
-    """The matrices that mlx-lm's mixed recipes give more bits.
+    """True for matrices with more bits in mlx-lm's mixed recipes.
 
     The head, and v_proj and down_proj in the first and last eighth of the layers and every
     third in between (mlx_lm.convert.mixed_quant_predicate_builder).
@@ -104,8 +103,8 @@ def _is_sensitive(name: str, layers: int) -> bool:
 def source_packing(checkpoint: Checkpoint) -> tuple[int, int] | None:
     """Bits and group size of most of the quantised weights, if they can be kept exactly.
 
-    None if the source is not quantised, or if keeping what can be kept would leave more than
-    half of the quantised weights in float: that is not what an artefact's name promises.
+    None if the source is not quantised, or if more than half of the quantised weights would be
+    stored in float.
     """
     kept: Counter[tuple[int, int]] = Counter()
     by_bits: Counter[int] = Counter()
@@ -123,10 +122,7 @@ def source_packing(checkpoint: Checkpoint) -> tuple[int, int] | None:
 
 
 def quantization_config(tensors: Sequence[TensorLayout]) -> dict[str, Any] | None:
-    """config.json's "quantization" as mlx-lm reads it: one setting, and a path's own if it differs.
-
-    mlx-lm takes a matrix without scales for unquantised whatever stands here.
-    """
+    """config.json's "quantization" of mlx-lm: one setting, and those of modules that differ."""
     settings = {t.stem: (t.group_size, t.bits) for t in tensors if t.bits is not None}
     if not settings:
         return None
@@ -145,13 +141,13 @@ class MlxWriter(Writer):
         self._layout = {tensor.name: tensor for tensor in layout(checkpoint, recipe, exact)}
         plan = [planned for tensor in self._layout.values() for planned in tensor.planned()]
         self._tensors = ShardWriter(folder, plan)
-        # What follows a matrix's codes: small, so it waits for the last row.
+        # Held until the last row, as they follow the codes in the file.
         self._scales: list[Array] = []
         self._biases: list[Array] = []
         self._bias_error_steps = 0.0
 
     def takes_packed(self, name: str) -> bool:
-        """The tensor is kept as the source has it quantised."""
+        """True if the tensor is kept as the source has it quantised."""
         return self._layout[name].packing is not None
 
     def encode(self, block: Block) -> Sequence[Array]:
@@ -159,7 +155,7 @@ class MlxWriter(Writer):
         tensor = self._layout[block.name]
         if tensor.bits is None:
             return [block.rounded(tensor.dtype)]
-        # On the CPU everywhere: the same bits whatever the machine.
+        # On the CPU: the same bits on every machine.
         with mx.stream(mx.cpu):
             values = mx.array(block.rounded("F16"))
             quantised = mx.quantize(values, group_size=tensor.group_size, bits=tensor.bits)
@@ -177,7 +173,7 @@ class MlxWriter(Writer):
             self._scales, self._biases = [], []
 
     def append_packed(self, name: str, packed: Packed) -> None:
-        """Write a matrix as it is."""
+        """Write a whole matrix as the source has it."""
         for array in (packed.codes, packed.scales, packed.biases):
             self._tensors.write(array)
         self._bias_error_steps = max(self._bias_error_steps, packed.bias_error_steps)
@@ -185,14 +181,14 @@ class MlxWriter(Writer):
             self._tensors.write(packed.input_order.astype(np.int32))
 
     def finish(self) -> tuple[dict[str, str], list[str]]:
-        """Write the index, the config and what travels along."""
+        """Write the index, the config and the tokenizer files."""
         self._tensors.finish()
         quantization = quantization_config(list(self._layout.values()))
         small = write_small_files(self._checkpoint, self._recipe.dtype, quantization, self._folder)
         return self._tensors.sha256 | small, self._notes()
 
     def _notes(self) -> list[str]:
-        """Sentences on what was kept of a quantised source, how exactly, and why not the rest."""
+        """Sentences on the values of a quantised source that were kept and lost."""
         kept = [tensor for tensor in self._layout.values() if tensor.packing]
         unpackable = self._checkpoint.weights.unpackable
         lost = {name: unpackable[name] for name in self._layout if name in unpackable}
@@ -220,25 +216,24 @@ class MlxWriter(Writer):
         return notes
 
     def close(self) -> None:
-        """Let go of an open shard."""
+        """Close an open shard."""
         self._tensors.close()
 
 
 def _reasons(unpackable: Mapping[str, str]) -> str:
-    """Every reason once, with the first matrix it holds for."""
-    names: dict[str, list[str]] = {}
+    """Each reason once, with the first matrix and the number of others."""
+    first: dict[str, str] = {}
     for name, reason in unpackable.items():
-        names.setdefault(reason, []).append(name)
-    return "; ".join(
-        f"{held[0]}{f' and {len(held) - 1} more' if len(held) > 1 else ''}: {reason}"
-        for reason, held in names.items()
-    )
+        first.setdefault(reason, name)
+    others = Counter(unpackable.values()) - Counter(list(first))
+    more = {reason: f" and {count} more" for reason, count in others.items()}
+    return "; ".join(f"{name}{more.get(reason, '')}: {reason}" for reason, name in first.items())
 
 
 def write_small_files(
     checkpoint: Checkpoint, dtype: str, quantization: dict[str, Any] | None, folder: Path
 ) -> dict[str, str]:
-    """Write config.json and what travels along; SHA-256 by name."""
+    """Write config.json and the tokenizer files; SHA-256 by name."""
     config = checkpoint.config.to_dict()
     config["torch_dtype"] = TORCH_DTYPES[dtype]
     if quantization:

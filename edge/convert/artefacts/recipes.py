@@ -1,4 +1,4 @@
-"""The artefacts that edge makes, by name, and how far rounding may take them from their source."""
+"""The artefacts that edge makes, and bounds of their rounding errors."""
 
 import re
 from dataclasses import dataclass
@@ -7,39 +7,39 @@ from pathlib import Path
 from edge.errors import EdgeError
 
 GROUP_SIZES = (32, 64, 128)
-GPTQ = "gptq"  # what `--calibrate` takes, and manifests record
-GPTQ_BITS = (2, 4, 8)  # mlx-lm packs its codes one after the other: the width must divide 32
+GPTQ = "gptq"  # value of `--calibrate` and in manifests
+GPTQ_BITS = (2, 4, 8)  # divisors of 32, as mlx-lm's GPTQ packs codes into words
 FLOAT_FILE_TYPES = {0: "F32", 1: "F16", 32: "BF16"}
-# The fewest bits that an artefact's matrices have, from its precision.
+# The fewest bits of a precision's matrices.
 BITS = re.compile(r"^(?:INT|MIXED_|Q)(\d)")
 FLOATS = ("FP32", "FP16", "BF16")
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """How one artefact differs from its checkpoint."""
+    """How an artefact stores its weights."""
 
     name: str  # framework-precision
     framework: str  # MLX or GGUF
     precision: str  # as tables print it
-    dtype: str = "F16"  # of weights that are not quantised, safetensors' spelling
+    dtype: str = "F16"  # safetensors' name, of weights that are not quantised
     bits: int | None = None  # of MLX's affine quantisation; a mixed recipe's low bits
-    group_size: int | None = None  # how many weights share a scale and a bias
+    group_size: int | None = None  # number of weights that share a scale and a bias
     high_bits: int | None = None  # a mixed recipe's bits for the sensitive matrices
     file_type: int | None = None  # llama.cpp's `llama_ftype`, also written as general.file_type
 
     @property
     def is_mlx(self) -> bool:
-        """A directory for MLX, rather than a GGUF file."""
+        """True for an MLX directory, false for a GGUF file."""
         return self.framework == "MLX"
 
     @property
     def is_float(self) -> bool:
-        """Not quantised."""
+        """True if not quantised."""
         return self.bits is None and (self.is_mlx or self.file_type in FLOAT_FILE_TYPES)
 
     def path_in(self, out: Path) -> Path:
-        """Where the artefact lies inside an output folder."""
+        """The artefact's path in an output folder."""
         return out / (self.name if self.is_mlx else f"{self.name}.gguf")
 
 
@@ -70,14 +70,14 @@ RECIPES = {
         *(_gguf(name, file_type) for name, file_type in GGUF_FILE_TYPES.items()),
     )
 }
-# A foreign GGUF file with its missing metadata added and its tensors untouched.
+# A copy of a GGUF file with its missing metadata added.
 MENDED = Recipe("gguf-mended", "GGUF", "MENDED")
 # The five rows of Table 11 in the Stable Code Technical Report.
 TABLE_11 = ("mlx-fp16", "mlx-int4", "gguf-f16", "gguf-q5_k_m", "gguf-q6_k")
 
 
 def find_recipe(name: str) -> Recipe:
-    """Look an artefact's name up; an EdgeError if there is none."""
+    """The recipe of an artefact's name; an EdgeError if it is unknown."""
     if name not in RECIPES:
         raise EdgeError(f"unknown artefact {name!r}; choose from {', '.join(RECIPES)}.")
     return RECIPES[name]
@@ -86,11 +86,11 @@ def find_recipe(name: str) -> Recipe:
 def rounding_bound(
     precision: str, factor: float = 8.0, largest: float = 0.9, floats: float = 0.01
 ) -> float:
-    """The largest relative error that rounding to a precision can account for: factor / 2^bits.
+    """The largest relative error that rounding to a precision explains: factor / 2^bits.
 
-    By default of a tensor: rounding to b bits is off by about 1.5 / 2^b on weights that are normal
-    within their group, two unrelated tensors by 1.4. Never above `largest`, which also holds where
-    the precision does not tell its bits; `floats` is for float types.
+    The defaults are for a tensor: rounding normal weights to b bits has an error of about
+    1.5 / 2^b, two unrelated tensors differ by 1.4. At most `largest`, also for a precision
+    without bits; `floats` is for float types.
     """
     if precision in FLOATS:
         return floats

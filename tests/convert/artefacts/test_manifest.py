@@ -20,8 +20,8 @@ from edge.convert.artefacts.manifest import (
     write_manifest,
 )
 from edge.convert.artefacts.recipes import RECIPES
-from edge.convert.artefacts.sizes import tensor_bytes
 from edge.convert.checkpoint import Corrections, open_checkpoint
+from edge.convert.targets import tensor_bytes
 from edge.errors import EdgeError
 from tests.support.conversions import make
 from tests.support.tiny import CONFIGS, write_checkpoint
@@ -95,7 +95,7 @@ def test_a_gguf_digest_leaves_the_manifest_out(made, tmp_path):
         assert gguf_sha256(path) != digest
     before = path.read_bytes()
     files = {f"model-{i:05d}.safetensors": "0" * 64 for i in range(400)}
-    with pytest.raises(EdgeError, match=r"the manifest takes \d+ bytes.*room for 16384"):
+    with pytest.raises(EdgeError, match=r"the manifest takes \d+ bytes.*space for 16384"):
         write_manifest(path, dataclasses.replace(EXAMPLE, source_sha256=files))
     assert path.read_bytes() == before
 
