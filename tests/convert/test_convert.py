@@ -112,7 +112,7 @@ def test_a_weight_that_float16_cannot_hold_is_named(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["mlx-int4", "gguf-q8_0"])
-def test_a_whole_artefact_of_this_source_is_kept_until_forced(tmp_path, name):
+def test_an_artefact_of_this_source_is_kept_until_forced(tmp_path, name):
     out = tmp_path / "out"
     source, other = (write_checkpoint(tmp_path / f"{seed}", PLAIN, seed) for seed in (0, 7))
     (first,) = make(source, out, name)
@@ -126,7 +126,7 @@ def test_a_whole_artefact_of_this_source_is_kept_until_forced(tmp_path, name):
     assert first.path.stat().st_ino != inode
     record = first.path / "edge.json" if first.path.is_dir() else first.path
     record.write_bytes(record.read_bytes()[:500])
-    with pytest.raises(EdgeError, match="is not a whole artefact"):
+    with pytest.raises(EdgeError, match="is not a complete artefact"):
         make(other, out, name)
 
 
