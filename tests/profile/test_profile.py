@@ -7,47 +7,14 @@ import msgspec
 import pytest
 from jsonschema import Draft202012Validator
 
-from edge.bench.row import build_row
-from edge.device.describe import Bandwidth, Device
+from edge.device.describe import Device
 from edge.errors import EdgeError
-from edge.profile.profile import (
-    Method,
-    ModelInfo,
-    Profile,
-    ProfileError,
-    Quantity,
-    Reason,
-    read,
-    read_summary,
-    write,
-)
+from edge.profile.profile import ProfileError, Quantity, Reason, read, read_summary, write
 from edge.profile.trial import Trial
-from tests.bench.fakes import JOB, SUBJECT, THREE, context, process, samples_of, worked
-from tests.support.profiles import ROOT
+from tests.support.profiles import ROOT, failed_profile, make_profile, typed
 from tools.write_profile_schema import SCHEMA, text
 
 MEASURED = sorted((ROOT / "profiles" / "measured").glob("*.json"))
-DEVICE = Device("Apple M2", "arm64", 8, 8, 16 << 30, "macOS 27.0")
-PROFILE = Profile(
-    schema=1,
-    created_utc="2026-01-01T00:00:00+00:00",
-    argv=["bench.py", "[\\n1, 2]"],
-    device=DEVICE,
-    software={"edge": "0"},
-    model=ModelInfo("demo", "demo", None, 5, False),
-    method=Method(),
-    rows=[],
-)
-ROWS = {
-    "plain": build_row(SUBJECT, JOB, [process(THREE)], context()),
-    "with energy": build_row(
-        SUBJECT,
-        JOB,
-        [process(THREE, meter=worked("a flag"), samples=samples_of(7.0))],
-        context(device=Device("PC", memory_bandwidth=Bandwidth(100.0, "table, Apple"))),
-    ),
-    "failed": build_row(SUBJECT, JOB, [process([], failure="it died")], context()),
-}
 # The required keys, as in the first version.
 OLDEST = {
     "schema": 1,
@@ -74,12 +41,16 @@ def saved(path, data):
     return path
 
 
-@pytest.mark.parametrize("name", ROWS)
-def test_written_profiles_read_back_equal(path, name):
-    profile = msgspec.structs.replace(PROFILE, rows=[ROWS[name]])
+@pytest.mark.parametrize("maker", [make_profile, failed_profile])
+def test_written_profiles_read_back_equal(path, maker):
+    profile = typed({**maker(), "argv": ["bench.py", "[\\n1, 2]"]})
     write(profile, path)
     assert read(path) == profile
     assert next(iter(json.loads(path.read_text()))) == "schema"
+    assert re.search(r'"pass_begin_ns": \[\d+\],$', typed(make_profile()).to_json(), re.MULTILINE)
+    row = msgspec.structs.replace(profile.rows[0], load_s=float("nan"))
+    with pytest.raises(ValueError, match="JSON compliant"):
+        msgspec.structs.replace(profile, rows=[row]).to_json()
 
 
 @pytest.mark.parametrize("measured", MEASURED, ids=lambda path: path.name)
@@ -146,14 +117,6 @@ def test_broken_trials_are_refused_by_read_and_ignored_by_read_summary(path):
     assert len(read_summary(path).rows) == 1
 
 
-def test_stamps_share_a_line_and_nan_is_refused():
-    profile = msgspec.structs.replace(PROFILE, rows=[ROWS["plain"]])
-    assert re.search(r'"pass_begin_ns": \[\d+\],$', profile.to_json(), re.MULTILINE)
-    row = msgspec.structs.replace(ROWS["plain"], load_s=float("nan"))
-    with pytest.raises(ValueError, match="JSON compliant"):
-        msgspec.structs.replace(PROFILE, rows=[row]).to_json()
-
-
 @pytest.mark.parametrize(
     ("sentence", "about", "text"),
     [
@@ -171,7 +134,7 @@ def test_reasons_are_parsed(sentence, about, text):
 
 def test_a_null_has_a_reason():
     reasons = ["too hot", "power_w: no meter", "decode drifts: see joules_per_token"]
-    row = msgspec.structs.replace(ROWS["plain"], reasons=reasons)
+    row = typed(changed(reasons=reasons)).rows[0]
     assert row.why_not("power_w") == "no meter"
     assert row.why_not("joules_per_token_net") == "decode drifts: see joules_per_token"
     assert row.why_not("quality") == "the profile does not say why"

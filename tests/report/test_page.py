@@ -12,6 +12,7 @@ import pytest
 
 from edge.report.page import Source, render_page
 from edge.report.plots import Drawn, draw
+from tests.report.test_figure import texts_of
 from tests.support.profiles import ROOT, failed_row, hostile_profile, make_profile, typed
 
 
@@ -92,9 +93,12 @@ def test_profiles_are_embedded_as_json_without_markup(profile):
 @pytest.mark.parametrize("first", [0, 3])
 def test_hostile_strings_are_escaped(profile, first):
     spoilt = hostile_profile(profile, first)
-    page = page_of(spoilt, drawn=draw(typed(spoilt)) if first == 0 else None)
-    assert "{{ 7 * 7 }}" in page
+    drawn = draw(typed(spoilt))
+    assert all(texts_of(figure.svg()) for figure in drawn.figures)  # well-formed
+    assert "$\\frac{1}{0}$ a_b^c {x" in " ".join(texts_of(drawn.figures[0].svg())) or first
+    page = page_of(spoilt, drawn=drawn)
     reader = Reader(page)
+    assert "{{ 7 * 7 }}" in page
     assert [tag for tag, _ in reader.elements].count("script") == 2
     assert not {"img", "iframe", "object", "embed", "base"} & {tag for tag, _ in reader.elements}
     for _, attributes in reader.elements:
@@ -105,7 +109,9 @@ def test_hostile_strings_are_escaped(profile, first):
 def test_profiles_without_figures_and_of_the_first_version_have_a_page(profile):
     assert "No row has a figure that counts." in page_of({**profile, "rows": profile["rows"][2:]})
     old = {**profile, "device": {"name": "x"}, "model": {"name": "y"}, "method": {}}
-    assert "y on x" in page_of({**old, "software": {}, "rows": []})
+    page = page_of({**old, "software": {}, "rows": []})
+    for words in ("y on x", "No row was measured.", "edge of unknown version"):
+        assert words in page
 
 
 def test_reports_import_nothing_that_measures():

@@ -7,7 +7,7 @@ import re
 import pytest
 
 from edge.report.table import HEAD, csv_table, markdown_section, notes, profile_table, provenance
-from edge.text import figure, markdown, plain
+from edge.text import figure, plain
 from tests.support.profiles import (
     HOSTILE,
     failed_row,
@@ -61,7 +61,11 @@ def test_the_table_has_the_columns_of_table_11_and_those_with_figures(made):
     assert second["Test"] == "pp8+tg4 @ d64"
 
 
-def test_notes_have_each_reason_once_with_its_rows(made):
+def test_notes_have_each_reason_once_and_provenance_has_versions(made):
+    assert provenance(typed(made)) == (
+        "Apple M2 Max, macOS 15.5 (24F74), edge 0.1.0, mlx 0.32.4, llama-cpp-python 0.3.36, "
+        "power: powermetrics, 2026-11-20T12:00:00+00:00"
+    )
     made["rows"][0]["reasons"] = ["hot"]
     made["method"]["peak_memory"] = "VmHWM"
     assert notes(typed(made)) == [
@@ -71,16 +75,8 @@ def test_notes_have_each_reason_once_with_its_rows(made):
         "peak memory is the process's VmHWM",
     ]
     made["rows"][1]["workload"]["depth"] = 64
-    assert notes(typed(made))[0].startswith(
-        "mlx-fp16 pp512, tg128; mlx-int4 (mlx-lm) pp512, tg128 @ d64: hot"
-    )
-
-
-def test_provenance_names_versions_and_the_commit(made):
-    assert provenance(typed(made)) == (
-        "Apple M2 Max, macOS 15.5 (24F74), edge 0.1.0, mlx 0.32.4, llama-cpp-python 0.3.36, "
-        "power: powermetrics, 2026-11-20T12:00:00+00:00"
-    )
+    labels = "mlx-fp16 pp512, tg128; mlx-int4 (mlx-lm) pp512, tg128 @ d64"
+    assert notes(typed(made))[0] == f"{labels}: hot"
     made["software"]["edge-revision"] = "0123456789" * 4 + "-dirty"
     made["model"]["synthetic"] = True
     assert "edge 0.1.0 (012345678, changed), mlx 0.32.4" in provenance(typed(made))
@@ -113,34 +109,12 @@ def test_hostile_strings_stay_in_their_cell(made, first):
     assert not [cell for row in rows for cell in row if cell.startswith(("=", "+", "-", "@"))]
 
 
-def test_profiles_without_rows_and_of_the_first_version_have_tables(made):
-    assert "No row was measured." in markdown_section(typed({**made, "rows": []}))
-    keys = ("artefact", "engine", "framework", "precision", "workload", "verdict", "reasons")
-    rows = [{**{key: row[key] for key in keys}, "trials": []} for row in made["rows"]]
-    old = {**made, "device": {"name": "x"}, "model": {"name": "y"}, "method": {}, "rows": rows}
-    profile = typed({**old, "software": {}})
-    assert markdown_section(profile).startswith("### y on x\n")
-    assert "edge of unknown version" in provenance(profile)
-    assert len(csv_table([profile]).splitlines()) == 4
-
-
-def test_figures_have_significant_digits():
+def test_figures_have_significant_digits_and_plain_text_is_one_short_line():
     values = (None, 0.0, 1234.5, 52.25, 0.5, 0.01234, 1.8e-6, -3.14159)
     texts = ["—", "0", "1234", "52.2", "0.500", "0.0123", "1.8e-06", "-3.14"]
     assert [figure(value) for value in values] == texts
     assert figure(0.01234, 2) == "0.012"
-
-
-def test_plain_text_is_one_short_line():
     assert plain("a\n\tb") == "a b"
     assert plain("a\x00b\u202ec\ud800") == "a\ufffdb\ufffdc\ufffd"
     assert plain("x" * 200, 10) == "x" * 9 + "…"
     assert all(plain(text).isprintable() for text in HOSTILE)
-
-
-def test_markdown_aligns_figures_to_the_right():
-    assert markdown(("Name", "n"), [["a", "10"]], ("Name",)).splitlines() == [
-        "| Name |   n |",
-        "| ---- | --: |",
-        "| a    |  10 |",
-    ]

@@ -9,7 +9,6 @@ from edge.profile.profile import Profile, decode
 
 ROOT = Path(__file__).resolve().parents[2]
 NS = 10**9
-PARAMETERS = 2795443200
 PROMPT = 512
 CHIPS = {  # GPU cores, GB/s, GB
     "Apple M1 Max": (32, 409.6, 64),
@@ -136,7 +135,7 @@ def profile(device, rows, model, created):
         "software": {"edge": "0.1.0", "mlx": "0.32.4", "llama-cpp-python": "0.3.36"},
         "model": {
             **{"name": model, "source": f"stabilityai/{model}", "revision": "0123456789abcdef"},
-            **{"parameters": PARAMETERS, "synthetic": False},
+            **{"parameters": 2795443200, "synthetic": False},
         },
         "method": {
             "decode_rate": "sum of (N - 1) / sum of (t_N - t_1) over a trial's passes",
