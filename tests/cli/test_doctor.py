@@ -8,7 +8,6 @@ from edge.cli.doctor import Engine, Power
 from edge.cli.main import parser_of
 from edge.device.describe import Bandwidth, Device
 from edge.device.state import State
-from edge.power.powermetrics import SUDOERS
 
 MAC = Device(
     name="Apple M2 Max",
@@ -79,12 +78,6 @@ def test_verdict_without_an_engine_or_a_power_source(printed):
     assert code == 1 and json.loads("".join(lines))["can_measure"] is False
     code, lines = printed(power=[Power("rapl", "CPU", "no zone")])
     assert (code, lines[-1]) == (0, "Speed and memory can be measured here, power cannot.")
-
-
-@pytest.mark.parametrize("reason", ["a password", SUDOERS])
-def test_sudoers_line_is_shown_once(printed, reason):
-    _, lines = printed(power=[Power("powermetrics", "CPU", reason)])
-    assert sum(SUDOERS.split()[-1] in line for line in lines) == 1
 
 
 def test_missing_parts_are_named(monkeypatch):
