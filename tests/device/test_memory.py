@@ -61,8 +61,6 @@ def mac(**changes):
 OTHERS = "memory that other programs leave"
 CUDA = FakeMlx(metal=False, cached=GB, free_memory=9 * GB, total_memory=80 * GB)
 
-# --- room
-
 
 @pytest.mark.parametrize(
     ("mlx", "system", "available", "expected"),

@@ -39,7 +39,7 @@ REAL = {
 
 @pytest.mark.parametrize("chip", CHIPS)
 def test_records_of_every_chip_are_read(chip):
-    data = record(3, 505_000_000, 2525, 36000, 12, chip)
+    data = record(3, 505_000_000, 2525, 36000, chip, ane_energy="<real>12</real>")
     read = read_record(data)
     assert plistlib.loads(data)["gpu"]["gpu_energy"] == 36884  # of another window: not read
     assert read.joules == {"CPU": 2.525, "GPU": 36.0, "ANE": 0.012}
@@ -204,15 +204,14 @@ def test_missing_and_disordered_records_are_flagged(tmp_path):
     assert replayed(tmp_path, stream(records[10:] + records[:10])).flags
 
 
-PLACE = st.floats(0, 1)
-SPLICES = st.lists(st.tuples(PLACE, PLACE, st.binary(max_size=8)), max_size=4)
+SPLICE = st.tuples(st.floats(0, 1), st.floats(0, 1), st.binary(max_size=8))
 
 
 @settings(
     max_examples=int(os.environ.get("EDGE_FUZZ_CASES", "200")),
     suppress_health_check=[HealthCheck.function_scoped_fixture],
 )
-@given(st.lists(st.integers(0, 5), max_size=8), SPLICES)
+@given(st.lists(st.integers(0, 5), max_size=8), st.lists(SPLICE, max_size=4))
 def test_mutated_logs_add_no_power_and_no_time(tmp_path, order, splices):
     clean = log(6)
     data = stream(clean[number] for number in order)

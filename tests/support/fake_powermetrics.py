@@ -35,7 +35,6 @@ def record(
     elapsed_ns=500_000_000,
     cpu_mj=2500,
     gpu_mj=10000,
-    ane_mj=0,
     chip="M1",
     thermal="Nominal",
     ended=None,
@@ -45,7 +44,7 @@ def record(
     """One record; `changes` replace values of the processor, None removes one."""
     model, build, clusters = CHIPS[chip]
     ended = ended or datetime(2026, 10, 4, 23, 7, 7, tzinfo=UTC)
-    energies = {"cpu": cpu_mj, "gpu": gpu_mj, "ane": ane_mj}
+    energies = {"cpu": cpu_mj, "gpu": gpu_mj, "ane": 0}
     values = {}
     for key, energy_mj in energies.items():
         values[f"{key}_energy"] = f"<integer>{energy_mj}</integer>"
