@@ -70,17 +70,10 @@ def contents(session):
 
 @pytest.mark.parametrize(
     ("text", "command"),
-    [
-        ("/SET  top_p 1 ", ("set", "top_p 1")),
-        ("/system a\nb", ("system", "a\nb")),
-        ("/usr/bin/x", None),
-        ("// a comment", None),
-        ("/undo\nand more", None),
-        (" /help", None),
-        ("/", None),
-        ("//TODO\nx = 1", None),
-    ],
-)
+    [("/SET  top_p 1 ", ("set", "top_p 1")), ("/system a\nb", ("system", "a\nb")),
+     *((text, None) for text in ("/usr/bin/x", "// a comment", "/undo\nand more", " /help", "/",
+                                 "//TODO\nx = 1"))],
+)  # fmt: skip
 def test_commands_are_told_from_messages(text, command):
     assert split_command(text) == command
     assert as_message(text) == text
@@ -160,6 +153,7 @@ def test_a_base_model_continues_each_text_on_its_own(start, base):
     typed("abc")
     expected = generate(base.model, base.tokenizer, "abc", max_tokens=8)
     assert contents(session) == ["abc", expected] * 2
+    assert "left out" not in typed("a" * 250) and typed("/undo")
     assert typed("/undo") == "took back: abc\n"
     assert typed("/system x") == typed("/system")
     assert "takes no system prompt" in typed("/system")

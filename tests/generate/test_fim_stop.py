@@ -1,7 +1,7 @@
 """Rules that end a middle, one by one, and for any pieces of any text."""
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from edge.generate.fim_stop import StopRules
@@ -104,15 +104,20 @@ def test_max_lines_counts_from_the_first_code_also_without_the_other_rules():
 
 CODE = st.text(alphabet="ab \n\t()[]{}'\"\\:#1", max_size=60)
 WORDS = st.text("a()\n ='b", max_size=12)
-SUFFIXES = CODE | WORDS | st.sampled_from(["\n    return xyz\n", " + some_long_name(of, this)\n"])
+SUFFIXES = WORDS | st.sampled_from(["\n    return xyz\n", " + some_long_name(of, this)\n"])
 PIECES = WORDS | st.sampled_from(["\n    return", " xyz", " + some_long_", "name(of"])
+TEXTS = st.lists(PIECES, max_size=5).map("".join)
 
 
 @settings(max_examples=600)
-@given(CODE | WORDS, SUFFIXES, CODE | st.lists(PIECES, max_size=5).map("".join),
+@given(st.tuples(CODE, CODE, CODE) | st.tuples(WORDS, SUFFIXES, TEXTS),
        st.none() | st.integers(1, 4), st.sampled_from([True, True, False]))  # fmt: skip
-def test_the_pieces_of_a_text_do_not_matter(prefix, suffix, text, max_lines, heuristics):
+@example(("x = ", "\n    return xyz\n", "1\n    return xyz\n"), None, True)
+@example(("x = ", " + some_long_name(of, this)\n", "1 + some_long_name(of, this)"), None, True)
+@example(("x = ", "\n", "1\n \n"), None, True)
+def test_the_pieces_of_a_text_do_not_matter(texts, max_lines, heuristics):
     """A stop is found where it is decided, and text that was certain is never cut."""
+    prefix, suffix, text = texts
     rules, certain = StopRules(prefix, suffix, max_lines, heuristics), ""
     stop = rules.find_stop(text)
     for end in range(len(text) + 1):
