@@ -152,8 +152,8 @@ def _compiled_library(folder: Path) -> Path:
             except FileNotFoundError:
                 raise OSError("there is no C compiler (cc); install gcc") from None
             except subprocess.CalledProcessError as error:
-                lines = error.stderr.decode("utf-8", "replace").strip().splitlines()
-                raise OSError(f"cc failed ({lines[0] if lines else error.returncode})") from None
+                first_line = error.stderr.decode("utf-8", "replace").strip().partition("\n")[0]
+                raise OSError(f"cc failed ({first_line or error.returncode})") from None
             partial.replace(library)
     return library
 

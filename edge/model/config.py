@@ -165,11 +165,8 @@ class ModelConfig:
             yield f"num_attention_heads {heads} is not divisible by num_key_value_heads {kv_heads}"
         if self.rotary_dims % 2 or not 0 < self.rotary_dims <= width:
             yield f"{rotary} rotates {self.rotary_dims} of {width} dims, which must be even"
-        if (
-            window
-            and window != self.max_position_embeddings
-            and raw.get("use_sliding_window", True)
-        ):
+        is_used = raw.get("use_sliding_window", True) and window != self.max_position_embeddings
+        if window and is_used:
             yield f"sliding_window {window} is not supported"
         if self.model_type == "llama" and self.rotary_dims != width:
             yield f"{rotary} does not fit a Llama, which rotates whole heads"

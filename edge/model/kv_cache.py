@@ -44,10 +44,6 @@ class KVCache:
         """Keys, values and offset."""
         return self.keys, self.values, self.offset
 
-    @state.setter
-    def state(self, state: tuple[mx.array | None, mx.array | None, int]) -> None:
-        self.keys, self.values, self.offset = state
-
     def is_trimmable(self) -> bool:
         """True, unlike for mlx-lm's rotating caches."""
         return True

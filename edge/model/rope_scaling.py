@@ -1,7 +1,6 @@
-"""Rotary positions stretched beyond the trained context: part of the trained network.
+"""RoPE scaling: linear (arXiv:2306.15595), dynamic NTK, YaRN (arXiv:2309.00071), Llama 3.1's.
 
-Linear interpolation (arXiv:2306.15595), dynamic NTK, YaRN (arXiv:2309.00071) and Llama 3.1's, with
-the names and formulas of transformers' `modeling_rope_utils`.
+Names and formulas are those of transformers' `modeling_rope_utils`.
 """
 
 import math
@@ -12,13 +11,13 @@ from typing import Any
 from edge.errors import EdgeError
 
 ROPE_TYPES = ("default", "linear", "dynamic", "yarn", "llama3")
-OF_LLAMA3 = ("low_freq_factor", "high_freq_factor")
-OF_YARN = ("beta_fast", "beta_slow", "attention_factor")
+LLAMA3_KEYS = ("low_freq_factor", "high_freq_factor")
+YARN_KEYS = ("beta_fast", "beta_slow", "attention_factor")
 
 
 @dataclass(frozen=True)
 class RopeScaling:
-    """One scaling; `attention_factor` multiplies cosines and sines."""
+    """Type and parameters of a scaling; `attention_factor` multiplies cosines and sines."""
 
     rope_type: str
     factor: float
@@ -31,16 +30,14 @@ class RopeScaling:
     truncate: bool = True
 
     def to_dict(self) -> dict[str, Any]:
-        """The keys that transformers and mlx-lm read."""
-        written = {"rope_type": self.rope_type, "factor": self.factor}
-        if self.rope_type in ("llama3", "yarn"):
-            names = OF_LLAMA3 if self.rope_type == "llama3" else (*OF_YARN, "truncate")
-            names = ("original_max_position_embeddings", *names)
-            written |= {name: getattr(self, name) for name in names}
-        return written
+        """`rope_scaling` as transformers and mlx-lm read it."""
+        original = "original_max_position_embeddings"
+        own = {"llama3": (original, *LLAMA3_KEYS), "yarn": (original, *YARN_KEYS, "truncate")}
+        names = ("rope_type", "factor", *own.get(self.rope_type, ()))
+        return {name: getattr(self, name) for name in names}
 
     def frequencies(self, dims: int, base: float, length: int = 0) -> list[float]:
-        """Radians per position of each of the dims / 2 rotated pairs, for a context of `length`."""
+        """Radians per position of the dims / 2 rotated pairs, for a context of `length`."""
         if self.rope_type == "dynamic" and dims > 2:
             stretch = max(1.0, length / self.original_max_position_embeddings)
             base *= (self.factor * stretch - (self.factor - 1)) ** (dims / (dims - 2))
@@ -57,13 +54,13 @@ class RopeScaling:
         return [frequency * (share + (1 - share) / self.factor) for frequency, share in shares]
 
     def _kept_by_llama3(self, frequency: float) -> float:
-        """1 for a short wavelength, 0 for a long one, which is divided by the whole factor."""
+        """Unscaled share of a frequency: 1 for short wavelengths, 0 for long ones."""
         turns = self.original_max_position_embeddings * frequency / (2 * math.pi)
         share = (turns - self.low_freq_factor) / (self.high_freq_factor - self.low_freq_factor)
         return min(max(share, 0.0), 1.0)
 
     def _kept_by_yarn(self, dims: int, base: float) -> list[float]:
-        """1 for pairs that turn often within the trained context, 0 for slow ones."""
+        """Unscaled shares of all pairs: 1 for fast rotations in the trained context, 0 for slow."""
         low, high = (
             dims
             * math.log(self.original_max_position_embeddings / (turns * 2 * math.pi))
@@ -78,56 +75,43 @@ class RopeScaling:
 
 
 def read_rope_scaling(rope: Mapping[str, Any], context: int, where: str) -> RopeScaling | None:
-    """The scaling in `rope_scaling` or `rope_parameters`; None where positions are not scaled.
+    """The scaling in `rope_scaling` or `rope_parameters`; None without one.
 
-    Args:
-        rope: the JSON object.
-        context: max_position_embeddings, the trained context where the object gives none.
-        where: the file, for an EdgeError about an unknown kind or a wrong value.
+    `context` is max_position_embeddings. An EdgeError names the file `where` and the value.
     """
     kind = rope.get("rope_type", rope.get("type", "default"))
     if kind not in ROPE_TYPES:
         raise EdgeError(
-            f"{where}: rope scaling {kind!r} is not supported, and without it the model would "
-            f"compute something else; edge knows {', '.join(ROPE_TYPES)}, so choose another "
-            f"checkpoint."
+            f"{where}: rope scaling {kind!r} is not supported (only {', '.join(ROPE_TYPES)} are); "
+            f"choose another checkpoint."
         )
     if kind == "default":
         return None
     original = _number(rope, "original_max_position_embeddings", where, context)
     if kind == "dynamic":
-        original = context  # transformers ignores the other here
+        original = context  # as in transformers
     factor = _number(rope, "factor", where, context / original if kind == "yarn" else None)
     given = {"rope_type": kind, "factor": factor, "original_max_position_embeddings": int(original)}
     if kind == "llama3":
-        given |= {name: _number(rope, name, where) for name in OF_LLAMA3}
+        given |= {name: _number(rope, name, where) for name in LLAMA3_KEYS}
         if given["low_freq_factor"] >= given["high_freq_factor"]:
             raise EdgeError(
                 f"{where}: low_freq_factor {given['low_freq_factor']} is not below "
                 f"high_freq_factor {given['high_freq_factor']}; check the file."
             )
     elif kind == "yarn":
-        defaults = {
-            "beta_fast": 32.0,
-            "beta_slow": 1.0,
-            "attention_factor": _gain(rope, factor, where),
-        }
-        given |= {name: _number(rope, name, where, defaults[name]) for name in OF_YARN}
+        defaults = zip(YARN_KEYS, (32.0, 1.0, _yarn_gain(rope, factor, where)), strict=True)
+        given |= {name: _number(rope, name, where, default) for name, default in defaults}
         given["truncate"] = rope.get("truncate", True) is not False
     return RopeScaling(**given)
 
 
-def yarn_gain(factor: float, mscale: float = 1.0) -> float:
-    """YaRN's factor of cosines and sines: 0.1 mscale ln(factor) + 1."""
-    return 0.1 * mscale * math.log(factor) + 1.0 if factor > 1 else 1.0
-
-
-def _gain(rope: Mapping[str, Any], factor: float, where: str) -> float:
-    over, under = rope.get("mscale"), rope.get("mscale_all_dim")
-    if over is None or under is None:
-        return yarn_gain(factor)
-    scales = (_number(rope, name, where) for name in ("mscale", "mscale_all_dim"))
-    over, under = (yarn_gain(factor, scale) for scale in scales)
+def _yarn_gain(rope: Mapping[str, Any], factor: float, where: str) -> float:
+    """YaRN's default factor of cosines and sines: 0.1 mscale ln(factor) + 1."""
+    keys, scales = ("mscale", "mscale_all_dim"), (1.0, 0.0)
+    if all(rope.get(key) is not None for key in keys):
+        scales = (_number(rope, keys[0], where), _number(rope, keys[1], where))
+    over, under = (0.1 * scale * math.log(max(factor, 1)) + 1 for scale in scales)
     return over / under
 
 

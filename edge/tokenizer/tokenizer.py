@@ -38,19 +38,17 @@ class Tokenizer:
     """
 
     def __init__(
-        self,
-        backend: Any,
-        special_tokens: Mapping[str, str],
-        chat_template: str | None = None,
+        self, backend: Any, special_tokens: Mapping[str, str], chat_template: str | None = None
     ):
         backend.no_truncation()
         backend.no_padding()
         self.backend_tokenizer = backend
         self.special_tokens_map = dict(special_tokens)
         self.chat_template = chat_template
-        self.clean_up_tokenization_spaces = False
         self.bos_token = special_tokens.get("bos_token")
         self.eos_token = special_tokens.get("eos_token")
+        self.bos_token_id = self.convert_tokens_to_ids(self.bos_token)
+        self.eos_token_id = self.convert_tokens_to_ids(self.eos_token)
         self.eos_token_ids = set() if self.eos_token_id is None else {self.eos_token_id}
 
     @classmethod
@@ -73,16 +71,6 @@ class Tokenizer:
             raise EdgeError(
                 f"{path}: the tokenizer cannot be read ({error!r}); convert the checkpoint again."
             ) from None
-
-    @property
-    def bos_token_id(self) -> int | None:
-        """Id of the BOS token."""
-        return self.convert_tokens_to_ids(self.bos_token)
-
-    @property
-    def eos_token_id(self) -> int | None:
-        """Id of the EOS token; `eos_token_ids` has all ids that end a text."""
-        return self.convert_tokens_to_ids(self.eos_token)
 
     def __len__(self) -> int:
         return int(self.backend_tokenizer.get_vocab_size())
