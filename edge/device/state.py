@@ -179,6 +179,7 @@ def _power_warnings(before: State, after: State) -> Iterator[tuple[str, str]]:
 
 
 def _heat_warnings(before: State, after: State) -> Iterator[tuple[str, str]]:
+    # The last of a kind counts.
     for when, level in (("after", after.thermal), ("before", before.thermal)):
         if level not in (None, NOMINAL):
             sentence = f"thermal pressure was {level}, not {NOMINAL}, {when} the run: let it cool"
@@ -197,7 +198,7 @@ def _load_warnings(before: State, after: State, threads: int) -> Iterator[tuple[
     if load > threads + allowed_load():
         ours = f", {threads} of it ours" if threads else ""
         yield "load", f"other programs kept the machine busy (load {load:.1f}{ours}): close them"
-    for level in (before.memory_pressure, after.memory_pressure):
+    for level in (before.memory_pressure, after.memory_pressure):  # the last of a kind counts
         if level not in (None, "normal"):
             yield "memory", f"memory was short (pressure {level}): close other programs"
 

@@ -17,12 +17,7 @@ from itertools import takewhile
 import psutil
 
 from edge.power.meter import Meter, Sample
-from edge.power.powermetrics_records import (
-    Record,
-    RecordStream,
-    build_timeline,
-    describe_boundary,
-)
+from edge.power.powermetrics_records import Record, RecordStream, build_timeline, describe_boundary
 
 SAMPLERS = "cpu_power,gpu_power,thermal"
 LONGEST_RUN_S = 6 * 3600
