@@ -9,7 +9,6 @@ from edge.convert.targets import bits_per_weight, list_artefacts, tensor_bytes
 from edge.convert.verify import verify
 from edge.errors import EdgeError
 from tests.support.conversions import edge_logits, llama_logits, make
-from tests.support.gptq_packer import STABLELM, Settings, write_gptq
 from tests.support.tiny import CONFIGS, LLAMA, PLAIN, write_checkpoint
 
 # Rows that no block divides, and vectors whose bytes no alignment does.
@@ -57,14 +56,6 @@ def test_sizes_of_unusual_shapes_and_groups(tmp_path, raw, group_size):
     for made in make(source, tmp_path / "out", *names, group_size=group_size):
         assert tensor_bytes(made.path) == expected[made.recipe.name].weight_bytes, made.path
         assert made.recipe.group_size == (group_size if made.recipe.is_mlx else None)
-
-
-def test_a_quantised_source_lists_what_keeps_its_values(tmp_path):
-    write_gptq(tmp_path / "gptq", STABLELM, Settings())
-    expected = listed(tmp_path / "gptq")
-    assert [name for name, artefact in expected.items() if artefact.exact] == ["mlx-int4"]
-    (made,) = make(tmp_path / "gptq", tmp_path / "out", "mlx-int4")
-    assert tensor_bytes(made.path) == expected["mlx-int4"].weight_bytes
 
 
 def test_a_llama_has_no_gguf_here(tmp_path):

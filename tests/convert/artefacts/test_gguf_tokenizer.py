@@ -29,13 +29,10 @@ SPACE_RUNS = range(2, 25)  # GPT-NeoX has a token for each
 
 TEXTS = (
     'def f(a, *b):\n    """Doc."""\n    if a >= 0x1F:\n\t\treturn {k: v for k, v in b}\n',
-    '<!DOCTYPE html>\n<a href="https://x.org/?q=1&amp;r=%20">\u00a0link</a>\n',
     "代码补全模型：你好，世界！",
     "👩‍👩‍👧‍👦 🏳️‍🌈 👍🏽 ❤️ 1️⃣",
     "x\u0323\u0302 q\u0307\u0323 a\u20d7 cafe\u0301 \u1112\u1161\u11ab A\u030a \u212b",
-    "a\x01b\x1f\x7f\u0085\u200b\ufeffc\u2028d",
     "a\u00a0b\u2003c\u3000d \u00a0 e\u202f \U0010ffff\ufffd\uffff",
-    "a = 1   \nb = 2\t\nc \v d\f \t  \t x \t\n \t\n\t\t\ty",
     "0 12 123 1234 12345 1234567890 1_000_000 3.14159 1e-9 0xFF 0b10 007 don't we'll I'm",
     "<fim_prefix>def f():<fim_suffix>\n    pass<fim_middle>",
     "<|im_start|>user\nhi there<|im_end|>\n<|im_start|>assistant\n",
@@ -117,7 +114,6 @@ def test_rows_the_tokenizer_lacks_are_unused():
         ({"pre_tokenizer": {"type": "ByteLevel", "add_prefix_space": True}}, "splits text"),
         ({"normalizer": {"type": "NFKC"}}, "normalises text"),
         ({"normalizer": {"type": "Sequence", "normalizers": [{"type": "Lowercase"}]}}, "Lowercase"),
-        ({"model": None}, "is not a tokenizer"),
         ({"pre_tokenizer": None}, "is not a tokenizer"),
     ],
 )

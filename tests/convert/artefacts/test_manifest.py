@@ -13,36 +13,19 @@ from edge.convert.artefacts.manifest import (
     GGUF_KEY,
     MLX_FILE,
     TOOLS,
-    Manifest,
     file_sha256,
     gguf_sha256,
     read_manifest,
     write_manifest,
 )
 from edge.convert.artefacts.recipes import RECIPES
-from edge.convert.checkpoint import Corrections, open_checkpoint
+from edge.convert.checkpoint import open_checkpoint
 from edge.convert.targets import tensor_bytes
 from edge.errors import EdgeError
 from tests.support.conversions import make
 from tests.support.tiny import CONFIGS, write_checkpoint
 
 MADE = ("mlx-fp16", "mlx-int4", "gguf-f16", "gguf-q8_0")
-EXAMPLE = Manifest(
-    artefact="mlx-int4",
-    source="tiny",
-    revision=None,
-    synthetic=False,
-    fingerprint="f" * 64,
-    corrections=Corrections(rope_theta=1e6),
-    recipe={"bits": 4},
-    exact=False,
-    bits_per_weight=4.5,
-    source_sha256={"a": "1"},
-    output_sha256={"b": "2"},
-    tools={"edge": "0"},
-    notes=("fine.", "Größe"),
-)
-FIELDS = json.loads(EXAMPLE.to_json())
 
 
 @pytest.fixture(scope="module")
@@ -78,13 +61,18 @@ def test_every_kind_of_artefact_records_its_source_and_files(made, tiny, name):
     assert str(tiny.parent) not in found.to_json()  # nothing of this machine
 
 
-def test_a_gguf_digest_leaves_the_manifest_out(made, tmp_path):
+@pytest.fixture
+def example(made):
+    return dataclasses.replace(read_manifest(made["mlx-int4"]), notes=("fine.", "Größe"))
+
+
+def test_a_gguf_digest_leaves_the_manifest_out(made, example, tmp_path):
     path = shutil.copyfile(made["gguf-f16"], tmp_path / "gguf-f16.gguf")
     digest, size = gguf_sha256(path), path.stat().st_size
-    write_manifest(path, dataclasses.replace(EXAMPLE, notes=("x" * 9000,)))
+    write_manifest(path, dataclasses.replace(example, notes=("x" * 9000,)))
     assert gguf_sha256(path) == digest
-    write_manifest(path, EXAMPLE)  # shorter: nothing of the longer one is left
-    assert read_manifest(path) == EXAMPLE
+    write_manifest(path, example)  # shorter: nothing of the longer one is left
+    assert read_manifest(path) == example
     assert path.stat().st_size == size
     data = bytearray(path.read_bytes())
     begin = data.index(b"{", data.index(GGUF_KEY.encode()))
@@ -96,26 +84,25 @@ def test_a_gguf_digest_leaves_the_manifest_out(made, tmp_path):
     before = path.read_bytes()
     files = {f"model-{i:05d}.safetensors": "0" * 64 for i in range(400)}
     with pytest.raises(EdgeError, match=r"the manifest takes \d+ bytes.*space for 16384"):
-        write_manifest(path, dataclasses.replace(EXAMPLE, source_sha256=files))
+        write_manifest(path, dataclasses.replace(example, source_sha256=files))
     assert path.read_bytes() == before
 
 
-def test_older_manifests_are_read(tmp_path):
+def test_older_manifests_are_read(example, tmp_path):
     """They had a digest of their own, and at first neither notes nor tools."""
-    write_manifest(tmp_path, EXAMPLE)
-    assert read_manifest(tmp_path) == EXAMPLE
-    fields = {k: v for k, v in FIELDS.items() if k not in ("notes", "tools")}
+    write_manifest(tmp_path, example)
+    assert read_manifest(tmp_path) == example
+    fields = {k: v for k, v in json.loads(example.to_json()).items() if k not in ("notes", "tools")}
     (tmp_path / MLX_FILE).write_text(json.dumps({**fields, "sha256": "0" * 64}))
-    assert read_manifest(tmp_path) == dataclasses.replace(EXAMPLE, notes=(), tools={})
+    assert read_manifest(tmp_path) == dataclasses.replace(example, notes=(), tools={})
 
 
-WRONG_TYPES = [json.dumps({**FIELDS, key: [[1]]}) for key in FIELDS]
-BROKEN = ["", "[]", "[" * 100_000, '{"artefact": "mlx-int4"}', EXAMPLE.to_json() + "{}"]
-BROKEN += [EXAMPLE.to_json().replace(*pair) for pair in (("4.5", "NaN"), ('"tiny"', '"\\ud800"'))]
-
-
-def test_files_without_a_valid_manifest(made, tmp_path):
-    for text in WRONG_TYPES + BROKEN:
+def test_files_without_a_valid_manifest(made, example, tmp_path):
+    text = example.to_json()
+    broken = ["", "[]", "[" * 100_000, '{"artefact": "mlx-int4"}', text + "{}"]
+    broken += [text.replace(*pair) for pair in (("false", "NaN"), ('"tiny"', '"\\ud800"'))]
+    broken += [json.dumps({**json.loads(text), key: [[1]]}) for key in json.loads(text)]
+    for text in broken:
         (tmp_path / MLX_FILE).write_text(text)
         assert read_manifest(tmp_path) is None, text
     (tmp_path / "folder" / MLX_FILE).mkdir(parents=True)
