@@ -83,9 +83,8 @@ def open_checkpoint(
 ) -> Checkpoint:
     """Open `demo`, a directory, a GGUF file, `synthetic:NAME` or a model of the hub.
 
-    Raises:
-        EdgeError: it cannot be found, or a file or tensor is missing, damaged or of another
-            architecture.
+    An EdgeError if it cannot be found, or a file or tensor is missing, damaged or of another
+    architecture.
     """
     corrections = corrections or Corrections()
     source = find_source(model, revision, corrections.layers)

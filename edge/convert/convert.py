@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from threading import Event
@@ -70,9 +71,8 @@ def convert(
 ) -> list[Artefact]:
     """Make the artefacts that are missing in the folder `out`.
 
-    Raises:
-        EdgeError: an artefact of another checkpoint is in the way, the disk is too small, a
-            recipe cannot be made of this checkpoint, or writing failed.
+    An EdgeError if another artefact is in the way, the disk is too small, a recipe cannot be made
+    of this checkpoint, or writing fails.
     """
     options = options or Options()
     wanted = targets(checkpoint, recipes, out, options)
@@ -172,55 +172,54 @@ class _Conversion:
         with ExitStack() as stack:
             writers: list[tuple[Target, Path, Writer]] = []
             for target in wanted:
-                partial = stack.enter_context(atomic_write(target.path))
+                path = stack.enter_context(atomic_write(target.path))
                 writer: Writer = (
-                    MlxWriter(self.checkpoint, target.recipe, target.exact, partial)
+                    MlxWriter(self.checkpoint, target.recipe, target.exact, path)
                     if target.recipe.is_mlx
-                    else GgufWriter(self.checkpoint, target.recipe, partial)
+                    else GgufWriter(self.checkpoint, target.recipe, path)
                 )
                 stack.callback(writer.close)
-                writers.append((target, partial, writer))
-            stream(self.checkpoint, [w for *_, w in writers], self._progress_of(*wanted))
-            for target, partial, writer in writers:
-                self._sign(target, partial, *writer.finish())
+                writers.append((target, path, writer))
 
-    def _progress_of(self, *wanted: Target) -> Callable[[float], None]:
-        def update(done: float) -> None:
-            for target in wanted:
-                self.progress(target.recipe.name, done)
+            def update(done: float) -> None:
+                for target in wanted:
+                    self.progress(target.recipe.name, done)
 
-        return update
+            stream(self.checkpoint, [writer for *_, writer in writers], update)
+            for target, path, writer in writers:
+                self._sign(target, path, *writer.finish())
 
     def _make_from_float(self, target: Target) -> None:
         source = float_of(target).path_in(self._floats)
         if not source.exists():
             source = float_of(target).path_in(self.out)
-        checkpoint, recipe, progress = self.checkpoint, target.recipe, self._progress_of(target)
-        with atomic_write(target.path) as partial:
+        checkpoint, recipe = self.checkpoint, target.recipe
+        progress = partial(self.progress, recipe.name)
+        with atomic_write(target.path) as path:
             if target.learned:
                 # Imported here: it needs mlx-lm and transformers.
                 from edge.convert.artefacts.learned import write_learned
 
                 text = self.options.calibration
-                made = write_learned(checkpoint, recipe, source, text, partial, progress)
+                made = write_learned(checkpoint, recipe, source, text, path, progress)
             else:
                 assert recipe.file_type is not None  # every GGUF recipe has one
-                quantise(source, partial, recipe.file_type, progress, target.imatrix)
-                warning = fallback_warning(partial, recipe.file_type)
+                quantise(source, path, recipe.file_type, progress, target.imatrix)
+                warning = fallback_warning(path, recipe.file_type)
                 notes = [*gguf_notes(checkpoint), *([warning] if warning else [])]
-                made = {target.path.name: gguf_sha256(partial)}, notes
-            self._sign(target, partial, *made)
+                made = {target.path.name: gguf_sha256(path)}, notes
+            self._sign(target, path, *made)
 
     def _sign(
-        self, target: Target, partial: Path, digests: dict[str, str], notes: Sequence[str]
+        self, target: Target, path: Path, digests: dict[str, str], notes: Sequence[str]
     ) -> None:
         """Add the manifest, as the last step before the artefact takes its place."""
         if self.checkpoint.weights.quantised and not target.exact:
-            notes = [*notes, describe_loss(partial, self.checkpoint)]
+            notes = [*notes, describe_loss(path, self.checkpoint)]
         sources = self._sources.result()
-        manifest = make_manifest(self.checkpoint, target.recipe, partial, sources, digests, notes)
+        manifest = make_manifest(self.checkpoint, target.recipe, path, sources, digests, notes)
         manifest = replace(manifest, recipe=target.record(), exact=target.exact)
-        write_manifest(partial, manifest)
+        write_manifest(path, manifest)
 
 
 def float_of(target: Target) -> Recipe:

@@ -60,9 +60,8 @@ def fix_gguf(
 ) -> Artefact:
     """Write OUT/gguf-mended.gguf; the user's `corrections` replace the file's values.
 
-    Raises:
-        EdgeError: it is not a GGUF file of a StableLM, lacks nothing, or its rotary base is
-            unknown; or the folder cannot be written.
+    An EdgeError if it is not a GGUF file of a StableLM, lacks nothing, or its rotary base is
+    unknown; or if the folder cannot be written.
     """
     source = Path(model).expanduser()
     if not source.is_file():

@@ -28,8 +28,7 @@ T = TypeVar("T")
 class Block:
     """Consecutive rows of a tensor, each float type computed once.
 
-    Raises:
-        EdgeError: a value is not finite, or a type cannot hold it.
+    An EdgeError if a value is not finite, or a type cannot hold it.
     """
 
     def __init__(self, name: str, values: Array):

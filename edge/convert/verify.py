@@ -59,8 +59,7 @@ def verify(
 ) -> Verification:
     """Hash every file, check every tensor's shape, compare rows with the checkpoint if given.
 
-    Raises:
-        EdgeError: the artefact has no valid manifest.
+    An EdgeError if the artefact has no valid manifest.
     """
     manifest = _manifest_of(artefact)
     problems = _changed_files(artefact, manifest)
@@ -96,8 +95,7 @@ def find_origin(artefact: Path, model: str | None = None) -> Checkpoint | None:
     Without `model`, only the demo, synthetic models and models in the hub's cache are found: a
     manifest has no paths.
 
-    Raises:
-        EdgeError: the artefact has no manifest, or the source named is not a checkpoint.
+    An EdgeError if the artefact has no manifest, or `model` is not a checkpoint.
     """
     manifest = _manifest_of(artefact)
     if model is not None:

@@ -41,8 +41,7 @@ class GgufTokenizer:
 def read_tokenizer(files: Mapping[str, bytes], vocab_size: int) -> GgufTokenizer:
     """Read a checkpoint's tokenizer files; missing ids below `vocab_size` become unused tokens.
 
-    Raises:
-        EdgeError: tokenizer.json is not byte-level BPE, or llama.cpp cannot do the same.
+    An EdgeError if tokenizer.json is not byte-level BPE, or llama.cpp cannot do the same.
     """
     data = parse_json_object(files[FILE], FILE)
     try:

@@ -52,10 +52,8 @@ def write_learned(
 ) -> tuple[dict[str, str], list[str]]:
     """Write an MLX artefact by GPTQ; SHA-256 of its files by name, and notes.
 
-    `source` is an mlx-fp16 artefact of the checkpoint.
-
-    Raises:
-        EdgeError: the text is too short, or the group size does not divide the matrices' rows.
+    `source` is an mlx-fp16 artefact of the checkpoint. An EdgeError if the text is too short, or
+    the group size does not divide the matrices' rows.
     """
     # It would warn of a text longer than the model's context.
     logging.set_verbosity_error()  # type: ignore[no-untyped-call]
