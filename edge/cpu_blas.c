@@ -1,28 +1,28 @@
 /* cblas_sgemm for MLX on a Linux CPU, whose wheel has the reference BLAS.
  *
- * Products of several rows go to numpy's OpenBLAS. One row, which is what decoding multiplies, is
- * a read of the matrix: a plain loop reads it as fast as the memory allows, where OpenBLAS packs
- * it first. The third product is MLX's 4-bit one, which MLX itself computes a code at a time;
- * MLX has no way to call a function of ours but this one, so `alpha` says that it is meant.
+ * Products of several rows are passed to numpy's OpenBLAS. For one row, as in decoding, a plain
+ * loop reads the matrix at memory bandwidth, while OpenBLAS packs it first. The third kind is the
+ * product with a 4-bit matrix, which MLX itself computes one code at a time. MLX calls no other
+ * function of this library, so a special `alpha` selects it.
  *
- * Not to be compiled with -ffast-math: GCC before 13 links such a library with code that flushes
+ * Do not compile with -ffast-math: GCC before 13 links such a library with code that flushes
  * denormals in the whole process.
  */
 
 enum { ROW_MAJOR = 101, NO_TRANS = 111, TRANS = 112 };
 
-/* Larger alphas, which no product of a network has, are INT4_ALPHA times a group's size. */
+/* An alpha of INT4_ALPHA times the group size, which no network uses, selects the 4-bit product. */
 static const float INT4_ALPHA = 0x1p100f;
 
-/* Products so far, by which Python sees that MLX calls this library. */
+/* Number of products: Python checks with it that MLX calls this library. */
 long edge_products;
 
-/* OpenBLAS's cblas_sgemm with 64-bit integers, set by Python: this library is global, and linked
- * to OpenBLAS it would make all of its functions global too. */
+/* OpenBLAS's cblas_sgemm with 64-bit integers, set by Python: this library is loaded globally, and
+ * linking it to OpenBLAS would make all of OpenBLAS's functions global too. */
 void (*edge_openblas_sgemm)(int, int, int, long, long, long, float, const float *, long,
                             const float *, long, float, float *, long);
 
-/* c = beta c; c may hold anything where beta is 0. */
+/* c = beta c; c may be uninitialised if beta is 0. */
 static void scale(int n, float beta, float *c) {
   for (int i = 0; i < n; i++) c[i] = beta ? beta * c[i] : 0;
 }
@@ -63,10 +63,10 @@ static void row_by_columns(int n, int k, float alpha, const float *a, const floa
     for (int i = 0; i < n; i++) c[i] += alpha * a[j] * b[i];
 }
 
-/* A 4-bit matrix (n, 8 words) as mx.quantize packs it: word j of a row holds codes 8 j to 8 j + 7,
- * the lowest bits first, and `lanes` words in a row share a scale and a bias. Codes, scales and
- * biases lie behind one another. `lanes` is a constant where these two are inlined, or GCC does
- * not vectorise them. */
+/* A 4-bit matrix (n, 8 words) as mx.quantize packs it: word j of a row has codes 8 j to 8 j + 7,
+ * lowest bits first, and `lanes` words share a scale and a bias. Codes, scales and biases follow
+ * one another in memory. The functions are inlined so that `lanes` is a constant: otherwise GCC
+ * does not vectorise them. */
 #define INT4 static inline __attribute__((always_inline)) void
 #define CODE(j, p) (float)(codes[j] >> 4 * (p) & 15)
 
@@ -108,7 +108,7 @@ INT4 dequantise(int n, int words, const int lanes, const int *codes, float *c) {
       for (int p = 0; p < 8; p++) c[p] = scales[g] * CODE(0, p) + biases[g];
 }
 
-/* Either: an outer product, k = 1, is c = W with W at a; else a is a row and W is at b. */
+/* With k = 1, an outer product, W is at a and c = W; else W is at b and a is a row. */
 INT4 int4(int m, int n, int k, const int lanes, const float *a, const float *b, float *c) {
   if (k == 1)
     dequantise(m, n / 8, lanes, (const int *)a, c);

@@ -1,6 +1,6 @@
 """Draw the plot that the README shows: python tools/draw_readme_plot.py.
 
-Run it when the demo was measured anew, or the plot changed. A test compares the two.
+Run it after a new measurement of the demo or a change of the plot. A test compares the file.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ PLOT = ROOT / "docs" / "throughput.svg"
 
 
 def drawn() -> str:
-    """The SVG file's text; nothing in it depends on the time or the machine."""
+    """The SVG file's text, which depends on neither time nor machine."""
     figure = throughput(read(PROFILE))
     assert not isinstance(figure, str), figure
     return figure.svg() + "\n"

@@ -1,7 +1,7 @@
-"""Run the notebooks and keep what they show: python tools/execute_notebooks.py [NOTEBOOK...].
+"""Run the notebooks and save their outputs: python tools/execute_notebooks.py [NOTEBOOK...].
 
-Needs the development dependencies. What would differ from run to run or name this machine
-(times, kernel versions) is not kept. A test compares the committed texts with a fresh run.
+Needs the development dependencies. Times and kernel versions, which differ between runs and
+machines, are removed. A test compares the committed texts with a new run.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ KERNEL = {"display_name": "Python 3", "language": "python", "name": "python3"}
 
 
 def executed(path: Path) -> nbformat.NotebookNode:
-    """The notebook after a run in its own folder, as it is committed."""
+    """The notebook after a run in its folder, as committed."""
     notebook = nbformat.read(path, as_version=4)
     client = NotebookClient(
         notebook,
@@ -25,7 +25,7 @@ def executed(path: Path) -> nbformat.NotebookNode:
         timeout=120,
         resources={"metadata": {"path": str(path.parent)}},
         record_timing=False,
-        coalesce_streams=True,  # how prints are cut into messages depends on the load
+        coalesce_streams=True,  # prints are split into messages at random
     )
     client.execute()
     notebook.metadata = nbformat.from_dict({"kernelspec": KERNEL})

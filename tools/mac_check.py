@@ -1,10 +1,10 @@
-"""Check on a Mac what edge assumes about Macs and was never tried: writes one text file to send.
+"""Check untested assumptions about Macs on a Mac: writes one text file to send.
 
     make mac-check                                   # about ten minutes; writes mac-check.txt
     python tools/mac_check.py --quick                # without the suites and Table 11
 
-Every line says what was expected and what was found; nothing is judged here. Names of this machine
-and its user, folders, serial numbers and addresses are taken out; read the file before you send it.
+Each check has what was expected and what was found, without a verdict. Names of the machine and its
+user, folders, serial numbers and addresses are removed; read the file before you send it.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from pathlib import Path
 from edge.profile.check import PRIVATE, own_names
 
 ROOT = Path(__file__).resolve().parents[1]
-LONGEST_S = 1800
+TIMEOUT_S = 1800
 LAST_LINES = 12
 FUSED = (
     "import mlx.core as mx; q = mx.zeros((1, 32, 1, 96), mx.float16); "
@@ -38,7 +38,7 @@ CRASHES = "import sys, pathlib; since = float(sys.argv[1]); " + (
 
 @dataclass(frozen=True)
 class Check:
-    """A command, and what its output should be. `{python}`, `{log}` and `{since}` are filled in."""
+    """A command and its expected output; `{python}`, `{log}` and `{since}` are replaced."""
 
     title: str
     expected: str
@@ -48,12 +48,12 @@ class Check:
 
 
 def python(code: str, *arguments: str) -> tuple[str, ...]:
-    """A command that runs some Python."""
+    """A command that runs Python code."""
     return ("{python}", "-c", code, *arguments)
 
 
 def shell(line: str) -> tuple[str, ...]:
-    """A command of several programs."""
+    """A shell command."""
     return ("sh", "-c", line)
 
 
@@ -74,7 +74,7 @@ THERMAL = "com.apple.system.thermalpressurelevel"
 PYTEST = ("{python}", "-m", "pytest", "-n", "2")
 CHECKS = (
     Check("python", "3.11 to 3.13", ("{python}", "--version")),
-    Check("macOS", "14 or newer, as the system menu has it", ("sw_vers", "-productVersion")),
+    Check("macOS", "14 or newer, as in the system menu", ("sw_vers", "-productVersion")),
     Check("uv", "any", ("uv", "--version")),
     Check("tools", "a folder, and a compiler", shell("xcode-select -p && cc --version")),
     Check("MLX's wheel", "macosx_26_0_arm64 from macOS 26 on, else 14_0", python(MLX_TAG)),
@@ -88,11 +88,11 @@ CHECKS = (
     Check("thermal level", "0 on a cool machine, up to 4", ("notifyutil", "-g", THERMAL)),
     Check("memory pressure", "1, 2 or 4", ("sysctl", "-n", PRESSURE)),
     Check("powermetrics", "the bytes of five records", shell(f"{RECORD} && wc -c < {{log}}")),
-    Check("replay", "joules of about 2.5 s, no flag", edge("power", "--replay", "{log}")),
+    Check("replay", "joules of about 2.5 s, no warning", edge("power", "--replay", "{log}")),
     Check("meter", "watts of two quiet seconds", edge("power", "--seconds", "2")),
     Check("powermetrics left", "nothing, exit code 1", ("pgrep", "-x", "powermetrics")),
-    Check("doctor", "what this Mac has, with advice that fits it", edge("doctor")),
-    Check("llama.cpp row", "no remark on how it ended", edge(*BENCH, "--rows", "gguf-f16", *SHORT)),
+    Check("doctor", "this Mac's properties, with advice for it", edge("doctor")),
+    Check("llama.cpp row", "no warning about its exit", edge(*BENCH, "--rows", "gguf-f16", *SHORT)),
     Check("MLX row at depth", "no wrong logits beyond 1,024 positions", edge(*DEEP, *SHORT)),
     Check("crash reports", "0 since this check began", python(CRASHES, "{since}")),
     Check("suite on the CPU", "passed, none failed", PYTEST, is_long=True),
@@ -108,7 +108,7 @@ CHECKS = (
 
 
 def found(check: Check, fill: dict[str, str]) -> str:
-    """What a command printed, its last lines; and how it ended if not well."""
+    """Last lines of a command's output, and its exit code unless 0."""
     command = [word.format(**fill) for word in check.command]
     try:
         done = subprocess.run(
@@ -119,20 +119,20 @@ def found(check: Check, fill: dict[str, str]) -> str:
             stderr=subprocess.STDOUT,
             text=True,
             errors="replace",
-            timeout=LONGEST_S,
+            timeout=TIMEOUT_S,
             env={**os.environ, **dict(check.environment)},
             check=False,
         )
     except FileNotFoundError:
-        return f"{command[0]} is not there"
+        return f"{command[0]} is not installed"
     except subprocess.TimeoutExpired:
-        return f"nothing within {LONGEST_S} s"
+        return f"not finished after {TIMEOUT_S} s"
     lines = done.stdout.strip().splitlines()[-LAST_LINES:]
     return "\n".join([*lines, *([f"exit code {done.returncode}"] if done.returncode else [])])
 
 
 def without_names(text: str) -> str:
-    """The text without what tells whose machine it is."""
+    """The text with private names and folders replaced."""
     text = text.replace(str(ROOT), "CHECKOUT").replace(str(Path.home()), "~")
     for pattern, what in PRIVATE:
         text = pattern.sub(f"({what})", text)
@@ -159,8 +159,8 @@ def main(arguments: Sequence[str]) -> int:
             if check.title not in args.only or (args.quick and check.is_long):
                 continue
             print(f"{check.title} …", flush=True)
-            said = without_names(found(check, fill))
-            parts.append(f"## {check.title}\nexpected: {check.expected}\nfound:\n{said}\n")
+            output = without_names(found(check, fill))
+            parts.append(f"## {check.title}\nexpected: {check.expected}\nfound:\n{output}\n")
     args.out.write_text("\n".join(parts), encoding="utf-8")
     print(f"wrote {args.out}; read it, then send it as docs/mac.md says")
     return 0

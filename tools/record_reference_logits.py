@@ -4,7 +4,7 @@
     python tools/record_reference_logits.py
 
 Run from the repository's root after changing `tests/support/tiny.py`. The weights
-are not stored: the tests make them again from the same seed.
+are not stored: the tests generate them from the same seed.
 """
 
 from __future__ import annotations

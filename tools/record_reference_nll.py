@@ -1,11 +1,11 @@
-"""Record what Hugging Face's network makes of a held-out text, for the tests of perplexity.
+"""Record Hugging Face's negative log-likelihoods of a held-out text for the perplexity tests.
 
     pip install torch transformers
     python tools/record_reference_nll.py
 
-Run from the repository's root after the demo was trained again. The demo is read by transformers
-alone: its tokenizer, its network, float32, eager attention. The text is cut into windows of 256
-ids one after the other; what fills none is dropped, and the first id of each is not scored.
+Run from the repository's root after training the demo again. Tokenizer and network are those of
+transformers, in float32 with eager attention. The text is cut into consecutive windows of 256 ids;
+an incomplete last one is dropped, and the first id of each window is not scored.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ WINDOW = 256
 
 
 def window_nlls() -> list[float]:
-    """Nats of each window's 255 scored tokens, added up in float64."""
+    """Sum of the nats of each window's 255 scored tokens, in float64."""
     tokenizer = AutoTokenizer.from_pretrained(DEMO)
     network = AutoModelForCausalLM.from_pretrained(
         DEMO, dtype=torch.float32, attn_implementation="eager"

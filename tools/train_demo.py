@@ -5,15 +5,15 @@
 
 Run once by a maintainer; edge itself never imports PyTorch. The corpus is the
 standard library of the interpreter that runs this file, so the same Python
-release, seed and token count give the same data in the same order (floating
-point makes the weights alike, not bit-identical).
+release, seed and token count give the same data in the same order. The weights
+are similar, but not bit-identical.
 
 Recipe: byte-level BPE; 50 % of the documents rearranged for fill-in-the-middle,
 PSM and SPM equally, split at character level (Stable Code Technical Report,
 section 4.4; Bavarian et al. 2022, arXiv:2207.14255). A document is a run of
 whole lines of one file that fits the context, so that prefix, suffix and middle
-are always seen together. A first stage on long documents learns the language; two
-more on ever shorter ones see the seams of prefix, middle and suffix more often.
+are always in one context. The first stage has long documents; two more have
+shorter ones, with more boundaries between prefix, middle and suffix.
 Matrices are trained with Muon, the rest with AdamW.
 """
 
@@ -45,9 +45,9 @@ HELD_OUT_PERCENT = 3
 
 @dataclass(frozen=True)
 class Stage:
-    """One schedule: how many tokens, of documents how long, at what share of the full rate.
+    """One schedule: tokens, document lengths in characters, share of the full learning rate.
 
-    Lengths in characters are drawn uniformly, or uniformly in their logarithm.
+    Lengths are drawn uniformly, or uniformly in their logarithm.
     """
 
     tokens: int
@@ -377,7 +377,7 @@ def main() -> None:
         train(model, stream, stage, steps)
         write_checkpoint(model, tokenizer, args.out)
     seconds = time.monotonic() - started
-    with torch.no_grad():  # what is stored is what is scored
+    with torch.no_grad():  # scored as stored, in bfloat16
         for p in model.parameters():
             p.copy_(p.to(torch.bfloat16).float())
     write_checkpoint(model, tokenizer, args.out)

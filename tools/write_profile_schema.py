@@ -1,6 +1,6 @@
 """Write profiles/schema.json, the JSON Schema of a profile: python tools/write_profile_schema.py.
 
-A test compares the two.
+A test compares the file.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ ABOUT = {
 
 
 def text() -> str:
-    """The file's content; descriptions are the docstrings of this package alone."""
+    """The file's content; descriptions are the docstrings of edge's classes."""
     schema = msgspec.json.schema(Profile)
     for name in ("Device", "Bandwidth"):
         del schema["$defs"][name]["description"]
