@@ -130,7 +130,7 @@ def test_an_artefact_of_this_source_is_kept_until_forced(tmp_path, name):
         make(other, out, name)
 
 
-def test_a_source_is_never_replaced_by_what_is_made_of_it(tiny, tmp_path):
+def test_an_artefact_never_replaces_its_source(tiny, tmp_path):
     for source in make(tiny, tmp_path / "out", "mlx-int4", "gguf-q8_0"):
         before = file_bytes(source.path)
         with pytest.raises(EdgeError, match=r"is the source itself; choose another --out"):
@@ -139,8 +139,8 @@ def test_a_source_is_never_replaced_by_what_is_made_of_it(tiny, tmp_path):
 
 
 @pytest.mark.parametrize("name", ["mlx-fp16", "gguf-f16", "gguf-q8_0"])
-def test_a_full_disk_is_one_sentence_and_the_old_stays(tiny, tmp_path, name):
-    """A real one, as far as the process can tell: no file may grow beyond 40 kB."""
+def test_a_full_disk_is_reported_and_the_old_artefact_stays(tiny, tmp_path, name):
+    """Simulated by a limit of 40 kB on the size of files."""
     make(tiny, tmp_path / "out", name)
     before = [(path, file_bytes(path)) for path in (tmp_path / "out").iterdir()]
     code = (

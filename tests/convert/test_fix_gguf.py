@@ -56,7 +56,7 @@ def tensors(path):
     }
 
 
-def test_llama_cpp_computes_the_truth_and_finds_the_middle(ours, foreign, fixed):
+def test_llama_cpp_computes_the_right_logits_and_finds_the_special_tokens(ours, foreign, fixed):
     path, told = fixed
     assert ["--context 16384" in sentence for sentence in told] == [True]
     truth = llama_logits(ours)

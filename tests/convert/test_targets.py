@@ -1,4 +1,4 @@
-"""The sizes that --list gives are those of what convert makes: quantised GGUF to 2 %."""
+"""Artefacts have the sizes that --list states: quantised GGUF files within 2 %."""
 
 import numpy as np
 import pytest
@@ -21,7 +21,6 @@ def listed(path, **options):
 
 @pytest.fixture(scope="module")
 def every_demo(tmp_path_factory):
-    """The demo in every recipe there is."""
     return {a.recipe.name: a.path for a in make("demo", tmp_path_factory.mktemp("every"), *RECIPES)}
 
 
@@ -58,7 +57,7 @@ def test_sizes_of_unusual_shapes_and_groups(tmp_path, raw, group_size):
         assert made.recipe.group_size == (group_size if made.recipe.is_mlx else None)
 
 
-def test_a_llama_has_no_gguf_here(tmp_path):
+def test_a_llama_is_not_converted_to_gguf(tmp_path):
     source = write_checkpoint(tmp_path / "llama", LLAMA)
     assert all(name.startswith("mlx-") for name in listed(source))
     with pytest.raises(EdgeError, match="StableLM only"):

@@ -55,7 +55,7 @@ def copy_of(artefact, folder):
 
 
 def sign_again(artefact, **changes):
-    """Digests of what the artefact now is, as its maker would have them."""
+    """Renew the digests of a changed artefact."""
     digests = (
         {artefact.name: gguf_sha256(artefact)}
         if artefact.is_file()
@@ -65,7 +65,7 @@ def sign_again(artefact, **changes):
 
 
 def places(artefact):
-    """File, begin and end of every tensor's data, by the name that the artefact has for it."""
+    """File, begin and end of every stored tensor's data, by name."""
     if not artefact.is_dir():
         tensors = read_gguf(artefact).tensors
         return {t.name: (artefact, t.begin, t.begin + t.data_bytes) for t in tensors}
@@ -74,7 +74,7 @@ def places(artefact):
 
 
 def rewrite(artefact, name, change, dtype="u1"):
-    """Replace a tensor's numbers by what `change` makes of them, and sign again."""
+    """Change a tensor's numbers in place, and sign again."""
     file, begin, end = places(artefact)[name]
     numbers = np.memmap(file, dtype, "r+", begin, (end - begin) // np.dtype(dtype).itemsize)
     change(numbers)
@@ -93,7 +93,7 @@ def swap(artefact, first, second):
 
 
 def named(problems):
-    """The tensors that problems are about."""
+    """The tensors that the problems name."""
     return [problem.split()[1] for problem in problems]
 
 
@@ -131,7 +131,7 @@ def test_any_changed_byte_outside_the_manifest_is_found(made, tmp_path, name):
 
 
 def expect_named(artefact, path):
-    """A problem or an error names the file; there is no other exception."""
+    """A problem or an EdgeError names the file."""
     try:
         problems = check(artefact, None).problems
     except EdgeError as error:
@@ -139,7 +139,7 @@ def expect_named(artefact, path):
     assert any(str(path) in problem for problem in problems), problems
 
 
-def test_lengths_missing_and_strange_files(made, tmp_path):
+def test_longer_missing_and_unknown_files_are_named(made, tmp_path):
     other = copy_of(made["gguf-f16"], tmp_path)
     other.write_bytes(other.read_bytes() + b"\0")
     expect_named(other, other)

@@ -29,13 +29,13 @@ def make(source, out: Path, *names, corrections=None, **options):
 
 
 def check(artefact: Path, source: Path | str | None):
-    """What `edge convert SOURCE --verify ARTEFACT` finds."""
+    """The result of `edge convert SOURCE --verify ARTEFACT`."""
     checkpoint = None if source is None else open_checkpoint(str(source))
     return verify(artefact, checkpoint, lambda _: None)
 
 
 def refused(path: Path, words: str, names=MADE) -> str:
-    """The sentence; nothing may be left in the output folder, not even hidden files."""
+    """The error's sentence; the output folder stays empty."""
     out = path.parent / "out"
     with pytest.raises(EdgeError, match=words) as caught:
         make(path, out, *names)
@@ -54,7 +54,6 @@ def edge_logits(path: Path, ids: list[int] = IDS) -> np.ndarray:
 
 
 def mlx_lm_logits(path: Path) -> np.ndarray:
-    """What anybody with plain mlx-lm computes."""
     from mlx_lm import load
 
     model, _ = load(str(path))
@@ -96,7 +95,7 @@ def llama_tokens(session: LlamaSession, text: str) -> list[int]:
 
 
 def widened(source: Path, target: Path) -> Path:
-    """llama.cpp's own float32 copy of the very same weights, which rounds no activations."""
+    """A float32 copy by llama.cpp, with which it does not round activations."""
     lib = library()
     params = lib.llama_model_quantize_default_params()
     params.ftype, params.allow_requantize, params.nthread = 0, True, 1
@@ -106,5 +105,5 @@ def widened(source: Path, target: Path) -> Path:
 
 
 def relative(found: np.ndarray, wanted: np.ndarray) -> float:
-    """The norm of the difference over that of what is wanted."""
+    """The norm of the difference over that of `wanted`."""
     return float(np.linalg.norm(found - wanted) / np.linalg.norm(wanted))

@@ -1,4 +1,4 @@
-"""Tiny checkpoints with every switch of both families, made without any library's help."""
+"""Tiny checkpoints with every switch of both families."""
 
 import json
 from pathlib import Path
@@ -54,7 +54,7 @@ CONFIGS = {
     },
 }
 
-# Apart from CONFIGS: what is made of these is no StableLM.
+# Not in CONFIGS, as these are not StableLM.
 STABLELM_KEYS = (
     "partial_rotary_factor",
     "layer_norm_eps",
@@ -138,7 +138,7 @@ def token_ids(config: ModelConfig, length: int = 40, seed: int = 1) -> np.ndarra
 
 
 def tiny_model(raw: dict, seed: int = 0) -> Model:
-    """A network with random weights, nothing in it joined."""
+    """A network with random weights, without fused matrices."""
     model = Model(ModelConfig.from_dict(raw))
     tensors = {name: mx.array(array) for name, array in random_tensors(model.config, seed).items()}
     model.load_weights(list(model.sanitize(tensors).items()))
@@ -146,10 +146,9 @@ def tiny_model(raw: dict, seed: int = 0) -> Model:
 
 
 def quantised_tensors(tensors: dict, how: dict, own: dict | None = None) -> dict:
-    """Matrices as codes, scales and biases, as `how` says or as `own` does for one of its path.
+    """Matrices quantised by `how`, or by `own` of their path; False there keeps one in float.
 
-    Those whose columns are no whole groups stay as they are, and so do those for which `own` says
-    False.
+    Matrices whose columns do not divide into groups stay in float too.
     """
     out = {}
     for name, array in tensors.items():
@@ -164,7 +163,7 @@ def quantised_tensors(tensors: dict, how: dict, own: dict | None = None) -> dict
 
 
 def write_quantised(path: Path, raw: dict, how: dict, changes: dict | None = None) -> Path:
-    """A tiny artefact quantised as mlx-lm's `quantization` says, some of its tensors changed."""
+    """An artefact with mlx-lm's `quantization` settings `how`, and changed tensors."""
     top = {key: how[key] for key in ("group_size", "bits", "mode") if key in how}
     tensors = quantised_tensors(random_tensors(ModelConfig.from_dict(raw)), top, how)
     tensors = {name: a for name, a in (tensors | (changes or {})).items() if a is not None}
