@@ -1,23 +1,24 @@
 """A point for every row: joules per token against speed, and divergence against bytes."""
 
 from collections.abc import Sequence
-from typing import Any
+from itertools import product
+from typing import Any, Literal
 
 from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
+from matplotlib.text import Text
+from matplotlib.transforms import Bbox
 
 from edge.profile.profile import Profile, Row
 from edge.report import figure as fig
 from edge.report.plots.rows import (
     NO_ROWS,
-    Point,
     Spread,
     absences,
     counts,
-    draw_point,
     label_log,
-    main_workload,
-    place_labels,
     spread,
     spread_kinds,
 )
@@ -27,12 +28,20 @@ from edge.text import plain
 # Divergences below this are rounding; they are drawn on the lower edge.
 LEAST_KL = 1e-7
 EDGE_FACTOR = 4.0
+Point = tuple[float, float]
+# Right, left, above, below, then the corners.
+SIDES = ((1, 0), (-1, 0), (0, 1), (0, -1), (1, 1), (-1, 1), (1, -1), (-1, -1))
+ALIGNMENT: dict[int, Literal["left", "center", "right"]] = {1: "left", 0: "center", -1: "right"}
+DISTANCES_PT = (10, 18, 28, 40, 54, 70, 90)
+POINT_PIXELS = 9
 
 
 def energy(profile: Profile) -> fig.NamedFigure | str:
-    """Joules per token against decode rate, for the rows of one workload."""
+    """Joules per token against decode rate, for the workload with the most values."""
     every = profile.rows
-    rows = main_workload(every, "joules_per_token")
+    tests = [str(row.workload) for row in every if row.joules_per_token is not None]
+    main = max(dict.fromkeys(tests), key=tests.count, default=None)
+    rows = [row for row in every if str(row.workload) == main]
     shown = [
         (row, rate, joules)
         for row in rows
@@ -50,7 +59,7 @@ def energy(profile: Profile) -> fig.NamedFigure | str:
         )
         for row, rate, joules in shown:
             _draw_errors(axes, rate, joules)
-            draw_point(axes, row, (rate.median, joules.median))
+            _draw_point(axes, row, (rate.median, joules.median))
         axes.set_xlim(0, 1.2 * max(x for x, _ in points) or 1.0)
         axes.set_ylim(0, 1.2 * max(y for _, y in points) or 1.0)
         axes.set_xlabel("decode throughput (tok/s), more is better")
@@ -59,7 +68,7 @@ def energy(profile: Profile) -> fig.NamedFigure | str:
         level = [((r.low, j.median), (r.high, j.median)) for _, r, j in shown]
         upright = [((r.median, j.low), (r.median, j.high)) for _, r, j in shown]
         labels = [_cost_label(row) for row, _, _ in shown]
-        place_labels(figure, axes, points, labels, level + upright)
+        _place_labels(figure, axes, points, labels, level + upright)
         caption = _energy_caption(shown[0][0], [joules for _, _, joules in shown])
         if len(rows) < len(every):
             caption.append("Rows of other workloads are not shown.")
@@ -142,7 +151,7 @@ def precision(profile: Profile) -> fig.NamedFigure | str:
             for row, kl in zip(rows, kls.values(), strict=True)
         ]
         whiskers = [_draw_kl(axes, row, point) for row, point in zip(rows, points, strict=True)]
-        place_labels(figure, axes, points, [_kl_label(row) for row in rows], whiskers)
+        _place_labels(figure, axes, points, [_kl_label(row) for row in rows], whiskers)
         handles = fig.engine_handles([row.engine for row in rows])
         caption = _precision_caption(rows, min(kls.values()) < LEAST_KL)
         caption += absences([*artefacts.values()], rows, every, "quality")
@@ -172,7 +181,7 @@ def _draw_kl(axes: Axes, row: Row, point: Point) -> tuple[Point, Point]:
         axes.plot([x, x], [y, end], color=fig.INK, linewidth=0.8)
         axes.plot([x], [end], marker="_", color=fig.INK, markersize=7)
     has_height = quality is not None and (quality.kl_mean or 0.0) >= LEAST_KL
-    draw_point(axes, row, point, None if has_height else "v")
+    _draw_point(axes, row, point, None if has_height else "v")
     return (x, y), (x, end)
 
 
@@ -201,3 +210,50 @@ def _precision_caption(rows: Sequence[Row], on_edge: bool) -> list[str]:
     if on_edge:
         said.append(f"A triangle on the lower edge: less than {LEAST_KL:g} nats.")
     return said
+
+
+def _draw_point(axes: Axes, row: Row, place: Point, marker: str | None = None) -> None:
+    axes.scatter(
+        *place,
+        s=70,
+        marker=marker or ("s" if row.framework == "GGUF" else "o"),
+        color=fig.colour_of(row.engine),
+        edgecolor=fig.INK,
+        linewidth=0.6,
+        zorder=3,
+        clip_on=False,
+    )
+
+
+def _place_labels(
+    figure: Figure, axes: Axes, points: Sequence[Point], texts: Sequence[str], lines: Sequence[Any]
+) -> None:
+    """Write each text at the first free place near its point; the axes must have their limits.
+
+    `lines` are the ends of vertical or horizontal lines that no text should cover.
+    """
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()  # type: ignore[no-untyped-call]
+    renderer = canvas.get_renderer()  # type: ignore[no-untyped-call]
+    frame = axes.get_window_extent()
+    pixels = [axes.transData.transform(place) for place in points]
+    taken = [Bbox.from_bounds(x - POINT_PIXELS, y - POINT_PIXELS, 18, 18) for x, y in pixels]
+    taken += [Bbox(axes.transData.transform(ends)).padded(1.5) for ends in lines]
+    look: dict[str, Any] = {
+        "bbox": {"facecolor": "white", "edgecolor": "none", "alpha": 0.85, "pad": 0.5},
+        "arrowprops": {"arrowstyle": "-", "color": fig.DARK_GREY, "linewidth": 0.6, "shrinkB": 5},
+    }
+    for point, text in zip(points, texts, strict=True):
+        note = axes.annotate(
+            text, point, (0, 0), textcoords="offset points", fontsize=8, va="center", **look
+        )
+        for distance, (dx, dy) in product(DISTANCES_PT, SIDES):
+            note.set_position((distance * dx, distance * dy))
+            note.set_horizontalalignment(ALIGNMENT[dx])
+            note.update_positions(renderer)
+            box = Text.get_window_extent(note).padded(1.5)  # without its line
+            inside = frame.containsx(box.x0) and frame.containsx(box.x1)
+            inside = inside and frame.containsy(box.y0) and frame.containsy(box.y1)
+            if inside and not any(box.overlaps(other) for other in taken):
+                break
+        taken.append(box)
