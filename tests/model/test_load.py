@@ -91,7 +91,6 @@ BITS = r"weight is .*uint32, not .*float32"
         ({V_PROJ: "6 bits"}, {}, rf"of {V_PROJ} is '6 bits', not true, false or an object"),
         ({V_PROJ: {"bits": 6}}, {}, rf"Expected shape .* {V_PROJ}\.weight"),
         ({V_PROJ: False}, {}, rf"{V_PROJ}\.{BITS}"),
-        ({DOWN_PROJ: True}, {}, "96"),
         ({}, {"scales": None}, BITS),
         ({}, {"biases": None}, r"Missing .*v_proj\.biases"),
         ({}, {"weight": mx.zeros((64, 8))}, "weight is .*float32, not .*uint32"),

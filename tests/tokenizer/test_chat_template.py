@@ -60,7 +60,6 @@ def test_the_text_matches_transformers(template, messages, prompted):
     [
         (INST, r"does not take this conversation \(Roles must"),
         ("{% for", "unexpected"),
-        ("{{ 1 / 0 }}", "division by zero"),
         ("{% include 'x' %}", "no loader"),
         ("{% for i in range(10**9) %}x{% endfor %}", "does not take"),
         ("{% for i in range(99999) %}{{ 'x' * 9999 }}{% endfor %}", "more than 10000000"),
@@ -79,12 +78,9 @@ def test_an_invalid_template_is_refused(template, words):
     "template",
     [
         "{{ ''['__class__'] }}",
-        "{{ (''|attr('__class__')).mro() }}",
         "{{ raise_exception.__globals__ }}",
         "{{ dict.__call__.__globals__ }}",
-        "{{ lipsum.__globals__ }}",
         "{{ '{0.__class__}'.format(messages) }}",
-        "{{ '%s'.__mod__('x') }}",
         "{{ messages.append(1) }}",
     ],
 )

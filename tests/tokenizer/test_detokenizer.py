@@ -101,15 +101,6 @@ def test_valid_and_invalid_utf8_streams_as_it_decodes(tokenizer, data):
     check_every_prefix(tokenizer, ids_of_bytes(tokenizer, data), one_character)
 
 
-def test_a_special_token_breaks_a_character_and_an_unknown_id_does_not(tokenizer):
-    first, *rest = ids_of_bytes(tokenizer, "😀".encode())
-    end, beyond = tokenizer.convert_tokens_to_ids("<|endoftext|>"), len(tokenizer) + 1000
-    broken, whole = StreamingDetokenizer(tokenizer), StreamingDetokenizer(tokenizer)
-    assert [broken.add(id_) for id_ in (first, end)] == ["", "\ufffd<|endoftext|>"]
-    assert "".join(map(broken.add, rest)) == "\ufffd" * 3
-    assert [whole.add(id_) for id_ in (first, beyond, *rest)] == ["", "", "", "", "😀"]
-
-
 WORDS = ["▁", "▁▁", "▁▁▁▁", "a", "b", "▁a", "▁return", "é", "世", "\n", ",", " ", "+A>", "<0x"]
 A, SPACE = (259 + WORDS.index(word) for word in ("a", " "))
 VOCABULARY = ["<unk>", "<s>", "</s>", *(f"<0x{byte:02X}>" for byte in range(256)), *WORDS]
