@@ -1,4 +1,7 @@
-"""Checks of profiles before they are published: shape, numbers, reasons, private data."""
+"""Checks of profiles before they are published: shape, numbers, reasons, private data.
+
+found = check([Path("profiles/measured")])
+"""
 
 import getpass
 import json

@@ -1,1 +1,1 @@
-"""Tables and plots, made from profiles alone."""
+"""Tables, plots and pages of profiles."""

@@ -1,4 +1,4 @@
-"""Published figures: Table 11 of the Stable Code Technical Report, alone and beside a profile."""
+"""Published figures: Table 11 of the Stable Code Technical Report, and beside a profile."""
 
 import json
 from collections.abc import Iterator, Sequence

@@ -45,7 +45,7 @@ class Cell:
 
 @dataclass(frozen=True)
 class Table:
-    """Head and lines of equal length; `words` are the columns that hold text."""
+    """Head and lines of equal length; `words` are the columns of text."""
 
     head: tuple[str, ...]
     lines: tuple[tuple[Cell, ...], ...]
@@ -116,12 +116,12 @@ def notes(profile: Profile) -> list[str]:
     for row in rows:
         for reason in row.reasons:
             about.setdefault(plain(reason, 600), []).append(row_label(row, rows))
-    said = [
+    texts = [
         reason if len(names) == len(rows) else f"{listed(names)}: {reason}"
         for reason, names in about.items()
     ]
     metric = profile.method.peak_memory
-    return [*said, f"peak memory is the process's {plain(metric, 300)}"] if metric else said
+    return [*texts, f"peak memory is the process's {plain(metric, 300)}"] if metric else texts
 
 
 def row_label(row: RowSummary, rows: Sequence[RowSummary]) -> str:

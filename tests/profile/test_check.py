@@ -108,7 +108,9 @@ def test_failed_rows_may_withhold_figures(tmp_path):
     names = ("decode_tok_s", "prefill_tok_s", "ttft_s", "power_w", "joules_per_token")
     profile["rows"][0] |= dict.fromkeys((*names, "joules_per_token_net", "bandwidth_fraction"))
     profile["rows"][0]["reasons"] = ["no quantity was measured: the row failed"]
-    assert len(faults_of(tmp_path, profile)) == 13  # five withheld, eight without a reason
+    assert (
+        len(faults_of(tmp_path, profile)) == 13
+    )  # five null despite trials, eight without a reason
     profile["rows"][0]["verdict"] = "INVALID"
     assert faults_of(tmp_path, profile) == []
 

@@ -71,6 +71,8 @@ def test_missing_plots_have_a_reason():
     assert missing[0] == "Energy against speed, Power over time: there is no meter here."
     assert missing[1] == "What a precision costs: quality was not measured: add --quality."
     assert missing[2].startswith("Against depth") and "-d 0,4096" in missing[2]
+    figure = plotted(depth, mac_profile(power=False))
+    assert "not measured: there is no meter here" in words(figure)
     empty = draw(typed({**shallow(), "rows": []}))
     assert (empty.figures, len(empty.missing)) == ([], 3)
 
@@ -192,12 +194,6 @@ def test_axes_are_clipped_for_huge_intervals(plot, limit):
     figure = plotted(plot, data)
     assert getattr(figure.figure.axes[0], limit)()[1] < 2 * before
     assert plot is depth or "continues beyond it" in figure.caption
-
-
-def test_depth_without_power_has_a_reason_in_its_panel():
-    figure = plotted(depth, mac_profile(power=False)).figure
-    shown = [text.get_text() for text in figure.axes[2].texts]
-    assert [" ".join(text.split()) for text in shown] == ["not measured: there is no meter here"]
 
 
 def test_power_has_windows_thermal_levels_and_at_most_six_rows():

@@ -1,6 +1,6 @@
 "use strict";
 
-// Tables: a button in every header sorts by it; what was not measured stays last both ways.
+// Tables: a button in every header sorts by its column; missing values are last in both orders.
 function keyOf(row, column, numeric) {
   const cell = row.cells[column];
   if (!numeric) return cell.textContent.trim();
@@ -17,7 +17,7 @@ function sortBy(header) {
   const heads = Array.from(header.parentNode.cells);
   const numeric = header.classList.contains("number");
   const before = header.getAttribute("aria-sort");
-  // Figures are looked at from the largest down, words from A on.
+  // First click: figures from the largest, words from A.
   const first = numeric ? "descending" : "ascending";
   const other = numeric ? "ascending" : "descending";
   const now = before === first ? other : first;
@@ -40,7 +40,7 @@ document.querySelectorAll("table.sortable th").forEach((header) => {
   button.addEventListener("click", () => sortBy(header));
 });
 
-// Copying: the clipboard where the browser gives it, else a selection, else the text itself.
+// Copying: the clipboard if the browser allows it, else a selection, else the text is shown.
 function copySelected(source) {
   const range = document.createRange();
   range.selectNodeContents(source);
@@ -55,7 +55,7 @@ async function copyText(source) {
     await navigator.clipboard.writeText(source.textContent);
     return true;
   } catch {
-    source.closest("details").open = true; // what is hidden cannot be selected
+    source.closest("details").open = true; // hidden text cannot be selected
     return copySelected(source);
   }
 }
@@ -68,7 +68,7 @@ document.querySelectorAll("button.copy").forEach((button) => {
   });
 });
 
-// The profile that this page was made from, as a file.
+// Saves the embedded profile as a file.
 document.querySelectorAll("button.save").forEach((button) => {
   button.addEventListener("click", () => {
     const profiles = JSON.parse(document.getElementById("profiles").textContent);

@@ -116,11 +116,11 @@ def _cost_label(row: Row) -> str:
 def _energy_caption(row: Row, joules: Sequence[Spread]) -> list[str]:
     n = counts(found.n for found in joules)
     boundary = f" of {plain(row.power.boundary, 120)}" if row.power and row.power.boundary else ""
-    said = [
+    sentences = [
         f"{row.workload}. Medians of n = {n} trials, bars: {spread_kinds(joules)}.",
         f"Gross energy{boundary}. Circles MLX, squares GGUF.",
     ]
-    return said if row.quality else [*said, "Quality was not measured."]
+    return sentences if row.quality else [*sentences, "Quality was not measured."]
 
 
 def precision(profile: Profile) -> fig.NamedFigure | str:
@@ -201,15 +201,15 @@ def _precision_caption(rows: Sequence[Row], on_edge: bool) -> list[str]:
     corpora = dict.fromkeys(plain(q.corpus, 40) for q in found if q.corpus)
     corpus = f" of {' or '.join(corpora)}" if corpora else ""
     reference = " or ".join(names) or "an unnamed reference"
-    said = [
+    sentences = [
         f"Mean KL divergence of the next token from {reference}, over n = {tokens} tokens{corpus}.",
         "Circles MLX, squares GGUF.",
     ]
     if any(quality.kl_p99 is not None for quality in found):
-        said.append("Whisker: to the 99th percentile of tokens.")
+        sentences.append("Whisker: to the 99th percentile of tokens.")
     if on_edge:
-        said.append(f"A triangle on the lower edge: less than {LEAST_KL:g} nats.")
-    return said
+        sentences.append(f"A triangle on the lower edge: less than {LEAST_KL:g} nats.")
+    return sentences
 
 
 def _draw_point(axes: Axes, row: Row, place: Point, marker: str | None = None) -> None:

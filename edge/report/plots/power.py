@@ -162,10 +162,10 @@ def _handles(shown: Sequence[Sampled]) -> list[Patch]:
 def _caption(shown: Sequence[Sampled], known: int) -> list[str]:
     samples = sorted(len(found.series.begin_ns) for found in shown)
     n = f"{samples[0]}" if samples[0] == samples[-1] else f"{samples[0]} to {samples[-1]}"
-    said = [f"Mean power of each sample, rails stacked; n = {n} samples of one process a row."]
+    sentences = [f"Mean power of each sample, rails stacked; n = {n} samples of one process a row."]
     source = shown[0].row.power
     if source is not None and source.boundary:
-        said.append(f"Boundary: {plain(source.boundary, 120)}.")
+        sentences.append(f"Boundary: {plain(source.boundary, 120)}.")
     if known > len(shown):
-        said.append(f"Shown: {len(shown)} of {known} rows.")
-    return said
+        sentences.append(f"Shown: {len(shown)} of {known} rows.")
+    return sentences
