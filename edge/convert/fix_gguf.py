@@ -33,7 +33,8 @@ from edge.convert.convert import (
     lock_folder,
     make_manifest,
 )
-from edge.convert.sources.gguf import ARCHITECTURE, ROPE_BASE_KEY
+from edge.convert.sources.gguf import check_is_supported
+from edge.convert.sources.gguf_config import rope_base_key
 from edge.convert.sources.published import (
     STABLE_CODE_ROPE_THETA,
     config_warnings,
@@ -44,9 +45,11 @@ from edge.formats.files import atomic_write
 from edge.formats.gguf import read_gguf
 from edge.model.config import ModelConfig
 
-CONTEXT_KEY = "stablelm.context_length"
+ARCHITECTURE = "stablelm"  # llama.cpp has always written a Llama's base
+CONTEXT_KEY = f"{ARCHITECTURE}.context_length"
+ROPE_BASE_KEY = rope_base_key(ARCHITECTURE)
 # Needed for fill-in-the-middle and chat; the others change nothing in llama.cpp.
-FIXED_IDS = {key: text for key, text in SPECIAL_IDS.items() if key != "padding"}
+FIXED_IDS = {key: texts for key, texts in SPECIAL_IDS.items() if key != "padding"}
 Keys = Mapping[str, tuple[Any, GGUFValueType]]
 
 
@@ -66,6 +69,7 @@ def fix_gguf(
     source = Path(model).expanduser()
     if not source.is_file():
         raise EdgeError(f"{model} is not a file; give a GGUF file to make {MENDED.name}.")
+    check_is_supported(read_gguf(source), (ARCHITECTURE,))
     if corrections.rope_theta is None:
         corrections = replace(corrections, rope_theta=_rope_base(source))
     checkpoint = open_checkpoint(model, corrections=corrections)
@@ -137,10 +141,11 @@ def _missing_keys(source: Path, config: ModelConfig) -> Keys:
     tokens = keys["tokenizer.ggml.tokens"]
     assert isinstance(tokens, list)  # else the checkpoint would not have opened
     ids = {text: i for i, text in enumerate(tokens)}
-    for name, text in FIXED_IDS.items():
+    for name, texts in FIXED_IDS.items():
         key = f"tokenizer.ggml.{name}_token_id"
-        if text in ids and key not in keys:
-            added[key] = (ids[text], GGUFValueType.UINT32)
+        found = [ids[text] for text in texts if text in ids]
+        if found and key not in keys:
+            added[key] = (found[0], GGUFValueType.UINT32)
     return added
 
 

@@ -24,6 +24,10 @@ GGUF_BITS = {
     "Q2_K": 2.90,  # attn_v, attn_output and ffn_down in Q3_K
 }
 GGUF_HEAD_BITS = 6.5625  # Q6_K, unless the others have more
+# K-quants have blocks of 256; what llama.cpp takes for rows that do not divide into them.
+K_BLOCK = 256
+GGUF_FALLBACK_BITS = {"Q6_K": 8.5, "Q5_K_M": 6.25, "Q5_K_S": 6.0, "Q4_K_M": 5.75}
+GGUF_FALLBACK_BITS |= {"Q3_K_M": 4.85, "Q2_K": 4.6}
 
 
 @dataclass(frozen=True)
@@ -130,10 +134,10 @@ class Listed:
 
 def list_artefacts(checkpoint: Checkpoint, group_size: int | None = None) -> list[Listed]:
     """Every artefact of this checkpoint; `group_size` is for MLX's affine quantisation."""
-    stablelm = checkpoint.config.model_type == "stablelm"
-    recipes = [recipe for recipe in RECIPES.values() if recipe.is_mlx or stablelm]
     listed = []
-    for target in targets(checkpoint, recipes, Path(), Options(group_size=group_size)):
+    for target in targets(
+        checkpoint, list(RECIPES.values()), Path(), Options(group_size=group_size)
+    ):
         recipe, size = target.recipe, planned_bytes(checkpoint, target.recipe, target.exact)
         bits = 8 * size / checkpoint.parameters
         estimated = not (recipe.is_mlx or recipe.is_float)
@@ -169,12 +173,18 @@ def planned_bytes(checkpoint: Checkpoint, recipe: Recipe, exact: bool = False) -
         tensors = layout(checkpoint, recipe, exact)
         return sum(planned.data_bytes for tensor in tensors for planned in tensor.planned())
     total = 0.0
-    for tensor in gguf_plan(checkpoint.config, recipe.dtype):
+    plan = gguf_plan(checkpoint.config, recipe.dtype)
+    is_tied = "output.weight" not in {tensor.name for tensor in plan}
+    head = "token_embd.weight" if is_tied else "output.weight"
+    for tensor in plan:
         if recipe.is_float or tensor.dtype == "F32":  # vectors always are
             total += tensor.data_bytes
             continue
-        bits = GGUF_BITS[recipe.precision]
-        if tensor.name == "output.weight":
-            bits = max(bits, GGUF_HEAD_BITS)
+        bits, head_bits = GGUF_BITS[recipe.precision], GGUF_HEAD_BITS
+        if tensor.shape[-1] % K_BLOCK:
+            bits = GGUF_FALLBACK_BITS.get(recipe.precision, bits)
+            head_bits = GGUF_FALLBACK_BITS["Q6_K"]
+        if tensor.name == head:
+            bits = max(bits, head_bits)
         total += prod(tensor.shape) * bits / 8
     return round(total)

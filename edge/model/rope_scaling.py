@@ -100,18 +100,22 @@ def read_rope_scaling(rope: Mapping[str, Any], context: int, where: str) -> Rope
                 f"high_freq_factor {given['high_freq_factor']}; check the file."
             )
     elif kind == "yarn":
-        defaults = zip(YARN_KEYS, (32.0, 1.0, _yarn_gain(rope, factor, where)), strict=True)
+        defaults = zip(YARN_KEYS, (32.0, 1.0, _gain(rope, factor, where)), strict=True)
         given |= {name: _number(rope, name, where, default) for name, default in defaults}
         given["truncate"] = rope.get("truncate", True) is not False
     return RopeScaling(**given)
 
 
-def _yarn_gain(rope: Mapping[str, Any], factor: float, where: str) -> float:
-    """YaRN's default factor of cosines and sines: 0.1 mscale ln(factor) + 1."""
-    keys, scales = ("mscale", "mscale_all_dim"), (1.0, 0.0)
-    if all(rope.get(key) is not None for key in keys):
-        scales = (_number(rope, keys[0], where), _number(rope, keys[1], where))
-    over, under = (0.1 * scale * math.log(max(factor, 1)) + 1 for scale in scales)
+def yarn_gain(factor: float, mscale: float = 1.0) -> float:
+    """YaRN's factor of cosines and sines: 0.1 mscale ln(factor) + 1."""
+    return 0.1 * mscale * math.log(max(factor, 1)) + 1
+
+
+def _gain(rope: Mapping[str, Any], factor: float, where: str) -> float:
+    keys = ("mscale", "mscale_all_dim")
+    if any(rope.get(key) is None for key in keys):
+        return yarn_gain(factor)
+    over, under = (yarn_gain(factor, _number(rope, key, where)) for key in keys)
     return over / under
 
 

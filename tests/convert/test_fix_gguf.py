@@ -7,8 +7,8 @@ import pytest
 from edge.convert.artefacts.manifest import GGUF_KEY, read_manifest
 from edge.convert.artefacts.recipes import MENDED
 from edge.convert.checkpoint import Corrections
-from edge.convert.fix_gguf import fix_gguf
-from edge.convert.sources.gguf import ROPE_BASE_KEY, open_gguf
+from edge.convert.fix_gguf import ROPE_BASE_KEY, fix_gguf
+from edge.convert.sources.gguf import open_gguf
 from edge.convert.verify import find_origin, verify
 from edge.errors import EdgeError
 from edge.formats.gguf import read_gguf

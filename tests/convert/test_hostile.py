@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from edge.convert.checkpoint import open_checkpoint
+from edge.errors import EdgeError
 from tests.support.conversions import MADE, refused
 from tests.support.foreign_gguf import write_tiny
 from tests.support.mutations import BASES, INDEX, SMALL, WEIGHTS
@@ -69,12 +70,9 @@ def test_a_path_that_is_not_a_file_is_refused(tiny, file, kind):
 def test_quoted_text_is_escaped_and_cut(tiny, tmp_path):
     edit(tiny, "config.json", lambda raw: raw.update(hidden_act="\x1b[2J\nfine" + "x" * 10**6))
     assert r"\x1b[2J" in refused(tiny, "hidden_act")
-    texts = ["\x1b[2J\n", "b", "c", "bc", *"defghijk"]
-    keys = {"tokenizer.ggml.tokens": texts, "tokenizer.ggml.merges": ["b c"]}
-    keys |= {"tokenizer.ggml.add_bos_token": True, "tokenizer.ggml.bos_token_id": 0}
-    warnings = open_checkpoint(str(write_tiny(tmp_path / "x.gguf", keys))).warnings
-    assert any(r"wants \x1b[2J\n before every text" in warning for warning in warnings)
-    assert all(warning.isprintable() for warning in warnings)
+    keys = {"tokenizer.ggml.pre": "\x1b[2J\n"}
+    with pytest.raises(EdgeError, match=r"\\x1b\[2J\\n"):
+        open_checkpoint(str(write_tiny(tmp_path / "x.gguf", keys)))
 
 
 def config(**changes):

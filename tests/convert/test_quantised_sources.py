@@ -15,7 +15,8 @@ from safetensors.numpy import load_file, save_file
 from edge.bench.engines.mlx import open_mlx_lm
 from edge.convert.artefacts.manifest import read_manifest
 from edge.convert.checkpoint import Corrections, open_checkpoint
-from edge.convert.sources.gguf import ROPE_BASE_KEY, open_gguf
+from edge.convert.fix_gguf import ROPE_BASE_KEY
+from edge.convert.sources.gguf import open_gguf
 from edge.errors import EdgeError
 from edge.model.load import has_input_orders
 from tests.support.conversions import (

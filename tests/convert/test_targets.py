@@ -7,9 +7,8 @@ from edge.convert.artefacts.recipes import GROUP_SIZES, RECIPES
 from edge.convert.checkpoint import open_checkpoint
 from edge.convert.targets import bits_per_weight, list_artefacts, tensor_bytes
 from edge.convert.verify import verify
-from edge.errors import EdgeError
 from tests.support.conversions import edge_logits, llama_logits, make
-from tests.support.tiny import CONFIGS, LLAMA, PLAIN, write_checkpoint
+from tests.support.tiny import CONFIGS, PLAIN, write_checkpoint
 
 # Rows that no block divides, and vectors whose bytes no alignment does.
 ODD = {**PLAIN, "hidden_size": 72, "intermediate_size": 100, "vocab_size": 163}
@@ -55,13 +54,6 @@ def test_sizes_of_unusual_shapes_and_groups(tmp_path, raw, group_size):
     for made in make(source, tmp_path / "out", *names, group_size=group_size):
         assert tensor_bytes(made.path) == expected[made.recipe.name].weight_bytes, made.path
         assert made.recipe.group_size == (group_size if made.recipe.is_mlx else None)
-
-
-def test_a_llama_is_not_converted_to_gguf(tmp_path):
-    source = write_checkpoint(tmp_path / "llama", LLAMA)
-    assert all(name.startswith("mlx-") for name in listed(source))
-    with pytest.raises(EdgeError, match="StableLM only"):
-        make(source, tmp_path / "out", "gguf-f16")
 
 
 def test_the_published_model_has_its_known_sizes():

@@ -1,4 +1,4 @@
-"""A StableLM GGUF file in float32, float16 or bfloat16.
+"""A StableLM or Llama GGUF file in float32, float16 or bfloat16.
 
 llama.cpp's own converter omits `stablelm.rope.freq_base`, and llama.cpp then runs with base 10000,
 which is wrong for Stable Code (1000000). llama.cpp makes quantised files from the float16 file.
@@ -16,10 +16,10 @@ from edge.convert.artefacts.gguf_tokenizer import GgufTokenizer, read_tokenizer
 from edge.convert.artefacts.manifest import BLANK, GGUF_KEY
 from edge.convert.artefacts.recipes import Recipe
 from edge.convert.checkpoint import Checkpoint
-from edge.convert.sources.gguf import gguf_name
+from edge.convert.sources.gguf import gguf_name, has_paired_rows, paired_rows
+from edge.convert.sources.gguf_config import EPSILON, ROPE_FACTORS, rope_factors, scaling_keys
 from edge.convert.sources.weights import Array
 from edge.convert.stream import Block, Writer, blocks
-from edge.errors import EdgeError
 from edge.formats.safetensors import Planned, raw_bytes
 from edge.model.config import ModelConfig
 from edge.model.tensors import expected_shapes
@@ -46,9 +46,20 @@ def gguf_plan(config: ModelConfig, dtype: str) -> list[PlannedTensor]:
         shape = shapes[parts[0]] if len(parts) == 1 else (len(parts), *shapes[parts[0]])
         vector = name.endswith(("_norm.weight", ".bias"))  # llama.cpp needs them in float32
         plan.append(PlannedTensor(name, "F32" if vector else dtype, shape, tuple(parts)))
-    if config.tie_word_embeddings:
+    if _repeats_embedding(config):
         plan.append(PlannedTensor("output.weight", dtype, plan[0].shape, ()))
+    if config.model_type == "llama" and _is_llama3(config):
+        plan.append(PlannedTensor(ROPE_FACTORS, "F32", (config.rotary_dims // 2,), ()))
     return plan
+
+
+def _repeats_embedding(config: ModelConfig) -> bool:
+    """llama.cpp's StableLM has no tied head."""
+    return config.tie_word_embeddings and config.model_type == "stablelm"
+
+
+def _is_llama3(config: ModelConfig) -> bool:
+    return config.rope_scaling is not None and config.rope_scaling.rope_type == "llama3"
 
 
 class GgufWriter(Writer):
@@ -62,6 +73,7 @@ class GgufWriter(Writer):
         self._digest = hashlib.sha256(path.read_bytes())
         self._file = path.open("ab")
         self._pad(path.stat().st_size)
+        self._heads: list[Array] = []  # rows of q or k so far, which are written in another order
 
     def encode(self, block: Block) -> Sequence[Array]:
         """Rows in the tensor's float type."""
@@ -69,15 +81,26 @@ class GgufWriter(Writer):
 
     def append(self, name: str, encoded: Sequence[Array], last: bool) -> None:
         """Write rows; pad after the last of a tensor's sources."""
-        self._write(encoded[0])
-        tensor = self._of[name]
+        tensor, config = self._of[name], self._checkpoint.config
+        if config.model_type == "llama" and has_paired_rows(name):
+            self._heads.append(encoded[0])
+            if last:
+                rows, self._heads = np.concatenate(self._heads), []
+                self._write(rows[np.argsort(paired_rows(len(rows), config.head_dim))])
+        else:
+            self._write(encoded[0])
         if last and name == tensor.sources[-1]:
             self._pad(tensor.data_bytes)
 
     def finish(self) -> tuple[dict[str, str], list[str]]:
         """Complete the data."""
-        if self._checkpoint.config.tie_word_embeddings:
-            self._write_tied_head()
+        config = self._checkpoint.config
+        if _repeats_embedding(config):
+            self._write_embedding_again()
+        elif config.model_type == "llama" and _is_llama3(config):
+            factors = rope_factors(config)
+            self._write(factors)
+            self._pad(factors.nbytes)
         self._file.close()
         name = self._recipe.path_in(Path()).name
         return {name: self._digest.hexdigest()}, gguf_notes(self._checkpoint)
@@ -86,8 +109,7 @@ class GgufWriter(Writer):
         """Close the file."""
         self._file.close()
 
-    def _write_tied_head(self) -> None:
-        """Write the embedding again: llama.cpp's StableLM has no tied head."""
+    def _write_embedding_again(self) -> None:
         name = "model.embed_tokens.weight"
         for start, stop in blocks(self._of[name].shape):
             values = self._checkpoint.weights.read(name, start, stop)
@@ -105,16 +127,7 @@ class GgufWriter(Writer):
 
 def check_expressible(checkpoint: Checkpoint) -> None:
     """Raise EdgeError if GGUF cannot hold the network or its tokenizer."""
-    if checkpoint.config.model_type != "stablelm":
-        raise EdgeError(
-            f"{checkpoint.source.name} is a {checkpoint.config.model_type} model: edge writes GGUF "
-            f"for StableLM only, so use llama.cpp's own converter, or make an MLX artefact."
-        )
-    if checkpoint.config.rope_scaling is not None:
-        raise EdgeError(
-            f"{checkpoint.source.name} scales its rotary positions, which edge does not write to "
-            f"GGUF yet: use llama.cpp's own converter, or make an MLX artefact."
-        )
+    scaling_keys(checkpoint.config, checkpoint.source.name)
     read_tokenizer(checkpoint.tokenizer_files, checkpoint.config.vocab_size)
 
 
@@ -132,7 +145,7 @@ def _write_header(
     path: Path, checkpoint: Checkpoint, recipe: Recipe, plan: Sequence[PlannedTensor]
 ) -> None:
     config = checkpoint.config
-    writer = GGUFWriter(str(path), "stablelm")
+    writer = GGUFWriter(str(path), config.model_type)
     writer.add_string(GGUF_KEY, BLANK)
     _add_model(writer, checkpoint, recipe)
     _add_tokenizer(writer, read_tokenizer(checkpoint.tokenizer_files, config.vocab_size), config)
@@ -162,23 +175,36 @@ def _add_model(writer: GGUFWriter, checkpoint: Checkpoint, recipe: Recipe) -> No
     writer.add_rope_freq_base(config.rope_theta)
     writer.add_head_count(config.num_attention_heads)
     writer.add_head_count_kv(config.num_key_value_heads)
-    writer.add_layer_norm_eps(config.layer_norm_eps)
-    writer.add_parallel_residual(config.use_parallel_residual)
+    writer.add_float32(
+        f"{config.model_type}.attention.{EPSILON[config.model_type]}", config.layer_norm_eps
+    )
+    if config.model_type == "stablelm":
+        writer.add_parallel_residual(config.use_parallel_residual)
+    for key, value in scaling_keys(config, checkpoint.source.name).items():
+        add = {str: writer.add_string, int: writer.add_uint32, float: writer.add_float32}
+        add[type(value)](f"{config.model_type}.{key}", value)
     writer.add_vocab_size(config.vocab_size)
 
 
 def _add_tokenizer(writer: GGUFWriter, tokenizer: GgufTokenizer, config: ModelConfig) -> None:
-    writer.add_tokenizer_model("gpt2")
+    writer.add_tokenizer_model(tokenizer.model)
     writer.add_tokenizer_pre(tokenizer.pre)
     writer.add_token_list(tokenizer.tokens)
     writer.add_token_types(tokenizer.types)
-    writer.add_token_merges(tokenizer.merges)
-    writer.add_add_bos_token(False)
+    if tokenizer.scores:
+        writer.add_token_scores(tokenizer.scores)
+        writer.add_add_space_prefix(tokenizer.adds_space)
+    else:
+        writer.add_token_merges(tokenizer.merges)
+    writer.add_add_bos_token(tokenizer.adds_bos)
     if config.bos_token_id is not None:
         writer.add_bos_token_id(config.bos_token_id)
     for eos in config.eos_token_ids[:1]:
         writer.add_eos_token_id(eos)
-        writer.add_unk_token_id(eos)
+        if tokenizer.unknown_id is None:
+            writer.add_unk_token_id(eos)
+    if tokenizer.unknown_id is not None:
+        writer.add_unk_token_id(tokenizer.unknown_id)
     for key, token_id in tokenizer.special_ids.items():
         writer.add_uint32(f"tokenizer.ggml.{key}_token_id", token_id)
     if tokenizer.chat_template:

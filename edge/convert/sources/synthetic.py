@@ -7,13 +7,14 @@ from math import prod
 
 import numpy as np
 
-from edge.convert.sources.gguf_tokenizer import byte_level, tokenizer_json
+from edge.convert.sources.gguf_tokenizer import tokenizer_json
 from edge.convert.sources.published import SHAPES
 from edge.convert.sources.weights import Opened, Weights
 from edge.errors import EdgeError
 from edge.formats.safetensors import Array
 from edge.model.config import ModelConfig
 from edge.model.tensors import expected_shapes
+from edge.tokenizer.splitting import byte_level
 
 PREFIX = "synthetic:"
 BLOCK_NUMBERS = 1 << 20  # with one place in the noise, so that any rows can be read alone

@@ -10,8 +10,9 @@ import pytest
 from gguf import GGMLQuantizationType as Kind
 from gguf.quants import dequantize
 
+from edge.convert.fix_gguf import ROPE_BASE_KEY
 from edge.convert.sources.find import DEMO_PATH
-from edge.convert.sources.gguf import DECODED, ROPE_BASE_KEY, GgufWeights, open_gguf
+from edge.convert.sources.gguf import DECODED, GgufWeights, open_gguf
 from edge.errors import EdgeError
 from edge.formats.gguf import block_size, read_gguf
 from edge.formats.safetensors import read_header
@@ -153,20 +154,25 @@ def test_stacked_norms_are_split_by_head(tmp_path):
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"general.architecture": "llama"}, "holds a 'llama' model"),
+        ({"general.architecture": "gemma3"}, "holds a 'gemma3' model"),
+        ({"general.architecture": "llama"}, "embedding_length of None"),
         ({"split.count": 3}, "one of 3 parts"),
         ({"stablelm.block_count": 2}, "claims 2 layers and has 1"),
         ({"stablelm.context_length": None}, "no key stablelm.context_length"),
         ({"stablelm.attention.head_count": 0}, "invalid rope.dimension_count"),
-        ({"stablelm.rope.scaling.type": "yarn"}, "'yarn'"),
+        ({"stablelm.rope.scaling.type": "longrope"}, "rope scaling 'longrope'"),
+        ({"stablelm.rope.scaling.type": "yarn"}, "factor of the rope scaling is 0.0"),
+        ({"stablelm.attention.sliding_window": 64}, "sliding window of 64"),
         ({"tokenizer.ggml.unknown_token_id": 10}, "10 as its unk_token"),
-        ({"tokenizer.ggml.model": "llama"}, "tokenizer of type 'llama'"),
+        ({"tokenizer.ggml.model": "bert"}, "tokenizer of type 'bert'"),
+        ({"tokenizer.ggml.model": "llama"}, "no scores"),
         ({"tokenizer.ggml.pre": "qwen35"}, "'qwen35'"),
         ({"tokenizer.ggml.tokens": None}, "no tokens with their types"),
         ({"tokenizer.ggml.tokens": ["a"] * 12}, "one token under two ids"),
         ({"tokenizer.ggml.merges": ["a c"]}, "merges 'a c'"),
         ({"tokenizer.ggml.merges": None}, "has no merges"),
-        ({"rope_freqs.weight": (64, 64)}, "not part of a StableLM"),
+        ({"rope_freqs.weight": (8,)}, "another way than Llama 3.1"),
+        ({"blk.0.ffn_gate_inp.weight": (64, 64)}, "not part of a StableLM"),
         ({"token_embd.weight": None}, "has no token_embd.weight"),
         ({"blk.0.attn_q_norm.weight": (4097, 1)}, "4097 heads"),
     ],
