@@ -117,8 +117,10 @@ def _operating_system() -> str:
     if sys.platform == "darwin":
         # Not platform.mac_ver(), which is 16.0 on macOS 26 for a Python built with an older SDK.
         version = output_of(("sw_vers", "-productVersion"))
-        return f"macOS {version} ({output_of(('sysctl', '-n', 'kern.osversion'))})"
-    return f"{platform.system()} {platform.release().split('-')[0]}"
+        name = f"macOS {version} ({output_of(('sysctl', '-n', 'kern.osversion'))})"
+    else:
+        name = f"{platform.system()} {platform.release().split('-')[0]}"
+    return name
 
 
 def _first(pattern: str, text: str) -> str | None:
