@@ -14,7 +14,6 @@ from edge.cli.options.eval import SAMPLES, check
 from edge.convert.checkpoint import Checkpoint
 from edge.convert.convert import Artefact, convert
 from edge.device.describe import usable_cores
-from edge.generate.fim import FimTokens
 from edge.quality.corpus import check_trained, iter_texts, tokenizer_of, windows_of
 from edge.quality.evaluate import evaluate
 from edge.quality.fim.fill import Settings, fill_all, rules_version, settings_for
@@ -24,6 +23,7 @@ from edge.quality.fim.score import markdown as fim_markdown
 from edge.quality.records import Subject
 from edge.quality.table import build_document, markdown, model_record
 from edge.stdout import check_stdout, write_stdout
+from edge.tokenizer.fim_tokens import FimTokens
 from edge.tokenizer.tokenizer import Tokenizer
 
 Progress = Callable[[str, float], None]
@@ -69,7 +69,7 @@ def _perplexity(
 def _infilling(
     args: argparse.Namespace, checkpoint: Checkpoint, tokenizer: Tokenizer
 ) -> tuple[dict[str, Any], str]:
-    FimTokens.find(tokenizer.backend_tokenizer)  # refuses a model without them
+    FimTokens.find(tokenizer.backend_tokenizer).check(args.order)  # before it converts
     limit = checkpoint.config.max_position_embeddings
     settings = settings_for(limit, args.order, args.max_tokens)
     holes, middles = _holes(args), {}

@@ -4,8 +4,8 @@ r"""Fill in the middle: the text between a prefix and a suffix.
     completer = Completer(MlxSource(model), tokenizer)
     completer.complete("for key, value in d.", "():\n    print(key, value)\n", order="spm").text
 
-The prompt is StarCoder's, whose special tokens Stable Code has (Stable Code Technical Report,
-sections 3 and 4.4; Bavarian et al. 2022, arXiv:2207.14255), with nothing between the parts:
+The prompt has the model's special tokens (`edge.tokenizer.fim_tokens`) with nothing between them
+and the parts. Stable Code has StarCoder's (Stable Code Technical Report, sections 3 and 4.4):
 
     psm   <fim_prefix>PREFIX<fim_suffix>SUFFIX<fim_middle>
     spm   <fim_prefix><fim_suffix>SUFFIX<fim_middle>PREFIX
@@ -22,7 +22,7 @@ import contextlib
 import time
 from collections.abc import Generator, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 from edge.errors import EdgeError
 from edge.generate.decode import Tokens, TokenSource
@@ -30,10 +30,9 @@ from edge.generate.fim_stop import StopRules
 from edge.generate.sampling import GREEDY, Sampling
 from edge.generate.stream import TokenClock, stop_ids
 from edge.tokenizer.detokenizer import REPLACEMENT_CHARACTER, StreamingDetokenizer
+from edge.tokenizer.fim_tokens import FimTokens, Order, encode_parts
 from edge.tokenizer.tokenizer import encode_text, special_ids
 
-Order = Literal["psm", "spm"]
-REPO_TOKEN = "<repo_continuation>"
 MAX_TOKENS = 128
 # The suffix's share of the window where prefix and suffix together are too long.
 SUFFIX_SHARE = 1 / 4
@@ -68,29 +67,6 @@ class MiddleEvent:
 
     text: str
     completion: Completion | None
-
-
-@dataclass(frozen=True)
-class FimTokens:
-    """Ids of the special tokens of a prompt; not every model has `repo`."""
-
-    prefix: int
-    suffix: int
-    middle: int
-    repo: int | None
-
-    @classmethod
-    def find(cls, backend: Any) -> FimTokens:
-        """The tokens in the vocabulary of a `tokenizers.Tokenizer`."""
-        names = ("<fim_prefix>", "<fim_suffix>", "<fim_middle>")
-        ids = [backend.token_to_id(name) for name in names]
-        missing = [name for name, found in zip(names, ids, strict=True) if found is None]
-        if missing:
-            raise EdgeError(
-                f"the model's vocabulary has no {', '.join(missing)}, so it was not trained to "
-                f"fill in the middle; choose a model that was, such as stable-code-3b."
-            )
-        return cls(ids[0], ids[1], ids[2], backend.token_to_id(REPO_TOKEN))
 
 
 class Completer:
@@ -134,8 +110,8 @@ class Completer:
         not count blank lines before the first code. Text whose line ends are all CRLF is
         completed as if they were LF, and the middle gets CRLF.
 
-        Raises an EdgeError at the first step if the window has no room for `max_tokens`, or the
-        vocabulary has no token for `context`.
+        Raises an EdgeError at the first step if the model was not trained on `order`, the window
+        has no room for `max_tokens`, or the vocabulary has no token for `context`.
         """
         clock = TokenClock()
         line_end = "\r\n" if _is_crlf(prefix, suffix) else "\n"
@@ -166,33 +142,32 @@ class Completer:
         self, prefix: str, suffix: str, context: Sequence[str], order: Order, max_tokens: int
     ) -> list[int]:
         limit, fim = self.source.context_tokens, self._tokens
-        room = limit - max_tokens - 3
+        room = limit - max_tokens - fim.length
         if max_tokens < 1 or room < 1:
             raise EdgeError(
                 f"max_tokens is {max_tokens} and the model's context has {limit} positions; "
-                f"choose from 1 to {limit - 4}."
+                f"choose from 1 to {limit - fim.length - 1}."
             )
         if context and fim.repo is None:
             raise EdgeError(
-                f"the model's vocabulary has no {REPO_TOKEN}, which joins the files of a "
-                f"repository; leave out the context."
+                "the model's vocabulary has no <repo_continuation>, which joins the files of a "
+                "repository; leave out the context."
             )
         files: list[int] = []
         for text in context:
             ids = encode_text(self._backend, near_end(text, self._most_characters))
             files += [*ids, fim.repo or 0]
-        before, after = (encode_text(self._backend, text) for text in (prefix, suffix))
+        before, after = encode_parts(self._backend, prefix, suffix)
         before, after, left = fit(before, after, room)
         files = _keep_end(files, left, _step_tokens(room))
-        if order == "spm":
-            return [*files, fim.prefix, fim.suffix, *after, fim.middle, *before]
-        return [*files, fim.prefix, *before, fim.suffix, *after, fim.middle]
+        return fim.prompt(before, after, files, order)
 
     def _middle(
         self, tokens: Tokens, rules: StopRules, clock: TokenClock
     ) -> Generator[tuple[str, int, str | None], None, None]:
         """After each token: the text so far, its certain length, and the reason of the end."""
-        detokenizer, text, reason = StreamingDetokenizer(self._tokenizer), "", "max tokens"
+        detokenizer = StreamingDetokenizer(self._tokenizer, continues=True)
+        text, reason = "", "max tokens"
         with contextlib.closing(tokens):
             for token in tokens:
                 clock.count()

@@ -18,17 +18,14 @@ from edge.generate.decode import Tokens, cache_length, generate_tokens
 from edge.generate.speculate import PromptLookup
 from edge.model.stablelm import Cache, Model
 from edge.tokenizer.detokenizer import StreamingDetokenizer
+from edge.tokenizer.fim_tokens import FIM_NAMES
 from edge.tokenizer.tokenizer import token_id
 
 # "length" is max_tokens or the end of the model's context, whichever came first.
 Finish = Literal["stop token", "stop string", "length"]
 # Stable Code Instruct ends a turn with <|im_end|>, which its generation_config.json does not
 # name. A base model that begins a turn or a part of another file has finished, too.
-STOP_TOKENS = (
-    "<|endoftext|>", "<|im_end|>", "<|im_start|>",
-    "<fim_prefix>", "<fim_suffix>", "<fim_middle>", "<fim_pad>",
-    "▁<PRE>", "▁<SUF>", "▁<MID>", "▁<EOT>",  # Code Llama's
-)  # fmt: skip
+STOP_TOKENS = ("<|endoftext|>", "<|im_end|>", "<|im_start|>", *FIM_NAMES)
 
 
 @dataclass(frozen=True)

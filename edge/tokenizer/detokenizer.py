@@ -29,13 +29,15 @@ class StreamingDetokenizer:
     in time linear in the number of ids. An incomplete character is held back, and so is a run of
     byte tokens (<0x0A>), since a later byte can turn all of them into U+FFFD. A decoder that is
     neither byte-level nor SentencePiece's holds everything back.
+
+    With `continues` the ids follow other text: SentencePiece's first space is kept.
     """
 
-    def __init__(self, tokenizer: Any):
+    def __init__(self, tokenizer: Any, continues: bool = False):
         self._tokenizer = tokenizer
         backend = getattr(tokenizer, "backend_tokenizer", None)
         state = backend and backend.decoder and backend.decoder.__getstate__()
-        self._decoder = _decoder(_flat(json.loads(state))) if state else None
+        self._decoder = _decoder(_flat(json.loads(state)), continues) if state else None
         self._token_of: Any = backend and backend.id_to_token
         self._ids: list[int] = []  # held back without a decoder
 
@@ -62,13 +64,15 @@ def _flat(step: dict[str, Any]) -> list[dict[str, Any]]:
     return [inner for part in nested for inner in _flat(part)] or [step]
 
 
-def _decoder(steps: list[dict[str, Any]]) -> _ByteLevel | _SentencePiece | None:
+def _decoder(steps: list[dict[str, Any]], continues: bool) -> _ByteLevel | _SentencePiece | None:
     """The incremental decoder for these steps; None if there is none."""
     match steps:
         case [{"type": "ByteLevel"}]:
             return _ByteLevel()
-        case [*first, {"type": "Strip", "content": " ", "start": most, "stop": 0}]:
-            return _SentencePiece(most) if first == SENTENCEPIECE_STEPS else None
+        case [*first, {"type": "Strip", "content": " ", "start": most, "stop": 0}] if (
+            first == SENTENCEPIECE_STEPS
+        ):
+            return _SentencePiece(0 if continues else most)
     return _SentencePiece(0) if steps == SENTENCEPIECE_STEPS else None
 
 

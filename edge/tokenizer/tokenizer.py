@@ -25,8 +25,12 @@ _KINDS = ("bos", "eos", "unk", "sep", "pad", "cls", "mask")
 SPECIAL_TOKENS = tuple(f"{kind}_token" for kind in _KINDS)
 # transformers does not use the tokenizer.json of these classes but builds its own from its parts.
 REBUILT = ("LlamaTokenizer", "CodeLlamaTokenizer")
-# Added tokens such as <fim_middle> or <|im_end|>, unlike runs of spaces.
-MARKUP = re.compile(r"<\|?\w+\|?>")
+# Added tokens such as <fim_middle>, <|im_end|>, <fim-pad>, ▁<PRE> or DeepSeek's, which has wide
+# bars, unlike runs of spaces.
+MARKUP = re.compile("▁?<[|\uff5c]?[\\w▁-]+[|\uff5c]?>")
+# SentencePiece's space, and a sign that merges with nothing, which Code Llama's repository puts
+# before a text that must not get a space.
+SPACE, SIGN = "▁", "☺"
 # Of a rendered conversation; one that fills the family's longest context has some 100,000.
 MAX_CHARACTERS = 10_000_000
 
@@ -238,12 +242,27 @@ def special_ids(backend: Any) -> frozenset[int]:
     return frozenset(i for i, token in added if token.special or MARKUP.fullmatch(token.content))
 
 
-def encode_text(backend: Any, text: str) -> list[int]:
-    """Ids of text by a `tokenizers.Tokenizer`; names of special tokens are plain text."""
+def bos_ids(backend: Any) -> tuple[int, ...]:
+    """The ids that a `tokenizers.Tokenizer` puts before a text."""
+    text, whole = (backend.encode("a", add_special_tokens=adds).ids for adds in (False, True))
+    return tuple(whole[: whole.index(text[0])])
+
+
+def adds_space(backend: Any) -> bool:
+    """True for a `tokenizers.Tokenizer` that puts a space before a text, as SentencePiece does."""
+    first = backend.encode(SIGN, add_special_tokens=False).ids[:1]
+    return any(backend.id_to_token(i).startswith(SPACE) for i in first)
+
+
+def encode_text(backend: Any, text: str, begins: bool = True) -> list[int]:
+    """Ids of text by a `tokenizers.Tokenizer`; names of special tokens are plain text.
+
+    SentencePiece's space comes before a text only where it `begins`.
+    """
     before = backend.encode_special_tokens
     backend.encode_special_tokens = True
     try:
-        ids: list[int] = backend.encode(text, add_special_tokens=False).ids
+        ids = _encode_piece(backend, text, begins)
         control = special_ids(backend)
         if control.isdisjoint(ids):
             return ids
@@ -252,9 +271,17 @@ def encode_text(backend: Any, text: str) -> list[int]:
         pattern = "|".join(f"(?={re.escape(name)})" for name in names if len(name) > 1)
         cuts = [match.start() + 1 for match in re.finditer(pattern, text)]
         pieces = [text[begin:end] for begin, end in pairwise([0, *cuts, len(text)])]
-        return [i for piece in pieces for i in backend.encode(piece, add_special_tokens=False).ids]
+        first, *rest = (_encode_piece(backend, p, begins and not i) for i, p in enumerate(pieces))
+        return first + [i for ids in rest for i in ids]
     finally:
         backend.encode_special_tokens = before
+
+
+def _encode_piece(backend: Any, text: str, begins: bool) -> list[int]:
+    sign = SIGN if not begins and adds_space(backend) else ""
+    skipped = len(backend.encode(sign, add_special_tokens=False).ids)
+    ids: list[int] = backend.encode(sign + text, add_special_tokens=False).ids
+    return ids[skipped:]
 
 
 def render_chat_template(

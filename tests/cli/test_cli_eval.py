@@ -79,7 +79,7 @@ def test_reference_window_and_tokens_can_be_chosen(here, command):
         (["--fim", "--window", "64"], "--window is not for infilling"),
         (["--fim", "--max-tokens", "257"], "choose at most 256"),
         (["--humaneval", "short.py"], "line 1 of short.py is not"),
-        (["tiny", "--fim"], "no <fim_prefix>, <fim_suffix>, <fim_middle>"),
+        (["tiny", "--fim"], "no tokens for filling in the middle"),
     ],
 )
 def test_bad_input_is_one_error_line_and_nothing_is_made(words, said, here, command):

@@ -11,7 +11,7 @@ from tokenizers import AddedToken, Tokenizer
 from edge.convert.sources.find import DEMO_PATH
 from edge.errors import EdgeError
 from edge.generate.decode import MlxSource
-from edge.generate.fim import LEAST_CHARACTERS, Completer, FimTokens, fit, near_end
+from edge.generate.fim import LEAST_CHARACTERS, Completer, fit, near_end
 from edge.generate.fim_stop import StopRules
 from edge.generate.sampling import Sampling
 from edge.tokenizer.tokenizer import encode_text
@@ -72,10 +72,7 @@ def test_figures_and_the_reason_of_the_end(completer):
     assert free.text.startswith(ruled.text + "\n\n")
 
 
-def test_missing_tokens_are_named(completer):
-    bare = Tokenizer.from_str((DEMO_PATH / "tokenizer.json").read_text().replace("<fim_m", "<x_m"))
-    with pytest.raises(EdgeError, match="has no <fim_middle>, so it was not trained"):
-        FimTokens.find(bare)
+def test_other_files_need_their_token(completer):
     completer._tokens = replace(completer._tokens, repo=None)
     with pytest.raises(EdgeError, match="<repo_continuation>"):
         completer.complete("a", "b", context=["c"])

@@ -35,7 +35,7 @@ TINY_TOKENIZER = {
         *("<|endoftext|>", "a", "b", "ab", "<fim_prefix>", "<fim_suffix>", "<fim_middle>"),
         *("  ", "Ġ", "<|im_end|>", "[PAD10]", "[PAD11]"),
     ],
-    "tokenizer.ggml.token_type": [3, 1, 1, 1, 3, 3, 3, 4, 1, 3, 5, 4],
+    "tokenizer.ggml.token_type": [3, 1, 1, 1, 3, 3, 1, 4, 1, 3, 5, 4],
     "tokenizer.ggml.merges": ["a b"],
     "tokenizer.ggml.eos_token_id": 0,
     "tokenizer.ggml.bos_token_id": 0,

@@ -11,6 +11,7 @@ from typing import Any
 from edge.convert.artefacts.recipes import RECIPES, TABLE_11, Recipe, find_recipe
 from edge.errors import EdgeError
 from edge.power import SOURCES
+from edge.tokenizer.fim_tokens import ORDERS
 
 Options = argparse._ActionsContainer  # a parser or a group of one
 LARGEST_COUNT = 2**31 - 1  # files hold 32 bits
@@ -152,7 +153,7 @@ def add_max_tokens(options: Options, default: int) -> None:
 def add_order(options: Options) -> None:
     """Add the order of prefix and suffix in an infilling prompt."""
     meaning = "prompt order: prefix-suffix-middle or suffix-prefix-middle"
-    options.add_argument("--order", choices=["psm", "spm"], default="psm", help=meaning)
+    options.add_argument("--order", choices=ORDERS, default=ORDERS[0], help=meaning)
 
 
 def add_power(options: Options, flag: str, default: str) -> None:

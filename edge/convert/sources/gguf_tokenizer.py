@@ -12,6 +12,7 @@ from typing import Any
 from edge.errors import EdgeError
 from edge.formats.gguf import Value
 from edge.model.config import ModelConfig
+from edge.tokenizer.fim_tokens import FIM_NAMES
 from edge.tokenizer.splitting import IGNORE_MERGES, byte_level, pre_tokenizer
 
 # ggml's token types: normal, unknown, control, user defined, unused, byte.
@@ -39,8 +40,7 @@ def rebuild_tokenizer(
     generation = {"bos_token_id": config.bos_token_id} if config.bos_token_id is not None else {}
     if config.eos_token_ids:
         generation["eos_token_id"] = config.eos_token_ids[0]
-    kinds = (*SPECIAL_TYPES, USER_DEFINED)
-    added = {text: kind in SPECIAL_TYPES for text, kind in tokens.values() if kind in kinds}
+    added = {text: kind != USER_DEFINED for text, kind in tokens.values() if _is_added(text, kind)}
     vocab = {text: i for i, (text, _) in tokens.items()}
     if kind == "gpt2":
         name, warnings = _splitting(keys, len(tokens), where)
@@ -65,6 +65,11 @@ def rebuild_tokenizer(
         for name, content in files.items()
     }
     return encoded, warnings
+
+
+def _is_added(text: str, kind: int) -> bool:
+    # Converters of 2023 gave Code Llama's ▁<PRE> the type "normal".
+    return kind in (*SPECIAL_TYPES, USER_DEFINED) or text in FIM_NAMES
 
 
 def tokenizer_json(

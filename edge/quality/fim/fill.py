@@ -10,11 +10,13 @@ from edge.device.memory import wired
 from edge.errors import EdgeError
 from edge.generate import fim, fim_stop
 from edge.generate.decode import LlamaSource, MlxSource
-from edge.generate.fim import Completer, Order
+from edge.generate.fim import Completer
 from edge.llama_cpp.session import LlamaSession
 from edge.model.load import open_model
 from edge.quality.fim.holes import Hole
 from edge.quality.records import Records, Subject, identity
+from edge.tokenizer import fim_tokens
+from edge.tokenizer.fim_tokens import Order
 from edge.tokenizer.tokenizer import Tokenizer
 
 # Tokens of prompt and middle: about what editors send. Half of a short context, because most of
@@ -53,7 +55,7 @@ class Filled:
 
 def rules_version() -> str:
     """Digest of the code of the prompt and the stop rules."""
-    files = [Path(m.__file__ or "").read_bytes() for m in (fim, fim_stop)]
+    files = [Path(m.__file__ or "").read_bytes() for m in (fim, fim_stop, fim_tokens)]
     return hashlib.sha256(b"".join(files)).hexdigest()[:16]
 
 

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tokenizers import Tokenizer, decoders, models, normalizers, trainers
+from tokenizers import Tokenizer
 
 from edge.convert.artefacts.gguf_tokenizer import CONTROL, UNUSED, read_tokenizer
 from edge.convert.sources.find import DEMO_PATH
@@ -24,12 +24,11 @@ from edge.errors import EdgeError
 from edge.llama_cpp.session import LlamaSession
 from edge.tokenizer.splitting import pre_tokenizer
 from tests.support.conversions import llama_tokens, make
+from tests.support.sentencepiece import sentencepiece
 from tests.support.tiny import PLAIN, write_checkpoint
 
 GPT_NEOX = os.environ.get("EDGE_GPT_NEOX_TOKENIZER")
 DEMO_TOKENIZER = DEMO_PATH / "tokenizer.json"
-SPACE = "\u2581"
-CORPUS = DEMO_PATH.parent / "corpus"
 SPACE_RUNS = range(2, 25)  # GPT-NeoX has a token for each
 
 TEXTS = (
@@ -59,24 +58,6 @@ def neox_like(demo: dict) -> dict:
     ]
     added = [*demo["added_tokens"], *runs]
     return {**demo, "normalizer": {"type": "NFC"}, "added_tokens": added}
-
-
-def sentencepiece() -> dict:
-    """As Llama 2 and Code Llama have it: spaces as tokens, bytes for unknown characters."""
-    backend = Tokenizer(models.BPE(unk_token="<unk>", fuse_unk=True, byte_fallback=True))
-    steps = [normalizers.Prepend(SPACE), normalizers.Replace(" ", SPACE)]
-    backend.normalizer = normalizers.Sequence(steps)
-    ends = [decoders.Fuse(), decoders.Strip(" ", 1, 0)]
-    steps = [decoders.Replace(SPACE, " "), decoders.ByteFallback(), *ends]
-    backend.decoder = decoders.Sequence(steps)
-    added = ["<unk>", "<s>", "</s>", *(f"<0x{byte:02X}>" for byte in range(256))]
-    text = [path.read_text(encoding="utf-8") for path in sorted(CORPUS.rglob("*.py"))]
-    trainer = trainers.BpeTrainer(vocab_size=1200, special_tokens=added, max_token_length=16)
-    backend.train_from_iterator(text[:1], trainer)
-    tokenizer = json.loads(backend.to_str())
-    tokenizer["added_tokens"] = tokenizer["added_tokens"][:3]
-    tokenizer["model"]["merges"] = [list(merge) for merge in tokenizer["model"]["merges"]]
-    return tokenizer
 
 
 MADE = {
