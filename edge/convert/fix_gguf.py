@@ -69,7 +69,13 @@ def fix_gguf(
     source = Path(model).expanduser()
     if not source.is_file():
         raise EdgeError(f"{model} is not a file; give a GGUF file to make {MENDED.name}.")
-    check_is_supported(read_gguf(source), (ARCHITECTURE,))
+    file = read_gguf(source)
+    check_is_supported(file, (ARCHITECTURE,))
+    if file.keys.get("split.count", 1) not in (0, 1):
+        raise EdgeError(
+            f"{source} is a part of a split model; join its parts with "
+            f"'llama-gguf-split --merge' first."
+        )
     if corrections.rope_theta is None:
         corrections = replace(corrections, rope_theta=_rope_base(source))
     checkpoint = open_checkpoint(model, corrections=corrections)

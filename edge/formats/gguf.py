@@ -5,6 +5,7 @@ hours. Here each is checked against the bytes that are left.
 """
 
 import math
+import re
 import struct
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
@@ -29,6 +30,8 @@ MAX_ENTRIES = 1 << 16
 MAX_ARRAY_ITEMS = 1 << 21
 MAX_DIMENSIONS = 4
 
+PART_NAME = re.compile(r"(.+)-\d{5}-of-(\d{5})\.gguf")
+
 Value = bool | int | float | str | list[Any]
 
 
@@ -41,6 +44,7 @@ class GgufTensor:
     shape: tuple[int, ...]  # rows first, as in Hugging Face's files
     begin: int  # from the start of the file
     data_bytes: int
+    path: Path
 
 
 @dataclass(frozen=True)
@@ -56,6 +60,36 @@ def read_gguf(path: Path) -> GgufFile:
     """Read and check everything but the data; an EdgeError if the file is damaged."""
     with open_file(path) as file:
         return _read(_Header(file, path))
+
+
+def read_model(path: Path) -> GgufFile:
+    """A whole model from its file, or from any part of a split one, with the first part's keys."""
+    file = read_gguf(path)
+    count = file.keys.get("split.count", 1)
+    if count in (0, 1):
+        return file
+    match = PART_NAME.fullmatch(path.name)
+    if match is None or int(match[2]) != count:
+        raise EdgeError(
+            f"{path} is one of {count} parts of a split model; give it the name that it had, which "
+            f"ends in -00001-of-{count:0>5}.gguf."
+        )
+    names = (f"{match[1]}-{part:05}-of-{match[2]}.gguf" for part in range(1, int(match[2]) + 1))
+    parts = [read_gguf(path.with_name(name)) for name in names]
+    tensors = tuple(tensor for part in parts for tensor in part.tensors)
+    wanted = parts[0].keys.get("split.tensors.count", len(tensors))
+    if wanted != len(tensors) or len({tensor.name for tensor in tensors}) < len(tensors):
+        raise EdgeError(
+            f"the {count} parts of {path} have {len(tensors)} tensors, not {wanted} different "
+            f"ones; download them again."
+        )
+    return GgufFile(parts[0].path, parts[0].keys, tensors)
+
+
+def unsplit_name(path: Path) -> str:
+    """The file's name without its ending and the number of a part."""
+    match = PART_NAME.fullmatch(path.name)
+    return match[1] if match else path.stem
 
 
 def block_size(kind: str) -> tuple[int, int]:
@@ -171,7 +205,8 @@ def _read_description(header: _Header) -> GgufTensor:
     kind, items, block_bytes = _kinds()[code]
     if 0 in shape or shape[-1] % items:
         header.broken(f"tensor {name!r} of type {kind} has shape {list(shape)}")
-    return GgufTensor(name, kind, shape, offset, math.prod(shape) // items * block_bytes)
+    size = math.prod(shape) // items * block_bytes
+    return GgufTensor(name, kind, shape, offset, size, header.path)
 
 
 def _check_layout(

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from edge.convert.sources.synthetic import PREFIX
 from edge.errors import EdgeError, install_command
+from edge.formats.gguf import unsplit_name
 
 DEMO = "demo"
 # A published model that a package carries: SmolLM2-135M-Instruct, Apache-2.0, 98 MB.
@@ -49,7 +50,7 @@ def find_source(model: str, revision: str | None = None, layers: int | None = No
     if path and path.is_dir():
         return Source(path.resolve().name, path.resolve().name, path)
     if path and path.is_file() and path.suffix.lower() == ".gguf":  # a pipe would block
-        return Source(path.stem, path.name, path)
+        return Source(unsplit_name(path), path.name, path)
     if path:
         raise EdgeError(f"{path} is not a GGUF file or directory; give one of the two.")
     if HUB_ID.fullmatch(model) and not model.startswith("."):

@@ -30,7 +30,7 @@ from edge.convert.sources.gguf_config import (
 from edge.convert.sources.gguf_tokenizer import rebuild_tokenizer
 from edge.convert.sources.weights import Opened, Packed, Packing, Weights
 from edge.errors import EdgeError
-from edge.formats.gguf import GgufFile, GgufTensor, block_size, read_gguf
+from edge.formats.gguf import GgufFile, GgufTensor, block_size, read_model
 from edge.formats.safetensors import Array, read_array
 
 # llama.cpp's names of parts of the network by Hugging Face's, outside and inside a layer.
@@ -66,7 +66,7 @@ BLOCK_ITEMS = 32
 
 def open_gguf(path: Path) -> Opened:
     """Read and check a file's header, network and tokenizer."""
-    file = read_gguf(path)
+    file = read_model(path)
     check_is_supported(file)
     weights = GgufWeights(file)
     config = read_gguf_config(file, weights.rope_factors())
@@ -86,18 +86,12 @@ def open_gguf(path: Path) -> Opened:
 
 
 def check_is_supported(file: GgufFile, architectures: Sequence[str] = ARCHITECTURES) -> None:
-    """An EdgeError for other networks and parts of split files."""
+    """An EdgeError for other networks."""
     architecture = file.keys.get("general.architecture")
     if architecture not in architectures:
         raise EdgeError(
             f"{file.path} holds a {architecture!r} model, which edge does not convert; choose a "
             f"GGUF file of {' or '.join(map(repr, architectures))}, or run this one as it is."
-        )
-    parts = file.keys.get("split.count", 1)
-    if parts not in (0, 1):
-        raise EdgeError(
-            f"{file.path} is one of {parts} parts of a split model; join them with "
-            f"'llama-gguf-split --merge'."
         )
 
 
@@ -122,13 +116,13 @@ def paired_rows(rows: int, head_dim: int) -> Array:
 
 
 class GgufWeights(Weights):
-    """The tensors of one file."""
+    """The tensors of a model in one file or several."""
 
     def __init__(self, file: GgufFile):
-        self._path, self.files = file.path, (file.path,)
+        self.files = tuple(dict.fromkeys(tensor.path for tensor in file.tensors))
         stored = {tensor.name: tensor for tensor in file.tensors}
         self._rope_factors = stored.pop(ROPE_FACTORS, None)
-        found = [part for tensor in stored.values() for part in _parts(tensor, file.path)]
+        found = [part for tensor in stored.values() for part in _parts(tensor)]
         self._pairs = file.keys["general.architecture"] == "llama"
         self._head_dim = _head_dim(file) if self._pairs else 0
         self._parts = {part.name: part for part in found}
@@ -220,7 +214,7 @@ class GgufWeights(Weights):
         step = max(1, DECODE_ITEMS // _row_items(part))
         for row in range(start, stop, step):
             rows, begin = min(step, stop - row), part.begin + row * row_bytes
-            yield read_array(self._path, "u1", rows * row_bytes, begin).reshape(rows, row_bytes)
+            yield read_array(part.path, "u1", rows * row_bytes, begin).reshape(rows, row_bytes)
 
 
 def _head_dim(file: GgufFile) -> int:
@@ -246,30 +240,30 @@ def _row_items(part: GgufTensor) -> int:
     return math.prod(part.shape[1:] or part.shape)
 
 
-def _parts(tensor: GgufTensor, path: Path) -> Iterator[GgufTensor]:
+def _parts(tensor: GgufTensor) -> Iterator[GgufTensor]:
     """The tensors under Hugging Face's names that one of the file holds."""
     match = TENSOR_NAME.fullmatch(tensor.name)
     layer, stem, kind = match.groups() if match else (None, "", "")
     known = OUTER_PARTS if layer is None else LAYER_PARTS
     if stem not in known:
-        raise _unusable(tensor, path, "is not part of a StableLM or Llama")
+        raise _unusable(tensor, "is not part of a StableLM or Llama")
     if tensor.kind not in FLOATS and tensor.kind not in DECODED:
-        raise _unusable(tensor, path, f"is stored as {tensor.kind}, which edge cannot decode")
+        raise _unusable(tensor, f"is stored as {tensor.kind}, which edge cannot decode")
     prefix = "" if layer is None else f"model.layers.{layer}."
     if not STACKED.fullmatch(tensor.name):
         yield replace(tensor, name=f"{prefix}{known[stem]}.{kind}")
         return
     heads, width = math.prod(tensor.shape[:-1]), tensor.shape[-1]
     if heads > MAX_HEADS:
-        raise _unusable(tensor, path, f"has {heads} heads, more than any model")
+        raise _unusable(tensor, f"has {heads} heads, more than any model")
     size = tensor.data_bytes // heads
     for head in range(heads):
         name, begin = f"{prefix}{known[stem]}.norms.{head}.weight", tensor.begin + head * size
-        yield GgufTensor(name, tensor.kind, (width,), begin, size)
+        yield GgufTensor(name, tensor.kind, (width,), begin, size, tensor.path)
 
 
-def _unusable(tensor: GgufTensor, path: Path, reason: str) -> EdgeError:
-    return EdgeError(f"{path}: tensor {tensor.name} {reason}; choose another file.")
+def _unusable(tensor: GgufTensor, reason: str) -> EdgeError:
+    return EdgeError(f"{tensor.path}: tensor {tensor.name} {reason}; choose another file.")
 
 
 def _decode_rows(raw: Array, kind: str) -> Array:

@@ -156,7 +156,7 @@ def test_stacked_norms_are_split_by_head(tmp_path):
     [
         ({"general.architecture": "gemma3"}, "holds a 'gemma3' model"),
         ({"general.architecture": "llama"}, "embedding_length of None"),
-        ({"split.count": 3}, "one of 3 parts"),
+        ({"split.count": 3}, "one of 3 parts of a split model"),
         ({"stablelm.block_count": 2}, "claims 2 layers and has 1"),
         ({"stablelm.context_length": None}, "no key stablelm.context_length"),
         ({"stablelm.attention.head_count": 0}, "invalid rope.dimension_count"),
