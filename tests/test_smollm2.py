@@ -7,6 +7,7 @@ import mlx.core as mx
 import numpy as np
 import pytest
 
+from edge.cli.main import main
 from edge.convert.artefacts.recipes import RECIPES
 from edge.convert.sources.find import smollm2_file
 from edge.errors import EdgeError
@@ -94,3 +95,11 @@ def test_the_capital_of_france_is_paris(name, out):
                 break
             answer.append(token)
     assert tokenizer.decode(answer) == "The capital of France is Paris."
+
+
+@pytest.mark.parametrize("words", ["complete --model smollm2 --prefix x", "eval smollm2 --fim"])
+def test_it_is_not_converted_for_what_it_cannot_do(words, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert main(words.split()) == 1
+    assert "no tokens for filling in the middle, such as" in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []

@@ -16,6 +16,8 @@ from edge.generate.fim import Completer
 from edge.generate.hole import read_hole, split_at_mark
 from edge.generate.sampling import Sampling
 from edge.stdout import check_stdout, write_stdout
+from edge.tokenizer.fim_tokens import FimTokens
+from edge.tokenizer.tokenizer import Tokenizer
 
 
 def run(args: argparse.Namespace) -> int:
@@ -25,7 +27,11 @@ def run(args: argparse.Namespace) -> int:
     context = [read_text(path) for path in args.context]
     prefix, suffix = _hole(args)
     sampling = Sampling.from_options(args)
-    path = runnable(args.model, args.command, ARTEFACT)
+
+    def check(tokenizer: Tokenizer) -> None:
+        FimTokens.find(tokenizer.backend_tokenizer).check(args.order)
+
+    path = runnable(args.model, args.command, ARTEFACT, check)
     model, tokenizer, need = open_for(args.command, path, args.kv_bits)
     with wired(need.running_bytes):
         events = Completer(MlxSource(model, args.kv_bits), tokenizer).stream(

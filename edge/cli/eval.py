@@ -14,7 +14,7 @@ from edge.cli.options.eval import SAMPLES, check
 from edge.convert.checkpoint import Checkpoint
 from edge.convert.convert import Artefact, convert
 from edge.device.describe import usable_cores
-from edge.quality.corpus import check_trained, iter_texts, tokenizer_of, windows_of
+from edge.quality.corpus import check_trained, iter_texts, windows_of
 from edge.quality.evaluate import evaluate
 from edge.quality.fim.fill import Settings, fill_all, rules_version, settings_for
 from edge.quality.fim.holes import KINDS, Hole, draw_holes, read_humaneval
@@ -36,7 +36,7 @@ def run(args: argparse.Namespace) -> int:
     checkpoint = open_named(args)
     check_trained(checkpoint)
     evaluated = _perplexity if args.fim is None and args.humaneval is None else _infilling
-    document, text = evaluated(args, checkpoint, tokenizer_of(checkpoint))
+    document, text = evaluated(args, checkpoint, checkpoint.tokenizer)
     if args.output == "json":
         text = json.dumps(document, indent=2, allow_nan=False) + "\n"
     write_stdout(text)

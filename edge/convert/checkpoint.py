@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import tempfile
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
@@ -18,6 +19,7 @@ from edge.convert.sources.weights import Opened, Weights
 from edge.errors import printable
 from edge.model.config import ModelConfig
 from edge.model.tensors import check_shapes, parameter_count
+from edge.tokenizer.tokenizer import Tokenizer
 
 # Parts of each file that the fingerprint covers: all of it would be gigabytes.
 HEAD_BYTES = 1 << 20
@@ -58,6 +60,14 @@ class Checkpoint:
     def parameters(self) -> int:
         """Number of weights."""
         return parameter_count(self.config)
+
+    @cached_property
+    def tokenizer(self) -> Tokenizer:
+        """Its tokenizer, which all of its artefacts have; an EdgeError if it cannot be read."""
+        with tempfile.TemporaryDirectory() as folder:
+            for name, content in self.tokenizer_files.items():
+                (Path(folder) / name).write_bytes(content)
+            return Tokenizer.load(Path(folder))
 
     @cached_property
     def fingerprint(self) -> str:

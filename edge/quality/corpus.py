@@ -9,7 +9,6 @@ llama.cpp's perplexity.
 
 import hashlib
 import os
-import tempfile
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -232,11 +231,3 @@ def check_trained(checkpoint: Checkpoint) -> None:
             f"{checkpoint.source.origin} has random weights, whose quality means nothing; name a "
             f"trained model."
         )
-
-
-def tokenizer_of(checkpoint: Checkpoint) -> Tokenizer:
-    """Tokenizer of the checkpoint, used for all of its artefacts."""
-    with tempfile.TemporaryDirectory() as folder:
-        for name, content in checkpoint.tokenizer_files.items():
-            (Path(folder) / name).write_bytes(content)
-        return Tokenizer.load(Path(folder))

@@ -21,7 +21,7 @@ from edge.errors import EdgeError
 from edge.model.config import ModelConfig
 from edge.model.load import compute_dtype
 from edge.model.memory import FORCE, HEADROOM_BYTES, required_bytes
-from edge.quality.corpus import Windows, check_trained, tokenizer_of, windows_of
+from edge.quality.corpus import Windows, check_trained, windows_of
 from edge.quality.records import Records, Subject, identity
 from edge.quality.score import SCORE, Job, Progress, Scores, score_group
 from edge.quality.summary import Summary, summarise
@@ -113,7 +113,7 @@ def _answer(question: dict[str, Any]) -> dict[str, dict[str, Any]]:
     corrections = Corrections(**question["corrections"])
     checkpoint = open_checkpoint(question["model"], corrections=corrections)
     check_trained(checkpoint)
-    windows = windows_of(checkpoint, tokenizer_of(checkpoint), tokens=question["tokens"])
+    windows = windows_of(checkpoint, checkpoint.tokenizer, tokens=question["tokens"])
     found = evaluate(
         [Subject(name, Path(path)) for name, path in question["artefacts"].items()],
         question["reference"],

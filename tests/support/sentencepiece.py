@@ -2,7 +2,7 @@
 
 import json
 
-from tokenizers import Tokenizer, decoders, models, normalizers, trainers
+from tokenizers import Tokenizer, decoders, models, normalizers, processors, trainers
 
 from edge.convert.sources.find import DEMO_PATH
 
@@ -11,10 +11,7 @@ CORPUS = DEMO_PATH.parent / "corpus"
 
 
 def sentencepiece(*more: str) -> dict:
-    """As Llama 2 and Code Llama have it: spaces as tokens, bytes for unknown characters.
-
-    `more` are further special tokens.
-    """
+    """Llama 2's kind with `more` special tokens: spaces and bytes are tokens, BOS comes first."""
     backend = Tokenizer(models.BPE(unk_token="<unk>", fuse_unk=True, byte_fallback=True))
     steps = [normalizers.Prepend(SPACE), normalizers.Replace(" ", SPACE)]
     backend.normalizer = normalizers.Sequence(steps)
@@ -25,6 +22,7 @@ def sentencepiece(*more: str) -> dict:
     text = [path.read_text(encoding="utf-8") for path in sorted(CORPUS.rglob("*.py"))]
     trainer = trainers.BpeTrainer(vocab_size=1200, special_tokens=added, max_token_length=16)
     backend.train_from_iterator(text[:1], trainer)
+    backend.post_processor = processors.TemplateProcessing("<s> $A", None, [("<s>", 1)])
     tokenizer = json.loads(backend.to_str())
     tokenizer["added_tokens"] = [
         token for token in tokenizer["added_tokens"] if not token["content"].startswith("<0x")

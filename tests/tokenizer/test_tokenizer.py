@@ -9,13 +9,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from mlx_lm.utils import load_tokenizer
-from tokenizers import AddedToken, decoders, models, normalizers, processors
-from tokenizers import Tokenizer as Backend
 
 import edge
 from edge.convert.sources.find import DEMO_PATH
 from edge.errors import EdgeError
 from edge.tokenizer.tokenizer import Tokenizer
+from tests.support.sentencepiece import sentencepiece
 
 GPT_NEOX = os.environ.get("EDGE_GPT_NEOX_TOKENIZER")
 TEXTS = [
@@ -52,18 +51,7 @@ def metaspace(**config):
     names = {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"}
 
     def make(folder):
-        spare = [f"<0x{byte:02X}>" for byte in range(256)]
-        letters = [*"▁abcdefgh", "▁a", "▁b", "[INST]"]
-        vocab = {name: i for i, name in enumerate(["<unk>", "<s>", "</s>", *spare, *letters])}
-        how = {"unk_token": "<unk>", "byte_fallback": True, "fuse_unk": True}
-        backend = Backend(models.BPE(vocab, [("▁", "a"), ("▁", "b")], **how))
-        steps = [normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")]
-        backend.normalizer = normalizers.Sequence(steps)
-        steps = [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()]
-        backend.decoder = decoders.Sequence([*steps, decoders.Strip(" ", 1, 0)])
-        backend.post_processor = processors.TemplateProcessing("<s> $A", None, [("<s>", 1)])
-        backend.add_tokens([AddedToken(name, special=True) for name in names.values()])
-        backend.save(str(folder / "tokenizer.json"))
+        write(folder, "tokenizer.json", sentencepiece("[INST]"))
         write(folder, "tokenizer_config.json", {**names, **config})
         write(folder, "config.json", {"model_type": "llama", "eos_token_id": 2})
 

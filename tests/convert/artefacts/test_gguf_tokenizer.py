@@ -93,7 +93,8 @@ def ids_of(pair, text):
     ids = tokenizer.encode(text, add_special_tokens=False).ids
     if str(tokenizer.normalizer) != "NFC()":  # which GGUF does not record
         assert back.encode(text, add_special_tokens=False).ids == ids
-    assert back.decode(ids) == tokenizer.decode(ids)
+    for skip in (False, True):
+        assert back.decode(ids, skip) == tokenizer.decode(ids, skip)
     return llama_tokens(session, text), ids
 
 
