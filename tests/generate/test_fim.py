@@ -6,15 +6,12 @@ from unittest.mock import Mock
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from tokenizers import AddedToken, Tokenizer
 
-from edge.convert.sources.find import DEMO_PATH
 from edge.errors import EdgeError
 from edge.generate.decode import MlxSource
 from edge.generate.fim import LEAST_CHARACTERS, Completer, fit, near_end
 from edge.generate.fim_stop import StopRules
 from edge.generate.sampling import Sampling
-from edge.tokenizer.tokenizer import encode_text
 
 CARD = ("for key, value in d.", "():\n    print(key, value)\n")
 IMPORT = ("import os\nimport ", "\n")
@@ -76,20 +73,6 @@ def test_other_files_need_their_token(completer):
     completer._tokens = replace(completer._tokens, repo=None)
     with pytest.raises(EdgeError, match="<repo_continuation>"):
         completer.complete("a", "b", context=["c"])
-
-
-BACKEND = Tokenizer.from_file(str(DEMO_PATH / "tokenizer.json"))
-NAMES = [token.content for token in BACKEND.get_added_tokens_decoder().values()]
-BACKEND.add_tokens([AddedToken("<|mark|>", special=False, normalized=False)])
-
-
-@given(st.lists(st.sampled_from([*NAMES, "<|mark|>", "<", "|", "fim_", " ", "é"]), max_size=8))
-def test_names_of_special_tokens_in_code_are_text(parts):
-    text = "".join(parts)
-    ids = encode_text(BACKEND, text)
-    assert BACKEND.decode(ids) == text  # without special tokens
-    assert BACKEND.token_to_id("<|mark|>") not in ids  # which the tokenizer does not flag
-    assert not BACKEND.encode_special_tokens
 
 
 @given(st.integers(0, 300), st.integers(0, 300), st.integers(1, 400))

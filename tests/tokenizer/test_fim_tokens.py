@@ -5,6 +5,8 @@ import contextlib
 import json
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from tokenizers.processors import TemplateProcessing
 from transformers import CodeLlamaTokenizer
 
@@ -13,8 +15,8 @@ from edge.convert.sources.gguf import open_gguf
 from edge.errors import EdgeError
 from edge.generate.fim import Completer
 from edge.llama_cpp.session import LlamaSession, library
-from edge.tokenizer.fim_tokens import SPELLINGS, FimTokens
-from edge.tokenizer.tokenizer import Tokenizer, encode_text, special_ids
+from edge.tokenizer.fim_tokens import FIM_NAMES, SPELLINGS, FimTokens
+from edge.tokenizer.tokenizer import Tokenizer, encode_text
 from tests.support.conversions import make
 from tests.support.sentencepiece import sentencepiece
 from tests.support.tiny import LLAMA, write_checkpoint
@@ -30,8 +32,8 @@ FORMS = {
     "code-llama": ["", ""],
     "deepseek": ["<｜fim▁begin｜>{0}<｜fim▁hole｜>{1}<｜fim▁end｜>"],
 }
-# These do not flag their tokens as special.
-UNFLAGGED = ("stablelm-2", "deepseek")
+# Not all that are published flag their tokens as special.
+UNFLAGGED = ("stablelm-2", "code-llama", "deepseek")
 HOLES = [("def f(a):\n    return", " + b\n"), ("  a =", "\n\n"), ("", "x(y)"), ("print(", ")")]
 
 
@@ -50,17 +52,17 @@ class Recorder:
 
 def constructed(name, spelling) -> dict:
     """A tokenizer.json: the demo's with other names, or SentencePiece's."""
-    if name == "code-llama":
-        return sentencepiece(*spelling.names, spelling.end)
     text = DEMO.replace('"<fim_pad>"', json.dumps(spelling.pad or "<|pad|>"))
     for ours, theirs in zip(SPELLINGS[0].names, spelling.names, strict=True):
         text = text.replace(json.dumps(ours), json.dumps(theirs))
     tokenizer = json.loads(text)
-    for token in tokenizer["added_tokens"]:
-        token["special"] &= name not in UNFLAGGED or "fim" not in token["content"]
+    if name == "code-llama":
+        tokenizer = sentencepiece(*spelling.names, spelling.end)
     if name == "deepseek":  # the only other one with BOS
         step = TemplateProcessing("<|endoftext|> $A", None, [("<|endoftext|>", 0)])
         tokenizer["post_processor"] = json.loads(step.__getstate__())
+    for token in tokenizer["added_tokens"]:
+        token["special"] &= name not in UNFLAGGED or token["content"] not in FIM_NAMES
     return tokenizer
 
 
@@ -71,7 +73,7 @@ def made(request, tmp_path_factory):
     tokenizer = constructed(name, spelling)
     rows = len(tokenizer["model"]["vocab"]) + len(tokenizer["added_tokens"])  # or fewer
     raw = {**LLAMA, "num_hidden_layers": 1, "vocab_size": rows}
-    raw["bos_token_id"] = 1 if name == "code-llama" else 0
+    raw |= {} if name == "code-llama" else {"bos_token_id": 0, "eos_token_id": 0}
     folder = write_checkpoint(tmp_path_factory.mktemp("fim") / name, raw)
     (folder / "tokenizer.json").write_text(json.dumps(tokenizer))
     if name == "code-llama":  # which transformers builds in its own way
@@ -97,46 +99,48 @@ def published(name, tokenizer, prefix, suffix, order) -> list[int]:
     return ids if prefix else [i for i in ids if i != lone_space]
 
 
-@pytest.mark.parametrize("order", ["psm", "spm"])
-def test_prompts_are_as_published(made, order):
-    name, *tokenizers, _ = made
-    for prefix, suffix in HOLES:
-        for tokenizer in tokenizers:
-            completer = Completer(Recorder(), tokenizer)
-            if name == "deepseek" and order == "spm":
-                with pytest.raises(EdgeError, match="not trained on the order spm; choose psm"):
-                    completer.complete(prefix, suffix, order=order)
-                continue
-            completer.complete(prefix, suffix, order=order)
-            assert completer.source.ids == published(name, tokenizers[0], prefix, suffix, order)
-
-
-def test_names_in_code_are_text_and_tokens_end_the_middle(made):
-    _, *tokenizers, _ = made
+def test_prompts_are_as_published(made):
+    name, *tokenizers, path = made
     for tokenizer in tokenizers:
-        backend = tokenizer.backend_tokenizer
-        fim = FimTokens.find(backend)
-        names = [*fim.spelling.names, *filter(None, [fim.spelling.end, fim.spelling.pad])]
-        code = "".join(names) + " <PRE> <s>"
-        for begins in (True, False):
-            ids = encode_text(backend, code, begins)
-            assert special_ids(backend).isdisjoint(ids)
-            found, wanted = (t.replace("▁", " ").strip() for t in (backend.decode(ids), code))
-            assert found == wanted
-        text = encode_text(backend, "  = 1", begins=False)
-        for stop in map(backend.token_to_id, names):
-            middle = Completer(Recorder(*text, stop, *text), tokenizer).complete("a", "b")
-            assert (middle.text, middle.stopped_by) == ("  = 1", "stop token")
-
-
-def test_llama_cpp_finds_the_tokens_of_the_file(made):
-    *_, back, path = made
-    fim, lib = FimTokens.find(back.backend_tokenizer), library()
+        completer, fim = (
+            Completer(Recorder(), tokenizer),
+            FimTokens.find(tokenizer.backend_tokenizer),
+        )
+        for order in fim.spelling.orders:
+            for hole in HOLES:
+                completer.complete(*hole, order=order)
+                assert completer.source.ids == published(name, tokenizers[0], *hole, order)
+    if name == "deepseek":
+        with pytest.raises(EdgeError, match="not trained on the order spm; choose psm"):
+            completer.complete("a", "b", order="spm")
     with contextlib.closing(LlamaSession(path, 64, 1)) as session:
-        vocab = lib.llama_model_get_vocab(session._model)
+        vocab, lib = library().llama_model_get_vocab(session._model), library()
         ids = [getattr(lib, f"llama_vocab_fim_{part}")(vocab) for part in ("pre", "suf", "mid")]
         assert ids == [fim.prefix, fim.suffix, fim.middle]
-        assert [lib.llama_vocab_bos(vocab)] * lib.llama_vocab_get_add_bos(vocab) == [*fim.bos]
+
+
+@settings(max_examples=40)
+@given(data=st.data(), begins=st.booleans())
+def test_names_of_special_tokens_in_code_are_text(made, data, begins):
+    for backend in (tokenizer.backend_tokenizer for tokenizer in made[1:3]):
+        added = {str(token): i for i, token in backend.get_added_tokens_decoder().items()}
+        some = st.sampled_from([*sorted(added), *"<|>_ é", "fim", "PRE"])
+        code = "".join(data.draw(st.lists(some, max_size=8)))
+        ids = encode_text(backend, code, begins)
+        assert not {*added.values()} & {*ids}
+        found, wanted = (t.replace("▁", " ").strip() for t in (backend.decode(ids), code))
+        assert found == wanted
+
+
+def test_every_token_ends_the_middle(made):
+    for tokenizer in made[1:3]:
+        backend = tokenizer.backend_tokenizer
+        spelling = FimTokens.find(backend).spelling
+        text = encode_text(backend, "  = 1", begins=False)
+        for name in filter(None, (*spelling.names, spelling.end, spelling.pad)):
+            script = (*text, backend.token_to_id(name), *text)
+            middle = Completer(Recorder(*script), tokenizer).complete("a", "b")
+            assert (middle.text, middle.stopped_by) == ("  = 1", "stop token")
 
 
 @pytest.mark.parametrize(
