@@ -24,12 +24,11 @@ from edge.errors import EdgeError
 from edge.formats.files import MAX_TEXT_BYTES, decode_text, read_small_file, read_text
 from edge.quality import TOKENS, WINDOW_TOKENS, WINDOWS
 from edge.tokenizer.detokenizer import BYTE_OF, BYTE_TOKEN
-from edge.tokenizer.tokenizer import Tokenizer
+from edge.tokenizer.tokenizer import SPACE, Tokenizer
 
 BUNDLED = Path(__file__).parents[1] / "data" / "corpus"
 SKIPPED_FOLDERS = frozenset(("__pycache__", "node_modules", "site-packages", "venv"))
 VENV_MARK = "pyvenv.cfg"
-METASPACE = "\u2581"  # SentencePiece's character for a space
 
 Ids = np.ndarray[Any, np.dtype[np.int32]]
 Flags = np.ndarray[Any, np.dtype[np.bool_]]
@@ -221,7 +220,7 @@ class TokenBytes:
             return sum(1 if c in BYTE_OF else len(c.encode()) for c in name)
         if BYTE_TOKEN.fullmatch(name):
             return 1
-        return len(name.replace(METASPACE, " ").encode())
+        return len(name.replace(SPACE, " ").encode())
 
 
 def check_trained(checkpoint: Checkpoint) -> None:

@@ -14,6 +14,7 @@ from edge.formats.gguf import Value
 from edge.model.config import ModelConfig
 from edge.tokenizer.fim_tokens import FIM_NAMES
 from edge.tokenizer.splitting import IGNORE_MERGES, byte_level, pre_tokenizer
+from edge.tokenizer.tokenizer import SPACE
 
 # ggml's token types: normal, unknown, control, user defined, unused, byte.
 UNKNOWN = 2
@@ -24,7 +25,6 @@ USER_DEFINED, UNUSED = 4, 5
 UNNAMED = ("", "default")
 TIKTOKEN_MIN_TOKENS = 80_000
 NAMED_TOKENS = {"bos": "bos", "eos": "eos", "unknown": "unk", "padding": "pad"}
-SPACE = "▁"  # SentencePiece's
 Tokens = dict[int, tuple[str, int]]
 
 
