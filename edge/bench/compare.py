@@ -11,6 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from edge.bench.engines.engine import SERVER
 from edge.errors import EdgeError
 from edge.profile.profile import Profile, Row, Workload
 from edge.stats import CONFIDENCE, t_quantile, welch
@@ -20,6 +21,8 @@ MIN_PROCESSES = 3
 MODEL_KEYS = ("name", "revision", "parameters", "synthetic")
 METHOD_KEYS = ("decode_rate", "excluded")  # settings that define a rate
 FACTS = ("device", "compute_dtype", "kv_dtype", "threads", "build")
+# A request generates behind its prompt; -p and -n of an engine here are tests of their own.
+SERVED_HINT = " (beside a server's -p P -n N: -pg P,N)"
 Key = tuple[str, str, Workload]
 Conclusion = Literal[
     "higher", "lower", "no significant difference", "below the minimum effect", "too few processes"
@@ -83,18 +86,22 @@ class Comparison:
 def compare(a: Profile, b: Profile, min_effect: float) -> Comparison:
     """Compares `b` with `a`; `min_effect` is the smallest relative difference that counts.
 
-    An EdgeError if models or methods differ, or no valid row is in both.
+    An EdgeError if models or methods differ, or no valid row is in both. A server's rows may be
+    compared with another engine's and another server's; then a remark has the differences.
     """
-    _refuse_different("models", MODEL_KEYS, a.model, b.model)
-    _refuse_different("methods", METHOD_KEYS, a.method, b.method)
-    rows_a, rows_b = _by_key(a, "A"), _by_key(b, "B")
+    is_served = _is_served(a) or _is_served(b)
+    if not is_served:
+        _refuse_different("models", MODEL_KEYS, a.model, b.model)
+        _refuse_different("methods", METHOD_KEYS, a.method, b.method)
+    names = _common_names(a, b) if is_served else {}
+    rows_a, rows_b = _by_key(a, "A", names), _by_key(b, "B", names)
     left_out = {key: _left_out(key, rows_a, rows_b) for key in {**rows_a, **rows_b}}
     usable = [key for key, reason in left_out.items() if reason is None]
     if not usable:
         reasons = "; ".join(map(str, left_out.values()))
         raise EdgeError(
             f"The profiles have no valid row in common ({reasons}); measure both with the same "
-            f"--rows, -p, -n, -d and -pg."
+            f"--rows, -p, -n, -d and -pg{SERVED_HINT if is_served else ''}."
         )
     return Comparison(
         model=a.model.name,
@@ -103,6 +110,7 @@ def compare(a: Profile, b: Profile, min_effect: float) -> Comparison:
         confidence=CONFIDENCE,
         rows=[_compare_row(key, rows_a[key], rows_b[key], min_effect) for key in usable],
         remarks=[
+            *(_served_remarks(a, b) if is_served else ()),
             *_remarks(a, b),
             *filter(None, left_out.values()),
             *(r for key in usable for r in _row_remarks(_label(key), rows_a[key], rows_b[key])),
@@ -190,10 +198,45 @@ def _refuse_different(what: str, keys: Sequence[str], a: object, b: object) -> N
             )
 
 
-def _by_key(profile: Profile, name: str) -> dict[Key, Row]:
+def _is_served(profile: Profile) -> bool:
+    return any(row.engine == SERVER for row in profile.rows)
+
+
+def _common_names(a: Profile, b: Profile) -> dict[tuple[str, str], tuple[str, str]]:
+    """Artefact and engine -> what both profiles call them, as one of them is a server's.
+
+    A server has names of its own: where each profile has one artefact, it is taken for the same.
+    """
+    found = [list(dict.fromkeys((row.artefact, row.engine) for row in p.rows)) for p in (a, b)]
+    every = [pair for pairs in found for pair in pairs]
+    if any(len(pairs) != 1 for pairs in found):
+        return {pair: (pair[0], "both engines") for pair in every}
+    (name, engine_a), (_, engine_b) = every
+    engines = engine_a if engine_a == engine_b else f"{engine_a} (A) and {engine_b} (B)"
+    return dict.fromkeys(every, (name, engines))
+
+
+def _served_remarks(a: Profile, b: Profile) -> Iterator[str]:
+    """What a comparison with a server cannot know, and times that mean something else."""
+    for name, profile in (("A", a), ("B", b)):
+        kind = "through HTTP" if _is_served(profile) else "in the process of the engine"
+        yield f"{name} was measured {kind}"
+    if _is_served(a) != _is_served(b):
+        yield (
+            "times through HTTP include tokenising, sampling, detokenising and the way to the "
+            "server and back; the others do not"
+        )
+    yield from _different("models that may differ", a.model.name, b.model.name)
+
+
+def _by_key(
+    profile: Profile, name: str, names: Mapping[tuple[str, str], tuple[str, str]]
+) -> dict[Key, Row]:
+    """Rows by artefact, engine and workload; `names` replaces the first two."""
     rows: dict[Key, Row] = {}
     for row in profile.rows:
-        key = (row.artefact, row.engine, row.workload)
+        pair = (row.artefact, row.engine)
+        key = (*names.get(pair, pair), row.workload)
         if key in rows:
             raise EdgeError(
                 f"Profile {name} has {_label(key)} twice; compare profiles with one row of each."

@@ -9,7 +9,7 @@ from typing import Any
 
 import msgspec
 
-from edge.bench.engines.engine import LLAMA_CPP
+from edge.bench.engines.engine import LLAMA_CPP, SERVER
 from edge.bench.gate import Digest, logits_error, quality_error
 from edge.bench.runner import ProcessRun
 from edge.bench.trial import kept_times, power_series
@@ -17,6 +17,7 @@ from edge.bench.verdict import (
     VERDICTS,
     judge_conditions,
     judge_energy,
+    judge_requests,
     judge_speed,
     warning,
     worst_first,
@@ -38,8 +39,8 @@ class Subject:
     """The artefact of a row; `notes` says what its conversion lost or changed."""
 
     recipe: Recipe
-    file_bytes: int
-    bits_per_weight: float
+    file_bytes: int | None
+    bits_per_weight: float | None
     notes: tuple[str, ...] = ()
 
 
@@ -72,6 +73,7 @@ def build_row(subject: Subject, job: Job, runs: Sequence[ProcessRun], context: C
     done = [run.outcome.done for run in runs if run.outcome.done]
     trials = [t for run in runs for t in run.outcome.trials if not (failed or t.warmup)]
     facts = done[-1].facts if done else None
+    loads_s = [each.load_s for each in done if each.load_s is not None]
     quality, quality_reasons = _quality(subject, job, context)
     row = Row(
         artefact=subject.recipe.name,
@@ -89,7 +91,7 @@ def build_row(subject: Subject, job: Job, runs: Sequence[ProcessRun], context: C
         quality=None if failed else quality,
         verdict="VALID",
         reasons=[],
-        load_s=statistics.median(each.load_s for each in done) if done else None,
+        load_s=statistics.median(loads_s) if loads_s else None,
         engine_facts=facts,
         token_latency_ms=_latency_ms(trials),
         power=_power(runs),
@@ -166,7 +168,7 @@ def _net_joules_per_token(window: EnergyWindow | None, idle_w: float | None) -> 
 
 def _bytes_per_token(job: Job, facts: EngineFacts | None) -> int | None:
     """Bytes that one decode step reads: weights, and the cache in the middle of the window."""
-    if facts is None:
+    if facts is None or job.engine == SERVER:
         return None
     middle = job.workload.decode_depth + job.workload.generate // 2
     return (facts.weight_bytes_per_token or 0) + middle * (facts.kv_bytes_per_position or 0)
@@ -237,7 +239,14 @@ def _quality(subject: Subject, job: Job, context: Context) -> tuple[Quality | No
 def _warnings(row: Row, job: Job, runs: Sequence[ProcessRun], context: Context) -> Iterator[Reason]:
     yield from judge_speed(row.counted, job.min_window_s, len(runs), context.rounds)
     yield from judge_conditions(runs, _busy_threads(row, job, context.device))
-    yield from judge_energy(_windows(row), _flags(runs))
+    if job.engine == SERVER:
+        yield from judge_requests(row.counted, job.workload)
+        # More requests also have more edges.
+        yield from judge_energy(_windows(row), _flags(runs), longer="raise -n")
+    else:
+        yield from judge_energy(_windows(row), _flags(runs))
+    for run in runs:
+        yield from map(warning, run.outcome.done.warnings if run.outcome.done else ())
     if context.idle_drift is not None and row.power_w is not None:
         yield warning(context.idle_drift)
 

@@ -1,8 +1,9 @@
 """Time and energy of one repetition, and a process's power over time."""
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from itertools import accumulate, pairwise
+from typing import Any
 
 from msgspec.structs import replace
 
@@ -71,7 +72,7 @@ def make_trial(prompt_tokens: int, prefills: Passes, passes: Passes) -> Trial:
         warmup=False,
         prompt_tokens=prompt_tokens,
         decode_tok_s=steps / decode_s if decode_s else None,
-        prefill_tok_s=prompt_tokens / ttft_s if ttft_s else None,
+        prefill_tok_s=prompt_tokens / ttft_s if ttft_s and prompt_tokens else None,
         ttft_s=ttft_s,
         prefill_ns=[stamp for span in prefills for stamp in span],
         pass_begin_ns=[stamps[0] for stamps in passes],
@@ -98,19 +99,50 @@ def with_energy(trial: Trial, samples: Sequence[Sample], source: str) -> Trial:
 
     A window reaches from the first stamp of all passes to the last. The decode window holds the
     work of all tokens but the first. `source` names the meter in the reasons.
+
+    Between the passes of a server are its prefills, so each is integrated by itself; those are too
+    short for joules of their own.
     """
     if not samples:
         return trial
+    if trial.pass_tokens:
+        return replace(trial, **_decode_energy(_passes_window(samples, trial, source)))
     prompt_tokens = trial.prompt_tokens * len(trial.prefills)
     tokens = sum(len(times) + 1 for times in trial.token_us) - 1
     decode = _window(samples, trial.passes, tokens, source) if tokens > 0 else None
-    return replace(
-        trial,
-        prefill_energy=_window(samples, trial.prefills, prompt_tokens, source),
-        decode_energy=decode,
-        energy_j=decode.joules if decode else None,
-        energy_coverage=decode.coverage if decode else None,
+    prefill = _window(samples, trial.prefills, prompt_tokens, source)
+    return replace(trial, prefill_energy=prefill, **_decode_energy(decode))
+
+
+def _decode_energy(window: EnergyWindow | None) -> dict[str, Any]:
+    return {
+        "decode_energy": window,
+        "energy_j": window.joules if window else None,
+        "energy_coverage": window.coverage if window else None,
+    }
+
+
+def _passes_window(samples: Sequence[Sample], trial: Trial, source: str) -> EnergyWindow:
+    """The sum over the passes; without a total where one of them has none."""
+    lengths_ns = [end_ns - begin_ns for begin_ns, end_ns in trial.passes]
+    parts = [integrate(samples, *stamps) for stamps in trial.passes]
+    covered_ns = sum(p.coverage * ns for p, ns in zip(parts, lengths_ns, strict=True))
+    return EnergyWindow(
+        window_s=sum(lengths_ns) / 1e9,
+        tokens=sum(count - 1 for count in trial.pass_tokens),
+        missing=next(filter(None, (_missing(part, source) for part in parts)), None),
+        joules=_sums([part.joules for part in parts]),
+        beside=_sums([part.beside for part in parts]),
+        coverage=covered_ns / sum(lengths_ns),
+        edge_error_j=sum(part.edge_error_j for part in parts),
+        records=sum(part.records for part in parts),
+        thermal_worst=worst_thermal([part.thermal_worst for part in parts]),
     )
+
+
+def _sums(parts: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    rails = dict.fromkeys(rail for part in parts for rail in part)
+    return {rail: sum(part.get(rail, 0.0) for part in parts) for rail in rails}
 
 
 def _window(

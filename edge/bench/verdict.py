@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from edge.bench.runner import ProcessRun
 from edge.bench.trial import MAX_PASSES
 from edge.device.state import NOMINAL, warnings_between
-from edge.profile.profile import Reason, Verdict
+from edge.profile.profile import Reason, Verdict, Workload
 from edge.profile.trial import EnergyWindow, Trial
 from edge.stats import drift, outliers
 
@@ -23,6 +23,8 @@ MIN_DRIFT = 0.02
 # Zeus needs seconds, ML.ENERGY asks for 30: counters are updated up to 2.2 s apart.
 MIN_ENERGY_S, GOOD_ENERGY_S = 10.0, 30.0
 MAX_EDGE_SHARE = 0.05
+# Of a server's requests: share of the tokens asked for, and difference of a prompt's length.
+MIN_TOKENS, PROMPT_TOLERANCE, PROMPT_SLACK = 0.75, 0.1, 8
 VERDICTS: dict[str, Verdict] = {"reason": "VALID", "warning": "WARN", "error": "INVALID"}
 
 
@@ -108,8 +110,30 @@ def judge_conditions(runs: Sequence[ProcessRun], threads: int) -> list[Reason]:
     return [warning(text) for text in found.values()]
 
 
-def judge_energy(windows: Iterable[EnergyWindow], flags: Iterable[str]) -> Iterator[Reason]:
-    """Warnings about the joules, the meter's own first; none without joules."""
+def judge_requests(trials: Sequence[Trial], workload: Workload) -> Iterator[Reason]:
+    """Warnings where a server's requests were not the workload."""
+    fewest = min((count for t in trials for count in t.pass_tokens), default=workload.generate)
+    if fewest < MIN_TOKENS * workload.generate:
+        yield warning(
+            f"the server stopped early, at {fewest} of {workload.generate} tokens in one request, "
+            f"as it has no ignore_eos: use a smaller -n, or another model"
+        )
+    prompts = [t.prompt_tokens for t in trials if t.prompt_tokens]
+    off = abs(statistics.median(prompts) - workload.prompt) if prompts else 0
+    if off > max(PROMPT_TOLERANCE * workload.prompt, PROMPT_SLACK):
+        yield warning(
+            f"prompts had {statistics.median(prompts):.0f} tokens as the server counts them, not "
+            f"{workload.prompt}: its chat template or context length changes them"
+        )
+
+
+def judge_energy(
+    windows: Iterable[EnergyWindow], flags: Iterable[str], longer: str = "raise --min-window"
+) -> Iterator[Reason]:
+    """Warnings about the joules, the meter's own first; none without joules.
+
+    `longer` is the advice for longer windows without a gap.
+    """
     known = [window for window in windows if window.missing is None]
     if not known:
         return
@@ -119,7 +143,7 @@ def judge_energy(windows: Iterable[EnergyWindow], flags: Iterable[str]) -> Itera
     if worst > MAX_EDGE_SHARE:
         yield warning(
             f"up to {worst:.0%} of a window's joules may belong to the time before or after it: "
-            f"raise --min-window",
+            f"{longer}",
         )
     levels = {window.thermal_worst for window in known} - {None, NOMINAL}
     for level in sorted(map(str, levels)):

@@ -15,7 +15,7 @@ from typing import Any
 import msgspec
 import numpy as np
 
-from edge.bench.engines.engine import LLAMA_CPP, MLX, MLX_LM, Engine
+from edge.bench.engines.engine import LLAMA_CPP, MLX, MLX_LM, SERVER, Engine
 from edge.bench.gate import POSITIONS, logits_digest
 from edge.bench.trial import run_trial
 from edge.bench.workload import TokenPlan, plan_tokens
@@ -30,7 +30,8 @@ class Job:
     """One row's work in one process.
 
     `repetitions` are the counted trials of this process; each timed window lasts at least
-    `min_window_s`. `threads` are llama.cpp's, `kv_bits` those of our network's cache.
+    `min_window_s`. `threads` are llama.cpp's, `kv_bits` those of our network's cache. For a server
+    `path` is its address and `served` the model to ask it for.
     """
 
     engine: str
@@ -44,6 +45,7 @@ class Job:
     kv_bits: int | None = None
     min_window_s: float = 0.0
     round: int = 0
+    served: str = ""
 
 
 class Measured(msgspec.Struct, tag=True):
@@ -59,13 +61,17 @@ class Failed(msgspec.Struct, tag=True):
 
 
 class Done(msgspec.Struct, tag=True):
-    """After all repetitions; `logits` are the first round's, for the correctness gate."""
+    """After all repetitions; `logits` are the first round's, for the correctness gate.
 
-    load_s: float
-    peak_memory_bytes: int
+    Loading and memory are None for a server, `warnings` are about its answers.
+    """
+
+    load_s: float | None
+    peak_memory_bytes: int | None
     peak_device_bytes: int | None
     facts: EngineFacts
     logits: dict[str, Any] | None = None
+    warnings: list[str] = []
 
 
 Message = Measured | Failed | Done
@@ -81,7 +87,8 @@ def main() -> int:
         print(msgspec.json.encode(message).decode(), file=channel, flush=True)
 
     try:
-        _work(msgspec.json.decode(sys.stdin.buffer.read(), type=Job), send)
+        job = msgspec.json.decode(sys.stdin.buffer.read(), type=Job)
+        (_ask_server if job.engine == SERVER else _work)(job, send)
     except EdgeError as error:
         send(Failed(str(error)))
         return 1
@@ -114,6 +121,20 @@ def _work(job: Job, send: Send) -> None:
         if job.round == 0:
             done.logits = logits_digest(engine, job.vocab_size, context_tokens)
         send(done)
+
+
+def _ask_server(job: Job, send: Send) -> None:
+    """The trials of a running server, without loading anything here."""
+    from edge.bench.server import Client, ServedTrials, is_local
+
+    served = ServedTrials(Client(job.path, job.served), job.workload)
+    served.fit_prompt()
+    for number in range(job.warmups + job.repetitions):
+        is_warmup = number < job.warmups
+        trial = served.run(0.0 if is_warmup else job.min_window_s, is_warmup)
+        send(_measured(job, number, trial))
+    where = "local server" if is_local(job.path) else "remote server"
+    send(Done(None, None, None, served.facts(where), warnings=served.warnings()))
 
 
 def check_memory(job: Job, context_tokens: int) -> tuple[int | None, str | None]:
@@ -160,8 +181,12 @@ def _run_trials(job: Job, engine: Engine, plan: TokenPlan, send: Send) -> None:
         trial = run_trial(engine, plan, least_s, job.workload.joint)
         if number == 0 and not np.isfinite(engine.last_logits()).all():
             raise EdgeError("the logits are not finite: the weights are damaged; convert again.")
-        where = {"repetition": number, "round": job.round, "warmup": warmup}
-        send(Measured(msgspec.structs.replace(trial, **where)))
+        send(_measured(job, number, trial))
+
+
+def _measured(job: Job, number: int, trial: Trial) -> Measured:
+    where = {"repetition": number, "round": job.round, "warmup": number < job.warmups}
+    return Measured(msgspec.structs.replace(trial, **where))
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ from edge.bench.row import Context, Subject, build_row
 from edge.bench.runner import Run
 from edge.bench.trial import MAX_PASSES
 from edge.convert.checkpoint import Checkpoint
-from edge.device.describe import describe_device, measured_again
+from edge.device.describe import Device, describe_device, measured_again
 from edge.device.memory import peak_metric
 from edge.device.software import software_versions, tf32_allowed
 from edge.profile.profile import SCHEMA, Method, ModelInfo, Profile, Row, write
@@ -22,25 +22,36 @@ from edge.profile.profile import SCHEMA, Method, ModelInfo, Profile, Row, write
 def new_profile(
     checkpoint: Checkpoint, argv: Sequence[str], method: Method, bandwidth_gb_s: float | None
 ) -> Profile:
-    """A profile without rows; of the paths in `argv` only the names are kept."""
+    """A profile without rows of a checkpoint."""
     source = checkpoint.source
-    words = [Path(word).name if "/" in word else word for word in argv]
+    model = ModelInfo(
+        name=source.name,
+        source=source.origin,
+        revision=source.revision,
+        parameters=checkpoint.parameters,
+        synthetic=source.synthetic,
+    )
+    words = [source.origin if word == source.name else word for word in without_places(argv)]
+    return empty_profile(model, words, method, describe_device(bandwidth_gb_s))
+
+
+def empty_profile(model: ModelInfo, argv: Sequence[str], method: Method, device: Device) -> Profile:
+    """A profile without rows, of now."""
     return Profile(
         schema=SCHEMA,
         created_utc=datetime.now(UTC).isoformat(timespec="seconds"),
-        argv=[source.origin if word == source.name else word for word in words],
-        device=describe_device(bandwidth_gb_s),
+        argv=list(argv),
+        device=device,
         software=software_versions(),
-        model=ModelInfo(
-            name=source.name,
-            source=source.origin,
-            revision=source.revision,
-            parameters=checkpoint.parameters,
-            synthetic=source.synthetic,
-        ),
+        model=model,
         method=method,
         rows=[],
     )
+
+
+def without_places(argv: Sequence[str]) -> list[str]:
+    """The words of a command line, with paths as names and without addresses."""
+    return ["URL" if "://" in word else Path(word).name if "/" in word else word for word in argv]
 
 
 def method_of(run: Run, repetitions: int, power: str) -> Method:
@@ -79,7 +90,8 @@ class ProfileWriter:
     def path(self) -> Path:
         """The profile's file."""
         stamp = self.profile.created_utc.replace("+00:00", "Z").replace(":", "").replace("-", "")
-        return self.folder / f"{stamp}-{self.profile.model.name}.json"
+        name = self.profile.model.name.replace(":", "-")
+        return self.folder / f"{stamp}-{name}.json"
 
     def label(self, row: int) -> str:
         """Name of a row, by its number."""

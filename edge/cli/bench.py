@@ -15,6 +15,15 @@ from edge.bench.processors import processors_of
 from edge.bench.reference import reference_job
 from edge.bench.row import Context, Subject, subject_of
 from edge.bench.runner import Run, split_trials, stopped_by_sigterm
+from edge.bench.served import (
+    NO_QUALITY,
+    NOT_HERE,
+    served_job,
+    served_profile,
+    served_subject,
+    served_workloads,
+)
+from edge.bench.server import choose_model, is_local, server_url
 from edge.bench.worker import Job
 from edge.bench.workload import check_lengths, plan_workloads, suite_workloads
 from edge.bench.writer import ProfileWriter, method_of, new_profile
@@ -23,9 +32,11 @@ from edge.cli.options.bench import (
     DEPTH,
     ENERGY_WINDOW_S,
     GENERATE,
+    OF_ARTEFACTS,
     PROMPT,
     SPEED_WINDOW_S,
     TABLE_11_SUITE,
+    parser,
 )
 from edge.convert.artefacts.recipes import Recipe, find_recipe
 from edge.convert.checkpoint import Checkpoint
@@ -33,7 +44,7 @@ from edge.convert.convert import convert
 from edge.device.describe import usable_cores
 from edge.errors import EdgeError
 from edge.formats.files import atomic_write, check_writable
-from edge.power.choose import choose_meter
+from edge.power.choose import NoMeter, choose_meter
 from edge.power.meter import Meter
 from edge.power.powermetrics import forget_probes
 from edge.profile.profile import Profile, Workload, read
@@ -56,6 +67,10 @@ def run(args: argparse.Namespace) -> int:
     """Converts what is missing, measures, and prints; or compares two profiles."""
     if args.compare is not None:
         return _compare(args)
+    if args.server is not None:
+        return _run_server(args)
+    if args.served is not None:
+        raise EdgeError("--model names the model of a server; add --server, or give MODEL alone.")
     checkpoint = open_named(args)
     out = output_folder(args.out, checkpoint.source.name)
     new_meter = _new_meter(args)
@@ -71,30 +86,75 @@ def run(args: argparse.Namespace) -> int:
         subjects = _convert(args, checkpoint, out, progress)
         jobs = [job for job, _ in planned]
         forget_probes()  # converting or downloading can take longer than sudo's ticket lasts
-        run = Run(
-            jobs=jobs,
-            rounds=split_trials(args.repetitions, args.rounds)[0],
-            new_meter=new_meter,
-            seed=args.seed,
-            timeout_s=args.timeout,
-            cooldown_s=args.cooldown,
-            idle_s=args.idle if has_power else 0.0,
-            has_power=has_power,
-            warn=_warn,
-        )
+        run = _run_of(args, jobs, new_meter, has_power)
         references = _references(checkpoint, jobs) if args.check else None
         method = method_of(run, args.repetitions, args.power)
         profile = new_profile(checkpoint, sys.argv, method, args.bandwidth_gb_s)
         of_rows = [subjects[recipe.name] for _, recipe in planned]
         context = Context(run.rounds, profile.device, references=references)
         writer = ProfileWriter(profile, run, of_rows, args.save, context)
-        run.run_rounds(writer.update, lambda row, done: progress(writer.label(row), done))
-        writer.finish()
+        _measure(run, writer, progress)
         if args.quality is not None:
             paths = {name: find_recipe(name).path_in(out) for name in subjects}
             _add_quality(args, checkpoint, paths, writer, progress)
-    _print(args, writer.profile, writer.path)
-    return 1 if any(row.verdict == "INVALID" for row in writer.profile.rows) else 0
+    return _print(args, writer.profile, writer.path)
+
+
+def _run_of(
+    args: argparse.Namespace, jobs: list[Job], new_meter: Callable[[], Meter], has_power: bool
+) -> Run:
+    return Run(
+        jobs=jobs,
+        rounds=split_trials(args.repetitions, args.rounds)[0],
+        new_meter=new_meter,
+        seed=args.seed,
+        timeout_s=args.timeout,
+        cooldown_s=args.cooldown,
+        idle_s=args.idle if has_power else 0.0,
+        has_power=has_power,
+        warn=_warn,
+    )
+
+
+def _measure(run: Run, writer: ProfileWriter, progress: Progress) -> None:
+    run.run_rounds(writer.update, lambda row, done: progress(writer.label(row), done))
+    writer.finish()
+
+
+def _run_server(args: argparse.Namespace) -> int:
+    """Measures a running server, after a short request that shows whether it answers."""
+    new = parser()
+    if given := [
+        f for dest, f in OF_ARTEFACTS.items() if getattr(args, dest) != new.get_default(dest)
+    ]:
+        raise EdgeError(f"--server measures what the server runs; leave out {', '.join(given)}.")
+    url, is_here = server_url(args.server), is_local(args.server)
+    workloads = served_workloads(
+        args.prompt or [PROMPT], args.generate or [GENERATE], args.joint or []
+    )
+    check_writable(args.save)
+    name = choose_model(url, args.served, _warn)
+
+    def new_meter() -> Meter:
+        return choose_meter(args.power) if is_here else NoMeter(NOT_HERE)
+
+    has_power = new_meter().unavailable is None
+    least_s = args.min_window
+    if least_s is None:
+        least_s = ENERGY_WINDOW_S if has_power else SPEED_WINDOW_S
+    jobs = [
+        served_job(url, name, workload, args.repetitions, args.rounds, least_s)
+        for workload in workloads
+    ]
+    with stopped_by_sigterm(), progress_bars() as progress:
+        keep_awake()
+        run = _run_of(args, jobs, new_meter, has_power)
+        method = method_of(run, args.repetitions, args.power)
+        profile = served_profile(name, sys.argv, method, is_here)
+        context = Context(run.rounds, profile.device, no_quality=NO_QUALITY)
+        writer = ProfileWriter(profile, run, [served_subject(name)] * len(jobs), args.save, context)
+        _measure(run, writer, progress)
+    return _print(args, writer.profile, writer.path)
 
 
 def _plan(args: argparse.Namespace, checkpoint: Checkpoint) -> list[tuple[Job, Recipe]]:
@@ -189,7 +249,8 @@ def _warn(sentence: str) -> None:
     print(f"edge bench: warning: {sentence}", file=sys.stderr)
 
 
-def _print(args: argparse.Namespace, profile: Profile, path: Path) -> None:
+def _print(args: argparse.Namespace, profile: Profile, path: Path) -> int:
+    """Prints the profile, saves its plot; the exit code."""
     if args.output == "json":
         print(profile.to_json(), end="")
     else:
@@ -206,6 +267,7 @@ def _print(args: argparse.Namespace, profile: Profile, path: Path) -> None:
         with atomic_write(plot_path) as partial:
             partial.write_bytes(drawn.png())
         print(f"saved {plot_path}", file=sys.stderr)
+    return 1 if any(row.verdict == "INVALID" for row in profile.rows) else 0
 
 
 def _compare(args: argparse.Namespace) -> int:

@@ -327,6 +327,8 @@ def _trial_findings(trial: Trial, steps_per_pass: int) -> Findings:
         yield "pass_end_ns", DISORDER
         return
     steps = len(passes) * steps_per_pass
+    if trial.pass_tokens:
+        steps = sum(max(count - 1, 0) for count in trial.pass_tokens)
     if isinstance(trial.token_ns, list):
         steps = max(len(trial.token_ns) - 1, 0)
     decode_s, prefill_s = (sum(end - begin for begin, end in w) / 1e9 for w in (passes, prefills))
@@ -334,7 +336,7 @@ def _trial_findings(trial: Trial, steps_per_pass: int) -> Findings:
     expected = {
         "decode_tok_s": steps / decode_s if steps and decode_s else None,
         "ttft_s": ttft_s,
-        "prefill_tok_s": trial.prompt_tokens / ttft_s if ttft_s else None,
+        "prefill_tok_s": trial.prompt_tokens / ttft_s if ttft_s and trial.prompt_tokens else None,
     }
     for key, value in expected.items():
         if not _close(given := getattr(trial, key), value):

@@ -54,8 +54,9 @@ class Trial(Struct, frozen=True, kw_only=True):
 
     `prefill_ns` has begin and end of every prefill pass, flat; `pass_begin_ns` and `pass_end_ns`
     have the first and last stamp of every generation pass. `token_us` has the microseconds
-    between a pass's stamps; later passes of a long trial do not keep them. The last three fields
-    are of older files.
+    between a pass's stamps; later passes of a long trial do not keep them. Passes of a server are
+    requests, with the numbers of tokens in `pass_tokens` instead of `token_us`. The last three
+    fields are of older files.
     """
 
     repetition: Count = 0
@@ -69,6 +70,7 @@ class Trial(Struct, frozen=True, kw_only=True):
     pass_begin_ns: list[Stamp] = []
     pass_end_ns: list[Stamp] = []
     token_us: list[list[Count]] = []
+    pass_tokens: list[Count] = []
     energy_j: dict[str, Number] | None = None
     energy_coverage: Share | None = None
     decode_energy: EnergyWindow | None = None

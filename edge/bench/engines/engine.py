@@ -8,6 +8,8 @@ import numpy as np
 from edge.profile.profile import EngineFacts
 
 MLX, MLX_LM, LLAMA_CPP = "mlx", "mlx-lm", "llama.cpp"
+# Not an engine of ours: whatever answers behind an HTTP route.
+SERVER = "server"
 Logits = np.ndarray[Any, np.dtype[np.float32]]
 
 

@@ -14,6 +14,13 @@ PROMPT, GENERATE, DEPTH, REPETITIONS = 512, 128, 0, 5
 # The names in edge.bench.workload, which is slow to import.
 TABLE_11_SUITE = "table11"
 SUITES = (TABLE_11_SUITE, "quick", "depth", "localscore")
+# Options that say nothing about a running server: dest and flag.
+OF_ARTEFACTS = {
+    **{"model": "MODEL", "depth": "-d", "suite": "--suite", "rows": "--rows", "peers": "--peers"},
+    **{"kv_bits": "--kv-bits", "threads": "--threads", "quality": "--quality", "out": "--out"},
+    **{"revision": "--revision", "layers": "--layers", "rope_theta": "--rope-theta"},
+    **{"context": "--context", "bandwidth_gb_s": "--bandwidth-gb-s"},
+}
 RANGE = re.compile(r"(\d{1,9})(?:-(\d{1,9})(?:([+*])(\d{1,9}))?)?")
 MOST_VALUES = 1000
 
@@ -30,6 +37,7 @@ def parser() -> argparse.ArgumentParser:
     engines.add_argument("--peers", action="store_true", help=peers)
     shared.add_kv_bits(engines)
     shared.add_threads(engines)
+    _add_server(parser)
     _add_compare(parser.add_argument_group("comparison of profiles, instead of measuring"))
     shared.add_out(parser, "folder of the artefacts")
     save, folder = "folder for the profile and its plot", Path("profiles/local")
@@ -100,6 +108,18 @@ def _add_compare(group: argparse._ArgumentGroup) -> None:
     shared.add_path(group, "--compare", nargs=2, metavar=("A", "B"), help=meaning)
     meaning = "ignore differences below PERCENT"
     group.add_argument("--min-effect", metavar="PERCENT", type=_percent, default=2.0, help=meaning)
+
+
+def _add_server(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group(
+        "running server",
+        "measure a server through its OpenAI route (/v1/completions) instead of artefacts, such as "
+        "Ollama, LM Studio, llama-server or mlx_lm.server. Besides these two only -p, -n, -pg, -r, "
+        "--rounds, --min-window, --cooldown, --idle, --power, --timeout, --save and -o apply",
+    )
+    group.add_argument("--server", metavar="URL", help="address, such as http://localhost:8080")
+    meaning = "the server's name for the model (default: the only one that it lists)"
+    group.add_argument("--model", dest="served", metavar="NAME", help=meaning)
 
 
 def _percent(text: str) -> float:
