@@ -105,7 +105,7 @@ def with_energy(trial: Trial, samples: Sequence[Sample], source: str) -> Trial:
     """
     if not samples:
         return trial
-    if trial.pass_tokens:
+    if trial.request_tokens:
         return replace(trial, **_decode_energy(_passes_window(samples, trial, source)))
     prompt_tokens = trial.prompt_tokens * len(trial.prefills)
     tokens = sum(len(times) + 1 for times in trial.token_us) - 1
@@ -129,7 +129,7 @@ def _passes_window(samples: Sequence[Sample], trial: Trial, source: str) -> Ener
     covered_ns = sum(p.coverage * ns for p, ns in zip(parts, lengths_ns, strict=True))
     return EnergyWindow(
         window_s=sum(lengths_ns) / 1e9,
-        tokens=sum(count - 1 for count in trial.pass_tokens),
+        tokens=sum(count - 1 for count in trial.request_tokens),
         missing=next(filter(None, (_missing(part, source) for part in parts)), None),
         joules=_sums([part.joules for part in parts]),
         beside=_sums([part.beside for part in parts]),

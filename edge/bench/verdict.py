@@ -112,7 +112,7 @@ def judge_conditions(runs: Sequence[ProcessRun], threads: int) -> list[Reason]:
 
 def judge_requests(trials: Sequence[Trial], workload: Workload) -> Iterator[Reason]:
     """Warnings where a server's requests were not the workload."""
-    fewest = min((count for t in trials for count in t.pass_tokens), default=workload.generate)
+    fewest = min((count for t in trials for count in t.request_tokens), default=workload.generate)
     if fewest < MIN_TOKENS * workload.generate:
         yield warning(
             f"the server stopped early, at {fewest} of {workload.generate} tokens in one request, "

@@ -327,8 +327,8 @@ def _trial_findings(trial: Trial, steps_per_pass: int) -> Findings:
         yield "pass_end_ns", DISORDER
         return
     steps = len(passes) * steps_per_pass
-    if trial.pass_tokens:
-        steps = sum(max(count - 1, 0) for count in trial.pass_tokens)
+    if trial.request_tokens:
+        steps = sum(count - 1 for count in trial.request_tokens)
     if isinstance(trial.token_ns, list):
         steps = max(len(trial.token_ns) - 1, 0)
     decode_s, prefill_s = (sum(end - begin for begin, end in w) / 1e9 for w in (passes, prefills))

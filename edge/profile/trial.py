@@ -70,7 +70,7 @@ class Trial(Struct, frozen=True, kw_only=True):
     pass_begin_ns: list[Stamp] = []
     pass_end_ns: list[Stamp] = []
     token_us: list[list[Count]] = []
-    pass_tokens: list[Count] = []
+    pass_tokens: list[Count] | UnsetType = UNSET
     energy_j: dict[str, Number] | None = None
     energy_coverage: Share | None = None
     decode_energy: EnergyWindow | None = None
@@ -78,6 +78,11 @@ class Trial(Struct, frozen=True, kw_only=True):
     token_ns: list[Stamp] | UnsetType = UNSET
     prefill_begin_ns: Stamp | UnsetType = UNSET
     prefill_end_ns: Stamp | UnsetType = UNSET
+
+    @property
+    def request_tokens(self) -> list[int]:
+        """Generated tokens of each request to a server; empty for other trials."""
+        return [] if self.pass_tokens is UNSET else self.pass_tokens
 
     @property
     def prefills(self) -> list[tuple[int, int]]:
