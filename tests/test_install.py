@@ -50,12 +50,6 @@ def test_setup_uses_a_supported_python(found, used, tmp_path, make_setup):
     assert f"venv --quiet --python {used} " in log
 
 
-def test_setup_on_a_mac_without_command_line_tools_names_the_command(make_setup):
-    code, error, log = make_setup({"uname": "echo Darwin", "xcode-select": "exit 2"})
-    assert code != 0 and log == ""
-    assert "run 'xcode-select --install' (macOS)" in error
-
-
 def test_packages_are_installed_by_pip_if_it_is_installed_else_by_uv(monkeypatch):
     commands = {object(): f"{Path(sys.executable).name} -m pip install x", None: "uv pip install x"}
     for spec, command in commands.items():

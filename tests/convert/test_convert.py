@@ -18,7 +18,7 @@ from edge.convert.targets import file_bytes
 from edge.errors import EdgeError
 from edge.model.load import load_model
 from tests.support.conversions import check, edge_logits, make
-from tests.support.tiny import CONFIGS, PLAIN, edit, edit_tensors, write_checkpoint
+from tests.support.tiny import CONFIGS, PLAIN, edit_tensors, write_checkpoint
 
 UP_PROJ = "model.layers.1.mlp.up_proj.weight"
 
@@ -43,12 +43,6 @@ def test_missing_files_are_named(tiny):
         (tiny / name).unlink()
         with pytest.raises(EdgeError, match=rf"{name} is missing"):
             open_checkpoint(str(tiny))
-
-
-def test_qkv_bias_is_decided_by_the_tensors(tmp_path):
-    path = write_checkpoint(tmp_path / "m", CONFIGS["qkv-bias"])
-    edit(path, "config.json", lambda raw: raw.pop("use_qkv_bias"))
-    assert open_checkpoint(str(path)).config.use_qkv_bias
 
 
 def test_the_fingerprint_depends_on_every_weight_file(tmp_path):
@@ -176,12 +170,3 @@ def test_an_interrupt_does_not_wait_for_the_digests_of_the_source(tiny, tmp_path
         convert(open_checkpoint(str(tiny)), [RECIPES["mlx-fp16"]], tmp_path / "out", interrupt)
     assert len(read) == 1
     assert list((tmp_path / "out").iterdir()) == []
-
-
-def test_progress_goes_from_start_to_end(tiny, tmp_path):
-    seen, recipes = {}, [RECIPES["mlx-int4"], RECIPES["gguf-q8_0"]]
-    update = lambda name, done: seen.setdefault(name, []).append(done)  # noqa: E731
-    convert(open_checkpoint(str(tiny)), recipes, tmp_path / "out", update)
-    assert seen.keys() == {"mlx-int4", "gguf-f16", "gguf-q8_0"}
-    for values in seen.values():
-        assert values == sorted(values) and len(values) > 5 and values[-1] == 1.0

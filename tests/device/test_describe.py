@@ -112,16 +112,3 @@ def test_the_higher_of_two_measurements_is_kept(measuring, source, again_gb_s, k
     measuring(again_gb_s)
     device = Device("PC", memory_bandwidth=Bandwidth(5.4, source))
     assert describe.measured_again(device).memory_bandwidth.gb_s == kept_gb_s
-
-
-def test_usable_cores_are_those_that_are_allowed(monkeypatch):
-    monkeypatch.setattr(describe.psutil, "cpu_count", lambda logical: 8)
-    monkeypatch.setattr(describe.os, "sched_getaffinity", lambda _: {0, 5}, raising=False)
-    assert describe.usable_cores() == 2
-    monkeypatch.delattr(describe.os, "sched_getaffinity")
-    assert describe.usable_cores() == 8
-
-
-def test_chip_names_lose_their_trademarks(on_a_mac):
-    brand = {("sysctl", "-n", "machdep.cpu.brand_string"): "Intel(R) Core(TM) i7 CPU @ 2.20GHz"}
-    assert on_a_mac(brand, bandwidth_gb_s=1.0).name == "Intel Core i7 CPU @ 2.20GHz"

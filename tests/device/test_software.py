@@ -52,10 +52,3 @@ def test_versions_name_no_folder_and_have_the_tag_of_mlx_metal(monkeypatch):
     assert "mlx-metal-wheel" not in versions
     monkeypatch.setattr(software.metadata, "distribution", lambda name: distribution)
     assert software_versions()["mlx-metal-wheel"] == "macosx_26_0_arm64"
-
-
-def test_tf32_is_allowed_by_default(monkeypatch):
-    monkeypatch.setenv("MLX_ENABLE_TF32", "0")
-    assert not software.tf32_allowed()
-    monkeypatch.delenv("MLX_ENABLE_TF32")
-    assert software.tf32_allowed()

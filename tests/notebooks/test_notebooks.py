@@ -9,7 +9,7 @@ from functools import cache
 import nbformat
 import pytest
 
-from tests.support.profiles import ROOT, failed_profile, mac_profile
+from tests.support.profiles import ROOT, failed_profile, make_profile
 from tools.execute_notebooks import FOLDER, executed
 
 NAMES = sorted(path.stem for path in FOLDER.glob("*.ipynb"))
@@ -58,7 +58,7 @@ def test_other_profiles_are_shown(tmp_path, capsys, monkeypatch):
         exec(compile(source, name, "exec"), {"__name__": "__main__"})
         return capsys.readouterr().out
 
-    full = mac_profile(quality=True)
+    full = make_profile(depths=(0, 4096), quality=True)
     assert "also shown: energy, precision, depth, power, roofline" in printed("device_report", full)
     text = printed("quantisation", full)
     assert "missing" not in text

@@ -151,22 +151,6 @@ def test_a_fake_and_another_powermetrics_are_flagged(fake, monkeypatch):
     assert "not measured" in own and "another powermetrics" in other
 
 
-@pytest.mark.parametrize(
-    ("platform", "program", "source"),
-    [
-        ("darwin", "/usr/bin/powermetrics", "powermetrics"),
-        ("darwin", "/opt/bin/powermetrics", "powermetrics stand-in"),
-        ("linux", "/usr/bin/powermetrics", "powermetrics stand-in"),
-    ],
-)
-def test_the_tool_of_macos_is_recognised(monkeypatch, platform, program, source):
-    monkeypatch.setattr(module, "sys", SimpleNamespace(platform=platform))
-    monkeypatch.setattr(module.shutil, "which", {"powermetrics": program, "sudo": "sudo"}.get)
-    monkeypatch.setattr(PowermetricsMeter, "_probe", lambda meter: None)
-    meter = PowermetricsMeter()
-    assert (meter.source, meter._command) == (source, ("sudo", "-n", program))
-
-
 def test_an_expired_sudo_ticket_is_noticed_and_probed_again(make, monkeypatch):
     """It lasts five minutes, so a probe before a download proves nothing."""
     waiting = make()

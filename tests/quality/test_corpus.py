@@ -1,7 +1,6 @@
 """Texts of a corpus, the windows cut from them, and the bundled sample."""
 
 import hashlib
-import re
 from types import SimpleNamespace
 
 import numpy as np
@@ -11,7 +10,7 @@ from hypothesis import strategies as st
 
 from edge.cli.model_path import DEMO
 from edge.errors import EdgeError
-from edge.quality.corpus import BUNDLED, SourceText, TokenBytes, iter_texts, make_windows
+from edge.quality.corpus import SourceText, TokenBytes, iter_texts, make_windows
 from edge.tokenizer.tokenizer import Tokenizer
 
 TOKENIZER = Tokenizer.load(DEMO)
@@ -112,12 +111,3 @@ def test_bytes_of_sentencepiece_spaces_and_byte_tokens():
     )
     assert TokenBytes(pieces).lengths([0, 1, 2, 3], "def f\né") == [3, 2, 1, 2]
     assert TokenBytes(pieces).lengths([0, 1], " def f") == [4, 2]
-
-
-def test_bundled_sample_is_what_its_readme_lists():
-    readme = (BUNDLED / "README.md").read_text(encoding="utf-8")
-    rows = re.findall(r"^\| (\S+\.\w+) \| \S+ \| (\d+) \|$", readme, re.MULTILINE)
-    texts = {text.name: text.text for text in iter_texts(None)}
-    assert {name: int(size) for name, size in rows} == {
-        n: len(t.encode()) for n, t in texts.items()
-    }

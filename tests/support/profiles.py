@@ -72,11 +72,6 @@ def make_profile(
     return profile(device, rows, model, created)
 
 
-def mac_profile(depths=(0, 4096), **how):
-    """All rows of Table 11 at two depths."""
-    return make_profile(depths=depths, **how)
-
-
 def linux_profile():
     """The rows of Table 11 on a CPU without a meter."""
     made = make_profile("AMD Ryzen 7 7840U", power=False, hw_model=None)
@@ -89,18 +84,6 @@ def failed_profile():
     made = make_profile()
     reason = "the worker was killed (signal 9) in round {} of 3: out of memory"
     made["rows"] = [failed_row(r, reason.format(n % 3 + 1)) for n, r in enumerate(made["rows"])]
-    return made
-
-
-def many_rows_profile(count=20):
-    """Artefacts with long names; every seventh failed."""
-    made, rows = make_profile(), []
-    for n in range(count):
-        name, _, *others = TABLE11[n % len(TABLE11)]
-        engine = ("mlx", "mlx-lm", "llama.cpp", "llama-bench", "unheard-of")[n % 5]
-        kind = (f"{name}-recipe-{n:02d}-with-importance-matrix", engine, *others)
-        rows.append(row(kind, 0, 409.6, seed=n))
-    made["rows"] = [failed_row(r, "no memory") if n % 7 == 6 else r for n, r in enumerate(rows)]
     return made
 
 

@@ -61,12 +61,6 @@ def test_other_widths(tmp_path, bits):
     assert errors[0] < 1.05 * errors[1]  # little to learn at 8
 
 
-def test_a_group_size_that_divides_no_row_is_refused(tmp_path):
-    source = write_checkpoint(tmp_path / "m", PLAIN)
-    with pytest.raises(EdgeError, match="do not divide into groups of 128"):
-        make(source, tmp_path / "out", "mlx-int4", learned=True, group_size=128)
-
-
 def test_the_bundled_text_is_code_that_quality_is_not_measured_on(held_out_text):
     text = bundled_text()
     assert 100_000 < len(text.encode()) < 2_000_000

@@ -11,7 +11,6 @@ from edge.convert.artefacts.mlx import layout
 from edge.convert.artefacts.recipes import GROUP_SIZES, RECIPES
 from edge.model.config import ModelConfig
 from tests.support import conversions
-from tests.support.conversions import edge_logits, mlx_lm_logits
 from tests.support.tiny import PLAIN, write_checkpoint
 
 MIXED = [name.removeprefix("mlx-") for name in RECIPES if name.startswith("mlx-mixed")]
@@ -84,9 +83,3 @@ def test_mixed_recipes_choose_mlx_lms_matrices_at_any_depth(layers):
     for tensor in layout(checkpoint, RECIPES["mlx-mixed_3_6"], exact=False):
         if len(tensor.shape) == 2 and tensor.shape[1] % 64 == 0:
             assert predicate(tensor.stem, module)["bits"] == tensor.bits, tensor.stem
-
-
-@pytest.mark.parametrize("name", ["mlx-int4", "mlx-mixed_2_6", "mlx-int3"])
-def test_they_run_in_our_network_and_in_mlx_lms(deep, tmp_path, name):
-    path = make(deep[0], tmp_path / "out", name)
-    assert np.abs(edge_logits(path) - mlx_lm_logits(path)).max() < 1e-3
