@@ -1,5 +1,6 @@
 """The profile of a running server: its workloads, jobs and subject, and where it runs."""
 
+import sys
 from collections.abc import Sequence
 
 from msgspec import structs
@@ -14,9 +15,15 @@ from edge.bench.writer import empty_profile, without_places
 from edge.convert.artefacts.recipes import Recipe
 from edge.device.describe import Device, describe_device
 from edge.errors import EdgeError
+from edge.power.choose import NoMeter, choose_meter
+from edge.power.meter import Meter
 from edge.profile.profile import Method, ModelInfo, Profile, Workload
 
 NOT_HERE = "power was not measured: the server runs on another machine"
+UNKNOWN_PROCESSOR = (
+    "power was not measured: whether the server computes on the CPU or a GPU is not known; name "
+    "the meter with --power rapl or --power nvml"
+)
 NO_QUALITY = "the quality of a served model is not measured: use edge eval on its files"
 WARMUPS = 1
 
@@ -47,6 +54,14 @@ def served_job(
         min_window_s=min_window_s,
         served=model,
     )
+
+
+def served_meter(source: str, is_local: bool) -> Meter:
+    """The meter of the server's machine; on Linux none covers both CPU and GPU."""
+    if not is_local:
+        return NoMeter(NOT_HERE)
+    is_unknown = source == "auto" and sys.platform == "linux"
+    return NoMeter(UNKNOWN_PROCESSOR) if is_unknown else choose_meter(source)
 
 
 def served_subject(model: str) -> Subject:

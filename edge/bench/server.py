@@ -28,7 +28,7 @@ from msgspec.structs import replace
 from edge.bench.trial import MAX_PASSES, make_trial
 from edge.errors import EdgeError
 from edge.profile.profile import EngineFacts, Workload
-from edge.profile.trial import Trial
+from edge.profile.trial import Count, Trial
 
 ROUTE = "/v1/completions"
 # A prompt of many thousand tokens can take minutes on a slow machine.
@@ -52,7 +52,7 @@ WORDS = (
 FIRST_PROBE_WORDS = 4
 HTTP_REMARK = (
     "measured through HTTP: times include tokenising, sampling and detokenising in the server, and "
-    "the way to it and back"
+    "the way to it and back; power, where measured, is that of the client too"
 )
 REMARKS = (
     HTTP_REMARK,
@@ -74,12 +74,12 @@ class Refused(EdgeError):
 
 
 class _Details(msgspec.Struct):
-    cached_tokens: int | None = None
+    cached_tokens: Count | None = None
 
 
 class _Usage(msgspec.Struct):
-    prompt_tokens: int | None = None
-    completion_tokens: int | None = None
+    prompt_tokens: Count | None = None
+    completion_tokens: Count | None = None
     prompt_tokens_details: _Details | None = None
 
 

@@ -17,8 +17,8 @@ from edge.bench.row import Context, Subject, subject_of
 from edge.bench.runner import Run, split_trials, stopped_by_sigterm
 from edge.bench.served import (
     NO_QUALITY,
-    NOT_HERE,
     served_job,
+    served_meter,
     served_profile,
     served_subject,
     served_workloads,
@@ -44,7 +44,7 @@ from edge.convert.convert import convert
 from edge.device.describe import usable_cores
 from edge.errors import EdgeError
 from edge.formats.files import atomic_write, check_writable
-from edge.power.choose import NoMeter, choose_meter
+from edge.power.choose import choose_meter
 from edge.power.meter import Meter
 from edge.power.powermetrics import forget_probes
 from edge.profile.profile import Profile, Workload, read
@@ -136,7 +136,7 @@ def _run_server(args: argparse.Namespace) -> int:
     name = choose_model(url, args.served, _warn)
 
     def new_meter() -> Meter:
-        return choose_meter(args.power) if is_here else NoMeter(NOT_HERE)
+        return served_meter(args.power, is_here)
 
     has_power = new_meter().unavailable is None
     least_s = args.min_window

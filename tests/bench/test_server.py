@@ -12,7 +12,7 @@ from types import SimpleNamespace
 import pytest
 
 from edge.bench.compare import compare
-from edge.bench.served import served_workloads
+from edge.bench.served import served_meter, served_workloads
 from edge.bench.server import Client, ServedTrials, is_local, server_url, short_name
 from edge.bench.trial import with_energy
 from edge.cli.main import main
@@ -144,6 +144,7 @@ LAST = b'data: {"choices": [{"text": "", "finish_reason": "stop"}]}\n\n'
         (200, CHUNK + b'data: {"error": {"message": "slot lost"}}\n\n', "an error .slot lost."),
         (200, b'{"error": "busy"}', "reports an error .busy."),
         (200, b"data: {1}\n\n", "invalid event .{1}."),
+        (200, b'data: {"usage": {"prompt_tokens": -1}}\n\n', "invalid event"),
         (200, b"data: []\n\n", r"invalid event .\[\]."),
         (200, b"<html>", "after 0 chunks"),
         (200, LAST, "at most one token in 8 requests"),
@@ -208,6 +209,7 @@ def test_addresses_names_and_workloads():
             server_url(wrong)
     assert [is_local(url) for url in ("http://localhost:1", "http://[::1]")] == [True, True]
     assert not is_local("http://192.0.2.1:80")
+    assert "another machine" in served_meter("rapl", False).unavailable
     assert short_name("C:\\models\\a b.gguf") == "a-b.gguf"
     assert served_workloads([8, 9], [4], []) == [Workload(8, 4, joint=True), Workload(9)]
 
