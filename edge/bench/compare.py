@@ -249,10 +249,17 @@ def _left_out(key: Key, a: Mapping[Key, Row], b: Mapping[Key, Row]) -> str | Non
     """Why a row is not compared."""
     if key not in a or key not in b:
         return f"{_label(key)} is only in {'A' if key in a else 'B'}"
+    for found in _different("models", _model_of(a[key]), _model_of(b[key])):
+        return f"not compared: {_label(key)} has different {found}"
     for name, row in (("A", a[key]), ("B", b[key])):
         if row.verdict == "INVALID":
             return f"not compared: {_label(key)} is INVALID in {name} ({_first_reason(row)})"
     return None
+
+
+def _model_of(row: Row) -> str | None:
+    """The model of a row that has its own."""
+    return None if row.model is None else f"{row.model.name}, {row.model.parameters} parameters"
 
 
 def _remarks(a: Profile, b: Profile) -> Iterator[str]:

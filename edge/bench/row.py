@@ -29,19 +29,31 @@ from edge.convert.targets import bits_per_weight, file_bytes
 from edge.device.describe import Device, usable_cores
 from edge.device.roofline import bandwidth_fraction, on_gpu
 from edge.power.meter import Meter
-from edge.profile.profile import EngineFacts, PowerSource, Quality, Quantity, Reason, Row
+from edge.profile.profile import (
+    EngineFacts,
+    ModelInfo,
+    PowerSource,
+    Quality,
+    Quantity,
+    Reason,
+    Row,
+)
 from edge.profile.trial import EnergyWindow, Process, Trial
 from edge.stats import interval, percentiles
 
 
 @dataclass(frozen=True)
 class Subject:
-    """The artefact of a row; `notes` says what its conversion lost or changed."""
+    """The artefact of a row; `notes` says what its conversion lost or changed.
+
+    `model` is None if it is that of the profile.
+    """
 
     recipe: Recipe
     file_bytes: int | None
     bits_per_weight: float | None
     notes: tuple[str, ...] = ()
+    model: ModelInfo | None = None
 
 
 def subject_of(made: Artefact, parameters: int) -> Subject:
@@ -55,7 +67,8 @@ class Context:
     """Facts about the whole run.
 
     `idle_drift` is the warning where the idle power `idle_w` changed. `quality` is by artefact
-    from `edge.quality`, `no_quality` the reason where it is None.
+    from `edge.quality`, `no_quality` the reason where it is None, `no_check` one for a missing
+    comparison of logits, empty if another reason says so.
     """
 
     rounds: int
@@ -65,6 +78,7 @@ class Context:
     references: Mapping[str, Digest] | None = None
     quality: Mapping[str, dict[str, Any]] | None = None
     no_quality: str = "quality was not measured: add --quality"
+    no_check: str = "its logits were not compared with the checkpoint's"
 
 
 def build_row(subject: Subject, job: Job, runs: Sequence[ProcessRun], context: Context) -> Row:
@@ -95,6 +109,7 @@ def build_row(subject: Subject, job: Job, runs: Sequence[ProcessRun], context: C
         engine_facts=facts,
         token_latency_ms=_latency_ms(trials),
         power=_power(runs),
+        model=subject.model,
         processes=[_process(run) for run in runs],
         trials=[
             msgspec.structs.replace(trial, token_us=kept_times(trial.token_us))
@@ -278,8 +293,8 @@ def _absences(row: Row, runs: Sequence[ProcessRun], context: Context) -> Iterato
     """Reasons for the quantities that a finished row lacks, and for missing checks."""
     yield from _notes(*(row.engine_facts.remarks if row.engine_facts else ()))
     yield from _notes(*(run.outcome.bad_end for run in runs if run.outcome.bad_end))
-    if context.references is None:
-        yield from _notes("its logits were not compared with the checkpoint's")
+    if context.references is None and context.no_check:
+        yield from _notes(context.no_check)
     if row.workload.generate < 2:
         yield from _notes("decode_tok_s needs at least two generated tokens (-n 2)")
     if row.workload.prompt == 0:

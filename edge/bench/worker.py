@@ -30,8 +30,9 @@ class Job:
     """One row's work in one process.
 
     `repetitions` are the counted trials of this process; each timed window lasts at least
-    `min_window_s`. `threads` are llama.cpp's, `kv_bits` those of our network's cache. For a server
-    `path` is its address and `served` the model to ask it for.
+    `min_window_s`. `threads` are llama.cpp's, `kv_bits` those of our network's cache. `as_is` is
+    a file of any architecture that its engine knows, without a checkpoint to compare with. For a
+    server `path` is its address and `served` the model to ask it for.
     """
 
     engine: str
@@ -46,6 +47,7 @@ class Job:
     min_window_s: float = 0.0
     round: int = 0
     served: str = ""
+    as_is: bool = False
 
 
 class Measured(msgspec.Struct, tag=True):
@@ -118,7 +120,7 @@ def _work(job: Job, send: Send) -> None:
         if memory_warning:
             facts.remarks.append(memory_warning.rstrip("."))
         done = Done(load_s, most_bytes, device_bytes or None, facts)
-        if job.round == 0:
+        if job.round == 0 and not job.as_is:
             done.logits = logits_digest(engine, job.vocab_size, context_tokens)
         send(done)
 
@@ -146,9 +148,12 @@ def check_memory(job: Job, context_tokens: int) -> tuple[int | None, str | None]
     if job.engine == LLAMA_CPP:
         return None, None
     from edge.model.load import compute_dtype, read_directory
-    from edge.model.memory import check_fits
+    from edge.model.memory import check_fits, check_weights_fit
 
     path = Path(job.path)
+    if job.as_is:
+        need, memory_warning = check_weights_fit(path, compute_dtype())
+        return need.running_bytes, memory_warning
     _, config = read_directory(path)
     own_bits = job.kv_bits if job.engine == MLX else None
     need, memory_warning = check_fits(path, config, compute_dtype(), context_tokens, own_bits)
@@ -166,9 +171,13 @@ def open_engine(job: Job, context_tokens: int) -> Engine:
         from edge.bench.engines.llama_cpp import LlamaCppEngine
 
         return LlamaCppEngine(path, context_tokens, job.threads)
-    from edge.bench.engines.mlx import open_mlx_lm, open_ours
+    if job.engine == MLX_LM:
+        from edge.bench.engines.mlx_lm import open_any, open_peer
 
-    return open_mlx_lm(path) if job.engine == MLX_LM else open_ours(path, job.kv_bits)
+        return open_any(path) if job.as_is else open_peer(path)
+    from edge.bench.engines.mlx import open_ours
+
+    return open_ours(path, job.kv_bits)
 
 
 def _run_trials(job: Job, engine: Engine, plan: TokenPlan, send: Send) -> None:

@@ -1,5 +1,6 @@
 """The profile of a run, which is on disk and valid after every process."""
 
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
@@ -12,26 +13,20 @@ from edge.bench.cooldown import baseline_drift
 from edge.bench.row import Context, Subject, build_row
 from edge.bench.runner import Run
 from edge.bench.trial import MAX_PASSES
-from edge.convert.checkpoint import Checkpoint
 from edge.device.describe import Device, describe_device, measured_again
 from edge.device.memory import peak_metric
 from edge.device.software import software_versions, tf32_allowed
 from edge.profile.profile import SCHEMA, Method, ModelInfo, Profile, Row, write
 
+# Characters of a model's name in that of the profile's file.
+MOST_OF_NAME = 100
+
 
 def new_profile(
-    checkpoint: Checkpoint, argv: Sequence[str], method: Method, bandwidth_gb_s: float | None
+    model: ModelInfo, argv: Sequence[str], method: Method, bandwidth_gb_s: float | None
 ) -> Profile:
-    """A profile without rows of a checkpoint."""
-    source = checkpoint.source
-    model = ModelInfo(
-        name=source.name,
-        source=source.origin,
-        revision=source.revision,
-        parameters=checkpoint.parameters,
-        synthetic=source.synthetic,
-    )
-    words = [source.origin if word == source.name else word for word in without_places(argv)]
+    """A profile without rows of a model in files."""
+    words = [model.source if word == model.name else word for word in without_places(argv)]
     return empty_profile(model, words, method, describe_device(bandwidth_gb_s))
 
 
@@ -90,7 +85,7 @@ class ProfileWriter:
     def path(self) -> Path:
         """The profile's file."""
         stamp = self.profile.created_utc.replace("+00:00", "Z").replace(":", "").replace("-", "")
-        name = self.profile.model.name.replace(":", "-")
+        name = re.sub(r"[^\w.-]", "-", self.profile.model.name)[:MOST_OF_NAME]
         return self.folder / f"{stamp}-{name}.json"
 
     def label(self, row: int) -> str:

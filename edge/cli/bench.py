@@ -3,14 +3,15 @@
 import argparse
 import json
 import sys
-from collections.abc import Callable
-from dataclasses import asdict
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
-from typing import Any
 
 from edge.bench.compare import Difference, compare
 from edge.bench.cooldown import keep_awake
-from edge.bench.engines.engine import LLAMA_CPP, MLX, MLX_LM
+from edge.bench.files import common_model, is_measured_as_is, open_files
+from edge.bench.plan import Target, artefact_targets, model_of, plan_jobs
 from edge.bench.processors import processors_of
 from edge.bench.reference import reference_job
 from edge.bench.row import Context, Subject, subject_of
@@ -36,18 +37,20 @@ from edge.cli.options.bench import (
     PROMPT,
     SPEED_WINDOW_S,
     TABLE_11_SUITE,
+    as_is_conflicts,
     parser,
 )
-from edge.convert.artefacts.recipes import Recipe, find_recipe
+from edge.cli.options.shared import TABLE_11_RECIPES
+from edge.convert.artefacts.recipes import find_recipe
 from edge.convert.checkpoint import Checkpoint
 from edge.convert.convert import convert
-from edge.device.describe import usable_cores
+from edge.device.describe import Device, usable_cores
 from edge.errors import EdgeError
 from edge.formats.files import atomic_write, check_writable
 from edge.power.choose import choose_meter
 from edge.power.meter import Meter
 from edge.power.powermetrics import forget_probes
-from edge.profile.profile import Profile, Workload, read
+from edge.profile.profile import ModelInfo, Profile, Workload, read
 from edge.quality.corpus import check_trained
 from edge.quality.evaluate import evaluate_in_child
 from edge.report.plots.bars import throughput
@@ -61,6 +64,20 @@ WORKLOAD_FLAGS = {"prompt": "-p", "generate": "-n", "depth": "-d", "joint": "-pg
 COMPARED = ("Row", "Quantity", "A", "B", "B / A", "95 % interval", "p", "Processes", "Conclusion")
 TEXT_COLUMNS = ("Row", "Quantity", "Conclusion")
 QUALITY_REFERENCE = "mlx-fp16"
+NO_CHECKPOINT = (
+    "quality was not measured and the logits were not compared: a file that is measured as it is "
+    "has no checkpoint to compare with"
+)
+
+
+@dataclass(frozen=True)
+class Work:
+    """What a run measures: the artefacts of a checkpoint, or files as they are."""
+
+    model: ModelInfo
+    targets: Sequence[Target]
+    checkpoint: Checkpoint | None
+    files: Mapping[str, Subject]  # by the target's name; empty with a checkpoint
 
 
 def run(args: argparse.Namespace) -> int:
@@ -71,32 +88,31 @@ def run(args: argparse.Namespace) -> int:
         return _run_server(args)
     if args.served is not None:
         raise EdgeError("--model names the model of a server; add --server, or give MODEL alone.")
-    checkpoint = open_named(args)
-    out = output_folder(args.out, checkpoint.source.name)
-    new_meter = _new_meter(args)
+    work = find_work(args)
+    new_meter = _new_meter(args, work.targets)
     has_power = new_meter().unavailable is None
     if args.min_window is None:
         args.min_window = ENERGY_WINDOW_S if has_power else SPEED_WINDOW_S
-    if args.quality is not None:
-        check_trained(checkpoint)
-    planned = _plan(args, checkpoint)
+    if args.quality is not None and work.checkpoint is not None:
+        check_trained(work.checkpoint)
+    planned = plan_jobs(work.targets, partial(_workloads, args), _settings(args))
     check_writable(args.save)
     with stopped_by_sigterm(), progress_bars() as progress:
         keep_awake()
-        subjects = _convert(args, checkpoint, out, progress)
+        subjects = work.files
+        if work.checkpoint is not None:
+            subjects = _convert(args, work.checkpoint, work.targets, progress)
         jobs = [job for job, _ in planned]
         forget_probes()  # converting or downloading can take longer than sudo's ticket lasts
         run = _run_of(args, jobs, new_meter, has_power)
-        references = _references(checkpoint, jobs) if args.check else None
         method = method_of(run, args.repetitions, args.power)
-        profile = new_profile(checkpoint, sys.argv, method, args.bandwidth_gb_s)
-        of_rows = [subjects[recipe.name] for _, recipe in planned]
-        context = Context(run.rounds, profile.device, references=references)
+        profile = new_profile(work.model, sys.argv, method, args.bandwidth_gb_s)
+        context = _context(args, work, run, profile.device)
+        of_rows = [subjects[target.recipe.name] for _, target in planned]
         writer = ProfileWriter(profile, run, of_rows, args.save, context)
         _measure(run, writer, progress)
-        if args.quality is not None:
-            paths = {name: find_recipe(name).path_in(out) for name in subjects}
-            _add_quality(args, checkpoint, paths, writer, progress)
+        if args.quality is not None and work.checkpoint is not None:
+            _add_quality(args, work.checkpoint, writer, progress)
     return _print(args, writer.profile, writer.path)
 
 
@@ -157,35 +173,45 @@ def _run_server(args: argparse.Namespace) -> int:
     return _print(args, writer.profile, writer.path)
 
 
-def _plan(args: argparse.Namespace, checkpoint: Checkpoint) -> list[tuple[Job, Recipe]]:
-    """One job per artefact, engine and workload."""
-    out = output_folder(args.out, checkpoint.source.name)
-    of_mlx = [MLX, MLX_LM] if args.peers else [MLX]
-    workloads = _workloads(args, checkpoint)
-    return [
-        (
-            Job(
-                engine=engine,
-                path=str(recipe.path_in(out)),
-                workload=workload,
-                vocab_size=checkpoint.config.vocab_size,
-                seed=args.seed,
-                repetitions=split_trials(args.repetitions, args.rounds)[1],
-                warmups=WARMUPS,
-                threads=args.threads or usable_cores(),
-                kv_bits=args.kv_bits,
-                min_window_s=args.min_window or 0.0,
-            ),
-            recipe,
+def find_work(args: argparse.Namespace) -> Work:
+    """Opens the files or the checkpoint of the command line."""
+    is_checkpoint = len(args.models) == 1 and not (
+        is_measured_as_is(args.models[0]) and not args.rows and args.suite != TABLE_11_SUITE
+    )
+    if is_checkpoint:
+        (args.model,) = args.models
+        checkpoint = open_named(args)
+        out = output_folder(args.out, checkpoint.source.name)
+        recipes = args.rows or TABLE_11_RECIPES
+        targets = artefact_targets(checkpoint, recipes, out, args.peers)
+        return Work(model_of(checkpoint), targets, checkpoint, {})
+    if conflicts := as_is_conflicts(args):
+        raise EdgeError(
+            f"{', '.join(conflicts)} cannot be used with files that are measured as they are; "
+            f"leave it out, or give one MODEL and --rows to convert it."
         )
-        for recipe in dict.fromkeys(args.rows)
-        for engine in (of_mlx if recipe.is_mlx else [LLAMA_CPP])
-        for workload in workloads
-    ]
+    files = open_files(args.models)
+    subjects = {file.subject.recipe.name: file.subject for file in files}
+    return Work(common_model(files), [file.target for file in files], None, subjects)
 
 
-def _workloads(args: argparse.Namespace, checkpoint: Checkpoint) -> list[Workload]:
-    limit, name = checkpoint.config.max_position_embeddings, checkpoint.source.name
+def _settings(args: argparse.Namespace) -> Job:
+    """What all jobs share."""
+    return Job(
+        engine="",
+        path="",
+        workload=Workload(),
+        vocab_size=0,
+        seed=args.seed,
+        repetitions=split_trials(args.repetitions, args.rounds)[1],
+        warmups=WARMUPS,
+        threads=args.threads or usable_cores(),
+        kv_bits=args.kv_bits,
+        min_window_s=args.min_window or 0.0,
+    )
+
+
+def _workloads(args: argparse.Namespace, limit: int, name: str) -> list[Workload]:
     if args.suite is None:
         prompts, generates = args.prompt or [PROMPT], args.generate or [GENERATE]
         planned = plan_workloads(prompts, generates, args.depth or [DEPTH], args.joint or [])
@@ -198,37 +224,46 @@ def _workloads(args: argparse.Namespace, checkpoint: Checkpoint) -> list[Workloa
 
 
 def _convert(
-    args: argparse.Namespace, checkpoint: Checkpoint, out: Path, progress: Progress
+    args: argparse.Namespace, checkpoint: Checkpoint, targets: Sequence[Target], progress: Progress
 ) -> dict[str, Subject]:
     """Makes what is missing: the rows' artefacts, and the reference of their quality."""
     reference = [] if args.quality is None else [find_recipe(QUALITY_REFERENCE)]
-    wanted = list(dict.fromkeys([*args.rows, *reference]))
+    wanted = list(dict.fromkeys([*(target.recipe for target in targets), *reference]))
+    out = output_folder(args.out, checkpoint.source.name)
     made = convert(checkpoint, wanted, out, progress)
     return {each.recipe.name: subject_of(each, checkpoint.parameters) for each in made}
 
 
-def _references(checkpoint: Checkpoint, jobs: list[Job]) -> dict[str, Any] | None:
+def _context(args: argparse.Namespace, work: Work, run: Run, device: Device) -> Context:
+    """Facts about the run, with the logits to compare where there is a checkpoint."""
+    if work.checkpoint is None:
+        return Context(run.rounds, device, no_quality=NO_CHECKPOINT, no_check="")
+    context = Context(run.rounds, device)
+    if not args.check:
+        return context
     try:
-        return reference_job(checkpoint, list(dict.fromkeys(job.path for job in jobs)))
+        paths = list(dict.fromkeys(job.path for job in run.jobs))
+        return replace(context, references=reference_job(work.checkpoint, paths))
     except EdgeError as error:
         _warn(f"logits are not checked: {error}")
-        return None
+        return context
 
 
 def _add_quality(
     args: argparse.Namespace,
     checkpoint: Checkpoint,
-    paths: dict[str, Path],
     writer: ProfileWriter,
     progress: Progress,
 ) -> None:
     """Measures the quality of each artefact; where that fails, warns and adds the reason."""
-    scores = paths[QUALITY_REFERENCE].parent / "eval"
+    out = output_folder(args.out, checkpoint.source.name)
+    wanted = [*(subject.recipe for subject in writer.subjects), find_recipe(QUALITY_REFERENCE)]
+    paths = {recipe.name: recipe.path_in(out) for recipe in wanted}
     threads = args.threads or usable_cores()
     progress("quality", 0.0)
     try:
         found = evaluate_in_child(
-            checkpoint, paths, QUALITY_REFERENCE, scores, threads, args.quality
+            checkpoint, paths, QUALITY_REFERENCE, out / "eval", threads, args.quality
         )
     except EdgeError as error:
         _warn(str(error))
@@ -238,10 +273,11 @@ def _add_quality(
         writer.add_quality(found)
 
 
-def _new_meter(args: argparse.Namespace) -> Callable[[], Meter]:
+def _new_meter(args: argparse.Namespace, targets: Sequence[Target]) -> Callable[[], Meter]:
     """A maker of meters; with `auto` they cover the processors of the rows."""
     is_auto = args.power == "auto"
-    processors = processors_of(recipe.framework for recipe in args.rows) if is_auto else ()
+    frameworks = (target.recipe.framework for target in targets)
+    processors = processors_of(frameworks) if is_auto else ()
     return lambda: choose_meter(args.power, processors)
 
 

@@ -68,7 +68,9 @@ class LlamaSession:
         model_params.use_mmap = os.environ.get(NO_MMAP, "0") in ("", "0")
         self._model = lib.llama_model_load_from_file(str(path).encode(), model_params)
         if not self._model:
-            raise EdgeError(f"llama.cpp cannot load {path} ({first_error()}); convert it again.")
+            raise EdgeError(
+                f"llama.cpp cannot load {path} ({first_error()}); convert or download it again."
+            )
         params = lib.llama_context_default_params()
         params.n_ctx = context_tokens
         params.n_batch = min(2048, context_tokens)
@@ -90,10 +92,24 @@ class LlamaSession:
 
     @property
     def kv_elements_per_position(self) -> int:
-        """Numbers in the KV cache for one token, over all layers."""
+        """Numbers in the KV cache for one token, over all layers; 0 without attention."""
         lib, model = self._lib, self._model
-        head_dim = lib.llama_model_n_embd(model) // lib.llama_model_n_head(model)
-        return int(2 * lib.llama_model_n_layer(model) * lib.llama_model_n_head_kv(model) * head_dim)
+        heads = lib.llama_model_n_head(model)
+        if not heads:
+            return 0
+        default = lib.llama_model_n_embd(model) // heads
+        widths = [self._number(f"attention.{name}_length", default) for name in ("key", "value")]
+        return int(lib.llama_model_n_layer(model) * lib.llama_model_n_head_kv(model) * sum(widths))
+
+    def _number(self, key: str, default: int) -> int:
+        """A key of the model's architecture."""
+        text = self._text(f"{self._text('general.architecture')}.{key}")
+        return int(text) if text.isdecimal() else default
+
+    def _text(self, key: str) -> str:
+        buffer = ctypes.create_string_buffer(128)
+        self._lib.llama_model_meta_val_str(self._model, key.encode(), buffer, len(buffer))
+        return buffer.value.decode("utf-8", "replace")
 
     def decode(self, ids: Sequence[int]) -> None:
         """Extend the cache by ids and compute the logits of the last; finished on return."""
@@ -139,9 +155,9 @@ class LlamaSession:
         if self._lib.llama_decode(self._context, batch) != 0:
             raise EdgeError(f"llama.cpp failed to decode ({first_error()}).")
 
-    def trim(self, length: int) -> None:
-        """Remove every position from `length` on from the cache."""
-        self._lib.llama_memory_seq_rm(self._memory, 0, length, -1)
+    def trim(self, length: int) -> bool:
+        """Remove every position from `length` on; False if a recurrent state cannot do that."""
+        return bool(self._lib.llama_memory_seq_rm(self._memory, 0, length, -1))
 
     def close(self) -> None:
         """Free the context and the model."""

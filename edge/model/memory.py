@@ -59,18 +59,32 @@ def check_fits(
 
     Raises an EdgeError if the system can never make room, unless EDGE_FORCE_MEMORY=1 is set.
     """
-    need, room = required_bytes(path, config, dtype, cache_tokens, kv_bits), available_bytes()
+    need = required_bytes(path, config, dtype, cache_tokens, kv_bits)
+    cache = f", {_gb(need.cache_bytes)} of cache for {cache_tokens} tokens"
+    return need, _shortage(path, need, cache)
+
+
+def check_weights_fit(path: Path, dtype: mx.Dtype) -> tuple[Need, str | None]:
+    """`check_fits` for a network of another architecture: its weights alone."""
+    files = weight_files(path).values()
+    need = Need(sum(_loaded_bytes(t, dtype) for file in files for t in file.values()), 0, 0, 0)
+    return need, _shortage(path, need, "")
+
+
+def _shortage(path: Path, need: Need, cache: str) -> str | None:
+    """A warning if memory is short now, an EdgeError if it always is."""
+    room = available_bytes()
     if need.total_bytes <= room.bytes:
-        return need, None
+        return None
     sentence = (
-        f"{path} needs {_gb(need.total_bytes)} ({_gb(need.weights_bytes)} of weights, "
-        f"{_gb(need.cache_bytes)} of cache for {cache_tokens} tokens), and {_gb(room.bytes)} of "
+        f"{path} needs {_gb(need.total_bytes)} ({_gb(need.weights_bytes)} of weights"
+        f"{cache}), and {_gb(room.bytes)} of "
         f"{room.what} are available; close programs, choose a smaller model (mlx-int4) or a "
         f"shorter context"
     )
     if need.total_bytes > room.most_bytes and os.environ.get(FORCE, "0") in ("", "0"):
         raise EdgeError(f"{sentence}, or set {FORCE}=1 to try anyway.")
-    return need, f"{sentence}."
+    return f"{sentence}."
 
 
 def required_bytes(
@@ -88,11 +102,7 @@ def required_bytes(
     entries = {name: t for file in weight_files(path).values() for name, t in file.items()}
     tensors = {name: entry for name, entry in entries.items() if not config.drops(name)}
     quantised = any(name.endswith(".scales") for name in tensors)
-    width = dict.fromkeys(FLOATS, dtype.size)  # codes and scales of other types stay
-    loaded = {
-        name: t.data_bytes // ITEM_BYTES[t.dtype] * width.get(t.dtype, ITEM_BYTES[t.dtype])
-        for name, t in tensors.items()
-    }
+    loaded = {name: _loaded_bytes(tensor, dtype) for name, tensor in tensors.items()}
     twice = [
         tensor.data_bytes
         for name, tensor in tensors.items()
@@ -123,6 +133,12 @@ def weight_files(path: Path) -> dict[Path, dict[str, StoredTensor]]:
             f"{path} has GPTQ weights; convert it to an MLX artefact first, with `edge convert`."
         )
     return files
+
+
+def _loaded_bytes(tensor: StoredTensor, dtype: mx.Dtype) -> int:
+    """Bytes in the compute dtype; codes and scales of other types stay."""
+    item_bytes = ITEM_BYTES[tensor.dtype]
+    return tensor.data_bytes // item_bytes * (dtype.size if tensor.dtype in FLOATS else item_bytes)
 
 
 def _cache_bytes(config: ModelConfig, tokens: int, kv_bits: int | None, width: int) -> int:

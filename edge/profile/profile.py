@@ -125,7 +125,10 @@ class Quantity(Struct, frozen=True, kw_only=True):
 
 
 class ModelInfo(Struct, frozen=True):
-    """The measured model; `synthetic` means random weights."""
+    """The measured model; `synthetic` means random weights.
+
+    For rows of several models it is named "several models", and each row has its own.
+    """
 
     name: str
     source: str = ""
@@ -224,7 +227,7 @@ class RowSummary(Struct, frozen=True, kw_only=True):
     token exclude loading, tokenising, sampling and detokenising. `bytes_per_token` is what one
     decode step reads: weights, and the cache at the middle of the window. `joules_per_token`
     is gross, `joules_per_token_net` net of idle power. `peak_memory_bytes` is the larger of the
-    process's and the device's (`peak_device_bytes`).
+    process's and the device's (`peak_device_bytes`). `model` is None if it is the profile's.
     """
 
     artefact: str
@@ -253,6 +256,7 @@ class RowSummary(Struct, frozen=True, kw_only=True):
     peak_device_bytes: Count | None = None
     token_latency_ms: dict[str, NotNegative] | None = None
     power: PowerSource | None = None
+    model: ModelInfo | None = None
 
     @property
     def counts(self) -> bool:
@@ -320,7 +324,11 @@ class Profile(Head, frozen=True, kw_only=True):
 
     def to_json(self) -> str:
         """The file's content, lists of numbers on one line each; ValueError for NaN."""
-        text = json.dumps(msgspec.to_builtins(self), indent=1, allow_nan=False)
+        data = msgspec.to_builtins(self)
+        for row in data["rows"]:
+            if row["model"] is None:  # only profiles of several models have the key
+                del row["model"]
+        text = json.dumps(data, indent=1, allow_nan=False)
         return NUMBER_LIST.sub(lambda found: "".join(found[0].split()), text) + "\n"
 
 

@@ -92,9 +92,9 @@ def compare_devices(
         file: profile
         for file, profile in profiles.items()
         if _has(chip, profile.device.name, profile.device.gpu_name, profile.device.hw_model)
-        and _has(model, profile.model.name, profile.model.source)
+        and any(_has(model, info.name, info.source) for info in _models(profile))
     }
-    rows = _shown(list(_usable(matching, left_out)))
+    rows = _shown(list(_usable(matching, model, left_out)))
     return DeviceComparison(
         files=files,
         profiles=len(matching),
@@ -149,16 +149,24 @@ def _without_duplicates(found: dict[str, Summary], left_out: list[LeftOut]) -> d
     return {file: profile for file, profile in found.items() if file in kept.values()}
 
 
+def _models(profile: Summary) -> list[ModelInfo]:
+    return [profile.model, *(row.model for row in profile.rows if row.model is not None)]
+
+
 def _has(wanted: str | None, *names: str | None) -> bool:
     return not wanted or any(wanted.lower() in (name or "").lower() for name in names)
 
 
-def _usable(profiles: Mapping[str, Summary], left_out: list[LeftOut]) -> Iterator[Row]:
+def _usable(
+    profiles: Mapping[str, Summary], model: str | None, left_out: list[LeftOut]
+) -> Iterator[Row]:
     for file, profile in profiles.items():
         if not profile.rows:
             reason = "has no rows: its run was stopped before the first"
             left_out.append(LeftOut(file, reason, "no rows"))
         for row in profile.rows:
+            if row.model is not None and not _has(model, row.model.name, row.model.source):
+                continue
             line = _line(file, profile, row)
             if (refused := _refused(line)) is None:
                 yield line
@@ -173,7 +181,7 @@ def _line(file: str, profile: Summary, row: RowSummary) -> Row:
     decode, joules = medians["decode_tok_s"], medians["joules_per_token"]
     source = row.power and plain(f"{row.power.source} ({row.power.boundary})")
     return {
-        "model": _model_label(profile.model),
+        "model": _model_label(row.model or profile.model),
         "workload": str(row.workload),
         "method": _method_label(profile.method),
         "device": _device_label(device),

@@ -11,8 +11,10 @@ import msgspec
 from edge.profile.profile import QUANTITIES, Profile, Quality, Quantity, RowSummary
 from edge.text import NOT_MEASURED, escape, figure, markdown, plain, share
 
-WORDS = ("Framework", "Device", "Precision", "Test", "Verdict")
-# Columns that are left out where no row has a figure, or all rows have the same test.
+WORDS = ("Artefact", "Framework", "Device", "Precision", "Test", "Verdict")
+# Columns that tell rows of one model and framework apart.
+IDENTITY = ("Framework", "Precision", "Test")
+# Columns that are left out where no row has a figure.
 OPTIONAL = ("J/token", "Net J/token", "Roofline", "KL (nats)", "PPL ratio", "Top-1")
 ENGINES = ("mlx", "mlx-lm", "llama-cpp-python")
 # Columns of the CSV.
@@ -61,6 +63,9 @@ def profile_table(profile: Profile) -> Table:
     """Medians ± standard deviation of the rows, without empty columns."""
     lines = [_cells(row, plain(profile.device.name)) for row in profile.rows]
     kept = [name for name in lines[0] if _is_kept(name, lines)] if lines else []
+    distinct = {tuple(line[name].text for name in IDENTITY) for line in lines}
+    if all(row.model is None for row in profile.rows) and len(distinct) == len(lines):
+        kept.remove("Artefact")
     return Table(tuple(kept), tuple(tuple(line[name] for name in kept) for line in lines), WORDS)
 
 
@@ -79,6 +84,7 @@ def _cells(row: RowSummary, device: str) -> dict[str, Cell]:
     quality, bits = row.quality or Quality(), row.bits_per_weight
     top1, peak, ratio = quality.top1_agreement, row.peak_memory_bytes, quality.perplexity_ratio
     return {
+        "Artefact": Cell(plain(row.artefact, 60)),
         "Framework": Cell(plain(row.with_peer(row.framework), 48)),
         "Device": Cell(device),
         "Precision": Cell(plain(row.precision, 30)),
@@ -177,17 +183,18 @@ def csv_table(profiles: Iterable[Profile]) -> str:
     writer = csv.DictWriter(text, HEAD, extrasaction="ignore", lineterminator="\n")
     writer.writeheader()
     for profile in profiles:
-        device, model = profile.device, profile.model
-        bandwidth = device.memory_bandwidth
+        device, bandwidth = profile.device, profile.device.memory_bandwidth
         about = {
             "created_utc": profile.created_utc,
             **{"device": device.name, "os": device.os},
             "memory_bandwidth_gb_s": bandwidth and bandwidth.gb_s,
-            **{"model": model.name, "parameters": model.parameters, "synthetic": model.synthetic},
             "edge": profile.software.get("edge"),
         }
         for row in profile.rows:
+            model = row.model or profile.model
             cells = {**about, **_flat(row), "reasons": "; ".join(row.reasons)}
+            cells |= {"model": model.name, "parameters": model.parameters}
+            cells["synthetic"] = model.synthetic
             writer.writerow({name: _csv_cell(value) for name, value in cells.items()})
     return text.getvalue()
 

@@ -69,7 +69,7 @@ def test_half_precision_and_quantised_caches_have_bounds_of_their_own(
     digests = {
         bits: logits_digest(engine_of("mlx-int4", demo_out, kv_bits=bits), VOCAB) for bits in (4, 8)
     }
-    monkeypatch.setattr("edge.bench.engines.mlx.compute_dtype", lambda: mx.float16)
+    monkeypatch.setattr("edge.bench.engines.mlx_lm.compute_dtype", lambda: mx.float16)
     peer = open_engine(job_of("mlx-lm", demo_out / "mlx-int4"), 64)
     digests["mlx-lm"] = logits_digest(peer, VOCAB)
     assert (found("mlx-lm"), found(8, kv_bits=8), found(4, kv_bits=4)) == (None, None, None)

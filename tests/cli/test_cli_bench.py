@@ -7,11 +7,11 @@ from types import SimpleNamespace
 import pytest
 
 from edge.bench import workload
+from edge.bench.plan import plan_jobs
 from edge.bench.runner import split_trials
 from edge.cli import bench
 from edge.cli.main import main, parser_of
 from edge.cli.options.bench import SUITES
-from edge.convert.checkpoint import open_checkpoint
 from edge.errors import EdgeError
 from edge.profile.profile import Workload, read
 from tests.bench.fakes import FakeMeter
@@ -22,7 +22,10 @@ def parsed(*words):
 
 
 def planned(*words):
-    return [job for job, _ in bench._plan(parsed(*words), open_checkpoint("demo"))]
+    args = parsed(*words)
+    workloads = partial(bench._workloads, args)
+    targets = bench.find_work(args).targets
+    return [job for job, _ in plan_jobs(targets, workloads, bench._settings(args))]
 
 
 @pytest.mark.parametrize(
@@ -104,9 +107,10 @@ def test_the_automatic_meter_covers_the_processors_that_compute(monkeypatch, mlx
         "edge.bench.processors.run_child",
         lambda _, question, *__: asked.append(question) or [gguf, mlx],
     )
-    chosen = bench._new_meter(parsed())()
+    targets = bench.find_work(parsed()).targets
+    chosen = bench._new_meter(parsed(), targets)()
     assert (chosen.source, asked) == (source, [["GGUF", "MLX"]])
-    assert bench._new_meter(parsed("--power", "nvml"))().source == "nvml"  # as named
+    assert bench._new_meter(parsed("--power", "nvml"), targets)().source == "nvml"  # as named
 
 
 @pytest.mark.parametrize(

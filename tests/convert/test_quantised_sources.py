@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from edge.bench.engines.mlx import open_mlx_lm
+from edge.bench.engines.mlx_lm import open_peer
 from edge.convert.artefacts.manifest import read_manifest
 from edge.convert.checkpoint import Corrections, open_checkpoint
 from edge.convert.fix_gguf import ROPE_BASE_KEY
@@ -111,7 +111,7 @@ def test_gptq_values_are_kept(tmp_path, raw, how):
         with pytest.raises(ValueError, match="not in model"):
             mlx_lm_logits(made.path)
         with pytest.raises(EdgeError, match=r"act-order .* mlx-lm .*--requantise"):
-            open_mlx_lm(made.path)
+            open_peer(made.path)
     else:
         assert np.abs(mlx_lm_logits(made.path) - wanted).max() <= 1e-4
     assert read_manifest(made.path).recipe["group_size"] == min(how.group_size % 2**32, 128)

@@ -43,7 +43,9 @@ TINY_TOKENIZER = {
 MATRIX_KINDS = (Kind.Q8_0, Kind.Q4_0, Kind.F16, Kind.Q5_1)
 
 
-def write_tiny(path: Path, keys: dict | None = None, tensors: dict | None = None) -> Path:
+def write_tiny(
+    path: Path, keys: dict | None = None, tensors: dict | None = None, scale: float = 1.0
+) -> Path:
     """One layer, its matrices of several types; a value of None omits a key or tensor."""
     rng = np.random.default_rng(0)
     all_keys = {f"stablelm.{name}": value for name, value in TINY_KEYS.items()}
@@ -56,8 +58,8 @@ def write_tiny(path: Path, keys: dict | None = None, tensors: dict | None = None
         if shape is None:
             continue
         kind = MATRIX_KINDS[i % 4] if len(shape) == 2 and shape[-1] % 32 == 0 else Kind.F32
-        values = quantize(rng.standard_normal(shape).astype(np.float32), kind)
-        writer.add_tensor(name, values, raw_dtype=kind)
+        values = (scale * rng.standard_normal(shape)).astype(np.float32)
+        writer.add_tensor(name, quantize(values, kind), raw_dtype=kind)
     finish(writer)
     return path
 

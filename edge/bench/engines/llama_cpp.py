@@ -5,11 +5,12 @@ from importlib import metadata
 from pathlib import Path
 
 from edge.bench.engines.engine import Engine, Logits
-from edge.formats.gguf import GgufTensor, read_gguf
+from edge.formats.gguf import GgufFile, read_model
 from edge.llama_cpp.session import LlamaSession, library
 from edge.profile.profile import EngineFacts
 
-EMBEDDING = "token_embd.weight"
+EMBEDDING, HEAD = "token_embd.weight", "output.weight"
+EXPERTS = "_exps."  # in the names of tensors with all experts of a layer
 AMX_REMARK = (
     "llama.cpp runs without AMX and weight repacking: compiled by GCC before 14 its AMX kernels "
     "crash on quantised weights"
@@ -23,20 +24,27 @@ class LlamaCppEngine(Engine):
         self._session = LlamaSession(path, context_tokens, threads)
         self._path = path
         self._threads = threads
+        self._ids: list[int] = []
 
     def prefill(self, ids: Sequence[int]) -> None:
         """Computes in batches, and logits of the last position only."""
+        self._ids += ids
         self._session.decode(ids)
 
     def decode(self, ids: Sequence[int], stamp: Callable[[], None]) -> None:
         """Calls llama_decode and synchronises once per token."""
+        self._ids += ids
         for token in ids:
             self._session.decode([token])
             stamp()
 
     def trim(self, length: int) -> None:
-        """Removes every position from `length` on."""
-        self._session.trim(length)
+        """Removes every position from `length` on; a state that cannot is computed again."""
+        kept, self._ids = self._ids[:length], self._ids[:length]
+        if not self._session.trim(length):
+            self._session.trim(0)
+            if kept:
+                self._session.decode(kept)
 
     def last_logits(self) -> Logits:
         """Logits of the last token."""
@@ -51,7 +59,7 @@ class LlamaCppEngine(Engine):
             compute_dtype="as llama.cpp chooses per tensor type",
             kv_dtype="float16",
             threads=self._threads,
-            weight_bytes_per_token=sum(map(_bytes_per_token, read_gguf(self._path).tensors)),
+            weight_bytes_per_token=_bytes_per_token(read_model(self._path)),
             kv_bytes_per_position=session.kv_elements_per_position * 2,
             remarks=[AMX_REMARK] if session.amx_avoided else [],
             build=f"llama-cpp-python {metadata.version('llama-cpp-python')}; {system}",
@@ -63,6 +71,18 @@ class LlamaCppEngine(Engine):
         self._session.close()
 
 
-def _bytes_per_token(tensor: GgufTensor) -> int:
-    """The whole tensor, but one row of the embedding table."""
-    return tensor.data_bytes // (tensor.shape[0] if tensor.name == EMBEDDING else 1)
+def _bytes_per_token(file: GgufFile) -> int:
+    """All weights; one row of a table that is not the head too, and the experts that are read."""
+    has_head = any(tensor.name == HEAD for tensor in file.tensors)
+    experts, read = (
+        file.keys.get(f"{file.keys.get('general.architecture')}.{key}")
+        for key in ("expert_count", "expert_used_count")
+    )
+    read_share = read / experts if isinstance(read, int) and isinstance(experts, int) else 1.0
+    total = 0
+    for tensor in file.tensors:
+        if tensor.name == EMBEDDING and has_head:
+            total += tensor.data_bytes // tensor.shape[0]
+        else:
+            total += int(tensor.data_bytes * (read_share if EXPERTS in tensor.name else 1))
+    return total

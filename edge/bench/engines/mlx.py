@@ -1,4 +1,4 @@
-"""MLX engines: our network, and mlx-lm's on the same files for comparison."""
+"""MLX: our network, or one with the same parts."""
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -9,11 +9,10 @@ import numpy as np
 from mlx.utils import tree_flatten
 
 from edge.bench.engines.engine import Engine, Logits
-from edge.errors import EdgeError
 from edge.generate.decode import PREFILL_TOKENS, prefill_parts
 from edge.linux_cpu import blas, problems
 from edge.model.kv_cache import make_cache
-from edge.model.load import compute_dtype, has_input_orders, load_model
+from edge.model.load import load_model
 from edge.profile.profile import EngineFacts
 
 FLOAT32_REMARK = (
@@ -23,7 +22,7 @@ FLOAT32_REMARK = (
 
 
 class MlxEngine(Engine):
-    """Our network or mlx-lm's.
+    """Our network, or mlx-lm's on the same files.
 
     `model` owns the parameters; its `model` maps ids (B, L) and the caches to hidden states
     (B, L, hidden), `head` those to logits. `cache` has one empty cache per layer.
@@ -54,7 +53,7 @@ class MlxEngine(Engine):
         """Builds the next graph while one runs, as mlx-lm does."""
         ahead: mx.array | None = None
         for token in ids:
-            logits = self._head(self._model.model(mx.array([[token]]), self._cache))[:, -1]
+            logits = self._next(token)
             mx.async_eval(logits)  # type: ignore[no-untyped-call]
             if ahead is not None:
                 mx.eval(ahead)
@@ -64,6 +63,10 @@ class MlxEngine(Engine):
             mx.eval(ahead)
             stamp()
             self._logits = ahead
+
+    def _next(self, token: int) -> mx.array:
+        """The graph of the logits (1, vocab) after one more token."""
+        return self._head(self._model.model(mx.array([[token]]), self._cache))[:, -1]
 
     def trim(self, length: int) -> None:
         """Removes every position from `length` on."""
@@ -82,25 +85,25 @@ class MlxEngine(Engine):
         first = self._cache[0]
         stored = [array for _, array in tree_flatten((first.keys, first.values))]
         per_position = sum(a.shape[1] * a.shape[3] * a.itemsize for a in stored)
-        kv_dtype, remarks = _name(stored[0].dtype), _cpu_remarks()
+        kv_dtype, remarks = dtype_name(stored[0].dtype), cpu_remarks()
         if (bits := getattr(first, "bits", None)) is not None:
             kv_dtype = f"{bits} bits in groups of {first.group_size}"
             remarks.insert(0, f"keys and values are stored in {bits} bits (--kv-bits {bits})")
         return EngineFacts(
-            device=str(mx.device_info().get("device_name", mx.default_device())),
-            compute_dtype=_name(self._logits.dtype),
+            device=device_name(),
+            compute_dtype=dtype_name(self._logits.dtype),
             kv_dtype=kv_dtype,
             threads=None,
-            weight_bytes_per_token=self._weight_bytes_per_token(),
+            weight_bytes_per_token=self.weight_bytes_per_token(),
             kv_bytes_per_position=per_position * len(self._cache),
             remarks=remarks,
         )
 
-    def _weight_bytes_per_token(self) -> int:
+    def weight_bytes_per_token(self) -> int:
         """All weights; one row of an embedding table that is not the head too."""
         arrays = dict(tree_flatten(self._model.parameters()))
         total = int(sum(a.nbytes for a in arrays.values()))
-        if any(name.startswith("lm_head.") for name in arrays):
+        if any("lm_head." in name for name in arrays):
             table = (a for name, a in arrays.items() if ".embed_tokens." in name)
             total -= int(sum(a.nbytes - a.nbytes // a.shape[0] for a in table))
         return total
@@ -116,30 +119,18 @@ def open_ours(path: Path, kv_bits: int | None = None) -> MlxEngine:
     return MlxEngine(model, model.head, make_cache(model, kv_bits))
 
 
-def open_mlx_lm(path: Path) -> MlxEngine:
-    """mlx-lm's network on the same files, in our compute dtype.
-
-    An EdgeError where only our network can run the artefact.
-    """
-    from mlx_lm.models.cache import make_prompt_cache
-    from mlx_lm.utils import load_model as load_peer
-
-    if has_input_orders(path):
-        raise EdgeError(
-            f"{path} keeps the act-order of its GPTQ source, which mlx-lm does not support; "
-            f"leave out --peers, or convert with --requantise."
-        )
-    model, _ = load_peer(path)
-    model.set_dtype(compute_dtype())
-    mx.eval(model.parameters())
-    return MlxEngine(model, model.lm_head, make_prompt_cache(model))
+def device_name() -> str:
+    """MLX's name of the device that computes."""
+    return str(mx.device_info().get("device_name", mx.default_device()))
 
 
-def _cpu_remarks() -> list[str]:
+def cpu_remarks() -> list[str]:
+    """Sentences on MLX's speed here; none on a GPU."""
     if mx.default_device().type == mx.DeviceType.gpu:
         return []
     return [FLOAT32_REMARK.format(blas=blas()), *problems()]
 
 
-def _name(dtype: mx.Dtype) -> str:
+def dtype_name(dtype: mx.Dtype) -> str:
+    """float16 and the like."""
     return str(dtype).removeprefix("mlx.core.")

@@ -16,7 +16,7 @@ TABLE_11_SUITE = "table11"
 SUITES = (TABLE_11_SUITE, "quick", "depth", "localscore")
 # Options that say nothing about a running server: dest and flag.
 OF_ARTEFACTS = {
-    **{"model": "MODEL", "depth": "-d", "suite": "--suite", "rows": "--rows", "peers": "--peers"},
+    **{"models": "MODEL", "depth": "-d", "suite": "--suite", "rows": "--rows", "peers": "--peers"},
     **{"kv_bits": "--kv-bits", "threads": "--threads", "quality": "--quality", "out": "--out"},
     **{"revision": "--revision", "layers": "--layers", "rope_theta": "--rope-theta"},
     **{"context": "--context", "bandwidth_gb_s": "--bandwidth-gb-s"},
@@ -28,8 +28,9 @@ MOST_VALUES = 1000
 def parser() -> argparse.ArgumentParser:
     """Parser of the command."""
     parser = shared.new_parser()
-    shared.add_checkpoint(parser, default="demo")
+    _add_models(parser)
     shared.add_artefacts(parser, "--rows", "artefacts to measure")
+    parser.set_defaults(rows=None)
     _add_workload(parser)
     _add_method(parser.add_argument_group("measurement"))
     engines = parser.add_argument_group("engines")
@@ -44,6 +45,36 @@ def parser() -> argparse.ArgumentParser:
     shared.add_path(parser, "--save", metavar="DIR", default=folder, help=save)
     shared.add_output(parser, ["md", "json"])
     return parser
+
+
+def _add_models(parser: argparse.ArgumentParser) -> None:
+    meaning = (
+        "Measured as they are, without conversion, are several MLX directories and GGUF files, and "
+        "one GGUF file or one directory that is quantised or of a network that edge does not run, "
+        f"without --rows and --suite {TABLE_11_SUITE}."
+    )
+    parser.add_argument(
+        "models",
+        metavar="MODEL",
+        nargs="*",
+        default=["demo"],
+        help=f"{shared.CHECKPOINT} (default: demo). {meaning}",
+    )
+    shared.add_corrections(parser)
+
+
+def as_is_conflicts(args: argparse.Namespace) -> list[str]:
+    """Options in use that are for the conversion of a checkpoint, or for edge's own network."""
+    given = {
+        "--rows": args.rows,
+        f"--suite {TABLE_11_SUITE}": args.suite == TABLE_11_SUITE,
+        "--peers": args.peers,
+        "--kv-bits": args.kv_bits,
+        "--out": args.out,
+        **{f"--{name}": getattr(args, name) for name in ("revision", "layers", "context")},
+        "--rope-theta": args.rope_theta,
+    }
+    return [flag for flag, value in given.items() if value]
 
 
 def _add_workload(parser: argparse.ArgumentParser) -> None:

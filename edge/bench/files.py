@@ -1,0 +1,246 @@
+"""Existing MLX directories and GGUF files, measured as they are: nothing is converted."""
+
+import re
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from math import prod
+from pathlib import Path
+from typing import Any
+
+from edge.bench.engines.engine import LLAMA_CPP, MLX_LM
+from edge.bench.plan import Target
+from edge.bench.row import Subject
+from edge.convert.artefacts.manifest import read_manifest
+from edge.convert.artefacts.recipes import RECIPES, Recipe
+from edge.convert.sources.directory import HUB_FOLDER
+from edge.convert.sources.find import DEMO, SMOLLM2, existing_path
+from edge.convert.targets import file_bytes
+from edge.errors import EdgeError, printable
+from edge.formats.files import read_json_object
+from edge.formats.gguf import GgufFile, read_model, unsplit_name
+from edge.formats.safetensors import FLOATS, StoredTensor
+from edge.model.config import MODEL_TYPES
+from edge.model.memory import weight_files
+from edge.profile.profile import ModelInfo
+
+# Name of the model of a run over files of several.
+SEVERAL = "several models"
+CONFIG = "config.json"
+VOCAB_KEYS = ("vocab_size", "padded_vocab_size", "n_vocab")
+CONTEXT_KEYS = (
+    *("max_position_embeddings", "n_positions", "n_ctx", "max_seq_len", "max_seq_length"),
+    *("max_sequence_length", "seq_length", "model_max_length"),
+)
+# Context of a model that names none, as networks without attention.
+UNLIMITED = 2**31 - 1
+TOKEN_TABLE = re.compile(r"(?:embed_tokens|wte|tok_embeddings|word_embeddings|embed_in)\.weight$")
+# Precisions at the end of file and folder names.
+ENDING = re.compile(
+    r"(?:[-_.](?:\d+-?bits?|mlx|gguf|int\d|fp?\d+|bf16|i?q\d\w*|(?:mx|nv)fp\d))+$", re.IGNORECASE
+)
+FLOAT_PRECISIONS = {"F32": "FP32", "F16": "FP16"}
+GUESSED = 1024  # from here on general.file_type is llama.cpp's guess
+# Tensors of rope scaling, which are not weights.
+ROPE_PREFIX = "rope_f"
+
+
+@dataclass(frozen=True)
+class ModelFile:
+    """A GGUF file or MLX directory to measure."""
+
+    target: Target
+    subject: Subject
+
+
+def is_measured_as_is(model: str) -> bool:
+    """True for a GGUF file, and for a directory with a quantised or foreign network."""
+    path = None if model in (DEMO, SMOLLM2) else existing_path(model)
+    if path is None or not path.is_dir():
+        return path is not None and path.suffix.lower() == ".gguf"
+    if not (path / CONFIG).is_file():
+        return False
+    raw = read_json_object(path / CONFIG)
+    kind = raw.get("model_type")
+    return "quantization" in raw or (isinstance(kind, str) and kind not in MODEL_TYPES)
+
+
+def open_files(models: Sequence[str]) -> list[ModelFile]:
+    """Reads the headers of files and directories, each once; an EdgeError for a damaged one."""
+    files: dict[Path, ModelFile] = {}
+    for model in models:
+        path = existing_path(model)
+        if path is None:
+            raise EdgeError(
+                f"{model} is not a GGUF file or MLX directory, as each of several models must be; "
+                f"give it alone to convert it."
+            )
+        file = _directory(path) if path.is_dir() else _gguf_file(path)
+        files.setdefault(file.target.path.resolve(), file)
+    return _with_models(_distinct([*files.values()]))
+
+
+def common_model(files: Sequence[ModelFile]) -> ModelInfo:
+    """The model of all files; named SEVERAL if their names differ."""
+    models = [file.target.model for file in files]
+    names = {model.name for model in models}
+    synthetic = any(model.synthetic for model in models)
+    return models[0] if len(names) == 1 else ModelInfo(SEVERAL, synthetic=synthetic)
+
+
+def _with_models(files: Sequence[ModelFile]) -> list[ModelFile]:
+    """Rows name their model where it is not that of the whole profile."""
+    common = _identity(common_model(files))
+    return [
+        file
+        if _identity(file.target.model) == common
+        else replace(file, subject=replace(file.subject, model=file.target.model))
+        for file in files
+    ]
+
+
+def _identity(model: ModelInfo) -> tuple[str, int, bool]:
+    return model.name, model.parameters, model.synthetic
+
+
+def _distinct(files: Sequence[ModelFile]) -> list[ModelFile]:
+    """Files of one name get that of their model too, or a number."""
+    names = Counter(file.target.recipe.name for file in files)
+    seen: Counter[str] = Counter()
+    found = []
+    for file in files:
+        name = file.target.recipe.name
+        if names[name] > 1:
+            name = f"{name} ({file.target.model.name})"
+        seen[name] += 1
+        recipe = replace(
+            file.target.recipe, name=f"{name} {seen[name]}" if seen[name] > 1 else name
+        )
+        target, subject = replace(file.target, recipe=recipe), replace(file.subject, recipe=recipe)
+        found.append(ModelFile(target, subject))
+    return found
+
+
+def _gguf_file(path: Path) -> ModelFile:
+    file = read_model(path)
+    keys, architecture = file.keys, file.keys.get("general.architecture")
+    tokens = keys.get("tokenizer.ggml.tokens")
+    tables = (t.shape[0] for t in file.tensors if t.name == "token_embd.weight")
+    count = len(tokens) if isinstance(tokens, list) else keys.get(f"{architecture}.vocab_size")
+    weights = (t for t in file.tensors if not t.name.startswith(ROPE_PREFIX))
+    return _model_file(
+        file.path,  # the first part of a split model, with which llama.cpp finds the others
+        Recipe(unsplit_name(path), "GGUF", _gguf_precision(file)),
+        LLAMA_CPP,
+        vocab_size=_vocab_size(path, count, next(tables, None)),
+        context_tokens=_count(keys.get(f"{architecture}.context_length")) or UNLIMITED,
+        parameters=sum(prod(tensor.shape) for tensor in weights),
+        data_bytes=sum(tensor.data_bytes for tensor in file.tensors),
+        stored_bytes=sum(map(file_bytes, {path, *(tensor.path for tensor in file.tensors)})),
+    )
+
+
+def _gguf_precision(file: GgufFile) -> str:
+    """The name of general.file_type, else the type of most bytes."""
+    from gguf.constants import LlamaFileType  # here: the package takes half a second to load
+
+    names = {int(kind): kind.name.partition("_")[2] for kind in LlamaFileType if kind < GUESSED}
+    sizes: Counter[str] = Counter()
+    for tensor in file.tensors:
+        sizes[tensor.kind] += tensor.data_bytes
+    code = file.keys.get("general.file_type")
+    name = names.get(code) if isinstance(code, int) else None
+    name = name or (sizes.most_common(1)[0][0] if sizes else "unknown")
+    return FLOAT_PRECISIONS.get(name, name)
+
+
+def _directory(path: Path) -> ModelFile:
+    raw = read_json_object(path / CONFIG)
+    inner = raw.get("text_config")  # of the language model in one for images or sound
+    config = {**raw, **inner} if isinstance(inner, Mapping) else raw
+    tensors = {name: t for file in weight_files(path).values() for name, t in file.items()}
+    tables = (t.shape[0] for name, t in tensors.items() if TOKEN_TABLE.search(name))
+    quantisation = config.get("quantization")
+    quantisation = quantisation if isinstance(quantisation, Mapping) else {}
+    name = path.resolve().name
+    if path.resolve().parent.name == "snapshots":  # of the hub's cache, named after a commit
+        repository = path.resolve().parent.parent.name
+        name = repository.removeprefix(HUB_FOLDER).rpartition("--")[2]
+    return _model_file(
+        path,
+        Recipe(name, "MLX", _mlx_precision(quantisation, tensors)),
+        MLX_LM,
+        vocab_size=_vocab_size(path, _first_count(config, VOCAB_KEYS), max(tables, default=None)),
+        context_tokens=_first_count(config, CONTEXT_KEYS) or UNLIMITED,
+        parameters=_mlx_parameters(quantisation, tensors),
+        data_bytes=sum(tensor.data_bytes for tensor in tensors.values()),
+        stored_bytes=file_bytes(path),
+    )
+
+
+def _mlx_precision(quantisation: Mapping[str, Any], tensors: Mapping[str, StoredTensor]) -> str:
+    mode, bits = quantisation.get("mode", "affine"), quantisation.get("bits")
+    if quantisation:
+        return printable(f"INT{bits}" if mode == "affine" else str(mode).upper())[:20]
+    sizes: Counter[str] = Counter()
+    for tensor in tensors.values():
+        sizes[tensor.dtype] += tensor.data_bytes if tensor.dtype in FLOATS else 0
+    kind = sizes.most_common(1)[0][0] if sizes else "unknown"
+    return FLOAT_PRECISIONS.get(kind, kind)
+
+
+def _mlx_parameters(quantisation: Mapping[str, Any], tensors: Mapping[str, StoredTensor]) -> int:
+    """Floats, and the numbers that quantised matrices pack into words of 32 bits."""
+    total = 0
+    for name, tensor in tensors.items():
+        stem, _, part = name.rpartition(".")
+        is_quantised = f"{stem}.scales" in tensors
+        if not is_quantised or part not in ("weight", "scales", "biases"):
+            total += prod(tensor.shape) if tensor.dtype in FLOATS else 0
+        elif part == "weight":
+            own = quantisation.get(stem)
+            bits = (own if isinstance(own, Mapping) else quantisation).get("bits")
+            total += prod(tensor.shape) * 32 // (_count(bits) or 4)
+    return total
+
+
+def _model_file(
+    path: Path,
+    recipe: Recipe,
+    engine: str,
+    vocab_size: int,
+    context_tokens: int,
+    parameters: int,
+    data_bytes: int,
+    stored_bytes: int,
+) -> ModelFile:
+    manifest = read_manifest(path)
+    model = ModelInfo(
+        name=ENDING.sub("", recipe.name) or recipe.name,
+        source=path.name if path.is_file() else recipe.name,
+        parameters=parameters,
+    )
+    if manifest is not None:  # an artefact of edge says what it was made from
+        name = manifest.source.rpartition("/")[2].removesuffix(".gguf").replace(":", "-")
+        model = ModelInfo(name, manifest.source, manifest.revision, parameters, manifest.synthetic)
+        known = RECIPES.get(manifest.artefact, recipe)
+        recipe = replace(recipe, precision=known.precision)
+    target = Target(recipe, path, (engine,), model, vocab_size, context_tokens, as_is=True)
+    bits = 8 * data_bytes / parameters if parameters else 0.0
+    return ModelFile(target, Subject(recipe, stored_bytes, bits))
+
+
+def _vocab_size(path: Path, count: Any, rows: int | None) -> int:
+    """Token ids that exist; beyond the table's rows MLX reads other memory."""
+    found = [n for n in (_count(count), rows) if n]
+    if not found:
+        raise EdgeError(f"{path} does not say how many tokens it has; use another file.")
+    return min(found)
+
+
+def _first_count(config: Mapping[str, Any], keys: Sequence[str]) -> int | None:
+    return next((n for key in keys if (n := _count(config.get(key)))), None)
+
+
+def _count(value: Any) -> int | None:
+    return value if type(value) is int and 0 < value <= UNLIMITED else None
