@@ -16,36 +16,21 @@ UV = """echo "$@" >> "$0.log"
 [ "$1 $2" != "python find" ] || { [ -n "$FOUND" ] && echo "$FOUND"; }"""
 
 
-@pytest.fixture
-def make_setup(tmp_path):
-    """Runs `make setup` with some programs replaced; its exit code, stderr and uv's log."""
-
-    def run(programs, **environment):
-        for name, script in {"uv": UV, **programs}.items():
-            (tmp_path / name).write_text(f"#!/bin/sh\n{script}\n")
-            (tmp_path / name).chmod(0o755)
-        path = f"{tmp_path}:{os.environ['PATH']}"
-        done = subprocess.run(
-            ["make", "-C", ROOT, "setup", f"VENV={tmp_path / 'venv'}", f"UV={tmp_path / 'uv'}"],
-            capture_output=True,
-            text=True,
-            check=False,
-            env={**os.environ, "PATH": path, **environment},
-        )
-        log = tmp_path / "uv.log"
-        return done.returncode, done.stderr, log.read_text() if log.exists() else ""
-
-    return run
-
-
 @pytest.mark.parametrize(
     ("found", "used"), [("/usr/bin/python3.12", "/usr/bin/python3.12"), ("", "3.13")]
 )
-def test_setup_uses_a_supported_python(found, used, tmp_path, make_setup):
+def test_setup_uses_a_supported_python(found, used, tmp_path):
     (tmp_path / "venv").mkdir()
-    code, error, log = make_setup({}, FOUND=found)
+    uv = tmp_path / "uv"
+    uv.write_text(f"#!/bin/sh\n{UV}\n")
+    uv.chmod(0o755)
+    subprocess.run(
+        ["make", "-C", ROOT, "setup", f"VENV={tmp_path / 'venv'}", f"UV={uv}"],
+        check=True,
+        env={**os.environ, "FOUND": found},
+    )
+    log = (tmp_path / "uv.log").read_text()
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-    assert code == 0, error
     assert f"python find --no-python-downloads {project['requires-python']}" in log
     assert f"venv --quiet --python {used} " in log
 

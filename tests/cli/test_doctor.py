@@ -54,23 +54,14 @@ def test_this_machine_as_json(capsys):
     assert found["disk_free_bytes"] > 0 and found["state"]["load_1m"] >= 0
 
 
-def test_report_of_a_mac(printed):
+def test_report_and_verdict_with_and_without_an_engine_or_a_power_source(printed):
     code, lines = printed()
-    assert code == 0
-    assert set(lines) > {
-        "    cores by level       8 Performance, 4 Efficiency",
-        "    memory               68.7 GB",
+    assert code == 0 and set(lines) > {
         "    memory bandwidth     409.6 GB/s (table)",
-        "    cache                100 MB",
-        "    low power            off",
         "  ✓ powermetrics         CPU + GPU + ANE",
         "  ✗ nvml                 no driver",
-        "Nothing is missing",
         "Speed, memory and power can be measured here (power with powermetrics).",
     }
-
-
-def test_verdict_without_an_engine_or_a_power_source(printed):
     broken = [Engine("mlx", None, "not installed"), Engine("mlx-lm", "0.31.3", None)]
     code, lines = printed(engines=broken)
     assert (code, lines[-1]) == (1, "Nothing can be measured here: no engine works.")

@@ -1,6 +1,5 @@
 """Checkpoints by name, and their artefacts: contents, replacement, failures."""
 
-import json
 import subprocess
 import sys
 from concurrent.futures import CancelledError
@@ -16,7 +15,6 @@ from edge.convert.checkpoint import open_checkpoint
 from edge.convert.convert import convert
 from edge.convert.targets import file_bytes
 from edge.errors import EdgeError
-from edge.model.load import load_model
 from tests.support.conversions import check, edge_logits, make
 from tests.support.tiny import CONFIGS, PLAIN, edit_tensors, write_checkpoint
 
@@ -28,15 +26,12 @@ def tiny(tmp_path):
     return write_checkpoint(tmp_path / "tiny", CONFIGS["stable-code"])
 
 
-def test_names_of_checkpoints(tiny):
+def test_names_of_checkpoints_and_of_missing_files(tiny):
     assert open_checkpoint("demo").source.name == "demo"
     assert open_checkpoint(str(tiny)).source.origin == "tiny"  # not its path
     for name in ("nothing-here", "../elsewhere/x", "", "~no-such-user/model/x", "x" * 300):
         with pytest.raises(EdgeError, match="there is no checkpoint"):
             open_checkpoint(name)
-
-
-def test_missing_files_are_named(tiny):
     with pytest.raises(EdgeError, match="is not a GGUF file or directory"):
         open_checkpoint(str(tiny / "config.json"))
     for name in ("tokenizer.json", "config.json"):
@@ -82,15 +77,6 @@ def test_shards_are_written_and_read_as_one_checkpoint(tiny, tmp_path, monkeypat
     assert shards[0].name == f"model-00001-of-{len(shards):05d}.safetensors"
     assert np.array_equal(edge_logits(sharded.path), edge_logits(whole.path))
     assert check(sharded.path, tiny).problems == ()
-
-
-def test_a_checkpoint_of_the_first_release_converts(tmp_path):
-    epoch = {k: v for k, v in PLAIN.items() if k not in ("layer_norm_eps", "partial_rotary_factor")}
-    epoch |= {"model_type": "stablelm_epoch", "norm_eps": 1e-5, "rope_pct": 0.25}
-    source = write_checkpoint(tmp_path / "epoch", epoch)
-    made = make(source, tmp_path / "out", "mlx-fp16", "gguf-f16")
-    assert load_model(made[0].path)
-    assert json.loads((made[0].path / "config.json").read_text())["model_type"] == "stablelm"
 
 
 def test_a_weight_that_float16_cannot_hold_is_named(tmp_path):

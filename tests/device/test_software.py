@@ -9,15 +9,6 @@ from edge.device import software
 from edge.device.software import checkout_revision, software_versions
 
 
-@pytest.fixture
-def package(tmp_path):
-    """A package in a directory, as edge in its checkout."""
-    folder = tmp_path / "checkout" / "edge"
-    folder.mkdir(parents=True)
-    (folder / "code.py").write_text("a = 1\n")
-    return folder
-
-
 def commit(folder):
     """Make the folder a repository with one commit; returns its id."""
     identity = ("-c", "user.name=A", "-c", "user.email=a@b", "-c", "commit.gpgsign=false")
@@ -27,9 +18,11 @@ def commit(folder):
 
 
 @pytest.mark.skipif(shutil.which("git") is None, reason="git is not on the PATH")
-def test_the_revision_of_a_checkout(package):
-    outer = package.parent.parent
-    commit(outer)
+def test_the_revision_of_a_checkout(tmp_path):
+    package = tmp_path / "checkout" / "edge"
+    package.mkdir(parents=True)
+    (package / "code.py").write_text("a = 1\n")
+    commit(tmp_path)
     assert checkout_revision(package) is None  # installed inside another repository
     subprocess.run(["git", "init", "-q"], cwd=package.parent, check=True)
     assert checkout_revision(package) is None  # no commit

@@ -91,19 +91,6 @@ def test_replaced_arrays_are_used(bits):
     assert layer(x.astype(mx.bfloat16)).dtype == mx.bfloat16
 
 
-def test_only_few_rows_of_eight_bits_use_mlxs_product(monkeypatch):
-    calls, own = [], mx.quantized_matmul
-    monkeypatch.setattr(
-        cpu_linear.mx, "quantized_matmul", lambda *a, **k: calls.append(1) or own(*a, **k)
-    )
-    for bits, expected in ((4, 0), (8, 1)):
-        calls.clear()
-        _, ours = pair(64, 24, bits, 64)
-        for rows in (1, 60):
-            mx.eval(ours.linear(mx.array(normal(1, rows, 64))))
-        assert len(calls) == expected
-
-
 def test_weights_stay_at_four_bits():
     _, ours = pair(256, 64, 4, 64)
     before = mx.get_active_memory()

@@ -194,16 +194,6 @@ def test_a_log_without_energy_is_an_error(tmp_path, data, words):
         read_log(tmp_path / "none.plist")
 
 
-def test_missing_and_disordered_records_are_flagged(tmp_path):
-    records = log(20)
-    whole = replayed(tmp_path, stream(records))
-    assert (energy_of(whole).coverage, whole.flags) == (1.0, ())
-    gap = replayed(tmp_path, stream(records[:6] + records[12:]))
-    assert any("missing between records" in flag for flag in gap.flags)
-    assert energy_of(gap).coverage == pytest.approx(0.7, abs=0.1)
-    assert replayed(tmp_path, stream(records[10:] + records[:10])).flags
-
-
 SPLICE = st.tuples(st.floats(0, 1), st.floats(0, 1), st.binary(max_size=8))
 
 

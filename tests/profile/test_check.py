@@ -46,11 +46,7 @@ def test_measured_and_generated_profiles_have_no_faults(tmp_path, maker):
     [
         ("model", REMOVED, "", "missing required field `model`."),
         ("argv", REMOVED, "", "lacks argv."),
-        ("rows.1.engine", REMOVED, "rows[1]", "missing required field `engine`."),
-        ("rows.1.load_s", REMOVED, "rows[1]", "lacks load_s."),
         ("rows.0.trials.0.token_us", REMOVED, "rows[0].trials[0]", "lacks token_us."),
-        ("device.os", REMOVED, "device", "lacks os."),
-        ("rows", 1, "rows", "Expected `array`, got `int`."),
         ("rows.0.ttft_s.median", "fast", "rows[0].ttft_s.median", "Expected `float`, got `str`."),
         ("rows.0.verdict", "GREAT", "rows[0].verdict", "'GREAT'"),
         ("software.a b", 1, "software[...]", "Expected `str`, got `int`."),
@@ -58,7 +54,6 @@ def test_measured_and_generated_profiles_have_no_faults(tmp_path, maker):
         ("created_utc", "2026-13-01T00:00:00Z", "created_utc", "which is not a valid date."),
         ("rows.0.decode_tok_s.n", 7, "rows[0].decode_tok_s.n", "is 7, but 6 trials have"),
         ("rows.0.prefill_tok_s.mean", 1.5, "rows[0].prefill_tok_s.mean", "values give"),
-        ("rows.0.ttft_s.sd", 0.5, "rows[0].ttft_s.sd", "values give"),
         ("rows.0.power_w.median", 5.0, "rows[0].power_w.median", "values give 2"),
         ("rows.0.joules_per_token_net.median", 9.0, "rows[0].joules_per_token_net.median", "gross"),
         ("rows.0.decode_tok_s.ci95", [2, 1], "rows[0].decode_tok_s.ci95", "wrong order"),
@@ -108,9 +103,8 @@ def test_failed_rows_may_withhold_figures(tmp_path):
     names = ("decode_tok_s", "prefill_tok_s", "ttft_s", "power_w", "joules_per_token")
     profile["rows"][0] |= dict.fromkeys((*names, "joules_per_token_net", "bandwidth_fraction"))
     profile["rows"][0]["reasons"] = ["no quantity was measured: the row failed"]
-    assert (
-        len(faults_of(tmp_path, profile)) == 13
-    )  # five null despite trials, eight without a reason
+    # Five are null despite trials, eight have no reason.
+    assert len(faults_of(tmp_path, profile)) == 13
     profile["rows"][0]["verdict"] = "INVALID"
     assert faults_of(tmp_path, profile) == []
 

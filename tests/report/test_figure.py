@@ -1,8 +1,6 @@
 import re
 from xml.etree import ElementTree
 
-import matplotlib
-
 from edge.report.figure import finish, new_figure, style
 from tests.support.profiles import make_profile, typed
 
@@ -35,10 +33,3 @@ def test_svg_is_reproducible_and_self_contained():
     assert not tags & {f"{SVG}{name}" for name in ("style", "script", "metadata", "image")}
     assert "2026-11-20T12:00:00" in svg  # the profile's time, in the provenance
     assert not re.search(r"dc:date|<!DOCTYPE|<\?xml", svg)
-
-
-def test_the_users_matplotlib_settings_have_no_effect_and_are_kept():
-    before = drawn().svg()
-    with matplotlib.rc_context({"font.size": 30, "text.parse_math": True, "svg.fonttype": "path"}):
-        assert drawn().svg() == before
-        assert matplotlib.rcParams["font.size"] == 30

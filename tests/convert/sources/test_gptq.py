@@ -157,18 +157,9 @@ def test_a_zero_point_of_0_in_format_1_gives_a_warning(tmp_path, stored_as, stor
     [
         (Settings(4, 16), (Q, K, V, O, GATE, UP, DOWN), "groups of 16"),
         (Settings(4, 160, act_order=False), (Q, K, V, O, GATE, UP), "different sizes"),
-        (
-            Settings(overrides={"k_proj": {"group_size": 64}}),
-            (Q, K, V),
-            "do not share an input order",
-        ),
-        (
-            Settings(overrides={"up_proj": {"group_size": 16}}),
-            (GATE,),
-            "do not share an input order",
-        ),
+        (Settings(overrides={"k_proj": {"group_size": 64}}), (Q, K, V), "share an input order"),
+        (Settings(overrides={"up_proj": {"group_size": 16}}), (GATE,), "share an input order"),
         (Settings(overrides={"up_proj": {"group_size": 16}}), (DOWN,), "up_proj packed too"),
-        (Settings(overrides={"down_proj": {"group_size": 16}}), (DOWN,), "groups of 16"),
     ],
 )
 def test_matrices_that_mlx_cannot_store_have_a_reason_and_are_read(tmp_path, how, refused, reason):
@@ -266,11 +257,9 @@ def test_symmetric_biases_are_exact_down_to_subnormal_scales(bits):
         ("qweight", lambda a: a[:-1], "has 31 rows for 256 inputs"),
         ("qweight", lambda a: a.astype(np.int64), "is I64 of shape"),
         ("qzeros", lambda a: a[:, :-1], "has 31 columns for 256 outputs"),
-        ("qzeros", lambda a: a[:-1], "scales has shape"),
         ("scales", lambda a: None, "is missing"),
         ("scales", lambda a: a * np.float16(np.nan), "not finite"),
         ("g_idx", lambda a: a + 1, "outside 0 to 1"),
-        ("g_idx", lambda a: a[:-1], "rows for 255 inputs"),
         ("weight", lambda a: np.ones((256, 256), np.float16), "is also stored quantised"),
         ("other", lambda a: np.ones(4, np.int32), "is stored as I32, not as a float"),
     ],
@@ -285,8 +274,3 @@ def test_a_damaged_tensor_is_named(tmp_path, part, change, words):
 
     with pytest.raises(EdgeError, match=rf"{LAYER}self_attn\.o_proj\..*{words}"):
         one_layer(tmp_path, change=damage)
-
-
-def test_settings_without_quantised_matrices_are_refused(tmp_path):
-    with pytest.raises(EdgeError, match="no file holds a qweight"):
-        one_layer(tmp_path, change=dict.clear)
