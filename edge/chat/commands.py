@@ -8,14 +8,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import mlx.core as mx
-
 from edge.chat.screen import Sanitiser, echo_off, follow
 from edge.chat.session import Session, counted, size
 from edge.errors import EdgeError
 from edge.formats.files import read_text
 from edge.generate.chat_prompt import NO_SYSTEM
-from edge.generate.decode import MlxSource
+from edge.generate.decode import open_source
 from edge.generate.fim import Completer
 from edge.generate.hole import CURSOR, read_hole, split_at_mark
 from edge.generate.transcript import read_transcript, write_transcript
@@ -137,13 +135,13 @@ def _stats(session: Session, _: str) -> None:
     joules = sum(turn.tokens * (turn.joules_per_token or 0) for turn in turns)
     unmeasured = "not measured" if meter.source == "none" else meter.unavailable
     context = f"{talk.context_tokens} of {talk.context_limit} tokens"
-    memory = f"{size(mx.get_active_memory())} now, {size(mx.get_peak_memory())} at most"
+    memory = "{} now, {} at most".format(*map(size, talk.source.memory_bytes))
     rows = {
         "model": session.opened.name,
         "answers": f"{len(turns)} with {tokens} tokens, {rate} on average",
         "context": f"{context}, {talk.reused_tokens} of the last prompt were cached",
         "left out": f"{talk.dropped_turns} of the oldest turns",
-        "memory": f"{memory}, {size(talk.cache_bytes)} for the conversation",
+        "memory": f"{memory}, {size(talk.source.cache_bytes)} for the conversation",
         "power": unmeasured if meter.unavailable else f"{joules:.1f} J by {meter.source}",
         "transcript": session.transcript.path or "none",
     }
@@ -250,7 +248,7 @@ def _fim(session: Session, argument: str) -> None:
     hole = split_at_mark(argument, where="the text") if marked else read_hole(argument)
     if session.completer is None:
         opened = session.opened
-        source = MlxSource(opened.model, session.settings.kv_bits)
+        source = open_source(opened.model, session.settings.kv_bits)
         session.completer = Completer(source, opened.tokenizer)
     middle, sanitiser = session.completer.stream(*hole), Sanitiser()
     with echo_off():

@@ -9,11 +9,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
-import mlx.core as mx
-
 from edge.chat.screen import Highlighter, Sanitiser, Screen, echo_off, follow
 from edge.device.memory import wired
 from edge.generate.conversation import Conversation, Events
+from edge.generate.decode import LlamaSource
 from edge.generate.sampling import Sampling
 from edge.generate.speculate import PromptLookup
 from edge.generate.stream import TextEvent, TokenClock
@@ -35,9 +34,9 @@ class LoadedModel:
     """A loaded model; `note` is shown to the user."""
 
     name: str
-    model: Model
+    model: Model | LlamaSource
     tokenizer: Any
-    running_bytes: int = 0
+    running_bytes: int = 0  # of MLX's buffers
     note: str | None = None
 
 
@@ -153,7 +152,10 @@ class Session:
         if not self.talk.is_base:
             self.settings = replace(self.settings, system=self.talk.system)
         talk = self._open_talk(opened, self.talk.messages)
+        before = self.opened.model
         self.opened, self.talk, self.completer = opened, talk, None
+        if isinstance(before, LlamaSource):
+            before.close()
         self._keep_resident()
 
     def print_notes(self, prefix: str = "") -> None:
@@ -202,7 +204,7 @@ class Session:
         with echo_off() if printer is None else contextlib.nullcontext():
             turn = run_turn(events, self.meter, printer or ScreenPrinter(self.screen))
         self.turns.append(turn)
-        memory_bytes = mx.get_active_memory()
+        memory_bytes, _ = self.talk.source.memory_bytes
         self.screen.note(status_line(turn, memory_bytes, self.talk, self.settings.max_tokens))
 
     def _open_talk(self, opened: LoadedModel, earlier: Sequence[Message]) -> Conversation:

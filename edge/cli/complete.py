@@ -11,7 +11,7 @@ from edge.cli.options.complete import ARTEFACT
 from edge.device.memory import wired
 from edge.errors import EdgeError
 from edge.formats.files import check_argument, decode_text, read_text
-from edge.generate.decode import MlxSource
+from edge.generate.decode import open_source
 from edge.generate.fim import Completer
 from edge.generate.hole import read_hole, split_at_mark
 from edge.generate.sampling import Sampling
@@ -32,9 +32,9 @@ def run(args: argparse.Namespace) -> int:
         FimTokens.find(tokenizer.backend_tokenizer).check(args.order)
 
     path = runnable(args.model, args.command, ARTEFACT, check)
-    model, tokenizer, need = open_for(args.command, path, args.kv_bits)
-    with wired(need.running_bytes):
-        events = Completer(MlxSource(model, args.kv_bits), tokenizer).stream(
+    model, tokenizer, running_bytes = open_for(args.command, path, args.kv_bits)
+    with wired(running_bytes):
+        events = Completer(open_source(model, args.kv_bits), tokenizer).stream(
             prefix,
             suffix,
             context=context,

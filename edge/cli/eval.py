@@ -3,19 +3,24 @@
 import argparse
 import json
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from edge.cli.checkpoint import open_named, output_folder, progress_bars
-from edge.cli.options.eval import SAMPLES, check
+from edge.cli.model_path import gguf_file, is_gguf_file
+from edge.cli.options.eval import SAMPLES, check, check_files
+from edge.cli.options.shared import TABLE_11_RECIPES
 from edge.convert.checkpoint import Checkpoint
 from edge.convert.convert import Artefact, convert
+from edge.convert.sources.find import find_source
 from edge.device.describe import usable_cores
+from edge.errors import EdgeError
 from edge.quality.corpus import check_trained, iter_texts, windows_of
 from edge.quality.evaluate import evaluate
+from edge.quality.files import open_files
 from edge.quality.fim.fill import Settings, fill_all, rules_version, settings_for
 from edge.quality.fim.holes import KINDS, Hole, draw_holes, read_humaneval
 from edge.quality.fim.score import build_rows, samples, samples_text
@@ -33,20 +38,58 @@ def run(args: argparse.Namespace) -> int:
     """Convert missing artefacts, measure what is not stored, print."""
     check_stdout()
     check(args)
+    files = [gguf_file(model) for model in args.model if is_gguf_file(model)]
+    if args.rows is None and args.fim is None and args.humaneval is None and files:
+        _print(args, *_files_alone(args, files))
+        return 0
+    args.model = _only(args.model)
     checkpoint = open_named(args)
     check_trained(checkpoint)
     evaluated = _perplexity if args.fim is None and args.humaneval is None else _infilling
-    document, text = evaluated(args, checkpoint, checkpoint.tokenizer)
+    _print(args, *evaluated(args, checkpoint, checkpoint.tokenizer))
+    return 0
+
+
+def _print(args: argparse.Namespace, document: dict[str, Any], text: str) -> None:
     if args.output == "json":
         text = json.dumps(document, indent=2, allow_nan=False) + "\n"
     write_stdout(text)
-    return 0
+
+
+def _only(models: Sequence[str]) -> str:
+    if len(models) > 1:
+        raise EdgeError(
+            f"{len(models)} models are named; several are measured together only if all are GGUF "
+            f"files, without --rows."
+        )
+    return models[0]
+
+
+def _files_alone(args: argparse.Namespace, paths: list[Path]) -> tuple[dict[str, Any], str]:
+    check_files(args)
+    _only(args.model if len(paths) < len(args.model) else args.model[:1])
+    source = find_source(str(paths[0]), args.revision, args.layers)
+    files = open_files(paths, args.corpus, args.window, args.tokens)
+    with progress_bars() as progress:
+        found = evaluate(
+            [Subject(a.recipe.name, a.path) for a in files.artefacts],
+            None,
+            files.windows,
+            files.shape,
+            output_folder(args.out, source.name) / "eval",
+            args.threads or usable_cores(),
+            again=args.again,
+            progress=lambda name, done: progress(f"{name}, windows", done),
+        )
+    document = build_document(source, files.parameters, files.artefacts, None, files.windows, found)
+    return document, markdown(document)
 
 
 def _perplexity(
     args: argparse.Namespace, checkpoint: Checkpoint, tokenizer: Tokenizer
 ) -> tuple[dict[str, Any], str]:
-    windows = windows_of(checkpoint, tokenizer, args.corpus, args.window, args.tokens)
+    limit = checkpoint.config.max_position_embeddings
+    windows = windows_of(limit, tokenizer, args.corpus, args.window, args.tokens)
     reference = _reference_name(args)
     with progress_bars() as progress:
         artefacts = _converted(args, checkpoint, progress)
@@ -61,7 +104,14 @@ def _perplexity(
             progress=lambda name, done: progress(f"{name}, windows", done),
         )
     document = build_document(
-        checkpoint, artefacts, reference, windows, found, tokenizer, args.worst
+        checkpoint.source,
+        [checkpoint.parameters] * len(artefacts),
+        artefacts,
+        reference,
+        windows,
+        found,
+        tokenizer,
+        args.worst,
     )
     return document, markdown(document)
 
@@ -89,7 +139,7 @@ def _infilling(
     rows = build_rows(holes, middles, _reference_name(args))
     shown = samples(holes, middles, args.show)
     document = {
-        "model": model_record(checkpoint),
+        "model": model_record(checkpoint.source),
         "method": _method(args, settings),
         "reference": _reference_name(args),
         "rows": rows,
@@ -121,7 +171,7 @@ def _converted(
     args: argparse.Namespace, checkpoint: Checkpoint, progress: Progress
 ) -> list[Artefact]:
     """The artefacts in the order given, after the reference if it is not one of them."""
-    recipes = list(dict.fromkeys(args.rows))
+    recipes = list(dict.fromkeys(args.rows or TABLE_11_RECIPES))
     if args.reference is not None and args.reference not in recipes:
         recipes.insert(0, args.reference)
     return convert(checkpoint, recipes, output_folder(args.out, checkpoint.source.name), progress)

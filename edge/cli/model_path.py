@@ -4,10 +4,13 @@ import contextlib
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import NamedTuple
 
 import edge
-from edge.errors import EdgeError
-from edge.model.load import Loaded, open_model
+from edge.errors import EdgeError, printable
+from edge.generate.decode import LlamaSource
+from edge.model.load import CONTEXT_TOKENS, open_model
+from edge.model.stablelm import Model
 from edge.tokenizer.tokenizer import Tokenizer
 
 # Loaded directly: it is as small as its artefact, and looking for one takes longer than a short
@@ -15,10 +18,31 @@ from edge.tokenizer.tokenizer import Tokenizer
 DEMO = Path(edge.__file__).parent / "data" / "demo"
 
 
+class Opened(NamedTuple):
+    """A model or GGUF file, its tokenizer, and the bytes of MLX's buffers."""
+
+    model: Model | LlamaSource
+    tokenizer: Tokenizer
+    running_bytes: int
+
+
+def is_gguf_file(model: str) -> bool:
+    """True for the path of a GGUF file."""
+    path = Path(model).expanduser()
+    return path.suffix.lower() == ".gguf" and path.is_file()
+
+
+def gguf_file(model: str) -> Path:
+    """Path of a GGUF file, of a split model that of its first part."""
+    from edge.formats.gguf import part_paths  # numpy, which an artefact of MLX does not need
+
+    return part_paths(Path(model).expanduser())[0]
+
+
 def runnable(
     model: str, command: str, artefact: str, check: Callable[[Tokenizer], object] | None = None
 ) -> Path:
-    """Directory of a model; a checkpoint that is not one is converted if its artefact is missing.
+    """Directory or GGUF file of a model; of another checkpoint the artefact, made if missing.
 
     `check` may refuse the tokenizer before that.
 
@@ -26,6 +50,8 @@ def runnable(
         EdgeError: it is a folder of models, or cannot be converted.
     """
     path = DEMO if model == "demo" else Path(model).expanduser()
+    if is_gguf_file(model):
+        return gguf_file(model)
     if not path.is_dir():
         return _converted(model, command, artefact, check)
     inside = sorted(p.parent for p in path.glob("*/config.json"))
@@ -36,9 +62,34 @@ def runnable(
     return path
 
 
-def open_for(command: str, path: Path, kv_bits: int | None = None) -> Loaded:
-    """Load a model; a warning that memory is short goes to stderr."""
-    return open_model(path, kv_bits, lambda warning: _warn(command, warning))
+def open_for(command: str, path: Path, kv_bits: int | None = None) -> Opened:
+    """Load a model, a GGUF file in llama.cpp; warnings go to stderr."""
+    if path.is_dir():
+        model, tokenizer, need = open_model(path, kv_bits, lambda warning: _warn(command, warning))
+        return Opened(model, tokenizer, need.running_bytes)
+    if kv_bits is not None:
+        raise EdgeError(f"--kv-bits is for MLX, and {path} is a GGUF file; leave it out.")
+    # Imported here: they load numpy, which an artefact of MLX does not need.
+    from edge.device.describe import usable_cores
+    from edge.llama_cpp.session import LlamaSession
+    from edge.llama_cpp.vocabulary import read_tokenizer
+
+    session = LlamaSession(path, CONTEXT_TOKENS, usable_cores())
+    is_stablelm = session.metadata("general.architecture") == "stablelm"
+    if is_stablelm and session.metadata("stablelm.rope.freq_base") is None:
+        _warn_of_rope_base(command, path, session.metadata("general.name"))
+    source = LlamaSource(session, session.trained_tokens)
+    return Opened(source, read_tokenizer(session), 0)
+
+
+def _warn_of_rope_base(command: str, path: Path, title: str | None) -> None:
+    from edge.convert.sources.gguf_config import read_gguf_config
+    from edge.convert.sources.published import config_warnings
+    from edge.formats.gguf import read_gguf
+
+    config = read_gguf_config(read_gguf(path))
+    for warning in config_warnings(config, path.name, title, gives_base=False):
+        _warn(command, printable(warning))
 
 
 def _converted(

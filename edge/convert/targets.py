@@ -12,7 +12,7 @@ from edge.convert.artefacts.recipes import GPTQ, GPTQ_BITS, RECIPES, Recipe
 from edge.convert.checkpoint import Checkpoint
 from edge.errors import EdgeError
 from edge.formats.files import read_json_object
-from edge.formats.gguf import read_gguf
+from edge.formats.gguf import part_paths, read_model
 from edge.formats.safetensors import INDEX
 
 # Bits of a weight outside the head, by precision. ggml's blocks of 32 or 256 weights hold scales
@@ -146,8 +146,8 @@ def list_artefacts(checkpoint: Checkpoint, group_size: int | None = None) -> lis
 
 
 def file_bytes(path: Path) -> int:
-    """Bytes on disk of a file, or of every file in a directory."""
-    files = path.rglob("*") if path.is_dir() else [path]
+    """Bytes on disk of a file with the parts that it was split into, or of a directory's files."""
+    files = path.rglob("*") if path.is_dir() else part_paths(path)
     return sum(f.stat().st_size for f in files if f.is_file())
 
 
@@ -155,7 +155,7 @@ def tensor_bytes(path: Path) -> int:
     """Bytes of the weights without headers, tokenizer and config."""
     if path.is_dir():
         return int(read_json_object(path / INDEX)["metadata"]["total_size"])
-    return sum(tensor.data_bytes for tensor in read_gguf(path).tensors)
+    return sum(tensor.data_bytes for tensor in read_model(path).tensors)
 
 
 def bits_per_weight(path: Path, parameters: int) -> float:

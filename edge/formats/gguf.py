@@ -74,8 +74,7 @@ def read_model(path: Path) -> GgufFile:
             f"{path} is one of {count} parts of a split model; give it the name that it had, which "
             f"ends in -00001-of-{count:0>5}.gguf."
         )
-    names = (f"{match[1]}-{part:05}-of-{match[2]}.gguf" for part in range(1, int(match[2]) + 1))
-    parts = [read_gguf(path.with_name(name)) for name in names]
+    parts = [read_gguf(part) for part in part_paths(path)]
     tensors = tuple(tensor for part in parts for tensor in part.tensors)
     wanted = parts[0].keys.get("split.tensors.count", len(tensors))
     if wanted != len(tensors) or len({tensor.name for tensor in tensors}) < len(tensors):
@@ -84,6 +83,15 @@ def read_model(path: Path) -> GgufFile:
             f"ones; download them again."
         )
     return GgufFile(parts[0].path, parts[0].keys, tensors)
+
+
+def part_paths(path: Path) -> list[Path]:
+    """All parts of a model by the name of one; a file that is not a part alone."""
+    match = PART_NAME.fullmatch(path.name)
+    if match is None:
+        return [path]
+    numbers = range(1, int(match[2]) + 1)
+    return [path.with_name(f"{match[1]}-{part:05}-of-{match[2]}.gguf") for part in numbers]
 
 
 def unsplit_name(path: Path) -> str:

@@ -20,12 +20,11 @@ from typing import Any
 
 from edge.errors import EdgeError
 from edge.generate.chat_prompt import ChatPrompt, GeneratedIds, PlainPrompt, can_chat
-from edge.generate.decode import PrefixCache
-from edge.generate.sampling import GREEDY
+from edge.generate.decode import LlamaSource, open_source
+from edge.generate.sampling import GREEDY, Sampling
 from edge.generate.speculate import PromptLookup
-from edge.generate.stream import TextEvent, stream_generate
+from edge.generate.stream import StopScanner, TextEvent, TokenClock, text_events
 from edge.generate.transcript import Message, split_system
-from edge.model.kv_cache import cache_bytes, make_cache
 from edge.model.stablelm import Model
 
 Events = Generator[TextEvent, None, None]
@@ -45,23 +44,23 @@ class Conversation:
 
     def __init__(
         self,
-        model: Model,
+        model: Model | LlamaSource,
         tokenizer: Any,
         *,
         system: str | None = None,
         kv_bits: int | None = None,
         draft: PromptLookup | None = None,
     ):
-        self._model, self._tokenizer, self._draft = model, tokenizer, draft
+        self._tokenizer = tokenizer
+        self.source = open_source(model, kv_bits, draft)
         self.is_base = not can_chat(tokenizer)
         self._prompt = PlainPrompt(tokenizer) if self.is_base else ChatPrompt(tokenizer)
-        self._prefix = PrefixCache(lambda: make_cache(model, kv_bits))
         self._system: str | None = None
         self._turns: Turns = ()
         self._generated: dict[int, GeneratedIds] = {}  # by the answer's place in the turns
         # Of the last prompt: oldest turns that were left out, and tokens taken from the cache.
         self.dropped_turns = self.reused_tokens = 0
-        self.context_limit = model.config.max_position_embeddings
+        self.context_limit = self.source.context_tokens
         self._asked: list[int] | None = None  # the last prompt, None after any other change
         self.system = system
 
@@ -77,11 +76,6 @@ class Conversation:
             return 0
         ids = self._ids(self._turns, self.dropped_turns, answer=False)
         return min(len(ids), self.context_limit)
-
-    @property
-    def cache_bytes(self) -> int:
-        """Memory of the cached keys and values."""
-        return cache_bytes(self._prefix.layers)
 
     @property
     def system(self) -> str | None:
@@ -153,13 +147,20 @@ class Conversation:
         self._system, self._turns = system, turns
         self.dropped_turns, self._asked = 0, None
 
-    def _begin(self, turns: Turns, **options: Any) -> Events:
-        options = {"sampling": GREEDY, "max_tokens": None, **options}
-        dropped, ids = self._fit(turns, options["max_tokens"])
-        # A penalty sees only the tokens that are computed, so these must include its context.
-        reused = self.reused_tokens = self._prefix.reuse(ids, options["sampling"].looks_back)
-        options |= {"cache": self._prefix.layers, "draft": self._draft, "history": ids[:reused]}
-        events = stream_generate(self._model, self._tokenizer, ids[reused:], **options)
+    def _begin(
+        self,
+        turns: Turns,
+        sampling: Sampling = GREEDY,
+        max_tokens: int | None = None,
+        stop: Sequence[str] = (),
+    ) -> Events:
+        dropped, ids = self._fit(turns, max_tokens)
+        clock, scanner = TokenClock(), StopScanner(stop)
+        self.reused_tokens, tokens = self.source.generate(
+            ids, max_tokens, sampling, on_prefill=clock.prefilled
+        )
+        fresh, draft = len(ids) - self.reused_tokens, self.source.draft
+        events = text_events(tokens, self._tokenizer, scanner, clock, fresh, draft)
         self._asked = ids
         return self._answer(turns, dropped, ids, events)
 
@@ -169,9 +170,8 @@ class Conversation:
         seen: list[TextEvent] = []
         failed = False
         try:
-            with self._prefix.feeding(ids) as fed, contextlib.closing(events):
+            with contextlib.closing(events):
                 for event in events:
-                    fed.extend(event.ids)
                     seen.append(event)
                     yield event
         except Exception:

@@ -25,7 +25,7 @@ from edge.generate.speculate import (
     can_speculate,
     trim_to_shortest,
 )
-from edge.model.kv_cache import make_cache
+from edge.model.kv_cache import cache_bytes, make_cache
 from edge.model.stablelm import Cache, Model
 
 if TYPE_CHECKING:  # importing numpy would take a large part of a short completion
@@ -211,23 +211,42 @@ def common_length(a: Sequence[object], b: Sequence[object]) -> int:
 class MlxSource:
     """A network on MLX; `context_tokens` may be less than the model's context."""
 
-    def __init__(self, model: Model, kv_bits: int | None = None, context_tokens: int | None = None):
-        self._model = model
+    def __init__(
+        self,
+        model: Model,
+        kv_bits: int | None = None,
+        context_tokens: int | None = None,
+        draft: PromptLookup | None = None,
+    ):
+        self._model, self.draft = model, draft
         most = model.config.max_position_embeddings
         self.context_tokens = most if context_tokens is None else min(most, context_tokens)
         self.cache = PrefixCache(lambda: make_cache(model, kv_bits))
 
-    def generate(self, ids: Sequence[int], max_tokens: int, sampling: Sampling) -> Continued:
-        """The number of reused ids, and the ids that follow."""
+    @property
+    def cache_bytes(self) -> int:
+        """Memory of the cached keys and values."""
+        return cache_bytes(self.cache.layers)
+
+    @property
+    def memory_bytes(self) -> tuple[int, int]:
+        """Memory of MLX now and at most."""
+        return mx.get_active_memory(), mx.get_peak_memory()
+
+    def generate(
+        self, ids: Sequence[int], max_tokens: int | None, sampling: Sampling, **more: Any
+    ) -> Continued:
+        """The number of reused ids, and the ids that follow; options of `generate_tokens`."""
         reused = self.cache.reuse(ids, sampling.looks_back)
-        return reused, self._tokens(ids, reused, max_tokens=max_tokens, sampling=sampling)
+        more |= {"max_tokens": max_tokens, "sampling": sampling, "cache": self.cache.layers}
+        more |= {"draft": self.draft, "history": ids[:reused]}
+        return reused, self._fed(ids, generate_tokens(self._model, ids[reused:], **more))
 
     def reset(self) -> None:
         """Empties the cache."""
         self.cache.clear()
 
-    def _tokens(self, ids: Sequence[int], reused: int, **options: Any) -> Tokens:
-        tokens = generate_tokens(self._model, ids[reused:], cache=self.cache.layers, **options)
+    def _fed(self, ids: Sequence[int], tokens: Tokens) -> Tokens:
         with self.cache.feeding(ids) as fed, contextlib.closing(tokens):
             for token in tokens:
                 fed.append(token)
@@ -235,40 +254,88 @@ class MlxSource:
 
 
 class LlamaSource:
-    """A GGUF file in a llama.cpp session with an empty cache; the caller closes the session."""
+    """A GGUF file in a llama.cpp session with an empty cache.
+
+    A session with fewer positions than `context_tokens` grows when they are needed.
+    """
+
+    draft = None
 
     def __init__(self, session: LlamaSession, context_tokens: int):
         self._session = session
         self.context_tokens = context_tokens
         self.held: list[int] = []
 
-    def generate(self, ids: Sequence[int], max_tokens: int, sampling: Sampling) -> Continued:
+    @property
+    def cache_bytes(self) -> int:
+        """Bytes of the cached keys and values."""
+        return self._session.cache_bytes
+
+    @property
+    def memory_bytes(self) -> tuple[int, int]:
+        """Bytes of the weights, which may be mapped, and of the cache; twice."""
+        used_bytes = self._session.weight_bytes + self.cache_bytes
+        return used_bytes, used_bytes
+
+    def generate(
+        self,
+        ids: Sequence[int],
+        max_tokens: int | None,
+        sampling: Sampling,
+        on_prefill: OnPrefill = lambda done, total: None,
+    ) -> Continued:
         """The number of reused ids, and the ids that follow, chosen as on MLX."""
+        _check_prompt(ids, self._session.vocab_size)
+        room = self.context_tokens - len(ids)
+        count = room if max_tokens is None else min(max_tokens, room)
         reused = common_length(self.held, ids[: max(0, len(ids) - sampling.looks_back)])
-        self._trim(reused)
+        reused = self._trim(reused)
         # A penalty sees the ids that are computed now, as on MLX.
         pick = Picker(sampling, ids[reused:])
-        return reused, self._tokens(ids[reused:], max_tokens, pick)
+        return reused, self._tokens(list(ids[reused:]), count, pick, on_prefill)
 
     def reset(self) -> None:
         """Empties the cache."""
         self._trim(0)
 
-    def _tokens(self, fresh: Sequence[int], max_tokens: int, pick: Picker) -> Tokens:
-        for _ in range(max_tokens):
-            try:
-                self._session.decode(fresh)
-            except BaseException:  # after an interrupt llama.cpp's position is unknown
-                self._trim(0)
-                raise
-            self.held += fresh
+    def close(self) -> None:
+        """Frees the session."""
+        self._session.close()
+
+    def _tokens(self, fresh: list[int], count: int, pick: Picker, on_prefill: OnPrefill) -> Tokens:
+        for made in range(count):
+            self._decode(fresh)
+            if made == 0:
+                on_prefill(len(fresh), len(fresh))
             token = int(pick(mx.array(self._session.last_logits())[None]).item())  # type: ignore[arg-type]
             yield token
             fresh = [token]  # computed only if another token is wanted
 
-    def _trim(self, length: int) -> None:
-        self._session.trim(length)
+    def _decode(self, fresh: list[int]) -> None:
+        needed = len(self.held) + len(fresh)
+        if needed > self._session.context_tokens:
+            self._session.resize(min(2 * needed, self.context_tokens))
+            fresh, self.held = self.held + fresh, []
+        try:
+            self._session.decode(fresh)
+        except BaseException:  # after an interrupt llama.cpp's position is unknown
+            self._trim(0)
+            raise
+        self.held += fresh
+
+    def _trim(self, length: int) -> int:
+        if not self._session.trim(length):
+            self._session.trim(0)
+            length = 0
         del self.held[length:]
+        return length
 
 
 TokenSource = MlxSource | LlamaSource
+
+
+def open_source(
+    model: Model | LlamaSource, kv_bits: int | None = None, draft: PromptLookup | None = None
+) -> TokenSource:
+    """The source of a model's tokens; that of a GGUF file takes no other options."""
+    return model if isinstance(model, LlamaSource) else MlxSource(model, kv_bits, draft=draft)

@@ -116,7 +116,7 @@ def stream_generate(
     ids = _encode(model, tokenizer, prompt, continues=cache is not None and cache_length(cache) > 0)
     options |= {"max_tokens": max_tokens, "cache": cache, "draft": draft}
     tokens = generate_tokens(model, ids, on_prefill=clock.prefilled, **options)
-    return _events(tokens, tokenizer, StopScanner(stop), clock, len(ids), draft)
+    return text_events(tokens, tokenizer, StopScanner(stop), clock, len(ids), draft)
 
 
 def generate(model: Model, tokenizer: Any, prompt: str | Sequence[int], **options: Any) -> str:
@@ -175,7 +175,7 @@ class StopScanner:
         return rest
 
 
-def _events(
+def text_events(
     tokens: Tokens,
     tokenizer: Any,
     scanner: StopScanner,
@@ -183,6 +183,7 @@ def _events(
     prompt_tokens: int,
     draft: PromptLookup | None,
 ) -> Generator[TextEvent, None, None]:
+    """Yields the text of ids as `stream_generate` does."""
     detokenizer, stops = StreamingDetokenizer(tokenizer), stop_ids(tokenizer)
     finish: Finish = "length"
     text = ""

@@ -57,10 +57,12 @@ def has_amx(lib: ModuleType) -> bool:
 class LlamaSession:
     """One GGUF model with one context: all layers on the GPU, if there is one, float16 cache."""
 
+    _context: Any = None
+    _model: Any = None
+
     def __init__(self, path: Path, context_tokens: int, threads: int):
         lib = self._lib = library()
         _errors.clear()
-        self._context = None
         model_params = lib.llama_model_default_params()
         model_params.n_gpu_layers = -1
         self.amx_avoided = has_amx(lib)
@@ -69,26 +71,72 @@ class LlamaSession:
         self._model = lib.llama_model_load_from_file(str(path).encode(), model_params)
         if not self._model:
             raise EdgeError(
-                f"llama.cpp cannot load {path} ({first_error()}); convert or download it again."
+                f"llama.cpp cannot load {path} ({first_error().rstrip('.')}); convert or download "
+                f"it again."
             )
+        self._path, self._threads = path, threads
+        self.vocab = lib.llama_model_get_vocab(self._model)
+        self.vocab_size = int(lib.llama_vocab_n_tokens(self.vocab))
+        self._token = (lib.llama_token * 1)()
+        self._batch_of_one = lib.llama_batch_get_one(self._token, 1)
+        self.resize(context_tokens)
+
+    def resize(self, context_tokens: int) -> None:
+        """Make an empty cache of this many positions; an EdgeError leaves the present one."""
+        lib = self._lib
         params = lib.llama_context_default_params()
         params.n_ctx = context_tokens
         params.n_batch = min(2048, context_tokens)
-        params.n_threads = params.n_threads_batch = threads
-        self._context = lib.llama_init_from_model(self._model, params)
-        if not self._context:
-            self.close()
-            raise EdgeError(f"llama.cpp has no memory for {context_tokens} positions of {path}.")
-        self._memory = lib.llama_get_memory(self._context)
+        params.n_threads = params.n_threads_batch = self._threads
+        context = lib.llama_init_from_model(self._model, params)
+        if not context:
+            if not self._context:
+                self.close()
+            raise EdgeError(
+                f"llama.cpp has no memory for {context_tokens} positions of {self._path}."
+            )
+        if self._context:
+            lib.llama_free(self._context)
+        self._context, self.context_tokens = context, context_tokens
+        self._memory = lib.llama_get_memory(context)
         self._batch_tokens = int(params.n_batch)
-        self._token = (lib.llama_token * 1)()
-        self._batch_of_one = lib.llama_batch_get_one(self._token, 1)
-        self.vocab_size = int(lib.llama_vocab_n_tokens(lib.llama_model_get_vocab(self._model)))
 
     @property
     def device(self) -> str:
         """GPU or CPU."""
         return "GPU" if self._lib.llama_supports_gpu_offload() else "CPU"
+
+    @property
+    def trained_tokens(self) -> int:
+        """Length of the context that the model was trained with."""
+        return int(self._lib.llama_model_n_ctx_train(self._model))
+
+    @property
+    def chat_template(self) -> str | None:
+        """The file's chat template."""
+        found = self._lib.llama_model_chat_template(self._model, None)
+        return found.decode("utf-8", "replace") if found else None
+
+    @property
+    def weight_bytes(self) -> int:
+        """Bytes of all tensors."""
+        return int(self._lib.llama_model_size(self._model))
+
+    @property
+    def parameters(self) -> int:
+        """Number of weights."""
+        return int(self._lib.llama_model_n_params(self._model))
+
+    @property
+    def cache_bytes(self) -> int:
+        """Bytes of the cached keys and values."""
+        return int(self._lib.llama_state_seq_get_size(self._context, 0))
+
+    def metadata(self, key: str) -> str | None:
+        """The value of one of the file's keys as text; None for a missing one."""
+        room = ctypes.create_string_buffer(256)
+        count = self._lib.llama_model_meta_val_str(self._model, key.encode(), room, len(room))
+        return None if count < 0 else room.value.decode("utf-8", "replace")
 
     @property
     def kv_elements_per_position(self) -> int:
@@ -103,13 +151,8 @@ class LlamaSession:
 
     def _number(self, key: str, default: int) -> int:
         """A key of the model's architecture."""
-        text = self._text(f"{self._text('general.architecture')}.{key}")
-        return int(text) if text.isdecimal() else default
-
-    def _text(self, key: str) -> str:
-        buffer = ctypes.create_string_buffer(128)
-        self._lib.llama_model_meta_val_str(self._model, key.encode(), buffer, len(buffer))
-        return buffer.value.decode("utf-8", "replace")
+        text = self.metadata(f"{self.metadata('general.architecture')}.{key}")
+        return int(text) if text is not None and text.isdecimal() else default
 
     def decode(self, ids: Sequence[int]) -> None:
         """Extend the cache by ids and compute the logits of the last; finished on return."""
@@ -167,6 +210,9 @@ class LlamaSession:
         if self._model:
             self._lib.llama_model_free(self._model)
             self._model = None
+
+    # With a session left ggml's Metal backend aborts the process at exit.
+    __del__ = close
 
 
 def first_error() -> str:

@@ -121,20 +121,19 @@ def _refuse(error: OSError) -> None:
 
 
 def windows_of(
-    checkpoint: Checkpoint,
+    limit: int,
     tokenizer: Tokenizer,
     corpus: Path | None = None,
     window: int | None = None,
     tokens: int | None = None,
 ) -> Windows:
-    """Cut a corpus into windows, by default of WINDOW_TOKENS or the checkpoint's context.
+    """Cut a corpus into windows, by default of WINDOW_TOKENS or of `limit`, the model's context.
 
     At most `tokens` are used, 0 for the whole corpus; None is the default of `edge eval`.
 
     Raises:
         EdgeError: the corpus cannot be used, or the window is longer than the context.
     """
-    limit = checkpoint.config.max_position_embeddings
     window = min(WINDOW_TOKENS, limit) if window is None else window
     if window > limit:
         raise EdgeError(f"--window {window} is longer than the model's context of {limit}.")
@@ -199,11 +198,14 @@ class TokenBytes:
 
     def __init__(self, tokenizer: Tokenizer):
         backend = tokenizer.backend_tokenizer
+        self._length = cache(self._measure)
+        self._bytes_of = getattr(backend, "token_bytes", None)  # llama.cpp's
+        if self._bytes_of is not None:
+            return
         decoder = b"" if backend.decoder is None else backend.decoder.__getstate__()
         self._byte_level = b"ByteLevel" in decoder
         self._added = {i: t.content for i, t in backend.get_added_tokens_decoder().items()}
         self._name_of = tokenizer.convert_ids_to_tokens
-        self._length = cache(self._measure)
 
     def lengths(self, ids: Sequence[int], text: str) -> list[int]:
         """Bytes of each token of a text, without the space that SentencePiece puts before it."""
@@ -213,6 +215,8 @@ class TokenBytes:
         return found
 
     def _measure(self, token_id: int) -> int:
+        if self._bytes_of is not None:
+            return len(self._bytes_of(token_id))
         if token_id in self._added:
             return len(self._added[token_id].encode())
         name = self._name_of(token_id) or ""

@@ -16,6 +16,7 @@ from msgspec import structs
 
 from edge.child import child_main, run_child
 from edge.convert.checkpoint import Checkpoint, Corrections, open_checkpoint
+from edge.convert.targets import file_bytes
 from edge.device.memory import MemoryRoom, available_bytes, wired
 from edge.errors import EdgeError
 from edge.model.config import ModelConfig
@@ -23,7 +24,7 @@ from edge.model.load import compute_dtype
 from edge.model.memory import FORCE, HEADROOM_BYTES, required_bytes
 from edge.quality.corpus import Windows, check_trained, windows_of
 from edge.quality.records import Records, Subject, identity
-from edge.quality.score import SCORE, Job, Progress, Scores, score_group
+from edge.quality.score import SCORE, GgufShape, Job, Progress, Scores, score_group
 from edge.quality.summary import Summary, summarise
 
 # Version of the scores, to be raised when the same input gives other scores.
@@ -49,7 +50,7 @@ def evaluate(
     subjects: Sequence[Subject],
     reference: str | None,
     windows: Windows,
-    config: ModelConfig,
+    config: ModelConfig | GgufShape,
     folder: Path,
     threads: int,
     again: bool = False,
@@ -113,7 +114,8 @@ def _answer(question: dict[str, Any]) -> dict[str, dict[str, Any]]:
     corrections = Corrections(**question["corrections"])
     checkpoint = open_checkpoint(question["model"], corrections=corrections)
     check_trained(checkpoint)
-    windows = windows_of(checkpoint, checkpoint.tokenizer, tokens=question["tokens"])
+    limit = checkpoint.config.max_position_embeddings
+    windows = windows_of(limit, checkpoint.tokenizer, tokens=question["tokens"])
     found = evaluate(
         [Subject(name, Path(path)) for name, path in question["artefacts"].items()],
         question["reference"],
@@ -171,13 +173,17 @@ def need_bytes(subject: Subject, job: Job) -> int:
     """Memory that an artefact needs while it is scored."""
     window, pieces, config = job.windows.tokens, job.pieces, job.config
     if subject.is_mlx:
+        assert isinstance(config, ModelConfig)
         need = required_bytes(subject.path, config, compute_dtype(), window, None, pieces.positions)
         return need.total_bytes + (pieces.windows - 1) * need.working_bytes
     positions = -(-window // CACHE_STEP) * CACHE_STEP
-    heads = config.num_hidden_layers * config.num_key_value_heads
-    cache = 2 * F16_BYTES * heads * config.head_dim * positions
+    if isinstance(config, ModelConfig):
+        heads = config.num_hidden_layers * config.num_key_value_heads
+        elements = 2 * heads * config.head_dim
+    else:
+        elements = config.cache_elements
     logits = PIECES_IN_LLAMA_CPP * job.piece_bytes
-    return subject.path.stat().st_size + cache + logits + HEADROOM_BYTES
+    return file_bytes(subject.path) + F16_BYTES * elements * positions + logits + HEADROOM_BYTES
 
 
 def _shortage(group: Sequence[Subject], size: int, room: MemoryRoom) -> list[str]:

@@ -187,12 +187,20 @@ def _divergence(log_p: mx.array, log_q: mx.array) -> mx.array:
 
 
 @dataclass(frozen=True)
+class GgufShape:
+    """The part of a GGUF file's network that memory depends on."""
+
+    vocab_size: int
+    cache_elements: int  # of one position
+
+
+@dataclass(frozen=True)
 class Job:
     """The part of an evaluation that groups share; `records` are by the artefact's name."""
 
     reference: Subject | None
     windows: Windows
-    config: ModelConfig
+    config: ModelConfig | GgufShape
     records: Mapping[str, Records[bytes]]
     threads: int
     progress: Progress

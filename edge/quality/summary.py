@@ -20,7 +20,7 @@ from edge.stats import interval
 # exp of it is finite, also times a standard error.
 MOST_NATS = 500.0
 Interval = tuple[float, float]
-NO_REFERENCE = "no reference was asked for, so nothing is compared with one"
+NO_REFERENCE = "there is no reference, so KL divergence and top-1 agreement are missing"
 ONE_WINDOW = "one window gives no standard error and no interval; use more tokens"
 NOT_FINITE = "the logits are not finite: the artefact is broken; convert it again"
 

@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 from msgspec import structs
 
-from edge.convert.checkpoint import Checkpoint
 from edge.convert.convert import Artefact
+from edge.convert.sources.find import Source
 from edge.convert.targets import bits_per_weight, file_bytes
 from edge.errors import printable
 from edge.quality.corpus import Windows
@@ -27,26 +27,28 @@ Row = dict[str, Any]
 
 
 def build_document(
-    checkpoint: Checkpoint,
+    source: Source,
+    parameters: Sequence[int],
     artefacts: Sequence[Artefact],
     reference: str | None,
     windows: Windows,
     found: Evaluated,
-    tokenizer: Tokenizer,
-    worst_count: int,
+    tokenizer: Tokenizer | None = None,
+    worst_count: int = 0,
 ) -> Row:
     """JSON document with a row per artefact; `reasons` of a row explain its nulls.
 
+    `parameters` are the numbers of weights, for the bits that one takes.
     With `worst_count`, each row except the reference's has its worst positions.
     """
-    rows = [_row(artefact, checkpoint, reference, found) for artefact in artefacts]
-    if worst_count and reference is not None:
+    rows = [_row(*each, reference, found) for each in zip(artefacts, parameters, strict=True)]
+    if worst_count and reference is not None and tokenizer is not None:
         for row in rows:
             if not row["is_reference"]:
                 scores = found.scores[row["artefact"]], found.scores[reference]
                 row["worst"] = worst(windows, *scores, tokenizer, worst_count)
     document: Row = {
-        "model": model_record(checkpoint),
+        "model": model_record(source),
         "corpus": {
             **asdict(windows.corpus),
             "tokens": int(windows.scored.sum()),
@@ -62,22 +64,19 @@ def build_document(
     return {**document, "notes": [*_notes(document), *found.notes, *lost]}
 
 
-def model_record(checkpoint: Checkpoint) -> Row:
-    """Name and origin of the checkpoint for a document."""
-    source = checkpoint.source
+def model_record(source: Source) -> Row:
+    """Name and origin of a checkpoint for a document."""
     return {"name": source.name, "source": source.origin, "revision": source.revision}
 
 
-def _row(
-    artefact: Artefact, checkpoint: Checkpoint, reference: str | None, found: Evaluated
-) -> Row:
+def _row(artefact: Artefact, parameters: int, reference: str | None, found: Evaluated) -> Row:
     name = artefact.recipe.name
     return {
         "artefact": name,
         "framework": artefact.recipe.framework,
         "precision": artefact.recipe.precision,
         "file_bytes": file_bytes(artefact.path),
-        "bits_per_weight": bits_per_weight(artefact.path, checkpoint.parameters),
+        "bits_per_weight": bits_per_weight(artefact.path, parameters),
         "is_reference": name == reference,
         **structs.asdict(found.quality[name]),
     }

@@ -35,10 +35,15 @@ class StreamingDetokenizer:
 
     def __init__(self, tokenizer: Any, continues: bool = False):
         self._tokenizer = tokenizer
-        backend = getattr(tokenizer, "backend_tokenizer", None)
-        state = backend and backend.decoder and backend.decoder.__getstate__()
-        self._decoder = _decoder(_flat(json.loads(state)), continues) if state else None
-        self._token_of: Any = backend and backend.id_to_token
+        backend: Any = getattr(tokenizer, "backend_tokenizer", None)
+        self._decoder: Utf8Decoder | _ByteLevel | _SentencePiece | None
+        if hasattr(backend, "token_bytes"):  # llama.cpp's
+            self._decoder = Utf8Decoder(backend.adds_space and not continues)
+            self._token_of = backend.token_bytes
+        else:
+            state = backend and backend.decoder and backend.decoder.__getstate__()
+            self._decoder = _decoder(_flat(json.loads(state)), continues) if state else None
+            self._token_of = backend and backend.id_to_token
         self._ids: list[int] = []  # held back without a decoder
 
     def add(self, token_id: int) -> str:
@@ -74,6 +79,26 @@ def _decoder(steps: list[dict[str, Any]], continues: bool) -> _ByteLevel | _Sent
         ):
             return _SentencePiece(0 if continues else most)
     return _SentencePiece(0) if steps == SENTENCEPIECE_STEPS else None
+
+
+class Utf8Decoder:
+    """Text of tokens that are given as bytes, without a first space if `strips`."""
+
+    def __init__(self, strips: bool) -> None:
+        self._utf8 = codecs.getincrementaldecoder("utf-8")("replace")
+        self._strips = strips
+
+    def add(self, token: bytes) -> str:
+        """The text that later tokens cannot change."""
+        text = self._utf8.decode(token)
+        if not text or not self._strips:
+            return text
+        self._strips = False
+        return text.removeprefix(" ")
+
+    def finish(self) -> str:
+        """An incomplete character's replacement."""
+        return self._utf8.decode(b"", final=True)
 
 
 class _ByteLevel:

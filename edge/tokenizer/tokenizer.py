@@ -38,14 +38,13 @@ MAX_CHARACTERS = 10_000_000
 class Tokenizer:
     """Text to ids and back, with the methods of transformers' tokenizers that mlx-lm uses.
 
-    `backend` is a `tokenizers.Tokenizer`, `special_tokens` has the text of `bos_token`, ....
+    `backend` is a `tokenizers.Tokenizer` or llama.cpp's `Vocabulary`; `special_tokens` has the
+    text of `bos_token`, ....
     """
 
     def __init__(
         self, backend: Any, special_tokens: Mapping[str, str], chat_template: str | None = None
     ):
-        backend.no_truncation()
-        backend.no_padding()
         self.backend_tokenizer = backend
         self.special_tokens_map = dict(special_tokens)
         self.chat_template = chat_template
@@ -67,6 +66,8 @@ class Tokenizer:
             )
         try:
             tokenizer = cls(*(_read(path) or _read_by_transformers(path)))
+            tokenizer.backend_tokenizer.no_truncation()
+            tokenizer.backend_tokenizer.no_padding()
             tokenizer.eos_token_ids.update(_eos_ids(path, network))
             return tokenizer
         except EdgeError:

@@ -47,4 +47,4 @@ def test_model_larger_than_free_memory_runs_resident_with_a_warning(
     resident = resident_bytes(monkeypatch)
     assert main([*words, "-n", "1"]) == 0
     assert f"edge {words[0]}: warning: " in capsys.readouterr().err
-    assert resident == [open_for(words[0], DEMO).need.running_bytes, 0]
+    assert resident == [open_for(words[0], DEMO).running_bytes, 0]

@@ -15,6 +15,7 @@ from edge.convert.targets import Options
 from edge.convert.verify import verify
 from edge.errors import EdgeError
 from edge.llama_cpp.session import LlamaSession, library
+from edge.llama_cpp.vocabulary import Vocabulary
 from edge.model.load import load_model
 
 MADE = ("mlx-fp16", "mlx-int4", "gguf-f16")
@@ -88,10 +89,7 @@ def llama_logits(path: Path, ids=IDS, exact=True) -> np.ndarray:
 
 def llama_tokens(session: LlamaSession, text: str) -> list[int]:
     """Text -> ids, special tokens recognised, nothing added."""
-    lib, data = library(), text.encode()
-    room = (lib.llama_token * (len(data) + 8))()
-    vocab = lib.llama_model_get_vocab(session._model)
-    return list(room[: lib.llama_tokenize(vocab, data, len(data), room, len(room), False, True)])
+    return Vocabulary(session).encode(text, add_special_tokens=False).ids
 
 
 def widened(source: Path, target: Path) -> Path:

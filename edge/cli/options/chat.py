@@ -28,7 +28,7 @@ def parser() -> argparse.ArgumentParser:
         "--lookup",
         action=argparse.BooleanOptionalAction,
         help="speculative decoding with n-grams of the conversation: the same answer, faster where "
-        "it repeats earlier text (default: on at temperature 0)",
+        "it repeats earlier text; not for a GGUF file (default: on at temperature 0)",
     )
     shared.add_power(generation, "--power", "none")
     history = parser.add_argument_group("history")

@@ -13,14 +13,21 @@ NO_REFERENCE = "none"
 SAMPLES = 50
 MAX_TOKENS = 128
 WINDOW_DEFAULTS = {"tokens": None, "window": None, "worst": 0, "again": False}
+FILES_DEFAULTS = {"worst": 0, "rope_theta": None, "context": None}
 FIM_DEFAULTS = {"samples": None, "order": "psm", "max_tokens": MAX_TOKENS, "show": 0}
 
 
 def parser() -> argparse.ArgumentParser:
     """Parser of the command."""
     parser = shared.new_parser()
-    shared.add_checkpoint(parser, default="demo")
+    meaning = (
+        f"{shared.CHECKPOINT}; without --rows GGUF files with one tokenizer, of any model for "
+    )
+    meaning += "llama.cpp, are measured as they are, without a reference"
+    parser.add_argument("model", metavar="MODEL", nargs="*", default=["demo"], help=meaning)
+    shared.add_corrections(parser)
     shared.add_artefacts(parser, "--rows", "artefacts to measure")
+    parser.set_defaults(rows=None)
     parser.add_argument(
         "--reference",
         metavar="ARTEFACT",
@@ -77,6 +84,11 @@ def check(args: argparse.Namespace) -> None:
         raise EdgeError("--fim and --humaneval are two benchmarks; leave one out.")
     if args.corpus is not None and (args.fim or args.humaneval is not None):
         raise EdgeError("--corpus is a second source of holes; leave it out.")
+
+
+def check_files(args: argparse.Namespace) -> None:
+    """Refuse options that do nothing where GGUF files are measured as they are."""
+    _refuse(args, FILES_DEFAULTS, "is not for a GGUF file as it is; leave it out, or add --rows")
 
 
 def _refuse(args: argparse.Namespace, defaults: Mapping[str, Any], why: str) -> None:

@@ -122,8 +122,8 @@ def add_artefacts(options: Options, flag: str, purpose: str, also: tuple[Recipe,
 def model_help(artefact_name: str) -> str:
     """Help for a model to run, converted to this artefact first if necessary."""
     return (
-        "directory of an MLX artefact, or a checkpoint as in edge convert, which is converted to "
-        f"models/NAME/{artefact_name} the first time"
+        "directory of an MLX artefact; a GGUF file of any model that llama.cpp runs; or another "
+        f"checkpoint as in edge convert, converted to models/NAME/{artefact_name} the first time"
     )
 
 
@@ -145,7 +145,7 @@ def add_threads(options: Options) -> None:
 
 def add_kv_bits(options: Options) -> None:
     """Add the bits of a quantised KV cache."""
-    meaning = "quantise the KV cache to this many bits (default: off)"
+    meaning = "quantise the KV cache to this many bits, not of a GGUF file (default: off)"
     options.add_argument("--kv-bits", type=int, choices=[4, 8], help=meaning)
 
 

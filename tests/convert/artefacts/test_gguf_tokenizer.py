@@ -22,8 +22,9 @@ from edge.convert.sources.find import DEMO_PATH
 from edge.convert.sources.gguf import open_gguf
 from edge.errors import EdgeError
 from edge.llama_cpp.session import LlamaSession
+from edge.llama_cpp.vocabulary import Vocabulary
 from edge.tokenizer.splitting import pre_tokenizer
-from tests.support.conversions import llama_tokens, make
+from tests.support.conversions import make
 from tests.support.sentencepiece import sentencepiece
 from tests.support.tiny import PLAIN, write_checkpoint
 
@@ -85,17 +86,19 @@ def pair(request, tmp_path_factory):
     (made,) = make(folder, folder / "out", "gguf-f16")
     back = open_gguf(made.path).tokenizer_files["tokenizer.json"].decode()
     with closing(LlamaSession(made.path, 64, 1)) as session:
-        yield session, Tokenizer.from_str(json.dumps(tokenizer)), Tokenizer.from_str(back)
+        texts = (json.dumps(tokenizer), back)
+        yield Vocabulary(session), *map(Tokenizer.from_str, texts)
 
 
 def ids_of(pair, text):
-    session, tokenizer, back = pair
+    vocabulary, tokenizer, back = pair
     ids = tokenizer.encode(text, add_special_tokens=False).ids
     if str(tokenizer.normalizer) != "NFC()":  # which GGUF does not record
         assert back.encode(text, add_special_tokens=False).ids == ids
     for skip in (False, True):
-        assert back.decode(ids, skip) == tokenizer.decode(ids, skip)
-    return llama_tokens(session, text), ids
+        wanted = tokenizer.decode(ids, skip)
+        assert back.decode(ids, skip) == vocabulary.decode(ids, skip) == wanted
+    return vocabulary.encode(text, add_special_tokens=False).ids, ids
 
 
 def test_every_kind_of_text_gives_the_same_ids(pair, held_out_text):

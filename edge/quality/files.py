@@ -1,0 +1,73 @@
+"""Quality of GGUF files as they are, of whatever model llama.cpp runs: nothing is converted."""
+
+import contextlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from edge.convert.artefacts.recipes import RECIPES, Recipe
+from edge.convert.convert import Artefact
+from edge.errors import EdgeError
+from edge.formats.gguf import unsplit_name
+from edge.llama_cpp.session import LlamaSession
+from edge.llama_cpp.vocabulary import read_tokenizer
+from edge.quality.corpus import Windows, windows_of
+from edge.quality.score import GgufShape
+
+# Positions of the session that reads the tokenizer.
+FEW_TOKENS = 32
+
+
+@dataclass(frozen=True)
+class GgufFiles:
+    """Files with one tokenizer, and the windows that all of them are measured on."""
+
+    artefacts: list[Artefact]
+    windows: Windows
+    shape: GgufShape  # of the file with the largest cache
+    parameters: list[int]
+
+
+def open_files(
+    paths: Sequence[Path], corpus: Path | None, window: int | None, tokens: int | None
+) -> GgufFiles:
+    """Reads the files' tokenizers and cuts a corpus, as `windows_of` does.
+
+    An EdgeError if a file is broken, or if the tokenizers differ: then perplexities do not compare.
+    """
+    if len({unsplit_name(path) for path in paths}) < len(paths):
+        raise EdgeError("two of the GGUF files have the same name; measure them one by one.")
+    found = [_open(path, corpus, window, tokens) for path in paths]
+    first = found[0]
+    for other in found:
+        if other.windows.digests != first.windows.digests:
+            raise EdgeError(
+                f"{other.artefacts[0].path} and {first.artefacts[0].path} have different "
+                f"tokenizers, so their perplexities do not compare; measure them one by one."
+            )
+    return GgufFiles(
+        [file.artefacts[0] for file in found],
+        first.windows,
+        max((file.shape for file in found), key=lambda shape: shape.cache_elements),
+        [file.parameters[0] for file in found],
+    )
+
+
+def _open(path: Path, corpus: Path | None, window: int | None, tokens: int | None) -> GgufFiles:
+    with contextlib.closing(LlamaSession(path, FEW_TOKENS, 1)) as session:
+        tokenizer, limit = read_tokenizer(session), session.trained_tokens
+        return GgufFiles(
+            [Artefact(Recipe(unsplit_name(path), "GGUF", _precision(session)), path, kept=True)],
+            windows_of(limit, tokenizer, corpus, window, tokens),
+            GgufShape(session.vocab_size, session.kv_elements_per_position),
+            [session.parameters],
+        )
+
+
+def _precision(session: LlamaSession) -> str:
+    from gguf import LlamaFileType  # here: the package takes half a second to load
+
+    found = session.metadata("general.file_type")
+    known = {str(recipe.file_type): recipe.precision for recipe in RECIPES.values()}
+    names = {str(int(kind)): kind.name.removeprefix("MOSTLY_") for kind in LlamaFileType}
+    return str({**names, **known}.get(str(found), "unknown"))
