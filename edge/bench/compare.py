@@ -257,9 +257,13 @@ def _left_out(key: Key, a: Mapping[Key, Row], b: Mapping[Key, Row]) -> str | Non
     return None
 
 
-def _model_of(row: Row) -> str | None:
-    """The model of a row that has its own."""
-    return None if row.model is None else f"{row.model.name}, {row.model.parameters} parameters"
+def _model_of(row: Row) -> str:
+    """A row's model, which differs from the profile's where that has several."""
+    return (
+        "the profile's"
+        if row.model is None
+        else f"{row.model.name}, {row.model.parameters} parameters"
+    )
 
 
 def _remarks(a: Profile, b: Profile) -> Iterator[str]:

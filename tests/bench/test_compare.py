@@ -124,6 +124,7 @@ def test_joules_and_watts_are_compared_on_the_same_rails_only():
         ([{"workload": {"prompt": 512, "generate": 128, "joint": True}}], {}, r"pp512\+tg128"),
         ([{"artefact": "mlx-fp16"}], {}, r"no valid row in common .mlx-int4 .*only in A; mlx-fp16"),
         ([{"verdict": "INVALID", "reasons": ["it died"]}], {}, "INVALID in B .it died"),
+        ([{"model": {"name": "other"}}], {}, "the profile's in A, other, 0 parameters in B"),
         ([{}, {}], {}, r"Profile B has mlx-int4 on mlx .* twice"),
     ],
 )
