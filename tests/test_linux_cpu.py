@@ -79,12 +79,10 @@ def test_folders_of_dead_processes_are_removed(tmp_path):
     """A locked folder stays at any age, one without a lock for a day."""
     state(tmp_path)
     folder = next(tmp_path.joinpath("edge").iterdir())
-    for name, age_s in (("process-old", 90_000), ("process-new", 0), ("process-dead", 0)):
+    for name in ("process-old", "process-new", "process-dead", "process-alive"):
         (folder / name).mkdir()
-        time_s = folder.stat().st_mtime - age_s
-        os.utime(folder / name, (time_s, time_s))
+    os.utime(folder / "process-old", (0, 0))
     (folder / "process-dead" / "lock").touch()
-    (folder / "process-alive").mkdir()
     with (folder / "process-alive" / "lock").open("wb") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         os.utime(folder / "process-alive", (0, 0))

@@ -37,7 +37,6 @@ def mlx(tmp_path):
     ("content", "words"),
     [
         (b'{"a": ' + b"[" * 100_000, "nested deeper than"),
-        (b'{"a": ' + b"[" * 500 + b"]" * 500 + b"}", "nested deeper than"),
         (b'{"a": ' + b"1" * 5000 + b"}", "digits"),
         (b'{"a": 1, "a": 2}', "the key 'a' appears twice"),
         (b'{"a": NaN}', "NaN is not JSON"),
@@ -45,7 +44,7 @@ def mlx(tmp_path):
         (b"[]", "not a JSON object"),
         (b"\xff\xfe{\0", "utf-8"),
     ],
-    ids=["deep", "deep and closed", "digits", "key twice", "NaN", "surrogate", "list", "UTF-16"],
+    ids=["deep", "digits", "key twice", "NaN", "surrogate", "list", "UTF-16"],
 )
 def test_bad_json_is_refused(tiny, file, content, words):
     (tiny / file).write_bytes(content)

@@ -2,7 +2,6 @@
 
 import json
 import re
-import struct
 
 import mlx.core as mx
 import pytest
@@ -16,7 +15,7 @@ from edge.model import memory
 from edge.model.kv_cache import cache_bytes, make_cache
 from edge.model.load import compute_dtype, load_model, read_directory
 from edge.model.memory import FORCE, HEADROOM_BYTES
-from tests.support.tiny import CONFIGS, LLAMA, LLAMA_CONFIGS, PLAIN, write_checkpoint
+from tests.support.tiny import CONFIGS, LLAMA, LLAMA_CONFIGS, write_checkpoint
 
 DTYPES = [mx.float32, mx.float16]
 
@@ -75,17 +74,6 @@ def test_estimate_of_a_prompt_is_an_upper_bound(demo_out, part, monkeypatch):
     prompt = [7 * i % 1000 for i in range(tokens)]
     _, _, peak = taken(lambda: list(generate_tokens(model, prompt, max_tokens=1)))
     assert peak <= need.cache_bytes + need.working_bytes <= 3 * peak
-
-
-def test_only_the_header_is_read(tmp_path):
-    path = write_checkpoint(tmp_path / "m", PLAIN)
-    shape, end = [1 << 20, 1 << 20], 2 << 40  # a sparse file of 2 TB
-    tensor = {"dtype": "F16", "shape": shape, "data_offsets": [0, end]}
-    header = json.dumps({"model.embed_tokens.weight": tensor}).encode()
-    with (path / "model.safetensors").open("wb") as file:
-        file.write(struct.pack("<Q", len(header)) + header)
-        file.truncate(8 + len(header) + end)
-    assert required_bytes(path, mx.float32, 0).weights_bytes == 2 * end
 
 
 def test_missing_files_and_gptq_weights_are_refused(tmp_path):

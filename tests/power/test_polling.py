@@ -1,8 +1,5 @@
 """Meters over counters that step, jump, stall or vanish."""
 
-import threading
-from time import monotonic_ns
-
 import pytest
 
 from edge.power.polling import PollingMeter, Reading
@@ -83,15 +80,3 @@ def test_live_rails_survive_a_counter_that_fails(run, cpu_j, begin_s, energy_j, 
     assert totals(samples)["GPU"] == pytest.approx(20 * span_s(samples), rel=0.02)
     assert samples[-1].joules.keys() == ({"GPU"} if "CPU did not" in flag else {"CPU", "GPU"})
     assert flag in meter.flags[0]
-
-
-def test_with_a_real_thread_and_clock():
-    meter, before, begin_ns = Counters(), threading.active_count(), monotonic_ns()
-    meter._read = lambda: Reading({"CPU": monotonic_ns() / 1e8, "GPU": 0.0})
-    meter.start()
-    assert threading.active_count() == before + 1
-    end_ns = monotonic_ns()
-    samples = meter.stop()
-    assert threading.active_count() == before
-    assert begin_ns < samples[0].begin_ns <= end_ns < samples[-1].end_ns
-    assert totals(samples)["CPU"] == pytest.approx(10 * span_s(samples), rel=0.2)

@@ -58,13 +58,10 @@ def test_medians_are_normalised_to_bandwidth_and_energy_and_missing_ones_are_das
     source["engine_facts"]["device"] = "NVIDIA H200"
     (row,) = compare_devices(folder(a=profile)).rows
     assert row["bandwidth_gb_s"] == 4800.0 and "NVIDIA H200" in row["device"]
-    for key in ("joules_per_token", "power_w", "bandwidth_fraction", "peak_memory_bytes"):
-        source[key] = None
+    source.update(joules_per_token=None, bandwidth_fraction=None, peak_memory_bytes=None)
     profile["device"] |= {"memory_bandwidth": None, "gpu_memory_bandwidth": None}
     (table,) = devices_tables(compare_devices(folder(a=profile)))
-    cells = dict(zip(table.columns, table.rows[0], strict=True))
-    missing = ("Roofline", "tok/s per GB/s", "tok/J", "Peak memory (MB)")
-    assert [cells[name] for name in missing] == ["—"] * 4
+    assert table.rows[0].count("—") == 4
 
 
 def test_of_several_runs_of_one_device_the_newest_valid_one_is_shown(folder):
@@ -107,10 +104,8 @@ def test_tables_are_per_method_with_a_matrix_for_several_devices_and_precisions(
     same = one(chip="Apple M2")
     same["method"]["excluded"].reverse()
     found = compare_devices(folder(a=one(), b=same, c=other))
-    assert [table.title for table in devices_tables(found)] == [
-        "stable-code-3b, 2795 M parameters, pp512, tg4",
-        "stable-code-3b, 2795 M parameters, pp512, tg4, method 2",
-    ]
+    title = "stable-code-3b, 2795 M parameters, pp512, tg4"
+    assert [table.title for table in devices_tables(found)] == [title, f"{title}, method 2"]
     assert "2. rate = N / t; left out: detokenisation, load" in devices_markdown(found)
     put = folder(a=several("Apple M2"), b=several("Apple M4", artefacts=("mlx-int4",)))
     (put / "c.json").unlink()

@@ -7,9 +7,7 @@ import re
 import pytest
 
 from edge.report.table import HEAD, csv_table, markdown_section, notes, profile_table, provenance
-from edge.text import figure, plain
 from tests.support.profiles import (
-    HOSTILE,
     failed_row,
     hostile_profile,
     make_profile,
@@ -107,14 +105,3 @@ def test_hostile_strings_stay_in_their_cell(made, first):
     rows = list(csv.reader(io.StringIO(csv_table([profile]))))
     assert {len(row) for row in rows} == {len(HEAD)}
     assert not [cell for row in rows for cell in row if cell.startswith(("=", "+", "-", "@"))]
-
-
-def test_figures_have_significant_digits_and_plain_text_is_one_short_line():
-    values = (None, 0.0, 1234.5, 52.25, 0.5, 0.01234, 1.8e-6, -3.14159)
-    texts = ["—", "0", "1234", "52.2", "0.500", "0.0123", "1.8e-06", "-3.14"]
-    assert [figure(value) for value in values] == texts
-    assert figure(0.01234, 2) == "0.012"
-    assert plain("a\n\tb") == "a b"
-    assert plain("a\x00b\u202ec\ud800") == "a\ufffdb\ufffdc\ufffd"
-    assert plain("x" * 200, 10) == "x" * 9 + "…"
-    assert all(plain(text).isprintable() for text in HOSTILE)

@@ -11,10 +11,8 @@ ROOT = Path(__file__).resolve().parents[2]
 NS = 10**9
 PROMPT = 512
 CHIPS = {  # GPU cores, GB/s, GB
-    "Apple M1 Max": (32, 409.6, 64),
     "Apple M2": (10, 102.4, 16),
     "Apple M2 Max": (38, 409.6, 64),
-    "Apple M3 Pro": (18, 153.6, 36),
     "Apple M4": (10, 120.0, 24),
     "AMD Ryzen 7 7840U": (None, 71.0, 32),
 }
@@ -69,7 +67,20 @@ def make_profile(
     }
     kinds = [kind for kind in TABLE11 if kind[0] in artefacts]
     rows = [row(kind, depth, gb_s, **how) for depth in depths for kind in kinds]
-    return profile(device, rows, model, created)
+    return {
+        **{"schema": 1, "created_utc": created, "device": device, "rows": rows},
+        "argv": ["bench.py", "stabilityai/stable-code-3b", "--suite", "table11"],
+        "software": {"edge": "0.1.0", "mlx": "0.32.4", "llama-cpp-python": "0.3.36"},
+        "model": {
+            **{"name": model, "source": f"stabilityai/{model}", "revision": "0123456789abcdef"},
+            **{"parameters": 2795443200, "synthetic": False},
+        },
+        "method": {
+            "decode_rate": "sum of (N - 1) / sum of (t_N - t_1) over a trial's passes",
+            "excluded": ["load", "tokenisation", "sampling", "detokenisation"],
+            **{"warmups": 1, "repetitions": 6, "finished": True},
+        },
+    }
 
 
 def linux_profile():
@@ -107,26 +118,6 @@ def hostile_profile(made=None, first=0):
     made = spoilt(made)
     made["software"].update({text: text for text in HOSTILE})
     return made
-
-
-def profile(device, rows, model, created):
-    return {
-        "schema": 1,
-        "created_utc": created,
-        "argv": ["bench.py", "stabilityai/stable-code-3b", "--suite", "table11"],
-        "device": device,
-        "software": {"edge": "0.1.0", "mlx": "0.32.4", "llama-cpp-python": "0.3.36"},
-        "model": {
-            **{"name": model, "source": f"stabilityai/{model}", "revision": "0123456789abcdef"},
-            **{"parameters": 2795443200, "synthetic": False},
-        },
-        "method": {
-            "decode_rate": "sum of (N - 1) / sum of (t_N - t_1) over a trial's passes",
-            "excluded": ["load", "tokenisation", "sampling", "detokenisation"],
-            **{"warmups": 1, "repetitions": 6, "finished": True},
-        },
-        "rows": rows,
-    }
 
 
 def row(

@@ -7,7 +7,7 @@ from huggingface_hub import constants
 from safetensors.numpy import load_file, save_file
 
 from edge.convert.sources.find import split_revision
-from edge.convert.sources.hub import cached, choose_weights, download
+from edge.convert.sources.hub import cached, download
 from edge.errors import EdgeError
 from edge.formats.safetensors import INDEX
 from tests.support.conversions import make
@@ -43,13 +43,6 @@ def result(repo, revision=None):
         return str(error)
     assert cached(repo, revision) == cached(repo, commit) == path
     return path, commit
-
-
-def test_secondary_weights_are_not_chosen():
-    names = ["a.safetensors", "a.fp16.safetensors", "onnx/model.safetensors", "model.gguf"]
-    assert choose_weights(names) == ["a.safetensors"]
-    assert choose_weights([*names, WEIGHTS]) == [WEIGHTS]
-    assert choose_weights(["a-bf16.safetensors"]) == ["a-bf16.safetensors"]
 
 
 def test_a_branch_after_a_colon_is_a_revision():

@@ -13,7 +13,7 @@ from mlx_lm.utils import load_tokenizer
 from edge.convert.artefacts.manifest import read_manifest
 from edge.convert.checkpoint import Corrections, open_checkpoint
 from edge.convert.sources.published import SHAPES
-from edge.convert.sources.synthetic import SPECIAL_TOKENS, SyntheticWeights, open_synthetic
+from edge.convert.sources.synthetic import SPECIAL_TOKENS, SyntheticWeights
 from edge.convert.verify import find_origin, verify
 from edge.errors import EdgeError
 from edge.llama_cpp.session import LlamaSession
@@ -66,8 +66,6 @@ def test_activations_stay_in_bounds_through_all_layers(narrow, tmp_path, name):
 def test_layers_and_shape_are_checked():
     with pytest.raises(EdgeError, match="there is no shape 'gpt-5'; choose from stable-code-3b"):
         open_checkpoint("synthetic:gpt-5")
-    with pytest.raises(EdgeError, match="at most 1024"):
-        open_synthetic("stable-code-3b", 10**9)
     fewer = open_checkpoint("synthetic:stable-code-3b", corrections=Corrections(layers=3))
     assert fewer.config.num_hidden_layers == 3
     assert fewer.source.name == "synthetic-stable-code-3b-3-layers"
