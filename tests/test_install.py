@@ -2,13 +2,10 @@
 
 import os
 import subprocess
-import sys
 import tomllib
-from pathlib import Path
 
 import pytest
 
-from edge import errors
 from tests.support.profiles import ROOT
 
 # Logs its arguments; `python find` prints FOUND.
@@ -33,10 +30,3 @@ def test_setup_uses_a_supported_python(found, used, tmp_path):
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     assert f"python find --no-python-downloads {project['requires-python']}" in log
     assert f"venv --quiet --python {used} " in log
-
-
-def test_packages_are_installed_by_pip_if_it_is_installed_else_by_uv(monkeypatch):
-    commands = {object(): f"{Path(sys.executable).name} -m pip install x", None: "uv pip install x"}
-    for spec, command in commands.items():
-        monkeypatch.setattr(errors, "find_spec", lambda _, spec=spec: spec)
-        assert errors.install_command("x") == command

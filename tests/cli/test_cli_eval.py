@@ -100,12 +100,8 @@ def test_infilling_as_rows_samples_and_table(command, demo_out, tmp_path, held_o
     rows, kinds = document["rows"], ["single-line", "multi-line"]
     assert [(r["artefact"], r["kind"]) for r in rows] == [(a, k) for a in artefacts for k in kinds]
     assert all(row["samples"] == 3 == sum(row["stopped_by"].values()) for row in rows)
-    changes = [row["change"] and row["change"]["reference"] for row in rows]
-    assert changes == [None, None, "mlx-fp16", "mlx-fp16"]
     assert [entry["kind"] for entry in document["samples"]] == kinds
     assert set(document["samples"][0]["got"]) == set(artefacts)
-    method = document["method"]
-    assert (method["seed"], method["order"], method["window_tokens"]) == (0, "psm", 512)
     text = command(*words, *holes)[1]
     assert (text.count("  expected  "), text.count("\n| mlx-fp16")) == (2, 2)
     assert all(line.isprintable() for line in text.splitlines())

@@ -5,7 +5,6 @@ matrices.
 """
 
 import json
-import re
 from pathlib import Path
 
 import numpy as np
@@ -190,19 +189,6 @@ def test_both_engines_agree_on_a_foreign_file_and_a_given_base_is_written(tmp_pa
         assert relative(found, truth) < 2e-3
     if base:  # which the logits depend on
         assert relative(llama_logits(widened(source, tmp_path / "a.gguf"), FEW_IDS), truth) > 0.01
-
-
-def test_matrices_that_mlx_cannot_hold_stay_in_float16_and_are_named(tmp_path):
-    how = Settings(overrides={"k_proj": {"group_size": 64}})
-    made, wanted = converted(tmp_path, STABLELM, how, "mlx-int4")
-    (note,) = [note for note in made.notes if "in float16" in note]
-    assert re.search("q_proj.weight and 5 more: .* share an input order", note)
-    for name, array in load_file(made.path / WEIGHTS).items():
-        if name.endswith("_proj.weight"):
-            is_float = name.endswith(("q_proj.weight", "k_proj.weight", "v_proj.weight"))
-            assert array.dtype == (np.float16 if is_float else np.uint32)
-    assert relative(edge_logits(made.path), wanted) < 1e-3
-    assert not check(made.path, tmp_path / "m").problems
 
 
 @pytest.mark.parametrize(("head", "plain"), [(True, None), (False, "o_proj")])

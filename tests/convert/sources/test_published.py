@@ -26,7 +26,6 @@ def test_every_shape_has_the_published_number_of_weights_and_no_warning():
     [
         (1e4, 4096, "stabilityai/stable-code-3b", ("--rope-theta 1000000", "--context 16384")),
         (1e4, 4096, "STABLECODE.gguf", ("rope_theta is 10000", "--context 16384")),
-        (1e4, 16384, "model", ("rope_theta is 10000",)),
         (1e4, 4096, "code-stable", ()),
         (2e4, 16384, "stable_code", ()),
     ],
