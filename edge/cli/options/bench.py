@@ -49,9 +49,9 @@ def parser() -> argparse.ArgumentParser:
 
 def _add_models(parser: argparse.ArgumentParser) -> None:
     meaning = (
-        "Measured as they are, without conversion, are several MLX directories and GGUF files, and "
-        "one GGUF file or one directory that is quantised or of a network that edge does not run, "
-        f"without --rows and --suite {TABLE_11_SUITE}."
+        "Several GGUF files and MLX directories are measured without conversion; so is one GGUF "
+        "file, quantised MLX directory or directory of another architecture, unless --rows or "
+        f"--suite {TABLE_11_SUITE} is given."
     )
     parser.add_argument(
         "models",

@@ -84,7 +84,7 @@ def _path(text: str) -> Path:
 
 
 CHECKPOINT = (
-    "demo, a checkpoint directory, a GGUF file, a Hugging Face id (owner/name or "
+    "demo, smollm2, a checkpoint directory, a GGUF file, a Hugging Face id (owner/name or "
     "owner/name:branch), or synthetic:NAME for random weights in a published shape"
 )
 
