@@ -95,13 +95,6 @@ def test_closed_or_full_stdout_is_one_error_line(words, redirection, reason):
     assert done.stderr.startswith(f"edge {words[0]}: {reason}")
 
 
-def test_closed_stdin_and_stderr_do_not_change_the_answer():
-    plain = edge(*CHAT)
-    closed = edge(*CHAT, redirection="<&- 2>&-")
-    assert (closed.returncode, closed.stdout) == (0, plain.stdout)
-    assert plain.stdout
-
-
 def test_modules_in_the_current_folder_are_not_imported(tiny, tmp_path):
     """A folder downloaded with a model may contain them; child processes are covered too."""
     folder, ran = tmp_path / "cloned", tmp_path / "ran"

@@ -138,7 +138,6 @@ def test_memory_is_wired_for_a_block_until_its_work_is_done(machine):
     ("mlx", "system", "release"),
     [
         (mac(), "Darwin", "14.6.1"),
-        (mac(), "Darwin", ""),
         (mac(metal=False), "Darwin", "15.0"),
         (mac(), "Linux", ""),
     ],

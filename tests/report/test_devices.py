@@ -1,12 +1,12 @@
 import copy
 import json
-import os
+import re
 from itertools import product
 
 import pytest
 
 from edge.report.devices import compare_devices, devices_markdown, devices_tables
-from tests.support.profiles import make_profile
+from tests.support.profiles import hostile_profile, make_profile
 
 NAMES = ("mlx-fp16", "mlx-int4", "gguf-f16", "gguf-q6_k")
 OLD, NEW = "2026-03-01T10:00:00+00:00", "2026-04-01T10:00:00Z"
@@ -152,18 +152,13 @@ def test_invalid_and_impossible_rows_are_left_out_with_their_reason(folder):
     assert len(compare_devices(folder(a=profile)).rows) == 2
 
 
-def test_pipes_dangling_links_and_hostile_names_are_left_out(folder):
-    put = folder(good=one())
-    os.mkfifo(put / "pipe.json")
-    (put / "gone.json").symlink_to(put / "nowhere")
-    (put / "dir.json").mkdir()
-    (put / "round").symlink_to(put)  # not followed
-    (put / "a\nb\x1b[2J.json").write_text("{")
-    found = compare_devices(put)
-    assert "gone.json" in devices_markdown(found)
-    assert found.files == 4
-    assert {entry.file: (entry.kind, entry.reason[:16]) for entry in found.left_out} == {
-        "gone.json": ("unreadable", "is missing; chec"),
-        "pipe.json": ("unreadable", "is not a regular"),
-        r"a\nb\x1b[2J.json": ("not a profile", "is not JSON (Inp"),
-    }
+def test_hostile_names_are_escaped(folder):
+    profile = hostile_profile(several())
+    other = copy.deepcopy(profile)
+    other["rows"][0]["verdict"] = "INVALID"
+    other["created_utc"] = NEW
+    text = devices_markdown(compare_devices(folder(a=profile, b=other)))
+    assert "script" in text
+    assert all(c.isprintable() or c == "\n" for c in text)
+    assert not re.search(r"(?<!\\)[<>`\[\]]", text)
+    assert max(map(len, text.splitlines())) < 1200

@@ -1,14 +1,11 @@
 """GPTQ on tiny networks with every switch of the family, and the text it learns from."""
 
-from types import SimpleNamespace
-
 import mlx.core as mx
 import numpy as np
 import pytest
 from tokenizers import Tokenizer
 
-from edge.convert.artefacts.learned import bundled_text, sequences
-from edge.errors import EdgeError
+from edge.convert.artefacts.learned import bundled_text
 from edge.quality.corpus import iter_texts
 from tests.support.conversions import edge_logits, make, mlx_lm_logits
 from tests.support.tiny import LLAMA_CONFIGS, PLAIN, write_checkpoint
@@ -64,16 +61,3 @@ def test_the_bundled_text_is_code_that_quality_is_not_measured_on(held_out_text)
     for measured in (held_out_text, sample):
         lines = [line for line in measured.splitlines() if len(line) > 40]
         assert len([line for line in lines if line in ours]) < 0.1 * len(lines)
-
-
-def test_sequences_are_pieces_of_the_text_spread_over_it():
-    letters = SimpleNamespace(encode=lambda text: [ord(letter) for letter in text])
-    text = "".join(chr(33 + i) for i in range(90))
-    pieces = [letters.encode(text)[i : i + 8] for i in range(0, 88, 8)]
-    drawn = sequences(letters, text, 8, 5)
-    assert (drawn.shape, drawn.dtype) == ((5, 8), np.int32)
-    places = [pieces.index(row) for row in drawn.tolist()]
-    assert len(set(places)) == 5 and max(places) > 5
-    assert sequences(letters, text, 8, 1000).shape == (11, 8)
-    with pytest.raises(EdgeError, match="has 5 tokens, one sequence needs 8"):
-        sequences(letters, "short", 8, 1)
