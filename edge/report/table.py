@@ -64,7 +64,7 @@ def profile_table(profile: Profile) -> Table:
     lines = [_cells(row, plain(profile.device.name)) for row in profile.rows]
     kept = [name for name in lines[0] if _is_kept(name, lines)] if lines else []
     distinct = {tuple(line[name].text for name in IDENTITY) for line in lines}
-    if all(row.model is None for row in profile.rows) and len(distinct) == len(lines):
+    if lines and all(row.model is None for row in profile.rows) and len(distinct) == len(lines):
         kept.remove("Artefact")
     return Table(tuple(kept), tuple(tuple(line[name] for name in kept) for line in lines), WORDS)
 
