@@ -167,7 +167,7 @@ def planned_bytes(checkpoint: Checkpoint, recipe: Recipe, exact: bool = False) -
     """Bytes of the weights of an artefact to be made.
 
     Exact but for quantised GGUF files: llama.cpp chooses each tensor's type, and the result is
-    within 2 % for the published StableLMs.
+    within 2 % for the published StableLMs and SmolLM2.
     """
     if recipe.is_mlx:
         tensors = layout(checkpoint, recipe, exact)
