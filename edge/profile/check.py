@@ -187,7 +187,7 @@ def _converted(raw: Any, kind: type[Any], place: str = "") -> Generator[tuple[st
         return msgspec.convert(raw, kind)
     except (msgspec.ValidationError, OverflowError) as error:
         what, _, where = str(error).partition(" - at `$")
-        yield f"{place}{where.rstrip('`')}".lstrip("."), f"{what}."
+        yield f"{place}{where.rstrip('`')}".lstrip("."), printable(f"{what}.")  # quotes the value
         return None
 
 
