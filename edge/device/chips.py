@@ -29,7 +29,6 @@ class Chip(msgspec.Struct, frozen=True):
 
 @cache
 def chip_table() -> tuple[Chip, ...]:
-    """Every known chip."""
     table = msgspec.json.decode((resources.files("edge") / "data" / "chips.json").read_bytes())
     return msgspec.convert(table["chips"], tuple[Chip, ...])
 

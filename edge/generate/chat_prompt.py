@@ -64,13 +64,11 @@ class PlainPrompt:
     def ids(
         self, messages: Sequence[Message], generated: Mapping[int, GeneratedIds], answer: bool
     ) -> list[int]:
-        """The ids of the user's last text and of its continuation."""
         last = max(place for place, message in enumerate(messages) if message.role == "user")
         ids = encode_beginning(self._tokenizer, messages[last].content)
         return [*ids, *generated.get(last + 1, GeneratedIds()).ids]
 
     def check_system(self) -> None:
-        """Refuses a system prompt."""
         raise EdgeError(NO_SYSTEM)
 
 
@@ -113,7 +111,6 @@ class ChatPrompt:
         return list(self._joined(pieces, generated or {}))
 
     def render(self, messages: Sequence[Message], answer: bool = True) -> str:
-        """The text of a conversation, rendered by the template."""
         if not self._tokenizer.chat_template:
             turns = [f"{IM_START}{m.role}\n{m.content}{IM_END}\n" for m in messages]
             return "".join(turns) + (f"{IM_START}assistant\n" if answer else "")

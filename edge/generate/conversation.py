@@ -117,7 +117,6 @@ class Conversation:
         return question
 
     def clear(self) -> None:
-        """Removes everything but the system prompt."""
         self._change(self._system, ())
 
     def restore(self, messages: Sequence[Message]) -> None:

@@ -112,7 +112,6 @@ def generate_tokens(
 
 
 def cache_length(cache: Sequence[Cache]) -> int:
-    """Number of positions in a cache."""
     return int(cache[0].offset)
 
 
@@ -177,7 +176,6 @@ class PrefixCache:
         self.clear()
 
     def clear(self) -> None:
-        """Empties the cache."""
         self.layers = self._make()
         self.held: list[int] = []
 
@@ -203,7 +201,6 @@ class PrefixCache:
 
 
 def common_length(a: Sequence[object], b: Sequence[object]) -> int:
-    """Length of the common prefix."""
     pairs = enumerate(zip(a, b, strict=False))
     return next((i for i, (x, y) in pairs if x != y), min(len(a), len(b)))
 
@@ -225,12 +222,10 @@ class MlxSource:
 
     @property
     def cache_bytes(self) -> int:
-        """Memory of the cached keys and values."""
         return cache_bytes(self.cache.layers)
 
     @property
     def memory_bytes(self) -> tuple[int, int]:
-        """Memory of MLX now and at most."""
         return mx.get_active_memory(), mx.get_peak_memory()
 
     def generate(
@@ -243,7 +238,6 @@ class MlxSource:
         return reused, self._fed(ids, generate_tokens(self._model, ids[reused:], **more))
 
     def reset(self) -> None:
-        """Empties the cache."""
         self.cache.clear()
 
     def _fed(self, ids: Sequence[int], tokens: Tokens) -> Tokens:
@@ -268,7 +262,6 @@ class LlamaSource:
 
     @property
     def cache_bytes(self) -> int:
-        """Bytes of the cached keys and values."""
         return self._session.cache_bytes
 
     @property
@@ -295,11 +288,9 @@ class LlamaSource:
         return reused, self._tokens(list(ids[reused:]), count, pick, on_prefill)
 
     def reset(self) -> None:
-        """Empties the cache."""
         self._trim(0)
 
     def close(self) -> None:
-        """Frees the session."""
         self._session.close()
 
     def _tokens(self, fresh: list[int], count: int, pick: Picker, on_prefill: OnPrefill) -> Tokens:

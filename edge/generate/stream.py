@@ -69,7 +69,6 @@ class TokenClock:
         self.prefilled_ns = time.monotonic_ns()
 
     def count(self, tokens: int = 1) -> None:
-        """Stamps tokens."""
         self.last_ns = time.monotonic_ns()
         if self.tokens == 0:
             self.first_ns = self.last_ns
@@ -77,12 +76,10 @@ class TokenClock:
 
     @property
     def prefill_s(self) -> float:
-        """Time from the beginning to the end of the prefill."""
         return (self.prefilled_ns - self.begin_ns) / 1e9
 
     @property
     def ttft_s(self) -> float | None:
-        """Time from the beginning to the first token; None without tokens."""
         return (self.first_ns - self.begin_ns) / 1e9 if self.tokens else None
 
     @property

@@ -73,12 +73,10 @@ class Transcript:
 
     @property
     def is_begun(self) -> bool:
-        """True if the file has messages."""
         return self._prepared or bool(self.messages)
 
 
 def write_transcript(path: Path | str, messages: Sequence[Message]) -> None:
-    """Writes a conversation to a file, atomically."""
     with atomic_write(Path(path)) as partial:
         partial.touch(MODE)
         partial.write_bytes(_lines([], messages))

@@ -41,7 +41,6 @@ class KVCache:
 
     @property
     def state(self) -> tuple[mx.array | None, mx.array | None, int]:
-        """Keys, values and offset."""
         return self.keys, self.values, self.offset
 
     def is_trimmable(self) -> bool:

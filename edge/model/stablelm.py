@@ -42,7 +42,6 @@ FEW_QUERIES = 8
 
 
 def current_backend() -> Backend:
-    """Backend of MLX's default device."""
     if mx.default_device().type != mx.DeviceType.gpu:
         return "cpu"
     return "metal" if mx.metal.is_available() else "cuda"

@@ -228,7 +228,6 @@ class TokenBytes:
 
 
 def check_trained(checkpoint: Checkpoint) -> None:
-    """Refuse random weights, and artefacts of them."""
     if is_synthetic(checkpoint):
         raise EdgeError(
             f"{checkpoint.source.origin} has random weights, whose quality means nothing; name a "

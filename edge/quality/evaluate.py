@@ -170,7 +170,6 @@ def make_groups(needs: Mapping[Subject, int], free_bytes: int) -> list[list[Subj
 
 
 def need_bytes(subject: Subject, job: Job) -> int:
-    """Memory that an artefact needs while it is scored."""
     window, pieces, config = job.windows.tokens, job.pieces, job.config
     if subject.is_mlx:
         assert isinstance(config, ModelConfig)

@@ -38,7 +38,6 @@ class Subject:
 
     @property
     def is_mlx(self) -> bool:
-        """True for MLX, false for llama.cpp."""
         return self.path.is_dir()
 
 

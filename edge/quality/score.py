@@ -84,7 +84,6 @@ class MlxScorer:
                 yield _flat(self._model(part, cache))
 
     def close(self) -> None:
-        """Free its memory."""
         del self._model
         mx.clear_cache()
 
@@ -102,7 +101,6 @@ class LlamaCppScorer:
         self.close = self._session.close
 
     def logits(self, windows: Ids, pieces: Pieces) -> Iterator[mx.array]:
-        """As `MlxScorer.logits`."""
         parts = (part for window in windows for part in self._parts(window, pieces.positions))
         if pieces.positions < windows.shape[1] - 1:
             yield from map(mx.array, parts)
@@ -120,7 +118,6 @@ Scorer = MlxScorer | LlamaCppScorer
 
 
 def open_scorer(subject: Subject, window: int, threads: int) -> Scorer:
-    """Load an artefact for windows of `window` tokens."""
     if subject.is_mlx:
         return MlxScorer(subject.path)
     return LlamaCppScorer(subject.path, window, threads)
@@ -207,16 +204,13 @@ class Job:
 
     @cached_property
     def pieces(self) -> Pieces:
-        """Size of a scoring step."""
         return pieces_of(self.windows.tokens, self.config.vocab_size)
 
     @property
     def piece_bytes(self) -> int:
-        """Size of a piece's float32 logits."""
         return 4 * self.config.vocab_size * self.pieces.positions * self.pieces.windows
 
     def missing(self, subjects: Sequence[Subject]) -> list[Subject]:
-        """Subjects without scores of some window."""
         return [subject for subject in subjects if self.pending([subject])]
 
     def pending(self, subjects: Sequence[Subject]) -> list[int]:
@@ -226,7 +220,6 @@ class Job:
         return [i for i, key in keys if any(key not in record for record in records)]
 
     def with_reference(self, subjects: Sequence[Subject]) -> list[Subject]:
-        """The reference, then the others."""
         first = [] if self.reference is None else [self.reference]
         return list(dict.fromkeys([*first, *subjects]))
 

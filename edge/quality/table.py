@@ -65,7 +65,6 @@ def build_document(
 
 
 def model_record(source: Source) -> Row:
-    """Name and origin of a checkpoint for a document."""
     return {"name": source.name, "source": source.origin, "revision": source.revision}
 
 

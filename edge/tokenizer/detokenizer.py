@@ -89,7 +89,6 @@ class Utf8Decoder:
         self._strips = strips
 
     def add(self, token: bytes) -> str:
-        """The text that later tokens cannot change."""
         text = self._utf8.decode(token)
         if not text or not self._strips:
             return text
@@ -97,7 +96,6 @@ class Utf8Decoder:
         return text.removeprefix(" ")
 
     def finish(self) -> str:
-        """An incomplete character's replacement."""
         return self._utf8.decode(b"", final=True)
 
 

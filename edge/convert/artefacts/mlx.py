@@ -42,11 +42,9 @@ class TensorLayout:
 
     @property
     def stem(self) -> str:
-        """The module's path."""
         return self.name.removesuffix(".weight")
 
     def planned(self) -> list[Planned]:
-        """The stored tensors in file order."""
         if self.bits is None or self.group_size is None:
             return [Planned(self.name, self.dtype, self.shape)]
         rows, columns = self.shape
@@ -147,7 +145,6 @@ class MlxWriter(Writer):
         self._bias_error_steps = 0.0
 
     def takes_packed(self, name: str) -> bool:
-        """True if the tensor is kept as the source has it quantised."""
         return self._layout[name].packing is not None
 
     def encode(self, block: Block) -> Sequence[Array]:
@@ -173,7 +170,6 @@ class MlxWriter(Writer):
             self._scales, self._biases = [], []
 
     def append_packed(self, name: str, packed: Packed) -> None:
-        """Write a whole matrix as the source has it."""
         for array in (packed.codes, packed.scales, packed.biases):
             self._tensors.write(array)
         self._bias_error_steps = max(self._bias_error_steps, packed.bias_error_steps)
@@ -181,7 +177,6 @@ class MlxWriter(Writer):
             self._tensors.write(packed.input_order.astype(np.int32))
 
     def finish(self) -> tuple[dict[str, str], list[str]]:
-        """Write the index, the config and the tokenizer files."""
         self._tensors.finish()
         quantization = quantization_config(list(self._layout.values()))
         small = write_small_files(self._checkpoint, self._recipe.dtype, quantization, self._folder)
@@ -216,7 +211,6 @@ class MlxWriter(Writer):
         return notes
 
     def close(self) -> None:
-        """Close an open shard."""
         self._tensors.close()
 
 

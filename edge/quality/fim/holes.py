@@ -59,7 +59,6 @@ class Hole:
 
     @property
     def digest(self) -> str:
-        """Digest of all fields."""
         return hashlib.sha256(json.dumps(astuple(self)).encode()).hexdigest()
 
 

@@ -39,7 +39,6 @@ class Score:
 
 
 def score(expected: str, got: str) -> Score:
-    """Compare two texts."""
     return Score(
         exact=got == expected,
         stripped=got.strip() == expected.strip(),
