@@ -3,14 +3,13 @@
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from math import prod
 from pathlib import Path
 from typing import Any
 
 from edge.bench.engines.engine import LLAMA_CPP, MLX_LM
-from edge.bench.plan import Target
-from edge.bench.row import Subject
+from edge.bench.plan import UNLIMITED, Target
 from edge.convert.artefacts.manifest import read_manifest
 from edge.convert.artefacts.recipes import RECIPES, Recipe
 from edge.convert.sources.directory import HUB_FOLDER
@@ -32,8 +31,6 @@ CONTEXT_KEYS = (
     *("max_position_embeddings", "n_positions", "n_ctx", "max_seq_len", "max_seq_length"),
     *("max_sequence_length", "seq_length", "model_max_length"),
 )
-# Context of a model that names none, as networks without attention.
-UNLIMITED = 2**31 - 1
 TOKEN_TABLE = re.compile(r"(?:embed_tokens|wte|tok_embeddings|word_embeddings|embed_in)\.weight$")
 # Precisions at the end of file and folder names.
 ENDING = re.compile(
@@ -43,14 +40,6 @@ FLOAT_PRECISIONS = {"F32": "FP32", "F16": "FP16"}
 GUESSED = 1024  # from here on general.file_type is llama.cpp's guess
 # Tensors of rope scaling, which are not weights.
 ROPE_PREFIX = "rope_f"
-
-
-@dataclass(frozen=True)
-class ModelFile:
-    """A GGUF file or MLX directory to measure."""
-
-    target: Target
-    subject: Subject
 
 
 def is_measured_as_is(model: str) -> bool:
@@ -65,9 +54,9 @@ def is_measured_as_is(model: str) -> bool:
     return "quantization" in raw or (isinstance(kind, str) and kind not in MODEL_TYPES)
 
 
-def open_files(models: Sequence[str]) -> list[ModelFile]:
+def open_files(models: Sequence[str]) -> list[Target]:
     """Reads the headers of files and directories, each once; an EdgeError for a damaged one."""
-    files: dict[Path, ModelFile] = {}
+    targets: dict[Path, Target] = {}
     for model in models:
         path = existing_path(model)
         if path is None:
@@ -75,60 +64,43 @@ def open_files(models: Sequence[str]) -> list[ModelFile]:
                 f"{model} is not a GGUF file or MLX directory, as each of several models must be; "
                 f"give it alone to convert it."
             )
-        file = _directory(path) if path.is_dir() else _gguf_file(path)
-        files.setdefault(file.target.path.resolve(), file)
-    return _with_models(_distinct([*files.values()]))
+        target = _directory(path) if path.is_dir() else _gguf_file(path)
+        targets.setdefault(Path(target.path).resolve(), target)
+    return _distinct([*targets.values()])
 
 
-def common_model(files: Sequence[ModelFile]) -> ModelInfo:
-    """The model of all files; named SEVERAL if their names differ."""
-    models = [file.target.model for file in files]
-    names = {model.name for model in models}
-    synthetic = any(model.synthetic for model in models)
-    return models[0] if len(names) == 1 else ModelInfo(SEVERAL, synthetic=synthetic)
+def common_model(targets: Sequence[Target]) -> ModelInfo:
+    """The model of all targets; named SEVERAL if their names differ."""
+    models = [target.model for target in targets]
+    if len({model.name for model in models}) == 1:
+        return models[0]
+    return ModelInfo(SEVERAL, synthetic=any(model.synthetic for model in models))
 
 
-def _with_models(files: Sequence[ModelFile]) -> list[ModelFile]:
-    """Rows name their model where it is not that of the whole profile."""
-    common = _identity(common_model(files))
-    return [
-        file
-        if _identity(file.target.model) == common
-        else replace(file, subject=replace(file.subject, model=file.target.model))
-        for file in files
-    ]
-
-
-def _identity(model: ModelInfo) -> tuple[str, int, bool]:
-    return model.name, model.parameters, model.synthetic
-
-
-def _distinct(files: Sequence[ModelFile]) -> list[ModelFile]:
-    """Files of one name get that of their model too, or a number."""
-    names = Counter(file.target.recipe.name for file in files)
+def _distinct(targets: Sequence[Target]) -> list[Target]:
+    """Targets of one name get that of their model too, or a number."""
+    names = Counter(target.recipe.name for target in targets)
     seen: Counter[str] = Counter()
     found = []
-    for file in files:
-        name = file.target.recipe.name
+    for target in targets:
+        name = target.recipe.name
         if names[name] > 1:
-            name = f"{name} ({file.target.model.name})"
+            name = f"{name} ({target.model.name})"
         seen[name] += 1
-        recipe = replace(
-            file.target.recipe, name=f"{name} {seen[name]}" if seen[name] > 1 else name
-        )
-        target, subject = replace(file.target, recipe=recipe), replace(file.subject, recipe=recipe)
-        found.append(ModelFile(target, subject))
+        if seen[name] > 1:
+            name = f"{name} {seen[name]}"
+        found.append(replace(target, recipe=replace(target.recipe, name=name)))
     return found
 
 
-def _gguf_file(path: Path) -> ModelFile:
+def _gguf_file(path: Path) -> Target:
     file = read_model(path)
     keys, architecture = file.keys, file.keys.get("general.architecture")
     tokens = keys.get("tokenizer.ggml.tokens")
     tables = (t.shape[0] for t in file.tensors if t.name == "token_embd.weight")
     count = len(tokens) if isinstance(tokens, list) else keys.get(f"{architecture}.vocab_size")
     weights = (t for t in file.tensors if not t.name.startswith(ROPE_PREFIX))
-    return _model_file(
+    return _target(
         file.path,  # the first part of a split model, with which llama.cpp finds the others
         Recipe(unsplit_name(path), "GGUF", _gguf_precision(file)),
         LLAMA_CPP,
@@ -136,7 +108,6 @@ def _gguf_file(path: Path) -> ModelFile:
         context_tokens=_count(keys.get(f"{architecture}.context_length")) or UNLIMITED,
         parameters=sum(prod(tensor.shape) for tensor in weights),
         data_bytes=sum(tensor.data_bytes for tensor in file.tensors),
-        stored_bytes=sum(map(file_bytes, {path, *(tensor.path for tensor in file.tensors)})),
     )
 
 
@@ -154,7 +125,7 @@ def _gguf_precision(file: GgufFile) -> str:
     return FLOAT_PRECISIONS.get(name, name)
 
 
-def _directory(path: Path) -> ModelFile:
+def _directory(path: Path) -> Target:
     raw = read_json_object(path / CONFIG)
     inner = raw.get("text_config")  # of the language model in one for images or sound
     config = {**raw, **inner} if isinstance(inner, Mapping) else raw
@@ -166,7 +137,7 @@ def _directory(path: Path) -> ModelFile:
     if path.resolve().parent.name == "snapshots":  # of the hub's cache, named after a commit
         repository = path.resolve().parent.parent.name
         name = repository.removeprefix(HUB_FOLDER).rpartition("--")[2]
-    return _model_file(
+    return _target(
         path,
         Recipe(name, "MLX", _mlx_precision(quantisation, tensors)),
         MLX_LM,
@@ -174,7 +145,6 @@ def _directory(path: Path) -> ModelFile:
         context_tokens=_first_count(config, CONTEXT_KEYS) or UNLIMITED,
         parameters=_mlx_parameters(quantisation, tensors),
         data_bytes=sum(tensor.data_bytes for tensor in tensors.values()),
-        stored_bytes=file_bytes(path),
     )
 
 
@@ -204,7 +174,7 @@ def _mlx_parameters(quantisation: Mapping[str, Any], tensors: Mapping[str, Store
     return total
 
 
-def _model_file(
+def _target(
     path: Path,
     recipe: Recipe,
     engine: str,
@@ -212,8 +182,7 @@ def _model_file(
     context_tokens: int,
     parameters: int,
     data_bytes: int,
-    stored_bytes: int,
-) -> ModelFile:
+) -> Target:
     manifest = read_manifest(path)
     model = ModelInfo(
         name=ENDING.sub("", recipe.name) or recipe.name,
@@ -225,9 +194,17 @@ def _model_file(
         model = ModelInfo(name, manifest.source, manifest.revision, parameters, manifest.synthetic)
         known = RECIPES.get(manifest.artefact, recipe)
         recipe = replace(recipe, precision=known.precision)
-    target = Target(recipe, path, (engine,), model, vocab_size, context_tokens, as_is=True)
-    bits = 8 * data_bytes / parameters if parameters else 0.0
-    return ModelFile(target, Subject(recipe, stored_bytes, bits))
+    return Target(
+        recipe,
+        str(path),
+        (engine,),
+        model,
+        vocab_size,
+        context_tokens,
+        as_is=True,
+        file_bytes=file_bytes(path),
+        bits_per_weight=8 * data_bytes / parameters if parameters else 0.0,
+    )
 
 
 def _vocab_size(path: Path, count: Any, rows: int | None) -> int:

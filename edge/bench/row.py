@@ -4,6 +4,7 @@ import os
 import statistics
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import msgspec
 
 from edge.bench.engines.engine import LLAMA_CPP, SERVER
 from edge.bench.gate import Digest, logits_error, quality_error
+from edge.bench.plan import Target
 from edge.bench.runner import ProcessRun
 from edge.bench.trial import kept_times, power_series
 from edge.bench.verdict import (
@@ -23,9 +25,6 @@ from edge.bench.verdict import (
     worst_first,
 )
 from edge.bench.worker import Done, Job
-from edge.convert.artefacts.recipes import Recipe
-from edge.convert.convert import Artefact
-from edge.convert.targets import bits_per_weight, file_bytes
 from edge.device.describe import Device, usable_cores
 from edge.device.roofline import bandwidth_fraction, on_gpu
 from edge.power.meter import Meter
@@ -41,30 +40,12 @@ from edge.profile.profile import (
 from edge.profile.trial import EnergyWindow, Process, Trial
 from edge.stats import interval, percentiles
 
-
-@dataclass(frozen=True)
-class Subject:
-    """The artefact of a row; `notes` says what its conversion lost or changed.
-
-    `model` is None if it is that of the profile.
-    """
-
-    recipe: Recipe
-    file_bytes: int | None
-    bits_per_weight: float | None
-    notes: tuple[str, ...] = ()
-    model: ModelInfo | None = None
-
-
-def subject_of(made: Artefact, parameters: int) -> Subject:
-    """A finished artefact; `parameters` counts the weights of its checkpoint."""
-    bits = bits_per_weight(made.path, parameters)
-    return Subject(made.recipe, file_bytes(made.path), bits, made.notes)
+IDENTITY = attrgetter("name", "parameters", "synthetic")  # of a model
 
 
 @dataclass(frozen=True)
 class Context:
-    """Facts about the whole run.
+    """Facts about the whole run; `model` is that of the profile.
 
     `idle_drift` is the warning where the idle power `idle_w` changed. `quality` is by artefact
     from `edge.quality`, `no_quality` the reason where it is None, `no_check` one for a missing
@@ -73,6 +54,7 @@ class Context:
 
     rounds: int
     device: Device
+    model: ModelInfo
     idle_w: float | None = None
     idle_drift: str | None = None
     references: Mapping[str, Digest] | None = None
@@ -81,22 +63,22 @@ class Context:
     no_check: str = "its logits were not compared with the checkpoint's"
 
 
-def build_row(subject: Subject, job: Job, runs: Sequence[ProcessRun], context: Context) -> Row:
+def build_row(target: Target, job: Job, runs: Sequence[ProcessRun], context: Context) -> Row:
     """The row of processes in order of time; a failed one keeps its trials, but has no figures."""
     failed = next((run for run in runs if run.outcome.failure), None)
     done = [run.outcome.done for run in runs if run.outcome.done]
     trials = [t for run in runs for t in run.outcome.trials if not (failed or t.warmup)]
     facts = done[-1].facts if done else None
     loads_s = [each.load_s for each in done if each.load_s is not None]
-    quality, quality_reasons = _quality(subject, job, context)
+    quality, quality_reasons = _quality(target, job, context)
     row = Row(
-        artefact=subject.recipe.name,
+        artefact=target.recipe.name,
         engine=job.engine,
-        framework=subject.recipe.framework,
-        precision=subject.recipe.precision,
+        framework=target.recipe.framework,
+        precision=target.recipe.precision,
         workload=job.workload,
-        file_bytes=subject.file_bytes,
-        bits_per_weight=subject.bits_per_weight,
+        file_bytes=target.file_bytes,
+        bits_per_weight=target.bits_per_weight,
         bytes_per_token=_bytes_per_token(job, facts),
         **_quantities(trials, context.idle_w),
         peak_memory_bytes=_most(each.peak_memory_bytes for each in done),
@@ -109,7 +91,7 @@ def build_row(subject: Subject, job: Job, runs: Sequence[ProcessRun], context: C
         engine_facts=facts,
         token_latency_ms=_latency_ms(trials),
         power=_power(runs),
-        model=subject.model,
+        model=None if IDENTITY(target.model) == IDENTITY(context.model) else target.model,
         processes=[_process(run) for run in runs],
         trials=[
             msgspec.structs.replace(trial, token_us=kept_times(trial.token_us))
@@ -122,10 +104,10 @@ def build_row(subject: Subject, job: Job, runs: Sequence[ProcessRun], context: C
         where = f" (round {failed.round + 1} of {context.rounds})" if context.rounds > 1 else ""
         text = f"{(failed.outcome.failure or '').rstrip('.')}{where}"
         reasons.append(Reason("", "error", text))
-        reasons += _notes(*subject.notes, "no quantity was measured: the row failed")
+        reasons += _notes(*target.notes, "no quantity was measured: the row failed")
     else:
         reasons += [*_warnings(row, job, runs, context), *_errors(row, job, done, context)]
-        reasons += [*_notes(*subject.notes), *_absences(row, runs, context)]
+        reasons += [*_notes(*target.notes), *_absences(row, runs, context)]
         reasons += quality_reasons
     reasons = worst_first(reasons)
     return msgspec.structs.replace(
@@ -238,7 +220,7 @@ def _bandwidth_fraction(row: Row, device: Device) -> tuple[float | None, list[Re
     return share, [Reason("", "warning" if is_low else "error", text)]
 
 
-def _quality(subject: Subject, job: Job, context: Context) -> tuple[Quality | None, list[Reason]]:
+def _quality(target: Target, job: Job, context: Context) -> tuple[Quality | None, list[Reason]]:
     """The artefact's quality, and the reasons where it or a part of it is null."""
     found = None
     if context.quality is None:
@@ -246,7 +228,7 @@ def _quality(subject: Subject, job: Job, context: Context) -> tuple[Quality | No
     elif job.kv_bits is not None:
         texts = [f"quality was not measured with a cache of {job.kv_bits} bits (--kv-bits)"]
     else:
-        fields = context.quality[subject.recipe.name]
+        fields = context.quality[target.recipe.name]
         found, texts = msgspec.convert(fields, Quality), fields["reasons"]
     return found, [Reason("quality", "reason", text) for text in texts]
 

@@ -50,6 +50,7 @@ WORDS = (
     "food air table word music light family night home road market"
 )
 FIRST_PROBE_WORDS = 4
+LOCAL, REMOTE = "local server", "remote server"
 HTTP_REMARK = (
     "measured through HTTP: times include tokenising, sampling and detokenising in the server, and "
     "the way to it and back; power, where measured, is that of the client too"

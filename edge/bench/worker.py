@@ -127,7 +127,7 @@ def _work(job: Job, send: Send) -> None:
 
 def _ask_server(job: Job, send: Send) -> None:
     """The trials of a running server, without loading anything here."""
-    from edge.bench.server import Client, ServedTrials, is_local
+    from edge.bench.server import LOCAL, REMOTE, Client, ServedTrials, is_local
 
     served = ServedTrials(Client(job.path, job.served), job.workload)
     served.fit_prompt()
@@ -135,7 +135,7 @@ def _ask_server(job: Job, send: Send) -> None:
         is_warmup = number < job.warmups
         trial = served.run(0.0 if is_warmup else job.min_window_s, is_warmup)
         send(_measured(job, number, trial))
-    where = "local server" if is_local(job.path) else "remote server"
+    where = LOCAL if is_local(job.path) else REMOTE
     send(Done(None, None, None, served.facts(where), warnings=served.warnings()))
 
 

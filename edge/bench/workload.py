@@ -69,6 +69,16 @@ def plan_workloads(
     return list(dict.fromkeys(every))
 
 
+def served_workloads(
+    prompts: Sequence[int], generates: Sequence[int], joint: Sequence[tuple[int, int]]
+) -> list[Workload]:
+    """The workloads of -p, -n and -pg: a request always generates behind its prompt."""
+    planned = plan_workloads(prompts, generates, [0], joint)
+    if any(workload.prompt == 0 for workload in planned):
+        raise EdgeError("A request to a server has a prompt; give as many lengths to -p as to -n.")
+    return list(dict.fromkeys(replace(w, joint=w.generate > 0) for w in planned))
+
+
 def check_lengths(workloads: Sequence[Workload], context_tokens: int, name: str) -> None:
     """Raises EdgeError if a workload needs more positions than the model was trained for."""
     for workload in workloads:

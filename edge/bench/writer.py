@@ -10,32 +10,35 @@ from typing import Any
 from msgspec import structs
 
 from edge.bench.cooldown import baseline_drift
-from edge.bench.row import Context, Subject, build_row
+from edge.bench.engines.engine import SERVER
+from edge.bench.plan import Target
+from edge.bench.row import Context, build_row
 from edge.bench.runner import Run
 from edge.bench.trial import MAX_PASSES
-from edge.device.describe import Device, describe_device, measured_again
+from edge.device.describe import Device, measured_again
 from edge.device.memory import peak_metric
 from edge.device.software import software_versions, tf32_allowed
 from edge.profile.profile import SCHEMA, Method, ModelInfo, Profile, Row, write
 
 # Characters of a model's name in that of the profile's file.
 MOST_OF_NAME = 100
+# Fields of the method where a server is measured.
+OF_SERVER = {
+    "decode_rate": "through HTTP: sum of (N - 1) / sum of (t_N - t_1) over a trial's requests",
+    "excluded": ["load", "connecting"],
+    **dict.fromkeys(("seed", "peak_memory", "float32_products")),
+}
 
 
-def new_profile(
-    model: ModelInfo, argv: Sequence[str], method: Method, bandwidth_gb_s: float | None
-) -> Profile:
-    """A profile without rows of a model in files."""
-    words = [model.source if word == model.name else word for word in without_places(argv)]
-    return empty_profile(model, words, method, describe_device(bandwidth_gb_s))
-
-
-def empty_profile(model: ModelInfo, argv: Sequence[str], method: Method, device: Device) -> Profile:
-    """A profile without rows, of now."""
+def new_profile(model: ModelInfo, argv: Sequence[str], method: Method, device: Device) -> Profile:
+    """A profile without rows, of now; of paths on the command line it has the names only."""
+    words = ["URL" if "://" in word else Path(word).name if "/" in word else word for word in argv]
+    if "/" in model.source:  # of the hub
+        words = [model.source if word == model.name else word for word in words]
     return Profile(
         schema=SCHEMA,
         created_utc=datetime.now(UTC).isoformat(timespec="seconds"),
-        argv=list(argv),
+        argv=words,
         device=device,
         software=software_versions(),
         model=model,
@@ -44,15 +47,10 @@ def empty_profile(model: ModelInfo, argv: Sequence[str], method: Method, device:
     )
 
 
-def without_places(argv: Sequence[str]) -> list[str]:
-    """The words of a command line, with paths as names and without addresses."""
-    return ["URL" if "://" in word else Path(word).name if "/" in word else word for word in argv]
-
-
 def method_of(run: Run, repetitions: int, power: str) -> Method:
     """How a run measures; `repetitions` and `power` are those of the command line."""
     job = run.jobs[0]
-    return Method(
+    method = Method(
         decode_rate="sum of (N - 1) / sum of (t_N - t_1) over a trial's passes",
         excluded=["load", "tokenisation", "sampling", "detokenisation", "trimming the cache"],
         warmups=job.warmups,
@@ -68,15 +66,16 @@ def method_of(run: Run, repetitions: int, power: str) -> Method:
         peak_memory=peak_metric(),
         float32_products="TF32 where the chip has it" if tf32_allowed() else "float32",
     )
+    return structs.replace(method, **OF_SERVER) if job.engine == SERVER else method
 
 
 @dataclass
 class ProfileWriter:
-    """Builds the rows of `run`, one per subject, and saves the profile in `folder`."""
+    """Builds the rows of `run`, one per target, and saves the profile in `folder`."""
 
     profile: Profile
     run: Run
-    subjects: Sequence[Subject]
+    targets: Sequence[Target]
     folder: Path
     context: Context
     _built: dict[int, Row] = field(default_factory=dict)
@@ -91,7 +90,7 @@ class ProfileWriter:
     def label(self, row: int) -> str:
         """Name of a row, by its number."""
         job = self.run.jobs[row]
-        return f"{self.subjects[row].recipe.name} on {job.engine}, {job.workload}"
+        return f"{self.targets[row].recipe.name} on {job.engine}, {job.workload}"
 
     def update(self, row: int) -> None:
         """Builds a row again after one of its processes ended, and saves."""
@@ -100,19 +99,19 @@ class ProfileWriter:
     def finish(self) -> None:
         """Builds all rows with the idle power after the run and the better of two bandwidths."""
         self.profile = structs.replace(self.profile, device=measured_again(self.profile.device))
-        self._write(range(len(self.subjects)))
+        self._write(range(len(self.targets)))
 
     def add_quality(self, found: Mapping[str, dict[str, Any]] | None, reason: str = "") -> None:
         """Adds the quality of each artefact, or the reason why it is not known."""
         self.context = replace(self.context, quality=found, no_quality=reason)
-        self._write(range(len(self.subjects)))
+        self._write(range(len(self.targets)))
 
     def _write(self, changed: Iterable[int]) -> None:
         run, before, after = self.run, self.run.idle_before, self.run.idle_after
         drift, device, idle_w = baseline_drift(before, after), self.profile.device, run.idle_w
         context = replace(self.context, device=device, idle_w=idle_w, idle_drift=drift)
         for row in changed:
-            self._built[row] = build_row(self.subjects[row], run.jobs[row], run.runs[row], context)
+            self._built[row] = build_row(self.targets[row], run.jobs[row], run.runs[row], context)
         idle = {
             "before": before and asdict(before),
             "after": after and asdict(after),

@@ -4,7 +4,8 @@ from msgspec.structs import replace
 
 from edge.bench import cooldown, runner, trial
 from edge.bench.cooldown import Cooldown
-from edge.bench.row import Context, Subject
+from edge.bench.plan import Target
+from edge.bench.row import Context
 from edge.bench.runner import Outcome, ProcessRun
 from edge.bench.trial import make_trial, with_energy
 from edge.bench.worker import Done, Job
@@ -13,7 +14,7 @@ from edge.device.describe import Bandwidth, Device
 from edge.device.state import State
 from edge.power.choose import NoMeter
 from edge.power.meter import Sample
-from edge.profile.profile import EngineFacts, Workload
+from edge.profile.profile import EngineFacts, ModelInfo, Workload
 
 NS = 10**9
 
@@ -118,7 +119,8 @@ FACTS = EngineFacts(
     kv_bytes_per_position=10,
 )
 PC = Device("PC", "x86_64", 8, 16, 2**36, "Linux", memory_bandwidth=Bandwidth(1e-5, "table"))
-SUBJECT = Subject(RECIPES["mlx-int4"], 1000, 4.5)
+MODEL = ModelInfo("demo", "demo", None, 5)
+TARGET = Target(RECIPES["mlx-int4"], "x", ("mlx",), MODEL, file_bytes=1000, bits_per_weight=4.5)
 JOB = Job("mlx", "x", Workload(10, 3, 100), 50, 0, 3, 1, 2)
 NO_METER = NoMeter("power was not measured: there is none")
 
@@ -129,7 +131,7 @@ def job_of(engine, path, workload=Workload(8, 4), **fields):  # noqa: B008
 
 
 def context(rounds=1, device=PC, **fields):
-    return Context(rounds, device, **fields)
+    return Context(rounds, device, MODEL, **fields)
 
 
 def worked(*flags):

@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 
 from edge.bench.files import common_model, is_measured_as_is, open_files
-from edge.bench.plan import model_of
+from edge.bench.plan import artefact_targets
 from edge.bench.worker import check_memory, open_engine
+from edge.convert.artefacts.recipes import RECIPES
 from edge.convert.checkpoint import open_checkpoint
 from edge.profile.profile import ModelInfo
 from tests.bench.fakes import job_of
@@ -35,9 +36,9 @@ def test_any_network_decodes_again_what_was_trimmed(kind, tmp_path):
     facts = engine.facts()
     (file,) = open_files([str(path)])
     assert (facts.kv_bytes_per_position == 0) == (kind == "mamba")
-    assert 0 < facts.weight_bytes_per_token <= 4 * file.target.model.parameters
+    assert 0 < facts.weight_bytes_per_token <= 4 * file.model.parameters
     if kind == "qwen3_moe":  # a token reads a quarter of the experts: 3 matrices of 32 x 64
-        all_bytes = 4 * (file.target.model.parameters - 99 * 64)
+        all_bytes = 4 * (file.model.parameters - 99 * 64)
         assert facts.weight_bytes_per_token == all_bytes - 2 * 3 * 6 * 32 * 64 * 4
     engine.close()
 
@@ -47,11 +48,10 @@ def test_headers_tell_model_precision_and_sizes(kind, bits, tmp_path):
     name = f"Tiny-{bits or 'b'}{'bit' if bits else 'f16'}"
     (file,) = open_files([str(write_mlx(tmp_path / name, kind, bits))])
     (plain,) = open_files([str(write_mlx(tmp_path / "plain", kind))])
-    target, subject = file.target, file.subject
-    assert target.model == ModelInfo("Tiny", name, None, plain.target.model.parameters)
-    assert target.recipe.precision == (f"INT{bits}" if bits else "BF16")
-    assert (target.vocab_size, target.context_tokens, target.engines) == (100, 256, ("mlx-lm",))
-    assert subject.bits_per_weight == pytest.approx(bits + 1 if bits else 16, abs=0.1)
+    assert file.model == ModelInfo("Tiny", name, None, plain.model.parameters)
+    assert file.recipe.precision == (f"INT{bits}" if bits else "BF16")
+    assert (file.vocab_size, file.context_tokens, file.engines) == (100, 256, ("mlx-lm",))
+    assert file.bits_per_weight == pytest.approx(bits + 1 if bits else 16, abs=0.1)
 
 
 def test_sizes_of_a_nested_config_are_found_and_limited_by_the_table(tmp_path):
@@ -59,20 +59,20 @@ def test_sizes_of_a_nested_config_are_found_and_limited_by_the_table(tmp_path):
     nested = {"text_config": {"vocab_size": 120, "max_position_embeddings": 77}}
     (path / "config.json").write_text(json.dumps({"model_type": "qwen2_vl", **nested}))
     (file,) = open_files([str(path)])
-    assert (file.target.vocab_size, file.target.context_tokens) == (100, 77)
+    assert (file.vocab_size, file.context_tokens) == (100, 77)
 
 
 def test_edges_own_artefacts_and_equal_names_are_told_apart(demo_out, tmp_path):
     names = ("mlx-fp16", "mlx-int4", "gguf-f16.gguf", "gguf-q5_k_m.gguf")
     files = open_files([str(demo_out / name) for name in names] * 2)
-    assert [file.target.recipe.precision for file in files] == ["FP16", "INT4", "FP16", "Q5_K_M"]
-    as_converted = model_of(open_checkpoint("demo"))
-    assert {common_model(files), *(file.target.model for file in files)} == {as_converted}
-    assert all(file.subject.model is None for file in files)
+    assert [file.recipe.precision for file in files] == ["FP16", "INT4", "FP16", "Q5_K_M"]
+    recipes = [RECIPES["mlx-fp16"]]
+    (as_converted,) = artefact_targets(open_checkpoint("demo"), recipes, tmp_path, peers=False)
+    assert {common_model(files), *(file.model for file in files)} == {as_converted.model}
     write_mlx(tmp_path / "a" / "same", "qwen2")
     write_mlx(tmp_path / "b" / "same", "mamba")
     pair = open_files([str(tmp_path / folder / "same") for folder in "ab"])
-    assert [file.subject.recipe.name for file in pair] == ["same (same)", "same (same) 2"]
+    assert [file.recipe.name for file in pair] == ["same (same)", "same (same) 2"]
 
 
 def test_a_single_model_is_converted_or_measured_as_it_is(demo_out, tmp_path):

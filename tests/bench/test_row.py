@@ -13,7 +13,7 @@ from tests.bench.fakes import (
     FACTS,
     JOB,
     PC,
-    SUBJECT,
+    TARGET,
     THREE,
     context,
     process,
@@ -23,8 +23,8 @@ from tests.bench.fakes import (
 )
 
 
-def row_of(trials=THREE, around=None, job=JOB, subject=SUBJECT, **changes):
-    return build_row(subject, job, [process(trials, **changes)], around or context())
+def row_of(trials=THREE, around=None, job=JOB, target=TARGET, **changes):
+    return build_row(target, job, [process(trials, **changes)], around or context())
 
 
 def has(row, *words):
@@ -61,7 +61,7 @@ def test_each_process_is_one_observation_of_the_interval():
         process([trial_at(10 * r + i, 1.0 + r / 10) for i in range(2)], r, **(peaks if r else {}))
         for r in range(3)
     ]
-    row = build_row(SUBJECT, JOB, runs, context(3))
+    row = build_row(TARGET, JOB, runs, context(3))
     means = [1 / (1.0 + r / 10) for r in range(3)]
     assert row.decode_tok_s.ci95 == pytest.approx(interval(means))
     assert row.decode_tok_s.n == 6
@@ -73,7 +73,7 @@ def test_each_process_is_one_observation_of_the_interval():
 @pytest.mark.parametrize(
     ("fields", "words"),
     [
-        ({"subject": replace(SUBJECT, notes=("lm_head is float16.",))}, ["lm_head is float16"]),
+        ({"target": replace(TARGET, notes=("lm_head is float16.",))}, ["lm_head is float16"]),
         ({"facts": msgspec.structs.replace(FACTS, remarks=["half speed"])}, ["half speed"]),
         ({"job": replace(JOB, workload=Workload(0, 3))}, ["prefill_tok_s and ttft_s were not"]),
         ({"job": replace(JOB, workload=Workload(10, 0))}, ["decode_tok_s needs"]),
@@ -113,7 +113,7 @@ def test_partly_missing_power_and_changed_idle_power_are_reasons():
 
 def test_a_row_that_failed_in_one_round_has_no_figures():
     runs = [process(THREE, 0), process([trial_at(4)], 1, failure="it died.")]
-    row = build_row(SUBJECT, JOB, runs, context(3))
+    row = build_row(TARGET, JOB, runs, context(3))
     assert row.verdict == "INVALID"
     assert row.reasons[0] == "it died (round 2 of 3)"
     figures = (row.decode_tok_s, row.prefill_tok_s, row.ttft_s, row.power_w, row.token_latency_ms)

@@ -19,7 +19,7 @@ from edge.errors import EdgeError
 from edge.profile.profile import Workload, read
 from tests.bench.fakes import (
     NS,
-    SUBJECT,
+    TARGET,
     FakeClock,
     FakeEngine,
     FakeMachine,
@@ -228,7 +228,7 @@ def test_a_failed_row_is_not_run_again(go):
     assert run.runs[run.order[0][0]][0].cooldown.waited_s == 2.0
     assert [len(runs) for runs in run.runs] == [3, 2, 3]
     assert ("b", 2) not in ran
-    rows = [build_row(SUBJECT, JOBS[i], run.runs[i], context(3)) for i in range(3)]
+    rows = [build_row(TARGET, JOBS[i], run.runs[i], context(3)) for i in range(3)]
     assert [row.verdict == "INVALID" for row in rows] == [False, True, False]
 
 
@@ -256,7 +256,7 @@ def test_lost_power_is_a_warning_at_once_and_in_the_rows(go, then):
     assert warnings == [f"power is no longer measured: sudo wants a password{instead}"]
     first, second, _ = (run.runs[i][0] for i in run.order[0])
     assert (first.power_lost, second.power_lost) == (None, "sudo wants a password")
-    before, after = (build_row(SUBJECT, JOBS[0], [one], context()) for one in (first, second))
+    before, after = (build_row(TARGET, JOBS[0], [one], context()) for one in (first, second))
     assert before.power_w.median == pytest.approx(5.0)
     assert "power was lost during the run: sudo wants a password" in after.reasons
     assert after.verdict == "WARN"

@@ -12,14 +12,17 @@ from types import SimpleNamespace
 import pytest
 
 from edge.bench.compare import compare
-from edge.bench.served import served_meter, served_workloads
-from edge.bench.server import Client, ServedTrials, is_local, server_url, short_name
+from edge.bench.plan import Target
+from edge.bench.server import REMOTE, Client, ServedTrials, is_local, server_url, short_name
 from edge.bench.trial import with_energy
+from edge.bench.workload import served_workloads
+from edge.cli.bench import _new_meter
 from edge.cli.main import main
+from edge.convert.artefacts.recipes import RECIPES
 from edge.errors import EdgeError
 from edge.power.meter import Sample
 from edge.profile.check import check
-from edge.profile.profile import Workload, read
+from edge.profile.profile import ModelInfo, Workload, read
 from tests.bench.test_compare import STEADY, profile, row
 
 NEW = {"tokens": None, "usage": True, "cached": 0, "refuses": (), "status": 200, "say": None}
@@ -209,7 +212,9 @@ def test_addresses_names_and_workloads():
             server_url(wrong)
     assert [is_local(url) for url in ("http://localhost:1", "http://[::1]")] == [True, True]
     assert not is_local("http://192.0.2.1:80")
-    assert "another machine" in served_meter("rapl", False).unavailable
+    args, away = SimpleNamespace(server="x", power="rapl"), ModelInfo("m", REMOTE)
+    target = Target(RECIPES["mlx-int4"], "x", ("server",), away)
+    assert "another machine" in _new_meter(args, [target])().unavailable
     assert short_name("C:\\models\\a b.gguf") == "a-b.gguf"
     assert served_workloads([8, 9], [4], []) == [Workload(8, 4, joint=True), Workload(9)]
 

@@ -4,8 +4,8 @@ from edge.bench import writer as module
 from edge.bench.row import build_row
 from edge.bench.runner import Run
 from edge.bench.writer import ProfileWriter
-from edge.profile.profile import Method, ModelInfo, Profile, read
-from tests.bench.fakes import JOB, PC, SUBJECT, context, process, samples_of, trial_at, worked
+from edge.profile.profile import Method, Profile, read
+from tests.bench.fakes import JOB, MODEL, PC, TARGET, context, process, samples_of, trial_at, worked
 
 
 @pytest.fixture
@@ -16,11 +16,11 @@ def writer(tmp_path):
         created_utc="2026-01-01T00:00:00+00:00",
         device=PC,
         software={"edge": "1"},
-        model=ModelInfo("demo", "demo", None, 5, False),
+        model=MODEL,
         method=Method(),
         rows=[],
     )
-    return ProfileWriter(profile, Run([JOB] * 2, 2, None), [SUBJECT] * 2, tmp_path, context(2))
+    return ProfileWriter(profile, Run([JOB] * 2, 2, None), [TARGET] * 2, tmp_path, context(2))
 
 
 def measure(writer, row, number, seconds_per_token=1.0):
@@ -33,9 +33,9 @@ def measure(writer, row, number, seconds_per_token=1.0):
 def test_only_the_row_that_changed_is_built(writer, monkeypatch):
     built = []
 
-    def spied(subject, job, runs, context):
+    def spied(target, job, runs, context):
         built.append(len(runs))
-        return build_row(subject, job, runs, context)
+        return build_row(target, job, runs, context)
 
     monkeypatch.setattr(module, "build_row", spied)
     measure(writer, 0, 0)

@@ -7,11 +7,10 @@ from types import SimpleNamespace
 import pytest
 
 from edge.bench import workload
-from edge.bench.plan import plan_jobs
 from edge.bench.runner import split_trials
 from edge.cli import bench
 from edge.cli.main import main, parser_of
-from edge.cli.options.bench import SUITES
+from edge.cli.options import bench as options
 from edge.errors import EdgeError
 from edge.profile.profile import Workload, read
 from tests.bench.fakes import FakeMeter
@@ -23,9 +22,8 @@ def parsed(*words):
 
 def planned(*words):
     args = parsed(*words)
-    workloads = partial(bench._workloads, args)
-    targets = bench.find_work(args).targets
-    return [job for job, _ in plan_jobs(targets, workloads, bench._settings(args))]
+    options.check(args)
+    return [job for job, _ in bench.plan(args, bench.find_work(args).targets)]
 
 
 @pytest.mark.parametrize(
@@ -58,7 +56,7 @@ def test_engines_cache_bits_and_suites_follow_the_flags():
     assert [job.engine for job in planned("--peers")] == ["mlx", "mlx-lm", "llama.cpp"]
     assert [planned("--kv-bits", bits)[0].kv_bits for bits in ("4", "8")] == [4, 8]
     assert (planned()[0].kv_bits, planned()[0].repetitions) == (None, 2)
-    assert tuple(workload.SUITES) == SUITES
+    assert tuple(workload.SUITES) == options.SUITES
 
 
 @pytest.mark.parametrize(

@@ -5,6 +5,7 @@ import re
 from pathlib import Path
 
 from edge.cli.options import shared
+from edge.errors import EdgeError
 from edge.quality import TOKENS
 
 # Speed settles in 3 s (hyperfine); energy counters are published up to 2.2 s apart.
@@ -14,13 +15,13 @@ PROMPT, GENERATE, DEPTH, REPETITIONS = 512, 128, 0, 5
 # The names in edge.bench.workload, which is slow to import.
 TABLE_11_SUITE = "table11"
 SUITES = (TABLE_11_SUITE, "quick", "depth", "localscore")
-# Options that say nothing about a running server: dest and flag.
-OF_ARTEFACTS = {
-    **{"models": "MODEL", "depth": "-d", "suite": "--suite", "rows": "--rows", "peers": "--peers"},
-    **{"kv_bits": "--kv-bits", "threads": "--threads", "quality": "--quality", "out": "--out"},
-    **{"revision": "--revision", "layers": "--layers", "rope_theta": "--rope-theta"},
-    **{"context": "--context", "bandwidth_gb_s": "--bandwidth-gb-s"},
-}
+# Options by the names that argparse gives them: of artefacts that are converted, and those that say
+# nothing about a running server.
+OF_CHECKPOINT = (
+    *("rows", "peers", "kv_bits", "out", "revision", "layers", "rope_theta", "context"),
+)
+OF_FILES = (*OF_CHECKPOINT, "models", "depth", "suite", "threads", "quality", "bandwidth_gb_s")
+OF_WORKLOAD = ("prompt", "generate", "depth", "joint")
 RANGE = re.compile(r"(\d{1,9})(?:-(\d{1,9})(?:([+*])(\d{1,9}))?)?")
 MOST_VALUES = 1000
 
@@ -63,18 +64,29 @@ def _add_models(parser: argparse.ArgumentParser) -> None:
     shared.add_corrections(parser)
 
 
-def as_is_conflicts(args: argparse.Namespace) -> list[str]:
-    """Options in use that are for the conversion of a checkpoint, or for edge's own network."""
-    given = {
-        "--rows": args.rows,
-        f"--suite {TABLE_11_SUITE}": args.suite == TABLE_11_SUITE,
-        "--peers": args.peers,
-        "--kv-bits": args.kv_bits,
-        "--out": args.out,
-        **{f"--{name}": getattr(args, name) for name in ("revision", "layers", "context")},
-        "--rope-theta": args.rope_theta,
-    }
-    return [flag for flag, value in given.items() if value]
+def check(args: argparse.Namespace) -> None:
+    """Refuse options that would have no effect."""
+    new = parser()
+    if args.server is not None and (given := shared.given(args, new, OF_FILES)):
+        raise EdgeError(f"--server measures what the server runs; leave out {', '.join(given)}.")
+    if args.served is not None and args.server is None:
+        raise EdgeError("--model names the model of a server; add --server, or give MODEL alone.")
+    if args.suite is not None and (given := shared.given(args, new, OF_WORKLOAD)):
+        raise EdgeError(
+            f"--suite {args.suite} sets the workloads itself; leave out {', '.join(given)}."
+        )
+
+
+def check_files(args: argparse.Namespace) -> None:
+    """Refuse options of a conversion, or of edge's own network, for files as they are."""
+    given = shared.given(args, parser(), OF_CHECKPOINT)
+    if args.suite == TABLE_11_SUITE:
+        given.append(f"--suite {TABLE_11_SUITE}")
+    if given:
+        raise EdgeError(
+            f"{', '.join(given)} cannot be used with files that are measured as they are; leave it "
+            f"out, or give one MODEL and --rows to convert it."
+        )
 
 
 def _add_workload(parser: argparse.ArgumentParser) -> None:

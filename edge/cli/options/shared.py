@@ -4,7 +4,7 @@ import argparse
 import math
 import os
 import textwrap
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +37,17 @@ class _Formatter(argparse.HelpFormatter):
 def new_parser(epilog: str | None = None) -> argparse.ArgumentParser:
     """A parser whose help shows the defaults."""
     return argparse.ArgumentParser(epilog=epilog, formatter_class=_Formatter)
+
+
+def given(
+    args: argparse.Namespace, parser: argparse.ArgumentParser, names: Collection[str]
+) -> list[str]:
+    """Flags of the options among `names` that do not have their defaults."""
+    return [
+        (action.option_strings or [str(action.metavar)])[0]
+        for action in parser._actions
+        if action.dest in names and getattr(args, action.dest) != action.default
+    ]
 
 
 def number(
