@@ -54,6 +54,14 @@ BEGINNINGS = (
 )
 
 
+class Always4(DraftLength):
+    """Four proposals at every match."""
+
+    def best(self, kind: int, most: int) -> int:
+        """4 or `most`, where there is a match."""
+        return min(4, most) if kind else 0
+
+
 class Editor:
     """A network that computes its logits, then replaces them to generate a given text."""
 
@@ -126,12 +134,9 @@ def run(
 def measure(model: Any, prompt: Sequence[int], args: argparse.Namespace, sampling: Sampling) -> str:
     """The line of one prompt; every loop runs once per round, in rotating order."""
     # The same drafters in all rounds: they adapt, as in a conversation.
-    lookup = PromptLookup()
-    drafters = {
-        "plain": None,
-        "lookup": lookup,
-        "always 4": PromptLookup(length=DraftLength(fixed=4)),
-    }
+    lookup, always = PromptLookup(), PromptLookup()
+    always.length = Always4()
+    drafters = {"plain": None, "lookup": lookup, "always 4": always}
     calls = {
         name: partial(run, model, prompt, args.tokens, sampling, draft)
         for name, draft in drafters.items()

@@ -11,7 +11,7 @@ tokens included. However the iterator ends, the source knows which ids its cache
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import mlx.core as mx
@@ -84,21 +84,15 @@ def generate_tokens(
 ) -> Tokens:
     """Yields the ids that follow a prompt, stop tokens included.
 
-    Args:
-        model: the network.
-        prompt: the ids that follow those in the cache.
-        cache: one of mlx-lm's caches per layer, extended in place. However the iterator ends,
-            all layers hold the prompt and the yielded ids, except the last of `max_tokens`.
-        sampling: a penalty sees this prompt and the generated ids.
-        max_tokens: None continues to the end of the model's context; 0 only fills the cache.
-        on_prefill: called after each part of the prompt.
-        draft: proposes tokens that are checked several at a time; the ids stay the same.
-        history: the ids in the cache, for the drafter.
+    `cache` has one of mlx-lm's caches per layer, extended in place. However the iterator ends, all
+    layers hold the prompt and the yielded ids, except the last of `max_tokens`. `prompt` follows
+    the ids in the cache, which are `history` for a drafter; a penalty does not see them.
+    `max_tokens` of None continues to the end of the model's context, 0 only fills the cache. With
+    `draft` tokens are checked several at a time; the ids stay the same.
 
     The call raises an EdgeError for an empty prompt, unknown ids, or no room in the context.
     """
     cache = make_cache(model) if cache is None else cache
-    prompt = [int(token) for token in prompt]
     _check_prompt(prompt, model.config.vocab_size)
     count = _context_room(model, cache, len(prompt))
     if max_tokens is not None:
@@ -168,45 +162,21 @@ def _check_prompt(prompt: Sequence[int], vocab_size: int) -> None:
             )
 
 
-class PrefixCache:
-    """One cache per layer (`layers`) and the ids that they hold (`held`)."""
-
-    def __init__(self, make: Callable[[], list[Cache]]):
-        self._make = make
-        self.clear()
-
-    def clear(self) -> None:
-        self.layers = self._make()
-        self.held: list[int] = []
-
-    def reuse(self, ids: Sequence[int], fresh: int = 1) -> int:
-        """Trims the cache to what it shares with a prompt but its `fresh` last ids; the length."""
-        common = common_length(self.held, ids[: max(0, len(ids) - fresh)])
-        for layer in self.layers:
-            layer.trim(layer.offset - common)
-        del self.held[common:]
-        return common
-
-    @contextlib.contextmanager
-    def feeding(self, ids: Sequence[int]) -> Iterator[list[int]]:
-        """Yields the prompt's ids to append the generated ids to; sets `held` at the end."""
-        fed = list(ids)
-        try:
-            yield fed
-        finally:
-            # A second interrupt can leave layers of different lengths.
-            if len({layer.offset for layer in self.layers}) > 1:
-                self.clear()
-            self.held = fed[: cache_length(self.layers)]
-
-
 def common_length(a: Sequence[object], b: Sequence[object]) -> int:
     pairs = enumerate(zip(a, b, strict=False))
     return next((i for i, (x, y) in pairs if x != y), min(len(a), len(b)))
 
 
+def _reusable(held: Sequence[int], ids: Sequence[int], sampling: Sampling) -> int:
+    """Length of the prompt's beginning that is held and need not be computed again."""
+    return common_length(held, ids[: max(0, len(ids) - sampling.looks_back)])
+
+
 class MlxSource:
-    """A network on MLX; `context_tokens` may be less than the model's context."""
+    """A network on MLX; `held` are the ids in its cache.
+
+    `context_tokens` may be less than the model's context.
+    """
 
     def __init__(
         self,
@@ -215,14 +185,18 @@ class MlxSource:
         context_tokens: int | None = None,
         draft: PromptLookup | None = None,
     ):
-        self._model, self.draft = model, draft
+        self._model, self._kv_bits, self.draft = model, kv_bits, draft
         most = model.config.max_position_embeddings
         self.context_tokens = most if context_tokens is None else min(most, context_tokens)
-        self.cache = PrefixCache(lambda: make_cache(model, kv_bits))
+        self.reset()
+
+    def reset(self) -> None:
+        self._cache = make_cache(self._model, self._kv_bits)
+        self.held: list[int] = []
 
     @property
     def cache_bytes(self) -> int:
-        return cache_bytes(self.cache.layers)
+        return cache_bytes(self._cache)
 
     @property
     def memory_bytes(self) -> tuple[int, int]:
@@ -232,19 +206,26 @@ class MlxSource:
         self, ids: Sequence[int], max_tokens: int | None, sampling: Sampling, **more: Any
     ) -> Continued:
         """The number of reused ids, and the ids that follow; options of `generate_tokens`."""
-        reused = self.cache.reuse(ids, sampling.looks_back)
-        more |= {"max_tokens": max_tokens, "sampling": sampling, "cache": self.cache.layers}
+        reused = _reusable(self.held, ids, sampling)
+        for layer in self._cache:
+            layer.trim(layer.offset - reused)
+        del self.held[reused:]
+        more |= {"max_tokens": max_tokens, "sampling": sampling, "cache": self._cache}
         more |= {"draft": self.draft, "history": ids[:reused]}
         return reused, self._fed(ids, generate_tokens(self._model, ids[reused:], **more))
 
-    def reset(self) -> None:
-        self.cache.clear()
-
     def _fed(self, ids: Sequence[int], tokens: Tokens) -> Tokens:
-        with self.cache.feeding(ids) as fed, contextlib.closing(tokens):
-            for token in tokens:
-                fed.append(token)
-                yield token
+        fed = list(ids)
+        try:
+            with contextlib.closing(tokens):
+                for token in tokens:
+                    fed.append(token)
+                    yield token
+        finally:
+            # A second interrupt can leave layers of different lengths.
+            if len({layer.offset for layer in self._cache}) > 1:
+                self.reset()
+            self.held = fed[: cache_length(self._cache)]
 
 
 class LlamaSource:
@@ -281,8 +262,7 @@ class LlamaSource:
         _check_prompt(ids, self._session.vocab_size)
         room = self.context_tokens - len(ids)
         count = room if max_tokens is None else min(max_tokens, room)
-        reused = common_length(self.held, ids[: max(0, len(ids) - sampling.looks_back)])
-        reused = self._trim(reused)
+        reused = self._trim(_reusable(self.held, ids, sampling))
         # A penalty sees the ids that are computed now, as on MLX.
         pick = Picker(sampling, ids[reused:])
         return reused, self._tokens(list(ids[reused:]), count, pick, on_prefill)

@@ -30,16 +30,10 @@ Penalty = Callable[[mx.array, mx.array], mx.array]
 
 @dataclass(frozen=True)
 class Sampling:
-    """Sampling settings; the defaults are greedy.
+    """Sampling settings as in mlx-lm; the defaults are greedy, where the filters have no effect.
 
-    Attributes:
-        temperature: 0 takes the most probable token; the filters then have no effect.
-        top_p: keep the smallest set of tokens with this share of the probability.
-        top_k: keep this many tokens; 0 keeps all.
-        min_p: keep tokens with at least this share of the best token's probability.
-        repetition_penalty: above 1 makes recent tokens less likely, also when greedy.
-        repetition_context: number of last tokens, prompt included, that count as recent.
-        seed: None draws a seed from MLX's global state.
+    The last `repetition_context` tokens, prompt included, are penalised, also when greedy. A seed
+    of None is drawn from MLX's global state.
     """
 
     temperature: float = 0.0

@@ -105,8 +105,7 @@ class Speculation:
     def _pass(self, known: int, count: int) -> Generator[int, None, int]:
         """One pass over the known id and proposals; yields all ids but the last, and returns it."""
         begin_s, self._caller_s = time.monotonic(), 0.0
-        proposed = self._draft.propose(count)
-        before = self._pick.state
+        proposed, kind, before = self._draft.propose(count), self._draft.kind(), self._pick.state
         hidden = self._model.model(mx.array([[known, *proposed]]), self._cache)
         chosen, clear, states = self._pick.pick_many(self._model.head(hidden)[0])
         mx.async_eval(chosen, clear)  # type: ignore[no-untyped-call]
@@ -116,7 +115,10 @@ class Speculation:
         for layer in self._cache:
             layer.trim(1 + count - len(found))
         self._pick.state = [before, *states][len(found)]
-        self._count_pass(proposed, found)
+        hits = sum(ours == theirs for ours, theirs in zip(found, proposed, strict=False))
+        self._needs_step = hits == len(found)
+        self._draft.drafted += count
+        self._draft.length.add_proposals(kind, hits, int(not self._needs_step and hits < count))
         if not found:
             self._needs_step = False
             return self._read(self._step(mx.array([known])))
@@ -126,20 +128,9 @@ class Speculation:
             yield from self._emit(token)
         return found[-1]
 
-    def _count_pass(self, proposed: list[int], found: list[int]) -> None:
-        """Counts hits and misses, and notes if the next id has to come from a step."""
-        hits = sum(ours == theirs for ours, theirs in zip(found, proposed, strict=False))
-        missed = hits < len(found) and hits < len(proposed)
-        self._needs_step = hits == len(found)
-        self._draft.drafted += len(proposed)
-        kind = self._draft.kind()
-        assert kind is not None  # something was proposed
-        self._draft.length.add_proposals(kind, hits, int(missed))
-
     def _proposals(self) -> int:
         """Number of proposals to check now; the last id is never fed to the model."""
-        kind = self._draft.kind()
-        return 0 if kind is None else self._draft.length.best(kind, self._count - self._made - 2)
+        return self._draft.length.best(self._draft.kind(), self._count - self._made - 2)
 
     def _step(self, token: mx.array) -> mx.array:
         hidden = self._model.model(token[None], self._cache)
@@ -148,8 +139,7 @@ class Speculation:
     def _read(self, token: mx.array) -> int:
         """Waits for a step's id, and counts whether it would have been proposed."""
         known = int(token.item())  # type: ignore[arg-type]  # an integer array's item is an int
-        kind = self._draft.kind()
-        if kind is not None:
+        if kind := self._draft.kind():
             hit = self._draft.propose(1) == [known]
             self._draft.length.add_proposals(kind, int(hit), int(not hit))
         self._draft.extend([known])
@@ -187,12 +177,10 @@ def accepted_ids(
 class DraftLength:
     """Estimates how many proposals pay, from their acceptance and the time of a pass.
 
-    The estimates outlive a generation, so a drafter should stay with its model. `fixed` proposals
-    are always checked if it is given.
+    The estimates outlive a generation, so a drafter should stay with its model.
     """
 
-    def __init__(self, fixed: int | None = None):
-        self._fixed = fixed
+    def __init__(self) -> None:
         self._step_s: deque[float] = deque(maxlen=LAPS)
         self._slopes: deque[float] = deque(ASSUMED_SLOPES, maxlen=LAPS)
         self._counts: dict[int, tuple[float, float]] = defaultdict(lambda: (1.0, 1.0))
@@ -220,15 +208,9 @@ class DraftLength:
         fade = MEMORY ** (hits + misses)
         self._counts[kind] = (right * fade + hits, wrong * fade + misses)
 
-    def pass_cost(self, proposals: int) -> float:
-        """The estimated time of a pass, in plain steps."""
-        return 1 + statistics.median(self._slopes) * proposals
-
     def best(self, kind: int, most: int) -> int:
         """Number of proposals of a kind to check now, at most `most`; 0 for a plain step."""
-        if self._fixed is not None:
-            return min(self._fixed, most)
-        if len(self._step_s) < FIRST_LAPS:
+        if kind == 0 or len(self._step_s) < FIRST_LAPS:
             return 0
         return max(range(min(most, MOST_PROPOSED) + 1), key=lambda count: self._gain(kind, count))
 
@@ -238,7 +220,8 @@ class DraftLength:
             return LEAST_GAIN
         right, wrong = self._counts[kind]
         accepted = (right + 1e-3) / (right + wrong + 2e-3)
-        return sum(accepted**n for n in range(proposals + 1)) / self.pass_cost(proposals)
+        pass_cost = 1 + statistics.median(self._slopes) * proposals
+        return sum(accepted**n for n in range(proposals + 1)) / pass_cost
 
 
 class PromptLookup:
@@ -248,8 +231,8 @@ class PromptLookup:
     those that the model chose too.
     """
 
-    def __init__(self, length: DraftLength | None = None):
-        self.length = length or DraftLength()
+    def __init__(self) -> None:
+        self.length = DraftLength()
         self._clear()
 
     def _clear(self) -> None:
@@ -276,7 +259,7 @@ class PromptLookup:
                 table[ngram] = here
 
     def match_length(self) -> int:
-        """Number of ids before the source that equal those at the end of the text."""
+        """Number of ids before the source that equal those at the text's end; 0 without one."""
         if self._source is None:
             return 0
         length, ids, source = 1, self._ids, self._source
@@ -285,9 +268,9 @@ class PromptLookup:
             length += 1
         return length
 
-    def kind(self) -> int | None:
-        """The class of the next proposals: a match of 1, 2-3, 4-7, 8-15 or 16-31 ids."""
-        return self.match_length().bit_length() or None
+    def kind(self) -> int:
+        """The class of the next proposals: 0 without any, 1 to 5 by the match's length in bits."""
+        return self.match_length().bit_length()
 
     def propose(self, count: int) -> list[int]:
         """`count` ids after the last occurrence of the text's end; none if its last id is new.

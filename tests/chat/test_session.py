@@ -129,7 +129,7 @@ def test_a_middle_is_printed_as_it_is_generated(start, monkeypatch):
     pieces, write, prefix = [], session.screen.write, "import os\n\ndef f(path):\n    "
     monkeypatch.setattr(session.screen, "write", lambda text: pieces.append(text) or write(text))
     shown = typed(f"/fim {prefix}<CURSOR>\n")
-    assert session.completer.source.cache.layers[0].bits == 8
+    assert session.completer.source._cache[0].bits == 8
     assert shown.startswith(session.completer.complete(prefix, "\n").text)
     assert sum(bool(piece.strip("\n")) for piece in pieces) > 2
 

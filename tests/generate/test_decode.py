@@ -12,9 +12,8 @@ from mlx_lm.utils import load_model as load_peer
 
 from edge.errors import EdgeError
 from edge.generate import decode
-from edge.generate.decode import LlamaSource, MlxSource, PrefixCache, generate_tokens
+from edge.generate.decode import LlamaSource, MlxSource, generate_tokens
 from edge.generate.sampling import GREEDY, Sampling
-from edge.model.kv_cache import make_cache
 from tests.support.conversions import exact_session
 from tests.support.talk import offsets, tokens
 
@@ -160,28 +159,24 @@ def source(request, model):
     return source
 
 
-def held(source):
-    return source.held if isinstance(source, LlamaSource) else source.cache.held
-
-
 @pytest.mark.parametrize("sampling", [GREEDY, SAMPLED, PENALISED])
 def test_a_source_gives_the_loops_tokens(source, model, prompt, sampling):
     reused, tokens = source.generate(prompt, 12, sampling)
     made = list(tokens)
     assert reused == 0
     assert made == list(generate_tokens(model, prompt, max_tokens=12, sampling=sampling))
-    assert held(source) == [*prompt, *made[:-1]]
+    assert source.held == [*prompt, *made[:-1]]
 
 
 def test_the_next_prompt_is_computed_from_the_first_difference(source, prompt):
     first = list(source.generate(prompt, 6, GREEDY)[1])
     for ids in ([*prompt, *first, 11], prompt, [*prompt[:7], 33, 34], prompt):
-        common = decode.common_length(held(source), ids[:-1])
+        common = decode.common_length(source.held, ids[:-1])
         reused, tokens = source.generate(ids, 6, GREEDY)
         assert reused == common
         again = list(tokens)
         source.reset()
-        assert held(source) == []
+        assert source.held == []
         assert list(source.generate(ids, 6, GREEDY)[1]) == again
     assert again == first
 
@@ -199,12 +194,15 @@ def test_the_cache_is_known_after_a_closed_generation(source, prompt):
     made = [next(tokens), next(tokens)]
     tokens.close()
     ahead = isinstance(source, MlxSource)
-    assert held(source) == [*prompt[:-3], *made][: None if ahead else -1]
+    assert source.held == [*prompt[:-3], *made][: None if ahead else -1]
     assert list(source.generate(prompt, 4, GREEDY)[1]) == first
 
 
 def test_layers_of_different_lengths_are_cleared(model, prompt):
-    cache = PrefixCache(lambda: make_cache(model))
-    with cache.feeding(prompt):
-        cache.layers[0].update_and_fetch(mx.zeros((1, 1, 2, 4)), mx.zeros((1, 1, 2, 4)))
-    assert cache.held == [] and offsets(cache.layers) == {0}
+    source = MlxSource(model)
+    tokens = source.generate(prompt, 9, GREEDY)[1]
+    next(tokens)
+    source._cache[0].trim(1)
+    source._cache[1].is_trimmable = lambda: False
+    tokens.close()
+    assert source.held == [] and offsets(source._cache) == {0}
