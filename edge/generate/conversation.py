@@ -4,8 +4,8 @@
     for event in conversation.ask("What does this do?"):
         print(event.text, end="", flush=True)
 
-Every prompt is the whole conversation, but it is computed from the first differing token on:
-answers are put back as the ids that the model generated.
+Every prompt is the whole conversation, computed from the first differing token on: answers are
+put back as the ids that the model generated.
 
 The answer has a quarter of the context, or max_tokens if that is less. If the conversation does
 not fit the rest, the oldest turns are left out of the prompt (not of `messages`) until it takes
@@ -67,7 +67,8 @@ class Conversation:
     @property
     def messages(self) -> tuple[Message, ...]:
         """The system prompt, if any, and all questions and answers."""
-        return (*self._head(), *self._turns)
+        head = () if self._system is None else (Message("system", self._system),)
+        return (*head, *self._turns)
 
     @property
     def context_tokens(self) -> int:
@@ -138,9 +139,6 @@ class Conversation:
             turns = (*turns, Message("assistant", "", cut_off=True))
         self._change(head[0].content or None if head else None, turns)
         self._generated.clear()
-
-    def _head(self) -> list[Message]:
-        return [] if self._system is None else [Message("system", self._system)]
 
     def _change(self, system: str | None, turns: Turns) -> None:
         self._system, self._turns = system, turns
@@ -216,8 +214,7 @@ class Conversation:
         return dropped, ids
 
     def _ids(self, turns: Turns, dropped: int, answer: bool = True) -> list[int]:
-        head, first = self._head(), 2 * dropped
-        kept = range(first, len(turns))
-        by_place = self._generated.items()
-        generated = {len(head) + at - first: ids for at, ids in by_place if at in kept}
-        return self._prompt.ids([*head, *turns[first:]], generated, answer)
+        head, _ = split_system(self.messages)
+        shift, kept = len(head) - 2 * dropped, range(2 * dropped, len(turns))
+        generated = {at + shift: ids for at, ids in self._generated.items() if at in kept}
+        return self._prompt.ids([*head, *turns[kept.start :]], generated, answer)

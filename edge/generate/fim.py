@@ -44,11 +44,10 @@ CHARACTERS_PER_POSITION, LEAST_CHARACTERS = 16, 100_000
 
 @dataclass(frozen=True)
 class Completion:
-    """A middle and its figures; times begin with the call.
+    """A middle and its figures, as in `Stats`; `generated_tokens` include text that was cut off.
 
-    `reused_tokens` of the prompt were in the cache. `generated_tokens` include a stop token and
-    text that was cut off. `decode_tok_s` is as in `Stats`. `stopped_by` is "stop token",
-    "max tokens" or a rule of `fim_stop`.
+    `reused_tokens` of the prompt were in the cache. `stopped_by` is "stop token", "max tokens" or
+    a rule of `fim_stop`.
     """
 
     text: str
@@ -155,8 +154,8 @@ class Completer:
             )
         files: list[int] = []
         for text in context:
-            ids = encode_text(self._backend, near_end(text, self._most_characters))
-            files += [*ids, fim.repo or 0]
+            files += encode_text(self._backend, near_end(text, self._most_characters))
+            files.append(fim.repo or 0)
         before, after = encode_parts(self._backend, prefix, suffix)
         before, after, left = fit(before, after, room)
         files = _keep_end(files, left, _step_tokens(room))

@@ -33,8 +33,8 @@ class Stats:
     """Figures of one generation, including the time that the caller took between events.
 
     `prompt_tokens` are without those in the cache, `generated_tokens` include a stop token. Times
-    begin with the call. `decode_tok_s` is (N - 1) / (t_N - t_1), None for fewer than two tokens.
-    Of `drafted_tokens`, the proposals checked, the model chose `accepted_tokens`.
+    begin with the call; for `decode_tok_s` see `TokenClock`. The model chose `accepted_tokens` of
+    the `drafted_tokens` that were checked.
     """
 
     prompt_tokens: int
@@ -110,7 +110,13 @@ def stream_generate(
     cache. Empty text begins with the model's BOS, as in llama.cpp.
     """
     clock = TokenClock()
-    ids = _encode(model, tokenizer, prompt, continues=cache is not None and cache_length(cache) > 0)
+    if not isinstance(prompt, str):
+        ids = list(prompt)
+    elif cache is not None and cache_length(cache) > 0:
+        ids = [int(i) for i in tokenizer.encode(prompt, add_special_tokens=False)]
+    else:
+        bos = model.config.bos_token_id
+        ids = encode_beginning(tokenizer, prompt) or ([] if bos is None else [bos])
     options |= {"max_tokens": max_tokens, "cache": cache, "draft": draft}
     tokens = generate_tokens(model, ids, on_prefill=clock.prefilled, **options)
     return text_events(tokens, tokenizer, StopScanner(stop), clock, len(ids), draft)
@@ -135,10 +141,9 @@ def stop_ids(tokenizer: Any) -> frozenset[int]:
 
 
 class StopScanner:
-    """Passes text in pieces on up to the first stop string.
+    """Passes text in pieces on up to the first stop string to be complete, the longest of several.
 
-    The stop string that is complete first ends the text; of several that end at the same
-    character it is the longest. Text that could become a stop string is held back.
+    Text that could become a stop string is held back.
     """
 
     def __init__(self, stops: Sequence[str]):
@@ -205,16 +210,3 @@ def text_events(
     rates = (clock.prefill_s, clock.ttft_s, clock.decode_tok_s)
     stats = Stats(prompt_tokens, clock.tokens, *rates, drafted, accepted)
     yield TextEvent(text, ids, finish, stats)
-
-
-def _encode(
-    model: Model, tokenizer: Any, prompt: str | Sequence[int], continues: bool
-) -> list[int]:
-    if not isinstance(prompt, str):
-        return list(prompt)
-    if continues:
-        return [int(i) for i in tokenizer.encode(prompt, add_special_tokens=False)]
-    ids = encode_beginning(tokenizer, prompt)
-    if not ids and model.config.bos_token_id is not None:
-        return [model.config.bos_token_id]
-    return ids

@@ -62,12 +62,11 @@ class Transcript:
                 file.flush()
                 os.fsync(file.fileno())
         except OSError as error:
-            warning = (
-                f"the transcript {self.path} cannot be written ({error.strerror or error}), so "
+            path, self.path = self.path, None
+            return (
+                f"the transcript {path} cannot be written ({error.strerror or error}), so "
                 f"further messages are not saved; save the conversation to another file."
             )
-            self.path = None
-            return warning
         self.messages = list(messages)
         return None
 

@@ -127,12 +127,9 @@ def windows_of(
     window: int | None = None,
     tokens: int | None = None,
 ) -> Windows:
-    """Cut a corpus into windows, by default of WINDOW_TOKENS or of `limit`, the model's context.
+    """Windows of a corpus; `limit` is the model's context, None a default of `edge eval`.
 
-    At most `tokens` are used, 0 for the whole corpus; None is the default of `edge eval`.
-
-    Raises:
-        EdgeError: the corpus cannot be used, or the window is longer than the context.
+    At most `tokens` are used, 0 for the whole corpus. An EdgeError if the corpus cannot be used.
     """
     window = min(WINDOW_TOKENS, limit) if window is None else window
     if window > limit:
@@ -146,13 +143,7 @@ def windows_of(
 def make_windows(
     texts: Iterable[SourceText], tokenizer: Tokenizer, name: str, window: int, tokens: int | None
 ) -> Windows:
-    """Cut texts into windows.
-
-    At most `tokens` ids are used, rounded down to whole windows; None for all.
-
-    Raises:
-        EdgeError: there is no window with a scored token.
-    """
+    """Windows of texts: at most `tokens` ids, rounded down to whole windows; None for all."""
     stream, corpus = _read(texts, tokenizer, name)
     found = len(stream[0])
     whole = found // window

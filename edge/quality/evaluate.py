@@ -59,10 +59,7 @@ def evaluate(
     """Score every artefact on every window whose scores are not stored in `folder`.
 
     `reference` names one of the subjects; `threads` are llama.cpp's; `again` ignores and replaces
-    stored scores.
-
-    Raises:
-        EdgeError: an artefact cannot be loaded, is of another model or does not fit into memory.
+    stored scores. An EdgeError if an artefact is of another model or does not fit into memory.
     """
     chosen = next((subject for subject in subjects if subject.name == reference), None)
     beside = None if chosen is None else identity(chosen)
@@ -89,11 +86,7 @@ def evaluate_in_child(
     threads: int,
     tokens: int,
 ) -> dict[str, dict[str, Any]]:
-    """Fields of a profile's `Quality`, and `reasons`, by the names of the artefacts.
-
-    Raises:
-        EdgeError: the evaluation failed, with the reason.
-    """
+    """Fields of a profile's `Quality`, and `reasons`, by the names of the artefacts."""
     source = checkpoint.source
     question = {
         "model": source.origin if source.path is None else str(source.path),

@@ -37,31 +37,22 @@ def open_files(
     """
     if len({unsplit_name(path) for path in paths}) < len(paths):
         raise EdgeError("two of the GGUF files have the same name; measure them one by one.")
-    found = [_open(path, corpus, window, tokens) for path in paths]
-    first = found[0]
-    for other in found:
-        if other.windows.digests != first.windows.digests:
+    artefacts, windows, shapes, parameters = [], [], [], []
+    for path in paths:
+        with contextlib.closing(LlamaSession(path, FEW_TOKENS, 1)) as session:
+            recipe = Recipe(unsplit_name(path), "GGUF", _precision(session))
+            artefacts.append(Artefact(recipe, path, kept=True))
+            limit, tokenizer = session.trained_tokens, read_tokenizer(session)
+            windows.append(windows_of(limit, tokenizer, corpus, window, tokens))
+            shapes.append(GgufShape(session.vocab_size, session.kv_elements_per_position))
+            parameters.append(session.parameters)
+        if windows[-1].digests != windows[0].digests:
             raise EdgeError(
-                f"{other.artefacts[0].path} and {first.artefacts[0].path} have different "
-                f"tokenizers, so their perplexities do not compare; measure them one by one."
+                f"{path} and {paths[0]} have different tokenizers, so their perplexities do not "
+                f"compare; measure them one by one."
             )
-    return GgufFiles(
-        [file.artefacts[0] for file in found],
-        first.windows,
-        max((file.shape for file in found), key=lambda shape: shape.cache_elements),
-        [file.parameters[0] for file in found],
-    )
-
-
-def _open(path: Path, corpus: Path | None, window: int | None, tokens: int | None) -> GgufFiles:
-    with contextlib.closing(LlamaSession(path, FEW_TOKENS, 1)) as session:
-        tokenizer, limit = read_tokenizer(session), session.trained_tokens
-        return GgufFiles(
-            [Artefact(Recipe(unsplit_name(path), "GGUF", _precision(session)), path, kept=True)],
-            windows_of(limit, tokenizer, corpus, window, tokens),
-            GgufShape(session.vocab_size, session.kv_elements_per_position),
-            [session.parameters],
-        )
+    largest = max(shapes, key=lambda shape: shape.cache_elements)
+    return GgufFiles(artefacts, windows[0], largest, parameters)
 
 
 def _precision(session: LlamaSession) -> str:

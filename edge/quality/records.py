@@ -73,16 +73,13 @@ class Records(dict[str, Value]):
 
     `key` is everything that a result depends on except its name, `kind` the type of the values
     for msgspec. `again` deletes the stored results.
-
-    Raises:
-        EdgeError: the file cannot be read.
     """
 
     def __init__(self, folder: Path, key: Mapping[str, Any], kind: Any, again: bool = False):
         text = json.dumps(key, sort_keys=True)
-        name = f"{key['artefact']}-{hashlib.sha256(text.encode()).hexdigest()[:16]}.jsonl"
         self._head = f'{{"key": {text}}}'.encode()
-        self.path = folder / name
+        digest = hashlib.sha256(text.encode()).hexdigest()[:16]
+        self.path = folder / f"{key['artefact']}-{digest}.jsonl"
         if not self.path.exists():
             return
         decoder = msgspec.json.Decoder(dict[str, kind])

@@ -77,11 +77,9 @@ class MlxScorer:
         if pieces.positions >= ids.shape[1]:
             yield _flat(self._model(ids))
             return
-        for i in range(len(windows)):
-            cache = make_cache(self._model)
-            for start in range(0, ids.shape[1], pieces.positions):
-                part = ids[i : i + 1, start : start + pieces.positions]
-                yield _flat(self._model(part, cache))
+        cache = make_cache(self._model)
+        for start in range(0, ids.shape[1], pieces.positions):
+            yield _flat(self._model(ids[:, start : start + pieces.positions], cache))
 
     def close(self) -> None:
         del self._model
@@ -101,17 +99,16 @@ class LlamaCppScorer:
         self.close = self._session.close
 
     def logits(self, windows: Ids, pieces: Pieces) -> Iterator[mx.array]:
-        parts = (part for window in windows for part in self._parts(window, pieces.positions))
-        if pieces.positions < windows.shape[1] - 1:
-            yield from map(mx.array, parts)
-        else:
-            yield mx.array(np.concatenate(list(parts)))
-
-    def _parts(self, window: Ids, positions: int) -> Iterator[np.ndarray]:
-        self._session.trim(0)
-        ids = [int(i) for i in window[:-1]]
-        for start in range(0, len(ids), positions):
-            yield self._session.all_logits(ids[start : start + positions])
+        whole = []
+        for window in windows[:, :-1]:
+            self._session.trim(0)
+            for start in range(0, len(window), pieces.positions):
+                ids = [int(i) for i in window[start : start + pieces.positions]]
+                whole.append(self._session.all_logits(ids))
+                if pieces.windows == 1:
+                    yield mx.array(whole.pop())
+        if whole:
+            yield mx.array(np.concatenate(whole))
 
 
 Scorer = MlxScorer | LlamaCppScorer
@@ -229,8 +226,6 @@ def score_group(job: Job, group: Sequence[Subject]) -> None:
     missing = job.missing(group)
     pending, step = job.pending(missing), job.pieces.windows
     reference = None if job.reference is None else job.reference.name
-    if not pending:
-        return
     with ExitStack() as stack:
         scorers = {s.name: _open(job, s, stack) for s in job.with_reference(missing)}
         for start in range(0, len(pending) + step, step):

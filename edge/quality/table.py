@@ -38,8 +38,8 @@ def build_document(
 ) -> Row:
     """JSON document with a row per artefact; `reasons` of a row explain its nulls.
 
-    `parameters` are the numbers of weights, for the bits that one takes.
-    With `worst_count`, each row except the reference's has its worst positions.
+    `parameters` are the numbers of weights. With `worst_count`, each row except the reference's
+    has its worst positions.
     """
     rows = [_row(*each, reference, found) for each in zip(artefacts, parameters, strict=True)]
     if worst_count and reference is not None and tokenizer is not None:

@@ -72,9 +72,6 @@ def fill_all(
     """Middles of all holes, in order; each is stored in `folder` as soon as it is computed.
 
     `warn` gets a sentence if memory is short.
-
-    Raises:
-        EdgeError: the artefact cannot be opened, or a middle cannot be stored.
     """
     key = {**identity(subject), "rules": rules_version(), **asdict(settings)}
     records: Records[Filled] = Records(folder, key, Filled)

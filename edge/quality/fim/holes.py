@@ -67,7 +67,7 @@ def draw_holes(texts: Sequence[SourceText], kind: str, count: int, seed: int) ->
     ends = list(itertools.accumulate(len(text.text) for text in texts))
     spans: dict[tuple[int, int, int], Hole] = {}
     for sample in range(count):
-        for attempt in range(MOST_ATTEMPTS):
+        for attempt in range(MOST_ATTEMPTS if texts else 0):
             span = _draw(texts, ends, kind, _numbers(f"{seed}/{kind}/{sample}/{attempt}"))
             if span is not None and span not in spans:
                 break
@@ -90,8 +90,6 @@ def _draw(
     texts: Sequence[SourceText], ends: Sequence[int], kind: str, numbers: Iterator[int]
 ) -> tuple[int, int, int] | None:
     """File, begin and end of a hole; None if the draw is not a hole."""
-    if not ends or not ends[-1]:
-        return None
     place = next(numbers) % ends[-1]
     file = bisect_right(ends, place)
     text = texts[file].text
@@ -148,25 +146,21 @@ def read_humaneval(path: Path, most: int | None = None) -> list[Hole]:
     """Tasks of a JSON-lines file, plain or gzip, as published by Bavarian et al. (2022).
 
     The start of a task_id gives the kind; the first `most` of each kind are used, None for all.
-
-    Raises:
-        EdgeError: the file cannot be read, or a line is not a task.
     """
-    names: set[str] = set()
-    kinds: dict[str, list[Hole]] = {}
+    found: dict[str, Hole] = {}
     # Split at \n only: JSON strings may contain other line ends.
     for number, line in enumerate(_content(path).split(b"\n"), start=1):
         if not line.strip():
             continue
         where = f"line {number} of {path}"
         hole = _task_hole(line, where)
-        if hole.name in names:
+        if found.setdefault(hole.name, hole) is not hole:
             raise EdgeError(f"{where} has the task_id {hole.name!r} of an earlier line.")
-        names.add(hole.name)
-        kinds.setdefault(hole.kind, []).append(hole)
-    if not names:
+    if not found:
         raise EdgeError(f"{path} is empty; name a HumanEval infilling file.")
-    return [hole for of_kind in kinds.values() for hole in of_kind[:most]]
+    kinds = dict.fromkeys(hole.kind for hole in found.values())
+    of_kinds = ([hole for hole in found.values() if hole.kind == kind] for kind in kinds)
+    return [hole for holes in of_kinds for hole in holes[:most]]
 
 
 def _content(path: Path) -> bytes:
