@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import tempfile
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
@@ -17,6 +18,7 @@ from edge.convert.sources.published import config_warnings
 from edge.convert.sources.synthetic import PREFIX, open_synthetic
 from edge.convert.sources.weights import Opened, Weights
 from edge.errors import printable
+from edge.formats.files import open_file, read_small_file
 from edge.model.config import ModelConfig
 from edge.model.tensors import check_shapes, parameter_count
 from edge.tokenizer.tokenizer import Tokenizer
@@ -82,7 +84,7 @@ class Checkpoint:
             digest.update(self.source.origin.encode())
         elif self.source.path.is_dir():
             for name in ("config.json", "tokenizer.json"):
-                digest.update((self.source.path / name).read_bytes())
+                digest.update(read_small_file(self.source.path / name))
         for path in self.weights.files:
             _sample(path, digest)
         return digest.hexdigest()
@@ -124,9 +126,9 @@ def open_path(path: Path) -> Opened:
 
 
 def _sample(path: Path, digest: hashlib._Hash) -> None:
-    size = path.stat().st_size
-    digest.update(size.to_bytes(8, "little"))
-    with path.open("rb") as file:
+    with open_file(path) as file:
+        size = os.fstat(file.fileno()).st_size
+        digest.update(size.to_bytes(8, "little"))
         digest.update(file.read(HEAD_BYTES))
         for i in range(SAMPLES_PER_FILE):
             file.seek(max(0, size - SAMPLE_BYTES) * i // (SAMPLES_PER_FILE - 1))

@@ -83,17 +83,33 @@ def _take_place(partial: Path, target: Path) -> None:
 
 @contextmanager
 def open_file(path: Path) -> Iterator[BinaryIO]:
-    """A regular file opened for reading; a pipe would block."""
+    """A regular file opened for reading; a pipe or a device is refused without waiting for it."""
     try:
-        if not stat.S_ISREG(path.stat().st_mode):
-            raise EdgeError(f"{path} is not a regular file; check the path.")
-        with path.open("rb") as file:
+        with path.open("rb", opener=_without_waiting) as file:
+            if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+                raise EdgeError(f"{path} is not a regular file; check the path.")
             yield file
-    except FileNotFoundError:
-        raise EdgeError(f"{path} is missing; check the path or download it again.") from None
     except (OSError, ValueError) as error:  # ValueError: a NUL in the name
-        reason = getattr(error, "strerror", None) or error
-        raise EdgeError(f"{path} cannot be read ({reason}); check its permissions.") from None
+        raise unreadable(path, error) from None
+
+
+def _without_waiting(path: str, flags: int) -> int:
+    return os.open(path, flags | os.O_NONBLOCK)
+
+
+def unreadable(path: Path, error: OSError | ValueError) -> EdgeError:
+    """An error of opening or reading a file, with the advice that helps."""
+    match error:
+        case FileNotFoundError():
+            return EdgeError(f"{path} is missing; check the path or download it again.")
+        case IsADirectoryError():
+            return EdgeError(f"{path} is a directory; give a file.")
+        case PermissionError():
+            advice = "check its permissions"
+        case _:
+            advice = "check the path and the disk"
+    reason = getattr(error, "strerror", None) or error
+    return EdgeError(f"{path} cannot be read ({reason}); {advice}.")
 
 
 def read_small_file(path: Path, max_bytes: int = MAX_BYTES) -> bytes:

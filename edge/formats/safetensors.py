@@ -11,6 +11,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -108,7 +109,7 @@ def read_headers(paths: Iterable[Path]) -> dict[str, StoredTensor]:
 def read_header(path: Path) -> dict[str, StoredTensor]:
     """Tensors of a file by name, checked against the file's size."""
     with open_file(path) as file:
-        file_bytes = path.stat().st_size
+        file_bytes = os.fstat(file.fileno()).st_size
         header_bytes = int.from_bytes(file.read(8), "little")
         if file_bytes < 8 + header_bytes:
             raise _broken(path, f"is cut off inside its header ({file_bytes} bytes)")

@@ -23,6 +23,7 @@ import numpy as np
 from edge.child import module_command
 from edge.errors import EdgeError
 from edge.formats.gguf import GgufFile, GgufTensor, read_gguf
+from edge.formats.safetensors import read_array
 from edge.linux_cpu import child_environment
 from edge.llama_cpp.session import first_error, library
 
@@ -153,7 +154,7 @@ def _unfit(path: Path, reason: str) -> EdgeError:
 
 
 def _read(path: Path, tensor: GgufTensor) -> Float32:
-    return np.fromfile(path, "<f4", count=tensor.data_bytes // 4, offset=tensor.begin)
+    return read_array(path, "<f4", tensor.data_bytes // 4, tensor.begin)
 
 
 @contextmanager

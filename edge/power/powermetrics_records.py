@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from edge.errors import EdgeError
+from edge.formats.files import open_file
 from edge.power.meter import Sample, worst_thermal
 
 # The rails of the total, by the prefix of their keys; DRAM on macOS 12 and older.
@@ -26,6 +27,7 @@ END = b"</plist>"
 # Six clusters of an M2 Ultra make 76 kB.
 MAX_RECORD_BYTES = 1 << 20
 CHUNK_BYTES = 1 << 20
+MAX_JUNK_BYTES = 16 << 20  # before the first record of a log
 
 SECOND_NS = 10**9
 # On macOS 27.0 the CPU's counter moves every 2.2 s; on its betas it stayed at 0 under load.
@@ -201,12 +203,11 @@ def read_log(path: Path) -> Timeline:
     """
     stream = RecordStream()
     records: list[Record] = []
-    try:
-        with path.open("rb") as log:
-            while chunk := log.read(CHUNK_BYTES):
-                records += stream.feed(chunk)
-    except OSError as error:
-        raise EdgeError(f"The power log {path} cannot be read: {error.strerror}.") from error
+    with open_file(path) as log:
+        while chunk := log.read(CHUNK_BYTES):
+            records += stream.feed(chunk)
+            if not records and log.tell() >= MAX_JUNK_BYTES:
+                break
     stream.finish()
     if not records:
         reason = stream.rejected[0] if stream.rejected else "no record"
