@@ -20,6 +20,7 @@ from edge.convert.sources.find import DEMO, HUB_ID, SMOLLM2
 from edge.convert.sources.synthetic import PREFIX
 from edge.convert.sources.weights import Opened, Shape, Weights
 from edge.errors import EdgeError
+from edge.formats.files import open_file
 from edge.model.tensors import check_shapes, expected_shapes
 
 WORST = 5
@@ -116,8 +117,10 @@ def find_origin(artefact: Path, model: str | None = None) -> Checkpoint | None:
 
 
 def _manifest_of(artefact: Path) -> Manifest:
-    if not artefact.exists():
-        raise EdgeError(f"{artefact} is missing; check the path.")
+    file = artefact / MLX_FILE
+    if file.exists() or not artefact.is_dir():
+        with open_file(file if artefact.is_dir() else artefact):
+            pass  # its error says why it cannot be read
     manifest = read_manifest(artefact)
     if manifest is None:
         raise EdgeError(

@@ -85,7 +85,7 @@ def _take_place(partial: Path, target: Path) -> None:
 def open_file(path: Path) -> Iterator[BinaryIO]:
     """A regular file opened for reading; a pipe or a device is refused without waiting for it."""
     try:
-        with path.open("rb", opener=_without_waiting) as file:
+        with open(path, "rb", opener=_without_waiting) as file:
             if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
                 raise EdgeError(f"{path} is not a regular file; check the path.")
             yield file
@@ -100,10 +100,10 @@ def _without_waiting(path: str, flags: int) -> int:
 def unreadable(path: Path, error: OSError | ValueError) -> EdgeError:
     """An error of opening or reading a file, with the advice that helps."""
     match error:
-        case FileNotFoundError():
+        case FileNotFoundError() | NotADirectoryError():
             return EdgeError(f"{path} is missing; check the path or download it again.")
         case IsADirectoryError():
-            return EdgeError(f"{path} is a directory; give a file.")
+            return EdgeError(f"{path} is a directory, not a file; check the path.")
         case PermissionError():
             advice = "check its permissions"
         case _:

@@ -190,7 +190,7 @@ def energy_of(timeline):
 def test_a_log_without_energy_is_an_error(tmp_path, data, words):
     with pytest.raises(EdgeError, match=words):
         replayed(tmp_path, data)
-    with pytest.raises(EdgeError, match="cannot be read"):
+    with pytest.raises(EdgeError, match="is missing"):
         read_log(tmp_path / "none.plist")
 
 
