@@ -12,10 +12,10 @@ from edge.chat.screen import Sanitiser, echo_off, follow
 from edge.chat.session import Session, counted, size
 from edge.errors import EdgeError
 from edge.formats.files import read_text
+from edge.generate import CURSOR
 from edge.generate.chat_prompt import NO_SYSTEM
 from edge.generate.decode import open_source
-from edge.generate.fim import Completer
-from edge.generate.hole import CURSOR, read_hole, split_at_mark
+from edge.generate.fim import Completer, read_hole, split_at_mark
 from edge.generate.transcript import read_transcript, write_transcript
 from edge.text import plain
 

@@ -12,8 +12,7 @@ from edge.device.memory import wired
 from edge.errors import EdgeError
 from edge.formats.files import check_argument, decode_text, read_text
 from edge.generate.decode import open_source
-from edge.generate.fim import Completer
-from edge.generate.hole import read_hole, split_at_mark
+from edge.generate.fim import Completer, read_hole, split_at_mark
 from edge.generate.sampling import Sampling
 from edge.stdout import check_stdout, write_stdout
 from edge.tokenizer.fim_tokens import FimTokens

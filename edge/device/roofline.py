@@ -4,13 +4,6 @@ from edge.device.chips import NVIDIA_CACHE_BYTES
 from edge.device.describe import Device
 
 
-def ceiling_tok_s(bytes_per_token: float, bandwidth_bytes_s: float) -> float:
-    """Tokens per second if decoding took only the time to read memory at full bandwidth."""
-    if bytes_per_token <= 0 or bandwidth_bytes_s <= 0:
-        raise ValueError("a ceiling needs bytes and a bandwidth above 0")
-    return bandwidth_bytes_s / bytes_per_token
-
-
 def bandwidth_fraction(
     device: Device, on_gpu: bool, decode_tok_s: float, bytes_per_token: float
 ) -> tuple[float | None, str | None]:
@@ -28,7 +21,7 @@ def bandwidth_fraction(
             f"bandwidth_fraction: a token's {bytes_per_token / 1e6:.0f} MB fit in the cache of "
             f"{cache_bytes / 1e6:.0f} MB, so memory is no ceiling; use a larger model"
         )
-    reached = decode_tok_s / ceiling_tok_s(bytes_per_token, bandwidth.gb_s * 1e9)
+    reached = decode_tok_s * bytes_per_token / (bandwidth.gb_s * 1e9)
     if reached <= 1:
         return reached, None
     return reached, (

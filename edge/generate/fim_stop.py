@@ -34,9 +34,7 @@ class Stop(NamedTuple):
 class StopRules:
     """The rules for one hole; `heuristics` turns on all rules but `max_lines`."""
 
-    def __init__(
-        self, prefix: str, suffix: str, max_lines: int | None = None, heuristics: bool = True
-    ):
+    def __init__(self, prefix: str, suffix: str, max_lines: int | None, heuristics: bool):
         self.prefix, self.suffix = prefix, suffix
         self.max_lines, self.heuristics = max_lines, heuristics
         # The cursor's line before the cursor, and after it, "" if that is blank.
@@ -234,13 +232,11 @@ def _bracket(rules: StopRules, text: str) -> Stop | None:
 
 def _missing_closers(closers: list[str], stray: list[str]) -> int:
     """Number of brackets opened in the prefix (innermost first) that the suffix does not close."""
-    for missing in range(len(closers) + 1):
-        if closers[missing:] == stray:
-            return missing
-    for missing in range(len(closers)):  # in an unbalanced file the suffix's beginning counts
-        if all(ours == theirs for ours, theirs in zip(closers[missing:], stray, strict=False)):
-            return missing
-    return len(closers)
+    tails = [closers[missing:] for missing in range(len(closers) + 1)]
+    if stray in tails:
+        return tails.index(stray)
+    # In an unbalanced file the suffix's beginning counts.
+    return next(i for i, t in enumerate(tails) if t[: len(stray)] == stray[: len(t)])
 
 
 def _unbalanced(brackets: Brackets) -> tuple[list[str], Brackets]:

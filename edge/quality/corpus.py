@@ -23,7 +23,7 @@ from edge.convert.convert import is_synthetic
 from edge.errors import EdgeError
 from edge.formats.files import MAX_TEXT_BYTES, decode_text, read_small_file, read_text
 from edge.quality import TOKENS, WINDOW_TOKENS, WINDOWS
-from edge.tokenizer.detokenizer import BYTE_OF, BYTE_TOKEN
+from edge.tokenizer.detokenizer import BYTE_TOKEN, bytes_of
 from edge.tokenizer.tokenizer import SPACE, Tokenizer
 
 BUNDLED = Path(__file__).parents[1] / "data" / "corpus"
@@ -212,7 +212,7 @@ class TokenBytes:
             return len(self._added[token_id].encode())
         name = self._name_of(token_id) or ""
         if self._byte_level:
-            return sum(1 if c in BYTE_OF else len(c.encode()) for c in name)
+            return len(bytes_of(name))
         if BYTE_TOKEN.fullmatch(name):
             return 1
         return len(name.replace(SPACE, " ").encode())

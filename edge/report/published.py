@@ -8,7 +8,6 @@ from importlib import resources
 from typing import Any
 
 from edge.device.chips import find_chip
-from edge.device.roofline import ceiling_tok_s
 from edge.profile.profile import OWN_ENGINES, ModelInfo, Profile, Row
 from edge.report.table import Cell, Table, number_cell
 from edge.text import escape, plain, share
@@ -38,7 +37,7 @@ class PublishedRow:
 
     def share_of(self, bandwidth_gb_s: float) -> float:
         """The published rate as a share of the ceiling at a memory bandwidth."""
-        return self.decode_tok_s / ceiling_tok_s(self.bytes_per_token, bandwidth_gb_s * 1e9)
+        return self.decode_tok_s * self.bytes_per_token / (bandwidth_gb_s * 1e9)
 
     def is_of(self, row: Row) -> bool:
         """The row has the same artefact, on the framework's own engine."""

@@ -25,18 +25,16 @@ SENTENCEPIECE_STEPS = [
 class StreamingDetokenizer:
     """Text of one stream of ids, for a tokenizer of edge, mlx-lm or transformers.
 
-    The joined results of `add` and `finish` are `tokenizer.decode(ids)`, special tokens included,
-    in time linear in the number of ids. An incomplete character is held back, and so is a run of
-    byte tokens (<0x0A>), since a later byte can turn all of them into U+FFFD. A decoder that is
-    neither byte-level nor SentencePiece's holds everything back.
-
-    With `continues` the ids follow other text: SentencePiece's first space is kept.
+    The joined results of `add` and `finish` are `tokenizer.decode(ids)`, special tokens included.
+    Held back are an incomplete character, a run of byte tokens (<0x0A>), since a later byte can
+    turn all of them into U+FFFD, and all text of a decoder that is neither byte-level nor
+    SentencePiece's. With `continues` the ids follow other text, and its first space is kept.
     """
 
     def __init__(self, tokenizer: Any, continues: bool = False):
         self._tokenizer = tokenizer
         backend: Any = getattr(tokenizer, "backend_tokenizer", None)
-        self._decoder: Utf8Decoder | _ByteLevel | _SentencePiece | None
+        self._decoder: Utf8Decoder | _SentencePiece | None
         if hasattr(backend, "token_bytes"):  # llama.cpp's
             self._decoder = Utf8Decoder(backend.adds_space and not continues)
             self._token_of = backend.token_bytes
@@ -69,11 +67,11 @@ def _flat(step: dict[str, Any]) -> list[dict[str, Any]]:
     return [inner for part in nested for inner in _flat(part)] or [step]
 
 
-def _decoder(steps: list[dict[str, Any]], continues: bool) -> _ByteLevel | _SentencePiece | None:
+def _decoder(steps: list[dict[str, Any]], continues: bool) -> Utf8Decoder | _SentencePiece | None:
     """The incremental decoder for these steps; None if there is none."""
     match steps:
         case [{"type": "ByteLevel"}]:
-            return _ByteLevel()
+            return Utf8Decoder(strips=False)
         case [*first, {"type": "Strip", "content": " ", "start": most, "stop": 0}] if (
             first == SENTENCEPIECE_STEPS
         ):
@@ -82,14 +80,17 @@ def _decoder(steps: list[dict[str, Any]], continues: bool) -> _ByteLevel | _Sent
 
 
 class Utf8Decoder:
-    """Text of tokens that are given as bytes, without a first space if `strips`."""
+    """Text of tokens whose bytes are one UTF-8 text, without a first space if `strips`.
+
+    Python's decoder replaces invalid bytes exactly as Rust's from_utf8_lossy does.
+    """
 
     def __init__(self, strips: bool) -> None:
         self._utf8 = codecs.getincrementaldecoder("utf-8")("replace")
         self._strips = strips
 
-    def add(self, token: bytes) -> str:
-        text = self._utf8.decode(token)
+    def add(self, token: bytes | str) -> str:
+        text = self._utf8.decode(token if isinstance(token, bytes) else bytes_of(token))
         if not text or not self._strips:
             return text
         self._strips = False
@@ -99,25 +100,12 @@ class Utf8Decoder:
         return self._utf8.decode(b"", final=True)
 
 
-class _ByteLevel:
-    """Each character is a byte; the bytes of all tokens are one UTF-8 text.
-
-    A token with a character that is not in the byte alphabet (a space, a Chinese sign) is its own
-    text. Python's decoder replaces invalid bytes exactly as Rust's from_utf8_lossy does.
-    """
-
-    def __init__(self) -> None:
-        self._utf8 = codecs.getincrementaldecoder("utf-8")("replace")
-
-    def add(self, token: str) -> str:
-        try:
-            data = bytes([BYTE_OF[character] for character in token])
-        except KeyError:
-            data = token.encode()
-        return self._utf8.decode(data)
-
-    def finish(self) -> str:
-        return self._utf8.decode(b"", final=True)
+def bytes_of(token: str) -> bytes:
+    """A byte-level token's bytes; one with a character that is not in the alphabet is its text."""
+    try:
+        return bytes([BYTE_OF[character] for character in token])
+    except KeyError:
+        return token.encode()
 
 
 class _SentencePiece:

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from edge.cli.main import main
-from edge.generate.hole import parse_place
+from edge.generate.fim import parse_place
 
 KEYS = {
     "text", "prompt_tokens", "reused_tokens", "generated_tokens", "ttft_s", "total_s",

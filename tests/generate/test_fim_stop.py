@@ -9,9 +9,9 @@ from edge.generate.fim_stop import StopRules
 IN_F, RETURN = "def f():\n    ", "\n    return x\n"
 
 
-def ending(prefix, suffix, text, find="find_stop", **options):
+def ending(prefix, suffix, text, find="find_stop", max_lines=None, heuristics=True):
     """The middle and the rule that ended it, None if none did."""
-    stop = getattr(StopRules(prefix, suffix, **options), find)(text)
+    stop = getattr(StopRules(prefix, suffix, max_lines, heuristics), find)(text)
     return (text, None) if stop is None else (text[: stop.cut], stop.rule)
 
 

@@ -10,8 +10,8 @@ from msgspec import structs
 
 from edge.cli.model_path import DEMO
 from edge.quality.corpus import Corpus, SourceText, Windows, make_windows
+from edge.quality.evaluate import NO_REFERENCE, NOT_FINITE, ONE_WINDOW, summarise
 from edge.quality.score import SCORE
-from edge.quality.summary import NO_REFERENCE, NOT_FINITE, ONE_WINDOW, summarise
 from edge.quality.table import _worst_text, worst
 from edge.stats import interval
 from edge.tokenizer.tokenizer import Tokenizer

@@ -3,7 +3,7 @@
 import argparse
 
 from edge.cli.options import shared
-from edge.generate.hole import CURSOR
+from edge.generate import CURSOR
 
 ARTEFACT = "mlx-fp16"
 

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from edge.errors import EdgeError
-from edge.generate.hole import read_hole
+from edge.generate.fim import read_hole
 from edge.quality.corpus import SourceText
 from edge.quality.fim.holes import AROUND_CHARACTERS, KINDS, draw_holes, read_humaneval
 
