@@ -24,6 +24,7 @@ from datetime import UTC, datetime
 from itertools import product
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
@@ -109,9 +110,9 @@ def main() -> None:
     """Measures, prints, writes the file."""
     args = parsed()
     with tempfile.TemporaryDirectory() as folder:
-        install(Path(folder))
-        os.environ["PATH"] = f"{folder}{os.pathsep}{os.environ['PATH']}"
-        records = compared(args)
+        command = install(Path(folder))
+        with patch.object(powermetrics, "find_command", lambda: command):
+            records = compared(args)
     for r in records:
         rounds = ", ".join(f"{share:.2f}" for share in r["rounds"])
         print(

@@ -146,11 +146,13 @@ def _compiled_library(folder: Path) -> Path:
 
         with tempfile.TemporaryDirectory(prefix=PROCESS, dir=folder) as made:
             partial = Path(made, library.name)
-            command = ("cc", *FLAGS, str(SOURCE), "-o", str(partial))
+            # Not through "." in the PATH: any folder could hold its own cc.
+            folders = os.pathsep.join(filter(os.path.isabs, os.get_exec_path()))
+            if (compiler := shutil.which("cc", path=folders)) is None:
+                raise OSError("there is no C compiler (cc); install gcc")
+            command = (compiler, *FLAGS, str(SOURCE), "-o", str(partial))
             try:
                 subprocess.run(command, check=True, capture_output=True)
-            except FileNotFoundError:
-                raise OSError("there is no C compiler (cc); install gcc") from None
             except subprocess.CalledProcessError as error:
                 first_line = error.stderr.decode("utf-8", "replace").strip().partition("\n")[0]
                 raise OSError(f"cc failed ({first_line or error.returncode})") from None

@@ -19,6 +19,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from edge.device.system import PATH
 from edge.profile.check import PRIVATE, own_names
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -107,7 +108,12 @@ CHECKS = (
 )
 
 
-def found(check: Check, fill: dict[str, str]) -> str:
+def safe_path() -> str:
+    """The system's folders before those of the PATH, which may contain "."."""
+    return os.pathsep.join([PATH, *filter(os.path.isabs, os.get_exec_path())])
+
+
+def found(check: Check, fill: dict[str, str], path: str) -> str:
     """Last lines of a command's output, and its exit code unless 0."""
     command = [word.format(**fill) for word in check.command]
     try:
@@ -120,7 +126,7 @@ def found(check: Check, fill: dict[str, str]) -> str:
             text=True,
             errors="replace",
             timeout=TIMEOUT_S,
-            env={**os.environ, **dict(check.environment)},
+            env={**os.environ, **dict(check.environment), "PATH": path},
             check=False,
         )
     except FileNotFoundError:
@@ -148,6 +154,7 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("--only", nargs="+", choices=titles, default=titles, metavar="TITLE")
     parser.add_argument("--quick", action="store_true", help="without the suites and Table 11")
     parser.add_argument("--out", type=Path, default=Path("mac-check.txt"))
+    parser.add_argument("--path", default=safe_path(), help="folders of the system's programs")
     args = parser.parse_args(arguments)
     with tempfile.TemporaryDirectory() as folder:
         stamp = Path(folder, "began")
@@ -159,7 +166,7 @@ def main(arguments: Sequence[str]) -> int:
             if check.title not in args.only or (args.quick and check.is_long):
                 continue
             print(f"{check.title} …", flush=True)
-            output = without_names(found(check, fill))
+            output = without_names(found(check, fill, args.path))
             parts.append(f"## {check.title}\nexpected: {check.expected}\nfound:\n{output}\n")
     args.out.write_text("\n".join(parts), encoding="utf-8")
     print(f"wrote {args.out}; read it, then send it as docs/mac.md says")

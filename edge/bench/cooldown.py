@@ -118,4 +118,4 @@ def keep_awake() -> None:
     """Starts `caffeinate -i` on macOS; it ends with this process."""
     if sys.platform == "darwin":
         with suppress(OSError):  # without it the machine may sleep, which the trials show
-            subprocess.Popen(("caffeinate", "-i", "-w", str(os.getpid())))
+            subprocess.Popen(("/usr/bin/caffeinate", "-i", "-w", str(os.getpid())))

@@ -27,10 +27,9 @@ def run(args: argparse.Namespace) -> int:
     check(args)
     if args.replay is not None:
         log = read_log(args.replay)
-        begin_ns, end_ns = log.samples[0].begin_ns, log.samples[-1].end_ns
-        energy = integrate(log.samples, begin_ns, end_ns)
-        source = f"replay:{args.replay.name}"
-        _print(args, _document(source, log.boundary, energy, end_ns - begin_ns, log.flags))
+        energy = integrate(log.samples, log.begin_ns, log.end_ns)
+        source, duration_ns = f"replay:{args.replay.name}", log.end_ns - log.begin_ns
+        _print(args, _document(source, log.boundary, energy, duration_ns, log.flags))
         return 0
     meter = choose_meter(args.source)
     _refuse_unavailable(meter)

@@ -4,7 +4,6 @@ import math
 import os
 import re
 import select
-import shutil
 import signal
 import subprocess
 import sys
@@ -37,17 +36,17 @@ HOW_TO_ALLOW = (
     "allow it with `sudo visudo -f /etc/sudoers.d/powermetrics` and the line "
     f"`{SUDOERS}`, or run `sudo -v` in this terminal first, which by default lasts five minutes"
 )
-APPLE_TOOL = "/usr/bin/powermetrics"
-STAND_IN = "powermetrics stand-in"
+# By absolute path: a PATH may contain ".", where any folder could hold its own sudo.
+POWERMETRICS, SUDO = "/usr/bin/powermetrics", "/usr/bin/sudo"
 # Commands that have made a record: sudo logs every call, so each is tried once until it fails.
 _proven: set[tuple[str, ...]] = set()
 
 
 def find_command() -> tuple[str, ...]:
     """`sudo -n .../powermetrics`; empty where either is missing. Plain sudo would prompt."""
-    powermetrics = shutil.which("powermetrics") or shutil.which(APPLE_TOOL)
-    sudo = shutil.which("sudo")
-    return (sudo, "-n", powermetrics) if powermetrics and sudo else ()
+    if sys.platform != "darwin" or not all(os.access(p, os.X_OK) for p in (SUDO, POWERMETRICS)):
+        return ()
+    return (SUDO, "-n", POWERMETRICS)
 
 
 def forget_probes() -> None:
@@ -155,7 +154,7 @@ class PowermetricsProcess:
 
 
 class PowermetricsMeter(Meter):
-    """Apple's powermetrics through `sudo -n`; another program of that name is called a stand-in."""
+    """Apple's powermetrics through `sudo -n`."""
 
     source = "powermetrics"
     boundary = describe_boundary(["CPU", "GPU", "ANE"])
@@ -164,8 +163,6 @@ class PowermetricsMeter(Meter):
         self._process: PowermetricsProcess | None = None
         self._another_runs = False
         self._command = find_command()
-        if self._command and (sys.platform, self._command[-1]) != ("darwin", APPLE_TOOL):
-            self.source = STAND_IN
         self._probe()
         self._works = self.unavailable is None
 
@@ -201,8 +198,6 @@ class PowermetricsMeter(Meter):
             process.records, process.arrivals_ns, GAP_NS, process.stream.rejected
         )
         flags = [*timeline.flags]
-        if self.source == STAND_IN:
-            flags.append("powermetrics is a stand-in here, not Apple's: its watts are not measured")
         if self._another_runs:
             flags.append("another powermetrics was running: its own load is in these joules")
         if process.still_runs:
@@ -244,7 +239,7 @@ def _why_no_record(process: PowermetricsProcess) -> str:
     if re.search("password|sudoers|superuser", process.stderr):
         return f"powermetrics needs root and sudo wants a password: {HOW_TO_ALLOW}"
     if process.stream.rejected:
-        return f"powermetrics gives no valid record: {process.stream.rejected[0]}"
+        return f"powermetrics gives no valid record: {process.stream.rejected[0].reason}"
     if not process.ended:
         return f"powermetrics gave no record within {READY_S:g} s"
     return process.describe_end()

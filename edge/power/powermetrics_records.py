@@ -10,8 +10,9 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
-from itertools import accumulate, groupby
+from itertools import accumulate, groupby, pairwise
 from pathlib import Path
+from statistics import median_low
 from typing import Any
 
 from edge.errors import EdgeError
@@ -37,8 +38,32 @@ MAX_DIFFERENCE, MAX_DIFFERENCE_NS = 0.02, SECOND_NS
 LOG_GAP_NS = SECOND_NS + 2 * 10**8
 
 
+# An interval that is longer than the typical one by more has a wrong length.
+MOST_TYPICAL = 20
+
+
 class BadRecordError(ValueError):
-    """The reason, in a few words, why a record is rejected."""
+    """The reason, in a few words, why a record is rejected; `elapsed_ns` is its time, 0 if unknown.
+
+    None for a record of no interval.
+    """
+
+    def __init__(self, reason: str, elapsed_ns: int | None = 0) -> None:
+        super().__init__(reason)
+        self.elapsed_ns = elapsed_ns
+
+
+@dataclass(frozen=True)
+class Rejected:
+    """A part of a stream that is not counted, behind `after` good records.
+
+    A record that is not believable is missing time: `elapsed_ns`, 0 if its length is unknown, None
+    if the part is no record.
+    """
+
+    reason: str
+    after: int = 0
+    elapsed_ns: int | None = None
 
 
 @dataclass(frozen=True)
@@ -53,16 +78,17 @@ class Record:
 
 
 class RecordStream:
-    """Bytes in, checked records out; `rejected` has a reason for each part that was left out.
+    """Bytes in, checked records out; `rejected` has each part that was left out.
 
     A NUL precedes every record but the first. Waiting for it instead of `</plist>` would deliver
     each record one interval late.
     """
 
     def __init__(self) -> None:
-        self.rejected: list[str] = []
+        self.rejected: list[Rejected] = []
         self._buffer = bytearray()
         self._seen: set[int] = set()
+        self._good = 0
 
     def feed(self, chunk: bytes) -> list[Record]:
         """The records that this chunk completes."""
@@ -95,18 +121,22 @@ class RecordStream:
         try:
             record = read_record(data)
         except BadRecordError as error:
-            self.rejected.append(str(error))
+            self._reject(str(error), error.elapsed_ns)
             return None
         # Two intervals never agree in every counter to the nanosecond.
         if hash(data) in self._seen:
-            self.rejected.append("the same record twice")
+            self._reject("the same record twice", None)
             return None
         self._seen.add(hash(data))
+        self._good += 1
         return record
 
     def _discard(self, junk: bytes) -> None:
         if junk.strip(b"\0 \t\r\n"):
-            self.rejected.append("cut off or not a record")
+            self._reject("cut off or not a record", 0 if b"<?xml" in junk else None)
+
+    def _reject(self, reason: str, elapsed_ns: int | None) -> None:
+        self.rejected.append(Rejected(reason, self._good, elapsed_ns))
 
 
 def read_record(data: bytes) -> Record:
@@ -122,16 +152,17 @@ def read_record(data: bytes) -> Record:
     if not isinstance(document, dict):
         raise BadRecordError("no dictionary")
     if document.get("is_delta") is False:
-        raise BadRecordError("a total since boot")
+        raise BadRecordError("a total since boot", None)
     elapsed_ns = document.get("elapsed_ns")
     if type(elapsed_ns) is not int or not 0 < elapsed_ns < MAX_ELAPSED_NS:
         raise BadRecordError("no elapsed_ns")
     # Not document["gpu"]: it covers another interval than elapsed_ns, so its energy differs.
     processor = document.get("processor")
     if not isinstance(processor, dict):
-        raise BadRecordError("no processor: powermetrics ran without the cpu_power sampler")
+        reason = "no processor: powermetrics ran without the cpu_power sampler"
+        raise BadRecordError(reason, elapsed_ns)
     if "cpu_energy" not in processor:
-        raise BadRecordError("no cpu_energy")
+        raise BadRecordError("no cpu_energy", elapsed_ns)
     thermal, ended = document.get("thermal_pressure"), document.get("timestamp")
     return Record(
         elapsed_ns=elapsed_ns,
@@ -151,10 +182,10 @@ def _joules(
     for key, rail in rails.items():
         energy_mj = processor.get(f"{key}_energy", 0)
         if isinstance(energy_mj, bool) or not isinstance(energy_mj, int | float):
-            raise BadRecordError(f"no {key}_energy")
+            raise BadRecordError(f"no {key}_energy", elapsed_ns)
         # Another unit would be a thousand times as much. NaN is outside the range too.
         if not 0 <= energy_mj < MAX_W * elapsed_ns / 1e6:
-            raise BadRecordError(f"{key}_energy is not of 0 to {MAX_W:.0f} W")
+            raise BadRecordError(f"{key}_energy is not of 0 to {MAX_W:.0f} W", elapsed_ns)
         if f"{key}_energy" in processor:
             joules[rail] = energy_mj / 1e3
     return joules
@@ -162,37 +193,57 @@ def _joules(
 
 @dataclass(frozen=True)
 class Timeline:
-    """Samples in order, their boundary in words, and warnings, a sentence each."""
+    """Samples in order, their boundary in words, and warnings, a sentence each.
+
+    Time that is missing before the first and after the last sample is in `begin_ns` and `end_ns`.
+    """
 
     samples: Sequence[Sample]
     boundary: str
     flags: Sequence[str] = ()
+    begin_ns: int = 0
+    end_ns: int = 0
 
 
 def build_timeline(
     records: Sequence[Record],
     stamps_ns: Sequence[int] | None,
     gap_ns: int,
-    rejected: Sequence[str] = (),
+    rejected: Sequence[Rejected] = (),
 ) -> Timeline:
     """Place records on the clock of `stamps_ns`, one for each record; None: end to end from 0.
 
-    The stamps of contiguous records can vary by `gap_ns`. `rejected` are the reasons of a stream.
+    The stamps of contiguous records can vary by `gap_ns`. `rejected` are the parts of the stream
+    that are not counted.
     """
-    ends_ns = list(accumulate(record.elapsed_ns for record in records))
-    flags = [
-        f"{count} record{' was' if count == 1 else 's were'} not counted: {reason}"
-        for reason, count in Counter(rejected).items()
-    ]
+    typical_ns = median_low([r.elapsed_ns for r in records]) if records else 0
+    longest_ns = MOST_TYPICAL * typical_ns
+    spans_ns = [r.elapsed_ns if r.elapsed_ns <= longest_ns else typical_ns for r in records]
+    missing_ns = [0] * (len(records) + 1)  # before each record, and after the last
+    for part in rejected:
+        if part.elapsed_ns is not None:
+            is_believable = typical_ns <= part.elapsed_ns <= longest_ns
+            missing_ns[part.after] += part.elapsed_ns if is_believable else typical_ns
+    ends_ns = list(accumulate(gap + span for gap, span in zip(missing_ns, spans_ns, strict=False)))
+    clock_flags: list[str] = []
     if stamps_ns and records:
         ends_ns, clock_flags = _place(ends_ns, stamps_ns, gap_ns)
-        flags += clock_flags
+    placed = list(zip(records, spans_ns, ends_ns, strict=True))
     samples = [
         Sample(end_ns - r.elapsed_ns, end_ns, r.joules, r.thermal, r.beside)
-        for r, end_ns in zip(records, ends_ns, strict=True)
+        for r, span_ns, end_ns in placed
+        if r.elapsed_ns == span_ns
+    ]
+    reasons = [part.reason for part in rejected]
+    reasons += ["elapsed_ns is far above the others'"] * (len(records) - len(samples))
+    flags = [
+        f"{count} record{' was' if count == 1 else 's were'} not counted: {reason}"
+        for reason, count in Counter(reasons).items()
     ]
     samples, boundary, cpu_flags = _correct_cpu(samples)
-    return Timeline(samples, boundary, (*flags, *cpu_flags))
+    begin_ns = ends_ns[0] - spans_ns[0] - missing_ns[0] if records else 0
+    end_ns = ends_ns[-1] + missing_ns[-1] if records else 0
+    return Timeline(samples, boundary, (*flags, *clock_flags, *cpu_flags), begin_ns, end_ns)
 
 
 def read_log(path: Path) -> Timeline:
@@ -210,7 +261,7 @@ def read_log(path: Path) -> Timeline:
                 break
     stream.finish()
     if not records:
-        reason = stream.rejected[0] if stream.rejected else "no record"
+        reason = stream.rejected[0].reason if stream.rejected else "no record"
         raise EdgeError(
             f"The power log {path} has no energy ({reason}): record it with `sudo powermetrics -f "
             "plist -i 500 --samplers cpu_power,gpu_power,thermal -o FILE`."
@@ -253,6 +304,8 @@ def _place(
             f"the records cover {surplus_ns / 1e9:.1f} s more than passed on the clock: it was "
             "set, the machine slept, or records are out of order"
         )
+    elif any(after < before for before, after in pairwise(stamps_ns)):
+        flags.append("the clock was set back, or records are out of order")
     return placed_ns, flags
 
 

@@ -61,8 +61,7 @@ def test_a_changed_idle_power_is_a_warning_unless_it_is_noise():
 def test_a_mac_is_kept_awake(monkeypatch):
     started = []
     monkeypatch.setattr(sys, "platform", "darwin")
-    monkeypatch.setenv("PATH", "/nowhere")
     keep_awake()  # without caffeinate
     monkeypatch.setattr(subprocess, "Popen", started.append)
     keep_awake()
-    assert started == [("caffeinate", "-i", "-w", str(os.getpid()))]
+    assert started == [("/usr/bin/caffeinate", "-i", "-w", str(os.getpid()))]

@@ -76,7 +76,6 @@ def test_missing_parts_are_named(monkeypatch):
     monkeypatch.setattr(doctor, "read_state", lambda: on_battery)
     monkeypatch.setattr(doctor, "describe_device", lambda gb_s: device)
     monkeypatch.setattr(doctor.sys, "platform", "darwin")
-    monkeypatch.setenv("PATH", "/nowhere")
     monkeypatch.setattr(doctor, "TABLE_11_DISK_BYTES", 1e18)
     monkeypatch.setitem(doctor.ENGINES, "mlx-lm", "edge.no_such_module")
     found = doctor.examine()

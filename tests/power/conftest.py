@@ -1,4 +1,3 @@
-import os
 from itertools import pairwise
 
 import pytest
@@ -12,9 +11,9 @@ BEGIN_NS = 10**12
 
 @pytest.fixture
 def fake(tmp_path, monkeypatch):
-    """fake(misdeeds): a powermetrics that streams every 20 ms, first on the PATH with its sudo."""
-    install(tmp_path / "bin")
-    monkeypatch.setenv("PATH", f"{tmp_path / 'bin'}{os.pathsep}{os.environ['PATH']}")
+    """fake(misdeeds): a powermetrics that streams every 20 ms, with its sudo."""
+    command = install(tmp_path / "bin")
+    monkeypatch.setattr(powermetrics, "find_command", lambda: command)
     monkeypatch.setenv("FAKE_POWERMETRICS", "")
     monkeypatch.setattr(powermetrics, "INTERVAL_MS", 20)
     monkeypatch.setattr(powermetrics, "PROBE_INTERVAL_MS", 20)

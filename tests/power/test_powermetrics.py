@@ -9,16 +9,15 @@ import psutil
 import pytest
 
 import edge.power.powermetrics as module
+from edge.device.system import output_of
 from edge.power.meter import integrate
 from edge.power.powermetrics import PowermetricsMeter
-from tests.support.fake_powermetrics import CPU_W, GPU_W
+from tests.support.fake_powermetrics import CPU_W, GPU_W, install
 
 
 @pytest.fixture
 def make(fake, tmp_path, monkeypatch):
-    """make(misdeeds): a meter that takes the fake for Apple's; its records are in `make.log`."""
-    monkeypatch.setattr(module, "sys", SimpleNamespace(platform="darwin"))
-    monkeypatch.setattr(module, "APPLE_TOOL", str(tmp_path / "bin" / "powermetrics"))
+    """make(misdeeds): a meter over the fake, whose records are in `make.log`."""
 
     def make(misdeeds=""):
         fake(misdeeds)
@@ -142,13 +141,24 @@ def test_reasons(make, monkeypatch, tmp_path, misdeed, words):
     assert list(measure(meter)) == []
 
 
-def test_a_fake_and_another_powermetrics_are_flagged(fake, monkeypatch):
+def test_another_powermetrics_is_flagged(fake, monkeypatch):
     running = [SimpleNamespace(info={"name": "powermetrics"})]
     monkeypatch.setattr(module.psutil, "process_iter", lambda _: running)
     meter = PowermetricsMeter()
     measure(meter, 2)
-    own, other = meter.flags
-    assert "not measured" in own and "another powermetrics" in other
+    (flag,) = meter.flags
+    assert "another powermetrics" in flag
+
+
+def test_programs_are_not_taken_from_the_path(tmp_path, monkeypatch):
+    install(tmp_path)
+    (tmp_path / "sysctl").write_text("#!/bin/sh\necho taken")
+    (tmp_path / "sysctl").chmod(0o755)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PATH", f".:{tmp_path}")
+    monkeypatch.setattr(module.sys, "platform", "darwin")
+    assert str(tmp_path) not in " ".join(module.find_command())
+    assert output_of(("sysctl", "-n", "hw.model")) != "taken"
 
 
 def test_an_expired_sudo_ticket_is_noticed_and_probed_again(make, monkeypatch):

@@ -2,6 +2,8 @@
 
 import os
 import plistlib
+import re
+from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from itertools import pairwise
 from pathlib import Path
@@ -17,10 +19,12 @@ from edge.power.powermetrics_records import (
     BadRecordError,
     Record,
     RecordStream,
+    Rejected,
     build_timeline,
     read_log,
     read_record,
 )
+from tests.support.alarm import alarm
 from tests.support.fake_powermetrics import CHIPS, record, stream
 
 MS, SECOND = 10**6, 10**9
@@ -104,7 +108,7 @@ def test_a_bad_record_costs_no_good_one(pieces, complete, reason):
     reader = RecordStream()
     assert len(reader.feed(stream(pieces))) == complete
     reader.finish()
-    assert reader.rejected == [reason]
+    assert [part.reason for part in reader.rejected] == [reason]
 
 
 def test_an_endless_record_is_not_buffered():
@@ -155,7 +159,8 @@ def test_a_batch_is_spread_over_its_time():
 
 
 def test_zeros_at_the_end_and_rejected_records_are_flagged():
-    line = build_timeline(records(1, 1, 0, 0), None, 0, ["broken XML", "broken XML", "no energy"])
+    rejected = [Rejected("broken XML"), Rejected("broken XML"), Rejected("no energy")]
+    line = build_timeline(records(1, 1, 0, 0), None, 0, rejected)
     assert line.flags[0] == "2 records were not counted: broken XML"
     assert line.flags[1] == "1 record was not counted: no energy"
     assert "did not move in the last 1.0 s" in line.flags[2]
@@ -179,6 +184,51 @@ def energy_of(timeline):
     return integrate(timeline.samples, timeline.samples[0].begin_ns, timeline.samples[-1].end_ns)
 
 
+NO_DATE = "<key>timestamp</key><string/>"  # the last of two keys counts
+
+
+@pytest.mark.parametrize("place", [0, 3, 7])
+@pytest.mark.parametrize("extra", ["", NO_DATE])
+@pytest.mark.parametrize(
+    ("changes", "missing_s"),
+    [
+        ({"cpu_energy": "<integer>1000000</integer>"}, 0.5),
+        ({"gpu_energy": "<real>nan</real>"}, 0.5),
+        ({"cpu_energy": "<integer>-1</integer>"}, 0.5),
+        ({"cpu_energy": None}, 0.5),
+        ({"elapsed_ns": 700 * MS, "gpu_energy": "<real>inf</real>"}, 0.7),
+        *((elapsed_ns, 0.5) for elapsed_ns in (0, -1, 1, 3600 * SECOND, 10**18)),
+        ("cut", 0.5),
+        ("twice", 0.0),
+        ("swapped", 0.0),
+    ],
+)
+def test_a_record_that_is_not_believable_is_missing_time(
+    tmp_path, place, extra, changes, missing_s
+):
+    ends = [START + timedelta(seconds=0.5 * (n + 1)) for n in range(8)]
+    spoilt = [record(n, ended=end, extra=extra) for n, end in enumerate(ends)]
+    if isinstance(changes, int):
+        extra += f"<key>elapsed_ns</key><integer>{changes}</integer>"
+        changes = {}
+    if changes == "cut":
+        spoilt[place] = spoilt[place][:9000]
+    elif changes == "twice":
+        spoilt.insert(place, spoilt[place])
+    elif changes == "swapped":
+        spoilt[place - 1 : place + 1] = spoilt[place - 1 : place + 1][::-1]
+    else:
+        spoilt[place] = record(place, ended=ends[place], extra=extra, **changes)
+    log = replayed(tmp_path, stream(spoilt))
+    good = 8 - (missing_s > 0)
+    energy = integrate(log.samples, log.begin_ns, log.end_ns)
+    assert (len(log.samples), energy.total_j) == (good, pytest.approx(12.5 * good))
+    assert (log.end_ns - log.begin_ns) / SECOND == pytest.approx(good / 2 + missing_s)
+    assert energy.coverage == pytest.approx(good / 2 / (good / 2 + missing_s))
+    if changes != "swapped":
+        assert "not counted" in log.flags[0]
+
+
 @pytest.mark.parametrize(
     ("data", "words"),
     [
@@ -195,25 +245,60 @@ def test_a_log_without_energy_is_an_error(tmp_path, data, words):
 
 
 SPLICE = st.tuples(st.floats(0, 1), st.floats(0, 1), st.binary(max_size=8))
+NUMBER = st.sampled_from(["0", "-1", "1", "499000000", "7e99", "nan", "9" * 30, "1e6", "0x10", ""])
 
 
 @settings(
     max_examples=int(os.environ.get("EDGE_FUZZ_CASES", "200")),
+    deadline=None,
     suppress_health_check=[HealthCheck.function_scoped_fixture],
 )
-@given(st.lists(st.integers(0, 5), max_size=8), st.lists(SPLICE, max_size=4))
-def test_mutated_logs_add_no_power_and_no_time(tmp_path, order, splices):
+@given(
+    st.lists(st.integers(0, 5), max_size=8),
+    st.lists(st.tuples(st.integers(0, 20), NUMBER), max_size=3),
+    st.lists(SPLICE, max_size=3),
+)
+def test_mutated_logs_have_the_energy_of_their_plists_and_no_more(
+    tmp_path, order, numbers, splices
+):
     clean = log(6)
     data = stream(clean[number] for number in order)
+    for place, text in numbers:
+        places = [*VALUE.finditer(data)]
+        if places:
+            begin, end = places[place % len(places)].span(1)
+            data = data[:begin] + text.encode() + data[end:]
     for begin, end, junk in splices:  # it cuts, inserts or repeats
         data = data[: int(begin * len(data))] + junk + data[int(end * len(data)) :]
-    try:
-        samples = replayed(tmp_path, data).samples
-    except EdgeError:
-        return
+    with alarm():
+        try:
+            timeline = replayed(tmp_path, data)
+        except EdgeError:
+            return
+        text = RecordStream()
+        read = [*text.feed(data)]
+    samples, span_ns = timeline.samples, timeline.end_ns - timeline.begin_ns
     for sample in samples:
         assert all(0 <= j < 1000 * sample.length_ns / 1e9 for j in sample.joules.values())
     assert all(a.end_ns <= b.begin_ns for a, b in pairwise(samples))
+    lost = sum(part.elapsed_ns is not None for part in text.rejected)
+    covered_ns = sum(sample.length_ns for sample in samples)
+    assert covered_ns <= span_ns and (covered_ns < span_ns or not lost)
+    # Accepted values are those of the reference reader.
+    plists = [*filter(None, map(plist_of, data.split(b"</plist>")))]
+    for one in read:
+        processor = [(p["elapsed_ns"], p["processor"].get("cpu_energy")) for p in plists]
+        assert (one.elapsed_ns, pytest.approx(one.joules["CPU"] * 1000)) in processor
+
+
+VALUE = re.compile(rb"<key>(?:elapsed_ns|cpu_energy|gpu_energy)</key>\s*<\w+>([^<]*)<")
+
+
+def plist_of(part):
+    """The record at the end of a part, as plistlib reads it; None if it cannot."""
+    with suppress(Exception):
+        found = plistlib.loads(part[part.rindex(b"<?xml") :] + b"</plist>")
+        return found if found["elapsed_ns"] and found["processor"] else None
 
 
 @pytest.mark.skipif(SAMPLES not in os.environ, reason=f"{SAMPLES} names no folder of real logs")

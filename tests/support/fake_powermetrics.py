@@ -103,8 +103,8 @@ def _states(count, elapsed_ns) -> str:
     return f"<key>dvfm_states</key>\n<array>\n{each}</array>\n"
 
 
-def install(folder: Path) -> None:
-    """Write `sudo` and `powermetrics` to a folder for the PATH.
+def install(folder: Path) -> tuple[str, str, str]:
+    """Write `sudo` and `powermetrics` to a folder; returns the command of a meter.
 
     This sudo requires -n, remains the parent process as the real one does and relays SIGTERM. With
     FAKE_SUDO=password it asks for a password.
@@ -121,6 +121,7 @@ def install(folder: Path) -> None:
     powermetrics.write_text(f'#!/bin/sh\nexec "{sys.executable}" -S -E "{__file__}" "$@"\n')
     for program in (sudo, powermetrics):
         program.chmod(0o755)
+    return str(sudo), "-n", str(powermetrics)
 
 
 def write(data, by_line):
