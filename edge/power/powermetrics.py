@@ -2,11 +2,11 @@
 
 import math
 import os
+import platform
 import re
 import select
 import signal
 import subprocess
-import sys
 import tempfile
 import threading
 import time
@@ -44,7 +44,9 @@ _proven: set[tuple[str, ...]] = set()
 
 def find_command() -> tuple[str, ...]:
     """`sudo -n .../powermetrics`; empty where either is missing. Plain sudo would prompt."""
-    if sys.platform != "darwin" or not all(os.access(p, os.X_OK) for p in (SUDO, POWERMETRICS)):
+    if platform.system() != "Darwin" or not all(
+        os.access(p, os.X_OK) for p in (SUDO, POWERMETRICS)
+    ):
         return ()
     return (SUDO, "-n", POWERMETRICS)
 

@@ -156,7 +156,7 @@ def test_programs_are_not_taken_from_the_path(tmp_path, monkeypatch):
     (tmp_path / "sysctl").chmod(0o755)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("PATH", f".:{tmp_path}")
-    monkeypatch.setattr(module.sys, "platform", "darwin")
+    monkeypatch.setattr(module.platform, "system", lambda: "Darwin")
     assert str(tmp_path) not in " ".join(module.find_command())
     assert output_of(("sysctl", "-n", "hw.model")) != "taken"
 
