@@ -12,15 +12,15 @@ from edge.bench.engines.engine import LLAMA_CPP, MLX_LM
 from edge.bench.plan import UNLIMITED, Target
 from edge.convert.artefacts.manifest import read_manifest
 from edge.convert.artefacts.recipes import RECIPES, Recipe
-from edge.convert.sources.directory import HUB_FOLDER
 from edge.convert.sources.find import DEMO, SMOLLM2, existing_path
 from edge.convert.targets import file_bytes
 from edge.errors import EdgeError, printable
 from edge.formats.files import read_json_object
+from edge.formats.folder import HUB_FOLDER, inside
 from edge.formats.gguf import GgufFile, read_model, unsplit_name
 from edge.formats.safetensors import FLOATS, StoredTensor
 from edge.model.config import MODEL_TYPES
-from edge.model.memory import weight_files
+from edge.model.memory import read_tensors
 from edge.profile.profile import ModelInfo
 
 # Name of the model of a run over files of several.
@@ -49,7 +49,7 @@ def is_measured_as_is(model: str) -> bool:
         return path is not None and path.suffix.lower() == ".gguf"
     if not (path / CONFIG).is_file():
         return False
-    raw = read_json_object(path / CONFIG)
+    raw = read_json_object(inside(path, CONFIG))
     kind = raw.get("model_type")
     return "quantization" in raw or (isinstance(kind, str) and kind not in MODEL_TYPES)
 
@@ -126,10 +126,10 @@ def _gguf_precision(file: GgufFile) -> str:
 
 
 def _directory(path: Path) -> Target:
-    raw = read_json_object(path / CONFIG)
+    raw = read_json_object(inside(path, CONFIG))
     inner = raw.get("text_config")  # of the language model in one for images or sound
     config = {**raw, **inner} if isinstance(inner, Mapping) else raw
-    tensors = {name: t for file in weight_files(path).values() for name, t in file.items()}
+    tensors = read_tensors(path)
     tables = (t.shape[0] for name, t in tensors.items() if TOKEN_TABLE.search(name))
     quantisation = config.get("quantization")
     quantisation = quantisation if isinstance(quantisation, Mapping) else {}

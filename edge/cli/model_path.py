@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 import edge
 from edge.errors import EdgeError, printable
+from edge.formats.files import visible
 from edge.generate.decode import LlamaSource
 from edge.model.load import CONTEXT_TOKENS, open_model
 from edge.model.stablelm import Model
@@ -54,7 +55,7 @@ def runnable(
         return gguf_file(model)
     if not path.is_dir():
         return _converted(model, command, artefact, check)
-    inside = sorted(p.parent for p in path.glob("*/config.json"))
+    inside = [p for p in visible(path) if (p / "config.json").is_file()]
     if inside and not (path / "config.json").exists():
         raise EdgeError(
             f"{path} is a folder of models; name one of them: {', '.join(map(str, inside))}."

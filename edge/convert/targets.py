@@ -11,7 +11,7 @@ from edge.convert.artefacts.mlx import layout, source_packing
 from edge.convert.artefacts.recipes import GPTQ, GPTQ_BITS, RECIPES, Recipe
 from edge.convert.checkpoint import Checkpoint
 from edge.errors import EdgeError
-from edge.formats.files import read_json_object
+from edge.formats.files import read_json_object, visible
 from edge.formats.gguf import part_paths, read_model
 from edge.formats.safetensors import INDEX
 
@@ -147,7 +147,7 @@ def list_artefacts(checkpoint: Checkpoint, group_size: int | None = None) -> lis
 
 def file_bytes(path: Path) -> int:
     """Bytes on disk of a file with the parts that it was split into, or of a directory's files."""
-    files = path.rglob("*") if path.is_dir() else part_paths(path)
+    files = visible(path) if path.is_dir() else part_paths(path)
     return sum(f.stat().st_size for f in files if f.is_file())
 
 

@@ -20,14 +20,13 @@ from edge.convert.sources.find import DEMO, HUB_ID, SMOLLM2
 from edge.convert.sources.synthetic import PREFIX
 from edge.convert.sources.weights import Opened, Shape, Weights
 from edge.errors import EdgeError
-from edge.formats.files import open_file
+from edge.formats.files import open_file, visible
 from edge.model.tensors import check_shapes, expected_shapes
 
 WORST = 5
 # Twice the relative error of rounding a normal number.
 FLOAT_ERRORS = {"F32": 2.0**-23, "F16": 2.0**-10, "BF16": 2.0**-7}
 F16_STEP = 2.0**-24  # near zero; rounding is off by up to half of it
-FINDERS = ".DS_Store"  # macOS puts one into every folder that the Finder shows
 # Rows compared in each tensor. Quantisation errors hardly differ between the rows of a matrix, and
 # reading all would take minutes.
 PLACES = 8
@@ -143,9 +142,8 @@ def _changed_files(artefact: Path, manifest: Manifest) -> list[str]:
             problems.append(f"{path} is missing; convert the model again.")
         elif file_sha256(path) != digest:
             problems.append(f"{path} has changed since it was made; convert the model again.")
-    known = {*expected, MLX_FILE, FINDERS}
-    others = sorted(p.name for p in artefact.iterdir() if p.name not in known)
-    return problems + [f"{artefact / n} is not part of the artefact; remove it." for n in others]
+    others = [path for path in visible(artefact) if path.name not in {*expected, MLX_FILE}]
+    return problems + [f"{path} is not part of the artefact; remove it." for path in others]
 
 
 def _compare(

@@ -121,6 +121,17 @@ def read_small_file(path: Path, max_bytes: int = MAX_BYTES) -> bytes:
     return data
 
 
+def visible(folder: Path) -> list[Path]:
+    """The entries of a directory in order of name, without dotfiles.
+
+    macOS writes a ._NAME beside each file on volumes such as exFAT and SMB.
+    """
+    try:
+        return sorted(path for path in folder.iterdir() if not path.name.startswith("."))
+    except OSError as error:
+        raise unreadable(folder, error) from None
+
+
 def read_json_object(path: Path) -> dict[str, Any]:
     """The object in a JSON file."""
     return parse_json_object(read_small_file(path), str(path))

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 Array: TypeAlias = "np.ndarray[Any, np.dtype[Any]]"
 Shape = tuple[int, ...]
 
+SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"  # which file holds which tensor
 FLOATS = {"F64": "<f8", "F32": "<f4", "F16": "<f2", "BF16": "<u2"}
 # Codes and input orders of quantised checkpoints.
@@ -171,7 +172,7 @@ class ShardWriter:
     def __init__(self, folder: Path, plan: Sequence[Planned]):
         self._folder = folder
         shards = split_into_shards(plan)
-        names = ["model.safetensors"]
+        names = [SINGLE]
         if (count := len(shards)) > 1:
             names = [f"model-{i + 1:05d}-of-{count:05d}.safetensors" for i in range(count)]
         self._shards = dict(zip(names, shards, strict=True))

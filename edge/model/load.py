@@ -10,9 +10,10 @@ from mlx.utils import tree_flatten
 
 from edge.errors import EdgeError
 from edge.formats.files import read_json_object
+from edge.formats.folder import inside
 from edge.model.config import ModelConfig
 from edge.model.cpu_linear import use_blas
-from edge.model.memory import Need, check_fits, weight_files
+from edge.model.memory import Need, check_fits, read_tensors
 from edge.model.stablelm import Model, current_backend
 from edge.model.tensors import check_count, input_order_shapes
 from edge.tokenizer.tokenizer import Tokenizer
@@ -82,20 +83,21 @@ def read_directory(path: Path) -> tuple[dict[str, Any], ModelConfig]:
             f"{path} {problem}; a model is a directory with config.json, tokenizer.json and "
             f"*.safetensors, so check the path or make one with `edge convert`."
         )
-    raw = read_json_object(path / "config.json")
-    return raw, ModelConfig.from_dict(raw, str(path / "config.json"))
+    file = inside(path, "config.json")
+    raw = read_json_object(file)
+    return raw, ModelConfig.from_dict(raw, str(file))
 
 
 def has_input_orders(path: Path) -> bool:
     """True where matrices have permuted inputs, which mlx-lm's network cannot run."""
-    return any(name.endswith("_order") for file in weight_files(path).values() for name in file)
+    return any(name.endswith("_order") for name in read_tensors(path))
 
 
 def _load_model(
     path: Path, raw: Any, config: ModelConfig, dtype: mx.Dtype | None = None, fuse: bool = True
 ) -> Model:
     weights: Any = {}
-    for file in weight_files(path):
+    for file in dict.fromkeys(tensor.path for tensor in read_tensors(path).values()):
         weights |= mx.load(str(file), format="safetensors")
     check_count(config, len(weights), str(path))
     model = Model(config.matching(weights))

@@ -13,8 +13,8 @@ import mlx.core as mx
 
 from edge.device.memory import available_bytes
 from edge.errors import EdgeError
-from edge.formats.files import read_json_object
-from edge.formats.safetensors import FLOATS, ITEM_BYTES, StoredTensor, read_header
+from edge.formats.folder import read_weights
+from edge.formats.safetensors import FLOATS, ITEM_BYTES, StoredTensor
 from edge.model.config import ModelConfig
 from edge.model.kv_cache import GROUP_SIZE, GROWTH_SHARE, STEP_POSITIONS
 from edge.model.stablelm import current_backend, head_width
@@ -66,8 +66,7 @@ def check_fits(
 
 def check_weights_fit(path: Path, dtype: mx.Dtype) -> tuple[Need, str | None]:
     """`check_fits` for a network of another architecture: its weights alone."""
-    files = weight_files(path).values()
-    need = Need(sum(_loaded_bytes(t, dtype) for file in files for t in file.values()), 0, 0, 0)
+    need = Need(sum(_loaded_bytes(t, dtype) for t in read_tensors(path).values()), 0, 0, 0)
     return need, _shortage(path, need, "")
 
 
@@ -99,8 +98,7 @@ def required_bytes(
 
     `cache_tokens` are positions of context, `prefill_tokens` those computed at a time.
     """
-    entries = {name: t for file in weight_files(path).values() for name, t in file.items()}
-    tensors = {name: entry for name, entry in entries.items() if not config.drops(name)}
+    tensors = {name: t for name, t in read_tensors(path).items() if not config.drops(name)}
     quantised = any(name.endswith(".scales") for name in tensors)
     loaded = {name: _loaded_bytes(tensor, dtype) for name, tensor in tensors.items()}
     twice = [
@@ -116,23 +114,14 @@ def required_bytes(
     )
 
 
-def weight_files(path: Path) -> dict[Path, dict[str, StoredTensor]]:
-    """All *.safetensors of a directory; an EdgeError if one is missing, broken or of GPTQ."""
-    files = {file: read_header(file) for file in sorted(path.glob("*.safetensors"))}
-    index = path / "model.safetensors.index.json"
-    listed = read_json_object(index).get("weight_map") if index.exists() else None
-    named = {str(name) for name in listed.values()} if isinstance(listed, dict) else set()
-    missing = sorted(named - {file.name for file in files})
-    if missing or not files:
-        raise EdgeError(
-            f"{path} has no {missing[0] if missing else '*.safetensors'}; convert or download "
-            f"the model again."
-        )
-    if any(name.endswith(".qweight") for file in files.values() for name in file):
+def read_tensors(path: Path) -> dict[str, StoredTensor]:
+    """Tensors of a directory by name; an EdgeError if one is broken or of GPTQ."""
+    tensors = read_weights(path)
+    if any(name.endswith(".qweight") for name in tensors):
         raise EdgeError(
             f"{path} has GPTQ weights; convert it to an MLX artefact first, with `edge convert`."
         )
-    return files
+    return tensors
 
 
 def _loaded_bytes(tensor: StoredTensor, dtype: mx.Dtype) -> int:

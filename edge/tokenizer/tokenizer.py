@@ -17,7 +17,8 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from edge.errors import EdgeError
-from edge.formats.files import read_json_object, read_small_file
+from edge.formats.files import open_file, read_json_object, read_small_file
+from edge.formats.folder import TOKENIZER_FILES, inside
 
 TOKENIZER, SENTENCEPIECE = "tokenizer.json", "tokenizer.model"
 # In the order in which transformers adds the missing ones to the vocabulary.
@@ -60,12 +61,13 @@ class Tokenizer:
 
         Raises an EdgeError if a file is missing or broken.
         """
+        files = [inside(path, name) for name in TOKENIZER_FILES]
         if not any((path / name).exists() for name in (TOKENIZER, SENTENCEPIECE)):
             raise EdgeError(
                 f"{path} has no {TOKENIZER} and no {SENTENCEPIECE}; convert the model again."
             )
         try:
-            tokenizer = cls(*(_read(path) or _read_by_transformers(path)))
+            tokenizer = cls(*(_read(path) or _read_by_transformers(path, files)))
             tokenizer.backend_tokenizer.no_truncation()
             tokenizer.backend_tokenizer.no_padding()
             tokenizer.eos_token_ids.update(_eos_ids(path, network))
@@ -166,10 +168,13 @@ def _read(path: Path) -> Parts | None:
     return backend, names, _only_template(config.get("chat_template"))
 
 
-def _read_by_transformers(path: Path) -> Parts:
+def _read_by_transformers(path: Path, files: Sequence[Path]) -> Parts:
     """Parts of SentencePiece models, and of tokenizers that transformers rebuilds."""
     from mlx_lm.utils import load_tokenizer
 
+    for file in filter(Path.exists, files):
+        with open_file(file):  # an EdgeError for a pipe, for which transformers would wait
+            pass
     found = load_tokenizer(path, {"trust_remote_code": False})
     names = {name: str(token) for name, token in found.special_tokens_map.items()}
     return found.backend_tokenizer, names, _only_template(found.chat_template)

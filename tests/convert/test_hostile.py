@@ -93,7 +93,7 @@ HEADS |= {"qk_layernorm": True, "partial_rotary_factor": 1.0}
         (config(num_hidden_layers=2**30), "asks for .* layers .* files hold"),
         (config(**HEADS), "asks for .* layers .* files hold"),
         *((index({"a": WEIGHTS, "b": name}), "points outside") for name in ELSEWHERE),
-        (index({"a": "x" * 5000 + ".safetensors"}), "cannot be read"),
+        (index({"a": "x" * 5000 + ".safetensors", "b": WEIGHTS}), "has no x"),
         *((index(kind), "has no weight_map") for kind in (None, [], {"a": [WEIGHTS]})),
         (vocabulary(**{"!!": 10**9}), "token id 1000000000, .* embedding has 64 rows"),
         (added(id=64, content="x"), "embedding has 64 rows"),

@@ -16,6 +16,7 @@ from mlx_lm.utils import load_model
 
 from edge.bench.engines.mlx import MlxEngine, cpu_remarks, device_name, dtype_name
 from edge.errors import EdgeError
+from edge.formats.folder import weight_files
 from edge.generate.decode import PREFILL_TOKENS
 from edge.model.load import compute_dtype, has_input_orders
 from edge.model.stablelm import current_backend
@@ -111,6 +112,9 @@ class AnyNetwork(MlxEngine):
 
 
 def _load(path: Path) -> tuple[Any, dict[str, Any]]:
+    # What mlx-lm reads: the last of several tensors of one name wins.
+    if extra := sorted({*path.glob("model*.safetensors")} - {*weight_files(path)}):
+        raise EdgeError(f"mlx-lm would also read {extra[0]}; move it to another folder.")
     try:
         model, config = load_model(path)
     except Exception as error:  # of any class, for unknown or damaged networks

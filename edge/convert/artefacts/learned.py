@@ -27,6 +27,7 @@ from edge.convert.artefacts.recipes import Recipe
 from edge.convert.checkpoint import Checkpoint
 from edge.errors import EdgeError
 from edge.formats.files import read_text
+from edge.formats.folder import weight_files
 from edge.formats.safetensors import Planned, ShardWriter
 from edge.model.config import ModelConfig
 from edge.model.load import read_directory
@@ -82,7 +83,7 @@ def _learn(path: Path, recipe: Recipe, ids: Ids, progress: Progress) -> dict[str
     """
     assert recipe.bits and recipe.group_size
     weights: dict[str, mx.array] = {}
-    for file in sorted(path.glob("*.safetensors")):
+    for file in weight_files(path):
         loaded = mx.load(str(file))
         assert isinstance(loaded, dict)  # safetensors without metadata always is
         weights |= loaded

@@ -16,22 +16,14 @@ from edge.convert.sources.mlx import DirectoryWeights
 from edge.convert.sources.weights import Opened
 from edge.errors import EdgeError
 from edge.formats.files import parse_json_object, read_json_object, read_small_file
-from edge.formats.safetensors import INDEX, read_headers
+from edge.formats.folder import TOKENIZER_FILES, inside, read_weights
 from edge.model.config import ModelConfig
 from edge.model.tensors import check_count
 
 TOKENIZER, QUANTIZE_CONFIG = "tokenizer.json", "quantize_config.json"
-# Copied to artefacts if present; none is a file of code.
-TOKENIZER_FILES = (
-    *(TOKENIZER, "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"),
-    *("vocab.json", "merges.txt", "tokenizer.model", "chat_template.jinja"),
-    "generation_config.json",
-)
 SMALL_FILES = ("config.json", QUANTIZE_CONFIG, *TOKENIZER_FILES)
 # Those in which `auto_map` names classes for a loader to run; elsewhere it may be a token.
 WITH_CODE = ("tokenizer_config.json", "special_tokens_map.json", "generation_config.json")
-PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
-HUB_FOLDER = "models--"  # prefix of a repository's folder in the hub's cache
 
 
 def open_directory(path: Path) -> Opened:
@@ -39,7 +31,7 @@ def open_directory(path: Path) -> Opened:
     config_file = inside(path, "config.json")
     raw = read_json_object(config_file)
     config = ModelConfig.from_dict(raw, str(config_file))
-    tensors = read_headers(inside(path, name) for name in weight_files(path))
+    tensors = read_weights(path)
     check_count(config, len(tensors), str(path))
     tokenizer_files = read_tokenizer_files(path, config.vocab_size)
     if settings := read_gptq_settings(raw, path):
@@ -51,27 +43,6 @@ def open_directory(path: Path) -> Opened:
             f"convert from the unquantised one."
         )
     return Opened(config, DirectoryWeights(tensors, config), tokenizer_files)
-
-
-def weight_files(path: Path) -> list[str]:
-    """Names of the safetensors files that make up the checkpoint."""
-    index = path / INDEX
-    if index.exists() or index.is_symlink():  # a dangling link is an error
-        names = read_json_object(inside(path, INDEX)).get("weight_map")
-        if not isinstance(names, dict) or not all(isinstance(n, str) for n in names.values()):
-            raise EdgeError(f"{index} has no weight_map; download it again.")
-        for name in names.values():
-            plain = name.endswith(".safetensors") and name.isprintable()
-            if not plain or Path(name).name != name:
-                raise EdgeError(f"{index} points outside its directory ({name!r}); do not use it.")
-        if names:
-            return sorted(set(names.values()))
-    found = sorted(file.name for file in path.glob("*.safetensors"))
-    if not found:
-        pickles = sorted(file.name for file in path.iterdir() if file.name.endswith(PICKLES))
-        held = f"only {pickles[0]}, a pickle, which can run any code" if pickles else "no weights"
-        raise EdgeError(f"{path} holds {held}; choose or download a checkpoint with *.safetensors.")
-    return found
 
 
 def read_gptq_settings(config: Mapping[str, Any], path: Path) -> GptqSettings | None:
@@ -103,24 +74,6 @@ def read_tokenizer_files(path: Path, vocab_size: int) -> dict[str, bytes]:
             del parsed["auto_map"]
             tokenizer_files[name] = json.dumps(parsed, indent=2).encode()
     return tokenizer_files
-
-
-def inside(path: Path, name: str) -> Path:
-    """A file of the directory; an EdgeError if it is a link that leads out of it."""
-    file = path / name
-    try:
-        home, target, is_link = path.resolve(), file.resolve(), file.is_symlink()
-    except (OSError, RuntimeError) as error:  # RuntimeError: a link to itself
-        reason = getattr(error, "strerror", None) or error
-        raise EdgeError(f"{file} cannot be read ({reason}); download it again.") from None
-    repository = home.parent.parent
-    if home.parent.name == "snapshots" and repository.name.startswith(HUB_FOLDER):
-        home = repository
-    if is_link and not target.is_relative_to(home):
-        raise EdgeError(
-            f"{file} is a link that leads out of its directory; replace it with the file itself."
-        )
-    return file
 
 
 def _check_tokenizer(

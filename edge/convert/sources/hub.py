@@ -12,14 +12,13 @@ from typing import Any
 
 from huggingface_hub import HfApi, constants, errors, hf_hub_download, try_to_load_from_cache
 
-from edge.convert.sources.directory import PICKLES, SMALL_FILES, TOKENIZER, weight_files
+from edge.convert.sources.directory import SMALL_FILES, TOKENIZER
 from edge.errors import EdgeError
+from edge.formats.folder import choose_weights, listed_files, weight_files
 from edge.formats.safetensors import INDEX
 
 DEFAULT_REVISION = "main"
-CONFIG, SINGLE = "config.json", "model.safetensors"
-# Adapters, or the same weights in another layout or precision.
-SECONDARY = re.compile(r"^(consolidated|adapter_)|[._-](fp16|fp32|bf16|f16|f32|non_ema)[.-]")
+CONFIG = "config.json"
 COMMIT = re.compile(r"[0-9a-f]{40}")
 REVISION = re.compile(r"(?!.*\.\.)\w[\w./+@#-]*")  # what git allows, without ".."
 USER_AGENT = "stable-edge"
@@ -33,7 +32,7 @@ def cached(repo: str, revision: str | None = None) -> Path | None:
         if not REVISION.fullmatch(revision) or not isinstance(config, str):
             return None
         snapshot = Path(config).parent
-        needed = [CONFIG, TOKENIZER, *weight_files(snapshot)]
+        needed = [CONFIG, TOKENIZER, *(file.name for file in weight_files(snapshot))]
         return snapshot if all((snapshot / name).is_file() for name in needed) else None
     except (OSError, ValueError, EdgeError):  # ValueError: not the name of a repository
         return None
@@ -60,14 +59,6 @@ def download(repo: str, revision: str | None = None) -> tuple[Path, str]:
     return snapshot, snapshot.name
 
 
-def choose_weights(names: Collection[str]) -> list[str]:
-    """The safetensors files of a repository's checkpoint if it has no index."""
-    weights = sorted(n for n in names if n.endswith(".safetensors") and "/" not in n)
-    if SINGLE in weights:
-        return [SINGLE]
-    return [name for name in weights if not SECONDARY.search(name)] or weights
-
-
 def _list_files(repo: str, revision: str) -> tuple[str, dict[str, Any]]:
     """The commit, and the library's description of its files by name."""
     info = HfApi(library_name=USER_AGENT).model_info(
@@ -80,17 +71,12 @@ def _download_files(repo: str, revision: str, commit: str, files: Mapping[str, A
     def fetch(name: str, at: str = commit) -> Path:
         return Path(hf_hub_download(repo, name, revision=at, library_name=USER_AGENT))
 
-    if CONFIG not in files or not choose_weights(files):
-        pickle = next((name for name in files if name.endswith(PICKLES)), None)
-        note = f" but pickles ({pickle}), which can run any code and are never opened"
-        raise EdgeError(
-            f"{repo} holds no {'*.safetensors' if CONFIG in files else CONFIG} at revision "
-            f"{revision}{note if pickle else ''}; choose another one."
-        )
+    if CONFIG not in files:
+        raise EdgeError(f"{repo} holds no {CONFIG} at revision {revision}; choose another one.")
     snapshot = fetch(CONFIG).parent
-    weights = choose_weights(files)
-    if INDEX in files:
-        weights = [INDEX, *weight_files(fetch(INDEX).parent)]
+    indices = [INDEX] if INDEX in files else []
+    listed = [name for index in indices for name in listed_files(fetch(index).parent)]
+    weights = indices + choose_weights(files, listed, f"{repo} at revision {revision}")
     wanted = [name for name in SMALL_FILES if name in files] + weights
     if missing := [name for name in wanted if name not in files]:
         raise EdgeError(f"{INDEX} of {repo} names {missing[0]!r}, which is missing there.")

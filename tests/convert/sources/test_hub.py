@@ -92,8 +92,8 @@ def test_each_refusal_names_its_remedy(hub, tiny):
         "o/gated": f"accept its licence on {hub.address}/o/gated, then run 'hf auth login'",
         "o/refused": "(status 401): your token is missing, has expired or has no access",
         "o/none": "the hub has no o/none, or it is private",
-        "o/bare": "holds no *.safetensors at revision main; choose",
-        "o/pickled": "pickles (pytorch_model.bin), which can run any code",
+        "o/bare": "o/bare at revision main holds no weights; choose",
+        "o/pickled": "only pytorch_model.bin, a pickle, which can run any code",
         "o/lying": "points outside its directory",
         "o/huge": "o/huge needs 1000000000.0 GB more, and the disk of",
     }.items():
