@@ -1,26 +1,25 @@
-"""A conversation in a file of JSON lines, to which each finished message is appended.
+"""A conversation in a file of JSON lines, which is written again after each finished message.
 
-    {"role": "system", "content": "Be short.", "cut_off": false}    "" removes the system prompt
+    {"role": "system", "content": "Be short.", "cut_off": false}
     {"role": "user", "content": "Hello", "cut_off": false}
     {"role": "assistant", "content": "Hi", "cut_off": false}
-    {"undo": 1}                  removes the last question with its answer
 
-A crash loses the answer being written, and leaves half a line at most.
+A crash loses the answer being written. Earlier versions appended, so a file can have half a line
+at its end, {"undo": 1} after a question that was removed with its answer, and system prompts later.
 """
 
 import json
 import os
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal
 
 from edge.errors import EdgeError
 from edge.formats.files import atomic_write, read_small_file, strict_json
-from edge.generate.decode import common_length
 
 Role = Literal["system", "user", "assistant"]
-MODE = 0o600
 
 
 @dataclass(frozen=True)
@@ -33,57 +32,48 @@ class Message:
 
 
 class Transcript:
-    """Writes a conversation while it goes on; the file is created with the first question.
-
-    Nothing is written after a failure, which would leave a gap in the conversation.
-    """
+    """Writes a conversation while it goes on, until it fails; begins with the first question."""
 
     def __init__(self, path: Path | None = None):
         self.path = path
         self.messages: list[Message] = []
-        self._prepared = False
         # Path.exists raises for a folder without permissions, which `record` reports later.
         if path is not None and os.path.exists(path):  # noqa: PTH110
             self.messages = read_transcript(path)
+        self.is_begun = bool(self.messages)
 
     def record(self, messages: Sequence[Message]) -> str | None:
-        """Writes what changed; returns a warning if that fails."""
+        """Writes the conversation if it changed; returns a warning if that fails."""
         asked = any(message.role == "user" for message in (*self.messages, *messages))
-        lines = _lines(self.messages, messages)
-        if self.path is None or not asked or not lines:
+        if self.path is None or not asked or list(messages) == self.messages:
             return None
         try:
-            if not self._prepared:
-                _prepare(self.path)
-            self._prepared = True
-            with self.path.open("r+b") as file:
-                file.seek(0, os.SEEK_END)
-                file.write(lines)
-                file.flush()
-                os.fsync(file.fileno())
-        except OSError as error:
-            path, self.path = self.path, None
+            with suppress(OSError):  # of which the next step says more
+                self.path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+            write_transcript(self.path, messages)
+        except EdgeError as error:
+            self.path = None
             return (
-                f"the transcript {path} cannot be written ({error.strerror or error}), so "
-                f"further messages are not saved; save the conversation to another file."
+                f"the transcript {str(error).partition('; check')[0]}, so further messages are not "
+                f"saved; save the conversation to another file."
             )
-        self.messages = list(messages)
+        self.messages, self.is_begun = list(messages), True
         return None
 
-    @property
-    def is_begun(self) -> bool:
-        return self._prepared or bool(self.messages)
+
+def write_transcript(path: Path, messages: Sequence[Message]) -> None:
+    with atomic_write(path.resolve()) as partial:
+        partial.touch(0o600)
+        with partial.open("wb") as file:
+            for message in messages:
+                file.write(json.dumps(asdict(message), ensure_ascii=False).encode() + b"\n")
+            file.flush()
+            os.fsync(file.fileno())
 
 
-def write_transcript(path: Path | str, messages: Sequence[Message]) -> None:
-    with atomic_write(Path(path)) as partial:
-        partial.touch(MODE)
-        partial.write_bytes(_lines([], messages))
-
-
-def read_transcript(path: Path | str) -> list[Message]:
+def read_transcript(path: Path) -> list[Message]:
     """The conversation in a transcript; half a line at the end is ignored."""
-    *lines, torn = read_small_file(Path(path)).split(b"\n")
+    *lines, torn = read_small_file(path).split(b"\n")
     if torn and not lines:
         lines = [b""]  # refused below: half a line alone is not a transcript
     messages: list[Message] = []
@@ -121,24 +111,3 @@ def _take(entry: object, messages: list[Message]) -> None:
             del messages[asked[-count] :]
         case _:
             raise ValueError("it is not a message")
-
-
-def _lines(before: Sequence[Message], after: Sequence[Message]) -> bytes:
-    """The lines that change one conversation into another."""
-    (old_system, old), (new_system, new) = split_system(before), split_system(after)
-    entries: list[object] = []
-    if old_system != new_system:
-        entries += map(asdict, new_system or [Message("system", "")])
-    same = common_length(old, new)
-    if same < len(old):
-        same -= old[same].role == "assistant"  # an answer is removed with its question
-        entries.append({"undo": sum(message.role == "user" for message in old[same:])})
-    entries += map(asdict, new[same:])
-    return b"".join(json.dumps(entry, ensure_ascii=False).encode() + b"\n" for entry in entries)
-
-
-def _prepare(path: Path) -> None:
-    """Creates the file and its folder if needed, and cuts off half a line at its end."""
-    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-    with os.fdopen(os.open(path, os.O_RDWR | os.O_CREAT, MODE), "r+b") as file:
-        file.truncate(file.read().rfind(b"\n") + 1)

@@ -1,7 +1,6 @@
 """Fill in the middle with the demo: prompts, windows, line ends, and the cache between calls."""
 
 from dataclasses import replace
-from unittest.mock import Mock
 
 import pytest
 from hypothesis import given
@@ -10,11 +9,9 @@ from hypothesis import strategies as st
 from edge.errors import EdgeError
 from edge.generate.decode import MlxSource
 from edge.generate.fim import LEAST_CHARACTERS, Completer, fit, near_end
-from edge.generate.fim_stop import StopRules
 from edge.generate.sampling import Sampling
 
 CARD = ("for key, value in d.", "():\n    print(key, value)\n")
-IMPORT = ("import os\nimport ", "\n")
 HOLE = ("import os\n\ndef f(path):\n    ", "\n    return x\n")
 
 
@@ -97,14 +94,6 @@ def test_the_window_of_a_growing_text_moves_in_steps():
     assert len(starts) == len(lines) // LEAST_CHARACTERS
     assert all(begin == 0 or lines[begin - 1] == "\n" for begin in starts)
     assert len(near_end("x" * 250_000, most)) == 150_000
-
-
-def test_an_interrupt_leaves_a_correct_cache(completer, monkeypatch):
-    expected = completer.complete(*IMPORT, max_tokens=8)
-    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(StopRules, "find_stop", Mock(side_effect=KeyboardInterrupt))
-        completer.complete("import re\nimport ", "\n", max_tokens=8)
-    assert same(completer.complete(*IMPORT, max_tokens=8), expected)
 
 
 HOLES = [

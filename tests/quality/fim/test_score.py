@@ -1,7 +1,6 @@
 """Scores of middles and their statistics, against published and independent values."""
 
 import math
-import random
 
 import pytest
 
@@ -42,20 +41,10 @@ def test_mcnemar_is_the_binomial_test():
     assert mcnemar(2000, 3000) < 1e-40
 
 
-def test_coverage_of_the_paired_interval():
-    random.seed(0)
-    gain, loss, count = 0.06, 0.14, 60
-    hits = 0
-    for _ in range(2000):
-        draws = [random.random() for _ in range(count)]
-        gained = sum(draw < gain for draw in draws)
-        lost = sum(gain <= draw < gain + loss for draw in draws)
-        low, high = agresti_min(gained, lost, count)
-        hits += low <= gain - loss <= high
-    assert 0.935 < hits / 2000 < 0.98
-    low, high = agresti_min(0, 0, 20)
-    assert -0.1 < low < 0 < high < 0.1
-    assert agresti_min(5, 0, 5)[1] <= 1
+def test_paired_interval_is_walds_with_half_a_pair_more():
+    # (2.5 - 6.5) / 62 and 1.959964 sqrt(2.5 + 6.5 - 16 / 62) / 62
+    assert agresti_min(2, 6, 60) == pytest.approx((-0.157984, 0.028951), abs=1e-6)
+    assert agresti_min(5, 0, 5)[1] == 1
 
 
 def test_summary_of_several_middles():
