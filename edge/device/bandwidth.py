@@ -4,7 +4,7 @@ Two kernels over the same three arrays, one thread per core, the best of several
 
 - triad, STREAM's `a = b + s * c`, counted as STREAM does: three arrays' bytes per pass. Memory
   moves four, because most processors read a line before they overwrite it.
-- read, the maximum over every element: every byte counted is a byte moved.
+- read, the maximum over every element.
 
 Decoding writes almost nothing, so its ceiling is the better of the two: an engine can reach 130 %
 of the triad. NumPy works on pieces that fit in the second-level cache, and releases the GIL.

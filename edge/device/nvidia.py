@@ -34,9 +34,8 @@ def load_nvml() -> ModuleType:
 
 
 def visible_gpus(nvml: Any) -> list[Gpu]:
-    """The GPUs in CUDA_VISIBLE_DEVICES, or all where it is not set.
+    """The GPUs in CUDA_VISIBLE_DEVICES as CUDA reads it, or all where it is not set.
 
-    As CUDA reads it: numbers or UUIDs, which may be shortened, up to the first invalid entry.
     NVML counts in PCI order, CUDA by default by speed: raises an EdgeError where a number is
     ambiguous or a MIG slice is named.
     """

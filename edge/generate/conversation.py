@@ -38,8 +38,7 @@ ANSWER_SHARE, KEPT_SHARE = 1 / 4, 3 / 4
 class Conversation:
     """Questions and answers with one model; a call that raises leaves it unchanged.
 
-    A base model (`is_base`) continues the last text; it reads neither older turns nor a system
-    prompt.
+    A base model (`is_base`) reads only the last text.
     """
 
     def __init__(
@@ -91,12 +90,11 @@ class Conversation:
             self._change(text or None, self._turns)
 
     def ask(self, text: str, **options: Any) -> Events:
-        """Yields the answer to a question as events of `stream_generate`.
+        """Yields the answer to a question as events of `stream_generate`, to be used up or closed.
 
         The options are its `sampling`, `max_tokens` and `stop`. An answer that is closed early,
         interrupted, or ended by max_tokens or the context is kept with `cut_off` set. The call
         raises an EdgeError if the question does not fit the context or the template refuses it.
-        The generator must be finished or closed before the conversation is used again.
         """
         return self._begin((*self._turns, Message("user", text)), **options)
 

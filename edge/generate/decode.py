@@ -3,9 +3,8 @@
 The loop is one step ahead, like mlx-lm's `generate_step`: the graph of the next step is built and
 submitted before the current token is read, so the device never waits for Python.
 
-A source is a network on MLX or llama.cpp. Its `generate(ids, max_tokens, sampling)` returns how
-many ids of the prompt were taken from the cache, and an iterator over the ids that follow, stop
-tokens included. However the iterator ends, the source knows which ids its cache holds.
+A source is a network on MLX or llama.cpp. However the iterator over its tokens ends, the source
+knows which ids its cache holds.
 """
 
 from __future__ import annotations
@@ -173,10 +172,7 @@ def _reusable(held: Sequence[int], ids: Sequence[int], sampling: Sampling) -> in
 
 
 class MlxSource:
-    """A network on MLX; `held` are the ids in its cache.
-
-    `context_tokens` may be less than the model's context.
-    """
+    """A network on MLX; `held` are the ids in its cache."""
 
     def __init__(
         self,

@@ -5,15 +5,10 @@ r"""Fill in the middle: the text between a prefix and a suffix.
     completer.complete("for key, value in d.", "():\n    print(key, value)\n", order="spm").text
 
 The prompt has the model's special tokens (`edge.tokenizer.fim_tokens`) with nothing between them
-and the parts. Stable Code has StarCoder's (Stable Code Technical Report, sections 3 and 4.4):
-
-    psm   <fim_prefix>PREFIX<fim_suffix>SUFFIX<fim_middle>
-    spm   <fim_prefix><fim_suffix>SUFFIX<fim_middle>PREFIX
-
-Both orders were trained equally often. The report does not give its form of SPM; this one is
-StarCoder's and the demo's. Other files of the repository come first, without their names, each
-followed by <repo_continuation> (section 2 of the report). The parts are encoded one by one, so
-<fim_middle> in a source file is text.
+and the parts, which are encoded one by one, so <fim_middle> in a source file is text. Stable Code
+was trained on both orders equally often (Stable Code Technical Report, sections 3 and 4.4). Other
+files of the repository come first, without their names, each followed by <repo_continuation>
+(section 2 of the report).
 """
 
 from __future__ import annotations
@@ -75,9 +70,8 @@ class MiddleEvent:
 class Completer:
     """Fills in the middle with a source of tokens; refuses models not trained for it.
 
-    The source keeps the cache of the last prompt, so the next prompt is computed from the first
-    differing token on. While a user types, PSM computes the end of the prefix and the whole
-    suffix again; SPM, where the suffix comes first, only the end of the prefix.
+    While a user types, PSM computes the end of the prefix and the whole suffix again; SPM, where
+    the suffix comes first, only the end of the prefix.
     """
 
     def __init__(self, source: TokenSource, tokenizer: Any):
@@ -111,10 +105,7 @@ class Completer:
 
         `context` holds other files of the repository, the most important last. `max_lines` does
         not count blank lines before the first code. Text whose line ends are all CRLF is
-        completed as if they were LF, and the middle gets CRLF.
-
-        Raises an EdgeError at the first step if the model was not trained on `order`, the window
-        has no room for `max_tokens`, or the vocabulary has no token for `context`.
+        completed as if they were LF, and the middle gets CRLF. Raises at the first step.
         """
         clock = TokenClock()
         line_end = "\r\n" if _is_crlf(prefix, suffix) else "\n"

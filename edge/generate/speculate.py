@@ -1,10 +1,9 @@
 """Speculative decoding: one pass checks several proposed tokens, and the text stays the same.
 
 A pass over the last token and some proposals gives the logits at each of them. The sampler
-chooses at one position after another for as long as it chooses the proposals. So the text, greedy
-or seeded, is that of plain decoding, and its distribution is the model's (Leviathan et al. 2023,
-with equality in place of the ratio test). Proposals are the tokens after an earlier occurrence of
-the text's end (Saxena 2023, "prompt lookup decoding").
+chooses at one position after another for as long as it chooses the proposals (Leviathan et al.
+2023, with equality in place of the ratio test). Proposals are the tokens after an earlier
+occurrence of the text's end (Saxena 2023, "prompt lookup decoding").
 
 A pass over several tokens may sum in another order than single steps. Greedy choices whose margin
 could be rounding (`sampling.argmax_is_clear`) are therefore left to a single step.

@@ -3,10 +3,9 @@
 `evaluate` runs here, `evaluate_in_child` in a process of its own, whose memory is free before
 anything else is measured.
 
-Tokens of one window share their context, so their errors are not independent, and neither are
-the errors of two artefacts on the same token. The window is therefore the unit of every standard
-error (cluster-robust, for the ratio of two sums over windows), and an artefact is compared with
-the reference by the differences of each window.
+Tokens of one window share their context, so their errors are not independent. The window is
+therefore the unit of every standard error (cluster-robust, for the ratio of two sums over windows),
+and an artefact is compared with the reference by the differences of each window.
 """
 
 import math
@@ -279,9 +278,8 @@ def _exp(nats: float) -> float:
 def _mean(values: np.ndarray, windows: Windows) -> tuple[float, list[float]]:
     """Mean over the scored positions of values (windows, tokens - 1), and a value per window.
 
-    With S the sum and C the count of a window and m the mean, its value is
-    m + (S - m C) / mean(C), which is its own mean where counts are equal. The spread of these
-    values gives the cluster-robust standard error of m (Cochran, Sampling Techniques, ch. 6).
+    The spread of these gives the cluster-robust standard error of the mean (Cochran, Sampling
+    Techniques, ch. 6); where counts are equal they are the windows' own means.
     """
     scored = windows.scored
     table = np.where(scored, values.astype(np.float64), 0.0)

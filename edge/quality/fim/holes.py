@@ -1,8 +1,8 @@
 r"""Holes with known middles: cut from source text, or read from a HumanEval infilling file.
 
 Bavarian et al. (2022, arXiv:2207.14255, section 3) cut a document at two uniformly chosen
-characters; Stable Code (its report, section 4.4) and the demo were trained in this way. Here the
-first cut is uniform over all characters of all files, and the second depends on the kind:
+characters. Here the first cut is uniform over all characters of all files, and the second depends
+on the kind:
 
     single-line   uniform over the rest of the same line, including its end
     multi-line    2 to 6 line breaks later, uniform over that line, including both ends
