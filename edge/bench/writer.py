@@ -82,13 +82,11 @@ class ProfileWriter:
 
     @property
     def path(self) -> Path:
-        """The profile's file."""
         stamp = self.profile.created_utc.replace("+00:00", "Z").replace(":", "").replace("-", "")
         name = re.sub(r"[^\w.-]", "-", self.profile.model.name)[:MOST_OF_NAME]
         return self.folder / f"{stamp}-{name}.json"
 
     def label(self, row: int) -> str:
-        """Name of a row, by its number."""
         job = self.run.jobs[row]
         return f"{self.targets[row].recipe.name} on {job.engine}, {job.workload}"
 

@@ -74,11 +74,9 @@ class ScreenPrinter:
         self._highlighter = Highlighter() if screen.colour else None
 
     def add(self, text: str) -> None:
-        """Prints what can be shown now."""
         self._write(self._sanitiser.add(text))
 
     def finish(self, turn: Turn) -> None:
-        """Prints what was held back."""
         self._write(self._sanitiser.finish())
         if self._highlighter is not None:
             self._screen.write(self._highlighter.finish())
@@ -95,12 +93,10 @@ class StdoutPrinter:
         self._last = ""
 
     def add(self, text: str) -> None:
-        """Prints a piece of text."""
         self._last = text or self._last
         write_stdout(self._sanitiser.add(text) if self._sanitiser else text)
 
     def finish(self, turn: Turn) -> None:
-        """Ends the last line."""
         if not self._last.endswith("\n"):
             write_stdout("\n")
 
@@ -112,11 +108,9 @@ class JsonPrinter:
         self._model, self._text = model, ""
 
     def add(self, text: str) -> None:
-        """Collects a piece of text."""
         self._text += text
 
     def finish(self, turn: Turn) -> None:
-        """Prints the document."""
         document = {"text": self._text, "model": self._model, **asdict(turn)}
         write_stdout(json.dumps(document, indent=2) + "\n")
 
@@ -166,7 +160,6 @@ class Session:
             self.screen.note(f"going on with the {messages} of {self.transcript.path}")
 
     def print_base_note(self, prefix: str = "") -> None:
-        """Prints the notes on a base model."""
         if not self.talk.is_base:
             return
         self.screen.note(

@@ -38,7 +38,6 @@ class Corrections:
     context: int | None = None  # number of positions
 
     def applied(self, config: ModelConfig) -> ModelConfig:
-        """The config with them."""
         if self.rope_theta is not None:
             config = replace(config, rope_theta=self.rope_theta)
         if self.context is not None:
@@ -60,7 +59,6 @@ class Checkpoint:
 
     @property
     def parameters(self) -> int:
-        """Number of weights."""
         return parameter_count(self.config)
 
     @cached_property

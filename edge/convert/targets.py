@@ -59,7 +59,6 @@ class Target:
         return not self.learned and (self.recipe.is_mlx or self.recipe.is_float)
 
     def record(self) -> dict[str, Any]:
-        """The manifest's `recipe`."""
         keys = ("bits", "group_size", "high_bits", "dtype", "file_type")
         learned = GPTQ if self.learned else None
         imatrix = self.imatrix.name if self.imatrix else None

@@ -133,7 +133,6 @@ def visible(folder: Path) -> list[Path]:
 
 
 def read_json_object(path: Path) -> dict[str, Any]:
-    """The object in a JSON file."""
     return parse_json_object(read_small_file(path), str(path))
 
 

@@ -141,14 +141,12 @@ class _Header:
         return value
 
     def text(self) -> str:
-        """The next string."""
         try:
             return self.take(int.from_bytes(self.take(8), "little")).decode()
         except UnicodeDecodeError:
             self.broken(f"the text before byte {self.position} is not UTF-8")
 
     def value(self) -> Value:
-        """The next value, after its type."""
         code = self.number("I")
         if code != ARRAY:
             value: Value = next(self._values(code, 1))
@@ -165,7 +163,6 @@ class _Header:
         return iter(np.frombuffer(self.take(items * dtype.itemsize), dtype).tolist())
 
     def broken(self, reason: str) -> NoReturn:
-        """Refuse the file."""
         raise EdgeError(
             f"{self.path} is not a complete GGUF file ({reason}); convert or download it again."
         )

@@ -49,7 +49,6 @@ class Planned:
 
     @property
     def data_bytes(self) -> int:
-        """Size on disk."""
         return math.prod(self.shape) * ITEM_BYTES[self.dtype]
 
 
@@ -205,7 +204,6 @@ class ShardWriter:
         self.sha256[INDEX] = hashlib.sha256(text).hexdigest()
 
     def close(self) -> None:
-        """Close an unfinished file."""
         if self._left_bytes:
             self._file.close()
 

@@ -106,7 +106,6 @@ class LlamaSession:
 
     @property
     def device(self) -> str:
-        """GPU or CPU."""
         return "GPU" if self._lib.llama_supports_gpu_offload() else "CPU"
 
     @property
@@ -116,23 +115,19 @@ class LlamaSession:
 
     @property
     def chat_template(self) -> str | None:
-        """The file's chat template."""
         found = self._lib.llama_model_chat_template(self._model, None)
         return found.decode("utf-8", "replace") if found else None
 
     @property
     def weight_bytes(self) -> int:
-        """Bytes of all tensors."""
         return int(self._lib.llama_model_size(self._model))
 
     @property
     def parameters(self) -> int:
-        """Number of weights."""
         return int(self._lib.llama_model_n_params(self._model))
 
     @property
     def cache_bytes(self) -> int:
-        """Bytes of the cached keys and values."""
         return int(self._lib.llama_state_seq_get_size(self._context, 0))
 
     def metadata(self, key: str) -> str | None:
@@ -153,7 +148,6 @@ class LlamaSession:
         return int(lib.llama_model_n_layer(model) * lib.llama_model_n_head_kv(model) * sum(widths))
 
     def _number(self, key: str, default: int) -> int:
-        """A key of the model's architecture."""
         text = self.metadata(f"{self.metadata('general.architecture')}.{key}")
         return int(text) if text is not None and text.isdecimal() else default
 
@@ -206,7 +200,6 @@ class LlamaSession:
         return bool(self._lib.llama_memory_seq_rm(self._memory, 0, length, -1))
 
     def close(self) -> None:
-        """Free the context and the model."""
         if self._context:
             self._lib.llama_free(self._context)
             self._context = None
@@ -219,5 +212,4 @@ class LlamaSession:
 
 
 def first_error() -> str:
-    """The first error that llama.cpp logged."""
     return _errors[0] if _errors else "it gave no reason"

@@ -49,11 +49,9 @@ class Vocabulary:
         return "".join(pieces) + decoder.finish()
 
     def get_vocab_size(self) -> int:
-        """Number of tokens."""
         return self._session.vocab_size
 
     def get_vocab(self) -> dict[str, int]:
-        """Ids of all tokens by name."""
         return {str(self.id_to_token(i)): i for i in range(self.get_vocab_size())}
 
     def token_to_id(self, name: str) -> int | None:

@@ -24,7 +24,6 @@ class Sample:
 
     @property
     def length_ns(self) -> int:
-        """Duration in nanoseconds."""
         return self.end_ns - self.begin_ns
 
     @property

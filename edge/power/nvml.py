@@ -24,7 +24,6 @@ class SampledPower:
         self._joules = 0.0
 
     def __call__(self) -> float:
-        """Joules since the start."""
         watts, now_ns = self._watts(), self._clock_ns()
         self._joules += (watts + self._last_w) / 2 * (now_ns - self._last_ns) / 1e9
         self._last_w, self._last_ns = watts, now_ns

@@ -268,7 +268,6 @@ class RowSummary(Struct, frozen=True, kw_only=True):
         return name if self.engine in OWN_ENGINES.values() else f"{name} ({self.engine})"
 
     def on_gpu(self, device: Device) -> bool:
-        """The row was computed on the device's GPU."""
         return on_gpu(self.engine_facts.device if self.engine_facts else "", device.gpu_name)
 
     def bandwidth(self, device: Device) -> Bandwidth | None:
@@ -352,7 +351,6 @@ class _Version(Struct):
 
 
 def read(path: Path) -> Profile:
-    """Reads a whole profile."""
     return decode(read_bytes(path), path, Profile)
 
 

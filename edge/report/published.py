@@ -88,7 +88,6 @@ class PublishedComparison:
     notes: tuple[str, ...]
 
     def markdown(self) -> str:
-        """Table and notes."""
         return "\n".join([self.table.markdown(), "", *(f"- {escape(note)}" for note in self.notes)])
 
 

@@ -143,7 +143,6 @@ def listed(labels: Iterable[str]) -> str:
 
 
 def title(profile: Profile) -> str:
-    """Model and device."""
     return f"{plain(profile.model.name)} on {plain(profile.device.name)}"
 
 

@@ -83,7 +83,6 @@ class Tokenizer:
         return int(self.backend_tokenizer.get_vocab_size())
 
     def get_vocab(self) -> dict[str, int]:
-        """Ids of all tokens by name, added ones included."""
         return dict(self.backend_tokenizer.get_vocab())
 
     def encode(self, text: str, add_special_tokens: bool = True) -> list[int]:

@@ -47,7 +47,6 @@ class LlamaCppEngine(Engine):
                 self._session.decode(kept)
 
     def last_logits(self) -> Logits:
-        """Logits of the last token."""
         return self._session.last_logits()
 
     def facts(self) -> EngineFacts:

@@ -69,14 +69,12 @@ class MlxEngine(Engine):
         return self._head(self._model.model(mx.array([[token]]), self._cache))[:, -1]
 
     def trim(self, length: int) -> None:
-        """Removes every position from `length` on."""
         for layer in self._cache:
             if length > layer.offset:
                 raise ValueError(f"the cache holds {layer.offset} positions, not {length}")
             layer.trim(layer.offset - length)
 
     def last_logits(self) -> Logits:
-        """Logits of the last step or prefill."""
         return np.array(self._logits.astype(mx.float32)).ravel()
 
     def facts(self) -> EngineFacts:
@@ -109,7 +107,6 @@ class MlxEngine(Engine):
         return total
 
     def peak_device_bytes(self) -> int:
-        """MLX's peak."""
         return int(mx.get_peak_memory())
 
 
@@ -120,7 +117,6 @@ def open_ours(path: Path, kv_bits: int | None = None) -> MlxEngine:
 
 
 def device_name() -> str:
-    """MLX's name of the device that computes."""
     return str(mx.device_info().get("device_name", mx.default_device()))
 
 
@@ -132,5 +128,4 @@ def cpu_remarks() -> list[str]:
 
 
 def dtype_name(dtype: mx.Dtype) -> str:
-    """float16 and the like."""
     return str(dtype).removeprefix("mlx.core.")

@@ -27,7 +27,6 @@ MOST_VALUES = 1000
 
 
 def parser() -> argparse.ArgumentParser:
-    """Parser of the command."""
     parser = shared.new_parser()
     _add_models(parser)
     shared.add_artefacts(parser, "--rows", "artefacts to measure")

@@ -10,7 +10,6 @@ TEMPERATURE, TOP_P, TOP_K = 0.5, 0.95, 100
 
 
 def parser() -> argparse.ArgumentParser:
-    """Parser of the command."""
     parser = shared.new_parser()
     meaning = f"{shared.model_help(ARTEFACT)}; a base model continues the text"
     parser.add_argument("model", metavar="MODEL", nargs="?", default="demo", help=meaning)

@@ -9,7 +9,6 @@ ARTEFACT = "mlx-fp16"
 
 
 def parser() -> argparse.ArgumentParser:
-    """Parser of the command."""
     parser = shared.new_parser()
     cursor = parser.add_argument_group("cursor (default: a mark in the text on stdin)")
     cursor.add_argument(

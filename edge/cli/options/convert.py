@@ -13,7 +13,6 @@ OPTIONS = ("to", "out", "force", *OF_CHECKPOINT, *OF_RECIPES)
 
 
 def parser() -> argparse.ArgumentParser:
-    """Parser of the command."""
     parser = shared.new_parser()
     shared.add_checkpoint(parser, default=None)
     purpose = f"artefacts to make ({MENDED.name}: a GGUF file with corrected metadata)"

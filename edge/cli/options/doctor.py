@@ -6,7 +6,6 @@ from edge.cli.options import shared
 
 
 def parser() -> argparse.ArgumentParser:
-    """Parser of the command."""
     parser = shared.new_parser()
     shared.add_bandwidth(parser)
     shared.add_output(parser, ["text", "json"])

@@ -18,7 +18,6 @@ FIM_DEFAULTS = {"samples": None, "order": "psm", "max_tokens": MAX_TOKENS, "show
 
 
 def parser() -> argparse.ArgumentParser:
-    """Parser of the command."""
     parser = shared.new_parser()
     meaning = (
         f"{shared.CHECKPOINT}; without --rows GGUF files with one tokenizer, of any model for "

@@ -7,7 +7,6 @@ from edge.errors import EdgeError
 
 
 def parser() -> argparse.ArgumentParser:
-    """Parser of the command."""
     parser = shared.new_parser(
         "Without COMMAND, --seconds or --replay, measures until Ctrl-C. The exit code is that of "
         "COMMAND, or 1 if no power meter works; COMMAND is then not run. COMMAND writes to stdout "

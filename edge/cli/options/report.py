@@ -10,7 +10,6 @@ REPORTS = Path("profiles") / "reports"
 
 
 def parser() -> argparse.ArgumentParser:
-    """Parser of the command."""
     parser = shared.new_parser(
         "For PROFILE, prints the table and writes report.html (self-contained), table.md, "
         "table.csv and plots/ (PNG and SVG). With --check, the exit code is 1 if a profile has a "

@@ -107,7 +107,6 @@ def add_checkpoint(parser: argparse.ArgumentParser, default: str | None) -> None
 
 
 def add_corrections(parser: argparse.ArgumentParser) -> None:
-    """Add the corrections of a checkpoint."""
     group = parser.add_argument_group("checkpoint")
     group.add_argument("--revision", metavar="REV", help="branch, tag or commit on Hugging Face")
     add_count(group, "--layers", help="number of layers of a synthetic model")
@@ -139,7 +138,6 @@ def model_help(artefact_name: str) -> str:
 
 
 def add_out(options: Options, meaning: str) -> None:
-    """Add the folder of the artefacts."""
     add_path(options, "--out", metavar="DIR", help=f"{meaning} (default: models/NAME)")
 
 
@@ -150,35 +148,29 @@ def add_output(options: Options, choices: Sequence[str]) -> None:
 
 
 def add_threads(options: Options) -> None:
-    """Add llama.cpp's threads."""
     add_count(options, "-t", "--threads", help="CPU threads of llama.cpp (default: usable cores)")
 
 
 def add_kv_bits(options: Options) -> None:
-    """Add the bits of a quantised KV cache."""
     meaning = "quantise the KV cache to this many bits, not of a GGUF file (default: off)"
     options.add_argument("--kv-bits", type=int, choices=[4, 8], help=meaning)
 
 
 def add_max_tokens(options: Options, default: int) -> None:
-    """Add the largest number of tokens to generate."""
     add_count(options, "-n", "--max-tokens", default=default, help="maximum tokens to generate")
 
 
 def add_order(options: Options) -> None:
-    """Add the order of prefix and suffix in an infilling prompt."""
     meaning = "prompt order: prefix-suffix-middle or suffix-prefix-middle"
     options.add_argument("--order", choices=ORDERS, default=ORDERS[0], help=meaning)
 
 
 def add_power(options: Options, flag: str, default: str) -> None:
-    """Add the choice of a power meter."""
     meaning = f"power meter: {', '.join(SOURCES)}"
     options.add_argument(flag, metavar="SOURCE", choices=SOURCES, default=default, help=meaning)
 
 
 def add_bandwidth(options: Options) -> None:
-    """Add the memory bandwidth."""
     kind = number(0.1, 1e6, "a number of GB/s from 0.1 to 1000000")
     meaning = "memory bandwidth of this machine (default: from the chip table, or measured)"
     options.add_argument("--bandwidth-gb-s", metavar="GB/S", type=kind, help=meaning)

@@ -76,7 +76,6 @@ class GgufWriter(Writer):
         self._heads: list[Array] = []  # rows of q or k so far, which are written in another order
 
     def encode(self, block: Block) -> Sequence[Array]:
-        """Rows in the tensor's float type."""
         return [block.rounded(self._of[block.name].dtype)]
 
     def append(self, name: str, encoded: Sequence[Array], last: bool) -> None:
@@ -93,7 +92,6 @@ class GgufWriter(Writer):
             self._pad(tensor.data_bytes)
 
     def finish(self) -> tuple[dict[str, str], list[str]]:
-        """Complete the data."""
         config = self._checkpoint.config
         if _repeats_embedding(config):
             self._write_embedding_again()
@@ -106,7 +104,6 @@ class GgufWriter(Writer):
         return {name: self._digest.hexdigest()}, gguf_notes(self._checkpoint)
 
     def close(self) -> None:
-        """Close the file."""
         self._file.close()
 
     def _write_embedding_again(self) -> None:

@@ -47,7 +47,6 @@ class Manifest:
     notes: tuple[str, ...] = ()  # sentences on what was lost or changed
 
     def to_json(self) -> str:
-        """One JSON object."""
         return json.dumps(asdict(self), indent=2) + "\n"
 
 

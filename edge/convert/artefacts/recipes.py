@@ -35,11 +35,9 @@ class Recipe:
 
     @property
     def is_float(self) -> bool:
-        """True if not quantised."""
         return self.bits is None and (self.is_mlx or self.file_type in FLOAT_FILE_TYPES)
 
     def path_in(self, out: Path) -> Path:
-        """The artefact's path in an output folder."""
         return out / (self.name if self.is_mlx else f"{self.name}.gguf")
 
 

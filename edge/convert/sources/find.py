@@ -28,7 +28,6 @@ class Source:
 
     @property
     def synthetic(self) -> bool:
-        """True for random weights."""
         return self.path is None
 
 

@@ -132,7 +132,6 @@ class GgufWeights(Weights):
 
     @cached_property
     def unpackable(self) -> Mapping[str, str]:
-        """Reasons why quantised matrices have no packing, by name."""
         return {
             name: "its scales are so large that biases would not fit float16"
             if part.kind in LAYOUTS
@@ -185,7 +184,6 @@ class GgufWeights(Weights):
         return self._packings[name]
 
     def read_packed(self, name: str) -> Packed:
-        """The codes of the file in MLX's layout."""
         packing, part = self.packing(name), self._parts[name]
         assert packing is not None
         layout, (rows, columns) = LAYOUTS[part.kind], part.shape

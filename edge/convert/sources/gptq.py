@@ -187,7 +187,6 @@ class GptqWeights(Weights):
 
     @cached_property
     def unpackable(self) -> Mapping[str, str]:
-        """Reasons why quantised tensors have no packing, by name."""
         return {f"{stem}.weight": m.reason for stem, m in self._matrices.items() if m.reason}
 
     def read(self, name: str, start: int = 0, stop: int | None = None) -> Array:
@@ -199,7 +198,6 @@ class GptqWeights(Weights):
         return fmt.dequantise(*self._parts(stem), matrix.group_of, matrix.bits, slice(start, stop))
 
     def packing(self, name: str) -> Packing | None:
-        """How MLX stores the matrix exactly; None for other tensors and those in `unpackable`."""
         stem = _stem(name)
         if not self._is_packed(stem):
             return None

@@ -43,7 +43,6 @@ class DirectoryWeights(Weights):
 
     @cached_property
     def unpackable(self) -> Mapping[str, str]:
-        """Reasons why quantised tensors have no packing, by name."""
         found = (
             name
             for name in self._packings
@@ -66,11 +65,9 @@ class DirectoryWeights(Weights):
         return dense
 
     def packing(self, name: str) -> Packing | None:
-        """Bits and group size of a quantised matrix."""
         return None if name in self.unpackable else self._packings.get(name)
 
     def read_packed(self, name: str) -> Packed:
-        """A quantised matrix as stored."""
         packed = self._read_packed(name)
         if not (np.isfinite(packed.scales).all() and np.isfinite(packed.biases).all()):
             raise EdgeError(

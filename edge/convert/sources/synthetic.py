@@ -37,7 +37,6 @@ class SyntheticWeights(Weights):
         self._noise = noise.astype(np.float16)
 
     def read(self, name: str, start: int = 0, stop: int | None = None) -> Array:
-        """Rows of a tensor as float16."""
         shape = self.shapes[name]
         first, last, _ = slice(start, stop).indices(shape[0])
         width = prod(shape[1:])

@@ -40,7 +40,6 @@ class Sampled:
 
     @property
     def end_s(self) -> float:
-        """End of the last sample."""
         return self.seconds(self.series.end_ns[-1])
 
     @property
