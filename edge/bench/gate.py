@@ -79,7 +79,7 @@ def _far_error(engine: Engine, vocab_size: int) -> float | None:
     engine.decode(ids[FAR:], lambda: None)
     found = engine.last_logits()[None]
     engine.trim(0)
-    return _rounded(_errors(wanted, found)[0])
+    return rounded(_errors(wanted, found)[0])
 
 
 def make_digest(rows: Sequence[Logits], vocab_size: int) -> Digest:
@@ -88,11 +88,11 @@ def make_digest(rows: Sequence[Logits], vocab_size: int) -> Digest:
     if width != vocab_size:
         return {"logits_per_position": width, "logits": []}
     sampled = random.Random(SEED).sample(range(vocab_size), min(SAMPLED_IDS, vocab_size))
-    logits = [[_rounded(row[i]) for i in sampled] for row in rows]
+    logits = [[rounded(row[i]) for i in sampled] for row in rows]
     return {"logits_per_position": vocab_size, "logits": logits}
 
 
-def _rounded(value: float) -> float | None:
+def rounded(value: float) -> float | None:
     """Five significant digits; None for NaN and infinity, which JSON cannot hold."""
     return float(f"{value:.5g}") if math.isfinite(value) else None
 
@@ -121,8 +121,7 @@ def logits_error(
 ) -> str | None:
     """The error of a row with wrong logits; None where they are right.
 
-    `reference` is from `edge.bench.reference`, `digest` from the worker. The bound of the
-    conversion follows from the precision, that of the engine from its name and cache.
+    `reference` is from `edge.bench.reference`, `digest` from the worker.
     """
     checkpoint, own = reference[CHECKPOINT], reference[path]
     bound = LLAMA_CPP_BOUND if engine == LLAMA_CPP else MLX_BOUND

@@ -6,8 +6,8 @@ edge.bench.reference`, so that its memory is free before anything is measured.
 
 import sys
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, replace
-from math import isclose, isfinite
+from dataclasses import replace
+from math import isfinite
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +17,11 @@ from mlx import nn
 from mlx.utils import tree_unflatten
 
 from edge.bench.engines.engine import Logits
-from edge.bench.gate import CHECKPOINT, PREFILLED, Digest, gate_tokens, make_digest
+from edge.bench.gate import CHECKPOINT, PREFILLED, Digest, gate_tokens, make_digest, rounded
 from edge.child import child_main, run_child
-from edge.convert.checkpoint import Checkpoint, Corrections, open_checkpoint, open_path
+from edge.convert.checkpoint import Checkpoint, open_path, reopened
 from edge.convert.sources.weights import Weights
-from edge.convert.verify import TensorError, tensor_errors
+from edge.convert.verify import F16_STEP, TensorError, tensor_errors
 from edge.device.software import TF32
 from edge.model.config import ModelConfig
 from edge.model.stablelm import DecoderLayer, Model
@@ -33,8 +33,6 @@ SETTINGS = (
     *("vocab_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads"),
     *("rotary_dims", "rope_theta", "layer_norm_eps", "use_parallel_residual", "qk_layernorm"),
 )
-# float16's step near zero; tensors with smaller errors are not compared.
-F16_STEP = 2.0**-24
 
 
 def reference_job(checkpoint: Checkpoint, artefacts: Sequence[str]) -> dict[str, Digest]:
@@ -42,12 +40,7 @@ def reference_job(checkpoint: Checkpoint, artefacts: Sequence[str]) -> dict[str,
 
     An EdgeError with the reason where that fails.
     """
-    source = checkpoint.source
-    asked = {
-        "model": source.origin if source.path is None else str(source.path),
-        "corrections": asdict(checkpoint.corrections),
-        "artefacts": list(artefacts),
-    }
+    asked = {**checkpoint.question(), "artefacts": list(artefacts)}
     exact = {TF32: "0"}  # on M5 float32 products are rounded otherwise
     name = "the reference logits"
     found: dict[str, Digest] = run_child("edge.bench.reference", asked, TIMEOUT_S, name, exact)
@@ -55,9 +48,7 @@ def reference_job(checkpoint: Checkpoint, artefacts: Sequence[str]) -> dict[str,
 
 
 def _compute(asked: dict[str, Any]) -> dict[str, Digest]:
-    corrections = Corrections(**asked["corrections"])
-    checkpoint = open_checkpoint(asked["model"], corrections=corrections)
-    return dict(references(checkpoint, asked["artefacts"]))
+    return dict(references(reopened(asked), asked["artefacts"]))
 
 
 def references(checkpoint: Checkpoint, artefacts: list[str]) -> Iterator[tuple[str, Digest]]:
@@ -82,32 +73,22 @@ def _digest(config: ModelConfig, weights: Weights) -> Digest:
 def _other_settings(found: ModelConfig, wanted: ModelConfig) -> list[str]:
     ours, theirs = _settings(found), _settings(wanted)
     pairs = ((name, ours.get(name), theirs.get(name)) for name in ours | theirs)
-    return [f"{name} {_short(a)} instead of {_short(b)}" for name, a, b in pairs if not _same(a, b)]
+    return [f"{name} {a} instead of {b}" for name, a, b in pairs if a != b]
 
 
-def _settings(config: ModelConfig) -> dict[str, Any]:
+def _settings(config: ModelConfig) -> dict[str, str]:
+    """Numbers with the six digits that GGUF's float32 keeps."""
     scaling = config.rope_scaling.to_dict() if config.rope_scaling else {}
-    return {name: getattr(config, name) for name in SETTINGS} | scaling
-
-
-def _short(value: Any) -> str:
-    return f"{value:g}" if isinstance(value, (int, float)) else f"{value}"
-
-
-def _same(a: Any, b: Any) -> bool:
-    """Equal, numbers within float32's precision, which is GGUF's."""
-    is_numbers = isinstance(a, float) and isinstance(b, float)
-    return isclose(a, b, rel_tol=1e-6) if is_numbers else a == b
+    values = {name: getattr(config, name) for name in SETTINGS} | scaling
+    return {n: f"{v:g}" if isinstance(v, (int, float)) else str(v) for n, v in values.items()}
 
 
 def _worst_tensor(weights: Weights, checkpoint: Checkpoint) -> dict[str, Any]:
     """The tensor with the largest error; its error is None where it is not finite."""
-    found = [e for e in tensor_errors(weights, checkpoint) if e.largest > F16_STEP]
-    for error in found:
-        if not isfinite(error.relative):
-            return {"tensor": error.name, "tensor_error": None}
-    worst = max(found, key=lambda e: e.relative, default=TensorError("", 0.0, 0.0))
-    return {"tensor": worst.name, "tensor_error": worst.relative}
+    found = (e for e in tensor_errors(weights, checkpoint) if e.largest > F16_STEP)
+    none = TensorError("", 0.0, 0.0)
+    worst = max(found, key=lambda e: (not isfinite(e.relative), e.relative), default=none)
+    return {"tensor": worst.name, "tensor_error": rounded(worst.relative)}
 
 
 def reference_logits(

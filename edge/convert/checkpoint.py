@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 from edge.convert.sources.directory import open_directory
 from edge.convert.sources.find import Source, find_source
@@ -69,6 +70,12 @@ class Checkpoint:
                 (Path(folder) / name).write_bytes(content)
             return Tokenizer.load(Path(folder))
 
+    def question(self) -> dict[str, Any]:
+        """JSON from which `reopened` opens it in a child process."""
+        source = self.source
+        model = source.origin if source.path is None else str(source.path)
+        return {"model": model, "corrections": asdict(self.corrections)}
+
     @cached_property
     def fingerprint(self) -> str:
         """SHA-256 by which an artefact identifies its source.
@@ -116,6 +123,12 @@ def open_checkpoint(
         title=opened.title,
         corrections=corrections,
     )
+
+
+def reopened(question: Mapping[str, Any]) -> Checkpoint:
+    """The checkpoint of `Checkpoint.question`."""
+    corrections = Corrections(**question["corrections"])
+    return open_checkpoint(question["model"], corrections=corrections)
 
 
 def open_path(path: Path) -> Opened:

@@ -13,7 +13,7 @@ import os
 import statistics
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,7 @@ import numpy as np
 from msgspec import structs
 
 from edge.child import child_main, run_child
-from edge.convert.checkpoint import Checkpoint, Corrections, open_checkpoint
+from edge.convert.checkpoint import Checkpoint, reopened
 from edge.convert.targets import file_bytes
 from edge.device.memory import MemoryRoom, available_bytes, wired
 from edge.errors import EdgeError
@@ -109,10 +109,8 @@ def evaluate_in_child(
     tokens: int,
 ) -> dict[str, dict[str, Any]]:
     """Fields of a profile's `Quality`, and `reasons`, by the names of the artefacts."""
-    source = checkpoint.source
     question = {
-        "model": source.origin if source.path is None else str(source.path),
-        "corrections": asdict(checkpoint.corrections),
+        **checkpoint.question(),
         "artefacts": {name: str(path) for name, path in artefacts.items()},
         "reference": reference,
         "folder": str(folder),
@@ -126,8 +124,7 @@ def evaluate_in_child(
 
 
 def _answer(question: dict[str, Any]) -> dict[str, dict[str, Any]]:
-    corrections = Corrections(**question["corrections"])
-    checkpoint = open_checkpoint(question["model"], corrections=corrections)
+    checkpoint = reopened(question)
     check_trained(checkpoint)
     limit = checkpoint.config.max_position_embeddings
     windows = windows_of(limit, checkpoint.tokenizer, tokens=question["tokens"])
