@@ -18,107 +18,100 @@ from edge.convert.convert import Artefact, convert
 from edge.convert.sources.find import find_source
 from edge.device.describe import usable_cores
 from edge.errors import EdgeError
-from edge.quality.corpus import check_trained, iter_texts, windows_of
-from edge.quality.evaluate import evaluate
+from edge.model.config import ModelConfig
+from edge.quality.corpus import Windows, check_trained, iter_texts, windows_of
+from edge.quality.evaluate import Evaluated, evaluate
 from edge.quality.files import open_files
 from edge.quality.fim.fill import Settings, fill_all, rules_version, settings_for
 from edge.quality.fim.holes import KINDS, Hole, draw_holes, read_humaneval
 from edge.quality.fim.score import build_rows, samples, samples_text
 from edge.quality.fim.score import markdown as fim_markdown
 from edge.quality.records import Subject
+from edge.quality.score import GgufShape
 from edge.quality.table import build_document, markdown, model_record
 from edge.stdout import check_stdout, write_stdout
 from edge.tokenizer.fim_tokens import FimTokens
-from edge.tokenizer.tokenizer import Tokenizer
 
 Progress = Callable[[str, float], None]
+Result = tuple[dict[str, Any], str]  # the JSON document, and the text for a terminal
 
 
 def run(args: argparse.Namespace) -> int:
     """Convert missing artefacts, measure what is not stored, print."""
     check_stdout()
     check(args)
+    is_infilling = args.fim is not None or args.humaneval is not None
     files = [gguf_file(model) for model in args.model if is_gguf_file(model)]
-    if args.rows is None and args.fim is None and args.humaneval is None and files:
-        _print(args, *_files_alone(args, files))
-        return 0
-    args.model = _only(args.model)
-    checkpoint = open_named(args)
-    check_trained(checkpoint)
-    evaluated = _perplexity if args.fim is None and args.humaneval is None else _infilling
-    _print(args, *evaluated(args, checkpoint, checkpoint.tokenizer))
-    return 0
-
-
-def _print(args: argparse.Namespace, document: dict[str, Any], text: str) -> None:
+    if args.rows is None and not is_infilling and files:
+        check_files(args)
+        _check_count(args.model, most=len(files))
+        document, text = _files_alone(args, files)
+    else:
+        _check_count(args.model, most=1)
+        (args.model,) = args.model
+        checkpoint = open_named(args)
+        check_trained(checkpoint)
+        document, text = (_infilling if is_infilling else _perplexity)(args, checkpoint)
     if args.output == "json":
         text = json.dumps(document, indent=2, allow_nan=False) + "\n"
     write_stdout(text)
+    return 0
 
 
-def _only(models: Sequence[str]) -> str:
-    if len(models) > 1:
+def _check_count(models: Sequence[str], most: int) -> None:
+    if len(models) > most:
         raise EdgeError(
             f"{len(models)} models are named; several are measured together only if all are GGUF "
             f"files, without --rows."
         )
-    return models[0]
 
 
-def _files_alone(args: argparse.Namespace, paths: list[Path]) -> tuple[dict[str, Any], str]:
-    check_files(args)
-    _only(args.model if len(paths) < len(args.model) else args.model[:1])
+def _files_alone(args: argparse.Namespace, paths: list[Path]) -> Result:
     source = find_source(str(paths[0]), args.revision, args.layers)
     files = open_files(paths, args.corpus, args.window, args.tokens)
     with progress_bars() as progress:
-        found = evaluate(
-            [Subject(a.recipe.name, a.path) for a in files.artefacts],
-            None,
-            files.windows,
-            files.shape,
-            output_folder(args.out, source.name) / "eval",
-            args.threads or usable_cores(),
-            again=args.again,
-            progress=lambda name, done: progress(f"{name}, windows", done),
+        found = _evaluated(
+            args, source.name, files.artefacts, None, files.windows, files.shape, progress
         )
     document = build_document(source, files.parameters, files.artefacts, None, files.windows, found)
     return document, markdown(document)
 
 
-def _perplexity(
-    args: argparse.Namespace, checkpoint: Checkpoint, tokenizer: Tokenizer
-) -> tuple[dict[str, Any], str]:
-    limit = checkpoint.config.max_position_embeddings
+def _perplexity(args: argparse.Namespace, checkpoint: Checkpoint) -> Result:
+    source, config, tokenizer = checkpoint.source, checkpoint.config, checkpoint.tokenizer
+    limit, reference = config.max_position_embeddings, _reference_name(args)
     windows = windows_of(limit, tokenizer, args.corpus, args.window, args.tokens)
-    reference = _reference_name(args)
     with progress_bars() as progress:
-        artefacts = _converted(args, checkpoint, progress)
-        found = evaluate(
-            [Subject(a.recipe.name, a.path) for a in artefacts],
-            reference,
-            windows,
-            checkpoint.config,
-            _results_folder(args, checkpoint),
-            args.threads or usable_cores(),
-            again=args.again,
-            progress=lambda name, done: progress(f"{name}, windows", done),
-        )
-    document = build_document(
-        checkpoint.source,
-        [checkpoint.parameters] * len(artefacts),
-        artefacts,
-        reference,
-        windows,
-        found,
-        tokenizer,
-        args.worst,
-    )
+        made = _converted(args, checkpoint, progress)
+        found = _evaluated(args, source.name, made, reference, windows, config, progress)
+    sizes = [checkpoint.parameters] * len(made)
+    document = build_document(source, sizes, made, reference, windows, found, tokenizer, args.worst)
     return document, markdown(document)
 
 
-def _infilling(
-    args: argparse.Namespace, checkpoint: Checkpoint, tokenizer: Tokenizer
-) -> tuple[dict[str, Any], str]:
+def _evaluated(
+    args: argparse.Namespace,
+    name: str,
+    artefacts: Sequence[Artefact],
+    reference: str | None,
+    windows: Windows,
+    config: ModelConfig | GgufShape,
+    progress: Progress,
+) -> Evaluated:
+    return evaluate(
+        [Subject(a.recipe.name, a.path) for a in artefacts],
+        reference,
+        windows,
+        config,
+        output_folder(args.out, name) / "eval",
+        args.threads or usable_cores(),
+        again=args.again,
+        progress=lambda artefact, done: progress(f"{artefact}, windows", done),
+    )
+
+
+def _infilling(args: argparse.Namespace, checkpoint: Checkpoint) -> Result:
+    tokenizer, reference = checkpoint.tokenizer, _reference_name(args)
     FimTokens.find(tokenizer.backend_tokenizer).check(args.order)  # before it converts
     limit = checkpoint.config.max_position_embeddings
     settings = settings_for(limit, args.order, args.max_tokens)
@@ -131,17 +124,16 @@ def _infilling(
                 holes,
                 settings,
                 tokenizer,
-                _results_folder(args, checkpoint) / "middles",
+                output_folder(args.out, checkpoint.source.name) / "eval" / "middles",
                 args.threads or usable_cores(),
                 partial(progress, name),
                 warn=lambda text: print(f"edge eval: warning: {text}", file=sys.stderr),
             )
-    rows = build_rows(holes, middles, _reference_name(args))
-    shown = samples(holes, middles, args.show)
+    rows, shown = build_rows(holes, middles, reference), samples(holes, middles, args.show)
     document = {
         "model": model_record(checkpoint.source),
         "method": _method(args, settings),
-        "reference": _reference_name(args),
+        "reference": reference,
         "rows": rows,
         **({"samples": shown} if args.show else {}),
     }
@@ -175,10 +167,6 @@ def _converted(
     if args.reference is not None and args.reference not in recipes:
         recipes.insert(0, args.reference)
     return convert(checkpoint, recipes, output_folder(args.out, checkpoint.source.name), progress)
-
-
-def _results_folder(args: argparse.Namespace, checkpoint: Checkpoint) -> Path:
-    return output_folder(args.out, checkpoint.source.name) / "eval"
 
 
 def _reference_name(args: argparse.Namespace) -> str | None:

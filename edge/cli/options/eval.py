@@ -1,8 +1,7 @@
 """Options of `edge eval`."""
 
 import argparse
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Sequence
 
 from edge.cli.options import shared
 from edge.errors import EdgeError
@@ -12,9 +11,10 @@ REFERENCE = "mlx-fp16"
 NO_REFERENCE = "none"
 SAMPLES = 50
 MAX_TOKENS = 128
-WINDOW_DEFAULTS = {"tokens": None, "window": None, "worst": 0, "again": False}
-FILES_DEFAULTS = {"worst": 0, "rope_theta": None, "context": None}
-FIM_DEFAULTS = {"samples": None, "order": "psm", "max_tokens": MAX_TOKENS, "show": 0}
+# Options by the names that argparse gives them.
+OF_WINDOWS = ("tokens", "window", "worst", "again")
+OF_CHECKPOINT = ("worst", "rope_theta", "context")
+OF_INFILLING = ("samples", "order", "max_tokens", "show")
 
 
 def parser() -> argparse.ArgumentParser:
@@ -74,11 +74,11 @@ def _add_fim(group: argparse._ArgumentGroup) -> None:
 def check(args: argparse.Namespace) -> None:
     """Refuse options that would have no effect, and two sources of holes."""
     if args.fim is None and args.humaneval is None:
-        _refuse(args, FIM_DEFAULTS, "is for infilling; add --fim or --humaneval")
+        _refuse(args, OF_INFILLING, "is for infilling; add --fim or --humaneval")
         if args.worst and args.reference is None:
             raise EdgeError("--worst compares with a reference; leave out --reference none.")
         return
-    _refuse(args, WINDOW_DEFAULTS, "is not for infilling; leave it out")
+    _refuse(args, OF_WINDOWS, "is not for infilling; leave it out")
     if args.fim is not None and args.humaneval is not None:
         raise EdgeError("--fim and --humaneval are two benchmarks; leave one out.")
     if args.corpus is not None and (args.fim or args.humaneval is not None):
@@ -87,10 +87,9 @@ def check(args: argparse.Namespace) -> None:
 
 def check_files(args: argparse.Namespace) -> None:
     """Refuse options that do nothing where GGUF files are measured as they are."""
-    _refuse(args, FILES_DEFAULTS, "is not for a GGUF file as it is; leave it out, or add --rows")
+    _refuse(args, OF_CHECKPOINT, "is not for a GGUF file as it is; leave it out, or add --rows")
 
 
-def _refuse(args: argparse.Namespace, defaults: Mapping[str, Any], why: str) -> None:
-    for name, default in defaults.items():
-        if getattr(args, name) != default:
-            raise EdgeError(f"--{name.replace('_', '-')} {why}.")
+def _refuse(args: argparse.Namespace, names: Sequence[str], why: str) -> None:
+    for flag in shared.given(args, parser(), names):
+        raise EdgeError(f"{flag} {why}.")
