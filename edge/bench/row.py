@@ -26,8 +26,7 @@ from edge.bench.verdict import (
 )
 from edge.bench.worker import Done, Job
 from edge.device.describe import Device, usable_cores
-from edge.device.roofline import bandwidth_fraction, on_gpu
-from edge.power.meter import Meter
+from edge.device.roofline import bandwidth_fraction
 from edge.profile.profile import (
     EngineFacts,
     ModelInfo,
@@ -69,6 +68,7 @@ def build_row(target: Target, job: Job, runs: Sequence[ProcessRun], context: Con
     done = [run.outcome.done for run in runs if run.outcome.done]
     trials = [t for run in runs for t in run.outcome.trials if not (failed or t.warmup)]
     facts = done[-1].facts if done else None
+    meter = next((run.meter for run in runs if run.samples), None)
     loads_s = [each.load_s for each in done if each.load_s is not None]
     quality, quality_reasons = _quality(target, job, context)
     row = Row(
@@ -90,7 +90,7 @@ def build_row(target: Target, job: Job, runs: Sequence[ProcessRun], context: Con
         load_s=statistics.median(loads_s) if loads_s else None,
         engine_facts=facts,
         token_latency_ms=_latency_ms(trials),
-        power=_power(runs),
+        power=PowerSource(meter.source, meter.boundary, _flags(runs)) if meter else None,
         model=None if IDENTITY(target.model) == IDENTITY(context.model) else target.model,
         processes=[_process(run) for run in runs],
         trials=[
@@ -178,22 +178,15 @@ def _latency_ms(trials: Sequence[Trial]) -> dict[str, float] | None:
     return {name: us / 1000 for name, us in percentiles(times_us).items()}
 
 
-def _power(runs: Sequence[ProcessRun]) -> PowerSource | None:
-    meter = next((run.meter for run in runs if run.samples), None)
-    return PowerSource(meter.source, meter.boundary, _flags(runs)) if meter else None
-
-
 def _flags(runs: Sequence[ProcessRun]) -> list[str]:
     return list(dict.fromkeys(flag for run in runs for flag in run.meter.flags))
 
 
 def _process(run: ProcessRun) -> Process:
-    done = run.outcome.done
+    known = ("load_s", "peak_memory_bytes", "peak_device_bytes")
     return Process(
         round=run.round,
-        load_s=done.load_s if done else None,
-        peak_memory_bytes=done.peak_memory_bytes if done else None,
-        peak_device_bytes=done.peak_device_bytes if done else None,
+        **{name: getattr(run.outcome.done, name, None) for name in known},
         failed=run.outcome.failure is not None,
         waited_s=run.cooldown.waited_s,
         unsettled=run.cooldown.timed_out,
@@ -205,17 +198,16 @@ def _process(run: ProcessRun) -> Process:
 
 def _bandwidth_fraction(row: Row, device: Device) -> tuple[float | None, list[Reason]]:
     """Share of the device's memory bandwidth; the reason where it is None or above 1."""
-    facts, rate = row.engine_facts, row.decode_tok_s
-    if facts is None or rate is None or not row.bytes_per_token:
+    if row.decode_tok_s is None or not row.bytes_per_token:
         return None, []  # a failed row and one without decoding have their reason already
-    is_on_gpu = on_gpu(facts.device, device.gpu_name)
-    share, text = bandwidth_fraction(device, is_on_gpu, rate.median, row.bytes_per_token)
+    rate = row.decode_tok_s.median
+    share, text = bandwidth_fraction(device, row.on_gpu(device), rate, row.bytes_per_token)
     if text is None:
         return share, []
     if share is None:
         return share, [Reason("bandwidth_fraction", "reason", text)]
     # Above 1. A bandwidth that was measured here can be too low: other programs may have run.
-    bandwidth = (is_on_gpu and device.gpu_memory_bandwidth) or device.memory_bandwidth
+    bandwidth = row.bandwidth(device)
     is_low = bandwidth is not None and bandwidth.kind == "measured"
     return share, [Reason("", "warning" if is_low else "error", text)]
 
@@ -235,13 +227,13 @@ def _quality(target: Target, job: Job, context: Context) -> tuple[Quality | None
 
 def _warnings(row: Row, job: Job, runs: Sequence[ProcessRun], context: Context) -> Iterator[Reason]:
     yield from judge_speed(row.counted, job.min_window_s, len(runs), context.rounds)
-    yield from judge_conditions(runs, _busy_threads(row, job, context.device))
+    busy_threads = job.threads if job.engine == LLAMA_CPP else usable_cores()
+    yield from judge_conditions(runs, 1 if row.on_gpu(context.device) else busy_threads)
+    longer = "raise --min-window"
     if job.engine == SERVER:
         yield from judge_requests(row.counted, job.workload)
-        # More requests also have more edges.
-        yield from judge_energy(_windows(row), _flags(runs), longer="raise -n")
-    else:
-        yield from judge_energy(_windows(row), _flags(runs))
+        longer = "raise -n"  # more requests also have more edges
+    yield from judge_energy(_windows(row), _flags(runs), longer)
     for run in runs:
         yield from map(warning, run.outcome.done.warnings if run.outcome.done else ())
     if context.idle_drift is not None and row.power_w is not None:
@@ -251,13 +243,6 @@ def _warnings(row: Row, job: Job, runs: Sequence[ProcessRun], context: Context) 
 def _windows(row: Row) -> list[EnergyWindow]:
     pairs = [pair for t in row.counted for pair in (t.decode_energy, t.prefill_energy)]
     return [window for window in pairs if window is not None]
-
-
-def _busy_threads(row: Row, job: Job, device: Device) -> int:
-    """Threads that the row keeps busy; with a GPU one."""
-    if row.engine_facts and on_gpu(row.engine_facts.device, device.gpu_name):
-        return 1
-    return job.threads if job.engine == LLAMA_CPP else usable_cores()
 
 
 def _errors(row: Row, job: Job, done: Sequence[Done], context: Context) -> Iterator[Reason]:
@@ -283,17 +268,15 @@ def _absences(row: Row, runs: Sequence[ProcessRun], context: Context) -> Iterato
         yield from _notes("prefill_tok_s and ttft_s were not measured: no prompt (-p 0)")
     missing = list(dict.fromkeys(w.missing for w in _windows(row) if w.missing))
     if row.power_w is None and row.prefill_power_w is None:
-        why = "; ".join(missing) or _no_samples(runs[0].meter)
+        meter = runs[0].meter
+        flags = f" ({'; '.join(meter.flags)})" if meter.flags else ""
+        none = f"no sample of {meter.source} covers the decode window{flags}"
+        why = "; ".join(missing) or meter.unavailable or none
         yield from _notes(f"power_w, joules_per_token and their like: {why}")
     else:
         yield from _notes(*(f"power is null for a part of the trials: {why}" for why in missing))
     if row.power_w is not None and row.joules_per_token_net is None:
         yield Reason("joules_per_token_net", "reason", "idle power was not measured (--idle)")
-
-
-def _no_samples(meter: Meter) -> str:
-    flags = f" ({'; '.join(meter.flags)})" if meter.flags else ""
-    return meter.unavailable or f"no sample of {meter.source} covers the decode window{flags}"
 
 
 def _notes(*texts: str) -> list[Reason]:

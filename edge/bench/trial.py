@@ -3,7 +3,6 @@
 import time
 from collections.abc import Callable, Mapping, Sequence
 from itertools import accumulate, pairwise
-from typing import Any
 
 from msgspec.structs import replace
 
@@ -105,31 +104,39 @@ def with_energy(trial: Trial, samples: Sequence[Sample], source: str) -> Trial:
     """
     if not samples:
         return trial
+    prefill, spans = None, trial.passes
     if trial.request_tokens:
-        return replace(trial, **_decode_energy(_passes_window(samples, trial, source)))
-    prompt_tokens = trial.prompt_tokens * len(trial.prefills)
-    tokens = sum(len(times) + 1 for times in trial.token_us) - 1
-    decode = _window(samples, trial.passes, tokens, source) if tokens > 0 else None
-    prefill = _window(samples, trial.prefills, prompt_tokens, source)
-    return replace(trial, prefill_energy=prefill, **_decode_energy(decode))
+        tokens = sum(count - 1 for count in trial.request_tokens)
+    else:
+        tokens, spans = sum(len(times) + 1 for times in trial.token_us) - 1, _whole(spans)
+        prompt_tokens = trial.prompt_tokens * len(trial.prefills)
+        prefill = _window(samples, _whole(trial.prefills), prompt_tokens, source)
+    decode = _window(samples, spans, tokens, source) if tokens > 0 else None
+    return replace(
+        trial,
+        prefill_energy=prefill,
+        decode_energy=decode,
+        energy_j=decode.joules if decode else None,
+        energy_coverage=decode.coverage if decode else None,
+    )
 
 
-def _decode_energy(window: EnergyWindow | None) -> dict[str, Any]:
-    return {
-        "decode_energy": window,
-        "energy_j": window.joules if window else None,
-        "energy_coverage": window.coverage if window else None,
-    }
+def _whole(spans: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:
+    return [(spans[0][0], spans[-1][1])] if spans else []
 
 
-def _passes_window(samples: Sequence[Sample], trial: Trial, source: str) -> EnergyWindow:
-    """The sum over the passes; without a total where one of them has none."""
-    lengths_ns = [end_ns - begin_ns for begin_ns, end_ns in trial.passes]
-    parts = [integrate(samples, *stamps) for stamps in trial.passes]
+def _window(
+    samples: Sequence[Sample], spans: Sequence[tuple[int, int]], tokens: int, source: str
+) -> EnergyWindow | None:
+    """The sum over the spans; without a total where one of them has none."""
+    lengths_ns = [end_ns - begin_ns for begin_ns, end_ns in spans]
+    if sum(lengths_ns) <= 0:
+        return None
+    parts = [integrate(samples, *span) for span in spans]
     covered_ns = sum(p.coverage * ns for p, ns in zip(parts, lengths_ns, strict=True))
     return EnergyWindow(
         window_s=sum(lengths_ns) / 1e9,
-        tokens=sum(count - 1 for count in trial.request_tokens),
+        tokens=tokens,
         missing=next(filter(None, (_missing(part, source) for part in parts)), None),
         joules=_sums([part.joules for part in parts]),
         beside=_sums([part.beside for part in parts]),
@@ -143,17 +150,6 @@ def _passes_window(samples: Sequence[Sample], trial: Trial, source: str) -> Ener
 def _sums(parts: Sequence[Mapping[str, float]]) -> dict[str, float]:
     rails = dict.fromkeys(rail for part in parts for rail in part)
     return {rail: sum(part.get(rail, 0.0) for part in parts) for rail in rails}
-
-
-def _window(
-    samples: Sequence[Sample], passes: Sequence[tuple[int, int]], tokens: int, source: str
-) -> EnergyWindow | None:
-    if not passes or passes[-1][1] <= passes[0][0]:
-        return None
-    begin_ns, end_ns = passes[0][0], passes[-1][1]
-    energy = integrate(samples, begin_ns, end_ns)
-    window_s, missing = (end_ns - begin_ns) / 1e9, _missing(energy, source)
-    return EnergyWindow(window_s=window_s, tokens=tokens, missing=missing, **vars(energy))
 
 
 def _missing(energy: Energy, source: str) -> str | None:
@@ -177,24 +173,20 @@ def power_series(samples: Sequence[Sample]) -> PowerSeries | None:
         return None
     size = -(-len(timed) // KEPT_SAMPLES)
     groups = [timed[first : first + size] for first in range(0, len(timed), size)]
-    rails = sorted({rail for group in groups for s in group for rail in s.joules})
+    rails = sorted({rail for sample in timed for rail in sample.joules})
+    changes: list[ThermalChange] = []
+    for group in groups:
+        level = worst_thermal([s.thermal for s in group])
+        if level is not None and (not changes or changes[-1].level != level):
+            changes.append(ThermalChange(begin_ns=group[0].begin_ns, level=level))
     return PowerSeries(
         begin_ns=[group[0].begin_ns for group in groups],
         end_ns=[group[-1].end_ns for group in groups],
         milliwatts={rail: [_milliwatts(group, rail) for group in groups] for rail in rails},
-        thermal=_changes(groups),
+        thermal=changes,
     )
 
 
 def _milliwatts(group: Sequence[Sample], rail: str) -> int:
     seconds = sum(s.end_ns - s.begin_ns for s in group) / 1e9
     return round(1000 * sum(s.joules.get(rail, 0.0) for s in group) / seconds)
-
-
-def _changes(groups: Sequence[Sequence[Sample]]) -> list[ThermalChange]:
-    changes: list[ThermalChange] = []
-    for group in groups:
-        level = worst_thermal([s.thermal for s in group])
-        if level is not None and (not changes or changes[-1].level != level):
-            changes.append(ThermalChange(begin_ns=group[0].begin_ns, level=level))
-    return changes

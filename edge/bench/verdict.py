@@ -128,12 +128,9 @@ def judge_requests(trials: Sequence[Trial], workload: Workload) -> Iterator[Reas
 
 
 def judge_energy(
-    windows: Iterable[EnergyWindow], flags: Iterable[str], longer: str = "raise --min-window"
+    windows: Iterable[EnergyWindow], flags: Iterable[str], longer: str
 ) -> Iterator[Reason]:
-    """Warnings about the joules, the meter's own first; none without joules.
-
-    `longer` is the advice for longer windows without a gap.
-    """
+    """Warnings about the joules, the meter's own first; `longer` is the advice for fewer edges."""
     known = [window for window in windows if window.missing is None]
     if not known:
         return
@@ -143,7 +140,7 @@ def judge_energy(
     if worst > MAX_EDGE_SHARE:
         yield warning(
             f"up to {worst:.0%} of a window's joules may belong to the time before or after it: "
-            f"{longer}",
+            f"{longer}"
         )
     levels = {window.thermal_worst for window in known} - {None, NOMINAL}
     for level in sorted(map(str, levels)):

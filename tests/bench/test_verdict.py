@@ -99,12 +99,12 @@ def windows(length_s, thermal=None, watts=(7.0,) * 1000, step_s=1):
     ],
 )
 def test_weak_joules_have_a_reason(length_s, fields, flags, level, words):
-    (found,) = judge_energy(windows(length_s, **fields), flags)
+    (found,) = judge_energy(windows(length_s, **fields), flags, "")
     assert found.level == level
     assert words in found.text
 
 
 def test_good_and_missing_joules_give_no_warning():
-    assert list(judge_energy(windows(40, thermal="nominal"), [])) == []
+    assert list(judge_energy(windows(40, thermal="nominal"), [], "")) == []
     lost = [replace(window, missing="no sample") for window in windows(40)]
-    assert list(judge_energy(lost, ["it died"])) == []
+    assert list(judge_energy(lost, ["it died"], "")) == []
