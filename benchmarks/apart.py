@@ -6,16 +6,23 @@ process has one of them. Only one process computes at a time.
 
 from __future__ import annotations
 
+import json
 import os
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import ExitStack, contextmanager
+from dataclasses import asdict
+from datetime import UTC, datetime
 from functools import partial
 from multiprocessing import get_context
-from typing import NamedTuple, TypeVar
+from pathlib import Path
+from typing import Any, NamedTuple, TypeVar
 
+from edge.device.describe import describe_device
+from edge.device.software import software_versions
+from edge.formats.files import atomic_write
 from edge.linux_cpu import KEEP_BLAS, blas
 
 # A round's measurements, by name.
@@ -45,6 +52,22 @@ def in_turn(
             if turn >= 0:
                 results[name].append(found)
     return results
+
+
+def write_json(path: Path | None, method: Mapping[str, Any], results: Sequence[Any]) -> None:
+    """Writes results with device, software and method, without folders of this machine."""
+    if path is None:
+        return
+    document = {
+        "created_utc": datetime.now(UTC).isoformat(timespec="seconds"),
+        "device": asdict(describe_device()),
+        "load_1m": os.getloadavg()[0],
+        "software": software_versions(),
+        "method": dict(method),
+        "results": list(results),
+    }
+    with atomic_write(path) as partial_file:
+        partial_file.write_text(json.dumps(document, indent=1) + "\n")
 
 
 def run_process(command: Sequence[str], out: str, environment: Mapping[str, str]) -> Used:

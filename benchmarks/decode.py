@@ -24,8 +24,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
-from datetime import UTC, datetime
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -35,7 +34,7 @@ import edge  # noqa: F401  before MLX, which it prepares
 # isort: split
 import attention
 import mlx.core as mx
-from apart import Make, Speeds, apart, in_turn
+from apart import Make, Speeds, apart, in_turn, write_json
 from mlx_lm.generate import generate_step
 from mlx_lm.models.cache import make_prompt_cache, trim_prompt_cache
 from mlx_lm.sample_utils import make_sampler
@@ -44,9 +43,6 @@ from mlx_lm.utils import load_model as load_peer
 from edge.convert.artefacts.recipes import RECIPES
 from edge.convert.checkpoint import open_checkpoint
 from edge.convert.convert import convert
-from edge.device.describe import describe_device
-from edge.device.software import software_versions
-from edge.formats.files import atomic_write
 from edge.generate.decode import generate_tokens
 from edge.generate.sampling import GREEDY, Sampling
 from edge.model.kv_cache import make_cache
@@ -212,22 +208,16 @@ def measure(args: argparse.Namespace, artefact: Path) -> Iterator[list[dict[str,
         yield compared(title, in_turn(steps, args.rounds))
 
 
-def document(args: argparse.Namespace, records: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """The records with device, software and method, without folders of this machine."""
+def method(rounds: int) -> dict[str, Any]:
+    """How both are measured, for the file."""
     return {
-        "created_utc": datetime.now(UTC).isoformat(timespec="seconds"),
-        "device": asdict(describe_device()),
         "mlx_device": str(mx.device_info().get("device_name", mx.default_device())),
-        "software": software_versions(),
-        "method": {
-            "compute_dtype": str(compute_dtype()).removeprefix("mlx.core."),
-            "peer": "mlx-lm's network and loop on the same files, in a process of its own, with "
-            "the BLAS that MLX comes with",
-            "rounds": args.rounds,
-            "warmups": 1,
-            "ratio": "median, lowest and highest over rounds of ours / mlx-lm's; above 1: faster",
-        },
-        "results": list(records),
+        "compute_dtype": str(compute_dtype()).removeprefix("mlx.core."),
+        "peer": "mlx-lm's network and loop on the same files, in a process of its own, with the "
+        "BLAS that MLX comes with",
+        "rounds": rounds,
+        "warmups": 1,
+        "ratio": "median, lowest and highest over rounds of ours / mlx-lm's; above 1: faster",
     }
 
 
@@ -267,9 +257,7 @@ def main() -> None:
         for found in measure(args, artefact):
             show(found)
             records += found
-    if args.json is not None:
-        with atomic_write(args.json) as partial_file:
-            partial_file.write_text(json.dumps(document(args, records), indent=1) + "\n")
+    write_json(args.json, method(args.rounds), records)
 
 
 if __name__ == "__main__":

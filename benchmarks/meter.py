@@ -11,16 +11,12 @@ nothing else, so that all of its processor time is the meter's. Prints per cent 
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import resource
 import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict
-from datetime import UTC, datetime
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -29,9 +25,8 @@ from unittest.mock import patch
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from edge.device.describe import describe_device  # noqa: E402
-from edge.device.software import software_versions  # noqa: E402
-from edge.formats.files import atomic_write  # noqa: E402
+from apart import write_json  # noqa: E402
+
 from edge.power import powermetrics  # noqa: E402
 from tests.support.fake_powermetrics import install, record  # noqa: E402
 
@@ -78,24 +73,6 @@ def compared(args: argparse.Namespace) -> list[dict[str, Any]]:
     ]
 
 
-def document(args: argparse.Namespace, records: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """The records with device, software and method, without folders of this machine."""
-    return {
-        "created_utc": datetime.now(UTC).isoformat(timespec="seconds"),
-        "device": asdict(describe_device()),
-        "load_1m": os.getloadavg()[0],
-        "software": software_versions(),
-        "method": {
-            "what": "processor time of the reading process per second of wall time, in per cent",
-            "record_bytes": len(record(chip="M2 Ultra")),
-            "seconds": args.seconds,
-            "rounds": args.rounds,
-            "source": "the tests' fake powermetrics, whose own time is not counted",
-        },
-        "results": list(records),
-    }
-
-
 def parsed() -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -110,7 +87,8 @@ def main() -> None:
     """Measures, prints, writes the file."""
     args = parsed()
     with tempfile.TemporaryDirectory() as folder:
-        command = install(Path(folder))
+        install(Path(folder))
+        command = (f"{folder}/sudo", "-n", f"{folder}/powermetrics")
         with patch.object(powermetrics, "find_command", lambda: command):
             records = compared(args)
     for r in records:
@@ -119,9 +97,14 @@ def main() -> None:
             f"{r['interval_ms']:5} ms, {r['writes']:16} "
             f"{r['percent_of_a_core']:6.2f} % of a core ({rounds})"
         )
-    if args.json is not None:
-        with atomic_write(args.json) as partial:
-            partial.write_text(json.dumps(document(args, records), indent=1) + "\n")
+    method = {
+        "what": "processor time of the reading process per second of wall time, in per cent",
+        "record_bytes": len(record(chip="M2 Ultra")),
+        "seconds": args.seconds,
+        "rounds": args.rounds,
+        "source": "the tests' fake powermetrics, whose own time is not counted",
+    }
+    write_json(args.json, method, records)
 
 
 if __name__ == "__main__":

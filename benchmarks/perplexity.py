@@ -18,7 +18,6 @@ from __future__ import annotations
 import argparse
 import contextlib
 import io
-import json
 import math
 import sys
 import time
@@ -33,14 +32,13 @@ import edge  # noqa: F401  before MLX, which it prepares
 import decode
 import mlx.core as mx
 import numpy as np
-from apart import Make, Speeds, apart, in_turn
+from apart import Make, Speeds, apart, in_turn, write_json
 from mlx_lm.perplexity import eval_ppl
 from mlx_lm.utils import load_model as load_peer
 
-from edge.formats.files import atomic_write
 from edge.model.load import compute_dtype
 from edge.quality.corpus import Ids, iter_texts, make_windows
-from edge.quality.score import MlxScorer, Pieces, score
+from edge.quality.score import MlxScorer, pieces_of, score
 from edge.tokenizer.tokenizer import Tokenizer
 
 OURS, WITH_KL, PEER = "edge", "edge, with KL", decode.PEER
@@ -56,7 +54,7 @@ def ids_of(artefact: Path, window: int, tokens: int) -> Ids:
 def ours(scorers: dict[str, MlxScorer], ids: Ids, reference: str | None) -> float:
     """Perplexity of all tokens but the first of a window, as in `edge eval`."""
     vocab = next(iter(scorers.values())).vocab_size
-    pieces = Pieces.of(ids.shape[1], vocab)
+    pieces = pieces_of(ids.shape[1], vocab)
     batches = range(0, len(ids), pieces.windows)
     found = [score(scorers, reference, ids[i : i + pieces.windows], pieces) for i in batches]
     nll = np.concatenate([scores["own"]["nll"].reshape(-1) for scores in found]).astype(np.float64)
@@ -127,9 +125,7 @@ def main() -> None:
     with decode.artefact_of(args.artefact) as artefact:
         records = measure(args, artefact)
     decode.show(records)
-    if args.json is not None:
-        with atomic_write(args.json) as partial_file:
-            partial_file.write_text(json.dumps(decode.document(args, records), indent=1) + "\n")
+    write_json(args.json, decode.method(args.rounds), records)
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
-from pathlib import Path
+from importlib.machinery import PathFinder
 from typing import Any
 
 import mlx.core as mx
@@ -165,9 +165,7 @@ def argmax_is_clear(logits: mx.array) -> mx.array:
 def _mlx_lm_samplers() -> Any:
     """The module mlx_lm.sample_utils without its package, which imports transformers."""
     package = importlib.util.find_spec("mlx_lm")
-    assert package is not None and package.submodule_search_locations
-    file = Path(package.submodule_search_locations[0]) / "sample_utils.py"
-    spec = importlib.util.spec_from_file_location("edge.generate._mlx_lm_sample_utils", file)
+    spec = package and PathFinder.find_spec("sample_utils", package.submodule_search_locations)
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)

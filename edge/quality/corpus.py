@@ -195,7 +195,6 @@ class TokenBytes:
             return
         decoder = b"" if backend.decoder is None else backend.decoder.__getstate__()
         self._byte_level = b"ByteLevel" in decoder
-        self._added = {i: t.content for i, t in backend.get_added_tokens_decoder().items()}
         self._name_of = tokenizer.convert_ids_to_tokens
 
     def lengths(self, ids: Sequence[int], text: str) -> list[int]:
@@ -208,8 +207,6 @@ class TokenBytes:
     def _measure(self, token_id: int) -> int:
         if self._bytes_of is not None:
             return len(self._bytes_of(token_id))
-        if token_id in self._added:
-            return len(self._added[token_id].encode())
         name = self._name_of(token_id) or ""
         if self._byte_level:
             return len(bytes_of(name))

@@ -106,7 +106,7 @@ def test_bytes_of_tokens_add_up_to_the_text(text):
 
 def test_bytes_of_sentencepiece_spaces_and_byte_tokens():
     pieces = SimpleNamespace(
-        backend_tokenizer=SimpleNamespace(decoder=None, get_added_tokens_decoder=dict),
+        backend_tokenizer=SimpleNamespace(decoder=None),
         convert_ids_to_tokens=("\u2581def", "\u2581f", "<0x0A>", "é").__getitem__,
     )
     assert TokenBytes(pieces).lengths([0, 1, 2, 3], "def f\né") == [3, 2, 1, 2]

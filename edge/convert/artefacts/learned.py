@@ -82,11 +82,9 @@ def _learn(path: Path, recipe: Recipe, ids: Ids, progress: Progress) -> dict[str
     Codes are uint32, all else float16.
     """
     assert recipe.bits and recipe.group_size
-    weights: dict[str, mx.array] = {}
+    weights: Any = {}
     for file in weight_files(path):
-        loaded = mx.load(str(file))
-        assert isinstance(loaded, dict)  # safetensors without metadata always is
-        weights |= loaded
+        weights |= mx.load(str(file))
     for name, array in weights.items():
         if array.ndim == 2 and array.shape[1] % recipe.group_size:
             raise EdgeError(

@@ -51,16 +51,6 @@ def test_draws_depend_on_seed_kind_and_number_only():
     assert len(hole.prefix) == len(hole.suffix) == AROUND_CHARACTERS
 
 
-def test_cuts_are_uniform_over_characters_of_all_files():
-    line = "abcdefghij" * 2
-    texts = [SourceText("large", f"{line}\n" * 360), SourceText("small", f"{line}\n" * 40)]
-    holes = draw_holes(texts, "single-line", 1000, 0)
-    columns = [int(hole.name.rpartition(":")[2]) for hole in holes]
-    assert all(20 < columns.count(column) < 85 for column in range(1, 21))
-    assert {len(hole.middle) for hole in holes if hole.name.endswith(":1")} > {2, 3, 17, 18}
-    assert 850 < sum(hole.name.startswith("large:") for hole in holes) < 950
-
-
 def test_name_is_a_place_for_edge_complete(tmp_path):
     (tmp_path / "b.py").write_text(TEXTS[1].text, newline="")
     for hole in draw_holes(TEXTS[1:], "multi-line", 5, 0):
