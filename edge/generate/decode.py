@@ -54,7 +54,9 @@ def _decode(
         hidden = _prefill(model, prompt, cache, on_prefill)
         if count == 0:
             return
-        token = pick(model.head(hidden)[:, -1])
+        logits = model.head(hidden)[:, -1]
+        _check_finite(logits)
+        token = pick(logits)
         if draft is not None:
             yield from Speculation(model, cache, pick, count, draft).run(token)
             return
@@ -171,6 +173,15 @@ def _reusable(held: Sequence[int], ids: Sequence[int], sampling: Sampling) -> in
     return common_length(held, ids[: max(0, len(ids) - sampling.looks_back)])
 
 
+def _check_finite(logits: mx.array) -> None:
+    """Raises an EdgeError for the first logits of damaged weights; their argmax is an id too."""
+    if not mx.isfinite(logits).all().item():
+        raise EdgeError(
+            "the model computes NaN or infinity instead of logits, so its weights are damaged; "
+            "convert or download it again."
+        )
+
+
 class MlxSource:
     """A network on MLX; `held` are the ids in its cache."""
 
@@ -272,9 +283,11 @@ class LlamaSource:
     def _tokens(self, fresh: list[int], count: int, pick: Picker, on_prefill: OnPrefill) -> Tokens:
         for made in range(count):
             self._decode(fresh)
+            logits = mx.array(self._session.last_logits())[None]
             if made == 0:
                 on_prefill(len(fresh), len(fresh))
-            token = int(pick(mx.array(self._session.last_logits())[None]).item())  # type: ignore[arg-type]
+                _check_finite(logits)
+            token = int(pick(logits).item())  # type: ignore[arg-type]
             yield token
             fresh = [token]  # computed only if another token is wanted
 

@@ -1,6 +1,10 @@
 """The model that a command names: a folder of models, too large, resident while it runs."""
 
+import shutil
+
+import numpy as np
 import pytest
+from gguf import GGUFReader
 
 from edge.cli.main import main
 from edge.cli.model_path import DEMO, open_for
@@ -8,6 +12,7 @@ from edge.device.memory import MemoryRoom
 from edge.model import load as loading
 from edge.model import memory as model_memory
 from tests.support.talk import resident_bytes
+from tests.support.tiny import edit_tensors
 
 COMMANDS = (("complete", "--prefix", "def f("), ("chat", "-p", "hello", "--quiet"))
 each_command = pytest.mark.parametrize("words", COMMANDS, ids=lambda words: words[0])
@@ -48,3 +53,25 @@ def test_model_larger_than_free_memory_runs_resident_with_a_warning(
     assert main([*words, "-n", "1"]) == 0
     assert f"edge {words[0]}: warning: " in capsys.readouterr().err
     assert resident == [open_for(words[0], DEMO).running_bytes, 0]
+
+
+def damaged(demo_out, tmp_path, artefact):
+    """A copy of the demo's artefact with a weight that is not finite."""
+    path = tmp_path / artefact
+    if path.suffix == ".gguf":
+        shutil.copy(demo_out / artefact, path)
+        norm = next(t for t in GGUFReader(path, "r+").tensors if t.name == "output_norm.weight")
+        norm.data[0] = np.nan
+    else:
+        shutil.copytree(demo_out / artefact, path)
+        up = "model.layers.0.mlp.up_proj.weight"
+        edit_tensors(path, lambda tensors: tensors[up].put(5, np.inf))
+    return path
+
+
+@pytest.mark.parametrize("artefact", ["mlx-fp16", "gguf-f16.gguf"])
+def test_weights_that_are_not_finite_give_no_empty_answer(artefact, command, demo_out, tmp_path):
+    path = damaged(demo_out, tmp_path, artefact)
+    said = "the model computes NaN or infinity instead of logits, so its weights are damaged"
+    assert said in command.refused("complete", "--model", path, "--prefix", "import ")
+    assert said in command.refused("chat", path, "-p", "hello", "-q")
