@@ -67,7 +67,6 @@ class Speculation:
         self._model, self._cache, self._pick, self._draft = model, cache, pick, draft
         self._count, self._made = count, 0
         self._begin = int(cache[0].offset)
-        self._caller_s = 0.0  # time that the caller took between tokens
         self._needs_step = False  # the next id was within rounding, so no pass may choose it
 
     def run(self, first: mx.array) -> Generator[int, None, None]:
@@ -90,27 +89,27 @@ class Speculation:
         self._needs_step = False
         token = self._step(mx.array([known]))
         yield from self._emit(known)
-        since_s = None
+        since_s: float | None = None
         while self._made < self._count - 1 and not self._proposals():
             ahead = self._step(token)
             known = self._read(token)
             now_s = time.monotonic()
-            self._draft.length.add_step(self._lap(since_s, now_s))
-            since_s, self._caller_s = now_s, 0.0
+            self._draft.length.add_step(since_s and now_s - since_s)
+            since_s = now_s
             yield from self._emit(known)
             token = ahead
         return self._read(token)
 
     def _pass(self, known: int, count: int) -> Generator[int, None, int]:
         """One pass over the known id and proposals; yields all ids but the last, and returns it."""
-        begin_s, self._caller_s = time.monotonic(), 0.0
+        begin_s = time.monotonic()
         proposed, kind, before = self._draft.propose(count), self._draft.kind(), self._pick.state
         hidden = self._model.model(mx.array([[known, *proposed]]), self._cache)
         chosen, clear, states = self._pick.pick_many(self._model.head(hidden)[0])
         mx.async_eval(chosen, clear)  # type: ignore[no-untyped-call]
         yield from self._emit(known)
         found = accepted_ids(chosen.tolist(), clear.tolist(), proposed)  # type: ignore[arg-type]
-        self._draft.length.add_pass(count, self._lap(begin_s, time.monotonic()))
+        self._draft.length.add_pass(count, time.monotonic() - begin_s)
         for layer in self._cache:
             layer.trim(1 + count - len(found))
         self._pick.state = [before, *states][len(found)]
@@ -148,15 +147,7 @@ class Speculation:
         self._made += 1
         if self._made % TOKENS_BETWEEN_CLEARS == 0:
             mx.clear_cache()
-        begin_s = time.monotonic()
         yield token
-        self._caller_s += time.monotonic() - begin_s
-
-    def _lap(self, begin_s: float | None, end_s: float) -> float | None:
-        """The time between; None if the caller took more than half of it."""
-        if begin_s is None or self._caller_s > (end_s - begin_s) / 2:
-            return None
-        return end_s - begin_s
 
 
 def accepted_ids(
@@ -194,10 +185,10 @@ class DraftLength:
             self._pause_tokens *= 2
             self._slopes = deque(ASSUMED_SLOPES[:1], maxlen=LAPS)
 
-    def add_pass(self, proposals: int, seconds: float | None) -> None:
-        """Counts a pass over proposals and its time, if known."""
+    def add_pass(self, proposals: int, seconds: float) -> None:
+        """Counts a pass over proposals and its time."""
         self._steps_since_pass = 0
-        if seconds is not None and self._step_s:
+        if self._step_s:
             ratio = seconds / statistics.median(self._step_s)
             self._slopes.append(max(ratio - 1, 0.0) / proposals)
 

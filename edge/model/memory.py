@@ -11,7 +11,7 @@ from pathlib import Path
 
 import mlx.core as mx
 
-from edge.device.memory import available_bytes
+from edge.device.memory import MemoryRoom, available_bytes
 from edge.errors import EdgeError
 from edge.formats.folder import read_weights
 from edge.formats.safetensors import FLOATS, ITEM_BYTES, StoredTensor
@@ -71,17 +71,19 @@ def check_weights_fit(path: Path, dtype: mx.Dtype) -> tuple[Need, str | None]:
 
 
 def _shortage(path: Path, need: Need, cache: str) -> str | None:
-    """A warning if memory is short now, an EdgeError if it always is."""
-    room = available_bytes()
-    if need.total_bytes <= room.bytes:
+    total_bytes, weights = need.total_bytes, f"{_gb(need.weights_bytes)} of weights"
+    what = f"{path} needs {_gb(total_bytes)} ({weights}{cache})"
+    advice = "choose a smaller model (mlx-int4) or a shorter context"
+    return check_room(total_bytes, available_bytes(), what, advice)
+
+
+def check_room(need_bytes: int, room: MemoryRoom, what: str, advice: str) -> str | None:
+    """A warning if memory is short now, an EdgeError if it always is and FORCE is not set."""
+    if need_bytes <= room.bytes:
         return None
-    sentence = (
-        f"{path} needs {_gb(need.total_bytes)} ({_gb(need.weights_bytes)} of weights"
-        f"{cache}), and {_gb(room.bytes)} of "
-        f"{room.what} are available; close programs, choose a smaller model (mlx-int4) or a "
-        f"shorter context"
-    )
-    if need.total_bytes > room.most_bytes and os.environ.get(FORCE, "0") in ("", "0"):
+    available = f"{_gb(room.bytes)} of {room.what} are available"
+    sentence = f"{what}, and {available}; close programs, {advice}"
+    if need_bytes > room.most_bytes and os.environ.get(FORCE, "0") in ("", "0"):
         raise EdgeError(f"{sentence}, or set {FORCE}=1 to try anyway.")
     return f"{sentence}."
 

@@ -9,7 +9,6 @@ and an artefact is compared with the reference by the differences of each window
 """
 
 import math
-import os
 import statistics
 import sys
 from collections.abc import Mapping, Sequence
@@ -23,11 +22,10 @@ from msgspec import structs
 from edge.child import child_main, run_child
 from edge.convert.checkpoint import Checkpoint, reopened
 from edge.convert.targets import file_bytes
-from edge.device.memory import MemoryRoom, available_bytes, wired
-from edge.errors import EdgeError
+from edge.device.memory import available_bytes, wired
 from edge.model.config import ModelConfig
 from edge.model.load import compute_dtype
-from edge.model.memory import FORCE, HEADROOM_BYTES, required_bytes
+from edge.model.memory import HEADROOM_BYTES, check_room, required_bytes
 from edge.profile.profile import QualityFigures
 from edge.quality.corpus import Windows, check_trained, windows_of
 from edge.quality.records import Records, Subject, identity
@@ -42,6 +40,7 @@ PIECES_COMPARED = 5
 PIECES_IN_LLAMA_CPP = 3
 CACHE_STEP, F16_BYTES = 256, 2
 CHILD_TIMEOUT_S = 4 * 3600
+SMALLER = "choose a smaller --reference such as mlx-int8, a shorter --window or --reference none"
 # exp of it is finite, also times a standard error.
 MOST_NATS = 500.0
 Interval = tuple[float, float]
@@ -159,7 +158,10 @@ def _score_all(job: Job, subjects: Sequence[Subject]) -> list[str]:
     groups = make_groups(needs, free_bytes)
     sizes = [base + sum(needs[subject] for subject in group) for group in groups]
     largest = sizes.index(max(sizes))
-    notes = _shortage(job.with_reference(groups[largest]), sizes[largest], room)
+    names = " and ".join(subject.name for subject in job.with_reference(groups[largest]))
+    what = f"{names} need {sizes[largest] / 1e9:.1f} GB together"
+    shortage = check_room(sizes[largest], room, what, SMALLER)
+    notes = [] if shortage is None else [shortage]
     if job.reference is not None and len(groups) > 1:
         notes.append(f"{job.reference.name} was computed {len(groups)} times to save memory")
     with wired(sizes[largest]):
@@ -195,22 +197,6 @@ def need_bytes(subject: Subject, job: Job) -> int:
         elements = config.cache_elements
     logits = PIECES_IN_LLAMA_CPP * job.piece_bytes
     return file_bytes(subject.path) + F16_BYTES * elements * positions + logits + HEADROOM_BYTES
-
-
-def _shortage(group: Sequence[Subject], size: int, room: MemoryRoom) -> list[str]:
-    """A warning if a group may not fit; an EdgeError if it cannot (unless FORCE is set)."""
-    if size <= room.bytes:
-        return []
-    said = (
-        f"{' and '.join(subject.name for subject in group)} need {size / 1e9:.1f} GB together, "
-        f"and {room.bytes / 1e9:.1f} GB of {room.what} are available"
-    )
-    if size > room.most_bytes and os.environ.get(FORCE, "0") in ("", "0"):
-        raise EdgeError(
-            f"{said}; close programs, choose a smaller --reference such as mlx-int8, a shorter "
-            f"--window or --reference none, or set {FORCE}=1 to try anyway."
-        )
-    return [said]
 
 
 def summarise(windows: Windows, own: Scores, reference: Scores | None) -> Summary:

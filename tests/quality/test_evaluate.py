@@ -138,7 +138,7 @@ def test_groups_do_not_change_figures(run, monkeypatch):
     apart = run(progress=lambda name, done: seen.setdefault(name, []).append(done))
     assert apart.quality == together.quality
     shortage, repeats = apart.notes
-    assert "GB together, and 0.0 GB of memory are available" in shortage
+    assert "GB together, and 0 MB of memory are available" in shortage
     assert "mlx-fp16 was computed 2 times" in repeats
     assert set(seen) == set(NAMES)
     assert all(shares == sorted(shares) and shares[-1] == 1.0 for shares in seen.values())

@@ -94,16 +94,15 @@ def _draw(
     file = bisect_right(ends, place)
     text = texts[file].text
     begin = place - (ends[file] - len(text))
-    end = (_end_in_line if kind == SINGLE_LINE else _end_below)(text, begin, numbers)
+    length = _line_end(text, begin) - begin
+    if kind != SINGLE_LINE:
+        end = _end_below(text, begin, numbers)
+    else:
+        end = begin + 1 + next(numbers) % length if length > 0 else None
     splits_break = begin > 0 and text[begin - 1 : begin + 1] == "\r\n"
     if end is None or splits_break or not text[begin:end].strip():
         return None
     return file, begin, end
-
-
-def _end_in_line(text: str, begin: int, numbers: Iterator[int]) -> int | None:
-    length = _line_end(text, begin) - begin
-    return begin + 1 + next(numbers) % length if length > 0 else None
 
 
 def _end_below(text: str, begin: int, numbers: Iterator[int]) -> int | None:
