@@ -25,8 +25,8 @@ from edge.bench.verdict import (
     worst_first,
 )
 from edge.bench.worker import Done, Job
+from edge.device.chips import NVIDIA_CACHE_BYTES
 from edge.device.describe import Device, usable_cores
-from edge.device.roofline import bandwidth_fraction
 from edge.profile.profile import (
     EngineFacts,
     ModelInfo,
@@ -197,19 +197,34 @@ def _process(run: ProcessRun) -> Process:
 
 
 def _bandwidth_fraction(row: Row, device: Device) -> tuple[float | None, list[Reason]]:
-    """Share of the device's memory bandwidth; the reason where it is None or above 1."""
+    """Share of the memory's bandwidth, as each token reads all weights and its cache once.
+
+    Bytes that fit in the last-level cache are not read from memory again, so have no share.
+    """
     if row.decode_tok_s is None or not row.bytes_per_token:
         return None, []  # a failed row and one without decoding have their reason already
-    rate = row.decode_tok_s.median
-    share, text = bandwidth_fraction(device, row.on_gpu(device), rate, row.bytes_per_token)
-    if text is None:
+    bandwidth, cache_bytes = row.bandwidth(device), device.cache_bytes or 0
+    if bandwidth is None:
+        text = "; ".join(device.remarks) or "no bandwidth is known"
+        return None, [Reason("bandwidth_fraction", "reason", text)]
+    if bandwidth is device.gpu_memory_bandwidth:
+        cache_bytes = NVIDIA_CACHE_BYTES
+    if row.bytes_per_token <= cache_bytes:
+        text = (
+            f"a token's {row.bytes_per_token / 1e6:.0f} MB fit in the cache of "
+            f"{cache_bytes / 1e6:.0f} MB, so memory is no ceiling; use a larger model"
+        )
+        return None, [Reason("bandwidth_fraction", "reason", text)]
+    read_gb_s = row.decode_tok_s.median * row.bytes_per_token / 1e9
+    share = read_gb_s / bandwidth.gb_s
+    if share <= 1:
         return share, []
-    if share is None:
-        return share, [Reason("bandwidth_fraction", "reason", text)]
-    # Above 1. A bandwidth that was measured here can be too low: other programs may have run.
-    bandwidth = row.bandwidth(device)
-    is_low = bandwidth is not None and bandwidth.kind == "measured"
-    return share, [Reason("", "warning" if is_low else "error", text)]
+    text = (
+        f"decode reads {read_gb_s:.1f} GB/s, {share:.0%} of the {bandwidth.gb_s:.1f} GB/s of the "
+        f"memory: check --bandwidth-gb-s and run again"
+    )
+    # A bandwidth that was measured here can be too low: other programs may have run.
+    return share, [Reason("", "warning" if bandwidth.kind == "measured" else "error", text)]
 
 
 def _quality(target: Target, job: Job, context: Context) -> tuple[Quality | None, list[Reason]]:

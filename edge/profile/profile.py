@@ -17,7 +17,6 @@ import msgspec
 from msgspec import Meta, Struct
 
 from edge.device.describe import Bandwidth, Device
-from edge.device.roofline import on_gpu
 from edge.errors import EdgeError, printable
 from edge.formats.files import atomic_write, read_small_file
 from edge.profile.trial import MOST, Count, NotNegative, Number, Process, Trial
@@ -268,7 +267,9 @@ class RowSummary(Struct, frozen=True, kw_only=True):
         return name if self.engine in OWN_ENGINES.values() else f"{name} ({self.engine})"
 
     def on_gpu(self, device: Device) -> bool:
-        return on_gpu(self.engine_facts.device if self.engine_facts else "", device.gpu_name)
+        """True if the engine's device is the GPU: llama.cpp says GPU, MLX the GPU's name."""
+        engine_device = self.engine_facts.device if self.engine_facts else ""
+        return engine_device == "GPU" or bool(device.gpu_name and device.gpu_name in engine_device)
 
     def bandwidth(self, device: Device) -> Bandwidth | None:
         """Bandwidth of the memory that the weights were read from."""

@@ -167,7 +167,10 @@ def test_a_rate_above_the_memory_bandwidth_is_an_error_unless_that_was_measured(
     row = roofline_row(replace(PC, memory_bandwidth=Bandwidth(1e-6, source)))
     assert row.bandwidth_fraction == pytest.approx(2.01)
     assert row.verdict == verdict
-    assert "--bandwidth-gb-s" in row.reasons[0]
+    assert "0.0 GB/s, 201% of the 0.0 GB/s of the memory: check --bandw" in row.reasons[0]
+    row = roofline_row(replace(PC, memory_bandwidth=Bandwidth(1e-6, source), cache_bytes=10**6))
+    assert "bandwidth_fraction: a token's 0 MB fit in the cache of 1 MB" in row.reasons[0]
+    assert row.bandwidth_fraction is None
 
 
 @pytest.mark.parametrize("name", ["GPU", "NVIDIA H100"])

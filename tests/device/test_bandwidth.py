@@ -1,4 +1,4 @@
-"""Bandwidth: measured, from the chip table, and as the ceiling of decoding."""
+"""Bandwidth: measured, and from the chip table."""
 
 from types import SimpleNamespace
 
@@ -7,8 +7,6 @@ import pytest
 from edge.device import bandwidth, chips
 from edge.device.bandwidth import MIN_PASSES, measure_bandwidth
 from edge.device.chips import find_chip, last_level_cache_bytes
-from edge.device.describe import Bandwidth, Device
-from edge.device.roofline import bandwidth_fraction
 from tests.device.conftest import write_files
 
 MIB = 1 << 20
@@ -63,31 +61,3 @@ def test_a_chip_is_found_or_the_reason_says_what_to_do(name, gpu_cores, gb_s, wo
         assert (chip.bandwidth_gb_s, remark) == (gb_s, None)
     else:
         assert chip is None and words in remark and remark.endswith("give it with --bandwidth-gb-s")
-
-
-# --- the roofline
-
-PC = Device(
-    name="PC",
-    memory_bandwidth=Bandwidth(204.8, "measured read"),
-    gpu_memory_bandwidth=Bandwidth(1000.0, "driver"),
-    cache_bytes=32_000_000,
-)
-
-
-@pytest.mark.parametrize(
-    ("device", "on_gpu", "tok_s", "token_bytes", "reached", "words"),
-    [
-        (PC, False, 28.0, 5.6e9, 0.7656, ""),
-        (PC, False, 53.0, 5.6e9, 1.449, "296.8 GB/s, 145% of the 204.8 GB/s"),
-        (PC, True, 20.0, 2e9, 0.04, ""),  # the GPU's own memory
-        (PC, False, 4000.0, 4e6, None, "4 MB fit in the cache of 32 MB"),
-        (PC, True, 20.0, 1e8, None, "fit in the cache"),
-        (Device("PC", remarks=("no M9",)), False, 20.0, 2e9, None, "bandwidth_fraction: no M9"),
-        (Device("PC"), False, 20.0, 2e9, None, "bandwidth_fraction: no bandwidth is known"),
-    ],
-)
-def test_the_fraction_of_the_bandwidth(device, on_gpu, tok_s, token_bytes, reached, words):
-    found, why = bandwidth_fraction(device, on_gpu, tok_s, token_bytes)
-    assert found == (reached if reached is None else pytest.approx(reached, abs=1e-3))
-    assert words in (why or "") and bool(words) == bool(why)
