@@ -70,7 +70,6 @@ def open_files(models: Sequence[str]) -> list[Target]:
 
 
 def common_model(targets: Sequence[Target]) -> ModelInfo:
-    """The model of all targets; named SEVERAL if their names differ."""
     models = [target.model for target in targets]
     if len({model.name for model in models}) == 1:
         return models[0]

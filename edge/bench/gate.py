@@ -83,7 +83,6 @@ def _far_error(engine: Engine, vocab_size: int) -> float | None:
 
 
 def make_digest(rows: Sequence[Logits], vocab_size: int) -> Digest:
-    """JSON data of the logits (vocab,) after each position from PREFILLED - 1 on."""
     width = min(len(row) for row in rows)
     if width != vocab_size:
         return {"logits_per_position": width, "logits": []}

@@ -40,7 +40,6 @@ class Target:
     notes: tuple[str, ...] = ()
 
     def made(self, artefact: Artefact) -> "Target":
-        """With the sizes and notes of the finished artefact."""
         bits = bits_per_weight(artefact.path, self.model.parameters)
         size = file_bytes(artefact.path)
         return replace(self, file_bytes=size, bits_per_weight=bits, notes=artefact.notes)

@@ -157,7 +157,6 @@ def _quantities(trials: Sequence[Trial], idle_w: float | None) -> dict[str, Quan
 
 
 def _net_joules_per_token(window: EnergyWindow | None, idle_w: float | None) -> float | None:
-    """Joules per token less those of the idle power in the same time."""
     if window is None or window.joules_per_token is None or idle_w is None:
         return None
     return window.joules_per_token - idle_w * window.window_s / window.tokens
@@ -228,7 +227,6 @@ def _bandwidth_fraction(row: Row, device: Device) -> tuple[float | None, list[Re
 
 
 def _quality(target: Target, job: Job, context: Context) -> tuple[Quality | None, list[Reason]]:
-    """The artefact's quality, and the reasons where it or a part of it is null."""
     found = None
     if context.quality is None:
         texts = [context.no_quality]
@@ -261,7 +259,6 @@ def _windows(row: Row) -> list[EnergyWindow]:
 
 
 def _errors(row: Row, job: Job, done: Sequence[Done], context: Context) -> Iterator[Reason]:
-    """Wrong logits in the first round, and wrong predictions."""
     if context.references is not None:
         digest = next(each.logits for each in done if each.logits)
         asked = job.path, digest, row.precision, job.engine, job.kv_bits

@@ -188,7 +188,6 @@ class Run:
 
     @property
     def idle_w(self) -> float | None:
-        """Mean idle power of before and after, as far as measured."""
         known = [idle.watts for idle in (self.idle_before, self.idle_after) if idle is not None]
         return sum(known) / len(known) if known else None
 

@@ -109,7 +109,6 @@ class Answer:
 
     @property
     def tokens(self) -> int:
-        """Generated tokens as the server counted them, or else the chunks."""
         return self.chunks if self.counted is None else self.counted
 
 
@@ -348,7 +347,6 @@ class ServedTrials:
         return replace(trial, decode_tok_s=rate, token_us=[], pass_tokens=[a.tokens for a in rated])
 
     def facts(self, where: str) -> EngineFacts:
-        """What is known of a served model's engine; `where` says on which machine it runs."""
         remarks = list(REMARKS)
         if any(a.counted is None for a in self._counted):
             remarks.append(NO_USAGE)

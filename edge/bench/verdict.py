@@ -29,7 +29,6 @@ VERDICTS: dict[str, Verdict] = {"reason": "VALID", "warning": "WARN", "error": "
 
 
 def warning(text: str) -> Reason:
-    """A warning about a row as a whole."""
     return Reason("", "warning", text)
 
 

@@ -80,7 +80,6 @@ def served_workloads(
 
 
 def check_lengths(workloads: Sequence[Workload], context_tokens: int, name: str) -> None:
-    """Raises EdgeError if a workload needs more positions than the model was trained for."""
     for workload in workloads:
         if workload.context_tokens > context_tokens:
             raise EdgeError(

@@ -91,7 +91,6 @@ class ProfileWriter:
         return f"{self.targets[row].recipe.name} on {job.engine}, {job.workload}"
 
     def update(self, row: int) -> None:
-        """Builds a row again after one of its processes ended, and saves."""
         self._write([row])
 
     def finish(self) -> None:
@@ -100,7 +99,6 @@ class ProfileWriter:
         self._write(range(len(self.targets)))
 
     def add_quality(self, found: Mapping[str, dict[str, Any]] | None, reason: str = "") -> None:
-        """Adds the quality of each artefact, or the reason why it is not known."""
         self.context = replace(self.context, quality=found, no_quality=reason)
         self._write(range(len(self.targets)))
 

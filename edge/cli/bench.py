@@ -126,7 +126,6 @@ def find_work(args: argparse.Namespace) -> Work:
 
 
 def plan(args: argparse.Namespace, targets: Sequence[Target]) -> list[tuple[Job, Target]]:
-    """All jobs, with their targets."""
     return plan_jobs(
         targets,
         partial(_workloads, args),
@@ -225,7 +224,6 @@ def _warn(sentence: str) -> None:
 
 
 def _print(args: argparse.Namespace, profile: Profile, path: Path) -> int:
-    """Prints the profile, saves its plot; the exit code."""
     if args.output == "json":
         print(profile.to_json(), end="")
     else:

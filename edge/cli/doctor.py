@@ -67,7 +67,6 @@ class Findings:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Print the findings; 0 if a measurement is possible."""
     findings = examine(args.bandwidth_gb_s)
     if args.output == "json":
         print(json.dumps({**asdict(findings), "can_measure": findings.can_measure}, indent=1))
@@ -78,7 +77,6 @@ def run(args: argparse.Namespace) -> int:
 
 
 def examine(bandwidth_gb_s: float | None = None) -> Findings:
-    """Examine device, state, power sources, engines and free space."""
     state = read_state()  # before this program loads the machine
     device = describe_device(bandwidth_gb_s)
     meters = [choose_meter(source) for source in BEST_FIRST.get(sys.platform, ())]
@@ -123,7 +121,6 @@ def _wrong_wheel(device: Device) -> Iterator[str]:
 
 
 def _report(findings: Findings) -> Iterator[str]:
-    """Lines of the report before they are wrapped."""
     yield from ("Device", *_fields(findings.device))
     yield from ("", "State", *_fields(findings.state))
     yield from ("", "Power sources")

@@ -97,7 +97,6 @@ def fallback_warning(path: Path, file_type: int) -> str | None:
 
 
 def read_imatrix(path: Path) -> Importance:
-    """Read an importance matrix; an EdgeError if it is damaged or holds no mean squares."""
     file = read_gguf(path)
     kind = file.keys.get("general.type")
     if kind != "imatrix":
@@ -119,7 +118,6 @@ def read_imatrix(path: Path) -> Importance:
 
 
 def _imatrix_keys(file: GgufFile, entries: int) -> dict[str, str | int]:
-    """The keys that llama-quantize records, with the file's name instead of its path."""
     keys: dict[str, str | int] = {"quantize.imatrix.file": file.path.name}
     datasets, chunks = (file.keys.get(f"imatrix.{key}") for key in ("datasets", "chunk_count"))
     if isinstance(datasets, list) and datasets:

@@ -50,7 +50,6 @@ class LlamaCppEngine(Engine):
         return self._session.last_logits()
 
     def facts(self) -> EngineFacts:
-        """From the file's tensors and llama.cpp's description of itself."""
         session = self._session
         system = " ".join(library().llama_print_system_info().decode("utf-8", "replace").split())
         return EngineFacts(

@@ -65,7 +65,6 @@ class MlxEngine(Engine):
             self._logits = ahead
 
     def _next(self, token: int) -> mx.array:
-        """The graph of the logits (1, vocab) after one more token."""
         return self._head(self._model.model(mx.array([[token]]), self._cache))[:, -1]
 
     def trim(self, length: int) -> None:
@@ -78,7 +77,6 @@ class MlxEngine(Engine):
         return np.array(self._logits.astype(mx.float32)).ravel()
 
     def facts(self) -> EngineFacts:
-        """From the loaded arrays and the cache."""
         # One layer's keys and values; of a quantised cache codes, scales and biases.
         first = self._cache[0]
         stored = [array for _, array in tree_flatten((first.keys, first.values))]
@@ -111,7 +109,6 @@ class MlxEngine(Engine):
 
 
 def open_ours(path: Path, kv_bits: int | None = None) -> MlxEngine:
-    """Our network; the cache grows as needed and MLX chooses its threads."""
     model = load_model(path)
     return MlxEngine(model, model.head, make_cache(model, kv_bits))
 

@@ -64,7 +64,6 @@ def _add_models(parser: argparse.ArgumentParser) -> None:
 
 
 def check(args: argparse.Namespace) -> None:
-    """Refuse options that would have no effect."""
     new = parser()
     if args.server is not None and (given := shared.given(args, new, OF_FILES)):
         raise EdgeError(f"--server measures what the server runs; leave out {', '.join(given)}.")

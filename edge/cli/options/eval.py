@@ -72,7 +72,6 @@ def _add_fim(group: argparse._ArgumentGroup) -> None:
 
 
 def check(args: argparse.Namespace) -> None:
-    """Refuse options that would have no effect, and two sources of holes."""
     if args.fim is None and args.humaneval is None:
         _refuse(args, OF_INFILLING, "is for infilling; add --fim or --humaneval")
         if args.worst and args.reference is None:
@@ -86,7 +85,6 @@ def check(args: argparse.Namespace) -> None:
 
 
 def check_files(args: argparse.Namespace) -> None:
-    """Refuse options that do nothing where GGUF files are measured as they are."""
     _refuse(args, OF_CHECKPOINT, "is not for a GGUF file as it is; leave it out, or add --rows")
 
 

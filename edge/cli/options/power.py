@@ -25,6 +25,5 @@ def parser() -> argparse.ArgumentParser:
 
 
 def check(args: argparse.Namespace) -> None:
-    """Refuse a command beside another task."""
     if args.argv and (args.seconds is not None or args.replay is not None):
         raise EdgeError("COMMAND does not go with --seconds or --replay; leave one out.")

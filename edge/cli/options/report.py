@@ -32,7 +32,6 @@ def parser() -> argparse.ArgumentParser:
 
 
 def check(args: argparse.Namespace) -> None:
-    """Refuse a call without a task, and options that do not go together."""
     alone = "--devices" if args.devices is not None else "--check" if args.check else None
     if alone and (args.profiles or args.out):
         raise EdgeError(f"{alone} does not go with PROFILE or --out; leave one out.")

@@ -35,7 +35,6 @@ class _Formatter(argparse.HelpFormatter):
 
 
 def new_parser(epilog: str | None = None) -> argparse.ArgumentParser:
-    """A parser whose help shows the defaults."""
     return argparse.ArgumentParser(epilog=epilog, formatter_class=_Formatter)
 
 
@@ -71,7 +70,6 @@ seconds = number(0.0, 86400.0, "a number of seconds from 0 to 86400")
 
 
 def artefact(name: str) -> Recipe:
-    """An argparse type: the recipe of an artefact."""
     try:
         return find_recipe(name)
     except EdgeError as error:
@@ -79,7 +77,6 @@ def artefact(name: str) -> Recipe:
 
 
 def add_count(options: Options, *flags: str, least: int = 1, **more: Any) -> None:
-    """Add a whole number of at least `least`."""
     meaning = f"a whole number from {least} to {LARGEST_COUNT}"
     kind = number(least, LARGEST_COUNT, meaning, int)
     options.add_argument(*flags, type=kind, **{"metavar": "N", **more})
@@ -101,7 +98,6 @@ CHECKPOINT = (
 
 
 def add_checkpoint(parser: argparse.ArgumentParser, default: str | None) -> None:
-    """Add MODEL and the corrections of a checkpoint."""
     parser.add_argument("model", metavar="MODEL", nargs="?", default=default, help=CHECKPOINT)
     add_corrections(parser)
 
@@ -142,7 +138,6 @@ def add_out(options: Options, meaning: str) -> None:
 
 
 def add_output(options: Options, choices: Sequence[str]) -> None:
-    """Add the output format, the first of `choices` by default."""
     meaning = "output format"
     options.add_argument("-o", "--output", choices=choices, default=choices[0], help=meaning)
 
