@@ -18,6 +18,8 @@ import mlx.core as mx
 from edge.convert.artefacts.recipes import RECIPES
 from edge.convert.checkpoint import open_checkpoint
 from edge.convert.convert import convert
+from edge.convert.sources.find import smollm2_file
+from edge.errors import EdgeError
 
 settings.register_profile("edge", deadline=None)
 settings.load_profile("edge")
@@ -62,6 +64,15 @@ def demo_out(tmp_path_factory) -> Path:
     recipes = [RECIPES[name] for name in DEMO_RECIPES]
     convert(open_checkpoint("demo"), recipes, out, lambda *_: None)
     return out
+
+
+@pytest.fixture(scope="session")
+def smollm2_path() -> Path:
+    """A published GGUF file that a package carries."""
+    try:
+        return smollm2_file()
+    except EdgeError as error:
+        pytest.skip(str(error))
 
 
 @pytest.fixture(scope="session")

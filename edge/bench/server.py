@@ -15,7 +15,7 @@ import socket
 import statistics
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from http.client import HTTPConnection, HTTPException, HTTPResponse, HTTPSConnection
 from typing import Any
@@ -51,12 +51,11 @@ WORDS = (
 )
 FIRST_PROBE_WORDS = 4
 LOCAL, REMOTE = "local server", "remote server"
-HTTP_REMARK = (
-    "measured through HTTP: times include tokenising, sampling and detokenising in the server, and "
-    "the way to it and back; power, where measured, is that of the client too"
-)
+JSON = {"Content-Type": "application/json"}
+WITH_USAGE = {"stream_options": {"include_usage": True}}
 REMARKS = (
-    HTTP_REMARK,
+    "measured through HTTP: times include tokenising, sampling and detokenising in the server, and "
+    "the way to it and back; power, where measured, is that of the client too",
     "bandwidth_fraction: the bytes that a served model reads per token are not known",
     "peak_memory_bytes: the memory of a server is not measured",
 )
@@ -210,7 +209,7 @@ class Client:
         try:
             connection.connect()
             begin_ns = time.monotonic_ns()
-            connection.request(method, parts.path + path, sent, {"Content-Type": JSON})
+            connection.request(method, parts.path + path, sent, JSON)
             response = connection.getresponse()
             if response.status != 200:
                 said = self._quoted(response.read(LONGEST_ERROR))
@@ -276,12 +275,10 @@ class Client:
     def _quoted(self, body: bytes) -> str:
         """What an answer says about an error, in brackets."""
         text = body.decode("utf-8", "replace")
-        try:
+        with suppress(ValueError, AttributeError):  # not a JSON object: quoted as it is
             found = json.loads(text)
             error = found.get("error", found.get("detail", text))
             text = error.get("message", text) if isinstance(error, dict) else error
-        except (ValueError, AttributeError):
-            pass  # not a JSON object: quoted as it is
         text = self._private(" ".join(str(text).split())[:200]).rstrip(".")
         return f" ({text})" if text else ""
 
@@ -289,10 +286,6 @@ class Client:
         """Text without the server's host: reasons are part of a profile."""
         host = re.escape(urlsplit(self.url).hostname or "")
         return re.sub(host, "HOST", text, flags=re.IGNORECASE)
-
-
-JSON = "application/json"
-WITH_USAGE = {"stream_options": {"include_usage": True}}
 
 
 @dataclass

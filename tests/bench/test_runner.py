@@ -1,7 +1,5 @@
 import json
-import os
 import signal
-import subprocess
 import sys
 from contextlib import nullcontext
 from itertools import chain, repeat
@@ -16,7 +14,7 @@ from edge.bench.row import build_row
 from edge.bench.runner import Outcome, Run, run_job, stopped_by_sigterm
 from edge.bench.trial import make_trial
 from edge.errors import EdgeError
-from edge.profile.profile import Workload, read
+from edge.profile.profile import Workload
 from tests.bench.fakes import (
     NS,
     TARGET,
@@ -28,8 +26,6 @@ from tests.bench.fakes import (
     done,
     job_of,
 )
-from tests.support.profiles import ROOT
-from tests.support.tiny import PLAIN, write_checkpoint
 
 
 @pytest.fixture
@@ -263,27 +259,3 @@ def test_lost_power_is_a_warning_at_once_and_in_the_rows(go, then):
     assert (after.power_w is None) == (then is None)
     go(1, warn=warnings.append)
     assert len(warnings) == 1  # no meter had worked before
-
-
-def test_a_killed_run_leaves_a_valid_profile_of_what_was_measured(tmp_path):
-    """SIGKILL after the first process; the worker ends with its next message."""
-    tiny = write_checkpoint(tmp_path / "tiny", PLAIN)
-    words = ["bench", tiny, "--rows", "mlx-fp16", "mlx-int4", "-p", "8", "-n", "8", "-r", "300"]
-    command = [sys.executable, "-m", "edge", *words, "--rounds", "100", "--min-window", "0"]
-    process = subprocess.Popen(
-        [*map(str, command), "--save", str(tmp_path / "s")],
-        cwd=tmp_path,
-        stderr=subprocess.DEVNULL,
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
-    )
-    while not list((tmp_path / "s").glob("*.json")):
-        assert process.poll() is None
-    process.send_signal(signal.SIGKILL)
-    process.wait()
-    profile = read(*(tmp_path / "s").glob("*.json"))
-    assert profile.method.finished is False
-    assert len(profile.method.order) == 100
-    row = profile.rows[0]
-    assert row.verdict == "WARN"
-    assert any("of 100 rounds were measured" in reason for reason in row.reasons)
-    assert row.decode_tok_s.n >= 3

@@ -4,8 +4,6 @@ import shutil
 
 import pytest
 
-from edge.convert.sources.find import smollm2_file
-from edge.errors import EdgeError
 from edge.profile.check import check
 from edge.profile.profile import read
 from edge.report.devices import compare_devices
@@ -43,12 +41,8 @@ def test_files_of_several_models_are_rows_of_one_profile(command, demo_out, tmp_
     assert models == [["Tiny, 0.0807 M parameters"], ["demo, 5.51 M parameters"]]
 
 
-def test_the_published_file_of_a_package_is_measured(command, tmp_path):
-    try:
-        path = smollm2_file()
-    except EdgeError as error:
-        pytest.skip(str(error))
-    profile = command.json("bench", path, *QUICK, "--save", tmp_path)
+def test_the_published_file_of_a_package_is_measured(command, tmp_path, smollm2_path):
+    profile = command.json("bench", smollm2_path, *QUICK, "--save", tmp_path)
     (row,) = profile["rows"]
     assert (row["precision"], "model" in row, row["verdict"]) == ("Q4_1", False, "WARN")
     assert profile["model"]["name"] == "SmolLM2-135M-Instruct"

@@ -7,8 +7,6 @@ from gguf import GGUFReader, GGUFWriter
 
 import edge
 from edge.cli.model_path import open_for
-from edge.convert.sources.find import smollm2_file
-from edge.errors import EdgeError
 from edge.generate.conversation import Conversation
 from edge.generate.decode import LlamaSource
 from edge.generate.fim import Completer
@@ -57,14 +55,10 @@ def test_a_session_grows_when_more_positions_are_needed(demo_out):
         assert len(list(source.generate(ids[:1] * 1020, None, GREEDY)[1])) == 4
 
 
-def test_smollm2s_file_answers(command):
-    try:
-        path = smollm2_file()
-    except EdgeError:
-        pytest.skip("smollm2 is not installed")
+def test_smollm2s_file_answers(command, smollm2_path):
     words = ("--system", "You are a helpful AI assistant.", "--temperature", "0", "-n", "20", "-q")
     words += ("-p", "What is the capital of France?")
-    assert command("chat", path, *words) == (0, "The capital of France is Paris.\n", "")
+    assert command("chat", smollm2_path, *words) == (0, "The capital of France is Paris.\n", "")
 
 
 def test_gemma_3_runs_in_llama_cpp(command, tmp_path):

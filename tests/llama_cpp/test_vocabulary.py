@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from edge.convert.checkpoint import open_checkpoint
-from edge.convert.sources.find import DEMO_PATH, smollm2_file
+from edge.convert.sources.find import DEMO_PATH
 from edge.errors import EdgeError
 from edge.generate.chat_prompt import ChatPrompt
 from edge.generate.transcript import Message
@@ -22,10 +22,7 @@ def both(request, demo_out):
     """The tokenizer in llama.cpp, and that of the checkpoint or made of the file's keys."""
     path = demo_out / "gguf-f16.gguf"
     if request.param == "smollm2":
-        try:
-            path = smollm2_file()
-        except EdgeError:
-            pytest.skip("smollm2 is not installed")
+        path = request.getfixturevalue("smollm2_path")
     wanted = open_checkpoint(str(path)).tokenizer
     found = read_tokenizer(LlamaSession(path, 64, 1))
     return found, Tokenizer.load(DEMO_PATH) if request.param == "demo" else wanted

@@ -76,22 +76,24 @@ class MlxEngine(Engine):
     def last_logits(self) -> Logits:
         return np.array(self._logits.astype(mx.float32)).ravel()
 
+    def growing(self) -> Sequence[Any]:
+        """The layers' caches that get longer with every token."""
+        return self._cache
+
     def facts(self) -> EngineFacts:
-        # One layer's keys and values; of a quantised cache codes, scales and biases.
-        first = self._cache[0]
-        stored = [array for _, array in tree_flatten((first.keys, first.values))]
-        per_position = sum(a.shape[1] * a.shape[3] * a.itemsize for a in stored)
-        kv_dtype, remarks = dtype_name(stored[0].dtype), cpu_remarks()
-        if (bits := getattr(first, "bits", None)) is not None:
-            kv_dtype = f"{bits} bits in groups of {first.group_size}"
+        growing, remarks = self.growing(), cpu_remarks()
+        # Keys and values; of a quantised cache codes, scales and biases.
+        stored = [a for _, a in tree_flatten([(layer.keys, layer.values) for layer in growing])]
+        kv_dtype = dtype_name(stored[0].dtype) if stored else None
+        if stored and (bits := getattr(growing[0], "bits", None)) is not None:
+            kv_dtype = f"{bits} bits in groups of {growing[0].group_size}"
             remarks.insert(0, f"keys and values are stored in {bits} bits (--kv-bits {bits})")
         return EngineFacts(
-            device=device_name(),
+            device=str(mx.device_info().get("device_name", mx.default_device())),
             compute_dtype=dtype_name(self._logits.dtype),
             kv_dtype=kv_dtype,
-            threads=None,
             weight_bytes_per_token=self.weight_bytes_per_token(),
-            kv_bytes_per_position=per_position * len(self._cache),
+            kv_bytes_per_position=sum(a.shape[1] * a.shape[3] * a.itemsize for a in stored),
             remarks=remarks,
         )
 
@@ -111,10 +113,6 @@ class MlxEngine(Engine):
 def open_ours(path: Path, kv_bits: int | None = None) -> MlxEngine:
     model = load_model(path)
     return MlxEngine(model, model.head, make_cache(model, kv_bits))
-
-
-def device_name() -> str:
-    return str(mx.device_info().get("device_name", mx.default_device()))
 
 
 def cpu_remarks() -> list[str]:

@@ -14,13 +14,11 @@ from mlx_lm.models.cache import (
 )
 from mlx_lm.utils import load_model
 
-from edge.bench.engines.mlx import MlxEngine, cpu_remarks, device_name, dtype_name
+from edge.bench.engines.mlx import MlxEngine
 from edge.errors import EdgeError
-from edge.formats.folder import weight_files
 from edge.generate.decode import PREFILL_TOKENS
 from edge.model.load import compute_dtype, has_input_orders
 from edge.model.stablelm import current_backend
-from edge.profile.profile import EngineFacts
 
 EXPERT_KEYS = ("num_experts", "num_local_experts", "n_routed_experts")
 READ_KEYS = ("num_experts_per_tok", "num_experts_per_token", "moe_k")
@@ -28,7 +26,6 @@ READ_KEYS = ("num_experts_per_tok", "num_experts_per_token", "moe_k")
 
 def open_peer(path: Path) -> MlxEngine:
     """mlx-lm's network on an artefact of edge, in our compute dtype and called as ours is."""
-    _refuse_input_orders(path)
     model, _ = _load(path)
     model.set_dtype(compute_dtype())
     mx.eval(model.parameters())
@@ -41,7 +38,6 @@ def open_any(path: Path) -> "AnyNetwork":
 
     On a GPU in the dtype of its files: some networks overflow float16.
     """
-    _refuse_input_orders(path)
     model, config = _load(path)
     if current_backend() == "cpu":
         model.set_dtype(compute_dtype())
@@ -91,18 +87,8 @@ class AnyNetwork(MlxEngine):
             if kept:
                 self.prefill(kept)
 
-    def facts(self) -> EngineFacts:
-        """As of our network; a cache that does not grow has no bytes per position."""
-        growing = [layer for layer in self._cache if isinstance(layer, KVCache)]
-        stored = [array for layer in growing for array in (layer.keys, layer.values)]
-        return EngineFacts(
-            device=device_name(),
-            compute_dtype=dtype_name(self._logits.dtype),
-            kv_dtype=dtype_name(stored[0].dtype) if stored else None,
-            weight_bytes_per_token=self.weight_bytes_per_token(),
-            kv_bytes_per_position=sum(a.shape[1] * a.shape[3] * a.itemsize for a in stored),
-            remarks=cpu_remarks(),
-        )
+    def growing(self) -> list[Any]:
+        return [layer for layer in self._cache if isinstance(layer, KVCache)]
 
     def weight_bytes_per_token(self) -> int:
         """All weights but the experts that a token does not read."""
@@ -112,9 +98,11 @@ class AnyNetwork(MlxEngine):
 
 
 def _load(path: Path) -> tuple[Any, dict[str, Any]]:
-    # What mlx-lm reads: the last of several tensors of one name wins.
-    if extra := sorted({*path.glob("model*.safetensors")} - {*weight_files(path)}):
-        raise EdgeError(f"mlx-lm would also read {extra[0]}; move it to another folder.")
+    if has_input_orders(path):
+        raise EdgeError(
+            f"{path} keeps the act-order of its GPTQ source, which mlx-lm does not support; "
+            f"convert with --requantise, or leave out --peers."
+        )
     try:
         model, config = load_model(path)
     except Exception as error:  # of any class, for unknown or damaged networks
@@ -124,11 +112,3 @@ def _load(path: Path) -> tuple[Any, dict[str, Any]]:
             f"download the model again."
         ) from None
     return model, config
-
-
-def _refuse_input_orders(path: Path) -> None:
-    if has_input_orders(path):
-        raise EdgeError(
-            f"{path} keeps the act-order of its GPTQ source, which mlx-lm does not support; "
-            f"convert with --requantise, or leave out --peers."
-        )
