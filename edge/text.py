@@ -41,6 +41,11 @@ def share(value: float | None) -> str:
     return NOT_MEASURED if value is None else f"{value:.0%}"
 
 
+def size(count_bytes: float) -> str:
+    """Bytes in MB or GB (powers of ten)."""
+    return f"{count_bytes / 1e9:.1f} GB" if count_bytes >= 1e9 else f"{count_bytes / 1e6:.0f} MB"
+
+
 def escape(text: str) -> str:
     """Text with Markdown's special characters escaped."""
     return MARKUP.sub(r"\\\g<0>", text)

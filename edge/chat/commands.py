@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from edge.chat.screen import Sanitiser, echo_off, follow
-from edge.chat.session import Session, counted, size
+from edge.chat.session import Session, counted
 from edge.errors import EdgeError
 from edge.formats.files import read_text
 from edge.generate import CURSOR
@@ -17,7 +17,7 @@ from edge.generate.chat_prompt import NO_SYSTEM
 from edge.generate.decode import open_source
 from edge.generate.fim import Completer, read_hole, split_at_mark
 from edge.generate.transcript import read_transcript, write_transcript
-from edge.text import plain
+from edge.text import plain, size
 
 # /usr/bin/x is not a command, nor is a comment of C++.
 COMMAND = re.compile(r"/([A-Za-z]+|\?)(?=\s|$)")

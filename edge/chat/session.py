@@ -23,6 +23,7 @@ from edge.stdout import write_stdout
 
 if TYPE_CHECKING:
     from edge.generate.fim import Completer
+from edge.text import size
 
 INTERRUPTED = 130
 # Least share of an answer that the meter must cover for joules per token.
@@ -292,8 +293,3 @@ def status_line(turn: Turn, memory_bytes: int, talk: Conversation, max_tokens: i
 def counted(number: int, thing: str) -> str:
     """A number with its noun, such as "2 tokens"."""
     return f"{number} {thing}{'' if number == 1 else 's'}"
-
-
-def size(count_bytes: float) -> str:
-    """Bytes in MB or GB (powers of ten)."""
-    return f"{count_bytes / 1e6:.0f} MB" if count_bytes < 1e9 else f"{count_bytes / 1e9:.2f} GB"

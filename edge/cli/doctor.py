@@ -20,6 +20,7 @@ from edge.errors import install_command
 from edge.linux_cpu import blas, problems
 from edge.power.choose import BEST_FIRST, choose_meter
 from edge.power.powermetrics import HOW_TO_ALLOW, SUDOERS
+from edge.text import size
 
 # Package -> module to import as a test of it.
 ENGINES = {"mlx": "mlx.core", "mlx-lm": "mlx_lm", "llama-cpp-python": "llama_cpp"}
@@ -93,8 +94,8 @@ def examine(bandwidth_gb_s: float | None = None) -> Findings:
         ("free memory", rooms[1], TABLE_11_MEMORY_BYTES),
     ):
         if have_bytes < need_bytes:
-            need = f"Table 11 of Stable Code 3B needs {need_bytes / 1e9:.0f} GB"
-            missing.append(f"{name}: {have_bytes / 1e9:.1f} GB; {need}")
+            need = f"Table 11 of Stable Code 3B needs {size(need_bytes)}"
+            missing.append(f"{name}: {size(have_bytes)}; {need}")
     return Findings(device, state, power, engines, *rooms, missing)
 
 
@@ -132,8 +133,8 @@ def _report(findings: Findings) -> Iterator[str]:
     for engine in findings.engines:
         how = f", {engine.note}" if engine.note else ""
         yield _item(engine.name, engine.problem, f"{engine.version}{how}")
-    yield from ("", "Free space", _pair("disk", f"{findings.disk_free_bytes / 1e9:.1f} GB"))
-    yield _pair("memory", f"{findings.memory_available_bytes / 1e9:.1f} GB")
+    yield from ("", "Free space", _pair("disk", size(findings.disk_free_bytes)))
+    yield _pair("memory", size(findings.memory_available_bytes))
     yield from ("", "Missing for a reliable run" if findings.missing else "Nothing is missing")
     yield from (f"  - {sentence}" for sentence in findings.missing)
     yield ""
@@ -161,7 +162,7 @@ def _text(name: str, value: object) -> str:
     if isinstance(value, dict):
         return ", ".join(f"{count} {level}" for level, count in value.items())
     if name.endswith("_bytes") and isinstance(value, int):
-        return f"{value / 1e9:.1f} GB" if value >= 1e9 else f"{value / 1e6:.0f} MB"
+        return size(value)
     return f"{value:g}" if isinstance(value, float) else str(value)
 
 

@@ -12,8 +12,7 @@ import re
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -70,13 +69,26 @@ def quantise(
         arguments.append(str(imatrix))
     total_mib = sum(tensor.data_bytes for tensor in model.tensors) / MIB
     done_mib, last = 0.0, ""
-    with _child(arguments) as process:
+    with subprocess.Popen(
+        module_command(__name__, *arguments),
+        stdin=subprocess.PIPE,  # never written: it closes when this process ends
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        env={**child_environment(), "PYTHONIOENCODING": "utf-8:backslashreplace"},
+        encoding="utf-8",
+        errors="replace",
+    ) as process:
         assert process.stdout is not None
-        for line in process.stdout:
-            if match := SIZE.search(line):
-                done_mib += float(match[1])
-                progress(min(1.0, done_mib / total_mib))
-            last = line.strip() or last
+        try:
+            for line in process.stdout:
+                if match := SIZE.search(line):
+                    done_mib += float(match[1])
+                    progress(min(1.0, done_mib / total_mib))
+                last = line.strip() or last
+            process.wait()  # before stdin is closed
+        except BaseException:  # Ctrl-C
+            process.kill()
+            raise
     if process.returncode != 0:
         raise EdgeError(f"llama.cpp could not quantise to {target.name} ({last}).")
     progress(1.0)
@@ -153,26 +165,6 @@ def _unfit(path: Path, reason: str) -> EdgeError:
 
 def _read(path: Path, tensor: GgufTensor) -> Float32:
     return read_array(path, "<f4", tensor.data_bytes // 4, tensor.begin)
-
-
-@contextmanager
-def _child(arguments: list[str]) -> Iterator[subprocess.Popen[str]]:
-    """This module's `main` in a process that has ended when the block is left."""
-    with subprocess.Popen(
-        module_command(__name__, *arguments),
-        stdin=subprocess.PIPE,  # never written: it closes when this process ends
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        env={**child_environment(), "PYTHONIOENCODING": "utf-8:backslashreplace"},
-        encoding="utf-8",
-        errors="replace",
-    ) as process:
-        try:
-            yield process
-            process.wait()  # before stdin is closed
-        except BaseException:  # Ctrl-C
-            process.kill()
-            raise
 
 
 def main() -> int:

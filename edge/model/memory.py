@@ -18,6 +18,7 @@ from edge.formats.safetensors import FLOATS, ITEM_BYTES, StoredTensor
 from edge.model.config import ModelConfig
 from edge.model.kv_cache import GROUP_SIZE, GROWTH_SHARE, STEP_POSITIONS
 from edge.model.stablelm import current_backend, head_width
+from edge.text import size
 
 TENSORS_IN_FLIGHT = 12
 JOINED = frozenset(("q_proj", "k_proj", "v_proj", "gate_proj", "up_proj"))
@@ -60,7 +61,7 @@ def check_fits(
     Raises an EdgeError if the system can never make room, unless EDGE_FORCE_MEMORY=1 is set.
     """
     need = required_bytes(path, config, dtype, cache_tokens, kv_bits)
-    cache = f", {_gb(need.cache_bytes)} of cache for {cache_tokens} tokens"
+    cache = f", {size(need.cache_bytes)} of cache for {cache_tokens} tokens"
     return need, _shortage(path, need, cache)
 
 
@@ -71,8 +72,8 @@ def check_weights_fit(path: Path, dtype: mx.Dtype) -> tuple[Need, str | None]:
 
 
 def _shortage(path: Path, need: Need, cache: str) -> str | None:
-    total_bytes, weights = need.total_bytes, f"{_gb(need.weights_bytes)} of weights"
-    what = f"{path} needs {_gb(total_bytes)} ({weights}{cache})"
+    total_bytes, weights = need.total_bytes, f"{size(need.weights_bytes)} of weights"
+    what = f"{path} needs {size(total_bytes)} ({weights}{cache})"
     advice = "choose a smaller model (mlx-int4) or a shorter context"
     return check_room(total_bytes, available_bytes(), what, advice)
 
@@ -81,7 +82,7 @@ def check_room(need_bytes: int, room: MemoryRoom, what: str, advice: str) -> str
     """A warning if memory is short now, an EdgeError if it always is and FORCE is not set."""
     if need_bytes <= room.bytes:
         return None
-    available = f"{_gb(room.bytes)} of {room.what} are available"
+    available = f"{size(room.bytes)} of {room.what} are available"
     sentence = f"{what}, and {available}; close programs, {advice}"
     if need_bytes > room.most_bytes and os.environ.get(FORCE, "0") in ("", "0"):
         raise EdgeError(f"{sentence}, or set {FORCE}=1 to try anyway.")
@@ -153,7 +154,3 @@ def _working_bytes(
         if quantised:  # one matrix dequantised at a time: see `cpu_linear`
             numbers += 2 * config.intermediate_size * config.hidden_size
     return (numbers + config.vocab_size) * width
-
-
-def _gb(count: int) -> str:
-    return f"{count / 1e9:.1f} GB" if count >= 1e9 else f"{count / 1e6:.0f} MB"

@@ -215,9 +215,9 @@ LENGTH, ENDED = Turn(9, "length", 3, 0.1, 8.0), Turn(9, "stop token", 3, 0.1, 8.
     ("turn", "dropped", "max_tokens", "end"),
     [
         (Turn(42, "stop token", 10, 0.214, 38.14), 0, None,
-         "42 tokens · 38.1 tok/s · first after 0.21 s · 1.91 GB · context 512/16384"),
+         "42 tokens · 38.1 tok/s · first after 0.21 s · 1.9 GB · context 512/16384"),
         (Turn(1, "interrupted", None, None, None), 0, None,
-         "1 token · 1.91 GB · context 512/16384 · stopped by you"),
+         "1 token · 1.9 GB · context 512/16384 · stopped by you"),
         (LENGTH, 0, 9, " · cut at max_tokens"),
         (LENGTH, 0, 10, " · cut at the end of the context"),
         (ENDED, 1, None, " · 1 early turn left out"),

@@ -41,7 +41,5 @@ def parser() -> argparse.ArgumentParser:
 
 def refuse_others(args: argparse.Namespace, doing: str, *used: str) -> None:
     """Refuse options outside `used`, which would have no effect."""
-    given = [name for name in OPTIONS if getattr(args, name) and name not in used]
-    if given:
-        flag = given[0].replace("_", "-")
-        raise EdgeError(f"--{flag} has no effect when {doing}; leave it out.")
+    for flag in shared.given(args, parser(), set(OPTIONS) - set(used)):
+        raise EdgeError(f"{flag} has no effect when {doing}; leave it out.")
