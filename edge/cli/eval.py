@@ -68,12 +68,10 @@ def _check_count(models: Sequence[str], most: int) -> None:
 
 def _files_alone(args: argparse.Namespace, paths: list[Path]) -> Result:
     source = find_source(str(paths[0]), args.revision, args.layers)
-    files = open_files(paths, args.corpus, args.window, args.tokens)
+    made, sizes, windows, shape = open_files(paths, args.corpus, args.window, args.tokens)
     with progress_bars() as progress:
-        found = _evaluated(
-            args, source.name, files.artefacts, None, files.windows, files.shape, progress
-        )
-    document = build_document(source, files.parameters, files.artefacts, None, files.windows, found)
+        found = _evaluated(args, source.name, made, None, windows, shape, progress)
+    document = build_document(source, sizes, made, None, windows, found)
     return document, markdown(document)
 
 

@@ -2,7 +2,6 @@
 
 import contextlib
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 from edge.convert.artefacts.recipes import RECIPES, Recipe
@@ -18,20 +17,10 @@ from edge.quality.score import GgufShape
 FEW_TOKENS = 32
 
 
-@dataclass(frozen=True)
-class GgufFiles:
-    """Files with one tokenizer, and the windows that all of them are measured on."""
-
-    artefacts: list[Artefact]
-    windows: Windows
-    shape: GgufShape  # of the file with the largest cache
-    parameters: list[int]
-
-
 def open_files(
     paths: Sequence[Path], corpus: Path | None, window: int | None, tokens: int | None
-) -> GgufFiles:
-    """Reads the files' tokenizers and cuts a corpus, as `windows_of` does.
+) -> tuple[list[Artefact], list[int], Windows, GgufShape]:
+    """The files, their numbers of weights, a corpus cut as by `windows_of`, the largest shape.
 
     An EdgeError if a file is broken, or if the tokenizers differ: then perplexities do not compare.
     """
@@ -52,7 +41,7 @@ def open_files(
                 f"compare; measure them one by one."
             )
     largest = max(shapes, key=lambda shape: shape.cache_elements)
-    return GgufFiles(artefacts, windows[0], largest, parameters)
+    return artefacts, parameters, windows[0], largest
 
 
 def _precision(session: LlamaSession) -> str:

@@ -39,9 +39,6 @@ def same(a, b):
 @pytest.mark.parametrize(
     ("prefix", "suffix", "options", "prompt"),
     [
-        ("  a\n", "\n b ", {}, "<fim_prefix>  a\n<fim_suffix>\n b <fim_middle>"),
-        ("a", "b", {"order": "spm"}, "<fim_prefix><fim_suffix>b<fim_middle>a"),
-        ("", "", {}, "<fim_prefix><fim_suffix><fim_middle>"),
         ("a", "", {"context": ["one", "two"]},
          "one<repo_continuation>two<repo_continuation><fim_prefix>a<fim_suffix><fim_middle>"),
         *((text, "", {}, f"<fim_prefix>{text}<fim_suffix><fim_middle>")  # not all are CRLF

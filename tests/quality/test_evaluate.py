@@ -1,4 +1,4 @@
-"""Evaluations of real artefacts: exact figures, groups, interruption, memory."""
+"""Evaluations of real artefacts: divergence, groups, interruption, memory."""
 
 from itertools import count
 
@@ -57,24 +57,16 @@ def run(tiny, tmp_path):
     return evaluated
 
 
-def test_figures_are_those_of_an_independent_computation(run, tiny):
+def test_divergence_is_that_of_an_independent_computation(run, tiny):
     _, out, windows = tiny
     found, log_p = run(NAMES[:2]), None
     for subject in subjects(out, NAMES[:2]):
         model = load_model(subject.path)
-        rows = [np.array(model(mx.array(ids[None, :-1])))[0] for ids in windows.ids]
-        logits = np.stack(rows).astype(np.float64)
+        logits = np.array(model(mx.array(windows.ids[:, :-1]))).astype(np.float64)
         log_q = logits - np.log(np.exp(logits).sum(axis=-1, keepdims=True))
         log_p = log_q if log_p is None else log_p
-        nll = -np.take_along_axis(log_q, windows.ids[:, 1:, None], axis=-1)[..., 0]
         kl = (np.exp(log_p) * (log_p - log_q)).sum(axis=-1)
-        same = (log_q.argmax(-1) == log_p.argmax(-1))[windows.scored].mean()
-        scores, quality = found.scores[subject.name], found.quality[subject.name]
-        np.testing.assert_allclose(scores["nll"], nll, rtol=1e-3, atol=2e-5)
-        np.testing.assert_allclose(scores["kl"], kl, rtol=1e-3, atol=2e-5)
-        assert quality.perplexity == pytest.approx(np.exp(nll[windows.scored].mean()), rel=1e-3)
-        assert quality.kl_mean == pytest.approx(kl[windows.scored].mean(), rel=2e-2, abs=1e-5)
-        assert quality.top1_agreement == pytest.approx(same, abs=0.02)
+        np.testing.assert_allclose(found.scores[subject.name]["kl"], kl, rtol=1e-3, atol=2e-5)
 
 
 @pytest.mark.parametrize("piece_bytes", [1, 4 * 160 * 3])
