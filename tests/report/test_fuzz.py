@@ -1,27 +1,37 @@
 """Arbitrary files are a fault, a row of the comparison or left out; never an exception."""
 
 import copy
+import io
 import json
 import math
 import os
-from contextlib import suppress
+from contextlib import redirect_stdout, suppress
 from dataclasses import asdict
 
+import msgspec
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from edge.cli import bench as cli_bench
+from edge.cli.main import parser_of
+from edge.errors import EdgeError
 from edge.profile.check import check
 from edge.profile.profile import ProfileError, read
 from edge.report.devices import compare_devices, devices_markdown
+from edge.report.page import Source, render_page
+from edge.report.plots import Drawn, draw
 from edge.report.published import table11_beside
 from edge.report.table import csv_table, markdown_section
+from tests.support.alarm import alarm
 from tests.support.profiles import make_profile
 
 CASES = int(os.environ.get("EDGE_FUZZ_CASES", "120"))
 FUZZED = settings(
     max_examples=CASES, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
-PROFILE = make_profile(artefacts=("mlx-int4", "gguf-q6_k"), generate=4, processes=1, samples=0)
+PROFILE = make_profile(
+    artefacts=("mlx-int4", "gguf-q6_k"), generate=4, processes=2, samples=60, quality=True
+)
 VALUES = st.sampled_from(
     [
         *(None, True, 0, -1, 1, 2**63, 10**400, -0.0, 1e308, 5e-324, math.nan, math.inf),
@@ -70,23 +80,54 @@ def change(draw, target, step):
 
 
 @FUZZED
-@given(text=spoilt())
-def test_spoilt_profiles_are_reported_and_never_raise(tmp_path, text):
-    (tmp_path / "good.json").write_text(json.dumps(PROFILE))
-    (tmp_path / "fuzz.json").write_bytes(text)
-    for fault in check([tmp_path / "fuzz.json"], names=("quince",)).faults:
-        assert str(fault).isprintable() and len(str(fault)) < 2000
-    assert check([tmp_path / "good.json"], names=()).faults == []
-    found = compare_devices(tmp_path)
+@given(text=spoilt(), is_drawn=st.integers(0, 49).map(lambda n: n == 0))
+def test_spoilt_profiles_are_reported_and_never_raise(tmp_path, text, is_drawn):
+    good, fuzz = tmp_path / "good.json", tmp_path / "fuzz.json"
+    good.write_text(json.dumps(PROFILE))
+    fuzz.write_bytes(text)
+    with alarm():
+        for fault in check([fuzz], names=("quince",)).faults:
+            assert str(fault).isprintable() and len(str(fault)) < 2000
+        assert check([good], names=()).faults == []
+        found = compare_devices(tmp_path)
     assert not [entry for entry in found.left_out if entry.file == "good.json"] or any(
         "fuzz.json" in entry.reason for entry in found.left_out
     )
     seen = {file for row in found.rows for file in (row["file"], *row["others"])}
     assert seen | {entry.file for entry in found.left_out} == {"good.json", "fuzz.json"}
-    assert all(c.isprintable() or c == "\n" for c in devices_markdown(found))
+    assert is_clean(devices_markdown(found))
     json.dumps(asdict(found), allow_nan=False).encode()
-    with suppress(ProfileError):
-        profile = read(tmp_path / "fuzz.json")
-        text = markdown_section(profile) + table11_beside(profile).markdown()
-        assert all(c.isprintable() or c == "\n" for c in text)
+    with suppress(ProfileError), alarm():
+        profile = read(fuzz)
+        agree(msgspec.to_builtins(profile), json.loads(text))
+        assert is_clean(markdown_section(profile) + table11_beside(profile).markdown())
         csv_table([profile])
+        drawn = draw(profile) if is_drawn else Drawn([], [])
+        render_page([Source(profile, drawn, text)]).encode()
+    for a, b in ((good, fuzz), (fuzz, good), (fuzz, fuzz)):
+        for output in ("json", "md"):
+            printed = io.StringIO()
+            with suppress(EdgeError), redirect_stdout(printed), alarm():
+                assert bench(["--compare", str(a), str(b), "-o", output]) == 0
+            assert is_clean(printed.getvalue())
+
+
+def is_clean(text):
+    """Without control characters, and writable as UTF-8."""
+    return all(c.isprintable() or c == "\n" for c in text)
+
+
+def agree(ours, theirs):
+    """Every value that we read is what json reads, or a default for what is not there."""
+    if isinstance(ours, dict):
+        for key in ours.keys() & theirs.keys():
+            agree(ours[key], theirs[key])
+    elif isinstance(ours, list | tuple):
+        for one, other in zip(ours, theirs, strict=True):
+            agree(one, other)
+    else:
+        assert ours == theirs
+
+
+def bench(argv):
+    return cli_bench.run(parser_of("bench").parse_args(argv))
