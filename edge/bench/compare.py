@@ -15,6 +15,7 @@ from edge.bench.engines.engine import SERVER
 from edge.errors import EdgeError
 from edge.profile.profile import Profile, Row, Workload
 from edge.stats import CONFIDENCE, t_quantile, welch
+from edge.text import plain
 
 # Two processes give an interval, but a single outlier makes it useless.
 MIN_PROCESSES = 3
@@ -104,8 +105,8 @@ def compare(a: Profile, b: Profile, min_effect: float) -> Comparison:
             f"--rows, -p, -n, -d and -pg{SERVED_HINT if is_served else ''}."
         )
     return Comparison(
-        model=a.model.name,
-        devices=(a.device.name, b.device.name),
+        model=plain(a.model.name),
+        devices=(plain(a.device.name), plain(b.device.name)),
         min_effect=min_effect,
         confidence=CONFIDENCE,
         rows=[_compare_row(key, rows_a[key], rows_b[key], min_effect) for key in usable],
@@ -159,7 +160,7 @@ def _compare_row(key: Key, a: Row, b: Row, min_effect: float) -> RowComparison:
         values_a, values_b = _values(quantity, a), _values(quantity, b)
         if values_a and values_b:
             found.append(difference(quantity, values_a, values_b, min_effect))
-    return RowComparison(key[0], key[1], str(key[2]), found)
+    return RowComparison(plain(key[0]), plain(key[1]), str(key[2]), found)
 
 
 def _values(quantity: Compared, row: Row) -> list[float]:
@@ -269,7 +270,7 @@ def _model_of(row: Row) -> str:
 def _remarks(a: Profile, b: Profile) -> Iterator[str]:
     yield from _different("different devices", a.device.name, b.device.name)
     for package in sorted({*a.software, *b.software}):
-        yield from _different(package, a.software.get(package), b.software.get(package))
+        yield from _different(plain(package), a.software.get(package), b.software.get(package))
 
 
 def _row_remarks(label: str, a: Row, b: Row) -> Iterator[str]:
@@ -285,7 +286,7 @@ def _row_remarks(label: str, a: Row, b: Row) -> Iterator[str]:
 
 def _different(what: str, ours: object, theirs: object) -> Iterator[str]:
     if ours != theirs:
-        yield f"{what}: {ours} in A, {theirs} in B"
+        yield f"{what}: {plain(str(ours))} in A, {plain(str(theirs))} in B"
 
 
 def _meter(row: Row) -> str | None:
@@ -294,8 +295,8 @@ def _meter(row: Row) -> str | None:
 
 
 def _first_reason(row: Row) -> str:
-    return row.reasons[0] if row.reasons else "no reason given"
+    return plain(row.reasons[0], 300) if row.reasons else "no reason given"
 
 
 def _label(key: Key) -> str:
-    return f"{key[0]} on {key[1]} ({key[2]})"
+    return f"{plain(key[0])} on {plain(key[1])} ({key[2]})"

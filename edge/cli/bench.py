@@ -27,7 +27,7 @@ from edge.convert.artefacts.recipes import find_recipe
 from edge.convert.checkpoint import Checkpoint
 from edge.convert.convert import convert
 from edge.device.describe import Device, describe_device, usable_cores
-from edge.errors import EdgeError
+from edge.errors import EdgeError, printable
 from edge.formats.files import atomic_write, check_writable
 from edge.power.choose import NoMeter, choose_meter
 from edge.power.meter import Meter
@@ -256,7 +256,7 @@ def _compare(args: argparse.Namespace) -> int:
     ]
     print(markdown(COMPARED, lines, TEXT_COLUMNS), end="\n\n")
     for side, path, device in zip("AB", args.compare, found.devices, strict=True):
-        print(f"- {side}: {path.name}, {device}")
+        print(f"- {side}: {printable(path.name)}, {device}")
     print(
         f"- a difference has p < {1 - found.confidence:.2f} (Welch's test on the logarithms of the "
         f"processes' means) and {found.min_effect:.1%} or more"

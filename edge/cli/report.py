@@ -11,7 +11,7 @@ from edge.cli.options.report import check as check_options
 from edge.errors import EdgeError, printable
 from edge.formats.files import atomic_write
 from edge.profile.check import check
-from edge.profile.profile import Profile, decode, read_bytes
+from edge.profile.profile import MAX_BYTES, Profile, decode, is_profile_name, read_bytes
 from edge.report.devices import compare_devices, devices_markdown
 
 # A page of more is too large for a browser; `--devices` reads any number.
@@ -36,7 +36,14 @@ def _report(args: argparse.Namespace) -> int:
             f"{len(paths)} profiles are too many for one page of up to {MOST_PROFILES}; give "
             f"fewer, or compare them with --devices DIR."
         )
-    data = [read_bytes(path) for path in paths]
+    data: list[bytes] = []
+    for path in paths:
+        data.append(read_bytes(path))
+        if sum(map(len, data)) > MAX_BYTES:
+            raise EdgeError(
+                f"the profiles are too large for one page, with more than {MAX_BYTES // 10**6} MB "
+                f"up to {path}; give fewer."
+            )
     profiles = [decode(text, path, Profile) for text, path in zip(data, paths, strict=True)]
     contents = dict(report_files(list(zip(profiles, data, strict=True))))
     others = f"-and-{len(paths) - 1}-more" if len(paths) > 1 else ""
@@ -60,7 +67,10 @@ def _report(args: argparse.Namespace) -> int:
 def _files_of(path: Path) -> list[Path]:
     """Profiles in a folder, else the path itself: reading it says what is wrong."""
     try:
-        found = [p for p in sorted(path.glob("*.json")) if p.is_file()] if path.is_dir() else [path]
+        if not path.is_dir():
+            return [path]
+        found = [file for file in sorted(path.iterdir()) if is_profile_name(file.name)]
+        found = [file for file in found if not file.is_dir()]
     except OSError:
         return [path]
     if not found:

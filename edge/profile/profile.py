@@ -367,10 +367,19 @@ def write(profile: Profile, path: Path) -> None:
 
 
 def profiles_below(folder: Path, onerror: Callable[[OSError], None] | None = None) -> list[Path]:
-    """Every *.json in and below a folder; links to folders are not followed."""
-    walked = os.walk(folder, onerror=onerror)
-    paths = (Path(parent, name) for parent, _, names in walked for name in names)
-    return sorted(path for path in paths if path.suffix.lower() == ".json")
+    """Every *.json in and below a folder but hidden ones; links to folders are not followed.
+
+    macOS writes a hidden `._NAME.json` beside every file of a foreign disk.
+    """
+    found = []
+    for parent, folders, names in os.walk(folder, onerror=onerror):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        found += [Path(parent, name) for name in names if is_profile_name(name)]
+    return sorted(found)
+
+
+def is_profile_name(name: str) -> bool:
+    return name.lower().endswith(".json") and not name.startswith(".")
 
 
 def read_bytes(path: Path) -> bytes:

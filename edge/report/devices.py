@@ -146,7 +146,8 @@ def _without_duplicates(found: dict[str, Summary], left_out: list[LeftOut]) -> d
             left_out.append(LeftOut(file, reason, "duplicate"))
         else:
             kept[run] = file
-    return {file: profile for file, profile in found.items() if file in kept.values()}
+    files = set(kept.values())
+    return {file: profile for file, profile in found.items() if file in files}
 
 
 def _models(profile: Summary) -> list[ModelInfo]:

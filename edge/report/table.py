@@ -117,11 +117,11 @@ def _quantity_cell(quantity: Quantity | None, scale: float = 1.0) -> Cell:
 
 def notes(profile: Profile) -> list[str]:
     """Each distinct reason once, with the rows it is about unless that is all of them."""
-    rows = profile.rows
+    rows, with_test = profile.rows, has_tests(profile.rows)
     about: dict[str, list[str]] = {}
     for row in rows:
         for reason in row.reasons:
-            about.setdefault(plain(reason, 600), []).append(row_label(row, rows))
+            about.setdefault(plain(reason, 600), []).append(row_label(row, with_test))
     texts = [
         reason if len(names) == len(rows) else f"{listed(names)}: {reason}"
         for reason, names in about.items()
@@ -130,10 +130,15 @@ def notes(profile: Profile) -> list[str]:
     return [*texts, f"peak memory is the process's {plain(metric, 300)}"] if metric else texts
 
 
-def row_label(row: RowSummary, rows: Sequence[RowSummary]) -> str:
-    """A row's short name, with the workload if `rows` have several."""
+def has_tests(rows: Sequence[RowSummary]) -> bool:
+    """The rows have several workloads, so that labels need theirs."""
+    return len({row.workload for row in rows}) > 1
+
+
+def row_label(row: RowSummary, with_test: bool) -> str:
+    """A row's short name, with its workload."""
     name = plain(row.with_peer(row.artefact), 60)
-    return f"{name} {row.workload}" if len({r.workload for r in rows}) > 1 else name
+    return f"{name} {row.workload}" if with_test else name
 
 
 def listed(labels: Iterable[str]) -> str:

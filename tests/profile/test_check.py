@@ -177,6 +177,9 @@ def test_folders_are_searched_and_faults_have_their_file(tmp_path):
     (tmp_path / "bad.json").write_text(json.dumps(changed("argv", 1)))
     (tmp_path / "twice.json").write_text('{"schema": 1, "schema": 1}')
     (tmp_path / "notes.txt").write_text("no profile")
+    (tmp_path / ".git").mkdir()
+    for hidden in ("._good.json", ".git/config.json"):
+        (tmp_path / hidden).write_bytes(b"\0\5\26\7")
     os.mkfifo(tmp_path / "pipe.json")
     checked = check([tmp_path, tmp_path / "gone.json"], names=())
     files = [Path(fault.file).name for fault in checked.faults]

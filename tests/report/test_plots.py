@@ -182,7 +182,7 @@ def test_power_has_windows_thermal_levels_and_at_most_six_rows():
     data = two_depths()
     for row in data["rows"][:4]:
         row.update(power_w=None)
-    assert "6 of 10 rows" in plotted(power, data).caption
+    assert "Shown: 6 of 10 rows" in plotted(power, data).caption
     for row in data["rows"]:
         for process in row["processes"]:
             process["power_series"]["end_ns"].pop()
@@ -196,6 +196,19 @@ def test_token_times_of_old_and_new_profiles():
     second["trials"] = [{"warmup": False, "token_us": [[3000], [2000, 0]]}]
     rows = typed(data).rows
     assert token_times_ms(rows[0]) == token_times_ms(rows[1]) == [2.0, 3.0]
+
+
+@pytest.mark.parametrize(
+    ("plot", "shown"),
+    [(throughput, "30 of 40"), (roofline, "30 of 40"), (latency, "12 of 40"), (energy, "30 of 39")],
+)
+def test_of_many_rows_as_many_as_fit_are_shown(plot, shown):
+    rows = make_profile(generate=4, processes=1, samples=0)["rows"]
+    many = make_profile(artefacts=())
+    many["rows"] = [{**r, "artefact": f"{r['artefact']}-{n}"} for n in range(8) for r in rows]
+    many["rows"][0]["decode_tok_s"] = None
+    many["rows"][0]["reasons"] = ["no rate"]
+    assert f"Shown: {shown} rows; the table has all." in plotted(plot, many).caption
 
 
 def test_a_rate_above_the_peak_is_an_error():

@@ -23,6 +23,7 @@ from edge.report.plots import Drawn, draw
 from edge.report.published import is_published_model, table11_beside
 from edge.report.table import (
     csv_table,
+    has_tests,
     markdown_section,
     profile_table,
     provenance,
@@ -141,7 +142,7 @@ def _bandwidth(bandwidth: Bandwidth | None) -> str | None:
 
 
 def _best(rows: Sequence[Row]) -> list[str]:
-    found = []
+    found, with_test = [], has_tests(rows)
     for what, key, unit, choose in BEST:
         medians = {
             i: q.median for i, row in enumerate(rows) if row.counts and (q := getattr(row, key))
@@ -150,7 +151,7 @@ def _best(rows: Sequence[Row]) -> list[str]:
             place = choose(medians, key=lambda i: medians[i])
             row, best = rows[place], figure(medians[place])
             verdict = "" if row.verdict == "VALID" else f", {row.verdict}"
-            found.append(f"{what} {best} {unit} ({row_label(row, rows)}{verdict})")
+            found.append(f"{what} {best} {unit} ({row_label(row, with_test)}{verdict})")
     return found
 
 
@@ -158,11 +159,12 @@ def _reasons(rows: Sequence[Row]) -> tuple[list[Reasons], list[Reasons]]:
     """Reasons for verdicts, of INVALID rows first; and for figures that are not measured."""
     verdicts: dict[str, dict[str, str]] = {}
     missing: dict[str, dict[str, str]] = {}
+    with_test = has_tests(rows)
     for row in rows:
         for reason in row.reasons:
             about = Reason.parse(reason).about
             found = missing if about and getattr(row, about) is None else verdicts
-            found.setdefault(plain(reason, 600), {})[row_label(row, rows)] = row.verdict
+            found.setdefault(plain(reason, 600), {})[row_label(row, with_test)] = row.verdict
     return _grouped(verdicts, len(rows)), _grouped(missing, len(rows))
 
 

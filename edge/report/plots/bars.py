@@ -13,12 +13,21 @@ from matplotlib.patches import Patch
 
 from edge.profile.profile import Profile, Row
 from edge.report import figure as fig
-from edge.report.plots.rows import NO_ROWS, Spread, counts, side_by_side, spread, spread_kinds
+from edge.report.plots.rows import (
+    NO_ROWS,
+    Spread,
+    counts,
+    first,
+    side_by_side,
+    spread,
+    spread_kinds,
+)
 from edge.report.published import is_published_model, table11, table11_rows
-from edge.report.table import row_label
+from edge.report.table import has_tests, row_label
 from edge.text import figure as number
 from edge.text import plain
 
+MOST_BARS = 30
 LABEL_CHARACTERS, REASON_CHARACTERS = 34, 78
 # Labels of hatched bars, which are not valid figures.
 INVALID, ERROR = "INVALID: not a valid figure", "above the peak: an error"
@@ -39,7 +48,7 @@ def throughput(profile: Profile) -> fig.NamedFigure | str:
     """Median decode rate of every row as a bar, trials as dots, published rates as marks."""
     if not profile.rows:
         return NO_ROWS
-    rows = side_by_side(profile.rows)
+    rows, others = _shown(profile)
     rates = [spread(row.decode_tok_s) for row in rows]
     trials = [[t.decode_tok_s for t in row.counted if t.decode_tok_s is not None] for row in rows]
     published = _published(profile, rows)
@@ -62,7 +71,16 @@ def throughput(profile: Profile) -> fig.NamedFigure | str:
         handles = _handles(bars, any(trials), bool(published))
         handles = fig.engine_handles([row.engine for row in rows], *handles)
         caption = _throughput_caption(rows, known, limit, bool(published))
+        caption += others
         return fig.finish(figure, "throughput", "Decode throughput", profile, handles, *caption)
+
+
+def _shown(profile: Profile) -> tuple[Sequence[Row], list[str]]:
+    """Rows that the plot has room for, those with a rate first if not all fit."""
+    rows = side_by_side(profile.rows)
+    if len(rows) > MOST_BARS:
+        rows.sort(key=lambda row: row.decode_tok_s is None)
+    return first(rows, MOST_BARS)
 
 
 def _rate_bar(row: Row, rate: Spread, trials: Sequence[float], limit: float) -> Bar:
@@ -111,7 +129,7 @@ def _throughput_caption(
 
 def roofline(profile: Profile) -> fig.NamedFigure | str:
     """Bytes per token times tokens per second, with the memory's bandwidth as a line."""
-    rows = side_by_side(profile.rows)
+    rows, others = _shown(profile)
     traffic = {y: gb_s for y, row in enumerate(rows) if (gb_s := _traffic_gb_s(row))}
     if not traffic:
         return rows[0].why_not("bandwidth_fraction") if rows else NO_ROWS
@@ -130,7 +148,7 @@ def roofline(profile: Profile) -> fig.NamedFigure | str:
         handles = fig.engine_handles(
             [row.engine for row in rows], line, *_handles(bars, False, False)
         )
-        caption = _roofline_caption(profile, rows, bars)
+        caption = _roofline_caption(profile, rows, bars) + others
         return fig.finish(figure, "roofline", "Roofline", profile, handles, *caption)
 
 
@@ -182,7 +200,8 @@ def _row_bars(
                 limit * 0.005, y, text, va="center", fontsize=7.5, color=fig.INK, zorder=4
             )
             note.set_bbox({"facecolor": "white", "edgecolor": "none", "pad": 1})
-    axes.set_yticks(range(len(rows)), [_folded(row_label(row, rows)) for row in rows])
+    with_test = has_tests(rows)
+    axes.set_yticks(range(len(rows)), [_folded(row_label(row, with_test)) for row in rows])
     axes.set_ylim(len(rows) - 0.4, -0.6)
     axes.set_xlim(0, limit)
     axes.set_xlabel(x_label)

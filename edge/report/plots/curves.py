@@ -16,6 +16,7 @@ from edge.report.plots.rows import (
     Spread,
     absences,
     counts,
+    first,
     heading,
     label_log,
     side_by_side,
@@ -35,6 +36,7 @@ PANELS = {
 }
 COLUMNS, PANEL_IN = 3, 1.7
 TITLE_CHARACTERS = 34
+MOST_CURVES, MOST_PANELS = 12, 12
 # Points drawn per curve.
 MOST_POINTS = 300
 SHARES = {"p50": 50, "p90": 90, "p99": 99}
@@ -42,9 +44,11 @@ SHARES = {"p50": 50, "p90": 90, "p99": 99}
 
 def depth(profile: Profile) -> fig.NamedFigure | str:
     """Speed, memory and energy against depth, a line per artefact and engine."""
-    series = _series(profile.rows)
-    if not series:
+    every_series = _series(profile.rows)
+    if not every_series:
         return "nothing was measured at more than one depth (-d 0,4096, or --suite depth)"
+    kept, others = first([*every_series.items()], MOST_CURVES)
+    series = dict(kept)
     looks = _looks(series)
     with fig.style():
         figure = fig.new_figure(3.2)
@@ -63,6 +67,7 @@ def depth(profile: Profile) -> fig.NamedFigure | str:
         every = [row for rows in series.values() for row in rows]
         shown = [row for row in every if row.counts and row.decode_tok_s is not None]
         caption = _depth_caption(series) + absences(every, shown, profile.rows, "decode_tok_s")
+        caption += others
         return fig.finish(figure, "depth", "Against depth", profile, handles, *caption)
 
 
@@ -151,9 +156,11 @@ def _depth_caption(series: Mapping[Key, Sequence[Row]]) -> list[str]:
 def latency(profile: Profile) -> fig.NamedFigure | str:
     """Distribution of token times, a panel per row that has them, with common scales."""
     every = side_by_side(profile.rows)
-    known = [(row, times) for row in every if len(times := token_times_ms(row)) > 1]
-    if not known:
+    timed = [(row, times) for row in every if len(times := token_times_ms(row)) > 1]
+    if not timed:
         return "no row has the times of its tokens"
+    absent = absences(every, [row for row, _ in timed], profile.rows, "decode_tok_s")
+    known, others = first(timed, MOST_PANELS)
     with fig.style():
         columns = min(COLUMNS, len(known))
         lines = math.ceil(len(known) / columns)
@@ -175,7 +182,8 @@ def latency(profile: Profile) -> fig.NamedFigure | str:
         caption = (
             f"n = {least if least == most else f'{least} to {most}'} tokens a row, of all trials "
             "that count, without the first of each pass. Dots: p50, p90 and p99.",
-            *absences(every, [row for row, _ in known], profile.rows, "decode_tok_s"),
+            *others,
+            *absent,
         )
         return fig.finish(figure, "latency", "Time per token", profile, handles, *caption)
 

@@ -18,6 +18,7 @@ from edge.report.plots.rows import (
     Spread,
     absences,
     counts,
+    first,
     label_log,
     spread,
     spread_kinds,
@@ -34,6 +35,7 @@ SIDES = ((1, 0), (-1, 0), (0, 1), (0, -1), (1, 1), (-1, 1), (1, -1), (-1, -1))
 ALIGNMENT: dict[int, Literal["left", "center", "right"]] = {1: "left", 0: "center", -1: "right"}
 DISTANCES_PT = (10, 18, 28, 40, 54, 70, 90)
 POINT_PIXELS = 9
+MOST_POINTS = 30
 
 
 def energy(profile: Profile) -> fig.NamedFigure | str:
@@ -50,14 +52,16 @@ def energy(profile: Profile) -> fig.NamedFigure | str:
     ]
     if not shown:
         return every[0].why_not("joules_per_token") if every else NO_ROWS
-    points = [(rate.median, joules.median) for _, rate, joules in shown]
+    absent = absences(rows, [r for r, _, _ in shown], every, "joules_per_token")
+    drawn, others = first(shown, MOST_POINTS)
+    points = [(rate.median, joules.median) for _, rate, joules in drawn]
     with fig.style():
         figure = fig.new_figure(4.4)
         axes = figure.add_subplot()
         handles = fig.engine_handles(
-            [row.engine for row, _, _ in shown], *_draw_front(axes, points)
+            [row.engine for row, _, _ in drawn], *_draw_front(axes, points)
         )
-        for row, rate, joules in shown:
+        for row, rate, joules in drawn:
             _draw_errors(axes, rate, joules)
             _draw_point(axes, row, (rate.median, joules.median))
         axes.set_xlim(0, 1.2 * max(x for x, _ in points) or 1.0)
@@ -65,14 +69,14 @@ def energy(profile: Profile) -> fig.NamedFigure | str:
         axes.set_xlabel("decode throughput (tok/s), more is better")
         axes.set_ylabel("energy (J/token), less is better")
         axes.grid()
-        level = [((r.low, j.median), (r.high, j.median)) for _, r, j in shown]
-        upright = [((r.median, j.low), (r.median, j.high)) for _, r, j in shown]
-        labels = [_cost_label(row) for row, _, _ in shown]
+        level = [((r.low, j.median), (r.high, j.median)) for _, r, j in drawn]
+        upright = [((r.median, j.low), (r.median, j.high)) for _, r, j in drawn]
+        labels = [_cost_label(row) for row, _, _ in drawn]
         _place_labels(figure, axes, points, labels, level + upright)
-        caption = _energy_caption(shown[0][0], [joules for _, _, joules in shown])
+        caption = _energy_caption(drawn[0][0], [joules for _, _, joules in drawn])
         if len(rows) < len(every):
             caption.append("Rows of other workloads are not shown.")
-        caption += absences(rows, [r for r, _, _ in shown], every, "joules_per_token")
+        caption += others + absent
         return fig.finish(figure, "energy", "Energy against speed", profile, handles, *caption)
 
 
@@ -141,20 +145,22 @@ def precision(profile: Profile) -> fig.NamedFigure | str:
         return every[0].why_not("quality") if every else NO_ROWS
     if len(kls) < 2 or max(kls.values()) < LEAST_KL:
         return "fewer than two rows have a KL divergence that is not 0"
+    measured = [artefacts[name] for name in kls]
+    absent = absences([*artefacts.values()], measured, every, "quality")
+    rows, others = first(measured, MOST_POINTS)
     with fig.style():
         figure = fig.new_figure(3.8)
         axes = figure.add_subplot()
-        rows = [artefacts[name] for name in kls]
         floor = _scale(axes, rows, [kl for kl in kls.values() if kl >= LEAST_KL])
         points = [
             ((row.bits_per_weight or 0) / 8, max(kl, floor))
-            for row, kl in zip(rows, kls.values(), strict=True)
+            for row, kl in zip(rows, kls.values(), strict=False)
         ]
         whiskers = [_draw_kl(axes, row, point) for row, point in zip(rows, points, strict=True)]
         _place_labels(figure, axes, points, [_kl_label(row) for row in rows], whiskers)
         handles = fig.engine_handles([row.engine for row in rows])
         caption = _precision_caption(rows, min(kls.values()) < LEAST_KL)
-        caption += absences([*artefacts.values()], rows, every, "quality")
+        caption += others + absent
         return fig.finish(figure, "precision", "What a precision costs", profile, handles, *caption)
 
 

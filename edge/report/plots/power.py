@@ -13,7 +13,7 @@ from edge.device.state import NOMINAL
 from edge.profile.profile import Profile, Row
 from edge.profile.trial import PowerSeries, Process
 from edge.report import figure as fig
-from edge.report.plots.rows import NO_ROWS, heading, side_by_side
+from edge.report.plots.rows import NO_ROWS, first, heading, side_by_side
 from edge.text import plain
 
 MOST_ROWS = 6
@@ -64,7 +64,8 @@ def power(profile: Profile) -> fig.NamedFigure | str:
         if any(row.power_w for row in rows):
             return "the profile does not contain power samples"
         return rows[0].why_not("power_w") if rows else NO_ROWS
-    shown = sorted(known, key=lambda found: found.row.power_w is None)[:MOST_ROWS]
+    known.sort(key=lambda found: found.row.power_w is None)
+    shown, others = first(known, MOST_ROWS)
     end_s = max(found.end_s for found in shown)
     top_mw = max(max(map(sum, zip(*s.series.milliwatts.values(), strict=True))) for s in shown)
     with fig.style():
@@ -78,7 +79,7 @@ def power(profile: Profile) -> fig.NamedFigure | str:
             strip.set_xlim(0, end_s)
         panels[-1][1].tick_params(bottom=True, labelbottom=True)
         panels[-1][1].set_xlabel("time since the first sample of the process (s)")
-        caption = _caption(shown, len(known))
+        caption = [*_caption(shown), *others]
         return fig.finish(figure, "power", "Power over time", profile, _handles(shown), *caption)
 
 
@@ -158,13 +159,11 @@ def _handles(shown: Sequence[Sampled]) -> list[Patch]:
     return handles
 
 
-def _caption(shown: Sequence[Sampled], known: int) -> list[str]:
+def _caption(shown: Sequence[Sampled]) -> list[str]:
     samples = sorted(len(found.series.begin_ns) for found in shown)
     n = f"{samples[0]}" if samples[0] == samples[-1] else f"{samples[0]} to {samples[-1]}"
     sentences = [f"Mean power of each sample, rails stacked; n = {n} samples of one process a row."]
     source = shown[0].row.power
     if source is not None and source.boundary:
         sentences.append(f"Boundary: {plain(source.boundary, 120)}.")
-    if known > len(shown):
-        sentences.append(f"Shown: {len(shown)} of {known} rows.")
     return sentences

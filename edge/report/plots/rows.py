@@ -2,12 +2,13 @@
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 from matplotlib.axis import Axis
 from matplotlib.ticker import FuncFormatter, Locator, LogLocator, MaxNLocator, NullLocator
 
 from edge.profile.profile import OWN_ENGINES, Quantity, Row
-from edge.report.table import listed, row_label
+from edge.report.table import has_tests, listed, row_label
 from edge.text import plain
 
 SPREADS = {
@@ -16,6 +17,9 @@ SPREADS = {
     "": "no spread: one trial",
 }
 NO_ROWS = "the profile has no rows"
+# Rows or reasons that a caption names.
+MOST_NAMED = 8
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -60,22 +64,20 @@ def counts(numbers: Iterable[int]) -> str:
 
 def side_by_side(rows: Sequence[Row]) -> list[Row]:
     """Rows by workload, model, then falling bits, MLX before the GGUF with as many bits."""
-    tests = list(dict.fromkeys(str(row.workload) for row in rows))
-    models = list(dict.fromkeys(row.model for row in rows))
-    frameworks = [*OWN_ENGINES]
+    tests = {test: place for place, test in enumerate(dict.fromkeys(r.workload for r in rows))}
+    models = {model: place for place, model in enumerate(dict.fromkeys(r.model for r in rows))}
+    frameworks = {name: place for place, name in enumerate(OWN_ENGINES)}
 
     def place(row: Row) -> tuple[int, int, int, int]:
-        known = row.framework in OWN_ENGINES
-        framework = frameworks.index(row.framework) if known else len(frameworks)
-        bits = -round(row.bits_per_weight or 0)
-        return tests.index(str(row.workload)), models.index(row.model), bits, framework
+        framework = frameworks.get(row.framework, len(frameworks))
+        return tests[row.workload], models[row.model], -round(row.bits_per_weight or 0), framework
 
     return sorted(rows, key=place)
 
 
 def heading(row: Row, rows: Sequence[Row]) -> str:
     """A row's label, with its verdict if that is not VALID."""
-    label = row_label(row, rows)
+    label = row_label(row, has_tests(rows))
     return label if row.verdict == "VALID" else f"{label} {row.verdict}"
 
 
@@ -84,14 +86,29 @@ def absences(
 ) -> list[str]:
     """Sentences that say why a plot does not show some of its rows."""
     labels: dict[str, list[str]] = {}
+    drawn, with_test = {id(row) for row in shown}, has_tests(every)
     for row in rows:
-        if any(row is other for other in shown):
+        if id(row) in drawn:
             continue
         why = f"not measured: {row.why_not(about)}"
         if not row.counts and row.decode_tok_s is not None:
             why = f"INVALID: {row.why_not()}"
-        labels.setdefault(plain(why, 320), []).append(row_label(row, every))
-    return [f"{listed(found)} {why}." for why, found in labels.items()]
+        labels.setdefault(plain(why, 320), []).append(row_label(row, with_test))
+    sentences = [f"{listed(few(found))} {why}." for why, found in labels.items()]
+    return few(sentences)
+
+
+def few(texts: Sequence[str]) -> list[str]:
+    """The first texts and the number of the others."""
+    more = len(texts) - MOST_NAMED
+    return [*texts[:MOST_NAMED], *([f"and {more} more"] if more > 0 else [])]
+
+
+def first(found: Sequence[T], most: int) -> tuple[Sequence[T], list[str]]:
+    """As many rows as a plot can show, and a sentence about the others."""
+    if len(found) <= most:
+        return found, []
+    return found[:most], [f"Shown: {most} of {len(found)} rows; the table has all."]
 
 
 def label_log(axis: Axis, low: float, high: float) -> None:
