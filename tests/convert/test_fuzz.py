@@ -7,16 +7,22 @@ import json
 import os
 import random
 import shutil
+import time
 
+import mlx.core as mx
 import numpy as np
 import pytest
 from gguf import GGUFReader
 from gguf.quants import dequantize
+from mlx.utils import tree_flatten
 from safetensors import deserialize
-from tokenizers import Tokenizer
+from tokenizers import Tokenizer as Backend
 
 from edge.convert.stream import Block
 from edge.errors import EdgeError
+from edge.model.load import load_model
+from edge.tokenizer.tokenizer import Tokenizer
+from tests.support.alarm import alarm
 from tests.support.conversions import MADE, check, is_sentence, make
 from tests.support.mutations import BASES, GGUF_FILE, INDEX, mutate
 
@@ -36,6 +42,7 @@ DEFAULTS = {"rope_theta": 10000, "partial_rotary_factor": 0.25, "layer_norm_eps"
 DEFAULTS |= {"max_position_embeddings": 4096, "qk_layernorm": False, "tie_word_embeddings": False}
 # Decided by the tensors, or the artefact's own.
 NOT_COPIED = {"use_qkv_bias", "bos_token_id", "eos_token_id", "quantization", "quantization_config"}
+NOT_COPIED |= {"rope_parameters"}  # its values are compared
 
 
 @pytest.fixture(scope="module")
@@ -48,17 +55,21 @@ def bases(tmp_path_factory):
 
 @pytest.mark.parametrize(("names", "cases"), [(DIRECTORIES, CASES), (["gguf"], CASES // 4)])
 def test_a_damaged_checkpoint_is_refused_or_converted_right(bases, tmp_path, names, cases):
-    right = 0
+    right, slowest_s = 0, 0.0
     for number in range(cases):
         rng = random.Random(f"{SEED} {number}")
         base = rng.choice(names)
         files = dict(bases[base])
         damage = [mutate(files, rng) for _ in range(rng.choice((0, 1, 1, 1, 2, 3))) if files]
+        begin_s = time.monotonic()
         try:
-            right += is_right(files, tmp_path)
-        except Exception as error:  # the checkpoint stays in tmp_path
+            with alarm():
+                right += is_right(files, tmp_path)
+        except BaseException as error:  # the checkpoint stays in tmp_path
             error.add_note(f"case {number} of seed {SEED}: {base}, {', '.join(damage)}")
             raise
+        slowest_s = max(slowest_s, time.monotonic() - begin_s)
+    print(f"{right} of {cases} are right, the slowest took {slowest_s:.2f} s")
     assert 0.1 < right / cases < 0.7  # else too much or too little is damaged
 
 
@@ -85,6 +96,8 @@ def is_right(files, folder):
     for name, content in files.items():
         (path / name).write_bytes(content)
     source = path / GGUF_FILE if GGUF_FILE in files else path
+    if source == path:
+        check_loaded(path)
     try:
         make(source, out, *MADE)
     except EdgeError as error:
@@ -94,6 +107,27 @@ def is_right(files, folder):
     assert check(out / "mlx-int4", source).problems == ()
     compare(source, out / "mlx-fp16", out / "gguf-f16.gguf")
     return True
+
+
+def check_loaded(path):
+    """Load the files as they are; an AssertionError if a parameter is not the stored tensor."""
+    try:
+        Tokenizer.load(path)
+        model = load_model(path, mx.float32, fuse=False)
+    except EdgeError as error:
+        assert is_sentence(str(error)), error
+        return
+    tensors = of_files(model_files(path))
+    for name, array in tree_flatten(model.parameters()):
+        stem, norm, kind = name.rpartition("_layernorm.")
+        if name not in tensors and norm:  # of each head
+            heads = range(array.shape[0])
+            tensors[name] = np.stack([tensors.pop(f"{stem}{norm}norms.{i}.{kind}") for i in heads])
+        stored = tensors.pop(name)
+        wanted = stored if stored.dtype == np.uint32 else stored.astype(np.float32)
+        assert np.array_equal(np.array(array), wanted, equal_nan=stored.dtype != np.uint32), name
+    unused = {"lm_head.weight"} if model.config.tie_word_embeddings else set()
+    assert tensors.keys() <= unused
 
 
 def compare(source, fp16, gguf):
@@ -109,6 +143,7 @@ def compare(source, fp16, gguf):
     else:
         tensors = of_directory(source, config)
         raw = json.loads((source / "config.json").read_bytes())
+        config |= config.get("rope_parameters") or {}
         given = raw | (raw.get("rope_parameters") or {})
         given = DEFAULTS | {key: value for key, value in given.items() if value is not None}
         for key in given.keys() & config.keys() - NOT_COPIED:
@@ -123,7 +158,7 @@ def compare(source, fp16, gguf):
     assert written.keys() == stored.keys()
     for name, values in stored.items():
         assert np.array_equal(half(written[name]), values), name
-    tokenizer = Tokenizer.from_file(str(fp16 / "tokenizer.json"))
+    tokenizer = Backend.from_file(str(fp16 / "tokenizer.json"))
     tokens = copy.fields["tokenizer.ggml.tokens"].contents()
     for text, token_id in tokenizer.get_vocab(with_added_tokens=True).items():
         assert tokens[token_id] == text
@@ -143,12 +178,19 @@ def of_files(paths):
     return found
 
 
+def model_files(path):
+    """The files that the index lists, if one is there, else the one that is a model's."""
+    index = path / INDEX
+    listed = json.loads(index.read_bytes())["weight_map"].values() if index.exists() else ()
+    found = [path / name for name in set(listed) if (path / name).exists()]
+    return found or [
+        f for f in path.glob("*.safetensors") if not f.name.startswith((".", "adapter"))
+    ]
+
+
 def of_directory(source, config):
     """The values that each tensor may have, by name; more than one where GPTQ is ambiguous."""
-    index = source / INDEX
-    named = json.loads(index.read_bytes())["weight_map"] if index.exists() else {}
-    paths = [source / n for n in set(named.values())] or source.glob("*.safetensors")
-    tensors, found = of_files(paths), {}
+    tensors, found = of_files(model_files(source)), {}
     for name in sorted(tensors):  # qweight before scales
         stem = name.rpartition(".")[0]
         if name.endswith(".qweight"):

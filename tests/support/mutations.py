@@ -7,6 +7,7 @@ from pathlib import Path
 
 import mlx.core as mx
 import numpy as np
+from safetensors.numpy import load_file, save_file
 
 from edge.model.config import ModelConfig
 from tests.support.foreign_gguf import write_tiny
@@ -34,7 +35,24 @@ def _bfloat16(path: Path) -> Path:
 
 
 def _tied(path: Path) -> Path:
-    return write_checkpoint(path, {**SMALL, "tie_word_embeddings": True})
+    """With transformers 5's spelling of the rotary settings."""
+    raw = {**SMALL, "tie_word_embeddings": True}
+    rope = {"rope_theta": 500.0, "partial_rotary_factor": raw.pop("partial_rotary_factor") * 2}
+    del raw["rope_theta"]
+    return write_checkpoint(path, {**raw, "rope_parameters": {"rope_type": "default", **rope}})
+
+
+def _sharded(path: Path) -> Path:
+    """Two files whose names say nothing, and an index."""
+    tensors = load_file(write_checkpoint(path, SMALL) / WEIGHTS)
+    names = sorted(tensors)
+    parts = {"a.safetensors": names[::2], "b.safetensors": names[1::2]}
+    for file, part in parts.items():
+        save_file({name: tensors[name] for name in part}, path / file)
+    (path / WEIGHTS).unlink()
+    weight_map = {name: file for file, part in parts.items() for name in part}
+    (path / INDEX).write_text(json.dumps({"metadata": {}, "weight_map": weight_map}))
+    return path
 
 
 def _mlx(path: Path) -> Path:
@@ -58,6 +76,7 @@ def _gguf(path: Path) -> Path:
 BASES: dict[str, Callable[[Path], Path]] = {
     "bfloat16": _bfloat16,
     "tied": _tied,
+    "sharded": _sharded,
     "mlx": _mlx,
     "gptq": _gptq,
     "gguf": _gguf,
@@ -81,6 +100,7 @@ OTHER_NAMES = (
     *("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"),
     *("vocab.json", "merges.txt", "chat_template.jinja", "generation_config.json", INDEX),
     *("quantize_config.json", "config.json", "extra.safetensors", WEIGHTS, "a.bin"),
+    *("adapter_model.safetensors", f"._{WEIGHTS}"),
 )
 
 
@@ -94,7 +114,7 @@ def mutate(files: dict[str, bytes], rng: random.Random) -> str:
     ways = [_overwritten] * 5 + [_resized]
     if name.endswith(".json"):
         ways += [_json] * 30
-    if name == WEIGHTS:
+    if name.endswith(".safetensors"):
         ways += [_header] * 6
     way = rng.choice(ways)
     files[name] = way(files[name], rng)
