@@ -17,9 +17,14 @@ from edge.errors import EdgeError
 PARTIAL, OLD = "partial", "old"  # as in .TARGET.partial-PID and .TARGET.old-PID
 MAX_BYTES = 100_000_000  # the largest tokenizer.json of a published model has some 30 MB
 MAX_TEXT_BYTES = 64_000_000  # more than any context holds
+LFS_POINTER = b"version https://git-lfs"  # begins what git has of a large file
 MAX_DEPTH = 64  # no file of a checkpoint nests deeper than ten
 # A lone surrogate cannot be encoded again.
 SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")
+
+
+class LfsPointer(EdgeError):
+    """A file that git has not fetched."""
 
 
 @contextmanager
@@ -88,6 +93,12 @@ def open_file(path: Path) -> Iterator[BinaryIO]:
         with open(path, "rb", opener=_without_waiting) as file:
             if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
                 raise EdgeError(f"{path} is not a regular file; check the path.")
+            if file.read(len(LFS_POINTER)) == LFS_POINTER:
+                raise LfsPointer(
+                    f"{path} is a Git LFS pointer instead of the file; type `git lfs pull` in its "
+                    f"folder, or download it again."
+                )
+            file.seek(0)
             yield file
     except (OSError, ValueError) as error:  # ValueError: a NUL in the name
         raise unreadable(path, error) from None

@@ -7,7 +7,7 @@ hours. Here each is checked against the bytes that are left.
 import math
 import re
 import struct
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
@@ -40,7 +40,7 @@ class GgufTensor:
     """One tensor."""
 
     name: str
-    kind: str  # ggml's name of its type, such as F16 or Q4_0
+    kind: str  # ggml's name of its type, such as F16 or Q4_0; "type 99" if it is unknown
     shape: tuple[int, ...]  # rows first, as in Hugging Face's files
     begin: int  # from the start of the file
     data_bytes: int
@@ -141,10 +141,9 @@ class _Header:
         return value
 
     def text(self) -> str:
-        try:
-            return self.take(int.from_bytes(self.take(8), "little")).decode()
-        except UnicodeDecodeError:
-            self.broken(f"the text before byte {self.position} is not UTF-8")
+        r"""The next string; bytes that are not UTF-8, which llama.cpp takes, as \xff."""
+        data = self.take(int.from_bytes(self.take(8), "little"))
+        return data.decode(errors="backslashreplace")
 
     def value(self) -> Value:
         code = self.number("I")
@@ -182,7 +181,8 @@ def _read(header: _Header) -> GgufFile:
     if type(alignment) is not int or alignment <= 0 or alignment & (alignment - 1):
         header.broken(f"general.alignment is {alignment!r}, not a power of two")
     data_begin = math.ceil(header.position / alignment) * alignment
-    tensors = tuple(replace(tensor, begin=data_begin + tensor.begin) for tensor in described)
+    moved = [replace(tensor, begin=data_begin + tensor.begin) for tensor in described]
+    tensors = tuple(_with_sizes(moved, header.file_bytes))
     _check_layout(header, tensors, alignment, data_begin)
     return GgufFile(header.path, keys, tensors)
 
@@ -201,17 +201,25 @@ def _check_version(header: _Header) -> None:
 def _read_description(header: _Header) -> GgufTensor:
     """A tensor, `begin` counted from the start of the data."""
     name, dimensions = header.text(), header.number("I")
-    if not 1 <= dimensions <= MAX_DIMENSIONS:
+    if dimensions > MAX_DIMENSIONS:
         header.broken(f"tensor {name!r} has {dimensions} dimensions")
-    shape = tuple(reversed([header.number("Q") for _ in range(dimensions)]))
+    shape = tuple(reversed([header.number("Q") for _ in range(dimensions)])) or (1,)
     code, offset = header.number("I"), header.number("Q")
-    if code not in _kinds():
-        header.broken(f"tensor {name!r} has the unknown type {code}")
-    kind, items, block_bytes = _kinds()[code]
+    # Of a newer ggml or a fork; who needs the data refuses it.
+    kind, items, block_bytes = _kinds().get(code, (f"type {code}", 1, 0))
     if 0 in shape or shape[-1] % items:
         header.broken(f"tensor {name!r} of type {kind} has shape {list(shape)}")
     size = math.prod(shape) // items * block_bytes
     return GgufTensor(name, kind, shape, offset, size, header.path)
+
+
+def _with_sizes(tensors: Sequence[GgufTensor], file_bytes: int) -> Iterator[GgufTensor]:
+    """The tensors, those of unknown types with the bytes up to the next one."""
+    begins = sorted(tensor.begin for tensor in tensors)
+    ends = dict(zip(begins, [*begins[1:], file_bytes], strict=False))
+    for tensor in tensors:
+        unknown_bytes = max(0, ends[tensor.begin] - tensor.begin)
+        yield tensor if tensor.data_bytes else replace(tensor, data_bytes=unknown_bytes)
 
 
 def _check_layout(

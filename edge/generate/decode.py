@@ -159,7 +159,7 @@ def _check_prompt(prompt: Sequence[int], vocab_size: int) -> None:
         if not 0 <= token < vocab_size:
             raise EdgeError(
                 f"the prompt has the token {token} and the model's vocabulary ends at "
-                f"{vocab_size - 1}; encode it with the model's own tokenizer."
+                f"{vocab_size - 1}; leave that token's text out."
             )
 
 

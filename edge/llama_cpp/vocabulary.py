@@ -116,11 +116,13 @@ def read_tokenizer(session: LlamaSession) -> Tokenizer:
     """The tokenizer of an open GGUF file, with its chat template."""
     lib, vocab = library(), session.vocab
     vocabulary: Any = Vocabulary(session)
-    ids = {
-        name: getattr(lib, f"llama_vocab_{name}")(vocab) for name in ("bos", "eos", "sep", "pad")
-    }
-    names = {f"{name}_token": vocabulary.id_to_token(i) for name, i in ids.items()}
-    known = {name: text for name, text in names.items() if text is not None}
+    known = {}
+    for name, key in (("bos", "bos"), ("eos", "eos"), ("sep", "seperator"), ("pad", "padding")):
+        token_id = getattr(lib, f"llama_vocab_{name}")(vocab)
+        # Of a file without BOS or EOS llama.cpp takes GPT-2's 11 for both, which may be any text.
+        given = session.metadata(f"tokenizer.ggml.{key}_token_id") == str(token_id)
+        if given or token_id in vocabulary.get_added_tokens_decoder():
+            known[f"{name}_token"] = str(vocabulary.id_to_token(token_id))
     tokenizer = Tokenizer(vocabulary, known, session.chat_template)
     # EOS, EOT and other tokens that llama.cpp takes for the end of a generation.
     tokenizer.eos_token_ids.update(

@@ -21,7 +21,13 @@ import numpy as np
 from edge.convert.checkpoint import Checkpoint
 from edge.convert.convert import is_synthetic
 from edge.errors import EdgeError
-from edge.formats.files import MAX_TEXT_BYTES, decode_text, read_small_file, read_text
+from edge.formats.files import (
+    MAX_TEXT_BYTES,
+    LfsPointer,
+    decode_text,
+    read_small_file,
+    read_text,
+)
 from edge.quality import TOKENS, WINDOW_TOKENS, WINDOWS
 from edge.tokenizer.detokenizer import BYTE_TOKEN, bytes_of
 from edge.tokenizer.tokenizer import SPACE, Tokenizer
@@ -96,9 +102,10 @@ def _folder_texts(root: Path) -> Iterator[SourceText]:
     for file in _files(root):
         if root == BUNDLED and file.name == "README.md":
             continue
-        data = read_small_file(file)
-        with suppress(EdgeError):  # binary
-            yield SourceText(file.relative_to(root).as_posix(), decode_text(data, str(file)))
+        with suppress(LfsPointer):
+            data = read_small_file(file)
+            with suppress(EdgeError):  # binary
+                yield SourceText(file.relative_to(root).as_posix(), decode_text(data, str(file)))
 
 
 def _files(root: Path) -> list[Path]:

@@ -82,6 +82,11 @@ def evaluate(
     `reference` names one of the subjects; `threads` are llama.cpp's; `again` ignores and replaces
     stored scores. An EdgeError if an artefact is of another model or does not fit into memory.
     """
+    if (last := int(windows.ids.max())) >= config.vocab_size:
+        raise EdgeError(
+            f"the texts have the token {last} and the model's vocabulary ends at "
+            f"{config.vocab_size - 1}; leave that token's text out of the corpus."
+        )
     chosen = next((subject for subject in subjects if subject.name == reference), None)
     beside = None if chosen is None else identity(chosen)
     common = {"scoring": SCORING, "positions": windows.tokens - 1, "reference": beside}

@@ -1,5 +1,7 @@
 """Checkpoints made to harm are refused in one sentence; no code of theirs runs."""
 
+import contextlib
+import json
 import os
 import pickle
 import shutil
@@ -10,9 +12,17 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from transformers import AutoTokenizer
 
+import edge
 from edge.convert.checkpoint import open_checkpoint
-from tests.support.conversions import MADE, refused
+from edge.errors import EdgeError
+from edge.generate.decode import generate_tokens
+from edge.llama_cpp.session import LlamaSession
+from edge.llama_cpp.vocabulary import read_tokenizer
+from edge.quality.corpus import SourceText, make_windows
+from edge.quality.evaluate import evaluate
+from tests.support.conversions import MADE, make, refused
 from tests.support.foreign_gguf import write_tiny
 from tests.support.mutations import BASES, INDEX, SMALL, WEIGHTS
 from tests.support.tiny import edit, edit_tensors, write_checkpoint
@@ -96,7 +106,6 @@ HEADS |= {"qk_layernorm": True, "partial_rotary_factor": 1.0}
         (index({"a": "x" * 5000 + ".safetensors", "b": WEIGHTS}), "has no x"),
         *((index(kind), "has no weight_map") for kind in (None, [], {"a": [WEIGHTS]})),
         (vocabulary(**{"!!": 10**9}), "token id 1000000000, .* embedding has 64 rows"),
-        (added(id=64, content="x"), "embedding has 64 rows"),
         (vocabulary(**{"!!": 1}), "two tokens have one id"),
         (added(id=5), "an added token has two ids"),
         (("tokenizer.json", lambda t: t["model"].update(merges=["x y"])), "is not a tokenizer"),
@@ -110,6 +119,31 @@ def test_json_that_contradicts_the_files_is_refused(tiny, change, words):
     edit(tiny, file, edited)
     for names in (MADE, ["mlx-fp16"]):  # without GGUF the tokenizer would only be copied
         refused(tiny, words, names)
+
+
+def test_an_added_token_past_the_embedding_is_never_fed(tiny):
+    """Transformers gives it the same id, which its network does not take either."""
+    pad = {**json.loads((tiny / "tokenizer.json").read_text())["added_tokens"][0], "id": 64}
+    edit(tiny, "tokenizer.json", lambda t: t["added_tokens"].append({**pad, "content": "[PAD]"}))
+    (warning,) = open_checkpoint(str(tiny)).warnings
+    assert "1 added tokens beyond the 64 rows" in warning
+    mlx, gguf = make(tiny, tiny.parent / "out", "mlx-fp16", "gguf-f16")
+    model, tokenizer = edge.load(mlx.path)
+    ids = tokenizer.encode("a[PAD]")
+    assert ids == AutoTokenizer.from_pretrained(tiny).encode("a[PAD]")
+    with pytest.raises(EdgeError, match="token 64 .* leave"):
+        generate_tokens(model, ids)
+    windows = make_windows([SourceText("a", "a[PAD]" * 9)], tokenizer, "a", 8, None)
+    with pytest.raises(EdgeError, match="token 64 .* leave"):
+        evaluate([], None, windows, model.config, tiny, 1)
+    with contextlib.closing(LlamaSession(gguf.path, 32, 1)) as session:
+        assert max(read_tokenizer(session).encode("a[PAD]")) < 64
+
+
+@pytest.mark.parametrize("name", ["config.json", "tokenizer.json", WEIGHTS])
+def test_a_git_lfs_pointer_is_named(tiny, name):
+    (tiny / name).write_text(f"version https://git-lfs.github.com/spec/v1\noid sha256:{'0' * 64}")
+    assert name in refused(tiny, "is a Git LFS pointer")
 
 
 @pytest.mark.parametrize("name", ["config.json", WEIGHTS, INDEX, "vocab.json"])

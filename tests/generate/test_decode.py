@@ -134,7 +134,7 @@ def test_a_rotating_cache_goes_on_beyond_the_context(model, shorten, prompt):
     ("ids", "options", "sentence"),
     [
         ([], {}, "the prompt has no tokens; "),
-        ([1, 4096], {}, "the token 4096 and the model's vocabulary ends at 4095; "),
+        ([1, 4096], {}, "the token 4096 and the model's vocabulary ends at 4095; leave"),
         ([1], {"max_tokens": -1}, "max_tokens is -1; choose 0 or more"),
     ],
 )

@@ -67,7 +67,7 @@ def write_tiny(
 def add_key(writer: GGUFWriter, key: str, value) -> None:
     """A key of the type that llama.cpp's tools use."""
     adders = {list: writer.add_array, bool: writer.add_bool, str: writer.add_string}
-    adders |= {float: writer.add_float32, int: writer.add_uint32}
+    adders |= {float: writer.add_float32, int: writer.add_uint32, bytes: writer.add_string}
     adders[type(value)](key, value)
 
 

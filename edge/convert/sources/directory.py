@@ -33,16 +33,16 @@ def open_directory(path: Path) -> Opened:
     config = ModelConfig.from_dict(raw, str(config_file))
     tensors = read_weights(path)
     check_count(config, len(tensors), str(path))
-    tokenizer_files = read_tokenizer_files(path, config.vocab_size)
+    tokenizer_files, warnings = read_tokenizer_files(path, config.vocab_size)
     if settings := read_gptq_settings(raw, path):
         gptq = GptqWeights(tensors, settings, config)
-        return Opened(config, gptq, tokenizer_files, gptq.warnings)
+        return Opened(config, gptq, tokenizer_files, (*gptq.warnings, *warnings))
     if raw.get("quantization_config") and "quantization" not in raw:  # the latter is MLX's key
         raise EdgeError(
             f"{config_file} describes a quantised checkpoint that is neither GPTQ nor MLX; "
             f"convert from the unquantised one."
         )
-    return Opened(config, DirectoryWeights(tensors, config), tokenizer_files)
+    return Opened(config, DirectoryWeights(tensors, config), tokenizer_files, warnings)
 
 
 def read_gptq_settings(config: Mapping[str, Any], path: Path) -> GptqSettings | None:
@@ -57,9 +57,9 @@ def read_gptq_settings(config: Mapping[str, Any], path: Path) -> GptqSettings | 
     return None
 
 
-def read_tokenizer_files(path: Path, vocab_size: int) -> dict[str, bytes]:
-    """Contents of the tokenizer's and generation files by name, without `auto_map`."""
-    tokenizer_files = {}
+def read_tokenizer_files(path: Path, vocab_size: int) -> tuple[dict[str, bytes], tuple[str, ...]]:
+    """Contents of the tokenizer's and generation files by name, without `auto_map`; warnings."""
+    tokenizer_files, warnings = {}, tuple[str, ...]()
     for name in TOKENIZER_FILES:
         file = inside(path, name)
         if name != TOKENIZER and not file.exists():  # tokenizer.json is required
@@ -69,17 +69,20 @@ def read_tokenizer_files(path: Path, vocab_size: int) -> dict[str, bytes]:
             continue
         parsed = parse_json_object(content, str(file))
         if name == TOKENIZER:
-            _check_tokenizer(content, parsed, vocab_size, str(file))
+            warnings = check_tokenizer(content, parsed, vocab_size, str(file))
         if name in WITH_CODE and "auto_map" in parsed:
             del parsed["auto_map"]
             tokenizer_files[name] = json.dumps(parsed, indent=2).encode()
-    return tokenizer_files
+    return tokenizer_files, warnings
 
 
-def _check_tokenizer(
+def check_tokenizer(
     content: bytes, parsed: Mapping[str, Any], vocab_size: int, where: str
-) -> None:
-    """An EdgeError unless ids are unique and rows of the embedding, beyond which MLX reads."""
+) -> tuple[str, ...]:
+    """A warning about added tokens past the embedding, which no prompt may have.
+
+    An EdgeError unless ids are unique, and those of other tokens rows of the embedding.
+    """
     try:
         ids: dict[str, int] = Tokenizer.from_buffer(content).get_vocab(with_added_tokens=True)
         added = {token["content"]: token["id"] for token in parsed.get("added_tokens") or ()}
@@ -89,8 +92,15 @@ def _check_tokenizer(
             raise ValueError("two tokens have one id")
     except Exception as error:  # the package has no class for its errors
         raise EdgeError(f"{where} is not a tokenizer ({error}); download it again.") from None
-    if ids and max(ids.values()) >= vocab_size:
+    past = {text: i for text, i in ids.items() if i >= vocab_size}
+    if past.keys() - added.keys():
         raise EdgeError(
-            f"{where} has token id {max(ids.values())}, the model's embedding has {vocab_size} "
+            f"{where} has token id {max(past.values())}, the model's embedding has {vocab_size} "
             f"rows; download both again."
         )
+    if not past:
+        return ()
+    return (
+        f"{where} has {len(past)} added tokens beyond the {vocab_size} rows of the model's "
+        f"embedding, such as {min(past)!r}; leave them out of texts, which are refused with them.",
+    )

@@ -68,17 +68,18 @@ def open_gguf(path: Path) -> Opened:
     """Read and check a file's header, network and tokenizer."""
     file = read_model(path)
     check_is_supported(file)
-    weights = GgufWeights(file)
-    config = read_gguf_config(file, weights.rope_factors())
-    tokenizer_files, warnings = rebuild_tokenizer(file.keys, config, str(path))
+    config = read_gguf_config(file, _rope_factors(file))
+    weights = GgufWeights(file, config.head_dim if config.model_type == "llama" else 0)
+    tokenizer = rebuild_tokenizer(file.keys, config, str(path))
+    warnings = list(tokenizer.warnings)
     title = file.keys.get("general.name")
     if kinds := sorted({tensor.kind for tensor in file.tensors}.difference(UNROUNDED)):
         rounded = f"the weights of {path.name} are already rounded to {', '.join(kinds)}"
         warnings.insert(0, f"{rounded}; artefacts made from it keep that rounding.")
     return Opened(
-        config,
+        tokenizer.config,
         weights,
-        tokenizer_files,
+        tokenizer.files,
         tuple(warnings),
         title=title if isinstance(title, str) else None,
         gives_rope_base=rope_base_key(config.model_type) in file.keys,
@@ -116,15 +117,13 @@ def paired_rows(rows: int, head_dim: int) -> Array:
 
 
 class GgufWeights(Weights):
-    """The tensors of a model in one file or several."""
+    """The tensors of a model in one file or several; `head_dim` of one with paired rows, else 0."""
 
-    def __init__(self, file: GgufFile):
+    def __init__(self, file: GgufFile, head_dim: int = 0):
         self.files = tuple(dict.fromkeys(tensor.path for tensor in file.tensors))
-        stored = {tensor.name: tensor for tensor in file.tensors}
-        self._rope_factors = stored.pop(ROPE_FACTORS, None)
-        found = [part for tensor in stored.values() for part in _parts(tensor)]
-        self._pairs = file.keys["general.architecture"] == "llama"
-        self._head_dim = _head_dim(file) if self._pairs else 0
+        weights = (tensor for tensor in file.tensors if tensor.name != ROPE_FACTORS)
+        found = [part for tensor in weights for part in _parts(tensor)]
+        self._head_dim = head_dim
         self._parts = {part.name: part for part in found}
         self._packings: dict[str, Packing | None] = {}
         self.shapes = {part.name: part.shape for part in found}
@@ -157,16 +156,8 @@ class GgufWeights(Weights):
             return np.ascontiguousarray(heads[rows])
         return self._decode(part, start, stop).reshape(-1, *part.shape[1:])
 
-    def rope_factors(self) -> Array | None:
-        """Divisors of the frequencies, float32 (rotated dims / 2,), if the file has them."""
-        part = self._rope_factors
-        if part is None or len(part.shape) != 1 or part.kind != "F32":
-            return None
-        factors: Array = self._decode(part, 0, 1)[0]
-        return factors
-
     def _is_paired(self, name: str) -> bool:
-        return self._pairs and has_paired_rows(name)
+        return self._head_dim > 0 and has_paired_rows(name)
 
     def _rows(self, name: str) -> Array:
         return paired_rows(self._parts[name].shape[0], self._head_dim)
@@ -215,22 +206,12 @@ class GgufWeights(Weights):
             yield read_array(part.path, "u1", rows * row_bytes, begin).reshape(rows, row_bytes)
 
 
-def _head_dim(file: GgufFile) -> int:
-    """Rows of a head of q and k; an EdgeError unless they are whole pairs."""
-    hidden, heads = (
-        file.keys.get(f"llama.{n}") for n in ("embedding_length", "attention.head_count")
-    )
-    if (
-        type(hidden) is int
-        and type(heads) is int
-        and heads > 0
-        and hidden // heads % 2 == 0 < hidden
-    ):
-        return hidden // heads
-    raise EdgeError(
-        f"{file.path} has an embedding_length of {hidden!r} for {heads!r} heads, which is not a "
-        f"Llama's; download it again or choose another file."
-    )
+def _rope_factors(file: GgufFile) -> Array | None:
+    """Divisors of the frequencies, float32 (rotated dims / 2,), if the file has them."""
+    for tensor in file.tensors:
+        if tensor.name == ROPE_FACTORS and len(tensor.shape) == 1 and tensor.kind == "F32":
+            return read_array(tensor.path, FLOATS["F32"], tensor.shape[0], tensor.begin)
+    return None
 
 
 def _row_items(part: GgufTensor) -> int:

@@ -23,6 +23,8 @@ ARCHITECTURES = ("stablelm", "llama")
 EPSILON = {"stablelm": "layer_norm_epsilon", "llama": "layer_norm_rms_epsilon"}
 ROPE_BASE = "rope.freq_base"
 ROPE_FACTORS = "rope_freqs.weight"
+# Keys that llama.cpp takes with one value for each layer too.
+PER_LAYER = ("feed_forward_length", "attention.head_count", "attention.head_count_kv")
 LAYER = re.compile(r"blk\.(0|[1-9]\d{0,4})\..+")
 LLAMA3_CONTEXT = 8192  # of Llama 3.1 and 3.2, whose other numbers are RopeScaling's defaults
 YARN_KEYS = {"beta_fast": "yarn_beta_fast", "beta_slow": "yarn_beta_slow"}
@@ -34,7 +36,7 @@ def rope_base_key(architecture: str) -> str:
 
 
 def read_gguf_config(file: GgufFile, rope_factors: Array | None = None) -> ModelConfig:
-    """The network of a file of an architecture in ARCHITECTURES.
+    """The network of a file of an architecture in ARCHITECTURES, without its tokenizer's ids.
 
     `rope_factors` is the tensor ROPE_FACTORS, (rotated dims / 2,), if the file has it.
     """
@@ -67,8 +69,8 @@ def read_gguf_config(file: GgufFile, rope_factors: Array | None = None) -> Model
         "mlp_bias": _any_ends(shapes, ".ffn_down.bias"),
         "qk_layernorm": _any_ends(shapes, ".attn_q_norm.weight"),
         "use_parallel_residual": not _any_ends(shapes, ".ffn_norm.weight"),
-        "bos_token_id": keys.file.get("tokenizer.ggml.bos_token_id"),
-        "eos_token_id": keys.file.get("tokenizer.ggml.eos_token_id"),
+        "bos_token_id": None,
+        "eos_token_id": None,
     }
     epsilon = _shortest(keys.needed(f"attention.{EPSILON[keys.architecture]}"))
     raw |= {"rms_norm_eps" if keys.architecture == "llama" else "layer_norm_eps": epsilon}
@@ -85,7 +87,16 @@ class _Keys:
         self.file, self.path = file.keys, file.path
 
     def get(self, name: str, default: Any = None) -> Any:
-        return self.file.get(f"{self.architecture}.{name}", default)
+        """The value, of a list with one for each layer the one that all have."""
+        value = self.file.get(f"{self.architecture}.{name}", default)
+        if name not in PER_LAYER or not isinstance(value, list):
+            return value
+        if len(value) != self.needed("block_count") or len(set(value)) != 1:
+            raise EdgeError(
+                f"{self.path} does not give all layers the same {name}, as edge's networks have; "
+                f"run the file itself, or choose another."
+            )
+        return value[0]
 
     def needed(self, name: str) -> Any:
         key = f"{self.architecture}.{name}"
@@ -93,7 +104,7 @@ class _Keys:
             raise EdgeError(
                 f"{self.path} has no key {key}; download it again or choose another file."
             )
-        return self.file[key]
+        return self.get(name)
 
 
 def _any_ends(names: Mapping[str, Any], end: str) -> bool:
@@ -135,10 +146,14 @@ def _shortest(value: Any) -> Any:
 
 
 def _read_scaling(keys: _Keys) -> dict[str, Any] | None:
-    """`rope_scaling` as config.json has it; llama.cpp takes a factor of 0 as none."""
+    """`rope_scaling` as config.json has it; llama.cpp takes a factor of 0 as 1, which is none."""
     factor = _shortest(keys.get("rope.scaling.factor", keys.get("rope.scale_linear", 0.0)))
-    kind = keys.get("rope.scaling.type", "linear")
+    kind, gain = keys.get("rope.scaling.type", "linear"), keys.get("rope.scaling.attn_factor", 1.0)
+    if gain != 1 and kind != "yarn":
+        kind = f"{kind} with attn_factor {gain}"  # which no config.json can say
     if kind == "none" or (kind == "linear" and factor in (0, 1)):
+        return None
+    if kind == "yarn" and factor in (0, 1) and gain == 1:
         return None
     scaling = {"rope_type": kind, "factor": factor}
     if kind != "yarn" or type(factor) not in (int, float):
@@ -147,7 +162,6 @@ def _read_scaling(keys: _Keys) -> dict[str, Any] | None:
     scaling["original_max_position_embeddings"] = context
     for ours, name in YARN_KEYS.items():
         scaling[ours] = _shortest(keys.get(f"rope.scaling.{name}"))
-    gain = keys.get("rope.scaling.attn_factor", 1.0)
     if type(gain) in (int, float) and gain != 1:
         # float32 has 7 digits.
         scaling["attention_factor"] = float(f"{gain * yarn_gain(factor):.6g}")

@@ -7,8 +7,10 @@ normalizer, like GGUF and llama.cpp; GPT-NeoX's composes accents (NFC).
 
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
+from edge.convert.sources.directory import check_tokenizer
 from edge.errors import EdgeError
 from edge.formats.gguf import Value
 from edge.model.config import ModelConfig
@@ -17,7 +19,7 @@ from edge.tokenizer.splitting import IGNORE_MERGES, byte_level, pre_tokenizer
 from edge.tokenizer.tokenizer import SPACE
 
 # ggml's token types: normal, unknown, control, user defined, unused, byte.
-UNKNOWN = 2
+NORMAL, UNKNOWN = 1, 2
 SPECIAL_TYPES = (UNKNOWN, 3)
 USER_DEFINED, UNUSED = 4, 5
 # Files made before May 2024 name none. The family has two vocabularies: GPT-NeoX's with some
@@ -25,25 +27,37 @@ USER_DEFINED, UNUSED = 4, 5
 UNNAMED = ("", "default")
 TIKTOKEN_MIN_TOKENS = 80_000
 NAMED_TOKENS = {"bos": "bos", "eos": "eos", "unknown": "unk", "padding": "pad"}
+# llama.cpp's ids of a SentencePiece tokenizer, unless the file has others.
+SENTENCEPIECE_IDS = {"bos": 1, "eos": 2}
+NO_ID = (0xFFFFFFFF, -1)
 Tokens = dict[int, tuple[str, int]]
 
 
-def rebuild_tokenizer(
-    keys: Mapping[str, Value], config: ModelConfig, where: str
-) -> tuple[dict[str, bytes], list[str]]:
-    """The files of a Hugging Face tokenizer by name, and warnings about them."""
+@dataclass(frozen=True)
+class Rebuilt:
+    """Files of a Hugging Face tokenizer by name; the network's config with its BOS and EOS."""
+
+    files: Mapping[str, bytes]
+    config: ModelConfig
+    warnings: Sequence[str]
+
+
+def rebuild_tokenizer(keys: Mapping[str, Value], config: ModelConfig, where: str) -> Rebuilt:
+    """The tokenizer of a GGUF file's keys."""
     kind = keys.get("tokenizer.ggml.model")
     if kind not in ("gpt2", "llama"):
         raise _unusable(where, f"has a tokenizer of type {kind!r}, not BPE ('gpt2' or 'llama')")
-    tokens = _tokens(keys, config.vocab_size, where)
-    settings = _settings(keys, tokens, config.max_position_embeddings, where)
-    generation = {"bos_token_id": config.bos_token_id} if config.bos_token_id is not None else {}
-    if config.eos_token_ids:
-        generation["eos_token_id"] = config.eos_token_ids[0]
+    tokens = _tokens(keys, where)
+    notes: list[str] = []
+    ids = _special_ids(keys, tokens, config.vocab_size, where, notes)
+    settings = _settings(keys, tokens, ids, config.max_position_embeddings)
+    generation = {f"{name}_token_id": ids[name] for name in ("bos", "eos") if name in ids}
+    eos = (ids["eos"],) if "eos" in ids else ()
+    config = replace(config, bos_token_id=ids.get("bos"), eos_token_ids=eos)
     added = {text: kind != USER_DEFINED for text, kind in tokens.values() if _is_added(text, kind)}
     vocab = {text: i for i, (text, _) in tokens.items()}
     if kind == "gpt2":
-        name, warnings = _splitting(keys, len(tokens), where)
+        name = _splitting(keys, len(tokens), where, notes)
         step = pre_tokenizer(name)
         if step is None:
             raise _unusable(where, f"has the pre-tokenizer {name!r}, which edge does not know")
@@ -51,7 +65,7 @@ def rebuild_tokenizer(
         tokenizer["model"] |= {"ignore_merges": True} if name in IGNORE_MERGES else {}
         adds_bos = keys.get("tokenizer.ggml.add_bos_token", name in IGNORE_MERGES)
     else:
-        tokenizer, warnings = _sentencepiece_json(keys, tokens, added, where), []
+        tokenizer = _sentencepiece_json(keys, tokens, added, where)
         adds_bos = keys.get("tokenizer.ggml.add_bos_token", True)
     if adds_bos is True and "bos_token" in settings:
         _begin_with(tokenizer, settings["bos_token"], vocab)
@@ -64,7 +78,8 @@ def rebuild_tokenizer(
         name: (json.dumps(content, indent=2, ensure_ascii=False) + "\n").encode()
         for name, content in files.items()
     }
-    return encoded, warnings
+    notes += check_tokenizer(encoded["tokenizer.json"], tokenizer, config.vocab_size, where)
+    return Rebuilt(encoded, config, notes)
 
 
 def _is_added(text: str, kind: int) -> bool:
@@ -101,7 +116,8 @@ def _sentencepiece_json(
 ) -> dict[str, Any]:
     """A tokenizer.json as transformers makes it of a SentencePiece model (`convert_slow`)."""
     vocab = {text: i for i, (text, _) in tokens.items()}
-    scores = _list_of(float, keys.get("tokenizer.ggml.scores"))
+    given = keys.get("tokenizer.ggml.scores")
+    scores = _list_of(float, given) or _list_of(int, given)
     if scores is None or len(scores) <= max(tokens):
         raise _unusable(where, "has no scores for its tokens")
     adds_space = keys.get("tokenizer.ggml.add_space_prefix", True) is True
@@ -150,17 +166,15 @@ def _begin_with(tokenizer: dict[str, Any], bos: str, vocab: Mapping[str, int]) -
     tokenizer["post_processor"] = template
 
 
-def _tokens(keys: Mapping[str, Value], vocab_size: int, where: str) -> Tokens:
-    """Text and type of tokens by id, without padding."""
-    texts = _list_of(str, keys.get("tokenizer.ggml.tokens"))
-    types = _list_of(int, keys.get("tokenizer.ggml.token_type"))
-    if not texts or not types or len(texts) != len(types):
+def _tokens(keys: Mapping[str, Value], where: str) -> Tokens:
+    """Text and type of tokens by id, without padding; as llama.cpp reads them."""
+    texts = _list_of(str, keys.get("tokenizer.ggml.tokens")) or []
+    types = _list_of(int, keys.get("tokenizer.ggml.token_type", [NORMAL] * len(texts)))
+    if not texts or not types or len(types) < len(texts):
         raise _unusable(where, "has no tokens with their types")
-    if len(texts) > vocab_size:
-        raise _unusable(where, f"has {len(texts)} tokens, its embedding {vocab_size} rows")
     tokens = {
-        i: (text, kind)
-        for i, (text, kind) in enumerate(zip(texts, types, strict=True))
+        i: (text or f"[EMPTY_{i}]", kind)
+        for i, (text, kind) in enumerate(zip(texts, types, strict=False))
         # Converters of 2024 gave padding the type "user defined".
         if kind != UNUSED and text != f"[PAD{i}]"
     }
@@ -180,22 +194,41 @@ def _merges(keys: Mapping[str, Value], vocab: Mapping[str, int], where: str) -> 
     return merges
 
 
-def _splitting(keys: Mapping[str, Value], token_count: int, where: str) -> tuple[str, list[str]]:
-    """llama.cpp's name of the pre-tokenizer, and a warning if it was guessed."""
+def _special_ids(
+    keys: Mapping[str, Value], tokens: Tokens, vocab_size: int, where: str, notes: list[str]
+) -> dict[str, int]:
+    """Ids by the names in GGUF; adds a warning about each that is not a token to `notes`."""
+    defaults = SENTENCEPIECE_IDS if keys["tokenizer.ggml.model"] == "llama" else {}
+    found = {}
+    for name, short in NAMED_TOKENS.items():
+        given = keys.get(f"tokenizer.ggml.{name}_token_id")
+        usable = [i for i in (given, defaults.get(name)) if type(i) is int and i in tokens]
+        if usable and usable[0] < vocab_size:
+            found[name] = usable[0]
+        if given is not None and found.get(name) != given and given not in NO_ID:
+            notes.append(
+                f"{where} has {given!r} as its {short}_token, which is not one of its tokens; "
+                f"edge takes {tokens[found[name]][0] if name in found else 'none'}."
+            )
+    return found
+
+
+def _splitting(keys: Mapping[str, Value], token_count: int, where: str, notes: list[str]) -> str:
+    """llama.cpp's name of the pre-tokenizer; adds a warning if it was guessed."""
     name = keys.get("tokenizer.ggml.pre", "")
     if name not in UNNAMED:
-        return str(name), []
+        return str(name)
     tiktoken = token_count >= TIKTOKEN_MIN_TOKENS
-    warning = (
+    notes.append(
         f"{where} does not name its pre-tokenizer; edge takes that of "
         f"{'StableLM 2' if tiktoken else 'GPT-NeoX'} by the number of tokens, and llama.cpp "
         f"another one: prefer a newer file."
     )
-    return "stablelm2" if tiktoken else "olmo", [warning]
+    return "stablelm2" if tiktoken else "olmo"
 
 
 def _settings(
-    keys: Mapping[str, Value], tokens: Tokens, context: int, where: str
+    keys: Mapping[str, Value], tokens: Tokens, ids: Mapping[str, int], context: int
 ) -> dict[str, Any]:
     """The content of tokenizer_config.json."""
     settings: dict[str, Any] = {
@@ -204,14 +237,8 @@ def _settings(
         "model_max_length": context,
         "tokenizer_class": "PreTrainedTokenizerFast",
     }
-    for key, short in NAMED_TOKENS.items():
-        name = f"{short}_token"
-        token_id = keys.get(f"tokenizer.ggml.{key}_token_id")
-        if token_id is None:
-            continue
-        if type(token_id) is not int or token_id not in tokens:
-            raise _unusable(where, f"has {token_id!r} as its {name}, which is not its token")
-        settings[name] = tokens[token_id][0]
+    for name, token_id in ids.items():
+        settings[f"{NAMED_TOKENS[name]}_token"] = tokens[token_id][0]
     template = keys.get("tokenizer.chat_template")
     if isinstance(template, str):
         settings["chat_template"] = template

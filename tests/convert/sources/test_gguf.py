@@ -1,6 +1,9 @@
 """GGUF files as a source against llama.cpp and the gguf package."""
 
+import contextlib
 import json
+import struct
+from dataclasses import replace
 from pathlib import Path
 
 import gguf
@@ -9,6 +12,7 @@ import numpy as np
 import pytest
 from gguf import GGMLQuantizationType as Kind
 from gguf.quants import dequantize
+from tokenizers import Tokenizer
 
 from edge.convert.fix_gguf import ROPE_BASE_KEY
 from edge.convert.sources.find import DEMO_PATH
@@ -16,11 +20,14 @@ from edge.convert.sources.gguf import DECODED, GgufWeights, open_gguf
 from edge.errors import EdgeError
 from edge.formats.gguf import block_size, read_gguf
 from edge.formats.safetensors import read_header
+from edge.llama_cpp.session import LlamaSession
+from edge.llama_cpp.vocabulary import read_tokenizer
 from edge.model.config import ModelConfig
 from edge.model.tensors import check_shapes
 from tests.support.conversions import widened
-from tests.support.foreign_gguf import finish, write_tiny
+from tests.support.foreign_gguf import TINY_TOKENIZER, finish, write_tiny
 
+TOKENS, TYPES = (TINY_TOKENIZER[f"tokenizer.ggml.{key}"] for key in ("tokens", "token_type"))
 Q_PROJ = "model.layers.{}.self_attn.q_proj.weight"
 AFFINE = {"Q8_0": 8, "Q4_0": 4, "Q4_1": 4, "Q5_0": 5, "Q5_1": 5}
 
@@ -155,19 +162,28 @@ def test_stacked_norms_are_split_by_head(tmp_path):
     ("changes", "words"),
     [
         ({"general.architecture": "gemma3"}, "holds a 'gemma3' model"),
-        ({"general.architecture": "llama"}, "embedding_length of None"),
+        ({"general.architecture": "llama"}, "no key llama.embedding_length"),
         ({"split.count": 3}, "one of 3 parts of a split model"),
         ({"stablelm.block_count": 2}, "claims 2 layers and has 1"),
         ({"stablelm.context_length": None}, "no key stablelm.context_length"),
         ({"stablelm.attention.head_count": 0}, "invalid rope.dimension_count"),
         ({"stablelm.rope.scaling.type": "longrope"}, "rope scaling 'longrope'"),
-        ({"stablelm.rope.scaling.type": "yarn"}, "factor of the rope scaling is 0.0"),
+        ({"stablelm.rope.scaling.attn_factor": 0.5}, "'linear with attn_factor 0.5'"),
+        (
+            {"stablelm.attention.head_count_kv": [1, 1]},
+            "not give all layers the same",
+        ),
+        ({"stablelm.rope.dimension_count": [8]}, "invalid rope.dimension_count"),
         ({"stablelm.attention.sliding_window": 64}, "sliding window of 64"),
-        ({"tokenizer.ggml.unknown_token_id": 10}, "10 as its unk_token"),
         ({"tokenizer.ggml.model": "bert"}, "tokenizer of type 'bert'"),
         ({"tokenizer.ggml.model": "llama"}, "no scores"),
         ({"tokenizer.ggml.pre": "qwen35"}, "'qwen35'"),
         ({"tokenizer.ggml.tokens": None}, "no tokens with their types"),
+        ({"tokenizer.ggml.token_type": [1] * 11}, "no tokens with their types"),
+        (
+            {"tokenizer.ggml.tokens": [*TOKENS, "x"], "tokenizer.ggml.token_type": [1] * 13},
+            "12 rows",
+        ),
         ({"tokenizer.ggml.tokens": ["a"] * 12}, "one token under two ids"),
         ({"tokenizer.ggml.merges": ["a c"]}, "merges 'a c'"),
         ({"tokenizer.ggml.merges": None}, "has no merges"),
@@ -184,6 +200,56 @@ def test_unusable_keys_and_tensors_are_refused(tmp_path, changes, words):
         open_gguf(write_tiny(tmp_path / "x.gguf", keys, tensors))
 
 
+# Keys that llama.cpp loads.
+ODD = [
+    {"general.description": b"caf\xe9", "general.name": b"\xff", "general.tags": ["a"]},
+    {"stablelm.feed_forward_length": [96], "stablelm.attention.head_count": [2]},
+    {"stablelm.attention.head_count_kv": [1]},
+    {"stablelm.rope.scaling.factor": 0.0},
+    {"stablelm.rope.scaling.factor": 0.0, "stablelm.rope.scaling.type": "yarn"},
+    {"tokenizer.ggml.token_type": [3, 1, 77, 0, 3, 3, 3, 4, 1, 3, 5, 4]},
+    {"tokenizer.ggml.token_type": None},
+    {"tokenizer.ggml.token_type": [*TYPES, 1]},
+    {"tokenizer.ggml.padding_token_id": 12, "tokenizer.ggml.unknown_token_id": 10},
+    {"tokenizer.ggml.eos_token_id": 0xFFFFFFFF},
+    {"tokenizer.ggml.bos_token_id": 99, "tokenizer.ggml.eos_token_id": 10},
+    {"tokenizer.ggml.tokens": [*TOKENS[:7], "", "", *TOKENS[9:]]},
+]
+
+
+@pytest.mark.parametrize("changes", ODD)
+def test_files_that_llama_cpp_loads_are_the_same_network(tmp_path, changes):
+    plain, odd = (write_tiny(tmp_path / f"{i}.gguf", keys) for i, keys in enumerate(({}, changes)))
+    logits = []
+    for path in (plain, odd):
+        with contextlib.closing(LlamaSession(path, 32, 1)) as session:
+            session.decode([1, 2, 3])
+            logits.append(session.last_logits())
+            tokenizer = read_tokenizer(session)
+            ids = tokenizer.encode("abba<fim_prefix>")
+    assert np.array_equal(*logits)
+    opened, wanted = open_gguf(odd), open_gguf(plain).config
+    ends = {"bos_token_id": tokenizer.bos_token_id if 99 not in changes.values() else None}
+    ends |= {"eos_token_ids": () if "tokenizer.ggml.eos_token_id" in changes else (0,)}
+    assert opened.config == replace(wanted, **ends)
+    rebuilt = Tokenizer.from_str(opened.tokenizer_files["tokenizer.json"].decode())
+    assert rebuilt.encode("abba<fim_prefix>").ids == ids
+    doubts = [c for c in changes if c.endswith("token_id") and changes[c] != 0xFFFFFFFF]
+    assert len(opened.warnings) == 1 + len(doubts)
+
+
+def test_an_added_token_past_the_embedding_is_kept_with_a_warning(tmp_path):
+    keys = {"tokenizer.ggml.tokens": [*TOKENS, "<x>"], "tokenizer.ggml.token_type": [*TYPES, 3]}
+    opened = open_gguf(write_tiny(tmp_path / "x.gguf", keys))
+    assert "1 added tokens beyond the 12 rows" in opened.warnings[-1]
+    assert Tokenizer.from_str(opened.tokenizer_files["tokenizer.json"].decode()).token_to_id("<x>")
+
+
 def test_a_tensor_type_without_decoder_is_refused(tmp_path):
+    path = tmp_path / "x.gguf"
     with pytest.raises(EdgeError, match="stored as I32"):
-        weights_of(tmp_path / "x.gguf", np.zeros((2, 4), np.int32), "I32")
+        weights_of(path, np.zeros((2, 4), np.int32), "I32")
+    name = b"blk.0.attn_q.weight" + struct.pack("<IQQ", 2, 4, 2)
+    path.write_bytes(path.read_bytes().replace(name + b"\x1a", name + b"\x63"))
+    with pytest.raises(EdgeError, match=r"attn_q\.weight is stored as type 99.*choose another"):
+        GgufWeights(read_gguf(path))

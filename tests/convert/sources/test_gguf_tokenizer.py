@@ -1,5 +1,6 @@
 """A tokenizer rebuilt from GGUF metadata against the one it was written from."""
 
+import contextlib
 import json
 
 from mlx_lm.utils import load_tokenizer
@@ -7,7 +8,12 @@ from tokenizers import Tokenizer
 
 from edge.convert.sources.find import DEMO_PATH
 from edge.convert.sources.gguf import open_gguf
-from tests.support.foreign_gguf import write_tiny
+from edge.llama_cpp.session import LlamaSession
+from edge.llama_cpp.vocabulary import read_tokenizer
+from tests.support.conversions import make
+from tests.support.foreign_gguf import rewritten, write_tiny
+from tests.support.sentencepiece import sentencepiece
+from tests.support.tiny import PLAIN, write_checkpoint
 
 
 def test_the_rebuilt_tokenizer_has_the_tokens_of_the_original(demo_out):
@@ -35,3 +41,17 @@ def test_padding_is_omitted_and_an_unnamed_pre_tokenizer_is_guessed(tmp_path):
     shapes = {name: (80_000, 64) for name in ("token_embd.weight", "output.weight")}
     opened = open_gguf(write_tiny(tmp_path / "y.gguf", many, shapes))
     assert "that of StableLM 2" in opened.warnings[-1]
+
+
+def test_sentencepiece_without_ids_has_llama_cpps(tmp_path):
+    raw = {**PLAIN, "num_hidden_layers": 1, "vocab_size": 1200}
+    folder = write_checkpoint(tmp_path / "model", raw)
+    (folder / "tokenizer.json").write_text(json.dumps(sentencepiece()))
+    (made,) = make(folder, tmp_path, "gguf-f16")
+    changes = {"tokenizer.ggml.bos_token_id": None, "tokenizer.ggml.eos_token_id": 0xFFFFFFFF}
+    path = rewritten(made.path, tmp_path / "x.gguf", changes)
+    with contextlib.closing(LlamaSession(path, 64, 1)) as session:
+        theirs = read_tokenizer(session)
+    config = open_gguf(path).config
+    assert (config.bos_token_id, config.eos_token_ids) == (1, (2,))
+    assert (theirs.bos_token_id, theirs.eos_token_ids) == (1, {2})
