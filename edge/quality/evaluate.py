@@ -23,6 +23,7 @@ from edge.child import child_main, run_child
 from edge.convert.checkpoint import Checkpoint, reopened
 from edge.convert.targets import file_bytes
 from edge.device.memory import available_bytes, wired
+from edge.errors import EdgeError
 from edge.model.config import ModelConfig
 from edge.model.load import compute_dtype
 from edge.model.memory import HEADROOM_BYTES, check_room, required_bytes

@@ -131,10 +131,10 @@ def test_an_added_token_past_the_embedding_is_never_fed(tiny):
     model, tokenizer = edge.load(mlx.path)
     ids = tokenizer.encode("a[PAD]")
     assert ids == AutoTokenizer.from_pretrained(tiny).encode("a[PAD]")
-    with pytest.raises(EdgeError, match="token 64 .* leave"):
+    with pytest.raises(EdgeError, match=r"token 64 .* leave"):
         generate_tokens(model, ids)
     windows = make_windows([SourceText("a", "a[PAD]" * 9)], tokenizer, "a", 8, None)
-    with pytest.raises(EdgeError, match="token 64 .* leave"):
+    with pytest.raises(EdgeError, match=r"token 64 .* leave"):
         evaluate([], None, windows, model.config, tiny, 1)
     with contextlib.closing(LlamaSession(gguf.path, 32, 1)) as session:
         assert max(read_tokenizer(session).encode("a[PAD]")) < 64
