@@ -12,7 +12,6 @@ of the triad. NumPy works on pieces that fit in the second-level cache, and rele
 
 import time
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 
 import numpy as np
 import psutil
@@ -28,28 +27,8 @@ SMALLEST_TOTAL_BYTES, LARGEST_TOTAL_BYTES = 192 << 20, 384 << 20
 MIN_PASSES, BUDGET_S = 3, 0.4
 
 
-@dataclass(frozen=True)
-class Measured:
-    """Bytes per second of both kernels; `cache_multiple` is the arrays' size over the cache's."""
-
-    triad_bytes_s: float
-    read_bytes_s: float
-    threads: int
-    total_bytes: int
-    passes: int
-    cache_multiple: float | None
-
-    def __str__(self) -> str:
-        kernel = "read" if self.read_bytes_s >= self.triad_bytes_s else "triad"
-        times = f", {self.cache_multiple:.1f} times the cache" if self.cache_multiple else ""
-        return (
-            f"measured {kernel}, best of {self.passes} passes, {self.threads} threads, "
-            f"{self.total_bytes / 2**20:.0f} MiB{times}; triad {self.triad_bytes_s / 1e9:.1f} GB/s"
-        )
-
-
-def measure_bandwidth(threads: int) -> Measured:
-    """Fill three arrays, then measure for about BUDGET_S."""
+def measure_bandwidth(threads: int) -> tuple[float, str]:
+    """Bytes per second of the better kernel, measured for about BUDGET_S, and how."""
     cache_bytes = last_level_cache_bytes()
     with ThreadPoolExecutor(threads) as pool:
         elements = _total_bytes(cache_bytes) // 24 // threads
@@ -63,8 +42,13 @@ def measure_bandwidth(threads: int) -> Measured:
                 list(pool.map(kernel, shares))
                 best[kernel] = min(best[kernel], time.perf_counter() - begin_s)
             passes += 1
-    multiple = moved / cache_bytes if cache_bytes else None
-    return Measured(moved / best[_triad], moved / best[_read], threads, moved, passes, multiple)
+    triad, read = moved / best[_triad], moved / best[_read]
+    times = f", {moved / cache_bytes:.1f} times the cache" if cache_bytes else ""
+    how = (
+        f"measured {'read' if read >= triad else 'triad'}, best of {passes} passes, "
+        f"{threads} threads, {moved / 2**20:.0f} MiB{times}; triad {triad / 1e9:.1f} GB/s"
+    )
+    return max(read, triad), how
 
 
 def _total_bytes(cache_bytes: int | None) -> int:

@@ -179,6 +179,5 @@ def _memory_bandwidth(
 def _measured() -> Bandwidth:
     from edge.device.bandwidth import measure_bandwidth  # it imports numpy: not for reports
 
-    measured = measure_bandwidth(usable_cores())
-    fastest_bytes_s = max(measured.read_bytes_s, measured.triad_bytes_s)
-    return Bandwidth(round(fastest_bytes_s / 1e9, 1), str(measured))
+    bytes_s, how = measure_bandwidth(usable_cores())
+    return Bandwidth(round(bytes_s / 1e9, 1), how)

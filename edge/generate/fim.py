@@ -234,9 +234,26 @@ def split_at_mark(text: str, mark: str = CURSOR, where: str = "stdin") -> tuple[
 
 
 def read_hole(place: str) -> tuple[str, str]:
-    """Text before and after FILE:LINE[:COL]."""
+    """Text before and after FILE:LINE[:COL]; lines end with LF or CRLF.
+
+    Lines and columns (characters) count from 1; without a column it is the line's end. A text that
+    ends with a line end has an empty line after it.
+    """
     path, line, column = parse_place(place)
-    return split_at(read_text(path.expanduser()), line, column, str(path))
+    text = read_text(path.expanduser())
+    lines = text.split("\n")
+    if not 1 <= line <= len(lines):
+        raise EdgeError(f"{path} has lines 1 to {len(lines)}, not {line}; choose one of them.")
+    last = len(lines[line - 1]) + 1
+    if line < len(lines) and lines[line - 1].endswith("\r"):
+        last -= 1
+    column = last if column is None else column
+    if not 1 <= column <= last:
+        raise EdgeError(
+            f"line {line} of {path} has columns 1 to {last}, not {column}; choose one of them."
+        )
+    at = sum(len(before) + 1 for before in lines[: line - 1]) + column - 1
+    return text[:at], text[at:]
 
 
 def parse_place(place: str) -> tuple[Path, int, int | None]:
@@ -249,24 +266,3 @@ def parse_place(place: str) -> tuple[Path, int, int | None]:
     if column is not None and not Path(name).exists() and Path(f"{name}:{line}").exists():
         name, line, column = f"{name}:{line}", column, None  # the name ends with a number
     return Path(name), int(line), None if column is None else int(column)
-
-
-def split_at(text: str, line: int, column: int | None, where: str) -> tuple[str, str]:
-    """Text before and after a cursor; lines end with LF or CRLF.
-
-    Lines and columns (characters) count from 1; column None is the line's end. A text that ends
-    with a line end has an empty line after it.
-    """
-    lines = text.split("\n")
-    if not 1 <= line <= len(lines):
-        raise EdgeError(f"{where} has lines 1 to {len(lines)}, not {line}; choose one of them.")
-    last = len(lines[line - 1]) + 1
-    if line < len(lines) and lines[line - 1].endswith("\r"):
-        last -= 1
-    column = last if column is None else column
-    if not 1 <= column <= last:
-        raise EdgeError(
-            f"line {line} of {where} has columns 1 to {last}, not {column}; choose one of them."
-        )
-    at = sum(len(before) + 1 for before in lines[: line - 1]) + column - 1
-    return text[:at], text[at:]

@@ -85,24 +85,18 @@ class Sampling:
             logits = _mlx_lm_samplers().apply_top_k(logits, self.top_k)
         return logits * (1 / self.temperature)
 
-    def penalty(self) -> Penalty | None:
-        """mlx-lm's repetition penalty; None without one."""
-        if self.repetition_penalty in (None, 1.0):
-            return None
-        made: list[Penalty] = _mlx_lm_samplers().make_logits_processors(
-            repetition_penalty=self.repetition_penalty,
-            repetition_context_size=self.repetition_context,
-        )
-        return made[0]
-
 
 class Picker:
     """Chooses the ids of one generation; setting `state` goes back to an earlier choice."""
 
     def __init__(self, sampling: Sampling, prompt: Sequence[int]):
         self._sampling = sampling
-        self._penalty = sampling.penalty()
         self._window = sampling.repetition_context
+        self._penalty: Penalty | None = None
+        if sampling.repetition_penalty not in (None, 1.0):
+            (self._penalty,) = _mlx_lm_samplers().make_logits_processors(
+                None, sampling.repetition_penalty, self._window
+            )
         key, seed = None, sampling.seed
         if sampling.temperature > 0:
             if seed is None:
