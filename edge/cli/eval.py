@@ -55,7 +55,8 @@ def run(args: argparse.Namespace) -> int:
     if args.output == "json":
         text = json.dumps(document, indent=2, allow_nan=False) + "\n"
     write_stdout(text)
-    return 0
+    has_failed = any(row.get("perplexity", 1) is None for row in document["rows"])
+    return 1 if has_failed else 0
 
 
 def _check_count(models: Sequence[str], most: int) -> None:

@@ -75,3 +75,7 @@ def test_weights_that_are_not_finite_give_no_empty_answer(artefact, command, dem
     said = "the model computes NaN or infinity instead of logits, so its weights are damaged"
     assert said in command.refused("complete", "--model", path, "--prefix", "import ")
     assert said in command.refused("chat", path, "-p", "hello", "-q")
+    if path.suffix == ".gguf":
+        words = ("eval", path, "--tokens", "512", "--out", tmp_path)
+        (row,) = command.json(*words, code=1)["rows"]
+        assert "not finite" in row["reasons"][0]
