@@ -1,5 +1,6 @@
-"""The error type for users, and text that is safe in messages."""
+"""The error type for users, and untrusted text made safe for terminals and messages."""
 
+import re
 import sys
 from importlib.util import find_spec
 from pathlib import Path
@@ -7,6 +8,15 @@ from pathlib import Path
 # Limits of a message, which may quote a file: its beginning says what is wrong and where, its end
 # what to do.
 HEAD_CHARACTERS, TAIL_CHARACTERS = 1000, 300
+# What a terminal acts on, reorders (CVE-2021-42574) or hides: controls but tab and newline,
+# direction marks, line separators, zero-width characters, tags, and lone surrogates. A joiner may
+# stand after a letter of another script or an emoji.
+JOINERS = "\u200c\u200d"
+_CONTROLS = (
+    "\x00-\x08\x0b-\x1f\x7f-\x9f\xad\u061c\u180e\u200b\u200e\u200f\u2028-\u202e\u2060-\u206f"
+    "\ufeff\ufff9-\ufffb\ud800-\udfff\U000e0000-\U000e007f"
+)
+UNSAFE = re.compile(f"[{_CONTROLS}]|(?:^|(?<=[\t\n -~{_CONTROLS}{JOINERS}]))[{JOINERS}]")
 
 
 class EdgeError(Exception):
@@ -24,7 +34,12 @@ def printable(text: str) -> str:
     """Text on one line, control characters escaped, shortened in the middle."""
     if len(text) > HEAD_CHARACTERS + TAIL_CHARACTERS:
         text = f"{text[:HEAD_CHARACTERS]} ... {text[-TAIL_CHARACTERS:]}"
-    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
+    return visible(text).replace("\n", "\\n").replace("\t", "\\t")
+
+
+def visible(text: str) -> str:
+    """Text of any number of lines with escapes in place of characters unsafe on a terminal."""
+    return UNSAFE.sub(lambda found: repr(found[0])[1:-1], text)
 
 
 def install_command(package: str) -> str:

@@ -1,38 +1,90 @@
-"""Results on stdout, exact to the byte, and errors in writing them."""
+"""The standard streams: exact to the byte in pipes and files, harmless on terminals."""
 
+import io
 import os
 import sys
+from typing import TextIO
 
-from edge.errors import EdgeError
+from edge.errors import JOINERS, EdgeError, visible
+
+CLOSED = "stdout is closed; direct it to a terminal, a file or a pipe."
 
 
-def fill_closed_streams() -> None:
-    """Opens /dev/null for closed standard streams, or the next file would get their number."""
-    for number in range(3):
+class Pieces:
+    r"""Applies `visible` to text that comes in pieces; \r\n becomes \n."""
+
+    def __init__(self) -> None:
+        self._before = self._return = ""
+
+    def add(self, text: str) -> str:
+        """Text that can be shown now."""
+        text = (self._return + text).replace("\r\n", "\n")
+        self._return = "\r" if text.endswith("\r") else ""
+        shown = visible(self._before + text.removesuffix("\r")).removeprefix(self._before)
+        if shown:
+            self._before = "" if shown[-1] in JOINERS else shown[-1]
+        return shown
+
+
+class Terminal(io.TextIOWrapper):
+    """A terminal where everything printed goes through `visible`, whoever wrote the text.
+
+    `unfiltered` is for our own colours, progress bars and line editor.
+    """
+
+    def __init__(self, stream: io.TextIOWrapper):
+        super().__init__(
+            stream.buffer, stream.encoding, stream.errors, line_buffering=True, write_through=True
+        )
+        self.unfiltered = stream
+        self._pieces = Pieces()
+
+    def write(self, text: str) -> int:
+        """Shows text; one that is printed in several calls as well."""
+        super().write(self._pieces.add(text))
+        return len(text)
+
+
+def prepare_streams() -> None:
+    """Opens closed streams, encodes pipes in UTF-8, and filters what is printed on terminals.
+
+    Raises an EdgeError for a closed stdout, before anything is computed.
+    """
+    for number in range(3):  # or the next file would get their number
         try:
             os.fstat(number)
         except OSError:
             os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)
     if sys.stderr is None:
         sys.stderr = os.fdopen(os.open(os.devnull, os.O_WRONLY), "w")
-
-
-def check_stdout() -> None:
-    """Raises an EdgeError for a closed stdout (`>&-`), before anything is computed."""
+    if isinstance(sys.stdin, io.TextIOWrapper):
+        sys.stdin.reconfigure(errors="surrogateescape")
+    sys.stderr = _prepared(sys.stderr)
     if sys.stdout is None:
-        raise EdgeError("stdout is closed; direct it to a terminal, a file or a pipe.")
+        raise EdgeError(CLOSED)
+    sys.stdout = _prepared(sys.stdout)
+
+
+def _prepared(stream: TextIO) -> TextIO:
+    if isinstance(stream, Terminal) or not isinstance(stream, io.TextIOWrapper):
+        return stream
+    if stream.isatty():
+        stream.reconfigure(errors="backslashreplace")
+        return Terminal(stream)
+    stream.reconfigure(encoding="utf-8", errors="backslashreplace")
+    return stream
+
+
+def unfiltered(stream: TextIO) -> TextIO:
+    """A stream that passes escape codes to a terminal."""
+    return stream.unfiltered if isinstance(stream, Terminal) else stream
 
 
 def write_stdout(text: str) -> None:
-    """Writes text in UTF-8 and flushes it; line ends are not translated.
-
-    Raises a BrokenPipeError if the reader is gone, an EdgeError for other errors.
-    """
-    check_stdout()
+    """Prints text and flushes it; raises a BrokenPipeError if the reader is gone."""
     try:
+        sys.stdout.write(text)
         sys.stdout.flush()
-        sys.stdout.buffer.write(text.encode("utf-8", errors="replace"))
-        sys.stdout.buffer.flush()
     except BrokenPipeError:
         raise
     except OSError as error:  # a full disk
@@ -40,12 +92,6 @@ def write_stdout(text: str) -> None:
         raise EdgeError(
             f"stdout cannot be written ({error.strerror}); free some space or direct it elsewhere."
         ) from None
-
-
-def flush_stdout() -> None:
-    """Flushes stdout unless it is closed; errors as in `write_stdout`."""
-    if sys.stdout is not None:
-        write_stdout("")
 
 
 def discard_stdout() -> None:

@@ -2,13 +2,12 @@
 
 import math
 import re
-import unicodedata
 from collections.abc import Sequence
 from functools import lru_cache
 
+from edge.errors import UNSAFE
+
 NOT_MEASURED = "—"
-# Unicode categories: control characters, direction marks, unassigned, separators of lines.
-INVISIBLE = ("Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp")
 # Characters that begin a link, an image, a tag, code or a cell. Underscores within words, as in
 # Q5_K_M, need no escape.
 MARKUP = re.compile(r"[\\`*\[\]<>|~&]")
@@ -16,11 +15,8 @@ MARKUP = re.compile(r"[\\`*\[\]<>|~&]")
 
 @lru_cache(maxsize=10_000)  # many profiles have the same few texts
 def plain(text: str, most: int = 80) -> str:
-    """Text on one line, cut to `most` characters, invisible characters replaced."""
-    line = "".join(
-        "\N{REPLACEMENT CHARACTER}" if unicodedata.category(character) in INVISIBLE else character
-        for character in " ".join(text[: 20 * most].split())
-    )
+    """Text on one line, cut to `most` characters, unsafe characters replaced."""
+    line = UNSAFE.sub("\N{REPLACEMENT CHARACTER}", " ".join(text[: 20 * most].split()))
     return line if len(line) <= most else f"{line[: most - 1].rstrip()}…"
 
 

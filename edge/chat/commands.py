@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from edge.chat.screen import Sanitiser, echo_off, follow
+from edge.chat.screen import echo_off, follow
 from edge.chat.session import Session, counted
 from edge.errors import EdgeError
 from edge.formats.files import read_text
@@ -17,6 +17,7 @@ from edge.generate.chat_prompt import NO_SYSTEM
 from edge.generate.decode import open_source
 from edge.generate.fim import Completer, read_hole, split_at_mark
 from edge.generate.transcript import read_transcript, write_transcript
+from edge.stdout import Pieces
 from edge.text import plain, size
 
 # /usr/bin/x is not a command, nor is a comment of C++.
@@ -250,10 +251,9 @@ def _fim(session: Session, argument: str) -> None:
         opened = session.opened
         source = open_source(opened.model, session.settings.kv_bits)
         session.completer = Completer(source, opened.tokenizer)
-    middle, sanitiser = session.completer.stream(*hole), Sanitiser()
+    middle, pieces = session.completer.stream(*hole), Pieces()
     with echo_off():
-        events = follow(middle, lambda event: session.screen.write(sanitiser.add(event.text)))
-    session.screen.write(sanitiser.finish())
+        events = follow(middle, lambda event: session.screen.write(pieces.add(event.text)))
     done = events[-1].completion if events else None
     if done is None:
         session.screen.note("stopped by you")

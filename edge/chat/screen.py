@@ -11,13 +11,11 @@ from textwrap import TextWrapper
 from types import FrameType
 from typing import Any, TextIO, TypeVar
 
+from edge.errors import visible
+from edge.stdout import unfiltered
+
 Event = TypeVar("Event")
 DIM, RESET = "\x1b[2m", "\x1b[0m"
-# Control characters, lone surrogates, and characters that reorder the shown text, so that code
-# reads as something else (CVE-2021-42574).
-UNSAFE = re.compile(
-    "[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069]"
-)
 # The first line of a code block: fence and language; and a line that may become one.
 OPENING = re.compile(r"[ \t]*(`{3,}|~{3,})[ \t]*([\w+#.-]*)[^`\n]*\n?$")
 OPENING_BEGUN = re.compile(r"[ \t]*(`{0,2}|~{0,2}|`{3,}[^`\n]*|~{3,}[^\n]*)$")
@@ -28,29 +26,6 @@ LINES_REREAD = 100
 def is_capable(stream: TextIO) -> bool:
     """True for a terminal that understands escape codes."""
     return stream.isatty() and os.environ.get("TERM", "dumb") not in ("", "dumb", "unknown")
-
-
-def visible(text: str) -> str:
-    """Text with escapes in place of characters that a terminal would act on."""
-    return UNSAFE.sub(lambda found: repr(found[0])[1:-1], text)
-
-
-class Sanitiser:
-    r"""Applies `visible` to text that comes in pieces; \r\n becomes \n."""
-
-    def __init__(self) -> None:
-        self._return = ""
-
-    def add(self, text: str) -> str:
-        """Text that can be shown now."""
-        text = (self._return + text).replace("\r\n", "\n")
-        self._return = "\r" if text.endswith("\r") else ""
-        return visible(text.removesuffix("\r"))
-
-    def finish(self) -> str:
-        """Text that was held back."""
-        rest, self._return = self._return, ""
-        return visible(rest)
 
 
 class Highlighter:
@@ -121,7 +96,7 @@ class Screen:
     """Output of the chat, with colours on capable terminals unless NO_COLOR is set."""
 
     def __init__(self, stream: TextIO, quiet: bool = False):
-        self._stream, self._quiet = stream, quiet
+        self._stream, self._quiet = unfiltered(stream), quiet
         self.colour = is_capable(stream) and not os.environ.get("NO_COLOR")
         self._at_line_start = True
 

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import json
-import sys
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
-from edge.chat.screen import Highlighter, Sanitiser, Screen, echo_off, follow
+from edge.chat.screen import Highlighter, Screen, echo_off, follow
 from edge.device.memory import wired
 from edge.generate.conversation import Conversation, Events
 from edge.generate.decode import LlamaSource
@@ -19,7 +18,7 @@ from edge.generate.stream import TextEvent, TokenClock
 from edge.generate.transcript import Message, Transcript
 from edge.model.stablelm import Model
 from edge.power.meter import Meter, Sample, integrate
-from edge.stdout import write_stdout
+from edge.stdout import Pieces, write_stdout
 
 if TYPE_CHECKING:
     from edge.generate.fim import Completer
@@ -71,31 +70,27 @@ class ScreenPrinter:
 
     def __init__(self, screen: Screen):
         self._screen = screen
-        self._sanitiser = Sanitiser()
+        self._pieces = Pieces()
         self._highlighter = Highlighter() if screen.colour else None
 
     def add(self, text: str) -> None:
-        self._write(self._sanitiser.add(text))
+        text = self._pieces.add(text)
+        self._screen.write(text if self._highlighter is None else self._highlighter.add(text))
 
     def finish(self, turn: Turn) -> None:
-        self._write(self._sanitiser.finish())
         if self._highlighter is not None:
             self._screen.write(self._highlighter.finish())
 
-    def _write(self, text: str) -> None:
-        self._screen.write(text if self._highlighter is None else self._highlighter.add(text))
-
 
 class StdoutPrinter:
-    """Prints an answer on stdout, unchanged unless it is a terminal."""
+    """Prints an answer on stdout."""
 
     def __init__(self) -> None:
-        self._sanitiser = Sanitiser() if sys.stdout.isatty() else None
         self._last = ""
 
     def add(self, text: str) -> None:
         self._last = text or self._last
-        write_stdout(self._sanitiser.add(text) if self._sanitiser else text)
+        write_stdout(text)
 
     def finish(self, turn: Turn) -> None:
         if not self._last.endswith("\n"):

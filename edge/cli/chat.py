@@ -16,7 +16,6 @@ from edge.formats.files import check_argument, decode_text
 from edge.generate.sampling import Sampling
 from edge.generate.transcript import Transcript
 from edge.power.choose import choose_meter
-from edge.stdout import check_stdout
 
 DEMO_NOTE = (
     "the demo is a tiny code model, not an assistant; for answers name a model such as "
@@ -27,7 +26,6 @@ DEMO_NOTE = (
 def run(args: argparse.Namespace) -> int:
     """Answer a prompt, or chat until the user leaves."""
     settings, text = _settings(args), _text(args)
-    check_stdout()
     if text is not None:
         screen = Screen(sys.stderr, quiet=args.quiet)
         with contextlib.closing(_session(args, settings, screen, args.transcript)) as session:

@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn
 
 from edge.convert.checkpoint import Checkpoint, Corrections, open_checkpoint
+from edge.stdout import unfiltered
 
 
 def open_named(args: argparse.Namespace) -> Checkpoint:
@@ -29,7 +30,7 @@ def output_folder(out: Path | None, name: str) -> Path:
 @contextmanager
 def progress_bars() -> Iterator[Callable[[str, float], None]]:
     """Yields update(name, finished fraction): a bar per name, on stderr if it is a terminal."""
-    console = Console(file=sys.stderr)
+    console = Console(file=unfiltered(sys.stderr))
     columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn())
     with Progress(
         *columns, TimeElapsedColumn(), console=console, disable=not console.is_terminal

@@ -14,14 +14,13 @@ from edge.formats.files import check_argument, decode_text, read_text
 from edge.generate.decode import open_source
 from edge.generate.fim import Completer, read_hole, split_at_mark
 from edge.generate.sampling import Sampling
-from edge.stdout import check_stdout, write_stdout
+from edge.stdout import write_stdout
 from edge.tokenizer.fim_tokens import FimTokens
 from edge.tokenizer.tokenizer import Tokenizer
 
 
 def run(args: argparse.Namespace) -> int:
     """Print the text for the cursor, piece by piece or as one JSON document."""
-    check_stdout()
     # First: if --context has taken the cursor for one of its files, this error names it.
     context = [read_text(path) for path in args.context]
     prefix, suffix = _hole(args)

@@ -29,7 +29,7 @@ from edge.quality.fim.score import markdown as fim_markdown
 from edge.quality.records import Subject
 from edge.quality.score import GgufShape
 from edge.quality.table import build_document, markdown, model_record
-from edge.stdout import check_stdout, write_stdout
+from edge.stdout import write_stdout
 from edge.tokenizer.fim_tokens import FimTokens
 
 Progress = Callable[[str, float], None]
@@ -38,7 +38,6 @@ Result = tuple[dict[str, Any], str]  # the JSON document, and the text for a ter
 
 def run(args: argparse.Namespace) -> int:
     """Convert missing artefacts, measure what is not stored, print."""
-    check_stdout()
     check(args)
     is_infilling = args.fim is not None or args.humaneval is not None
     files = [gguf_file(model) for model in args.model if is_gguf_file(model)]

@@ -2,12 +2,12 @@
 
 import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from importlib import import_module
 
 import edge
-from edge.errors import EdgeError
-from edge.stdout import discard_stdout, fill_closed_streams, flush_stdout
+from edge.errors import EdgeError, printable
+from edge.stdout import discard_stdout, prepare_streams, write_stdout
 
 # NAME: --help imports `edge.cli.options.NAME`, a run `edge.cli.NAME` too.
 COMMANDS = {
@@ -26,25 +26,15 @@ INTERRUPTED = 130
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a subcommand. Exit code: 0, 1 for a failure, 2 for wrong arguments, 130 for Ctrl-C."""
-    fill_closed_streams()
     first, *words = (sys.argv[1:] if argv is None else list(argv)) or [""]
-    if first in ("-h", "--help"):
-        print(_help())
-    elif first == "--version":
-        print(f"edge {edge.__version__}")
-    elif first in COMMANDS:
-        return _run(first, f"edge {first}", words)
-    else:
-        wrong = f"unknown command {first!r}" if first else "COMMAND is missing"
-        print(f"{USAGE}\nedge: {wrong}; choose from {', '.join(COMMANDS)}", file=sys.stderr)
-        return 2
-    return 0
+    if first in COMMANDS:
+        return _guarded(f"edge {first}", lambda: _run(first, f"edge {first}", words))
+    return _guarded("edge", lambda: _answer(first))
 
 
 def run_one(name: str, prog: str) -> int:
     """Run one subcommand as a script of its own (`convert.py`, `bench.py`)."""
-    fill_closed_streams()
-    return _run(name, prog, sys.argv[1:])
+    return _guarded(prog, lambda: _run(name, prog, sys.argv[1:]))
 
 
 def parser_of(name: str, prog: str | None = None) -> argparse.ArgumentParser:
@@ -57,20 +47,50 @@ def parser_of(name: str, prog: str | None = None) -> argparse.ArgumentParser:
 
 
 def _run(name: str, prog: str, words: Sequence[str]) -> int:
+    args = parser_of(name, prog).parse_args(words)
+    code: int = import_module(f"edge.cli.{name}").run(args)
+    return code
+
+
+def _answer(first: str) -> int:
+    """Help, the version, or what is wrong with the name of a command."""
+    if first in ("-h", "--help"):
+        print(_help())
+    elif first == "--version":
+        print(f"edge {edge.__version__}")
+    else:
+        wrong = f"unknown command {first!r}" if first else "COMMAND is missing"
+        print(f"{USAGE}\nedge: {wrong}; choose from {', '.join(COMMANDS)}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def _guarded(prog: str, work: Callable[[], int]) -> int:
+    """Exit code of the work, whose errors are printed as one sentence."""
     try:
-        args = parser_of(name, prog).parse_args(words)
-        code: int = import_module(f"edge.cli.{name}").run(args)
-        flush_stdout()  # while a BrokenPipeError can still be handled
-        return code
-    except EdgeError as error:
-        print(f"edge {name}: {error}", file=sys.stderr)
-        return 1
+        try:
+            prepare_streams()
+            return work()
+        finally:
+            if sys.stdout is not None:
+                write_stdout("")  # while an error can still be handled
     except KeyboardInterrupt:
         print(f"{prog}: interrupted", file=sys.stderr)
         return INTERRUPTED
     except BrokenPipeError:  # `edge bench | head`
         discard_stdout()
         return 1
+    except (EdgeError, OSError, MemoryError) as error:
+        print(f"{prog}: {_sentence(error)}", file=sys.stderr)
+        return 1
+
+
+def _sentence(error: Exception) -> str:
+    if isinstance(error, MemoryError):
+        return "there is not enough memory; choose a smaller model, or raise `ulimit -v`."
+    if isinstance(error, OSError):
+        return printable(f"{error}; check the disk's free space and the permissions.")
+    return str(error)
 
 
 def _help() -> str:

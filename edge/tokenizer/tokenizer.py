@@ -7,18 +7,18 @@ same.
 
 from __future__ import annotations
 
-import json
+import os
 import re
-from collections.abc import Mapping, Sequence
-from datetime import datetime
-from functools import lru_cache, partial
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 from edge.errors import EdgeError
 from edge.formats.files import open_file, read_json_object, read_small_file
 from edge.formats.folder import TOKENIZER_FILES, inside
+from edge.tokenizer.chat_template import render_chat_template
 
 TOKENIZER, SENTENCEPIECE = "tokenizer.json", "tokenizer.model"
 # In the order in which transformers adds the missing ones to the vocabulary.
@@ -32,8 +32,8 @@ MARKUP = re.compile("▁?<[|\uff5c]?[\\w▁-]+[|\uff5c]?>")
 # SentencePiece's space, and a sign that merges with nothing, which Code Llama's repository puts
 # before a text that must not get a space.
 SPACE, SIGN = "▁", "☺"
-# Of a rendered conversation; one that fills the family's longest context has some 100,000.
-MAX_CHARACTERS = 10_000_000
+SURROGATE = re.compile("[\ud800-\udfff]")
+OTHER_TOKENIZER = "get its tokenizer.json again, or choose another model"
 
 
 class Tokenizer:
@@ -66,18 +66,14 @@ class Tokenizer:
             raise EdgeError(
                 f"{path} has no {TOKENIZER} and no {SENTENCEPIECE}; convert the model again."
             )
-        try:
+        with library_errors(
+            f"{path}: the tokenizer cannot be read", "convert the checkpoint again"
+        ):
             tokenizer = cls(*(_read(path) or _read_by_transformers(path, files)))
             tokenizer.backend_tokenizer.no_truncation()
             tokenizer.backend_tokenizer.no_padding()
             tokenizer.eos_token_ids.update(_eos_ids(path, network))
             return tokenizer
-        except EdgeError:
-            raise
-        except Exception as error:  # tokenizers and transformers raise plain Exceptions
-            raise EdgeError(
-                f"{path}: the tokenizer cannot be read ({error!r}); convert the checkpoint again."
-            ) from None
 
     def __len__(self) -> int:
         return int(self.backend_tokenizer.get_vocab_size())
@@ -90,13 +86,7 @@ class Tokenizer:
 
         `add_special_tokens` adds BOS or EOS if the tokenizer is set up so.
         """
-        try:
-            found = self.backend_tokenizer.encode(text, add_special_tokens=add_special_tokens)
-        except (TypeError, UnicodeEncodeError):
-            raise EdgeError(
-                "the text has half a surrogate pair, which is not a character; read it as UTF-8."
-            ) from None
-        return list(found.ids)
+        return _encode(self.backend_tokenizer, text, add_special_tokens)
 
     def decode(
         self,
@@ -109,7 +99,9 @@ class Tokenizer:
         `clean_up_tokenization_spaces` is ignored, as in transformers for BPE.
         """
         ids = [ids] if isinstance(ids, int) else [int(i) for i in ids]
-        return str(self.backend_tokenizer.decode(ids, skip_special_tokens=skip_special_tokens))
+        with library_errors("the model's tokenizer cannot decode its tokens", OTHER_TOKENIZER):
+            found = self.backend_tokenizer.decode(ids, skip_special_tokens=skip_special_tokens)
+        return str(found)
 
     def convert_tokens_to_ids(self, name: str | None) -> int | None:
         """Id of a token by its name; None for an unknown name."""
@@ -137,6 +129,36 @@ class Tokenizer:
         variables["add_generation_prompt"] = add_generation_prompt
         text = render_chat_template(self.chat_template, messages, **variables)
         return self.encode(text, add_special_tokens=False) if tokenize else text
+
+
+@contextmanager
+def library_errors(what: str, remedy: str) -> Iterator[None]:
+    """Turns errors of the tokenizers library and of transformers into an EdgeError.
+
+    For files that the library does not check it panics: it raises a BaseException, and prints
+    something about its source code on stderr, which is discarded.
+    """
+    stderr, nothing = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nothing, 2)
+    try:
+        yield
+    except (EdgeError, KeyboardInterrupt, MemoryError, OverflowError):
+        raise
+    except BaseException as error:
+        raise EdgeError(f"{what} ({error!r}); {remedy}.") from None
+    finally:
+        os.dup2(stderr, 2)
+        os.close(stderr)
+        os.close(nothing)
+
+
+def _encode(backend: Any, text: str, add_special_tokens: bool = False) -> list[int]:
+    if SURROGATE.search(text):
+        raise EdgeError(
+            "the text has half a surrogate pair, which is not a character; read it as UTF-8."
+        )
+    with library_errors("the model's tokenizer cannot encode the text", OTHER_TOKENIZER):
+        return list(backend.encode(text, add_special_tokens=add_special_tokens).ids)
 
 
 # A `tokenizers.Tokenizer`, the texts of the special tokens, a chat template.
@@ -249,13 +271,13 @@ def special_ids(backend: Any) -> frozenset[int]:
 
 def bos_ids(backend: Any) -> tuple[int, ...]:
     """The ids that a `tokenizers.Tokenizer` puts before a text."""
-    text, whole = (backend.encode("a", add_special_tokens=adds).ids for adds in (False, True))
-    return tuple(whole[: whole.index(text[0])])
+    text, whole = (_encode(backend, "a", adds) for adds in (False, True))
+    return tuple(whole[: whole.index(text[0])]) if text and text[0] in whole else ()
 
 
 def adds_space(backend: Any) -> bool:
     """True for a `tokenizers.Tokenizer` that puts a space before a text, as SentencePiece does."""
-    first = backend.encode(SIGN, add_special_tokens=False).ids[:1]
+    first = _encode(backend, SIGN)[:1]
     return any(backend.id_to_token(i).startswith(SPACE) for i in first)
 
 
@@ -284,62 +306,4 @@ def encode_text(backend: Any, text: str, begins: bool = True) -> list[int]:
 
 def _encode_piece(backend: Any, text: str, begins: bool) -> list[int]:
     sign = SIGN if not begins and adds_space(backend) else ""
-    skipped = len(backend.encode(sign, add_special_tokens=False).ids)
-    ids: list[int] = backend.encode(sign + text, add_special_tokens=False).ids
-    return ids[skipped:]
-
-
-def render_chat_template(
-    template: str, messages: Sequence[Mapping[str, Any]], **variables: Any
-) -> str:
-    """Text of a conversation by an untrusted Jinja template, the same as transformers'.
-
-    Runs in a sandbox: a template sees strings, and cannot change or reach Python objects. Raises an
-    EdgeError if it is broken, rejects these messages, or does something forbidden.
-    """
-    values, text = {"tools": None, "documents": None, **variables}, ""
-    try:
-        plain = json.loads(json.dumps([dict(message) for message in messages]))
-        for piece in _compiled(template).generate(messages=plain, **values):
-            text += piece
-            if len(text) > MAX_CHARACTERS:
-                raise OverflowError(f"it writes more than {MAX_CHARACTERS} characters")
-    except Exception as error:  # the template's code can raise any
-        reason = " ".join(str(error).split()).rstrip(".") or type(error).__name__
-        raise EdgeError(
-            f"the model's chat template does not take this conversation ({reason}); change the "
-            f"messages, or the template beside the model."
-        ) from None
-    return text
-
-
-@lru_cache(maxsize=8)
-def _compiled(template: str) -> Any:
-    # Imported here: completing code needs no template.
-    from jinja2.ext import Extension, loopcontrols
-    from jinja2.nodes import Scope
-    from jinja2.sandbox import ImmutableSandboxedEnvironment
-
-    class Generation(Extension):
-        """`{% generation %}` marks the model's text for training; it has no effect here."""
-
-        tags = {"generation"}  # noqa: RUF012  (as the base class declares it)
-
-        def parse(self, parser: Any) -> Any:
-            line = next(parser.stream).lineno
-            return Scope(parser.parse_statements(("name:endgeneration",), True), lineno=line)
-
-    environment = ImmutableSandboxedEnvironment(
-        trim_blocks=True, lstrip_blocks=True, extensions=[Generation, loopcontrols]
-    )
-    # As in transformers: jinja2's own filter would escape for HTML.
-    environment.filters["tojson"] = partial(json.dumps, ensure_ascii=False)
-    environment.globals |= {
-        "raise_exception": _raise_exception,
-        "strftime_now": lambda layout: datetime.now().strftime(layout),
-    }
-    return environment.from_string(template)
-
-
-def _raise_exception(message: str) -> NoReturn:
-    raise ValueError(message)
+    return _encode(backend, sign + text)[len(_encode(backend, sign)) :]

@@ -4,7 +4,8 @@ import pytest
 from transformers.utils.chat_template_utils import render_jinja_template
 
 from edge.errors import EdgeError
-from edge.tokenizer.tokenizer import render_chat_template
+from edge.tokenizer import chat_template
+from edge.tokenizer.chat_template import render_chat_template
 
 INST = """{% if messages[0]['role'] == 'system' %}
     {% set loop_messages = messages[1:] %}{% set system = messages[0]['content'] %}
@@ -37,6 +38,8 @@ Today is {{ strftime_now('%Y') }}.
 {{ messages | selectattr('role', 'equalto', 'user') | list | length }} {{ 7 + 1 }} {{ 7 % 4 }}
 {{ 'ab' * 3 }} {{ 2 ** 5 }} {{ 3 * 4 }} {{ ns.turns }} {{ undefined_value }}"""
 
+NESTED = "{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}"
+DOUBLING = "{% for i in range(99) %}{% set ns.s = ns.s ~ ns.s %}{% endfor %}"
 TALK = [
     {"role": "user", "content": "  What is <b> & 'é'?\n"},
     {"role": "assistant", "content": "{{ 7 * 7 }} {% raw %}"},
@@ -65,10 +68,16 @@ def test_the_text_matches_transformers(template, messages, prompted):
         ("{% for i in range(99999) %}{{ 'x' * 9999 }}{% endfor %}", "more than 10000000"),
         ("{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}", "does not take"),
         ("{{ " + "(" * 5000 + ")" * 5000 + " }}", "does not take"),
+        ("{{ 'x' * 10**10 }}", "a product has more than 10000000"),
+        ("{{ 10 ** (10 ** 10) }}", "a product has more than 10000000"),
+        ("{{ messages * 10**8 }}", "a product has more than 10000000"),
+        (NESTED, "takes more than 0.2 s or 200 MB"),
+        ("{% set ns = namespace(s='xxxx') %}" + DOUBLING, "takes more than 0.2 s or 200 MB"),
     ],
     ids=lambda value: value[:30],
 )
-def test_an_invalid_template_is_refused(template, words):
+def test_an_invalid_template_is_refused(template, words, monkeypatch):
+    monkeypatch.setattr(chat_template, "MAX_S", 0.2)
     with pytest.raises(EdgeError, match=words) as error:
         render_chat_template(template, [TALK[0], TALK[0]], add_generation_prompt=True, **TOKENS)
     assert "\n" not in str(error.value)

@@ -189,6 +189,33 @@ def test_an_invalid_file_is_refused(name, content, words, tmp_path):
     assert "\n" not in str(error.value)
 
 
+SPLIT = {"type": "Split", "pattern": {"Regex": "(a+)+$"}, "behavior": "Isolated", "invert": False}
+UNKNOWN = {"type": "Unigram", "vocab": [["x", 0.0]], "unk_id": None}
+SPECIAL = {"SpecialToken": {"id": "none", "type_id": 0}}
+TEMPLATE = {"type": "TemplateProcessing", "single": [SPECIAL], "pair": [], "special_tokens": {}}
+
+
+@pytest.mark.parametrize(
+    ("part", "value", "use"),
+    [
+        ("pre_tokenizer", {"type": "FixedLength", "length": 0}, "encode the text"),
+        ("pre_tokenizer", SPLIT, "encode the text"),
+        ("post_processor", TEMPLATE, "encode the text"),
+        ("model", UNKNOWN, "encode the text"),
+        ("decoder", {"type": "Strip", "content": "a", "start": 0, "stop": 9}, "decode"),
+        ("normalizer", {"type": "Precompiled", "precompiled_charsmap": "AAAA"}, "be read"),
+    ],
+)
+def test_a_panic_of_the_library_is_one_sentence(part, value, use, tmp_path, capfd):
+    demo_with({})(tmp_path)
+    tokenizer = json.loads((tmp_path / "tokenizer.json").read_text(encoding="utf-8"))
+    write(tmp_path, "tokenizer.json", {**tokenizer, part: value})
+    with pytest.raises(EdgeError, match=f"tokenizer cannot {use}") as error:
+        found = Tokenizer.load(tmp_path)
+        found.decode(found.encode("a" * 40 + "!"))
+    assert "\n" not in str(error.value) and capfd.readouterr() == ("", "")
+
+
 def test_mlx_lm_generates_with_it(demo_out):
     model, tokenizer = edge.load(demo_out / "mlx-fp16")
     prompt = "for key, value in d"

@@ -19,6 +19,7 @@ from edge.formats.files import parse_json_object, read_json_object, read_small_f
 from edge.formats.folder import TOKENIZER_FILES, inside, read_weights
 from edge.model.config import ModelConfig
 from edge.model.tensors import check_count
+from edge.tokenizer.tokenizer import library_errors
 
 TOKENIZER, QUANTIZE_CONFIG = "tokenizer.json", "quantize_config.json"
 SMALL_FILES = ("config.json", QUANTIZE_CONFIG, *TOKENIZER_FILES)
@@ -83,15 +84,13 @@ def check_tokenizer(
 
     An EdgeError unless ids are unique, and those of other tokens rows of the embedding.
     """
-    try:
+    with library_errors(f"{where} is not a tokenizer", "download it again"):
         ids: dict[str, int] = Tokenizer.from_buffer(content).get_vocab(with_added_tokens=True)
         added = {token["content"]: token["id"] for token in parsed.get("added_tokens") or ()}
         if any(ids[text] != token_id for text, token_id in added.items()):
             raise ValueError("an added token has two ids")
         if len(set(ids.values())) < len(ids):
             raise ValueError("two tokens have one id")
-    except Exception as error:  # the package has no class for its errors
-        raise EdgeError(f"{where} is not a tokenizer ({error}); download it again.") from None
     past = {text: i for text, i in ids.items() if i >= vocab_size}
     if past.keys() - added.keys():
         raise EdgeError(
