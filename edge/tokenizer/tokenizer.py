@@ -66,9 +66,7 @@ class Tokenizer:
             raise EdgeError(
                 f"{path} has no {TOKENIZER} and no {SENTENCEPIECE}; convert the model again."
             )
-        with library_errors(
-            f"{path}: the tokenizer cannot be read", "convert the checkpoint again"
-        ):
+        with library_errors(f"{path}: the tokenizer cannot be read", "convert it again"):
             tokenizer = cls(*(_read(path) or _read_by_transformers(path, files)))
             tokenizer.backend_tokenizer.no_truncation()
             tokenizer.backend_tokenizer.no_padding()

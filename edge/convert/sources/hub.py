@@ -6,7 +6,9 @@ threads of `snapshot_download` would finish their files first.
 
 import re
 import shutil
+import sys
 from collections.abc import Collection, Mapping
+from contextlib import redirect_stderr
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +18,7 @@ from edge.convert.sources.directory import SMALL_FILES, TOKENIZER
 from edge.errors import EdgeError
 from edge.formats.folder import choose_weights, listed_files, weight_files
 from edge.formats.safetensors import INDEX
+from edge.stdout import unfiltered
 
 DEFAULT_REVISION = "main"
 CONFIG = "config.json"
@@ -69,7 +72,8 @@ def _list_files(repo: str, revision: str) -> tuple[str, dict[str, Any]]:
 
 def _download_files(repo: str, revision: str, commit: str, files: Mapping[str, Any]) -> Path:
     def fetch(name: str, at: str = commit) -> Path:
-        return Path(hf_hub_download(repo, name, revision=at, library_name=USER_AGENT))
+        with redirect_stderr(unfiltered(sys.stderr)):  # its progress bar
+            return Path(hf_hub_download(repo, name, revision=at, library_name=USER_AGENT))
 
     if CONFIG not in files:
         raise EdgeError(f"{repo} holds no {CONFIG} at revision {revision}; choose another one.")
