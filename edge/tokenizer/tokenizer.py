@@ -189,11 +189,11 @@ def _read(path: Path) -> Parts | None:
 
 def _read_by_transformers(path: Path, files: Sequence[Path]) -> Parts:
     """Parts of SentencePiece models, and of tokenizers that transformers rebuilds."""
-    from mlx_lm.utils import load_tokenizer
-
     for file in filter(Path.exists, files):
         with open_file(file):  # an EdgeError for a pipe, for which transformers would wait
             pass
+    from mlx_lm.utils import load_tokenizer
+
     found = load_tokenizer(path, {"trust_remote_code": False})
     names = {name: str(token) for name, token in found.special_tokens_map.items()}
     return found.backend_tokenizer, names, _only_template(found.chat_template)

@@ -138,6 +138,13 @@ def test_links_to_a_system_file_do_not_reach_the_prompt(name, copied):
             read(copied)
 
 
+def test_transformers_does_not_wait_for_a_pipe(copied):
+    (copied / "tokenizer.json").unlink()
+    piped(copied, "tokenizer.model")
+    with alarm(), pytest.raises(EdgeError, match=r"tokenizer\.model is not a regular file"):
+        load(copied)
+
+
 def test_companions_of_macos_are_not_model_files(copied):
     for file in [*copied.iterdir()]:
         (copied / f"._{file.name}").write_bytes(b"\0\5\x16\7")

@@ -16,6 +16,7 @@ from mlx_lm.utils import load_model
 
 from edge.bench.engines.mlx import MlxEngine
 from edge.errors import EdgeError
+from edge.formats.folder import weight_files
 from edge.generate.decode import PREFILL_TOKENS
 from edge.model.load import compute_dtype, has_input_orders
 from edge.model.stablelm import current_backend
@@ -103,6 +104,9 @@ def _load(path: Path) -> tuple[Any, dict[str, Any]]:
             f"{path} keeps the act-order of its GPTQ source, which mlx-lm does not support; "
             f"convert with --requantise, or leave out --peers."
         )
+    # What mlx-lm reads: the last of several tensors of one name wins.
+    if extra := sorted({*path.glob("model*.safetensors")} - {*weight_files(path)}):
+        raise EdgeError(f"mlx-lm would also read {extra[0]}; move it to another folder.")
     try:
         model, config = load_model(path)
     except Exception as error:  # of any class, for unknown or damaged networks
