@@ -46,7 +46,6 @@ class MemoryRoom:
 
 
 def available_bytes() -> MemoryRoom:
-    """Free memory of MLX's default device."""
     if mx.default_device().type != mx.DeviceType.gpu:
         return _main_memory()
     if mx.metal.is_available():
@@ -141,7 +140,6 @@ def _group_room(folder: Path, limit: str, used: str, reclaimable: str) -> Iterat
 
 
 def peak_metric() -> str:
-    """Name of the figure that `peak_bytes` returns here."""
     names = {"Darwin": "lifetime maximum physical footprint", "Linux": "VmHWM"}
     return names.get(platform.system(), "ru_maxrss")
 

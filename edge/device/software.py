@@ -15,7 +15,6 @@ TF32 = "MLX_ENABLE_TF32"
 
 
 def software_versions() -> dict[str, str]:
-    """Package -> version, with edge and Python; `edge-revision` in a checkout."""
     versions = {"edge": edge.__version__, "python": platform.python_version()}
     if revision := checkout_revision(Path(edge.__file__).parent):
         versions["edge-revision"] = revision

@@ -204,5 +204,4 @@ def _load_warnings(before: State, after: State, threads: int) -> Iterator[tuple[
 
 
 def allowed_load() -> float:
-    """Load average that other programs may cause on this machine."""
     return max(ALLOWED_LOAD, ALLOWED_LOAD_PER_CORE * (os.cpu_count() or 1))

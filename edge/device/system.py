@@ -40,7 +40,6 @@ def text_of(path: Path) -> str | None:
 
 
 def number_in(path: Path) -> int | None:
-    """The integer in a file; None where there is none."""
     try:
         return int(text_of(path) or "")
     except ValueError:

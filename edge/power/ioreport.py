@@ -86,6 +86,5 @@ class IoReportMeter(PollingMeter):
 
 
 def _joules(metrics: Any, attributes: dict[str, str]) -> dict[str, float]:
-    """Joules of the rails that this chip has."""
     found = {rail: getattr(metrics, name, None) for rail, name in attributes.items()}
     return {rail: energy_mj / 1000 for rail, energy_mj in found.items() if energy_mj is not None}

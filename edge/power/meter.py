@@ -49,7 +49,6 @@ class Energy:
 
     @property
     def total_j(self) -> float:
-        """Sum over the rails that add up."""
         return sum(self.joules.values())
 
     @property

@@ -46,7 +46,6 @@ class NvmlMeter(PollingMeter):
             self.unavailable = reason_of(error, "NVML")
 
     def start(self) -> None:
-        """Begin sampling, with a warning about several boards."""
         super().start()
         if (boards := len(self._counters)) > 1:
             self._warn(f"{boards} boards are added up; choose with CUDA_VISIBLE_DEVICES")

@@ -60,7 +60,6 @@ class PollingMeter(Meter, ABC):
             self._thread.start()
 
     def stop(self) -> Sequence[Sample]:
-        """End sampling after the next step of the counters."""
         self._stopping.set()
         if self._thread is not None:
             self._thread.join()
@@ -102,7 +101,6 @@ class PollingMeter(Meter, ABC):
         return self.clock_ns(), reading
 
     def _poll(self) -> bool:
-        """Read the counters; true if a sample ended."""
         now_ns, now = self._stamped()
         if self._last is None:
             return False
@@ -151,7 +149,6 @@ class PollingMeter(Meter, ABC):
 
 
 def reason_of(error: Exception, library: str) -> str:
-    """The reason why a meter is unavailable."""
     return str(error).rstrip(".") if isinstance(error, EdgeError) else f"{library} failed: {error}"
 
 

@@ -44,11 +44,8 @@ _proven: set[tuple[str, ...]] = set()
 
 def find_command() -> tuple[str, ...]:
     """`sudo -n .../powermetrics`; empty where either is missing. Plain sudo would prompt."""
-    if platform.system() != "Darwin" or not all(
-        os.access(p, os.X_OK) for p in (SUDO, POWERMETRICS)
-    ):
-        return ()
-    return (SUDO, "-n", POWERMETRICS)
+    is_here = all(os.access(program, os.X_OK) for program in (SUDO, POWERMETRICS))
+    return (SUDO, "-n", POWERMETRICS) if is_here and platform.system() == "Darwin" else ()
 
 
 def forget_probes() -> None:
@@ -169,7 +166,6 @@ class PowermetricsMeter(Meter):
         self._works = self.unavailable is None
 
     def start(self) -> None:
-        """Start powermetrics; returns after its first record, or with a reason."""
         if not self._works:
             return
         self.unavailable, self.flags = None, ()

@@ -91,7 +91,6 @@ class RecordStream:
         self._good = 0
 
     def feed(self, chunk: bytes) -> list[Record]:
-        """The records that this chunk completes."""
         unscanned = max(0, len(self._buffer) - len(END) + 1)
         self._buffer += chunk
         records = []

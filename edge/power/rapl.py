@@ -92,5 +92,4 @@ class RaplMeter(PollingMeter):
 
 
 def read_uj(zone: Path) -> int:
-    """A zone's counter as the kernel gives it, in microjoules."""
     return int((zone / "energy_uj").read_text(encoding="utf-8"))

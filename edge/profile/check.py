@@ -104,7 +104,6 @@ class Checked:
     faults: list[Fault]
 
     def text(self) -> str:
-        """One line per fault, then a summary line."""
         broken = len({fault.file for fault in self.faults})
         profiles = f"{self.files} {'profile' if self.files == 1 else 'profiles'}"
         if not self.faults:
@@ -125,7 +124,6 @@ def check(paths: Iterable[Path], names: Sequence[str] | None = None) -> Checked:
 
 
 def own_names() -> tuple[str, ...]:
-    """Names of this machine and its user."""
     host = platform.node()
     names = {host, host.split(".")[0]}
     with suppress(OSError, KeyError, ImportError):  # a container's user can have no name

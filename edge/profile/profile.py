@@ -62,7 +62,6 @@ class Reason(Struct, frozen=True):
     text: str
 
     def __str__(self) -> str:
-        """The sentence in a profile."""
         return self.text if self.text.startswith(self.about) else f"{self.about}: {self.text}"
 
     @classmethod
@@ -259,11 +258,9 @@ class RowSummary(Struct, frozen=True, kw_only=True):
 
     @property
     def counts(self) -> bool:
-        """Its figures are comparable with others."""
         return self.verdict != "INVALID"
 
     def with_peer(self, name: str) -> str:
-        """The name, followed by the engine if that is a peer."""
         return name if self.engine in OWN_ENGINES.values() else f"{name} ({self.engine})"
 
     def on_gpu(self, device: Device) -> bool:
@@ -295,7 +292,6 @@ class Row(RowSummary, frozen=True, kw_only=True):
 
     @property
     def counted(self) -> list[Trial]:
-        """Trials that are not warm-ups, in time order."""
         return [trial for trial in self.trials if not trial.warmup]
 
 
@@ -361,7 +357,6 @@ def read_summary(path: Path) -> Summary:
 
 
 def write(profile: Profile, path: Path) -> None:
-    """Writes the whole profile, replacing an older file."""
     with atomic_write(path) as partial:
         partial.write_text(profile.to_json(), encoding="utf-8")
 
@@ -383,7 +378,6 @@ def is_profile_name(name: str) -> bool:
 
 
 def read_bytes(path: Path) -> bytes:
-    """Content of a file of at most MAX_BYTES."""
     try:
         return read_small_file(path, MAX_BYTES)
     except EdgeError as error:

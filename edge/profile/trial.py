@@ -40,7 +40,6 @@ class EnergyWindow(Struct, frozen=True, kw_only=True):
 
     @property
     def power_w(self) -> float | None:
-        """Mean power over the window."""
         return None if self.total_j is None else self.total_j / self.window_s
 
     @property
@@ -86,7 +85,6 @@ class Trial(Struct, frozen=True, kw_only=True):
 
     @property
     def prefills(self) -> list[tuple[int, int]]:
-        """Begin and end of every prefill pass."""
         begin_ns, end_ns = self.prefill_begin_ns, self.prefill_end_ns
         if begin_ns is not UNSET and end_ns is not UNSET:
             return [(begin_ns, end_ns)] if self.ttft_s is not None else []
@@ -94,7 +92,6 @@ class Trial(Struct, frozen=True, kw_only=True):
 
     @property
     def passes(self) -> list[tuple[int, int]]:
-        """First and last stamp of every generation pass."""
         if self.token_ns is not UNSET:
             return [(self.token_ns[0], self.token_ns[-1])] if self.token_ns else []
         return list(zip(self.pass_begin_ns, self.pass_end_ns, strict=False))

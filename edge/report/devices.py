@@ -108,7 +108,6 @@ def compare_devices(
 
 
 def _read_folder(folder: Path, left_out: list[LeftOut]) -> dict[str, Summary]:
-    """Profiles below a folder, by their path in it."""
     if not folder.is_dir():
         raise EdgeError(f"{folder} is not a folder: give one that contains profiles (*.json).")
 
@@ -301,7 +300,6 @@ def devices_tables(comparison: DeviceComparison) -> list[DeviceTable]:
 
 
 def devices_markdown(comparison: DeviceComparison) -> str:
-    """The comparison as Markdown; names are escaped."""
     parts = [*_opening(comparison)]
     for table in devices_tables(comparison):
         head, *lines = ([*map(escape, line)] for line in (table.columns, *table.rows))

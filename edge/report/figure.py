@@ -90,7 +90,6 @@ class NamedFigure:
         return _to_svg(self.figure, prefix + self.name)
 
     def png(self) -> bytes:
-        """The whole figure as a PNG file, 150 dots per inch."""
         buffer = io.BytesIO()
         self._lay_out(whole=True)
         with style():
@@ -99,7 +98,6 @@ class NamedFigure:
         return buffer.getvalue()
 
     def _repr_svg_(self) -> str:
-        """For notebooks."""
         return self.svg()
 
     def _lay_out(self, whole: bool) -> None:
@@ -131,7 +129,6 @@ def style() -> Iterator[None]:
 
 
 def new_figure(height_in: float) -> Figure:
-    """An empty figure; `height_in` is the height of its panels."""
     return Figure(figsize=(WIDTH_IN, height_in), layout="constrained")
 
 
@@ -184,7 +181,6 @@ def legend_columns(labels: Sequence[str]) -> int:
 
 
 def colour_of(engine: str) -> str:
-    """The engine's colour; grey for an unknown one."""
     return COLOURS.get(engine, GREY)
 
 

@@ -55,12 +55,10 @@ def table11() -> dict[str, Any]:
 
 
 def other_figures() -> dict[str, Any]:
-    """Rates of other models, with their sources."""
     return _read("apple_silicon.json")
 
 
 def table11_rows() -> list[PublishedRow]:
-    """Rows in the report's order."""
     return [PublishedRow(**row) for row in table11()["rows"]]
 
 

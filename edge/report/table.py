@@ -54,7 +54,6 @@ class Table:
     words: tuple[str, ...]
 
     def markdown(self) -> str:
-        """An aligned Markdown table."""
         lines = [[escape(cell.text) for cell in line] for line in self.lines]
         return markdown(self.head, lines, self.words)
 
@@ -163,7 +162,6 @@ def markdown_section(profile: Profile) -> str:
 
 
 def provenance(profile: Profile) -> str:
-    """Device, versions, meter and time in one line."""
     software, revision = profile.software, profile.software.get("edge-revision", "")
     commit, _, changed = revision.partition("-")
     edge = f"edge {software.get('edge') or 'of unknown version'}"

@@ -54,7 +54,6 @@ class Source:
 
 
 def report_files(read: Sequence[tuple[Profile, bytes]]) -> Iterator[tuple[str, bytes]]:
-    """Path and content of every file of a report, from profiles and their files' bytes."""
     sources = [Source(profile, draw(profile), data) for profile, data in read]
     profiles = [profile for profile, _ in read]
     yield "report.html", render_page(sources).encode()
@@ -68,7 +67,6 @@ def report_files(read: Sequence[tuple[Profile, bytes]]) -> Iterator[tuple[str, b
 
 
 def render_page(sources: Sequence[Source]) -> str:
-    """The page for one or more profiles."""
     sections = [_section(number, source) for number, source in enumerate(sources, 1)]
     style, script = _part("style.css"), _part("script.js")
     template = Environment(autoescape=True, undefined=StrictUndefined).from_string(

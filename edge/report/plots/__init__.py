@@ -30,7 +30,6 @@ class Drawn:
 
 
 def draw(profile: Profile) -> Drawn:
-    """Draw every plot that the profile has data for."""
     drawn = {title: plot(profile) for title, plot in PLOTS.items()}
     titles: dict[str, list[str]] = {}
     for title, found in drawn.items():

@@ -35,7 +35,6 @@ class Sampled:
     series: PowerSeries
 
     def seconds(self, stamp_ns: int) -> float:
-        """Time since the process's first sample."""
         return (stamp_ns - self.series.begin_ns[0]) / 1e9
 
     @property
@@ -49,7 +48,6 @@ class Sampled:
         return {rail: used[rail] for rail in [*RAILS, *sorted(used)] if rail in used}
 
     def windows_s(self, kind: str) -> list[tuple[float, float]]:
-        """Timed windows of the process's trials."""
         trials = [t for t in self.row.trials if t.round == self.process.round]
         passes = [trial.prefills if kind == "prefill" else trial.passes for trial in trials]
         found = [(self.seconds(p[0][0]), self.seconds(p[-1][1])) for p in passes if p]

@@ -40,7 +40,6 @@ class Spread:
 
 
 def spread(quantity: Quantity | None) -> Spread | None:
-    """The interval of the mean, else one standard deviation, else the median alone."""
     if quantity is None:
         return None
     median, mean, n = quantity.median, quantity.mean, quantity.n
@@ -52,7 +51,6 @@ def spread(quantity: Quantity | None) -> Spread | None:
 
 
 def spread_kinds(spreads: Iterable[Spread]) -> str:
-    """Description of the kinds of intervals that occur."""
     found = {spread.kind for spread in spreads}
     return " or, without one, ".join(text for kind, text in SPREADS.items() if kind in found)
 
@@ -76,7 +74,6 @@ def side_by_side(rows: Sequence[Row]) -> list[Row]:
 
 
 def heading(row: Row, rows: Sequence[Row]) -> str:
-    """A row's label, with its verdict if that is not VALID."""
     label = row_label(row, has_tests(rows))
     return label if row.verdict == "VALID" else f"{label} {row.verdict}"
 
