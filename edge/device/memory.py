@@ -150,10 +150,12 @@ def peak_bytes() -> int:
     Not ru_maxrss: on macOS it misses Metal's buffers, on Linux it begins with the memory of the
     parent at the time of the start.
     """
-    on_mac = platform.system() == "Darwin"
-    found = _footprint_bytes() if on_mac else _resident_bytes()
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return found or (peak if on_mac else peak * 1024)  # the unit differs by system
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # the unit differs by system
+    if platform.system() == "Darwin":
+        return _footprint_bytes() or peak
+    status = text_of(Path("/proc/self/status")) or ""
+    found = re.search(r"^VmHWM:\s*(\d+) kB$", status, re.MULTILINE)
+    return 1024 * (int(found[1]) if found else peak)
 
 
 def _footprint_bytes() -> int | None:
@@ -166,9 +168,3 @@ def _footprint_bytes() -> int | None:
     if system.proc_pid_rusage(os.getpid(), RUSAGE_INFO_V4, ctypes.byref(info)) != 0:
         return None
     return int(struct.unpack_from("<Q", info.raw, LIFETIME_MAX_OFFSET)[0])
-
-
-def _resident_bytes() -> int | None:
-    status = text_of(Path("/proc/self/status")) or ""
-    match = re.search(r"^VmHWM:\s*(\d+) kB$", status, re.MULTILINE)
-    return int(match[1]) * 1024 if match else None

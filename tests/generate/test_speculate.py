@@ -34,26 +34,23 @@ class Fixed(DraftLength):
         return min(self.proposals, most) if kind else 0
 
 
-class Oracle:
+class Oracle(PromptLookup):
     """Proposes a known text, with a wrong id in every so many."""
 
     def __init__(self, prompt_tokens, text, wrong_every=10**9):
+        super().__init__()
         self.length = Fixed(5)
         self.text = [1 if i % wrong_every == wrong_every - 1 else t for i, t in enumerate(text)]
         self.prompt_tokens = prompt_tokens
 
-    def begin(self, ids):
-        self.drafted = self.accepted = 0
-        self.place = len(ids) - self.prompt_tokens
-
-    def extend(self, ids):
-        self.place += len(ids)
+    def rest(self):
+        return self.text[len(self._ids) - self.prompt_tokens :]
 
     def kind(self):
-        return int(self.place + speculate.MOST_PROPOSED < len(self.text))
+        return int(len(self.rest()) > speculate.MOST_PROPOSED)
 
     def propose(self, count):
-        return self.text[self.place : self.place + count]
+        return self.rest()[:count]
 
 
 def lookup():
