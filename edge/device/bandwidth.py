@@ -30,9 +30,10 @@ MIN_PASSES, BUDGET_S = 3, 0.4
 def measure_bandwidth(threads: int) -> tuple[float, str]:
     """Bytes per second of the better kernel, measured for about BUDGET_S, and how."""
     cache_bytes = last_level_cache_bytes()
+    wanted = min(max(4 * (cache_bytes or 0), SMALLEST_TOTAL_BYTES), LARGEST_TOTAL_BYTES)
+    total_bytes = min(wanted, psutil.virtual_memory().available // 4)
     with ThreadPoolExecutor(threads) as pool:
-        elements = _total_bytes(cache_bytes) // 24 // threads
-        shares = list(pool.map(_fill, [elements] * threads))
+        shares = list(pool.map(_fill, [total_bytes // 24 // threads] * threads))
         moved = 24 * sum(len(share[0]) for share in shares)
         best = {_triad: float("inf"), _read: float("inf")}
         end_s, passes = time.perf_counter() + BUDGET_S, 0
@@ -49,11 +50,6 @@ def measure_bandwidth(threads: int) -> tuple[float, str]:
         f"{threads} threads, {moved / 2**20:.0f} MiB{times}; triad {triad / 1e9:.1f} GB/s"
     )
     return max(read, triad), how
-
-
-def _total_bytes(cache_bytes: int | None) -> int:
-    wanted = min(max(4 * (cache_bytes or 0), SMALLEST_TOTAL_BYTES), LARGEST_TOTAL_BYTES)
-    return min(wanted, psutil.virtual_memory().available // 4)
 
 
 def _fill(elements: int) -> Arrays:

@@ -9,8 +9,7 @@ import math
 import statistics
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from rapidfuzz.distance import Levenshtein
 
@@ -29,8 +28,7 @@ HEAD = ("Artefact", "Middles", "Samples", "Exact match", "without end spaces", "
 WORDS = 2
 
 
-@dataclass(frozen=True)
-class Score:
+class Score(NamedTuple):
     """Comparison of a middle with the expected one."""
 
     exact: bool
@@ -39,11 +37,8 @@ class Score:
 
 
 def score(expected: str, got: str) -> Score:
-    return Score(
-        exact=got == expected,
-        stripped=got.strip() == expected.strip(),
-        similarity=Levenshtein.normalized_similarity(expected, got),
-    )
+    similarity = Levenshtein.normalized_similarity(expected, got)
+    return Score(got == expected, got.strip() == expected.strip(), similarity)
 
 
 def summarise(scores: Sequence[Score]) -> dict[str, Any]:
