@@ -22,7 +22,8 @@ from pathlib import Path
 
 from apart import Used, in_turn, run_process
 
-from edge.convert.checkpoint import Corrections, open_checkpoint
+from edge.convert.artefacts.manifest import Corrections
+from edge.convert.checkpoint import open_checkpoint
 from edge.convert.stream import Block, blocks
 from edge.formats.safetensors import Planned, ShardWriter
 from edge.model.tensors import expected_shapes

@@ -35,8 +35,9 @@ import edge  # noqa: F401  before MLX, which it prepares
 import mlx.core as mx
 from apart import in_turn
 
+from edge.convert.artefacts.manifest import Corrections
 from edge.convert.artefacts.recipes import RECIPES
-from edge.convert.checkpoint import Corrections, open_checkpoint
+from edge.convert.checkpoint import open_checkpoint
 from edge.convert.convert import convert
 from edge.errors import EdgeError
 from edge.generate.decode import generate_tokens

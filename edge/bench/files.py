@@ -10,17 +10,26 @@ from typing import Any
 
 from edge.bench.engines.engine import LLAMA_CPP, MLX_LM
 from edge.bench.plan import UNLIMITED, Target
+from edge.convert.artefacts.content import (
+    Packings,
+    Tensors,
+    check_name,
+    contradiction,
+    gguf_precision,
+    mlx_precision,
+    packings,
+    read_mlx,
+)
 from edge.convert.artefacts.manifest import read_manifest
 from edge.convert.artefacts.recipes import RECIPES, Recipe
 from edge.convert.sources.find import DEMO, SMOLLM2, existing_path
 from edge.convert.targets import file_bytes
-from edge.errors import EdgeError, printable
+from edge.errors import EdgeError
 from edge.formats.files import read_json_object
 from edge.formats.folder import HUB_FOLDER, inside
-from edge.formats.gguf import GgufFile, read_model, unsplit_name
-from edge.formats.safetensors import FLOATS, StoredTensor
+from edge.formats.gguf import read_model, unsplit_name
+from edge.formats.safetensors import FLOATS
 from edge.model.config import MODEL_TYPES
-from edge.model.memory import read_tensors
 from edge.profile.profile import ModelInfo
 
 # Name of the model of a run over files of several.
@@ -36,8 +45,6 @@ TOKEN_TABLE = re.compile(r"(?:embed_tokens|wte|tok_embeddings|word_embeddings|em
 ENDING = re.compile(
     r"(?:[-_.](?:\d+-?bits?|mlx|gguf|int\d|fp?\d+|bf16|i?q\d\w*|(?:mx|nv)fp\d))+$", re.IGNORECASE
 )
-FLOAT_PRECISIONS = {"F32": "FP32", "F16": "FP16"}
-GUESSED = 1024  # from here on general.file_type is llama.cpp's guess
 # Tensors of rope scaling, which are not weights.
 ROPE_PREFIX = "rope_f"
 
@@ -64,6 +71,7 @@ def open_files(models: Sequence[str]) -> list[Target]:
                 f"{model} is not a GGUF file or MLX directory, as each of several models must be; "
                 f"give it alone to convert it."
             )
+        check_name(path)
         target = _directory(path) if path.is_dir() else _gguf_file(path)
         targets.setdefault(Path(target.path).resolve(), target)
     return _distinct([*targets.values()])
@@ -101,7 +109,7 @@ def _gguf_file(path: Path) -> Target:
     weights = (t for t in file.tensors if not t.name.startswith(ROPE_PREFIX))
     return _target(
         file.path,  # the first part of a split model, with which llama.cpp finds the others
-        Recipe(unsplit_name(path), "GGUF", _gguf_precision(file)),
+        Recipe(unsplit_name(path), "GGUF", gguf_precision(file)),
         LLAMA_CPP,
         vocab_size=_vocab_size(path, count, next(tables, None)),
         context_tokens=_count(keys.get(f"{architecture}.context_length")) or UNLIMITED,
@@ -110,66 +118,36 @@ def _gguf_file(path: Path) -> Target:
     )
 
 
-def _gguf_precision(file: GgufFile) -> str:
-    """The name of general.file_type, else the type of most bytes."""
-    from gguf.constants import LlamaFileType  # here: the package takes half a second to load
-
-    names = {int(kind): kind.name.partition("_")[2] for kind in LlamaFileType if kind < GUESSED}
-    sizes: Counter[str] = Counter()
-    for tensor in file.tensors:
-        sizes[tensor.kind] += tensor.data_bytes
-    code = file.keys.get("general.file_type")
-    name = names.get(code) if isinstance(code, int) else None
-    name = name or (sizes.most_common(1)[0][0] if sizes else "unknown")
-    return FLOAT_PRECISIONS.get(name, name)
-
-
 def _directory(path: Path) -> Target:
     raw = read_json_object(inside(path, CONFIG))
     inner = raw.get("text_config")  # of the language model in one for images or sound
     config = {**raw, **inner} if isinstance(inner, Mapping) else raw
-    tensors = read_tensors(path)
+    quantisation, tensors = read_mlx(path)
+    packed = packings(quantisation, tensors)
     tables = (t.shape[0] for name, t in tensors.items() if TOKEN_TABLE.search(name))
-    quantisation = config.get("quantization")
-    quantisation = quantisation if isinstance(quantisation, Mapping) else {}
     name = path.resolve().name
     if path.resolve().parent.name == "snapshots":  # of the hub's cache, named after a commit
         repository = path.resolve().parent.parent.name
         name = repository.removeprefix(HUB_FOLDER).rpartition("--")[2]
     return _target(
         path,
-        Recipe(name, "MLX", _mlx_precision(quantisation, tensors)),
+        Recipe(name, "MLX", mlx_precision(quantisation, tensors, packed)),
         MLX_LM,
         vocab_size=_vocab_size(path, _first_count(config, VOCAB_KEYS), max(tables, default=None)),
         context_tokens=_first_count(config, CONTEXT_KEYS) or UNLIMITED,
-        parameters=_mlx_parameters(quantisation, tensors),
+        parameters=_mlx_parameters(tensors, packed),
         data_bytes=sum(tensor.data_bytes for tensor in tensors.values()),
     )
 
 
-def _mlx_precision(quantisation: Mapping[str, Any], tensors: Mapping[str, StoredTensor]) -> str:
-    mode, bits = quantisation.get("mode", "affine"), quantisation.get("bits")
-    if quantisation:
-        return printable(f"INT{bits}" if mode == "affine" else str(mode).upper())[:20]
-    sizes: Counter[str] = Counter()
-    for tensor in tensors.values():
-        sizes[tensor.dtype] += tensor.data_bytes if tensor.dtype in FLOATS else 0
-    kind = sizes.most_common(1)[0][0] if sizes else "unknown"
-    return FLOAT_PRECISIONS.get(kind, kind)
-
-
-def _mlx_parameters(quantisation: Mapping[str, Any], tensors: Mapping[str, StoredTensor]) -> int:
-    """Floats, and the numbers that quantised matrices pack into words of 32 bits."""
-    total = 0
+def _mlx_parameters(tensors: Tensors, packed: Packings) -> int:
+    """Floats, and the numbers that quantised matrices pack."""
+    total = packed.total()
     for name, tensor in tensors.items():
         stem, _, part = name.rpartition(".")
-        is_quantised = f"{stem}.scales" in tensors
-        if not is_quantised or part not in ("weight", "scales", "biases"):
-            total += prod(tensor.shape) if tensor.dtype in FLOATS else 0
-        elif part == "weight":
-            own = quantisation.get(stem)
-            bits = (own if isinstance(own, Mapping) else quantisation).get("bits")
-            total += prod(tensor.shape) * 32 // (_count(bits) or 4)
+        is_packed = f"{stem}.scales" in tensors and part in ("weight", "scales", "biases")
+        if tensor.dtype in FLOATS and not is_packed:
+            total += prod(tensor.shape)
     return total
 
 
@@ -191,8 +169,9 @@ def _target(
     if manifest is not None:  # an artefact of edge says what it was made from
         name = manifest.source.rpartition("/")[2].removesuffix(".gguf").replace(":", "-")
         model = ModelInfo(name, manifest.source, manifest.revision, parameters, manifest.synthetic)
-        known = RECIPES.get(manifest.artefact, recipe)
-        recipe = replace(recipe, precision=known.precision)
+        known = RECIPES.get(manifest.artefact)
+        if known and not contradiction(path, known, manifest):
+            recipe = replace(recipe, precision=known.precision)
     return Target(
         recipe,
         str(path),

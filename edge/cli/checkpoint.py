@@ -9,7 +9,8 @@ from pathlib import Path
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn
 
-from edge.convert.checkpoint import Checkpoint, Corrections, open_checkpoint
+from edge.convert.artefacts.manifest import Corrections
+from edge.convert.checkpoint import Checkpoint, open_checkpoint
 from edge.stdout import unfiltered
 
 

@@ -10,8 +10,8 @@ from pathlib import Path
 from edge.cli.checkpoint import open_named, output_folder, progress_bars
 from edge.cli.options.convert import OF_CHECKPOINT, refuse_others
 from edge.cli.options.shared import TABLE_11_RECIPES
+from edge.convert.artefacts.manifest import Corrections
 from edge.convert.artefacts.recipes import GPTQ, MENDED
-from edge.convert.checkpoint import Corrections
 from edge.convert.convert import Artefact, convert
 from edge.convert.fix_gguf import fix_gguf
 from edge.convert.targets import Options, file_bytes, list_artefacts

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import edge
+from edge.convert.artefacts.content import check_name
 from edge.errors import EdgeError, printable
 from edge.formats.files import visible
 from edge.generate.decode import LlamaSource
@@ -52,15 +53,21 @@ def runnable(
     """
     path = DEMO if model == "demo" else Path(model).expanduser()
     if is_gguf_file(model):
-        return gguf_file(model)
-    if not path.is_dir():
+        path = gguf_file(model)
+    elif path.is_dir():
+        _check_is_one(path)
+    else:
         return _converted(model, command, artefact, check)
+    check_name(path)
+    return path
+
+
+def _check_is_one(path: Path) -> None:
     inside = [p for p in visible(path) if (p / "config.json").is_file()]
     if inside and not (path / "config.json").exists():
         raise EdgeError(
             f"{path} is a folder of models; name one of them: {', '.join(map(str, inside))}."
         )
-    return path
 
 
 def open_for(command: str, path: Path, kv_bits: int | None = None) -> Opened:

@@ -7,11 +7,12 @@ import json
 import os
 import tempfile
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from edge.convert.artefacts.manifest import Corrections
 from edge.convert.sources.directory import open_directory
 from edge.convert.sources.find import Source, find_source
 from edge.convert.sources.gguf import open_gguf
@@ -31,22 +32,6 @@ SAMPLE_BYTES = 4096
 
 
 @dataclass(frozen=True)
-class Corrections:
-    """The user's values that replace the source's."""
-
-    layers: int | None = None  # of a synthetic model
-    rope_theta: float | None = None  # rotary base
-    context: int | None = None  # number of positions
-
-    def applied(self, config: ModelConfig) -> ModelConfig:
-        if self.rope_theta is not None:
-            config = replace(config, rope_theta=self.rope_theta)
-        if self.context is not None:
-            config = replace(config, max_position_embeddings=self.context)
-        return config
-
-
-@dataclass(frozen=True)
 class Checkpoint:
     """Config and tensors of one source; every tensor exists in the right shape."""
 
@@ -56,7 +41,7 @@ class Checkpoint:
     tokenizer_files: Mapping[str, bytes]  # tokenizer and generation files by name
     warnings: tuple[str, ...] = ()  # sentences to read before trusting the result
     title: str | None = None  # the model's name in the source
-    corrections: Corrections = Corrections()
+    corrections: Corrections = field(default_factory=Corrections)
 
     @property
     def parameters(self) -> int:

@@ -14,11 +14,11 @@ from pathlib import Path
 from threading import Event
 
 import edge
+from edge.convert.artefacts.content import contradiction
 from edge.convert.artefacts.gguf import GgufWriter, check_expressible, gguf_notes
 from edge.convert.artefacts.manifest import (
     TOOLS,
     Manifest,
-    file_sha256,
     gguf_sha256,
     read_manifest,
     write_manifest,
@@ -26,10 +26,9 @@ from edge.convert.artefacts.manifest import (
 from edge.convert.artefacts.mlx import MlxWriter
 from edge.convert.artefacts.recipes import RECIPES, Recipe
 from edge.convert.checkpoint import Checkpoint
-from edge.convert.sources.directory import SMALL_FILES
 from edge.convert.stream import Writer, stream
 from edge.convert.targets import Options, Target, bits_per_weight, planned_bytes, targets
-from edge.convert.verify import describe_loss
+from edge.convert.verify import describe_loss, hash_sources
 from edge.errors import EdgeError
 from edge.formats.files import (
     OLD,
@@ -37,10 +36,10 @@ from edge.formats.files import (
     atomic_write,
     check_writable,
     os_errors_as_edge_error,
+    read_json_object,
     read_text,
     remove,
 )
-from edge.formats.safetensors import INDEX
 from edge.llama_cpp.quantise import fallback_warning, quantise, read_imatrix
 
 # Takes an artefact's name and its finished fraction, 0 to 1.
@@ -81,7 +80,7 @@ def convert(
     for target in wanted:
         check_is_not_source(target.path, checkpoint)
     with lock_folder(out, notice):
-        missing = [t for t in wanted if options.force or not _is_there(t, checkpoint)]
+        missing = [t for t in wanted if options.force or not _is_there(t, checkpoint, notice)]
         if missing:
             with os_errors_as_edge_error(out):
                 _Conversion(checkpoint, out, progress, options).run(missing)
@@ -101,7 +100,8 @@ def finished(recipe: Recipe, path: Path, kept: bool) -> Artefact:
     return Artefact(recipe, path, kept, manifest.notes if manifest else ())
 
 
-def _is_there(target: Target, checkpoint: Checkpoint) -> bool:
+def _is_there(target: Target, checkpoint: Checkpoint, notice: Notice) -> bool:
+    """True if the target exists; one that is damaged or of another recipe is made again."""
     if not target.path.exists():
         return False
     found = read_manifest(target.path)
@@ -109,6 +109,9 @@ def _is_there(target: Target, checkpoint: Checkpoint) -> bool:
         reason = "is not a complete artefact of edge"
     elif found.fingerprint != checkpoint.fingerprint:
         reason = "was made from another checkpoint"
+    elif fault := _fault(target.path, target.recipe, found):
+        notice(f"{fault}; it is made again.")
+        return False
     elif target.chosen and (found.recipe, found.exact) != (target.record(), target.exact):
         reason = "was made with other options"
     else:
@@ -117,6 +120,17 @@ def _is_there(target: Target, checkpoint: Checkpoint) -> bool:
         f"{target.path} {reason}; replace it with 'edge convert MODEL --to {target.recipe.name} "
         f"--force', or choose another --out."
     )
+
+
+def _fault(path: Path, recipe: Recipe, manifest: Manifest) -> str | None:
+    """Reason why an existing artefact cannot be kept, by headers and small files."""
+    try:
+        for name in manifest.output_sha256 if path.is_dir() else ():
+            if name.endswith(".json"):
+                read_json_object(path / name)
+        return contradiction(path, recipe, manifest)
+    except EdgeError:
+        return f"{path} is damaged"
 
 
 @dataclass
@@ -147,7 +161,7 @@ class _Conversion:
         stop = Event()
         with ThreadPoolExecutor(1) as background:
             # While the tensors pass, on another core: the files are in the system's cache.
-            self._sources = background.submit(_hash_sources, self.checkpoint, stop.is_set)
+            self._sources = background.submit(hash_sources, self.checkpoint, stop.is_set)
             try:
                 if streamed or floats:
                     self._stream([*streamed, *floats])
@@ -162,9 +176,12 @@ class _Conversion:
         there = {target.recipe for target in streamed}
         needed = []
         for recipe in {float_of(target): None for target in later}:
-            found = read_manifest(recipe.path_in(self.out))
-            ours = found is not None and found.fingerprint == self.checkpoint.fingerprint
-            if recipe not in there and not ours:
+            path = recipe.path_in(self.out)
+            found = read_manifest(path)
+            usable = found is not None and (
+                found.fingerprint == self.checkpoint.fingerprint and not _fault(path, recipe, found)
+            )
+            if recipe not in there and not usable:
                 needed.append(Target(recipe, recipe.path_in(self._floats)))
         return needed
 
@@ -258,14 +275,6 @@ def is_synthetic(checkpoint: Checkpoint) -> bool:
     path = checkpoint.source.path
     manifest = read_manifest(path) if path else None
     return path is None or (manifest is not None and manifest.synthetic)
-
-
-def _hash_sources(checkpoint: Checkpoint, stopped: Callable[[], bool]) -> dict[str, str]:
-    """SHA-256 of every file that was read, by name."""
-    path = checkpoint.source.path
-    small = [path / name for name in (*SMALL_FILES, INDEX)] if path else []
-    files = [*filter(Path.is_file, small), *checkpoint.weights.files]
-    return {file.name: file_sha256(file, stopped) for file in files}
 
 
 @contextmanager

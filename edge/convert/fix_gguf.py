@@ -17,12 +17,13 @@ from edge.convert.artefacts.gguf_tokenizer import SPECIAL_IDS
 from edge.convert.artefacts.manifest import (
     BLANK,
     GGUF_KEY,
+    Corrections,
     file_sha256,
     gguf_sha256,
     write_manifest,
 )
 from edge.convert.artefacts.recipes import MENDED
-from edge.convert.checkpoint import Corrections, open_checkpoint
+from edge.convert.checkpoint import open_checkpoint
 from edge.convert.convert import (
     Artefact,
     Notice,

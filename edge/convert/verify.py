@@ -2,11 +2,13 @@
 
 import math
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
+from edge.convert.artefacts.content import contradiction, named_recipe
 from edge.convert.artefacts.manifest import (
     MLX_FILE,
     Manifest,
@@ -16,11 +18,13 @@ from edge.convert.artefacts.manifest import (
 )
 from edge.convert.artefacts.recipes import RECIPES, rounding_bound
 from edge.convert.checkpoint import Checkpoint, open_checkpoint, open_path
+from edge.convert.sources.directory import SMALL_FILES
 from edge.convert.sources.find import DEMO, HUB_ID, SMOLLM2
 from edge.convert.sources.synthetic import PREFIX
 from edge.convert.sources.weights import Opened, Shape, Weights
 from edge.errors import EdgeError
-from edge.formats.files import open_file, visible
+from edge.formats.files import open_file, read_small_file, visible
+from edge.formats.safetensors import INDEX, read_header
 from edge.model.tensors import check_shapes, expected_shapes
 
 WORST = 5
@@ -69,6 +73,9 @@ def verify(
         opened = open_path(artefact)
         config = opened.config.matching(opened.weights.shapes)
         check_shapes(config, opened.weights.shapes, str(artefact))
+        recipe = named_recipe(artefact) or RECIPES.get(manifest.artefact)
+        if recipe and (reason := contradiction(artefact, recipe, manifest)):
+            problems.append(f"{reason}; convert the model again.")
     except EdgeError as error:
         problems.append(str(error))
     else:
@@ -78,6 +85,11 @@ def verify(
             problems.append(
                 f"{artefact} was not made from {checkpoint.source.origin} as it is now; "
                 f"name its own source ({manifest.source}), or convert again."
+            )
+        elif changed := _changed_source(checkpoint, manifest):
+            problems.append(
+                f"{changed} of {checkpoint.source.origin} has changed since {artefact} was made; "
+                f"convert again."
             )
         elif manifest.recipe.get("learned") == "awq":  # by releases up to 0.9
             remarks.append("AWQ moves scales between tensors, so no single one can be compared.")
@@ -129,21 +141,52 @@ def _manifest_of(artefact: Path) -> Manifest:
     return manifest
 
 
+def hash_sources(
+    checkpoint: Checkpoint, stopped: Callable[[], bool] = lambda: False
+) -> dict[str, str]:
+    """SHA-256 of every file that was read, by name."""
+    path = checkpoint.source.path
+    small = [path / name for name in (*SMALL_FILES, INDEX)] if path else []
+    files = [*filter(Path.is_file, small), *checkpoint.weights.files]
+    return {file.name: file_sha256(file, stopped) for file in files}
+
+
+def _changed_source(checkpoint: Checkpoint, manifest: Manifest) -> str | None:
+    """Name of a file of the source that is not as it was."""
+    found = hash_sources(checkpoint)
+    recorded = manifest.source_sha256.items()
+    return next((name for name, digest in recorded if found.get(name) != digest), None)
+
+
 def _changed_files(artefact: Path, manifest: Manifest) -> list[str]:
     """Sentences on files that are missing, changed or new."""
     expected = manifest.output_sha256
     if not artefact.is_dir():
-        if gguf_sha256(artefact) == next(iter(expected.values()), None):
-            return []
-        return [f"{artefact} has changed since it was made; convert the model again."]
+        return _changed(artefact, next(iter(expected.values()), ""), gguf_sha256)
     problems = []
-    for path, digest in ((artefact / name, digest) for name, digest in expected.items()):
-        if not path.is_file():
-            problems.append(f"{path} is missing; convert the model again.")
-        elif file_sha256(path) != digest:
-            problems.append(f"{path} has changed since it was made; convert the model again.")
+    for name, digest in expected.items():
+        problems += _changed(artefact / name, digest, file_sha256)
     others = [path for path in visible(artefact) if path.name not in {*expected, MLX_FILE}]
     return problems + [f"{path} is not part of the artefact; remove it." for path in others]
+
+
+def _changed(path: Path, digest: str, sha256: Callable[[Path], str]) -> list[str]:
+    if not path.exists():
+        return [f"{path} is missing; convert the model again."]
+    try:
+        with open_file(path):
+            pass
+    except EdgeError as error:
+        return [str(error)]
+    with suppress(EdgeError):
+        # Before the digest, which would read a huge file to its end.
+        if path.suffix == ".safetensors":
+            read_header(path)
+        elif path.suffix != ".gguf":
+            read_small_file(path)
+        if sha256(path) == digest:
+            return []
+    return [f"{path} has changed since it was made; convert the model again."]
 
 
 def _compare(

@@ -4,10 +4,11 @@ import contextlib
 from collections.abc import Sequence
 from pathlib import Path
 
-from edge.convert.artefacts.recipes import RECIPES, Recipe
+from edge.convert.artefacts.content import check_name, gguf_precision
+from edge.convert.artefacts.recipes import Recipe
 from edge.convert.convert import Artefact
 from edge.errors import EdgeError
-from edge.formats.gguf import unsplit_name
+from edge.formats.gguf import read_model, unsplit_name
 from edge.llama_cpp.session import LlamaSession
 from edge.llama_cpp.vocabulary import read_tokenizer
 from edge.quality.corpus import Windows, windows_of
@@ -28,9 +29,10 @@ def open_files(
         raise EdgeError("two of the GGUF files have the same name; measure them one by one.")
     artefacts, windows, shapes, parameters = [], [], [], []
     for path in paths:
+        check_name(path)
+        recipe = Recipe(unsplit_name(path), "GGUF", gguf_precision(read_model(path)))
+        artefacts.append(Artefact(recipe, path, kept=True))
         with contextlib.closing(LlamaSession(path, FEW_TOKENS, 1)) as session:
-            recipe = Recipe(unsplit_name(path), "GGUF", _precision(session))
-            artefacts.append(Artefact(recipe, path, kept=True))
             limit, tokenizer = session.trained_tokens, read_tokenizer(session)
             windows.append(windows_of(limit, tokenizer, corpus, window, tokens))
             shapes.append(GgufShape(session.vocab_size, session.kv_elements_per_position))
@@ -42,12 +44,3 @@ def open_files(
             )
     largest = max(shapes, key=lambda shape: shape.cache_elements)
     return artefacts, parameters, windows[0], largest
-
-
-def _precision(session: LlamaSession) -> str:
-    from gguf import LlamaFileType  # here: the package takes half a second to load
-
-    found = session.metadata("general.file_type")
-    known = {str(recipe.file_type): recipe.precision for recipe in RECIPES.values()}
-    names = {str(int(kind)): kind.name.removeprefix("MOSTLY_") for kind in LlamaFileType}
-    return str({**names, **known}.get(str(found), "unknown"))

@@ -1,5 +1,6 @@
 """`edge bench` on files that are measured as they are."""
 
+import json
 import shutil
 
 import pytest
@@ -14,8 +15,10 @@ QUICK = ("-p", "8", "-n", "4", "-r", "1", "--min-window", "0", "--cooldown", "0"
 
 
 def test_files_of_several_models_are_rows_of_one_profile(command, demo_out, tmp_path):
-    shutil.copytree(write_mlx(tmp_path / "Tiny-4bit", "qwen2", 4), tmp_path / "unknown")
-    (tmp_path / "unknown" / "config.json").write_text('{"model_type": "new", "vocab_size": 9}')
+    tiny, unknown = write_mlx(tmp_path / "Tiny-4bit", "qwen2", 4), tmp_path / "unknown"
+    shutil.copytree(tiny, unknown)
+    config = json.loads((tiny / "config.json").read_text()) | {"model_type": "new"}
+    (unknown / "config.json").write_text(json.dumps(config))
     other = write_gguf(tmp_path / "other.gguf", "qwen2")
     paths = (demo_out / "gguf-q6_k.gguf", tmp_path / "Tiny-4bit", other, tmp_path / "unknown")
     code, out, err = command("bench", *paths, *QUICK, "--save", tmp_path / "saved", "--quality")
@@ -29,7 +32,7 @@ def test_files_of_several_models_are_rows_of_one_profile(command, demo_out, tmp_
         ("gguf-q6_k", "llama.cpp", "Q6_K", "demo"),
         ("Tiny-4bit", "mlx-lm", "INT4", "Tiny"),
         ("other", "llama.cpp", "FP16", "other"),
-        ("unknown", "mlx-lm", "BF16", "unknown"),
+        ("unknown", "mlx-lm", "INT4", "unknown"),
     ]
     *measured, unknown = profile.rows
     assert all(row.decode_tok_s and row.prefill_tok_s for row in measured)

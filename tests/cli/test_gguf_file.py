@@ -119,7 +119,7 @@ def test_a_split_model_opens_by_its_first_part(command, demo_out, tmp_path):
     [
         (("chat", "cut.gguf", "-p", "x"), "llama.cpp cannot load cut.gguf ("),
         (("complete", "--model", "text.gguf", "--prefix", "x"), "cannot load text.gguf"),
-        (("eval", "text.gguf"), "cannot load text.gguf"),
+        (("eval", "text.gguf"), "text.gguf is not a GGUF file"),
         (("chat", "demo.gguf", "-p", "x", "--kv-bits", "8"), "--kv-bits is for MLX"),
         (("eval", "demo.gguf", "--worst", "1"), "--worst is not for a GGUF file"),
         (("eval", "demo.gguf", "demo"), "2 models are named"),

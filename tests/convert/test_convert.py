@@ -151,7 +151,7 @@ def test_an_interrupt_does_not_wait_for_the_digests_of_the_source(tiny, tmp_path
             pass
         raise CancelledError
 
-    monkeypatch.setattr("edge.convert.convert.file_sha256", stopped_digest)
+    monkeypatch.setattr("edge.convert.verify.file_sha256", stopped_digest)
     with pytest.raises(KeyboardInterrupt):
         convert(open_checkpoint(str(tiny)), [RECIPES["mlx-fp16"]], tmp_path / "out", interrupt)
     assert len(read) == 1

@@ -4,9 +4,8 @@ import gguf
 import numpy as np
 import pytest
 
-from edge.convert.artefacts.manifest import GGUF_KEY, read_manifest
+from edge.convert.artefacts.manifest import GGUF_KEY, Corrections, read_manifest
 from edge.convert.artefacts.recipes import MENDED
-from edge.convert.checkpoint import Corrections
 from edge.convert.fix_gguf import ROPE_BASE_KEY, fix_gguf
 from edge.convert.sources.gguf import open_gguf
 from edge.convert.verify import find_origin, verify

@@ -12,8 +12,8 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from edge.bench.engines.mlx_lm import open_peer
-from edge.convert.artefacts.manifest import read_manifest
-from edge.convert.checkpoint import Corrections, open_checkpoint
+from edge.convert.artefacts.manifest import Corrections, read_manifest
+from edge.convert.checkpoint import open_checkpoint
 from edge.convert.fix_gguf import ROPE_BASE_KEY
 from edge.convert.sources.gguf import open_gguf
 from edge.errors import EdgeError

@@ -9,12 +9,13 @@ import pytest
 
 from edge.convert.artefacts.manifest import (
     MLX_FILE,
+    Corrections,
     file_sha256,
     gguf_sha256,
     read_manifest,
     write_manifest,
 )
-from edge.convert.checkpoint import Corrections, open_checkpoint
+from edge.convert.checkpoint import open_checkpoint
 from edge.convert.verify import PLACES, ROWS_PER_PLACE, WORST, find_origin, tensor_errors, verify
 from edge.errors import EdgeError
 from edge.formats.gguf import read_gguf

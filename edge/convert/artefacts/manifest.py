@@ -9,16 +9,15 @@ import hashlib
 import json
 from collections.abc import Callable
 from concurrent.futures import CancelledError
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import msgspec
 
-from edge.convert.checkpoint import Corrections
 from edge.errors import EdgeError
-from edge.formats.files import read_small_file, strict_json
-from edge.formats.gguf import read_gguf
+from edge.formats.files import open_file, read_small_file, strict_json
+from edge.model.config import ModelConfig
 
 MLX_FILE = "edge.json"
 GGUF_KEY = "edge.manifest"
@@ -26,6 +25,27 @@ TOOLS = ("gguf", "huggingface-hub", "llama-cpp-python", "mlx", "mlx-lm", "numpy"
 GGUF_ROOM_BYTES = 16384
 BLANK = " " * GGUF_ROOM_BYTES  # until the manifest is known
 READ_BYTES = 1 << 22
+MAX_MANIFEST_BYTES = 10_000_000
+
+FileName = Annotated[str, msgspec.Meta(pattern=r"^(?!\.\.?$)[^/\\\x00-\x1f]+$", max_length=255)]
+Digests = Annotated[dict[FileName, str], msgspec.Meta(max_length=10_000)]
+
+
+@dataclass(frozen=True)
+class Corrections:
+    """The user's values that replace the source's."""
+
+    layers: int | None = None  # of a synthetic model
+    rope_theta: float | None = None  # rotary base
+    context: int | None = None  # number of positions
+
+    def applied(self, config: ModelConfig) -> ModelConfig:
+        """The config with them."""
+        if self.rope_theta is not None:
+            config = replace(config, rope_theta=self.rope_theta)
+        if self.context is not None:
+            config = replace(config, max_position_embeddings=self.context)
+        return config
 
 
 @dataclass(frozen=True)
@@ -41,8 +61,8 @@ class Manifest:
     recipe: dict[str, Any]  # bits, group size and other options
     exact: bool  # the source's own quantised values, not rounded again
     bits_per_weight: float  # of all that is stored
-    source_sha256: dict[str, str]  # by file name; empty for generated weights
-    output_sha256: dict[str, str]  # by file name, without edge.json
+    source_sha256: Digests  # by file name; empty for generated weights
+    output_sha256: Digests  # by file name, without edge.json
     tools: dict[str, str] = field(default_factory=dict)  # versions by name
     notes: tuple[str, ...] = ()  # sentences on what was lost or changed
 
@@ -54,8 +74,10 @@ def read_manifest(artefact: Path) -> Manifest | None:
     """The manifest of a finished artefact; None if it has no valid one."""
     try:
         if artefact.is_dir():
-            data = read_small_file(artefact / MLX_FILE)
+            data = read_small_file(artefact / MLX_FILE, MAX_MANIFEST_BYTES)
         else:
+            from edge.formats.gguf import read_gguf  # here: numpy, which MLX artefacts do not need
+
             data = str(read_gguf(artefact).keys.get(GGUF_KEY, "")).encode()
         return msgspec.convert(strict_json(data), Manifest)
     except (ValueError, EdgeError):  # msgspec's error is a ValueError
@@ -87,7 +109,7 @@ def file_sha256(
     A CancelledError if `stopped` becomes true before the end.
     """
     begin, end = blank
-    with path.open("rb") as file:
+    with open_file(path) as file:
         digest = hashlib.sha256(file.read(begin) + b" " * (end - begin))
         file.seek(end)
         while piece := file.read(READ_BYTES):
@@ -108,12 +130,13 @@ def _manifest_place(path: Path) -> tuple[int, int]:
     A key is stored as its length and text, then its type, then the value's length and text.
     """
     key = len(GGUF_KEY).to_bytes(8, "little") + GGUF_KEY.encode()
-    with path.open("rb") as file:
+    with open_file(path) as file:
         head = file.read(READ_BYTES)
+        file_bytes = file.seek(0, 2)
     at = head.find(key)
     if at < 0:
         raise EdgeError(f"{path} has no edge manifest; convert the model again.")
     length_at = at + len(key) + 4
     begin = length_at + 8
-    end = begin + int.from_bytes(head[length_at:begin], "little")
-    return begin, min(end, path.stat().st_size)
+    length = min(int.from_bytes(head[length_at:begin], "little"), READ_BYTES)
+    return begin, min(begin + length, file_bytes)

@@ -10,8 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from mlx_lm.utils import load_tokenizer
 
-from edge.convert.artefacts.manifest import read_manifest
-from edge.convert.checkpoint import Corrections, open_checkpoint
+from edge.convert.artefacts.manifest import Corrections, read_manifest
+from edge.convert.checkpoint import open_checkpoint
 from edge.convert.sources.published import SHAPES
 from edge.convert.sources.synthetic import SPECIAL_TOKENS, SyntheticWeights
 from edge.convert.verify import find_origin, verify
