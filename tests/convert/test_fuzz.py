@@ -135,7 +135,10 @@ def compare(source, fp16, gguf):
     config = json.loads((fp16 / "config.json").read_bytes())
     copy = GGUFReader(str(gguf))
     if source.is_file():
-        reader = GGUFReader(str(source))
+        try:
+            reader = GGUFReader(str(source))
+        except UnicodeDecodeError:  # in a key, which llama.cpp does not mind
+            return
         tensors = {name: [values] for name, values in of_gguf(reader).items()}
         for key in copy.fields.keys() & reader.fields.keys():
             if key.startswith("stablelm."):

@@ -8,8 +8,6 @@ import sys
 import mlx.core as mx
 import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from mlx import nn
 from mlx_lm.convert import convert as mlx_lm_convert
 from mlx_lm.utils import load_model as mlx_lm_load_model
@@ -151,29 +149,3 @@ def test_heavy_packages_are_not_imported(script, heavy, demo_out):
     printed = f"\nprint(set({heavy.split()}) & set(sys.modules))"
     command = [sys.executable, "-c", path + script + printed]
     assert subprocess.run(command, capture_output=True, check=True).stdout == b"set()\n"
-
-
-VALUES = st.one_of(
-    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5),
-    st.sampled_from([1, 2, 3, 4, 5, 6, 8, 16, 32, 64, 128, *MODES]),
-    st.lists(st.integers(), max_size=2),
-    st.dictionaries(st.sampled_from(sorted(AFFINE)), st.integers(), max_size=3),
-)
-KEYS = [*AFFINE, V_PROJ, "model.embed_tokens", DOWN_PROJ, "model.norm", "x"]
-
-
-@pytest.fixture(scope="module")
-def artefact(tmp_path_factory):
-    return write_quantised(tmp_path_factory.mktemp("fuzz") / "m", PLAIN, AFFINE)
-
-
-@settings(max_examples=150)
-@given(changes=st.dictionaries(st.sampled_from(KEYS), VALUES, min_size=1, max_size=3))
-def test_random_settings_give_a_model_or_an_error(artefact, changes):
-    set_quantization(artefact, {**AFFINE, **changes})
-    try:
-        model = load_model(artefact)
-    except EdgeError as error:
-        assert "\n" not in str(error)
-        return
-    assert mx.all(mx.isfinite(model(mx.array([[1, 2]])))).item()

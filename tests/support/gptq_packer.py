@@ -8,7 +8,7 @@ from safetensors.numpy import save_file
 
 from edge.convert.sources.directory import read_gptq_settings
 from edge.convert.sources.gptq import GptqWeights
-from edge.formats.safetensors import read_headers
+from edge.formats.folder import read_weights
 from edge.model.config import ModelConfig
 from tests.support import tiny
 from tests.support.tiny import write_tokenizer
@@ -158,8 +158,8 @@ def write_gptq(
 
 def open_gptq(path):
     raw = json.loads((path / "config.json").read_text())
-    tensors = read_headers(sorted(path.glob("*.safetensors")))
-    return GptqWeights(tensors, read_gptq_settings(raw, path), ModelConfig.from_dict(raw))
+    settings = read_gptq_settings(raw, path)
+    return GptqWeights(read_weights(path), settings, ModelConfig.from_dict(raw))
 
 
 def one_layer(path, how=Settings(), **options):

@@ -56,9 +56,10 @@ def _sharded(path: Path) -> Path:
 
 
 def _mlx(path: Path) -> Path:
-    how = {"group_size": 32, "bits": 4}
+    how = {"group_size": 32, "bits": 4, "mode": "affine"}
     tensors = quantised_tensors(_half_tensors(SMALL, mx.float16), how)
-    return write_checkpoint(path, {**SMALL, "quantization": how}, tensors=tensors)
+    own = {"model.layers.0.mlp.down_proj": dict(how)}
+    return write_checkpoint(path, {**SMALL, "quantization": how | own}, tensors=tensors)
 
 
 def _gptq(path: Path) -> Path:
@@ -89,6 +90,7 @@ VALUES = (
     *(0.25, 0.5, 1e-5, 1e-300, 1e300, 64.0, True, False, None, "", "64", "false", "gptq", "../x"),
     *([], {}, [0], [[0]], {"a": 0}, {"rope_theta": 500.0}, "\ud800", "a\nb", "\0", "x" * 300),
     *("F64", "F32", "F16", "BF16", "I64", "I32", "U32", "U8", "BOOL", [2**62, 4], [-1, -64]),
+    *("mxfp4", "nvfp4", "mxfp8", 4, 6, 8, 16, 32),
 )
 KEYS = (
     *("rope_theta", "rope_scaling", "rope_parameters", "quantization", "quantization_config"),
