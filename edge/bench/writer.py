@@ -1,6 +1,5 @@
 """The profile of a run, which is on disk and valid after every process."""
 
-import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
@@ -18,10 +17,9 @@ from edge.bench.trial import MAX_PASSES
 from edge.device.describe import Device, measured_again
 from edge.device.memory import peak_metric
 from edge.device.software import software_versions, tf32_allowed
+from edge.formats.files import safe_name
 from edge.profile.profile import SCHEMA, Method, ModelInfo, Profile, Row, write
 
-# Characters of a model's name in that of the profile's file.
-MOST_OF_NAME = 100
 # Fields of the method where a server is measured.
 OF_SERVER = {
     "decode_rate": "through HTTP: sum of (N - 1) / sum of (t_N - t_1) over a trial's requests",
@@ -83,7 +81,7 @@ class ProfileWriter:
     @property
     def path(self) -> Path:
         stamp = self.profile.created_utc.replace("+00:00", "Z").replace(":", "").replace("-", "")
-        name = re.sub(r"[^\w.-]", "-", self.profile.model.name)[:MOST_OF_NAME]
+        name = safe_name(self.profile.model.name.replace(" ", "-"))
         return self.folder / f"{stamp}-{name}.json"
 
     def label(self, row: int) -> str:

@@ -11,6 +11,7 @@ from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, T
 
 from edge.convert.artefacts.manifest import Corrections
 from edge.convert.checkpoint import Checkpoint, open_checkpoint
+from edge.formats.files import safe_name
 from edge.stdout import unfiltered
 
 
@@ -25,7 +26,7 @@ def open_named(args: argparse.Namespace) -> Checkpoint:
 
 def output_folder(out: Path | None, name: str) -> Path:
     """`--out`, or models/NAME."""
-    return out if out is not None else Path("models") / name
+    return out if out is not None else Path("models") / safe_name(name)
 
 
 @contextmanager

@@ -16,7 +16,7 @@ from edge.convert.convert import Artefact, convert
 from edge.convert.fix_gguf import fix_gguf
 from edge.convert.targets import Options, file_bytes, list_artefacts
 from edge.convert.verify import Verification, find_origin, verify
-from edge.errors import EdgeError
+from edge.errors import EdgeError, printable
 
 
 def run(args: argparse.Namespace) -> int:
@@ -90,7 +90,7 @@ def _print_made(
         megabytes = file_bytes(made.path) / 1e6
         print(f"{'kept' if made.kept else 'made'} {made.path} ({megabytes:.1f} MB)")
         for note in made.notes:
-            print(f"  {note}")
+            print(f"  {printable(note)}")
     return 0
 
 
@@ -122,17 +122,15 @@ def _verify(args: argparse.Namespace) -> int:
 
 def _print_verification(artefact: Path, found: Verification) -> None:
     manifest = found.manifest
-    print(
+    lines = [
         f"{artefact}: {manifest.artefact} of {manifest.source}, {manifest.bits_per_weight:.2f} "
-        f"bits per weight"
-    )
-    print(f"{found.hashed_files} files hashed, {found.compared_tensors} tensors compared")
+        f"bits per weight",
+        f"{found.hashed_files} files hashed, {found.compared_tensors} tensors compared",
+    ]
     if any(error.relative for error in found.worst):
-        print("largest relative errors:")
-        for error in found.worst:
-            print(f"  {error.relative:.3g}  {error.name}")
-    for remark in found.remarks:
-        print(f"not checked: {remark}")
-    for problem in found.problems:
-        print(f"PROBLEM: {problem}")
+        lines += ["largest relative errors:"]
+        lines += [f"  {error.relative:.3g}  {error.name}" for error in found.worst]
+    lines += [f"not checked: {remark}" for remark in found.remarks]
+    lines += [f"PROBLEM: {problem}" for problem in found.problems]
+    print(*map(printable, lines), sep="\n")  # names are those of an untrusted file
     print("the artefact is wrong" if found.problems else "the artefact is correct")

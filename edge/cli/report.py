@@ -9,7 +9,7 @@ from pathlib import Path
 from edge.cli.options.report import REPORTS
 from edge.cli.options.report import check as check_options
 from edge.errors import EdgeError, printable
-from edge.formats.files import atomic_write
+from edge.formats.files import atomic_write, safe_name
 from edge.profile.check import check
 from edge.profile.profile import MAX_BYTES, Profile, decode, is_profile_name, read_bytes
 from edge.report.devices import compare_devices, devices_markdown
@@ -47,7 +47,7 @@ def _report(args: argparse.Namespace) -> int:
     profiles = [decode(text, path, Profile) for text, path in zip(data, paths, strict=True)]
     contents = dict(report_files(list(zip(profiles, data, strict=True))))
     others = f"-and-{len(paths) - 1}-more" if len(paths) > 1 else ""
-    folder = args.out if args.out is not None else REPORTS / f"{paths[0].stem}{others}"
+    folder = args.out if args.out is not None else REPORTS / safe_name(f"{paths[0].stem}{others}")
     for name, made in contents.items():  # file by file: others in the folder stay
         with atomic_write(folder / name) as partial:
             partial.write_bytes(made)

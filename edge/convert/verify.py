@@ -23,7 +23,8 @@ from edge.convert.sources.find import DEMO, HUB_ID, SMOLLM2
 from edge.convert.sources.synthetic import PREFIX
 from edge.convert.sources.weights import Opened, Shape, Weights
 from edge.errors import EdgeError
-from edge.formats.files import open_file, read_small_file, visible
+from edge.formats.files import MAX_BYTES, open_file, read_small_file, visible
+from edge.formats.gguf import read_gguf
 from edge.formats.safetensors import INDEX, read_header
 from edge.model.tensors import check_shapes, expected_shapes
 
@@ -179,14 +180,21 @@ def _changed(path: Path, digest: str, sha256: Callable[[Path], str]) -> list[str
     except EdgeError as error:
         return [str(error)]
     with suppress(EdgeError):
-        # Before the digest, which would read a huge file to its end.
-        if path.suffix == ".safetensors":
-            read_header(path)
-        elif path.suffix != ".gguf":
-            read_small_file(path)
-        if sha256(path) == digest:
+        if not _is_too_long(path) and sha256(path) == digest:
             return []
     return [f"{path} has changed since it was made; convert the model again."]
+
+
+def _is_too_long(path: Path) -> bool:
+    """True for a file that would take hours to read to its end; an EdgeError if damaged."""
+    if path.suffix == ".safetensors":
+        read_header(path)  # checks the size
+    elif path.suffix == ".gguf":
+        end = max(t.begin + t.data_bytes for t in read_gguf(path).tensors)
+        return path.stat().st_size > end + MAX_BYTES
+    else:
+        read_small_file(path)
+    return False
 
 
 def _compare(

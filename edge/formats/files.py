@@ -18,6 +18,8 @@ PARTIAL, OLD = "partial", "old"  # as in .TARGET.partial-PID and .TARGET.old-PID
 MAX_BYTES = 100_000_000  # the largest tokenizer.json of a published model has some 30 MB
 MAX_TEXT_BYTES = 64_000_000  # more than any context holds
 LFS_POINTER = b"version https://git-lfs"  # begins what git has of a large file
+MAX_NAME_BYTES = 200  # file systems take 255, and a stamp or an ending may follow
+UNSAFE = "/\\:"  # they part names on some system
 MAX_DEPTH = 64  # no file of a checkpoint nests deeper than ten
 # A lone surrogate cannot be encoded again.
 SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")
@@ -206,6 +208,13 @@ def decode_text(data: bytes, where: str) -> str:
         return data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise EdgeError(f"{where} is not UTF-8 at byte {error.start}; save it as UTF-8.") from None
+
+
+def safe_name(text: str) -> str:
+    """Untrusted text as the name of one visible file or folder."""
+    name = "".join(c if c.isprintable() and c not in UNSAFE else "-" for c in text)
+    name = name.encode()[:MAX_NAME_BYTES].decode(errors="ignore").strip(" .")
+    return name or "model"
 
 
 def check_argument(text: str, flag: str) -> str:

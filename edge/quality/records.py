@@ -22,7 +22,7 @@ import msgspec
 
 import edge
 from edge.convert.artefacts.manifest import read_manifest
-from edge.formats.files import os_errors_as_edge_error
+from edge.formats.files import os_errors_as_edge_error, read_small_file
 from edge.llama_cpp.session import library
 from edge.model.load import compute_dtype
 
@@ -87,7 +87,7 @@ class Records(dict[str, Value]):
             if again:
                 self.path.unlink()
                 return
-            for line in self.path.read_bytes().splitlines():
+            for line in read_small_file(self.path).splitlines():
                 with suppress(msgspec.DecodeError, UnicodeDecodeError):
                     self.update(decoder.decode(line))
 

@@ -1,5 +1,6 @@
 """Damage to a finished artefact is found and named."""
 
+import os
 import random
 import shutil
 from dataclasses import replace
@@ -20,6 +21,7 @@ from edge.convert.verify import PLACES, ROWS_PER_PLACE, WORST, find_origin, tens
 from edge.errors import EdgeError
 from edge.formats.gguf import read_gguf
 from edge.formats.safetensors import read_header
+from tests.support.alarm import alarm
 from tests.support.conversions import check, make
 from tests.support.gptq_packer import STABLELM, Settings, write_gptq
 from tests.support.tiny import PLAIN, write_checkpoint
@@ -151,6 +153,12 @@ def test_longer_missing_and_unknown_files_are_named(made, tmp_path):
     assert f"{other / 'folder'} is not part of the artefact" in problem
     (other / "tokenizer_config.json").unlink()
     assert "tokenizer_config.json is missing" in check(other, None).problems[0]
+    os.mkfifo(other / "tokenizer_config.json")
+    os.truncate(other / "model.safetensors", 1 << 40)
+    with alarm():
+        problems = check(other, None).problems
+    assert f"{other / 'tokenizer_config.json'} is not a regular file; check the path." in problems
+    assert any("model.safetensors has changed since" in problem for problem in problems)
     (other / MLX_FILE).unlink()
     with pytest.raises(EdgeError, match=r"mlx-int4 has no manifest of edge"):
         check(other, None)
@@ -220,6 +228,14 @@ def test_exact_artefacts_are_compared_bit_for_bit(gptq, tmp_path):
     wrong = ["model.embed_tokens", "lm_head"]
     wrong += [f"model.layers.1.mlp.{part}_proj" for part in ("gate", "up")]
     assert set(named(check(other, source).problems)) == {f"{stem}.weight" for stem in wrong}
+
+
+def test_the_source_is_compared_by_its_digests(made, tiny, tmp_path):
+    other = copy_of(made["mlx-int4"], tmp_path)
+    recorded = read_manifest(other).source_sha256
+    sign_again(other, source_sha256={**recorded, "model.safetensors": "0" * 64})
+    (problem,) = check(other, tiny).problems
+    assert problem.startswith("model.safetensors of tiny has changed since")
 
 
 def test_another_checkpoint_and_a_missing_one(made, tmp_path):

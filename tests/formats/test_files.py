@@ -1,7 +1,7 @@
 import pytest
 
 from edge.errors import EdgeError
-from edge.formats.files import atomic_write, check_writable
+from edge.formats.files import atomic_write, check_writable, safe_name
 
 
 def write(path, kind, text):
@@ -47,3 +47,21 @@ def test_check_writable_makes_the_folder_or_refuses_it(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(EdgeError, match="cannot be written"):
         check_writable(tmp_path / "file" / "folder")
+
+
+@pytest.mark.parametrize(
+    ("text", "name"),
+    [
+        ("stable-code-3b", "stable-code-3b"),
+        ("My model (v2)", "My model (v2)"),
+        ("..", "model"),
+        ("", "model"),
+        (".hidden", "hidden"),
+        ("../../etc/passwd", "-..-etc-passwd"),
+        ("a\\b:c\x1b[2J\n\udcff", "a-b-c-[2J--"),
+        ("é" * 999, "é" * 100),
+    ],
+)
+def test_untrusted_text_names_one_visible_file(text, name, tmp_path):
+    assert safe_name(text) == name
+    (tmp_path / name).touch()

@@ -27,7 +27,7 @@ BLANK = " " * GGUF_ROOM_BYTES  # until the manifest is known
 READ_BYTES = 1 << 22
 MAX_MANIFEST_BYTES = 10_000_000
 
-FileName = Annotated[str, msgspec.Meta(pattern=r"^(?!\.\.?$)[^/\\\x00-\x1f]+$", max_length=255)]
+FileName = Annotated[str, msgspec.Meta(pattern=r"^(?!\.\.?\Z)[^/\\\x00-\x1f]+\Z", max_length=255)]
 Digests = Annotated[dict[FileName, str], msgspec.Meta(max_length=10_000)]
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from edge.convert.sources.synthetic import PREFIX
 from edge.errors import EdgeError, install_command
-from edge.formats.files import visible
+from edge.formats.files import safe_name, visible
 from edge.formats.gguf import unsplit_name
 
 DEMO = "demo"
@@ -89,7 +89,7 @@ def _from_hub(model: str, revision: str | None) -> Source:
     path, commit = download(repo, branch)
     name = repo.split("/")[1]
     if branch is not None and branch != DEFAULT_REVISION:  # each has its own output folder
-        name += "-" + re.sub(r"[^\w.-]", "-", branch)
+        name += f"-{safe_name(branch)}"
     return Source(name, repo, path, commit)
 
 

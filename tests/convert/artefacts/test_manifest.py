@@ -102,6 +102,9 @@ def test_files_without_a_valid_manifest(made, example, tmp_path):
     broken = ["", "[]", "[" * 100_000, '{"artefact": "mlx-int4"}', text + "{}"]
     broken += [text.replace(*pair) for pair in (("false", "NaN"), ('"tiny"', '"\\ud800"'))]
     broken += [json.dumps({**json.loads(text), key: [[1]]}) for key in json.loads(text)]
+    for names in (["../x"], ["a/b"], [".."], [""], ["a\n"], map(str, range(20_000))):
+        files = dict.fromkeys(names, "0" * 64)
+        broken.append(json.dumps({**json.loads(text), "output_sha256": files}))
     for text in broken:
         (tmp_path / MLX_FILE).write_text(text)
         assert read_manifest(tmp_path) is None, text
