@@ -1,6 +1,7 @@
 """The `edge` command: runs a subcommand and prints its errors as one sentence."""
 
 import argparse
+import contextlib
 import sys
 from collections.abc import Callable, Sequence
 from importlib import import_module
@@ -47,7 +48,10 @@ def parser_of(name: str, prog: str | None = None) -> argparse.ArgumentParser:
 
 
 def _run(name: str, prog: str, words: Sequence[str]) -> int:
-    args = parser_of(name, prog).parse_args(words)
+    try:
+        args = parser_of(name, prog).parse_args(words)
+    except SystemExit as end:  # it has printed the help, or what is wrong
+        return int(end.code or 0)
     code: int = import_module(f"edge.cli.{name}").run(args)
     return code
 
@@ -68,29 +72,32 @@ def _answer(first: str) -> int:
 def _guarded(prog: str, work: Callable[[], int]) -> int:
     """Exit code of the work, whose errors are printed as one sentence."""
     try:
-        try:
-            prepare_streams()
-            return work()
-        finally:
-            if sys.stdout is not None:
-                write_stdout("")  # while an error can still be handled
+        prepare_streams()
+        code = work()
+        write_stdout("")  # while an error can still be handled
+        return code
     except KeyboardInterrupt:
         print(f"{prog}: interrupted", file=sys.stderr)
         return INTERRUPTED
     except BrokenPipeError:  # `edge bench | head`
         discard_stdout()
-        return 1
-    except (EdgeError, OSError, MemoryError) as error:
+    except (EdgeError, OSError, MemoryError, ImportError) as error:
         print(f"{prog}: {_sentence(error)}", file=sys.stderr)
-        return 1
+        with contextlib.suppress(EdgeError, OSError):
+            write_stdout("")
+    return 1
 
 
 def _sentence(error: Exception) -> str:
+    if isinstance(error, EdgeError):
+        return str(error)
+    limit = "choose a smaller model, or raise the limit that `ulimit -v` shows"
     if isinstance(error, MemoryError):
-        return "there is not enough memory; choose a smaller model, or raise `ulimit -v`."
-    if isinstance(error, OSError):
-        return printable(f"{error}; check the disk's free space and the permissions.")
-    return str(error)
+        return f"there is not enough memory; {limit}."
+    last_line = printable(str(error).strip().rpartition("\n")[2])
+    if isinstance(error, ImportError):
+        return f"a library cannot be loaded ({last_line}); install edge again, or {limit}."
+    return f"{last_line}; check the disk's free space and the permissions."
 
 
 def _help() -> str:
