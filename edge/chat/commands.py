@@ -1,7 +1,6 @@
 """The commands of the chat."""
 
 import difflib
-import os
 import re
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -11,7 +10,7 @@ from typing import Any
 from edge.chat.screen import echo_off, follow
 from edge.chat.session import Session, counted
 from edge.errors import EdgeError
-from edge.formats.files import read_text
+from edge.formats.files import read_text, user_path
 from edge.generate import CURSOR
 from edge.generate.chat_prompt import NO_SYSTEM
 from edge.generate.decode import open_source
@@ -155,7 +154,7 @@ def _exit(_session: Session, _: str) -> None:
 
 
 def _save(session: Session, name: str) -> None:
-    path = _path(name)
+    path = user_path(name)
     if not session.talk.messages:
         raise EdgeError("there is nothing to save; the conversation is empty.")
     if path.exists():
@@ -170,7 +169,7 @@ def _save(session: Session, name: str) -> None:
 
 
 def _load(session: Session, name: str) -> None:
-    path = _path(name)
+    path = user_path(name)
     messages = read_transcript(path)
     session.talk.restore(messages)
     session.screen.note(f"loaded {counted(len(messages), 'message')} from {path}")
@@ -181,7 +180,7 @@ def _read(session: Session, name: str) -> None:
         waiting = "\n".join(f"  {name}" for name in session.attached)
         session.screen.say(waiting or "no file waits for your next message; /read FILE adds one")
         return
-    path = _path(name)
+    path = user_path(name)
     block = as_block(path.name, read_text(path))
     tokens = len(session.opened.tokenizer.encode(block, add_special_tokens=False))
     limit = session.talk.context_limit
@@ -199,10 +198,6 @@ def as_block(name: str, text: str) -> str:
     fence = "`" * (longest + 1)
     end = "" if text.endswith("\n") else "\n"
     return f"{name}:\n{fence}{Path(name).suffix[1:]}\n{text}{end}{fence}"
-
-
-def _path(name: str) -> Path:
-    return Path(os.path.expanduser(name))  # noqa: PTH111  # Path.expanduser raises for ~nobody
 
 
 def _set(session: Session, argument: str) -> None:

@@ -18,6 +18,7 @@ from edge.convert.convert import Artefact, convert
 from edge.convert.sources.find import find_source
 from edge.device.describe import usable_cores
 from edge.errors import EdgeError
+from edge.formats.files import user_path
 from edge.model.config import ModelConfig
 from edge.quality.corpus import Windows, check_trained, iter_texts, windows_of
 from edge.quality.evaluate import Evaluated, evaluate
@@ -141,7 +142,7 @@ def _infilling(args: argparse.Namespace, checkpoint: Checkpoint) -> Result:
 def _holes(args: argparse.Namespace) -> list[Hole]:
     if args.humaneval is not None:
         return read_humaneval(args.humaneval, args.samples)
-    texts = list(iter_texts(Path(args.fim).expanduser() if args.fim else args.corpus))
+    texts = list(iter_texts(user_path(args.fim) if args.fim else args.corpus))
     most = args.samples or SAMPLES
     return [hole for kind in KINDS for hole in draw_holes(texts, kind, most, args.seed)]
 

@@ -2,6 +2,7 @@
 
 import argparse
 import contextlib
+import os
 import sys
 from collections.abc import Callable, Sequence
 from importlib import import_module
@@ -23,6 +24,7 @@ COMMANDS = {
 }
 USAGE = "usage: edge [-h] [--version] COMMAND ..."
 INTERRUPTED = 130
+NO_HOME = "/nonexistent"  # as in Debian's /etc/passwd
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -71,6 +73,8 @@ def _answer(first: str) -> int:
 
 def _guarded(prog: str, work: Callable[[], int]) -> int:
     """Exit code of the work, whose errors are printed as one sentence."""
+    if os.path.expanduser("~") == "~":  # noqa: PTH111  no HOME, and an unknown user
+        os.environ["HOME"] = NO_HOME
     try:
         prepare_streams()
         code = work()

@@ -9,7 +9,7 @@ from typing import NamedTuple
 import edge
 from edge.convert.artefacts.content import check_name
 from edge.errors import EdgeError, printable
-from edge.formats.files import visible
+from edge.formats.files import user_path, visible
 from edge.generate.decode import LlamaSource
 from edge.model.load import CONTEXT_TOKENS, open_model
 from edge.model.stablelm import Model
@@ -30,7 +30,7 @@ class Opened(NamedTuple):
 
 def is_gguf_file(model: str) -> bool:
     """True for the path of a GGUF file."""
-    path = Path(model).expanduser()
+    path = user_path(model)
     return path.suffix.lower() == ".gguf" and path.is_file()
 
 
@@ -38,7 +38,7 @@ def gguf_file(model: str) -> Path:
     """Path of a GGUF file, of a split model that of its first part."""
     from edge.formats.gguf import part_paths  # numpy, which an artefact of MLX does not need
 
-    return part_paths(Path(model).expanduser())[0]
+    return part_paths(user_path(model))[0]
 
 
 def runnable(
@@ -51,7 +51,7 @@ def runnable(
     Raises:
         EdgeError: it is a folder of models, or cannot be converted.
     """
-    path = DEMO if model == "demo" else Path(model).expanduser()
+    path = DEMO if model == "demo" else user_path(model)
     if is_gguf_file(model):
         path = gguf_file(model)
     elif path.is_dir():

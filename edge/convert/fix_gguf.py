@@ -42,7 +42,7 @@ from edge.convert.sources.published import (
     rope_base_looks_wrong,
 )
 from edge.errors import EdgeError
-from edge.formats.files import atomic_write
+from edge.formats.files import atomic_write, user_path
 from edge.formats.gguf import read_gguf
 from edge.model.config import ModelConfig
 
@@ -67,7 +67,7 @@ def fix_gguf(
     An EdgeError if it is not a GGUF file of a StableLM, lacks nothing, or its rotary base is
     unknown; or if the folder cannot be written.
     """
-    source = Path(model).expanduser()
+    source = user_path(model)
     if not source.is_file():
         raise EdgeError(f"{model} is not a file; give a GGUF file to make {MENDED.name}.")
     file = read_gguf(source)

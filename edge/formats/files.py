@@ -88,6 +88,11 @@ def _take_place(partial: Path, target: Path) -> None:
     remove(partial)
 
 
+def user_path(name: str | Path) -> Path:
+    """A path whose leading ~ is the home directory; ~nobody stays what it is."""
+    return Path(os.path.expanduser(name))  # noqa: PTH111  Path's raises for an unknown user
+
+
 @contextmanager
 def open_file(path: Path) -> Iterator[BinaryIO]:
     """A regular file opened for reading; a pipe or a device is refused without waiting for it."""

@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from edge.errors import EdgeError
-from edge.formats.files import read_text
+from edge.formats.files import read_text, user_path
 from edge.generate import CURSOR
 from edge.generate.decode import Tokens, TokenSource
 from edge.generate.fim_stop import StopRules
@@ -240,7 +240,7 @@ def read_hole(place: str) -> tuple[str, str]:
     ends with a line end has an empty line after it.
     """
     path, line, column = parse_place(place)
-    text = read_text(path.expanduser())
+    text = read_text(user_path(path))
     lines = text.split("\n")
     if not 1 <= line <= len(lines):
         raise EdgeError(f"{path} has lines 1 to {len(lines)}, not {line}; choose one of them.")

@@ -2,7 +2,6 @@
 
 import argparse
 import math
-import os
 import textwrap
 from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
@@ -10,6 +9,7 @@ from typing import Any
 
 from edge.convert.artefacts.recipes import RECIPES, TABLE_11, Recipe, find_recipe
 from edge.errors import EdgeError
+from edge.formats.files import user_path
 from edge.power import SOURCES
 from edge.tokenizer.fim_tokens import ORDERS
 
@@ -84,11 +84,7 @@ def add_count(options: Options, *flags: str, least: int = 1, **more: Any) -> Non
 
 def add_path(options: Options, *flags: str, **more: Any) -> None:
     """Add a file or folder; a leading ~ is the home directory."""
-    options.add_argument(*flags, type=_path, **more)
-
-
-def _path(text: str) -> Path:
-    return Path(os.path.expanduser(text))  # noqa: PTH111  Path's raises for an unknown user
+    options.add_argument(*flags, type=user_path, **more)
 
 
 CHECKPOINT = (

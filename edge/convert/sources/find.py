@@ -7,7 +7,7 @@ from pathlib import Path
 
 from edge.convert.sources.synthetic import PREFIX
 from edge.errors import EdgeError, install_command
-from edge.formats.files import safe_name, visible
+from edge.formats.files import safe_name, user_path, visible
 from edge.formats.gguf import unsplit_name
 
 DEMO = "demo"
@@ -76,7 +76,7 @@ def smollm2_file() -> Path:
 def existing_path(model: str) -> Path | None:
     """The path if something is there; a leading ~ is the home directory."""
     try:
-        path = Path(model).expanduser()
+        path = user_path(model)
         return path if model and path.exists() else None  # Path("") is the current directory
     except (OSError, RuntimeError, ValueError):  # too long, unknown ~user, a zero byte
         return None
