@@ -7,8 +7,6 @@ from typing import TextIO
 
 from edge.errors import JOINERS, EdgeError, visible
 
-CLOSED = "stdout is closed; direct it to a terminal, a file or a pipe."
-
 
 class Pieces:
     r"""Applies `visible` to text that comes in pieces; \r\n becomes \n."""
@@ -56,13 +54,18 @@ def prepare_streams() -> None:
         except OSError:
             os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)
     if sys.stderr is None:
-        sys.stderr = os.fdopen(os.open(os.devnull, os.O_WRONLY), "w")
+        sys.stderr = _nothing()
     if isinstance(sys.stdin, io.TextIOWrapper):
         sys.stdin.reconfigure(errors="surrogateescape")
     sys.stderr = _prepared(sys.stderr)
     if sys.stdout is None:
-        raise EdgeError(CLOSED)
+        sys.stdout = _nothing()
+        raise EdgeError("stdout is closed; direct it to a terminal, a file or a pipe.")
     sys.stdout = _prepared(sys.stdout)
+
+
+def _nothing() -> TextIO:
+    return os.fdopen(os.open(os.devnull, os.O_WRONLY), "w")
 
 
 def _prepared(stream: TextIO) -> TextIO:
@@ -81,19 +84,14 @@ def unfiltered(stream: TextIO) -> TextIO:
 
 
 def write_stdout(text: str) -> None:
-    """Prints text and flushes it; raises a BrokenPipeError if the reader is gone."""
+    """Prints text and flushes it."""
+    sys.stdout.write(text)
+    sys.stdout.flush()
+
+
+def end_stdout() -> None:
+    """Writes what is buffered, or discards it: it would fail again at the end of the process."""
     try:
-        sys.stdout.write(text)
         sys.stdout.flush()
-    except BrokenPipeError:
-        raise
-    except OSError as error:  # a full disk
-        discard_stdout()
-        raise EdgeError(
-            f"stdout cannot be written ({error.strerror}); free some space or direct it elsewhere."
-        ) from None
-
-
-def discard_stdout() -> None:
-    """Discards buffered output, which would fail again at the end of the process."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -1,7 +1,7 @@
 """The `edge` command: runs a subcommand and prints its errors as one sentence."""
 
 import argparse
-import contextlib
+import errno
 import os
 import sys
 from collections.abc import Callable, Sequence
@@ -9,7 +9,7 @@ from importlib import import_module
 
 import edge
 from edge.errors import EdgeError, printable
-from edge.stdout import discard_stdout, prepare_streams, write_stdout
+from edge.stdout import end_stdout, prepare_streams, write_stdout
 
 # NAME: --help imports `edge.cli.options.NAME`, a run `edge.cli.NAME` too.
 COMMANDS = {
@@ -24,6 +24,7 @@ COMMANDS = {
 }
 USAGE = "usage: edge [-h] [--version] COMMAND ..."
 INTERRUPTED = 130
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
 NO_HOME = "/nonexistent"  # as in Debian's /etc/passwd
 
 
@@ -82,14 +83,14 @@ def _guarded(prog: str, work: Callable[[], int]) -> int:
         return code
     except KeyboardInterrupt:
         print(f"{prog}: interrupted", file=sys.stderr)
-        return INTERRUPTED
+        code = INTERRUPTED
     except BrokenPipeError:  # `edge bench | head`
-        discard_stdout()
+        code = 1
     except (EdgeError, OSError, MemoryError, ImportError) as error:
         print(f"{prog}: {_sentence(error)}", file=sys.stderr)
-        with contextlib.suppress(EdgeError, OSError):
-            write_stdout("")
-    return 1
+        code = 1
+    end_stdout()
+    return code
 
 
 def _sentence(error: Exception) -> str:
@@ -101,6 +102,10 @@ def _sentence(error: Exception) -> str:
     last_line = printable(str(error).strip().rpartition("\n")[2])
     if isinstance(error, ImportError):
         return f"a library cannot be loaded ({last_line}); install edge again, or {limit}."
+    if isinstance(error, OSError) and error.filename is None and error.errno in FULL:
+        return (
+            f"stdout cannot be written ({error.strerror}); free some space or direct it elsewhere."
+        )
     return f"{last_line}; check the disk's free space and the permissions."
 
 
