@@ -47,8 +47,9 @@ def test_the_fingerprint_depends_on_every_weight_file(tmp_path):
     # A shard smaller than one sample.
     tensors = load_file(paths[0] / "model.safetensors")
     small = {"model.norm.bias": tensors.pop("model.norm.bias")}
-    save_file(small, paths[0] / "a.safetensors")
-    save_file(tensors, paths[0] / "model.safetensors")
+    (paths[0] / "model.safetensors").unlink()
+    for part, held in ((1, small), (2, tensors)):
+        save_file(held, paths[0] / f"model-0000{part}-of-00002.safetensors")
     assert open_checkpoint(str(paths[0])).fingerprint != first
 
 
