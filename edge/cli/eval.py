@@ -47,6 +47,9 @@ def run(args: argparse.Namespace) -> int:
         _check_count(args.model, most=len(files))
         document, text = _files_alone(args, files)
     else:
+        if is_infilling and files:
+            note = "infilling is measured on artefacts that are made of the GGUF file"
+            print(f"edge eval: warning: {note}, not on the file as it is.", file=sys.stderr)
         _check_count(args.model, most=1)
         (args.model,) = args.model
         checkpoint = open_named(args)

@@ -3,17 +3,24 @@
 import contextlib
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import edge
 from edge.convert.artefacts.content import check_name
+from edge.device.memory import available_bytes
 from edge.errors import EdgeError, printable
 from edge.formats.files import user_path, visible
 from edge.generate.decode import LlamaSource
 from edge.model.load import CONTEXT_TOKENS, open_model
+from edge.model.memory import check_room
 from edge.model.stablelm import Model
+from edge.text import size
 from edge.tokenizer.tokenizer import Tokenizer
+
+if TYPE_CHECKING:  # it imports numpy
+    from edge.formats.gguf import GgufFile
 
 # Loaded directly: it is as small as its artefact, and looking for one takes longer than a short
 # completion.
@@ -79,25 +86,31 @@ def open_for(command: str, path: Path, kv_bits: int | None = None) -> Opened:
         raise EdgeError(f"--kv-bits is for MLX, and {path} is a GGUF file; leave it out.")
     # Imported here: they load numpy, which an artefact of MLX does not need.
     from edge.device.describe import usable_cores
+    from edge.llama_cpp.check import check_file, needed_bytes
     from edge.llama_cpp.session import LlamaSession
     from edge.llama_cpp.vocabulary import read_tokenizer
 
-    session = LlamaSession(path, CONTEXT_TOKENS, usable_cores())
-    is_stablelm = session.metadata("general.architecture") == "stablelm"
-    if is_stablelm and session.metadata("stablelm.rope.freq_base") is None:
-        _warn_of_rope_base(command, path, session.metadata("general.name"))
-    source = LlamaSource(session, session.trained_tokens)
-    return Opened(source, read_tokenizer(session), 0)
-
-
-def _warn_of_rope_base(command: str, path: Path, title: str | None) -> None:
-    from edge.convert.sources.gguf_config import read_gguf_config
-    from edge.convert.sources.published import config_warnings
-    from edge.formats.gguf import read_gguf
-
-    config = read_gguf_config(read_gguf(path))
-    for warning in config_warnings(config, path.name, title, gives_base=False):
+    file = check_file(path)
+    need_bytes = needed_bytes(file, CONTEXT_TOKENS)
+    what = f"{path} needs {size(need_bytes)} with a cache for {CONTEXT_TOKENS} tokens"
+    shortage = check_room(need_bytes, available_bytes(), what, "choose a smaller file")
+    for warning in (*_rope_base_warnings(file), *([shortage] if shortage else [])):
         _warn(command, printable(warning))
+    session = LlamaSession(path, CONTEXT_TOKENS, usable_cores())
+    return Opened(LlamaSource(session, session.trained_tokens), read_tokenizer(session), 0)
+
+
+def _rope_base_warnings(file: "GgufFile") -> list[str]:
+    """Warnings about a Stable Code whose file gives no rotary base."""
+    from edge.convert.sources.gguf_config import rope_base_key
+    from edge.convert.sources.published import SHAPES, config_warnings
+
+    keys, like = file.keys, SHAPES["stablelm-3b-4e1t"]
+    context, title = keys.get("stablelm.context_length"), keys.get("general.name")
+    if type(context) is not int or rope_base_key("stablelm") in keys:
+        return []
+    config = replace(like, max_position_embeddings=context)
+    return config_warnings(config, file.path.name, str(title), gives_base=False)
 
 
 def _converted(

@@ -74,8 +74,8 @@ class LlamaSession:
         self._model = lib.llama_model_load_from_file(str(path).encode(), model_params)
         if not self._model:
             raise EdgeError(
-                f"llama.cpp cannot load {path} ({first_error().rstrip('.')}); convert or download "
-                f"it again."
+                f"llama.cpp cannot load {path} ({first_error().rstrip('.')}); update "
+                f"llama-cpp-python if the file is newer, or download another."
             )
         self._path, self._threads = path, threads
         self.vocab = lib.llama_model_get_vocab(self._model)

@@ -8,7 +8,8 @@ from edge.convert.artefacts.content import check_name, gguf_precision
 from edge.convert.artefacts.recipes import Recipe
 from edge.convert.convert import Artefact
 from edge.errors import EdgeError
-from edge.formats.gguf import read_model, unsplit_name
+from edge.formats.gguf import unsplit_name
+from edge.llama_cpp.check import check_file
 from edge.llama_cpp.session import LlamaSession
 from edge.llama_cpp.vocabulary import read_tokenizer
 from edge.quality.corpus import Windows, windows_of
@@ -30,7 +31,7 @@ def open_files(
     artefacts, windows, shapes, parameters = [], [], [], []
     for path in paths:
         check_name(path)
-        recipe = Recipe(unsplit_name(path), "GGUF", gguf_precision(read_model(path)))
+        recipe = Recipe(unsplit_name(path), "GGUF", gguf_precision(check_file(path)))
         artefacts.append(Artefact(recipe, path, kept=True))
         with contextlib.closing(LlamaSession(path, FEW_TOKENS, 1)) as session:
             limit, tokenizer = session.trained_tokens, read_tokenizer(session)

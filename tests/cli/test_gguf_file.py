@@ -6,11 +6,14 @@ import pytest
 from gguf import GGUFReader, GGUFWriter
 
 import edge
+from edge.cli import model_path
 from edge.cli.model_path import open_for
+from edge.device.memory import MemoryRoom
 from edge.generate.conversation import Conversation
 from edge.generate.decode import LlamaSource
 from edge.generate.fim import Completer
 from edge.generate.sampling import GREEDY
+from edge.llama_cpp.check import check_file, needed_bytes
 from edge.llama_cpp.session import LlamaSession
 from edge.quality.corpus import BUNDLED
 from tests.support.conversions import exact_session
@@ -114,12 +117,28 @@ def test_a_split_model_opens_by_its_first_part(command, demo_out, tmp_path):
     assert command(*words, second) == command(*words, whole)
 
 
+POINTER = ("pointer", b"version https://git-lfs.github.com/spec/v1\n")
+FAULTS = {
+    "tiny": {},
+    "new": {"general.architecture": "tomorrow"},
+    "twice": {"tokenizer.ggml.tokens": ["a"] * 12},
+    "scaled": {"stablelm.rope.scaling.type": "dynamic"},
+    "spm": {"tokenizer.ggml.model": "llama"},
+}
+
+
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (("chat", "cut.gguf", "-p", "x"), "llama.cpp cannot load cut.gguf ("),
-        (("complete", "--model", "text.gguf", "--prefix", "x"), "cannot load text.gguf"),
+        (("chat", "cut.gguf", "-p", "x"), "cut.gguf is not a complete GGUF file ("),
+        (("complete", "--model", "text.gguf", "--prefix", "x"), "text.gguf is not a GGUF file"),
         (("eval", "text.gguf"), "text.gguf is not a GGUF file"),
+        (("eval", "pointer.gguf"), "pointer.gguf is a Git LFS pointer"),
+        (("chat", "new.gguf", "-p", "x"), "llama.cpp cannot load new.gguf (llama_model_load: "),
+        (("eval", "twice.gguf"), "twice.gguf has one token under two ids"),
+        (("chat", "scaled.gguf", "-p", "x"), "the unknown rope scaling 'dynamic'"),
+        (("complete", "--model", "spm.gguf", "--prefix", "x"), "without tokens for all bytes"),
+        (("eval", "demo.gguf", "--reference", "gguf-f16"), "--reference is not for a GGUF file"),
         (("chat", "demo.gguf", "-p", "x", "--kv-bits", "8"), "--kv-bits is for MLX"),
         (("eval", "demo.gguf", "--worst", "1"), "--worst is not for a GGUF file"),
         (("eval", "demo.gguf", "demo"), "2 models are named"),
@@ -130,10 +149,20 @@ def test_a_split_model_opens_by_its_first_part(command, demo_out, tmp_path):
 def test_bad_input_is_one_sentence(words, said, command, demo_out, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     data = (demo_out / "gguf-q6_k.gguf").read_bytes()
-    for name, content in (("demo", data), ("cut", data[:-999]), ("text", b"hello")):
+    for name, content in (("demo", data), ("cut", data[:-999]), ("text", b"hello"), POINTER):
         (tmp_path / f"{name}.gguf").write_bytes(content)
-    write_tiny(tmp_path / "tiny.gguf")
+    for name, keys in FAULTS.items():
+        write_tiny(tmp_path / f"{name}.gguf", keys)
     assert said in command.refused(*words)
+
+
+def test_a_lack_of_memory_is_refused_before_the_file_is_loaded(command, demo_out, monkeypatch):
+    path = demo_out / "gguf-f32.gguf"
+    with contextlib.closing(LlamaSession(path, 32, 1)) as session:
+        cache_bytes = 2 * 64 * session.kv_elements_per_position
+        assert needed_bytes(check_file(path), 64) == session.weight_bytes + cache_bytes
+    monkeypatch.setattr(model_path, "available_bytes", lambda: MemoryRoom(10**6, 10**6, "memory"))
+    assert "needs 39 MB with a cache for 4096" in command.refused("chat", path, "-p", "x")
 
 
 def test_a_stable_code_file_without_a_rope_base_is_reported(command, demo_out, tmp_path):

@@ -85,7 +85,8 @@ def check(args: argparse.Namespace) -> None:
 
 
 def check_files(args: argparse.Namespace) -> None:
-    _refuse(args, OF_CHECKPOINT, "is not for a GGUF file as it is; leave it out, or add --rows")
+    names = (*OF_CHECKPOINT, *(["reference"] if args.reference else []))
+    _refuse(args, names, "is not for a GGUF file as it is; leave it out, or add --rows")
 
 
 def _refuse(args: argparse.Namespace, names: Sequence[str], why: str) -> None:
