@@ -47,10 +47,6 @@ def reference_job(checkpoint: Checkpoint, artefacts: Sequence[str]) -> dict[str,
     return found
 
 
-def _compute(asked: dict[str, Any]) -> dict[str, Digest]:
-    return dict(references(reopened(asked), asked["artefacts"]))
-
-
 def references(checkpoint: Checkpoint, artefacts: list[str]) -> Iterator[tuple[str, Digest]]:
     """The checkpoint's digest, then each artefact's with its settings and worst tensor.
 
@@ -142,4 +138,4 @@ def _read(weights: Weights, name: str, start: int = 0, stop: int | None = None) 
 
 
 if __name__ == "__main__":
-    sys.exit(child_main(_compute))
+    sys.exit(child_main(lambda asked: dict(references(reopened(asked), asked["artefacts"]))))

@@ -316,7 +316,7 @@ class ServedTrials:
         """
         has_rate = self.workload.generate > 1
         answers = [self._request()]
-        while not _lasts(answers, least_s, has_rate) and len(answers) < MAX_PASSES:
+        while self._shortest_ns(answers) < least_s * 1e9 and len(answers) < MAX_PASSES:
             answers.append(self._request())
         while has_rate and not any(a.tokens > 1 for a in answers):
             if len(answers) >= TRIES:
@@ -338,6 +338,11 @@ class ServedTrials:
             return trial
         rate = sum(a.tokens - 1 for a in rated) / sum(a.end_ns - a.first_ns for a in rated) * 1e9
         return replace(trial, decode_tok_s=rate, token_us=[], pass_tokens=[a.tokens for a in rated])
+
+    def _shortest_ns(self, answers: list[Answer]) -> int:
+        first, last = answers[0], answers[-1]
+        prefill_ns, decode_ns = last.first_ns - first.begin_ns, last.end_ns - first.first_ns
+        return min(prefill_ns, decode_ns) if self.workload.generate > 1 else prefill_ns
 
     def facts(self, where: str) -> EngineFacts:
         remarks = list(REMARKS)
@@ -373,11 +378,3 @@ class ServedTrials:
         if self.workload.generate > 1 and answer.tokens > 1 and answer.end_ns <= answer.first_ns:
             raise EdgeError("The server sent its whole answer at once; use one that streams.")
         return answer
-
-
-def _lasts(answers: list[Answer], least_s: float, has_rate: bool) -> bool:
-    first, last = answers[0], answers[-1]
-    spans_ns = [last.first_ns - first.begin_ns]
-    if has_rate:
-        spans_ns.append(last.end_ns - first.first_ns)
-    return min(spans_ns) >= least_s * 1e9

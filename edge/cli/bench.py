@@ -49,6 +49,7 @@ NO_CHECKPOINT = (
     "quality was not measured and the logits were not compared: a file that is measured as it is "
     "has no checkpoint to compare with"
 )
+REMOTE_DEVICE = Device("remote server of unknown kind")
 NO_QUALITY = "the quality of a served model is not measured: use edge eval on its files"
 UNKNOWN_PROCESSOR = (
     "power was not measured: whether the server computes on the CPU or a GPU is not known; name "
@@ -94,7 +95,8 @@ def run(args: argparse.Namespace) -> int:
             has_power=has_power,
             warn=_warn,
         )
-        device = _device(args, work)
+        is_remote = work.model.source == REMOTE
+        device = REMOTE_DEVICE if is_remote else describe_device(args.bandwidth_gb_s)
         method = method_of(run, args.repetitions, args.power)
         profile = new_profile(work.model, sys.argv, method, device)
         of_rows = [made[target.recipe.name] for _, target in planned]
@@ -159,12 +161,6 @@ def _converted(args: argparse.Namespace, work: Work, progress: Progress) -> dict
     out = output_folder(args.out, work.checkpoint.source.name)
     made = convert(work.checkpoint, wanted, out, progress)
     return {a.recipe.name: targets[a.recipe.name].made(a) for a in made if a.recipe.name in targets}
-
-
-def _device(args: argparse.Namespace, work: Work) -> Device:
-    if work.model.source == REMOTE:
-        return Device("remote server of unknown kind")
-    return describe_device(args.bandwidth_gb_s)
 
 
 def _context(args: argparse.Namespace, work: Work, run: Run, device: Device) -> Context:

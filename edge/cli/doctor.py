@@ -72,8 +72,14 @@ def run(args: argparse.Namespace) -> int:
     if args.output == "json":
         print(json.dumps({**asdict(findings), "can_measure": findings.can_measure}, indent=1))
     else:
-        width = min(shutil.get_terminal_size().columns, 100)
-        print("\n".join(line for text in _report(findings) for line in _wrapped(text, width)))
+        wrapper = textwrap.TextWrapper(
+            min(shutil.get_terminal_size().columns, 100),
+            break_long_words=False,
+            break_on_hyphens=False,
+        )
+        for text in _report(findings):  # the rest of a line is indented to its value or sentence
+            wrapper.subsequent_indent = " " * (4 if text.startswith("  - ") else 25)
+            print(wrapper.fill(text))
     return 0 if findings.can_measure else 1
 
 
@@ -172,11 +178,3 @@ def _item(name: str, problem: str | None, good: str) -> str:
 
 def _pair(name: str, value: str) -> str:
     return f"    {name:21}{value}"
-
-
-def _wrapped(text: str, width: int) -> list[str]:
-    """Break a line; the rest is indented to the column of the value or of the bullet's text."""
-    column = 4 if text.startswith("  - ") else 25
-    return textwrap.wrap(
-        text, width, subsequent_indent=" " * column, break_long_words=False, break_on_hyphens=False
-    ) or [""]

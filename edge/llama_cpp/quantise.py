@@ -14,6 +14,7 @@ import sys
 import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -175,7 +176,7 @@ def main() -> int:
         importance = read_imatrix(Path(imatrix[0])) if imatrix else None
         run_quantiser(Path(source), Path(target), int(file_type), importance)
     except EdgeError as error:
-        _say(f"{error}\n")
+        print(error, flush=True)
         return 1
     return 0
 
@@ -184,7 +185,7 @@ def run_quantiser(
     source: Path, target: Path, file_type: int, importance: Importance | None
 ) -> None:
     """Quantise in this process, which blocks, and print llama.cpp's log."""
-    lib = library(_say)
+    lib = library(partial(print, end="", flush=True))
     params = lib.llama_model_quantize_default_params()
     params.ftype = file_type
     # The cores this process may use, which a container or taskset can limit.
@@ -199,11 +200,6 @@ def run_quantiser(
     paths = os.fsencode(source), os.fsencode(target)
     if lib.llama_model_quantize(*paths, ctypes.byref(params)) != 0:
         raise EdgeError(f"llama.cpp could not quantise {source} ({first_error()}).")
-
-
-def _say(text: str) -> None:
-    sys.stdout.write(text)
-    sys.stdout.flush()
 
 
 def _end_with_parent(target: Path) -> None:

@@ -39,7 +39,19 @@ def parser() -> argparse.ArgumentParser:
     shared.add_kv_bits(engines)
     shared.add_threads(engines)
     _add_server(parser)
-    _add_compare(parser.add_argument_group("comparison of profiles, instead of measuring"))
+    compare = parser.add_argument_group("comparison of profiles, instead of measuring")
+    meaning = "print B's speed, energy and memory relative to A's; both of one model"
+    shared.add_path(compare, "--compare", nargs=2, metavar=("A", "B"), help=meaning)
+    percent = shared.number(
+        0, 99.999, "a percentage from 0 to below 100", lambda text: float(text.removesuffix("%"))
+    )
+    compare.add_argument(
+        "--min-effect",
+        metavar="PERCENT",
+        type=percent,
+        default=2.0,
+        help="ignore differences below PERCENT",
+    )
     shared.add_out(parser, "folder of the artefacts")
     save, folder = "folder for the profile and its plot", Path("profiles/local")
     shared.add_path(parser, "--save", metavar="DIR", default=folder, help=save)
@@ -144,13 +156,6 @@ def _prompt_and_generate(text: str) -> tuple[int, int]:
     return values[0], values[1]
 
 
-def _add_compare(group: argparse._ArgumentGroup) -> None:
-    meaning = "print B's speed, energy and memory relative to A's; both of one model"
-    shared.add_path(group, "--compare", nargs=2, metavar=("A", "B"), help=meaning)
-    meaning = "ignore differences below PERCENT"
-    group.add_argument("--min-effect", metavar="PERCENT", type=_percent, default=2.0, help=meaning)
-
-
 def _add_server(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group(
         "running server",
@@ -161,13 +166,6 @@ def _add_server(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--server", metavar="URL", help="address, such as http://localhost:8080")
     meaning = "the server's name for the model (default: the only one that it lists)"
     group.add_argument("--model", dest="served", metavar="NAME", help=meaning)
-
-
-def _percent(text: str) -> float:
-    percent: float = shared.number(0, 99.999, "a percentage from 0 to below 100")(
-        text.removesuffix("%")
-    )
-    return percent
 
 
 def _add_method(group: argparse._ArgumentGroup) -> None:
