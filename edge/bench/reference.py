@@ -62,8 +62,7 @@ def references(checkpoint: Checkpoint, artefacts: list[str]) -> Iterator[tuple[s
 
 
 def _digest(config: ModelConfig, weights: Weights) -> Digest:
-    logits = reference_logits(config, weights, gate_tokens(config.vocab_size), PREFILLED - 1)
-    return make_digest(list(logits), config.vocab_size)
+    return make_digest(list(reference_logits(config, weights)), config.vocab_size)
 
 
 def _other_settings(found: ModelConfig, wanted: ModelConfig) -> list[str]:
@@ -87,20 +86,19 @@ def _worst_tensor(weights: Weights, checkpoint: Checkpoint) -> dict[str, Any]:
     return {"tensor": worst.name, "tensor_error": rounded(worst.relative)}
 
 
-def reference_logits(
-    config: ModelConfig, weights: Weights, ids: list[int], first: int = 0
-) -> Logits:
-    """Float32 logits (len(ids) - first, vocab) after the positions from `first` on."""
+def reference_logits(config: ModelConfig, weights: Weights) -> Logits:
+    """Float32 logits (positions, vocab) of the gate's prompt, from PREFILLED - 1 on."""
     # A network of one layer; its sanitize stacks q/k norms.
     one = Model(replace(config, num_hidden_layers=1))
     table = "model.embed_tokens.weight"
+    ids = gate_tokens(config.vocab_size)
     x = mx.concatenate([_read(weights, table, i, i + 1) for i in ids])[None]
     for layer in range(config.num_hidden_layers):
         x = _layer(weights, one, layer)(x, "causal", None)
         mx.eval(x)
     norm = one.model.norm
     norm.update({name: _read(weights, f"model.norm.{name}") for name in norm.parameters()})
-    h = np.array(norm(x)[0, first:])
+    h = np.array(norm(x)[0, PREFILLED - 1 :])
     head = table if config.tie_word_embeddings else "lm_head.weight"
     vocab = config.vocab_size
     starts = range(0, vocab, HEAD_ROWS)

@@ -85,19 +85,9 @@ def wrong_rope_base(model):
         layer.self_attn.rope.base = 10_000.0
 
 
-def wrong_epsilon(model):
-    for layer in model.layers:
-        layer.input_layernorm.eps = layer.post_attention_layernorm.eps = 0.1
-
-
 def swapped_layers(model):
     layers = model.model.layers
     layers[1], layers[2] = layers[2], layers[1]
-
-
-def damaged_layer(model):
-    projection = model.layers[2].mlp.down_proj
-    projection.scales = mx.roll(projection.scales, 1, axis=0)
 
 
 class WrongPosition:
@@ -116,10 +106,7 @@ class WrongPosition:
 
 @pytest.mark.parametrize(
     ("row", "damage"),
-    [
-        *(("mlx-fp16", swapped_layers), ("mlx-fp16", wrong_rope_base)),
-        *(("mlx-int4", damaged_layer), ("mlx-int4", wrong_epsilon), ("mlx-int4", WrongPosition)),
-    ],
+    [("mlx-fp16", swapped_layers), ("mlx-fp16", wrong_rope_base), ("mlx-int4", WrongPosition)],
 )
 def test_wrong_computation_is_found(reference, demo_out, row, damage):
     model = load_model(demo_out / row, fuse=False)

@@ -119,17 +119,14 @@ def test_too_little_memory_and_a_missing_file_are_failures(demo_out):
     assert "no.gguf" in run_job(job_of("llama.cpp", demo_out / "no.gguf"), 60).failure
 
 
-def test_trials_are_repeated_until_the_window_is_full_but_not_the_warmup(demo_out):
-    fields = {"min_window_s": 0.3, "round": 2}
+def test_trials_fill_the_window_but_not_the_warmup(demo_out):
     held = b"x" * (700 << 20)  # not in the worker's peak
-    outcome = run_job(job_of("mlx", demo_out / "mlx-int4", **fields), 120)
+    job = job_of("mlx", demo_out / "mlx-int4", min_window_s=0.3, round=2)
+    outcome = run_job(job, 120)
     assert 20e6 < outcome.done.peak_memory_bytes < len(held)
     warmup, trial, _ = outcome.trials
-    assert (len(warmup.prefills), len(warmup.passes)) == (1, 1)
-    assert len(trial.passes) > 1
-    for windows in (trial.prefills, trial.passes):
-        assert windows[-1][1] - windows[0][0] >= 0.3e9
-    assert trial.round == 2
+    assert (len(warmup.passes), len(trial.passes) > 1, trial.round) == (1, True, 2)
+    assert all(each[-1][1] - each[0][0] >= 0.3e9 for each in (trial.prefills, trial.passes))
     assert outcome.done.logits is None  # reported in the first round only
 
 
@@ -207,7 +204,6 @@ def test_orders_are_seeded_permutations():
     orders, again, other = (Run(JOBS[:1] * 5, 20, None, seed).order for seed in (3, 3, 4))
     assert all(sorted(order) == [0, 1, 2, 3, 4] for order in orders)
     assert orders == again != other
-    assert {order[order.index(0) - 1] for order in orders} == {1, 2, 3, 4}
 
 
 def test_every_row_runs_in_every_round_in_the_recorded_order(go):

@@ -30,7 +30,6 @@ def test_token_ids_follow_from_the_seed():
     first, again, other = (plan_tokens(Workload(9, 5, 3), 1000, seed) for seed in (4, 4, 5))
     assert first == again != other
     assert [len(ids) for ids in (first.depth, first.prompt, first.generate)] == [3, 9, 5]
-    assert set(first.prompt) <= set(range(1000))
 
 
 def test_generation_starts_at_the_depth_and_a_joint_one_after_the_prompt(run):
