@@ -18,7 +18,7 @@ import numpy as np
 from edge.bench.engines.engine import LLAMA_CPP, MLX, MLX_LM, SERVER, Engine
 from edge.bench.gate import POSITIONS, logits_digest
 from edge.bench.trial import run_trial
-from edge.bench.workload import TokenPlan, plan_tokens
+from edge.bench.workload import plan_tokens
 from edge.device.memory import peak_bytes, wired
 from edge.errors import EdgeError
 from edge.profile.profile import EngineFacts, Workload
@@ -112,7 +112,17 @@ def _work(job: Job, send: Send) -> None:
         engine = open_engine(job, max(context_tokens, POSITIONS))
         stack.callback(engine.close)
         load_s = (time.monotonic_ns() - begin_ns) / 1e9
-        _run_trials(job, engine, plan, send)
+        if plan.depth:
+            engine.prefill(plan.depth)
+
+        def measure(least_s: float, is_warmup: bool) -> Trial:
+            trial = run_trial(engine, plan, least_s, job.workload.joint)
+            if is_warmup and not np.isfinite(engine.last_logits()).all():
+                damaged = "the weights are damaged; convert again."
+                raise EdgeError(f"the logits are not finite: {damaged}")
+            return trial
+
+        _send_trials(job, send, measure)
         # The peak first: looking up the facts takes memory of its own.
         device_bytes = engine.peak_device_bytes()
         most_bytes = max(peak_bytes(), device_bytes)
@@ -131,10 +141,7 @@ def _ask_server(job: Job, send: Send) -> None:
 
     served = ServedTrials(Client(job.path, job.served), job.workload)
     served.fit_prompt()
-    for number in range(job.warmups + job.repetitions):
-        is_warmup = number < job.warmups
-        trial = served.run(0.0 if is_warmup else job.min_window_s, is_warmup)
-        send(_measured(job, number, trial))
+    _send_trials(job, send, served.run)
     where = LOCAL if is_local(job.path) else REMOTE
     send(Done(None, None, None, served.facts(where), warnings=served.warnings()))
 
@@ -180,22 +187,13 @@ def open_engine(job: Job, context_tokens: int) -> Engine:
     return open_ours(path, job.kv_bits)
 
 
-def _run_trials(job: Job, engine: Engine, plan: TokenPlan, send: Send) -> None:
-    """Warms up with one pass of the full shape, then runs the counted trials."""
-    if plan.depth:
-        engine.prefill(plan.depth)
+def _send_trials(job: Job, send: Send, measure: Callable[[float, bool], Trial]) -> None:
+    """Warm-ups of one pass of the full shape, then the counted trials."""
     for number in range(job.warmups + job.repetitions):
         warmup = number < job.warmups
-        least_s = 0.0 if warmup else job.min_window_s
-        trial = run_trial(engine, plan, least_s, job.workload.joint)
-        if number == 0 and not np.isfinite(engine.last_logits()).all():
-            raise EdgeError("the logits are not finite: the weights are damaged; convert again.")
-        send(_measured(job, number, trial))
-
-
-def _measured(job: Job, number: int, trial: Trial) -> Measured:
-    where = {"repetition": number, "round": job.round, "warmup": number < job.warmups}
-    return Measured(msgspec.structs.replace(trial, **where))
+        trial = measure(0.0 if warmup else job.min_window_s, warmup)
+        where = {"repetition": number, "round": job.round, "warmup": warmup}
+        send(Measured(msgspec.structs.replace(trial, **where)))
 
 
 if __name__ == "__main__":
