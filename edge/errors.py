@@ -34,10 +34,10 @@ def printable(text: str) -> str:
     """Text on one line, control characters escaped, shortened in the middle."""
     if len(text) > HEAD_CHARACTERS + TAIL_CHARACTERS:
         text = f"{text[:HEAD_CHARACTERS]} ... {text[-TAIL_CHARACTERS:]}"
-    return visible(text).replace("\n", "\\n").replace("\t", "\\t")
+    return with_escapes(text).replace("\n", "\\n").replace("\t", "\\t")
 
 
-def visible(text: str) -> str:
+def with_escapes(text: str) -> str:
     """Text of any number of lines with escapes in place of characters unsafe on a terminal."""
     return UNSAFE.sub(lambda found: repr(found[0])[1:-1], text)
 

@@ -5,11 +5,11 @@ import os
 import sys
 from typing import TextIO
 
-from edge.errors import JOINERS, EdgeError, visible
+from edge.errors import JOINERS, EdgeError, with_escapes
 
 
-class Pieces:
-    r"""Applies `visible` to text that comes in pieces; \r\n becomes \n."""
+class TerminalText:
+    r"""Applies `with_escapes` to text that comes in pieces; \r\n becomes \n."""
 
     def __init__(self) -> None:
         self._before = self._return = ""
@@ -18,14 +18,14 @@ class Pieces:
         """Text that can be shown now."""
         text = (self._return + text).replace("\r\n", "\n")
         self._return = "\r" if text.endswith("\r") else ""
-        shown = visible(self._before + text.removesuffix("\r")).removeprefix(self._before)
+        shown = with_escapes(self._before + text.removesuffix("\r")).removeprefix(self._before)
         if shown:
             self._before = "" if shown[-1] in JOINERS else shown[-1]
         return shown
 
 
 class Terminal(io.TextIOWrapper):
-    """A terminal where everything printed goes through `visible`, whoever wrote the text.
+    """A terminal where everything printed goes through `with_escapes`, whoever wrote the text.
 
     `unfiltered` is for our own colours, progress bars and line editor.
     """
@@ -35,7 +35,7 @@ class Terminal(io.TextIOWrapper):
             stream.buffer, stream.encoding, stream.errors, line_buffering=True, write_through=True
         )
         self.unfiltered = stream
-        self._pieces = Pieces()
+        self._pieces = TerminalText()
 
     def write(self, text: str) -> int:
         """Shows text; one that is printed in several calls as well."""

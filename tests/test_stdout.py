@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from edge.errors import UNSAFE, printable
-from edge.stdout import Pieces
+from edge.stdout import TerminalText
 from edge.text import plain
 from edge.tokenizer.detokenizer import BYTE_OF
 from tests.cli.test_cli import ENVIRONMENT
@@ -25,7 +25,7 @@ SHOWN = ("\\x1b]52;c;aGk=\\x07\\x9b31mé\n\t\\u202e\\u2066\\u200b\\u200da\\u200d
 
 @given(st.lists(st.sampled_from([*HOSTILE, "\r", "\n", "a", "é", "\u200c", "\ud800"]), max_size=12))
 def test_escapes_do_not_depend_on_the_pieces(pieces):
-    apart, joined = Pieces(), Pieces().add("".join(pieces))
+    apart, joined = TerminalText(), TerminalText().add("".join(pieces))
     assert "".join(map(apart.add, pieces)) == joined
     assert not UNSAFE.search(joined) and "\r" not in joined
 
@@ -81,4 +81,4 @@ def test_a_terminal_gets_escapes_and_a_pipe_the_exact_bytes(hostile, tmp_path, w
     finally:
         terminal.close()
     shown = terminal.output.decode().replace("\r\n", "\n")
-    assert shown.endswith(Pieces().add(piped.decode()).replace("made", "kept"))
+    assert shown.endswith(TerminalText().add(piped.decode()).replace("made", "kept"))

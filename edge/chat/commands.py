@@ -16,7 +16,7 @@ from edge.generate.chat_prompt import NO_SYSTEM
 from edge.generate.decode import open_source
 from edge.generate.fim import Completer, read_hole, split_at_mark
 from edge.generate.transcript import read_transcript, write_transcript
-from edge.stdout import Pieces
+from edge.stdout import TerminalText
 from edge.text import plain, size
 
 # /usr/bin/x is not a command, nor is a comment of C++.
@@ -246,7 +246,7 @@ def _fim(session: Session, argument: str) -> None:
         opened = session.opened
         source = open_source(opened.model, session.settings.kv_bits)
         session.completer = Completer(source, opened.tokenizer)
-    middle, pieces = session.completer.stream(*hole), Pieces()
+    middle, pieces = session.completer.stream(*hole), TerminalText()
     with echo_off():
         events = follow(middle, lambda event: session.screen.write(pieces.add(event.text)))
     done = events[-1].completion if events else None

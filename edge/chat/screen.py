@@ -11,7 +11,7 @@ from textwrap import TextWrapper
 from types import FrameType
 from typing import Any, TextIO, TypeVar
 
-from edge.errors import visible
+from edge.errors import with_escapes
 from edge.stdout import unfiltered
 
 Event = TypeVar("Event")
@@ -121,7 +121,7 @@ class Screen:
         self._at_line_start = True
 
     def _print(self, text: str, dim: bool) -> None:
-        text = self._wrapped(visible(text))
+        text = self._wrapped(with_escapes(text))
         start = "" if self._at_line_start else "\n"
         self.write(start + (f"{DIM}{text}{RESET}\n" if dim else f"{text}\n"))
 

@@ -18,7 +18,7 @@ from edge.generate.stream import TextEvent, TokenClock
 from edge.generate.transcript import Message, Transcript
 from edge.model.stablelm import Model
 from edge.power.meter import Meter, Sample, integrate
-from edge.stdout import Pieces, write_stdout
+from edge.stdout import TerminalText, write_stdout
 
 if TYPE_CHECKING:
     from edge.generate.fim import Completer
@@ -70,7 +70,7 @@ class ScreenPrinter:
 
     def __init__(self, screen: Screen):
         self._screen = screen
-        self._pieces = Pieces()
+        self._pieces = TerminalText()
         self._highlighter = Highlighter() if screen.colour else None
 
     def add(self, text: str) -> None:

@@ -2,8 +2,6 @@
 
 import ctypes
 import json
-import resource
-import sys
 import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -12,13 +10,14 @@ from datetime import datetime
 from functools import lru_cache, partial
 from typing import Any, NoReturn
 
+import psutil
+
 from edge.errors import EdgeError
 
 # Of a rendered conversation; one that fills the family's longest context has some 100,000.
 MAX_CHARACTERS = 10_000_000
 MAX_S, MAX_GROWTH_BYTES = 4.0, 200_000_000
 WATCH_S = 0.05
-MAXRSS_BYTES = 1 if sys.platform == "darwin" else 1024  # the unit of ru_maxrss
 
 
 class _LimitError(BaseException):
@@ -72,16 +71,13 @@ def _limits() -> Iterator[None]:
 
 
 def _watch(ended: threading.Event, thread: int) -> None:
-    end_s, most_bytes = time.monotonic() + MAX_S, _peak_bytes() + MAX_GROWTH_BYTES
+    memory = psutil.Process().memory_info
+    end_s, most_bytes = time.monotonic() + MAX_S, memory().rss + MAX_GROWTH_BYTES
     while not ended.wait(WATCH_S):
-        if time.monotonic() > end_s or _peak_bytes() > most_bytes:
+        if time.monotonic() > end_s or memory().rss > most_bytes:
             raise_there = ctypes.pythonapi.PyThreadState_SetAsyncExc
             raise_there(ctypes.c_ulong(thread), ctypes.py_object(_LimitError))
             return
-
-
-def _peak_bytes() -> int:
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * MAXRSS_BYTES
 
 
 @lru_cache(maxsize=8)
