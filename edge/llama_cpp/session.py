@@ -16,7 +16,6 @@ from typing import Any
 import numpy as np
 
 from edge.errors import EdgeError
-from edge.formats.files import open_file
 
 Logits = np.ndarray[Any, np.dtype[np.float32]]
 ERROR_LEVEL = 4  # enum ggml_log_level
@@ -62,8 +61,6 @@ class LlamaSession:
     _model: Any = None
 
     def __init__(self, path: Path, context_tokens: int, threads: int):
-        with open_file(path):
-            pass  # its error has better advice than llama.cpp's
         lib = self._lib = library()
         _errors.clear()
         model_params = lib.llama_model_default_params()
