@@ -1,5 +1,7 @@
 """The GGUF header parser against the gguf package, and with damaged files."""
 
+import os
+import random
 import struct
 import tracemalloc
 
@@ -8,6 +10,24 @@ import pytest
 
 from edge.errors import EdgeError
 from edge.formats.gguf import read_gguf
+from tests.support.alarm import alarm
+from tests.support.conversions import is_sentence
+from tests.support.foreign_gguf import write_tiny
+from tests.support.mutations import GGUF_FILE, mutate
+
+CASES = int(os.environ.get("EDGE_FUZZ_CASES", "200"))
+SEED = int(os.environ.get("EDGE_FUZZ_SEED", "0"))
+
+
+def places(file):
+    return [(t.name, t.kind, t.begin, t.data_bytes, t.shape) for t in file.tensors]
+
+
+def places_of_package(reader):
+    return [
+        (t.name, t.tensor_type.name, t.data_offset, t.n_bytes, tuple(map(int, t.shape[::-1])))
+        for t in reader.tensors
+    ]
 
 
 def test_the_parser_agrees_with_the_gguf_package(demo_out, tmp_path):
@@ -15,10 +35,7 @@ def test_the_parser_agrees_with_the_gguf_package(demo_out, tmp_path):
     ours, theirs = read_gguf(path), gguf.GGUFReader(str(path))
     keys = {k: f.contents() for k, f in theirs.fields.items() if not k.startswith("GGUF.")}
     assert ours.keys == keys
-    assert [(t.name, t.kind, t.begin, t.data_bytes, t.shape) for t in ours.tensors] == [
-        (t.name, t.tensor_type.name, t.data_offset, t.n_bytes, tuple(map(int, t.shape[::-1])))
-        for t in theirs.tensors
-    ]
+    assert places(ours) == places_of_package(theirs)
     data = bytearray(path.read_bytes())
     data[4] = 2  # version 2 is the same
     (tmp_path / "x.gguf").write_bytes(data)
@@ -83,3 +100,31 @@ def test_wrong_lengths_in_a_large_file_take_no_memory(tmp_path):
         _, peak = tracemalloc.get_traced_memory()
         tracemalloc.stop()
         assert peak < 1 << 20
+
+
+def test_an_accepted_header_is_what_the_gguf_package_reads(tmp_path):
+    source, path = write_tiny(tmp_path / "tiny.gguf").read_bytes(), tmp_path / "x.gguf"
+    accepted = compared = 0
+    for number in range(CASES):
+        rng = random.Random(f"{SEED} {number}")
+        files = {GGUF_FILE: source}
+        damage = [mutate(files, rng) for _ in range(rng.choice((1, 1, 2)))]
+        path.write_bytes(files[GGUF_FILE])
+        try:
+            with alarm():
+                ours = read_gguf(path)
+                accepted += 1
+                theirs = gguf.GGUFReader(str(path))
+                wanted = {k: f.contents() for k, f in theirs.fields.items() if k[:5] != "GGUF."}
+            assert repr(ours.keys) == repr(wanted)  # NaN is not equal to itself
+            assert places(ours) == places_of_package(theirs)
+            compared += 1
+        except EdgeError as error:
+            assert is_sentence(str(error))
+        except ValueError:  # of the package, for text that is not UTF-8 and for unknown types
+            pass
+        except BaseException as error:
+            error.add_note(f"case {number} of seed {SEED}: {', '.join(damage)}")
+            raise
+    print(f"{accepted} of {CASES} headers are accepted, {compared} compared")
+    assert 0.1 < compared / CASES <= accepted / CASES < 0.9
