@@ -61,7 +61,10 @@ def rebuild_tokenizer(keys: Mapping[str, Value], config: ModelConfig, where: str
         step = pre_tokenizer(name)
         if step is None:
             raise _unusable(where, f"has the pre-tokenizer {name!r}, which edge does not know")
-        tokenizer = tokenizer_json(vocab, _merges(keys, vocab, where), added, step)
+        merges = _list_of(str, keys.get("tokenizer.ggml.merges"))
+        if merges is None:
+            raise _unusable(where, "has no merges")
+        tokenizer = tokenizer_json(vocab, merges, added, step)
         tokenizer["model"] |= {"ignore_merges": True} if name in IGNORE_MERGES else {}
         adds_bos = keys.get("tokenizer.ggml.add_bos_token", name in IGNORE_MERGES)
     else:
@@ -181,17 +184,6 @@ def _tokens(keys: Mapping[str, Value], where: str) -> Tokens:
     if len({text for text, _ in tokens.values()}) < len(tokens):
         raise _unusable(where, "has one token under two ids")
     return tokens
-
-
-def _merges(keys: Mapping[str, Value], vocab: Mapping[str, int], where: str) -> list[str]:
-    merges = _list_of(str, keys.get("tokenizer.ggml.merges"))
-    if merges is None:
-        raise _unusable(where, "has no merges")
-    for merge in merges:
-        left, _, right = merge.partition(" ")
-        if not {left, right, left + right} <= vocab.keys() or " " in right:
-            raise _unusable(where, f"merges {merge!r}, which are not its tokens")
-    return merges
 
 
 def _special_ids(
