@@ -71,7 +71,7 @@ def contradiction(path: Path, recipe: Recipe, manifest: Manifest | None) -> str 
         return None
     if found != recipe.precision:
         return _differs(path, recipe, found)
-    if stated and {group_size for _, group_size in packed} != {stated}:
+    if stated and any(group_size != stated for _, group_size in packed):
         return f"{path} has not the groups of {stated} weights that its manifest states"
     return None
 

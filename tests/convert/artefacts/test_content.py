@@ -56,6 +56,13 @@ def with_manifest_of(name):
     return change
 
 
+def with_groups(group_size):
+    def change(path):
+        write_manifest(path, replace(read_manifest(path), recipe={"group_size": group_size}))
+
+    return change
+
+
 def with_config(bits, group_size):
     def change(path):
         config = json.loads((path / "config.json").read_text())
@@ -75,6 +82,8 @@ def with_config(bits, group_size):
         ("mlx-int2", "mlx-int4", with_manifest_of("mlx-int4"), "its tensors are INT2"),
         ("mlx-bf16", "mlx-fp16", with_manifest_of("mlx-fp16"), "its tensors are BF16"),
         ("mlx-int4", "mlx-int8", with_manifest_of("mlx-int8"), "its tensors are INT4"),
+        ("mlx-int4", "mlx-int4", with_groups(32), "has not the groups of 32"),
+        ("mlx-int4", "mlx-int4", with_groups([64]), "has not the groups of"),
         ("mlx-int4", "mlx-int4", with_config(8, 64), "does not have the bits"),
         ("gguf-q4_0", "gguf-f16", None, "its manifest says gguf-q4_0"),
         ("gguf-q4_0", "gguf-f16", with_manifest_of("gguf-f16"), "its tensors are Q4_0"),
