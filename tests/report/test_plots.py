@@ -200,7 +200,7 @@ def test_token_times_of_old_and_new_profiles():
 
 @pytest.mark.parametrize(
     ("plot", "shown"),
-    [(throughput, "24 of 40"), (roofline, "24 of 40"), (latency, "9 of 40"), (energy, "30 of 39")],
+    [(throughput, "30 of 40"), (roofline, "30 of 40"), (latency, "12 of 40"), (energy, "30 of 39")],
 )
 def test_of_many_rows_as_many_as_fit_are_shown(plot, shown):
     rows = make_profile(generate=4, processes=1, samples=0)["rows"]

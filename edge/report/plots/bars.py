@@ -27,7 +27,7 @@ from edge.report.table import has_tests, row_label
 from edge.text import figure as number
 from edge.text import plain
 
-MOST_BARS = 24
+MOST_BARS = 30
 LABEL_CHARACTERS, REASON_CHARACTERS = 34, 78
 # Labels of hatched bars, which are not valid figures.
 INVALID, ERROR = "INVALID: not a valid figure", "above the peak: an error"
