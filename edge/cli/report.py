@@ -9,9 +9,9 @@ from pathlib import Path
 from edge.cli.options.report import REPORTS
 from edge.cli.options.report import check as check_options
 from edge.errors import EdgeError, printable
-from edge.formats.files import atomic_write, safe_name
+from edge.formats.files import atomic_write, visible, safe_name
 from edge.profile.check import check
-from edge.profile.profile import MAX_BYTES, Profile, decode, is_profile_name, read_bytes
+from edge.profile.profile import MAX_BYTES, Profile, decode, read_bytes
 from edge.report.devices import compare_devices, devices_markdown
 
 # A page of more is too large for a browser; `--devices` reads any number.
@@ -66,13 +66,9 @@ def _report(args: argparse.Namespace) -> int:
 
 def _files_of(path: Path) -> list[Path]:
     """Profiles in a folder, else the path itself: reading it says what is wrong."""
-    try:
-        if not path.is_dir():
-            return [path]
-        found = [file for file in sorted(path.iterdir()) if is_profile_name(file.name)]
-        found = [file for file in found if not file.is_dir()]
-    except OSError:
+    if not path.is_dir():
         return [path]
+    found = [p for p in visible(path) if p.suffix.lower() == ".json" and not p.is_dir()]
     if not found:
         raise EdgeError(f"{path} has no profile; give a folder of *.json that edge bench wrote.")
     return found

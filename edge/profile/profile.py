@@ -369,12 +369,8 @@ def profiles_below(folder: Path, onerror: Callable[[OSError], None] | None = Non
     found = []
     for parent, folders, names in os.walk(folder, onerror=onerror):
         folders[:] = [name for name in folders if not name.startswith(".")]
-        found += [Path(parent, name) for name in names if is_profile_name(name)]
-    return sorted(found)
-
-
-def is_profile_name(name: str) -> bool:
-    return name.lower().endswith(".json") and not name.startswith(".")
+        found += [Path(parent, name) for name in names if not name.startswith(".")]
+    return sorted(path for path in found if path.suffix.lower() == ".json")
 
 
 def read_bytes(path: Path) -> bytes:

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from edge.cli import bench as cli_bench
 from edge.cli.main import parser_of
-from edge.errors import EdgeError, visible
+from edge.errors import EdgeError, with_escapes
 from edge.profile.check import check
 from edge.profile.profile import ProfileError, read
 from edge.report.devices import compare_devices, devices_markdown
@@ -119,7 +119,7 @@ def test_spoilt_profiles_are_reported_and_never_raise(tmp_path, text, is_drawn):
 def is_clean(text):
     """Writable as UTF-8, and without characters that are unsafe on a terminal."""
     text.encode()
-    return visible(text) == text
+    return with_escapes(text) == text
 
 
 def agree(ours, theirs):
