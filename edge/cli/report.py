@@ -9,7 +9,7 @@ from pathlib import Path
 from edge.cli.options.report import REPORTS
 from edge.cli.options.report import check as check_options
 from edge.errors import EdgeError, printable
-from edge.formats.files import atomic_write, visible, safe_name
+from edge.formats.files import atomic_write, safe_name, visible
 from edge.profile.check import check
 from edge.profile.profile import MAX_BYTES, Profile, decode, read_bytes
 from edge.report.devices import compare_devices, devices_markdown
