@@ -35,7 +35,12 @@ def progress_bars() -> Iterator[Callable[[str, float], None]]:
     console = Console(file=unfiltered(sys.stderr))
     columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn())
     with Progress(
-        *columns, TimeElapsedColumn(), console=console, disable=not console.is_terminal
+        *columns,
+        TimeElapsedColumn(),
+        console=console,
+        disable=not console.is_terminal,
+        redirect_stdout=False,  # what is printed meanwhile would pass unfiltered
+        redirect_stderr=False,
     ) as bars:
         tasks = {}
 
