@@ -1,5 +1,6 @@
 """The estimated memory against MLX's measured memory, and the check that it fits."""
 
+import gc
 import re
 
 import mlx.core as mx
@@ -25,6 +26,7 @@ def required_bytes(path, *args, **kwargs):
 
 def taken(call):
     """Result of a call, the memory it keeps and its peak, in bytes as MLX counts."""
+    gc.collect()  # what earlier tests left must not be freed during the call
     mx.clear_cache()
     before = mx.get_active_memory()
     mx.reset_peak_memory()
