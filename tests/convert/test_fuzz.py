@@ -26,7 +26,7 @@ from tests.support.alarm import alarm
 from tests.support.conversions import MADE, check, is_sentence, make
 from tests.support.mutations import BASES, GGUF_FILE, INDEX, mutate
 
-CASES = int(os.environ.get("EDGE_FUZZ_CASES", "800"))
+CASES = int(os.environ.get("EDGE_FUZZ_CASES", "400"))
 SEED = int(os.environ.get("EDGE_FUZZ_SEED", "0"))
 DIRECTORIES = [base for base in BASES if base != "gguf"]
 NUMPY = {"F64": "<f8", "F32": "<f4", "F16": "<f2", "I64": "<i8", "I32": "<i4", "U32": "<u4"}
