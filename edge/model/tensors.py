@@ -14,8 +14,9 @@ from edge.model.stablelm import Model
 Shape = tuple[int, ...]
 LAYER = "model.layers.0."
 MIN_LAYER_TENSORS = 8  # q, k, v, o, gate, up, down and a norm
-# Up to these limits a config with too many tensors is accepted, so that the missing one is named.
-MAX_RATIO, MANY_TENSORS = 8, 100_000
+# Up to these limits a config with too many tensors is accepted, so that the missing one is named;
+# 10,000 layers would take seconds to build.
+MAX_RATIO, MANY_TENSORS = 8, 4_000
 # Permutations stored beside the weights -> the matrices whose inputs each one gathers.
 ORDER_READERS = {
     "self_attn.qkv_order": ("q_proj", "k_proj", "v_proj"),

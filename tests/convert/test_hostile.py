@@ -102,6 +102,7 @@ HEADS |= {"qk_layernorm": True, "partial_rotary_factor": 1.0}
     ("change", "words"),
     [
         (config(num_hidden_layers=2**30), "asks for .* layers .* files hold"),
+        (config(num_hidden_layers=10**4), "asks for .* layers .* files hold"),
         (config(**HEADS), "asks for .* layers .* files hold"),
         *((index({"a": WEIGHTS, "b": name}), "points outside") for name in ELSEWHERE),
         (index({"a": "x" * 5000 + ".safetensors", "b": WEIGHTS}), "has no x"),
