@@ -15,6 +15,8 @@ from edge.stats import drift, outliers
 
 # pyperf's practice: a spread of 10 % is unstable.
 MAX_RELATIVE_SD = 0.10
+# Beyond it the median says little about the machine: another run can give half or twice as much.
+INVALID_RELATIVE_SD = 0.50
 MIN_TRIALS = 3
 # In shorter windows the scheduler is part of the figure, whatever --min-window says.
 MIN_WINDOW_S = 0.1
@@ -41,7 +43,7 @@ def worst_first(reasons: Iterable[Reason]) -> list[Reason]:
 def judge_speed(
     trials: Sequence[Trial], min_window_s: float, done: int, rounds: int
 ) -> Iterator[Reason]:
-    """Warnings about the rates of trials in order of time; `done` of `rounds` were measured."""
+    """What is wrong with the rates of trials in order of time; `done` of `rounds` were measured."""
     if done < rounds:
         yield warning(f"only {done} of {rounds} rounds were measured: the run was stopped")
     if len(trials) < MIN_TRIALS:
@@ -58,11 +60,13 @@ def _spread(name: str, rates: Sequence[float | None], flag: str) -> Iterator[Rea
     values = [rate for rate in rates if rate is not None]
     if len(values) < 2:
         return
-    relative_sd = statistics.stdev(values) / statistics.fmean(values)
+    relative_sd = statistics.stdev(values) / statistics.median(values)
     if relative_sd > MAX_RELATIVE_SD:
-        yield warning(
+        yield Reason(
+            "",
+            "error" if relative_sd > INVALID_RELATIVE_SD else "warning",
             f"{name} varies by {relative_sd:.0%} between trials: close other programs, and use "
-            f"more or longer trials (-r, {flag}, --min-window)"
+            f"more or longer trials (-r, {flag}, --min-window)",
         )
     if far := outliers(values):
         yield warning(

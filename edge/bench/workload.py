@@ -25,6 +25,8 @@ SUITES: dict[str, tuple[Workload, ...]] = {
     ),
 }
 
+STEP = 64  # of the depths that are chosen for a short context
+
 
 @dataclass(frozen=True)
 class TokenPlan:
@@ -93,12 +95,28 @@ def suite_workloads(
 ) -> list[Workload]:
     """The workloads of a suite that the model was trained for; `warn` gets the others.
 
-    An EdgeError if all are too long.
+    Depths that are too long are replaced by shorter ones. An EdgeError if all are too long.
     """
     fitting = [w for w in SUITES[suite] if w.context_tokens <= context_tokens]
     if not fitting:
         check_lengths(SUITES[suite], context_tokens, name)
-    for longer in SUITES[suite]:
-        if longer not in fitting:
-            warn(f"{longer} is left out: {name} was trained for {context_tokens} positions")
-    return fitting
+    longer = [w for w in SUITES[suite] if w not in fitting]
+    if not longer:
+        return fitting
+    added = [w for w in _shorter(longer, context_tokens) if w not in fitting]
+    instead = f"; measured instead: {_listed(added)}" if added else ""
+    why = f"as {name} was trained for {context_tokens} positions"
+    warn(f"left out, {why}: {_listed(longer)}{instead}")
+    return sorted([*fitting, *added], key=lambda w: w.depth)
+
+
+def _shorter(longer: Sequence[Workload], context_tokens: int) -> list[Workload]:
+    """One for each that has a depth: all of what the context allows, a half of it, a quarter ..."""
+    deep = [w for w in longer if w.depth]
+    most = [context_tokens - replace(w, depth=0).context_tokens for w in deep]
+    depths = [(room >> halvings) // STEP * STEP for halvings, room in enumerate(most)]
+    return [replace(w, depth=d) for w, d in zip(deep, depths, strict=True) if d][::-1]
+
+
+def _listed(workloads: Sequence[Workload]) -> str:
+    return "; ".join(map(str, workloads))

@@ -17,23 +17,32 @@ import numpy as np
 import psutil
 from numpy.typing import NDArray
 
-from edge.device.chips import last_level_cache_bytes
+from edge.device.chips import OVERRIDE, last_level_cache_bytes
+from edge.errors import EdgeError
 
 Arrays = tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]
 
 PIECE = 1 << 14  # elements: 128 KiB, in the second-level cache of every processor since 2010
-# STREAM asks for arrays of four times the caches, which take seconds to fill on large servers.
-SMALLEST_TOTAL_BYTES, LARGEST_TOTAL_BYTES = 192 << 20, 384 << 20
+# STREAM asks for arrays of four times the caches; smaller ones measure the cache.
+CACHES = 4
+SMALLEST_TOTAL_BYTES = 192 << 20
 MIN_PASSES, BUDGET_S = 3, 0.4
 
 
 def measure_bandwidth(threads: int) -> tuple[float, str]:
-    """Bytes per second of the better kernel, measured for about BUDGET_S, and how."""
+    """Bytes per second of the better kernel, measured for about BUDGET_S, and how.
+
+    An EdgeError where memory has no room for arrays that the cache cannot hold.
+    """
     cache_bytes = last_level_cache_bytes()
-    wanted = min(max(4 * (cache_bytes or 0), SMALLEST_TOTAL_BYTES), LARGEST_TOTAL_BYTES)
-    total_bytes = min(wanted, psutil.virtual_memory().available // 4)
+    total_bytes = max(CACHES * (cache_bytes or 0), SMALLEST_TOTAL_BYTES)
+    if total_bytes > psutil.virtual_memory().available // 2:
+        raise EdgeError(
+            f"the memory bandwidth was not measured: {total_bytes / 1e6:.0f} MB, {CACHES} times "
+            f"the cache, need twice as much free memory; close other programs, or {OVERRIDE}"
+        )
     with ThreadPoolExecutor(threads) as pool:
-        shares = list(pool.map(_fill, [total_bytes // 24 // threads] * threads))
+        shares = list(pool.map(_fill, [-(-total_bytes // 24 // threads)] * threads))
         moved = 24 * sum(len(share[0]) for share in shares)
         best = {_triad: float("inf"), _read: float("inf")}
         end_s, passes = time.perf_counter() + BUDGET_S, 0
@@ -54,7 +63,7 @@ def measure_bandwidth(threads: int) -> tuple[float, str]:
 
 def _fill(elements: int) -> Arrays:
     """One thread's part of the three arrays, first written by the thread that uses it."""
-    size = max(elements // PIECE, 1) * PIECE
+    size = -(-elements // PIECE) * PIECE  # rounded up
     return np.full(size, 0.0), np.full(size, 1.0), np.full(size, 2.0)
 
 

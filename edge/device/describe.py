@@ -92,7 +92,10 @@ def measured_again(device: Device) -> Device:
     known = device.memory_bandwidth
     if known is None or known.kind != "measured":
         return device
-    new = _measured()
+    try:
+        new = _measured()
+    except EdgeError:  # there is less free memory now
+        return device
     return device if new.gb_s <= known.gb_s else replace(device, memory_bandwidth=new)
 
 
@@ -173,7 +176,10 @@ def _memory_bandwidth(
     load = os.getloadavg()[0]
     busy = f"the memory bandwidth was measured while other programs ran (load {load:.1f})"
     remark = f"{busy} and may be too low: close them, or {OVERRIDE}"
-    return _measured(), None if load <= allowed_load() else remark
+    try:
+        return _measured(), None if load <= allowed_load() else remark
+    except EdgeError as error:
+        return None, str(error)
 
 
 def _measured() -> Bandwidth:

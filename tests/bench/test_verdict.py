@@ -10,9 +10,9 @@ from edge.profile.profile import Reason
 from tests.bench.fakes import NS, process, trial_at
 
 
-def warnings_of(reasons):
+def warnings_of(reasons, levels=("warning",)):
     listed = list(reasons)
-    assert {reason.level for reason in listed} <= {"warning"}
+    assert {reason.level for reason in listed} <= set(levels)
     return [reason.text for reason in listed]
 
 
@@ -39,6 +39,14 @@ def test_weak_rates_are_warnings_with_advice(seconds, fields, words, advice):
         assert found == []
     else:
         assert any(words in text and advice in text for text in found), found
+
+
+def test_a_spread_beyond_half_the_median_is_an_error():
+    """The median of these rates is 1 token/s, their standard deviation 0.49 or 0.51."""
+    for off, level in ((0.49, "warning"), (0.51, "error")):
+        trials = [trial_at(i, 1 / rate) for i, rate in enumerate((1 - off, 1.0, 1 + off))]
+        (found,) = judge_speed(trials, 0.0, 1, 1)
+        assert (found.level, found.text[:12]) == (level, "decode varie")
 
 
 def test_prefill_is_judged_too():

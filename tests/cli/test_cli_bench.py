@@ -1,3 +1,4 @@
+import math
 import shutil
 import sys
 import time
@@ -74,12 +75,29 @@ def test_workloads_without_a_rate_or_beyond_the_context_are_refused(flags, messa
         planned(*flags)
 
 
-def test_too_long_workloads_of_a_suite_are_left_out_with_a_warning(capsys):
-    assert {job.workload for job in planned("--suite", "depth")} == {Workload(512, 128)}
-    errors = capsys.readouterr().err
-    for depth in (1024, 4096, 16384):
-        left_out = f"pp512, tg128 @ d{depth} is left out: demo was trained for 1024 positions"
-        assert left_out in errors
+@pytest.mark.parametrize(
+    ("context_tokens", "depths"),
+    [
+        (600, [0, 64]),
+        (1024, [0, 128, 256, 512]),
+        (2560, [0, 1024, 2048]),
+        (4096, [0, 1024, 1792, 3584]),
+        (32768, [0, 1024, 4096, 16384]),
+    ],
+)
+def test_the_depths_of_a_suite_fit_the_context(context_tokens, depths):
+    warnings = []
+    found = workload.suite_workloads("depth", context_tokens, "x", warnings.append)
+    assert [each.depth for each in found] == depths
+    assert all(each.context_tokens <= context_tokens for each in found)
+    assert len(warnings) == (context_tokens < 16384)
+
+
+def test_workloads_that_a_suite_leaves_out_are_in_one_warning(capsys):
+    planned("--suite", "depth")
+    (warning,) = capsys.readouterr().err.splitlines()
+    assert "as demo was trained for 1024 positions: pp512, tg128 @ d1024; pp512" in warning
+    assert warning.endswith("@ d256; pp512, tg128 @ d512")
     with pytest.raises(EdgeError, match="needs 512 positions"):
         workload.suite_workloads("depth", 100, "x", print)
 
@@ -130,6 +148,7 @@ def test_the_profile_has_trials_power_and_bandwidth(demo_out, tmp_path, monkeypa
     # Meters in the order of use: is there power, idle before, two rounds, idle after.
     meters = [FakeMeter(time, watts) for watts in (0.0, 2.5, 25.0, 25.0, 3.5)]
     monkeypatch.setattr(bench, "choose_meter", lambda *_: meters.pop(0))
+    monkeypatch.setattr("edge.bench.verdict.INVALID_RELATIVE_SD", math.inf)  # a busy machine's
     # As on a processor whose cache is smaller than the demo.
     monkeypatch.setattr("edge.device.describe.last_level_cache_bytes", lambda: 1 << 20)
     words = ["demo", "--rows", "gguf-q6_k", "--out", str(demo_out), "--save", str(tmp_path)]

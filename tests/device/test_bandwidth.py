@@ -1,12 +1,15 @@
 """Bandwidth: measured, and from the chip table."""
 
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
 
-from edge.device import bandwidth, chips
+from edge.device import bandwidth, chips, describe
 from edge.device.bandwidth import MIN_PASSES, measure_bandwidth
 from edge.device.chips import find_chip, last_level_cache_bytes
+from edge.device.describe import Bandwidth
+from edge.errors import EdgeError
 from tests.device.conftest import write_files
 
 MIB = 1 << 20
@@ -14,7 +17,8 @@ MIB = 1 << 20
 
 def test_this_machine_moves_bytes(monkeypatch):
     monkeypatch.setattr(bandwidth, "BUDGET_S", 0.0)
-    monkeypatch.setattr(bandwidth, "LARGEST_TOTAL_BYTES", 12 * MIB)
+    monkeypatch.setattr(bandwidth, "SMALLEST_TOTAL_BYTES", 12 * MIB)
+    monkeypatch.setattr(bandwidth, "last_level_cache_bytes", lambda: None)
     bytes_s, how = measure_bandwidth(threads=1)
     assert 1e7 < bytes_s < 1e13
     assert f"best of {MIN_PASSES} passes, 1 threads, 12 MiB" in how
@@ -26,13 +30,25 @@ def test_bytes_are_counted_as_by_stream_and_passes_fill_the_budget(monkeypatch):
     clock = SimpleNamespace(perf_counter=lambda: float(next(seconds)))
     monkeypatch.setattr(bandwidth, "time", clock)
     monkeypatch.setattr(bandwidth, "BUDGET_S", 50.0)
-    monkeypatch.setattr(bandwidth, "LARGEST_TOTAL_BYTES", 24 * MIB)
-    monkeypatch.setattr(bandwidth, "last_level_cache_bytes", lambda: 3 * MIB)
+    monkeypatch.setattr(bandwidth, "SMALLEST_TOTAL_BYTES", MIB)
+    monkeypatch.setattr(bandwidth, "last_level_cache_bytes", lambda: 6 * MIB - 1)
     bytes_s, how = measure_bandwidth(threads=2)
     assert bytes_s == 24 * MIB
     # Four calls for each of the first three passes, then five.
-    times = "8.0 times the cache; triad 0.0 GB/s"
+    times = "4.0 times the cache; triad 0.0 GB/s"
     assert how == f"measured read, best of 11 passes, 2 threads, 24 MiB, {times}"
+
+
+def test_arrays_that_the_cache_could_hold_are_not_measured(monkeypatch):
+    monkeypatch.setattr(bandwidth, "last_level_cache_bytes", lambda: 1 << 60)
+    with pytest.raises(EdgeError, match="4 times the cache, need twice as much free memory"):
+        measure_bandwidth(threads=1)
+    monkeypatch.setattr(describe, "_chip_name", lambda: "Intel Xeon Processor")
+    device = describe.describe_device()
+    assert device.memory_bandwidth is None
+    assert "memory bandwidth was not measured" in device.remarks[0]
+    known = replace(device, memory_bandwidth=Bandwidth(5.0, "measured read"))
+    assert describe.measured_again(known) is known
 
 
 def test_caches_of_two_sockets_add_up(monkeypatch, tmp_path):

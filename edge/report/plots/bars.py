@@ -20,7 +20,7 @@ from edge.report.plots.rows import (
     first,
     side_by_side,
     spread,
-    spread_kinds,
+    spread_meaning,
 )
 from edge.report.published import is_published_model, table11, table11_rows
 from edge.report.table import has_tests, row_label
@@ -90,7 +90,7 @@ def _rate_bar(row: Row, rate: Spread, trials: Sequence[float], limit: float) -> 
 
 
 def _draw_trials(axes: Axes, y: int, rate: Spread, values: Sequence[float]) -> None:
-    if rate.kind:
+    if rate.sd is not None:
         axes.errorbar(rate.median, y, xerr=rate.errors, color=fig.INK, capsize=3)
     # From top to bottom in time order, so that a drift shows as a slant.
     steps = [y - 0.2 + 0.4 * (i + 0.5) / len(values) for i in range(len(values))]
@@ -118,7 +118,7 @@ def _throughput_caption(
     sentences = [f"{rows[0].workload}."] if len(tests) == 1 else []
     n = counts(rate.n for rate in rates)
     sentences.append(f"Bar: median of n = {n} trials (dots, top to bottom in time).")
-    sentences.append(f"Bracket: {spread_kinds(rates)}.")
+    sentences.append(f"Bracket: {spread_meaning(rates)}.")
     if any(rate.high > limit for rate in rates):
         sentences.append("A bracket that reaches the frame continues beyond it.")
     if marked:

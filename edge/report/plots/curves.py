@@ -21,7 +21,7 @@ from edge.report.plots.rows import (
     label_log,
     side_by_side,
     spread,
-    spread_kinds,
+    spread_meaning,
 )
 from edge.text import figure as number
 from edge.text import plain
@@ -112,7 +112,7 @@ def _draw_depths(
         depths = [depth for depth, _ in points]
         axes.plot(depths, [found.median for _, found in points], **looks[key])
         if len(points) == len(series[key]):  # no band across a gap
-            lows, highs = [max(s.low, 0.0) for _, s in points], [s.high for _, s in points]
+            lows, highs = [s.low for _, s in points], [s.high for _, s in points]
             axes.fill_between(depths, lows, highs, color=looks[key]["color"], alpha=0.15, lw=0)
     every = sorted({row.workload.depth for rows in series.values() for row in rows})
     shown = _apart(every)
@@ -148,7 +148,7 @@ def _depth_caption(series: Mapping[Key, Sequence[Row]]) -> list[str]:
     n = counts(rate.n for rate in rates)
     return [
         f"{tests} after so many tokens in the cache.",
-        f"Medians of n = {n} trials, band: {spread_kinds(rates)}.",
+        f"Medians of n = {n} trials, band: {spread_meaning(rates)}.",
         "Memory is the peak of all trials.",
     ]
 

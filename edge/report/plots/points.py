@@ -21,7 +21,7 @@ from edge.report.plots.rows import (
     first,
     label_log,
     spread,
-    spread_kinds,
+    spread_meaning,
 )
 from edge.text import figure as number
 from edge.text import plain
@@ -101,9 +101,8 @@ def _draw_front(axes: Axes, points: Sequence[Point]) -> list[Line2D]:
 
 
 def _draw_errors(axes: Axes, rate: Spread, joules: Spread) -> None:
-    x_errors, y_errors = (found.errors if found.kind else None for found in (rate, joules))
     look: dict[str, Any] = {"color": fig.INK, "linewidth": 0.8, "capsize": 2}
-    axes.errorbar(rate.median, joules.median, xerr=x_errors, yerr=y_errors, **look)
+    axes.errorbar(rate.median, joules.median, xerr=rate.errors, yerr=joules.errors, **look)
 
 
 def _cost_label(row: Row) -> str:
@@ -121,7 +120,7 @@ def _energy_caption(row: Row, joules: Sequence[Spread]) -> list[str]:
     n = counts(found.n for found in joules)
     boundary = f" of {plain(row.power.boundary, 120)}" if row.power and row.power.boundary else ""
     sentences = [
-        f"{row.workload}. Medians of n = {n} trials, bars: {spread_kinds(joules)}.",
+        f"{row.workload}. Medians of n = {n} trials, bars: {spread_meaning(joules)}.",
         f"Gross energy{boundary}. Circles MLX, squares GGUF.",
     ]
     return sentences if row.quality else [*sentences, "Quality was not measured."]

@@ -11,11 +11,8 @@ from edge.profile.profile import OWN_ENGINES, Quantity, Row
 from edge.report.table import has_tests, listed, row_label
 from edge.text import plain
 
-SPREADS = {
-    "ci95": "95 % interval of the mean over processes",
-    "sd": "± 1 standard deviation",
-    "": "no spread: one trial",
-}
+# What every bracket, band and error bar means.
+SPREAD = "median ± 1 standard deviation of the trials"
 NO_ROWS = "the profile has no rows"
 # Rows or reasons that a caption names.
 MOST_NAMED = 8
@@ -24,35 +21,34 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Spread:
-    """A quantity's median and an interval around it, of a kind of SPREADS."""
+    """A quantity's median and SPREAD; one trial has none."""
 
     median: float
-    low: float
-    high: float
+    sd: float | None
     n: int
-    kind: str
 
     @property
-    def errors(self) -> list[list[float]]:
-        """Lengths of an error bar; the mean's interval need not contain the median."""
-        low = self.median - max(min(self.low, self.median), 0.0)
-        return [[low], [max(self.high - self.median, 0.0)]]
+    def low(self) -> float:
+        return max(self.median - (self.sd or 0.0), 0.0)
+
+    @property
+    def high(self) -> float:
+        return self.median + (self.sd or 0.0)
+
+    @property
+    def errors(self) -> list[list[float]] | None:
+        """Lengths of an error bar."""
+        return None if self.sd is None else [[self.median - self.low], [self.sd]]
 
 
 def spread(quantity: Quantity | None) -> Spread | None:
     if quantity is None:
         return None
-    median, mean, n = quantity.median, quantity.mean, quantity.n
-    if quantity.ci95 is not None:
-        return Spread(median, *quantity.ci95, n, "ci95")
-    if quantity.sd is not None:
-        return Spread(median, mean - quantity.sd, mean + quantity.sd, n, "sd")
-    return Spread(median, median, median, n, "")
+    return Spread(quantity.median, quantity.sd, quantity.n)
 
 
-def spread_kinds(spreads: Iterable[Spread]) -> str:
-    found = {spread.kind for spread in spreads}
-    return " or, without one, ".join(text for kind, text in SPREADS.items() if kind in found)
+def spread_meaning(spreads: Iterable[Spread]) -> str:
+    return SPREAD if any(found.sd is not None for found in spreads) else "none, as of one trial"
 
 
 def counts(numbers: Iterable[int]) -> str:
