@@ -7,11 +7,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-import edge
 from edge.convert.artefacts.content import check_name
 from edge.device.memory import available_bytes
 from edge.errors import EdgeError, printable
-from edge.formats.files import user_path, visible
+from edge.formats.files import DEMO_PATH, user_path, visible
 from edge.generate.decode import LlamaSource
 from edge.model.load import CONTEXT_TOKENS, open_model
 from edge.model.memory import check_room
@@ -21,10 +20,6 @@ from edge.tokenizer.tokenizer import Tokenizer
 
 if TYPE_CHECKING:  # it imports numpy
     from edge.formats.gguf import GgufFile
-
-# Loaded directly: it is as small as its artefact, and looking for one takes longer than a short
-# completion.
-DEMO = Path(edge.__file__).parent / "data" / "demo"
 
 
 class Opened(NamedTuple):
@@ -58,7 +53,9 @@ def runnable(
     Raises:
         EdgeError: it is a folder of models, or cannot be converted.
     """
-    path = DEMO if model == "demo" else user_path(model)
+    # The demo as it is: as small as its artefact, and looking for one takes longer than a short
+    # completion.
+    path = DEMO_PATH if model == "demo" else user_path(model)
     if is_gguf_file(model):
         path = gguf_file(model)
     elif path.is_dir():

@@ -14,6 +14,7 @@ from typing import Any, BinaryIO, NoReturn
 
 from edge.errors import EdgeError
 
+DEMO_PATH = Path(__file__).resolve().parents[1] / "data" / "demo"
 PARTIAL, OLD = "partial", "old"  # as in .TARGET.partial-PID and .TARGET.old-PID
 MAX_BYTES = 100_000_000  # the largest tokenizer.json of a published model has some 30 MB
 MAX_TEXT_BYTES = 64_000_000  # more than any context holds

@@ -9,7 +9,7 @@ from mlx import nn
 from mlx.utils import tree_flatten
 
 from edge.errors import EdgeError
-from edge.formats.files import read_json_object
+from edge.formats.files import DEMO_PATH, read_json_object
 from edge.formats.folder import inside
 from edge.model.config import ModelConfig
 from edge.model.cpu_linear import use_blas
@@ -60,8 +60,9 @@ def open_model(
 
 
 def load(path: Path | str) -> tuple[Model, Tokenizer]:
-    """Loads an artefact with its tokenizer, without a check of the memory."""
-    return _load(Path(path), *read_directory(Path(path)))
+    """Loads an artefact or "demo" with its tokenizer, without a check of the memory."""
+    path = DEMO_PATH if path == "demo" else Path(path)
+    return _load(path, *read_directory(path))
 
 
 def _load(path: Path, raw: dict[str, Any], config: ModelConfig) -> tuple[Model, Tokenizer]:

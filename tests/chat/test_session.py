@@ -12,7 +12,6 @@ from edge.chat.commands import TABLE, as_message, split_command
 from edge.chat.repl import greet, handle, is_open, run_loop, state_folder, without_quotes
 from edge.chat.screen import Screen
 from edge.chat.session import LoadedModel, Session, Settings, Turn, status_line, summarise
-from edge.convert.sources.find import DEMO_PATH
 from edge.errors import EdgeError
 from edge.generate.sampling import GREEDY
 from edge.generate.stream import Stats, TextEvent, TokenClock, generate
@@ -26,7 +25,7 @@ from tests.support.tiny import PLAIN, write_checkpoint
 
 @pytest.fixture(scope="module")
 def demo():
-    return LoadedModel("demo", *edge.load(DEMO_PATH))
+    return LoadedModel("demo", *edge.load("demo"))
 
 
 @pytest.fixture(scope="module")

@@ -10,7 +10,6 @@ from pathlib import Path
 import pytest
 
 import edge
-from edge.convert.sources.find import DEMO_PATH
 from edge.generate.conversation import Conversation
 from edge.generate.transcript import read_transcript
 from tests.support.talk import joined
@@ -28,7 +27,7 @@ COLOUR = re.compile(rb"\x1b\[[0;]*[1-9][0-9;]*m")
 @pytest.fixture(scope="module")
 def answers():
     """The lines of the last answer to a list of questions, computed without a terminal."""
-    demo = edge.load(DEMO_PATH)
+    demo = edge.load("demo")
 
     def ask(*questions):
         conversation = Conversation(*demo)

@@ -10,7 +10,6 @@ import sys
 import pytest
 
 import edge
-from edge.cli.model_path import DEMO
 from edge.generate.conversation import Conversation
 from edge.generate.stream import generate
 from edge.generate.transcript import read_transcript
@@ -23,7 +22,7 @@ STATUS = re.compile(r"\d+ tokens? · .*context \d+/1024.*\n")
 
 @pytest.fixture(scope="module")
 def demo():
-    return edge.load(DEMO)
+    return edge.load("demo")
 
 
 @pytest.fixture

@@ -7,8 +7,9 @@ import pytest
 from gguf import GGUFReader
 
 from edge.cli.main import main
-from edge.cli.model_path import DEMO, open_for
+from edge.cli.model_path import open_for
 from edge.device.memory import MemoryRoom
+from edge.formats.files import DEMO_PATH
 from edge.model import load as loading
 from edge.model import memory as model_memory
 from tests.support.talk import resident_bytes
@@ -52,7 +53,7 @@ def test_model_larger_than_free_memory_runs_resident_with_a_warning(
     resident = resident_bytes(monkeypatch)
     assert main([*words, "-n", "1"]) == 0
     assert f"edge {words[0]}: warning: " in capsys.readouterr().err
-    assert resident == [open_for(words[0], DEMO).running_bytes, 0]
+    assert resident == [open_for(words[0], DEMO_PATH).running_bytes, 0]
 
 
 def damaged(demo_out, tmp_path, artefact):

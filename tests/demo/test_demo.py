@@ -9,7 +9,7 @@ from tokenizers import Tokenizer
 
 import edge
 from edge.convert.artefacts.gguf_tokenizer import SPECIAL_IDS
-from edge.convert.sources.find import DEMO_PATH
+from edge.formats.files import DEMO_PATH
 from edge.generate.decode import generate_tokens
 
 CARD = (DEMO_PATH / "README.md").read_text(encoding="utf-8")

@@ -8,8 +8,8 @@ from hypothesis import strategies as st
 from mlx_lm.utils import load_tokenizer
 from tokenizers import Tokenizer as Backend
 
-from edge.convert.sources.find import DEMO_PATH
 from edge.errors import EdgeError
+from edge.formats.files import DEMO_PATH
 from edge.generate.chat_prompt import ChatPrompt, GeneratedIds
 from edge.generate.transcript import Message
 from edge.tokenizer.tokenizer import Tokenizer

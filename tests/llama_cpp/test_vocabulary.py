@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 from edge.convert.checkpoint import open_checkpoint
-from edge.convert.sources.find import DEMO_PATH
 from edge.errors import EdgeError
+from edge.formats.files import DEMO_PATH
 from edge.generate.chat_prompt import ChatPrompt
 from edge.generate.transcript import Message
 from edge.llama_cpp.session import LlamaSession

@@ -8,12 +8,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from edge.cli.model_path import DEMO
 from edge.errors import EdgeError
+from edge.formats.files import DEMO_PATH
 from edge.quality.corpus import SourceText, TokenBytes, iter_texts, make_windows
 from edge.tokenizer.tokenizer import Tokenizer
 
-TOKENIZER = Tokenizer.load(DEMO)
+TOKENIZER = Tokenizer.load(DEMO_PATH)
 CODE = "def f(x):\n    return [y for y in x if y]\n"
 WORDS = st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=60)
 

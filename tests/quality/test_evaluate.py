@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 from msgspec import structs
 
-from edge.cli.model_path import DEMO
 from edge.convert.artefacts.recipes import RECIPES
 from edge.convert.checkpoint import open_checkpoint
 from edge.device.memory import MemoryRoom
 from edge.errors import EdgeError
+from edge.formats.files import DEMO_PATH
 from edge.model.load import load_model
 from edge.model.memory import FORCE
 from edge.quality import evaluate as module
@@ -250,7 +250,7 @@ def test_broken_artefact_has_no_or_finite_figures():
 
 def test_worst_positions_are_sorted_and_in_context():
     text = "import os\n\n\ndef f(x):\n\treturn os.path.join(x, '\x1b[31m')\n" * 6
-    tokenizer = Tokenizer.load(DEMO)
+    tokenizer = Tokenizer.load(DEMO_PATH)
     cut = make_windows([SourceText("x", text)], tokenizer, "x", P + 1, N * (P + 1))
     cut.scored[:, 3:] = False
     own, other = (some(seed, top=SOME_IDS, top_log_q=-1) for seed in (1, 2))

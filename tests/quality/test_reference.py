@@ -6,9 +6,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from edge.cli.model_path import DEMO
 from edge.convert.artefacts.recipes import RECIPES
 from edge.convert.checkpoint import open_checkpoint
+from edge.formats.files import DEMO_PATH
 from edge.quality.corpus import SourceText, make_windows
 from edge.quality.evaluate import evaluate
 from edge.quality.records import Subject
@@ -23,7 +23,7 @@ WINDOW = RECORDED["window"]
 @pytest.fixture(scope="module")
 def found(demo_out, held_out_text, tmp_path_factory):
     text = SourceText("held_out", held_out_text)
-    windows = make_windows([text], Tokenizer.load(DEMO), "x", WINDOW, None)
+    windows = make_windows([text], Tokenizer.load(DEMO_PATH), "x", WINDOW, None)
     subjects = [Subject(n, RECIPES[n].path_in(demo_out)) for n in ("mlx-fp16", *LLAMA_PERPLEXITY)]
     config, folder = open_checkpoint("demo").config, tmp_path_factory.mktemp("scores")
     return evaluate(subjects, "mlx-fp16", windows, config, folder, threads=2)

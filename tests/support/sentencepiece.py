@@ -4,7 +4,7 @@ import json
 
 from tokenizers import Tokenizer, decoders, models, normalizers, processors, trainers
 
-from edge.convert.sources.find import DEMO_PATH
+from edge.formats.files import DEMO_PATH
 
 SPACE = "\u2581"
 CORPUS = DEMO_PATH.parent / "corpus"

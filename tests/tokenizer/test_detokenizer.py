@@ -13,7 +13,7 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre
 from transformers import PreTrainedTokenizerFast
 from transformers.convert_slow_tokenizer import bytes_to_unicode
 
-from edge.convert.sources.find import DEMO_PATH
+from edge.formats.files import DEMO_PATH
 from edge.tokenizer.detokenizer import REPLACEMENT_CHARACTER, StreamingDetokenizer
 
 GPT_NEOX = os.environ.get("EDGE_GPT_NEOX_TOKENIZER")

@@ -10,9 +10,9 @@ from hypothesis import strategies as st
 from tokenizers.processors import TemplateProcessing
 from transformers import CodeLlamaTokenizer
 
-from edge.convert.sources.find import DEMO_PATH
 from edge.convert.sources.gguf import open_gguf
 from edge.errors import EdgeError
+from edge.formats.files import DEMO_PATH
 from edge.generate.fim import Completer
 from edge.llama_cpp.session import LlamaSession, library
 from edge.tokenizer.fim_tokens import FIM_NAMES, SPELLINGS, FimTokens

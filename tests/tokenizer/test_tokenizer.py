@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from mlx_lm.utils import load_tokenizer
 
 import edge
-from edge.convert.sources.find import DEMO_PATH
 from edge.errors import EdgeError
+from edge.formats.files import DEMO_PATH
 from edge.tokenizer.tokenizer import Tokenizer
 from tests.support.sentencepiece import sentencepiece
 

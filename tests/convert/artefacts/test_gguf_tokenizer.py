@@ -18,9 +18,9 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer
 
 from edge.convert.artefacts.gguf_tokenizer import CONTROL, UNUSED, read_tokenizer
-from edge.convert.sources.find import DEMO_PATH
 from edge.convert.sources.gguf import open_gguf
 from edge.errors import EdgeError
+from edge.formats.files import DEMO_PATH
 from edge.llama_cpp.session import LlamaSession
 from edge.llama_cpp.vocabulary import Vocabulary
 from edge.tokenizer.splitting import pre_tokenizer

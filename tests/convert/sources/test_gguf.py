@@ -15,9 +15,9 @@ from gguf.quants import dequantize
 from tokenizers import Tokenizer
 
 from edge.convert.fix_gguf import ROPE_BASE_KEY
-from edge.convert.sources.find import DEMO_PATH
 from edge.convert.sources.gguf import DECODED, GgufWeights, open_gguf
 from edge.errors import EdgeError
+from edge.formats.files import DEMO_PATH
 from edge.formats.gguf import block_size, read_gguf
 from edge.formats.safetensors import read_header
 from edge.llama_cpp.session import LlamaSession

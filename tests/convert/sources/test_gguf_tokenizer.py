@@ -6,8 +6,8 @@ import json
 from mlx_lm.utils import load_tokenizer
 from tokenizers import Tokenizer
 
-from edge.convert.sources.find import DEMO_PATH
 from edge.convert.sources.gguf import open_gguf
+from edge.formats.files import DEMO_PATH
 from edge.llama_cpp.session import LlamaSession
 from edge.llama_cpp.vocabulary import read_tokenizer
 from tests.support.conversions import make

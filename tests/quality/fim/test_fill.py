@@ -3,7 +3,7 @@
 import mlx.core as mx
 import pytest
 
-from edge.cli.model_path import DEMO
+from edge.formats.files import DEMO_PATH
 from edge.quality import records
 from edge.quality.corpus import SourceText
 from edge.quality.fim import fill as module
@@ -14,7 +14,7 @@ from edge.quality.records import Subject
 from edge.tokenizer.tokenizer import Tokenizer
 
 SETTINGS = Settings(order="spm", max_tokens=16, window_tokens=192)
-TOKENIZER = Tokenizer.load(DEMO)
+TOKENIZER = Tokenizer.load(DEMO_PATH)
 
 
 @pytest.fixture(scope="module")
