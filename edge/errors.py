@@ -4,6 +4,7 @@ import re
 import sys
 from importlib.util import find_spec
 from pathlib import Path
+from shutil import which
 
 # Limits of a message, which may quote a file: its beginning says what is wrong and where, its end
 # what to do.
@@ -44,5 +45,12 @@ def with_escapes(text: str) -> str:
 
 def install_command(package: str) -> str:
     """Command that installs a package here; without folders, as profiles are shared."""
-    pip = f"{Path(sys.executable).name} -m pip" if find_spec("pip") is not None else "uv pip"
-    return f"{pip} install {package}"
+    if Path(sys.prefix, "pipx_metadata.json").exists():
+        pip = "pipx runpip stable-edge install"
+    elif Path(sys.prefix, "uv-receipt.toml").exists():
+        pip = 'uv pip install --python "$(uv tool dir)/stable-edge"'
+    elif find_spec("pip") is not None:
+        pip = f"{Path(sys.executable).name} -m pip install"
+    else:  # without uv on the PATH, `make setup` fetched it
+        pip = f"{'uv' if which('uv') else '.tools/bin/uv'} pip install"
+    return f"{pip} {package}"

@@ -1,5 +1,6 @@
 """NVIDIA GPUs, through nvidia-ml-py (the extra `nvidia`)."""
 
+import ctypes
 import os
 from dataclasses import dataclass
 from importlib import import_module
@@ -25,12 +26,23 @@ def load_nvml() -> ModuleType:
     try:
         pynvml = import_module("pynvml")
     except ImportError:
+        if not _has_driver():
+            raise EdgeError("there is no NVIDIA driver here; choose another source.") from None
         raise EdgeError(f"{PACKAGE} is not installed: type {install_command(PACKAGE)}.") from None
     try:
         pynvml.nvmlInit()
     except pynvml.NVMLError as error:
         raise EdgeError(f"no NVIDIA driver answers ({error}); try nvidia-smi.") from None
     return pynvml
+
+
+def _has_driver() -> bool:
+    """True if the driver's library loads, which the package looks for by the same name."""
+    try:
+        ctypes.CDLL("libnvidia-ml.so.1")
+    except OSError:
+        return False
+    return True
 
 
 def visible_gpus(nvml: Any) -> list[Gpu]:
