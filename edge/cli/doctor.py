@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import os
 import re
 import shutil
 import sys
@@ -9,12 +10,14 @@ import textwrap
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from importlib import import_module, metadata
+from importlib.util import find_spec
 from pathlib import Path
+from types import ModuleType
 
 import psutil
 
 from edge.device.describe import Bandwidth, Device, describe_device
-from edge.device.software import mlx_metal_tag
+from edge.device.software import LLAMA_CPP_LIB_PATH, llama_cpp_library, mlx_metal_tag
 from edge.device.state import State, read_state, warnings_between
 from edge.errors import install_command
 from edge.linux_cpu import blas, problems
@@ -22,12 +25,20 @@ from edge.power.choose import BEST_FIRST, choose_meter
 from edge.power.powermetrics import HOW_TO_ALLOW, SUDOERS
 from edge.text import size
 
-# Package -> module to import as a test of it.
+# Package -> module. Those in ENOUGH have native code and are imported as a test of it; each is
+# enough for a measurement. mlx-lm is Python and takes seconds to import.
 ENGINES = {"mlx": "mlx.core", "mlx-lm": "mlx_lm", "llama-cpp-python": "llama_cpp"}
-# One of these is enough for a measurement.
 ENOUGH = ("mlx", "llama-cpp-python")
+HOMEBREW_LIB = Path("/opt/homebrew/lib")
 # Stable Code 3B: the download and the five artefacts of Table 11; running the largest of them.
 TABLE_11_DISK_BYTES, TABLE_11_MEMORY_BYTES = 23e9, 7e9
+# Minutes are estimates for an M2 Pro and 100 Mbit/s; see docs/mac.md.
+TABLE_11_STEPS = (
+    "edge convert stabilityai/stable-code-3b   (about 13 min: 5.6 GB to download)",
+    "sudo -v && edge bench stabilityai/stable-code-3b --suite table11 --quality   (about 20 min)",
+    "edge report --check profiles/local   (seconds)",
+    "publish the new file in profiles/local, as profiles/README.md says",
+)
 
 
 @dataclass(frozen=True)
@@ -111,11 +122,29 @@ def _engine(package: str) -> Engine:
     except metadata.PackageNotFoundError:
         return Engine(package, None, f"not installed; run {install_command(package)}")
     try:
-        module = import_module(ENGINES[package])
+        if package in ENOUGH:
+            return Engine(package, version, None, _note(package, import_module(ENGINES[package])))
+        problem = None if find_spec(ENGINES[package]) else "its files are missing; install it again"
+        return Engine(package, version, problem)
     except Exception as error:  # a broken binary can raise anything
-        return Engine(package, version, f"cannot be imported ({error}); install it again")
-    on_cpu = package == "mlx" and module.default_device().type != module.DeviceType.gpu
-    return Engine(package, version, None, f"with {blas()}" if on_cpu else None)
+        return Engine(package, version, f"cannot be imported ({error}); {_remedy(package)}")
+
+
+def _note(package: str, module: ModuleType) -> str | None:
+    """The BLAS of MLX on a CPU, or the library of llama.cpp, if it is not the package's own."""
+    if package == "mlx":
+        return f"with {blas()}" if module.default_device().type != module.DeviceType.gpu else None
+    if library := llama_cpp_library():
+        return f"with {library} in {os.environ[LLAMA_CPP_LIB_PATH]}"
+    if (HOMEBREW_LIB / "libllama.dylib").exists():
+        return f"or Homebrew's, with export {LLAMA_CPP_LIB_PATH}={HOMEBREW_LIB}"
+    return None
+
+
+def _remedy(package: str) -> str:
+    if package == "llama-cpp-python" and LLAMA_CPP_LIB_PATH in os.environ:
+        return f"type unset {LLAMA_CPP_LIB_PATH}"
+    return "install it again"
 
 
 def _wrong_wheel(device: Device) -> Iterator[str]:
@@ -151,6 +180,9 @@ def _report(findings: Findings) -> Iterator[str]:
         yield f"Speed, memory and power can be measured here (power with {works[0]})."
     else:
         yield "Speed and memory can be measured here, power cannot."
+    if findings.device.os.startswith("macOS") and findings.can_measure:
+        yield from ("", "To measure Table 11 on this Mac, on mains power and with all else closed")
+        yield from (f"  - {step}" for step in TABLE_11_STEPS)
 
 
 def _fields(found: Device | State) -> Iterator[str]:

@@ -3,6 +3,7 @@
 import os
 import platform
 import re
+import sys
 from importlib import metadata
 from pathlib import Path
 
@@ -10,7 +11,8 @@ import edge
 from edge.device.system import output_of
 
 PACKAGES = ("mlx", "mlx-lm", "llama-cpp-python", "gguf", "numpy")
-# An environment variable of MLX.
+# Environment variables of llama-cpp-python and of MLX.
+LLAMA_CPP_LIB_PATH = "LLAMA_CPP_LIB_PATH"
 TF32 = "MLX_ENABLE_TF32"
 
 
@@ -23,6 +25,8 @@ def software_versions() -> dict[str, str]:
             versions[package] = metadata.version(package)
         except metadata.PackageNotFoundError:
             versions[package] = "not installed"
+    if library := llama_cpp_library():
+        versions["llama.cpp"] = library
     if tag := mlx_metal_tag():
         versions["mlx-metal-wheel"] = tag
     return versions
@@ -36,6 +40,21 @@ def mlx_metal_tag() -> str | None:
         return None
     tag = re.search(r"^Tag: \S+-(\S+)$", wheel, re.MULTILINE)
     return tag[1] if tag else None
+
+
+def llama_cpp_library() -> str | None:
+    """The library that runs in place of llama-cpp-python's own, without folders; else None.
+
+    llama-cpp-python loads `libllama` from the folder that LLAMA_CPP_LIB_PATH names.
+    """
+    folder = os.environ.get(LLAMA_CPP_LIB_PATH)
+    if folder is None:
+        return None
+    endings = (".so", ".dylib") if sys.platform == "darwin" else (".so",)
+    names = [Path(folder, f"libllama{ending}") for ending in endings]
+    library = next((path.resolve() for path in names if path.exists()), names[-1])
+    keg = re.search(r"/Cellar/llama\.cpp/([^/]+)/", str(library))
+    return f"{library.name} of {f'Homebrew {keg[1]}' if keg else LLAMA_CPP_LIB_PATH}"
 
 
 def tf32_allowed() -> bool:

@@ -16,7 +16,7 @@ WORDS = ("Artefact", "Framework", "Device", "Precision", "Test", "Verdict")
 IDENTITY = ("Framework", "Precision", "Test")
 # Columns that are left out where no row has a figure.
 OPTIONAL = ("J/token", "Net J/token", "Roofline", "KL (nats)", "PPL ratio", "Top-1")
-ENGINES = ("mlx", "mlx-lm", "llama-cpp-python")
+ENGINES = ("mlx", "mlx-lm", "llama-cpp-python", "llama.cpp")
 # Columns of the CSV.
 PARTS = ("median", "mean", "sd", "ci95_low", "ci95_high", "n")
 QUALITY = (

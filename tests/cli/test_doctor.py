@@ -1,5 +1,7 @@
 import json
 from dataclasses import replace
+from importlib.util import find_spec
+from pathlib import Path
 
 import pytest
 
@@ -7,6 +9,7 @@ from edge.cli import doctor
 from edge.cli.doctor import Engine, Power
 from edge.cli.main import parser_of
 from edge.device.describe import Bandwidth, Device
+from edge.device.software import software_versions
 from edge.device.state import State
 
 MAC = Device(
@@ -69,6 +72,34 @@ def test_report_and_verdict_with_and_without_an_engine_or_a_power_source(printed
     assert (code, lines[-1]) == (0, "Speed and memory can be measured here, power cannot.")
 
 
+def test_a_mac_owner_learns_what_to_type(printed):
+    _, lines = printed(device=replace(MAC, os="macOS 26.1 (25B78)"))
+    begin = lines.index("To measure Table 11 on this Mac, on mains power and with all else closed")
+    steps = [line.split("   (")[0] for line in lines[begin + 1 :] if line.startswith("  - ")]
+    first = ["edge convert", "sudo -v", "edge report", "publish the"]
+    assert [" ".join(step.split()[1:3]) for step in steps] == first
+    assert sum(" min" in line for line in lines[begin:]) == 2
+
+
+def test_a_foreign_llama_cpp_is_named(monkeypatch, tmp_path):
+    own = Path(find_spec("llama_cpp").origin).parent / "lib"
+    monkeypatch.setenv("LLAMA_CPP_LIB_PATH", str(own))
+    (library,) = (*own.glob("libllama.so"), *own.glob("libllama.dylib"))
+    assert software_versions()["llama.cpp"] == f"{library.resolve().name} of LLAMA_CPP_LIB_PATH"
+    assert doctor._engine("llama-cpp-python").note.endswith(f" in {own}")
+    keg = tmp_path / "Cellar" / "llama.cpp" / "6500" / "lib"
+    keg.mkdir(parents=True)
+    (keg / library.name).touch()
+    (tmp_path / library.name).symlink_to(keg / library.name)
+    monkeypatch.setenv("LLAMA_CPP_LIB_PATH", str(tmp_path))
+    assert software_versions()["llama.cpp"] == f"{library.name} of Homebrew 6500"
+    monkeypatch.delenv("LLAMA_CPP_LIB_PATH")
+    assert "llama.cpp" not in software_versions()
+    monkeypatch.setattr(doctor, "HOMEBREW_LIB", tmp_path)
+    (tmp_path / "libllama.dylib").touch()
+    assert f"export LLAMA_CPP_LIB_PATH={tmp_path}" in doctor._engine("llama-cpp-python").note
+
+
 def test_missing_parts_are_named(monkeypatch):
     on_battery, device = replace(QUIET, power_source="battery"), replace(MAC, remarks=("no GB/s",))
     monkeypatch.setattr(doctor, "read_state", lambda: on_battery)
@@ -79,7 +110,7 @@ def test_missing_parts_are_named(monkeypatch):
     found = doctor.examine()
     assert [power.source for power in found.power] == ["powermetrics", "ioreport"]
     missing = "\n".join(found.missing)
-    parts = ("mlx-lm: cannot be imported", "power: no source", "no GB/s", "plug it in", "disk")
+    parts = ("mlx-lm: its files are missing", "power: no source", "no GB/s", "plug it in", "disk")
     assert [part for part in parts if part not in missing] == []
 
 
