@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 import psutil
 
+from edge.device.describe import usable_cores
 from edge.device.state import NOMINAL, read_state
 from edge.power.meter import Meter, integrate
 
@@ -22,6 +23,8 @@ IDLE_FACTOR, IDLE_SLACK_W = 1.25, 1.0
 # Share of all cores that other programs may use.
 QUIET_SHARE = 0.25
 BUSY_S = 0.5
+# Cores, or share of all, that the services of an idle desktop use.
+BACKGROUND_CORES, BACKGROUND_SHARE = 0.5, 0.1
 # A larger change of the idle power makes joules net of it uncertain.
 MAX_DRIFT = 0.10
 MIN_COVERAGE = 0.9
@@ -59,6 +62,26 @@ def cool_down(limit_s: float, new_meter: NewMeter, idle: Idle | None) -> Cooldow
         if reason is None or waited_s >= limit_s:
             return Cooldown(waited_s, reason)
         time.sleep(min(PERIOD_S, limit_s - waited_s))
+
+
+def free_cores() -> int:
+    """Cores that other programs leave free, of those that this process may use."""
+    logical, usable = psutil.cpu_count() or 1, usable_cores()
+    used = psutil.cpu_percent(interval=BUSY_S) / 100 * logical
+    if used <= max(BACKGROUND_CORES, BACKGROUND_SHARE * logical):
+        return usable
+    return min(usable, max((psutil.cpu_count(logical=False) or 1) - round(used), 0))
+
+
+def wait_for_cores(wanted: int, limit_s: float, waiting: Callable[[], None]) -> int:
+    """Free cores once there are as many as wanted, or at the limit; `waiting` is called once."""
+    free, end_ns = free_cores(), time.monotonic_ns() + limit_s * 1e9
+    if free < wanted and limit_s > 0:
+        waiting()
+    while free < wanted and time.monotonic_ns() < end_ns:
+        time.sleep(PERIOD_S)
+        free = free_cores()
+    return free
 
 
 def _busy_reason(new_meter: NewMeter, idle: Idle | None) -> str | None:

@@ -199,6 +199,8 @@ class Run:
                 if not any(run.outcome.failure for run in self.runs[row]):
                     self.runs[row].append(self._process(row, round_number, progress))
                     on_process(row)
+                    if self.runs[row][-1].outcome.failure:
+                        progress(row, 1.0)
         if self.idle_before is not None:
             cool_down(self.cooldown_s, self.new_meter, self.idle_before)
             self.idle_after = measure_idle(self.idle_s, self.new_meter)
@@ -209,8 +211,7 @@ class Run:
         job = replace(self.jobs[row], round=round_number)
 
         def on_trial(trial: Trial) -> None:
-            rounds = round_number + (trial.repetition + 1) / (job.warmups + job.repetitions)
-            progress(row, rounds / self.rounds)
+            progress(row, (round_number + job.share_done(trial.repetition)) / self.rounds)
 
         before, (meter, lost) = read_state(), self._started_meter()
         try:

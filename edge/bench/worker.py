@@ -24,6 +24,9 @@ from edge.errors import EdgeError
 from edge.profile.profile import EngineFacts, Workload
 from edge.profile.trial import Trial
 
+# A process that starts, loads the demo and warms up; and a trial that has no least time.
+START_S, LEAST_TRIAL_S = 3.0, 0.1
+
 
 @dataclass(frozen=True)
 class Job:
@@ -48,6 +51,25 @@ class Job:
     round: int = 0
     served: str = ""
     as_is: bool = False
+
+    @property
+    def windows(self) -> int:
+        """Timed windows of a trial."""
+        return (self.workload.prompt > 0) + (self.workload.generate > 0)
+
+    @property
+    def process_s(self) -> float:
+        """About how long this takes where a pass is shorter than the window."""
+        return START_S + self.repetitions * self._trial_s
+
+    @property
+    def _trial_s(self) -> float:
+        return max(self.windows * self.min_window_s, LEAST_TRIAL_S)
+
+    def share_done(self, repetition: int) -> float:
+        """Share of the work that is done after a repetition, of which warm-ups are the first."""
+        counted = max(repetition + 1 - self.warmups, 0)
+        return (START_S + counted * self._trial_s) / self.process_s
 
 
 class Measured(msgspec.Struct, tag=True):

@@ -17,7 +17,7 @@ from edge.bench.trial import MAX_PASSES
 from edge.device.describe import Device, measured_again
 from edge.device.memory import peak_metric
 from edge.device.software import software_versions, tf32_allowed
-from edge.formats.files import safe_name
+from edge.formats.files import new_file, remove, safe_name
 from edge.profile.profile import SCHEMA, Method, ModelInfo, Profile, Row, write
 
 # Fields of the method where a server is measured.
@@ -76,13 +76,14 @@ class ProfileWriter:
     targets: Sequence[Target]
     folder: Path
     context: Context
+    path: Path = field(init=False)
+    is_saved: bool = False
     _built: dict[int, Row] = field(default_factory=dict)
 
-    @property
-    def path(self) -> Path:
+    def __post_init__(self) -> None:
         stamp = self.profile.created_utc.replace("+00:00", "Z").replace(":", "").replace("-", "")
         name = safe_name(self.profile.model.name.replace(" ", "-"))
-        return self.folder / f"{stamp}-{name}.json"
+        self.path = self.folder / f"{stamp}-{name}.json"
 
     def label(self, row: int) -> str:
         job = self.run.jobs[row]
@@ -120,4 +121,15 @@ class ProfileWriter:
         )
         rows = [self._built[row] for row in sorted(self._built)]
         self.profile = structs.replace(self.profile, method=method, rows=rows)
-        write(self.profile, self.path)
+        self._save()
+
+    def _save(self) -> None:
+        """Writes the profile, the first time under a name that no other run has."""
+        if not self.is_saved:
+            self.path = new_file(self.path)
+        try:
+            write(self.profile, self.path)
+            self.is_saved = True
+        finally:
+            if not self.is_saved:
+                remove(self.path)

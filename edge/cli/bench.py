@@ -2,14 +2,17 @@
 
 import argparse
 import json
+import shlex
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 
 from edge.bench.compare import Difference, compare
-from edge.bench.cooldown import keep_awake
+from edge.bench.cooldown import keep_awake, wait_for_cores
+from edge.bench.duration import Pace, estimate, planned_s
 from edge.bench.files import common_model, is_measured_as_is, open_files
 from edge.bench.plan import Target, artefact_targets, plan_jobs, served_target
 from edge.bench.processors import processors_of
@@ -20,7 +23,7 @@ from edge.bench.server import REMOTE
 from edge.bench.worker import Job
 from edge.bench.workload import check_lengths, plan_workloads, served_workloads, suite_workloads
 from edge.bench.writer import ProfileWriter, method_of, new_profile
-from edge.cli.checkpoint import open_named, output_folder, progress_bars
+from edge.cli.checkpoint import Update, open_named, output_folder, progress_bars
 from edge.cli.options import bench as options
 from edge.cli.options.shared import TABLE_11_RECIPES
 from edge.convert.artefacts.recipes import find_recipe
@@ -42,6 +45,7 @@ from edge.text import figure, markdown
 
 Progress = Callable[[str, float], None]
 WARMUPS = 1
+ALL_ROWS = "all rows"
 COMPARED = ("Row", "Quantity", "A", "B", "B / A", "95 % interval", "p", "Processes", "Conclusion")
 TEXT_COLUMNS = ("Row", "Quantity", "Conclusion")
 QUALITY_REFERENCE = "mlx-fp16"
@@ -80,31 +84,30 @@ def run(args: argparse.Namespace) -> int:
         check_trained(work.checkpoint)
     planned = plan(args, work.targets)
     check_writable(args.save)
-    with stopped_by_sigterm(), progress_bars() as progress:
+    if args.server is None:
+        args.threads = _free_threads(args)
+    run = Run(
+        jobs=[replace(job, threads=args.threads or job.threads) for job, _ in planned],
+        rounds=split_trials(args.repetitions, args.rounds)[0],
+        new_meter=new_meter,
+        seed=args.seed,
+        timeout_s=args.timeout,
+        cooldown_s=args.cooldown,
+        idle_s=args.idle if has_power else 0.0,
+        has_power=has_power,
+        warn=_warn,
+    )
+    _say(estimate(run))
+    with stopped_by_sigterm():
         keep_awake()
-        made = _converted(args, work, progress)
+        with progress_bars() as progress:
+            made = _converted(args, work, progress)
         forget_probes()  # converting or downloading can take longer than sudo's ticket lasts
-        run = Run(
-            jobs=[job for job, _ in planned],
-            rounds=split_trials(args.repetitions, args.rounds)[0],
-            new_meter=new_meter,
-            seed=args.seed,
-            timeout_s=args.timeout,
-            cooldown_s=args.cooldown,
-            idle_s=args.idle if has_power else 0.0,
-            has_power=has_power,
-            warn=_warn,
-        )
-        is_remote = work.model.source == REMOTE
-        device = REMOTE_DEVICE if is_remote else describe_device(args.bandwidth_gb_s)
-        method = method_of(run, args.repetitions, args.power)
-        profile = new_profile(work.model, sys.argv, method, device)
-        of_rows = [made[target.recipe.name] for _, target in planned]
-        writer = ProfileWriter(profile, run, of_rows, args.save, _context(args, work, run, device))
-        run.run_rounds(writer.update, lambda row, done: progress(writer.label(row), done))
-        writer.finish()
-        if args.quality is not None and work.checkpoint is not None:
-            _add_quality(args, work.checkpoint, writer, progress)
+        writer = _new_writer(args, work, run, [made[target.recipe.name] for _, target in planned])
+        with _names_the_partial_profile(writer), progress_bars() as progress:
+            _measure(writer, progress)
+            if args.quality is not None and work.checkpoint is not None:
+                _add_quality(args, work.checkpoint, writer, progress)
     return _print(args, writer.profile, writer.path)
 
 
@@ -138,6 +141,59 @@ def plan(args: argparse.Namespace, targets: Sequence[Target]) -> list[tuple[Job,
         kv_bits=args.kv_bits,
         min_window_s=args.min_window or 0.0,
     )
+
+
+def _free_threads(args: argparse.Namespace) -> int:
+    """llama.cpp's threads: as asked for, or the cores that other programs leave free."""
+    usable = usable_cores()
+    wanted = min(args.threads or usable, usable)
+    until = f"waiting up to {args.wait_idle:g} s until {wanted} of {usable} cores are free"
+    free = wait_for_cores(wanted, args.wait_idle, lambda: _say(until))
+    if free >= wanted:
+        return args.threads or usable
+    threads: int = args.threads or max(free, 1)
+    _warn(
+        f"other programs use {usable - free} of {usable} cores, so rates will be low and vary; "
+        f"llama.cpp gets -t {threads}: close them, or let --wait-idle wait for them"
+    )
+    return threads
+
+
+def _new_writer(
+    args: argparse.Namespace, work: Work, run: Run, targets: Sequence[Target]
+) -> ProfileWriter:
+    is_remote = work.model.source == REMOTE
+    device = REMOTE_DEVICE if is_remote else describe_device(args.bandwidth_gb_s)
+    method = method_of(run, args.repetitions, args.power)
+    profile = new_profile(work.model, sys.argv, method, device)
+    return ProfileWriter(profile, run, targets, args.save, _context(args, work, run, device))
+
+
+def _measure(writer: ProfileWriter, progress: Update) -> None:
+    """Runs all rounds, with a bar for each row and one for the whole run."""
+    run, pace = writer.run, Pace(writer.run)
+    progress(ALL_ROWS, 0.0, planned_s(run))
+
+    def on_progress(row: int, done: float) -> None:
+        progress(writer.label(row), done)
+        progress(ALL_ROWS, *pace.after(row, done))
+
+    run.run_rounds(writer.update, on_progress)
+    writer.finish()
+    progress(ALL_ROWS, 1.0)
+
+
+@contextmanager
+def _names_the_partial_profile(writer: ProfileWriter) -> Iterator[None]:
+    """Says where the rows are that were measured before Ctrl-C or SIGTERM."""
+    try:
+        yield
+    except (KeyboardInterrupt, SystemExit):
+        if writer.is_saved:
+            _say(f"stopped; what was measured so far is in {printable(str(writer.path))}")
+        else:
+            _say("stopped before anything was measured; no profile was saved")
+        raise
 
 
 def _workloads(args: argparse.Namespace, limit: int, name: str) -> list[Workload]:
@@ -216,7 +272,11 @@ def _new_meter(args: argparse.Namespace, targets: Sequence[Target]) -> Callable[
 
 
 def _warn(sentence: str) -> None:
-    print(f"edge bench: warning: {sentence}", file=sys.stderr)
+    _say(f"warning: {sentence}")
+
+
+def _say(sentence: str) -> None:
+    print(f"edge bench: {sentence}", file=sys.stderr)
 
 
 def _print(args: argparse.Namespace, profile: Profile, path: Path) -> int:
@@ -236,6 +296,7 @@ def _print(args: argparse.Namespace, profile: Profile, path: Path) -> int:
         with atomic_write(plot_path) as partial:
             partial.write_bytes(drawn.png())
         print(f"saved {plot_path}", file=sys.stderr)
+    print(f"next: edge report {shlex.quote(str(path))}", file=sys.stderr)
     return 1 if any(row.verdict == "INVALID" for row in profile.rows) else 0
 
 

@@ -9,6 +9,7 @@ import tempfile
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from itertools import chain, count
 from pathlib import Path
 from typing import Any, BinaryIO, NoReturn
 
@@ -63,6 +64,17 @@ def check_writable(folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder):
             pass
+
+
+def new_file(path: Path) -> Path:
+    """Makes an empty file of that name, or with -2, -3 ... behind it where there is one."""
+    names = (path.with_name(f"{path.stem}-{number}{path.suffix}") for number in count(2))
+    with os_errors_as_edge_error(path):
+        for wanted in chain([path], names):
+            with suppress(FileExistsError):
+                wanted.open("x").close()
+                return wanted
+    raise AssertionError  # one of endlessly many names is free
 
 
 def remove(path: Path) -> None:

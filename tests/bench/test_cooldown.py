@@ -2,11 +2,22 @@ import os
 import subprocess
 import sys
 from dataclasses import replace
+from unittest.mock import Mock
 
 import pytest
 
-from edge.bench.cooldown import Cooldown, Idle, baseline_drift, cool_down, keep_awake, measure_idle
-from tests.bench.fakes import FakeClock, FakeMachine, FakeMeter
+from edge.bench import cooldown
+from edge.bench.cooldown import (
+    Cooldown,
+    Idle,
+    baseline_drift,
+    cool_down,
+    free_cores,
+    keep_awake,
+    measure_idle,
+    wait_for_cores,
+)
+from tests.bench.fakes import FakeClock, FakeMachine, FakeMeter, next_of
 
 BUSY = "programs use 90% of the processor"
 IDLE = Idle(watts=5.0, sd_w=0.1, seconds=10.0, samples=20)
@@ -48,6 +59,38 @@ def test_idle_power_has_mean_and_spread(monkeypatch):
     assert idle.sd_w == pytest.approx(1.026, abs=1e-3)
     assert measure_idle(10, FakeMachine(monkeypatch).new_meter) is None
     assert measure_idle(10, lambda: FakeMeter(FakeClock())) is None  # no sample
+
+
+@pytest.mark.parametrize(
+    ("usable", "logical", "physical", "busy", "free"),
+    [
+        (2, 2, 2, 0.2, 2),  # services of an idle machine
+        (2, 2, 2, 0.5, 1),
+        (2, 2, 2, 1.0, 0),
+        (12, 12, 12, 0.1, 12),
+        (8, 16, 8, 0.25, 4),  # a busy thread takes a core, not the half of one
+        (2, 64, 32, 0.25, 2),  # of a large machine this process may use a part
+    ],
+)
+def test_cores_are_free_that_other_programs_leave(
+    monkeypatch, usable, logical, physical, busy, free
+):
+    FakeMachine(monkeypatch, busy=busy)
+    counts = {True: logical, False: physical}
+    monkeypatch.setattr(cooldown.psutil, "cpu_count", lambda logical=True: counts[logical])
+    monkeypatch.setattr(cooldown, "usable_cores", lambda: usable)
+    assert free_cores() == free
+
+
+@pytest.mark.parametrize(
+    ("limit_s", "left", "free", "slept_s"),
+    [(0, [0], 0, 0), (60, [2], 2, 0), (60, [0, 1, 2], 2, 4), (5, [1], 1, 6)],
+)
+def test_waits_for_cores_up_to_the_limit(monkeypatch, limit_s, left, free, slept_s):
+    machine, waiting = FakeMachine(monkeypatch), Mock()
+    monkeypatch.setattr(cooldown, "free_cores", lambda: next_of(left))
+    assert wait_for_cores(2, limit_s, waiting) == free
+    assert (sum(machine.clock.slept), waiting.call_count) == (slept_s, slept_s > 0)
 
 
 def test_a_changed_idle_power_is_a_warning_unless_it_is_noise():

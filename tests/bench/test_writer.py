@@ -1,9 +1,13 @@
+from dataclasses import replace
+from unittest.mock import Mock
+
 import pytest
 
 from edge.bench import writer as module
 from edge.bench.row import build_row
 from edge.bench.runner import Run
 from edge.bench.writer import ProfileWriter
+from edge.errors import EdgeError
 from edge.profile.profile import Method, Profile, read
 from tests.bench.fakes import JOB, MODEL, PC, TARGET, context, process, samples_of, trial_at, worked
 
@@ -44,6 +48,25 @@ def test_only_the_row_that_changed_is_built(writer, monkeypatch):
     assert built == [1, 1, 2]
     writer.finish()
     assert built[3:] == [1, 2]
+
+
+def test_runs_of_the_same_second_have_files_of_their_own(writer):
+    writers = [writer, *(replace(writer, _built={}) for _ in range(2))]
+    for each in writers:
+        assert not each.is_saved
+        measure(each, 0, 0)
+    names = [f"20260101T000000Z-demo{suffix}.json" for suffix in ("", "-2", "-3")]
+    assert [each.path.name for each in writers] == names
+    assert sorted(path.name for path in writer.folder.iterdir()) == sorted(names)
+    measure(writers[1], 0, 1)
+    assert writers[1].path.name == names[1]
+
+
+def test_a_profile_that_cannot_be_written_leaves_no_file(writer, monkeypatch):
+    monkeypatch.setattr(module, "write", Mock(side_effect=EdgeError("the disk is full")))
+    with pytest.raises(EdgeError, match="full"):
+        measure(writer, 0, 0)
+    assert list(writer.folder.iterdir()) == []
 
 
 def test_the_file_has_every_row_measured_so_far_in_the_order_of_the_plan(writer):

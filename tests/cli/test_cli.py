@@ -205,7 +205,9 @@ def test_ctrl_c_also_stops_the_worker(tiny, tmp_path):
         process.send_signal(signal.SIGINT)
         _, errors = process.communicate(timeout=60)
         assert process.returncode == 130
-        assert errors.splitlines()[-1] == "edge bench: interrupted"
+        *_, where, last = errors.splitlines()
+        assert last == "edge bench: interrupted"
+        assert where == "edge bench: stopped before anything was measured; no profile was saved"
         assert not psutil.wait_procs(workers, timeout=10)[1]
     finally:  # a failed test must not leave 100000 trials running
         for left in (*workers, me):

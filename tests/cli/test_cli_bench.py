@@ -3,6 +3,7 @@ import shutil
 import sys
 import time
 from functools import partial
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -108,6 +109,36 @@ def test_trials_are_spread_over_rounds():
 
 
 @pytest.mark.parametrize(
+    ("words", "free", "threads", "warning"),
+    [
+        ([], 4, 4, ""),
+        ([], 1, 1, "other programs use 3 of 4 cores"),
+        ([], 0, 1, "llama.cpp gets -t 1: close them"),
+        (["-t", "1"], 1, 1, ""),
+        (["-t", "1"], 0, 1, "other programs use 4 of 4 cores"),
+    ],
+)
+def test_threads_are_the_free_cores_or_as_asked_for(
+    monkeypatch, capsys, words, free, threads, warning
+):
+    monkeypatch.setattr(bench, "usable_cores", lambda: 4)
+    monkeypatch.setattr("edge.bench.cooldown.free_cores", lambda: free)
+    assert bench._free_threads(parsed(*words)) == threads
+    errors = capsys.readouterr().err
+    assert warning in errors and bool(warning) == bool(errors)
+
+
+def test_the_wait_for_an_idle_machine_is_announced(monkeypatch, capsys):
+    free = [1, 4]
+    monkeypatch.setattr(bench, "usable_cores", lambda: 4)
+    monkeypatch.setattr("edge.bench.cooldown.free_cores", lambda: free.pop(0))
+    monkeypatch.setattr("edge.bench.cooldown.PERIOD_S", 0.0)
+    assert bench._free_threads(parsed("--wait-idle")) == 4
+    said = "edge bench: waiting up to 300 s until 4 of 4 cores are free\n"
+    assert capsys.readouterr().err == said
+
+
+@pytest.mark.parametrize(
     ("mlx", "gguf", "source"),
     [("CPU", "CPU", "rapl"), ("GPU", "GPU", "nvml"), ("CPU", "GPU", "none")],
 )
@@ -134,7 +165,12 @@ def test_the_automatic_meter_covers_the_processors_that_compute(monkeypatch, mlx
     [
         *(["-p", text] for text in ("five", "8-", "8-32+0", "32-8", "1-100000", "99999999999")),
         *(["-pg", text] for text in ("512", "512,1", "0,8", "8-9,8")),
-        *(["--min-window", "nan"], ["--min-effect", "-3"], ["--bandwidth-gb-s", "0"]),
+        *(
+            ["-t", "100000"],
+            ["--min-window", "nan"],
+            ["--min-effect", "-3"],
+            ["--bandwidth-gb-s", "0"],
+        ),
     ],
 )
 def test_invalid_arguments_are_refused(words, capsys):
@@ -187,7 +223,10 @@ def test_quality_and_speed_are_in_one_profile(demo_out, tmp_path, capsys):
     words = ["demo", "--rows", "gguf-q6_k", "--out", str(out), "--save", str(save)]
     words += ["-p", "8", "-n", "8", "-r", "1", "--min-window", "0", "--power", "none"]
     assert main(["bench", *words, "--quality", "512"]) == 0
-    printed = capsys.readouterr().out
+    printed, said = capsys.readouterr()
+    (saved,) = save.glob("*.json")
+    assert "measuring takes about 10 s: 1 row x 1 trial," in said
+    assert said.endswith(f"next: edge report {saved}\n")
     assert "KL" in printed
     assert "add --quality" not in printed
     (row,) = read(*save.glob("*.json")).rows  # the reference has no row
@@ -196,3 +235,12 @@ def test_quality_and_speed_are_in_one_profile(demo_out, tmp_path, capsys):
     assert 0.8 < row.quality.top1_agreement < 1
     assert row.quality.tokens == 511
     assert list((out / "eval").iterdir())
+
+
+@pytest.mark.parametrize("stop", [KeyboardInterrupt, SystemExit])
+def test_a_stopped_run_says_where_its_profile_is(stop, capsys):
+    for is_saved, words in ((True, "measured so far is in a/b.json"), (False, "no profile was")):
+        writer = SimpleNamespace(path=Path("a/b.json"), is_saved=is_saved)
+        with pytest.raises(stop), bench._names_the_partial_profile(writer):
+            raise stop
+        assert words in capsys.readouterr().err

@@ -20,7 +20,10 @@ SUITES = (TABLE_11_SUITE, "quick", "depth", "localscore")
 OF_CHECKPOINT = (
     *("rows", "peers", "kv_bits", "out", "revision", "layers", "rope_theta", "context"),
 )
-OF_FILES = (*OF_CHECKPOINT, "models", "depth", "suite", "threads", "quality", "bandwidth_gb_s")
+OF_FILES = (
+    *OF_CHECKPOINT,
+    *("models", "depth", "suite", "threads", "wait_idle", "quality", "bandwidth_gb_s"),
+)
 OF_WORKLOAD = ("prompt", "generate", "depth", "joint")
 RANGE = re.compile(r"(\d{1,9})(?:-(\d{1,9})(?:([+*])(\d{1,9}))?)?")
 MOST_VALUES = 1000
@@ -37,7 +40,7 @@ def parser() -> argparse.ArgumentParser:
     peers = "also run the MLX artefacts with mlx-lm's network, in the same compute dtype"
     engines.add_argument("--peers", action="store_true", help=peers)
     shared.add_kv_bits(engines)
-    shared.add_threads(engines)
+    shared.add_threads(engines, " that other programs leave free")
     _add_server(parser)
     compare = parser.add_argument_group("comparison of profiles, instead of measuring")
     meaning = "print B's speed, energy and memory relative to A's; both of one model"
@@ -186,6 +189,16 @@ def _add_method(group: argparse._ArgumentGroup) -> None:
         ("--idle", 10.0, "seconds to measure idle power, before and after; needs a power meter"),
     ):
         group.add_argument(flag, metavar="S", type=shared.seconds, default=default, help=meaning)
+    group.add_argument(
+        "--wait-idle",
+        metavar="S",
+        type=shared.seconds,
+        nargs="?",
+        const=300.0,
+        default=0.0,
+        help="before the run, wait up to S seconds until other programs leave enough cores free "
+        "(default: 0; without a value: 300)",
+    )
     shared.add_power(group, "--power", "auto")
     shared.add_bandwidth(group)
     meaning = "do not compare logits with the checkpoint's, which is slow for large models"

@@ -2,6 +2,7 @@
 
 import argparse
 import math
+import os
 import textwrap
 from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
@@ -138,8 +139,11 @@ def add_output(options: Options, choices: Sequence[str]) -> None:
     options.add_argument("-o", "--output", choices=choices, default=choices[0], help=meaning)
 
 
-def add_threads(options: Options) -> None:
-    add_count(options, "-t", "--threads", help="CPU threads of llama.cpp (default: usable cores)")
+def add_threads(options: Options, more: str = "") -> None:
+    most = os.cpu_count() or 1
+    kind = number(1, most, f"a whole number from 1 to {most}, the cores of this machine", int)
+    meaning = "CPU threads of llama.cpp (default: the usable cores"
+    options.add_argument("-t", "--threads", metavar="N", type=kind, help=f"{meaning}{more})")
 
 
 def add_kv_bits(options: Options) -> None:
