@@ -21,6 +21,7 @@ COMMANDS = {
     "report": "Make tables, plots and an HTML page from profiles.",
     "power": "Measure the energy of a command or of a time span.",
     "doctor": "Check what can be measured on this machine and what is missing.",
+    "completion": "Print a script that completes edge's words in bash, zsh or fish.",
 }
 USAGE = "usage: edge [-h] [--version] COMMAND ..."
 INTERRUPTED = 130
@@ -110,7 +111,7 @@ def _sentence(error: Exception) -> str:
 
 
 def _help() -> str:
-    rows = "\n".join(f"  {name:10}{summary}" for name, summary in COMMANDS.items())
+    rows = "\n".join(f"  {name:12}{summary}" for name, summary in COMMANDS.items())
     return (
         f"{USAGE}\n\nRun, convert and profile Stable Code 3B and the StableLM family.\n\n"
         f"commands:\n{rows}\n\n"
