@@ -18,7 +18,7 @@ UV = """echo "$@" >> "$0.log"
 [ "$1 $2" != "python find" ] || { [ -n "$FOUND" ] && echo "$FOUND"; exit; }
 [ -n "$COMPILER" ] || exit 0
 case "$*" in
-    *--no-build*) exit 1;;
+    *--no-build-isolation*) exit 1;;
     *--verbose*) echo "DEBUG [12/140] cc" >&2; eval "$COMPILER";;
 esac"""
 

@@ -57,7 +57,8 @@ compile() {
 }
 
 llama_cpp() {
-    install --quiet --offline --no-build llama-cpp-python 2>/dev/null && return
+    # --no-build would refuse uv's own wheel; without isolation there is no tool to build a new one.
+    install --quiet --offline --no-build-isolation llama-cpp-python 2>/dev/null && return
     minutes=$(((seconds_of_one_core / cores + 59) / 60))
     echo "llama.cpp is compiled: about $minutes min on $cores cores, once for all clones"
     timed "compiling llama.cpp" compile && return
