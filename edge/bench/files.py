@@ -22,7 +22,7 @@ from edge.convert.artefacts.content import (
 )
 from edge.convert.artefacts.manifest import read_manifest
 from edge.convert.artefacts.recipes import RECIPES, Recipe
-from edge.convert.sources.find import DEMO, SMOLLM2, existing_path
+from edge.convert.sources.names import DEMO, SMOLLM2, existing_path
 from edge.convert.targets import file_bytes
 from edge.errors import EdgeError
 from edge.formats.files import read_json_object

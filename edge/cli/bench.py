@@ -74,7 +74,6 @@ def run(args: argparse.Namespace) -> int:
     """Converts what is missing, measures, and prints; or compares two profiles."""
     if args.compare is not None:
         return _compare(args)
-    options.check(args)
     work = find_work(args)
     new_meter = _new_meter(args, work.targets)
     has_power = new_meter().unavailable is None

@@ -100,7 +100,7 @@ def _list(args: argparse.Namespace) -> int:
     if args.output == "json":
         print(json.dumps([asdict(item) for item in listed], indent=2))
         return 0
-    print(f"{'artefact':<16} {'bits/weight':>11} {'size (MB)':>15}")
+    print(f"{'artefact':<16} {'bits/weight':>11} {'weights (MB)':>15}")
     for item in listed:
         exact = "  keeps the source's values" if item.exact else ""
         size = f"{'about ' if item.estimated else ''}{item.weight_bytes / 1e6:,.1f}"

@@ -11,14 +11,13 @@ from typing import Any
 
 from edge.cli.checkpoint import open_named, output_folder, progress_bars
 from edge.cli.model_path import gguf_file, is_gguf_file
-from edge.cli.options.eval import SAMPLES, check, check_files
+from edge.cli.options.eval import SAMPLES, check_files
 from edge.cli.options.shared import TABLE_11_RECIPES
 from edge.convert.checkpoint import Checkpoint
 from edge.convert.convert import Artefact, convert
 from edge.convert.sources.find import find_source
 from edge.device.describe import usable_cores
 from edge.errors import EdgeError
-from edge.formats.files import user_path
 from edge.model.config import ModelConfig
 from edge.quality.corpus import Windows, check_trained, iter_texts, windows_of
 from edge.quality.evaluate import Evaluated, evaluate
@@ -39,7 +38,6 @@ Result = tuple[dict[str, Any], str]  # the JSON document, and the text for a ter
 
 def run(args: argparse.Namespace) -> int:
     """Convert missing artefacts, measure what is not stored, print."""
-    check(args)
     is_infilling = args.fim is not None or args.humaneval is not None
     files = [gguf_file(model) for model in args.model if is_gguf_file(model)]
     if args.rows is None and not is_infilling and files:
@@ -145,7 +143,7 @@ def _infilling(args: argparse.Namespace, checkpoint: Checkpoint) -> Result:
 def _holes(args: argparse.Namespace) -> list[Hole]:
     if args.humaneval is not None:
         return read_humaneval(args.humaneval, args.samples)
-    texts = list(iter_texts(user_path(args.fim) if args.fim else args.corpus))
+    texts = list(iter_texts(args.fim or args.corpus))
     most = args.samples or SAMPLES
     return [hole for kind in KINDS for hole in draw_holes(texts, kind, most, args.seed)]
 

@@ -52,10 +52,14 @@ def parser_of(name: str, prog: str | None = None) -> argparse.ArgumentParser:
 
 
 def _run(name: str, prog: str, words: Sequence[str]) -> int:
+    parser = parser_of(name, prog)
     try:
-        args = parser_of(name, prog).parse_args(words)
+        args = parser.parse_args(words)
     except SystemExit as end:  # it has printed the help, or what is wrong
         return int(end.code or 0)
+    if check := getattr(import_module(f"edge.cli.options.{name}"), "check", None):
+        check(args)
+    import_module("edge.cli.options.shared").check_inputs(args, parser)
     code: int = import_module(f"edge.cli.{name}").run(args)
     return code
 
@@ -107,7 +111,10 @@ def _sentence(error: Exception) -> str:
         return (
             f"stdout cannot be written ({error.strerror}); free some space or direct it elsewhere."
         )
-    return f"{last_line}; check the disk's free space and the permissions."
+    advice = "check the permissions"
+    if not isinstance(error, PermissionError):
+        advice = "check the disk's free space and the permissions"
+    return f"{last_line}; {advice}."
 
 
 def _help() -> str:

@@ -10,7 +10,6 @@ import time
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from edge.cli.options.power import check
 from edge.device.state import NOMINAL
 from edge.errors import EdgeError, printable
 from edge.power.choose import choose_meter
@@ -24,7 +23,6 @@ NOT_EXECUTABLE, NOT_FOUND, SIGNALLED, INTERRUPTED = 126, 127, 128, 130
 
 def run(args: argparse.Namespace) -> int:
     """Exit code of COMMAND; 130 if --seconds was interrupted; 1 if the meter failed; else 0."""
-    check(args)
     if args.replay is not None:
         log = read_log(args.replay)
         energy = integrate(log.samples, log.begin_ns, log.end_ns)

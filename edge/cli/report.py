@@ -7,7 +7,6 @@ from dataclasses import asdict
 from pathlib import Path
 
 from edge.cli.options.report import REPORTS
-from edge.cli.options.report import check as check_options
 from edge.errors import EdgeError, printable
 from edge.formats.files import atomic_write, safe_name, visible
 from edge.profile.check import check
@@ -20,7 +19,6 @@ MOST_PROFILES = 50
 
 def run(args: argparse.Namespace) -> int:
     """Write a report, compare devices or check profiles; 1 if `--check` found a fault."""
-    check_options(args)
     if args.devices is not None:
         return _compare_devices(args)
     return _report(args) if args.check is None else _check(args)

@@ -16,8 +16,9 @@ from edge.convert.artefacts.manifest import Corrections
 from edge.convert.sources.directory import open_directory
 from edge.convert.sources.find import Source, find_source
 from edge.convert.sources.gguf import open_gguf
+from edge.convert.sources.names import SYNTHETIC
 from edge.convert.sources.published import config_warnings
-from edge.convert.sources.synthetic import PREFIX, open_synthetic
+from edge.convert.sources.synthetic import open_synthetic
 from edge.convert.sources.weights import Opened, Weights
 from edge.errors import printable
 from edge.formats.files import open_file, read_small_file
@@ -91,7 +92,7 @@ def open_checkpoint(
     corrections = corrections or Corrections()
     source = find_source(model, revision, corrections.layers)
     if source.path is None:
-        opened = open_synthetic(source.origin.removeprefix(PREFIX), corrections.layers)
+        opened = open_synthetic(source.origin.removeprefix(SYNTHETIC), corrections.layers)
     else:
         opened = open_path(source.path)
     config = corrections.applied(opened.config.matching(opened.weights.shapes))

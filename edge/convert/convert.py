@@ -3,10 +3,9 @@
 import fcntl
 import os
 import re
-import shutil
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from importlib.metadata import version
@@ -34,6 +33,7 @@ from edge.formats.files import (
     OLD,
     PARTIAL,
     atomic_write,
+    check_free,
     check_writable,
     os_errors_as_edge_error,
     read_json_object,
@@ -283,6 +283,7 @@ def lock_folder(out: Path, notice: Notice) -> Iterator[None]:
 
     `notice` is told of waiting. An EdgeError if the folder cannot be made, written or locked.
     """
+    new_folders = [folder for folder in (out, *out.parents) if not folder.exists()]
     check_writable(out)
     descriptor = os.open(out, os.O_RDONLY)
     try:
@@ -295,6 +296,9 @@ def lock_folder(out: Path, notice: Notice) -> Iterator[None]:
         _clear_leftovers(out)
         yield
     finally:
+        with suppress(OSError):  # a folder that is not empty
+            for folder in new_folders:
+                folder.rmdir()
         os.close(descriptor)
 
 
@@ -311,9 +315,6 @@ def _clear_leftovers(out: Path) -> None:
 
 def check_room(out: Path, needed_bytes: int) -> None:
     """Raise EdgeError if the disk is too small for what will be written."""
-    free_bytes = shutil.disk_usage(out).free
-    if needed_bytes + SPARE_BYTES > free_bytes:
-        raise EdgeError(
-            f"{out} needs {needed_bytes / 1e9:.2f} GB and its disk has {free_bytes / 1e9:.2f} GB "
-            f"free; free some, ask for fewer artefacts, or choose another --out."
-        )
+    what = f"the conversion, with {SPARE_BYTES / 1e6:.0f} MB to spare,"
+    advice = "free some, ask for fewer artefacts, or choose another --out"
+    check_free(out, needed_bytes + SPARE_BYTES, what, advice)

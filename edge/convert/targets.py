@@ -128,7 +128,7 @@ class Listed:
     bits_per_weight: float
     weight_bytes: int
     exact: bool  # keeps the source's own quantised values
-    estimated: bool  # within 2 %, as llama.cpp chooses the types; others are exact
+    estimated: bool  # within 2 %, as llama.cpp chooses the types
 
 
 def list_artefacts(checkpoint: Checkpoint, group_size: int | None = None) -> list[Listed]:

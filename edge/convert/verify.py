@@ -19,8 +19,7 @@ from edge.convert.artefacts.manifest import (
 from edge.convert.artefacts.recipes import RECIPES, rounding_bound
 from edge.convert.checkpoint import Checkpoint, open_checkpoint, open_path
 from edge.convert.sources.directory import SMALL_FILES
-from edge.convert.sources.find import DEMO, HUB_ID, SMOLLM2
-from edge.convert.sources.synthetic import PREFIX
+from edge.convert.sources.names import DEMO, HUB_ID, SMOLLM2, SYNTHETIC
 from edge.convert.sources.weights import Opened, Shape, Weights
 from edge.errors import EdgeError
 from edge.formats.files import MAX_BYTES, open_file, read_small_file, visible
@@ -118,7 +117,7 @@ def find_origin(artefact: Path, model: str | None = None) -> Checkpoint | None:
         from edge.convert.sources.hub import cached  # here, as it takes a second to import
 
         origin = str(cached(origin, manifest.revision) or "")
-    elif origin not in (DEMO, SMOLLM2) and not origin.startswith(PREFIX):
+    elif origin not in (DEMO, SMOLLM2) and not origin.startswith(SYNTHETIC):
         return None
     try:
         found = open_checkpoint(origin, corrections=manifest.corrections)

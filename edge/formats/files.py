@@ -77,6 +77,17 @@ def new_file(path: Path) -> Path:
     raise AssertionError  # one of endlessly many names is free
 
 
+def check_free(folder: Path, needed_bytes: int, what: str, advice: str) -> None:
+    """Raise EdgeError if the folder's disk has less space free; the two figures always differ."""
+    free_bytes = shutil.disk_usage(folder).free
+    if needed_bytes > free_bytes:
+        needed_mb, free_mb = -(-needed_bytes // 10**5) / 10, free_bytes // 10**5 / 10
+        raise EdgeError(
+            f"{what} needs {needed_mb:,.1f} MB and the disk of {folder} has {free_mb:,.1f} MB "
+            f"free; {advice}."
+        )
+
+
 def remove(path: Path) -> None:
     """Delete a file or a directory if it is there."""
     if path.is_dir() and not path.is_symlink():
@@ -132,7 +143,7 @@ def unreadable(path: Path, error: OSError | ValueError) -> EdgeError:
     """An error of opening or reading a file, with the advice that helps."""
     match error:
         case FileNotFoundError() | NotADirectoryError():
-            return EdgeError(f"{path} is missing; check the path or download it again.")
+            return EdgeError(f"{path} is missing; check the path.")
         case IsADirectoryError():
             return EdgeError(f"{path} is a directory, not a file; check the path.")
         case PermissionError():

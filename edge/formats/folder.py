@@ -10,7 +10,7 @@ from collections.abc import Collection, Sequence
 from pathlib import Path
 
 from edge.errors import EdgeError
-from edge.formats.files import read_json_object, visible
+from edge.formats.files import read_json_object, unreadable, visible
 from edge.formats.safetensors import INDEX, SINGLE, StoredTensor, read_headers
 
 HUB_FOLDER = "models--"  # prefix of a repository's folder in the hub's cache
@@ -100,6 +100,8 @@ def inside(folder: Path, name: str) -> Path:
     try:
         home, target = folder.resolve(), file.resolve(strict=True)
     except (OSError, RuntimeError) as error:  # RuntimeError: a link to itself
+        if isinstance(error, PermissionError):
+            raise unreadable(file, error) from None
         reason = getattr(error, "strerror", None) or error
         raise EdgeError(f"{file} cannot be read ({reason}); download it again.") from None
     repository = home.parent.parent

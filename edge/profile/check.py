@@ -15,14 +15,14 @@ from dataclasses import dataclass
 from datetime import datetime
 from itertools import chain, islice, pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import msgspec
 
 from edge.device.chips import APPLE_CACHE_BYTES, NVIDIA_CACHE_BYTES, find_chip
 from edge.device.describe import Bandwidth, Device
 from edge.errors import EdgeError, printable
-from edge.formats.files import strict_json
+from edge.formats.files import strict_json, unreadable
 from edge.profile.profile import (
     ABOUT,
     HINT,
@@ -132,10 +132,14 @@ def own_names() -> tuple[str, ...]:
 
 
 def _files(path: Path) -> list[Path]:
-    found = profiles_below(path) if path.is_dir() else [path]
+    found = profiles_below(path, _refuse) if path.is_dir() else [path]
     if not found:
         raise EdgeError(f"{path} does not contain *.json files: {HINT}.")
     return found
+
+
+def _refuse(error: OSError) -> NoReturn:
+    raise unreadable(Path(error.filename), error)
 
 
 def _file_faults(path: Path, names: Sequence[str]) -> list[Fault]:

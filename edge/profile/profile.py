@@ -361,7 +361,7 @@ def write(profile: Profile, path: Path) -> None:
         partial.write_text(profile.to_json(), encoding="utf-8")
 
 
-def profiles_below(folder: Path, onerror: Callable[[OSError], None] | None = None) -> list[Path]:
+def profiles_below(folder: Path, onerror: Callable[[OSError], None]) -> list[Path]:
     """Every *.json in and below a folder but hidden ones; links to folders are not followed.
 
     macOS writes a hidden `._NAME.json` beside every file of a foreign disk.

@@ -3,6 +3,7 @@
 import argparse
 import re
 from pathlib import Path
+from typing import Any
 
 from edge.cli.options import shared
 from edge.errors import EdgeError
@@ -25,6 +26,28 @@ OF_FILES = (
     *("models", "depth", "suite", "threads", "wait_idle", "quality", "bandwidth_gb_s"),
 )
 OF_WORKLOAD = ("prompt", "generate", "depth", "joint")
+# Options of llama-bench that have one setting here: flags, values that say so, and the setting.
+SETTLED: tuple[tuple[tuple[str, ...], tuple[str, ...], str], ...] = (
+    (("-ngl", "--n-gpu-layers"), ("99", "999", "-1"), "all layers are on the GPU, if there is one"),
+    (("-fa", "--flash-attn"), ("auto",), "llama.cpp chooses flash attention itself"),
+    (("-b", "--batch-size"), ("2048",), "a prompt is given in batches of 2048 tokens"),
+    (("-ub", "--ubatch-size"), ("512",), "a prompt is computed 512 tokens at a time"),
+    (("-ctk", "--cache-type-k"), ("f16",), "the cache is float16, and --kv-bits is for MLX"),
+    (("-ctv", "--cache-type-v"), ("f16",), "the cache is float16, and --kv-bits is for MLX"),
+    (("-mmp", "--mmap"), ("1",), "weights are mapped, or read with EDGE_NO_MMAP=1 set"),
+    (("-nkvo", "--no-kv-offload"), ("0",), "the cache is on the layers' device"),
+    (("-sm", "--split-mode"), ("layer",), "several GPUs share the layers"),
+    (("-mg", "--main-gpu"), ("0",), "several GPUs share the layers"),
+    (("-ts", "--tensor-split"), ("0",), "several GPUs share the layers"),
+    (("-dev", "--device"), ("auto",), "the GPU is used, if there is one"),
+    (("-embd", "--embeddings"), ("0",), "generation is measured, not embeddings"),
+    (("--prio",), ("0",), "the process keeps its priority; use nice to change it"),
+    (("--delay",), ("0",), "--cooldown S waits until the machine is idle and cool"),
+    (("--no-warmup",), (), "the first trial of each process warms up and is not counted"),
+    (("-v", "--verbose"), (), "-o json has every trial"),
+    (("-oe", "--output-err"), ("none",), "the profile that is saved has everything"),
+    (("-hf", "--hf-repo"), (), "download the GGUF file, and give its path as MODEL"),
+)
 RANGE = re.compile(r"(\d{1,9})(?:-(\d{1,9})(?:([+*])(\d{1,9}))?)?")
 MOST_VALUES = 1000
 
@@ -41,10 +64,14 @@ def parser() -> argparse.ArgumentParser:
     engines.add_argument("--peers", action="store_true", help=peers)
     shared.add_kv_bits(engines)
     shared.add_threads(engines, " that other programs leave free")
+    for flags, values, setting in SETTLED:
+        parser.add_argument(
+            *flags, action=_Settled, nargs="?", const=(values, setting), help=argparse.SUPPRESS
+        )
     _add_server(parser)
     compare = parser.add_argument_group("comparison of profiles, instead of measuring")
     meaning = "print B's speed, energy and memory relative to A's; both of one model"
-    shared.add_path(compare, "--compare", nargs=2, metavar=("A", "B"), help=meaning)
+    shared.add_input(compare, "--compare", nargs=2, metavar=("A", "B"), help=meaning)
     percent = shared.number(
         0, 99.999, "a percentage from 0 to below 100", lambda text: float(text.removesuffix("%"))
     )
@@ -68,18 +95,35 @@ def _add_models(parser: argparse.ArgumentParser) -> None:
         "file, quantised MLX directory or directory of another architecture, unless --rows or "
         f"--suite {TABLE_11_SUITE} is given."
     )
-    parser.add_argument(
+    shared.add_model(
+        parser,
         "models",
-        metavar="MODEL",
         nargs="*",
         default=["demo"],
         help=f"{shared.CHECKPOINT} (default: demo). {meaning}",
     )
+    shared.add_model(
+        parser, "-m", dest="more_models", action="append", default=[], help="the same as MODEL"
+    )
     shared.add_corrections(parser)
 
 
+class _Settled(argparse.Action):
+    """Accepts a value that says what edge does; refuses another."""
+
+    def __call__(self, parser: Any, namespace: Any, value: Any, flag: str | None = None) -> None:
+        values, setting = self.const
+        if value not in values:
+            raise argparse.ArgumentError(None, f"{flag} is not an option here: {setting}")
+
+
 def check(args: argparse.Namespace) -> None:
+    if args.compare is not None:
+        return
     new = parser()
+    if args.more_models:
+        models = args.models if shared.given(args, new, ["models"]) else []
+        args.models = [*models, *args.more_models]
     if args.server is not None and (given := shared.given(args, new, OF_FILES)):
         raise EdgeError(f"--server measures what the server runs; leave out {', '.join(given)}.")
     if args.served is not None and args.server is None:

@@ -12,7 +12,7 @@ TEMPERATURE, TOP_P, TOP_K = 0.5, 0.95, 100
 def parser() -> argparse.ArgumentParser:
     parser = shared.new_parser()
     meaning = f"{shared.model_help(ARTEFACT)}; a base model continues the text"
-    parser.add_argument("model", metavar="MODEL", nargs="?", default="demo", help=meaning)
+    shared.add_model(parser, "model", nargs="?", default="demo", help=meaning)
     parser.add_argument("--system", metavar="TEXT", help="system prompt")
     once = parser.add_argument_group("single answer, also if stdin is not a terminal")
     meaning = "prompt to answer; text on stdin is appended"

@@ -22,10 +22,10 @@ def parser() -> argparse.ArgumentParser:
     meaning = "mark of the cursor on stdin"
     cursor.add_argument("--cursor", metavar="MARK", default=CURSOR, help=meaning)
     meaning = shared.model_help(ARTEFACT)
-    parser.add_argument("--model", metavar="MODEL", default="demo", help=meaning)
+    shared.add_model(parser, "--model", default="demo", help=meaning)
     shared.add_order(parser)
     meaning = "other files of the repository, the most important last, as far as they fit"
-    shared.add_path(
+    shared.add_input(
         parser, "--context", metavar="FILE", nargs="+", action="extend", default=[], help=meaning
     )
     stopping = parser.add_argument_group("stopping")

@@ -29,13 +29,14 @@ def parser() -> argparse.ArgumentParser:
     meaning = "calibrate mlx-intN on a text"
     group.add_argument("--calibrate", choices=[GPTQ], help=meaning)
     meaning = "text to calibrate on (default: the source code of edge)"
-    shared.add_path(group, "--calibration", metavar="FILE", help=meaning)
+    shared.add_input(group, "--calibration", metavar="FILE", help=meaning)
     meaning = "llama.cpp importance matrix for GGUF quantisation"
-    shared.add_path(group, "--imatrix", metavar="FILE", help=meaning)
+    shared.add_input(group, "--imatrix", metavar="FILE", help=meaning)
     instead = parser.add_argument_group("instead of converting").add_mutually_exclusive_group()
-    instead.add_argument("--list", action="store_true", help="list all artefacts and their sizes")
+    meaning = "list all artefacts and the size of their weights"
+    instead.add_argument("--list", action="store_true", help=meaning)
     meaning = "check an artefact's digests, and its tensors against MODEL"
-    shared.add_path(instead, "--verify", metavar="ARTEFACT", help=meaning)
+    shared.add_input(instead, "--verify", metavar="ARTEFACT", help=meaning)
     return parser
 
 

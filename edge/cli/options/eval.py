@@ -23,7 +23,7 @@ def parser() -> argparse.ArgumentParser:
         f"{shared.CHECKPOINT}; without --rows GGUF files with one tokenizer, of any model for "
     )
     meaning += "llama.cpp, are measured as they are, without a reference"
-    parser.add_argument("model", metavar="MODEL", nargs="*", default=["demo"], help=meaning)
+    shared.add_model(parser, "model", nargs="*", default=["demo"], help=meaning)
     shared.add_corrections(parser)
     shared.add_artefacts(parser, "--rows", "artefacts to measure")
     parser.set_defaults(rows=None)
@@ -35,7 +35,7 @@ def parser() -> argparse.ArgumentParser:
         help=f"artefact to compare with, or {NO_REFERENCE} (default: {REFERENCE})",
     )
     meaning = "text or source code to measure on (default: a sample of code that edge includes)"
-    shared.add_path(parser, "--corpus", metavar="FILE|DIR", help=meaning)
+    shared.add_input(parser, "--corpus", metavar="FILE|DIR", help=meaning)
     _add_windows(parser.add_argument_group("perplexity and KL divergence"))
     _add_fim(parser.add_argument_group("infilling, instead of perplexity and KL divergence"))
     shared.add_threads(parser)
@@ -59,9 +59,9 @@ def _add_windows(group: argparse._ArgumentGroup) -> None:
 
 def _add_fim(group: argparse._ArgumentGroup) -> None:
     meaning = "fill holes cut from this code at random characters (default: from the corpus)"
-    group.add_argument("--fim", metavar="FILE|DIR", nargs="?", const="", help=meaning)
+    shared.add_input(group, "--fim", metavar="FILE|DIR", nargs="?", const="", help=meaning)
     meaning = "fill the holes of a HumanEval infilling file (JSON lines, plain or gzip)"
-    shared.add_path(group, "--humaneval", metavar="FILE", help=meaning)
+    shared.add_input(group, "--humaneval", metavar="FILE", help=meaning)
     meaning = f"holes of each kind (default: {SAMPLES}, or all of --humaneval)"
     shared.add_count(group, "--samples", help=meaning)
     group.add_argument("--seed", metavar="N", type=int, default=0, help="seed of the holes")

@@ -16,7 +16,7 @@ def parser() -> argparse.ArgumentParser:
     seconds = shared.number(0.001, 1e9, "a number of seconds from 0.001 to 1000000000")
     what.add_argument("--seconds", metavar="N", type=seconds, help="measure for N seconds")
     meaning = "compute the energy of a log of powermetrics -f plist"
-    shared.add_path(what, "--replay", metavar="FILE", help=meaning)
+    shared.add_input(what, "--replay", metavar="FILE", help=meaning)
     shared.add_power(parser, "--source", "auto")
     shared.add_output(parser, ["text", "json"])
     meaning = "command to measure, after --"

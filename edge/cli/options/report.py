@@ -16,10 +16,10 @@ def parser() -> argparse.ArgumentParser:
         "fault."
     )
     meaning = "profile written by edge bench, or a folder of profiles"
-    shared.add_path(parser, "profiles", metavar="PROFILE", nargs="*", help=meaning)
+    shared.add_input(parser, "profiles", metavar="PROFILE", nargs="*", help=meaning)
     other = parser.add_mutually_exclusive_group()
     meaning = "compare the devices of all profiles in a folder"
-    shared.add_path(other, "--devices", metavar="DIR", help=meaning)
+    shared.add_input(other, "--devices", metavar="DIR", help=meaning)
     meaning = "check profiles and print their faults"
     shared.add_path(other, "--check", metavar="PATH", nargs="+", help=meaning)
     for flag, what in (("--chip", "chips"), ("--model", "models")):

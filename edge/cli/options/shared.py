@@ -1,22 +1,25 @@
 """Options that several commands share, and the types of their values."""
 
 import argparse
+import difflib
 import math
 import os
 import textwrap
 from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from edge.convert.artefacts.recipes import RECIPES, TABLE_11, Recipe, find_recipe
-from edge.errors import EdgeError
-from edge.formats.files import user_path
+from edge.convert.sources.names import check_name
+from edge.errors import EdgeError, printable
+from edge.formats.files import unreadable, user_path
 from edge.power import SOURCES
 from edge.tokenizer.fim_tokens import ORDERS
 
 Options = argparse._ActionsContainer  # a parser or a group of one
 LARGEST_COUNT = 2**31 - 1  # files hold 32 bits
 TABLE_11_RECIPES = [RECIPES[name] for name in TABLE_11]
+UNKNOWN = "unrecognized arguments: "  # begins a message of argparse
 SHOWN = (int, float, str, Path)  # types of the defaults that --help shows
 
 
@@ -35,8 +38,39 @@ class _Formatter(argparse.HelpFormatter):
         return textwrap.wrap(" ".join(text.split()), width, break_on_hyphens=False)
 
 
+class _Parser(argparse.ArgumentParser):
+    """A parser that says what is wrong in one line, without the usage."""
+
+    def error(self, message: str) -> NoReturn:
+        words = message.removeprefix(UNKNOWN).split()
+        if message.startswith(UNKNOWN):
+            near = difflib.get_close_matches(words[0], self._option_string_actions, n=1)
+            hint = f"; did you mean {near[0]}?" if near else ""
+            message = f"{' '.join(words)} is not understood{hint}"
+        sentence = printable(message.removeprefix("argument "))
+        self.exit(2, f"{self.prog}: {sentence}; see `{self.prog} --help`\n")
+
+
 def new_parser(epilog: str | None = None) -> argparse.ArgumentParser:
-    return argparse.ArgumentParser(epilog=epilog, formatter_class=_Formatter)
+    return _Parser(epilog=epilog, formatter_class=_Formatter)
+
+
+def check_inputs(args: argparse.Namespace, parser: argparse.ArgumentParser) -> None:
+    """Refuse a missing model or file before the command is imported, which takes seconds."""
+    for action in parser._actions:
+        given = getattr(args, action.dest, None)
+        for name in given if isinstance(given, list) else [given]:
+            if action.type is model_name and name is not None:
+                check_name(name, getattr(args, "revision", None))
+            elif action.type is input_path and name:
+                _check_exists(name)
+
+
+def _check_exists(path: Path) -> None:
+    try:
+        path.stat()
+    except (OSError, ValueError) as error:  # ValueError: a NUL in the name
+        raise unreadable(path, error) from None
 
 
 def given(
@@ -83,9 +117,28 @@ def add_count(options: Options, *flags: str, least: int = 1, **more: Any) -> Non
     options.add_argument(*flags, type=kind, **{"metavar": "N", **more})
 
 
+def model_name(text: str) -> str:
+    """The type of models, by which `check_inputs` finds them."""
+    return text
+
+
+def input_path(text: str) -> Path:
+    """The type of files and folders that must be there."""
+    return user_path(text)
+
+
 def add_path(options: Options, *flags: str, **more: Any) -> None:
-    """Add a file or folder; a leading ~ is the home directory."""
+    """Add a file or folder to write; a leading ~ is the home directory."""
     options.add_argument(*flags, type=user_path, **more)
+
+
+def add_input(options: Options, *flags: str, **more: Any) -> None:
+    """Add a file or folder to read."""
+    options.add_argument(*flags, type=input_path, **more)
+
+
+def add_model(options: Options, *flags: str, **more: Any) -> None:
+    options.add_argument(*flags, type=model_name, metavar="MODEL", **more)
 
 
 CHECKPOINT = (
@@ -95,7 +148,7 @@ CHECKPOINT = (
 
 
 def add_checkpoint(parser: argparse.ArgumentParser, default: str | None) -> None:
-    parser.add_argument("model", metavar="MODEL", nargs="?", default=default, help=CHECKPOINT)
+    add_model(parser, "model", nargs="?", default=default, help=CHECKPOINT)
     add_corrections(parser)
 
 
@@ -136,7 +189,15 @@ def add_out(options: Options, meaning: str) -> None:
 
 def add_output(options: Options, choices: Sequence[str]) -> None:
     meaning = "output format"
-    options.add_argument("-o", "--output", choices=choices, default=choices[0], help=meaning)
+    options.add_argument(
+        "-o", "--output", type=_output, choices=choices, default=choices[0], help=meaning
+    )
+
+
+def _output(text: str) -> str:
+    if text in ("jsonl", "sql"):  # of llama-bench
+        raise argparse.ArgumentTypeError(f"{text} is not written; json is one document with all")
+    return text
 
 
 def add_threads(options: Options, more: str = "") -> None:

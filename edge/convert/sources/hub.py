@@ -5,7 +5,6 @@ threads of `snapshot_download` would finish their files first.
 """
 
 import re
-import shutil
 import sys
 from collections.abc import Collection, Mapping
 from contextlib import redirect_stderr
@@ -16,6 +15,7 @@ from huggingface_hub import HfApi, constants, errors, hf_hub_download, try_to_lo
 
 from edge.convert.sources.directory import SMALL_FILES, TOKENIZER
 from edge.errors import EdgeError
+from edge.formats.files import check_free
 from edge.formats.folder import choose_weights, listed_files, weight_files
 from edge.formats.safetensors import INDEX
 from edge.stdout import unfiltered
@@ -95,12 +95,8 @@ def _check_free_space(repo: str, snapshot: Path, files: Collection[Any]) -> None
     folder = snapshot.parents[1]
     sizes = {(file.lfs.sha256 if file.lfs else file.blob_id): file.size or 0 for file in files}
     needed_bytes = sum(n for oid, n in sizes.items() if not (folder / "blobs" / str(oid)).exists())
-    free_bytes = shutil.disk_usage(folder).free
-    if needed_bytes > free_bytes:
-        raise EdgeError(
-            f"{repo} needs {needed_bytes / 1e9:.1f} GB more, and the disk of {folder.parent} has "
-            f"{free_bytes / 1e9:.1f} GB free; make room or set HF_HOME to a folder on another disk."
-        )
+    advice = "free some, or set HF_HOME to a folder on another disk"
+    check_free(folder, needed_bytes, repo, advice)
 
 
 def _sentence(error: Exception, repo: str, revision: str) -> str:

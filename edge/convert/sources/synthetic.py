@@ -16,7 +16,6 @@ from edge.model.config import ModelConfig
 from edge.model.tensors import expected_shapes
 from edge.tokenizer.splitting import byte_level
 
-PREFIX = "synthetic:"
 BLOCK_NUMBERS = 1 << 20  # with one place in the noise, so that any rows can be read alone
 # Noise is made once and shifted: numpy would need 30 s for three billion normal numbers.
 NOISE_NUMBERS = BLOCK_NUMBERS * 4
