@@ -15,7 +15,7 @@ from edge.generate import CURSOR
 from edge.generate.chat_prompt import NO_SYSTEM
 from edge.generate.decode import open_source
 from edge.generate.fim import Completer, read_hole, split_at_mark
-from edge.generate.transcript import read_transcript, write_transcript
+from edge.generate.transcript import HEADINGS, read_transcript, write_markdown, write_transcript
 from edge.stdout import TerminalText
 from edge.text import plain, size
 
@@ -30,6 +30,8 @@ SETTINGS: dict[str, Callable[[str], float]] = {
 OPTIONAL = ("repetition_penalty", "seed", "max_tokens")
 OFF = "off"
 SHORT_CHARACTERS = 60
+# Formats of /save by ending.
+WRITERS = {".md": write_markdown, ".jsonl": write_transcript}
 
 
 class Leave(Exception):
@@ -157,15 +159,26 @@ def _save(session: Session, name: str) -> None:
     path = user_path(name)
     if not session.talk.messages:
         raise EdgeError("there is nothing to save; the conversation is empty.")
+    if not path.parent.is_dir():
+        raise EdgeError(f"{path.parent} is not a folder; make it first, or choose another one.")
+    if path.suffix not in WRITERS:
+        raise EdgeError(
+            f"{path} needs an ending: .md for text to read, .jsonl for a file that /load reads."
+        )
     if path.exists():
-        try:  # a mistyped name must not overwrite another file
-            read_transcript(path)
-        except EdgeError:
-            raise EdgeError(
-                f"{path} exists and is not a transcript; choose another name."
-            ) from None
-    write_transcript(path, session.talk.messages)
+        _check_is_saved(path)
+    WRITERS[path.suffix](path, session.talk.messages)
     session.screen.note(f"saved {counted(len(session.talk.messages), 'message')} to {path}")
+
+
+def _check_is_saved(path: Path) -> None:
+    """Raise EdgeError for a file that /save did not write: the name may be mistyped."""
+    try:
+        if path.suffix == ".md" and read_text(path).startswith(HEADINGS):
+            return
+        read_transcript(path)
+    except EdgeError:
+        raise EdgeError(f"{path} exists and is not a saved chat; choose another name.") from None
 
 
 def _load(session: Session, name: str) -> None:
@@ -271,7 +284,8 @@ TABLE = {
                 takes_lines=True),
         Command("set", "[NAME VALUE]", "show or set temperature, top_p, max_tokens …", _set),
         Command("stats", "", "tokens, memory and energy of the conversation", _stats),
-        Command("save", "FILE", "write the conversation to a file", _save, takes_path=True),
+        Command("save", "FILE", "write the conversation to FILE.md or FILE.jsonl", _save,
+                takes_path=True),
         Command("load", "FILE", "continue a saved conversation", _load, takes_path=True),
         Command("read", "[FILE]", "send a file's text with the next message", _read,
                 takes_path=True),

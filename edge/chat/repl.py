@@ -1,5 +1,6 @@
 """The chat loop: reads a text, runs it as a command or prints the answer, until the user leaves."""
 
+import errno
 import os
 import platform
 import sys
@@ -60,8 +61,6 @@ def greet(session: Session) -> None:
     if session.opened.note is not None:
         session.screen.note(session.opened.note)
     session.print_notes()
-    if session.meter.unavailable is not None and session.meter.source != "none":
-        session.screen.note(session.meter.unavailable)
 
 
 def run_loop(session: Session, read: Callable[[], str]) -> None:
@@ -209,6 +208,8 @@ def _open_history(file: Path | None, notice: Callable[[str], None]) -> History:
         return InMemoryHistory()
     try:
         file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        if file.exists() and not file.is_file():  # opening a pipe would wait
+            raise OSError(errno.EINVAL, "it is not a regular file")
         with file.open("ab"):
             file.chmod(0o600)
     except OSError as error:

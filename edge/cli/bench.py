@@ -214,7 +214,7 @@ def _converted(args: argparse.Namespace, work: Work, progress: Progress) -> dict
     reference = [] if args.quality is None else [find_recipe(QUALITY_REFERENCE)]
     wanted = list(dict.fromkeys([*(target.recipe for target in work.targets), *reference]))
     out = output_folder(args.out, work.checkpoint.source.name)
-    made = convert(work.checkpoint, wanted, out, progress)
+    made = convert(work.checkpoint, wanted, out, progress, notice=_warn)
     return {a.recipe.name: targets[a.recipe.name].made(a) for a in made if a.recipe.name in targets}
 
 

@@ -15,7 +15,7 @@ from edge.errors import EdgeError
 from edge.formats.files import check_argument, decode_text
 from edge.generate.sampling import Sampling
 from edge.generate.transcript import Transcript
-from edge.power.choose import choose_meter
+from edge.power.choose import choose_meter, why_not
 
 DEMO_NOTE = (
     "the demo is a tiny code model, not an assistant; for answers name a model such as "
@@ -45,11 +45,14 @@ def _session(
 ) -> Session:
     transcript = Transcript(file)
     on_gpu = mx.default_device().type == mx.DeviceType.gpu
+    meter = choose_meter(args.power, ["GPU" if on_gpu else "CPU"])
+    if args.power != "none" and (reason := why_not(meter, args.power)):
+        print(f"edge chat: warning: power is not measured: {reason}.", file=sys.stderr)
     return Session(
         opened=_open(args.model, args.kv_bits),
         settings=settings,
         screen=screen,
-        meter=choose_meter(args.power, ["GPU" if on_gpu else "CPU"]),
+        meter=meter,
         open_model=lambda name: _open(name, args.kv_bits),
         transcript=transcript,
     )

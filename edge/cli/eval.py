@@ -11,7 +11,7 @@ from typing import Any
 
 from edge.cli.checkpoint import open_named, output_folder, progress_bars
 from edge.cli.model_path import gguf_file, is_gguf_file
-from edge.cli.options.eval import SAMPLES, check_files
+from edge.cli.options.eval import SAMPLES, check_files, reference_of
 from edge.cli.options.shared import TABLE_11_RECIPES
 from edge.convert.checkpoint import Checkpoint
 from edge.convert.convert import Artefact, convert
@@ -47,7 +47,7 @@ def run(args: argparse.Namespace) -> int:
     else:
         if is_infilling and files:
             note = "infilling is measured on artefacts that are made of the GGUF file"
-            print(f"edge eval: warning: {note}, not on the file as it is.", file=sys.stderr)
+            _warn(f"{note}, not on the file as it is.")
         _check_count(args.model, most=1)
         (args.model,) = args.model
         checkpoint = open_named(args)
@@ -127,7 +127,7 @@ def _infilling(args: argparse.Namespace, checkpoint: Checkpoint) -> Result:
                 output_folder(args.out, checkpoint.source.name) / "eval" / "middles",
                 args.threads or usable_cores(),
                 partial(progress, name),
-                warn=lambda text: print(f"edge eval: warning: {text}", file=sys.stderr),
+                warn=_warn,
             )
     rows, shown = build_rows(holes, middles, reference), samples(holes, middles, args.show)
     document = {
@@ -164,10 +164,17 @@ def _converted(
 ) -> list[Artefact]:
     """The artefacts in the order given, after the reference if it is not one of them."""
     recipes = list(dict.fromkeys(args.rows or TABLE_11_RECIPES))
-    if args.reference is not None and args.reference not in recipes:
-        recipes.insert(0, args.reference)
-    return convert(checkpoint, recipes, output_folder(args.out, checkpoint.source.name), progress)
+    reference = reference_of(args)
+    if reference is not None and reference not in recipes:
+        recipes.insert(0, reference)
+    out = output_folder(args.out, checkpoint.source.name)
+    return convert(checkpoint, recipes, out, progress, notice=_warn)
+
+
+def _warn(sentence: str) -> None:
+    print(f"edge eval: warning: {sentence}", file=sys.stderr)
 
 
 def _reference_name(args: argparse.Namespace) -> str | None:
-    return None if args.reference is None else args.reference.name
+    reference = reference_of(args)
+    return None if reference is None else reference.name

@@ -72,7 +72,8 @@ def _answer(first: str) -> int:
         print(f"edge {edge.__version__}")
     else:
         wrong = f"unknown command {first!r}" if first else "COMMAND is missing"
-        print(f"{USAGE}\nedge: {wrong}; choose from {', '.join(COMMANDS)}", file=sys.stderr)
+        choice = ", ".join(COMMANDS)
+        print(f"edge: {wrong}; choose from {choice}; see `edge --help`", file=sys.stderr)
         return 2
     return 0
 

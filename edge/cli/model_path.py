@@ -4,6 +4,7 @@ import contextlib
 import sys
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -120,15 +121,16 @@ def _converted(
     from edge.convert.convert import convert
 
     checkpoint = open_checkpoint(model)
+    warn = partial(_warn, command)
     for warning in checkpoint.warnings:
-        _warn(command, warning)
+        warn(warning)
     recipe, out = find_recipe(artefact), output_folder(None, checkpoint.source.name)
     # No progress bar for an artefact that exists and is only checked.
     exists = recipe.path_in(out).exists()
     if check is not None and not exists:
         check(checkpoint.tokenizer)
     with contextlib.nullcontext(lambda *_: None) if exists else progress_bars() as progress:
-        return convert(checkpoint, [recipe], out, progress)[0].path
+        return convert(checkpoint, [recipe], out, progress, notice=warn)[0].path
 
 
 def _warn(command: str, warning: str) -> None:

@@ -12,7 +12,7 @@ from typing import Any
 
 from edge.device.state import NOMINAL
 from edge.errors import EdgeError, printable
-from edge.power.choose import choose_meter
+from edge.power.choose import choose_meter, why_not
 from edge.power.meter import Energy, Meter, integrate
 from edge.power.powermetrics_records import read_log
 
@@ -30,11 +30,11 @@ def run(args: argparse.Namespace) -> int:
         _print(args, _document(source, log.boundary, energy, duration_ns, log.flags))
         return 0
     meter = choose_meter(args.source)
-    _refuse_unavailable(meter)
+    _refuse_unavailable(args, meter)
     meter.start()
     begin_ns = end_ns = time.monotonic_ns()
     try:
-        _refuse_unavailable(meter)
+        _refuse_unavailable(args, meter)
         begin_ns = time.monotonic_ns()
         code = _run_command(args) if args.argv else _wait(args.seconds)
     finally:
@@ -45,9 +45,12 @@ def run(args: argparse.Namespace) -> int:
     return code if args.argv or meter.unavailable is None else 1
 
 
-def _refuse_unavailable(meter: Meter) -> None:
-    if meter.unavailable is not None:
-        raise EdgeError(f"nothing was run or measured: {meter.unavailable}.")
+def _refuse_unavailable(args: argparse.Namespace, meter: Meter) -> None:
+    if args.source == "none":
+        raise EdgeError("--source none measures nothing; leave it out or name a meter.")
+    if reason := why_not(meter, args.source):
+        undone = f"{args.argv[0]} was not run" if args.argv else "nothing was measured"
+        raise EdgeError(f"{undone}: {reason}.")
 
 
 def _run_command(args: argparse.Namespace) -> int:

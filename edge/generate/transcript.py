@@ -20,6 +20,7 @@ from edge.errors import EdgeError
 from edge.formats.files import atomic_write, read_small_file, strict_json
 
 Role = Literal["system", "user", "assistant"]
+HEADINGS = ("## System\n", "## User\n", "## Assistant\n")  # begin what `write_markdown` writes
 
 
 @dataclass(frozen=True)
@@ -62,11 +63,24 @@ class Transcript:
 
 
 def write_transcript(path: Path, messages: Sequence[Message]) -> None:
+    lines = [json.dumps(asdict(message), ensure_ascii=False) + "\n" for message in messages]
+    _write(path, "".join(lines))
+
+
+def write_markdown(path: Path, messages: Sequence[Message]) -> None:
+    """Writes a conversation to read, with the roles as headings."""
+    parts = []
+    for message in messages:
+        cut = "\n\n*(cut off)*" if message.cut_off else ""
+        parts.append(f"## {message.role.capitalize()}\n\n{message.content.strip()}{cut}\n")
+    _write(path, "\n".join(parts))
+
+
+def _write(path: Path, text: str) -> None:
     with atomic_write(path.resolve()) as partial:
         partial.touch(0o600)
         with partial.open("wb") as file:
-            for message in messages:
-                file.write(json.dumps(asdict(message), ensure_ascii=False).encode() + b"\n")
+            file.write(text.encode())
             file.flush()
             os.fsync(file.fileno())
 

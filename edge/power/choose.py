@@ -29,6 +29,13 @@ class NoMeter(Meter):
         self.unavailable = reason
 
 
+def why_not(meter: Meter, source: str) -> str | None:
+    """A sentence on why a meter cannot measure and what to do; None if it can."""
+    if isinstance(meter, NoMeter) and source == "auto":
+        return "no power meter works here; `edge doctor` lists what each of them needs"
+    return meter.unavailable
+
+
 def choose_meter(source: str, processors: Collection[str] = ()) -> Meter:
     """The meter of a source; `unavailable` has the reason where it does not work here.
 

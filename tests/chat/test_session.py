@@ -103,7 +103,7 @@ def test_a_block_ends_with_its_quotes(text, opened, content):
         ("/set", "  temperature         0"),
         ("/stat", "there is no command /stat; did you mean /stats? "),
         ("/clear now", "/clear takes nothing after it; leave out 'now'."),
-        ("/save", "/save needs FILE, to write the conversation to a file."),
+        ("/save", "/save needs FILE, to write the conversation to FILE.md or FILE.jsonl."),
         ("/save {}/x", "there is nothing to save"),
         ("/undo", "there is nothing to take back"),
         ("/load {}/gone", "{}/gone is missing"),
@@ -133,14 +133,11 @@ def test_a_middle_is_printed_as_it_is_generated(start, monkeypatch):
     assert sum(bool(piece.strip("\n")) for piece in pieces) > 2
 
 
-def test_power_is_shown_and_so_is_a_meter_that_fails(start):
+def test_power_is_shown(start):
     _, typed = start(meter=FakeMeter(time, 20.0))
     assert " · 20.0 W · " in typed("import os")
     assert "J/token" in typed("/regen")
     assert " J by fake" in typed("/stats")
-    meter = NoMeter("the meter is broken")
-    meter.source = "powermetrics"
-    assert "the meter is broken" in start(meter=meter)[1](greet)
 
 
 def test_a_base_model_continues_each_text_on_its_own(start, base):
@@ -163,7 +160,7 @@ def test_a_base_model_continues_each_text_on_its_own(start, base):
 
 
 def test_a_transcript_follows_every_command(start, tmp_path):
-    file, copy = tmp_path / "t.jsonl", tmp_path / "copy"
+    file, copy = tmp_path / "t.jsonl", tmp_path / "copy.jsonl"
     session, typed = start(transcript=Transcript(file))
     commands = f"""import os|import re|/undo|/system Be short.|/regen|/model base|abc|/model demo
         |/system off|/save {copy}|/clear|x|/load {copy}|/system Be brief.|/model base|/model demo"""
@@ -174,6 +171,23 @@ def test_a_transcript_follows_every_command(start, tmp_path):
     assert contents(session)[1::2] == ["import os", "abc"]
     assert "now base; 4 messages kept" in shown["/model base"]
     assert "so yours is left out" in shown["/model base"]
+
+
+def test_a_conversation_is_saved_as_markdown(start, tmp_path):
+    session, typed = start(system="Be short.")
+    typed("import os")
+    assert "is not a folder" in typed(f"/save {tmp_path}/gone/x.md")
+    assert "needs an ending" in typed(f"/save {tmp_path}/x")
+    (tmp_path / "x.md").write_text("# Mine")
+    assert "is not a saved chat" in typed(f"/save {tmp_path}/x.md")
+    assert [path.name for path in tmp_path.iterdir()] == ["x.md"]
+    for _ in range(2):  # a saved chat is replaced
+        assert "saved 3 messages" in typed(f"/save {tmp_path}/y.md")
+    text = (tmp_path / "y.md").read_text()
+    answer = session.talk.messages[-1].content.strip()
+    assert text.startswith(
+        f"## System\n\nBe short.\n\n## User\n\nimport os\n\n## Assistant\n\n{answer}"
+    )
 
 
 def test_errors_do_not_end_the_loop(start):

@@ -84,7 +84,7 @@ def test_a_conversation(chat, answers, tmp_path):
     *answer, status = t.enter(QUESTION)
     assert answer == answers(QUESTION) and is_status(status)
     assert t.enter("/save talk.jsonl") == ["saved 2 messages to talk.jsonl"]
-    assert "is not a transcript" in t.enter("/save notes.txt")[0]
+    assert "needs an ending" in t.enter("/save notes.txt")[0]
     t.enter("/clear")
     assert t.enter("/load talk.jsonl") == ["loaded 2 messages from talk.jsonl"]
     t.screen.reset()

@@ -33,10 +33,10 @@ class Command:
         return json.loads(out, parse_constant=pytest.fail)
 
     def refused(self, *words, stdin=b"", code=1):
-        """The only error line, without the usage."""
+        """The only line on stderr."""
         done, out, err = self(*words, stdin=stdin)
         assert (done, out) == (code, ""), err
-        (line,) = (x for x in err.splitlines() if not x.startswith(("usage", "   ")))
+        (line,) = err.splitlines()
         return line
 
 

@@ -73,6 +73,41 @@ def test_unused_packages_are_not_imported(words, heavy, tmp_path):
     assert imported == " []\n"
 
 
+MISSING = (
+    *(
+        "report gone.json",
+        "report --devices gone",
+        "bench --compare gone gone",
+        "bench gone/x.gguf",
+    ),
+    *(
+        "bench here -m ./gone",
+        "bench -p 8 -ngl 99 -mmp 1 here/gone",
+        "eval gone.gguf",
+        "eval ~/gone",
+    ),
+    *("eval --corpus gone", "eval --fim gone", "convert here/gone", "convert here --verify gone"),
+    *("chat here/gone", "complete --model here/gone", "complete --prefix x --context gone"),
+    *("power --replay gone", "convert here --imatrix gone"),
+)
+
+
+def test_missing_inputs_are_refused_before_heavy_packages_are_imported(tmp_path):
+    (tmp_path / "here").mkdir()
+    code = (
+        "import sys\nfrom edge.cli.main import main\n"
+        f"print([main(words.split()) for words in {MISSING}])\n"
+        f"print(set({HEAVY.split()}) & set(sys.modules))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], stdin=subprocess.DEVNULL, capture_output=True, text=True,
+        cwd=tmp_path, env=ENVIRONMENT, check=True,
+    )  # fmt: skip
+    assert done.stdout == f"{[1] * len(MISSING)}\nset()\n"
+    lines = done.stderr.splitlines()
+    assert ["is missing; check the path" in line for line in lines] == [True] * len(MISSING)
+
+
 def test_ctrl_c_during_imports_prints_one_line(monkeypatch, capsys):
     monkeypatch.setattr(entry, "import_module", Mock(side_effect=KeyboardInterrupt))
     assert entry.main(["convert", "--help"]) == 130
@@ -116,6 +151,13 @@ def refused(tiny, tmp_path, monkeypatch, command):
         ("", 2, "COMMAND is missing; choose from convert, bench"),
         ("fly", 2, "unknown command 'fly'"),
         ("convert tiny --to mlx-int7", 2, "'mlx-int7'"),
+        ("bench --promt 512", 2, "--promt is not understood; did you mean --prompt?"),
+        ("chat -p x -n 0", 2, "edge chat: -n/--max-tokens: '0' is not"),
+        ("bench tiny -ngl 99 -fa 1", 2, "-fa is not an option here: llama.cpp chooses"),
+        ("bench tiny --no-warmup", 2, "the first trial"),
+        ("bench tiny -o jsonl", 2, "jsonl is not written"),
+        ("chat fly", 1, "there is no checkpoint 'fly'"),
+        ("power --source none -- true", 1, "--source none measures nothing"),
         ("convert damaged", 1, "not safetensors"),
         ("convert tiny --out file/out", 1, "cannot be written"),
         ("bench tiny -p8 -n8 --save file/x", 1, "file/x cannot be written"),

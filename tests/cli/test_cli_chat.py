@@ -13,6 +13,7 @@ import edge
 from edge.generate.conversation import Conversation
 from edge.generate.stream import generate
 from edge.generate.transcript import read_transcript
+from edge.power.choose import NoMeter
 from tests.cli.test_cli import ENVIRONMENT
 from tests.support.tiny import PLAIN, write_checkpoint
 
@@ -50,6 +51,12 @@ def test_answer_goes_to_stdout_and_statistics_to_stderr(chat, demo):
     assert document["text"] == answer(demo, QUESTION)
     assert {"model", "tokens", "finish", "ttft_s", "decode_tok_s", "power_w"} <= set(document)
     assert STATUS.fullmatch(errors)
+
+
+def test_a_meter_that_is_missing_is_said_once(chat, monkeypatch):
+    monkeypatch.setattr("edge.cli.chat.choose_meter", lambda *_: NoMeter("x"))
+    warning, _ = chat("-p", QUESTION, "--power", "auto")[2].splitlines()
+    assert warning.startswith("edge chat: warning: power is not measured: no power meter")
 
 
 def test_stdin_is_appended_to_the_prompt(chat, demo):

@@ -8,6 +8,7 @@ import pytest
 from edge.cli import power
 from edge.cli.main import parser_of
 from edge.errors import EdgeError
+from edge.power.choose import NoMeter
 from tests.support.fake_powermetrics import record, stream
 
 KEYS = (
@@ -42,6 +43,12 @@ def replay(tmp_path, capsys):
         return json.loads(document), capsys.readouterr().out
 
     return run
+
+
+def test_without_a_meter_a_command_is_not_run(monkeypatch):
+    monkeypatch.setattr(power, "choose_meter", lambda source: NoMeter("x"))
+    with pytest.raises(EdgeError, match=r"^touch was not run: no power meter .*`edge doctor`"):
+        edge_power("--", "touch")
 
 
 def test_a_recorded_log_is_replayed(replay):

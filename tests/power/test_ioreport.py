@@ -105,7 +105,7 @@ def test_what_a_mac_needs(monkeypatch, answers, reason):
 
 @pytest.mark.skipif(sys.platform != "darwin", reason="the package is for Macs only")
 def test_the_installed_package_has_every_rail():
-    zeus = pytest.importorskip("zeus_apple_silicon")
+    zeus = pytest.importorskip("zeus_apple_silicon", reason="zeus-apple-silicon is not installed")
     assert {*ioreport.RAILS.values(), *ioreport.BESIDE.values()} <= set(
         dir(zeus.AppleEnergyMetrics)
     )

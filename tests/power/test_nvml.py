@@ -123,7 +123,7 @@ def test_reasons(make, monkeypatch, nvml, visible, reason):
 
 
 def test_the_fake_has_the_names_of_pynvml():
-    pynvml = pytest.importorskip("pynvml")
+    pynvml = pytest.importorskip("pynvml", reason="nvidia-ml-py is not installed")
     names = [name for name in {**vars(Nvml), **vars(Nvml([]))} if name.lower().startswith("nvml")]
     assert len(names) == 12
     assert [name for name in names if not hasattr(pynvml, name)] == []

@@ -4,6 +4,7 @@ import argparse
 from collections.abc import Sequence
 
 from edge.cli.options import shared
+from edge.convert.artefacts.recipes import Recipe
 from edge.errors import EdgeError
 from edge.quality import TOKENS, WINDOW_TOKENS, WINDOWS
 
@@ -30,8 +31,7 @@ def parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--reference",
         metavar="ARTEFACT",
-        type=lambda name: None if name == NO_REFERENCE else shared.artefact(name),
-        default=shared.artefact(REFERENCE),
+        type=lambda name: name if name == NO_REFERENCE else shared.artefact(name),
         help=f"artefact to compare with, or {NO_REFERENCE} (default: {REFERENCE})",
     )
     meaning = "text or source code to measure on (default: a sample of code that edge includes)"
@@ -71,10 +71,17 @@ def _add_fim(group: argparse._ArgumentGroup) -> None:
     shared.add_count(group, "--show", least=0, metavar="K", default=0, help=meaning)
 
 
+def reference_of(args: argparse.Namespace) -> Recipe | None:
+    """The artefact to compare with; None for no comparison."""
+    if args.reference == NO_REFERENCE:
+        return None
+    return args.reference or shared.artefact(REFERENCE)
+
+
 def check(args: argparse.Namespace) -> None:
     if args.fim is None and args.humaneval is None:
         _refuse(args, OF_INFILLING, "is for infilling; add --fim or --humaneval")
-        if args.worst and args.reference is None:
+        if args.worst and args.reference == NO_REFERENCE:
             raise EdgeError("--worst compares with a reference; leave out --reference none.")
         return
     _refuse(args, OF_WINDOWS, "is not for infilling; leave it out")
@@ -85,7 +92,7 @@ def check(args: argparse.Namespace) -> None:
 
 
 def check_files(args: argparse.Namespace) -> None:
-    names = (*OF_CHECKPOINT, *(["reference"] if args.reference else []))
+    names = (*OF_CHECKPOINT, *(["reference"] if args.reference != NO_REFERENCE else []))
     _refuse(args, names, "is not for a GGUF file as it is; leave it out, or add --rows")
 
 
