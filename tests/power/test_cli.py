@@ -7,6 +7,7 @@ import pytest
 
 from edge.cli import power
 from edge.cli.main import parser_of
+from edge.cli.options.power import check
 from edge.errors import EdgeError
 from edge.power.choose import NoMeter
 from tests.support.fake_powermetrics import record, stream
@@ -18,7 +19,9 @@ KEYS = (
 
 
 def edge_power(*argv):
-    return power.run(parser_of("power").parse_args(argv))
+    args = parser_of("power").parse_args(argv)
+    check(args)
+    return power.run(args)
 
 
 def measure(*argv):

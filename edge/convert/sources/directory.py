@@ -65,7 +65,7 @@ def read_tokenizer_files(path: Path, vocab_size: int) -> tuple[dict[str, bytes],
         file = inside(path, name)
         if not file.exists():
             if name == TOKENIZER:
-                raise EdgeError(f"{path} has no {TOKENIZER}; download it again.")
+                raise EdgeError(f"{file} is missing; download it again.")
             continue
         tokenizer_files[name] = content = read_small_file(file)
         if not name.endswith(".json"):

@@ -95,7 +95,7 @@ def test_each_refusal_names_its_remedy(hub, tiny):
         "o/bare": "o/bare at revision main holds no weights; choose",
         "o/pickled": "only pytorch_model.bin, a pickle, which can run any code",
         "o/lying": "points outside its directory",
-        "o/huge": "o/huge needs 1000000000.0 GB more, and the disk of",
+        "o/huge": "o/huge needs 1,000,000,000,000.1 MB and the disk of",
     }.items():
         assert words in result(repo)
     assert f"choose one of those on {hub.address}/o/gated" in result("o/gated", "nope")
