@@ -177,7 +177,7 @@ def test_invalid_arguments_are_refused(words, capsys):
     with pytest.raises(SystemExit) as failure:
         parsed(*words)
     assert failure.value.code == 2
-    assert f"error: argument {words[0]}" in capsys.readouterr().err
+    assert f"edge bench: {words[0]}" in capsys.readouterr().err
 
 
 def test_the_profile_has_trials_power_and_bandwidth(demo_out, tmp_path, monkeypatch):

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from edge.convert.artefacts.recipes import RECIPES, TABLE_11, Recipe, find_recipe
-from edge.convert.sources.names import check_name
+from edge.convert.sources.names import check_model
 from edge.errors import EdgeError, printable
 from edge.formats.files import unreadable, user_path
 from edge.power import SOURCES
@@ -61,7 +61,7 @@ def check_inputs(args: argparse.Namespace, parser: argparse.ArgumentParser) -> N
         given = getattr(args, action.dest, None)
         for name in given if isinstance(given, list) else [given]:
             if action.type is model_name and name is not None:
-                check_name(name, getattr(args, "revision", None))
+                check_model(name, getattr(args, "revision", None))
             elif action.type is input_path and name:
                 _check_exists(name)
 

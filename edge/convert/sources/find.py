@@ -4,7 +4,7 @@ import importlib.util
 from dataclasses import dataclass
 from pathlib import Path
 
-from edge.convert.sources.names import DEMO, SMOLLM2, SYNTHETIC, check_name, existing_path
+from edge.convert.sources.names import DEMO, SMOLLM2, SYNTHETIC, check_model, existing_path
 from edge.errors import EdgeError, install_command
 from edge.formats.files import DEMO_PATH, safe_name, visible
 from edge.formats.gguf import unsplit_name
@@ -48,7 +48,7 @@ def find_source(model: str, revision: str | None = None, layers: int | None = No
         return Source(unsplit_name(path), path.name, path)
     if path:
         raise EdgeError(f"{path} is not a GGUF file or directory; give one of the two.")
-    check_name(model, revision)
+    check_model(model, revision)
     return _from_hub(model, revision)
 
 

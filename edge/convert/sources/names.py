@@ -23,7 +23,7 @@ def existing_path(model: str) -> Path | None:
         return None
 
 
-def check_name(model: str, revision: str | None = None) -> None:
+def check_model(model: str, revision: str | None = None) -> None:
     """Raise EdgeError for a path where nothing is, and for a name of no kind."""
     if model in (DEMO, SMOLLM2) or model.startswith(SYNTHETIC) or existing_path(model):
         return
