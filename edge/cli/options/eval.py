@@ -59,7 +59,7 @@ def _add_windows(group: argparse._ArgumentGroup) -> None:
 
 def _add_fim(group: argparse._ArgumentGroup) -> None:
     meaning = "fill holes cut from this code at random characters (default: from the corpus)"
-    shared.add_input(group, "--fim", metavar="FILE|DIR", nargs="?", const="", help=meaning)
+    shared.add_input(group, "--fim", metavar="FILE|DIR", nargs="?", const=False, help=meaning)
     meaning = "fill the holes of a HumanEval infilling file (JSON lines, plain or gzip)"
     shared.add_input(group, "--humaneval", metavar="FILE", help=meaning)
     meaning = f"holes of each kind (default: {SAMPLES}, or all of --humaneval)"
