@@ -50,7 +50,7 @@ def test_list_has_every_artefact_with_its_size(convert, gptq):
     assert [row["artefact"] for row in rows] == list(RECIPES)
     assert all(row["weight_bytes"] > 0 and row["bits_per_weight"] > 0 for row in rows)
     head, *lines = convert.run(gptq, "--list")[1].splitlines()
-    assert head.split() == ["artefact", "bits/weight", "size", "(MB)"]
+    assert head.split() == ["artefact", "bits/weight", "weights", "(MB)"]
     assert [line.split()[0] for line in lines] == list(RECIPES)
     assert [r["estimated"] for r in rows] == ["about" in line for line in lines]
     exact = [line.split()[0] for line in lines if "keeps the source's values" in line]
@@ -156,11 +156,11 @@ def test_verify_in_text_and_json(convert, tiny):
         ("demo --to mlx-fp16 --group-size 64", 1, "--group-size applies to none"),
         ("demo --to gguf-q4_0 --imatrix x", 1, "x is missing"),
         ("demo --to mlx-int3 --calibrate gptq", 1, "gptq cannot make 3 bits"),
-        ("demo --to mlx-int4 --calibration x", 1, "--calibration needs --calibrate"),
+        ("demo --to mlx-int4 --calibration /dev/null", 1, "--calibration needs --calibrate"),
         ("demo --to mlx-int4 --calibrate gptq --calibration x", 1, "x is missing"),
         ("demo --list --to mlx-int4", 1, "--to has no effect when listing"),
-        ("demo --verify x --out y", 1, "--out has no effect when verifying"),
-        ("x.gguf --to gguf-mended --imatrix y", 1, "--imatrix has no effect when fixing"),
+        ("demo --verify /dev/null --out y", 1, "--out has no effect when verifying"),
+        ("demo --to gguf-mended --imatrix /dev/null", 1, "--imatrix has no effect when fixing"),
         ("demo --rope-theta nan", 2, "--rope-theta: 'nan' is not a number"),
         ("demo --layers 0", 2, "--layers: '0' is not a whole number"),
         ("--to mlx-int4 demo", 2, "MODEL goes before the artefacts"),
