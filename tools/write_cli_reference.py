@@ -30,7 +30,8 @@ def _section(name: str) -> str:
     parser = parser_of(name)
     parts = [f"## edge {name}", COMMANDS[name]]
     for group in parser._action_groups:
-        actions = [action for action in group._group_actions if action.dest != "help"]
+        shown = [action for action in group._group_actions if action.help != argparse.SUPPRESS]
+        actions = [action for action in shown if action.dest != "help"]
         if actions:
             parts += [_heading(group), "\n".join(["| | |", "|---|---|", *map(_row, actions)])]
     if parser.epilog:
