@@ -42,7 +42,7 @@ timed() {
     status=0
     "$@" || status=$?
     if [ -n "$clock" ]; then
-        kill "$clock"
+        kill "$clock" 2>/dev/null || :
         clock=
         printf '\r\033[K' >&2
     fi
