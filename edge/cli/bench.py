@@ -13,6 +13,7 @@ from pathlib import Path
 from edge.bench.compare import Difference, compare
 from edge.bench.cooldown import keep_awake, wait_for_cores
 from edge.bench.duration import Pace, estimate, planned_s
+from edge.bench.engines.engine import LLAMA_CPP
 from edge.bench.files import common_model, is_measured_as_is, open_files
 from edge.bench.plan import Target, artefact_targets, plan_jobs, served_target
 from edge.bench.processors import processors_of
@@ -84,7 +85,7 @@ def run(args: argparse.Namespace) -> int:
     planned = plan(args, work.targets)
     check_writable(args.save)
     if args.server is None:
-        args.threads = _free_threads(args)
+        args.threads = _free_threads(args, any(job.engine == LLAMA_CPP for job, _ in planned))
     run = Run(
         jobs=[replace(job, threads=args.threads or job.threads) for job, _ in planned],
         rounds=split_trials(args.repetitions, args.rounds)[0],
@@ -142,7 +143,7 @@ def plan(args: argparse.Namespace, targets: Sequence[Target]) -> list[tuple[Job,
     )
 
 
-def _free_threads(args: argparse.Namespace) -> int:
+def _free_threads(args: argparse.Namespace, is_used: bool) -> int:
     """llama.cpp's threads: as asked for, or the cores that other programs leave free."""
     usable = usable_cores()
     wanted = min(args.threads or usable, usable)
@@ -151,9 +152,10 @@ def _free_threads(args: argparse.Namespace) -> int:
     if free >= wanted:
         return args.threads or usable
     threads: int = args.threads or max(free, 1)
+    ours = f"; llama.cpp gets -t {threads}" if is_used else ""
     _warn(
-        f"other programs use {usable - free} of {usable} cores, so rates will be low and vary; "
-        f"llama.cpp gets -t {threads}: close them, or let --wait-idle wait for them"
+        f"other programs use {usable - free} of {usable} cores, so rates will be low and vary"
+        f"{ours}: close them, or let --wait-idle wait for them"
     )
     return threads
 

@@ -123,7 +123,7 @@ def test_threads_are_the_free_cores_or_as_asked_for(
 ):
     monkeypatch.setattr(bench, "usable_cores", lambda: 4)
     monkeypatch.setattr("edge.bench.cooldown.free_cores", lambda: free)
-    assert bench._free_threads(parsed(*words)) == threads
+    assert bench._free_threads(parsed(*words), True) == threads
     errors = capsys.readouterr().err
     assert warning in errors and bool(warning) == bool(errors)
 
@@ -133,7 +133,7 @@ def test_the_wait_for_an_idle_machine_is_announced(monkeypatch, capsys):
     monkeypatch.setattr(bench, "usable_cores", lambda: 4)
     monkeypatch.setattr("edge.bench.cooldown.free_cores", lambda: free.pop(0))
     monkeypatch.setattr("edge.bench.cooldown.PERIOD_S", 0.0)
-    assert bench._free_threads(parsed("--wait-idle")) == 4
+    assert bench._free_threads(parsed("--wait-idle"), False) == 4
     said = "edge bench: waiting up to 300 s until 4 of 4 cores are free\n"
     assert capsys.readouterr().err == said
 
