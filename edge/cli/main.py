@@ -112,10 +112,10 @@ def _sentence(error: Exception) -> str:
         return (
             f"stdout cannot be written ({error.strerror}); free some space or direct it elsewhere."
         )
-    advice = "check the permissions"
-    if not isinstance(error, PermissionError):
-        advice = "check the disk's free space and the permissions"
-    return f"{last_line}; {advice}."
+    if isinstance(error, PermissionError) and error.filename:
+        where = printable(str(error.filename))
+        return f"{where} cannot be used ({error.strerror}); check its permissions."
+    return f"{last_line}; check the disk's free space and the permissions."
 
 
 def _help() -> str:

@@ -124,7 +124,7 @@ def _is_skipped(folder: Path) -> bool:
 
 
 def _refuse(error: OSError) -> None:
-    raise EdgeError(f"{error.filename} cannot be read ({error.strerror}); leave it out.")
+    raise unreadable(Path(error.filename), error)
 
 
 def windows_of(
