@@ -27,6 +27,7 @@ from edge.formats.files import (
     decode_text,
     read_small_file,
     read_text,
+    unreadable,
 )
 from edge.quality import TOKENS, WINDOW_TOKENS, WINDOWS
 from edge.tokenizer.detokenizer import BYTE_TOKEN, bytes_of
