@@ -34,8 +34,8 @@ MODELS = ("stable-code-3b", "stablelm-3b-4e1t", "stablelm-2-1_6b")
 TOKENS = (256, 320)
 LOAD = (
     "import sys; from pathlib import Path; "
-    "from edge.report.devices import compare_devices, devices_markdown; "
-    "c = compare_devices(Path(sys.argv[1])); print(devices_markdown(c)); "
+    "from edge.report.devices import compare_devices, devices_text; "
+    "c = compare_devices(Path(sys.argv[1])); print(devices_text(c)); "
     "print(c.files, len(c.rows), len(c.left_out), file=sys.stderr)"
 )
 

@@ -10,7 +10,8 @@ from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 
-from edge.bench.compare import Difference, compare
+from edge.bench.compare import compare
+from edge.bench.comparison_text import comparison_text, csv_rows
 from edge.bench.cooldown import keep_awake, wait_for_cores
 from edge.bench.duration import Pace, estimate, planned_s
 from edge.bench.engines.engine import LLAMA_CPP
@@ -26,7 +27,7 @@ from edge.bench.workload import check_lengths, plan_workloads, served_workloads,
 from edge.bench.writer import ProfileWriter, method_of, new_profile
 from edge.cli.checkpoint import Update, open_named, output_folder, progress_bars
 from edge.cli.options import bench as options
-from edge.cli.options.shared import TABLE_11_RECIPES
+from edge.cli.options.shared import TABLE_11_RECIPES, layout_of
 from edge.convert.artefacts.recipes import find_recipe
 from edge.convert.checkpoint import Checkpoint
 from edge.convert.convert import convert
@@ -41,14 +42,12 @@ from edge.quality.corpus import check_trained
 from edge.quality.evaluate import evaluate_in_child
 from edge.report.plots.bars import throughput
 from edge.report.published import table11_beside
-from edge.report.table import notes, profile_table
-from edge.text import figure, markdown
+from edge.report.table import csv_table, notes, profile_table, terminal_section
+from edge.text import csv_text
 
 Progress = Callable[[str, float], None]
 WARMUPS = 1
 ALL_ROWS = "all rows"
-COMPARED = ("Row", "Quantity", "A", "B", "B / A", "95 % interval", "p", "Processes", "Conclusion")
-TEXT_COLUMNS = ("Row", "Quantity", "Conclusion")
 QUALITY_REFERENCE = "mlx-fp16"
 NO_CHECKPOINT = (
     "quality was not measured and the logits were not compared: a file that is measured as it is "
@@ -283,13 +282,10 @@ def _say(sentence: str) -> None:
 def _print(args: argparse.Namespace, profile: Profile, path: Path) -> int:
     if args.output == "json":
         print(profile.to_json(), end="")
+    elif args.output == "csv":
+        print(csv_table([profile]), end="")
     else:
-        print(profile_table(profile).markdown(), end="\n\n")
-        if args.suite == options.TABLE_11_SUITE:
-            print(table11_beside(profile).markdown(), end="\n\n")
-        for note in notes(profile):
-            print(f"- {note}")
-        print()
+        _print_table(args, profile)
     print(f"saved {path}", file=sys.stderr)
     drawn = throughput(profile)
     if not isinstance(drawn, str):  # there is a row
@@ -301,41 +297,29 @@ def _print(args: argparse.Namespace, profile: Profile, path: Path) -> int:
     return 1 if any(row.verdict == "INVALID" for row in profile.rows) else 0
 
 
+def _print_table(args: argparse.Namespace, profile: Profile) -> None:
+    layout, is_table_11 = layout_of(args), args.suite == options.TABLE_11_SUITE
+    if layout is not None:
+        print(terminal_section(profile, layout), end="\n\n")
+        if is_table_11:
+            print(table11_beside(profile).terminal(layout), end="\n\n")
+        return
+    print(profile_table(profile).markdown(), end="\n\n")
+    if is_table_11:
+        print(table11_beside(profile).markdown(), end="\n\n")
+    for note in notes(profile):
+        print(f"- {note}")
+    print()
+
+
 def _compare(args: argparse.Namespace) -> int:
     a, b = (read(path) for path in args.compare)
     found = compare(a, b, args.min_effect / 100)
     if args.output == "json":
         print(json.dumps(asdict(found), indent=1, allow_nan=False))
         return 0
-    lines = [
-        [f"{row.artefact} on {row.engine}, {row.workload}", *_compared_cells(difference)]
-        for row in found.rows
-        for difference in row.differences
-    ]
-    print(markdown(COMPARED, lines, TEXT_COLUMNS), end="\n\n")
-    for side, path, device in zip("AB", args.compare, found.devices, strict=True):
-        print(f"- {side}: {printable(path.name)}, {device}")
-    print(
-        f"- a difference has p < {1 - found.confidence:.2f} (Welch's test on the logarithms of the "
-        f"processes' means) and {found.min_effect:.1%} or more"
-    )
-    for remark in found.remarks:
-        print(f"- {remark}")
+    if args.output == "csv":
+        print(csv_text(csv_rows(found)), end="")
+        return 0
+    print(comparison_text(found, [path.name for path in args.compare], layout_of(args)))
     return 0
-
-
-def _compared_cells(found: Difference) -> list[str]:
-    low_high, p, conclusion = found.interval, found.p, str(found.conclusion)
-    if found.is_better is not None:
-        size = f"{abs(found.ratio - 1):.1%}"
-        conclusion = f"{size} {conclusion}: {'better' if found.is_better else 'worse'}"
-    return [
-        f"{found.quantity} ({found.unit})",
-        figure(found.a, 4),
-        figure(found.b, 4),
-        f"{found.ratio:.3f}",
-        f"{low_high[0]:.3f} to {low_high[1]:.3f}" if low_high else "—",
-        "—" if p is None else f"{p:.3f}" if p >= 0.001 else "< 0.001",
-        "{} and {}".format(*found.processes),
-        conclusion,
-    ]

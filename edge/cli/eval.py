@@ -12,7 +12,7 @@ from typing import Any
 from edge.cli.checkpoint import open_named, output_folder, progress_bars
 from edge.cli.model_path import gguf_file, is_gguf_file
 from edge.cli.options.eval import SAMPLES, check_files, reference_of
-from edge.cli.options.shared import TABLE_11_RECIPES
+from edge.cli.options.shared import TABLE_11_RECIPES, layout_of
 from edge.convert.checkpoint import Checkpoint
 from edge.convert.convert import Artefact, convert
 from edge.convert.sources.find import find_source
@@ -25,11 +25,12 @@ from edge.quality.files import open_files
 from edge.quality.fim.fill import Settings, fill_all, rules_version, settings_for
 from edge.quality.fim.holes import KINDS, Hole, draw_holes, read_humaneval
 from edge.quality.fim.score import build_rows, samples, samples_text
-from edge.quality.fim.score import markdown as fim_markdown
+from edge.quality.fim.score import text as fim_text
 from edge.quality.records import Subject
 from edge.quality.score import GgufShape
-from edge.quality.table import build_document, markdown, model_record
+from edge.quality.table import build_document, model_record, text
 from edge.stdout import write_stdout
+from edge.text import csv_text
 from edge.tokenizer.fim_tokens import FimTokens
 
 Progress = Callable[[str, float], None]
@@ -43,7 +44,7 @@ def run(args: argparse.Namespace) -> int:
     if args.rows is None and not is_infilling and files:
         check_files(args)
         _check_count(args.model, most=len(files))
-        document, text = _files_alone(args, files)
+        document, shown = _files_alone(args, files)
     else:
         if is_infilling and files:
             note = "infilling is measured on artefacts that are made of the GGUF file"
@@ -52,10 +53,12 @@ def run(args: argparse.Namespace) -> int:
         (args.model,) = args.model
         checkpoint = open_named(args)
         check_trained(checkpoint)
-        document, text = (_infilling if is_infilling else _perplexity)(args, checkpoint)
+        document, shown = (_infilling if is_infilling else _perplexity)(args, checkpoint)
     if args.output == "json":
-        text = json.dumps(document, indent=2, allow_nan=False) + "\n"
-    write_stdout(text)
+        shown = json.dumps(document, indent=2, allow_nan=False) + "\n"
+    elif args.output == "csv":
+        shown = csv_text({**row, "worst": None} for row in document["rows"])
+    write_stdout(shown)
     has_failed = any(row.get("perplexity", 1) is None for row in document["rows"])
     return 1 if has_failed else 0
 
@@ -74,7 +77,7 @@ def _files_alone(args: argparse.Namespace, paths: list[Path]) -> Result:
     with progress_bars() as progress:
         found = _evaluated(args, source.name, made, None, windows, shape, progress)
     document = build_document(source, sizes, made, None, windows, found)
-    return document, markdown(document)
+    return document, text(document, layout_of(args))
 
 
 def _perplexity(args: argparse.Namespace, checkpoint: Checkpoint) -> Result:
@@ -86,7 +89,7 @@ def _perplexity(args: argparse.Namespace, checkpoint: Checkpoint) -> Result:
         found = _evaluated(args, source.name, made, reference, windows, config, progress)
     sizes = [checkpoint.parameters] * len(made)
     document = build_document(source, sizes, made, reference, windows, found, tokenizer, args.worst)
-    return document, markdown(document)
+    return document, text(document, layout_of(args))
 
 
 def _evaluated(
@@ -137,7 +140,7 @@ def _infilling(args: argparse.Namespace, checkpoint: Checkpoint) -> Result:
         "rows": rows,
         **({"samples": shown} if args.show else {}),
     }
-    return document, (samples_text(shown) + "\n" if shown else "") + fim_markdown(rows)
+    return document, (samples_text(shown) + "\n" if shown else "") + fim_text(rows, layout_of(args))
 
 
 def _holes(args: argparse.Namespace) -> list[Hole]:

@@ -7,11 +7,14 @@ from dataclasses import asdict
 from pathlib import Path
 
 from edge.cli.options.report import REPORTS
+from edge.cli.options.shared import layout_of
 from edge.errors import EdgeError, printable
 from edge.formats.files import atomic_write, safe_name, visible
 from edge.profile.check import check
 from edge.profile.profile import MAX_BYTES, Profile, decode, read_bytes
-from edge.report.devices import compare_devices, devices_markdown
+from edge.report.devices import compare_devices, devices_text
+from edge.report.table import provenance, terminal_section
+from edge.text import csv_text
 
 # A page of more is too large for a browser; `--devices` reads any number.
 MOST_PROFILES = 50
@@ -55,7 +58,13 @@ def _report(args: argparse.Namespace) -> int:
         document |= {"page": page, "markdown": markdown, "csv": table, "plots": plots}
         print(json.dumps(document, indent=1))
         return 0
-    print(contents["table.md"].decode())
+    layout = layout_of(args)
+    if layout is not None:
+        for profile in profiles:
+            print(terminal_section(profile, layout), end="\n\n")
+            print(layout.wrapped(provenance(profile)), end="\n\n")
+    else:
+        print(contents["table.csv" if args.output == "csv" else "table.md"].decode())
     saved = [f"{len(plots)} plots in {folder / 'plots'}"] if plots else []
     for file in (*saved, markdown, table, page):
         print(f"saved {file}", file=sys.stderr)
@@ -74,9 +83,12 @@ def _files_of(path: Path) -> list[Path]:
 
 def _compare_devices(args: argparse.Namespace) -> int:
     found = compare_devices(args.devices, chip=args.chip, model=args.model)
-    as_json = args.output == "json"
-    text = json.dumps(asdict(found), indent=1, allow_nan=False) if as_json else None
-    print(text or devices_markdown(found))
+    if args.output == "json":
+        print(json.dumps(asdict(found), indent=1, allow_nan=False))
+    elif args.output == "csv":
+        print(csv_text(found.rows), end="")
+    else:
+        print(devices_text(found, layout_of(args)))
     return 0
 
 

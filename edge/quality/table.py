@@ -15,13 +15,14 @@ from edge.errors import printable
 from edge.quality.corpus import Windows
 from edge.quality.evaluate import Evaluated
 from edge.quality.score import Scores
-from edge.text import NOT_MEASURED, escape
-from edge.text import markdown as markdown_table
+from edge.text import NOT_MEASURED, Layout, escape, texts_table
 from edge.tokenizer.tokenizer import Tokenizer
 
 HEAD = ("Framework", "Precision", "MB", "Bits/weight", "Perplexity", "Ratio to the reference's",
         "Bits/byte", "KL mean", "KL p99", "KL max", "Top-1")  # fmt: skip
 WORDS, COMPARED = 2, (5, 7, 8, 9, 10)
+# Columns that a narrow terminal does not show, the least important first.
+DROPPED = ("KL max", "KL p99", "Bits/byte", "Bits/weight", "MB", "Ratio to the reference's")
 CONTEXT_TOKENS, CONTEXT_CHARACTERS = 48, 60
 Row = dict[str, Any]
 
@@ -104,13 +105,19 @@ def _notes(document: Row) -> list[str]:
     return [*found, *(f"{', '.join(about)}: {reason}" for reason, about in names.items())]
 
 
-def markdown(document: Row) -> str:
-    """The table, its notes, and the worst positions if the document has them."""
-    lines = [[escape(cell) for cell in _cells(row)] for row in document["rows"]]
-    table = markdown_table(HEAD, lines, HEAD[:WORDS])
-    notes = "\n".join(f"- {escape(note)}" for note in document["notes"])
+def text(document: Row, layout: Layout | None) -> str:
+    """The table, its notes, and the worst positions if the document has them.
+
+    Markdown without a layout.
+    """
+    lines = [_cells(row) for row in document["rows"]]
+    table = texts_table(HEAD, lines, HEAD[:WORDS], dropped=DROPPED, cut=HEAD[:WORDS])
     places = [_worst_text(row) for row in document["rows"] if "worst" in row]
-    return "\n".join([f"{table}\n\n{notes}\n", *places])
+    if layout is not None:
+        drawn, notes = layout.table(table), layout.notes(document["notes"])
+        return "\n".join([f"{drawn}\n\n{notes}\n", *places])
+    notes = "\n".join(f"- {escape(note)}" for note in document["notes"])
+    return "\n".join([f"{table.markdown()}\n\n{notes}\n", *map(escape, places)])
 
 
 def _cells(row: Row) -> list[str]:
@@ -197,4 +204,4 @@ def _worst_text(row: Row) -> str:
             f"{place['before']}⟦{place['next']}⟧",
             f"  - reference: {guesses[0]}; {name}: {guesses[1]}",
         ]
-    return escape("\n".join(lines)) + "\n"
+    return "\n".join(lines) + "\n"

@@ -25,7 +25,7 @@ from edge.profile.profile import (
     profiles_below,
     read_summary,
 )
-from edge.text import escape, figure, markdown, plain, share
+from edge.text import Layout, Table, escape, figure, plain, share, texts_table
 
 # Comparable rows have the same GROUP, repeated measurements of one thing the same SAME.
 GROUP = ("model", "workload", "method")
@@ -37,6 +37,9 @@ LEAST_J = 1e-9
 NAMED = 10
 # Columns of a readable table; the table with a line per precision has every row.
 MOST_COLUMNS = 12
+WORDS = ("Device", "Precision")
+# Columns that a narrow terminal does not show, the least important first.
+DROPPED = ("tok/s per GB/s", "Measured", "Runs", "tok/J", "Peak memory (MB)", "Roofline")
 Row = dict[str, Any]
 
 
@@ -74,6 +77,7 @@ class DeviceTable:
     columns: list[str]
     rows: list[list[str]]
     remarks: list[str]
+    dropped: Sequence[str] = DROPPED
 
 
 def compare_devices(
@@ -299,19 +303,29 @@ def devices_tables(comparison: DeviceComparison) -> list[DeviceTable]:
     return tables
 
 
-def devices_markdown(comparison: DeviceComparison) -> str:
-    parts = [*_opening(comparison)]
-    for table in devices_tables(comparison):
-        head, *lines = ([*map(escape, line)] for line in (table.columns, *table.rows))
-        drawn = markdown(head, lines, ("Device", "Precision"))
-        parts += [f"## {escape(table.title)}", drawn, *map(escape, table.remarks)]
+def devices_text(comparison: DeviceComparison, layout: Layout | None = None) -> str:
+    """Markdown, or text for a terminal of that layout."""
+    parts: list[str | Table] = [*_opening(comparison)]
+    for found in devices_tables(comparison):
+        table = texts_table(
+            found.columns, found.rows, WORDS, dropped=found.dropped, cut=("Device", "Precision")
+        )
+        parts += [f"## {found.title}", table, *found.remarks]
     if len(comparison.methods) > 1:
-        named = [f"{i}. {escape(method)}" for i, method in enumerate(comparison.methods, 1)]
+        named = [f"{i}. {method}" for i, method in enumerate(comparison.methods, 1)]
         why = "Rates of different methods are not comparable: they are in separate tables."
         parts += ["## Methods", why, "\n".join(named)]
     if comparison.left_out:
         parts += ["## Left out", "\n".join(_left_out_lines(comparison.left_out))]
-    return "\n\n".join(parts)
+    return "\n\n".join(_drawn(part, layout) for part in parts)
+
+
+def _drawn(part: str | Table, layout: Layout | None) -> str:
+    if isinstance(part, Table):
+        return part.markdown() if layout is None else layout.table(part)
+    if layout is None:
+        return escape(part)
+    return "\n".join(map(layout.wrapped, part.lstrip("# ").splitlines()))
 
 
 def _matrix(title: str, rows: Sequence[Row], names: Sequence[str]) -> list[DeviceTable]:
@@ -323,7 +337,8 @@ def _matrix(title: str, rows: Sequence[Row], names: Sequence[str]) -> list[Devic
     cells = {(r["device"], n): figure(r["decode_tok_s"]) for r, n in zip(rows, names, strict=True)}
     lines = [[device, *(cells.get((device, c), "") for c in columns)] for device in devices]
     remarks = ["Empty cells were not measured."] if any("" in line for line in lines) else []
-    return [DeviceTable(f"{title}: decode (tok/s)", ["Device", *columns], lines, remarks)]
+    title += ": decode (tok/s)"
+    return [DeviceTable(title, ["Device", *columns], lines, remarks, dropped=columns[::-1])]
 
 
 def _detail(title: str, rows: Sequence[Row], names: Sequence[str]) -> DeviceTable:
@@ -380,7 +395,7 @@ def _runs(row: Row) -> str:
 def _opening(comparison: DeviceComparison) -> Iterator[str]:
     devices = len({row["device"] for row in comparison.rows})
     filters = (("chip", comparison.chip), ("model", comparison.model))
-    wanted = ", ".join(f'{name} "{escape(plain(text))}"' for name, text in filters if text)
+    wanted = ", ".join(f'{name} "{plain(text)}"' for name, text in filters if text)
     line = f"{_count(comparison.profiles, 'profile')} of {_count(comparison.files, 'file')}"
     if wanted:
         line += f"; {_count(comparison.filtered_out, 'other')} did not match {wanted}"
@@ -396,9 +411,9 @@ def _left_out_lines(left_out: Iterable[LeftOut]) -> Iterator[str]:
         by_kind.setdefault(entry.kind, []).append(entry)
     for kind, entries in by_kind.items():
         yield f"- {kind} ({len(entries)})"
-        yield from (f"  - {escape(e.file)}: {escape(e.reason)}" for e in entries[:NAMED])
+        yield from (f"  - {e.file}: {e.reason}" for e in entries[:NAMED])
         if len(entries) > NAMED:
-            yield f"  - and {len(entries) - NAMED} more: `-o json` names all"
+            yield f"  - and {len(entries) - NAMED} more: -o json names all"
 
 
 def _count(number: int, what: str) -> str:

@@ -9,8 +9,8 @@ from typing import Any
 
 from edge.device.chips import find_chip
 from edge.profile.profile import OWN_ENGINES, ModelInfo, Profile, Row
-from edge.report.table import Cell, Table, number_cell
-from edge.text import escape, plain, share
+from edge.report.table import number_cell
+from edge.text import Cell, Layout, Table, escape, plain, share
 
 HEAD = (
     *("Framework", "Precision", "Published (tok/s)", "Ours (tok/s)", "Ours / published"),
@@ -85,6 +85,9 @@ class PublishedComparison:
     table: Table
     notes: tuple[str, ...]
 
+    def terminal(self, layout: Layout) -> str:
+        return f"{layout.table(self.table)}\n\n{layout.notes(self.notes)}"
+
     def markdown(self) -> str:
         return "\n".join([self.table.markdown(), "", *(f"- {escape(note)}" for note in self.notes)])
 
@@ -94,7 +97,7 @@ def table11_beside(profile: Profile) -> PublishedComparison:
     pairs = [(published, published.measured(profile)) for published in table11_rows()]
     lines = tuple(_cells(published, row) for published, row in pairs)
     notes = tuple(plain(note, 600) for note in _notes(profile, pairs))
-    return PublishedComparison(Table(HEAD, lines, HEAD[:2]), notes)
+    return PublishedComparison(Table(HEAD, lines, HEAD[:2], dropped=HEAD[:4:-1]), notes)
 
 
 def _cells(published: PublishedRow, row: Row | None) -> tuple[Cell, ...]:

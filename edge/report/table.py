@@ -1,15 +1,20 @@
 """A profile as a table with the columns of Table 11, its notes and provenance, and as CSV."""
 
-import csv
-import io
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any, TypeVar
 
 import msgspec
 
-from edge.profile.profile import QUANTITIES, Profile, Quality, Quantity, RowSummary
-from edge.text import NOT_MEASURED, escape, figure, markdown, plain, share
+from edge.profile.profile import (
+    OWN_ENGINES,
+    QUANTITIES,
+    Profile,
+    Quality,
+    Quantity,
+    Reason,
+    RowSummary,
+)
+from edge.text import NOT_MEASURED, Cell, Layout, Table, csv_text, cut, escape, figure, plain, share
 
 WORDS = ("Artefact", "Framework", "Device", "Precision", "Test", "Verdict")
 # Columns that tell rows of one model and framework apart.
@@ -17,6 +22,9 @@ IDENTITY = ("Framework", "Precision", "Test")
 # Columns that are left out where no row has a figure.
 OPTIONAL = ("J/token", "Net J/token", "Roofline", "KL (nats)", "PPL ratio", "Top-1")
 ENGINES = ("mlx", "mlx-lm", "llama-cpp-python", "llama.cpp")
+# Rows that a note on a terminal names, and columns for the names.
+MOST_NAMED, LABEL_COLUMNS = 2, 48
+T = TypeVar("T", bound=RowSummary)
 # Columns of the CSV.
 PARTS = ("median", "mean", "sd", "ci95_low", "ci95_high", "n")
 QUALITY = (
@@ -33,39 +41,55 @@ HEAD = (
     *(f"quality_{name}" for name in QUALITY),
     *("verdict", "reasons"),
 )
-# Spreadsheets run cells that begin with these as formulas.
-FORMULA = ("=", "+", "-", "@")
-
-
-@dataclass(frozen=True)
-class Cell:
-    """Text and, for sorting, the number; None if not measured."""
-
-    text: str
-    value: float | None = None
-
-
-@dataclass(frozen=True)
-class Table:
-    """Head and lines of equal length; `words` are the columns of text."""
-
-    head: tuple[str, ...]
-    lines: tuple[tuple[Cell, ...], ...]
-    words: tuple[str, ...]
-
-    def markdown(self) -> str:
-        lines = [[escape(cell.text) for cell in line] for line in self.lines]
-        return markdown(self.head, lines, self.words)
+# Columns on a terminal by their heads there, and those that are left out first where it is narrow.
+SHORT = {
+    **{"Artefact": "Row", "Test": "Test", "Throughput (Tok/s)": "tok/s", "Power (W)": "W"},
+    **{"Prefill (Tok/s)": "Prefill", "J/token": "J/token", "Net J/token": "Net J/token"},
+    **{"TTFT (ms)": "TTFT (ms)", "Peak memory (MB)": "Peak MB", "Bytes/weight": "Bytes/weight"},
+    **{"Roofline": "Roofline", "KL (nats)": "KL (nats)", "PPL ratio": "PPL ratio"},
+    **{"Top-1": "Top-1", "Verdict": "Verdict"},
+}
+DROPPED = (
+    *("Net J/token", "Bytes/weight", "PPL ratio", "Top-1", "TTFT (ms)", "Roofline", "KL (nats)"),
+    *("Peak MB", "J/token", "Prefill", "W"),
+)
 
 
 def profile_table(profile: Profile) -> Table:
     """Medians ± standard deviation of the rows, without empty columns."""
-    lines = [_cells(row, plain(profile.device.name)) for row in profile.rows]
-    kept = [name for name in lines[0] if _is_kept(name, lines)] if lines else []
+    lines = [_cells(row, plain(profile.device.name)) for row in side_by_side(profile.rows)]
+    kept = _kept(lines)
     distinct = {tuple(line[name].text for name in IDENTITY) for line in lines}
     if lines and all(row.model is None for row in profile.rows) and len(distinct) == len(lines):
         kept.remove("Artefact")
     return Table(tuple(kept), tuple(tuple(line[name] for name in kept) for line in lines), WORDS)
+
+
+def terminal_table(profile: Profile) -> Table:
+    """The same for a terminal: rows have their short names, and unimportant columns may go."""
+    rows = side_by_side(profile.rows)
+    lines = [{**_cells(r, ""), "Artefact": Cell(row_label(r, with_test=False))} for r in rows]
+    kept = [name for name in SHORT if name in _kept(lines)]
+    return Table(
+        [SHORT[name] for name in kept],
+        [[line[name] for name in kept] for line in lines],
+        ("Row", "Test", "Verdict"),
+        dropped=DROPPED,
+        cut=("Row",),
+    )
+
+
+def side_by_side(rows: Sequence[T]) -> list[T]:
+    """Rows by workload, model, then falling bits, MLX before the GGUF with as many bits."""
+    tests = {test: place for place, test in enumerate(dict.fromkeys(r.workload for r in rows))}
+    models = {model: place for place, model in enumerate(dict.fromkeys(r.model for r in rows))}
+    frameworks = {name: place for place, name in enumerate(OWN_ENGINES)}
+
+    def place(row: T) -> tuple[int, int, int, int]:
+        framework = frameworks.get(row.framework, len(frameworks))
+        return tests[row.workload], models[row.model], -round(row.bits_per_weight or 0), framework
+
+    return sorted(rows, key=place)
 
 
 def number_cell(value: float | None, digits: int = 3) -> Cell:
@@ -73,10 +97,13 @@ def number_cell(value: float | None, digits: int = 3) -> Cell:
     return Cell(figure(value, digits), value)
 
 
-def _is_kept(name: str, lines: Sequence[dict[str, Cell]]) -> bool:
-    if name == "Test":
-        return len({line[name].text for line in lines}) > 1
-    return name not in OPTIONAL or any(line[name].value is not None for line in lines)
+def _kept(lines: Sequence[dict[str, Cell]]) -> list[str]:
+    """Columns that have a figure, or are always shown."""
+    return [
+        name
+        for name in (lines[0] if lines else ())
+        if name not in OPTIONAL or any(line[name].value is not None for line in lines)
+    ]
 
 
 def _cells(row: RowSummary, device: str) -> dict[str, Cell]:
@@ -116,17 +143,46 @@ def _quantity_cell(quantity: Quantity | None, scale: float = 1.0) -> Cell:
 
 def notes(profile: Profile) -> list[str]:
     """Each distinct reason once, with the rows it is about unless that is all of them."""
-    rows, with_test = profile.rows, has_tests(profile.rows)
+    rows = side_by_side(profile.rows)
+    texts = [
+        reason if len(names) == len(rows) else f"{listed(names)}: {reason}"
+        for reason, names in _reasons(rows).items()
+    ]
+    metric = profile.method.peak_memory
+    return [*texts, f"peak memory is the process's {plain(metric, 300)}"] if metric else texts
+
+
+def _reasons(rows: Sequence[RowSummary]) -> dict[str, list[str]]:
+    """Labels of the rows by reason."""
+    with_test = has_tests(rows)
     about: dict[str, list[str]] = {}
     for row in rows:
         for reason in row.reasons:
             about.setdefault(plain(reason, 600), []).append(row_label(row, with_test))
-    texts = [
-        reason if len(names) == len(rows) else f"{listed(names)}: {reason}"
-        for reason, names in about.items()
-    ]
-    metric = profile.method.peak_memory
-    return [*texts, f"peak memory is the process's {plain(metric, 300)}"] if metric else texts
+    return about
+
+
+def terminal_section(profile: Profile, layout: Layout) -> str:
+    """Title, table and notes for a terminal.
+
+    The first reason of each row that is not VALID comes first, and is never cut.
+    """
+    rows = side_by_side(profile.rows)
+    main = {plain(row.reasons[0], 600) for row in rows if row.verdict != "VALID" and row.reasons}
+    whole: list[str] = []
+    others: list[str] = []
+    for reason, names in _reasons(rows).items():
+        label = listed(names) if len(names) <= MOST_NAMED else f"{len(names)} rows"
+        label = cut(label, LABEL_COLUMNS)
+        text = Reason.parse(reason).text
+        note = text if len(names) == len(rows) else f"{label}: {text}"
+        (whole if reason in main else others).append(note)
+    parts = (
+        layout.wrapped(title(profile)),
+        layout.table(terminal_table(profile)) if rows else "No row was measured.",
+        layout.notes([*whole, *others], whole),
+    )
+    return "\n\n".join(part for part in parts if part)
 
 
 def has_tests(rows: Sequence[RowSummary]) -> bool:
@@ -181,40 +237,20 @@ def provenance(profile: Profile) -> str:
 
 def csv_table(profiles: Iterable[Profile]) -> str:
     """CSV with a line per row, figures unrounded, empty where not measured."""
-    text = io.StringIO()
-    writer = csv.DictWriter(text, HEAD, extrasaction="ignore", lineterminator="\n")
-    writer.writeheader()
-    for profile in profiles:
-        device, bandwidth = profile.device, profile.device.memory_bandwidth
-        about = {
-            "created_utc": profile.created_utc,
-            **{"device": device.name, "os": device.os},
-            "memory_bandwidth_gb_s": bandwidth and bandwidth.gb_s,
-            "edge": profile.software.get("edge"),
-        }
-        for row in profile.rows:
-            model = row.model or profile.model
-            cells = {**about, **_flat(row), "reasons": "; ".join(row.reasons)}
-            cells |= {"model": model.name, "parameters": model.parameters}
-            cells["synthetic"] = model.synthetic
-            writer.writerow({name: _csv_cell(value) for name, value in cells.items()})
-    return text.getvalue()
+    return csv_text((line for profile in profiles for line in _csv_lines(profile)), HEAD)
 
 
-def _flat(row: RowSummary) -> dict[str, Any]:
-    """A row's values by column; nested objects are flattened to name_part."""
-    found: dict[str, Any] = msgspec.to_builtins(row.workload)
-    for name in RowSummary.__struct_fields__:
-        value = msgspec.to_builtins(getattr(row, name))
-        parts = value if isinstance(value, dict) else {}
-        low_high = zip(("ci95_low", "ci95_high"), parts.get("ci95") or (), strict=False)
-        found[name] = value
-        found |= {f"{name}_{part}": inner for part, inner in (*parts.items(), *low_high)}
-    return found
-
-
-def _csv_cell(value: Any) -> Any:
-    if not isinstance(value, str):
-        return value
-    text = plain(value, 4000)
-    return f"'{text}" if text.startswith(FORMULA) else text
+def _csv_lines(profile: Profile) -> Iterator[dict[str, Any]]:
+    bandwidth = profile.device.memory_bandwidth
+    about = {
+        "created_utc": profile.created_utc,
+        **{"device": profile.device.name, "os": profile.device.os},
+        "memory_bandwidth_gb_s": bandwidth and bandwidth.gb_s,
+        "edge": profile.software.get("edge"),
+    }
+    for row in side_by_side(profile.rows):
+        model = row.model or profile.model
+        of_model = {"model": model.name, "parameters": model.parameters}
+        values = {name: getattr(row, name) for name in RowSummary.__struct_fields__}
+        values |= {**msgspec.to_builtins(values), **msgspec.to_builtins(row.workload)}
+        yield {**about, **values, **of_model, "synthetic": model.synthetic}

@@ -1,12 +1,17 @@
 """`edge report`: files, output, refusals."""
 
+import csv
+import io
 import json
+import os
 import re
+import sys
 
 import pytest
 
 from edge.report.table import markdown_section
-from tests.support.profiles import linux_profile, make_profile, typed
+from tests.support.profiles import ROOT, linux_profile, make_profile, typed
+from tests.support.terminal import Terminal
 
 PROFILE = linux_profile()
 PROFILE["rows"] = PROFILE["rows"][:2]
@@ -73,6 +78,44 @@ def test_wrong_input_is_refused_and_nothing_is_written(saved, command, words, sa
     before = sorted(saved.parent.rglob("*"))
     assert re.search(says, command.refused("report", *words))
     assert sorted(saved.parent.rglob("*")) == before
+
+
+@pytest.mark.parametrize(
+    ("width", "words", "shown"),
+    [
+        (80, ["report", "mine.json"], ["pp512, tg128", "VALID", "tok/s"]),
+        (80, ["report", "--devices", "."], ["pp512, tg128", "VALID", "Decode (tok/s)"]),
+        (
+            100,
+            ["bench", "--compare", "full", "full"],
+            ["pp512, tg128", "no significant"],
+        ),
+    ],
+)
+def test_no_line_is_wider_than_the_terminal(saved, width, words, shown):
+    saved.with_name("full").write_text(json.dumps(PROFILE))
+    command = [sys.executable, "-m", "edge", *words]
+    terminal = Terminal(command, saved.parent, {**os.environ, "PYTHONPATH": str(ROOT)}, width)
+    lines = terminal.printed()
+    terminal.close()
+    assert max(map(len, lines)) <= width
+    assert all(any(word in line for line in lines) for word in shown), lines
+
+
+@pytest.mark.parametrize(
+    ("words", "head"),
+    [
+        (["report", "mine.json"], "created_utc,device,"),
+        (["report", "--devices", "."], "model,workload,"),
+        (["bench", "--compare", "full", "full"], "artefact,engine,workload,quantity,"),
+    ],
+)
+def test_csv_has_a_line_per_row(saved, command, words, head):
+    saved.with_name("full").write_text(json.dumps(PROFILE))
+    code, out, _ = command(*words, "-o", "csv")
+    lines = list(csv.DictReader(io.StringIO(out)))
+    assert (code, {line["artefact"] for line in lines}) == (0, {"mlx-fp16", "mlx-int4"})
+    assert out.startswith(head)
 
 
 def test_devices_are_compared(tmp_path, command):

@@ -5,7 +5,7 @@ from itertools import product
 
 import pytest
 
-from edge.report.devices import compare_devices, devices_markdown, devices_tables
+from edge.report.devices import compare_devices, devices_tables, devices_text
 from tests.support.profiles import hostile_profile, make_profile
 
 NAMES = ("mlx-fp16", "mlx-int4", "gguf-f16", "gguf-q6_k")
@@ -106,7 +106,7 @@ def test_tables_are_per_method_with_a_matrix_for_several_devices_and_precisions(
     found = compare_devices(folder(a=one(), b=same, c=other))
     title = "stable-code-3b, 2795 M parameters, pp512, tg4"
     assert [table.title for table in devices_tables(found)] == [title, f"{title}, method 2"]
-    assert "2. rate = N / t; left out: detokenisation, load" in devices_markdown(found)
+    assert "2. rate = N / t; left out: detokenisation, load" in devices_text(found)
     put = folder(a=several("Apple M2"), b=several("Apple M4", artefacts=("mlx-int4",)))
     (put / "c.json").unlink()
     matrix, detail = devices_tables(compare_devices(put))
@@ -123,7 +123,7 @@ def test_filters_match_parts_of_names_in_any_case(folder):
     found = compare_devices(put, chip="m4", model="Stable-CODE")
     assert [row["file"] for row in found.rows] == ["c.json"]
     assert (found.files, found.profiles, found.filtered_out) == (3, 1, 2)
-    assert '2 others did not match chip "m4", model "Stable-CODE"' in devices_markdown(found)
+    assert '2 others did not match chip "m4", model "Stable-CODE"' in devices_text(found)
 
 
 def test_copies_of_a_run_are_counted_once(folder):
@@ -157,7 +157,7 @@ def test_hostile_names_are_escaped(folder):
     other = copy.deepcopy(profile)
     other["rows"][0]["verdict"] = "INVALID"
     other["created_utc"] = NEW
-    text = devices_markdown(compare_devices(folder(a=profile, b=other)))
+    text = devices_text(compare_devices(folder(a=profile, b=other)))
     assert "script" in text
     assert all(c.isprintable() or c == "\n" for c in text)
     assert not re.search(r"(?<!\\)[<>`\[\]]", text)

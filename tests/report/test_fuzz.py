@@ -17,7 +17,7 @@ from edge.cli.main import parser_of
 from edge.errors import EdgeError, with_escapes
 from edge.profile.check import check
 from edge.profile.profile import ProfileError, read
-from edge.report.devices import compare_devices, devices_markdown
+from edge.report.devices import compare_devices, devices_text
 from edge.report.page import Source, render_page
 from edge.report.plots import Drawn, draw
 from edge.report.published import table11_beside
@@ -99,7 +99,7 @@ def test_spoilt_profiles_are_reported_and_never_raise(tmp_path, text, is_drawn):
     )
     seen = {file for row in found.rows for file in (row["file"], *row["others"])}
     assert seen | {entry.file for entry in found.left_out} == {"good.json", "fuzz.json"}
-    assert is_clean(devices_markdown(found))
+    assert is_clean(devices_text(found))
     json.dumps(asdict(found), allow_nan=False).encode()
     with suppress(ProfileError), alarm(60 if is_drawn else 5):
         profile = read(fuzz)

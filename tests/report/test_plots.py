@@ -11,8 +11,8 @@ from edge.report.figure import COLOURS, NamedFigure
 from edge.report.plots import depth, draw, energy, latency, power, precision, roofline, throughput
 from edge.report.plots.curves import token_times_ms
 from edge.report.plots.points import front
-from edge.report.plots.rows import side_by_side
 from edge.report.published import table11_rows
+from edge.report.table import side_by_side
 from tests.report.test_figure import texts_of
 from tests.support.profiles import (
     ROOT,

@@ -6,7 +6,16 @@ import re
 
 import pytest
 
-from edge.report.table import HEAD, csv_table, markdown_section, notes, profile_table, provenance
+from edge.report.table import (
+    HEAD,
+    csv_table,
+    markdown_section,
+    notes,
+    profile_table,
+    provenance,
+    terminal_section,
+)
+from edge.text import Layout, columns, cut
 from tests.support.profiles import (
     failed_row,
     hostile_profile,
@@ -39,17 +48,18 @@ def cells(data):
 
 
 def test_the_table_has_the_columns_of_table_11_and_those_with_figures(made):
-    first, second, third = cells(made)
+    first, third, second = cells(made)  # as in the plots, MLX beside the GGUF of as many bits
     table_11 = ["Framework", "Device", "Precision", "Throughput (Tok/s)", "Power (W)"]
     assert list(first)[:5] == table_11
     assert first["Throughput (Tok/s)"] == "52.2 ± 1.0"
     assert (second["Framework"], second["Throughput (Tok/s)"]) == ("MLX (mlx-lm)", "1234")
     assert second["Power (W)"] == third["Throughput (Tok/s)"] == "—"
     assert third["Verdict"] == "INVALID"
-    optional = {"J/token", "Net J/token", "Test", "Roofline", "KL (nats)", "PPL ratio", "Top-1"}
+    assert first["Test"] == "pp512, tg128"
+    optional = {"J/token", "Net J/token", "Roofline", "KL (nats)", "PPL ratio", "Top-1"}
     assert optional & set(first) == {"J/token", "Net J/token", "Roofline"}
     made["rows"][0]["quality"] = {"kl_mean": 0.01234, "perplexity_ratio": 1.01}
-    first, second, _ = cells(made)
+    first, _, second = cells(made)
     assert (first["KL (nats)"], first["PPL ratio"], second["PPL ratio"]) == ("0.012", "1.0100", "—")
 
 
@@ -62,8 +72,8 @@ def test_notes_have_each_reason_once_and_provenance_has_versions(made):
     made["method"]["peak_memory"] = "VmHWM"
     assert notes(typed(made)) == [
         "mlx-fp16, mlx-int4 (mlx-lm): hot",
-        "mlx-int4 (mlx-lm): power_w: no meter",
         "gguf-f16: it died",
+        "mlx-int4 (mlx-lm): power_w: no meter",
         "peak memory is the process's VmHWM",
     ]
     made["rows"][1]["workload"]["depth"] = 64
@@ -77,7 +87,7 @@ def test_notes_have_each_reason_once_and_provenance_has_versions(made):
 
 def test_csv_has_every_figure_unrounded(made):
     made["rows"][0]["quality"] = quality_at(4.5)
-    first, second, third = csv.DictReader(io.StringIO(csv_table([typed(made)])))
+    first, third, second = csv.DictReader(io.StringIO(csv_table([typed(made)])))
     rate = made["rows"][0]["prefill_tok_s"]
     assert float(first["prefill_tok_s_median"]) == rate["median"]
     assert float(first["prefill_tok_s_ci95_low"]) == rate["ci95"][0]
@@ -85,6 +95,23 @@ def test_csv_has_every_figure_unrounded(made):
     assert (second["power_w_median"], third["decode_tok_s_n"]) == ("", "")
     assert second["quality_kl_mean"] == second["quality_reference"] == ""
     assert (second["verdict"], second["reasons"]) == ("WARN", "power_w: no meter; hot")
+
+
+@pytest.mark.parametrize("width", [60, 80, 100])
+def test_a_terminal_shows_what_fits_and_wide_shows_all(made, width):
+    made["rows"][1]["workload"]["depth"] = 4096
+    made["rows"][2]["reasons"] = ["power_w: " + "no meter and " * 30]
+    long = made["rows"][0] = {**made["rows"][0], "artefact": "long-" * 12, "verdict": "WARN"}
+    long["reasons"] = ["hot: " + "let it cool " * 20, "advice " * 30]
+    text = terminal_section(typed(made), Layout(width))
+    assert max(map(columns, text.splitlines())) <= width
+    for shown in ("pp512, tg128 @ d4096", "52.2 ± 1.0", "WARN", "INVALID", "Row", "tok/s"):
+        assert shown in text
+    assert "--wide also shows " in text and "--wide shows the notes in full" in text
+    assert (text.count("cool"), text.count("advice") < 20) == (20, True)  # why a row is doubtful
+    assert "power_w" not in text and cut("名前" * 30, 10) == "名前名前…"
+    wide = terminal_section(typed(made), Layout(width, is_wide=True))
+    assert "--wide" not in wide and "long-" * 11 in wide and wide.count("advice") == 30
 
 
 @pytest.mark.parametrize("first", [0, 3])

@@ -20,13 +20,13 @@ COLUMNS, LINES = 160, 150
 class Terminal:
     """Starts a command and shows its screen."""
 
-    def __init__(self, command, cwd, environment):
-        self.screen = pyte.Screen(COLUMNS, LINES)
+    def __init__(self, command, cwd, environment, columns=COLUMNS):
+        self.screen = pyte.Screen(columns, LINES)
         self._stream = pyte.ByteStream(self.screen)
         self.screen.write_process_input = self.send
         self.output = b""
         self._master, slave = pty.openpty()
-        size = struct.pack("HHHH", LINES, COLUMNS, 0, 0)
+        size = struct.pack("HHHH", LINES, columns, 0, 0)
         fcntl.ioctl(self._master, termios.TIOCSWINSZ, size)
         # The controlling terminal: its Ctrl-C is for this process group.
         self.process = subprocess.Popen(
@@ -68,6 +68,12 @@ class Terminal:
         while self._read():
             pass
         return self.process.wait(LIMIT_S)
+
+    def printed(self):
+        """Lines of text without escape codes that the process prints until it ends."""
+        while self._read():
+            pass
+        return self.output.decode().split("\r\n")
 
     def send(self, keys):
         os.write(self._master, keys.encode())

@@ -85,7 +85,7 @@ def parser() -> argparse.ArgumentParser:
     shared.add_out(parser, "folder of the artefacts")
     save, folder = "folder for the profile and its plot", Path("profiles/local")
     shared.add_path(parser, "--save", metavar="DIR", default=folder, help=save)
-    shared.add_output(parser, ["md", "json"])
+    shared.add_table_output(parser)
     return parser
 
 

@@ -40,7 +40,7 @@ def parser() -> argparse.ArgumentParser:
     _add_fim(parser.add_argument_group("infilling, instead of perplexity and KL divergence"))
     shared.add_threads(parser)
     shared.add_out(parser, "folder of the artefacts and of the stored results")
-    shared.add_output(parser, ["md", "json"])
+    shared.add_table_output(parser)
     return parser
 
 

@@ -27,7 +27,7 @@ def parser() -> argparse.ArgumentParser:
         parser.add_argument(flag, metavar="NAME", help=meaning)
     meaning = f"output folder (default: {REPORTS}/NAME)"
     shared.add_path(parser, "--out", metavar="DIR", help=meaning)
-    shared.add_output(parser, ["md", "json"])
+    shared.add_table_output(parser)
     return parser
 
 

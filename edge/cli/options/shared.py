@@ -4,6 +4,8 @@ import argparse
 import difflib
 import math
 import os
+import shutil
+import sys
 import textwrap
 from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
@@ -14,6 +16,7 @@ from edge.convert.sources.names import check_model
 from edge.errors import EdgeError, printable
 from edge.formats.files import unreadable, user_path
 from edge.power import SOURCES
+from edge.text import Layout
 from edge.tokenizer.fim_tokens import ORDERS
 
 Options = argparse._ActionsContainer  # a parser or a group of one
@@ -198,6 +201,27 @@ def _output(text: str) -> str:
     if text in ("jsonl", "sql"):  # of llama-bench
         raise argparse.ArgumentTypeError(f"{text} is not written; json is one document with all")
     return text
+
+
+def add_table_output(parser: argparse.ArgumentParser) -> None:
+    """Add the formats of a command that prints a table."""
+    is_terminal = sys.stdout is not None and sys.stdout.isatty()
+    parser.add_argument(
+        "-o",
+        "--output",
+        choices=["text", "md", "csv", "json"],
+        default="text" if is_terminal else "md",
+        help="output format (default: text on a terminal, else md)",
+    )
+    meaning = "text with all columns and notes, not only what fits the terminal"
+    parser.add_argument("--wide", action="store_true", help=meaning)
+
+
+def layout_of(args: argparse.Namespace) -> Layout | None:
+    """How the text is laid out; None for Markdown."""
+    if args.output != "text":
+        return None
+    return Layout(shutil.get_terminal_size().columns, args.wide)
 
 
 def add_threads(options: Options, more: str = "") -> None:

@@ -16,8 +16,7 @@ from rapidfuzz.distance import Levenshtein
 from edge.quality.fim.fill import Filled
 from edge.quality.fim.holes import Hole
 from edge.stats import interval
-from edge.text import NOT_MEASURED
-from edge.text import markdown as markdown_table
+from edge.text import NOT_MEASURED, Layout, texts_table
 
 Z_95 = statistics.NormalDist().inv_cdf(0.975)
 Interval = tuple[float, float]
@@ -26,6 +25,8 @@ Middles = Mapping[str, Sequence[Filled]]
 HEAD = ("Artefact", "Middles", "Samples", "Exact match", "without end spaces", "Edit similarity",
         "Exact match, change", "Edit similarity, change")  # fmt: skip
 WORDS = 2
+# Columns that a narrow terminal does not show, the least important first.
+DROPPED = ("without end spaces", "Samples", "Edit similarity, change", "Exact match, change")
 
 
 class Score(NamedTuple):
@@ -129,14 +130,17 @@ def _row(
     }
 
 
-def markdown(rows: Sequence[Row]) -> str:
-    """The table, and counts of why middles ended."""
-    table = markdown_table(HEAD, [_cells(row) for row in rows], HEAD[:WORDS])
-    lines = []
+def text(rows: Sequence[Row], layout: Layout | None) -> str:
+    """The table, and counts of why middles ended; Markdown without a layout."""
+    cells = [_cells(row) for row in rows]
+    table = texts_table(HEAD, cells, HEAD[:WORDS], dropped=DROPPED, cut=HEAD[:WORDS])
+    notes = []
     for row in rows:
         ends = ", ".join(f"{reason} {count}" for reason, count in row["stopped_by"].items())
-        lines.append(f"- {row['artefact']}, {row['kind']}: ended by {ends}; {row['seconds']:.1f} s")
-    return "\n".join([table, "", *lines, ""])
+        notes.append(f"{row['artefact']}, {row['kind']}: ended by {ends}; {row['seconds']:.1f} s")
+    if layout is not None:
+        return f"{layout.table(table)}\n\n{layout.notes(notes)}\n"
+    return "\n".join([table.markdown(), "", *(f"- {note}" for note in notes), ""])
 
 
 def _cells(row: Row) -> list[str]:
@@ -158,11 +162,11 @@ def _cells(row: Row) -> list[str]:
 
 def _interval(record: Row, name: str, pattern: str, unit: str = "") -> str:
     """A share, or a difference of shares, in percent with its interval."""
-    text, bounds = f"{100 * record[name]:{pattern}}{unit}", record[f"{name}_ci95"]
+    shown, bounds = f"{100 * record[name]:{pattern}}{unit}", record[f"{name}_ci95"]
     if bounds is None:
-        return text
+        return shown
     low, high = (format(100 * bound, pattern) for bound in bounds)
-    return f"{text} [{low}, {high}]"
+    return f"{shown} ({low} to {high})"
 
 
 def samples(holes: Sequence[Hole], middles: Middles, count: int) -> list[Row]:

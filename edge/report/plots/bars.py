@@ -18,12 +18,11 @@ from edge.report.plots.rows import (
     Spread,
     counts,
     first,
-    side_by_side,
     spread,
     spread_meaning,
 )
 from edge.report.published import is_published_model, table11, table11_rows
-from edge.report.table import has_tests, row_label
+from edge.report.table import has_tests, row_label, side_by_side
 from edge.text import figure as number
 from edge.text import plain
 

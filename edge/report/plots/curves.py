@@ -19,10 +19,10 @@ from edge.report.plots.rows import (
     first,
     heading,
     label_log,
-    side_by_side,
     spread,
     spread_meaning,
 )
+from edge.report.table import side_by_side
 from edge.text import figure as number
 from edge.text import plain
 
@@ -167,8 +167,9 @@ def latency(profile: Profile) -> fig.NamedFigure | str:
         figure = fig.new_figure(0.5 + PANEL_IN * lines)
         grid = figure.subplots(lines, columns, sharex=True, sharey=True, squeeze=False)
         panels = [panel for line in grid for panel in line]
+        middle_ms = math.sqrt(min(t[0] for _, t in known) * max(t[-1] for _, t in known))
         for place, (panel, (row, times)) in enumerate(zip(panels, known, strict=False)):
-            _draw_times(panel, row, times, heading(row, profile.rows))
+            _draw_times(panel, row, times, heading(row, profile.rows), middle_ms)
             if place % columns == 0:
                 panel.set_ylabel("share of tokens", fontsize=8)
             if place + columns >= len(known):
@@ -197,7 +198,9 @@ def token_times_ms(row: Row) -> list[float]:
     return sorted(ms for ms in times if ms > 0)
 
 
-def _draw_times(panel: Axes, row: Row, times: Sequence[float], title: str) -> None:
+def _draw_times(
+    panel: Axes, row: Row, times: Sequence[float], title: str, middle_ms: float
+) -> None:
     places = [*range(0, len(times), max(1, len(times) // MOST_POINTS)), len(times) - 1]
     x = [times[place] for place in places]
     y = [(place + 1) / len(times) for place in places]
@@ -207,12 +210,14 @@ def _draw_times(panel: Axes, row: Row, times: Sequence[float], title: str) -> No
     panel.scatter(
         [*marks.values()], [cut / 100 for cut in SHARES.values()], s=13, color=fig.INK, zorder=3
     )
+    # Right of the curve and below it, or left of it and above.
+    is_left = marks["p50"] > middle_ms
     panel.annotate(
         "\n".join(f"{name} {number(ms)} ms" for name, ms in marks.items()),
-        (0.97, 0.06),
+        (0.03, 0.94) if is_left else (0.97, 0.06),
         xycoords="axes fraction",
-        ha="right",
-        va="bottom",
+        ha="left" if is_left else "right",
+        va="top" if is_left else "bottom",
         fontsize=7,
         color=fig.DARK_GREY,
         bbox={"facecolor": "white", "edgecolor": "none", "alpha": 0.8, "pad": 1},

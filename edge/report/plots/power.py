@@ -13,7 +13,8 @@ from edge.device.state import NOMINAL
 from edge.profile.profile import Profile, Row
 from edge.profile.trial import PowerSeries, Process
 from edge.report import figure as fig
-from edge.report.plots.rows import NO_ROWS, first, heading, side_by_side
+from edge.report.plots.rows import NO_ROWS, first, heading
+from edge.report.table import side_by_side
 from edge.text import plain
 
 MOST_ROWS = 6

@@ -7,7 +7,7 @@ from typing import TypeVar
 from matplotlib.axis import Axis
 from matplotlib.ticker import FuncFormatter, Locator, LogLocator, MaxNLocator, NullLocator
 
-from edge.profile.profile import OWN_ENGINES, Quantity, Row
+from edge.profile.profile import Quantity, Row
 from edge.report.table import has_tests, listed, row_label
 from edge.text import plain
 
@@ -54,19 +54,6 @@ def spread_meaning(spreads: Iterable[Spread]) -> str:
 def counts(numbers: Iterable[int]) -> str:
     """The distinct numbers, such as "3 or 5"."""
     return " or ".join(map(str, sorted(set(numbers)))) or "0"
-
-
-def side_by_side(rows: Sequence[Row]) -> list[Row]:
-    """Rows by workload, model, then falling bits, MLX before the GGUF with as many bits."""
-    tests = {test: place for place, test in enumerate(dict.fromkeys(r.workload for r in rows))}
-    models = {model: place for place, model in enumerate(dict.fromkeys(r.model for r in rows))}
-    frameworks = {name: place for place, name in enumerate(OWN_ENGINES)}
-
-    def place(row: Row) -> tuple[int, int, int, int]:
-        framework = frameworks.get(row.framework, len(frameworks))
-        return tests[row.workload], models[row.model], -round(row.bits_per_weight or 0), framework
-
-    return sorted(rows, key=place)
 
 
 def heading(row: Row, rows: Sequence[Row]) -> str:

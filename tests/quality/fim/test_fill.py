@@ -9,7 +9,7 @@ from edge.quality.corpus import SourceText
 from edge.quality.fim import fill as module
 from edge.quality.fim.fill import Filled, Settings, fill_all
 from edge.quality.fim.holes import KINDS, Hole, draw_holes
-from edge.quality.fim.score import build_rows, markdown, samples, samples_text
+from edge.quality.fim.score import build_rows, samples, samples_text, text
 from edge.quality.records import Subject
 from edge.tokenizer.tokenizer import Tokenizer
 
@@ -84,8 +84,8 @@ def test_rows_by_kind_compared_by_hole():
     assert rows[0]["change"]["lost"] == 1 and rows[0]["change"]["reference"] == "mlx-fp16"
     assert (rows[1]["stopped_by"], rows[2]["change"]) == ({"indent": 1}, None)
     assert rows[0]["seconds"] == 1.0
-    text = markdown(rows)
-    assert text.count("\n|") == 5 and "-50.0 [" in text and "indent 1" in text
+    shown = text(rows, None)
+    assert shown.count("\n|") == 5 and "-50.0 (" in shown and "indent 1" in shown
     shown = samples(HOLES, MIDDLES, 1)
     assert [entry["name"] for entry in shown] == ["k1", "other"]
     assert r"'\x1b[2J'  (stop token)" in samples_text(shown)
