@@ -1,15 +1,25 @@
 """The loop, its commands and the figures of an answer, without a terminal, on real models."""
 
 import io
+import os
 import time
 from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
+from prompt_toolkit.history import InMemoryHistory
 
 import edge
 from edge.chat.commands import TABLE, as_message, split_command
-from edge.chat.repl import greet, handle, is_open, run_loop, state_folder, without_quotes
+from edge.chat.repl import (
+    _open_history,
+    greet,
+    handle,
+    is_open,
+    run_loop,
+    state_folder,
+    without_quotes,
+)
 from edge.chat.screen import Screen
 from edge.chat.session import LoadedModel, Session, Settings, Turn, status_line, summarise
 from edge.errors import EdgeError
@@ -208,6 +218,13 @@ def test_the_state_folder(monkeypatch, tmp_path):
     for system, folder in (("Linux", ".local/state"), ("Darwin", "Library/Application Support")):
         monkeypatch.setattr("platform.system", lambda system=system: system)
         assert state_folder() == tmp_path / folder / "edge"
+
+
+def test_a_history_that_is_a_pipe_is_not_opened(tmp_path):
+    os.mkfifo(tmp_path / "history")
+    notices = []
+    assert isinstance(_open_history(tmp_path / "history", notices.append), InMemoryHistory)
+    assert "it is not a regular file" in notices[0]
 
 
 def test_the_current_model_stays_resident_until_the_end(start, demo, base, monkeypatch):

@@ -138,7 +138,7 @@ FAULTS = {
         (("eval", "twice.gguf"), "twice.gguf has one token under two ids"),
         (("chat", "scaled.gguf", "-p", "x"), "the unknown rope scaling 'dynamic'"),
         (("complete", "--model", "spm.gguf", "--prefix", "x"), "without tokens for all bytes"),
-        (("eval", "demo.gguf", "--reference", "gguf-f16"), "--reference is not for a GGUF file"),
+        (("eval", "demo.gguf", "--reference", "mlx-fp16"), "--reference is not for a GGUF file"),
         (("chat", "demo.gguf", "-p", "x", "--kv-bits", "8"), "--kv-bits is for MLX"),
         (("eval", "demo.gguf", "--worst", "1"), "--worst is not for a GGUF file"),
         (("eval", "demo.gguf", "demo"), "2 models are named"),

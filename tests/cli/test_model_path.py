@@ -13,7 +13,7 @@ from edge.formats.files import DEMO_PATH
 from edge.model import load as loading
 from edge.model import memory as model_memory
 from tests.support.talk import resident_bytes
-from tests.support.tiny import edit_tensors
+from tests.support.tiny import PLAIN, edit_tensors, write_checkpoint
 
 COMMANDS = (("complete", "--prefix", "def f("), ("chat", "-p", "hello", "--quiet"))
 each_command = pytest.mark.parametrize("words", COMMANDS, ids=lambda words: words[0])
@@ -54,6 +54,16 @@ def test_model_larger_than_free_memory_runs_resident_with_a_warning(
     assert main([*words, "-n", "1"]) == 0
     assert f"edge {words[0]}: warning: " in capsys.readouterr().err
     assert resident == [open_for(words[0], DEMO_PATH).running_bytes, 0]
+
+
+def test_an_artefact_that_is_made_again_is_told(command, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    path = str(write_checkpoint(tmp_path / "tiny", PLAIN))
+    assert command("convert", path, "--to", "mlx-int4")[0] == 0
+    (tmp_path / "models" / "tiny" / "mlx-int4" / "config.json").write_text("{")
+    words = ("--rows", "mlx-int4", "--reference", "none", "--tokens", "16", "--window", "16")
+    err = command("eval", path, *words)[2]
+    assert "edge eval: warning: models/tiny/mlx-int4 is damaged; it is made again." in err
 
 
 def damaged(demo_out, tmp_path, artefact):
