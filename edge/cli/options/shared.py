@@ -192,9 +192,7 @@ def add_out(options: Options, meaning: str) -> None:
 
 def add_output(options: Options, choices: Sequence[str]) -> None:
     meaning = "output format"
-    options.add_argument(
-        "-o", "--output", type=_output, choices=choices, default=choices[0], help=meaning
-    )
+    options.add_argument("-o", "--output", choices=choices, default=choices[0], help=meaning)
 
 
 def _output(text: str) -> str:
@@ -209,6 +207,7 @@ def add_table_output(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "-o",
         "--output",
+        type=_output,
         choices=["text", "md", "csv", "json"],
         default="text" if is_terminal else "md",
         help="output format (default: text on a terminal, else md)",
