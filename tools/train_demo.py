@@ -1,105 +1,48 @@
-"""Train the demo checkpoint: a tiny StableLM on the Python standard library's source.
+"""Train the demo checkpoint: a tiny StableLM on code in several languages, holes and dialogues.
 
-    pip install torch transformers tokenizers safetensors
-    python tools/train_demo.py --out edge/data/demo
+    pip install torch tokenizers safetensors
+    python tools/demo/corpus.py --packages PACKAGES --out TEXT
+    python tools/demo/dialogues.py --out TEXT/dialogues.jsonl
+    nice -n 19 python tools/train_demo.py --text TEXT --run RUN --minutes 95 --start edge/data/demo
 
-Run once by a maintainer; edge itself never imports PyTorch. The corpus is the
-standard library of the interpreter that runs this file, so the same Python
-release, seed and token count give the same data in the same order. The weights
-are similar, but not bit-identical.
+Run by a maintainer; edge itself never imports PyTorch. RUN gets a checkpoint every ten minutes,
+from which the same command continues, and in RUN/export the demo's folder as of then. While the
+file RUN/PAUSE exists, training sleeps.
 
-Recipe: byte-level BPE; 50 % of the documents rearranged for fill-in-the-middle,
-PSM and SPM equally, split at character level (Stable Code Technical Report,
-section 4.4; Bavarian et al. 2022, arXiv:2207.14255). A document is a run of
-whole lines of one file that fits the context, so that prefix, suffix and middle
-are always in one context. The first stage has long documents; two more have
-shorter ones, with more boundaries between prefix, middle and suffix.
-Matrices are trained with Muon, the rest with AdamW.
+Recipe: byte-level BPE; 45 % holes as an editor leaves them, 35 % code, 20 % dialogues in ChatML
+(tools/demo/samples.py); short contexts first. Matrices are trained with Muon, the rest with AdamW.
+`--start` takes an earlier demo's weights; a token that its vocabulary lacks begins as the mean of
+the tokens that spell it. Each worker is one thread: on shared cores they wait for each other once
+per step, not once per operation.
 """
 
 from __future__ import annotations
 
 import argparse
-import hashlib
 import json
 import math
-import platform
-import random
-import sysconfig
+import os
+import statistics
 import time
-from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
+import torch.distributed as dist
+from demo import network
+from demo.samples import Samples
+from demo.vocabulary import CHATML, VOCAB_SIZE, train_tokenizer
 from safetensors.torch import load_file, save_file
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
-from transformers import StableLmConfig, StableLmForCausalLM
+from tokenizers import Tokenizer
+from torch import multiprocessing
 
-VOCAB_SIZE = 4096
 CONTEXT = 1024
-FIM_RATE = 0.5
-HELD_OUT_PERCENT = 3
-
-
-@dataclass(frozen=True)
-class Stage:
-    """One schedule: tokens, document lengths in characters, share of the full learning rate.
-
-    Lengths are drawn uniformly, or uniformly in their logarithm.
-    """
-
-    tokens: int
-    shortest: int
-    longest: int
-    log_uniform: bool
-    peak: float
-    hold: float
-
-    def length(self, rng: random.Random) -> int:
-        """Characters of the next document."""
-        if not self.log_uniform:
-            return rng.randint(self.shortest, self.longest)
-        return round(math.exp(rng.uniform(math.log(self.shortest), math.log(self.longest))))
-
-
-STAGES = (
-    Stage(18_000_000, 600, 3200, log_uniform=False, peak=1.0, hold=0.5),
-    Stage(10_000_000, 40, 1200, log_uniform=True, peak=0.5, hold=0.2),
-    Stage(6_500_000, 15, 300, log_uniform=True, peak=0.7, hold=0.5),
-)
-
-FIRST_TOKENS = ["<|endoftext|>", "<|padding|>"]
-# StarCoder's special tokens, the long-context one of Stable Code, and ChatML's.
-LAST_TOKENS = [
-    "<fim_prefix>",
-    "<fim_middle>",
-    "<fim_suffix>",
-    "<fim_pad>",
-    "<filename>",
-    "<gh_stars>",
-    "<issue_start>",
-    "<issue_comment>",
-    "<issue_closed>",
-    "<jupyter_start>",
-    "<jupyter_text>",
-    "<jupyter_code>",
-    "<jupyter_output>",
-    "<empty_output>",
-    "<commit_before>",
-    "<commit_msg>",
-    "<commit_after>",
-    "<reponame>",
-    "<repo_continuation>",
-    "<|im_start|>",
-    "<|im_end|>",
-]
-CHATML = (
-    "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\\n' "
-    "+ message['content'] + '<|im_end|>\\n' }}{% endfor %}"
-    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"
-)
+# Share of the time from which contexts have this length.
+LENGTHS = ((0.0, 256), (0.5, 512), (0.92, 1024))
+STEP_TOKENS = 4096
+HOLD = 0.7  # of the time at the full learning rate; then it falls linearly
+CHECKPOINT_S, REPORT_STEPS = 600, 20
+COUNTS = ("seconds", "steps", "tokens")
 
 # Published spelling of the family's configs (rope keys at the top level).
 CONFIG = {
@@ -128,204 +71,163 @@ CONFIG = {
 }
 
 
-# ---------------------------------------------------------------------------
-# Corpus
+def started_from(folder: Path, tokenizer: Tokenizer) -> network.Weights:
+    """An earlier demo's weights with the rows of its vocabulary moved to this tokenizer's."""
+    weights = {k: v.float() for k, v in load_file(folder / "model.safetensors").items()}
+    earlier = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    known, rows = earlier.get_vocab(), []
+    for token in range(VOCAB_SIZE):
+        name = tokenizer.id_to_token(token)
+        spelt = [known[name]] if name in known else earlier.encode(tokenizer.decode([token])).ids
+        rows.append(spelt or [0])
+    for name in ("model.embed_tokens.weight", "lm_head.weight"):
+        weights[name] = torch.stack([weights[name][row].mean(0) for row in rows])
+    return weights
 
 
-def standard_library() -> dict[str, str]:
-    """Relative path -> source of the running interpreter's library, without generated tables."""
-    root = Path(sysconfig.get_paths()["stdlib"])
-    left_out = ("site-packages/", "encodings/", "pydoc_data/", "lib2to3/tests/data/", "config-")
-    files = {}
-    for path in sorted(root.rglob("*.py")):
-        name = path.relative_to(root).as_posix()
-        if name.startswith(left_out) or path.stat().st_size > 200_000:
-            continue
-        try:
-            text = path.read_text(encoding="utf-8")
-        except UnicodeDecodeError:
-            continue  # deliberately broken test files
-        if text.isascii() and text.strip():
-            files[name] = text
-    return files
-
-
-def is_held_out(name: str) -> bool:
-    """Split by a hash of the path: stable across machines and releases."""
-    return int(hashlib.sha256(name.encode()).hexdigest(), 16) % 100 < HELD_OUT_PERCENT
-
-
-def documents(text: str, stage: Stage, rng: random.Random) -> Iterator[str]:
-    """Cut a file into runs of whole lines of random length."""
-    piece: list[str] = []
-    size, limit = 0, stage.length(rng)
-    for line in text.splitlines(keepends=True):
-        if size + len(line) > limit and piece:
-            yield "".join(piece)
-            piece, size, limit = [], 0, stage.length(rng)
-        piece.append(line)
-        size += len(line)
-    if piece:
-        yield "".join(piece)
-
-
-def fill_in_the_middle(document: str, rng: random.Random) -> str:
-    """Rearrange one document as PSM or SPM, cut at two uniform character positions."""
-    low, high = sorted(rng.randint(0, len(document)) for _ in range(2))
-    prefix, middle, suffix = document[:low], document[low:high], document[high:]
-    if rng.random() < 0.5:
-        return f"<fim_prefix>{prefix}<fim_suffix>{suffix}<fim_middle>{middle}"
-    return f"<fim_prefix><fim_suffix>{suffix}<fim_middle>{prefix}{middle}"
-
-
-def train_tokenizer(texts: list[str]) -> Tokenizer:
-    """Byte-level BPE with GPT-2's splitting; specials first and last as Stable Code has them."""
-    tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)
-    tokenizer.decoder = decoders.ByteLevel()
-    tokenizer.post_processor = processors.ByteLevel(trim_offsets=True)
-    trainer = trainers.BpeTrainer(
-        vocab_size=VOCAB_SIZE - len(LAST_TOKENS),
-        special_tokens=FIRST_TOKENS,
-        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-        show_progress=False,
-    )
-    tokenizer.train_from_iterator(texts, trainer)
-    tokenizer.add_special_tokens(LAST_TOKENS)
-    assert tokenizer.get_vocab_size() == VOCAB_SIZE
-    return tokenizer
-
-
-def epoch_tokens(
-    files: dict[str, str], tokenizer: Tokenizer, stage: Stage, seed: int
-) -> np.ndarray:
-    """One pass over the corpus, freshly cut, shuffled and rearranged: uint16 (n,)."""
-    rng = random.Random(seed)
-    pieces = [piece for name in sorted(files) for piece in documents(files[name], stage, rng)]
-    rng.shuffle(pieces)
-    texts = [fill_in_the_middle(p, rng) if rng.random() < FIM_RATE else p for p in pieces]
-    end = np.array([0], dtype=np.uint16)
-    encoded = tokenizer.encode_batch(texts)
-    return np.concatenate([part for e in encoded for part in (np.array(e.ids, np.uint16), end)])
-
-
-# ---------------------------------------------------------------------------
-# Training
-
-
-def batches(
-    files: dict[str, str], tokenizer: Tokenizer, stage: Stage, rows: int, seed: int
-) -> Iterator[torch.Tensor]:
-    """Endless (rows, CONTEXT + 1) int64 batches."""
-    span = CONTEXT + 1
-    epoch, rest = 0, np.empty(0, np.uint16)
-    while True:
-        rest = np.concatenate([rest, epoch_tokens(files, tokenizer, stage, seed + epoch)])
-        epoch += 1
-        while len(rest) >= rows * span:
-            yield torch.from_numpy(rest[: rows * span].astype(np.int64)).view(rows, span)
-            rest = rest[rows * span :]
-
-
-def new_model(seed: int) -> StableLmForCausalLM:
-    """The network with random weights, residual outputs starting at zero (stabler for Muon)."""
-    torch.manual_seed(seed)
-    model = StableLmForCausalLM(StableLmConfig(**CONFIG, dtype="float32"))
-    for layer in model.model.layers:
-        torch.nn.init.zeros_(layer.self_attn.o_proj.weight)
-        torch.nn.init.zeros_(layer.mlp.down_proj.weight)
-    return model
-
-
-def optimizers(model: StableLmForCausalLM) -> list[torch.optim.Optimizer]:
+def optimizers(weights: network.Weights) -> list[torch.optim.Optimizer]:
     """Muon for the layers' matrices, AdamW for embeddings, head and norms."""
-    matrices = [p for p in model.model.layers.parameters() if p.ndim == 2]
-    rest = [p for p in model.parameters() if all(p is not m for m in matrices)]
+    is_matrix = {k: v.ndim == 2 and ".layers." in k for k, v in weights.items()}
+    matrices = [v for k, v in weights.items() if is_matrix[k]]
+    rest = [v for k, v in weights.items() if not is_matrix[k]]
     return [
-        torch.optim.Muon(
-            matrices, lr=0.02, momentum=0.95, weight_decay=0.01, adjust_lr_fn="original"
-        ),
-        torch.optim.AdamW(rest, lr=3e-3, betas=(0.9, 0.95), weight_decay=0.0, fused=True),
+        torch.optim.Muon(matrices, lr=0.02, weight_decay=0.01, adjust_lr_fn="original"),
+        torch.optim.AdamW(rest, lr=3e-3, betas=(0.9, 0.95), weight_decay=0.0),
     ]
 
 
-def learning_rate_factor(stage: Stage, progress: float) -> float:
-    """Warm up over 1 %, hold, then fall linearly to 2 % of the stage's peak."""
-    if progress < 0.01:
-        return stage.peak * progress / 0.01
-    if progress < stage.hold:
-        return stage.peak
-    return stage.peak * (0.02 + 0.98 * (1 - progress) / (1 - stage.hold))
+def learning_rate_factor(progress: float, steps: int, peak: float) -> float:
+    """Warm up over 30 steps, hold, then fall linearly to 2 %."""
+    fall = 1 if progress < HOLD else 0.02 + 0.98 * max(0, 1 - progress) / (1 - HOLD)
+    return peak * fall * min(1, (steps + 1) / 30)
 
 
-def loss_of(model: StableLmForCausalLM, batch: torch.Tensor, reduction: str) -> torch.Tensor:
-    """Next-token cross entropy in nats, logits in float32."""
-    with torch.autocast("cpu", dtype=torch.bfloat16):
-        logits = model(input_ids=batch[:, :-1], use_cache=False).logits
-    flat = logits.float().reshape(-1, VOCAB_SIZE)
-    return torch.nn.functional.cross_entropy(flat, batch[:, 1:].reshape(-1), reduction=reduction)
+def batch(samples: Samples, rows: int, length: int) -> list[torch.Tensor]:
+    """Ids, targets, weights (rows, length) and the added mask (rows, 1, length, length)."""
+    drawn = zip(*(samples.row(length) for _ in range(rows)), strict=True)
+    ids, weights, owner = (torch.from_numpy(np.stack(part)) for part in drawn)
+    seen = (owner[:, :, None] == owner[:, None]) & torch.ones(length, length).tril().bool()
+    mask = torch.zeros(seen.shape, dtype=network.BF16).masked_fill(~seen, -math.inf)
+    return [ids[:, :-1], ids[:, 1:], weights, mask[:, None]]
 
 
-@torch.no_grad()
-def held_out_loss(model: StableLmForCausalLM, tokenizer: Tokenizer, files: dict[str, str]) -> dict:
-    """Plain left-to-right loss over whole held-out files in windows of the context."""
-    end, span = [0], CONTEXT + 1
-    ids = [i for name in sorted(files) for i in (*tokenizer.encode(files[name]).ids, *end)]
-    windows = torch.tensor(ids[: len(ids) // span * span]).view(-1, span)
-    nats = sum(float(loss_of(model, w[None], "sum")) for w in windows)
-    scored = windows.shape[0] * CONTEXT
-    bytes_per_token = sum(len(t.encode()) for t in files.values()) / len(ids)
-    nats_per_token = nats / scored
-    return {
-        "nats_per_token": nats_per_token,
-        "bits_per_byte": nats_per_token / math.log(2) / bytes_per_token,
-        "tokens": scored,
-    }
+def loss_of(weights: network.Weights, data: list[torch.Tensor]) -> torch.Tensor:
+    """Weighted mean of the cross entropy in nats."""
+    ids, targets, scale, mask = data
+    low = {name: value.to(network.BF16) for name, value in weights.items()}
+    x = network.hidden_states(low, ids, mask, CONFIG).reshape(-1, CONFIG["hidden_size"])
+    scale = scale.flatten() / scale.sum()
+    return network.HeadLoss.apply(x, low["lm_head.weight"], targets.flatten(), scale)
 
 
-def train(
-    model: StableLmForCausalLM, stream: Iterator[torch.Tensor], stage: Stage, steps: int
-) -> None:
-    """One optimiser step per batch."""
-    opts = optimizers(model)
-    compiled = torch.compile(model)
-    bases = [group["lr"] for opt in opts for group in opt.param_groups]
-    start, smooth = time.monotonic(), 0.0
-    for step in range(steps):
-        batch = next(stream)
-        factor = learning_rate_factor(stage, (step + 1) / steps)
-        groups = [group for opt in opts for group in opt.param_groups]
-        for group, base in zip(groups, bases, strict=True):
-            group["lr"] = base * factor
-        loss = loss_of(compiled, batch, "mean")
+def average(weights: network.Weights, workers: int) -> None:
+    """Gradients averaged over the workers."""
+    flat = torch.cat([v.grad.flatten() for v in weights.values()])
+    dist.all_reduce(flat)
+    flat /= workers
+    parts = flat.split([v.numel() for v in weights.values()])
+    for value, part in zip(weights.values(), parts, strict=True):
+        value.grad = part.view_as(value)
+
+
+class Trainer:
+    """One worker: the same steps as the others, on samples of its own."""
+
+    def __init__(self, rank: int, args: argparse.Namespace):
+        self.rank, self.args = rank, args
+        self.tokenizer = Tokenizer.from_file(str(args.run / "tokenizer.json"))
+        stored = args.run / "checkpoint.pt"
+        state = torch.load(stored) if stored.exists() else {}
+        weights = state.get("weights") or self._first_weights()
+        self.weights = {name: value.requires_grad_() for name, value in weights.items()}
+        self.optimizers = optimizers(self.weights)
+        self.rates = [group["lr"] for group in self._groups()]
+        for optimizer, kept in zip(self.optimizers, state.get("optimizers", ()), strict=False):
+            optimizer.load_state_dict(kept)
+        self.seconds, self.steps, self.tokens = (state.get(key, 0) for key in COUNTS)
+        self.samples = Samples.read(args.text, self.tokenizer, seed=1000 * self.steps + rank)
+
+    def run(self) -> None:
+        """Steps until the time is over, with a checkpoint every CHECKPOINT_S seconds."""
+        saved, progress = self.seconds, 0.0
+        losses: list[float] = []
+        while progress < 1:
+            begun = time.monotonic()
+            progress = self._agreed_progress()
+            losses.append(self._step(progress))
+            self.seconds += time.monotonic() - begun
+            while (self.args.run / "PAUSE").exists():
+                time.sleep(2)
+            if self.rank == 0 and self.steps % REPORT_STEPS == 0:
+                mean, losses = statistics.fmean(losses), []
+                now = time.strftime("%H:%M:%S")
+                print(f"{now} step {self.steps}, {progress:.1%}, loss {mean:.3f}", flush=True)
+            if self.rank == 0 and (progress >= 1 or self.seconds - saved > CHECKPOINT_S):
+                saved = self.seconds
+                self._save()
+
+    def _first_weights(self) -> network.Weights:
+        if self.args.start is None:
+            return network.new_weights(CONFIG, seed=0)
+        return started_from(self.args.start, self.tokenizer)
+
+    def _groups(self) -> list[dict]:
+        return [group for optimizer in self.optimizers for group in optimizer.param_groups]
+
+    def _agreed_progress(self) -> float:
+        """The share of the time that is over, by the first worker's clock."""
+        progress = torch.tensor(self.seconds / (60 * self.args.minutes))
+        dist.broadcast(progress, 0)
+        return float(progress)
+
+    def _step(self, progress: float) -> float:
+        factor = learning_rate_factor(progress, self.steps, self.args.peak)
+        for group, rate in zip(self._groups(), self.rates, strict=True):
+            group["lr"] = rate * factor
+        length = next(n for share, n in reversed(LENGTHS) if share <= min(progress, 1))
+        rows = max(1, STEP_TOKENS // self.args.workers // length)
+        loss = loss_of(self.weights, batch(self.samples, rows, length))
         loss.backward()
-        total = float(loss.detach())
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        for opt in opts:
-            opt.step()
-            opt.zero_grad(set_to_none=True)
-        smooth = total if step == 0 else 0.95 * smooth + 0.05 * total
-        if step % 20 == 0 or step == steps - 1:
-            seen = (step + 1) * batch.shape[0] * CONTEXT
-            rate = seen / (time.monotonic() - start)
-            print(
-                f"step {step}/{steps} loss {smooth:.3f} {seen / 1e6:.1f}M tok {rate:.0f} tok/s",
-                flush=True,
-            )
+        average(self.weights, self.args.workers)
+        torch.nn.utils.clip_grad_norm_(self.weights.values(), 1.0)
+        for optimizer in self.optimizers:
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+        self.steps += 1
+        self.tokens += rows * length * self.args.workers
+        return float(loss.detach())
+
+    def _save(self) -> None:
+        """What a later start continues from, and the demo's folder as of now."""
+        run, counts = self.args.run, {key: getattr(self, key) for key in COUNTS}
+        values = {name: value.detach() for name, value in self.weights.items()}
+        states = [optimizer.state_dict() for optimizer in self.optimizers]
+        torch.save({**counts, "weights": values, "optimizers": states}, run / "checkpoint.new")
+        (run / "checkpoint.new").replace(run / "checkpoint.pt")
+        write_checkpoint(values, self.tokenizer, run / "export")
+        figures = {"torch": torch.__version__, **counts, "seconds": round(self.seconds)}
+        write_json(run / "export" / "training.json", figures)
 
 
-# ---------------------------------------------------------------------------
-# Writing
+def work(rank: int, args: argparse.Namespace) -> None:
+    torch.set_num_threads(1)
+    meeting = args.run.resolve() / f"meeting-{os.getppid()}"
+    dist.init_process_group("gloo", f"file://{meeting}", rank=rank, world_size=args.workers)
+    Trainer(rank, args).run()
+    dist.destroy_process_group()
 
 
-def write_checkpoint(model: StableLmForCausalLM, tokenizer: Tokenizer, out: Path) -> None:
+def write_checkpoint(weights: network.Weights, tokenizer: Tokenizer, out: Path) -> None:
     """Write a Hugging Face directory as the published checkpoints have it, weights in bfloat16."""
     out.mkdir(parents=True, exist_ok=True)
-    tensors = {k: v.to(torch.bfloat16).contiguous() for k, v in model.state_dict().items()}
-    save_file(tensors, out / "model.safetensors", metadata={"format": "pt"})
+    tensors = {k: v.to(torch.bfloat16).contiguous() for k, v in weights.items()}
+    save_file(tensors, out / "new.safetensors", metadata={"format": "pt"})
+    (out / "new.safetensors").replace(out / "model.safetensors")
     write_json(out / "config.json", CONFIG)
     write_json(out / "generation_config.json", {"bos_token_id": 0, "eos_token_id": 0})
-    tokenizer.save(str(out / "tokenizer.json"), pretty=False)
+    content = json.loads(tokenizer.to_str())
+    compact = json.dumps(content, separators=(",", ":"), ensure_ascii=False)
+    (out / "tokenizer.json").write_text(compact, encoding="utf-8")
     write_json(
         out / "tokenizer_config.json",
         {
@@ -348,53 +250,17 @@ def write_json(path: Path, data: dict) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--out", type=Path, default=Path("edge/data/demo"))
-    parser.add_argument(
-        "--from-stage", type=int, default=0, help="continue --out's weights from this stage"
-    )
-    parser.add_argument("--rows", type=int, default=8, help="contexts per step (default 8)")
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--text", type=Path, required=True, help="what demo/corpus.py wrote")
+    parser.add_argument("--run", type=Path, required=True, help="folder of the checkpoints")
+    parser.add_argument("--start", type=Path, help="an earlier demo to begin with")
+    parser.add_argument("--minutes", type=float, default=95, help="of training, pauses left out")
+    parser.add_argument("--peak", type=float, default=0.5, help="share of the learning rates")
+    parser.add_argument("--workers", type=int, default=2)
     args = parser.parse_args()
-
-    files = standard_library()
-    held_out = {k: v for k, v in files.items() if is_held_out(k)}
-    kept = {k: v for k, v in files.items() if k not in held_out}
-    tokenizer = train_tokenizer(list(kept.values()))
-    size = sum(map(len, kept.values()))
-    print(f"{len(kept)} files, {size / 1e6:.1f} MB; {len(held_out)} held out", flush=True)
-
-    model = new_model(args.seed)
-    print(f"{sum(p.numel() for p in model.parameters()):,} parameters", flush=True)
-    if args.from_stage:
-        model.load_state_dict(load_file(args.out / "model.safetensors"))
-    seen, started = 0, time.monotonic()
-    for number, stage in enumerate(STAGES):
-        steps = stage.tokens // (args.rows * CONTEXT)
-        seen += steps * args.rows * CONTEXT
-        if number < args.from_stage:
-            continue
-        stream = batches(kept, tokenizer, stage, args.rows, args.seed + 1000 * number)
-        train(model, stream, stage, steps)
-        write_checkpoint(model, tokenizer, args.out)
-    seconds = time.monotonic() - started
-    with torch.no_grad():  # scored as stored, in bfloat16
-        for p in model.parameters():
-            p.copy_(p.to(torch.bfloat16).float())
-    write_checkpoint(model, tokenizer, args.out)
-    write_json(
-        args.out / "training.json",
-        {
-            "python": platform.python_version(),
-            "torch": torch.__version__,
-            "seed": args.seed,
-            "training_files": len(kept),
-            "training_bytes": size,
-            "tokens_seen": seen,
-            "seconds": round(seconds),
-            "held_out": held_out_loss(model, tokenizer, held_out),
-        },
-    )
-    print((args.out / "training.json").read_text())
+    args.run.mkdir(parents=True, exist_ok=True)
+    if not (args.run / "tokenizer.json").exists():
+        train_tokenizer(args.text).save(str(args.run / "tokenizer.json"))
+    multiprocessing.spawn(work, (args,), nprocs=args.workers)
 
 
 if __name__ == "__main__":
