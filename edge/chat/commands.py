@@ -76,8 +76,7 @@ def run_command(session: Session, name: str, argument: str) -> None:
         near = difflib.get_close_matches(name, [*TABLE, *ALIASES], n=1, cutoff=0.5)
         hint = f"did you mean /{near[0]}? " if near else ""
         raise EdgeError(
-            f"there is no command /{name}; {hint}/help lists them, and //{name} sends it as a "
-            f"message."
+            f"/{name} is not a command; {hint}/help lists them, and //{name} sends it as a message."
         )
     if argument and not command.arguments:
         raise EdgeError(f"/{command.name} takes nothing after it; leave out {argument!r}.")

@@ -111,7 +111,7 @@ def test_a_block_ends_with_its_quotes(text, opened, content):
         ("/set nose 1", "there is no 'nose' to set; choose one of temperature, "),
         ("/set top_p 2", "the sampling value top_p is 2.0"),
         ("/set", "  temperature         0"),
-        ("/stat", "there is no command /stat; did you mean /stats? "),
+        ("/stat", "/stat is not a command; did you mean /stats? "),
         ("/clear now", "/clear takes nothing after it; leave out 'now'."),
         ("/save", "/save needs FILE, to write the conversation to FILE.md or FILE.jsonl."),
         ("/save {}/x", "there is nothing to save"),
@@ -206,7 +206,7 @@ def test_errors_do_not_end_the_loop(start):
     run_loop(session, lambda: next(texts))
     shown = session.screen._stream.getvalue()
     assert "context ends at 1024" in shown
-    assert "there is no command /nothing" in shown
+    assert "/nothing is not a command" in shown
     assert next(texts) == "never read"
 
 
