@@ -129,11 +129,11 @@ def _model(session: Session, name: str) -> None:
 
 def _stats(session: Session, _: str) -> None:
     talk, turns, meter = session.talk, session.turns, session.meter
-    tokens = sum(turn.tokens for turn in turns)
-    timed = [(turn.tokens - 1, turn.decode_tok_s) for turn in turns if turn.decode_tok_s]
+    tokens = sum(turn.generated_tokens for turn in turns)
+    timed = [(turn.generated_tokens - 1, turn.decode_tok_s) for turn in turns if turn.decode_tok_s]
     decode_s = sum(count / rate for count, rate in timed)
     rate = f"{sum(count for count, _ in timed) / decode_s:.1f} tok/s" if timed else "-"
-    joules = sum(turn.tokens * (turn.joules_per_token or 0) for turn in turns)
+    joules = sum(turn.generated_tokens * (turn.joules_per_token or 0) for turn in turns)
     unmeasured = "not measured" if meter.source == "none" else meter.unavailable
     context = f"{talk.context_tokens} of {talk.context_limit} tokens"
     memory = "{} now, {} at most".format(*map(size, talk.source.memory_bytes))

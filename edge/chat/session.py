@@ -55,8 +55,8 @@ class Settings:
 class Turn:
     """Figures of one answer; times as in `Stats`, energy None where the meter did not cover it."""
 
-    tokens: int
-    finish: str
+    generated_tokens: int
+    stopped_by: str
     prompt_tokens: int | None
     ttft_s: float | None
     decode_tok_s: float | None
@@ -218,7 +218,7 @@ def answer_once(session: Session, text: str, output: str = "text") -> int:
         session.ask(text, printer)
     finally:
         session.record()
-    return INTERRUPTED if session.turns[-1].finish == "interrupted" else 0
+    return INTERRUPTED if session.turns[-1].stopped_by == "interrupted" else 0
 
 
 def run_turn(events: Events, meter: Meter, printer: Printer) -> Turn:
@@ -252,8 +252,8 @@ def summarise(clock: TokenClock, events: Sequence[TextEvent], samples: Sequence[
         if energy.coverage >= LEAST_COVERAGE and clock.tokens:
             joules_per_token = energy.total_j / clock.tokens
     return Turn(
-        tokens=clock.tokens,
-        finish=(last and last.finish) or "interrupted",
+        generated_tokens=clock.tokens,
+        stopped_by=(last and last.stopped_by) or "interrupted",
         prompt_tokens=None if stats is None else stats.prompt_tokens,
         ttft_s=clock.ttft_s,
         decode_tok_s=clock.decode_tok_s,
@@ -265,13 +265,13 @@ def summarise(clock: TokenClock, events: Sequence[TextEvent], samples: Sequence[
 
 def status_line(turn: Turn, memory_bytes: int, talk: Conversation, max_tokens: int | None) -> str:
     """The figures of an answer in one line."""
-    reached = max_tokens is not None and turn.tokens >= max_tokens
+    reached = max_tokens is not None and turn.generated_tokens >= max_tokens
     cut = {
         "interrupted": "stopped by you",
         "length": f"cut at {'max_tokens' if reached else 'the end of the context'}",
     }
     parts = [
-        counted(turn.tokens, "token"),
+        counted(turn.generated_tokens, "token"),
         turn.decode_tok_s is not None and f"{turn.decode_tok_s:.1f} tok/s",
         turn.ttft_s is not None and f"first after {turn.ttft_s:.2f} s",
         size(memory_bytes),
@@ -280,7 +280,7 @@ def status_line(turn: Turn, memory_bytes: int, talk: Conversation, max_tokens: i
         turn.power_w is not None and f"{turn.power_w:.1f} W",
         turn.joules_per_token is not None and f"{turn.joules_per_token:.2f} J/token",
         turn.empty and "the answer is empty",
-        cut.get(turn.finish, ""),
+        cut.get(turn.stopped_by, ""),
     ]
     return " · ".join(part for part in parts if part)
 

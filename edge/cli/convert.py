@@ -130,7 +130,7 @@ def _print_verification(artefact: Path, found: Verification) -> None:
     if any(error.relative for error in found.worst):
         lines += ["largest relative errors:"]
         lines += [f"  {error.relative:.3g}  {error.name}" for error in found.worst]
-    lines += [f"not checked: {remark}" for remark in found.remarks]
+    lines += [f"not checked: {note}" for note in found.notes]
     lines += [f"PROBLEM: {problem}" for problem in found.problems]
     print(*map(printable, lines), sep="\n")  # names are those of an untrusted file
     print("the artefact is wrong" if found.problems else "the artefact is correct")

@@ -95,11 +95,11 @@ def _document(
         "energy_j": joules if known else None,
         "beside_j": dict(energy.beside),
         "edge_error_j": energy.edge_error_j if known else None,
-        "mean_power_w": energy.total_j / covered_s if known and energy.is_total else None,
+        "power_w": energy.total_j / covered_s if known and energy.is_total else None,
         "records": energy.records,
         "coverage": energy.coverage,
         "thermal_worst": energy.thermal_worst,
-        "flags": [*flags, *_window_warnings(energy)],
+        "warnings": [*flags, *_window_warnings(energy)],
     }
 
 
@@ -121,12 +121,12 @@ def _print(args: argparse.Namespace, document: dict[str, Any]) -> None:
     rails += [(f"({rail})", j) for rail, j in document["beside_j"].items()]
     width = max([len(rail) for rail, _ in rails] + [8])
     lines = [f"{rail:<{width}}  {joules:12.3f} J" for rail, joules in rails]
-    if document["mean_power_w"] is not None:
-        lines.append(f"{'mean':<{width}}  {document['mean_power_w']:12.3f} W")
+    if document["power_w"] is not None:
+        lines.append(f"{'mean':<{width}}  {document['power_w']:12.3f} W")
         lines.append(f"{'edges':<{width}} ±{document['edge_error_j']:12.3f} J")
     lines.append(f"{'time':<{width}}  {document['duration_s']:12.3f} s")
     lines.append(f"{document['source']}: {document['boundary']}")
     lines.append(f"{document['records']} samples cover {document['coverage']:.1%} of the time")
     lines.append(f"thermal pressure: {document['thermal_worst'] or 'unknown'}")
-    lines += [f"warning: {flag}" for flag in document["flags"]]
+    lines += [f"warning: {sentence}" for sentence in document["warnings"]]
     print("\n".join(map(printable, lines)), file=sys.stderr if args.argv else sys.stdout)

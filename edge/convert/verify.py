@@ -55,7 +55,7 @@ class Verification:
     compared_tensors: int  # 0 without the source
     worst: tuple[TensorError, ...]  # largest relative error first
     problems: tuple[str, ...]
-    remarks: tuple[str, ...]  # what could not be checked, and why
+    notes: tuple[str, ...]  # what could not be checked, and why
 
 
 def verify(
@@ -67,7 +67,7 @@ def verify(
     """
     manifest = _manifest_of(artefact)
     problems = _changed_files(artefact, manifest)
-    remarks: list[str] = []
+    notes: list[str] = []
     errors: list[TensorError] = []
     try:
         opened = open_path(artefact)
@@ -80,7 +80,7 @@ def verify(
         problems.append(str(error))
     else:
         if checkpoint is None:
-            remarks.append("its source is not available, so no tensor was compared with it.")
+            notes.append("its source is not available, so no tensor was compared with it.")
         elif checkpoint.fingerprint != manifest.fingerprint:
             problems.append(
                 f"{artefact} was not made from {checkpoint.source.origin} as it is now; "
@@ -92,13 +92,13 @@ def verify(
                 f"convert again."
             )
         elif manifest.recipe.get("learned") == "awq":  # by releases up to 0.9
-            remarks.append("AWQ moves scales between tensors, so no single one can be compared.")
+            notes.append("AWQ moves scales between tensors, so no single one can be compared.")
         else:
             found, errors = _compare(opened, manifest, checkpoint, progress)
             problems += found
     worst = tuple(sorted(errors, key=lambda error: error.relative, reverse=True)[:WORST])
     hashed, compared = len(manifest.output_sha256), len(errors)
-    return Verification(manifest, hashed, compared, worst, tuple(problems), tuple(remarks))
+    return Verification(manifest, hashed, compared, worst, tuple(problems), tuple(notes))
 
 
 def find_origin(artefact: Path, model: str | None = None) -> Checkpoint | None:

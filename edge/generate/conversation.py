@@ -179,13 +179,13 @@ class Conversation:
     def _keep(self, turns: Turns, dropped: int, seen: Sequence[TextEvent], failed: bool) -> None:
         """Keeps an answer unless it is empty after a failure or a second try."""
         text = "".join(event.text for event in seen)
-        finish = seen[-1].finish if seen else None
-        cut_off = finish in (None, "length")
+        stopped_by = seen[-1].stopped_by if seen else None
+        cut_off = stopped_by in (None, "length")
         again = len(turns) < len(self._turns)
         if not text and cut_off and (failed or again):
             return
         ids = [token for event in seen for token in event.ids]
-        if finish == "stop token":  # the template writes it
+        if stopped_by == "stop token":  # the template writes it
             ids.pop()
         self._generated[len(turns)] = GeneratedIds.of(self._tokenizer, ids, text)
         self._turns = (*turns, Message("assistant", text, cut_off))

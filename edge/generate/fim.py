@@ -45,7 +45,7 @@ CHARACTERS_PER_POSITION, LEAST_CHARACTERS = 16, 100_000
 class Completion:
     """A middle and its figures, as in `Stats`; `generated_tokens` include text that was cut off.
 
-    `reused_tokens` of the prompt were in the cache. `stopped_by` is "stop token", "max tokens" or
+    `reused_tokens` of the prompt were in the cache. `stopped_by` is "stop token", "length" or
     a rule of `fim_stop`.
     """
 
@@ -161,7 +161,7 @@ class Completer:
     ) -> Generator[tuple[str, int, str | None], None, None]:
         """After each token: the text so far, its certain length, and the reason of the end."""
         detokenizer = StreamingDetokenizer(self._tokenizer, continues=True)
-        text, reason = "", "max tokens"
+        text, reason = "", "length"
         with contextlib.closing(tokens):
             for token in tokens:
                 clock.count()

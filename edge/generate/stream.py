@@ -22,7 +22,7 @@ from edge.tokenizer.fim_tokens import FIM_NAMES
 from edge.tokenizer.tokenizer import token_id
 
 # "length" is max_tokens or the end of the model's context, whichever came first.
-Finish = Literal["stop token", "stop string", "length"]
+StoppedBy = Literal["stop token", "stop string", "length"]
 # Stable Code Instruct ends a turn with <|im_end|>, which its generation_config.json does not
 # name. A base model that begins a turn or a part of another file has finished, too.
 STOP_TOKENS = ("<|endoftext|>", "<|im_end|>", "<|im_start|>", *FIM_NAMES)
@@ -48,11 +48,11 @@ class Stats:
 
 @dataclass(frozen=True)
 class TextEvent:
-    """A piece of text with its ids; the last event has `finish` and `stats`."""
+    """A piece of text with its ids; the last event has `stopped_by` and `stats`."""
 
     text: str
     ids: tuple[int, ...]
-    finish: Finish | None
+    stopped_by: StoppedBy | None
     stats: Stats | None
 
 
@@ -187,7 +187,7 @@ def text_events(
 ) -> Generator[TextEvent, None, None]:
     """Yields the text of ids as `stream_generate` does."""
     detokenizer, stops = StreamingDetokenizer(tokenizer), stop_ids(tokenizer)
-    finish: Finish = "length"
+    stopped_by: StoppedBy = "length"
     text = ""
     ids: tuple[int, ...] = ()
     # Closes the tokens at once if the text ends before them.
@@ -195,7 +195,7 @@ def text_events(
         for token in tokens:
             clock.count()
             if token in stops:
-                finish, ids = "stop token", (token,)
+                stopped_by, ids = "stop token", (token,)
                 break
             text = scanner.add(detokenizer.add(token))
             if scanner.found is not None:
@@ -205,8 +205,8 @@ def text_events(
             text = ""
     text += scanner.add(detokenizer.finish()) + scanner.finish()
     if scanner.found is not None:
-        finish = "stop string"
+        stopped_by = "stop string"
     drafted, accepted = (0, 0) if draft is None else (draft.drafted, draft.accepted)
     rates = (clock.prefill_s, clock.ttft_s, clock.decode_tok_s)
     stats = Stats(prompt_tokens, clock.tokens, *rates, drafted, accepted)
-    yield TextEvent(text, ids, finish, stats)
+    yield TextEvent(text, ids, stopped_by, stats)

@@ -258,7 +258,7 @@ LENGTH, ENDED = Turn(9, "length", 3, 0.1, 8.0), Turn(9, "stop token", 3, 0.1, 8.
 def test_the_status_line(turn, dropped, max_tokens, end):
     talk = SimpleNamespace(context_tokens=512, context_limit=16384, dropped_turns=dropped)
     shown = status_line(turn, 1_910_000_000, talk, max_tokens)
-    assert shown.endswith(end) and shown.startswith(f"{turn.tokens} token")
+    assert shown.endswith(end) and shown.startswith(f"{turn.generated_tokens} token")
 
 
 @pytest.mark.parametrize("covered", [1, 0.5])
@@ -270,7 +270,7 @@ def test_joules_per_token_need_a_meter_that_covers_the_answer(covered):
     end_ns = clock.begin_ns + max(1, int(length_ns * covered))
     joules = {"CPU": 20.0 * (end_ns - clock.begin_ns) / 1e9}
     turn = summarise(clock, events, [Sample(clock.begin_ns, end_ns, joules)])
-    assert (turn.finish, turn.prompt_tokens, turn.empty) == ("length", 5, False)
+    assert (turn.stopped_by, turn.prompt_tokens, turn.empty) == ("length", 5, False)
     assert turn.power_w == pytest.approx(20.0)
     whole = pytest.approx(20.0 * length_ns / 1e9 / 3)
     assert turn.joules_per_token == (whole if covered == 1 else None)

@@ -49,7 +49,7 @@ def test_answer_goes_to_stdout_and_statistics_to_stderr(chat, demo):
     _, out, errors = chat("-p", QUESTION, "-o", "json")
     document = json.loads(out)
     assert document["text"] == answer(demo, QUESTION)
-    assert {"model", "tokens", "finish", "ttft_s", "decode_tok_s", "power_w"} <= set(document)
+    assert {"model", "generated_tokens", "stopped_by", "ttft_s", "power_w"} <= set(document)
     assert STATUS.fullmatch(errors)
 
 

@@ -138,7 +138,7 @@ def test_verify_in_text_and_json(convert, tiny):
     found = convert.json(tiny, "--verify", path)
     assert (found["problems"], found["manifest"]["artefact"]) == ([], "mlx-int4")
     assert {"name", "relative", "largest"} == found["worst"][0].keys()
-    assert "its source is not available" in convert.json("--verify", path)["remarks"][0]
+    assert "its source is not available" in convert.json("--verify", path)["notes"][0]
     (path / "config.json").write_text("{}")
     code, out, _ = convert.run(tiny, "--verify", path)
     assert (code, out.splitlines()[-1]) == (1, "the artefact is wrong")

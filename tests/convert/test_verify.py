@@ -104,7 +104,7 @@ def named(problems):
 def test_whole_artefacts_have_no_problems(made, tiny, name):
     checkpoint, seen = open_checkpoint(str(tiny)), []
     found = verify(made[name], checkpoint, seen.append)
-    assert (found.problems, found.remarks) == ((), ())
+    assert (found.problems, found.notes) == ((), ())
     assert found.compared_tensors == len(checkpoint.weights.shapes)
     assert found.hashed_files == len(found.manifest.output_sha256)
     assert seen == sorted(seen) and seen[-1] == 1.0
@@ -246,7 +246,7 @@ def test_another_checkpoint_and_a_missing_one(made, tmp_path):
     assert find_origin(made["mlx-int4"]) is None  # a directory, whose place is not written down
     found = check(made["mlx-int4"], None)
     assert found.problems == ()
-    assert found.remarks == ("its source is not available, so no tensor was compared with it.",)
+    assert found.notes == ("its source is not available, so no tensor was compared with it.",)
 
 
 def test_corrections_belong_to_the_source(tiny, tmp_path):

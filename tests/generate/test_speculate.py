@@ -140,7 +140,8 @@ def test_events_and_counts(loaded, prompt):
     plain = list(stream_generate(*loaded, prompt, max_tokens=40))
     draft = Oracle(len(prompt), ids_of(plain) + [7] * 9)
     events = list(stream_generate(*loaded, prompt, max_tokens=40, draft=draft))
-    assert [(e.text, e.ids, e.finish) for e in events] == [(e.text, e.ids, e.finish) for e in plain]
+    found, wanted = ([(e.text, e.ids, e.stopped_by) for e in all_] for all_ in (events, plain))
+    assert found == wanted
     stats = events[-1].stats
     assert 10 < stats.accepted_tokens <= stats.drafted_tokens
     assert (plain[-1].stats.drafted_tokens, plain[-1].stats.accepted_tokens) == (0, 0)

@@ -26,9 +26,9 @@ def test_a_stop_token_ends_the_text_and_is_not_in_it(loaded):
     assert ids_of(events) == ids[: len(shown) + 1]
     assert joined(events) == loaded[1].decode(shown)
     last = events[-1]
-    assert (last.finish, last.ids) == ("stop token", (ids[len(shown)],))
+    assert (last.stopped_by, last.ids) == ("stop token", (ids[len(shown)],))
     assert last.stats.generated_tokens == len(shown) + 1
-    assert {(event.finish, event.stats) for event in events[:-1]} == {(None, None)}
+    assert {(event.stopped_by, event.stats) for event in events[:-1]} == {(None, None)}
 
 
 def test_a_stop_string_ends_the_text_and_is_not_in_it(loaded):
@@ -36,7 +36,7 @@ def test_a_stop_string_ends_the_text_and_is_not_in_it(loaded):
     assert len(whole) > 8
     for stop in (whole[3:5], whole[6:9], whole[4]):
         events = list(stream_generate(*loaded, PROMPT, max_tokens=30, stop=[stop]))
-        assert (events[-1].finish, joined(events)) == ("stop string", whole.split(stop)[0])
+        assert (events[-1].stopped_by, joined(events)) == ("stop string", whole.split(stop)[0])
         assert stop in loaded[1].decode(ids_of(events))
         assert stop not in loaded[1].decode(ids_of(events)[:-1])
     never = whole[-2:] + "\x00"
@@ -48,7 +48,7 @@ def test_a_stop_string_in_what_the_detokenizer_held_back(loaded, monkeypatch):
     assert len(half) > 1
     monkeypatch.setattr(stream, "generate_tokens", lambda *_, **__: (i for i in half[:1]))
     events = list(stream_generate(*loaded, PROMPT, stop=["\ufffd"]))
-    assert [(event.text, event.finish) for event in events] == [("", None), ("", "stop string")]
+    assert [(event.text, event.stopped_by) for event in events] == [("", None), ("", "stop string")]
     assert generate(*loaded, PROMPT) == "\ufffd"
 
 
@@ -60,7 +60,7 @@ def test_stats_are_the_stamps(loaded, monkeypatch, count, ttft_s, decode_tok_s):
     monkeypatch.setattr(time, "monotonic_ns", lambda: next(seconds) * 10**9)
     *_, last = stream_generate(*loaded, PROMPT, max_tokens=count)
     prompt = len(loaded[1].encode(PROMPT))
-    assert last.finish == "length"
+    assert last.stopped_by == "length"
     assert last.stats == Stats(prompt, count, 1.0, ttft_s, decode_tok_s)
 
 

@@ -13,8 +13,8 @@ from edge.power.choose import NoMeter
 from tests.support.fake_powermetrics import record, stream
 
 KEYS = (
-    "source boundary duration_s energy_j beside_j edge_error_j mean_power_w records coverage "
-    "thermal_worst flags"
+    "source boundary duration_s energy_j beside_j edge_error_j power_w records coverage "
+    "thermal_worst warnings"
 )
 
 
@@ -59,9 +59,9 @@ def test_a_recorded_log_is_replayed(replay):
     assert list(printed) == KEYS.split()
     assert printed["source"] == "replay:log.plist"
     assert printed["energy_j"] == {"CPU": 10.0, "GPU": 40.0, "ANE": 0.0, "total": 50.0}
-    assert (printed["duration_s"], printed["mean_power_w"]) == (2.0, 25.0)
+    assert (printed["duration_s"], printed["power_w"]) == (2.0, 25.0)
     assert (printed["records"], printed["coverage"]) == (4, 1.0)
-    (flag,) = printed["flags"]
+    (flag,) = printed["warnings"]
     assert printed["thermal_worst"] == "heavy" and "heavy" in flag
 
 
@@ -70,7 +70,7 @@ def test_a_stalled_counter_gives_no_total(replay):
     assert printed["energy_j"] == {"GPU": 120.0, "total": None}
     assert printed["beside_j"] == {"CPU": 3.0, "ANE": 0.0}
     assert printed["boundary"] == "GPU of the SoC only: not a total"
-    assert printed["mean_power_w"] is None
+    assert printed["power_w"] is None
     assert "CPU counter stalled" in text and " W" not in text
 
 
@@ -124,4 +124,4 @@ def test_a_meter_that_dies_is_a_failure(fake, capsys):
     fake("dies")
     assert measure("--seconds", "0.5", "-o", "json") == 1
     printed = json.loads(capsys.readouterr().out)
-    assert printed["coverage"] < 1 and any("incomplete" in flag for flag in printed["flags"])
+    assert printed["coverage"] < 1 and any("incomplete" in flag for flag in printed["warnings"])
