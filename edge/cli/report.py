@@ -64,7 +64,7 @@ def _report(args: argparse.Namespace) -> int:
             print(terminal_section(profile, layout), end="\n\n")
             print(layout.wrapped(provenance(profile)), end="\n\n")
     else:
-        print(contents["table.csv" if args.output == "csv" else "table.md"].decode())
+        print(contents["table.csv" if args.output == "csv" else "table.md"].decode(), end="")
     saved = [f"{len(plots)} plots in {folder / 'plots'}"] if plots else []
     for file in (*saved, markdown, table, page):
         print(f"saved {file}", file=sys.stderr)

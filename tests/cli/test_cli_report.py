@@ -113,6 +113,7 @@ def test_no_line_is_wider_than_the_terminal(saved, width, words, shown):
 def test_csv_has_a_line_per_row(saved, command, words, head):
     saved.with_name("full").write_text(json.dumps(PROFILE))
     code, out, _ = command(*words, "-o", "csv")
+    assert out.endswith("\n") and not out.endswith("\n\n")
     lines = list(csv.DictReader(io.StringIO(out)))
     assert (code, {line["artefact"] for line in lines}) == (0, {"mlx-fp16", "mlx-int4"})
     assert out.startswith(head)
