@@ -48,6 +48,11 @@ def share(value: float | None) -> str:
     return NOT_MEASURED if value is None else f"{value:.0%}"
 
 
+def percent(value: float | None) -> str:
+    """A fraction in per cent with two digits; a dash for None."""
+    return NOT_MEASURED if value is None else f"{figure(100 * value, 2)}%"
+
+
 def size(count_bytes: float) -> str:
     """Bytes in MB or GB (powers of ten)."""
     return f"{count_bytes / 1e9:.1f} GB" if count_bytes >= 1e9 else f"{count_bytes / 1e6:.0f} MB"

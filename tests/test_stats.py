@@ -1,12 +1,24 @@
-"""Student's t and Welch's test against scipy 1.16; outliers, drift and percentiles."""
+"""Student's t and Welch's test against scipy 1.16; pairs, outliers, drift and percentiles."""
 
+import math
+import random
 import statistics
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from edge.stats import drift, interval, outliers, percentiles, t_quantile, t_tail, welch
+from edge.stats import (
+    detectable,
+    drift,
+    interval,
+    outliers,
+    paired,
+    percentiles,
+    t_quantile,
+    t_tail,
+    welch,
+)
 
 FINITE = st.floats(0.001, 1e6)
 
@@ -37,6 +49,50 @@ def test_welch_matches_scipy():
     assert welch([1.0], [2.0, 3.0]) is None
     assert welch([2.0, 2.0], [2.0, 2.0]).p == 1
     assert welch([2.0, 2.0], [3.0, 3.0]).p == 0
+
+
+# Published critical values of Wilcoxon's signed-rank test at 5 and 1 %, two-sided.
+@pytest.mark.parametrize(
+    ("pairs", "confidence", "outside"),
+    [(6, 0.95, 0), (7, 0.95, 2), (10, 0.95, 8), (20, 0.95, 52), (30, 0.95, 137), (10, 0.99, 3)],
+)
+def test_an_interval_of_pairs_leaves_out_the_published_number_of_means(pairs, confidence, outside):
+    values = [2.0**i for i in range(pairs)]
+    means = sorted((a + b) / 2 for i, a in enumerate(values) for b in values[i:])
+    found = paired(values, confidence)
+    assert found.interval == (means[outside], means[-1 - outside])
+    assert found.centre == statistics.median(means)
+
+
+def test_few_pairs_have_students_interval_and_one_pair_has_none():
+    few = [0.1, 0.2, 0.15, 0.12, 0.11]
+    assert paired(few).interval == interval(few)
+    assert paired([*few, 0.1], 0.97).interval == interval([*few, 0.1], 0.97)  # 6 pairs have 96.9 %
+    assert paired(few).centre == statistics.fmean(few)
+    assert paired([0.1]).interval is None
+
+
+def test_a_disturbed_pair_in_ten_hides_no_difference():
+    rng = random.Random(3)
+    found = 0
+    for _ in range(200):
+        values = [rng.gauss(0.03, 0.01) for _ in range(20)]
+        for place, moved in zip(rng.sample(range(20), 2), (-0.5, 0.5), strict=True):
+            values[place] += moved
+        low, _ = paired(values).interval
+        found += low > 0
+        assert interval(values)[0] < 0  # Student's misses it
+    assert found > 190
+
+
+def test_a_detectable_difference_is_found_as_often_as_stated():
+    """1000 experiments whose true shift is what the interval's half width can show."""
+    rng, found, n, sd = random.Random(4), 0, 12, 0.02
+    shift = detectable(t_quantile(0.975, n - 1) * sd / math.sqrt(n), n - 1)
+    for _ in range(1000):
+        low, _ = interval([rng.gauss(shift, sd) for _ in range(n)])
+        found += low > 0
+    assert 930 <= found <= 975
 
 
 @given(st.lists(FINITE, min_size=2, max_size=12), st.lists(FINITE, min_size=2, max_size=12))

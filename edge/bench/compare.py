@@ -14,7 +14,7 @@ from typing import Any, Literal
 from edge.bench.engines.engine import SERVER
 from edge.errors import EdgeError
 from edge.profile.profile import Profile, Row, Workload
-from edge.stats import CONFIDENCE, t_quantile, welch
+from edge.stats import CONFIDENCE, detectable, t_quantile, welch
 from edge.text import plain
 
 # Two processes give an interval, but a single outlier makes it useless.
@@ -46,8 +46,10 @@ class Compared:
 class Difference:
     """One quantity of one row, B against A.
 
-    `a` and `b` are geometric means over `processes` processes each; `interval` and `p` are None
-    where a side has fewer than two. `is_better` is None unless there is a difference.
+    `a` and `b` are geometric means over `processes` processes each; `interval`, `p` and
+    `detectable`, the smallest relative difference that such data shows with the probability
+    POWER, are None where a side has fewer than two. `is_better` is None unless there is a
+    difference.
     """
 
     quantity: str
@@ -58,6 +60,7 @@ class Difference:
     ratio: float
     interval: tuple[float, float] | None
     p: float | None
+    detectable: float | None
     conclusion: Conclusion
     is_better: bool | None
 
@@ -123,10 +126,11 @@ def difference(quantity: Compared, a: list[float], b: list[float], min_effect: f
     """Compares positive values, one per process."""
     logs_a, logs_b = ([math.log(value) for value in side] for side in (a, b))
     shift = statistics.fmean(logs_b) - statistics.fmean(logs_a)
-    interval, p = None, None
+    interval, p, smallest = None, None, None
     if (test := welch(logs_b, logs_a)) is not None:
         half = t_quantile(0.5 + CONFIDENCE / 2, test.degrees) * test.error
         interval, p = (math.exp(shift - half), math.exp(shift + half)), test.p
+        smallest = math.expm1(detectable(half, test.degrees))
     conclusion = _conclude(shift, p, min(len(a), len(b)), min_effect)
     return Difference(
         quantity=quantity.name,
@@ -137,6 +141,7 @@ def difference(quantity: Compared, a: list[float], b: list[float], min_effect: f
         ratio=math.exp(shift),
         interval=interval,
         p=p,
+        detectable=smallest,
         conclusion=conclusion,
         is_better=conclusion == quantity.better if conclusion in ("higher", "lower") else None,
     )

@@ -8,9 +8,13 @@ from typing import Any
 from edge.bench.compare import Comparison, Difference, RowComparison
 from edge.errors import printable
 from edge.profile.profile import OWN_ENGINES
-from edge.text import NOT_MEASURED, Layout, Table, figure, texts_table
+from edge.stats import POWER
+from edge.text import NOT_MEASURED, Layout, Table, figure, percent, texts_table
 
-HEAD = ("Row", "Quantity", "A", "B", "B / A", "95 % interval", "p", "Processes", "Conclusion")
+HEAD = (
+    *("Row", "Quantity", "A", "B", "B / A", "95 % interval", "p", "Processes"),
+    *("Detectable", "Conclusion"),
+)
 WORDS = ("Row", "Quantity", "Conclusion")
 
 
@@ -24,6 +28,8 @@ def comparison_text(found: Comparison, names: Sequence[str], layout: Layout | No
         *(f"{side}: {printable(name)}, {device}" for side, name, device in sides),
         f"a difference has p < {1 - found.confidence:.2f} (Welch's test on the logarithms of the "
         f"processes' means) and {found.min_effect:.1%} or more",
+        f"detectable: the smallest difference that such data shows {POWER:.0%} of the time; more "
+        f"--rounds make it smaller, and so does one run of both (edge bench --baseline or --vs)",
         *found.remarks,
     ]
     if layout is None:
@@ -69,5 +75,6 @@ def _cells(found: Difference) -> list[str]:
         f"{low_high[0]:.3f} to {low_high[1]:.3f}" if low_high else NOT_MEASURED,
         NOT_MEASURED if p is None else f"{p:.3f}" if p >= 0.001 else "< 0.001",
         "{} and {}".format(*found.processes),
+        percent(found.detectable),
         conclusion,
     ]

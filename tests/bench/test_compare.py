@@ -66,6 +66,8 @@ def test_a_ratio_is_that_of_the_processes_geometric_means():
     assert found.processes == (3, 3)
     assert (found.conclusion, found.is_better) == ("higher", True)
     assert found.interval[0] < found.ratio < found.interval[1]
+    # (2.79 + 2.14) x the standard error of 0.45 %
+    assert found.detectable == pytest.approx(0.0224, abs=0.0001)
     assert back.ratio == pytest.approx(1 / found.ratio)
     assert (back.conclusion, back.is_better) == ("lower", False)
 
@@ -168,6 +170,7 @@ def test_the_command_prints_a_table_or_json(tmp_path, capsys):
     out = printed()
     assert "mlx-int4 on mlx, pp512, tg128" in out
     assert "10.0% higher: better" in out
+    assert "2.2% | 10.0% higher" in out and "- detectable: the smallest difference" in out
     assert "- A: a.json, Apple M2 Max" in out
     assert len({len(line) for line in out.splitlines() if line.startswith("|")}) == 1
     assert "below the minimum effect" in printed("--min-effect", "20%")
