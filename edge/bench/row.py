@@ -15,15 +15,7 @@ from edge.bench.gate import Digest, logits_error, quality_error
 from edge.bench.plan import Target
 from edge.bench.runner import ProcessRun
 from edge.bench.trial import kept_times, power_series
-from edge.bench.verdict import (
-    VERDICTS,
-    judge_conditions,
-    judge_energy,
-    judge_requests,
-    judge_speed,
-    warning,
-    worst_first,
-)
+from edge.bench.verdict import judge_conditions, judge_energy, judge_requests, judge_speed
 from edge.bench.worker import Done, Job
 from edge.device.chips import NVIDIA_CACHE_BYTES
 from edge.device.describe import Device, usable_cores
@@ -37,7 +29,8 @@ from edge.profile.profile import (
     Row,
 )
 from edge.profile.trial import EnergyWindow, Process, Trial
-from edge.stats import interval, percentiles
+from edge.profile.verdict import VERDICTS, summarise, warning, worst_first
+from edge.stats import percentiles
 
 IDENTITY = attrgetter("name", "parameters", "synthetic")  # of a model
 
@@ -115,28 +108,6 @@ def build_row(target: Target, job: Job, runs: Sequence[ProcessRun], context: Con
         bandwidth_fraction=share,
         verdict=VERDICTS[reasons[0].level] if reasons else "VALID",
         reasons=[_without_folders(str(reason).rstrip("."), job) for reason in reasons],
-    )
-
-
-def summarise(values: Iterable[float | None], groups: Sequence[int]) -> Quantity | None:
-    """Centre and spread of all values but None; None if there are none.
-
-    `groups` has each value's process. Values of one process share its memory layout and its
-    temperature, so the interval takes each process as one observation, as pyperf does.
-    """
-    by_group: dict[int, list[float]] = {}
-    for group, value in zip(groups, values, strict=True):
-        if value is not None:
-            by_group.setdefault(group, []).append(value)
-    measured = [value for group in by_group.values() for value in group]
-    if not measured:
-        return None
-    return Quantity(
-        median=statistics.median(measured),
-        mean=statistics.fmean(measured),
-        sd=statistics.stdev(measured) if len(measured) > 1 else None,
-        n=len(measured),
-        ci95=interval([statistics.fmean(group) for group in by_group.values()]),
     )
 
 

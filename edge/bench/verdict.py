@@ -1,7 +1,4 @@
-"""Warnings about a row's figures, each with what to do.
-
-INVALID: there is no figure, or it is wrong. WARN: there is one with a warning. No value is removed.
-"""
+"""Warnings about a row's figures, each with what to do."""
 
 import statistics
 from collections.abc import Iterable, Iterator, Sequence
@@ -9,35 +6,15 @@ from collections.abc import Iterable, Iterator, Sequence
 from edge.bench.runner import ProcessRun
 from edge.bench.trial import MAX_PASSES
 from edge.device.state import NOMINAL, warnings_between
-from edge.profile.profile import Reason, Verdict, Workload
+from edge.profile.profile import Reason, Workload
 from edge.profile.trial import EnergyWindow, Trial
-from edge.stats import drift, outliers
+from edge.profile.verdict import MIN_TRIALS, MIN_WINDOW_S, judge_spread, warning
 
-# pyperf's practice: a spread of 10 % is unstable.
-MAX_RELATIVE_SD = 0.10
-# Beyond it the median says little about the machine: another run can give half or twice as much.
-INVALID_RELATIVE_SD = 0.50
-MIN_TRIALS = 3
-# In shorter windows the scheduler is part of the figure, whatever --min-window says.
-MIN_WINDOW_S = 0.1
-# A smaller trend changes no conclusion.
-MIN_DRIFT = 0.02
 # Zeus needs seconds, ML.ENERGY asks for 30: counters are updated up to 2.2 s apart.
 MIN_ENERGY_S, GOOD_ENERGY_S = 10.0, 30.0
 MAX_EDGE_SHARE = 0.05
 # Of a server's requests: share of the tokens asked for, and difference of a prompt's length.
 MIN_TOKENS, PROMPT_TOLERANCE, PROMPT_SLACK = 0.75, 0.1, 8
-VERDICTS: dict[str, Verdict] = {"reason": "VALID", "warning": "WARN", "error": "INVALID"}
-
-
-def warning(text: str) -> Reason:
-    return Reason("", "warning", text)
-
-
-def worst_first(reasons: Iterable[Reason]) -> list[Reason]:
-    """Errors, then warnings, then the others; each once."""
-    levels = list(VERDICTS)
-    return sorted(dict.fromkeys(reasons), key=lambda reason: -levels.index(reason.level))
 
 
 def judge_speed(
@@ -49,36 +26,12 @@ def judge_speed(
     if len(trials) < MIN_TRIALS:
         plural = "" if len(trials) == 1 else "s"
         yield warning(f"only {len(trials)} trial{plural}: use -r {MIN_TRIALS} or more")
-    yield from _spread("decode", [t.decode_tok_s for t in trials], "-n")
-    yield from _spread("prefill", [t.prefill_tok_s for t in trials], "-p")
+    for name, flag in (("decode", "-n"), ("prefill", "-p")):
+        rates = [getattr(trial, f"{name}_tok_s") for trial in trials]
+        yield from judge_spread(name, rates, f"-r, {flag}, --min-window", "raise --cooldown")
     decodes = [t.passes for t in trials if t.decode_tok_s is not None]
     yield from _short("decode", decodes, min_window_s)
     yield from _short("prefill", [t.prefills for t in trials if t.prefills], min_window_s)
-
-
-def _spread(name: str, rates: Sequence[float | None], flag: str) -> Iterator[Reason]:
-    values = [rate for rate in rates if rate is not None]
-    if len(values) < 2:
-        return
-    relative_sd = statistics.stdev(values) / statistics.median(values)
-    if relative_sd > MAX_RELATIVE_SD:
-        yield Reason(
-            "",
-            "error" if relative_sd > INVALID_RELATIVE_SD else "warning",
-            f"{name} varies by {relative_sd:.0%} between trials: close other programs, and use "
-            f"more or longer trials (-r, {flag}, --min-window)",
-        )
-    if far := outliers(values):
-        yield warning(
-            f"{name}: {len(far)} of {len(values)} trials are outliers and are kept: close other "
-            f"programs and run again"
-        )
-    change = drift(values)
-    if abs(change) >= MIN_DRIFT:
-        yield warning(
-            f"{name} {'falls' if change < 0 else 'rises'} by {abs(change):.0%} over the trials, as "
-            f"on a device that heats up or cools down: raise --cooldown",
-        )
 
 
 def _short(

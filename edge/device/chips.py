@@ -1,4 +1,4 @@
-"""Apple's memory bandwidth by chip and GPU core count, from a table; sizes of caches."""
+"""Apple's memory bandwidth by chip, GPU cores and memory, from a table; sizes of caches."""
 
 import re
 from functools import cache
@@ -19,12 +19,21 @@ UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30}
 
 
 class Chip(msgspec.Struct, frozen=True):
-    """GPU core counts that share a bandwidth. `sources`: column -> where its value comes from."""
+    """Variants that share a bandwidth. `sources`: column -> where its value comes from.
+
+    `memory_gb` are the sizes of memory that have it, () for all.
+    """
 
     name: str
     gpu_cores: tuple[int, ...]
     bandwidth_gb_s: float
     sources: dict[str, str]
+    memory_gb: tuple[int, ...] = ()
+
+    def __str__(self) -> str:
+        cores = f"{'/'.join(map(str, self.gpu_cores))} GPU cores"
+        sizes = f", {'/'.join(map(str, self.memory_gb))} GB of memory" if self.memory_gb else ""
+        return f"{self.bandwidth_gb_s:g} GB/s ({cores}{sizes})"
 
 
 @cache
@@ -33,21 +42,27 @@ def chip_table() -> tuple[Chip, ...]:
     return msgspec.convert(table["chips"], tuple[Chip, ...])
 
 
-def find_chip(name: str, gpu_cores: int | None = None) -> tuple[Chip | None, str | None]:
-    """A chip by name and, where it has several bandwidths, GPU cores; else None and a reason."""
-    named = [chip for chip in chip_table() if chip.name == name]
-    if not named:
+def variants(name: str) -> list[Chip]:
+    return [chip for chip in chip_table() if chip.name == name]
+
+
+def find_chip(
+    name: str, gpu_cores: int | None = None, memory_bytes: int | None = None
+) -> tuple[Chip | None, str | None]:
+    """A chip by name and, where it has several bandwidths, by more; else None and a reason."""
+    if not (named := variants(name)):
         return None, f"the memory bandwidth of {name} is not in the table: {OVERRIDE}"
-    exact = [chip for chip in named if gpu_cores in chip.gpu_cores]
-    # With one bandwidth an unknown core count does not matter: a later variant.
-    if exact or len({chip.bandwidth_gb_s for chip in named}) == 1:
-        return (exact or named)[0], None
-    choices = " or ".join(
-        f"{chip.bandwidth_gb_s:g} GB/s ({'/'.join(map(str, chip.gpu_cores))} GPU cores)"
-        for chip in named
-    )
-    found = "an unknown number of" if gpu_cores is None else gpu_cores
-    return None, f"{name} has {choices}, but {found} GPU cores were found: {OVERRIDE}"
+    memory_gb = round((memory_bytes or 0) / 2**30)
+    # A later variant may have another number of cores: it matters only if bandwidths differ.
+    left = [chip for chip in named if gpu_cores in chip.gpu_cores] or named
+    left = [chip for chip in left if memory_gb in chip.memory_gb] or left
+    if len({chip.bandwidth_gb_s for chip in left}) == 1:
+        return left[0], None
+    found = f"{'an unknown number of' if gpu_cores is None else gpu_cores} GPU cores"
+    if any(chip.memory_gb for chip in left):
+        found += f" and {memory_gb or 'an unknown number of'} GB of memory"
+    choices = " or ".join(map(str, left))
+    return None, f"{name} has {choices}, but {found} were found: {OVERRIDE}"
 
 
 def last_level_cache_bytes() -> int | None:

@@ -67,14 +67,15 @@ def describe_device(bandwidth_gb_s: float | None = None) -> Device:
     """This machine; a given bandwidth takes precedence over the table's and a measured one."""
     name = _chip_name()
     gpu_name, gpu_cores, gpu_bandwidth = _gpu(name)
-    bandwidth, remark = _memory_bandwidth(name, gpu_cores, bandwidth_gb_s)
+    memory_bytes = psutil.virtual_memory().total
+    bandwidth, remark = _memory_bandwidth(name, gpu_cores, memory_bytes, bandwidth_gb_s)
     on_mac = sys.platform == "darwin"
     return Device(
         name=name,
         architecture=platform.machine(),
         physical_cores=psutil.cpu_count(logical=False) or 1,
         logical_cores=psutil.cpu_count() or 1,
-        memory_bytes=psutil.virtual_memory().total,
+        memory_bytes=memory_bytes,
         os=_operating_system(),
         hw_model=output_of(("sysctl", "-n", "hw.model")) or None if on_mac else None,
         cores_by_level=_cores_by_level() if on_mac else {},
@@ -163,14 +164,14 @@ def _gpu(chip: str) -> tuple[str | None, int | None, Bandwidth | None]:
 
 
 def _memory_bandwidth(
-    chip: str, gpu_cores: int | None, given_gb_s: float | None
+    chip: str, gpu_cores: int | None, memory_bytes: int, given_gb_s: float | None
 ) -> tuple[Bandwidth | None, str | None]:
     """The bandwidth, and a reason where it is unknown or doubtful."""
     if given_gb_s is not None:
         return Bandwidth(given_gb_s, "given"), None
     if chip.startswith(APPLE):
         # Not measured: a CPU cannot use all the bandwidth that its GPU can.
-        known, remark = find_chip(chip, gpu_cores)
+        known, remark = find_chip(chip, gpu_cores, memory_bytes)
         source = f"table, {known.sources['bandwidth_gb_s']}" if known else ""
         return Bandwidth(known.bandwidth_gb_s, source) if known else None, remark
     load = os.getloadavg()[0]

@@ -379,7 +379,7 @@ def _limit_gb_s(device: Device, stated: Bandwidth | None, bytes_per_token: int) 
         cache_bytes = NVIDIA_CACHE_BYTES
     elif not cache_bytes and device.name.startswith("Apple "):
         cache_bytes = APPLE_CACHE_BYTES
-    chip, _ = find_chip(device.name, device.gpu_cores)
+    chip, _ = find_chip(device.name, device.gpu_cores, device.memory_bytes)
     if bytes_per_token <= cache_bytes:
         return None
     if chip is not None:

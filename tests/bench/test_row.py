@@ -5,9 +5,10 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from edge.bench.row import build_row, summarise
+from edge.bench.row import build_row
 from edge.device.describe import Bandwidth
 from edge.profile.profile import Quality, Workload
+from edge.profile.verdict import summarise
 from edge.stats import interval
 from tests.bench.fakes import (
     FACTS,

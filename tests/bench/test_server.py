@@ -85,7 +85,8 @@ def serving(models=("tiny",), **plan):
 def bench(url, folder, *words):
     quick = ["-p", "40", "-n", "8", "-r", "2", "--rounds", "2", "--min-window", "0.02"]
     quiet = ["--cooldown", "0", "--power", "none", "--save", str(folder)]
-    with patch("edge.bench.verdict.INVALID_RELATIVE_SD", math.inf):  # the test machine may be busy
+    # The test machine may be busy.
+    with patch("edge.profile.verdict.INVALID_RELATIVE_SD", math.inf):
         return main(["bench", "--server", url, *quick, *quiet, *words])
 
 

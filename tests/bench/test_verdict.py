@@ -3,10 +3,11 @@ from msgspec.structs import replace
 
 from edge.bench.cooldown import Cooldown
 from edge.bench.trial import make_trial, with_energy
-from edge.bench.verdict import judge_conditions, judge_energy, judge_speed, warning, worst_first
+from edge.bench.verdict import judge_conditions, judge_energy, judge_speed
 from edge.device.state import State
 from edge.power.meter import Sample
 from edge.profile.profile import Reason
+from edge.profile.verdict import warning, worst_first
 from tests.bench.fakes import NS, process, trial_at
 
 

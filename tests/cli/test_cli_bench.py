@@ -184,7 +184,7 @@ def test_the_profile_has_trials_power_and_bandwidth(demo_out, tmp_path, monkeypa
     # Meters in the order of use: is there power, idle before, two rounds, idle after.
     meters = [FakeMeter(time, watts) for watts in (0.0, 2.5, 25.0, 25.0, 3.5)]
     monkeypatch.setattr(bench, "choose_meter", lambda *_: meters.pop(0))
-    monkeypatch.setattr("edge.bench.verdict.INVALID_RELATIVE_SD", math.inf)  # a busy machine's
+    monkeypatch.setattr("edge.profile.verdict.INVALID_RELATIVE_SD", math.inf)  # a busy machine's
     # As on a processor whose cache is smaller than the demo.
     monkeypatch.setattr("edge.device.describe.last_level_cache_bytes", lambda: 1 << 20)
     words = ["demo", "--rows", "gguf-q6_k", "--out", str(demo_out), "--save", str(tmp_path)]

@@ -72,10 +72,16 @@ def test_caches_of_two_sockets_add_up(monkeypatch, tmp_path):
         ("Apple M3 Max", 30, 307.2, None),
         ("Apple M3 Max", None, None, "307.2 GB/s (30 GPU cores) or 409.6 GB/s (40 GPU cores)"),
         ("Apple M9 Ultra", 80, None, "Apple M9 Ultra is not in the table"),
+        ("Apple M5 Ultra", 64, 1200.0, None),
+        ("Apple M6", (10, 16), 153.0, None),  # by memory, whatever the cores
+        ("Apple M6", (None, 24), 170.0, None),
+        ("Apple M6", (12, 32), None, "170 GB/s (12 GPU cores, 24 GB of memory), but 12 GPU cores"),
+        ("Apple M6", 12, None, "12 GPU cores and an unknown number of GB of memory were found"),
     ],
 )
 def test_a_chip_is_found_or_the_reason_says_what_to_do(name, gpu_cores, gb_s, words):
-    chip, remark = find_chip(name, gpu_cores)
+    cores, memory_gb = gpu_cores if isinstance(gpu_cores, tuple) else (gpu_cores, 0)
+    chip, remark = find_chip(name, cores, memory_gb << 30)
     if words is None:
         assert (chip.bandwidth_gb_s, remark) == (gb_s, None)
     else:

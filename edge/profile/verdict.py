@@ -1,0 +1,81 @@
+"""Verdicts on repeated measurements, whoever made them: spread, outliers, drift.
+
+INVALID: there is no figure, or it is wrong. WARN: there is one with a warning. No value is removed.
+"""
+
+import statistics
+from collections.abc import Iterable, Iterator, Sequence
+
+from edge.profile.profile import Quantity, Reason, Verdict
+from edge.stats import drift, interval, outliers
+
+# pyperf's practice: a spread of 10 % is unstable.
+MAX_RELATIVE_SD = 0.10
+# Beyond it the median says little about the machine: another run can give half or twice as much.
+INVALID_RELATIVE_SD = 0.50
+MIN_TRIALS = 3
+# In shorter windows the scheduler is part of the figure, whatever --min-window says.
+MIN_WINDOW_S = 0.1
+# A smaller trend changes no conclusion.
+MIN_DRIFT = 0.02
+VERDICTS: dict[str, Verdict] = {"reason": "VALID", "warning": "WARN", "error": "INVALID"}
+
+
+def warning(text: str) -> Reason:
+    return Reason("", "warning", text)
+
+
+def worst_first(reasons: Iterable[Reason]) -> list[Reason]:
+    """Errors, then warnings, then the others; each once."""
+    levels = list(VERDICTS)
+    return sorted(dict.fromkeys(reasons), key=lambda reason: -levels.index(reason.level))
+
+
+def summarise(values: Iterable[float | None], groups: Sequence[int]) -> Quantity | None:
+    """Centre and spread of all values but None; None if there are none.
+
+    `groups` has each value's process. Values of one process share its memory layout and its
+    temperature, so the interval takes each process as one observation, as pyperf does.
+    """
+    by_group: dict[int, list[float]] = {}
+    for group, value in zip(groups, values, strict=True):
+        if value is not None:
+            by_group.setdefault(group, []).append(value)
+    measured = [value for group in by_group.values() for value in group]
+    if not measured:
+        return None
+    return Quantity(
+        median=statistics.median(measured),
+        mean=statistics.fmean(measured),
+        sd=statistics.stdev(measured) if len(measured) > 1 else None,
+        n=len(measured),
+        ci95=interval([statistics.fmean(group) for group in by_group.values()]),
+    )
+
+
+def judge_spread(
+    name: str, rates: Sequence[float | None], longer: str, cooler: str
+) -> Iterator[Reason]:
+    """Warnings about rates in order of time; `longer` and `cooler` are the options that help."""
+    values = [rate for rate in rates if rate is not None]
+    if len(values) < 2:
+        return
+    relative_sd = statistics.stdev(values) / statistics.median(values)
+    if relative_sd > MAX_RELATIVE_SD:
+        yield Reason(
+            "",
+            "error" if relative_sd > INVALID_RELATIVE_SD else "warning",
+            f"{name} varies by {relative_sd:.0%} between trials: close other programs, and use "
+            f"more or longer trials ({longer})",
+        )
+    if far := outliers(values):
+        yield warning(
+            f"{name}: {len(far)} of {len(values)} trials are outliers and are kept: close other "
+            f"programs and run again"
+        )
+    change = drift(values)
+    if abs(change) >= MIN_DRIFT:
+        yield warning(
+            f"{name} {'falls' if change < 0 else 'rises'} by {abs(change):.0%} over the trials, as "
+            f"on a device that heats up or cools down: {cooler}",
+        )
