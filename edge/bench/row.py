@@ -85,6 +85,9 @@ def build_row(target: Target, job: Job, runs: Sequence[ProcessRun], context: Con
         token_latency_ms=_latency_ms(trials),
         power=PowerSource(meter.source, meter.boundary, _flags(runs)) if meter else None,
         model=None if IDENTITY(target.model) == IDENTITY(context.model) else target.model,
+        arm=job.arm or None,
+        baseline=None,  # with every row built, `with_ratios` knows it
+        ratios={},
         processes=[_process(run) for run in runs],
         trials=[
             msgspec.structs.replace(trial, token_us=kept_times(trial.token_us))

@@ -1,5 +1,6 @@
 """A run: every row once per round, in a fresh process inside the meter's window."""
 
+import os
 import random
 import re
 import signal
@@ -7,9 +8,10 @@ import subprocess
 import sys
 import tempfile
 import threading
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import ExitStack, closing, contextmanager, suppress
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import IO
 
 import msgspec
@@ -25,6 +27,7 @@ from edge.power.meter import Meter, Sample
 from edge.profile.trial import Trial
 
 WORKER = module_command("edge.bench.worker")
+LAST = object()  # a worker has ended
 OnTrial = Callable[[Trial], None]
 Progress = Callable[[int, float], None]  # a row's number, and the share of it that is done
 OUT_OF_MEMORY = (
@@ -77,25 +80,52 @@ def run_job(job: Job, timeout_s: float, on_trial: OnTrial = lambda _: None) -> O
     is raised, so that the other rows still run.
     """
     outcome = Outcome()
+    for _ in _turns(job, timeout_s, outcome, on_trial):
+        pass
+    return outcome
+
+
+def run_in_turns(
+    jobs: Sequence[Job], timeout_s: float, on_trials: Sequence[OnTrial]
+) -> list[Outcome]:
+    """Starts a worker for each job, then runs their trials in turn; one computes at a time.
+
+    Every turn has the reverse order of the one before it (A B, B A, A B), so that a steady drift
+    favours none. Workers with a failure drop out.
+    """
+    outcomes = [Outcome() for _ in jobs]
+    with ExitStack() as stack:
+        waiting = []
+        for job, outcome, on_trial in zip(jobs, outcomes, on_trials, strict=True):
+            paced, limit_s = replace(job, in_turns=True), timeout_s * len(jobs)
+            waiting.append(stack.enter_context(closing(_turns(paced, limit_s, outcome, on_trial))))
+        while waiting:
+            waiting = [turns for turns in waiting if next(turns, LAST) is not LAST][::-1]
+    return outcomes
+
+
+def _turns(
+    job: Job, timeout_s: float, outcome: Outcome, on_trial: OnTrial
+) -> Generator[None, None, None]:
+    """Runs a worker; one in turns stops here after its warm-up and after every trial."""
     environment = dict(child_environment())
     if job.engine == MLX_LM:
         environment[KEEP_BLAS] = "1"  # it keeps the BLAS that MLX comes with
     with tempfile.TemporaryFile() as log:
-        process = subprocess.Popen(
+        with subprocess.Popen(
             WORKER, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log, env=environment
-        )
-        watchdog = threading.Timer(min(timeout_s, threading.TIMEOUT_MAX), process.kill)
-        watchdog.daemon = True  # Ctrl-C during its start must not wait for it
-        try:
-            watchdog.start()
-            _follow(process, job, outcome, on_trial)
-        except BaseException:  # Ctrl-C too: the worker must not go on computing
-            process.kill()
-            raise
-        finally:
-            timed_out = not watchdog.is_alive()
-            watchdog.cancel()
-            process.wait()
+        ) as process:
+            watchdog = threading.Timer(min(timeout_s, threading.TIMEOUT_MAX), process.kill)
+            watchdog.daemon = True  # Ctrl-C during its start must not wait for it
+            try:
+                watchdog.start()
+                yield from _follow(process, job, outcome, on_trial)
+            except BaseException:  # Ctrl-C too: the worker must not go on computing
+                process.kill()
+                raise
+            finally:
+                timed_out = not watchdog.is_alive()
+                watchdog.cancel()
         end = _end(process.returncode, log)
     if outcome.done is not None:
         outcome.bad_end = f"after its work {end}" if process.returncode else None
@@ -105,16 +135,15 @@ def run_job(job: Job, timeout_s: float, on_trial: OnTrial = lambda _: None) -> O
         )
     else:
         outcome.failure = outcome.failure or end
-    return outcome
 
 
 def _follow(
     process: subprocess.Popen[bytes], job: Job, outcome: Outcome, on_trial: OnTrial
-) -> None:
-    """Sends the job, reads messages until the worker closes its stdout."""
+) -> Iterator[None]:
+    """Sends the job, reads messages until the worker closes its stdout; yields at its turns."""
     assert process.stdin is not None and process.stdout is not None
-    with suppress(BrokenPipeError):  # it died at once: `_end` has the reason
-        process.stdin.write(msgspec.json.encode(job))
+    _send(process.stdin, msgspec.json.encode(job) + b"\n")
+    if not job.in_turns:
         process.stdin.close()
     for line in process.stdout:
         try:
@@ -127,10 +156,18 @@ def _follow(
         if isinstance(message, Measured):
             outcome.trials.append(message.trial)
             on_trial(message.trial)
+            if job.in_turns and message.trial.repetition + 1 >= job.warmups:
+                yield
+                _send(process.stdin, b"\n")
         elif isinstance(message, Failed):
             outcome.failure = _explained(message.reason)
         else:
             outcome.done = message
+
+
+def _send(stdin: IO[bytes], line: bytes) -> None:
+    with suppress(BrokenPipeError):  # it died at once: `_end` has the reason
+        os.write(stdin.fileno(), line)
 
 
 def _end(returncode: int, log: IO[bytes]) -> str:
@@ -160,7 +197,9 @@ def split_trials(repetitions: int, rounds: int) -> tuple[int, int]:
 class Run:
     """A run over all rows, with one job each; a row that failed is not run again.
 
-    With `has_power` a meter worked before; `warn` is called once if it no longer starts.
+    With `has_power` a meter worked before; `warn` is called once if it no longer starts. With
+    `in_turns` the processes of a round that have one workload take turns. After the last round
+    `wants_more` says whether there is another.
     """
 
     jobs: Sequence[Job]
@@ -172,6 +211,8 @@ class Run:
     idle_s: float = 10
     has_power: bool = False
     warn: Callable[[str], None] = lambda _: None
+    in_turns: bool = False
+    wants_more: Callable[[], bool] = lambda: False
     # The rows' numbers in running order, a list per round; and the processes of each row.
     order: list[list[int]] = field(init=False)
     runs: list[list[ProcessRun]] = field(init=False)
@@ -182,9 +223,12 @@ class Run:
     def __post_init__(self) -> None:
         # Each round has its own permutation: heat, caches and fragmented memory depend on the row
         # before, and a fixed order would make that part of the result.
-        rng, rows = random.Random(f"order {self.seed}"), range(len(self.jobs))
-        self.order = [rng.sample(rows, len(rows)) for _ in range(self.rounds)]
-        self.runs = [[] for _ in rows]
+        self._rng = random.Random(f"order {self.seed}")
+        self.order = [self._new_order() for _ in range(self.rounds)]
+        self.runs = [[] for _ in self.jobs]
+
+    def _new_order(self) -> list[int]:
+        return self._rng.sample(range(len(self.jobs)), len(self.jobs))
 
     @property
     def idle_w(self) -> float | None:
@@ -194,33 +238,60 @@ class Run:
     def run_rounds(self, on_process: Callable[[int], None], progress: Progress) -> None:
         """Measures; the callbacks get a row's number after each process and each trial."""
         self.idle_before = measure_idle(self.idle_s, self.new_meter)
-        for round_number, order in enumerate(self.order):
-            for row in order:
-                if not any(run.outcome.failure for run in self.runs[row]):
-                    self.runs[row].append(self._process(row, round_number, progress))
+        done = 0
+        while done < self.rounds:
+            for rows in self._groups(self.order[done]):
+                for row, ran in zip(rows, self._processes(rows, done, progress), strict=True):
+                    self.runs[row].append(ran)
                     on_process(row)
-                    if self.runs[row][-1].outcome.failure:
+                    if ran.outcome.failure:
                         progress(row, 1.0)
+            done += 1
+            if done == self.rounds and self.wants_more():
+                self.order.append(self._new_order())
+                self.rounds += 1
         if self.idle_before is not None:
             cool_down(self.cooldown_s, self.new_meter, self.idle_before)
             self.idle_after = measure_idle(self.idle_s, self.new_meter)
         self.finished = True
 
-    def _process(self, row: int, round_number: int, progress: Progress) -> ProcessRun:
+    def _groups(self, order: Sequence[int]) -> Iterator[list[int]]:
+        """Rows that run together, without those that failed; alone unless they take turns."""
+        workloads = dict.fromkeys(self.jobs[row].workload for row in order)
+        groups = [[row] for row in order]
+        if self.in_turns:
+            groups = [[r for r in order if self.jobs[r].workload == each] for each in workloads]
+        for group in groups:
+            going = [r for r in group if not any(run.outcome.failure for run in self.runs[r])]
+            if going:
+                yield going
+
+    def _processes(
+        self, rows: Sequence[int], round_number: int, progress: Progress
+    ) -> list[ProcessRun]:
         cooldown = cool_down(self.cooldown_s, self.new_meter, self.idle_before)
-        job = replace(self.jobs[row], round=round_number)
+        jobs = [replace(self.jobs[row], round=round_number) for row in rows]
 
-        def on_trial(trial: Trial) -> None:
-            progress(row, (round_number + job.share_done(trial.repetition)) / self.rounds)
+        def on_trial(row: int, trial: Trial) -> None:
+            done = self.jobs[row].share_done(trial.repetition)
+            progress(row, (round_number + done) / self.rounds)
 
+        on_trials = [partial(on_trial, row) for row in rows]
         before, (meter, lost) = read_state(), self._started_meter()
         try:
-            outcome = run_job(job, self.timeout_s, on_trial)
+            if self.in_turns:
+                outcomes = run_in_turns(jobs, self.timeout_s, on_trials)
+            else:
+                outcomes = [run_job(jobs[0], self.timeout_s, on_trials[0])]
         finally:  # on Ctrl-C too: a meter may have a process
             samples = meter.stop()
         after = read_state()
-        outcome.trials = [with_energy(t, samples, meter.source) for t in outcome.trials]
-        return ProcessRun(round_number, outcome, meter, samples, before, after, cooldown, lost)
+        for outcome in outcomes:
+            outcome.trials = [with_energy(t, samples, meter.source) for t in outcome.trials]
+        return [
+            ProcessRun(round_number, outcome, meter, samples, before, after, cooldown, lost)
+            for outcome in outcomes
+        ]
 
     def _started_meter(self) -> tuple[Meter, str | None]:
         """A running meter, and the reason where the one that had worked did not start."""

@@ -1,4 +1,4 @@
-"""The process that runs one row: `python -m edge.bench.worker`, a `Job` on stdin.
+"""The process that runs one row: `python -m edge.bench.worker`, a `Job` on a line of stdin.
 
 Its answers are JSON lines on stdout: `Measured` after each repetition, then `Done` or `Failed`.
 """
@@ -35,7 +35,9 @@ class Job:
     `repetitions` are the counted trials of this process; each timed window lasts at least
     `min_window_s`. `threads` are llama.cpp's, `kv_bits` those of our network's cache. `as_is` is
     a file of any architecture that its engine knows, without a checkpoint to compare with. For a
-    server `path` is its address and `served` the model to ask it for.
+    server `path` is its address and `served` the model to ask it for. With `in_turns` the worker
+    waits for a line on stdin before each counted trial, and once more before its last message.
+    `python` is the interpreter of another environment that runs it, `arm` that one's name.
     """
 
     engine: str
@@ -51,6 +53,9 @@ class Job:
     round: int = 0
     served: str = ""
     as_is: bool = False
+    in_turns: bool = False
+    python: str = ""
+    arm: str = ""
 
     @property
     def windows(self) -> int:
@@ -111,7 +116,7 @@ def main() -> int:
         print(msgspec.json.encode(message).decode(), file=channel, flush=True)
 
     try:
-        job = msgspec.json.decode(sys.stdin.buffer.read(), type=Job)
+        job = msgspec.json.decode(sys.stdin.buffer.readline(), type=Job)
         (_ask_server if job.engine == SERVER else _work)(job, send)
     except EdgeError as error:
         send(Failed(str(error)))
@@ -213,9 +218,17 @@ def _send_trials(job: Job, send: Send, measure: Callable[[float, bool], Trial]) 
     """Warm-ups of one pass of the full shape, then the counted trials."""
     for number in range(job.warmups + job.repetitions):
         warmup = number < job.warmups
+        if not warmup:
+            _wait_for_turn(job)
         trial = measure(0.0 if warmup else job.min_window_s, warmup)
         where = {"repetition": number, "round": job.round, "warmup": warmup}
         send(Measured(msgspec.structs.replace(trial, **where)))
+    _wait_for_turn(job)
+
+
+def _wait_for_turn(job: Job) -> None:
+    if job.in_turns and not sys.stdin.buffer.readline():
+        raise EdgeError("the run was stopped.")
 
 
 if __name__ == "__main__":

@@ -18,6 +18,7 @@ from edge.device.describe import Device, measured_again
 from edge.device.memory import peak_metric
 from edge.device.software import software_versions, tf32_allowed
 from edge.formats.files import new_file, remove, safe_name
+from edge.profile.baseline import with_ratios
 from edge.profile.profile import SCHEMA, Method, ModelInfo, Profile, Row, write
 
 # Fields of the method where a server is measured.
@@ -45,8 +46,8 @@ def new_profile(model: ModelInfo, argv: Sequence[str], method: Method, device: D
     )
 
 
-def method_of(run: Run, repetitions: int, power: str) -> Method:
-    """How a run measures; `repetitions` and `power` are those of the command line."""
+def method_of(run: Run, repetitions: int, power: str, baseline: str | None = None) -> Method:
+    """How a run measures; all but `run` are of the command line."""
     job = run.jobs[0]
     method = Method(
         decode_rate="sum of (N - 1) / sum of (t_N - t_1) over a trial's passes",
@@ -63,6 +64,7 @@ def method_of(run: Run, repetitions: int, power: str) -> Method:
         clock="monotonic_ns",
         peak_memory=peak_metric(),
         float32_products="TF32 where the chip has it" if tf32_allowed() else "float32",
+        baseline=baseline,
     )
     return structs.replace(method, **OF_SERVER) if job.engine == SERVER else method
 
@@ -104,7 +106,9 @@ class ProfileWriter:
     def _write(self, changed: Iterable[int]) -> None:
         run, before, after = self.run, self.run.idle_before, self.run.idle_after
         drift, device, idle_w = baseline_drift(before, after), self.profile.device, run.idle_w
-        context = replace(self.context, device=device, idle_w=idle_w, idle_drift=drift)
+        context = replace(
+            self.context, rounds=run.rounds, device=device, idle_w=idle_w, idle_drift=drift
+        )
         for row in changed:
             self._built[row] = build_row(self.targets[row], run.jobs[row], run.runs[row], context)
         idle = {
@@ -115,12 +119,14 @@ class ProfileWriter:
         }
         method = structs.replace(
             self.profile.method,
+            processes_per_row=run.rounds,
+            in_turns=run.in_turns,
             order=[[self.label(row) for row in order] for order in run.order],
             idle=idle,
             finished=run.finished,
         )
         rows = [self._built[row] for row in sorted(self._built)]
-        self.profile = structs.replace(self.profile, method=method, rows=rows)
+        self.profile = with_ratios(structs.replace(self.profile, method=method, rows=rows))
         self._save()
 
     def _save(self) -> None:

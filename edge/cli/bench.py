@@ -16,7 +16,7 @@ from edge.bench.cooldown import keep_awake, wait_for_cores
 from edge.bench.duration import Pace, estimate, planned_s
 from edge.bench.engines.engine import LLAMA_CPP
 from edge.bench.files import common_model, is_measured_as_is, open_files
-from edge.bench.plan import Target, artefact_targets, plan_jobs, served_target
+from edge.bench.plan import Target, artefact_targets, fit_together, plan_jobs, served_target
 from edge.bench.processors import processors_of
 from edge.bench.reference import reference_job
 from edge.bench.row import Context
@@ -37,7 +37,8 @@ from edge.formats.files import atomic_write, check_writable
 from edge.power.choose import NoMeter, choose_meter
 from edge.power.meter import Meter
 from edge.power.powermetrics import forget_probes
-from edge.profile.profile import ModelInfo, Profile, Workload, read
+from edge.profile.baseline import check_baseline
+from edge.profile.profile import ModelInfo, Profile, Workload, read, with_peer
 from edge.quality.corpus import check_trained
 from edge.quality.evaluate import evaluate_in_child
 from edge.report.plots.bars import throughput
@@ -82,6 +83,9 @@ def run(args: argparse.Namespace) -> int:
     if args.quality is not None and work.checkpoint is not None:
         check_trained(work.checkpoint)
     planned = plan(args, work.targets)
+    if args.baseline is not None:
+        names = (with_peer(t.recipe.name, job.engine) for job, t in planned)
+        check_baseline(args.baseline, zip(names, (job.engine for job, _ in planned), strict=True))
     check_writable(args.save)
     if args.server is None:
         args.threads = _free_threads(args, any(job.engine == LLAMA_CPP for job, _ in planned))
@@ -102,7 +106,9 @@ def run(args: argparse.Namespace) -> int:
         with progress_bars() as progress:
             made = _converted(args, work, progress)
         forget_probes()  # converting or downloading can take longer than sudo's ticket lasts
-        writer = _new_writer(args, work, run, [made[target.recipe.name] for _, target in planned])
+        targets = [made[target.recipe.name] for _, target in planned]
+        run.in_turns = args.baseline is not None and _takes_turns(run.jobs, targets)
+        writer = _new_writer(args, work, run, targets)
         with _names_the_partial_profile(writer), progress_bars() as progress:
             _measure(writer, progress)
             if args.quality is not None and work.checkpoint is not None:
@@ -159,12 +165,23 @@ def _free_threads(args: argparse.Namespace, is_used: bool) -> int:
     return threads
 
 
+def _takes_turns(jobs: Sequence[Job], targets: Sequence[Target]) -> bool:
+    if fit_together(list(zip(jobs, targets, strict=True))):
+        return True
+    _warn(
+        "the rows that are compared do not fit into memory together, so their processes run one "
+        "after the other, which leaves more of the machine's changes in the ratios: compare fewer "
+        "--rows, or close programs"
+    )
+    return False
+
+
 def _new_writer(
     args: argparse.Namespace, work: Work, run: Run, targets: Sequence[Target]
 ) -> ProfileWriter:
     is_remote = work.model.source == REMOTE
     device = REMOTE_DEVICE if is_remote else describe_device(args.bandwidth_gb_s)
-    method = method_of(run, args.repetitions, args.power)
+    method = method_of(run, args.repetitions, args.power, args.baseline)
     profile = new_profile(work.model, sys.argv, method, device)
     return ProfileWriter(profile, run, targets, args.save, _context(args, work, run, device))
 

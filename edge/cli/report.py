@@ -5,11 +5,15 @@ import json
 import sys
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
+
+import msgspec
 
 from edge.cli.options.report import REPORTS
 from edge.cli.options.shared import layout_of
 from edge.errors import EdgeError, printable
 from edge.formats.files import atomic_write, safe_name, visible
+from edge.profile.baseline import with_ratios
 from edge.profile.check import check
 from edge.profile.profile import MAX_BYTES, Profile, decode, read_bytes
 from edge.report.devices import compare_devices, devices_text
@@ -45,7 +49,8 @@ def _report(args: argparse.Namespace) -> int:
                 f"the profiles are too large for one page, with more than {MAX_BYTES // 10**6} MB "
                 f"up to {path}; give fewer."
             )
-    profiles = [decode(text, path, Profile) for text, path in zip(data, paths, strict=True)]
+    read = (decode(text, path, Profile) for text, path in zip(data, paths, strict=True))
+    profiles = [with_ratios(profile, args.baseline) for profile in read]
     contents = dict(report_files(list(zip(profiles, data, strict=True))))
     others = f"-and-{len(paths) - 1}-more" if len(paths) > 1 else ""
     folder = args.out if args.out is not None else REPORTS / safe_name(f"{paths[0].stem}{others}")
@@ -54,8 +59,13 @@ def _report(args: argparse.Namespace) -> int:
             partial.write_bytes(made)
     page, markdown, table, *plots = [str(folder / name) for name in contents]
     if args.output == "json":
-        document = {"profiles": [str(path) for path in paths], "folder": str(folder)}
+        document: dict[str, Any] = {
+            "profiles": [str(path) for path in paths],
+            "folder": str(folder),
+        }
         document |= {"page": page, "markdown": markdown, "csv": table, "plots": plots}
+        if any(found := [_ratios(profile) for profile in profiles]):
+            document["ratios"] = found
         print(json.dumps(document, indent=1))
         return 0
     layout = layout_of(args)
@@ -69,6 +79,19 @@ def _report(args: argparse.Namespace) -> int:
     for file in (*saved, markdown, table, page):
         print(f"saved {file}", file=sys.stderr)
     return 0
+
+
+def _ratios(profile: Profile) -> list[dict[str, Any]]:
+    """The rows' ratios to their baselines."""
+    return [
+        {
+            "row": row.with_peer(row.artefact),
+            **{"workload": str(row.workload), "baseline": row.baseline},
+            **msgspec.to_builtins(row.ratios),
+        }
+        for row in profile.rows
+        if row.ratios
+    ]
 
 
 def _files_of(path: Path) -> list[Path]:

@@ -19,14 +19,15 @@ from msgspec import Meta, Struct
 from edge.device.describe import Bandwidth, Device
 from edge.errors import EdgeError, printable
 from edge.formats.files import atomic_write, read_small_file
-from edge.profile.trial import MOST, Count, NotNegative, Number, Process, Trial
+from edge.profile.method import Method as Method
+from edge.profile.ratio import Ratio
+from edge.profile.trial import MOST, Count, Interval, NotNegative, Number, Process, Trial
 
 SCHEMA: Literal[1] = 1
 # A few hundred rows of some 200 kB.
 MAX_BYTES = 200_000_000
 Sentence = Annotated[str, Meta(min_length=1)]
 Instant = Annotated[str, Meta(pattern=r"^\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\+00:00|Z)$")]
-Interval = tuple[Number, Number]
 Verdict = Literal["VALID", "WARN", "INVALID"]
 Level = Literal["reason", "warning", "error"]
 
@@ -43,6 +44,11 @@ FOLLOWS_FROM = {
     "joules_per_token_net": ("joules_per_token", "power_w"),
     "bandwidth_fraction": ("decode_tok_s",),
 }
+# Keys of rows and of the method that are written only where they have a value.
+RARE = (
+    *("model", "arm", "baseline", "ratios"),
+    *("in_turns", "until_percent", "vs_software"),
+)
 # A framework's own engine; its other engines are peers.
 OWN_ENGINES = {"MLX": "mlx", "GGUF": "llama.cpp"}
 NO_REASON = "the profile does not say why"
@@ -135,32 +141,6 @@ class ModelInfo(Struct, frozen=True):
     synthetic: bool = False
 
 
-class Method(Struct, frozen=True, kw_only=True):
-    """The method of measurement; `finished` is False for a run that was interrupted.
-
-    `repetitions` are trials per row, `order` has the rows in running order, a list per round;
-    `peak_memory` names the system's figure behind peak_memory_bytes.
-    """
-
-    decode_rate: str = "not stated"
-    excluded: list[str] = []
-    warmups: Count | None = None
-    repetitions: Count | None = None
-    processes_per_row: Count | None = None
-    trials_per_process: Count | None = None
-    min_window_s: NotNegative | None = None
-    max_passes: Count | None = None
-    cooldown_limit_s: NotNegative | None = None
-    power: str | None = None
-    seed: int | None = None
-    clock: str | None = None
-    peak_memory: str | None = None
-    float32_products: str | None = None
-    order: list[list[str]] = []
-    idle: dict[str, Any] | None = None
-    finished: bool = True
-
-
 class EngineFacts(Struct, frozen=True, kw_only=True):
     """The engine's settings for a row.
 
@@ -210,6 +190,13 @@ class Quality(QualityFigures, frozen=True, kw_only=True):
     window: Count | None = None
 
 
+def with_peer(name: str, engine: str, arm: str | None = None) -> str:
+    """A name with the engine, unless it is the framework's own, and with the arm."""
+    others = [] if engine in OWN_ENGINES.values() else [engine]
+    others += [arm] if arm else []
+    return f"{name} ({', '.join(others)})" if others else name
+
+
 class PowerSource(Struct, frozen=True):
     """The meter's name, what its joules include, and its warnings."""
 
@@ -226,6 +213,8 @@ class RowSummary(Struct, frozen=True, kw_only=True):
     decode step reads: weights, and the cache at the middle of the window. `joules_per_token`
     is gross, `joules_per_token_net` net of idle power. `peak_memory_bytes` is the larger of the
     process's and the device's (`peak_device_bytes`). `model` is None if it is the profile's.
+    `arm` names the environment of a row that another interpreter ran (--vs). `ratios` are by the
+    quantity's name, relative to the row `baseline` of the same workload.
     """
 
     artefact: str
@@ -255,13 +244,16 @@ class RowSummary(Struct, frozen=True, kw_only=True):
     token_latency_ms: dict[str, NotNegative] | None = None
     power: PowerSource | None = None
     model: ModelInfo | None = None
+    arm: str | None = None
+    baseline: str | None = None
+    ratios: dict[str, Ratio] = {}
 
     @property
     def counts(self) -> bool:
         return self.verdict != "INVALID"
 
     def with_peer(self, name: str) -> str:
-        return name if self.engine in OWN_ENGINES.values() else f"{name} ({self.engine})"
+        return with_peer(name, self.engine, self.arm)
 
     def on_gpu(self, device: Device) -> bool:
         """True if the engine's device is the GPU: llama.cpp says GPU, MLX the GPU's name."""
@@ -321,9 +313,10 @@ class Profile(Head, frozen=True, kw_only=True):
     def to_json(self) -> str:
         """The file's content, lists of numbers on one line each; ValueError for NaN."""
         data = msgspec.to_builtins(self)
-        for row in data["rows"]:
-            if row["model"] is None:  # only profiles of several models have the key
-                del row["model"]
+        for part in (data["method"], *data["rows"]):
+            for key in RARE:
+                if not part.get(key, True):
+                    del part[key]
         text = json.dumps(data, indent=1, allow_nan=False)
         return NUMBER_LIST.sub(lambda found: "".join(found[0].split()), text) + "\n"
 

@@ -11,6 +11,7 @@ Number = Annotated[float, Meta(ge=-float(MOST), le=float(MOST))]
 NotNegative = Annotated[float, Meta(ge=0, le=float(MOST))]
 Above0 = Annotated[float, Meta(ge=1e-9, le=float(MOST))]
 Share = Annotated[float, Meta(ge=0, le=1.0000001)]
+Interval = tuple[Number, Number]
 Stamp = Annotated[int, Meta(ge=0, le=2**62)]
 
 

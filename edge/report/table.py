@@ -5,6 +5,7 @@ from typing import Any, TypeVar
 
 import msgspec
 
+from edge.profile.baseline import RATIOS
 from edge.profile.profile import (
     OWN_ENGINES,
     QUANTITIES,
@@ -14,19 +15,38 @@ from edge.profile.profile import (
     Reason,
     RowSummary,
 )
-from edge.text import NOT_MEASURED, Cell, Layout, Table, csv_text, cut, escape, figure, plain, share
+from edge.profile.ratio import Ratio
+from edge.stats import POWER
+from edge.text import (
+    NOT_MEASURED,
+    Cell,
+    Layout,
+    Table,
+    csv_text,
+    cut,
+    escape,
+    figure,
+    percent,
+    plain,
+    share,
+)
 
 WORDS = ("Artefact", "Framework", "Device", "Precision", "Test", "Verdict")
 # Columns that tell rows of one model and framework apart.
 IDENTITY = ("Framework", "Precision", "Test")
 # Columns that are left out where no row has a figure.
-OPTIONAL = ("J/token", "Net J/token", "Roofline", "KL (nats)", "PPL ratio", "Top-1")
+RATIO_HEADS = dict(zip(RATIOS, ("Decode ratio", "Prefill ratio", "J/token ratio"), strict=True))
+OPTIONAL = (
+    *("J/token", "Net J/token", "Roofline", "KL (nats)", "PPL ratio", "Top-1"),
+    *RATIO_HEADS.values(),
+)
 ENGINES = ("mlx", "mlx-lm", "llama-cpp-python", "llama.cpp")
 # Rows that a note on a terminal names, and columns for the names.
 MOST_NAMED, LABEL_COLUMNS = 2, 48
 T = TypeVar("T", bound=RowSummary)
 # Columns of the CSV.
 PARTS = ("median", "mean", "sd", "ci95_low", "ci95_high", "n")
+RATIO_PARTS = ("ratio", "interval_low", "interval_high", "rounds", "detectable")
 QUALITY = (
     *("perplexity", "perplexity_ratio", "kl_mean", "kl_p99", "top1_agreement"),
     *("tokens", "reference", "corpus"),
@@ -39,11 +59,13 @@ HEAD = (
     *("file_bytes", "bits_per_weight", "bytes_per_token", "peak_memory_bytes"),
     *("peak_device_bytes", "bandwidth_fraction", "load_s"),
     *(f"quality_{name}" for name in QUALITY),
-    *("verdict", "reasons"),
+    *("verdict", "reasons", "arm", "baseline"),
+    *(f"ratios_{name}_{part}" for name in RATIOS for part in RATIO_PARTS),
 )
 # Columns on a terminal by their heads there, and those that are left out first where it is narrow.
 SHORT = {
     **{"Artefact": "Row", "Test": "Test", "Throughput (Tok/s)": "tok/s", "Power (W)": "W"},
+    **{head: head for head in RATIO_HEADS.values()},
     **{"Prefill (Tok/s)": "Prefill", "J/token": "J/token", "Net J/token": "Net J/token"},
     **{"TTFT (ms)": "TTFT (ms)", "Peak memory (MB)": "Peak MB", "Bytes/weight": "Bytes/weight"},
     **{"Roofline": "Roofline", "KL (nats)": "KL (nats)", "PPL ratio": "PPL ratio"},
@@ -51,7 +73,7 @@ SHORT = {
 }
 DROPPED = (
     *("Net J/token", "Bytes/weight", "PPL ratio", "Top-1", "TTFT (ms)", "Roofline", "KL (nats)"),
-    *("Peak MB", "J/token", "Prefill", "W"),
+    *("Peak MB", "J/token", "Prefill", "W", "J/token ratio", "Prefill ratio"),
 )
 
 
@@ -118,6 +140,7 @@ def _cells(row: RowSummary, device: str) -> dict[str, Cell]:
         "Power (W)": _quantity_cell(row.power_w),
         "J/token": _quantity_cell(row.joules_per_token),
         "Net J/token": _quantity_cell(row.joules_per_token_net),
+        **{head: _ratio_cell(row.ratios.get(key)) for key, head in RATIO_HEADS.items()},
         "Test": Cell(str(row.workload)),
         "Prefill (Tok/s)": _quantity_cell(row.prefill_tok_s),
         "TTFT (ms)": _quantity_cell(row.ttft_s, 1000),
@@ -141,6 +164,39 @@ def _quantity_cell(quantity: Quantity | None, scale: float = 1.0) -> Cell:
     return Cell(text, median)
 
 
+def _ratio_cell(found: Ratio | None) -> Cell:
+    if found is None:
+        return Cell(NOT_MEASURED)
+    text = f"{found.ratio:.3g}"
+    if found.interval is not None:
+        text += " ({:.3g} to {:.3g})".format(*found.interval)
+    return Cell(text, found.ratio)
+
+
+def ratio_notes(profile: Profile) -> list[str]:
+    """What the ratios are relative to, and the smallest differences they could have shown."""
+    rows = [row for row in side_by_side(profile.rows) if row.ratios]
+    found = [ratio for row in rows for ratio in row.ratios.values()]
+    if not found:
+        return []
+    bases = listed(dict.fromkeys(plain(row.baseline or "", 60) for row in rows))
+    rounds = " or ".join(map(str, sorted({ratio.rounds for ratio in found})))
+    smallest = []
+    for key, head in RATIO_HEADS.items():
+        known = [r.detectable for row in rows if (r := row.ratios.get(key)) and r.detectable]
+        if known:
+            spread = dict.fromkeys(percent(value) for value in (min(known), max(known)))
+            smallest.append(f"{head.removesuffix(' ratio').lower()} {' to '.join(spread)}")
+    note = (
+        f"ratios are to {bases}, compared round by round, with {found[0].confidence:.0%} intervals "
+        f"over {rounds} rounds"
+    )
+    if not smallest:
+        return [f"{note}, too few for an interval: use more --rounds"]
+    seen = f"the smallest difference that this data shows {POWER:.0%} of the time"
+    return [note, f"{seen}: {', '.join(smallest)}; more --rounds make it smaller"]
+
+
 def notes(profile: Profile) -> list[str]:
     """Each distinct reason once, with the rows it is about unless that is all of them."""
     rows = side_by_side(profile.rows)
@@ -149,6 +205,7 @@ def notes(profile: Profile) -> list[str]:
         for reason, names in _reasons(rows).items()
     ]
     metric = profile.method.peak_memory
+    texts = [*ratio_notes(profile), *texts]
     return [*texts, f"peak memory is the process's {plain(metric, 300)}"] if metric else texts
 
 
@@ -169,7 +226,7 @@ def terminal_section(profile: Profile, layout: Layout) -> str:
     """
     rows = side_by_side(profile.rows)
     main = {plain(row.reasons[0], 600) for row in rows if row.verdict != "VALID" and row.reasons}
-    whole: list[str] = []
+    whole = ratio_notes(profile)
     others: list[str] = []
     for reason, names in _reasons(rows).items():
         label = listed(names) if len(names) <= MOST_NAMED else f"{len(names)} rows"

@@ -2,7 +2,7 @@ import json
 import signal
 import sys
 from contextlib import nullcontext
-from itertools import chain, repeat
+from itertools import chain, pairwise, repeat
 from unittest.mock import Mock, call
 
 import numpy as np
@@ -11,7 +11,7 @@ import pytest
 
 from edge.bench import runner, worker
 from edge.bench.row import build_row
-from edge.bench.runner import Outcome, Run, run_job, stopped_by_sigterm
+from edge.bench.runner import Outcome, Run, run_in_turns, run_job, stopped_by_sigterm
 from edge.bench.trial import make_trial
 from edge.errors import EdgeError
 from edge.profile.profile import Workload
@@ -66,6 +66,36 @@ def test_every_engine_runs_in_a_worker(engine, artefact, workload, demo_out):
         assert 3e6 < done.peak_device_bytes < done.peak_memory_bytes
     if engine == "llama.cpp":
         assert done.peak_device_bytes is None  # it does not count
+
+
+def test_workers_take_turns_in_mirrored_order_and_one_that_dies_drops_out(demo_out):
+    names = ("mlx-int4", "no", "gguf-q6_k.gguf")
+    jobs = [job_of("mlx" if name == "mlx-int4" else "llama.cpp", demo_out / name) for name in names]
+    seen = []
+    outcomes = run_in_turns(jobs, 120, [seen.append, seen.append, seen.append])
+    mlx, missing, gguf = outcomes
+    assert "no" in missing.failure and not missing.trials
+    assert [outcome.failure for outcome in (mlx, gguf)] == [None, None]
+    assert all(outcome.done.load_s > 0 for outcome in (mlx, gguf))
+    # Warm-ups, then turns in the reverse order of the one before.
+    expected = [(mlx, 0), (gguf, 0), (gguf, 1), (mlx, 1), (mlx, 2), (gguf, 2)]
+    assert seen == [outcome.trials[number] for outcome, number in expected]
+    spans = [(trial.prefills[0][0], trial.passes[-1][1]) for trial in seen]
+    assert all(end < begin for (_, end), (begin, _) in pairwise(spans))
+
+
+def test_a_worker_in_turns_stops_with_the_run(monkeypatch):
+    """The run ends, as by Ctrl-C, while the workers wait for their turns."""
+    code = (
+        "import json, sys; sys.stdin.readline(); trial = {'warmup': True}\n"
+        "print(json.dumps({'type': 'Measured', 'trial': trial}), flush=True)\n"
+        "sys.exit(sys.stdin.readline() and 'a turn too many')"
+    )
+    monkeypatch.setattr(runner, "WORKER", (sys.executable, "-S", "-c", code))
+    started = Mock(side_effect=[None, KeyboardInterrupt])
+    with pytest.raises(KeyboardInterrupt):
+        run_in_turns([job_of("mlx", "m")] * 2, 60, [started, started])
+    assert not [child for child in psutil.Process().children() if "a turn" in child.cmdline()[-1]]
 
 
 OUT_OF_MEMORY = "close other programs, or choose a smaller artefact"
@@ -213,6 +243,24 @@ def test_every_row_runs_in_every_round_in_the_recorded_order(go):
     assert [[r.round for r in runs] for runs in run.runs] == [[0, 1, 2]] * 3
     assert run.finished
     assert (fake.clock.slept, run.idle_w) == ([], None)  # there is no meter
+
+
+def test_rows_of_one_workload_take_turns_and_rounds_are_added_while_wanted(monkeypatch):
+    fake = FakeMachine(monkeypatch)
+    groups, more = [], [True, True, False]
+
+    def in_turns(jobs, timeout_s, on_trials):
+        groups.append([job.path for job in jobs])
+        return [Outcome(failure="it died" if job.path == "c" else None) for job in jobs]
+
+    monkeypatch.setattr(runner, "run_in_turns", in_turns)
+    jobs = [*JOBS, job_of("mlx", "d", workload=Workload(9, 3))]
+    run = Run(jobs, 2, fake.new_meter, in_turns=True, wants_more=lambda: more.pop(0))
+    run.run_rounds(lambda _: None, lambda *_: None)
+    assert sorted(map(sorted, groups[:2])) == [["a", "b", "c"], ["d"]]
+    assert sorted(map(sorted, groups[2:])) == [["a", "b"]] * 3 + [["d"]] * 3  # c has failed
+    assert (run.rounds, len(run.order), [len(runs) for runs in run.runs]) == (4, 4, [4, 4, 1, 4])
+    assert run.order == Run(jobs, 4, None).order
 
 
 def test_a_failed_row_is_not_run_again(go):

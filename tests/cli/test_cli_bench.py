@@ -215,6 +215,44 @@ def test_the_profile_has_trials_power_and_bandwidth(demo_out, tmp_path, monkeypa
     assert series.end_ns[-1] >= trial.pass_end_ns[-1]
 
 
+@pytest.mark.parametrize("room", [1 << 40, 1000])
+def test_rows_are_compared_with_a_baseline_of_the_same_run(
+    demo_out, tmp_path, monkeypatch, capsys, room
+):
+    memory = SimpleNamespace(virtual_memory=lambda: SimpleNamespace(available=room))
+    monkeypatch.setattr("edge.bench.plan.psutil", memory)
+    words = ["demo", "--rows", "gguf-q6_k", "gguf-f16", "--out", str(demo_out)]
+    words += [
+        "--save",
+        str(tmp_path),
+        "-p",
+        "8",
+        "-n",
+        "8",
+        "-r",
+        "2",
+        "--rounds",
+        "2",
+        "--no-check",
+    ]
+    words += ["--min-window", "0", "--cooldown", "0", "--power", "none", "--baseline"]
+    assert main(["bench", *words, "gguf-q6"]) == 1
+    assert "give one of these: gguf-q6_k, gguf-f16." in capsys.readouterr().err
+    main(["bench", *words, "gguf-f16"])
+    printed, said = capsys.readouterr()
+    profile = read(*tmp_path.glob("*.json"))
+    in_turns = room > 1000  # without room for both models one process runs after the other
+    assert (profile.method.in_turns, profile.method.baseline) == (in_turns, "gguf-f16")
+    assert ("do not fit into memory together" in said) != in_turns
+    row, base = profile.rows
+    assert (row.baseline, base.ratios) == ("gguf-f16", {})
+    assert row.ratios["decode_tok_s"].rounds == 2
+    assert "Decode ratio" in printed and "ratios are to gguf-f16" in printed
+    first, second = ([t.prefills[0][0] for t in each.trials[:2]] for each in (row, base))
+    overlap = max(first[0], second[0]) < min(first[1], second[1])  # each waits for the other
+    assert overlap == in_turns
+
+
 def test_quality_and_speed_are_in_one_profile(demo_out, tmp_path, capsys):
     out, save = tmp_path / "out", tmp_path / "profiles"
     out.mkdir()  # scores are kept beside the artefacts

@@ -33,7 +33,7 @@ def test_table_plots_and_page_are_written(saved, command):
     assert code == 0
     folder = saved.parent / "profiles" / "reports" / "mine"
     files = {name: (folder / name).read_text() for name in ("table.md", "table.csv", "report.html")}
-    assert out == files["table.md"] + "\n" == markdown_section(typed(PROFILE)) + "\n"
+    assert out == files["table.md"] == markdown_section(typed(PROFILE))
     assert len(files["table.csv"].splitlines()) == 3
     assert files["report.html"].startswith("<!doctype html>")
     assert (folder / "plots" / "throughput.png").read_bytes().startswith(b"\x89PNG")
@@ -43,6 +43,30 @@ def test_table_plots_and_page_are_written(saved, command):
         f"saved {plots} plots in profiles/reports/mine/plots",
         *(f"saved profiles/reports/mine/{name}" for name in files),
     ]
+
+
+def test_a_baseline_is_in_table_csv_json_page_and_plot(saved, command):
+    saved.write_text(json.dumps(PROFILE))
+    words = ("report", saved, "--baseline", "mlx-fp16", "--out", "out", "-o")
+    made = json.loads(command(*words, "json")[1])
+    ((found,),) = made["ratios"]
+    ratio = found["decode_tok_s"]
+    assert (found["row"], found["baseline"], ratio["rounds"]) == ("mlx-int4", "mlx-fp16", 3)
+    low, high = ratio["interval"]
+    cell = f"{ratio['ratio']:.3g} ({low:.3g} to {high:.3g})"
+    assert "out/plots/ratios.svg" in made["plots"]
+    _, markdown, _ = command(*words, "md")
+    assert "Decode ratio" in markdown and f"| {cell} |" in markdown
+    shown = f"{100 * ratio['detectable']:.2g}%"
+    assert "ratios are to mlx-fp16, compared round by round, with 95% intervals" in markdown
+    assert f"shows 95% of the time: decode {shown}, prefill" in markdown
+    page = (saved.parent / "out" / "report.html").read_text()
+    assert cell in page and "Relative to the baseline" in page
+    _, line = csv.DictReader(io.StringIO(command(*words, "csv")[1]))
+    assert float(line["ratios_decode_tok_s_interval_low"]) == low
+    code, _, err = command("report", saved, "--baseline", "mlx-int8")
+    assert (code, "is not a row; give one of these: mlx-fp16, mlx-int4." in err) == (1, True)
+    assert command("report", "--check", saved, "--baseline", "mlx-fp16")[0] == 1
 
 
 def test_folder_of_profiles_is_one_report_and_one_json_document(saved, command):

@@ -24,6 +24,7 @@ OF_CHECKPOINT = (
 OF_FILES = (
     *OF_CHECKPOINT,
     *("models", "depth", "suite", "threads", "wait_idle", "quality", "bandwidth_gb_s"),
+    "baseline",
 )
 OF_WORKLOAD = ("prompt", "generate", "depth", "joint")
 # Options of llama-bench that have one setting here: flags, values that say so, and the setting.
@@ -69,6 +70,7 @@ def parser() -> argparse.ArgumentParser:
             *flags, action=_Settled, nargs="?", const=(values, setting), help=argparse.SUPPRESS
         )
     _add_server(parser)
+    _add_ratios(parser)
     compare = parser.add_argument_group("comparison of profiles, instead of measuring")
     meaning = "print B's speed, energy and memory relative to A's; both of one model"
     shared.add_input(compare, "--compare", nargs=2, metavar=("A", "B"), help=meaning)
@@ -201,6 +203,15 @@ def _prompt_and_generate(text: str) -> tuple[int, int]:
             f"{text!r} is not P,N with a prompt of at least 1 and at least 2 generated tokens"
         )
     return values[0], values[1]
+
+
+def _add_ratios(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group(
+        "comparison within the run",
+        "the processes of a round take turns, trial by trial, and are compared by round, which "
+        "takes slow changes of the machine out",
+    )
+    shared.add_baseline(group)
 
 
 def _add_server(parser: argparse.ArgumentParser) -> None:

@@ -25,6 +25,7 @@ def parser() -> argparse.ArgumentParser:
     for flag, what in (("--chip", "chips"), ("--model", "models")):
         meaning = f"with --devices: only {what} with NAME in their name"
         parser.add_argument(flag, metavar="NAME", help=meaning)
+    shared.add_baseline(parser)
     meaning = f"output folder (default: {REPORTS}/NAME)"
     shared.add_path(parser, "--out", metavar="DIR", help=meaning)
     shared.add_table_output(parser)
@@ -33,8 +34,8 @@ def parser() -> argparse.ArgumentParser:
 
 def check(args: argparse.Namespace) -> None:
     alone = "--devices" if args.devices is not None else "--check" if args.check else None
-    if alone and (args.profiles or args.out):
-        raise EdgeError(f"{alone} does not go with PROFILE or --out; leave one out.")
+    if alone and (args.profiles or args.out or args.baseline):
+        raise EdgeError(f"{alone} does not go with PROFILE, --out or --baseline; leave one out.")
     if (args.chip or args.model) and args.devices is None:
         raise EdgeError("--chip and --model select among devices; add --devices DIR.")
     if not args.profiles and not alone:

@@ -230,6 +230,15 @@ def add_threads(options: Options, more: str = "") -> None:
     options.add_argument("-t", "--threads", metavar="N", type=kind, help=f"{meaning}{more})")
 
 
+def add_baseline(options: Options) -> None:
+    meaning = (
+        "also print every row's ratio to ROW, with its interval: an artefact such as mlx-fp16, a "
+        "row as the table calls it, such as 'mlx-fp16 (mlx-lm)', or an engine, such as mlx-lm, for "
+        "the same artefact there"
+    )
+    options.add_argument("--baseline", metavar="ROW", help=meaning)
+
+
 def add_kv_bits(options: Options) -> None:
     meaning = "quantise the KV cache to this many bits, not of a GGUF file (default: off)"
     options.add_argument("--kv-bits", type=int, choices=[4, 8], help=meaning)

@@ -8,6 +8,7 @@ from edge.report.plots.bars import roofline, throughput
 from edge.report.plots.curves import depth, latency
 from edge.report.plots.points import energy, precision
 from edge.report.plots.power import power
+from edge.report.plots.ratios import ratios
 from edge.text import plain
 
 PLOTS = {
@@ -30,7 +31,8 @@ class Drawn:
 
 
 def draw(profile: Profile) -> Drawn:
-    drawn = {title: plot(profile) for title, plot in PLOTS.items()}
+    plots = {**PLOTS, "Ratios": ratios} if any(row.ratios for row in profile.rows) else PLOTS
+    drawn = {title: plot(profile) for title, plot in plots.items()}
     titles: dict[str, list[str]] = {}
     for title, found in drawn.items():
         if isinstance(found, str):

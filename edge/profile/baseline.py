@@ -1,0 +1,69 @@
+"""The rows of a profile relative to a baseline: a row, an engine, or another environment's rows."""
+
+from collections.abc import Iterable, Sequence
+
+from msgspec.structs import replace
+
+from edge.errors import EdgeError
+from edge.profile.profile import Profile, Row
+from edge.profile.ratio import Ratio, ratio_of
+from edge.stats import CONFIDENCE
+
+# What is compared, by the row's key.
+RATIOS = ("decode_tok_s", "prefill_tok_s", "joules_per_token")
+# The interval's confidence after --until, which looks at it after every round and stops where it
+# happens to be narrow: with 97 % no more than 5 % of equal rows seem to differ (docs/method.md).
+UNTIL_CONFIDENCE = 0.97
+
+
+def with_ratios(profile: Profile, baseline: str | None = None) -> Profile:
+    """The profile with every row's ratios to `baseline`, by default that of the run.
+
+    A row of another environment is compared with the same row of this one.
+    """
+    name = baseline or profile.method.baseline
+    if baseline:
+        names = [(row.with_peer(row.artefact), row.engine) for row in profile.rows]
+        check_baseline(baseline, names)
+    confidence = CONFIDENCE if profile.method.until_percent is None else UNTIL_CONFIDENCE
+    rows = [_with_ratios(row, profile.rows, name, confidence) for row in profile.rows]
+    return replace(profile, rows=rows)
+
+
+def check_baseline(name: str, rows: Iterable[tuple[str, str]]) -> None:
+    """Refuses a baseline that is neither one of the rows nor one of their engines."""
+    rows = list(rows)
+    names, engines = (list(dict.fromkeys(row[part] for row in rows)) for part in (0, 1))
+    if name in names or name in engines:
+        return
+    others = [*names, *(engine for engine in engines if len(engines) > 1)]
+    raise EdgeError(f"--baseline {name} is not a row; give one of these: {', '.join(others)}.")
+
+
+def _with_ratios(row: Row, rows: Sequence[Row], name: str | None, confidence: float) -> Row:
+    base = _baseline_of(row, rows, name)
+    if base is None:
+        return replace(row, baseline=None, ratios={})
+    ratios: dict[str, Ratio] = {}
+    for key in RATIOS:
+        is_known = getattr(row, key) is not None and getattr(base, key) is not None
+        if not is_known or (key == "joules_per_token" and row.power != base.power):
+            continue  # of a row that failed the trials do not count
+        if found := ratio_of(row.counted, base.counted, key, confidence):
+            ratios[key] = found
+    return replace(row, baseline=base.with_peer(base.artefact), ratios=ratios)
+
+
+def _baseline_of(row: Row, rows: Sequence[Row], name: str | None) -> Row | None:
+    """The row of the same workload that is called `name`, or has the same artefact on `name`."""
+    if name is None and row.arm is None:
+        return None
+    for other in rows:
+        is_same = other.artefact == row.artefact and other.arm is None
+        if name is None:
+            is_found = is_same and other.engine == row.engine
+        else:
+            is_found = name == other.with_peer(other.artefact) or (is_same and other.engine == name)
+        if is_found and other is not row and other.workload == row.workload:
+            return other
+    return None
