@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import mlx.core as mx
 
 from edge.errors import EdgeError
-from edge.generate.sampling import GREEDY, Picker, Sampling
+from edge.generate.sampling import GREEDY, OnPick, Picker, Sampling
 from edge.generate.speculate import (
     TOKENS_BETWEEN_CLEARS,
     PromptLookup,
@@ -32,6 +32,8 @@ if TYPE_CHECKING:  # importing numpy would take a large part of a short completi
 
 # mlx-lm's default: bounds the memory of a long prefill.
 PREFILL_TOKENS = 2048
+# llama.cpp computes this many positions at once, whatever it is given.
+LLAMA_PREFILL_TOKENS = 512
 # A last part with more positions per layer is split before its last position (`prefill_parts`).
 # On the demo, four layers on a CPU, that pays from about 16 positions on: 1.25 x at 256.
 POSITIONS_PER_LAYER = 4
@@ -48,10 +50,11 @@ def _decode(
     pick: Picker,
     count: int,
     on_prefill: OnPrefill,
+    prefill_tokens: int,
     draft: PromptLookup | None,
 ) -> Tokens:
     try:
-        hidden = _prefill(model, prompt, cache, on_prefill)
+        hidden = _prefill(model, prompt, cache, on_prefill, prefill_tokens)
         if count == 0:
             return
         logits = model.head(hidden)[:, -1]
@@ -80,6 +83,8 @@ def generate_tokens(
     sampling: Sampling = GREEDY,
     max_tokens: int | None = None,
     on_prefill: OnPrefill = lambda done, total: None,
+    prefill_tokens: int = PREFILL_TOKENS,
+    on_pick: OnPick | None = None,
     draft: PromptLookup | None = None,
     history: Sequence[int] = (),
 ) -> Tokens:
@@ -89,7 +94,8 @@ def generate_tokens(
     layers hold the prompt and the yielded ids, except the last of `max_tokens`. `prompt` follows
     the ids in the cache, which are `history` for a drafter; a penalty does not see them.
     `max_tokens` of None continues to the end of the model's context, 0 only fills the cache. With
-    `draft` tokens are checked several at a time; the ids stay the same.
+    `draft` tokens are checked several at a time; the ids stay the same. `on_prefill` is called
+    after every `prefill_tokens`, and may raise to end the generation.
 
     The call raises an EdgeError for an empty prompt, unknown ids, or no room in the context.
     """
@@ -103,7 +109,8 @@ def generate_tokens(
     if draft is not None:
         draft.begin([*history, *prompt])
         draft = draft if can_speculate(cache) else None
-    return _decode(model, prompt, cache, Picker(sampling, prompt), count, on_prefill, draft)
+    pick = Picker(sampling, prompt, on_pick)
+    return _decode(model, prompt, cache, pick, count, on_prefill, prefill_tokens, draft)
 
 
 def cache_length(cache: Sequence[Cache]) -> int:
@@ -122,10 +129,14 @@ def prefill_parts(length: int, step: int, layers: int) -> list[range]:
 
 
 def _prefill(
-    model: Model, prompt: Sequence[int], cache: Sequence[Cache], on_prefill: OnPrefill
+    model: Model,
+    prompt: Sequence[int],
+    cache: Sequence[Cache],
+    on_prefill: OnPrefill,
+    prefill_tokens: int,
 ) -> mx.array:
     """Fills the cache; returns the hidden state of the last position (1, 1, hidden)."""
-    *parts, last = prefill_parts(len(prompt), PREFILL_TOKENS, len(model.layers))
+    *parts, last = prefill_parts(len(prompt), prefill_tokens, len(model.layers))
     for part in parts:
         model.model(mx.array([prompt[part.start : part.stop]]), cache)
         mx.eval([layer.state for layer in cache])
@@ -264,6 +275,8 @@ class LlamaSource:
         max_tokens: int | None,
         sampling: Sampling,
         on_prefill: OnPrefill = lambda done, total: None,
+        prefill_tokens: int = LLAMA_PREFILL_TOKENS,
+        on_pick: OnPick | None = None,
     ) -> Continued:
         """The number of reused ids, and the ids that follow, chosen as on MLX."""
         _check_prompt(ids, self._session.vocab_size)
@@ -271,8 +284,9 @@ class LlamaSource:
         count = room if max_tokens is None else min(max_tokens, room)
         reused = self._trim(_reusable(self.held, ids, sampling))
         # A penalty sees the ids that are computed now, as on MLX.
-        pick = Picker(sampling, ids[reused:])
-        return reused, self._tokens(list(ids[reused:]), count, pick, on_prefill)
+        pick = Picker(sampling, ids[reused:], on_pick)
+        fresh = list(ids[reused:])
+        return reused, self._tokens(fresh, count, pick, on_prefill, prefill_tokens)
 
     def reset(self) -> None:
         self._trim(0)
@@ -280,28 +294,38 @@ class LlamaSource:
     def close(self) -> None:
         self._session.close()
 
-    def _tokens(self, fresh: list[int], count: int, pick: Picker, on_prefill: OnPrefill) -> Tokens:
-        for made in range(count):
-            self._decode(fresh)
+    def _tokens(
+        self, fresh: list[int], count: int, pick: Picker, on_prefill: OnPrefill, step: int
+    ) -> Tokens:
+        fresh = self._with_room(fresh)
+        for begin in range(0, len(fresh), step):
+            part = fresh[begin : begin + step]
+            self._decode(part)
+            on_prefill(begin + len(part), len(fresh))
+        for made in range(1, count + 1):
             logits = mx.array(self._session.last_logits())[None]
-            if made == 0:
-                on_prefill(len(fresh), len(fresh))
+            if made == 1:
                 _check_finite(logits)
             token = int(pick(logits).item())  # type: ignore[arg-type]
             yield token
-            fresh = [token]  # computed only if another token is wanted
+            if made < count:  # and another token is wanted
+                self._decode(self._with_room([token]))
 
-    def _decode(self, fresh: list[int]) -> None:
+    def _with_room(self, fresh: list[int]) -> list[int]:
+        """The ids to compute: after growing, which empties the cache, all that were held too."""
         needed = len(self.held) + len(fresh)
         if needed > self._session.context_tokens:
             self._session.resize(min(2 * needed, self.context_tokens))
             fresh, self.held = self.held + fresh, []
+        return fresh
+
+    def _decode(self, ids: list[int]) -> None:
         try:
-            self._session.decode(fresh)
+            self._session.decode(ids)
         except BaseException:  # after an interrupt llama.cpp's position is unknown
             self._trim(0)
             raise
-        self.held += fresh
+        self.held += ids
 
     def _trim(self, length: int) -> int:
         if not self._session.trim(length):

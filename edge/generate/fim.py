@@ -18,13 +18,14 @@ import re
 import time
 from collections.abc import Generator, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from edge.errors import EdgeError
 from edge.formats.files import read_text, user_path
 from edge.generate import CURSOR
-from edge.generate.decode import Tokens, TokenSource
+from edge.generate.decode import Continued, Tokens, TokenSource
 from edge.generate.fim_stop import StopRules
 from edge.generate.sampling import GREEDY, Sampling
 from edge.generate.stream import TokenClock, stop_ids
@@ -33,6 +34,7 @@ from edge.tokenizer.fim_tokens import FimTokens, Order, encode_parts
 from edge.tokenizer.tokenizer import encode_text, special_ids
 
 MAX_TOKENS = 128
+CACHED_FILES = 64
 # The suffix's share of the window where prefix and suffix together are too long.
 SUFFIX_SHARE = 1 / 4
 # Long text is cut in steps: otherwise every keystroke would shift the window and miss the cache.
@@ -67,6 +69,15 @@ class MiddleEvent:
     completion: Completion | None
 
 
+class Source(Protocol):
+    """What a completion needs of a source of tokens."""
+
+    context_tokens: int
+
+    def generate(self, ids: Sequence[int], max_tokens: int | None, sampling: Sampling) -> Continued:
+        """The number of reused ids, and the ids that follow."""
+
+
 class Completer:
     """Fills in the middle with a source of tokens; refuses models not trained for it.
 
@@ -82,6 +93,8 @@ class Completer:
         self._most_characters = max(CHARACTERS_PER_POSITION * positions, LEAST_CHARACTERS)
         self._tokens = FimTokens.find(self._backend)
         self._stops = stop_ids(tokenizer) | special_ids(self._backend)
+        # An editor sends the same files again with every keystroke.
+        self._encode_file = lru_cache(CACHED_FILES)(self._file_ids)
 
     def complete(self, prefix: str, suffix: str = "", **options: Any) -> Completion:
         """The text between prefix and suffix; options and errors of `stream`."""
@@ -100,12 +113,15 @@ class Completer:
         max_lines: int | None = None,
         stop_rules: bool = True,
         sampling: Sampling = GREEDY,
+        source: Source | None = None,
     ) -> Generator[MiddleEvent, None, None]:
         """Yields the text between prefix and suffix as it is generated.
 
-        `context` holds other files of the repository, the most important last. `max_lines` does
-        not count blank lines before the first code. Text whose line ends are all CRLF is
-        completed as if they were LF, and the middle gets CRLF. Raises at the first step.
+        `context` holds other files of the repository, the most important last; the first are left
+        out where they do not fit. `max_lines` does not count blank lines before the first code.
+        `max_tokens` of 0 only fills the cache. Text whose line ends are all CRLF is
+        completed as if they were LF, and the middle gets CRLF. `source` stands for the
+        completer's own. Raises at the first step.
         """
         clock = TokenClock()
         line_end = "\r\n" if _is_crlf(prefix, suffix) else "\n"
@@ -113,7 +129,7 @@ class Completer:
         suffix = suffix.replace(line_end, "\n")[: self._most_characters]
         ids = self._prompt(prefix, suffix, context, order, max_tokens)
         rules = StopRules(prefix, suffix, max_lines, stop_rules)
-        reused, tokens = self.source.generate(ids, max_tokens, sampling)
+        reused, tokens = (source or self.source).generate(ids, max_tokens, sampling)
         shown = 0
         with contextlib.closing(self._middle(tokens, rules, clock)) as steps:
             for text, certain, stopped_by in steps:
@@ -137,7 +153,7 @@ class Completer:
     ) -> list[int]:
         limit, fim = self.source.context_tokens, self._tokens
         room = limit - max_tokens - fim.length
-        if max_tokens < 1 or room < 1:
+        if max_tokens < 0 or room < 1:
             raise EdgeError(
                 f"max_tokens is {max_tokens} and the model's context has {limit} positions; "
                 f"choose from 1 to {limit - fim.length - 1}."
@@ -147,14 +163,24 @@ class Completer:
                 "the model's vocabulary has no <repo_continuation>, which joins the files of a "
                 "repository; leave out the context."
             )
-        files: list[int] = []
-        for text in context:
-            files += encode_text(self._backend, near_end(text, self._most_characters))
-            files.append(fim.repo or 0)
         before, after = encode_parts(self._backend, prefix, suffix)
         before, after, left = fit(before, after, room)
-        files = _keep_end(files, left, _step_tokens(room))
+        files = self._files(context, left, _step_tokens(room))
         return fim.prompt(before, after, files, order)
+
+    def _files(self, context: Sequence[str], room: int, step: int) -> list[int]:
+        """The last files that fit whole; of a last one that does not fit alone its end."""
+        files: list[int] = []
+        for text in reversed(context):
+            file = self._encode_file(text)
+            if len(files) + len(file) > room:
+                return files or _keep_end(file, room, step)
+            files = file + files
+        return files
+
+    def _file_ids(self, text: str) -> list[int]:
+        ids = encode_text(self._backend, near_end(text, self._most_characters))
+        return [*ids, self._tokens.repo or 0]
 
     def _middle(
         self, tokens: Tokens, rules: StopRules, clock: TokenClock

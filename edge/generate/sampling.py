@@ -26,6 +26,8 @@ from edge.errors import EdgeError
 ROUNDING_SHARE = {mx.float32: 2**-16, mx.float16: 2**-8, mx.bfloat16: 2**-5}
 # Ids so far (n,) and logits (1, vocab) -> logits (1, vocab).
 Penalty = Callable[[mx.array, mx.array], mx.array]
+# Called with the model's logits (1, vocab) and the id chosen (1,), not yet computed.
+OnPick = Callable[[mx.array, mx.array], None]
 
 
 @dataclass(frozen=True)
@@ -89,8 +91,8 @@ class Sampling:
 class Picker:
     """Chooses the ids of one generation; setting `state` goes back to an earlier choice."""
 
-    def __init__(self, sampling: Sampling, prompt: Sequence[int]):
-        self._sampling = sampling
+    def __init__(self, sampling: Sampling, prompt: Sequence[int], on_pick: OnPick | None = None):
+        self._sampling, self._on_pick = sampling, on_pick
         self._window = sampling.repetition_context
         self._penalty: Penalty | None = None
         if sampling.repetition_penalty not in (None, 1.0):
@@ -108,6 +110,8 @@ class Picker:
     def __call__(self, logits: mx.array) -> mx.array:
         """Logits (1, vocab) -> the next id (1,), submitted but not awaited."""
         token = self._choose(self._penalised(logits))
+        if self._on_pick is not None:
+            self._on_pick(logits, token)
         mx.async_eval(token)  # type: ignore[no-untyped-call]
         return token
 

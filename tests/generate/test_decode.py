@@ -71,15 +71,14 @@ def test_tokens_are_mlx_lms(loaded, model, peer, text):
 
 
 @pytest.mark.parametrize(("step", "length"), [(1, 9), (5, 28), (64, 70), (64, 120)])
-def test_prefill_in_parts_changes_nothing(model, prompt, step, length, monkeypatch):
-    monkeypatch.setattr(decode, "PREFILL_TOKENS", step)
+def test_prefill_in_parts_changes_nothing(model, prompt, step, length):
     prompt, seen = (prompt * 9)[:length], []
     expected = [(p.stop, length) for p in decode.prefill_parts(length, step, len(model.layers))]
     plain = tokens_without_cache(model, prompt, 6)
     for count in (0, 1, 6):
         cache = make_prompt_cache(model)
         how = {"max_tokens": count, "cache": cache, "on_prefill": lambda *done: seen.append(done)}
-        assert tokens(model, prompt, **how) == plain[:count]
+        assert tokens(model, prompt, prefill_tokens=step, **how) == plain[:count]
         assert offsets(cache) == {length + max(count - 1, 0)}
     assert seen == expected * 3
 

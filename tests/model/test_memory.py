@@ -9,7 +9,6 @@ from mlx.utils import tree_flatten
 
 from edge.device.memory import MemoryRoom
 from edge.errors import EdgeError
-from edge.generate import decode
 from edge.generate.decode import PREFILL_TOKENS, generate_tokens
 from edge.model import memory
 from edge.model.kv_cache import cache_bytes, make_cache
@@ -66,14 +65,14 @@ def test_estimate_of_the_cache_is_an_upper_bound(name, kv_bits, tmp_path):
 
 
 @pytest.mark.parametrize("part", [PREFILL_TOKENS, 256])
-def test_estimate_of_a_prompt_is_an_upper_bound(demo_out, part, monkeypatch):
+def test_estimate_of_a_prompt_is_an_upper_bound(demo_out, part):
     assert memory.PREFILL_TOKENS == PREFILL_TOKENS
-    monkeypatch.setattr(decode, "PREFILL_TOKENS", part)
     path, tokens = demo_out / "mlx-fp16", 700
     need = required_bytes(path, compute_dtype(), tokens + 1, prefill_tokens=part)
     model = load_model(path)
     prompt = [7 * i % 1000 for i in range(tokens)]
-    _, _, peak = taken(lambda: list(generate_tokens(model, prompt, max_tokens=1)))
+    how = {"max_tokens": 1, "prefill_tokens": part}
+    _, _, peak = taken(lambda: list(generate_tokens(model, prompt, **how)))
     assert peak <= need.cache_bytes + need.working_bytes <= 3 * peak
 
 
