@@ -73,6 +73,10 @@ class Meter:
     def start(self) -> None:
         """Begin sampling; returns when power is being measured."""
 
+    def read(self, since_ns: int) -> Sequence[Sample]:
+        """The samples so far that end after a stamp, while sampling goes on; forgets the older."""
+        return ()
+
     def stop(self) -> Sequence[Sample]:
         """End sampling; the samples since `start` in order, without overlap."""
         return ()

@@ -48,6 +48,7 @@ class PollingMeter(Meter, ABC):
         self._samples: list[Sample] = []
         self._stopping = threading.Event()
         self._thread: threading.Thread | None = None
+        self._polling = threading.Lock()
         self._last: tuple[int, Reading] | None = None
         self._aligned = True
 
@@ -58,6 +59,13 @@ class PollingMeter(Meter, ABC):
         if self.unavailable is None and self._guarded(self._begin):
             self._thread = threading.Thread(target=self._guarded, args=(self._run,), daemon=True)
             self._thread.start()
+
+    def read(self, since_ns: int) -> Sequence[Sample]:
+        """Reads the counters once more, so that a sample ends now where they have moved."""
+        with self._polling:
+            self._guarded(self._poll)
+            self._samples = [sample for sample in self._samples if sample.end_ns > since_ns]
+            return tuple(self._samples)
 
     def stop(self) -> Sequence[Sample]:
         self._stopping.set()
@@ -80,7 +88,8 @@ class PollingMeter(Meter, ABC):
 
     def _run(self) -> None:
         while not self.wait(self._stopping, self.period_s):
-            self._poll()
+            with self._polling:
+                self._poll()
 
     def _end(self) -> None:
         if self._last is not None and not self._poll_until_moved():
@@ -131,7 +140,7 @@ class PollingMeter(Meter, ABC):
         if sample.joules and _is_possible(sample):
             self._samples.append(sample)
 
-    def _guarded(self, work: Callable[[], None]) -> bool:
+    def _guarded(self, work: Callable[[], object]) -> bool:
         """Run; a failure is a warning, because a meter must not end the run it measures."""
         try:
             work()

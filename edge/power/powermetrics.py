@@ -10,6 +10,7 @@ import subprocess
 import tempfile
 import threading
 import time
+from bisect import bisect_right
 from collections.abc import Callable, Sequence
 from itertools import takewhile
 
@@ -29,6 +30,8 @@ WAKE_S = 0.1
 BATCH_S = 2.5
 # Arrivals of contiguous records vary by less.
 GAP_NS = 100 * 10**6
+# Records before a window, by which the clock of those in it is placed.
+BEFORE_NS = 5 * 10**9
 CHUNK_BYTES = 1 << 16
 STDERR_BYTES = 4096
 SUDOERS = "YOUR_NAME ALL=(root) NOPASSWD: /usr/bin/powermetrics"
@@ -95,6 +98,13 @@ class PowermetricsProcess:
         with self._news:
             self._news.wait_for(lambda: done() or self.ended, timeout_s)
             return done()
+
+    def since(self, stamp_ns: int) -> tuple[list[Record], list[int]]:
+        """Records that arrived after a stamp, and their arrivals; forgets the older."""
+        with self._news:
+            old = bisect_right(self.arrivals_ns, stamp_ns)
+            del self.records[:old], self.arrivals_ns[:old]
+            return self.records[:], self.arrivals_ns[:]
 
     def close(self) -> None:
         """Stop it. A child of root cannot be signalled: closing its pipe ends it, or its -n."""
@@ -174,6 +184,12 @@ class PowermetricsMeter(Meter):
         self._process = self._spawn(INTERVAL_MS, math.ceil(LONGEST_RUN_S * 1e3 / INTERVAL_MS))
         if self._process is None:
             _proven.discard(self._command)
+
+    def read(self, since_ns: int) -> Sequence[Sample]:
+        if self._process is None:
+            return ()
+        records, arrivals_ns = self._process.since(since_ns - BEFORE_NS)
+        return build_timeline(records, arrivals_ns, GAP_NS).samples
 
     def stop(self) -> Sequence[Sample]:
         """Stop when a record reaches past this moment."""
