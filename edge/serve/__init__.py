@@ -1,0 +1,1 @@
+"""HTTP: the dialects of llama.cpp, OpenAI and Ollama over one queue."""

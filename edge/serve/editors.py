@@ -1,0 +1,20 @@
+"""Where to paste what: one block for each client."""
+
+BLOCKS = """\
+llama.vim       let g:llama_config = {{ 'endpoint_fim': '{url}/infill' }}
+llama.vscode    "llama-vscode.endpoint": "{url}"
+Continue        models: [{{name: edge, provider: llama.cpp, model: {name}, apiBase: {url},
+                roles: [autocomplete]}}]
+Zed             "edit_predictions": {{"provider": "open_ai_compatible_api",
+                "open_ai_compatible_api": {{"api_url": "{url}/v1/completions",
+                "model": "{name}", "prompt_format": "starcoder", "max_output_tokens": 64}}}}
+minuet          provider = 'openai_fim_compatible', provider_options = {{ openai_fim_compatible =
+                {{ end_point = '{url}/v1/completions', model = '{name}',
+                name = 'edge', api_key = 'TERM', stream = true }} }}
+Ollama clients  OLLAMA_HOST={url}
+openai          OpenAI(base_url="{url}/v1", api_key="{key}")
+"""
+
+
+def blocks(url: str, name: str, has_key: bool) -> str:
+    return BLOCKS.format(url=url, name=name, key="KEY" if has_key else "none")

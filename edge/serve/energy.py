@@ -1,0 +1,84 @@
+"""The energy of answers, from one meter that runs as long as the server."""
+
+import asyncio
+import threading
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+
+from edge.power.choose import why_not
+from edge.power.meter import Meter, Sample, integrate
+from edge.serve.request import EnergyUse, Usage
+
+# Least share of an answer that the samples must cover.
+LEAST_COVERAGE = 0.95
+# How long an answer's end waits for the meter; editors wait for it.
+MOST_WAIT_S, POLL_S = 0.25, 0.01
+
+
+class EnergyMeter:
+    """Integrates the meter's samples over the time in which an answer was computed.
+
+    Answers are computed one after another, so their joules never count twice.
+    """
+
+    def __init__(self, meter: Meter, source: str):
+        self._meter = meter
+        self.reason = "power is not measured: --power none"
+        if source != "none":
+            self.reason = why_not(meter, source) or ""
+        self._lock = threading.Lock()
+        self._open: list[int] = []  # begins of answers whose energy is not known yet
+
+    @property
+    def boundary(self) -> str | None:
+        """What the joules cover; None where nothing is measured."""
+        return None if self.reason else self._meter.boundary
+
+    def start(self) -> None:
+        if not self.reason:
+            self._meter.start()
+
+    def stop(self) -> None:
+        if not self.reason:
+            self._meter.stop()
+
+    def begin(self) -> int:
+        """Stamps the begin of an answer, whose samples are kept until `forget`."""
+        now_ns = time.monotonic_ns()
+        with self._lock:
+            self._open.append(now_ns)
+        return now_ns
+
+    def forget(self, begin_ns: int) -> None:
+        with self._lock:
+            if begin_ns in self._open:
+                self._open.remove(begin_ns)
+
+    def read(self) -> Sequence[Sample]:
+        """The samples of answers under way; without any of them the meter's memory is freed."""
+        with self._lock:
+            since_ns = min(self._open, default=time.monotonic_ns())
+            return () if self.reason else self._meter.read(since_ns)
+
+    async def measured(self, usage: Usage) -> Usage:
+        """The usage with its energy, once the meter has covered it."""
+        if self.reason:
+            return usage
+        until_s = time.monotonic() + MOST_WAIT_S
+        while True:
+            # In a thread: reading a counter can take milliseconds.
+            energy = self._of(await asyncio.to_thread(self.read), usage)
+            if energy is not None or time.monotonic() > until_s:
+                return replace(usage, energy=energy)
+            await asyncio.sleep(POLL_S)
+
+    def _of(self, samples: Sequence[Sample], usage: Usage) -> EnergyUse | None:
+        begin_ns, prefilled_ns, end_ns = usage.begin_ns, usage.prefilled_ns, usage.end_ns
+        whole = integrate(samples, begin_ns, end_ns)
+        if whole.coverage < LEAST_COVERAGE or not whole.is_total:
+            return None
+        prefill_j = 0.0
+        if prefilled_ns > begin_ns:
+            prefill_j = integrate(samples, begin_ns, prefilled_ns).total_j
+        return EnergyUse(prefill_j, whole.total_j - prefill_j, self._meter.boundary)

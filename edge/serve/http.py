@@ -1,0 +1,226 @@
+"""What all dialects need of HTTP: bodies read within limits, errors, clients that leave."""
+
+import asyncio
+import sys
+import time
+import traceback
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import aclosing
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+
+import msgspec
+from sse_starlette import EventSourceResponse
+from starlette.requests import Request as Http
+from starlette.responses import Response
+from starlette.routing import Route
+
+from edge.errors import EdgeError, printable
+from edge.serve.queue import Queue
+from edge.serve.request import End, Event, Piece, Refused, Request, Token
+
+MOST_BODY_BYTES = 8 << 20
+BODY_S = 30.0
+# A client that does not read its stream for this long is left.
+SEND_S = 60.0
+RETRY_AFTER_S = 1
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Service:
+    """What the endpoints share."""
+
+    queue: Queue
+    name: str  # of the model, for clients
+    path: str  # of the model's files
+    log_prompts: bool = False
+    started_s: int = field(default_factory=lambda: int(time.time()))
+
+    @property
+    def context_tokens(self) -> int:
+        return self.queue.engine.model.source.context_tokens
+
+
+Endpoint = Callable[[Http, Service], Awaitable[Response]]
+
+
+class Gone(Exception):
+    """The client has left; nobody reads an answer."""
+
+
+@dataclass(frozen=True)
+class Answer:
+    """One whole answer."""
+
+    text: str
+    tokens: tuple[Token, ...]
+    end: End
+
+
+def route(service: Service, method: str, path: str, endpoint: Endpoint) -> Route:
+    """A route whose errors are one JSON sentence, and whose log has no prompts."""
+
+    async def run(http: Http) -> Response:
+        begin_s = time.monotonic()
+        try:
+            response = await endpoint(http, service)
+        except Gone:
+            response = Response(status_code=499)  # as nginx logs it
+        except EdgeError as error:
+            status = error.status if isinstance(error, Refused) else 400
+            response = error_response(path, status, str(error))
+        except Exception as error:
+            _log(f"{http.method} {path} failed: {_where(error)}")
+            response = error_response(path, 500, "edge failed; its log says where.")
+        seconds = time.monotonic() - begin_s
+        _log(f"{http.method} {path} {response.status_code} {seconds:.3f} s")
+        return response
+
+    return Route(path, run, methods=[method])
+
+
+def _log(line: str) -> None:
+    print(f"{time.strftime('%H:%M:%S')} {line}", file=sys.stderr, flush=True)
+
+
+def _where(error: Exception) -> str:
+    """The error's type and place; not its text, which may quote a prompt."""
+    frame = traceback.extract_tb(error.__traceback__)[-1]
+    return f"{type(error).__name__} in {frame.filename}, line {frame.lineno}"
+
+
+def json_response(value: Any, status: int = 200) -> Response:
+    """Compact JSON: llama.vim looks for `"content":"` without a space."""
+    return Response(msgspec.json.encode(value), status, media_type="application/json")
+
+
+def error_response(path: str, status: int, sentence: str) -> Response:
+    """An error in the words of the dialect that the path belongs to."""
+    response = json_response(error_body(path, status, sentence), status)
+    if status == 503:
+        response.headers["Retry-After"] = str(RETRY_AFTER_S)
+    if status == 401:
+        response.headers["WWW-Authenticate"] = "Bearer"
+    return response
+
+
+def error_body(path: str, status: int, sentence: str) -> dict[str, Any]:
+    if path.startswith("/api/"):  # Ollama's
+        return {"error": sentence}
+    kinds = {401: "authentication_error", 503: "unavailable_error", 500: "server_error"}
+    kind = kinds.get(status, "invalid_request_error")
+    return {"error": {"message": sentence, "type": kind, "param": None, "code": status}}
+
+
+async def read_body(http: Http, service: Service, kind: type[T]) -> T:
+    """The body as a struct; anything else in it is refused with a sentence."""
+    body = await _body(http)
+    if service.log_prompts:
+        _log(f"{http.url.path} {printable(body.decode('utf-8', 'replace'))}")
+    try:
+        fields = msgspec.json.decode(body)
+        if not isinstance(fields, dict):
+            raise Refused("the body is not a JSON object.")
+        # Clients write null for what they leave out.
+        given = {name: value for name, value in fields.items() if value is not None}
+        return msgspec.convert(given, type=kind)
+    except msgspec.ValidationError as error:
+        raise Refused(f"the request is not as expected: {error}.") from None
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise Refused(f"the body is not JSON: {error}.") from None
+    except RecursionError:
+        raise Refused("the body is JSON nested too deeply.") from None
+
+
+async def _body(http: Http) -> bytes:
+    if int(http.headers.get("content-length", "0")) > MOST_BODY_BYTES:
+        raise _too_large()
+    body = bytearray()
+    try:
+        async with asyncio.timeout(BODY_S):
+            async for chunk in http.stream():
+                body += chunk
+                if len(body) > MOST_BODY_BYTES:
+                    raise _too_large()
+    except TimeoutError:
+        raise Refused(f"the body did not come within {BODY_S:g} s; send it again.", 408) from None
+    return bytes(body)
+
+
+def _too_large() -> Refused:
+    most = MOST_BODY_BYTES >> 20
+    return Refused(f"the body is larger than {most} MiB; send less text.", 413)
+
+
+async def unless_gone(http: Http, work: Awaitable[T]) -> T:
+    """The result of the work, which is cancelled when the client leaves; then raises Gone."""
+    working = asyncio.ensure_future(work)
+    leaving = asyncio.ensure_future(_wait_for_leaving(http))
+    try:
+        await asyncio.wait((working, leaving), return_when=asyncio.FIRST_COMPLETED)
+        if not working.done():
+            raise Gone
+        return working.result()
+    finally:
+        for task in (working, leaving):
+            task.cancel()
+        await asyncio.gather(working, leaving, return_exceptions=True)
+
+
+async def _wait_for_leaving(http: Http) -> None:
+    while (await http.receive())["type"] != "http.disconnect":
+        pass
+
+
+async def whole_answers(http: Http, service: Service, request: Request) -> list[Answer]:
+    """All answers to a request, in order; raises Gone when the client leaves."""
+    return await unless_gone(http, _collect(service.queue.answer(request)))
+
+
+async def _collect(events: AsyncGenerator[Event, None]) -> list[Answer]:
+    answers: list[Answer] = []
+    texts: list[str] = []
+    tokens: list[Token] = []
+    async with aclosing(events):
+        async for event in events:
+            if isinstance(event, Piece):
+                texts.append(event.text)
+                tokens += event.tokens
+            else:
+                answers.append(Answer("".join(texts), tuple(tokens), event))
+                texts, tokens = [], []
+    return answers
+
+
+async def begun(http: Http, service: Service, request: Request) -> AsyncGenerator[Event, None]:
+    """The events of a request, the first of them awaited: its errors have a status of their own."""
+    events = service.queue.answer(request)
+    first = await unless_gone(http, anext(events))
+
+    async def chained() -> AsyncGenerator[Event, None]:
+        async with aclosing(events):
+            yield first
+            async for event in events:
+                yield event
+
+    return chained()
+
+
+def sse_response(
+    path: str, values: AsyncGenerator[Any, None], last: Sequence[str] = ()
+) -> Response:
+    """A stream of `data:` lines with compact JSON, then `last` as they are."""
+
+    async def data() -> AsyncIterator[dict[str, str]]:
+        async with aclosing(values):
+            try:
+                async for value in values:
+                    yield {"data": msgspec.json.encode(value).decode()}
+            except EdgeError as error:
+                yield {"data": msgspec.json.encode(error_body(path, 500, str(error))).decode()}
+                return
+        for text in last:
+            yield {"data": text}
+
+    return EventSourceResponse(data(), sep="\n", send_timeout=SEND_S)

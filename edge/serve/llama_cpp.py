@@ -1,0 +1,338 @@
+"""llama.cpp's dialect: /infill, /completion, /tokenize, /props and their like.
+
+Fields and defaults are those of llama-server. Where it gives no temperature an infill is greedy
+and ends by the rules of `edge complete`; a completion is drawn as llama-server draws it.
+"""
+
+from collections.abc import AsyncGenerator, Mapping
+from contextlib import aclosing
+from typing import Annotated, Any
+
+import msgspec
+from msgspec import Meta, Struct
+from starlette.requests import Request as Http
+from starlette.responses import Response
+from starlette.routing import BaseRoute
+
+import edge
+from edge.generate.fim import MAX_TOKENS
+from edge.generate.sampling import Sampling
+from edge.serve.http import (
+    Answer,
+    Service,
+    begun,
+    json_response,
+    read_body,
+    route,
+    sse_response,
+    whole_answers,
+)
+from edge.serve.request import (
+    End,
+    Event,
+    Hole,
+    Piece,
+    Refused,
+    Request,
+    SentMessage,
+    Text,
+    Token,
+    Usage,
+    checked_stop,
+    several,
+)
+
+TEMPERATURE = 0.8
+RANDOM_SEED = 2**32 - 1  # and -1
+MOST_ANSWERS = 16
+
+
+class Extra(Struct):
+    """A piece of another file; `time` is a number or, in Vim, two."""
+
+    text: str = ""
+    time: float | list[float] | None = None
+
+    @property
+    def age(self) -> list[float]:
+        if self.time is None:
+            return []
+        return self.time if isinstance(self.time, list) else [self.time]
+
+
+class Common(Struct):
+    """Fields of /infill and /completion."""
+
+    n_predict: Annotated[int, Meta(ge=-2)] = -1
+    temperature: float | None = None
+    top_k: int = 40
+    top_p: float = 0.95
+    min_p: float = 0.05
+    repeat_penalty: float = 1.0
+    repeat_last_n: Annotated[int, Meta(ge=-1)] = 64
+    seed: Annotated[int, Meta(ge=-1)] = -1
+    stop: str | list[str] = []
+    stream: bool = False
+    n_cmpl: Annotated[int, Meta(ge=1, le=MOST_ANSWERS)] = 1
+    t_max_predict_ms: float = 0
+    response_fields: list[str] | None = None
+    grammar: str = ""
+    json_schema: Any = None
+
+
+class Infill(Common):
+    """The text around the cursor; `prompt` is that before it on its line."""
+
+    input_prefix: str = ""
+    input_suffix: str = ""
+    input_extra: list[Extra] = []
+    prompt: str = ""
+
+
+class Completion(Common):
+    """A prompt of text, or of text and ids."""
+
+    prompt: str | list[str | int] = ""
+
+
+class Tokenize(Struct):
+    """A text; `parse_special` makes names of special tokens these tokens."""
+
+    content: str = ""
+    add_special: bool = False
+    parse_special: bool = True
+    with_pieces: bool = False
+
+
+class Detokenize(Struct):
+    """Ids of tokens."""
+
+    tokens: list[Annotated[int, Meta(ge=0, lt=2**31)]] = []
+
+
+class ApplyTemplate(Struct):
+    """A conversation."""
+
+    messages: list[SentMessage] = []
+
+
+def routes(service: Service) -> list[BaseRoute]:
+    gets = {"/health": _health, "/v1/health": _health, "/props": _props, "/slots": _slots}
+    posts = {
+        "/infill": _infill,
+        "/completion": _completion,
+        "/completions": _completion,
+        "/tokenize": _tokenize,
+        "/detokenize": _detokenize,
+        "/apply-template": _apply_template,
+    }
+    return [
+        *(route(service, "GET", path, endpoint) for path, endpoint in gets.items()),
+        *(route(service, "POST", path, endpoint) for path, endpoint in posts.items()),
+    ]
+
+
+async def _health(http: Http, service: Service) -> Response:
+    if not service.queue.is_alive:
+        raise Refused("the model's thread has ended; start the server again.", 503)
+    energy = service.queue.energy
+    reason = energy.reason or None
+    return json_response(
+        {"status": "ok", "energy_boundary": energy.boundary, "energy_missing": reason}
+    )
+
+
+async def _props(http: Http, service: Service) -> Response:
+    tokenizer = service.queue.engine.tokenizer
+    settings = {"n_ctx": service.context_tokens, **_settings(Common(), Sampling())}
+    return json_response(
+        {
+            "default_generation_settings": settings,
+            "total_slots": 1,
+            "model_alias": service.name,
+            "model_path": service.path,
+            "chat_template": tokenizer.chat_template or "",
+            "bos_token": tokenizer.bos_token or "",
+            "eos_token": tokenizer.eos_token or "",
+            "modalities": {"vision": False, "audio": False},
+            "build_info": f"edge {edge.__version__}",
+        }
+    )
+
+
+async def _slots(http: Http, service: Service) -> Response:
+    running, _ = service.queue.counts
+    slot = {"id": 0, "n_ctx": service.context_tokens, "is_processing": bool(running)}
+    return json_response([slot])
+
+
+async def _infill(http: Http, service: Service) -> Response:
+    body = await read_body(http, service, Infill)
+    files = tuple(extra.text for extra in sorted(body.input_extra, key=lambda e: e.age))
+    hole = Hole(body.input_prefix + body.prompt, body.input_suffix, files)
+    sampling = _sampling(body, service, 0.0)
+    most = MAX_TOKENS if body.n_predict < 0 else body.n_predict
+    return await _answered(http, service, body, _request(body, hole, most, sampling))
+
+
+async def _completion(http: Http, service: Service) -> Response:
+    body = await read_body(http, service, Completion)
+    parts = (body.prompt,) if isinstance(body.prompt, str) else tuple(body.prompt)
+    sampling = _sampling(body, service, TEMPERATURE)
+    most = None if body.n_predict < 0 else body.n_predict
+    return await _answered(http, service, body, _request(body, Text(parts), most, sampling))
+
+
+def _request(
+    body: Common, prompt: Hole | Text, max_tokens: int | None, sampling: Sampling
+) -> Request:
+    if body.grammar or body.json_schema is not None:
+        raise Refused("grammar and json_schema are not supported; leave them out.")
+    return Request(
+        prompt=prompt,
+        max_tokens=max_tokens,
+        samplings=several(sampling, body.n_cmpl, body.temperature is not None),
+        stop=checked_stop(body.stop),
+        max_predict_s=body.t_max_predict_ms / 1e3 if body.t_max_predict_ms > 0 else None,
+    )
+
+
+def _sampling(body: Common, service: Service, temperature: float) -> Sampling:
+    last = service.context_tokens if body.repeat_last_n < 0 else body.repeat_last_n
+    return Sampling(
+        temperature=temperature if body.temperature is None else max(0.0, body.temperature),
+        top_p=min(1.0, body.top_p),
+        top_k=max(0, body.top_k),
+        min_p=body.min_p,
+        repetition_penalty=body.repeat_penalty if last and body.repeat_penalty != 1 else None,
+        repetition_context=max(1, last),
+        seed=None if body.seed in (-1, RANDOM_SEED) else body.seed,
+    )
+
+
+async def _answered(http: Http, service: Service, body: Common, request: Request) -> Response:
+    if body.stream:
+        events = await begun(http, service, request)
+        return sse_response(http.url.path, _stream(events, service, body, request))
+    answers = await whole_answers(http, service, request)
+    made = [_document(answer, service, body, request) for answer in answers]
+    return json_response(made if body.n_cmpl > 1 else made[0])
+
+
+async def _stream(
+    events: AsyncGenerator[Event, None], service: Service, body: Common, request: Request
+) -> AsyncGenerator[dict[str, Any], None]:
+    async with aclosing(events):
+        async for event in events:
+            if isinstance(event, End):
+                yield _document(Answer("", (), event), service, body, request)
+            elif event.text:
+                yield _chunk(event)
+
+
+def _chunk(piece: Piece) -> dict[str, Any]:
+    ids = _ids(piece.tokens)
+    return {"index": piece.index, "content": piece.text, "tokens": ids, "stop": False, "id_slot": 0}
+
+
+def _ids(tokens: tuple[Token, ...]) -> list[int]:
+    return [token.id for token in tokens]
+
+
+def _document(answer: Answer, service: Service, body: Common, request: Request) -> dict[str, Any]:
+    """An answer with llama-server's fields, or the asked ones among them."""
+    end, usage = answer.end, answer.end.usage
+    document = {
+        "index": end.index,
+        "content": answer.text,
+        "tokens": _ids(answer.tokens),
+        "id_slot": 0,
+        "stop": True,
+        "model": service.name,
+        "tokens_predicted": usage.generated_tokens,
+        "tokens_evaluated": usage.prompt_tokens,
+        "generation_settings": _settings(body, request.samplings[end.index]),
+        "has_new_line": "\n" in answer.text,
+        "truncated": False,
+        "stop_type": _stop_type(end),
+        "stopped_by": end.stopped_by,
+        "stopping_word": end.stop or "",
+        "tokens_cached": usage.prompt_tokens + max(0, usage.generated_tokens - 1),
+        "timings": _timings(usage),
+    }
+    if body.response_fields is None:
+        return document
+    found = {field: _nested(document, field) for field in body.response_fields}
+    return {field: value for field, value in found.items() if value is not msgspec.UNSET}
+
+
+def _nested(document: Mapping[str, Any], field: str) -> Any:
+    """The value of a path such as timings/prompt_n; UNSET without one."""
+    value: Any = document
+    for name in field.split("/"):
+        value = value.get(name, msgspec.UNSET) if isinstance(value, dict) else msgspec.UNSET
+    return value
+
+
+def _stop_type(end: End) -> str:
+    kinds = {"stop token": "eos", "stop string": "word"}
+    return kinds.get(end.stopped_by, "limit")
+
+
+def _settings(body: Common, sampling: Sampling) -> dict[str, Any]:
+    return {
+        "n_predict": body.n_predict,
+        "temperature": sampling.temperature,
+        "top_k": sampling.top_k,
+        "top_p": sampling.top_p,
+        "min_p": sampling.min_p,
+        "repeat_penalty": sampling.repetition_penalty or 1.0,
+        "repeat_last_n": sampling.repetition_context,
+        "seed": RANDOM_SEED if sampling.seed is None else sampling.seed,
+        "stop": body.stop,
+        "stream": body.stream,
+    }
+
+
+def _timings(usage: Usage) -> dict[str, Any]:
+    computed = usage.prompt_tokens - usage.cached_tokens
+    timings: dict[str, Any] = {"cache_n": usage.cached_tokens}
+    spans = (
+        ("prompt", computed, usage.prefill_s),
+        ("predicted", usage.generated_tokens, usage.decode_s),
+    )
+    for name, tokens, seconds in spans:
+        timings[f"{name}_n"] = tokens
+        timings[f"{name}_ms"] = seconds * 1e3
+        timings[f"{name}_per_token_ms"] = seconds * 1e3 / tokens if tokens else 0.0
+        timings[f"{name}_per_second"] = tokens / seconds if seconds else 0.0
+    if usage.energy is not None:
+        timings["prompt_energy_j"] = usage.energy.prefill_j
+        timings["predicted_energy_j"] = usage.energy.decode_j
+        timings["energy_boundary"] = usage.energy.boundary
+    return timings
+
+
+async def _tokenize(http: Http, service: Service) -> Response:
+    body = await read_body(http, service, Tokenize)
+
+    def work(engine: Any) -> list[Any]:
+        ids = engine.tokenize(body.content, body.add_special, body.parse_special)
+        if not body.with_pieces:
+            return list(ids)
+        return [{"id": i, "piece": engine.tokenizer.decode([i])} for i in ids]
+
+    return json_response({"tokens": await service.queue.call(work)})
+
+
+async def _detokenize(http: Http, service: Service) -> Response:
+    ids = (await read_body(http, service, Detokenize)).tokens
+    text = await service.queue.call(lambda engine: engine.tokenizer.decode(ids))
+    return json_response({"content": text})
+
+
+async def _apply_template(http: Http, service: Service) -> Response:
+    sent = (await read_body(http, service, ApplyTemplate)).messages
+    messages = [message.message() for message in sent]
+    text = await service.queue.call(lambda engine: engine.render(messages))
+    return json_response({"prompt": text})

@@ -1,0 +1,217 @@
+"""A bounded queue of requests, and the one thread that owns the model and answers them.
+
+    queue = Queue(open_model, meter, most_waiting=64)
+    queue.start()
+    async for event in queue.answer(request): ...
+
+The event loop never waits for the model. Short work such as tokenising is done between two tokens
+of an answer.
+"""
+
+import asyncio
+import contextlib
+import threading
+from collections import deque
+from collections.abc import AsyncGenerator, Callable
+from concurrent.futures import Future
+from dataclasses import replace
+from typing import TypeVar
+
+from edge.device.memory import wired
+from edge.errors import EdgeError
+from edge.generate.decode import LlamaSource
+from edge.serve.energy import EnergyMeter
+from edge.serve.engine import Engine, ServedModel
+from edge.serve.request import End, Event, Refused, Request
+
+# An idle server frees the meter's samples this often.
+IDLE_S = 60.0
+T = TypeVar("T")
+
+
+class Busy(Refused):
+    """The queue is full, or the server is ending."""
+
+    def __init__(self, sentence: str) -> None:
+        super().__init__(sentence, 503)
+
+
+class _Gone(Exception):
+    """Nobody waits for the answer any more."""
+
+
+class _Job:
+    """A request, and the events of its answers on their way to the event loop."""
+
+    def __init__(self, request: Request) -> None:
+        self.request = request
+        self.is_gone = False
+        self.events: asyncio.Queue[Event | Exception | None] = asyncio.Queue()
+        self.begins_ns: list[int] = []  # stamps of the answers
+        self._loop = asyncio.get_running_loop()
+
+    def put(self, event: Event | Exception | None) -> None:
+        with contextlib.suppress(RuntimeError):  # the loop has ended
+            self._loop.call_soon_threadsafe(self.events.put_nowait, event)
+
+
+class Queue:
+    """Requests in the order of their arrival; at most `most_waiting` wait for the one answered."""
+
+    def __init__(
+        self, open_model: Callable[[], ServedModel], energy: EnergyMeter, most_waiting: int
+    ):
+        self._open_model, self.energy, self.most_waiting = open_model, energy, most_waiting
+        self._news = threading.Condition()
+        self._waiting: deque[_Job] = deque()
+        self._short: deque[Callable[[], None]] = deque()
+        self._running: _Job | None = None
+        self._is_ending = self._is_closed = False
+        self._opened: Future[Engine] = Future()
+        # A daemon: loading cannot be interrupted, and Ctrl-C must not wait for it.
+        self._thread = threading.Thread(target=self._run, name="model", daemon=True)
+
+    def start(self) -> None:
+        """Loads the model; raises what that raises."""
+        self._thread.start()
+        self.engine = self._opened.result()
+        self.energy.start()
+
+    def close(self) -> None:
+        """Ends the answer under way and the thread."""
+        with self._news:
+            self._is_ending = self._is_closed = True
+            self._news.notify()
+        self._thread.join()
+        self.energy.stop()
+
+    def end(self) -> None:
+        """Refuses what waits and what comes; the running answer goes on."""
+        with self._news:
+            self._is_ending = True
+            waiting, self._waiting = self._waiting, deque()
+        for job in waiting:
+            job.put(_ending())
+
+    @property
+    def counts(self) -> tuple[int, int]:
+        """Numbers of requests that are being answered (0 or 1) and that wait."""
+        return int(self._running is not None), len(self._waiting)
+
+    @property
+    def is_alive(self) -> bool:
+        return self._thread.is_alive()
+
+    async def answer(self, request: Request) -> AsyncGenerator[Event, None]:
+        """The events of a request; closing this frees its place within one token."""
+        job = _Job(request)
+        self._enter(job)
+        try:
+            while (event := await job.events.get()) is not None:
+                if isinstance(event, Exception):
+                    raise event
+                if isinstance(event, End):
+                    event = replace(event, usage=await self.energy.measured(event.usage))
+                yield event
+        finally:
+            self._leave(job)
+
+    async def call(self, work: Callable[[Engine], T]) -> T:
+        """The result of short work with the model's tokenizer."""
+        done: Future[T] = Future()
+
+        def do() -> None:
+            try:
+                done.set_result(work(self.engine))
+            except Exception as error:
+                done.set_exception(error)
+
+        with self._news:
+            if self._is_ending:
+                raise _ending()
+            if len(self._short) >= self.most_waiting:
+                raise self._full()
+            self._short.append(do)
+            self._news.notify()
+        return await asyncio.wrap_future(done)
+
+    def _enter(self, job: _Job) -> None:
+        with self._news:
+            if self._is_ending:
+                raise _ending()
+            if len(self._waiting) >= self.most_waiting:
+                raise self._full()
+            self._waiting.append(job)
+            self._news.notify()
+
+    def _full(self) -> Busy:
+        return Busy(f"{self.most_waiting} requests wait already; try again in a moment.")
+
+    def _leave(self, job: _Job) -> None:
+        job.is_gone = True
+        with self._news, contextlib.suppress(ValueError):
+            self._waiting.remove(job)
+        for begin_ns in job.begins_ns:
+            self.energy.forget(begin_ns)
+
+    def _run(self) -> None:
+        try:
+            model = self._open_model()
+            engine = Engine(model)
+            engine.warm_up()
+        except BaseException as error:
+            self._opened.set_exception(error)
+            return
+        with wired(model.running_bytes):
+            self._opened.set_result(engine)
+            while not self._is_closed:
+                job = self._next()
+                if job is not None:
+                    self._answer(engine, job)
+                    self._running = None
+        if isinstance(model.source, LlamaSource):
+            model.source.close()
+
+    def _next(self) -> _Job | None:
+        """The next request, after the short work; None after a time without any."""
+        with self._news:
+            is_idle = not self._news.wait_for(
+                lambda: self._waiting or self._short or self._is_closed, IDLE_S
+            )
+        if is_idle:
+            self.energy.read()
+        self._do_short()
+        with self._news:
+            if self._waiting and not self._is_closed:
+                self._running = self._waiting.popleft()
+            return self._running
+
+    def _do_short(self) -> None:
+        while self._short:
+            self._short.popleft()()
+
+    def _answer(self, engine: Engine, job: _Job) -> None:
+        def check() -> None:
+            if job.is_gone or self._is_closed:
+                raise _Gone
+            self._do_short()
+
+        def begin() -> int:
+            job.begins_ns.append(self.energy.begin())
+            return job.begins_ns[-1]
+
+        try:
+            for event in engine.answer(job.request, begin, check):
+                job.put(event)
+            job.put(None)
+        except _Gone:
+            job.put(_ending())
+        except EdgeError as error:
+            job.put(error)
+        except Exception as error:
+            engine.model.source.reset()  # what the cache holds is not known
+            job.put(error)
+
+
+def _ending() -> Busy:
+    return Busy("the server is ending; start it again.")

@@ -1,0 +1,187 @@
+"""The one request and the one stream of events that all dialects use.
+
+A dialect makes a `Request` of what it is sent, and words of its own of the events: for each answer
+pieces of text and one `End`.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Literal
+
+import msgspec
+
+from edge.errors import EdgeError
+from edge.generate.sampling import GREEDY, Sampling
+from edge.generate.transcript import Message
+
+# Draws the answers after the first where the client asks for several and gives no temperature.
+SEVERAL_TEMPERATURE = 0.8
+
+
+class Refused(EdgeError):
+    """A request that is not answered; `status` is HTTP's."""
+
+    def __init__(self, sentence: str, status: int = 400) -> None:
+        super().__init__(sentence)
+        self.status = status
+
+
+@dataclass(frozen=True)
+class Text:
+    """A prompt of text and ids; names of special tokens in the text are these tokens."""
+
+    parts: tuple[str | int, ...]
+
+
+@dataclass(frozen=True)
+class Hole:
+    """The place between a prefix and a suffix; `files` are others, the most important last."""
+
+    prefix: str
+    suffix: str
+    files: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Chat:
+    """A conversation that ends with a user's message."""
+
+    messages: tuple[Message, ...]
+
+
+class Part(msgspec.Struct):
+    """A part of a message; only text is read."""
+
+    type: Literal["text"] = "text"
+    text: str = ""
+
+
+class SentMessage(msgspec.Struct):
+    """A message as clients send it."""
+
+    role: Literal["system", "developer", "user", "assistant"]
+    content: str | list[Part] | None = None
+
+    def message(self) -> Message:
+        content = self.content or ""
+        text = content if isinstance(content, str) else "".join(part.text for part in content)
+        return Message("system" if self.role == "developer" else self.role, text)
+
+
+@dataclass(frozen=True)
+class Request:
+    """What is asked for: one answer for each of `samplings`.
+
+    `max_tokens` None goes on to the end of the context, 0 only fills the cache. `max_predict_s`
+    counts from the first token and ends an answer once it has a line end. With `logprobs` each
+    token carries its own and those of that many of the most probable ones.
+    """
+
+    prompt: Text | Hole | Chat
+    max_tokens: int | None
+    samplings: tuple[Sampling, ...] = (GREEDY,)
+    stop: tuple[str, ...] = ()
+    max_predict_s: float | None = None
+    logprobs: int | None = None
+
+
+@dataclass(frozen=True)
+class Token:
+    """A generated token; `text` and log probabilities only where they were asked for."""
+
+    id: int
+    text: str = ""
+    logprob: float = 0.0
+    top: tuple[tuple[int, str, float], ...] = ()  # id, text, log probability
+
+
+@dataclass(frozen=True)
+class EnergyUse:
+    """Joules of one answer; `boundary` says what the meter covers."""
+
+    prefill_j: float
+    decode_j: float
+    boundary: str
+
+    @property
+    def total_j(self) -> float:
+        return self.prefill_j + self.decode_j
+
+
+@dataclass(frozen=True)
+class Usage:
+    """Counts and stamps (`time.monotonic_ns`) of one answer.
+
+    `cached_tokens` of the prompt were not computed again; `generated_tokens` include a stop token.
+    Energy is None without a meter, or where it did not cover the answer.
+    """
+
+    prompt_tokens: int
+    cached_tokens: int
+    generated_tokens: int
+    begin_ns: int
+    prefilled_ns: int
+    end_ns: int
+    energy: EnergyUse | None = None
+
+    @property
+    def prefill_s(self) -> float:
+        return (self.prefilled_ns - self.begin_ns) / 1e9
+
+    @property
+    def decode_s(self) -> float:
+        return (self.end_ns - self.prefilled_ns) / 1e9
+
+
+@dataclass(frozen=True)
+class Piece:
+    """A piece of an answer's text, which can be empty, and the tokens since the last piece."""
+
+    index: int
+    text: str
+    tokens: tuple[Token, ...] = ()
+
+
+@dataclass(frozen=True)
+class End:
+    """The end of an answer.
+
+    `stopped_by` is "stop token", "stop string", "length", "time" or a rule of
+    `edge.generate.fim_stop`; `stop` is the stop string.
+    """
+
+    index: int
+    stopped_by: str
+    stop: str | None
+    usage: Usage
+
+
+Event = Piece | End
+
+
+def several(sampling: Sampling, count: int, has_temperature: bool) -> tuple[Sampling, ...]:
+    """The samplings of several answers to one request, each with a seed of its own.
+
+    Without a temperature from the client the first is as for one answer, the others are drawn.
+    """
+    later = sampling
+    if not has_temperature and sampling.temperature == 0:
+        later = replace(sampling, temperature=SEVERAL_TEMPERATURE)
+    seed = sampling.seed
+    rest = (replace(later, seed=None if seed is None else seed + i) for i in range(1, count))
+    return (sampling, *rest)
+
+
+def checked_stop(stop: str | Sequence[str] | None) -> tuple[str, ...]:
+    """Stop strings as clients give them: one, several, or none; empty ones are left out."""
+    found = (stop,) if isinstance(stop, str) else tuple(stop or ())
+    if len(found) > MOST_STOPS or any(len(text) > LONGEST_STOP for text in found):
+        raise Refused(
+            f"stop has more than {MOST_STOPS} strings or one of more than {LONGEST_STOP} "
+            f"characters; send fewer or shorter ones."
+        )
+    return tuple(text for text in found if text)
+
+
+# Each piece of text is searched for every one of them.
+MOST_STOPS, LONGEST_STOP = 64, 1000

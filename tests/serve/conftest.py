@@ -1,0 +1,99 @@
+"""A server in this process, on a free port of 127.0.0.1."""
+
+import contextlib
+import http.client
+import json
+import re
+import threading
+from types import SimpleNamespace
+
+import pytest
+
+import edge
+from edge.generate.decode import open_source
+
+
+class Client:
+    """Sends one request on a connection of its own."""
+
+    def __init__(self, port):
+        self.port = port
+
+    def send(self, path, body=None, method=None, **headers):
+        """Status, headers, bytes; a body that is not bytes is sent as JSON."""
+        data = body if body is None or isinstance(body, bytes) else json.dumps(body).encode()
+        headers = {name.replace("_", "-"): value for name, value in headers.items()}
+        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=60)
+        with contextlib.closing(connection):
+            connection.request(method or ("GET" if data is None else "POST"), path, data, headers)
+            answer = connection.getresponse()
+            return answer.status, answer.headers, answer.read()
+
+    def json(self, path, body=None, **headers):
+        status, _, data = self.send(path, body, **headers)
+        assert status == 200, data
+        return json.loads(data)
+
+    def events(self, path, body):
+        """The values of a stream of events."""
+        status, headers, data = self.send(path, body)
+        assert (status, headers["content-type"][:17]) == (200, "text/event-stream"), data
+        return [json.loads(found) for found in re.findall(rb"^data: ({.*})$", data, re.M)]
+
+    def refused(self, path, body=None, method=None, **headers):
+        """Status and sentence of an error."""
+        status, _, data = self.send(path, body, method, **headers)
+        found = json.loads(data)["error"]
+        return status, found if isinstance(found, str) else found["message"]
+
+
+def open_demo(demo_out, artefact):
+    """The demo on an engine; llama.cpp's is closed by the queue."""
+    from edge.cli.model_path import open_for
+    from edge.serve.engine import ServedModel
+
+    model, tokenizer, _ = open_for("serve", demo_out / artefact)
+    return ServedModel("demo", open_source(model), tokenizer)
+
+
+@pytest.fixture(scope="package")
+def serving():
+    """Makes a server of an opener of models: a context manager that gives its client."""
+    from edge.power.choose import NoMeter
+    from edge.serve.app import Access, listen, make_server
+    from edge.serve.energy import EnergyMeter
+    from edge.serve.http import Service
+    from edge.serve.queue import Queue
+
+    @contextlib.contextmanager
+    def make(opener, energy=None, most_waiting=64, log_prompts=False, **access):
+        energy = energy or EnergyMeter(NoMeter("there is none"), "rapl")
+        queue = Queue(opener, energy, most_waiting)
+        access = Access("127.0.0.1", 0, **access)
+        with listen(access) as listening:
+            queue.start()
+            server = make_server(Service(queue, "demo", "demo", log_prompts), access)
+            thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]})
+            thread.start()
+            client = Client(listening.getsockname()[1])
+            client.queue, client.server = queue, server
+            try:
+                yield client
+            finally:
+                server.should_exit = True
+                queue.close()
+                thread.join()
+
+    return make
+
+
+@pytest.fixture(scope="package", params=["mlx-fp16", "gguf-f32.gguf"])
+def client(request, demo_out, serving):
+    """A server of the demo on each engine."""
+    with serving(lambda: open_demo(demo_out, request.param)) as client:
+        yield client
+
+
+@pytest.fixture(scope="package")
+def demo(demo_out):
+    return SimpleNamespace(path=demo_out / "mlx-fp16", loaded=edge.load(demo_out / "mlx-fp16"))
