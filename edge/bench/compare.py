@@ -242,7 +242,8 @@ def _by_key(
     rows: dict[Key, Row] = {}
     for row in profile.rows:
         pair = (row.artefact, row.engine)
-        key = (*names.get(pair, pair), row.workload)
+        artefact, engine = names.get(pair, pair)
+        key = (f"{artefact} ({row.arm})" if row.arm else artefact, engine, row.workload)
         if key in rows:
             raise EdgeError(
                 f"Profile {name} has {_label(key)} twice; compare profiles with one row of each."

@@ -23,7 +23,7 @@ def estimate(run: Run) -> str:
     why = ", as power is measured" if run.has_power else ""
     idle = f", idle power twice for {run.idle_s:g} s" if run.idle_s else ""
     return (
-        f"measuring takes about {_rounded(planned_s(run))}: {_count(rows, 'row')} x "
+        f"measuring takes about {rounded(planned_s(run))}: {_count(rows, 'row')} x "
         f"{_count(trials, 'trial')}, in all {_count(timed, 'window')} of {length}{why}, and "
         f"{_count(run.rounds * rows, 'process', 'es')} of {START_S:g} s{idle}; converting, loading "
         f"a large model, long passes and cooling down are extra"
@@ -34,7 +34,7 @@ def _count(number: int, what: str, plural: str = "s") -> str:
     return f"{number} {what}{'' if number == 1 else plural}"
 
 
-def _rounded(seconds: float) -> str:
+def rounded(seconds: float) -> str:
     if seconds < 90:
         return f"{max(round(seconds, -1), 10):.0f} s"
     minutes = round(seconds / 60)

@@ -5,8 +5,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import psutil
-
 from edge.bench.engines.engine import LLAMA_CPP, MLX, MLX_LM, SERVER
 from edge.bench.server import LOCAL, REMOTE, choose_model, is_local, server_url, short_name
 from edge.bench.worker import Job
@@ -75,17 +73,6 @@ def served_target(address: str, name: str | None, warn: Callable[[str], None]) -
     found = choose_model(url, name, warn)
     model = ModelInfo(short_name(found), LOCAL if is_local(url) else REMOTE)
     return Target(Recipe(model.name, "HTTP", "as served"), url, (SERVER,), model, served=found)
-
-
-def fit_together(planned: Sequence[tuple[Job, Target]]) -> bool:
-    """True if there is memory for the rows of each workload at once, twice the size of their files.
-
-    Twice, as MLX computes in float32 on a CPU, and caches and buffers come on top.
-    """
-    needs: dict[Workload, int] = {}
-    for job, target in planned:
-        needs[job.workload] = needs.get(job.workload, 0) + 2 * (target.file_bytes or 0)
-    return max(needs.values()) <= psutil.virtual_memory().available
 
 
 def plan_jobs(

@@ -8,13 +8,14 @@ import subprocess
 import sys
 import tempfile
 import threading
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Hashable, Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import IO
 
 import msgspec
+import psutil
 
 from edge.bench.cooldown import Cooldown, Idle, NewMeter, cool_down, measure_idle
 from edge.bench.engines.engine import MLX_LM
@@ -108,13 +109,19 @@ def _turns(
     job: Job, timeout_s: float, outcome: Outcome, on_trial: OnTrial
 ) -> Generator[None, None, None]:
     """Runs a worker; one in turns stops here after its warm-up and after every trial."""
-    environment = dict(child_environment())
+    environment = environment_of(job.python)
     if job.engine == MLX_LM:
         environment[KEEP_BLAS] = "1"  # it keeps the BLAS that MLX comes with
+    command = (job.python, *WORKER[1:]) if job.python else WORKER
     with tempfile.TemporaryFile() as log:
-        with subprocess.Popen(
-            WORKER, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log, env=environment
-        ) as process:
+        try:
+            process = subprocess.Popen(
+                command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log, env=environment
+            )
+        except OSError as error:  # of --vs, whose interpreter has gone
+            outcome.failure = f"the worker did not start ({error})"
+            return
+        with process:
             watchdog = threading.Timer(min(timeout_s, threading.TIMEOUT_MAX), process.kill)
             watchdog.daemon = True  # Ctrl-C during its start must not wait for it
             try:
@@ -135,6 +142,15 @@ def _turns(
         )
     else:
         outcome.failure = outcome.failure or end
+
+
+def environment_of(python: str) -> dict[str, str]:
+    """Environment variables of a worker; another interpreter must not find our packages."""
+    environment = child_environment()
+    if python:
+        for name in ("PYTHONPATH", "PYTHONHOME"):
+            environment.pop(name, None)
+    return environment
 
 
 def _follow(
@@ -193,12 +209,29 @@ def split_trials(repetitions: int, rounds: int) -> tuple[int, int]:
     return rounds, -(-repetitions // rounds)
 
 
+def groups_of(jobs: Sequence[Job]) -> list[Hashable]:
+    """For each job what those have in common that take turns: the workload, with --vs all else."""
+    has_arms = any(job.arm for job in jobs)
+    return [(j.workload, j.path, j.engine) if has_arms else j.workload for j in jobs]
+
+
+def fit_together(jobs: Sequence[Job], file_bytes: Sequence[int | None]) -> bool:
+    """True if there is memory for the rows of each group at once, twice the size of their files.
+
+    Twice, as MLX computes in float32 on a CPU, and caches and buffers come on top.
+    """
+    needs: dict[Hashable, int] = {}
+    for group, size in zip(groups_of(jobs), file_bytes, strict=True):
+        needs[group] = needs.get(group, 0) + 2 * (size or 0)
+    return max(needs.values()) <= psutil.virtual_memory().available
+
+
 @dataclass
 class Run:
     """A run over all rows, with one job each; a row that failed is not run again.
 
     With `has_power` a meter worked before; `warn` is called once if it no longer starts. With
-    `in_turns` the processes of a round that have one workload take turns. After the last round
+    `in_turns` the processes of a round that are compared take turns. After the last round
     `wants_more` says whether there is another.
     """
 
@@ -257,10 +290,10 @@ class Run:
 
     def _groups(self, order: Sequence[int]) -> Iterator[list[int]]:
         """Rows that run together, without those that failed; alone unless they take turns."""
-        workloads = dict.fromkeys(self.jobs[row].workload for row in order)
         groups = [[row] for row in order]
         if self.in_turns:
-            groups = [[r for r in order if self.jobs[r].workload == each] for each in workloads]
+            kinds = groups_of(self.jobs)
+            groups = [[r for r in order if kinds[r] == each] for each in dict.fromkeys(kinds)]
         for group in groups:
             going = [r for r in group if not any(run.outcome.failure for run in self.runs[r])]
             if going:

@@ -1,6 +1,7 @@
 """The process that runs one row: `python -m edge.bench.worker`, a `Job` on a line of stdin.
 
 Its answers are JSON lines on stdout: `Measured` after each repetition, then `Done` or `Failed`.
+With --about it says which protocol it speaks, for a run of another environment (--vs).
 """
 
 import os
@@ -20,10 +21,14 @@ from edge.bench.gate import POSITIONS, logits_digest
 from edge.bench.trial import run_trial
 from edge.bench.workload import plan_tokens
 from edge.device.memory import peak_bytes, wired
+from edge.device.software import software_versions
 from edge.errors import EdgeError
 from edge.profile.profile import EngineFacts, Workload
 from edge.profile.trial import Trial
 
+# Raised when a worker's questions or answers change so that an older run does not understand them.
+PROTOCOL = 1
+ABOUT = "--about"
 # A process that starts, loads the demo and warms up; and a trial that has no least time.
 START_S, LEAST_TRIAL_S = 3.0, 0.1
 
@@ -103,6 +108,13 @@ class Done(msgspec.Struct, tag=True):
     warnings: list[str] = []
 
 
+class About(msgspec.Struct):
+    """The protocol and the versions of a worker."""
+
+    protocol: int
+    software: dict[str, str]
+
+
 Message = Measured | Failed | Done
 Send = Callable[[Message], None]
 
@@ -115,6 +127,9 @@ def main() -> int:
     def send(message: Message) -> None:
         print(msgspec.json.encode(message).decode(), file=channel, flush=True)
 
+    if ABOUT in sys.argv:
+        print(msgspec.json.encode(About(PROTOCOL, software_versions())).decode(), file=channel)
+        return 0
     try:
         job = msgspec.json.decode(sys.stdin.buffer.readline(), type=Job)
         (_ask_server if job.engine == SERVER else _work)(job, send)

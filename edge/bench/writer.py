@@ -46,8 +46,11 @@ def new_profile(model: ModelInfo, argv: Sequence[str], method: Method, device: D
     )
 
 
-def method_of(run: Run, repetitions: int, power: str, baseline: str | None = None) -> Method:
-    """How a run measures; all but `run` are of the command line."""
+def method_of(run: Run, repetitions: int, power: str, **compared: Any) -> Method:
+    """How a run measures; `repetitions` and `power` are those of the command line.
+
+    `compared` are the fields of the method about a comparison within the run.
+    """
     job = run.jobs[0]
     method = Method(
         decode_rate="sum of (N - 1) / sum of (t_N - t_1) over a trial's passes",
@@ -64,7 +67,7 @@ def method_of(run: Run, repetitions: int, power: str, baseline: str | None = Non
         clock="monotonic_ns",
         peak_memory=peak_metric(),
         float32_products="TF32 where the chip has it" if tf32_allowed() else "float32",
-        baseline=baseline,
+        **compared,
     )
     return structs.replace(method, **OF_SERVER) if job.engine == SERVER else method
 
@@ -89,7 +92,8 @@ class ProfileWriter:
 
     def label(self, row: int) -> str:
         job = self.run.jobs[row]
-        return f"{self.targets[row].recipe.name} on {job.engine}, {job.workload}"
+        arm = f" ({job.arm})" if job.arm else ""
+        return f"{self.targets[row].recipe.name} on {job.engine}{arm}, {job.workload}"
 
     def update(self, row: int) -> None:
         self._write([row])

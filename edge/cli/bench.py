@@ -4,24 +4,27 @@ import argparse
 import json
 import shlex
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from edge.bench.compare import compare
 from edge.bench.comparison_text import comparison_text, csv_rows
 from edge.bench.cooldown import keep_awake, wait_for_cores
 from edge.bench.duration import Pace, estimate, planned_s
 from edge.bench.engines.engine import LLAMA_CPP
+from edge.bench.environment import open_environment
 from edge.bench.files import common_model, is_measured_as_is, open_files
-from edge.bench.plan import Target, artefact_targets, fit_together, plan_jobs, served_target
+from edge.bench.plan import Target, artefact_targets, plan_jobs, served_target
 from edge.bench.processors import processors_of
 from edge.bench.reference import reference_job
 from edge.bench.row import Context
-from edge.bench.runner import Run, split_trials, stopped_by_sigterm
+from edge.bench.runner import Run, fit_together, split_trials, stopped_by_sigterm
 from edge.bench.server import REMOTE
+from edge.bench.until import LEAST_ROUNDS, Until
 from edge.bench.worker import Job
 from edge.bench.workload import check_lengths, plan_workloads, served_workloads, suite_workloads
 from edge.bench.writer import ProfileWriter, method_of, new_profile
@@ -82,16 +85,14 @@ def run(args: argparse.Namespace) -> int:
         args.min_window = options.ENERGY_WINDOW_S if has_power else options.SPEED_WINDOW_S
     if args.quality is not None and work.checkpoint is not None:
         check_trained(work.checkpoint)
-    planned = plan(args, work.targets)
-    if args.baseline is not None:
-        names = (with_peer(t.recipe.name, job.engine) for job, t in planned)
-        check_baseline(args.baseline, zip(names, (job.engine for job, _ in planned), strict=True))
+    planned, compared = _with_comparison(args, plan(args, work.targets))
     check_writable(args.save)
     if args.server is None:
         args.threads = _free_threads(args, any(job.engine == LLAMA_CPP for job, _ in planned))
+    rounds = split_trials(args.repetitions, args.rounds)[0]
     run = Run(
         jobs=[replace(job, threads=args.threads or job.threads) for job, _ in planned],
-        rounds=split_trials(args.repetitions, args.rounds)[0],
+        rounds=rounds if args.until is None else max(rounds, LEAST_ROUNDS),
         new_meter=new_meter,
         seed=args.seed,
         timeout_s=args.timeout,
@@ -107,10 +108,10 @@ def run(args: argparse.Namespace) -> int:
             made = _converted(args, work, progress)
         forget_probes()  # converting or downloading can take longer than sudo's ticket lasts
         targets = [made[target.recipe.name] for _, target in planned]
-        run.in_turns = args.baseline is not None and _takes_turns(run.jobs, targets)
-        writer = _new_writer(args, work, run, targets)
+        run.in_turns = bool(compared) and _takes_turns(run.jobs, targets)
+        writer = _new_writer(args, work, run, targets, compared)
         with _names_the_partial_profile(writer), progress_bars() as progress:
-            _measure(writer, progress)
+            _measure(args, writer, progress)
             if args.quality is not None and work.checkpoint is not None:
                 _add_quality(args, work.checkpoint, writer, progress)
     return _print(args, writer.profile, writer.path)
@@ -165,8 +166,23 @@ def _free_threads(args: argparse.Namespace, is_used: bool) -> int:
     return threads
 
 
+def _with_comparison(
+    args: argparse.Namespace, planned: list[tuple[Job, Target]]
+) -> tuple[list[tuple[Job, Target]], dict[str, Any]]:
+    """The jobs with those of another environment, and what the profile says of the comparison."""
+    if args.baseline is not None:
+        rows = [(with_peer(target.recipe.name, job.engine), job.engine) for job, target in planned]
+        check_baseline(args.baseline, rows)
+        return planned, {"baseline": args.baseline, "until_percent": args.until}
+    if args.vs is not None:
+        other = open_environment(args.vs)
+        about = {"vs_software": dict(other.software), "until_percent": args.until}
+        return other.beside(planned), about
+    return planned, {}
+
+
 def _takes_turns(jobs: Sequence[Job], targets: Sequence[Target]) -> bool:
-    if fit_together(list(zip(jobs, targets, strict=True))):
+    if fit_together(jobs, [target.file_bytes for target in targets]):
         return True
     _warn(
         "the rows that are compared do not fit into memory together, so their processes run one "
@@ -177,18 +193,26 @@ def _takes_turns(jobs: Sequence[Job], targets: Sequence[Target]) -> bool:
 
 
 def _new_writer(
-    args: argparse.Namespace, work: Work, run: Run, targets: Sequence[Target]
+    args: argparse.Namespace,
+    work: Work,
+    run: Run,
+    targets: Sequence[Target],
+    compared: Mapping[str, Any],
 ) -> ProfileWriter:
     is_remote = work.model.source == REMOTE
     device = REMOTE_DEVICE if is_remote else describe_device(args.bandwidth_gb_s)
-    method = method_of(run, args.repetitions, args.power, args.baseline)
+    method = method_of(run, args.repetitions, args.power, **compared)
     profile = new_profile(work.model, sys.argv, method, device)
     return ProfileWriter(profile, run, targets, args.save, _context(args, work, run, device))
 
 
-def _measure(writer: ProfileWriter, progress: Update) -> None:
+def _measure(args: argparse.Namespace, writer: ProfileWriter, progress: Update) -> None:
     """Runs all rounds, with a bar for each row and one for the whole run."""
-    run, pace = writer.run, Pace(writer.run)
+    run, pace, until = writer.run, Pace(writer.run), None
+    if args.until is not None:
+        until = Until(args.until / 100, args.until_minutes * 60, lambda: writer.profile)
+        run.wants_more = until.wants_more
+        _say(until.plan())
     progress(ALL_ROWS, 0.0, planned_s(run))
 
     def on_progress(row: int, done: float) -> None:
@@ -198,6 +222,8 @@ def _measure(writer: ProfileWriter, progress: Update) -> None:
     run.run_rounds(writer.update, on_progress)
     writer.finish()
     progress(ALL_ROWS, 1.0)
+    if until is not None:
+        _say(until.result())
 
 
 @contextmanager

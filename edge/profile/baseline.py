@@ -10,7 +10,8 @@ from edge.profile.ratio import Ratio, ratio_of
 from edge.stats import CONFIDENCE
 
 # What is compared, by the row's key.
-RATIOS = ("decode_tok_s", "prefill_tok_s", "joules_per_token")
+RATES = ("decode_tok_s", "prefill_tok_s")
+RATIOS = (*RATES, "joules_per_token")
 # The interval's confidence after --until, which looks at it after every round and stops where it
 # happens to be narrow: with 97 % no more than 5 % of equal rows seem to differ (docs/method.md).
 UNTIL_CONFIDENCE = 0.97

@@ -176,7 +176,7 @@ def _profile_findings(raw: dict[str, Any]) -> Findings:
         row = yield from _converted(data, Row, place)
         if row is None:
             continue
-        first = first_at.setdefault((row.artefact, row.engine, row.workload), index)
+        first = first_at.setdefault((row.artefact, row.engine, row.arm, row.workload), index)
         if first != index:
             yield place, f"measures the same as rows[{first}]: remove one of them."
         for where, what in _row_findings(row, data, head):

@@ -220,7 +220,7 @@ def test_rows_are_compared_with_a_baseline_of_the_same_run(
     demo_out, tmp_path, monkeypatch, capsys, room
 ):
     memory = SimpleNamespace(virtual_memory=lambda: SimpleNamespace(available=room))
-    monkeypatch.setattr("edge.bench.plan.psutil", memory)
+    monkeypatch.setattr("edge.bench.runner.psutil", memory)
     words = ["demo", "--rows", "gguf-q6_k", "gguf-f16", "--out", str(demo_out)]
     words += [
         "--save",

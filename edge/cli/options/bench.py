@@ -1,12 +1,14 @@
 """Options of `edge bench`; the short flags are llama-bench's."""
 
 import argparse
+import os
 import re
 from pathlib import Path
 from typing import Any
 
 from edge.cli.options import shared
 from edge.errors import EdgeError
+from edge.formats.files import user_path
 from edge.quality import TOKENS
 
 # Speed settles in 3 s (hyperfine); energy counters are published up to 2.2 s apart.
@@ -15,6 +17,7 @@ SPEED_WINDOW_S, ENERGY_WINDOW_S = 3.0, 10.0
 PROMPT, GENERATE, DEPTH, REPETITIONS = 512, 128, 0, 5
 # The names in edge.bench.workload, which is slow to import.
 TABLE_11_SUITE = "table11"
+UNTIL_ROUNDS = 8  # edge.bench.until's LEAST_ROUNDS
 SUITES = (TABLE_11_SUITE, "quick", "depth", "localscore")
 # Options by the names that argparse gives them: of artefacts that are converted, and those that say
 # nothing about a running server.
@@ -24,7 +27,7 @@ OF_CHECKPOINT = (
 OF_FILES = (
     *OF_CHECKPOINT,
     *("models", "depth", "suite", "threads", "wait_idle", "quality", "bandwidth_gb_s"),
-    "baseline",
+    *("baseline", "vs", "until"),
 )
 OF_WORKLOAD = ("prompt", "generate", "depth", "joint")
 # Options of llama-bench that have one setting here: flags, values that say so, and the setting.
@@ -74,9 +77,7 @@ def parser() -> argparse.ArgumentParser:
     compare = parser.add_argument_group("comparison of profiles, instead of measuring")
     meaning = "print B's speed, energy and memory relative to A's; both of one model"
     shared.add_input(compare, "--compare", nargs=2, metavar=("A", "B"), help=meaning)
-    percent = shared.number(
-        0, 99.999, "a percentage from 0 to below 100", lambda text: float(text.removesuffix("%"))
-    )
+    percent = shared.number(0, 99.999, "a percentage from 0 to below 100", _percentage)
     compare.add_argument(
         "--min-effect",
         metavar="PERCENT",
@@ -130,6 +131,8 @@ def check(args: argparse.Namespace) -> None:
         raise EdgeError(f"--server measures what the server runs; leave out {', '.join(given)}.")
     if args.served is not None and args.server is None:
         raise EdgeError("--model names the model of a server; add --server, or give MODEL alone.")
+    if args.until is not None and args.baseline is None and args.vs is None:
+        raise EdgeError("--until needs something to compare; add --baseline ROW or --vs PYTHON.")
     if args.suite is not None and (given := shared.given(args, new, OF_WORKLOAD)):
         raise EdgeError(
             f"--suite {args.suite} sets the workloads itself; leave out {', '.join(given)}."
@@ -211,7 +214,31 @@ def _add_ratios(parser: argparse.ArgumentParser) -> None:
         "the processes of a round take turns, trial by trial, and are compared by round, which "
         "takes slow changes of the machine out",
     )
-    shared.add_baseline(group)
+    which = group.add_mutually_exclusive_group()
+    shared.add_baseline(which)
+    meaning = (
+        "run every row in another environment too, as with another mlx or edge, and print the "
+        "ratio of its rows to these; PYTHON is its interpreter, such as ../old/.venv/bin/python"
+    )
+    which.add_argument("--vs", metavar="PYTHON", type=_program, help=meaning)
+    meaning = (
+        "with --baseline or --vs: add rounds until a difference of PERCENT would show in decode "
+        f"and prefill of every row, from {UNTIL_ROUNDS} rounds on"
+    )
+    kind = shared.number(0.1, 100, "a percentage from 0.1 to 100", _percentage)
+    group.add_argument("--until", metavar="PERCENT", type=kind, help=meaning)
+    kind = shared.number(0.1, 1440, "a number of minutes from 0.1 to 1440")
+    meaning = "bound of --until; no round begins that would not end by then"
+    group.add_argument("--until-minutes", metavar="M", type=kind, default=30.0, help=meaning)
+
+
+def _program(text: str) -> str:
+    """A name on the PATH, or the absolute path of a file."""
+    return str(user_path(text).absolute()) if os.sep in text else text
+
+
+def _percentage(text: str) -> float:
+    return float(text.removesuffix("%"))
 
 
 def _add_server(parser: argparse.ArgumentParser) -> None:
