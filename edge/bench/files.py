@@ -30,6 +30,7 @@ from edge.formats.folder import HUB_FOLDER, inside
 from edge.formats.gguf import read_model, unsplit_name
 from edge.formats.safetensors import FLOATS
 from edge.model.config import MODEL_TYPES
+from edge.profile.foreign import ENDING
 from edge.profile.profile import ModelInfo
 
 # Name of the model of a run over files of several.
@@ -41,10 +42,6 @@ CONTEXT_KEYS = (
     *("max_sequence_length", "seq_length", "model_max_length"),
 )
 TOKEN_TABLE = re.compile(r"(?:embed_tokens|wte|tok_embeddings|word_embeddings|embed_in)\.weight$")
-# Precisions at the end of file and folder names.
-ENDING = re.compile(
-    r"(?:[-_.](?:\d+-?bits?|mlx|gguf|int\d|fp?\d+|bf16|i?q\d\w*|(?:mx|nv)fp\d))+$", re.IGNORECASE
-)
 # Tensors of rope scaling, which are not weights.
 ROPE_PREFIX = "rope_f"
 

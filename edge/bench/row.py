@@ -88,6 +88,7 @@ def build_row(target: Target, job: Job, runs: Sequence[ProcessRun], context: Con
         arm=job.arm or None,
         baseline=None,  # with every row built, `with_ratios` knows it
         ratios={},
+        source=None,
         processes=[_process(run) for run in runs],
         trials=[
             msgspec.structs.replace(trial, token_us=kept_times(trial.token_us))

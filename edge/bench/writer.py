@@ -19,6 +19,7 @@ from edge.device.memory import peak_metric
 from edge.device.software import software_versions, tf32_allowed
 from edge.formats.files import new_file, remove, safe_name
 from edge.profile.baseline import with_ratios
+from edge.profile.imported import OWN_STEP_RATE
 from edge.profile.profile import SCHEMA, Method, ModelInfo, Profile, Row, write
 
 # Fields of the method where a server is measured.
@@ -53,7 +54,7 @@ def method_of(run: Run, repetitions: int, power: str, **compared: Any) -> Method
     """
     job = run.jobs[0]
     method = Method(
-        decode_rate="sum of (N - 1) / sum of (t_N - t_1) over a trial's passes",
+        decode_rate=OWN_STEP_RATE,
         excluded=["load", "tokenisation", "sampling", "detokenisation", "trimming the cache"],
         warmups=job.warmups,
         repetitions=repetitions,

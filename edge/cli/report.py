@@ -1,4 +1,4 @@
-"""Make tables, plots and a page from profiles; compare devices; check profiles."""
+"""Make tables, plots and a page from profiles; compare devices; check and import results."""
 
 import argparse
 import json
@@ -9,13 +9,14 @@ from typing import Any
 
 import msgspec
 
-from edge.cli.options.report import REPORTS
+from edge.cli.options.report import IMPORTED, REPORTS
 from edge.cli.options.shared import layout_of
 from edge.errors import EdgeError, printable
-from edge.formats.files import atomic_write, safe_name, visible
+from edge.formats.files import atomic_write, check_writable, new_file, safe_name, visible
 from edge.profile.baseline import with_ratios
 from edge.profile.check import check
-from edge.profile.profile import MAX_BYTES, Profile, decode, read_bytes
+from edge.profile.imported import Told, import_results, judged_rows
+from edge.profile.profile import MAX_BYTES, Profile, decode, read_bytes, write
 from edge.report.devices import compare_devices, devices_text
 from edge.report.table import provenance, terminal_section
 from edge.text import csv_text
@@ -28,6 +29,8 @@ def run(args: argparse.Namespace) -> int:
     """Write a report, compare devices or check profiles; 1 if `--check` found a fault."""
     if args.devices is not None:
         return _compare_devices(args)
+    if args.imported is not None:
+        return _import(args)
     return _report(args) if args.check is None else _check(args)
 
 
@@ -116,9 +119,37 @@ def _compare_devices(args: argparse.Namespace) -> int:
 
 
 def _check(args: argparse.Namespace) -> int:
-    found = check(args.check)
+    found = check(args.check, told=_told(args))
     if args.output == "json":
         print(json.dumps(asdict(found), indent=1))
     else:
         print(*map(printable, found.text().splitlines()), sep="\n")
-    return 1 if found.faults else 0
+    return 0 if found.is_good else 1
+
+
+def _told(args: argparse.Namespace) -> Told:
+    return Told(args.chip, args.model, args.bandwidth_gb_s, args.mains)
+
+
+def _import(args: argparse.Namespace) -> int:
+    found = [(path, import_results(read_bytes(path), path, _told(args))) for path in args.imported]
+    saved, judged = [], []
+    for path, profile in found:
+        if profile is None:
+            raise EdgeError(
+                f"{path} is not from llama-bench (-o json or jsonl) or mlx_lm.benchmark; give what "
+                f"one of these printed."
+            )
+        folder = args.out or IMPORTED
+        check_writable(folder)
+        file = new_file(folder / safe_name(f"{path.stem}.json"))
+        write(profile, file)
+        saved.append(str(file))
+        judged += judged_rows(printable(str(path)), profile)
+    if args.output == "json":
+        print(json.dumps({"saved": saved, "judged": [asdict(one) for one in judged]}, indent=1))
+        return 0
+    print(*(printable(line) for one in judged for line in str(one).splitlines()), sep="\n")
+    for name in saved:
+        print(f"saved {name}", file=sys.stderr)
+    return 0

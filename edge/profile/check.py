@@ -1,4 +1,4 @@
-"""Checks of profiles before they are published: shape, numbers, reasons, private data.
+"""Checks of profiles before they are published, and verdicts on other programs' results.
 
 found = check([Path("profiles/measured")])
 """
@@ -23,6 +23,7 @@ from edge.device.chips import APPLE_CACHE_BYTES, NVIDIA_CACHE_BYTES, find_chip
 from edge.device.describe import Bandwidth, Device
 from edge.errors import EdgeError, printable
 from edge.formats.files import strict_json, unreadable
+from edge.profile.imported import NOTHING_TOLD, Judged, Told, import_results, judged_rows
 from edge.profile.profile import (
     ABOUT,
     HINT,
@@ -98,29 +99,54 @@ class Fault:
 
 @dataclass(frozen=True)
 class Checked:
-    """Faults found in a number of files."""
+    """Faults found in a number of profiles, and verdicts on the results of other programs."""
 
     files: int
     faults: list[Fault]
+    judged: list[Judged]
+
+    @property
+    def is_good(self) -> bool:
+        return not self.faults and all(one.verdict != "INVALID" for one in self.judged)
 
     def text(self) -> str:
+        lines = [*map(str, self.judged), *map(str, self.faults)]
         broken = len({fault.file for fault in self.faults})
         profiles = f"{self.files} {'profile' if self.files == 1 else 'profiles'}"
-        if not self.faults:
-            return f"{profiles} checked: no faults."
         found = f"{len(self.faults)} {'fault' if len(self.faults) == 1 else 'faults'}"
-        return "\n".join([*map(str, self.faults), f"{profiles} checked: {found} in {broken}."])
+        if self.faults:
+            lines.append(f"{profiles} checked: {found} in {broken}.")
+        elif self.files:
+            lines.append(f"{profiles} checked: no faults.")
+        return "\n".join(lines)
 
 
-def check(paths: Iterable[Path], names: Sequence[str] | None = None) -> Checked:
+def check(
+    paths: Iterable[Path], names: Sequence[str] | None = None, told: Told = NOTHING_TOLD
+) -> Checked:
     """Check files, and every *.json in and below folders.
 
-    `names` must not occur in a file; by default those of this machine and its user. A folder
+    `names` must not occur in a profile; by default those of this machine and its user. A folder
     without a *.json file is an EdgeError.
     """
-    private = own_names() if names is None else names
-    files = [file for path in paths for file in _files(path)]
-    return Checked(len(files), [fault for file in files for fault in _file_faults(file, private)])
+    private, profiles = own_names() if names is None else names, 0
+    faults: list[Fault] = []
+    judged: list[Judged] = []
+    for file in [file for path in paths for file in _files(path)]:
+        shown = printable(str(file))
+        try:
+            data = read_bytes(file)
+            results = import_results(data, file, told)
+        except ProfileError as error:
+            profiles += 1
+            faults.append(Fault(shown, "", f"{printable(error.reason)}."))
+            continue
+        if results is not None:
+            judged += judged_rows(shown, results)
+        else:
+            profiles += 1
+            faults += _file_faults(shown, data, private)
+    return Checked(profiles, faults, judged)
 
 
 def own_names() -> tuple[str, ...]:
@@ -142,16 +168,15 @@ def _refuse(error: OSError) -> NoReturn:
     raise unreadable(Path(error.filename), error)
 
 
-def _file_faults(path: Path, names: Sequence[str]) -> list[Fault]:
-    found = list(islice(_findings(path, names), MOST_FAULTS + 1))
+def _file_faults(file: str, data: bytes, names: Sequence[str]) -> list[Fault]:
+    found = list(islice(_findings(Path(file), data, names), MOST_FAULTS + 1))
     if len(found) > MOST_FAULTS:
         found[-1] = "", f"has more than {MOST_FAULTS} faults: correct these first."
-    return [Fault(printable(str(path)), where, what) for where, what in found]
+    return [Fault(file, where, what) for where, what in found]
 
 
-def _findings(path: Path, names: Sequence[str]) -> Findings:
+def _findings(path: Path, data: bytes, names: Sequence[str]) -> Findings:
     try:
-        data = read_bytes(path)
         check_version(data, path)
         raw = strict_json(data)
     except ProfileError as error:
@@ -276,7 +301,7 @@ def _number_findings(row: Row, device: Device | None) -> Findings:
     percentiles = [latency_ms[name] for name in ("p50", "p90", "p99") if name in latency_ms]
     if percentiles != sorted(percentiles):
         yield "token_latency_ms", "has percentiles that do not rise from p50 to p99."
-    for index, trial in enumerate(row.trials):
+    for index, trial in enumerate(row.trials if row.source is None else ()):  # else no stamps
         for place, what in _trial_findings(trial, max(row.workload.generate - 1, 0)):
             yield f"trials[{index}].{place}", what
     if device is not None:

@@ -46,7 +46,7 @@ FOLLOWS_FROM = {
 }
 # Keys of rows and of the method that are written only where they have a value.
 RARE = (
-    *("model", "arm", "baseline", "ratios"),
+    *("model", "arm", "baseline", "ratios", "source"),
     *("in_turns", "until_percent", "vs_software"),
 )
 # A framework's own engine; its other engines are peers.
@@ -190,10 +190,10 @@ class Quality(QualityFigures, frozen=True, kw_only=True):
     window: Count | None = None
 
 
-def with_peer(name: str, engine: str, arm: str | None = None) -> str:
-    """A name with the engine, unless it is the framework's own, and with the arm."""
+def with_peer(name: str, engine: str, arm: str | None = None, source: str | None = None) -> str:
+    """A name with the engine, unless it is the framework's own, the arm and the source."""
     others = [] if engine in OWN_ENGINES.values() else [engine]
-    others += [arm] if arm else []
+    others += [mark for mark in (arm, source) if mark]
     return f"{name} ({', '.join(others)})" if others else name
 
 
@@ -215,6 +215,7 @@ class RowSummary(Struct, frozen=True, kw_only=True):
     process's and the device's (`peak_device_bytes`). `model` is None if it is the profile's.
     `arm` names the environment of a row that another interpreter ran (--vs). `ratios` are by the
     quantity's name, relative to the row `baseline` of the same workload.
+    `source` is another program that measured the row, None for edge itself.
     """
 
     artefact: str
@@ -247,13 +248,14 @@ class RowSummary(Struct, frozen=True, kw_only=True):
     arm: str | None = None
     baseline: str | None = None
     ratios: dict[str, Ratio] = {}
+    source: str | None = None
 
     @property
     def counts(self) -> bool:
         return self.verdict != "INVALID"
 
     def with_peer(self, name: str) -> str:
-        return with_peer(name, self.engine, self.arm)
+        return with_peer(name, self.engine, self.arm, self.source)
 
     def on_gpu(self, device: Device) -> bool:
         """True if the engine's device is the GPU: llama.cpp says GPU, MLX the GPU's name."""

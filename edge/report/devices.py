@@ -15,6 +15,7 @@ from typing import Any
 
 from edge.device.describe import Device
 from edge.errors import EdgeError, printable
+from edge.profile.imported import OWN_STEP_RATE, STEP_RATE
 from edge.profile.profile import (
     OWN_ENGINES,
     Method,
@@ -29,7 +30,7 @@ from edge.text import Layout, Table, escape, figure, plain, share, texts_table
 
 # Comparable rows have the same GROUP, repeated measurements of one thing the same SAME.
 GROUP = ("model", "workload", "method")
-SAME = (*GROUP, "device", "artefact", "engine", "precision", "runs_on")
+SAME = (*GROUP, "device", "artefact", "engine", "source", "precision", "runs_on")
 MEDIANS = ("decode_tok_s", "prefill_tok_s", "power_w", "joules_per_token")
 # Less than any energy of a token; 1 / LEAST_J is finite.
 LEAST_J = 1e-9
@@ -191,6 +192,7 @@ def _line(file: str, profile: Summary, row: RowSummary) -> Row:
         "device": _device_label(device),
         **{key: plain(getattr(row, key)) for key in ("artefact", "engine", "framework")},
         "precision": plain(row.precision),
+        "source": row.source and plain(row.source),
         "runs_on": _runs_on(row, device),
         "verdict": row.verdict,
         "reason": plain(row.reasons[0], 300) if row.reasons else "",
@@ -228,7 +230,8 @@ def _model_label(model: ModelInfo) -> str:
 
 def _method_label(method: Method) -> str:
     excluded = ", ".join(sorted(plain(word) for word in method.excluded[:20])) or "nothing"
-    return f"rate = {plain(method.decode_rate)}; left out: {excluded}"
+    rate = OWN_STEP_RATE if method.decode_rate == STEP_RATE else method.decode_rate
+    return f"rate = {plain(rate)}; left out: {excluded}"
 
 
 def _runs_on(row: RowSummary, device: Device) -> str:
@@ -368,7 +371,8 @@ def _precisions(rows: Sequence[Row]) -> list[str]:
     for row in rows:
         name = f"{row['framework']} {row['precision']}"
         is_own = OWN_ENGINES.get(row["framework"]) == row["engine"]
-        names.append(name if is_own else f"{name} on {row['engine']}")
+        name = name if is_own else f"{name} on {row['engine']}"
+        names.append(f"{name}, by {row['source']}" if row["source"] else name)
         details.append(", ".join(filter(None, (row["artefact"], row["runs_on"]))))
     meanings = Counter(name for name, _ in set(zip(names, details, strict=True)))
     return [

@@ -40,8 +40,9 @@ class PublishedRow:
         return self.decode_tok_s * self.bytes_per_token / (bandwidth_gb_s * 1e9)
 
     def is_of(self, row: Row) -> bool:
-        """The row has the same artefact, on the framework's own engine."""
-        return (row.artefact, row.engine) == (self.artefact, OWN_ENGINES[self.framework])
+        """The row has the same artefact, on the framework's own engine, measured by edge."""
+        own = self.artefact, OWN_ENGINES[self.framework], None
+        return (row.artefact, row.engine, row.source) == own
 
     def measured(self, profile: Profile) -> Row | None:
         """The first valid row of a profile that has a rate for it."""

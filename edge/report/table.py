@@ -280,10 +280,11 @@ def provenance(profile: Profile) -> str:
     edge = f"edge {software.get('edge') or 'of unknown version'}"
     edge += f" ({commit[:9]}{', changed' if changed else ''})" if commit else ""
     meters = sorted({row.power.source for row in profile.rows if row.power})
+    sources = sorted({row.source for row in profile.rows if row.source})
     parts = (
         profile.device.name,
         profile.device.os or "system not recorded",
-        edge,
+        f"imported from {', '.join(sources)} by {edge}" if sources else edge,
         *(f"{name} {software[name]}" for name in ENGINES if name in software),
         f"power: {', '.join(meters)}" if meters else "power not measured",
         profile.created_utc,

@@ -10,6 +10,7 @@ import sys
 import pytest
 
 from edge.report.table import markdown_section
+from tests.support.foreign_results import llama_bench, mlx_lm_benchmark
 from tests.support.profiles import ROOT, linux_profile, make_profile, typed
 from tests.support.terminal import Terminal
 
@@ -93,7 +94,7 @@ def test_folder_of_profiles_is_one_report_and_one_json_document(saved, command):
         (["empty"], "empty has no profile"),
         (["mine.json", "--out", "mine.json/below"], "cannot be written"),
         (["mine.json"] * 51, "51 profiles are too many .* --devices"),
-        (["mine.json", "--chip", "M2"], "add --devices DIR"),
+        (["mine.json", "--chip", "M2"], "need --devices DIR, --check or --import"),
     ],
 )
 def test_wrong_input_is_refused_and_nothing_is_written(saved, command, words, says):
@@ -161,3 +162,40 @@ def test_check_names_file_and_place(saved, command):
     assert code == 1 and f"{saved}: rows[1].verdict: " in out
     faults = command.json("report", "--check", saved, code=1)["faults"]
     assert [fault["where"] for fault in faults] == ["rows[1].verdict"]
+
+
+def test_other_programs_results_are_judged_and_imported(tmp_path, monkeypatch, command):
+    monkeypatch.chdir(tmp_path)
+    bench, text = tmp_path / "bench.json", tmp_path / "mlx.txt"
+    bench.write_bytes(llama_bench())
+    text.write_bytes(mlx_lm_benchmark(batch=4))
+    code, out, _ = command("report", "--check", bench, "--mains")
+    head = "llama-bench, stable-code-3b gguf-q4_0, pp512, tg128: VALID"
+    assert (code, out.splitlines()[0]) == (0, f"{bench}: {head}")
+    found = command.json("report", "--check", bench, text, "--chip", "m2 max", code=1)
+    assert [one["verdict"] for one in found["judged"]] == ["WARN", "INVALID"]
+    assert (found["files"], found["faults"]) == (0, [])
+    for _ in range(2):
+        code, out, err = command("report", "--import", bench, "--bandwidth-gb-s", "400")
+        assert (code, out.count("WARN")) == (0, 1)
+    assert err == "saved profiles/local/bench-2.json\n"
+    assert command("report", "--check", "profiles/local")[0] == 0
+    code, out, _ = command("report", "profiles/local/bench-2.json", "-o", "md")
+    assert "GGUF (llama-bench)" in out and "imported from llama-bench by edge" in out
+    saved = command.json("report", "--import", text, bench, "--out", "mine")["saved"]
+    assert saved == ["mine/mlx.json", "mine/bench.json"]
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (["--import", "mine.json"], "is not from llama-bench .* or mlx_lm.benchmark; give"),
+        (["--import", "gone.json"], "gone.json is missing"),
+        (["--import", "cut.json"], "cut.json is not JSON .* give the whole output"),
+        (["mine.json", "--mains"], "--mains and --bandwidth-gb-s need --check or --import"),
+        (["--check", "mine.json", "--out", "x"], "--check does not go with PROFILE, --out"),
+    ],
+)
+def test_wrong_imports_are_refused(saved, command, words, says):
+    saved.with_name("cut.json").write_bytes(llama_bench()[:-9])
+    assert re.search(says, command.refused("report", *words))

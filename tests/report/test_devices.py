@@ -2,10 +2,13 @@ import copy
 import json
 import re
 from itertools import product
+from pathlib import Path
 
 import pytest
 
+from edge.profile.imported import Told, import_results
 from edge.report.devices import compare_devices, devices_tables, devices_text
+from tests.support.foreign_results import llama_bench
 from tests.support.profiles import hostile_profile, make_profile
 
 NAMES = ("mlx-fp16", "mlx-int4", "gguf-f16", "gguf-q6_k")
@@ -115,6 +118,19 @@ def test_tables_are_per_method_with_a_matrix_for_several_devices_and_precisions(
     assert m4[1:4] == ["", "", ""] and float(m4[4]) > 0
     assert matrix.remarks == ["Empty cells were not measured."]
     assert len(detail.rows) == 5
+
+
+def test_other_programs_results_stand_beside_ours_and_are_marked(folder):
+    ours = make_profile(artefacts=("gguf-q4_0", "gguf-q6_k"), samples=0)
+    ours["method"]["excluded"].append("trimming the cache")
+    theirs = import_results(llama_bench(), Path("l.json"), Told(on_mains=True)).to_json()
+    found = compare_devices(folder(a=ours, b=theirs.encode()))
+    (table,) = [table for table in devices_tables(found) if "Runs" in table.columns]
+    names = {line[1]: line[-1] for line in table.rows}
+    assert names == {"GGUF Q6_K": "1", "GGUF Q4_0, by llama-bench": "1"}
+    assert {row["precision"]: row["source"] for row in found.rows} == {
+        **{"Q6_K": None, "Q4_0": "llama-bench"}
+    }
 
 
 def test_filters_match_parts_of_names_in_any_case(folder):

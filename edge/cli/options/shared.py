@@ -258,9 +258,10 @@ def add_power(options: Options, flag: str, default: str) -> None:
     options.add_argument(flag, metavar="SOURCE", choices=SOURCES, default=default, help=meaning)
 
 
-def add_bandwidth(options: Options) -> None:
+def add_bandwidth(options: Options, of: str = "memory bandwidth of this machine") -> None:
     kind = number(0.1, 1e6, "a number of GB/s from 0.1 to 1000000")
-    meaning = "memory bandwidth of this machine (default: from the chip table, or measured)"
+    measured = "" if "--import" in of else ", or measured"
+    meaning = f"{of} (default: from the chip table{measured})"
     options.add_argument("--bandwidth-gb-s", metavar="GB/S", type=kind, help=meaning)
 
 
