@@ -23,11 +23,9 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from edge.errors import EdgeError
 from edge.serve import llama_cpp
-from edge.serve.http import Service, error_response
+from edge.serve.http import GRACE_S, Service, error_response
 
 HEADERS_S = 10.0
-# After Ctrl-C a running answer has this long to end.
-GRACE_S = 30
 OPEN_PATHS = ("/health", "/v1/health")
 LOCAL_NAMES = ("localhost", "127.0.0.1", "[::1]")
 DIALECTS = (llama_cpp,)
@@ -69,7 +67,7 @@ class Access:
     def _is_own(self, host: str) -> bool:
         """True for our own names: a website can make its own name lead here (DNS rebinding)."""
         own = (self.host, f"[{self.host}]", *self.allowed_hosts)
-        if host in own or (_is_loopback(self.host) and host in LOCAL_NAMES):
+        if host in map(str.lower, own) or (_is_loopback(self.host) and host in LOCAL_NAMES):
             return True
         return _is_any(self.host) and (host in LOCAL_NAMES or _is_address(host.strip("[]")))
 

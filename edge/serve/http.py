@@ -24,6 +24,8 @@ BODY_S = 30.0
 # A client that does not read its stream for this long is left.
 SEND_S = 60.0
 RETRY_AFTER_S = 1
+# After Ctrl-C a running answer has this long to end.
+GRACE_S = 30
 T = TypeVar("T")
 
 
@@ -67,12 +69,8 @@ def route(service: Service, method: str, path: str, endpoint: Endpoint) -> Route
             response = await endpoint(http, service)
         except Gone:
             response = Response(status_code=499)  # as nginx logs it
-        except EdgeError as error:
-            status = error.status if isinstance(error, Refused) else 400
-            response = error_response(path, status, str(error))
         except Exception as error:
-            _log(f"{http.method} {path} failed: {_where(error)}")
-            response = error_response(path, 500, "edge failed; its log says where.")
+            response = error_response(path, *_failure(path, error))
         seconds = time.monotonic() - begin_s
         _log(f"{http.method} {path} {response.status_code} {seconds:.3f} s")
         return response
@@ -84,10 +82,16 @@ def _log(line: str) -> None:
     print(f"{time.strftime('%H:%M:%S')} {line}", file=sys.stderr, flush=True)
 
 
-def _where(error: Exception) -> str:
-    """The error's type and place; not its text, which may quote a prompt."""
+def _failure(path: str, error: Exception) -> tuple[int, str]:
+    """Status and sentence; of an unexpected error the log has the place, but not the text.
+
+    The text may quote a prompt.
+    """
+    if isinstance(error, EdgeError):
+        return error.status if isinstance(error, Refused) else 400, str(error)
     frame = traceback.extract_tb(error.__traceback__)[-1]
-    return f"{type(error).__name__} in {frame.filename}, line {frame.lineno}"
+    _log(f"{path} failed: {type(error).__name__} in {frame.filename}, line {frame.lineno}")
+    return 500, "edge failed; its log says where."
 
 
 def json_response(value: Any, status: int = 200) -> Response:
@@ -217,10 +221,13 @@ def sse_response(
             try:
                 async for value in values:
                     yield {"data": msgspec.json.encode(value).decode()}
-            except EdgeError as error:
-                yield {"data": msgspec.json.encode(error_body(path, 500, str(error))).decode()}
+            except Exception as error:
+                body = error_body(path, *_failure(path, error))
+                yield {"data": msgspec.json.encode(body).decode()}
                 return
         for text in last:
             yield {"data": text}
 
-    return EventSourceResponse(data(), sep="\n", send_timeout=SEND_S)
+    return EventSourceResponse(
+        data(), sep="\n", send_timeout=SEND_S, shutdown_grace_period=GRACE_S
+    )

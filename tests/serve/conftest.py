@@ -10,7 +10,9 @@ from types import SimpleNamespace
 import pytest
 
 import edge
-from edge.generate.decode import open_source
+from edge.generate.decode import LlamaSource, MlxSource
+from edge.llama_cpp.session import LlamaSession
+from edge.llama_cpp.vocabulary import read_tokenizer
 
 
 class Client:
@@ -49,11 +51,15 @@ class Client:
 
 def open_demo(demo_out, artefact):
     """The demo on an engine; llama.cpp's is closed by the queue."""
-    from edge.cli.model_path import open_for
     from edge.serve.engine import ServedModel
 
-    model, tokenizer, _ = open_for("serve", demo_out / artefact)
-    return ServedModel("demo", open_source(model), tokenizer)
+    path = demo_out / artefact
+    if path.is_dir():
+        model, tokenizer = edge.load(path)
+        return ServedModel("demo", MlxSource(model), tokenizer)
+    # One thread: llama.cpp's wait for one another, which is slow on a busy machine.
+    session = LlamaSession(path, 64, 1)
+    return ServedModel("demo", LlamaSource(session, 1024), read_tokenizer(session))
 
 
 @pytest.fixture(scope="package")
