@@ -3,6 +3,7 @@
 import contextlib
 import hmac
 import ipaddress
+import os
 import signal
 import socket
 import sys
@@ -178,10 +179,11 @@ def listen(access: Access) -> socket.socket:
     try:
         return socket.create_server((access.host, access.port), family=family, backlog=128)
     except OSError as error:
-        reason = (error.strerror or str(error)).lower()
+        known = error.errno and error.errno > 0  # not of names that are not found
+        reason = os.strerror(error.errno or 0) if known else str(error.strerror)
         raise EdgeError(
-            f"{access.host}:{access.port} cannot be used ({reason}); choose another --port or "
-            f"--host."
+            f"{access.host}:{access.port} cannot be used ({reason.lower()}); choose another "
+            f"--port or --host."
         ) from None
 
 

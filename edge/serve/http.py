@@ -228,6 +228,4 @@ def sse_response(
         for text in last:
             yield {"data": text}
 
-    return EventSourceResponse(
-        data(), sep="\n", send_timeout=SEND_S, shutdown_grace_period=GRACE_S
-    )
+    return EventSourceResponse(data(), sep="\n", send_timeout=SEND_S, shutdown_grace_period=GRACE_S)

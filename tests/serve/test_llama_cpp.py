@@ -59,7 +59,7 @@ def test_a_keystroke_computes_only_what_changed(client):
     warm_up = vim(n_predict=0, samplers=[], response_fields=[""])
     assert client.json("/infill", warm_up) == {}
     n = "timings/prompt_n"
-    computed = [client.json("/infill", vim(LINE[:-end or None]))[n] for end in (0, 2, 1, 0)]
+    computed = [client.json("/infill", vim(LINE[: -end or None]))[n] for end in (0, 2, 1, 0)]
     assert max(computed) <= 3
     # What other files hold comes first: with another one nothing is left of the cache.
     extra = [{"text": "x = 1\n", "filename": "b.py", "time": [5, 1]}]
@@ -73,7 +73,9 @@ def test_the_newest_file_is_nearest(client):
     source.generate = lambda ids, *more, **how: seen.append(ids) or generate(ids, *more, **how)
     try:
         for times in ([[9, 5], [9, 40]], [2.5, 7], [None, 3]):
-            extra = [{"text": f"{name}\n", "time": time} for name, time in zip("ab", times)]
+            extra = [
+                {"text": f"{name}\n", "time": time} for name, time in zip("ab", times, strict=True)
+            ]
             client.json("/infill", vim(input_extra=extra[::-1], n_predict=1))
     finally:
         del source.generate
@@ -128,6 +130,16 @@ def test_seeds_and_penalties(client):
     assert texts[0] == texts[1] != client.json("/completion", FREE)["content"]
     penalised = client.json("/completion", {**FREE, "n_predict": 40, "repeat_penalty": 3})
     assert penalised["content"] != client.json("/completion", {**FREE, "n_predict": 40})["content"]
+
+
+def test_what_the_model_refuses(client):
+    for prompt, sentence in (
+        ([1, 2**40], "vocabulary ends at"),
+        (["x", -1], "vocabulary ends at"),
+        ("x\n" * 1500, "tokens and the model's context ends at 1024"),
+    ):
+        status, found = client.refused("/completion", {"prompt": prompt})
+        assert status == 400 and sentence in found
 
 
 def test_tokens_and_templates(client):

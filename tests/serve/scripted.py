@@ -1,0 +1,50 @@
+"""A model whose tokens come when a test lets them, for what cannot be timed."""
+
+import threading
+
+
+class Scripted:
+    """A source of the tokens of a text; once `armed` each part of a prompt and token is waited for.
+
+    `step` lets one come; `ended` is set when nobody wants more.
+    """
+
+    context_tokens = 1024
+
+    def __init__(self, ids, parts=1):
+        self.ids, self.parts = ids, parts
+        self.armed = False
+        self.ended = threading.Event()
+        self.steps = threading.Semaphore(0)
+        self.done = 0  # parts and tokens
+        self.asked = []
+
+    def generate(self, ids, max_tokens, sampling, on_prefill, prefill_tokens, on_pick):
+        self.asked.append(ids)
+        self.ended.clear()
+        return 0, self._tokens(max_tokens, on_prefill)
+
+    def _tokens(self, max_tokens, on_prefill):
+        try:
+            for part in range(self.parts):
+                self._wait()
+                on_prefill(part + 1, self.parts)
+            for place in range(9 if max_tokens is None else max_tokens):
+                self._wait()
+                yield self.ids[place % len(self.ids)]
+        finally:
+            self.ended.set()
+
+    def _wait(self):
+        assert not self.armed or self.steps.acquire(timeout=60)
+        self.done += 1
+
+    def end(self):
+        """Lets steps come until nobody wants them; how many were taken."""
+        before = self.done
+        while not self.ended.wait(0.01):
+            self.steps.release()
+        return self.done - before
+
+    def reset(self):
+        pass
