@@ -319,8 +319,10 @@ class Run:
         finally:  # on Ctrl-C too: a meter may have a process
             samples = meter.stop()
         after = read_state()
+        # After another source has taken over, the idle power is not of the same rails.
+        idle_w = self.idle_before.watts if self.idle_before and not lost else None
         for outcome in outcomes:
-            outcome.trials = [with_energy(t, samples, meter.source) for t in outcome.trials]
+            outcome.trials = [with_energy(t, samples, meter.source, idle_w) for t in outcome.trials]
         return [
             ProcessRun(round_number, outcome, meter, samples, before, after, cooldown, lost)
             for outcome in outcomes

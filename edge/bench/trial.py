@@ -93,11 +93,14 @@ def kept_times(token_us: list[list[int]]) -> list[list[int]]:
     return kept or token_us[:1]
 
 
-def with_energy(trial: Trial, samples: Sequence[Sample], source: str) -> Trial:
+def with_energy(
+    trial: Trial, samples: Sequence[Sample], source: str, idle_w: float | None = None
+) -> Trial:
     """The trial with the energy of both windows; unchanged without samples.
 
     A window reaches from the first stamp of all passes to the last. The decode window holds the
-    work of all tokens but the first. `source` names the meter in the reasons.
+    work of all tokens but the first. `source` names the meter in the reasons; one that does not
+    read more than `idle_w` under load does not move.
 
     Between the passes of a server are its prefills, so each is integrated by itself; those are too
     short for joules of their own.
@@ -110,8 +113,8 @@ def with_energy(trial: Trial, samples: Sequence[Sample], source: str) -> Trial:
     else:
         tokens, spans = sum(len(times) + 1 for times in trial.token_us) - 1, _whole(spans)
         prompt_tokens = trial.prompt_tokens * len(trial.prefills)
-        prefill = _window(samples, _whole(trial.prefills), prompt_tokens, source)
-    decode = _window(samples, spans, tokens, source) if tokens > 0 else None
+        prefill = _window(samples, _whole(trial.prefills), prompt_tokens, source, idle_w)
+    decode = _window(samples, spans, tokens, source, idle_w) if tokens > 0 else None
     return replace(
         trial,
         prefill_energy=prefill,
@@ -126,7 +129,11 @@ def _whole(spans: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:
 
 
 def _window(
-    samples: Sequence[Sample], spans: Sequence[tuple[int, int]], tokens: int, source: str
+    samples: Sequence[Sample],
+    spans: Sequence[tuple[int, int]],
+    tokens: int,
+    source: str,
+    idle_w: float | None,
 ) -> EnergyWindow | None:
     """The sum over the spans; without a total where one of them has none."""
     lengths_ns = [end_ns - begin_ns for begin_ns, end_ns in spans]
@@ -134,7 +141,7 @@ def _window(
         return None
     parts = [integrate(samples, *span) for span in spans]
     covered_ns = sum(p.coverage * ns for p, ns in zip(parts, lengths_ns, strict=True))
-    return EnergyWindow(
+    window = EnergyWindow(
         window_s=sum(lengths_ns) / 1e9,
         tokens=tokens,
         missing=next(filter(None, (_missing(part, source) for part in parts)), None),
@@ -145,6 +152,13 @@ def _window(
         records=sum(part.records for part in parts),
         thermal_worst=worst_thermal([part.thermal_worst for part in parts]),
     )
+    if idle_w is None or window.power_w is None or window.power_w > idle_w:
+        return window
+    reason = (
+        f"the energy is INVALID, because {source} does not move: it read {window.power_w:.1f} W in "
+        f"a window and {idle_w:.1f} W when idle: type `edge doctor --meter`"
+    )
+    return replace(window, missing=reason)
 
 
 def _sums(parts: Sequence[Mapping[str, float]]) -> dict[str, float]:

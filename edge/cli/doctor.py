@@ -9,8 +9,10 @@ import sys
 import textwrap
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
+from functools import partial
 from importlib import import_module, metadata
 from importlib.util import find_spec
+from itertools import chain
 from pathlib import Path
 from types import ModuleType
 
@@ -22,8 +24,10 @@ from edge.device.state import State, read_state, warnings_between
 from edge.errors import install_command
 from edge.linux_cpu import blas, problems
 from edge.power.choose import BEST_FIRST, choose_meter
+from edge.power.load import load_on
 from edge.power.powermetrics import HOW_TO_ALLOW, SUDOERS
-from edge.text import size
+from edge.power.selftest import PHASE_S, TOTAL, MeterTest, self_test
+from edge.text import figure, size
 
 # Package -> module. Those in ENOUGH have native code and are imported as a test of it; each is
 # enough for a measurement. mlx-lm is Python and takes seconds to import.
@@ -80,18 +84,56 @@ class Findings:
 
 def run(args: argparse.Namespace) -> int:
     findings = examine(args.bandwidth_gb_s)
+    tests = run_meter_tests(findings) if args.meter else None
     if args.output == "json":
-        print(json.dumps({**asdict(findings), "can_measure": findings.can_measure}, indent=1))
+        document = {**asdict(findings), "can_measure": findings.can_measure}
+        if tests is not None:
+            document["meter_tests"] = [{**asdict(test), "moves": test.moves} for test in tests]
+        print(json.dumps(document, indent=1))
     else:
         wrapper = textwrap.TextWrapper(
             min(shutil.get_terminal_size().columns, 100),
             break_long_words=False,
             break_on_hyphens=False,
         )
-        for text in _report(findings):  # the rest of a line is indented to its value or sentence
+        # The rest of a line is indented to its value or sentence.
+        for text in chain(_report(findings), _meter_lines(tests)):
             wrapper.subsequent_indent = " " * (4 if text.startswith("  - ") else 25)
             print(wrapper.fill(text))
+    if tests is not None and not (tests and all(test.moves for test in tests)):
+        return 1
     return 0 if findings.can_measure else 1
+
+
+def run_meter_tests(findings: Findings) -> list[MeterTest]:
+    """The self-test of every meter that works here, on the processors that can be loaded."""
+    # MLX has a note where it computes on the CPU.
+    on_gpu = any(e.name == "mlx" and not (e.problem or e.note) for e in findings.engines)
+    loaded = {"CPU", "GPU"} if on_gpu else {"CPU"}
+    tests = []
+    for power in findings.power:
+        covered = BEST_FIRST[sys.platform][power.source]
+        if power.reason is None and (rails := sorted(covered & loaded)):
+            print(f"testing {power.source} for {3 * PHASE_S:.0f} s", file=sys.stderr)
+            # A meter of one processor names its rails by its packages or boards.
+            named = rails if len(covered) > 1 else [TOTAL]
+            tests.append(self_test(choose_meter(power.source), named, partial(load_on, rails)))
+    return tests
+
+
+def _meter_lines(tests: list[MeterTest] | None) -> Iterator[str]:
+    if tests is None:
+        return
+    yield from ("", "Meters under load")
+    for test in tests:
+        for rail in test.rails:
+            watts = (rail.idle_w, rail.load_w, rail.rest_w)
+            shown = "{} W idle, {} W under load, {} W after it".format(*map(figure, watts))
+            advice = f"{rail.problem}, so its energy is INVALID: {shown}"
+            yield _item(f"{test.source} {rail.rail}", rail.problem and advice, shown)
+        yield from (f"  - {flag}" for flag in test.flags)
+    if not tests:
+        yield "  - no meter that works here covers a processor that can be loaded"
 
 
 def examine(bandwidth_gb_s: float | None = None) -> Findings:

@@ -25,6 +25,7 @@ BESIDE = {"GPU SRAM": "gpu_sram_mj"}
 PACKAGE = "zeus-apple-silicon"
 LAST_WITH_ONE_DIE = (1, 1, 0)
 NO_COUNTERS = "a virtual machine has no energy counters; measure on the Mac itself"
+NO_CPU = "it finds no energy counter of the CPU, as a new macOS may name it; use powermetrics"
 # Four polls. A sample of this length means that the counters are published in batches.
 BATCH_NS = 10**9
 
@@ -65,7 +66,7 @@ class IoReportMeter(PollingMeter):
             self.unavailable = reason_of(error, "IOReport")
             return
         if "CPU" not in rails:
-            self.unavailable = NO_COUNTERS
+            self.unavailable = NO_CPU
         missing = "" if "DRAM" in rails else "DRAM, "
         self.boundary = f"{' + '.join(rails)} of the SoC, without {missing}display, SSD and fans"
 

@@ -53,8 +53,8 @@ class Energy:
 
     @property
     def is_total(self) -> bool:
-        """False where the CPU's counter failed: then `total_j` is of the GPU alone."""
-        return "CPU" in self.joules or "CPU" not in self.beside
+        """False where the CPU's counter failed: then some of `total_j` is of the GPU alone."""
+        return "CPU" not in self.beside
 
 
 class Meter:

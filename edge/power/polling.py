@@ -136,7 +136,9 @@ class PollingMeter(Meter, ABC):
         stalled_s = (end_ns - begin_ns) / 1e9
         self._warn_stalled(f"for the last {stalled_s:.1f} s, which have no total: measure again")
         growth = _growth(before.joules, now.joules)
-        sample = Sample(begin_ns, end_ns, {r: j for r, j in growth.items() if r in self.live})
+        live = {rail: joules for rail, joules in growth.items() if rail in self.live}
+        others = {rail: joules for rail, joules in growth.items() if rail not in live}
+        sample = Sample(begin_ns, end_ns, live, beside=others)  # so that there is no total
         if sample.joules and _is_possible(sample):
             self._samples.append(sample)
 

@@ -150,3 +150,12 @@ def test_a_power_series_has_milliwatts_and_changes_of_the_thermal_level():
         thermal=[ThermalChange(*change) for change in changes],
     )
     assert module.power_series([Sample(5, 5, {"CPU": 1.0})]) is None
+
+
+@pytest.mark.parametrize(("idle_w", "moves"), [(None, True), (5.9, True), (6.0, False)])
+def test_a_meter_that_reads_no_more_than_when_idle_gives_no_energy(idle_w, moves):
+    decode = with_energy(trial_at(0), steady(0, 20, CPU=6), "fake", idle_w).decode_energy
+    if moves:
+        assert decode.missing is None and decode.power_w == pytest.approx(6)
+    else:
+        assert decode.power_w is None and "fake does not move: it read 6.0 W" in decode.missing

@@ -11,6 +11,7 @@ from edge.cli.main import parser_of
 from edge.device.describe import Bandwidth, Device
 from edge.device.software import software_versions
 from edge.device.state import State
+from edge.power.selftest import MeterTest, RailTest
 
 MAC = Device(
     name="Apple M2 Max",
@@ -123,3 +124,31 @@ def test_wheel_without_the_chips_kernels_is_named(monkeypatch):
     assert problem.startswith("mlx: the wheel for macosx_14_0_arm64 lacks the matrix kernels")
     assert problems("Apple M5", "macosx_26_0_arm64") == problems("AMD EPYC", None) == []
     assert problems("Apple M4 Max", "macosx_14_0_arm64") == []
+
+
+@pytest.mark.parametrize(
+    ("problem", "code", "line"),
+    [
+        (None, 0, "  ✓ powermetrics CPU     0.400 W idle, 18.2 W under load, 0.500 W after it"),
+        ("it does not move under load", 1, "  ✗ powermetrics CPU     it does not move under load"),
+    ],
+)
+def test_meters_are_tested_on_what_can_be_loaded(monkeypatch, printed, capsys, problem, code, line):
+    asked = []
+
+    def self_test(meter, rails, load):
+        asked.append((meter, rails))
+        return MeterTest(meter, [RailTest("CPU", 0.4, 18.2, 0.5, problem)], ["a flag"])
+
+    monkeypatch.setattr(doctor.sys, "platform", "darwin")
+    monkeypatch.setattr(doctor, "self_test", self_test)
+    monkeypatch.setattr(doctor, "choose_meter", lambda source: source)
+    power = [Power("powermetrics", "CPU + GPU + ANE", None), Power("ioreport", "CPU", "missing")]
+    found, lines = printed("--meter", power=power)
+    assert (found, asked) == (code, [("powermetrics", ["CPU", "GPU"])])
+    assert any(text.startswith(line) for text in lines) and "  - a flag" in lines
+    on_cpu = [Engine("mlx", "0.32.4", None, "with its own BLAS")]
+    printed("--meter", engines=on_cpu, power=power)
+    assert asked[1:] == [("powermetrics", ["CPU"])]
+    code, lines = printed("--meter", power=[])
+    assert code == 1 and "no meter that works here" in lines[-1]
