@@ -3,10 +3,10 @@
 import contextlib
 import hmac
 import ipaddress
+import logging
 import os
 import signal
 import socket
-import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -24,7 +24,7 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from edge.errors import EdgeError
 from edge.serve import llama_cpp
-from edge.serve.http import GRACE_S, Service, error_response
+from edge.serve.http import GRACE_S, Service, error_response, log
 
 HEADERS_S = 10.0
 OPEN_PATHS = ("/health", "/v1/health")
@@ -168,7 +168,7 @@ class _Server(uvicorn.Server):
 
     def handle_exit(self, sig: int, frame: Any) -> None:
         if not self.should_exit:
-            print("edge serve: ending; Ctrl-C again ends at once", file=sys.stderr, flush=True)
+            log.info("ending; Ctrl-C again ends at once")
         super().handle_exit(sig, frame)
         self._on_end()
 
@@ -201,6 +201,11 @@ def make_server(service: Service, access: Access) -> uvicorn.Server:
 
 def serve(service: Service, access: Access, listening: socket.socket) -> None:
     """Serves until Ctrl-C or SIGTERM; then finishes the running answer and refuses others."""
+    # On a descriptor of its own: a tokenizer's errors are discarded by closing the usual one.
+    handler = logging.StreamHandler(os.fdopen(os.dup(2), "w", errors="backslashreplace"))
+    handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%H:%M:%S"))
+    log.addHandler(handler)
+    log.setLevel(logging.INFO)
     # uvicorn raises the signal again at its end.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     with contextlib.suppress(KeyboardInterrupt):

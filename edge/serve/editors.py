@@ -7,7 +7,7 @@ Continue        models: [{{name: edge, provider: llama.cpp, model: {name}, apiBa
                 roles: [autocomplete]}}]
 Zed             "edit_predictions": {{"provider": "open_ai_compatible_api",
                 "open_ai_compatible_api": {{"api_url": "{url}/v1/completions",
-                "model": "{name}", "prompt_format": "starcoder", "max_output_tokens": 64}}}}
+                "model": "{name}", "prompt_format": "star_coder", "max_output_tokens": 64}}}}
 minuet          provider = 'openai_fim_compatible', provider_options = {{ openai_fim_compatible =
                 {{ end_point = '{url}/v1/completions', model = '{name}',
                 name = 'edge', api_key = 'TERM', stream = true }} }}

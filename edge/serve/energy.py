@@ -1,7 +1,6 @@
 """The energy of answers, from one meter that runs as long as the server."""
 
 import asyncio
-import threading
 import time
 from collections.abc import Sequence
 from dataclasses import replace
@@ -14,6 +13,8 @@ from edge.serve.request import EnergyUse, Usage
 LEAST_COVERAGE = 0.95
 # How long an answer's end waits for the meter; editors wait for it.
 MOST_WAIT_S, POLL_S = 0.25, 0.01
+# Longer than an answer takes.
+KEPT_S = 1800.0
 
 
 class EnergyMeter:
@@ -27,8 +28,6 @@ class EnergyMeter:
         self.reason = "power is not measured: --power none"
         if source != "none":
             self.reason = why_not(meter, source) or ""
-        self._lock = threading.Lock()
-        self._open: list[int] = []  # begins of answers whose energy is not known yet
 
     @property
     def boundary(self) -> str | None:
@@ -43,23 +42,10 @@ class EnergyMeter:
         if not self.reason:
             self._meter.stop()
 
-    def begin(self) -> int:
-        """Stamps the begin of an answer, whose samples are kept until `forget`."""
-        now_ns = time.monotonic_ns()
-        with self._lock:
-            self._open.append(now_ns)
-        return now_ns
-
-    def forget(self, begin_ns: int) -> None:
-        with self._lock:
-            if begin_ns in self._open:
-                self._open.remove(begin_ns)
-
     def read(self) -> Sequence[Sample]:
-        """The samples of answers under way; without any of them the meter's memory is freed."""
-        with self._lock:
-            since_ns = min(self._open, default=time.monotonic_ns())
-            return () if self.reason else self._meter.read(since_ns)
+        """The samples of the last KEPT_S; older ones are forgotten."""
+        since_ns = time.monotonic_ns() - int(KEPT_S * 1e9)
+        return () if self.reason else self._meter.read(since_ns)
 
     async def measured(self, usage: Usage) -> Usage:
         """The usage with its energy, once the meter has covered it."""

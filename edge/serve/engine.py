@@ -44,13 +44,11 @@ class Watch:
     `check` is called between tokens and between parts of the prompt, and may raise.
     """
 
-    def __init__(
-        self, model: ServedModel, request: Request, begin_ns: int, check: Callable[[], None]
-    ):
+    def __init__(self, model: ServedModel, request: Request, check: Callable[[], None]):
         self._source, self._tokenizer = model.source, model.tokenizer
         self._request, self._check = request, check
         self.context_tokens = model.source.context_tokens
-        self.begin_ns = self.prefilled_ns = begin_ns
+        self.begin_ns = self.prefilled_ns = time.monotonic_ns()
         self.prompt_tokens = self.cached_tokens = self.generated_tokens = 0
         self.is_computing = self.timed_out = False
         self._fresh: list[Token] = []
@@ -151,16 +149,14 @@ class Engine:
     def warm_up(self) -> None:
         """Makes one token: the first ones load libraries and compile kernels."""
         once = Request(Text(("\n",)), 1, (Sampling(temperature=1.0, top_p=0.9, top_k=9),))
-        for _ in self.answer(once, time.monotonic_ns, lambda: None):
+        for _ in self.answer(once, lambda: None):
             pass
         self.model.source.reset()
 
-    def answer(
-        self, request: Request, begin: Callable[[], int], check: Callable[[], None]
-    ) -> Iterator[Event]:
-        """The events of all answers; `begin` stamps each, `check` as in `Watch`."""
+    def answer(self, request: Request, check: Callable[[], None]) -> Iterator[Event]:
+        """The events of all answers; `check` as in `Watch`."""
         for index, sampling in enumerate(request.samplings):
-            watch = Watch(self.model, request, begin(), check)
+            watch = Watch(self.model, request, check)
             try:
                 yield from self._one(index, request, sampling, watch)
             except EdgeError as error:

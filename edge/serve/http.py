@@ -1,7 +1,7 @@
 """What all dialects need of HTTP: bodies read within limits, errors, clients that leave."""
 
 import asyncio
-import sys
+import logging
 import time
 import traceback
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Sequence
@@ -27,6 +27,7 @@ RETRY_AFTER_S = 1
 # After Ctrl-C a running answer has this long to end.
 GRACE_S = 30
 T = TypeVar("T")
+log = logging.getLogger("edge.serve")
 
 
 @dataclass(frozen=True)
@@ -72,14 +73,10 @@ def route(service: Service, method: str, path: str, endpoint: Endpoint) -> Route
         except Exception as error:
             response = error_response(path, *_failure(path, error))
         seconds = time.monotonic() - begin_s
-        _log(f"{http.method} {path} {response.status_code} {seconds:.3f} s")
+        log.info(f"{http.method} {path} {response.status_code} {seconds:.3f} s")
         return response
 
     return Route(path, run, methods=[method])
-
-
-def _log(line: str) -> None:
-    print(f"{time.strftime('%H:%M:%S')} {line}", file=sys.stderr, flush=True)
 
 
 def _failure(path: str, error: Exception) -> tuple[int, str]:
@@ -90,7 +87,7 @@ def _failure(path: str, error: Exception) -> tuple[int, str]:
     if isinstance(error, EdgeError):
         return error.status if isinstance(error, Refused) else 400, str(error)
     frame = traceback.extract_tb(error.__traceback__)[-1]
-    _log(f"{path} failed: {type(error).__name__} in {frame.filename}, line {frame.lineno}")
+    log.info(f"{path} failed: {type(error).__name__} in {frame.filename}, line {frame.lineno}")
     return 500, "edge failed; its log says where."
 
 
@@ -121,7 +118,7 @@ async def read_body(http: Http, service: Service, kind: type[T]) -> T:
     """The body as a struct; anything else in it is refused with a sentence."""
     body = await _body(http)
     if service.log_prompts:
-        _log(f"{http.url.path} {printable(body.decode('utf-8', 'replace'))}")
+        log.info(f"{http.url.path} {printable(body.decode('utf-8', 'replace'))}")
     try:
         fields = msgspec.json.decode(body)
         if not isinstance(fields, dict):

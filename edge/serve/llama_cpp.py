@@ -101,7 +101,6 @@ class Tokenize(Struct):
     content: str = ""
     add_special: bool = False
     parse_special: bool = True
-    with_pieces: bool = False
 
 
 class Detokenize(Struct):
@@ -144,10 +143,9 @@ async def _health(http: Http, service: Service) -> Response:
 
 async def _props(http: Http, service: Service) -> Response:
     tokenizer = service.queue.engine.tokenizer
-    settings = {"n_ctx": service.context_tokens, **_settings(Common(), Sampling())}
     return json_response(
         {
-            "default_generation_settings": settings,
+            "default_generation_settings": {"n_ctx": service.context_tokens},
             "total_slots": 1,
             "model_alias": service.name,
             "model_path": service.path,
@@ -213,19 +211,19 @@ def _sampling(body: Common, service: Service, temperature: float) -> Sampling:
 async def _answered(http: Http, service: Service, body: Common, request: Request) -> Response:
     if body.stream:
         events = await begun(http, service, request)
-        return sse_response(http.url.path, _stream(events, service, body, request))
+        return sse_response(http.url.path, _stream(events, service, body))
     answers = await whole_answers(http, service, request)
-    made = [_document(answer, service, body, request) for answer in answers]
+    made = [_document(answer, service, body) for answer in answers]
     return json_response(made if body.n_cmpl > 1 else made[0])
 
 
 async def _stream(
-    events: AsyncGenerator[Event, None], service: Service, body: Common, request: Request
+    events: AsyncGenerator[Event, None], service: Service, body: Common
 ) -> AsyncGenerator[dict[str, Any], None]:
     async with aclosing(events):
         async for event in events:
             if isinstance(event, End):
-                yield _document(Answer("", (), event), service, body, request)
+                yield _document(Answer("", (), event), service, body)
             elif event.text:
                 yield _chunk(event)
 
@@ -239,7 +237,7 @@ def _ids(tokens: tuple[Token, ...]) -> list[int]:
     return [token.id for token in tokens]
 
 
-def _document(answer: Answer, service: Service, body: Common, request: Request) -> dict[str, Any]:
+def _document(answer: Answer, service: Service, body: Common) -> dict[str, Any]:
     """An answer with llama-server's fields, or the asked ones among them."""
     end, usage = answer.end, answer.end.usage
     document = {
@@ -251,7 +249,6 @@ def _document(answer: Answer, service: Service, body: Common, request: Request) 
         "model": service.name,
         "tokens_predicted": usage.generated_tokens,
         "tokens_evaluated": usage.prompt_tokens,
-        "generation_settings": _settings(body, request.samplings[end.index]),
         "has_new_line": "\n" in answer.text,
         "truncated": False,
         "stop_type": _stop_type(end),
@@ -279,21 +276,6 @@ def _stop_type(end: End) -> str:
     return kinds.get(end.stopped_by, "limit")
 
 
-def _settings(body: Common, sampling: Sampling) -> dict[str, Any]:
-    return {
-        "n_predict": body.n_predict,
-        "temperature": sampling.temperature,
-        "top_k": sampling.top_k,
-        "top_p": sampling.top_p,
-        "min_p": sampling.min_p,
-        "repeat_penalty": sampling.repetition_penalty or 1.0,
-        "repeat_last_n": sampling.repetition_context,
-        "seed": RANDOM_SEED if sampling.seed is None else sampling.seed,
-        "stop": body.stop,
-        "stream": body.stream,
-    }
-
-
 def _timings(usage: Usage) -> dict[str, Any]:
     computed = usage.prompt_tokens - usage.cached_tokens
     timings: dict[str, Any] = {"cache_n": usage.cached_tokens}
@@ -316,13 +298,10 @@ def _timings(usage: Usage) -> dict[str, Any]:
 async def _tokenize(http: Http, service: Service) -> Response:
     body = await read_body(http, service, Tokenize)
 
-    def work(engine: Any) -> list[Any]:
-        ids = engine.tokenize(body.content, body.add_special, body.parse_special)
-        if not body.with_pieces:
-            return list(ids)
-        return [{"id": i, "piece": engine.tokenizer.decode([i])} for i in ids]
-
-    return json_response({"tokens": await service.queue.call(work)})
+    ids = await service.queue.call(
+        lambda engine: engine.tokenize(body.content, body.add_special, body.parse_special)
+    )
+    return json_response({"tokens": ids})
 
 
 async def _detokenize(http: Http, service: Service) -> Response:

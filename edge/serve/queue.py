@@ -47,7 +47,6 @@ class _Job:
         self.request = request
         self.is_gone = False
         self.events: asyncio.Queue[Event | Exception | None] = asyncio.Queue()
-        self.begins_ns: list[int] = []  # stamps of the answers
         self._loop = asyncio.get_running_loop()
 
     def put(self, event: Event | Exception | None) -> None:
@@ -151,8 +150,6 @@ class Queue:
         job.is_gone = True
         with self._news, contextlib.suppress(ValueError):
             self._waiting.remove(job)
-        for begin_ns in job.begins_ns:
-            self.energy.forget(begin_ns)
 
     def _run(self) -> None:
         try:
@@ -179,7 +176,7 @@ class Queue:
                 lambda: self._waiting or self._short or self._is_closed, IDLE_S
             )
         if is_idle:
-            self.energy.read()
+            self.energy.read()  # which forgets what the meter has measured
         self._do_short()
         with self._news:
             if self._waiting and not self._is_closed:
@@ -196,12 +193,8 @@ class Queue:
                 raise _Gone
             self._do_short()
 
-        def begin() -> int:
-            job.begins_ns.append(self.energy.begin())
-            return job.begins_ns[-1]
-
         try:
-            for event in engine.answer(job.request, begin, check):
+            for event in engine.answer(job.request, check):
                 job.put(event)
             job.put(None)
         except _Gone:

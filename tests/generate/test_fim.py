@@ -50,6 +50,18 @@ def test_the_prompt_has_only_the_given_text(completer, prompts, prefix, suffix, 
     assert prompts() == [prompt]
 
 
+def test_files_that_do_not_fit_are_left_out_whole(completer, prompts):
+    files = [f"{name} = 1\n" * 90 for name in "abc"]  # of 360 tokens each
+    for context in (files, [files[0] * 4]):
+        completer.complete("x", "", context=context, max_tokens=1)
+    first, second = prompts()
+    mark = "<repo_continuation>"
+    assert first.split(mark)[:-1] == files[1:]
+    # Of a newest file that does not fit alone the end is there.
+    part = second.split(mark)[0]
+    assert 1000 < len(part) < len(files[0] * 4) and files[0].endswith(part[-20:])
+
+
 def test_figures_and_the_reason_of_the_end(completer):
     done = completer.complete(*CARD, order="spm")
     assert (done.text, done.stopped_by) == ("items", "stop token")

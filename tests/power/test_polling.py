@@ -1,5 +1,7 @@
 """Meters over counters that step, jump, stall or vanish."""
 
+import threading
+
 import pytest
 
 from edge.power.polling import PollingMeter, Reading
@@ -49,6 +51,22 @@ def test_energy_matches_the_time_of_its_samples(run):
     assert meter.flags == ()
     again = measured(meter)
     assert again[0].begin_ns >= samples[-1].end_ns
+
+
+def test_reading_while_it_runs_ends_a_sample_and_forgets_older_ones(passing):
+    meter = Counters()
+    passing(meter.tick)
+    meter.start()
+    meter._thread.join()
+    every = meter.read(0)
+    middle = len(every) // 2
+    meter.wait(threading.Event(), 0.1)
+    *older, last = meter.read(every[middle].end_ns)
+    assert older == list(every[middle + 1 :])
+    assert last.begin_ns == every[-1].end_ns
+    assert totals([last]) == pytest.approx({"CPU": 0.4, "GPU": 2.0}, rel=0.05)
+    assert meter.read(last.end_ns) == ()
+    assert last not in meter.stop()
 
 
 def test_batches_make_long_samples_and_no_spikes(run):

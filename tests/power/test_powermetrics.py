@@ -67,6 +67,22 @@ def test_sampling_reaches_past_the_end_and_starts_afresh(make):
     assert meter.flags == ()
 
 
+def test_records_are_read_while_it_runs_and_old_ones_are_forgotten(make, monkeypatch):
+    monkeypatch.setattr(module, "BEFORE_NS", 0)
+    meter = make()
+    assert meter.read(0) == ()
+    meter.start()
+    process = meter._process
+    assert process.wait_for(lambda: len(process.records) >= 6, 10)
+    third_ns = process.arrivals_ns[2]
+    samples = meter.read(0)
+    assert len(samples) >= 6
+    assert all(s.mean_w == pytest.approx(CPU_W + GPU_W, rel=0.05) for s in samples)
+    assert meter.read(third_ns)[0].joules == samples[3].joules
+    assert process.arrivals_ns[0] > third_ns
+    meter.stop()
+
+
 @pytest.mark.parametrize(
     ("misdeed", "words"), [("dies", "ended with code 1"), ("hangs", "gave no record for 0.")]
 )

@@ -1,5 +1,6 @@
 """Who may ask what: bad input, limits, keys, hosts, websites, and the end by Ctrl-C."""
 
+import copy
 import json
 import os
 import random
@@ -175,7 +176,8 @@ def test_a_full_queue_says_when_to_come_back(serving, scripted):
 
 
 @pytest.mark.parametrize("log_prompts", [False, True])
-def test_the_log_has_prompts_only_if_asked(serving, scripted, capfd, log_prompts, monkeypatch):
+def test_the_log_has_prompts_only_if_asked(serving, scripted, caplog, log_prompts, monkeypatch):
+    caplog.set_level("INFO", "edge.serve")
     with serving(scripted, log_prompts=log_prompts) as client:
         source = client.queue.engine.model.source
         client.json("/completion", {"prompt": SECRET, "n_predict": 2})
@@ -188,10 +190,9 @@ def test_the_log_has_prompts_only_if_asked(serving, scripted, capfd, log_prompts
         monkeypatch.setattr(source, "generate", fail)
         expected = (500, "edge failed; its log says where.")
         assert client.refused("/completion", {"prompt": SECRET}) == expected
-    log = capfd.readouterr().err
-    assert log.count(SECRET) == 4 * log_prompts
-    assert "ValueError in " in log and "POST /completion 400" in log
-    assert "Traceback" not in log
+    assert caplog.text.count(SECRET) == 4 * log_prompts
+    assert "ValueError in " in caplog.text and "POST /completion 400" in caplog.text
+    assert "Traceback" not in caplog.text
 
 
 SAMPLES = [
@@ -213,7 +214,7 @@ def damaged(chance):
         while isinstance(place, (dict, list)) and place:
             key = chance.choice(list(place) if isinstance(place, dict) else range(len(place)))
             if chance.random() < 0.6 or not isinstance(place[key], (dict, list)):
-                place[key] = chance.choice(ODD)
+                place[key] = copy.deepcopy(chance.choice(ODD))
                 break
             place = place[key]
     data = bytearray(json.dumps(body).encode())
