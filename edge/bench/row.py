@@ -17,7 +17,6 @@ from edge.bench.runner import ProcessRun
 from edge.bench.trial import kept_times, power_series
 from edge.bench.verdict import judge_conditions, judge_energy, judge_requests, judge_speed
 from edge.bench.worker import Done, Job
-from edge.device.chips import NVIDIA_CACHE_BYTES
 from edge.device.describe import Device, usable_cores
 from edge.profile.profile import (
     EngineFacts,
@@ -29,7 +28,7 @@ from edge.profile.profile import (
     Row,
 )
 from edge.profile.trial import EnergyWindow, Process, Trial
-from edge.profile.verdict import VERDICTS, summarise, warning, worst_first
+from edge.profile.verdict import VERDICTS, judge_bandwidth, summarise, warning, worst_first
 from edge.stats import percentiles
 
 IDENTITY = attrgetter("name", "parameters", "synthetic")  # of a model
@@ -96,7 +95,7 @@ def build_row(target: Target, job: Job, runs: Sequence[ProcessRun], context: Con
             for trial in run.outcome.trials
         ],
     )
-    share, reasons = _bandwidth_fraction(row, context.device)
+    share, reasons = judge_bandwidth(row, context.device)
     if failed:
         where = f" (round {failed.round + 1} of {context.rounds})" if context.rounds > 1 else ""
         text = f"{(failed.outcome.failure or '').rstrip('.')}{where}"
@@ -168,37 +167,6 @@ def _process(run: ProcessRun) -> Process:
         after=asdict(run.after),
         power_series=power_series(run.samples),
     )
-
-
-def _bandwidth_fraction(row: Row, device: Device) -> tuple[float | None, list[Reason]]:
-    """Share of the memory's bandwidth, as each token reads all weights and its cache once.
-
-    Bytes that fit in the last-level cache are not read from memory again, so have no share.
-    """
-    if row.decode_tok_s is None or not row.bytes_per_token:
-        return None, []  # a failed row and one without decoding have their reason already
-    bandwidth, cache_bytes = row.bandwidth(device), device.cache_bytes or 0
-    if bandwidth is None:
-        text = "; ".join(device.remarks) or "no bandwidth is known"
-        return None, [Reason("bandwidth_fraction", "reason", text)]
-    if bandwidth is device.gpu_memory_bandwidth:
-        cache_bytes = NVIDIA_CACHE_BYTES
-    if row.bytes_per_token <= cache_bytes:
-        text = (
-            f"a token's {row.bytes_per_token / 1e6:.0f} MB fit in the cache of "
-            f"{cache_bytes / 1e6:.0f} MB, so memory is no ceiling; use a larger model"
-        )
-        return None, [Reason("bandwidth_fraction", "reason", text)]
-    read_gb_s = row.decode_tok_s.median * row.bytes_per_token / 1e9
-    share = read_gb_s / bandwidth.gb_s
-    if share <= 1:
-        return share, []
-    text = (
-        f"decode reads {read_gb_s:.1f} GB/s, {share:.0%} of the {bandwidth.gb_s:.1f} GB/s of the "
-        f"memory: check --bandwidth-gb-s and run again"
-    )
-    # A bandwidth that was measured here can be too low: other programs may have run.
-    return share, [Reason("", "warning" if bandwidth.kind == "measured" else "error", text)]
 
 
 def _quality(target: Target, job: Job, context: Context) -> tuple[Quality | None, list[Reason]]:

@@ -15,6 +15,7 @@ from edge.errors import EdgeError, printable
 from edge.formats.files import atomic_write, check_writable, new_file, safe_name, visible
 from edge.profile.baseline import with_ratios
 from edge.profile.check import check
+from edge.profile.foreign import NOT_STATED
 from edge.profile.imported import Told, import_results, judged_rows
 from edge.profile.profile import MAX_BYTES, Profile, decode, read_bytes, write
 from edge.report.devices import compare_devices, devices_text
@@ -123,8 +124,16 @@ def _check(args: argparse.Namespace) -> int:
     if args.output == "json":
         print(json.dumps(asdict(found), indent=1))
     else:
-        print(*map(printable, found.text().splitlines()), sep="\n")
+        _print_lines(args, found.text())
     return 0 if found.is_good else 1
+
+
+def _print_lines(args: argparse.Namespace, text: str) -> None:
+    """Lines, on a terminal wrapped to its width; those of a list keep their indent."""
+    layout = layout_of(args)
+    for line in map(printable, text.splitlines()):
+        begin = "  - " if line.startswith("  - ") else ""
+        print(layout.wrapped(line.removeprefix(begin), begin) if layout else line)
 
 
 def _told(args: argparse.Namespace) -> Told:
@@ -140,6 +149,8 @@ def _import(args: argparse.Namespace) -> int:
                 f"{path} is not from llama-bench (-o json or jsonl) or mlx_lm.benchmark; give what "
                 f"one of these printed."
             )
+        if NOT_STATED in (profile.device.name, profile.model.name):
+            raise EdgeError(f"{path} does not name its chip or model; add --chip and --model.")
         folder = args.out or IMPORTED
         check_writable(folder)
         file = new_file(folder / safe_name(f"{path.stem}.json"))
@@ -149,7 +160,7 @@ def _import(args: argparse.Namespace) -> int:
     if args.output == "json":
         print(json.dumps({"saved": saved, "judged": [asdict(one) for one in judged]}, indent=1))
         return 0
-    print(*(printable(line) for one in judged for line in str(one).splitlines()), sep="\n")
+    _print_lines(args, "\n".join(map(str, judged)))
     for name in saved:
         print(f"saved {name}", file=sys.stderr)
     return 0

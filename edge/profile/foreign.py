@@ -41,10 +41,13 @@ APPLE_CHIP = re.compile(r"Apple M\d+(?: (?:Pro|Max|Ultra))?")
 # Keys of a test that are not settings.
 NO_SETTING = re.compile(r"n_(prompt|gen|depth)|model_.*|test_time|(avg|stddev|samples|build)_.*")
 # The rates of llama-bench are rounded to six digits.
-ROUNDED, ROUNDED_TEXT = 1e-4, 0.00051
+ROUNDED, ROUNDED_TEXT = 1e-4, 0.0011
 TIMING = re.compile(r"prompt_tokens=(\d{1,9}), generation_tokens=(\d{1,9}), batch_size=(\d{1,9})\.")
 NUMBER = r"(\d{1,12}\.\d{3})"
-FIGURES = re.compile(rf"prompt_tps={NUMBER}, generation_tps={NUMBER}, peak_memory={NUMBER}")
+FIGURES = re.compile(
+    rf"(?m)^(Trial|Averages)\b.*:\s+prompt_tps={NUMBER}, generation_tps={NUMBER}, "
+    rf"peak_memory={NUMBER}"
+)
 
 
 @dataclass(frozen=True)
@@ -158,11 +161,11 @@ def _llama_result(
     found = FILE_TYPE.search(first.model_type)
     precision = f"{found[1]}_{found[2]}" if found and found[2] else found[1] if found else ""
     precision = PRECISIONS.get(precision, precision) or NOT_STATED
-    artefact = f"gguf-{precision.removeprefix('FP') if precision[:2] == 'FP' else precision}"
+    artefact = f"gguf-{precision.replace('FP', 'F').lower()}" if found else "gguf"
     is_whole = first.model_size and not EXPERTS.search(first.model_type)
     decode = [] if is_joint else [test.samples_ts for test in others]
     row = Row(
-        artefact=plain(f"{artefact.lower()} ({label})" if label else artefact.lower(), 200),
+        artefact=plain(f"{artefact} ({label})" if label else artefact, 200),
         engine="llama.cpp",
         framework="GGUF",
         precision=plain(precision),
@@ -255,63 +258,43 @@ def _trials(
     ]
 
 
-@dataclass
-class _Run:
-    """One run of mlx_lm.benchmark: tokens, and the figures of its trials and of its last line."""
-
-    tokens: tuple[int, int, int] | None
-    trials: list[tuple[float, ...]]
-    averages: tuple[float, ...] | None = None
+Run = tuple[list[tuple[float, ...]], list[tuple[float, ...]]]  # trials, averages
 
 
 def _mlx_lm_benchmark(data: bytes, path: Path, model: str | None) -> Iterator[Result]:
     """A result per number of tokens; a repeated run is another round of its row."""
-    by_tokens: dict[tuple[int, int, int] | None, list[_Run]] = {}
-    for run in _runs(decode_text(data, str(path)), path):
-        if run.trials:
-            by_tokens.setdefault(run.tokens, []).append(run)
-    for tokens, runs in by_tokens.items():
-        yield _mlx_result(tokens, runs, model)
+    before, *parts = TIMING.split(decode_text(data, str(path)))
+    runs: dict[tuple[int, ...], list[Run]] = {(): [_run(before)]}
+    for place in range(0, len(parts), 4):  # three numbers of tokens and the lines behind them
+        tokens = tuple(map(int, parts[place : place + 3]))
+        runs.setdefault(tokens, []).append(_run(parts[place + 3]))
+    for tokens, same in runs.items():
+        if with_trials := [run for run in same if run[0]]:
+            yield _mlx_result(tokens, with_trials, model)
 
 
-def _runs(text: str, path: Path) -> Iterator[_Run]:
-    run = _Run(None, [])
-    for number, line in enumerate(text.splitlines(), 1):
-        if line.startswith("Timing with ") and (found := TIMING.search(line)):
-            yield run
-            run = _Run((int(found[1]), int(found[2]), int(found[3])), [])
-        elif line.startswith(("Trial ", "Averages:")):
-            if (found := FIGURES.search(line)) is None or len(run.trials) > MOST:
-                raise EdgeError(
-                    f"{path} has something else than a trial of mlx_lm.benchmark in line {number}; "
-                    f"give its output as it was printed."
-                )
-            figures = tuple(map(float, found.groups()))
-            if line.startswith("Trial "):
-                run.trials.append(figures)
-            else:
-                run.averages = figures
-    yield run
+def _run(text: str) -> Run:
+    found = [(line[1], tuple(map(float, line.groups()[1:]))) for line in FIGURES.finditer(text)]
+    trials = [figures for kind, figures in found[:MOST] if kind == "Trial"]
+    return trials, [figures for kind, figures in found if kind != "Trial"]
 
 
-def _mlx_result(
-    tokens: tuple[int, int, int] | None, runs: Sequence[_Run], model: str | None
-) -> Result:
-    prompt, generate, batch = tokens or (0, 0, 1)
-    is_usable = tokens is not None and batch == 1
+def _mlx_result(tokens: tuple[int, ...], runs: Sequence[Run], model: str | None) -> Result:
+    prompt, generate, batch = tokens or (0, 0, 0)
+    is_usable = batch == 1
     # N tokens over the time of N - 1 steps: mlx_lm/generate.py starts its clock at the first.
     steps = (generate - 1) / generate if generate > 1 and is_usable else 0.0
-    prefill = [[trial[0] for trial in run.trials if prompt] for run in runs]
-    decode = [[trial[1] * steps for trial in run.trials if steps] for run in runs]
+    prefill = [[trial[0] for trial in trials if prompt] for trials, _ in runs]
+    decode = [[trial[1] * steps for trial in trials if steps] for trials, _ in runs]
     found = MLX_ENDING.search(model or "")
     precision = (found[3] or f"INT{found[1] or found[2]}").upper() if found else NOT_STATED
     row = Row(
-        artefact=f"mlx-{precision.lower()}",
+        artefact=f"mlx-{precision.lower()}" if found else "mlx",
         engine="mlx-lm",
         framework="MLX",
         precision=precision,
         workload=Workload(prompt, generate, joint=True),
-        peak_memory_bytes=round(max(t[2] for run in runs for t in run.trials) * 1e9),
+        peak_memory_bytes=round(max(trial[2] for trials, _ in runs for trial in trials) * 1e9),
         verdict="VALID",
         reasons=[],
         source=MLX_LM_BENCHMARK,
@@ -321,10 +304,8 @@ def _mlx_result(
     return Result(row, ModelInfo(name), [*_mlx_doubts(tokens, runs, steps)])
 
 
-def _mlx_doubts(
-    tokens: tuple[int, int, int] | None, runs: Sequence[_Run], steps: float
-) -> Iterator[Reason]:
-    if tokens is None:
+def _mlx_doubts(tokens: tuple[int, ...], runs: Sequence[Run], steps: float) -> Iterator[Reason]:
+    if not tokens:
         text = "the context length is missing: keep the line that begins with `Timing with`"
         yield Reason("", "error", text)
     elif tokens[2] != 1:
@@ -332,12 +313,12 @@ def _mlx_doubts(
         yield Reason("", "error", text)
     if steps:
         yield warning(
-            f"the printed generation_tps counts {tokens[1] if tokens else 0} tokens in the time of "
-            f"one less, (n+1)/n, and is {1 / steps - 1:.2%} too high: it was corrected here"
+            f"the printed generation_tps counts {tokens[1]} tokens in the time of one less, "
+            f"(n+1)/n, and is {1 / steps - 1:.2%} too high: it was corrected here"
         )
-    for run in runs:
-        means = [statistics.fmean(column) for column in zip(*run.trials, strict=True)]
-        pairs = zip(means, run.averages or means, strict=True)
-        if any(abs(mean - given) > ROUNDED_TEXT * 2 for mean, given in pairs):
+    for trials, averages in runs:
+        means = [statistics.fmean(column) for column in zip(*trials, strict=True)]
+        pairs = zip(means, averages[0] if averages else means, strict=True)
+        if any(abs(mean - given) > ROUNDED_TEXT for mean, given in pairs):
             text = "its averages are not those of its trials: lines are missing or were changed"
             yield Reason("", "error", text)

@@ -13,7 +13,7 @@ from pathlib import Path
 from msgspec.structs import replace
 
 import edge
-from edge.device.chips import APPLE_CACHE_BYTES, NVIDIA_CACHE_BYTES, OVERRIDE, find_chip, variants
+from edge.device.chips import APPLE_CACHE_BYTES, find_chip, variants
 from edge.device.describe import APPLE, Bandwidth, Device
 from edge.profile.foreign import LLAMA_BENCH, MLX_LM_BENCHMARK, NOT_STATED, Result, read_results
 from edge.profile.profile import (
@@ -29,6 +29,7 @@ from edge.profile.verdict import (
     MAX_RELATIVE_SD,
     MIN_TRIALS,
     VERDICTS,
+    judge_bandwidth,
     judge_spread,
     summarise,
     warning,
@@ -132,17 +133,19 @@ def _instant(text: str) -> str | None:
 
 def _device(result: Result, told: Told, path: Path) -> Device:
     """The machine as far as it is known; a chip that is not in the table has no bandwidth."""
-    given, found = plain(told.chip or ""), CHIP.fullmatch(told.chip or "")
-    if found:
-        given = f"{APPLE}M{found[1]}{(found[2] or '').title()}"
+    given, short = plain(told.chip or ""), CHIP.fullmatch(told.chip or "")
+    if short:
+        given = f"{APPLE}M{short[1]}{(short[2] or '').title()}"
     if given and result.chip not in ("", given):
         reason = f"was measured on {result.chip}, not on {given}: leave out --chip"
         raise ProfileError(path, "broken", reason)
     name = result.chip or given or NOT_STATED
-    is_apple, chip = name.startswith(APPLE), find_chip(name)[0]
+    is_apple, found = name.startswith(APPLE), variants(name)
     bandwidth = Bandwidth(told.bandwidth_gb_s, "given") if told.bandwidth_gb_s else None
-    if bandwidth is None and chip is not None:
-        bandwidth = Bandwidth(chip.bandwidth_gb_s, f"table, {chip.sources['bandwidth_gb_s']}")
+    if bandwidth is None and found:  # the highest is a ceiling for all
+        best = max(found, key=lambda chip: chip.bandwidth_gb_s)
+        bandwidth = Bandwidth(best.bandwidth_gb_s, f"table, {best.sources['bandwidth_gb_s']}")
+    _, remark = find_chip(name) if is_apple or not result.gpu else find_chip(result.gpu)
     has_own_memory = bool(result.gpu) and not is_apple
     return Device(
         name=name,
@@ -150,6 +153,7 @@ def _device(result: Result, told: Told, path: Path) -> Device:
         memory_bandwidth=None if has_own_memory else bandwidth,
         gpu_memory_bandwidth=bandwidth if has_own_memory else None,
         cache_bytes=APPLE_CACHE_BYTES if is_apple else None,
+        remarks=(remark,) if remark and name != NOT_STATED and not told.bandwidth_gb_s else (),
     )
 
 
@@ -161,50 +165,18 @@ def _row(result: Result, device: Device, told: Told, rows: int) -> Row:
         decode_tok_s=summarise([trial.decode_tok_s for trial in trials], rounds),
         prefill_tok_s=summarise([trial.prefill_tok_s for trial in trials], rounds),
     )
-    share, found = _bandwidth_fraction(row, result.weight_bytes, device)
+    whole = replace(row, bytes_per_token=result.weight_bytes)
+    share, found = judge_bandwidth(whole, device, MAX_EMBEDDINGS)
+    row = replace(row, bandwidth_fraction=share)
+    found = [reason for reason in found if reason.text not in device.remarks]
     doubts = [*result.reasons, *found, *_repetitions(row, program), *_order(row, rows)]
     doubts += [*_unsaid(result, device, told), *_notes(row, result)]
     reasons = worst_first(doubts)
     return replace(
         row,
-        bandwidth_fraction=share,
         verdict=VERDICTS[reasons[0].level],
         reasons=[str(reason) for reason in reasons],
     )
-
-
-def _bandwidth_fraction(
-    row: Row, weight_bytes: int | None, device: Device
-) -> tuple[float | None, list[Reason]]:
-    """Share of the memory's bandwidth if a token reads all weights, and what is wrong with it."""
-    if row.decode_tok_s is None:
-        return None, []
-    if weight_bytes is None:
-        text = "how many bytes a token reads is not known: measure with edge bench"
-        return None, [Reason("bandwidth_fraction", "warning", text)]
-    bandwidth = row.bandwidth(device)
-    own_gpu = bandwidth is not None and bandwidth is device.gpu_memory_bandwidth
-    if weight_bytes <= (NVIDIA_CACHE_BYTES if own_gpu else device.cache_bytes or 0):
-        text = "the weights fit in a cache, so memory is no ceiling"
-        return None, [Reason("bandwidth_fraction", "reason", text)]
-    # Of a chip with several bandwidths the highest is a ceiling as well.
-    limits = [chip.bandwidth_gb_s for chip in variants(device.name)]
-    limit_gb_s = bandwidth.gb_s if bandwidth else max(limits, default=0.0)
-    read_gb_s = row.decode_tok_s.median * weight_bytes / 1e9
-    if limit_gb_s and read_gb_s > limit_gb_s:
-        share = read_gb_s / limit_gb_s
-        text = (
-            f"decode reads {read_gb_s:.1f} GB/s, {share:.0%} of the {limit_gb_s:.1f} GB/s of the "
-            f"memory of {device.name}: check the chip, and measure again"
-        )
-        is_sure = share > 1 / (1 - MAX_EMBEDDINGS)
-        found = Reason("", "error", text) if is_sure else warning(text)
-        return share if bandwidth else None, [found]
-    if bandwidth is None:
-        text = find_chip(device.name)[1] or f"it is not known: {OVERRIDE}"
-        return None, [Reason("bandwidth_fraction", "warning", text)]
-    text = "bandwidth_fraction is of all weights, the embedding table too"
-    return read_gb_s / limit_gb_s, [Reason("", "reason", text)]
 
 
 def _repetitions(row: Row, program: Program) -> Iterator[Reason]:
@@ -239,11 +211,19 @@ def _unsaid(result: Result, device: Device, told: Told) -> Iterator[Reason]:
     for name, what in ((device.name, "chip"), (result.model.name, "model")):
         if name == NOT_STATED:
             yield warning(f"the {what} is not stated: give it with --{what}")
+    if result.row.trials and result.weight_bytes is None:
+        text = "how many bytes a token reads is not known: measure with edge bench"
+        yield Reason("bandwidth_fraction", "warning", text)
+    for remark in device.remarks:
+        yield Reason("bandwidth_fraction", "warning", remark)
     if not told.on_mains:
         yield warning("the power source is not stated: add --mains if it was not the battery")
 
 
 def _notes(row: Row, result: Result) -> Iterator[Reason]:
+    if row.bandwidth_fraction is not None:
+        text = "bandwidth_fraction is of all weights, the embedding table too"
+        yield Reason("", "reason", text)
     nulls = [key for key in NULLS if getattr(row, key) is None]
     yield Reason("", "reason", f"{row.source} measured neither {' nor '.join(nulls)}")
     if not _instant(result.time):

@@ -1,4 +1,4 @@
-"""Verdicts on repeated measurements, whoever made them: spread, outliers, drift.
+"""Verdicts on measurements, whoever made them: spread, outliers, drift, bandwidth.
 
 INVALID: there is no figure, or it is wrong. WARN: there is one with a warning. No value is removed.
 """
@@ -6,7 +6,9 @@ INVALID: there is no figure, or it is wrong. WARN: there is one with a warning. 
 import statistics
 from collections.abc import Iterable, Iterator, Sequence
 
-from edge.profile.profile import Quantity, Reason, Verdict
+from edge.device.chips import NVIDIA_CACHE_BYTES
+from edge.device.describe import Device
+from edge.profile.profile import Quantity, Reason, Row, Verdict
 from edge.stats import drift, interval, outliers
 
 # pyperf's practice: a spread of 10 % is unstable.
@@ -79,3 +81,38 @@ def judge_spread(
             f"{name} {'falls' if change < 0 else 'rises'} by {abs(change):.0%} over the trials, as "
             f"on a device that heats up or cools down: {cooler}",
         )
+
+
+def judge_bandwidth(
+    row: Row, device: Device, slack: float = 0.0
+) -> tuple[float | None, list[Reason]]:
+    """Share of the memory's bandwidth, as each token reads all weights and its cache once.
+
+    Bytes that fit in the last-level cache are not read from memory again, so have no share. A
+    share above 1 is an error from 1 + `slack` on.
+    """
+    if row.decode_tok_s is None or not row.bytes_per_token:
+        return None, []  # a failed row and one without decoding have their reason already
+    bandwidth, cache_bytes = row.bandwidth(device), device.cache_bytes or 0
+    if bandwidth is None:
+        text = "; ".join(device.remarks) or "no bandwidth is known"
+        return None, [Reason("bandwidth_fraction", "reason", text)]
+    if bandwidth is device.gpu_memory_bandwidth:
+        cache_bytes = NVIDIA_CACHE_BYTES
+    if row.bytes_per_token <= cache_bytes:
+        text = (
+            f"a token's {row.bytes_per_token / 1e6:.0f} MB fit in the cache of "
+            f"{cache_bytes / 1e6:.0f} MB, so memory is no ceiling; use a larger model"
+        )
+        return None, [Reason("bandwidth_fraction", "reason", text)]
+    read_gb_s = row.decode_tok_s.median * row.bytes_per_token / 1e9
+    share = read_gb_s / bandwidth.gb_s
+    if share <= 1:
+        return share, []
+    text = (
+        f"decode reads {read_gb_s:.1f} GB/s, {share:.0%} of the {bandwidth.gb_s:.1f} GB/s of the "
+        f"memory: check --bandwidth-gb-s and run again"
+    )
+    # A bandwidth that was measured here can be too low: other programs may have run.
+    is_sure = bandwidth.kind != "measured" and share > 1 + slack
+    return share, [Reason("", "error" if is_sure else "warning", text)]

@@ -53,7 +53,7 @@ QUALITY = (
 )
 HEAD = (
     *("created_utc", "device", "os", "memory_bandwidth_gb_s", "model", "parameters"),
-    *("synthetic", "edge", "framework", "artefact", "engine", "precision"),
+    *("synthetic", "edge", "framework", "artefact", "engine", "source", "precision"),
     *("prompt", "generate", "depth"),
     *(f"{name}_{part}" for name in QUANTITIES for part in PARTS),
     *("file_bytes", "bits_per_weight", "bytes_per_token", "peak_memory_bytes"),

@@ -109,6 +109,11 @@ def test_wrong_input_is_refused_and_nothing_is_written(saved, command, words, sa
     ("width", "words", "shown"),
     [
         (80, ["report", "mine.json"], ["pp512, tg128", "VALID", "tok/s"]),
+        (
+            80,
+            ["report", "--check", "bench"],
+            ["llama-bench, stable-code-3b", "  - the power", "    "],
+        ),
         (80, ["report", "--devices", "."], ["pp512, tg128", "VALID", "Decode (tok/s)"]),
         (
             100,
@@ -119,6 +124,7 @@ def test_wrong_input_is_refused_and_nothing_is_written(saved, command, words, sa
 )
 def test_no_line_is_wider_than_the_terminal(saved, width, words, shown):
     saved.with_name("full").write_text(json.dumps(PROFILE))
+    saved.with_name("bench").write_bytes(llama_bench())
     command = [sys.executable, "-m", "edge", *words]
     terminal = Terminal(command, saved.parent, {**os.environ, "PYTHONPATH": str(ROOT)}, width)
     lines = terminal.printed()
@@ -181,8 +187,10 @@ def test_other_programs_results_are_judged_and_imported(tmp_path, monkeypatch, c
     assert err == "saved profiles/local/bench-2.json\n"
     assert command("report", "--check", "profiles/local")[0] == 0
     code, out, _ = command("report", "profiles/local/bench-2.json", "-o", "md")
+    assert ",source,precision," in command("report", "profiles/local", "-o", "csv")[1]
     assert "GGUF (llama-bench)" in out and "imported from llama-bench by edge" in out
-    saved = command.json("report", "--import", text, bench, "--out", "mine")["saved"]
+    told = ["--chip", "m2 max", "--model", "tiny-4bit", "--out", "mine"]
+    saved = command.json("report", "--import", text, bench, *told)["saved"]
     assert saved == ["mine/mlx.json", "mine/bench.json"]
 
 
@@ -191,6 +199,7 @@ def test_other_programs_results_are_judged_and_imported(tmp_path, monkeypatch, c
     [
         (["--import", "mine.json"], "is not from llama-bench .* or mlx_lm.benchmark; give"),
         (["--import", "gone.json"], "gone.json is missing"),
+        (["--import", "mlx.txt", "--chip", "M2"], "does not name its chip or model; add --chip"),
         (["--import", "cut.json"], "cut.json is not JSON .* give the whole output"),
         (["mine.json", "--mains"], "--mains and --bandwidth-gb-s need --check or --import"),
         (["--check", "mine.json", "--out", "x"], "--check does not go with PROFILE, --out"),
@@ -198,4 +207,5 @@ def test_other_programs_results_are_judged_and_imported(tmp_path, monkeypatch, c
 )
 def test_wrong_imports_are_refused(saved, command, words, says):
     saved.with_name("cut.json").write_bytes(llama_bench()[:-9])
+    saved.with_name("mlx.txt").write_bytes(mlx_lm_benchmark())
     assert re.search(says, command.refused("report", *words))
