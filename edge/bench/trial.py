@@ -17,6 +17,8 @@ KEPT_TOKENS = 4096
 MAX_PASSES = 1000
 # Share of a window that samples must cover.
 MIN_COVERAGE = 0.99
+# Of the power when idle: a meter that reads less under load does not move.
+LEAST_RISE = 1.01
 # About 25 bytes each in the file; more than a plot has pixels.
 KEPT_SAMPLES = 1000
 Passes = Sequence[Sequence[int]]
@@ -152,7 +154,7 @@ def _window(
         records=sum(part.records for part in parts),
         thermal_worst=worst_thermal([part.thermal_worst for part in parts]),
     )
-    if idle_w is None or window.power_w is None or window.power_w > idle_w:
+    if idle_w is None or window.power_w is None or window.power_w > LEAST_RISE * idle_w:
         return window
     reason = (
         f"the energy is INVALID, because {source} does not move: it read {window.power_w:.1f} W in "

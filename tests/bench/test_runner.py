@@ -281,6 +281,14 @@ def test_ctrl_c_stops_the_meter(monkeypatch):
     assert meter.method_calls == [call.start(), call.stop()]
 
 
+def test_a_meter_that_does_not_move_is_named_and_gives_no_energy(go):
+    run, *_ = go(1, machine={"watts": 5.0}, idle_s=10, cooldown_s=0)
+    row = build_row(TARGET, JOBS[0], run.runs[0], context())
+    assert row.power_w is row.joules_per_token is row.prefill_power_w is None
+    assert "fake does not move: it read 5.0 W" in row.why_not("power_w")
+    assert row.decode_tok_s is not None and row.counts
+
+
 @pytest.mark.parametrize("then", [None, 3.0])
 def test_lost_power_is_a_warning_at_once_and_in_the_rows(go, then):
     """The first process has a meter, the second none, then the next source if there is one."""

@@ -152,7 +152,9 @@ def test_a_power_series_has_milliwatts_and_changes_of_the_thermal_level():
     assert module.power_series([Sample(5, 5, {"CPU": 1.0})]) is None
 
 
-@pytest.mark.parametrize(("idle_w", "moves"), [(None, True), (5.9, True), (6.0, False)])
+@pytest.mark.parametrize(
+    ("idle_w", "moves"), [(None, True), (5.9, True), (5.99, False), (9.0, False)]
+)
 def test_a_meter_that_reads_no_more_than_when_idle_gives_no_energy(idle_w, moves):
     decode = with_energy(trial_at(0), steady(0, 20, CPU=6), "fake", idle_w).decode_energy
     if moves:

@@ -12,8 +12,10 @@ from edge.power import ioreport, load
 from edge.power.ioreport import IoReportMeter
 from edge.power.load import load_on
 from edge.power.meter import Meter, Sample, integrate
+from edge.power.powermetrics_records import RecordStream, build_timeline
 from edge.power.selftest import PHASE_S, TOTAL, self_test
 from tests.power.conftest import BEGIN_NS
+from tests.support.fake_powermetrics import record
 
 # The meter begins with the first step of its counters, within 6 s.
 START_S = 6.0
@@ -137,6 +139,45 @@ class Steady(Meter):
             Sample(BEGIN_NS + n * 10**9, BEGIN_NS + (n + 1) * 10**9, {"package-0": watts})
             for n, watts in enumerate(self.watts)
         ]
+
+
+class Powermetrics(Meter):
+    """Records of half a second, whose CPU energy is published every `batch` records."""
+
+    source = "powermetrics"
+
+    def __init__(self, cpu_w, batch):
+        self.cpu_w, self.batch = cpu_w, batch
+
+    def stop(self):
+        stream, records, ends_ns, waiting_mj = RecordStream(), [], [], 0
+        for number in range(int(END_S * 2)):
+            end_s = (number + 1) / 2
+            under_load = LOAD_S < end_s <= REST_S
+            waiting_mj += 500 * self.cpu_w[under_load]
+            published_mj = waiting_mj if number % self.batch == 0 else 0
+            waiting_mj -= published_mj
+            gpu_mj = 15000 if under_load else 0
+            records += stream.feed(record(number, 500_000_000, published_mj, gpu_mj, "M5 Pro"))
+            ends_ns.append(BEGIN_NS + int(end_s * 1e9))
+        timeline = build_timeline(records, ends_ns, 10**8)
+        self.flags = timeline.flags
+        return timeline.samples
+
+
+@pytest.mark.parametrize(
+    ("cpu_w", "batch", "problems", "flag"),
+    [
+        ((4, 24), 1, [None, None], None),
+        ((4, 24), 4, [None, None], None),  # 27.0: every 2 s
+        ((0, 0), 1, ["no energy was counted", None], "CPU counter stalled"),  # its betas
+    ],
+)
+def test_powermetrics_of_macos_27(cpu_w, batch, problems, flag):
+    meter = Powermetrics(cpu_w, batch)
+    found = self_test(meter, ["CPU", "GPU"], nullcontext, lambda _: None, stamps())
+    assert [rail.problem for rail in found.rails] == problems
+    assert found.moves == (flag is None) and (flag or "") in "".join(found.flags)
 
 
 @pytest.mark.parametrize(
