@@ -57,6 +57,7 @@ REQUIRED_OF_ROW = (
 )
 REQUIRED_OF_TRIAL = ("repetition", "prompt_tokens", "decode_tok_s", "prefill_tok_s", "ttft_s")
 STAMPS = ("pass_begin_ns", "pass_end_ns", "token_us")
+OTHERS = ", or what `llama-bench -o json` or mlx_lm.benchmark printed"
 UNEXPLAINED = "is null, and reasons does not say why."
 PRIVATE: tuple[tuple[re.Pattern[str], str], ...] = (
     (re.compile(r"(?:/Users|/home|[A-Za-z]:\\+Users)[/\\]+[^/\\\s\"':,;]+"), "a home folder"),
@@ -180,7 +181,8 @@ def _findings(path: Path, data: bytes, names: Sequence[str]) -> Findings:
         check_version(data, path)
         raw = strict_json(data)
     except ProfileError as error:
-        yield "", f"{printable(error.reason)}."
+        also = OTHERS if error.kind == "not a profile" else ""
+        yield "", f"{printable(error.reason)}{also}."
         return
     except ValueError as error:
         yield "", f"is not JSON ({printable(str(error))[:300]}): {HINT}."

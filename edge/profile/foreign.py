@@ -39,7 +39,7 @@ PRECISIONS = {"F16": "FP16", "F32": "FP32", "Q2_K_M": "Q2_K"}
 EXPERTS = re.compile(r"moe|\dx\d|\bA\d|deepseek|grok|dbrx|arctic|gpt-oss|kimi|minimax", re.I)
 APPLE_CHIP = re.compile(r"Apple M\d+(?: (?:Pro|Max|Ultra))?")
 # Keys of a test that are not settings.
-NO_SETTING = re.compile(r"n_(prompt|gen|depth)|model_.*|test_time|(avg|stddev|samples|build)_.*")
+NO_SETTING = re.compile(r"n_(prompt|gen|depth)|model_|test_time|build_number|(avg|stddev|samples)_")
 # The rates of llama-bench are rounded to six digits.
 ROUNDED, ROUNDED_TEXT = 1e-4, 0.0011
 TIMING = re.compile(r"prompt_tokens=(\d{1,9}), generation_tokens=(\d{1,9}), batch_size=(\d{1,9})\.")

@@ -101,8 +101,10 @@ def import_results(data: bytes, path: Path, told: Told) -> Profile | None:
     results = read_results(data, path, told.model)
     if results is None:
         return None
-    if len({(result.chip, result.gpu) for result in results}) != 1:
-        reason = "has results of several machines, or none: give the output of one machine"
+    if not results:
+        raise ProfileError(path, "broken", "has no trial: give the whole output")
+    if len({(result.chip, result.gpu) for result in results}) > 1:
+        reason = "has results of several machines: give the output of one"
         raise ProfileError(path, "broken", reason)
     first, models = results[0], list(dict.fromkeys(result.model for result in results))
     device = _device(first, told, path)
@@ -116,11 +118,12 @@ def import_results(data: bytes, path: Path, told: Told) -> Profile | None:
         software={"edge": edge.__version__, **({"llama.cpp": build} if build else {})},
         model=models[0] if len(models) == 1 else ModelInfo("several models"),
         method=PROGRAMS[first.row.source or ""].method,
-        rows=[
-            replace(row, model=result.model) if len(models) > 1 else row
-            for row, result in zip(rows, results, strict=True)
-        ],
+        rows=rows if len(models) == 1 else [*map(_with_model, rows, results)],
     )
+
+
+def _with_model(row: Row, result: Result) -> Row:
+    return replace(row, model=result.model, artefact=f"{row.artefact} ({result.model.name})")
 
 
 def _instant(text: str) -> str | None:

@@ -190,6 +190,8 @@ def test_other_programs_results_are_judged_and_imported(tmp_path, monkeypatch, c
     assert ",source,precision," in command("report", "profiles/local", "-o", "csv")[1]
     assert "GGUF (llama-bench)" in out and "imported from llama-bench by edge" in out
     told = ["--chip", "m2 max", "--model", "tiny-4bit", "--out", "mine"]
+    bench.with_name("table.md").write_text("| model | size |")
+    assert "or what `llama-bench -o json`" in command("report", "--check", "table.md")[1]
     saved = command.json("report", "--import", text, bench, *told)["saved"]
     assert saved == ["mine/mlx.json", "mine/bench.json"]
 

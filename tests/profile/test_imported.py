@@ -119,7 +119,9 @@ def test_rows_with_other_settings_or_models_stay_apart():
     profile = import_results(llama_bench(DECODE, llama_test(0, 128, **other)), PATH, MAINS)
     assert profile.model.name == "several models"
     assert [row.model.name for row in profile.rows] == ["stable-code-3b", "Mistral-7B"]
-    assert profile.rows[1].artefact == "gguf-q5_k_m"
+    assert profile.rows[1].artefact == "gguf-q5_k_m (Mistral-7B)"
+    builds = rows_of(llama_bench(DECODE, llama_test(0, 128, build_commit="5d6e7f8")))
+    assert [row.decode_tok_s.n for row in builds] == [5, 5]
     decodes = [DECODE, llama_test(0, 256), PROMPT]
     assert [str(row.workload) for row in rows_of(llama_bench(*decodes))] == [
         *("pp512", "tg128", "tg256")
@@ -135,7 +137,7 @@ def test_rows_with_other_settings_or_models_stay_apart():
         (b'["samples_ts"]', MAINS, "is not a list of up to 2000 tests"),
         (llama_bench(DECODE, llama_test(0, 128, gpu_info="Apple M4")), MAINS, "several machines"),
         (llama_bench(), Told("m4"), "was measured on Apple M2 Max, not on Apple M4"),
-        (b"generation_tps=", KNOWN, "has results of several machines, or none"),
+        (b"generation_tps=", KNOWN, "has no trial: give the whole output"),
     ],
 )
 def test_broken_files_are_refused_in_one_sentence(data, told, words):
