@@ -7,7 +7,7 @@ import math
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, lru_cache
 
 import numpy as np
 
@@ -113,6 +113,7 @@ def t_tail(t: float, degrees: float) -> float:
     return _incomplete_beta(degrees / (degrees + t * t), degrees / 2, 0.5) / 2
 
 
+@lru_cache(maxsize=1000)
 def t_quantile(share: float, degrees: float) -> float:
     """Quantile of Student's t distribution for `share` >= 0.5, by bisection."""
     low, high = 0.0, 1.0
