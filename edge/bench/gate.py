@@ -2,24 +2,30 @@
 
 After its trials a worker feeds a short seeded prompt through the timed calls, half at once and
 half token by token, and reports some of the logits. Rounding to four bits changes logits as much
-as some errors do, so there are two steps (`edge.bench.reference` computes the expected values):
+as some errors do, so there are several steps (`edge.bench.reference` computes the expected values):
 
 - conversion: the artefact's settings and weights against the checkpoint's, tensor by tensor and
   as logits of the same float32 network, within a bound that depends on its bits;
 - engine: its logits against those of the artefact's own weights in float32, within a bound that
-  does not depend on bits.
+  does not depend on bits;
+- shapes: some kernels are wrong for many rows or far positions only. So tokens of the row's own
+  prompt length and depth are computed by the timed calls and in small pieces, within the same
+  bound. This needs no reference, which would have to be as long.
 """
 
 import math
 import random
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
+from msgspec.structs import replace
 
 from edge.bench.engines.engine import LLAMA_CPP, Engine, Logits
 from edge.convert.artefacts.recipes import rounding_bound
-from edge.profile.profile import Quality
+from edge.profile.gate import Gate
+from edge.profile.profile import Quality, Workload
 
 PREFILLED, STEPPED = 16, 16
 POSITIONS = PREFILLED + STEPPED
@@ -32,9 +38,17 @@ Digest = dict[str, Any]
 # 0.001 (F16) to 0.039 (Q4_K_M: activations are rounded to 8 bits); an 8-bit cache adds 0.017, a
 # 4-bit one 0.24.
 MLX_BOUND, LLAMA_CPP_BOUND, FOUR_BIT_CACHE_BOUND = 0.05, 0.1, 0.6
-# From FAR positions on MLX's decode attention on a GPU has two passes, which one chip computed
-# wrongly (mlx issue 4022). A prefill of NEAR tokens uses another kernel.
-FAR, NEAR = 1024, 9
+# The same between tokens that one engine computes as they are timed and in pieces, where both are
+# rounded. The demo: float32 0.000, float16 0.006, llama.cpp 0.004 (F16) to 0.042 (Q5_K_M), which
+# is 0.10 with 30 layers. Of other networks bfloat16 rounds eight times as coarsely, and rounding
+# can change the choice of an expert. Unrelated logits differ by 1.4.
+LLAMA_CPP_PIECES_BOUND, ANY_NETWORK_BOUND = 0.3, 0.6
+# Rows of a piece: more than MLX's attention takes for decoding (8), and no more than edge computes
+# without splitting off the last one. Very long prompts have larger pieces, so that there are at
+# most MOST_PIECES: each takes about as long as a token.
+FEWEST_ROWS, MOST_ROWS, MOST_PIECES = 9, 16, 256
+# Places of a prompt at which a token is decoded behind what was computed at once.
+PLACES = 8
 # Factor, largest and float bound of logits over all positions. The demo: 3.8 / 2^bits (INT8 0.013,
 # INT6 0.055, INT4 0.23, INT3 0.44, INT2 0.78); untrained weights twice that (INT4 0.39 with 2
 # layers, 0.49 with 12). Unrelated logits differ by 1.4.
@@ -52,11 +66,8 @@ def gate_tokens(vocab_size: int, count: int = POSITIONS) -> list[int]:
     return [rng.randrange(vocab_size) for _ in range(count)]
 
 
-def logits_digest(engine: Engine, vocab_size: int, context_tokens: int = POSITIONS) -> Digest:
-    """An engine's logits over the prompt; its cache is empty afterwards.
-
-    Where the row's workload goes beyond FAR, a token is decoded there too.
-    """
+def logits_digest(engine: Engine, vocab_size: int) -> Digest:
+    """An engine's logits over the prompt; its cache is empty afterwards."""
     ids = gate_tokens(vocab_size)
     engine.trim(0)
     engine.prefill(ids[:PREFILLED])
@@ -65,21 +76,90 @@ def logits_digest(engine: Engine, vocab_size: int, context_tokens: int = POSITIO
         engine.decode([token], lambda: None)
         rows.append(engine.last_logits())
     engine.trim(0)
-    far = {"far_error": _far_error(engine, vocab_size)} if context_tokens > FAR else {}
-    return {**make_digest(rows, vocab_size), **far}
+    return make_digest(rows, vocab_size)
 
 
-def _far_error(engine: Engine, vocab_size: int) -> float | None:
-    """Error of the logits of a token decoded at FAR; expected is the same token in a prefill."""
-    ids = gate_tokens(vocab_size, FAR + 1)
-    engine.prefill(ids[: FAR + 1 - NEAR])
-    engine.prefill(ids[FAR + 1 - NEAR :])
-    wanted = engine.last_logits()[None]
-    engine.trim(FAR)
-    engine.decode(ids[FAR:], lambda: None)
-    found = engine.last_logits()[None]
+def check_shapes(
+    engine: Engine, workload: Workload, vocab_size: int, longest: int, bound: float
+) -> Gate:
+    """Compares tokens computed as they are timed with the same in pieces; empties the cache.
+
+    On a GPU the prompt is longer than the workload's where the model's context, `longest`, allows.
+    For a prompt of P tokens the cost is two prefills of P, P / 16 of 16, and about 27 steps.
+    """
+    depth, rows = workload.depth, workload.prompt
+    if rows:
+        rows = max(rows, min(engine.least_rows(), longest - depth))
+    ids = gate_tokens(vocab_size, max(depth + rows, workload.context_tokens))
+    last = range(len(ids) - 1, len(ids))
+    decoded = _decoded(workload, rows)
+    prefilled = [depth + rows - 1] if rows else []
+    wanted = _in_pieces(engine, ids, [part[-1] for part in (*decoded, last)] + prefilled)
+    found = [(last[0], _step(engine, ids, last))]
     engine.trim(0)
-    return rounded(_errors(wanted, found)[0])
+    if depth:
+        engine.prefill(ids[:depth])
+    # Other tokens first, as in every pass of a trial: they must leave no trace.
+    engine.prefill(ids[depth : depth + max(rows, STEPPED)][::-1])
+    engine.trim(depth)
+    if rows:
+        engine.prefill(ids[depth : depth + rows])
+        found.append((prefilled[0], engine.last_logits()))
+    found += [(part[-1], _step(engine, ids, part)) for part in decoded]
+    engine.trim(0)
+    errors = _row_errors([wanted[at] for at, _ in found], [logits for _, logits in found])
+    worst = int(np.argmax(errors))
+    return Gate(
+        prompt_tokens=rows,
+        depth=depth,
+        positions=len(found),
+        worst_position=found[worst][0],
+        worst_error=rounded(errors[worst]),
+        bound=bound,
+    )
+
+
+def _decoded(workload: Workload, rows: int) -> list[range]:
+    """Positions to decode behind a prompt that was computed at once, the last ones first.
+
+    One token at some places of the prompt, the first of the timed generation alone, and its first
+    few in one call.
+    """
+    depth, start = workload.depth, workload.decode_depth
+    count = min(PLACES, rows // MOST_ROWS)
+    places = {depth + rows * i // count for i in range(count)} - {0}
+    steps = min(workload.generate, STEPPED)
+    parts = [range(at, at + 1) for at in ({*places, start} if steps else places)]
+    parts += [range(start, start + steps)] if steps > 1 else []
+    return sorted(parts, key=lambda part: part[0], reverse=True)
+
+
+def _step(engine: Engine, ids: Sequence[int], positions: range) -> Logits:
+    """Logits after the ids at `positions`, decoded behind those before them in the cache."""
+    engine.trim(positions.start)
+    engine.decode(ids[positions.start : positions.stop], lambda: None)
+    return engine.last_logits()
+
+
+def _in_pieces(engine: Engine, ids: Sequence[int], ends: Sequence[int]) -> dict[int, Logits]:
+    """Logits at each of `ends`; all ids up to the last are computed in pieces of a few rows.
+
+    A piece that would be shorter begins before the end of the one before: the rows of one that
+    begins where a timed call does could be wrong in the same way.
+    """
+    engine.trim(0)
+    most = max(MOST_ROWS, -(-len(ids) // MOST_PIECES))
+    found, held = {}, 0
+    for stop in sorted({end + 1 for end in ends}):
+        if held > stop - FEWEST_ROWS:
+            held = max(stop - FEWEST_ROWS, 0)
+            engine.trim(held)
+        count = -(-(stop - held) // most)
+        cuts = [held + (stop - held) * i // count for i in range(count + 1)]
+        for begin, end in pairwise(cuts):
+            engine.prefill(ids[begin:end])
+        found[stop - 1], held = engine.last_logits(), stop
+    return found
 
 
 def make_digest(rows: Sequence[Logits], vocab_size: int) -> Digest:
@@ -96,48 +176,72 @@ def rounded(value: float) -> float | None:
     return float(f"{value:.5g}") if math.isfinite(value) else None
 
 
-def _errors(wanted: Any, found: Any) -> tuple[float, float]:
-    """Relative errors of logits (positions, ids): over all positions, and at the worst one.
+def _row_errors(wanted: Any, found: Any) -> Any:
+    """Relative error of the logits (positions, ids) at each position; infinite if not finite.
 
-    The root mean square of the difference over that of `wanted`, each row less its mean, as
-    softmax ignores that. Infinite where a logit is not finite.
+    The root mean square of the difference over that of all of `wanted`, each row less its mean,
+    as softmax ignores that.
     """
     wanted, found = (np.array(logits, dtype=np.float64) for logits in (wanted, found))
-    if not np.isfinite(found).all():
-        return math.inf, math.inf
-    wanted, found = (x - x.mean(axis=1, keepdims=True) for x in (wanted, found))
-    squares, scale = np.square(found - wanted).mean(axis=1), np.square(wanted).mean()
-    return math.sqrt(squares.mean() / scale), math.sqrt(squares.max() / scale)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        wanted, found = (x - x.mean(axis=1, keepdims=True) for x in (wanted, found))
+        errors = np.sqrt(np.square(found - wanted).mean(axis=1) / np.square(wanted).mean())
+    return np.where(np.isfinite(errors), errors, np.inf)
+
+
+def pieces_bound(engine: str, kv_bits: int | None, as_is: bool) -> float:
+    """What rounding explains of the difference between timed calls and pieces."""
+    if as_is:
+        return ANY_NETWORK_BOUND
+    if kv_bits == 4:
+        return FOUR_BIT_CACHE_BOUND
+    return LLAMA_CPP_PIECES_BOUND if engine == LLAMA_CPP else MLX_BOUND
+
+
+def with_reference(
+    gate: Gate, own: Digest, digest: Digest, engine: str, kv_bits: int | None
+) -> Gate:
+    """Adds the error of a worker's logits against those of the artefact's own weights."""
+    if own["logits_per_position"] != digest["logits_per_position"]:
+        return gate
+    worst = rounded(_row_errors(own["logits"], digest["logits"]).max())
+    bound = LLAMA_CPP_BOUND if engine == LLAMA_CPP else MLX_BOUND
+    bound = FOUR_BIT_CACHE_BOUND if kv_bits == 4 else bound
+    return replace(gate, reference_error=worst, reference_bound=bound)
+
+
+def shapes_error(gate: Gate) -> str | None:
+    """The error of a row whose logits depend on how its tokens are passed; else None."""
+    if gate.share <= 1:
+        return None
+    return (
+        f"wrong logits: at position {gate.worst_position} the timed calls' are "
+        f"{_size(gate.worst_error)} off those of the same tokens in small pieces, rounding "
+        f"explains up to {gate.bound:.2g}; update the engine, or use a smaller -p or -d"
+    )
 
 
 def logits_error(
-    reference: Mapping[str, Digest],
-    path: str,
-    digest: Digest,
-    precision: str,
-    engine: str,
-    kv_bits: int | None = None,
+    reference: Mapping[str, Digest], path: str, digest: Digest, precision: str, gate: Gate
 ) -> str | None:
-    """The error of a row with wrong logits; None where they are right.
+    """The error of a row with wrong weights or logits; None where they are right.
 
-    `reference` is from `edge.bench.reference`, `digest` from the worker.
+    `reference` is from `edge.bench.reference`, `digest` from the worker, `gate` has its error.
     """
     checkpoint, own = reference[CHECKPOINT], reference[path]
-    bound = LLAMA_CPP_BOUND if engine == LLAMA_CPP else MLX_BOUND
-    if kv_bits == 4:
-        bound = FOUR_BIT_CACHE_BOUND
-    return _conversion_error(checkpoint, own, precision) or _engine_error(own, digest, bound)
+    return _conversion_error(checkpoint, own, precision) or _engine_error(own, digest, gate)
 
 
 def _conversion_error(checkpoint: Digest, own: Digest, precision: str) -> str | None:
     if own["settings"]:
         return f"wrong settings: the artefact has {', '.join(own['settings'])}; convert it again"
-    found, _ = _errors(checkpoint["logits"], own["logits"])
+    errors = _row_errors(checkpoint["logits"], own["logits"])
+    found = float(np.sqrt(np.square(errors).mean()))
     for what, error, bound in (
         (f"tensor {own['tensor']} is", own["tensor_error"], rounding_bound(precision)),
         ("the artefact's logits are", found, rounding_bound(precision, *LOGITS_BOUND)),
     ):
-        if error is None or error > bound:
+        if not _is_within(error, bound):
             return (
                 f"wrong weights: {what} {_size(error)} off the checkpoint's, {precision} explains "
                 f"up to {bound:.2g}; convert it again"
@@ -145,27 +249,24 @@ def _conversion_error(checkpoint: Digest, own: Digest, precision: str) -> str | 
     return None
 
 
-def _engine_error(own: Digest, digest: Digest, bound: float) -> str | None:
+def _engine_error(own: Digest, digest: Digest, gate: Gate) -> str | None:
     if own["logits_per_position"] != digest["logits_per_position"]:
         return (
             f"wrong vocabulary: the engine gives {digest['logits_per_position']} logits per "
             f"token, the checkpoint {own['logits_per_position']}; convert it again"
         )
-    far = digest.get("far_error", 0.0)
-    if far is None or far > bound:
-        return (
-            f"wrong logits: at position {FAR} a token decoded alone is {_size(far)} off the same "
-            f"token in a prompt, rounding explains up to {bound:.2g}; update the engine, or "
-            f"measure up to a depth of {FAR} only"
-        )
-    _, worst = _errors(own["logits"], digest["logits"])
-    if worst <= bound:
+    bound = gate.reference_bound or 0.0
+    if _is_within(gate.reference_error, bound):
         return None
     return (
-        f"wrong logits: the engine's are {_size(worst)} off those of the artefact's weights, "
-        f"rounding explains up to {bound:.2g}; check its rope base, norm and cache, or convert it "
-        f"again"
+        f"wrong logits: the engine's are {_size(gate.reference_error)} off those of the artefact's "
+        f"weights, rounding explains up to {bound:.2g}; check its rope base, norm and cache, or "
+        f"convert it again"
     )
+
+
+def _is_within(error: float | None, bound: float) -> bool:
+    return error is not None and error <= bound
 
 
 def _size(error: float | None) -> str:

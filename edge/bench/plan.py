@@ -96,6 +96,7 @@ def plan_jobs(
                 vocab_size=target.vocab_size,
                 as_is=target.as_is,
                 served=target.served,
+                longest=target.context_tokens,
                 **settings,
             ),
             target,

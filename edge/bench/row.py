@@ -11,13 +11,14 @@ from typing import Any
 import msgspec
 
 from edge.bench.engines.engine import LLAMA_CPP, SERVER
-from edge.bench.gate import Digest, logits_error, quality_error
+from edge.bench.gate import Digest, logits_error, quality_error, shapes_error, with_reference
 from edge.bench.plan import Target
 from edge.bench.runner import ProcessRun
 from edge.bench.trial import kept_times, power_series
 from edge.bench.verdict import judge_conditions, judge_energy, judge_requests, judge_speed
 from edge.bench.worker import Done, Job
 from edge.device.describe import Device, usable_cores
+from edge.profile.gate import Gate
 from edge.profile.profile import (
     EngineFacts,
     ModelInfo,
@@ -83,6 +84,7 @@ def build_row(target: Target, job: Job, runs: Sequence[ProcessRun], context: Con
         engine_facts=facts,
         token_latency_ms=_latency_ms(trials),
         power=PowerSource(meter.source, meter.boundary, _flags(runs)) if meter else None,
+        gate=None if failed else _gate(job, done, context),
         model=None if IDENTITY(target.model) == IDENTITY(context.model) else target.model,
         arm=job.arm or None,
         baseline=None,  # with every row built, `with_ratios` knows it
@@ -181,6 +183,15 @@ def _quality(target: Target, job: Job, context: Context) -> tuple[Quality | None
     return found, [Reason("quality", "reason", text) for text in texts]
 
 
+def _gate(job: Job, done: Sequence[Done], context: Context) -> Gate | None:
+    gate = next((each.gate for each in done if each.gate), None)
+    logits = next((each.logits for each in done if each.logits), None)
+    if gate is None or logits is None or context.references is None:
+        return gate
+    own = context.references[job.path]
+    return with_reference(gate, own, logits, job.engine, job.kv_bits)
+
+
 def _warnings(row: Row, job: Job, runs: Sequence[ProcessRun], context: Context) -> Iterator[Reason]:
     yield from judge_speed(row.counted, job.min_window_s, len(runs), context.rounds)
     busy_threads = job.threads if job.engine == LLAMA_CPP else usable_cores()
@@ -202,11 +213,14 @@ def _windows(row: Row) -> list[EnergyWindow]:
 
 
 def _errors(row: Row, job: Job, done: Sequence[Done], context: Context) -> Iterator[Reason]:
-    if context.references is not None:
-        digest = next(each.logits for each in done if each.logits)
-        asked = job.path, digest, row.precision, job.engine, job.kv_bits
-        if error := logits_error(context.references, *asked):
+    if row.gate is not None:
+        if error := shapes_error(row.gate):
             yield Reason("", "error", error)
+        if context.references is not None:
+            digest = next(each.logits for each in done if each.logits)
+            asked = job.path, digest, row.precision, row.gate
+            if error := logits_error(context.references, *asked):
+                yield Reason("", "error", error)
     if row.quality is not None and (error := quality_error(row.quality, row.precision)):
         yield Reason("", "error", error)
 

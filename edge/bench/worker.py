@@ -17,12 +17,13 @@ import msgspec
 import numpy as np
 
 from edge.bench.engines.engine import LLAMA_CPP, MLX, MLX_LM, SERVER, Engine
-from edge.bench.gate import POSITIONS, logits_digest
+from edge.bench.gate import POSITIONS, check_shapes, logits_digest, pieces_bound
 from edge.bench.trial import run_trial
 from edge.bench.workload import plan_tokens
 from edge.device.memory import peak_bytes, wired
 from edge.device.software import software_versions
 from edge.errors import EdgeError
+from edge.profile.gate import Gate
 from edge.profile.profile import EngineFacts, Workload
 from edge.profile.trial import Trial
 
@@ -43,6 +44,8 @@ class Job:
     server `path` is its address and `served` the model to ask it for. With `in_turns` the worker
     waits for a line on stdin before each counted trial, and once more before its last message.
     `python` is the interpreter of another environment that runs it, `arm` that one's name.
+    `longest` is the context that the model was trained with; with `check` the first round reports
+    what the gate compares.
     """
 
     engine: str
@@ -61,6 +64,8 @@ class Job:
     in_turns: bool = False
     python: str = ""
     arm: str = ""
+    longest: int = 0
+    check: bool = True
 
     @property
     def windows(self) -> int:
@@ -95,7 +100,7 @@ class Failed(msgspec.Struct, tag=True):
 
 
 class Done(msgspec.Struct, tag=True):
-    """After all repetitions; `logits` are the first round's, for the correctness gate.
+    """After all repetitions; `logits` and `gate` are the first round's.
 
     Loading and memory are None for a server, `warnings` are about its answers.
     """
@@ -105,6 +110,7 @@ class Done(msgspec.Struct, tag=True):
     peak_device_bytes: int | None
     facts: EngineFacts
     logits: dict[str, Any] | None = None
+    gate: Gate | None = None
     warnings: list[str] = []
 
 
@@ -172,8 +178,12 @@ def _work(job: Job, send: Send) -> None:
         if memory_warning:
             facts.remarks.append(memory_warning.rstrip("."))
         done = Done(load_s, most_bytes, device_bytes or None, facts)
-        if job.round == 0 and not job.as_is:
-            done.logits = logits_digest(engine, job.vocab_size, context_tokens)
+        if job.round == 0 and job.check:
+            bound = pieces_bound(job.engine, job.kv_bits, job.as_is)
+            sizes = job.vocab_size, job.longest
+            done.gate = check_shapes(engine, job.workload, *sizes, bound)
+            if not job.as_is:
+                done.logits = logits_digest(engine, job.vocab_size)
         send(done)
 
 

@@ -54,8 +54,8 @@ WARMUPS = 1
 ALL_ROWS = "all rows"
 QUALITY_REFERENCE = "mlx-fp16"
 NO_CHECKPOINT = (
-    "quality was not measured and the logits were not compared: a file that is measured as it is "
-    "has no checkpoint to compare with"
+    "quality was not measured and the logits were compared among themselves only: a file that is "
+    "measured as it is has no checkpoint to compare with"
 )
 REMOTE_DEVICE = Device("remote server of unknown kind")
 NO_QUALITY = "the quality of a served model is not measured: use edge eval on its files"
@@ -146,6 +146,7 @@ def plan(args: argparse.Namespace, targets: Sequence[Target]) -> list[tuple[Job,
         threads=args.threads or usable_cores(),
         kv_bits=args.kv_bits,
         min_window_s=args.min_window or 0.0,
+        check=args.check,
     )
 
 

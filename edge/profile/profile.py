@@ -19,6 +19,7 @@ from msgspec import Meta, Struct
 from edge.device.describe import Bandwidth, Device
 from edge.errors import EdgeError, printable
 from edge.formats.files import atomic_write, read_small_file
+from edge.profile.gate import Gate
 from edge.profile.method import Method as Method
 from edge.profile.ratio import Ratio
 from edge.profile.trial import MOST, Count, Interval, NotNegative, Number, Process, Trial
@@ -46,7 +47,7 @@ FOLLOWS_FROM = {
 }
 # Keys of rows and of the method that are written only where they have a value.
 RARE = (
-    *("model", "arm", "baseline", "ratios", "source"),
+    *("gate", "model", "arm", "baseline", "ratios", "source"),
     *("in_turns", "until_percent", "vs_software"),
 )
 # A framework's own engine; its other engines are peers.
@@ -244,6 +245,7 @@ class RowSummary(Struct, frozen=True, kw_only=True):
     peak_device_bytes: Count | None = None
     token_latency_ms: dict[str, NotNegative] | None = None
     power: PowerSource | None = None
+    gate: Gate | None = None
     model: ModelInfo | None = None
     arm: str | None = None
     baseline: str | None = None

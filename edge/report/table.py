@@ -51,6 +51,7 @@ QUALITY = (
     *("perplexity", "perplexity_ratio", "kl_mean", "kl_p99", "top1_agreement"),
     *("tokens", "reference", "corpus"),
 )
+GATE = ("prompt_tokens", "positions", "worst_error", "bound", "reference_error")
 HEAD = (
     *("created_utc", "device", "os", "memory_bandwidth_gb_s", "model", "parameters"),
     *("synthetic", "edge", "framework", "artefact", "engine", "source", "precision"),
@@ -59,6 +60,7 @@ HEAD = (
     *("file_bytes", "bits_per_weight", "bytes_per_token", "peak_memory_bytes"),
     *("peak_device_bytes", "bandwidth_fraction", "load_s"),
     *(f"quality_{name}" for name in QUALITY),
+    *(f"gate_{name}" for name in GATE),
     *("verdict", "reasons", "arm", "baseline"),
     *(f"ratios_{name}_{part}" for name in RATIOS for part in RATIO_PARTS),
 )
@@ -206,6 +208,7 @@ def notes(profile: Profile) -> list[str]:
     ]
     metric = profile.method.peak_memory
     texts = [*ratio_notes(profile), *texts]
+    texts += [f"logits checked: {text}" for text in [_checked(rows)] if text]
     return [*texts, f"peak memory is the process's {plain(metric, 300)}"] if metric else texts
 
 
@@ -217,6 +220,24 @@ def _reasons(rows: Sequence[RowSummary]) -> dict[str, list[str]]:
         for reason in row.reasons:
             about.setdefault(plain(reason, 600), []).append(row_label(row, with_test))
     return about
+
+
+def _checked(rows: Sequence[RowSummary]) -> str:
+    """What was checked of all rows, with the error that is largest for its bound."""
+    gates = [row.gate for row in rows if row.gate]
+    if not gates:
+        return ""
+    worst = max(gates, key=lambda gate: gate.share)
+    return (
+        f"{len(gates)} of {len(rows)} rows, up to {max(gate.prompt_tokens for gate in gates)} "
+        f"prompt tokens at once and in small pieces, {error_text(worst.worst_error, worst.bound)}"
+    )
+
+
+def error_text(error: float | None, bound: float) -> str:
+    """The largest relative error of checked logits, beside what rounding explains."""
+    found = "not finite" if error is None else f"{error:.2g}"
+    return f"largest error {found}, up to {bound:.2g} is rounding"
 
 
 def terminal_section(profile: Profile, layout: Layout) -> str:

@@ -14,6 +14,7 @@ from edge.device.describe import Bandwidth, Device
 from edge.device.state import State
 from edge.power.choose import NoMeter
 from edge.power.meter import Sample
+from edge.profile.gate import Gate
 from edge.profile.profile import EngineFacts, ModelInfo, Workload
 
 NS = 10**9
@@ -55,6 +56,9 @@ class FakeEngine:
     def trim(self, length):
         assert length <= self.length
         self.length = length
+
+    def least_rows(self):
+        return 0
 
     def facts(self):
         return FACTS
@@ -118,6 +122,7 @@ FACTS = EngineFacts(
     weight_bytes_per_token=1000,
     kv_bytes_per_position=10,
 )
+GATE = Gate(prompt_tokens=8, depth=0, positions=3, worst_position=7, worst_error=0.01, bound=0.05)
 PC = Device("PC", "x86_64", 8, 16, 2**36, "Linux", memory_bandwidth=Bandwidth(1e-5, "table"))
 MODEL = ModelInfo("demo", "demo", None, 5)
 TARGET = Target(RECIPES["mlx-int4"], "x", ("mlx",), MODEL, file_bytes=1000, bits_per_weight=4.5)

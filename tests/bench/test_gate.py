@@ -5,11 +5,22 @@ from dataclasses import replace
 import mlx.core as mx
 import numpy as np
 import pytest
+from mlx import nn
+from msgspec.structs import replace as changed
 
 from edge.bench import gate
 from edge.bench import reference as module
 from edge.bench.engines.mlx import MlxEngine
-from edge.bench.gate import PREFILLED, logits_digest, logits_error, quality_error
+from edge.bench.gate import (
+    PREFILLED,
+    check_shapes,
+    logits_digest,
+    logits_error,
+    pieces_bound,
+    quality_error,
+    shapes_error,
+    with_reference,
+)
 from edge.bench.reference import reference_job, references
 from edge.bench.worker import open_engine
 from edge.convert.artefacts.recipes import RECIPES
@@ -18,8 +29,8 @@ from edge.convert.convert import convert
 from edge.errors import EdgeError
 from edge.model.kv_cache import make_cache
 from edge.model.load import load_model
-from edge.profile.profile import Quality
-from tests.bench.fakes import job_of
+from edge.profile.profile import Quality, Workload
+from tests.bench.fakes import GATE, FakeClock, FakeEngine, job_of
 from tests.support import tiny
 
 ROWS = ("mlx-fp16", "mlx-int4", "gguf-f16", "gguf-q5_k_m", "gguf-q6_k")
@@ -37,11 +48,12 @@ def engine_of(row, out, context_tokens=64, kv_bits=None):
     return open_engine(job_of(name, RECIPES[row].path_in(out), kv_bits=kv_bits), context_tokens)
 
 
-def verdict(reference, row, out, digest, **options):
+def verdict(reference, row, out, digest, kv_bits=None):
     recipe = RECIPES[row]
     engine = "mlx" if recipe.is_mlx else "llama.cpp"
     path = str(recipe.path_in(out))
-    return logits_error(reference, path, digest, recipe.precision, engine, **options)
+    found = with_reference(GATE, reference[path], digest, engine, kv_bits)
+    return logits_error(reference, path, digest, recipe.precision, found)
 
 
 @pytest.mark.parametrize("row", ROWS)
@@ -164,7 +176,7 @@ def test_a_wrong_conversion_is_found(tmp_path, row, change, message):
     checkpoint = open_checkpoint("demo")
     convert(change(checkpoint), [RECIPES[row]], tmp_path, lambda *_: None)
     found = dict(references(checkpoint, [str(RECIPES[row].path_in(tmp_path))]))
-    assert re.search(message, verdict(found, row, tmp_path, {}))
+    assert re.search(message, verdict(found, row, tmp_path, found[gate.CHECKPOINT]))
 
 
 def test_the_reference_is_computed_without_tf32_and_a_failure_is_an_error(demo_out, monkeypatch):
@@ -174,16 +186,153 @@ def test_the_reference_is_computed_without_tf32_and_a_failure_is_an_error(demo_o
     assert reference_job(open_checkpoint("demo"), []) == {"MLX_ENABLE_TF32": "0"}
 
 
-@pytest.mark.parametrize("row", ["mlx-int4", "gguf-q6_k"])
-def test_a_token_beyond_1024_positions_is_checked_where_the_row_needs_it(reference, demo_out, row):
-    digest = logits_digest(engine_of(row, demo_out, 1100), VOCAB, 1100)
-    assert verdict(reference, row, demo_out, digest) is None
-    model = load_model(demo_out / "mlx-int4")
-    cache = [WrongPosition(layer, 1024) for layer in make_cache(model)]
-    wrong = MlxEngine(model, model.head, cache)
-    assert "far_error" not in logits_digest(wrong, VOCAB, 1024)
-    digest["far_error"] = logits_digest(wrong, VOCAB, 1100)["far_error"]
-    assert "at position 1024 a token" in verdict(reference, row, demo_out, digest)
+# --- at the shapes that are timed
+
+AT_DEPTH = Workload(200, 20, 50)
+
+
+def checked(engine, workload=AT_DEPTH, longest=1024):
+    return check_shapes(engine, workload, VOCAB, longest, pieces_bound("mlx", None, as_is=False))
+
+
+@pytest.mark.parametrize(
+    ("name", "artefact", "workload"),
+    [
+        ("mlx", "mlx-fp16", AT_DEPTH),
+        ("mlx-lm", "mlx-int4", Workload(40, 1, 30, joint=True)),
+        ("llama.cpp", "gguf-q5_k_m.gguf", Workload(300, 20, joint=True)),
+        ("llama.cpp", "gguf-f16.gguf", Workload(0, 2, 20)),
+    ],
+)
+def test_every_engine_computes_the_same_at_once_and_in_pieces(demo_out, name, artefact, workload):
+    engine = open_engine(job_of(name, demo_out / artefact), max(workload.context_tokens, 32))
+    bound = pieces_bound(name, None, as_is=False)
+    found = check_shapes(engine, workload, VOCAB, 1024, bound)
+    assert (found.prompt_tokens, found.depth) == (workload.prompt, workload.depth)
+    assert found.positions >= 3
+    assert found.worst_error < (1e-4 if name != "llama.cpp" else 0.1)
+    assert shapes_error(found) is None
+
+
+class Wrapped(nn.Module):
+    def __init__(self, inner, call):
+        super().__init__()
+        self.inner, self._call = inner, call
+
+    def __call__(self, *given):
+        return self._call(self.inner, *given)
+
+
+def miscompiled(inner, x):
+    """A product that is right up to 128 rows and wrong above, in half of its columns."""
+    y = inner(x)
+    width = y.shape[-1] // 2
+    return y if y.shape[1] <= 128 else mx.concatenate([y[..., :width], y[..., :width]], axis=-1)
+
+
+def swapped_heads(inner, x):
+    """The output of attention with its halves swapped, above 128 rows."""
+    return inner(x if x.shape[1] <= 128 else mx.roll(x, x.shape[-1] // 2, axis=-1))
+
+
+def around(part, name, call):
+    def damage(model):
+        for layer in model.layers:
+            holder = getattr(layer, part)
+            setattr(holder, name, Wrapped(getattr(holder, name), call))
+
+    return damage
+
+
+def offset_of(change):
+    return around("self_attn", "rope", lambda rope, x, offset: rope(x, change(offset)))
+
+
+class Stale:
+    """A layer's cache that keeps something of what was trimmed: its length, or its keys."""
+
+    def __init__(self, cache, kept):
+        self._cache, self._kept, self._most = cache, kept, 0
+
+    def __getattr__(self, name):
+        return getattr(self._cache, name)
+
+    def trim(self, count):
+        return count if self._kept == "length" else self._cache.trim(count)
+
+    def update_and_fetch(self, keys, values):
+        held = self._cache.update_and_fetch(keys, values)
+        self._most = max(self._most, self._cache.offset)
+        if self._kept == "length":
+            return held
+        return tuple(a[..., : self._most, :] for a in (self._cache.keys, self._cache.values))
+
+
+def damaged(out, damage):
+    model = load_model(out / "mlx-fp16", fuse=False)
+    cache = make_cache(model)
+    if isinstance(damage, str):
+        cache = [Stale(layer, damage) for layer in cache]
+    else:
+        damage(model)
+    return MlxEngine(model, model.head, cache)
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        around("mlp", "down_proj", miscompiled),
+        around("self_attn", "o_proj", swapped_heads),
+        offset_of(lambda offset: 0 if offset == 50 else offset),
+        offset_of(lambda offset: offset + (offset >= 50)),
+        offset_of(lambda offset: offset + (offset > 0)),
+        "length",
+        "keys",
+    ],
+    ids=["product", "heads", "depth 0", "depth + 1", "no start", "stale length", "stale keys"],
+)
+def test_a_fault_at_the_timed_shapes_is_found(demo_out, damage):
+    found = checked(damaged(demo_out, damage))
+    assert found.worst_error > 0.05
+    assert f"wrong logits: at position {found.worst_position} the timed" in shapes_error(found)
+
+
+def test_a_product_that_is_wrong_above_128_rows_needs_as_many(reference, demo_out, monkeypatch):
+    engine = damaged(demo_out, around("mlp", "down_proj", miscompiled))
+    assert verdict(reference, "mlx-fp16", demo_out, logits_digest(engine, VOCAB)) is None
+    short = Workload(100, 2)
+    assert shapes_error(checked(engine, short)) is None
+    monkeypatch.setattr(engine, "least_rows", lambda: 200)  # as on a GPU
+    found = checked(engine, short)
+    assert (found.prompt_tokens, shapes_error(found) is None) == (200, False)
+    assert checked(engine, short, longest=128).prompt_tokens == 128
+    assert checked(engine, short, longest=0).prompt_tokens == 100
+
+
+def test_swapped_heads_are_found_at_any_length(reference, demo_out):
+    damage = around("self_attn", "o_proj", lambda inner, x: inner(mx.roll(x, 128, axis=-1)))
+    digest = logits_digest(damaged(demo_out, damage), VOCAB)
+    assert "wrong logits" in verdict(reference, "mlx-fp16", demo_out, digest)
+
+
+@pytest.mark.parametrize(
+    ("workload", "prefills", "tokens", "steps"),
+    [(Workload(512, 128), 36, 1600, 25), (Workload(0, 64, 9000), 260, 18100, 18)],
+)
+def test_the_cost_is_bounded(workload, prefills, tokens, steps):
+    engine = FakeEngine(FakeClock())
+    engine.last_logits = lambda: np.zeros(VOCAB, np.float32)
+    assert checked(engine, workload).worst_error is None  # without any logits nothing agrees
+    sizes = [len(ids) for kind, _, ids in engine.calls if kind == "prefill"]
+    assert len(sizes) <= prefills
+    assert sum(sizes) <= tokens
+    assert sum(len(ids) for kind, _, ids in engine.calls if kind == "decode") <= steps
+
+
+def test_bounds_of_pieces_allow_for_coarser_rounding():
+    assert pieces_bound("mlx-lm", None, as_is=False) < pieces_bound("llama.cpp", None, as_is=False)
+    assert pieces_bound("mlx", 4, as_is=False) == pieces_bound("mlx-lm", None, as_is=True) == 0.6
+    assert shapes_error(changed(GATE, worst_error=0.051)) and not shapes_error(GATE)
 
 
 # The demo's artefacts on 4096 tokens of the sample, in nats per token.

@@ -12,6 +12,7 @@ from edge.profile.verdict import summarise
 from edge.stats import interval
 from tests.bench.fakes import (
     FACTS,
+    GATE,
     JOB,
     PC,
     TARGET,
@@ -146,6 +147,20 @@ def test_quality_is_judged_or_has_a_reason():
     row = quality_row(job=replace(JOB, kv_bits=4))
     assert row.quality is None
     assert has(row, "cache of 4 bits")
+
+
+def test_checked_logits_are_in_the_row_and_wrong_ones_make_it_invalid():
+    row = row_of(gate=GATE)
+    assert (row.gate, row.verdict) == (GATE, "VALID")
+    wrong = msgspec.structs.replace(GATE, worst_error=None)
+    row = row_of(gate=wrong)
+    assert (row.gate, row.verdict) == (wrong, "INVALID")
+    assert row.reasons[0].startswith("wrong logits: at position 7 the timed calls' are infinitely")
+    digest = {"logits_per_position": 50, "logits": [[0.0, 1.0, 2.0]], "settings": ["x"]}
+    references = {"": digest, "x": digest}
+    row = row_of(around=context(references=references), gate=GATE, logits=digest)
+    assert (row.gate.reference_error, row.gate.reference_bound) == (0.0, 0.05)
+    assert row.reasons[0].startswith("wrong settings")
 
 
 GPU = replace(

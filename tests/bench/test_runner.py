@@ -62,6 +62,8 @@ def test_every_engine_runs_in_a_worker(engine, artefact, workload, demo_out):
     assert done.load_s > 0
     assert done.peak_memory_bytes > 20e6
     assert done.facts.weight_bytes_per_token > 1e6
+    assert (done.gate.prompt_tokens, done.gate.depth) == (workload.prompt, workload.depth)
+    assert done.gate.share < 1 and done.logits["logits"]
     if engine == "mlx":
         assert 3e6 < done.peak_device_bytes < done.peak_memory_bytes
     if engine == "llama.cpp":
@@ -157,7 +159,7 @@ def test_trials_fill_the_window_but_not_the_warmup(demo_out):
     warmup, trial, _ = outcome.trials
     assert (len(warmup.passes), len(trial.passes) > 1, trial.round) == (1, True, 2)
     assert all(each[-1][1] - each[0][0] >= 0.3e9 for each in (trial.prefills, trial.passes))
-    assert outcome.done.logits is None  # reported in the first round only
+    assert (outcome.done.logits, outcome.done.gate) == (None, None)  # of the first round only
 
 
 def test_sigterm_ends_the_worker_too(outcome_of, tmp_path):

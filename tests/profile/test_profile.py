@@ -11,7 +11,7 @@ from edge.device.describe import Device
 from edge.errors import EdgeError
 from edge.profile.profile import ProfileError, Quantity, Reason, read, read_summary, write
 from edge.profile.trial import Trial
-from tests.support.profiles import ROOT, failed_profile, make_profile, typed
+from tests.support.profiles import GATE, ROOT, failed_profile, make_profile, typed
 from tools.write_profile_schema import SCHEMA, text
 
 MEASURED = sorted((ROOT / "profiles" / "measured").glob("*.json"))
@@ -43,8 +43,11 @@ def saved(path, data):
 
 @pytest.mark.parametrize("maker", [make_profile, failed_profile])
 def test_written_profiles_read_back_equal(path, maker):
-    profile = typed({**maker(), "argv": ["bench.py", "[\\n1, 2]"]})
+    made = maker()
+    made["rows"][1]["gate"] = GATE
+    profile = typed({**made, "argv": ["bench.py", "[\\n1, 2]"]})
     write(profile, path)
+    assert ["gate" in row for row in json.loads(path.read_text())["rows"][:2]] == [False, True]
     assert read(path) == profile
     assert next(iter(json.loads(path.read_text()))) == "schema"
     assert re.search(r'"pass_begin_ns": \[\d+\],$', typed(make_profile()).to_json(), re.MULTILINE)

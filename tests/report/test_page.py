@@ -13,7 +13,7 @@ import pytest
 from edge.report.page import Source, render_page
 from edge.report.plots import Drawn, draw
 from tests.report.test_figure import texts_of
-from tests.support.profiles import ROOT, failed_row, hostile_profile, make_profile, typed
+from tests.support.profiles import GATE, ROOT, failed_row, hostile_profile, make_profile, typed
 
 
 class Reader(HTMLParser):
@@ -42,6 +42,7 @@ def profile():
     reason = "power_w: the meter was asleep"
     made["rows"][1].update(power_w=None, joules_per_token=None, verdict="WARN", reasons=[reason])
     made["rows"][2] = failed_row(made["rows"][2], "it ran out of memory")
+    made["rows"][0]["gate"] = GATE
     return made
 
 
@@ -57,6 +58,7 @@ def test_the_page_has_facts_verdicts_and_reasons(profile):
     for words in (
         *("stable-code-3b on Apple M2 Max", "12 (8 Performance, 4 Efficiency)", "1 INVALID"),
         *("409.6 GB/s (table: Apple M2 Max)", "it ran out of memory"),
+        *("prompt 512, depth 64, 11 positions, at once and in", "in float32: largest error 0.017"),
         *("Fastest decode 159 tok/s (mlx-int4, WARN)", "decode rate", "Technical Report"),
     ):
         assert words in page

@@ -17,6 +17,7 @@ from edge.report.table import (
 )
 from edge.text import Layout, columns, cut
 from tests.support.profiles import (
+    GATE,
     failed_row,
     hostile_profile,
     make_profile,
@@ -83,6 +84,17 @@ def test_notes_have_each_reason_once_and_provenance_has_versions(made):
     made["model"]["synthetic"] = True
     assert "edge 0.1.0 (012345678, changed), mlx 0.32.4" in provenance(typed(made))
     assert provenance(typed(made)).endswith("; random weights")
+
+
+def test_checked_logits_are_a_note_with_the_worst_row(made):
+    made["rows"][0]["gate"] = GATE
+    made["rows"][1]["gate"] = {**GATE, "bound": 0.3, "worst_error": 0.01, "prompt_tokens": 1024}
+    rows = "logits checked: 2 of 3 rows, up to 1024 prompt tokens at once and in small pieces"
+    assert notes(typed(made))[-1] == f"{rows}, largest error 0.0062, up to 0.05 is rounding"
+    made["rows"][1]["gate"]["worst_error"] = None
+    assert notes(typed(made))[-1] == f"{rows}, largest error not finite, up to 0.3 is rounding"
+    first, *_ = csv.DictReader(io.StringIO(csv_table([typed(made)])))
+    assert (first["gate_worst_error"], first["gate_positions"]) == ("0.0062", "11")
 
 
 def test_csv_has_every_figure_unrounded(made):

@@ -39,6 +39,10 @@ HOSTILE = (
     '=HYPERLINK("http://127.0.0.1:9/x") | ![x](http://127.0.0.1:9/y) `code` \n# head',
     "名前 \U0001f600 " + "very-long-" * 400,
 )
+GATE = {
+    **{"prompt_tokens": 512, "depth": 64, "positions": 11, "worst_position": 575, "bound": 0.05},
+    **{"worst_error": 0.0062, "reference_error": 0.017, "reference_bound": 0.05},
+}
 
 
 def typed(profile):

@@ -32,6 +32,10 @@ class Engine(Protocol):
     def last_logits(self) -> Logits:
         """The last logits that were computed, (vocab,) in float32."""
 
+    def least_rows(self) -> int:
+        """Length of the shortest prompt by which the logits are checked, if the context allows."""
+        return 0
+
     def facts(self) -> EngineFacts:
         """How the engine runs here; bytes are those in memory."""
 

@@ -283,7 +283,7 @@ def _add_method(group: argparse._ArgumentGroup) -> None:
     )
     shared.add_power(group, "--power", "auto")
     shared.add_bandwidth(group)
-    meaning = "do not compare logits with the checkpoint's, which is slow for large models"
+    meaning = "do not check the logits, which is slow for large models"
     group.add_argument("--no-check", dest="check", action="store_false", help=meaning)
     shared.add_count(
         group,

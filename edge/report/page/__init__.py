@@ -18,11 +18,13 @@ from markupsafe import Markup
 
 import edge
 from edge.device.describe import Bandwidth
+from edge.profile.gate import Gate
 from edge.profile.profile import Profile, Reason, Row
 from edge.report.plots import Drawn, draw
 from edge.report.published import is_published_model, table11_beside
 from edge.report.table import (
     csv_table,
+    error_text,
     has_tests,
     markdown_section,
     profile_table,
@@ -108,6 +110,7 @@ def _section(number: int, source: Source) -> dict[str, Any]:
         "missing": [*missing, *({"texts": [text], "rows": ()} for text in source.drawn.missing)],
         "plots": [(plot, Markup(plot.svg(f"p{number}-"))) for plot in source.drawn.figures],
         "method": _facts(msgspec.to_builtins(profile.method), 600),
+        "checks": _checks(rows),
         "software": _facts(profile.software, 80),
         "provenance": provenance(profile),
         "markdown": markdown_section(profile),
@@ -151,6 +154,23 @@ def _best(rows: Sequence[Row]) -> list[str]:
             verdict = "" if row.verdict == "VALID" else f", {row.verdict}"
             found.append(f"{what} {best} {unit} ({row_label(row, with_test)}{verdict})")
     return found
+
+
+def _checks(rows: Sequence[Row]) -> Facts:
+    """What was checked of each row's logits."""
+    with_test = has_tests(rows)
+    return [(row_label(row, with_test), _check(row.gate)) for row in rows if row.gate]
+
+
+def _check(gate: Gate) -> str:
+    text = (
+        f"prompt {gate.prompt_tokens}, depth {gate.depth}, {gate.positions} positions, at once "
+        f"and in small pieces: {error_text(gate.worst_error, gate.bound)}"
+    )
+    if gate.reference_bound is None:
+        return text
+    other = error_text(gate.reference_error, gate.reference_bound)
+    return f"{text}; short prompt against the weights in float32: {other}"
 
 
 def _reasons(rows: Sequence[Row]) -> tuple[list[Reasons], list[Reasons]]:
