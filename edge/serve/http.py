@@ -17,7 +17,7 @@ from starlette.routing import Route
 
 from edge.errors import EdgeError, printable
 from edge.serve.queue import Queue
-from edge.serve.request import End, Event, Piece, Refused, Request, Token
+from edge.serve.request import End, Event, Piece, Refused, Request, Token, Usage
 
 MOST_BODY_BYTES = 8 << 20
 BODY_S = 30.0
@@ -112,6 +112,20 @@ def error_body(path: str, status: int, sentence: str) -> dict[str, Any]:
     kinds = {401: "authentication_error", 503: "unavailable_error", 500: "server_error"}
     kind = kinds.get(status, "invalid_request_error")
     return {"error": {"message": sentence, "type": kind, "param": None, "code": status}}
+
+
+def usage_fields(usage: Usage) -> dict[str, Any]:
+    """OpenAI's `usage`, with the energy where it is known."""
+    fields: dict[str, Any] = {
+        "prompt_tokens": usage.prompt_tokens,
+        "completion_tokens": usage.generated_tokens,
+        "total_tokens": usage.prompt_tokens + usage.generated_tokens,
+        "prompt_tokens_details": {"cached_tokens": usage.cached_tokens},
+    }
+    if usage.energy is not None:
+        fields["energy_j"] = usage.energy.total_j
+        fields["energy_boundary"] = usage.energy.boundary
+    return fields
 
 
 async def read_body(http: Http, service: Service, kind: type[T]) -> T:

@@ -25,6 +25,7 @@ from edge.serve.http import (
     read_body,
     route,
     sse_response,
+    usage_fields,
     whole_answers,
 )
 from edge.serve.request import (
@@ -249,13 +250,13 @@ def _document(answer: Answer, service: Service, body: Common) -> dict[str, Any]:
         "model": service.name,
         "tokens_predicted": usage.generated_tokens,
         "tokens_evaluated": usage.prompt_tokens,
-        "has_new_line": "\n" in answer.text,
         "truncated": False,
         "stop_type": _stop_type(end),
         "stopped_by": end.stopped_by,
         "stopping_word": end.stop or "",
         "tokens_cached": usage.prompt_tokens + max(0, usage.generated_tokens - 1),
         "timings": _timings(usage),
+        "usage": usage_fields(usage),
     }
     if body.response_fields is None:
         return document

@@ -1,6 +1,9 @@
-"""A model whose tokens come when a test lets them, for what cannot be timed."""
+"""A model whose tokens come when a test lets them, and a meter of constant power."""
 
 import threading
+import time
+
+from edge.power.meter import Meter, Sample
 
 
 class Scripted:
@@ -29,7 +32,7 @@ class Scripted:
             for part in range(self.parts):
                 self._wait()
                 on_prefill(part + 1, self.parts)
-            for place in range(9 if max_tokens is None else max_tokens):
+            for place in range(9 if max_tokens is None else min(max_tokens, 1000)):
                 self._wait()
                 yield self.ids[place % len(self.ids)]
         finally:
@@ -48,3 +51,17 @@ class Scripted:
 
     def reset(self):
         pass
+
+
+class Steady(Meter):
+    """A meter of constant power whose samples cover all but the last `late_ns`."""
+
+    source, boundary = "steady", "CPU"
+
+    def __init__(self, power_w=5.0, late_ns=0):
+        self.power_w, self.late_ns = power_w, late_ns
+
+    def read(self, since_ns):
+        end_ns = time.monotonic_ns() - self.late_ns
+        joules = self.power_w * (end_ns - since_ns) / 1e9
+        return (Sample(since_ns, end_ns, {"CPU": joules}),) if joules > 0 else ()

@@ -17,8 +17,9 @@ from edge.cli.main import main
 from edge.errors import EdgeError
 from edge.serve import app, http
 from edge.serve.app import Access
+from edge.serve.energy import EnergyMeter
 from edge.serve.engine import ServedModel
-from tests.serve.scripted import Scripted
+from tests.serve.scripted import Scripted, Steady
 
 CASES = int(os.environ.get("EDGE_FUZZ_CASES", "300"))
 SEED = int(os.environ.get("EDGE_FUZZ_SEED", "0"))
@@ -193,6 +194,19 @@ def test_the_log_has_prompts_only_if_asked(serving, scripted, caplog, log_prompt
     assert caplog.text.count(SECRET) == 4 * log_prompts
     assert "ValueError in " in caplog.text and "POST /completion 400" in caplog.text
     assert "Traceback" not in caplog.text
+
+
+def test_answers_carry_their_energy(serving, scripted):
+    with serving(scripted, EnergyMeter(Steady(5.0), "rapl")) as client:
+        answers = client.json("/completion", {"prompt": "x", "n_predict": 3, "n_cmpl": 2})
+        for answer in answers:
+            timings, usage = answer["timings"], answer["usage"]
+            spent_j = timings["prompt_energy_j"], timings["predicted_energy_j"]
+            seconds = timings["prompt_ms"] / 1e3, timings["predicted_ms"] / 1e3
+            assert spent_j == pytest.approx([5 * each for each in seconds])
+            assert usage["energy_j"] == pytest.approx(sum(spent_j))
+            assert usage["energy_boundary"] == timings["energy_boundary"] == "CPU"
+        assert client.json("/health")["energy_boundary"] == "CPU"
 
 
 SAMPLES = [

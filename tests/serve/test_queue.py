@@ -10,13 +10,12 @@ pytest.importorskip("uvicorn")
 
 from edge.errors import EdgeError
 from edge.power.choose import NoMeter
-from edge.power.meter import Meter, Sample
 from edge.serve import energy as energies
 from edge.serve.energy import EnergyMeter
 from edge.serve.engine import ServedModel
 from edge.serve.queue import Busy, Queue
 from edge.serve.request import Chat, End, Hole, Message, Piece, Refused, Request, Text, Usage
-from tests.serve.scripted import Scripted
+from tests.serve.scripted import Scripted, Steady
 
 LONG = Request(Text(("x",)), 1000)
 
@@ -170,20 +169,6 @@ def test_log_probabilities_are_the_model_s(demo):
             collect(queue, Request(Chat(()), 2))
     finally:
         queue.close()
-
-
-class Steady(Meter):
-    """A meter of constant power whose samples cover all but the last `late_ns`."""
-
-    source, boundary = "steady", "CPU"
-
-    def __init__(self, power_w=5.0, late_ns=0):
-        self.power_w, self.late_ns = power_w, late_ns
-
-    def read(self, since_ns):
-        end_ns = time.monotonic_ns() - self.late_ns
-        joules = self.power_w * (end_ns - since_ns) / 1e9
-        return (Sample(since_ns, end_ns, {"CPU": joules}),) if joules > 0 else ()
 
 
 def test_energy_is_the_integral_over_the_answer(monkeypatch):
