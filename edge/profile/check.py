@@ -115,10 +115,9 @@ class Checked:
         broken = len({fault.file for fault in self.faults})
         profiles = f"{self.files} {'profile' if self.files == 1 else 'profiles'}"
         found = f"{len(self.faults)} {'fault' if len(self.faults) == 1 else 'faults'}"
-        if self.faults:
-            lines.append(f"{profiles} checked: {found} in {broken}.")
-        elif self.files:
-            lines.append(f"{profiles} checked: no faults.")
+        if self.files:
+            state = f"{found} in {broken}" if self.faults else "no faults"
+            lines.append(f"{profiles} checked: {state}.")
         return "\n".join(lines)
 
 

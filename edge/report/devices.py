@@ -17,7 +17,6 @@ from edge.device.describe import Device
 from edge.errors import EdgeError, printable
 from edge.profile.imported import OWN_STEP_RATE, STEP_RATE
 from edge.profile.profile import (
-    OWN_ENGINES,
     Method,
     ModelInfo,
     ProfileError,
@@ -30,7 +29,7 @@ from edge.text import Layout, Table, escape, figure, plain, share, texts_table
 
 # Comparable rows have the same GROUP, repeated measurements of one thing the same SAME.
 GROUP = ("model", "workload", "method")
-SAME = (*GROUP, "device", "artefact", "engine", "source", "precision", "runs_on")
+SAME = (*GROUP, "device", "artefact", "name", "runs_on")
 MEDIANS = ("decode_tok_s", "prefill_tok_s", "power_w", "joules_per_token")
 # Less than any energy of a token; 1 / LEAST_J is finite.
 LEAST_J = 1e-9
@@ -192,6 +191,7 @@ def _line(file: str, profile: Summary, row: RowSummary) -> Row:
         "device": _device_label(device),
         **{key: plain(getattr(row, key)) for key in ("artefact", "engine", "framework")},
         "precision": plain(row.precision),
+        "name": plain(row.with_peer(f"{row.framework} {row.precision}")),
         "source": row.source and plain(row.source),
         "runs_on": _runs_on(row, device),
         "verdict": row.verdict,
@@ -367,13 +367,8 @@ def _detail(title: str, rows: Sequence[Row], names: Sequence[str]) -> DeviceTabl
 
 def _precisions(rows: Sequence[Row]) -> list[str]:
     """A name for each row's precision that is unique on its device."""
-    names, details = [], []
-    for row in rows:
-        name = f"{row['framework']} {row['precision']}"
-        is_own = OWN_ENGINES.get(row["framework"]) == row["engine"]
-        name = name if is_own else f"{name} on {row['engine']}"
-        names.append(f"{name}, by {row['source']}" if row["source"] else name)
-        details.append(", ".join(filter(None, (row["artefact"], row["runs_on"]))))
+    names = [row["name"] for row in rows]
+    details = [", ".join(filter(None, (row["artefact"], row["runs_on"]))) for row in rows]
     meanings = Counter(name for name, _ in set(zip(names, details, strict=True)))
     return [
         f"{name} ({detail})" if meanings[name] > 1 else name

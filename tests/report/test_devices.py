@@ -127,7 +127,7 @@ def test_other_programs_results_stand_beside_ours_and_are_marked(folder):
     found = compare_devices(folder(a=ours, b=theirs.encode()))
     (table,) = [table for table in devices_tables(found) if "Runs" in table.columns]
     names = {line[1]: line[-1] for line in table.rows}
-    assert names == {"GGUF Q6_K": "1", "GGUF Q4_0, by llama-bench": "1"}
+    assert names == {"GGUF Q6_K": "1", "GGUF Q4_0 (llama-bench)": "1"}
     assert {row["precision"]: row["source"] for row in found.rows} == {
         **{"Q6_K": None, "Q4_0": "llama-bench"}
     }
