@@ -168,7 +168,7 @@ def _usable(
         if not profile.rows:
             reason = "has no rows: its run was stopped before the first"
             left_out.append(LeftOut(file, reason, "no rows"))
-        for row in profile.rows:
+        for row in (row for row in profile.rows if row.arm is None):  # the run's own environment
             if row.model is not None and not _has(model, row.model.name, row.model.source):
                 continue
             line = _line(file, profile, row)
