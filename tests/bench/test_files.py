@@ -6,11 +6,12 @@ import numpy as np
 import pytest
 
 from edge.bench.files import common_model, is_measured_as_is, open_files
+from edge.bench.gate import check_shapes
 from edge.bench.plan import artefact_targets
 from edge.bench.worker import check_memory, open_engine
 from edge.convert.artefacts.recipes import RECIPES
 from edge.convert.checkpoint import open_checkpoint
-from edge.profile.profile import ModelInfo
+from edge.profile.profile import ModelInfo, Workload
 from tests.bench.fakes import job_of
 from tests.support.any_network import write_gguf, write_mlx
 
@@ -35,6 +36,8 @@ def test_any_network_decodes_again_what_was_trimmed(kind, tmp_path):
     assert np.abs(engine.last_logits() - at_once).max() < 0.02 * np.abs(at_once).max()
     facts = engine.facts()
     (file,) = open_files([str(path)])
+    found = check_shapes(engine, Workload(40, 4, 10), file.vocab_size, 64, 0.6)
+    assert found.positions == 5 and found.worst_error < 0.01
     assert (facts.kv_bytes_per_position == 0) == (kind == "mamba")
     assert 0 < facts.weight_bytes_per_token <= 4 * file.model.parameters
     if kind == "qwen3_moe":  # a token reads a quarter of the experts: 3 matrices of 32 x 64
