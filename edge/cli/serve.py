@@ -79,7 +79,9 @@ def _name(path: Path) -> str:
 
 
 def _greeting(service: Service, access: Access, port: int) -> str:
-    host = f"[{access.host}]" if ":" in access.host else access.host
+    # 0.0.0.0 is every address of this machine, but not one that can be asked.
+    host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(access.host, access.host)
+    host = f"[{host}]" if ":" in host else host
     url = f"http://{host}:{port}"
     engine = service.queue.engine
     fim = "" if engine.fim else " · no infilling"

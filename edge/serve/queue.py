@@ -78,8 +78,9 @@ class Queue:
 
     def close(self) -> None:
         """Ends the answer under way and the thread."""
+        self.end()
         with self._news:
-            self._is_ending = self._is_closed = True
+            self._is_closed = True
             self._news.notify()
         self._thread.join()
         self.energy.stop()
@@ -120,6 +121,8 @@ class Queue:
         done: Future[T] = Future()
 
         def do() -> None:
+            if not done.set_running_or_notify_cancel():  # nobody waits any more
+                return
             try:
                 done.set_result(work(self.engine))
             except Exception as error:

@@ -86,8 +86,11 @@ def test_a_full_queue_refuses_and_a_waiting_client_that_leaves_frees_its_place(q
         assert busy.value.status == 503
         # Short work is done between two tokens.
         work = asyncio.ensure_future(queue.call(lambda engine: engine.tokenize("x", False, True)))
+        left = asyncio.ensure_future(queue.call(lambda engine: 1))
+        await asyncio.sleep(0)
+        left.cancel()
         source.steps.release(2)
-        assert await work
+        assert await work and queue.is_alive
         waiting.cancel()
         await asyncio.gather(waiting, return_exceptions=True)
         assert queue.counts == (1, 0)
