@@ -49,8 +49,10 @@ def share(value: float | None) -> str:
 
 
 def percent(value: float | None) -> str:
-    """A fraction in per cent with two digits; a dash for None."""
-    return NOT_MEASURED if value is None else f"{figure(100 * value, 2)}%"
+    """A fraction in per cent with two digits, or that it is above 1; a dash for None."""
+    if value is None:
+        return NOT_MEASURED
+    return f"{figure(100 * value, 2)}%" if value <= 1 else "over 100%"
 
 
 def size(count_bytes: float) -> str:

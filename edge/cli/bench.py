@@ -41,7 +41,7 @@ from edge.power.choose import NoMeter, choose_meter
 from edge.power.meter import Meter
 from edge.power.powermetrics import forget_probes
 from edge.profile.baseline import check_baseline
-from edge.profile.profile import ModelInfo, Profile, Workload, read, with_peer
+from edge.profile.profile import ModelInfo, Profile, Workload, read
 from edge.quality.corpus import check_trained
 from edge.quality.evaluate import evaluate_in_child
 from edge.report.plots.bars import throughput
@@ -172,7 +172,7 @@ def _with_comparison(
 ) -> tuple[list[tuple[Job, Target]], dict[str, Any]]:
     """The jobs with those of another environment, and what the profile says of the comparison."""
     if args.baseline is not None:
-        rows = [(with_peer(target.recipe.name, job.engine), job.engine) for job, target in planned]
+        rows = ((target.recipe.name, job.engine, None) for job, target in planned)
         check_baseline(args.baseline, rows)
         return planned, {"baseline": args.baseline, "until_percent": args.until}
     if args.vs is not None:

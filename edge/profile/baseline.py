@@ -1,11 +1,12 @@
 """The rows of a profile relative to a baseline: a row, an engine, or another environment's rows."""
 
 from collections.abc import Iterable, Sequence
+from itertools import permutations
 
 from msgspec.structs import replace
 
 from edge.errors import EdgeError
-from edge.profile.profile import Profile, Row
+from edge.profile.profile import Profile, Row, with_peer
 from edge.profile.ratio import Ratio, ratio_of
 from edge.stats import CONFIDENCE
 
@@ -24,21 +25,22 @@ def with_ratios(profile: Profile, baseline: str | None = None) -> Profile:
     """
     name = baseline or profile.method.baseline
     if baseline:
-        names = [(row.with_peer(row.artefact), row.engine) for row in profile.rows]
-        check_baseline(baseline, names)
+        check_baseline(baseline, ((row.artefact, row.engine, row.arm) for row in profile.rows))
     confidence = CONFIDENCE if profile.method.until_percent is None else UNTIL_CONFIDENCE
     rows = [_with_ratios(row, profile.rows, name, confidence) for row in profile.rows]
     return replace(profile, rows=rows)
 
 
-def check_baseline(name: str, rows: Iterable[tuple[str, str]]) -> None:
-    """Refuses a baseline that is neither one of the rows nor one of their engines."""
-    rows = list(rows)
-    names, engines = (list(dict.fromkeys(row[part] for row in rows)) for part in (0, 1))
-    if name in names or name in engines:
-        return
-    others = [*names, *(engine for engine in engines if len(engines) > 1)]
-    raise EdgeError(f"--baseline {name} is not a row; give one of these: {', '.join(others)}.")
+def check_baseline(name: str, rows: Iterable[tuple[str, str, str | None]]) -> None:
+    """Refuses a name that no row can be compared with; rows are artefact, engine and arm."""
+    distinct = dict.fromkeys(rows)
+    peers = [a[1] for a, b in permutations(distinct, 2) if a[0] == b[0] and a[1] != b[1]]
+    found = [with_peer(*row) for row in distinct if len(distinct) > 1]
+    found += dict.fromkeys(peers)
+    if not found:
+        raise EdgeError(f"--baseline {name} needs two rows or more; add --rows or --peers.")
+    if name not in found:
+        raise EdgeError(f"--baseline {name} is not a row; give one of these: {', '.join(found)}.")
 
 
 def _with_ratios(row: Row, rows: Sequence[Row], name: str | None, confidence: float) -> Row:

@@ -90,8 +90,29 @@ def test_only_figures_that_count_are_compared(made):
     assert with_ratios(typed(made), "mlx-lm").rows[1].ratios["decode_tok_s"].confidence == 0.97
 
 
-def test_an_unknown_baseline_names_the_rows(made):
-    with pytest.raises(EdgeError, match=r"--baseline mlx is not a row; give one of these: a.$"):
-        check_baseline("mlx", [("a", "x")])
-    with pytest.raises(EdgeError, match=r"mlx-int4 \(mlx-lm\), mlx-int4 \(mlx 0.31\), mlx, mlx-lm"):
+@pytest.mark.parametrize(
+    ("rows", "message"),
+    [
+        (
+            [("a", "mlx", None), ("b", "mlx-lm", None)],
+            "is not a row; give one of these: a, b .mlx-lm..",
+        ),
+        (
+            [("a", "mlx", None), ("a", "mlx-lm", None), ("a", "mlx", "B")],
+            r"give one of these: a, a .mlx-lm., a .B., mlx, mlx-lm\.$",
+        ),
+        ([("x", "mlx", None)], "--baseline x needs two rows or more; add --rows or --peers"),
+        ([], "needs two rows"),
+    ],
+)
+def test_a_baseline_that_nothing_is_compared_with_is_refused(rows, message):
+    with pytest.raises(EdgeError, match=message):
+        check_baseline("x" if len(rows) < 2 else "mlx-int8", rows)
+
+
+def test_an_engine_is_a_baseline_only_where_an_artefact_has_another(made):
+    check_baseline("mlx-lm", [("a", "mlx", None), ("a", "mlx-lm", None)])
+    with pytest.raises(EdgeError, match="--baseline mlx-lm is not a row"):
+        check_baseline("mlx-lm", [("a", "mlx-lm", None), ("b", "llama.cpp", None)])
+    with pytest.raises(EdgeError, match=r"mlx-int4 .mlx 0.31., mlx, mlx-lm"):
         with_ratios(typed(made), "mlx-int8")
