@@ -58,6 +58,8 @@ def test_engines_cache_bits_and_suites_follow_the_flags():
     assert [job.engine for job in planned("--peers")] == ["mlx", "mlx-lm", "llama.cpp"]
     assert [planned("--kv-bits", bits)[0].kv_bits for bits in ("4", "8")] == [4, 8]
     assert (planned()[0].kv_bits, planned()[0].repetitions) == (None, 2)
+    assert [planned(*flags)[0].check for flags in ((), ("--no-check",))] == [True, False]
+    assert planned()[0].longest == 1024
     assert tuple(workload.SUITES) == options.SUITES
 
 
@@ -245,7 +247,7 @@ def test_rows_are_compared_with_a_baseline_of_the_same_run(
     assert (profile.method.in_turns, profile.method.baseline) == (in_turns, "gguf-f16")
     assert ("do not fit into memory together" in said) != in_turns
     row, base = profile.rows
-    assert (row.baseline, base.ratios) == ("gguf-f16", {})
+    assert (row.baseline, base.ratios, row.gate) == ("gguf-f16", {}, None)
     assert row.ratios["decode_tok_s"].rounds == 2
     assert "Decode ratio" in printed and "ratios are to gguf-f16" in printed
     first, second = ([t.prefills[0][0] for t in each.trials[:2]] for each in (row, base))
