@@ -62,11 +62,13 @@ def _baseline_of(row: Row, rows: Sequence[Row], name: str | None) -> Row | None:
     if name is None and row.arm is None:
         return None
     for other in rows:
+        if other is row or other.workload != row.workload:
+            continue
         is_same = other.artefact == row.artefact and other.arm is None
         if name is None:
             is_found = is_same and other.engine == row.engine
         else:
             is_found = name == other.with_peer(other.artefact) or (is_same and other.engine == name)
-        if is_found and other is not row and other.workload == row.workload:
+        if is_found:
             return other
     return None
