@@ -11,8 +11,6 @@ import sys
 
 import pytest
 
-pytest.importorskip("uvicorn")
-
 from edge.cli.main import main
 from edge.errors import EdgeError
 from edge.serve import app, http

@@ -5,8 +5,6 @@ import re
 
 import pytest
 
-pytest.importorskip("uvicorn")
-
 from edge.generate.decode import MlxSource
 from edge.generate.fim import Completer
 

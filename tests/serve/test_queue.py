@@ -6,8 +6,6 @@ from contextlib import aclosing
 
 import pytest
 
-pytest.importorskip("uvicorn")
-
 from edge.errors import EdgeError
 from edge.power.choose import NoMeter
 from edge.serve import energy as energies
