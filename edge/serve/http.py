@@ -114,18 +114,32 @@ def error_body(path: str, status: int, sentence: str) -> dict[str, Any]:
     return {"error": {"message": sentence, "type": kind, "param": None, "code": status}}
 
 
-def usage_fields(usage: Usage) -> dict[str, Any]:
-    """OpenAI's `usage`, with the energy where it is known."""
-    fields: dict[str, Any] = {
-        "prompt_tokens": usage.prompt_tokens,
-        "completion_tokens": usage.generated_tokens,
-        "total_tokens": usage.prompt_tokens + usage.generated_tokens,
-        "prompt_tokens_details": {"cached_tokens": usage.cached_tokens},
+def usage_fields(*usages: Usage) -> dict[str, Any]:
+    """OpenAI's `usage` of all answers to one prompt."""
+    prompt_tokens, cached_tokens = usages[0].prompt_tokens, usages[0].cached_tokens
+    generated_tokens = sum(usage.generated_tokens for usage in usages)
+    return {
+        "prompt_tokens": prompt_tokens,
+        "completion_tokens": generated_tokens,
+        "total_tokens": prompt_tokens + generated_tokens,
+        "prompt_tokens_details": {"cached_tokens": cached_tokens},
+        **energy_fields(*usages),
     }
-    if usage.energy is not None:
-        fields["energy_j"] = usage.energy.total_j
-        fields["energy_boundary"] = usage.energy.boundary
-    return fields
+
+
+def energy_fields(*usages: Usage) -> dict[str, Any]:
+    """The energy of answers together; empty where it is not known of each."""
+    known = [usage.energy for usage in usages if usage.energy is not None]
+    if len(known) < len(usages):
+        return {}
+    joules = sum(energy.total_j for energy in known)
+    return {"energy_j": joules, "energy_boundary": known[0].boundary}
+
+
+def check_model(service: Service, name: str) -> None:
+    """Refuses the name of another model; Ollama's clients may add its tag."""
+    if name not in ("", service.name, f"{service.name}:latest"):
+        raise Refused(f"the model {name[:99]!r} is not here; ask for {service.name!r}.", 404)
 
 
 async def read_body(http: Http, service: Service, kind: type[T]) -> T:
@@ -137,15 +151,20 @@ async def read_body(http: Http, service: Service, kind: type[T]) -> T:
         fields = msgspec.json.decode(body)
         if not isinstance(fields, dict):
             raise Refused("the body is not a JSON object.")
-        # Clients write null for what they leave out.
-        given = {name: value for name, value in fields.items() if value is not None}
-        return msgspec.convert(given, type=kind)
+        return msgspec.convert(_given(fields), type=kind)
     except msgspec.ValidationError as error:
         raise Refused(f"the request is not as expected: {error}.") from None
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise Refused(f"the body is not JSON: {error}.") from None
     except RecursionError:
         raise Refused("the body is JSON nested too deeply.") from None
+
+
+def _given(value: Any) -> Any:
+    """Objects without null, which clients write for what they leave out."""
+    if not isinstance(value, dict):
+        return value
+    return {name: _given(inner) for name, inner in value.items() if inner is not None}
 
 
 async def _body(http: Http) -> bytes:
@@ -226,17 +245,36 @@ def sse_response(
     path: str, values: AsyncGenerator[Any, None], last: Sequence[str] = ()
 ) -> Response:
     """A stream of `data:` lines with compact JSON, then `last` as they are."""
+    return _streamed(_encoded(path, values, last))
 
-    async def data() -> AsyncIterator[dict[str, str]]:
-        async with aclosing(values):
-            try:
-                async for value in values:
-                    yield {"data": msgspec.json.encode(value).decode()}
-            except Exception as error:
-                body = error_body(path, *_failure(path, error))
-                yield {"data": msgspec.json.encode(body).decode()}
-                return
-        for text in last:
-            yield {"data": text}
 
-    return EventSourceResponse(data(), sep="\n", send_timeout=SEND_S, shutdown_grace_period=GRACE_S)
+def ndjson_response(path: str, values: AsyncGenerator[Any, None]) -> Response:
+    """A stream of lines of compact JSON."""
+
+    async def lines() -> AsyncIterator[bytes]:
+        async with aclosing(_encoded(path, values)) as encoded:
+            async for text in encoded:
+                yield f"{text}\n".encode()
+
+    return _streamed(lines(), media_type="application/x-ndjson", ping=0)
+
+
+async def _encoded(
+    path: str, values: AsyncGenerator[Any, None], last: Sequence[str] = ()
+) -> AsyncGenerator[str, None]:
+    async with aclosing(values):
+        try:
+            async for value in values:
+                yield msgspec.json.encode(value).decode()
+        except Exception as error:
+            yield msgspec.json.encode(error_body(path, *_failure(path, error))).decode()
+            return
+    for text in last:
+        yield text
+
+
+def _streamed(texts: AsyncIterator[str | bytes], **options: Any) -> Response:
+    """A stream that ends when the client leaves or does not read; text becomes `data:` lines."""
+    return EventSourceResponse(
+        texts, sep="\n", send_timeout=SEND_S, shutdown_grace_period=GRACE_S, **options
+    )

@@ -9,14 +9,13 @@ from contextlib import aclosing
 from typing import Annotated, Any
 
 import msgspec
-from msgspec import Meta, Struct
+from msgspec import Meta, Struct, field
 from starlette.requests import Request as Http
 from starlette.responses import Response
 from starlette.routing import BaseRoute
 
 import edge
 from edge.generate.fim import MAX_TOKENS
-from edge.generate.sampling import Sampling
 from edge.serve.http import (
     Answer,
     Service,
@@ -29,23 +28,21 @@ from edge.serve.http import (
     whole_answers,
 )
 from edge.serve.request import (
+    MOST_ANSWERS,
     End,
     Event,
     Hole,
     Piece,
     Refused,
     Request,
+    SamplingFields,
     SentMessage,
     Text,
     Token,
     Usage,
+    check_unsupported,
     checked_stop,
-    several,
 )
-
-TEMPERATURE = 0.8
-RANDOM_SEED = 2**32 - 1  # and -1
-MOST_ANSWERS = 16
 
 
 class Extra(Struct):
@@ -61,18 +58,11 @@ class Extra(Struct):
         return self.time if isinstance(self.time, list) else [self.time]
 
 
-class Common(Struct):
+class Common(SamplingFields):
     """Fields of /infill and /completion."""
 
     n_predict: Annotated[int, Meta(ge=-2)] = -1
-    temperature: float | None = None
-    top_k: int = 40
-    top_p: float = 0.95
-    min_p: float = 0.05
-    repeat_penalty: float = 1.0
-    repeat_last_n: Annotated[int, Meta(ge=-1)] = 64
-    seed: Annotated[int, Meta(ge=-1)] = -1
-    stop: str | list[str] = []
+    stop: str | list[str] = ""
     stream: bool = False
     n_cmpl: Annotated[int, Meta(ge=1, le=MOST_ANSWERS)] = 1
     t_max_predict_ms: float = 0
@@ -86,7 +76,7 @@ class Infill(Common):
 
     input_prefix: str = ""
     input_suffix: str = ""
-    input_extra: list[Extra] = []
+    input_extra: list[Extra] = field(default_factory=list)
     prompt: str = ""
 
 
@@ -169,47 +159,26 @@ async def _infill(http: Http, service: Service) -> Response:
     body = await read_body(http, service, Infill)
     files = tuple(extra.text for extra in sorted(body.input_extra, key=lambda e: e.age))
     hole = Hole(body.input_prefix + body.prompt, body.input_suffix, files)
-    sampling = _sampling(body, service, 0.0)
-    most = MAX_TOKENS if body.n_predict < 0 else body.n_predict
-    return await _answered(http, service, body, _request(body, hole, most, sampling))
+    return await _answered(http, service, body, hole, MAX_TOKENS)
 
 
 async def _completion(http: Http, service: Service) -> Response:
     body = await read_body(http, service, Completion)
     parts = (body.prompt,) if isinstance(body.prompt, str) else tuple(body.prompt)
-    sampling = _sampling(body, service, TEMPERATURE)
-    most = None if body.n_predict < 0 else body.n_predict
-    return await _answered(http, service, body, _request(body, Text(parts), most, sampling))
+    return await _answered(http, service, body, Text(parts), None)
 
 
-def _request(
-    body: Common, prompt: Hole | Text, max_tokens: int | None, sampling: Sampling
-) -> Request:
-    if body.grammar or body.json_schema is not None:
-        raise Refused("grammar and json_schema are not supported; leave them out.")
-    return Request(
+async def _answered(
+    http: Http, service: Service, body: Common, prompt: Hole | Text, most: int | None
+) -> Response:
+    check_unsupported(body, "grammar", "json_schema")
+    request = Request(
         prompt=prompt,
-        max_tokens=max_tokens,
-        samplings=several(sampling, body.n_cmpl, body.temperature is not None),
+        max_tokens=most if body.n_predict < 0 else body.n_predict,
+        samplings=body.samplings(prompt, body.n_cmpl, service.context_tokens),
         stop=checked_stop(body.stop),
         max_predict_s=body.t_max_predict_ms / 1e3 if body.t_max_predict_ms > 0 else None,
     )
-
-
-def _sampling(body: Common, service: Service, temperature: float) -> Sampling:
-    last = service.context_tokens if body.repeat_last_n < 0 else body.repeat_last_n
-    return Sampling(
-        temperature=temperature if body.temperature is None else max(0.0, body.temperature),
-        top_p=min(1.0, body.top_p),
-        top_k=max(0, body.top_k),
-        min_p=body.min_p,
-        repetition_penalty=body.repeat_penalty if last and body.repeat_penalty != 1 else None,
-        repetition_context=max(1, last),
-        seed=None if body.seed in (-1, RANDOM_SEED) else body.seed,
-    )
-
-
-async def _answered(http: Http, service: Service, body: Common, request: Request) -> Response:
     if body.stream:
         events = await begun(http, service, request)
         return sse_response(http.url.path, _stream(events, service, body))
@@ -260,14 +229,14 @@ def _document(answer: Answer, service: Service, body: Common) -> dict[str, Any]:
     }
     if body.response_fields is None:
         return document
-    found = {field: _nested(document, field) for field in body.response_fields}
-    return {field: value for field, value in found.items() if value is not msgspec.UNSET}
+    found = {path: _nested(document, path) for path in body.response_fields}
+    return {path: value for path, value in found.items() if value is not msgspec.UNSET}
 
 
-def _nested(document: Mapping[str, Any], field: str) -> Any:
+def _nested(document: Mapping[str, Any], path: str) -> Any:
     """The value of a path such as timings/prompt_n; UNSET without one."""
     value: Any = document
-    for name in field.split("/"):
+    for name in path.split("/"):
         value = value.get(name, msgspec.UNSET) if isinstance(value, dict) else msgspec.UNSET
     return value
 
@@ -298,7 +267,6 @@ def _timings(usage: Usage) -> dict[str, Any]:
 
 async def _tokenize(http: Http, service: Service) -> Response:
     body = await read_body(http, service, Tokenize)
-
     ids = await service.queue.call(
         lambda engine: engine.tokenize(body.content, body.add_special, body.parse_special)
     )

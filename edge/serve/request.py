@@ -6,16 +6,22 @@ pieces of text and one `End`.
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Annotated, Literal
 
 import msgspec
+from msgspec import Meta
 
 from edge.errors import EdgeError
 from edge.generate.sampling import GREEDY, Sampling
 from edge.generate.transcript import Message
+from edge.tokenizer.fim_tokens import FIM_NAMES
 
-# Draws the answers after the first where the client asks for several and gives no temperature.
-SEVERAL_TEMPERATURE = 0.8
+# Where the client gives none, and nothing is filled in; llama-server's and Ollama's.
+TEMPERATURE = 0.8
+RANDOM_SEED = 2**32 - 1  # and -1
+MOST_ANSWERS = 16
+# Each piece of text is searched for every one of them.
+MOST_STOPS, LONGEST_STOP = 64, 1000
 
 
 class Refused(EdgeError):
@@ -49,6 +55,9 @@ class Chat:
     messages: tuple[Message, ...]
 
 
+Prompt = Text | Hole | Chat
+
+
 class Part(msgspec.Struct):
     """A part of a message; only text is read."""
 
@@ -77,7 +86,7 @@ class Request:
     token carries its own and those of that many of the most probable ones.
     """
 
-    prompt: Text | Hole | Chat
+    prompt: Prompt
     max_tokens: int | None
     samplings: tuple[Sampling, ...] = (GREEDY,)
     stop: tuple[str, ...] = ()
@@ -155,21 +164,62 @@ class End:
     stop: str | None
     usage: Usage
 
+    @property
+    def reason(self) -> Literal["stop", "length"]:
+        """The reason in the words of OpenAI and Ollama."""
+        return "length" if self.stopped_by in ("length", "time") else "stop"
+
 
 Event = Piece | End
 
 
-def several(sampling: Sampling, count: int, has_temperature: bool) -> tuple[Sampling, ...]:
-    """The samplings of several answers to one request, each with a seed of its own.
+class SamplingFields(msgspec.Struct):
+    """Sampling as clients send it; names and defaults are llama-server's."""
 
-    Without a temperature from the client the first is as for one answer, the others are drawn.
-    """
-    later = sampling
-    if not has_temperature and sampling.temperature == 0:
-        later = replace(sampling, temperature=SEVERAL_TEMPERATURE)
-    seed = sampling.seed
-    rest = (replace(later, seed=None if seed is None else seed + i) for i in range(1, count))
-    return (sampling, *rest)
+    temperature: float | None = None
+    top_k: int = 40
+    top_p: float = 0.95
+    min_p: float = 0.05
+    repeat_penalty: float = 1.0
+    repeat_last_n: Annotated[int, Meta(ge=-1)] = 64
+    seed: Annotated[int, Meta(ge=-1)] = -1
+
+    def samplings(self, prompt: Prompt, count: int, context_tokens: int) -> tuple[Sampling, ...]:
+        """Those of `count` answers, each with a seed of its own.
+
+        Without a temperature the first answer of an infill is greedy, all else is drawn.
+        """
+        drawn = TEMPERATURE if self.temperature is None else max(0.0, self.temperature)
+        last = context_tokens if self.repeat_last_n < 0 else self.repeat_last_n
+        seed = None if self.seed in (-1, RANDOM_SEED) else self.seed
+        sampling = Sampling(
+            temperature=drawn,
+            top_p=min(1.0, self.top_p),
+            top_k=max(0, self.top_k),
+            min_p=self.min_p,
+            repetition_penalty=self.repeat_penalty if last and self.repeat_penalty != 1 else None,
+            repetition_context=max(1, last),
+            seed=seed,
+        )
+        is_greedy = self.temperature is None and fills_in(prompt)
+        first = replace(sampling, temperature=0.0) if is_greedy else sampling
+        rest = (replace(sampling, seed=None if seed is None else seed + i) for i in range(1, count))
+        return (first, *rest)
+
+
+def fills_in(prompt: Prompt) -> bool:
+    """True for a hole, and for a text in which the client has named the tokens of one."""
+    if not isinstance(prompt, Text):
+        return isinstance(prompt, Hole)
+    texts = [part for part in prompt.parts if isinstance(part, str)]
+    return any(name in text for text in texts for name in FIM_NAMES)
+
+
+def check_unsupported(body: msgspec.Struct, *names: str) -> None:
+    """Refuses a field that asks for what no answer here has."""
+    for name in names:
+        if getattr(body, name):
+            raise Refused(f"{name} is not supported; leave it out.")
 
 
 def checked_stop(stop: str | Sequence[str] | None) -> tuple[str, ...]:
@@ -181,7 +231,3 @@ def checked_stop(stop: str | Sequence[str] | None) -> tuple[str, ...]:
             f"characters; send fewer or shorter ones."
         )
     return tuple(text for text in found if text)
-
-
-# Each piece of text is searched for every one of them.
-MOST_STOPS, LONGEST_STOP = 64, 1000

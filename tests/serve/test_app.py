@@ -212,10 +212,14 @@ SAMPLES = [
      "input_extra": [{"text": "x", "time": [1, 2]}], "stop": ["z"], "response_fields": ["content"]},
     {"prompt": ["x", 5], "n_predict": 3, "temperature": 0.5, "stream": True, "seed": 1},
     {"content": "text", "add_special": True, "tokens": [1, 2], "parse_special": False},
-    {"messages": [{"role": "user", "content": [{"type": "text", "text": "x"}]}]},
+    {"messages": [{"role": "user", "content": [{"type": "text", "text": "x"}]}], "max_tokens": 3,
+     "top_logprobs": 0, "response_format": {"type": "text"}, "logit_bias": {}},
+    {"prompt": [[5, 6]], "suffix": None, "max_tokens": 3, "n": 2, "stop": "z", "stream": True,
+     "stream_options": {"include_usage": True}, "seed": 3},
 ]  # fmt: skip
 ODD = [None, True, -1, 2**63, 1e308, "", "\0", "é" * 300, [], {}, [[]], [None], {"a": []}, 1e-320]
-PATHS = ["/infill", "/completion", "/tokenize", "/detokenize", "/apply-template"]
+PATHS = ["/infill", "/completion", "/tokenize", "/detokenize", "/apply-template",
+         "/v1/completions", "/v1/fim/completions", "/v1/chat/completions"]  # fmt: skip
 
 
 def damaged(chance):
