@@ -9,7 +9,7 @@ print(event.stats)
 
 import contextlib
 import time
-from collections.abc import Generator, Sequence
+from collections.abc import Collection, Generator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -184,9 +184,11 @@ def text_events(
     clock: TokenClock,
     prompt_tokens: int,
     draft: PromptLookup | None,
+    stops: Collection[int] | None = None,
 ) -> Generator[TextEvent, None, None]:
-    """Yields the text of ids as `stream_generate` does."""
-    detokenizer, stops = StreamingDetokenizer(tokenizer), stop_ids(tokenizer)
+    """Yields the text of ids as `stream_generate` does; None for `stops` are `stop_ids`."""
+    detokenizer = StreamingDetokenizer(tokenizer)
+    stops = stop_ids(tokenizer) if stops is None else stops
     stopped_by: StoppedBy = "length"
     text = ""
     ids: tuple[int, ...] = ()

@@ -190,7 +190,9 @@ class Engine:
             return
         ids = self.ids(request.prompt)
         _, tokens = watch.generate(ids, request.max_tokens, sampling)
-        events = text_events(tokens, self.tokenizer, StopScanner(()), TokenClock(), len(ids), None)
+        stops = () if request.ignores_stop_tokens else None
+        scanner, clock = StopScanner(()), TokenClock()
+        events = text_events(tokens, self.tokenizer, scanner, clock, len(ids), None, stops)
         with contextlib.closing(events):
             for event in events:
                 yield event.text, event.stopped_by

@@ -177,6 +177,7 @@ async def _answered(
         max_tokens=most if body.n_predict < 0 else body.n_predict,
         samplings=body.samplings(prompt, body.n_cmpl, service.context_tokens),
         stop=checked_stop(body.stop),
+        ignores_stop_tokens=body.ignore_eos,
         max_predict_s=body.t_max_predict_ms / 1e3 if body.t_max_predict_ms > 0 else None,
     )
     if body.stream:

@@ -251,6 +251,7 @@ async def _answered(
         samplings=body.samplings(prompt, body.n, service.context_tokens),
         stop=checked_stop(body.stop),
         logprobs=words.logprobs,
+        ignores_stop_tokens=body.ignore_eos,
     )
     if body.stream:
         events = await begun(http, service, request)

@@ -83,7 +83,8 @@ class Request:
 
     `max_tokens` None goes on to the end of the context, 0 only fills the cache. `max_predict_s`
     counts from the first token and ends an answer once it has a line end. With `logprobs` each
-    token carries its own and those of that many of the most probable ones.
+    token carries its own and those of that many of the most probable ones. Benchmarks ignore stop
+    tokens, but not in a hole.
     """
 
     prompt: Prompt
@@ -92,6 +93,7 @@ class Request:
     stop: tuple[str, ...] = ()
     max_predict_s: float | None = None
     logprobs: int | None = None
+    ignores_stop_tokens: bool = False
 
 
 @dataclass(frozen=True)
@@ -183,6 +185,7 @@ class SamplingFields(msgspec.Struct):
     repeat_penalty: float = 1.0
     repeat_last_n: Annotated[int, Meta(ge=-1)] = 64
     seed: Annotated[int, Meta(ge=-1)] = -1
+    ignore_eos: bool = False
 
     def samplings(self, prompt: Prompt, count: int, context_tokens: int) -> tuple[Sampling, ...]:
         """Those of `count` answers, each with a seed of its own.
