@@ -67,8 +67,9 @@ class Queue:
         self._running: _Job | None = None
         self._is_ending = self._is_closed = False
         self._opened: Future[Engine] = Future()
+        self._ended = threading.Event()
         # A daemon: loading cannot be interrupted, and Ctrl-C must not wait for it.
-        self._thread = threading.Thread(target=self._run, name="model", daemon=True)
+        self._thread = threading.Thread(target=self._live, name="model", daemon=True)
 
     def start(self) -> None:
         """Loads the model; raises what that raises."""
@@ -82,7 +83,7 @@ class Queue:
         with self._news:
             self._is_closed = True
             self._news.notify()
-        self._thread.join()
+        self._ended.wait()
         self.energy.stop()
 
     def end(self) -> None:
@@ -100,7 +101,7 @@ class Queue:
 
     @property
     def is_alive(self) -> bool:
-        return self._thread.is_alive()
+        return not self._ended.is_set()
 
     async def answer(self, request: Request) -> AsyncGenerator[Event, None]:
         """The events of a request; closing this frees its place within one token."""
@@ -153,6 +154,15 @@ class Queue:
         job.is_gone = True
         with self._news, contextlib.suppress(ValueError):
             self._waiting.remove(job)
+
+    def _live(self) -> None:
+        try:
+            self._run()
+        finally:
+            self._ended.set()
+        # MLX drops a thread's compiled functions after Python has joined it, which aborts a process
+        # that ends meanwhile. A thread that waits ends with the process.
+        threading.Event().wait()
 
     def _run(self) -> None:
         try:
