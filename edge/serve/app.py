@@ -23,13 +23,13 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from edge.errors import EdgeError
-from edge.serve import llama_cpp, openai
+from edge.serve import llama_cpp, ollama, openai
 from edge.serve.http import GRACE_S, Service, error_response, log
 
 HEADERS_S = 10.0
 OPEN_PATHS = ("/health", "/v1/health")
 LOCAL_NAMES = ("localhost", "127.0.0.1", "[::1]")
-DIALECTS = (llama_cpp, openai)
+DIALECTS = (llama_cpp, openai, ollama)
 
 
 @dataclass(frozen=True)

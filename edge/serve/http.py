@@ -16,6 +16,7 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from edge.errors import EdgeError, printable
+from edge.serve.metrics import Metrics
 from edge.serve.queue import Queue
 from edge.serve.request import End, Event, Piece, Refused, Request, Token, Usage
 
@@ -39,10 +40,14 @@ class Service:
     path: str  # of the model's files
     log_prompts: bool = False
     started_s: int = field(default_factory=lambda: int(time.time()))
+    metrics: Metrics = field(default_factory=Metrics)
 
     @property
     def context_tokens(self) -> int:
         return self.queue.engine.model.source.context_tokens
+
+    def answer(self, request: Request) -> AsyncGenerator[Event, None]:
+        return self.metrics.counted(self.queue.answer(request))
 
 
 Endpoint = Callable[[Http, Service], Awaitable[Response]]
@@ -209,7 +214,7 @@ async def _wait_for_leaving(http: Http) -> None:
 
 async def whole_answers(http: Http, service: Service, request: Request) -> list[Answer]:
     """All answers to a request, in order; raises Gone when the client leaves."""
-    return await unless_gone(http, _collect(service.queue.answer(request)))
+    return await unless_gone(http, _collect(service.answer(request)))
 
 
 async def _collect(events: AsyncGenerator[Event, None]) -> list[Answer]:
@@ -229,7 +234,7 @@ async def _collect(events: AsyncGenerator[Event, None]) -> list[Answer]:
 
 async def begun(http: Http, service: Service, request: Request) -> AsyncGenerator[Event, None]:
     """The events of a request, the first of them awaited: its errors have a status of their own."""
-    events = service.queue.answer(request)
+    events = service.answer(request)
     first = await unless_gone(http, anext(events))
 
     async def chained() -> AsyncGenerator[Event, None]:

@@ -10,6 +10,7 @@ from typing import Annotated, Any
 
 import msgspec
 from msgspec import Meta, Struct, field
+from prometheus_client import CONTENT_TYPE_LATEST
 from starlette.requests import Request as Http
 from starlette.responses import Response
 from starlette.routing import BaseRoute
@@ -107,7 +108,13 @@ class ApplyTemplate(Struct):
 
 
 def routes(service: Service) -> list[BaseRoute]:
-    gets = {"/health": _health, "/v1/health": _health, "/props": _props, "/slots": _slots}
+    gets = {
+        "/health": _health,
+        "/v1/health": _health,
+        "/props": _props,
+        "/slots": _slots,
+        "/metrics": _metrics,
+    }
     posts = {
         "/infill": _infill,
         "/completion": _completion,
@@ -153,6 +160,11 @@ async def _slots(http: Http, service: Service) -> Response:
     running, _ = service.queue.counts
     slot = {"id": 0, "n_ctx": service.context_tokens, "is_processing": bool(running)}
     return json_response([slot])
+
+
+async def _metrics(http: Http, service: Service) -> Response:
+    text = service.metrics.text(*service.queue.counts)
+    return Response(text, media_type=CONTENT_TYPE_LATEST)
 
 
 async def _infill(http: Http, service: Service) -> Response:

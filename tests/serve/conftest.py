@@ -42,6 +42,13 @@ class Client:
         assert (status, headers["content-type"][:17]) == (200, "text/event-stream"), data
         return [json.loads(found) for found in re.findall(rb"^data: ({.*})$", data, re.M)]
 
+    def metrics(self):
+        """The values of /metrics by their names and labels."""
+        status, headers, data = self.send("/metrics")
+        assert status == 200 and headers["content-type"].startswith("text/plain")
+        lines = [line for line in data.decode().splitlines() if not line.startswith("#")]
+        return {name: float(value) for name, value in (line.rsplit(" ", 1) for line in lines)}
+
     def refused(self, path, body=None, method=None, **headers):
         """Status and sentence of an error."""
         status, _, data = self.send(path, body, method, **headers)
@@ -72,13 +79,13 @@ def serving():
     from edge.serve.queue import Queue
 
     @contextlib.contextmanager
-    def make(opener, energy=None, most_waiting=64, log_prompts=False, **access):
+    def make(opener, energy=None, most_waiting=64, log_prompts=False, path="demo", **access):
         energy = energy or EnergyMeter(NoMeter("there is none"), "rapl")
         queue = Queue(opener, energy, most_waiting)
         access = Access("127.0.0.1", 0, **access)
         with listen(access) as listening:
             queue.start()
-            server = make_server(Service(queue, "demo", "demo", log_prompts), access)
+            server = make_server(Service(queue, "demo", str(path), log_prompts), access)
             thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]})
             thread.start()
             client = Client(listening.getsockname()[1])
@@ -96,7 +103,8 @@ def serving():
 @pytest.fixture(scope="package", params=["mlx-fp16", "gguf-f32.gguf"])
 def client(request, demo_out, serving):
     """A server of the demo on each engine."""
-    with serving(lambda: open_demo(demo_out, request.param)) as client:
+    path = demo_out / request.param
+    with serving(lambda: open_demo(demo_out, request.param), path=path) as client:
         yield client
 
 

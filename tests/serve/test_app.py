@@ -205,6 +205,28 @@ def test_answers_carry_their_energy(serving, scripted):
             assert usage["energy_j"] == pytest.approx(sum(spent_j))
             assert usage["energy_boundary"] == timings["energy_boundary"] == "CPU"
         assert client.json("/health")["energy_boundary"] == "CPU"
+        metrics = client.metrics()
+        name = "edge:energy_joules_total"
+        spent_j = [metrics[f'{name}{{boundary="CPU",phase="{p}"}}'] for p in ("prefill", "decode")]
+        assert sum(spent_j) == pytest.approx(sum(each["usage"]["energy_j"] for each in answers))
+
+
+def test_metrics_count_finished_answers_and_who_waits(serving, scripted):
+    with serving(scripted) as client:
+        answers = [client.json("/completion", {"prompt": "x", "n_predict": n}) for n in (3, 5)]
+        client.json("/infill", {"n_predict": 0})
+        metrics = client.metrics()
+        assert metrics["llamacpp:tokens_predicted_total"] == 8
+        evaluated = sum(answer["tokens_evaluated"] for answer in answers)
+        assert metrics["llamacpp:prompt_tokens_total"] > evaluated
+        assert metrics['edge:answers_total{end="length"}'] == 3
+        assert metrics["edge:time_to_first_token_seconds_count"] == 3
+        assert metrics["edge:time_per_token_seconds_count"] == 2
+        assert metrics["llamacpp:requests_processing"] == 0
+        assert metrics["llamacpp:requests_deferred"] == 0
+        seconds = answers[1]["timings"]["predicted_per_second"]
+        assert metrics["llamacpp:predicted_tokens_seconds"] == pytest.approx(seconds)
+        assert not [name for name in metrics if "energy" in name or "_created" in name]
 
 
 SAMPLES = [
@@ -216,10 +238,14 @@ SAMPLES = [
      "top_logprobs": 0, "response_format": {"type": "text"}, "logit_bias": {}},
     {"prompt": [[5, 6]], "suffix": None, "max_tokens": 3, "n": 2, "stop": "z", "stream": True,
      "stream_options": {"include_usage": True}, "seed": 3},
+    {"prompt": "x", "suffix": "y", "raw": True, "system": "z", "keep_alive": -1,
+     "messages": [{"role": "user", "content": "x"}], "options": {"num_predict": 3, "stop": ["q"]}},
 ]  # fmt: skip
 ODD = [None, True, -1, 2**63, 1e308, "", "\0", "é" * 300, [], {}, [[]], [None], {"a": []}, 1e-320]
-PATHS = ["/infill", "/completion", "/tokenize", "/detokenize", "/apply-template",
-         "/v1/completions", "/v1/fim/completions", "/v1/chat/completions"]  # fmt: skip
+PATHS = [
+    "/infill", "/completion", "/tokenize", "/detokenize", "/apply-template", "/v1/completions",
+    "/v1/fim/completions", "/v1/chat/completions", "/api/generate", "/api/chat",
+]  # fmt: skip
 
 
 def damaged(chance):
