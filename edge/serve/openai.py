@@ -4,6 +4,7 @@ Also Mistral's /v1/fim/completions, which clients of OpenAI's use to fill in the
 has llama-server's further fields and defaults.
 """
 
+import time
 import uuid
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
@@ -177,7 +178,7 @@ class Words:
         kind = "chatcmpl" if is_chat else "cmpl"
         self._head = {
             "id": f"{kind}-{uuid.uuid4().hex}",
-            "created": service.started_s,
+            "created": int(time.time()),
             "model": service.name,
         }
 

@@ -195,3 +195,22 @@ def test_the_pypi_client(openai, client):
         next(iter(stream))
     while client.queue.counts != (0, 0):
         client.json("/health")
+
+
+def test_litellm(client, monkeypatch):
+    monkeypatch.setenv("LITELLM_LOCAL_MODEL_COST_MAP", "True")  # it is fetched otherwise
+    litellm = pytest.importorskip("litellm", reason="litellm is not installed")
+    url = f"http://127.0.0.1:{client.port}"
+    asked = {"api_base": f"{url}/v1", "api_key": "none", "max_tokens": 24}
+    body = {"model": "text-completion-openai/demo", "prompt": PREFIX + LINE, "suffix": SUFFIX}
+    whole = litellm.text_completion(**body, **asked)
+    parts = litellm.text_completion(**body, **asked, stream=True)
+    assert whole.choices[0].text
+    assert "".join(part.choices[0].text or "" for part in parts) == whole.choices[0].text
+    asked |= {"messages": SAID["messages"], "temperature": SAID["temperature"], "seed": 1}
+    for model, base in (("openai/demo", f"{url}/v1"), ("ollama_chat/demo", url)):
+        asked |= {"model": model, "api_base": base}
+        said = litellm.completion(**asked)
+        parts = litellm.completion(**asked, stream=True)
+        text = "".join(part.choices[0].delta.content or "" for part in parts)
+        assert text == (said.choices[0].message.content or "")
