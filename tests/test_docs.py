@@ -22,6 +22,7 @@ NOT_RUN = {
     "smollm2": "tests/test_smollm2.py runs it where it is installed",
     "HumanEval": "needs the network",
     "http://": "needs a server",
+    "edge serve": "runs until Ctrl-C",
     "make": "sets up or runs for minutes",
     "activate": "is for a terminal",
     "pytest": "is a test run itself",

@@ -126,15 +126,12 @@ def make_app(service: Service, access: Access) -> Starlette:
 
 async def _http_error(http: Http, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
-    path, sentences = (
-        http.url.path,
-        {
-            404: "this path does not exist; docs/editors.md lists those that do.",
-            405: f"{http.method} is not allowed here; use another method.",
-        },
-    )
+    sentences = {
+        404: "this path does not exist; docs/editors.md lists those that do.",
+        405: f"{http.method} is not allowed here; use another method.",
+    }
     sentence = sentences.get(error.status_code, f"{error.detail}.")
-    response = error_response(path, error.status_code, sentence)
+    response = error_response(http.url.path, error.status_code, sentence)
     response.headers.update(error.headers or {})
     return response
 

@@ -147,8 +147,10 @@ def check_model(service: Service, name: str) -> None:
         raise Refused(f"the model {name[:99]!r} is not here; ask for {service.name!r}.", 404)
 
 
-async def read_body(http: Http, service: Service, kind: type[T]) -> T:
-    """The body as a struct; anything else in it is refused with a sentence."""
+async def read_body(
+    http: Http, service: Service, kind: type[T], unsupported: Sequence[str] = ()
+) -> T:
+    """The body as a struct; refuses other values, and fields that nothing here would honour."""
     body = await _body(http)
     if service.log_prompts:
         log.info(f"{http.url.path} {printable(body.decode('utf-8', 'replace'))}")
@@ -156,6 +158,9 @@ async def read_body(http: Http, service: Service, kind: type[T]) -> T:
         fields = msgspec.json.decode(body)
         if not isinstance(fields, dict):
             raise Refused("the body is not a JSON object.")
+        for name in unsupported:
+            if fields.get(name):
+                raise Refused(f"{name} is not supported; leave it out.")
         return msgspec.convert(_given(fields), type=kind)
     except msgspec.ValidationError as error:
         raise Refused(f"the request is not as expected: {error}.") from None

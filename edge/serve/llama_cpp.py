@@ -29,21 +29,20 @@ from edge.serve.http import (
     whole_answers,
 )
 from edge.serve.request import (
-    MOST_ANSWERS,
+    AnswerCount,
+    AnswerFields,
     End,
     Event,
     Hole,
     Piece,
     Refused,
-    Request,
-    SamplingFields,
     SentMessage,
     Text,
     Token,
     Usage,
-    check_unsupported,
-    checked_stop,
 )
+
+UNSUPPORTED = ("grammar", "json_schema")
 
 
 class Extra(Struct):
@@ -59,17 +58,14 @@ class Extra(Struct):
         return self.time if isinstance(self.time, list) else [self.time]
 
 
-class Common(SamplingFields):
+class Common(AnswerFields):
     """Fields of /infill and /completion."""
 
     n_predict: Annotated[int, Meta(ge=-2)] = -1
-    stop: str | list[str] = ""
     stream: bool = False
-    n_cmpl: Annotated[int, Meta(ge=1, le=MOST_ANSWERS)] = 1
+    n_cmpl: AnswerCount = 1
     t_max_predict_ms: float = 0
     response_fields: list[str] | None = None
-    grammar: str = ""
-    json_schema: Any = None
 
 
 class Infill(Common):
@@ -168,14 +164,14 @@ async def _metrics(http: Http, service: Service) -> Response:
 
 
 async def _infill(http: Http, service: Service) -> Response:
-    body = await read_body(http, service, Infill)
+    body = await read_body(http, service, Infill, UNSUPPORTED)
     files = tuple(extra.text for extra in sorted(body.input_extra, key=lambda e: e.age))
     hole = Hole(body.input_prefix + body.prompt, body.input_suffix, files)
     return await _answered(http, service, body, hole, MAX_TOKENS)
 
 
 async def _completion(http: Http, service: Service) -> Response:
-    body = await read_body(http, service, Completion)
+    body = await read_body(http, service, Completion, UNSUPPORTED)
     parts = (body.prompt,) if isinstance(body.prompt, str) else tuple(body.prompt)
     return await _answered(http, service, body, Text(parts), None)
 
@@ -183,15 +179,10 @@ async def _completion(http: Http, service: Service) -> Response:
 async def _answered(
     http: Http, service: Service, body: Common, prompt: Hole | Text, most: int | None
 ) -> Response:
-    check_unsupported(body, "grammar", "json_schema")
-    request = Request(
-        prompt=prompt,
-        max_tokens=most if body.n_predict < 0 else body.n_predict,
-        samplings=body.samplings(prompt, body.n_cmpl, service.context_tokens),
-        stop=checked_stop(body.stop),
-        ignores_stop_tokens=body.ignore_eos,
-        max_predict_s=body.t_max_predict_ms / 1e3 if body.t_max_predict_ms > 0 else None,
-    )
+    asked = most if body.n_predict < 0 else body.n_predict
+    limit_s = body.t_max_predict_ms / 1e3 if body.t_max_predict_ms > 0 else None
+    context_tokens = service.context_tokens
+    request = body.request(prompt, asked, context_tokens, body.n_cmpl, max_predict_s=limit_s)
     if body.stream:
         events = await begun(http, service, request)
         return sse_response(http.url.path, _stream(events, service, body))

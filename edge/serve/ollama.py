@@ -36,19 +36,7 @@ from edge.serve.http import (
     route,
     whole_answers,
 )
-from edge.serve.request import (
-    Chat,
-    End,
-    Event,
-    Hole,
-    Prompt,
-    Request,
-    SamplingFields,
-    SentMessage,
-    Text,
-    check_unsupported,
-    checked_stop,
-)
+from edge.serve.request import AnswerFields, Chat, End, Event, Hole, Prompt, SentMessage, Text
 
 # Whose routes these are: clients refuse versions that are too old for them.
 VERSION = "0.12.0"
@@ -59,11 +47,10 @@ UNSUPPORTED = ("format", "tools", "think", "images", "context")
 Said = Callable[[str], dict[str, Any]]
 
 
-class Options(SamplingFields):
+class Options(AnswerFields):
     """Settings of an answer."""
 
     num_predict: Annotated[int, Meta(ge=-2)] = -1
-    stop: str | list[str] = ""
 
 
 class Common(Struct):
@@ -72,11 +59,6 @@ class Common(Struct):
     model: str = ""
     stream: bool = True
     options: Options = field(default_factory=Options)
-    format: Any = None
-    tools: Any = None
-    think: Any = None
-    images: Any = None
-    context: Any = None
 
 
 class Generate(Common):
@@ -141,7 +123,6 @@ async def _show(http: Http, service: Service) -> Response:
         {
             "template": FIM_TEMPLATE if fills else PLAIN_TEMPLATE,
             "parameters": f"num_ctx {service.context_tokens}",
-            "modelfile": f"FROM {service.name}",
             "details": listed["details"],
             "model_info": {
                 "general.architecture": family,
@@ -167,10 +148,8 @@ def _about(path: Path) -> dict[str, Any]:
     # Reading gigabytes for a digest of the content would keep editors waiting.
     digest = hashlib.sha256(f"{path} {size} {changed}".encode()).hexdigest()
     details = {
-        "parent_model": "",
         "format": kind,
         "family": family,
-        "families": [family],
         "parameter_size": "",
         "quantization_level": precision,
     }
@@ -190,13 +169,13 @@ def _facts(path: Path) -> tuple[str, str, str]:
 
 
 async def _generate(http: Http, service: Service) -> Response:
-    body = await read_body(http, service, Generate)
+    body = await read_body(http, service, Generate, UNSUPPORTED)
     prompt = _prompt(body, service.queue.engine)
     return await _answered(http, service, body, prompt, lambda text: {"response": text})
 
 
 async def _chat(http: Http, service: Service) -> Response:
-    body = await read_body(http, service, ChatBody)
+    body = await read_body(http, service, ChatBody, UNSUPPORTED)
     prompt = Chat(tuple(message.message() for message in body.messages)) if body.messages else None
 
     def said(text: str) -> dict[str, Any]:
@@ -222,17 +201,11 @@ async def _answered(
 ) -> Response:
     begin_ns = time.monotonic_ns()
     check_model(service, body.model)
-    check_unsupported(body, *UNSUPPORTED)
     if prompt is None:
         return json_response({**_head(service), **said(""), "done": True, "done_reason": "load"})
-    most = MAX_TOKENS if isinstance(prompt, Hole) else None
-    request = Request(
-        prompt=prompt,
-        max_tokens=most if body.options.num_predict < 0 else body.options.num_predict,
-        samplings=body.options.samplings(prompt, 1, service.context_tokens),
-        stop=checked_stop(body.options.stop),
-        ignores_stop_tokens=body.options.ignore_eos,
-    )
+    options, most = body.options, MAX_TOKENS if isinstance(prompt, Hole) else None
+    asked = most if options.num_predict < 0 else options.num_predict
+    request = options.request(prompt, asked, service.context_tokens)
     if body.stream:
         events = await begun(http, service, request)
         return ndjson_response(http.url.path, _stream(events, service, said, begin_ns))

@@ -29,27 +29,26 @@ from edge.serve.http import (
     whole_answers,
 )
 from edge.serve.request import (
-    MOST_ANSWERS,
+    AnswerCount,
+    AnswerFields,
     Chat,
     End,
     Event,
     Hole,
     Prompt,
     Refused,
-    Request,
-    SamplingFields,
     SentMessage,
     Text,
     Token,
     Usage,
-    check_unsupported,
-    checked_stop,
 )
 
 COMPLETION_TOKENS = 16  # OpenAI's default
 MOST_LOGPROBS = 20
 UNSUPPORTED = ("echo", "frequency_penalty", "presence_penalty", "logit_bias", "tools", "functions")
+TokenCount = Annotated[int, Meta(ge=-1)]
 LogprobCount = Annotated[int, Meta(ge=0, le=MOST_LOGPROBS)]
+Json = dict[str, Any]
 
 
 class StreamOptions(Struct):
@@ -64,21 +63,14 @@ class ResponseFormat(Struct):
     type: Literal["text"] = "text"
 
 
-class Common(SamplingFields):
+class Common(AnswerFields):
     """Fields of all completions; max_tokens of -1 goes on to the end of the context."""
 
     model: str = ""
-    max_tokens: Annotated[int, Meta(ge=-1)] | None = None
-    stop: str | list[str] = ""
-    n: Annotated[int, Meta(ge=1, le=MOST_ANSWERS)] = 1
+    max_tokens: TokenCount | None = None
+    n: AnswerCount = 1
     stream: bool = False
     stream_options: StreamOptions = field(default_factory=StreamOptions)
-    echo: Any = None
-    frequency_penalty: Any = None
-    presence_penalty: Any = None
-    logit_bias: Any = None
-    tools: Any = None
-    functions: Any = None
 
 
 class Completion(Common):
@@ -94,7 +86,7 @@ class ChatCompletion(Common):
     """A conversation."""
 
     messages: list[SentMessage] = field(default_factory=list)
-    max_completion_tokens: Annotated[int, Meta(ge=-1)] | None = None
+    max_completion_tokens: TokenCount | None = None
     logprobs: bool = False
     top_logprobs: LogprobCount = 0
     response_format: ResponseFormat = field(default_factory=ResponseFormat)
@@ -119,7 +111,7 @@ async def _model(http: Http, service: Service) -> Response:
     return json_response(_described(service))
 
 
-def _described(service: Service) -> dict[str, Any]:
+def _described(service: Service) -> Json:
     return {
         "id": service.name,
         "object": "model",
@@ -130,7 +122,7 @@ def _described(service: Service) -> dict[str, Any]:
 
 
 async def _completion(http: Http, service: Service) -> Response:
-    body = await read_body(http, service, Completion)
+    body = await read_body(http, service, Completion, UNSUPPORTED)
     words = Words(service, is_chat=False, logprobs=body.logprobs)
     if body.suffix is not None:
         return await _answered(http, service, body, words, _hole(body), MAX_TOKENS)
@@ -138,13 +130,13 @@ async def _completion(http: Http, service: Service) -> Response:
 
 
 async def _fim(http: Http, service: Service) -> Response:
-    body = await read_body(http, service, Completion)
+    body = await read_body(http, service, Completion, UNSUPPORTED)
     words = Words(service, is_chat=True)
     return await _answered(http, service, body, words, _hole(body), MAX_TOKENS)
 
 
 async def _chat(http: Http, service: Service) -> Response:
-    body = await read_body(http, service, ChatCompletion)
+    body = await read_body(http, service, ChatCompletion, UNSUPPORTED)
     words = Words(service, True, body.top_logprobs if body.logprobs else None)
     prompt = Chat(tuple(message.message() for message in body.messages))
     if body.max_tokens is None:
@@ -182,46 +174,40 @@ class Words:
             "model": service.name,
         }
 
-    def whole(self, answers: Sequence[Answer]) -> dict[str, Any]:
+    def whole(self, answers: Sequence[Answer]) -> Json:
         kind = "chat.completion" if self._is_chat else "text_completion"
         choices = [self._whole(answer) for answer in answers]
         usage = usage_fields(*(answer.end.usage for answer in answers))
         return {**self._head, "object": kind, "choices": choices, "usage": usage}
 
-    def chunk(self, *choices: dict[str, Any], **more: Any) -> dict[str, Any]:
+    def chunk(self, *choices: Json, **more: Any) -> Json:
         kind = "chat.completion.chunk" if self._is_chat else "text_completion"
         return {**self._head, "object": kind, "choices": choices, **more}
 
-    def delta(self, event: Event, is_first: bool) -> dict[str, Any]:
+    def delta(self, event: Event, is_first: bool) -> Json:
         """A choice of a chunk: the next piece, or the end, of an answer."""
         said = {"role": "assistant"} if is_first else {}
         if isinstance(event, End):
-            return self._choice(event.index, "", "delta", said, (), event.reason)
+            return self._choice(event.index, "", {"delta": said}, (), event.reason)
         said["content"] = event.text
-        return self._choice(event.index, event.text, "delta", said, event.tokens, None)
+        return self._choice(event.index, event.text, {"delta": said}, event.tokens)
 
-    def _whole(self, answer: Answer) -> dict[str, Any]:
-        said = {"role": "assistant", "content": answer.text}
-        end = answer.end
-        return self._choice(end.index, answer.text, "message", said, answer.tokens, end.reason)
+    def _whole(self, answer: Answer) -> Json:
+        end, said = answer.end, {"role": "assistant", "content": answer.text}
+        return self._choice(end.index, answer.text, {"message": said}, answer.tokens, end.reason)
 
     def _choice(
-        self,
-        index: int,
-        text: str,
-        name: str,
-        said: dict[str, str],
-        tokens: Sequence[Token],
-        reason: str | None,
-    ) -> dict[str, Any]:
+        self, index: int, text: str, said: Json, tokens: Sequence[Token], reason: str | None = None
+    ) -> Json:
+        """A choice with what is `said` in a chat, with the text elsewhere."""
         return {
             "index": index,
-            **({name: said} if self._is_chat else {"text": text}),
+            **(said if self._is_chat else {"text": text}),
             "logprobs": None if self.logprobs is None else self._described(tokens),
             "finish_reason": reason,
         }
 
-    def _described(self, tokens: Sequence[Token]) -> dict[str, Any]:
+    def _described(self, tokens: Sequence[Token]) -> Json:
         if self._is_chat:
             return {"content": [_token(token) for token in tokens], "refusal": None}
         return {
@@ -231,12 +217,12 @@ class Words:
         }
 
 
-def _token(token: Token) -> dict[str, Any]:
+def _token(token: Token) -> Json:
     top = [_logprob(text, value) for _, text, value in token.top]
     return {**_logprob(token.text, token.logprob), "top_logprobs": top}
 
 
-def _logprob(text: str, value: float) -> dict[str, Any]:
+def _logprob(text: str, value: float) -> Json:
     return {"token": text, "logprob": value, "bytes": list(text.encode())}
 
 
@@ -244,16 +230,10 @@ async def _answered(
     http: Http, service: Service, body: Common, words: Words, prompt: Prompt, most: int | None
 ) -> Response:
     check_model(service, body.model)
-    check_unsupported(body, *UNSUPPORTED)
-    asked = most if body.max_tokens is None else body.max_tokens
-    request = Request(
-        prompt=prompt,
-        max_tokens=None if asked == -1 else asked,
-        samplings=body.samplings(prompt, body.n, service.context_tokens),
-        stop=checked_stop(body.stop),
-        logprobs=words.logprobs,
-        ignores_stop_tokens=body.ignore_eos,
-    )
+    if body.max_tokens is not None:
+        most = None if body.max_tokens == -1 else body.max_tokens
+    context_tokens, logprobs = service.context_tokens, words.logprobs
+    request = body.request(prompt, most, context_tokens, body.n, logprobs=logprobs)
     if body.stream:
         events = await begun(http, service, request)
         has_usage = body.stream_options.include_usage
@@ -264,17 +244,16 @@ async def _answered(
 
 async def _stream(
     events: AsyncGenerator[Event, None], words: Words, has_usage: bool
-) -> AsyncGenerator[dict[str, Any], None]:
+) -> AsyncGenerator[Json, None]:
     usages: list[Usage] = []
     is_first = True
     async with aclosing(events):
         async for event in events:
-            is_end = isinstance(event, End)
             if isinstance(event, End):
                 usages.append(event.usage)
             elif not event.text and (words.logprobs is None or not event.tokens):
                 continue
             yield words.chunk(words.delta(event, is_first))
-            is_first = is_end
+            is_first = isinstance(event, End)
     if has_usage:
         yield words.chunk(usage=usage_fields(*usages))

@@ -6,7 +6,7 @@ pieces of text and one `End`.
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import msgspec
 from msgspec import Meta
@@ -19,7 +19,7 @@ from edge.tokenizer.fim_tokens import FIM_NAMES
 # Where the client gives none, and nothing is filled in; llama-server's and Ollama's.
 TEMPERATURE = 0.8
 RANDOM_SEED = 2**32 - 1  # and -1
-MOST_ANSWERS = 16
+AnswerCount = Annotated[int, Meta(ge=1, le=16)]
 # Each piece of text is searched for every one of them.
 MOST_STOPS, LONGEST_STOP = 64, 1000
 
@@ -175,8 +175,8 @@ class End:
 Event = Piece | End
 
 
-class SamplingFields(msgspec.Struct):
-    """Sampling as clients send it; names and defaults are llama-server's."""
+class AnswerFields(msgspec.Struct):
+    """Sampling and stops as clients send them; names and defaults are llama-server's."""
 
     temperature: float | None = None
     top_k: int = 40
@@ -185,9 +185,28 @@ class SamplingFields(msgspec.Struct):
     repeat_penalty: float = 1.0
     repeat_last_n: Annotated[int, Meta(ge=-1)] = 64
     seed: Annotated[int, Meta(ge=-1)] = -1
+    stop: str | list[str] = ""
     ignore_eos: bool = False
 
-    def samplings(self, prompt: Prompt, count: int, context_tokens: int) -> tuple[Sampling, ...]:
+    def request(
+        self,
+        prompt: Prompt,
+        max_tokens: int | None,
+        context_tokens: int,
+        count: int = 1,
+        **more: Any,
+    ) -> Request:
+        """A request for `count` answers; `more` are its other fields."""
+        return Request(
+            prompt=prompt,
+            max_tokens=max_tokens,
+            samplings=self._samplings(prompt, count, context_tokens),
+            stop=checked_stop(self.stop),
+            ignores_stop_tokens=self.ignore_eos,
+            **more,
+        )
+
+    def _samplings(self, prompt: Prompt, count: int, context_tokens: int) -> tuple[Sampling, ...]:
         """Those of `count` answers, each with a seed of its own.
 
         Without a temperature the first answer of an infill is greedy, all else is drawn.
@@ -218,16 +237,9 @@ def fills_in(prompt: Prompt) -> bool:
     return any(name in text for text in texts for name in FIM_NAMES)
 
 
-def check_unsupported(body: msgspec.Struct, *names: str) -> None:
-    """Refuses a field that asks for what no answer here has."""
-    for name in names:
-        if getattr(body, name):
-            raise Refused(f"{name} is not supported; leave it out.")
-
-
-def checked_stop(stop: str | Sequence[str] | None) -> tuple[str, ...]:
-    """Stop strings as clients give them: one, several, or none; empty ones are left out."""
-    found = (stop,) if isinstance(stop, str) else tuple(stop or ())
+def checked_stop(stop: str | Sequence[str]) -> tuple[str, ...]:
+    """Stop strings as clients give them, one or several; empty ones are left out."""
+    found = (stop,) if isinstance(stop, str) else tuple(stop)
     if len(found) > MOST_STOPS or any(len(text) > LONGEST_STOP for text in found):
         raise Refused(
             f"stop has more than {MOST_STOPS} strings or one of more than {LONGEST_STOP} "

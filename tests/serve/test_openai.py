@@ -57,10 +57,11 @@ def test_a_suffix_is_an_infill(client):
     chunks = client.events("/v1/fim/completions", {**body, "stream": True})
     deltas = [chunk["choices"][0]["delta"] for chunk in chunks]
     assert "".join(delta.get("content", "") for delta in deltas) == whole
-    several = client.json("/v1/completions", {**body, "n": 3, "seed": 1})
-    assert texts(several)[0] == whole and len(several["choices"]) == 3
-    assert several == {**client.json("/v1/completions", {**body, "n": 3, "seed": 1}),
-                       "id": several["id"], "usage": several["usage"]}  # fmt: skip
+    several, again = (
+        client.json("/v1/completions", {**body, "n": 3, "seed": 1})["choices"] for _ in range(2)
+    )
+    assert several[0]["text"] == whole and several == again
+    assert [choice["index"] for choice in several] == [0, 1, 2]
 
 
 def test_a_prompt_can_be_a_list_of_one_or_ids(client):
@@ -160,7 +161,6 @@ def test_our_own_benchmark_measures_the_server(client, tmp_path):
         assert main(["bench", "--server", url, *words, *more]) == 0
     (path,) = tmp_path.glob("*.json")
     (row,) = read(path).rows
-    assert all(35 < trial.prompt_tokens < 45 for trial in row.trials)
     assert {count for trial in row.trials for count in trial.pass_tokens} == {8}
 
 
