@@ -209,6 +209,10 @@ def test_answers_carry_their_energy(serving, scripted):
         name = "edge:energy_joules_total"
         spent_j = [metrics[f'{name}{{boundary="CPU",phase="{p}"}}'] for p in ("prefill", "decode")]
         assert sum(spent_j) == pytest.approx(sum(each["usage"]["energy_j"] for each in answers))
+        said = client.json("/v1/completions", {"prompt": "x", "n": 2})["usage"]
+        last = client.json("/api/generate", {"prompt": "x", "raw": True, "stream": False})
+        for fields in (said, last):
+            assert fields["energy_j"] > 0 and fields["energy_boundary"] == "CPU"
 
 
 def test_metrics_count_finished_answers_and_who_waits(serving, scripted):
