@@ -54,7 +54,7 @@ def hostile(demo_out, tmp_path):
     return folder
 
 
-SAMPLED = ("-n", "60", "--temperature", "3", "--seed", "1")
+SAMPLED = ("-n", "60", "--temperature", "9", "--top-p", "1", "--seed", "2")
 
 
 @pytest.mark.parametrize(

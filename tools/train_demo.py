@@ -9,11 +9,11 @@ Run by a maintainer; edge itself never imports PyTorch. RUN gets a checkpoint ev
 from which the same command continues, and in RUN/export the demo's folder as of then. While the
 file RUN/PAUSE exists, training sleeps.
 
-Recipe: byte-level BPE; 45 % holes as an editor leaves them, 35 % code, 20 % dialogues in ChatML
-(tools/demo/samples.py); short contexts first. Matrices are trained with Muon, the rest with AdamW.
-`--start` takes an earlier demo's weights; a token that its vocabulary lacks begins as the mean of
-the tokens that spell it. Each worker is one thread: on shared cores they wait for each other once
-per step, not once per operation.
+Recipe: byte-level BPE; holes as an editor leaves them, code, dialogues in ChatML and copies
+(tools/demo/samples.py has the shares); short contexts first. Matrices are trained with Muon, the
+rest with AdamW. `--start` takes an earlier demo's weights; a token that its vocabulary lacks begins
+as the mean of the tokens that spell it. Each worker is one thread: on shared cores they wait for
+each other once per step, not once per operation.
 """
 
 from __future__ import annotations
@@ -38,10 +38,10 @@ from torch import multiprocessing
 
 CONTEXT = 1024
 # Share of the time from which contexts have this length.
-LENGTHS = ((0.0, 256), (0.5, 512), (0.92, 1024))
+LENGTHS = ((0.0, 256), (0.6, 512), (0.88, 1024))
 STEP_TOKENS = 4096
 HOLD = 0.7  # of the time at the full learning rate; then it falls linearly
-CHECKPOINT_S, REPORT_STEPS = 600, 20
+CHECKPOINT_S, REPORT_STEPS = 400, 40
 COUNTS = ("seconds", "steps", "tokens")
 
 # Published spelling of the family's configs (rope keys at the top level).

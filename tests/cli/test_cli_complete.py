@@ -15,7 +15,7 @@ KEYS = {
     "text", "prompt_tokens", "reused_tokens", "generated_tokens", "ttft_s", "total_s",
     "decode_tok_s", "stopped_by",
 }  # fmt: skip
-LONG = ("--prefix", "import os\nimport ", "--no-stop-rules", "-n", "30")
+LONG = ("--prefix", "#include <stdio.h>\n\n", "--no-stop-rules", "-n", "30")
 
 
 @pytest.fixture
@@ -27,7 +27,7 @@ def test_only_the_middle_is_printed_and_json_has_the_same_text(complete, tmp_pat
     (tmp_path / "a.py").write_text("for key, value in d.():\n    print(key, value)\n")
     done = complete(f"{tmp_path / 'a.py'}:1:21", "--order", "spm")
     assert done == (0, "items", "")
-    words = ("--prefix", "import os\r\nimport ", "-n", "12")
+    words = ("--prefix", "#include <stdio.h>\r\n\r\n", "-n", "12")
     document = json.loads(complete(*words, "-o", "json")[1])
     assert set(document) == KEYS
     assert "\r\n" in document["text"]

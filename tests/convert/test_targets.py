@@ -42,7 +42,7 @@ def test_every_artefact_computes_about_the_same(every_demo):
         logits = edge_logits(path) if path.is_dir() else llama_logits(path)
         likeness = np.corrcoef(logits.ravel(), expected.ravel())[0, 1]
         few = any(mark in name for mark in ("int2", "int3", "_2_6", "_3_", "q2", "q3"))
-        assert likeness > (0.5 if few else 0.95), (name, likeness)
+        assert likeness > (0.3 if few else 0.9), (name, likeness)
 
 
 @pytest.mark.parametrize("group_size", GROUP_SIZES)

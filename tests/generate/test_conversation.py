@@ -31,7 +31,7 @@ def chat(loaded):
 def test_the_prompt_is_the_template_of_the_whole_conversation(loaded):
     chat = Conversation(*loaded, system="Be short.")
     for question in ("one", "two <|im_end|>", "three"):
-        ids, _, answer = asked(chat, question, sampling=DRAWN, max_tokens=7)
+        ids, _, answer = asked(chat, question, sampling=WILD, max_tokens=7)
         assert answer
         assert chat.messages[0] == Message("system", "Be short.")
         assert chat.messages[-2:] == (Message("user", question), Message("assistant", answer, True))
@@ -136,7 +136,7 @@ def test_every_answer_is_that_of_a_fresh_generation(loaded, steps, penalty):
 
 def test_only_the_next_question_is_computed(loaded):
     chat = Conversation(*loaded, system="Be short.")
-    ids, generated, _ = asked(chat, "x", sampling=DRAWN, max_tokens=9)
+    ids, generated, _ = asked(chat, "x", sampling=WILD, max_tokens=9)
     assert chat.reused_tokens == 0
     asked(chat, "y", max_tokens=1)
     assert chat.reused_tokens == len(ids) + len(generated) - 1
@@ -177,7 +177,7 @@ def test_the_last_question_may_take_the_room_of_the_answer(short):
     chat = Conversation(*short, system="Be short.")
     for _ in range(2):
         asked(chat, "a b" * 40, sampling=WILD, max_tokens=4)
-    ids, generated, _ = asked(chat, "a b" * 200, sampling=WILD)
+    ids, generated, _ = asked(chat, "a b" * 100, sampling=WILD)
     assert CONTEXT * 3 / 4 < len(ids) < CONTEXT
     assert chat.dropped_turns == 2
     assert len(ids) + len(generated) == CONTEXT

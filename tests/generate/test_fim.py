@@ -12,6 +12,7 @@ from edge.generate.fim import LEAST_CHARACTERS, Completer, fit, near_end
 from edge.generate.sampling import Sampling
 
 CARD = ("for key, value in d.", "():\n    print(key, value)\n")
+END = ("def f(x):\n    if x > 0:\n        return x\n", "")
 HOLE = ("import os\n\ndef f(path):\n    ", "\n    return x\n")
 
 
@@ -69,7 +70,7 @@ def test_figures_and_the_reason_of_the_end(completer):
     assert 0 < done.ttft_s <= done.total_s and done.decode_tok_s > 0
     done = completer.complete("import ", "", max_tokens=3, stop_rules=False)
     assert (done.generated_tokens, done.stopped_by) == (3, "length")
-    ruled, free = completer.complete(*HOLE), completer.complete(*HOLE, stop_rules=False)
+    ruled, free = (completer.complete(*END, order="spm", stop_rules=r) for r in (True, False))
     assert ruled.stopped_by == "blank line"
     assert free.stopped_by in ("stop token", "length")
     assert free.text.startswith(ruled.text + "\n\n")
@@ -126,8 +127,8 @@ def test_the_stream_adds_up_to_the_middle(completer, prefix, suffix, options):
 
 
 def test_a_crlf_file_gets_a_crlf_middle(completer, prompts):
-    lf = completer.complete("import os\nimport ", max_tokens=12)
-    crlf = completer.complete("import os\r\nimport ", max_tokens=12)
+    lf = completer.complete("#include <stdio.h>\n\n", max_tokens=12)
+    crlf = completer.complete("#include <stdio.h>\r\n\r\n", max_tokens=12)
     assert prompts()[0] == prompts()[1]
     assert "\n" in lf.text
     assert crlf.text == lf.text.replace("\n", "\r\n")

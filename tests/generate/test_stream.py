@@ -16,13 +16,14 @@ from edge.generate.stream import Stats, StopScanner, generate, stop_ids, stream_
 from tests.support.talk import ids_of, joined
 
 PROMPT = "    for i in range(10):\n        print("
+GREETING = "<|im_start|>user\nHello<|im_end|>\n<|im_start|>assistant\n"
 
 
 def test_a_stop_token_ends_the_text_and_is_not_in_it(loaded):
-    ids = list(generate_tokens(loaded[0], loaded[1].encode(PROMPT), max_tokens=200))
+    ids = list(generate_tokens(loaded[0], loaded[1].encode(GREETING), max_tokens=200))
     shown = list(itertools.takewhile(lambda i: i not in stop_ids(loaded[1]), ids))
     assert 3 <= len(shown) < len(ids)
-    events = list(stream_generate(*loaded, PROMPT, max_tokens=200))
+    events = list(stream_generate(*loaded, GREETING, max_tokens=200))
     assert ids_of(events) == ids[: len(shown) + 1]
     assert joined(events) == loaded[1].decode(shown)
     last = events[-1]

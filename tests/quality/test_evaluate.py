@@ -249,7 +249,7 @@ def test_broken_artefact_has_no_or_finite_figures():
 
 
 def test_worst_positions_are_sorted_and_in_context():
-    text = "import os\n\n\ndef f(x):\n\treturn os.path.join(x, '\x1b[31m')\n" * 6
+    text = "\x1b\x1b\x1bimport os\n\n\ndef f(x):\n\treturn os.path.join(x, '\x1b[31m')\n" * 6
     tokenizer = Tokenizer.load(DEMO_PATH)
     cut = make_windows([SourceText("x", text)], tokenizer, "x", P + 1, N * (P + 1))
     cut.scored[:, 3:] = False

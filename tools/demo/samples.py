@@ -1,8 +1,8 @@
 """What the demo is trained on: rows of packed samples with weights.
 
-A sample is a piece of code, a piece of code with a hole, or a dialogue. Holes are cut as an editor
-and `edge eval --fim` cut them; prefix, suffix and middle are encoded one by one, as
-`edge.generate.fim` does. Samples of a row do not see each other.
+A sample is a piece of code, a piece of code with a hole, a dialogue, or a copy of something. Holes
+are cut as an editor and `edge eval --fim` cut them; prefix, suffix and middle are encoded one by
+one, as `edge.generate.fim` does. Samples of a row do not see each other.
 """
 
 from __future__ import annotations
@@ -18,16 +18,18 @@ import numpy as np
 from tokenizers import Tokenizer
 
 END = 0  # <|endoftext|>
-SHARES = {"hole": 0.68, "code": 0.12, "dialogue": 0.20}  # of tokens
+# Of samples. Copies teach attention to find what came before, which holes need.
+SHARES = {"hole": 0.70, "code": 0.13, "dialogue": 0.11, "copy": 0.06}
 LANGUAGES = {
     "python": 0.34, "javascript": 0.15, "typescript": 0.11, "rust": 0.13, "go": 0.10, "c": 0.09,
     "cpp": 0.04, "java": 0.03, "shell": 0.01,
 }  # fmt: skip
 FIM = ("<fim_prefix>", "<fim_middle>", "<fim_suffix>")
-HOLES = {"in line": 50, "rest of line": 20, "line": 12, "expression": 10, "block": 8}
-SPM_SHARE = 0.3
+HOLES = {"in line": 62, "rest of line": 14, "line": 10, "expression": 9, "block": 5}
+SPM_SHARE = 0.8
+LONG_SHARE = 0.2  # of holes, with as much text around them as fits
 # Weights of tokens in the loss: few tokens of a sample are what it is for.
-CONTEXT, MIDDLE, QUESTION, ANSWER = 0.5, 3.0, 0.3, 1.5
+CONTEXT, MIDDLE, MIDDLE_END, QUESTION, ANSWER = 0.4, 3.0, 5.0, 0.3, 1.5
 EXPRESSION = re.compile(
     r"(?<=[=(,\[{] )\S[^\n]*?(?=[,)\]};\n])"  # a value, or an argument after the first
     r"|(?<=[(\[{])[^\s()\[\]{}][^\n]*?(?=[)\]}])"  # what is in brackets
@@ -62,7 +64,7 @@ class Samples:
             kind = self.rng.choices(list(SHARES), list(SHARES.values()))[0]
             if kind == "dialogue" and not self.dialogues:
                 kind = "hole"
-            sample = {"hole": self.hole, "dialogue": self.dialogue}.get(kind, self.code)(length)
+            sample = getattr(self, kind)(length)
             if len(sample[0]) > room:
                 if kind != "code" and room > 48:
                     continue
@@ -81,6 +83,17 @@ class Samples:
         ids = [*self.tokenizer.encode(text[at : at + most]).ids[:room], END]
         return ids, [1.0] * len(ids)
 
+    def copy(self, room: int) -> Sample:
+        """A short piece of code, or ids without a meaning, twice or three times."""
+        length = self.rng.randint(6, room // 4)
+        if self.rng.random() < 0.4:
+            ids = self.rng.choices(range(self.tokenizer.get_vocab_size()), k=length)
+        else:
+            ids = self.code(length)[0][:length]
+        again = self.rng.randint(1, 2)
+        weights = [0.0] * (2 + len(ids)) + [1.0] * (len(ids) * again - 1)
+        return [END, *ids * (1 + again)], weights
+
     def hole(self, room: int) -> Sample:
         """A piece with a hole: prefix, suffix and middle in one of the two orders."""
         while True:
@@ -89,14 +102,16 @@ class Samples:
             if text[begin:end].strip():
                 break
         # Often next to nothing, so that what goes on where the prefix ended is learnt nearby.
-        before = self._length(8, room * CHARACTERS_PER_TOKEN * 0.7)
-        after = self._length(1, room * CHARACTERS_PER_TOKEN * 0.35) - 1
+        before, after = (room * CHARACTERS_PER_TOKEN * share for share in (0.6, 0.25))
+        if self.rng.random() >= LONG_SHARE:
+            before, after = self._length(8, before), self._length(1, after) - 1
+        before, after = int(before), int(after)
         prefix, suffix = text[max(0, begin - before) : begin], text[end : end + after]
         a, m, s = (self.tokenizer.encode(t).ids for t in (prefix, text[begin:end], suffix))
         pre, mid, suf = map(self.tokenizer.token_to_id, FIM)
         heads = [pre, *a, suf, *s, mid], [pre, suf, *s, mid, *a]
         head = heads[self.rng.random() < SPM_SHARE]
-        return [*head, *m, END], [CONTEXT] * len(head) + [MIDDLE] * (len(m) + 1)
+        return [*head, *m, END], [CONTEXT] * len(head) + [MIDDLE] * len(m) + [MIDDLE_END]
 
     def dialogue(self, room: int) -> Sample:
         """Turns in ChatML; the answers count more than the questions."""
