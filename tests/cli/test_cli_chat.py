@@ -93,7 +93,8 @@ def test_bad_input_is_one_error_line(command, words, stdin, sentence):
 @pytest.fixture
 def running():
     """A process with a long answer, whose first byte was read."""
-    words = ("-p", "def f(x):\n    return", "--temperature", "9", "--top-p", "1", "--seed", "1")
+    wildly = ("--temperature", "9", "--top-p", "1", "--top-k", "0", "--seed", "1")
+    words = ("-p", "def f(x):\n    return", *wildly)
     process = subprocess.Popen(
         [sys.executable, "-m", "edge", "chat", *words],
         env=ENVIRONMENT,
