@@ -18,7 +18,16 @@ from tests.support.terminal import Terminal
 ROOT = Path(__file__).resolve().parents[2]
 QUESTION = "import os"  # has a short answer
 ENDLESS = "def f(x):\n    return"
-WILDLY = ("--temperature", "9", "--top-p", "1", "--top-k", "0", "--seed", "1")  # so that answers do not end
+WILDLY = (
+    "--temperature",
+    "9",
+    "--top-p",
+    "1",
+    "--top-k",
+    "0",
+    "--seed",
+    "1",
+)  # so that answers do not end
 PASTED = f"\x1b[200~{ENDLESS}\x1b[201~"
 SHORT = 24
 HINT = "Ctrl-D or /exit leaves"
