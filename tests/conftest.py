@@ -48,7 +48,15 @@ def _compute_as_on_a_gpu() -> None:
 if os.environ.get("EDGE_TEST_DEVICE") == "as-gpu":
     _compute_as_on_a_gpu()
 
-DEMO_RECIPES = ("mlx-fp16", "mlx-int4", "gguf-f32", "gguf-f16", "gguf-q5_k_m", "gguf-q6_k")
+DEMO_RECIPES = (
+    "mlx-fp16",
+    "mlx-int4",
+    "mlx-int2",
+    "gguf-f32",
+    "gguf-f16",
+    "gguf-q5_k_m",
+    "gguf-q6_k",
+)
 
 
 # A shell without job control starts background jobs with SIGINT ignored, and child processes of

@@ -33,7 +33,7 @@ from edge.profile.profile import Quality, Workload
 from tests.bench.fakes import GATE, FakeClock, FakeEngine, job_of
 from tests.support import tiny
 
-ROWS = ("mlx-fp16", "mlx-int4", "gguf-f16", "gguf-q5_k_m", "gguf-q6_k")
+ROWS = ("mlx-fp16", "mlx-int4", "mlx-int2", "gguf-f16", "gguf-q5_k_m", "gguf-q6_k")
 VOCAB = 4096
 
 
