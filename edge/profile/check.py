@@ -249,6 +249,8 @@ def _reason_findings(row: Row, raw: Mapping[str, Any]) -> Findings:
         yield "reasons", f"is empty, but a row that is {row.verdict} needs a reason."
     if not row.counts:
         return  # its figures may be null: the verdict's reason explains all of them
+    if row.gate is not None and row.gate.share > 1:
+        yield "gate.worst_error", f"is beyond gate.bound, but the row is {row.verdict}."
     for key in [key for key in ABOUT if key in REQUIRED_OF_ROW]:
         if getattr(row, key) is None and row.why_not(key) == NO_REASON:
             yield key, UNEXPLAINED

@@ -7,7 +7,7 @@ import pytest
 
 from edge.errors import EdgeError
 from edge.profile.check import check
-from tests.support.profiles import ROOT, failed_profile, linux_profile, make_profile
+from tests.support.profiles import GATE, ROOT, failed_profile, linux_profile, make_profile
 
 PROFILE = make_profile(artefacts=("mlx-int4", "gguf-q6_k"), generate=32, samples=0)
 
@@ -67,6 +67,7 @@ def test_measured_and_generated_profiles_have_no_faults(tmp_path, maker):
         ("rows.0.bandwidth_fraction", 0.9, "rows[0].bandwidth_fraction", "is 0.9, but rate"),
         ("rows.0.reasons", [], "rows[0].quality", "reasons does not say why"),
         ("rows.0.quality", {"kl_mean": -0.1}, "rows[0].quality.kl_mean", ">="),
+        ("rows.0.gate", {**GATE, "worst_error": 1.0}, "rows[0].gate.worst_error", "is beyond"),
     ],
 )
 def test_faults_have_their_place(tmp_path, place, value, where, words):
