@@ -15,10 +15,10 @@ seeded order; in the others by nothing.
     until     the same, with rounds added until a difference of --percent would show
 
 "real" are experiments of consecutive rounds that share none with another, slowed as they ran; the
-others draw blocks of neighbouring equal rounds and scale the second arm's rates. At 0 % every
-difference that is found is a false alarm; beyond it what is not found is a miss. Intervals are
-Clopper and Pearson's at 95 %; those of replayed experiments do not include that the recorded rounds
-are a sample themselves.
+others draw blocks of neighbouring rounds, undo their slowdown and scale the second arm's rates. At
+0 % every difference that is found is a false alarm; beyond it what is not found is a miss.
+Intervals are Clopper and Pearson's at 95 %; those of replayed experiments do not include that the
+recorded rounds are a sample themselves.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ import edge  # noqa: F401  before MLX, which it prepares
 from apart import write_json
 
 from edge.bench.runner import run_in_turns
-from edge.bench.until import LEAST_ROUNDS
+from edge.bench.until import LEAST_ROUNDS, is_look
 from edge.bench.worker import Job
 from edge.convert.artefacts.manifest import Corrections
 from edge.convert.artefacts.recipes import find_recipe
@@ -177,6 +177,11 @@ class Round:
         means = [statistics.fmean(t[key] for t in arm) for arm in line["arms"]]
         return cls(log, (means[0], means[1]))
 
+    @classmethod
+    def equal(cls, line: dict[str, Any], key: str) -> Round:
+        """The round without the slowdown that its second arm had."""
+        return cls.of(line, key).slowed(1 / (1 + line["slower"]) - 1)
+
     def exchanged(self) -> Round:
         return Round(-self.log, self.means[::-1])
 
@@ -208,7 +213,7 @@ def finds_unpaired(a: Sequence[Round], b: Sequence[Round]) -> bool:
 def until(rounds: Sequence[Round], target: float) -> tuple[bool, int]:
     """What an experiment with --until finds, and the rounds it takes, of those that are given."""
     logs = [each.log for each in rounds]
-    for count in range(LEAST_ROUNDS, len(logs) + 1):
+    for count in filter(is_look, range(len(logs) + 1)):
         limits = paired(logs[:count], UNTIL_CONFIDENCE).interval
         half = (limits[1] - limits[0]) / 2 if limits else math.inf
         if math.expm1(detectable(half, count - 1, UNTIL_CONFIDENCE)) <= target:
@@ -267,7 +272,7 @@ def ways(
 ) -> Iterator[tuple[str, str, list[list[bool]]]]:
     """Each way at each number of rounds: the answers of its experiments for each slowdown."""
     rng = random.Random(f"replay {args.seed}")
-    equal = [Round.of(line, key) for line in lines if line["slower"] == 0]
+    equal = [Round.equal(line, key) for line in lines]
     for count in ROUNDS:
         real = [list(real_experiments(lines, key, slower, count)) for slower in SLOWER]
         yield "paired, real", str(count), [list(map(finds_paired, each)) for each in real]
@@ -355,7 +360,7 @@ def parsed() -> argparse.Namespace:
     replaying.add_argument("file", type=Path)
     replaying.add_argument("--experiments", type=int, default=2000, help="of each kind")
     replaying.add_argument("--percent", type=float, default=3.0, help="of --until")
-    replaying.add_argument("--most-rounds", type=int, default=60, help="of --until")
+    replaying.add_argument("--most-rounds", type=int, default=200, help="of --until")
     replaying.add_argument("--out", type=Path, help="JSON file for the results")
     return parser.parse_args()
 

@@ -27,9 +27,10 @@ def comparison_text(found: Comparison, names: Sequence[str], layout: Layout | No
     notes = [
         *(f"{side}: {printable(name)}, {device}" for side, name, device in sides),
         f"a difference has p < {1 - found.confidence:.2f} (Welch's test on the logarithms of the "
-        f"processes' means) and {found.min_effect:.1%} or more",
+        f"processes' means) and {found.min_effect:.1%} or more; it includes what changed on the "
+        f"machine between the runs, which one run of both (edge bench --baseline or --vs) does not",
         f"detectable: the smallest difference that such data shows {POWER:.0%} of the time; more "
-        f"--rounds make it smaller, and so does one run of both (edge bench --baseline or --vs)",
+        f"--rounds make it smaller",
         *found.remarks,
     ]
     if layout is None:

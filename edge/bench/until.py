@@ -12,6 +12,13 @@ from edge.text import percent
 
 # Before it the spread is too uncertain to stop by, and 97 % intervals need seven.
 LEAST_ROUNDS = 8
+# Of many rounds it looks at every 16th part: each look is another chance of a false alarm.
+LOOKS_PER_DOUBLING = 16
+
+
+def is_look(rounds: int) -> bool:
+    """True where the widths are looked at after so many rounds."""
+    return rounds >= LEAST_ROUNDS and rounds % max(1, rounds // LOOKS_PER_DOUBLING) == 0
 
 
 @dataclass
@@ -32,9 +39,8 @@ class Until:
         rounds = profile.method.processes_per_row or 1
         passed_s = time.monotonic() - self.begin_s
         left, _ = self._worst(profile)
-        return (
-            left is not None and left > self.target and passed_s * (1 + 1 / rounds) < self.limit_s
-        )
+        is_wide = left is not None and (left > self.target or not is_look(rounds))
+        return is_wide and passed_s * (1 + 1 / rounds) < self.limit_s
 
     def _worst(self, profile: Profile) -> tuple[float | None, str]:
         """The largest of the detectable differences, and of what it is; None without a ratio."""

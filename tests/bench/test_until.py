@@ -52,6 +52,15 @@ def test_rounds_are_added_until_every_rate_shows_the_difference_or_time_is_up(
     assert "until a difference of 3.0% shows 95% of the time, for at most 10 min" in rule.plan()
 
 
+def test_many_rounds_are_looked_at_less_often(monkeypatch):
+    monkeypatch.setattr(until.time, "monotonic", lambda: 1.0)
+    narrow = {
+        n: Until(0.03, 600.0, lambda n=n: profile_with(n, (0.01, 0.01)), begin_s=0.0)
+        for n in (31, 33, 34, 100, 102)
+    }
+    assert [n for n, rule in narrow.items() if rule.wants_more()] == [33, 100]
+
+
 @pytest.mark.parametrize("disturbed", [0.0, 0.08])
 def test_looking_after_every_round_keeps_the_error_rates(disturbed):
     """400 experiments, of equal arms and of 3 % difference, with noise for some 15 rounds."""
