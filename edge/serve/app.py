@@ -7,8 +7,10 @@ import logging
 import os
 import signal
 import socket
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from difflib import get_close_matches
 from typing import Any
 
 import uvicorn
@@ -19,17 +21,17 @@ from starlette.middleware import Middleware
 from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import Request as Http
 from starlette.responses import Response
-from starlette.types import ASGIApp, Receive, Scope, Send
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
-from edge.errors import EdgeError
+from edge.errors import EdgeError, printable
 from edge.serve import llama_cpp, ollama, openai
-from edge.serve.http import GRACE_S, Service, error_response, log
+from edge.serve.http import GRACE_S, Service, error_response, log, route
 
 HEADERS_S = 10.0
 OPEN_PATHS = ("/health", "/v1/health")
 LOCAL_NAMES = ("localhost", "127.0.0.1", "[::1]")
-DIALECTS = (llama_cpp, openai, ollama)
+ROUTES = (*llama_cpp.ROUTES, *openai.ROUTES, *ollama.ROUTES)
 
 
 @dataclass(frozen=True)
@@ -56,7 +58,7 @@ class Access:
         if not self._is_own(host):
             return 403, f"the host {host!r} is not this server's; allow it with --allow-host."
         origin = headers.get("origin")
-        if origin is not None and origin not in self.origins:
+        if origin is not None and not {origin, "*"} & set(self.origins):
             return 403, f"the website {origin!r} may not ask; allow it with --cors."
         if self.key is None or path in OPEN_PATHS:
             return None
@@ -70,7 +72,9 @@ class Access:
         own = (self.host, f"[{self.host}]", *self.allowed_hosts)
         if host in map(str.lower, own) or (_is_loopback(self.host) and host in LOCAL_NAMES):
             return True
-        return _is_any(self.host) and (host in LOCAL_NAMES or _is_address(host.strip("[]")))
+        bound = _address(self.host)
+        is_every = bound is not None and bound.is_unspecified
+        return is_every and (host in LOCAL_NAMES or _address(host.strip("[]")) is not None)
 
 
 def _without_port(host: str) -> str:
@@ -78,34 +82,42 @@ def _without_port(host: str) -> str:
     return (name if name and port.isdecimal() else host).lower()
 
 
-def _is_address(host: str) -> bool:
+def _address(host: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
     try:
-        ipaddress.ip_address(host)
+        return ipaddress.ip_address(host)
     except ValueError:
-        return False
-    return True
+        return None
 
 
 def _is_loopback(host: str) -> bool:
-    return host == "localhost" or (_is_address(host) and ipaddress.ip_address(host).is_loopback)
-
-
-def _is_any(host: str) -> bool:
-    return _is_address(host) and ipaddress.ip_address(host).is_unspecified
+    address = _address(host)
+    return host == "localhost" or (address is not None and address.is_loopback)
 
 
 class Guard:
-    """Middleware that refuses requests which `Access` does not allow."""
+    """Middleware that refuses what `Access` does not allow, and writes the log."""
 
     def __init__(self, app: ASGIApp, access: Access):
         self._app, self._access = app, access
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        app = self._app
-        if scope["type"] == "http":
-            refusal = self._access.refusal(Headers(scope=scope), scope["path"])
-            app = app if refusal is None else error_response(scope["path"], *refusal)
-        await app(scope, receive, send)
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        begin_s, status, path = time.monotonic(), 0, scope["path"]
+        refusal = self._access.refusal(Headers(scope=scope), path)
+
+        async def noted(message: Message) -> None:
+            nonlocal status
+            status = message.get("status", status)
+            await send(message)
+
+        try:
+            app = self._app if refusal is None else error_response(path, *refusal)
+            await app(scope, receive, noted)
+        finally:
+            seconds = time.monotonic() - begin_s
+            log.info(f"{scope['method']} {printable(path[:99])} {status} {seconds:.3f} s")
 
 
 def make_app(service: Service, access: Access) -> Starlette:
@@ -118,7 +130,7 @@ def make_app(service: Service, access: Access) -> Starlette:
         )
         middleware.insert(0, cors)
     return Starlette(
-        routes=[each for dialect in DIALECTS for each in dialect.routes(service)],
+        routes=[route(service, *each) for each in ROUTES],
         middleware=middleware,
         exception_handlers={HTTPException: _http_error},
     )
@@ -126,12 +138,13 @@ def make_app(service: Service, access: Access) -> Starlette:
 
 async def _http_error(http: Http, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
-    sentences = {
-        404: "this path does not exist; docs/editors.md lists those that do.",
-        405: f"{http.method} is not allowed here; use another method.",
-    }
-    sentence = sentences.get(error.status_code, f"{error.detail}.")
-    response = error_response(http.url.path, error.status_code, sentence)
+    path, sentence = http.url.path, f"{error.detail}."
+    if error.status_code == 404:
+        (near,) = get_close_matches(path[:99], [known for _, known, _ in ROUTES], 1, cutoff=0)
+        sentence = f"this path does not exist; the one most like it is {near}."
+    elif error.status_code == 405:
+        sentence = f"{http.method} is not allowed here; use another method."
+    response = error_response(path, error.status_code, sentence)
     response.headers.update(error.headers or {})
     return response
 

@@ -219,8 +219,6 @@ class Engine:
     def ids(self, prompt: Text | Chat) -> list[int]:
         """The ids of a prompt; the first text gets the model's BOS."""
         if isinstance(prompt, Chat):
-            if not any(message.role == "user" for message in prompt.messages):
-                raise Refused("messages has no message of the user; add one.")
             return self._chat.ids(prompt.messages, {}, True)
         ids: list[int] = []
         for place, part in enumerate(prompt.parts):

@@ -1,13 +1,14 @@
-"""What all dialects need of HTTP: bodies read within limits, errors, clients that leave."""
+"""What all dialects need of HTTP: bodies within limits, errors, answers, clients that leave."""
 
 import asyncio
 import logging
 import time
 import traceback
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Sequence
+from abc import ABC, abstractmethod
+from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, field
-from typing import Any, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 import msgspec
 from sse_starlette import EventSourceResponse
@@ -28,6 +29,7 @@ RETRY_AFTER_S = 1
 # After Ctrl-C a running answer has this long to end.
 GRACE_S = 30
 T = TypeVar("T")
+Json = dict[str, Any]
 log = logging.getLogger("edge.serve")
 
 
@@ -46,9 +48,6 @@ class Service:
     def context_tokens(self) -> int:
         return self.queue.engine.model.source.context_tokens
 
-    def answer(self, request: Request) -> AsyncGenerator[Event, None]:
-        return self.metrics.counted(self.queue.answer(request))
-
 
 Endpoint = Callable[[Http, Service], Awaitable[Response]]
 
@@ -57,29 +56,16 @@ class Gone(Exception):
     """The client has left; nobody reads an answer."""
 
 
-@dataclass(frozen=True)
-class Answer:
-    """One whole answer."""
-
-    text: str
-    tokens: tuple[Token, ...]
-    end: End
-
-
 def route(service: Service, method: str, path: str, endpoint: Endpoint) -> Route:
-    """A route whose errors are one JSON sentence, and whose log has no prompts."""
+    """A route whose errors are one JSON sentence."""
 
     async def run(http: Http) -> Response:
-        begin_s = time.monotonic()
         try:
-            response = await endpoint(http, service)
+            return await endpoint(http, service)
         except Gone:
-            response = Response(status_code=499)  # as nginx logs it
+            return Response(status_code=499)  # as nginx logs it
         except Exception as error:
-            response = error_response(path, *_failure(path, error))
-        seconds = time.monotonic() - begin_s
-        log.info(f"{http.method} {path} {response.status_code} {seconds:.3f} s")
-        return response
+            return error_response(path, *_failure(path, error))
 
     return Route(path, run, methods=[method])
 
@@ -111,34 +97,12 @@ def error_response(path: str, status: int, sentence: str) -> Response:
     return response
 
 
-def error_body(path: str, status: int, sentence: str) -> dict[str, Any]:
+def error_body(path: str, status: int, sentence: str) -> Json:
     if path.startswith("/api/"):  # Ollama's
         return {"error": sentence}
     kinds = {401: "authentication_error", 503: "unavailable_error", 500: "server_error"}
     kind = kinds.get(status, "invalid_request_error")
     return {"error": {"message": sentence, "type": kind, "param": None, "code": status}}
-
-
-def usage_fields(*usages: Usage) -> dict[str, Any]:
-    """OpenAI's `usage` of all answers to one prompt."""
-    prompt_tokens, cached_tokens = usages[0].prompt_tokens, usages[0].cached_tokens
-    generated_tokens = sum(usage.generated_tokens for usage in usages)
-    return {
-        "prompt_tokens": prompt_tokens,
-        "completion_tokens": generated_tokens,
-        "total_tokens": prompt_tokens + generated_tokens,
-        "prompt_tokens_details": {"cached_tokens": cached_tokens},
-        **energy_fields(*usages),
-    }
-
-
-def energy_fields(*usages: Usage) -> dict[str, Any]:
-    """The energy of answers together; empty where it is not known of each."""
-    known = [usage.energy for usage in usages if usage.energy is not None]
-    if len(known) < len(usages):
-        return {}
-    joules = sum(energy.total_j for energy in known)
-    return {"energy_j": joules, "energy_boundary": known[0].boundary}
 
 
 def check_model(service: Service, name: str) -> None:
@@ -178,26 +142,72 @@ def _given(value: Any) -> Any:
 
 
 async def _body(http: Http) -> bytes:
+    too_large = Refused(
+        f"the body is larger than {MOST_BODY_BYTES >> 20} MiB; send less text.", 413
+    )
     if int(http.headers.get("content-length", "0")) > MOST_BODY_BYTES:
-        raise _too_large()
+        raise too_large
     body = bytearray()
     try:
         async with asyncio.timeout(BODY_S):
             async for chunk in http.stream():
                 body += chunk
                 if len(body) > MOST_BODY_BYTES:
-                    raise _too_large()
+                    raise too_large
     except TimeoutError:
         raise Refused(f"the body did not come within {BODY_S:g} s; send it again.", 408) from None
     return bytes(body)
 
 
-def _too_large() -> Refused:
-    most = MOST_BODY_BYTES >> 20
-    return Refused(f"the body is larger than {most} MiB; send less text.", 413)
+@dataclass(frozen=True)
+class Answer:
+    """One whole answer."""
+
+    text: str
+    tokens: tuple[Token, ...]
+    end: End
 
 
-async def unless_gone(http: Http, work: Awaitable[T]) -> T:
+class Words(ABC):
+    """A dialect's words for the answers to one request: JSON values, one or several in a stream."""
+
+    frame: ClassVar[bytes] = b"data: %b\n\n"
+    media_type: ClassVar[str] = "text/event-stream"
+    ping_s: ClassVar[int] = 15
+
+    @abstractmethod
+    def whole(self, answers: Sequence[Answer]) -> Any:
+        """All answers together."""
+
+    @abstractmethod
+    def chunk(self, event: Event) -> Any:
+        """A piece or the end of an answer, in a stream."""
+
+    def last(self) -> Sequence[Any]:
+        """What a stream ends with."""
+        return ()
+
+
+async def answered(
+    http: Http, service: Service, request: Request, words: Words, streams: bool
+) -> Response:
+    """The answers to a request, at once or as a stream; raises Gone when the client leaves."""
+    events = service.metrics.counted(service.queue.answer(request))
+    if not streams:
+        return json_response(words.whole(await _unless_gone(http, _collected(events))))
+    # The first is awaited: its errors have a status of their own.
+    first = await _unless_gone(http, anext(events))
+    has_tokens = request.logprobs is not None
+    return EventSourceResponse(
+        _encoded(http.url.path, first, events, words, has_tokens),
+        media_type=words.media_type,
+        ping=words.ping_s,
+        send_timeout=SEND_S,
+        shutdown_grace_period=GRACE_S,
+    )
+
+
+async def _unless_gone(http: Http, work: Awaitable[T]) -> T:
     """The result of the work, which is cancelled when the client leaves; then raises Gone."""
     working = asyncio.ensure_future(work)
     leaving = asyncio.ensure_future(_wait_for_leaving(http))
@@ -217,74 +227,73 @@ async def _wait_for_leaving(http: Http) -> None:
         pass
 
 
-async def whole_answers(http: Http, service: Service, request: Request) -> list[Answer]:
-    """All answers to a request, in order; raises Gone when the client leaves."""
-    return await unless_gone(http, _collect(service.answer(request)))
-
-
-async def _collect(events: AsyncGenerator[Event, None]) -> list[Answer]:
-    answers: list[Answer] = []
-    texts: list[str] = []
-    tokens: list[Token] = []
+async def _collected(events: AsyncGenerator[Event, None]) -> list[Answer]:
+    """All answers, in order."""
+    ends: list[End] = []
+    pieces: list[Piece] = []
     async with aclosing(events):
         async for event in events:
-            if isinstance(event, Piece):
-                texts.append(event.text)
-                tokens += event.tokens
+            if isinstance(event, End):
+                ends.append(event)
             else:
-                answers.append(Answer("".join(texts), tuple(tokens), event))
-                texts, tokens = [], []
+                pieces.append(event)
+    answers = []
+    for end in sorted(ends, key=lambda end: end.index):
+        own = [piece for piece in pieces if piece.index == end.index]
+        tokens = tuple(token for piece in own for token in piece.tokens)
+        answers.append(Answer("".join(piece.text for piece in own), tokens, end))
     return answers
 
 
-async def begun(http: Http, service: Service, request: Request) -> AsyncGenerator[Event, None]:
-    """The events of a request, the first of them awaited: its errors have a status of their own."""
-    events = service.answer(request)
-    first = await unless_gone(http, anext(events))
-
-    async def chained() -> AsyncGenerator[Event, None]:
-        async with aclosing(events):
-            yield first
-            async for event in events:
-                yield event
-
-    return chained()
-
-
-def sse_response(
-    path: str, values: AsyncGenerator[Any, None], last: Sequence[str] = ()
-) -> Response:
-    """A stream of `data:` lines with compact JSON, then `last` as they are."""
-    return _streamed(_encoded(path, values, last))
-
-
-def ndjson_response(path: str, values: AsyncGenerator[Any, None]) -> Response:
-    """A stream of lines of compact JSON."""
-
-    async def lines() -> AsyncIterator[bytes]:
-        async with aclosing(_encoded(path, values)) as encoded:
-            async for text in encoded:
-                yield f"{text}\n".encode()
-
-    return _streamed(lines(), media_type="application/x-ndjson", ping=0)
-
-
 async def _encoded(
-    path: str, values: AsyncGenerator[Any, None], last: Sequence[str] = ()
-) -> AsyncGenerator[str, None]:
-    async with aclosing(values):
+    path: str,
+    first: Event,
+    events: AsyncGenerator[Event, None],
+    words: Words,
+    has_tokens: bool,
+) -> AsyncGenerator[bytes, None]:
+    """The lines of a stream; an error becomes its last one."""
+    event: Event | None = first
+    async with aclosing(events):
         try:
-            async for value in values:
-                yield msgspec.json.encode(value).decode()
+            while event is not None:
+                if isinstance(event, End) or event.text or (has_tokens and event.tokens):
+                    yield words.frame % msgspec.json.encode(words.chunk(event))
+                event = await anext(events, None)
         except Exception as error:
-            yield msgspec.json.encode(error_body(path, *_failure(path, error))).decode()
+            yield words.frame % msgspec.json.encode(error_body(path, *_failure(path, error)))
             return
-    for text in last:
-        yield text
+    for value in words.last():
+        yield words.frame % msgspec.json.encode(value)
 
 
-def _streamed(texts: AsyncIterator[str | bytes], **options: Any) -> Response:
-    """A stream that ends when the client leaves or does not read; text becomes `data:` lines."""
-    return EventSourceResponse(
-        texts, sep="\n", send_timeout=SEND_S, shutdown_grace_period=GRACE_S, **options
-    )
+def usage_fields(*usages: Usage) -> Json:
+    """OpenAI's `usage` of all answers to one prompt."""
+    prompt_tokens, cached_tokens = usages[0].prompt_tokens, usages[0].cached_tokens
+    generated_tokens = sum(usage.generated_tokens for usage in usages)
+    return {
+        "prompt_tokens": prompt_tokens,
+        "completion_tokens": generated_tokens,
+        "total_tokens": prompt_tokens + generated_tokens,
+        "prompt_tokens_details": {"cached_tokens": cached_tokens},
+        **energy_fields(*usages),
+    }
+
+
+def energy_fields(*usages: Usage) -> Json:
+    """The energy of answers together; empty where it is not known of each."""
+    known = [usage.energy for usage in usages if usage.energy is not None]
+    if len(known) < len(usages):
+        return {}
+    joules = sum(energy.total_j for energy in known)
+    return {"energy_j": joules, "energy_boundary": known[0].boundary}
+
+
+def token_fields(token: Token) -> Json:
+    """A token with its log probability and those of the most probable ones."""
+    top = [_logprob(*each) for each in token.top]
+    return {**_logprob(token.id, token.text, token.logprob), "top_logprobs": top}
+
+
+def _logprob(token_id: int, text: str, value: float) -> Json:
+    return {"id": token_id, "token": text, "bytes": list(text.encode()), "logprob": value}

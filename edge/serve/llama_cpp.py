@@ -4,45 +4,46 @@ Fields and defaults are those of llama-server. Where it gives no temperature an 
 and ends by the rules of `edge complete`; a completion is drawn as llama-server draws it.
 """
 
-from collections.abc import AsyncGenerator, Mapping
-from contextlib import aclosing
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Any
 
-import msgspec
-from msgspec import Meta, Struct, field
+from msgspec import UNSET, Meta, Struct, field
 from prometheus_client import CONTENT_TYPE_LATEST
 from starlette.requests import Request as Http
 from starlette.responses import Response
-from starlette.routing import BaseRoute
 
 import edge
 from edge.generate.fim import MAX_TOKENS
 from edge.serve.http import (
     Answer,
+    Json,
     Service,
-    begun,
+    Words,
+    answered,
     json_response,
     read_body,
-    route,
-    sse_response,
+    token_fields,
     usage_fields,
-    whole_answers,
 )
 from edge.serve.request import (
+    RANDOM_SEED,
     AnswerCount,
     AnswerFields,
     End,
     Event,
     Hole,
+    LogprobCount,
     Piece,
     Refused,
+    Request,
     SentMessage,
     Text,
-    Token,
     Usage,
 )
 
 UNSUPPORTED = ("grammar", "json_schema")
+STOP_TYPES = {"stop token": "eos", "stop string": "word"}  # else "limit"
+SETTINGS = (*AnswerFields.__struct_fields__, "n_predict", "n_probs", "stream")
 
 
 class Extra(Struct):
@@ -64,6 +65,7 @@ class Common(AnswerFields):
     n_predict: Annotated[int, Meta(ge=-2)] = -1
     stream: bool = False
     n_cmpl: AnswerCount = 1
+    n_probs: LogprobCount = 0
     t_max_predict_ms: float = 0
     response_fields: list[str] | None = None
 
@@ -101,28 +103,6 @@ class ApplyTemplate(Struct):
     """A conversation."""
 
     messages: list[SentMessage] = []
-
-
-def routes(service: Service) -> list[BaseRoute]:
-    gets = {
-        "/health": _health,
-        "/v1/health": _health,
-        "/props": _props,
-        "/slots": _slots,
-        "/metrics": _metrics,
-    }
-    posts = {
-        "/infill": _infill,
-        "/completion": _completion,
-        "/completions": _completion,
-        "/tokenize": _tokenize,
-        "/detokenize": _detokenize,
-        "/apply-template": _apply_template,
-    }
-    return [
-        *(route(service, "GET", path, endpoint) for path, endpoint in gets.items()),
-        *(route(service, "POST", path, endpoint) for path, endpoint in posts.items()),
-    ]
 
 
 async def _health(http: Http, service: Service) -> Response:
@@ -179,75 +159,86 @@ async def _completion(http: Http, service: Service) -> Response:
 async def _answered(
     http: Http, service: Service, body: Common, prompt: Hole | Text, most: int | None
 ) -> Response:
-    asked = most if body.n_predict < 0 else body.n_predict
-    limit_s = body.t_max_predict_ms / 1e3 if body.t_max_predict_ms > 0 else None
-    context_tokens = service.context_tokens
-    request = body.request(prompt, asked, context_tokens, body.n_cmpl, max_predict_s=limit_s)
-    if body.stream:
-        events = await begun(http, service, request)
-        return sse_response(http.url.path, _stream(events, service, body))
-    answers = await whole_answers(http, service, request)
-    made = [_document(answer, service, body) for answer in answers]
-    return json_response(made if body.n_cmpl > 1 else made[0])
+    request = body.request(
+        prompt,
+        most if body.n_predict < 0 else body.n_predict,
+        service.context_tokens,
+        body.n_cmpl,
+        max_predict_s=body.t_max_predict_ms / 1e3 if body.t_max_predict_ms > 0 else None,
+        logprobs=body.n_probs or None,
+    )
+    words = LlamaWords(service, body, request)
+    return await answered(http, service, request, words, body.stream)
 
 
-async def _stream(
-    events: AsyncGenerator[Event, None], service: Service, body: Common
-) -> AsyncGenerator[dict[str, Any], None]:
-    async with aclosing(events):
-        async for event in events:
-            if isinstance(event, End):
-                yield _document(Answer("", (), event), service, body)
-            elif event.text:
-                yield _chunk(event)
+class LlamaWords(Words):
+    """llama-server's fields."""
 
+    def __init__(self, service: Service, body: Common, request: Request):
+        self._service, self._body, self._request = service, body, request
 
-def _chunk(piece: Piece) -> dict[str, Any]:
-    ids = _ids(piece.tokens)
-    return {"index": piece.index, "content": piece.text, "tokens": ids, "stop": False, "id_slot": 0}
+    def whole(self, answers: Sequence[Answer]) -> Json | list[Json]:
+        made = [self._document(answer) for answer in answers]
+        return made if self._body.n_cmpl > 1 else made[0]
 
+    def chunk(self, event: Event) -> Json:
+        if isinstance(event, End):
+            return self._document(Answer("", (), event))
+        return {"index": event.index, **self._said(event), "stop": False}
 
-def _ids(tokens: tuple[Token, ...]) -> list[int]:
-    return [token.id for token in tokens]
+    def _said(self, said: Answer | Piece) -> Json:
+        probabilities = [token_fields(token) for token in said.tokens]
+        return {
+            "content": said.text,
+            "tokens": [token.id for token in said.tokens],
+            "id_slot": 0,
+            **({"completion_probabilities": probabilities} if self._body.n_probs else {}),
+        }
 
+    def _document(self, answer: Answer) -> Json:
+        """An answer with all fields, or the asked ones among them."""
+        end, usage = answer.end, answer.end.usage
+        positions = usage.prompt_tokens + usage.generated_tokens
+        document = {
+            "index": end.index,
+            **self._said(answer),
+            "stop": True,
+            "model": self._service.name,
+            "tokens_predicted": usage.generated_tokens,
+            "tokens_evaluated": usage.prompt_tokens,
+            "generation_settings": self._settings(end.index),
+            "truncated": end.reason == "length" and positions >= self._service.context_tokens,
+            "stop_type": STOP_TYPES.get(end.stopped_by, "limit"),
+            "stopped_by": end.stopped_by,
+            "stopping_word": end.stop or "",
+            "tokens_cached": usage.prompt_tokens + max(0, usage.generated_tokens - 1),
+            "timings": _timings(usage),
+            "usage": usage_fields(usage),
+        }
+        if self._body.response_fields is None:
+            return document
+        found = {path: _nested(document, path) for path in self._body.response_fields}
+        return {path: value for path, value in found.items() if value is not UNSET}
 
-def _document(answer: Answer, service: Service, body: Common) -> dict[str, Any]:
-    """An answer with llama-server's fields, or the asked ones among them."""
-    end, usage = answer.end, answer.end.usage
-    document = {
-        "index": end.index,
-        "content": answer.text,
-        "tokens": _ids(answer.tokens),
-        "id_slot": 0,
-        "stop": True,
-        "model": service.name,
-        "tokens_predicted": usage.generated_tokens,
-        "tokens_evaluated": usage.prompt_tokens,
-        "truncated": False,
-        "stop_type": _stop_type(end),
-        "stopped_by": end.stopped_by,
-        "stopping_word": end.stop or "",
-        "tokens_cached": usage.prompt_tokens + max(0, usage.generated_tokens - 1),
-        "timings": _timings(usage),
-        "usage": usage_fields(usage),
-    }
-    if body.response_fields is None:
-        return document
-    found = {path: _nested(document, path) for path in body.response_fields}
-    return {path: value for path, value in found.items() if value is not msgspec.UNSET}
+    def _settings(self, index: int) -> Json:
+        """What the answer was drawn with; a seed that nobody chose is the number that asks so."""
+        request, sampling = self._request, self._request.samplings[index]
+        asked = {name: getattr(self._body, name) for name in SETTINGS}
+        return {
+            **asked,
+            "temperature": sampling.temperature,
+            "seed": RANDOM_SEED if sampling.seed is None else sampling.seed,
+            "n_predict": -1 if request.max_tokens is None else request.max_tokens,
+            "stop": request.stop,
+        }
 
 
 def _nested(document: Mapping[str, Any], path: str) -> Any:
     """The value of a path such as timings/prompt_n; UNSET without one."""
     value: Any = document
     for name in path.split("/"):
-        value = value.get(name, msgspec.UNSET) if isinstance(value, dict) else msgspec.UNSET
+        value = value.get(name, UNSET) if isinstance(value, dict) else UNSET
     return value
-
-
-def _stop_type(end: End) -> str:
-    kinds = {"stop token": "eos", "stop string": "word"}
-    return kinds.get(end.stopped_by, "limit")
 
 
 def _timings(usage: Usage) -> dict[str, Any]:
@@ -288,3 +279,18 @@ async def _apply_template(http: Http, service: Service) -> Response:
     messages = [message.message() for message in sent]
     text = await service.queue.call(lambda engine: engine.render(messages))
     return json_response({"prompt": text})
+
+
+ROUTES = (
+    ("GET", "/health", _health),
+    ("GET", "/v1/health", _health),
+    ("GET", "/props", _props),
+    ("GET", "/slots", _slots),
+    ("GET", "/metrics", _metrics),
+    ("POST", "/infill", _infill),
+    ("POST", "/completion", _completion),
+    ("POST", "/completions", _completion),
+    ("POST", "/tokenize", _tokenize),
+    ("POST", "/detokenize", _detokenize),
+    ("POST", "/apply-template", _apply_template),
+)

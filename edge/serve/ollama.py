@@ -7,34 +7,34 @@ A prompt of /api/generate is put into the chat template, unless it is `raw` or h
 import asyncio
 import hashlib
 import time
-from collections.abc import AsyncGenerator, Callable
-from contextlib import aclosing
+from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from functools import cache
+from math import prod
 from pathlib import Path
 from typing import Annotated, Any
 
 from msgspec import Meta, Struct, field
 from starlette.requests import Request as Http
 from starlette.responses import Response
-from starlette.routing import BaseRoute
 
 import edge
 from edge.convert.artefacts.content import gguf_precision, mlx_precision, packings, read_mlx
-from edge.formats.files import read_json_object, visible
 from edge.generate.fim import MAX_TOKENS
 from edge.generate.transcript import Message
+from edge.model.load import read_directory
+from edge.model.tensors import parameter_count
 from edge.serve.engine import Engine
 from edge.serve.http import (
+    Answer,
+    Json,
     Service,
-    begun,
+    Words,
+    answered,
     check_model,
     energy_fields,
     json_response,
-    ndjson_response,
     read_body,
-    route,
-    whole_answers,
 )
 from edge.serve.request import AnswerFields, Chat, End, Event, Hole, Prompt, SentMessage, Text
 
@@ -44,7 +44,7 @@ NEVER = "2318-01-01T00:00:00Z"
 # In Go's language; clients look for .Suffix in it.
 PLAIN_TEMPLATE, FIM_TEMPLATE = "{{ .Prompt }}", "{{ .Prompt }}{{ .Suffix }}"
 UNSUPPORTED = ("format", "tools", "think", "images", "context")
-Said = Callable[[str], dict[str, Any]]
+Said = Callable[[str], Json]
 
 
 class Options(AnswerFields):
@@ -81,18 +81,6 @@ class Show(Struct):
 
     model: str = ""
     name: str = ""
-
-
-def routes(service: Service) -> list[BaseRoute]:
-    return [
-        route(service, "GET", "/", _root),
-        route(service, "GET", "/api/version", _version),
-        route(service, "GET", "/api/tags", _tags),
-        route(service, "GET", "/api/ps", _ps),
-        route(service, "POST", "/api/show", _show),
-        route(service, "POST", "/api/generate", _generate),
-        route(service, "POST", "/api/chat", _chat),
-    ]
 
 
 async def _root(http: Http, service: Service) -> Response:
@@ -134,38 +122,43 @@ async def _show(http: Http, service: Service) -> Response:
     )
 
 
-async def _listed(service: Service) -> dict[str, Any]:
+async def _listed(service: Service) -> Json:
     about = await asyncio.to_thread(_about, Path(service.path))
     return {"name": service.name, "model": service.name, **about}
 
 
 @cache
-def _about(path: Path) -> dict[str, Any]:
+def _about(path: Path) -> Json:
     """What the files of a model say of it."""
-    kind, family, precision = _facts(path)
-    size = sum(file.stat().st_size for file in (visible(path) if path.is_dir() else [path]))
+    from edge.convert.targets import file_bytes  # here: numpy, which an answer does not need
+
+    kind, family, precision, parameters = _facts(path)
+    size = file_bytes(path)
     changed = datetime.fromtimestamp(path.stat().st_mtime, UTC)
     # Reading gigabytes for a digest of the content would keep editors waiting.
     digest = hashlib.sha256(f"{path} {size} {changed}".encode()).hexdigest()
+    billions = parameters >= 10**9
     details = {
         "format": kind,
         "family": family,
-        "parameter_size": "",
+        "parameter_size": f"{parameters / 1e9:.1f}B" if billions else f"{parameters / 1e6:.2f}M",
         "quantization_level": precision,
     }
     return {"modified_at": _stamp(changed), "size": size, "digest": digest, "details": details}
 
 
-def _facts(path: Path) -> tuple[str, str, str]:
-    """Format, architecture, precision."""
+def _facts(path: Path) -> tuple[str, str, str, int]:
+    """Format, architecture, precision, number of weights."""
     if path.is_dir():
-        family = str(read_json_object(path / "config.json").get("model_type"))
+        _, config = read_directory(path)
         quantisation, tensors = read_mlx(path)
-        return "mlx", family, mlx_precision(quantisation, tensors, packings(quantisation, tensors))
-    from edge.formats.gguf import read_model  # here: numpy, which MLX artefacts do not need
+        precision = mlx_precision(quantisation, tensors, packings(quantisation, tensors))
+        return "mlx", config.model_type, precision, parameter_count(config)
+    from edge.formats.gguf import read_model  # here: as above
 
     file = read_model(path)
-    return "gguf", str(file.keys.get("general.architecture")), gguf_precision(file)
+    weights = sum(prod(tensor.shape) for tensor in file.tensors)
+    return "gguf", str(file.keys.get("general.architecture")), gguf_precision(file), weights
 
 
 async def _generate(http: Http, service: Service) -> Response:
@@ -176,9 +169,9 @@ async def _generate(http: Http, service: Service) -> Response:
 
 async def _chat(http: Http, service: Service) -> Response:
     body = await read_body(http, service, ChatBody, UNSUPPORTED)
-    prompt = Chat(tuple(message.message() for message in body.messages)) if body.messages else None
+    prompt = Chat.of(body.messages) if body.messages else None
 
-    def said(text: str) -> dict[str, Any]:
+    def said(text: str) -> Json:
         return {"message": {"role": "assistant", "content": text}}
 
     return await _answered(http, service, body, prompt, said)
@@ -199,49 +192,65 @@ def _prompt(body: Generate, engine: Engine) -> Prompt | None:
 async def _answered(
     http: Http, service: Service, body: Common, prompt: Prompt | None, said: Said
 ) -> Response:
-    begin_ns = time.monotonic_ns()
     check_model(service, body.model)
+    words = OllamaWords(service.name, said)
     if prompt is None:
-        return json_response({**_head(service), **said(""), "done": True, "done_reason": "load"})
+        return json_response(words.line("", done=True, done_reason="load"))
     options, most = body.options, MAX_TOKENS if isinstance(prompt, Hole) else None
     asked = most if options.num_predict < 0 else options.num_predict
     request = options.request(prompt, asked, service.context_tokens)
-    if body.stream:
-        events = await begun(http, service, request)
-        return ndjson_response(http.url.path, _stream(events, service, said, begin_ns))
-    (answer,) = await whole_answers(http, service, request)
-    return json_response({**_head(service), **said(answer.text), **_last(answer.end, begin_ns)})
+    return await answered(http, service, request, words, body.stream)
 
 
-async def _stream(
-    events: AsyncGenerator[Event, None], service: Service, said: Said, begin_ns: int
-) -> AsyncGenerator[dict[str, Any], None]:
-    async with aclosing(events):
-        async for event in events:
-            if isinstance(event, End):
-                yield {**_head(service), **said(""), **_last(event, begin_ns)}
-            elif event.text:
-                yield {**_head(service), **said(event.text), "done": False}
+class OllamaWords(Words):
+    """Ollama's fields; `said` are those of a piece of text."""
 
+    frame = b"%b\n"
+    media_type = "application/x-ndjson"
+    ping_s = 0
 
-def _head(service: Service) -> dict[str, Any]:
-    return {"model": service.name, "created_at": _stamp(datetime.now(UTC))}
+    def __init__(self, model: str, said: Said):
+        self._model, self._said = model, said
+        self._begin_ns = time.monotonic_ns()
+
+    def line(self, text: str, **more: Any) -> Json:
+        head = {"model": self._model, "created_at": _stamp(datetime.now(UTC))}
+        return {**head, **self._said(text), **more}
+
+    def whole(self, answers: Sequence[Answer]) -> Json:
+        (answer,) = answers
+        return self.line(answer.text, **self._last(answer.end))
+
+    def chunk(self, event: Event) -> Json:
+        if isinstance(event, End):
+            return self.line("", **self._last(event))
+        return self.line(event.text, done=False)
+
+    def _last(self, end: End) -> Json:
+        usage = end.usage
+        return {
+            "done": True,
+            "done_reason": end.reason,
+            "total_duration": time.monotonic_ns() - self._begin_ns,
+            "load_duration": 0,
+            "prompt_eval_count": usage.prompt_tokens,
+            "prompt_eval_duration": usage.prefilled_ns - usage.begin_ns,
+            "eval_count": usage.generated_tokens,
+            "eval_duration": usage.end_ns - usage.prefilled_ns,
+            **energy_fields(usage),
+        }
 
 
 def _stamp(moment: datetime) -> str:
     return moment.isoformat().replace("+00:00", "Z")
 
 
-def _last(end: End, begin_ns: int) -> dict[str, Any]:
-    usage = end.usage
-    return {
-        "done": True,
-        "done_reason": end.reason,
-        "total_duration": time.monotonic_ns() - begin_ns,
-        "load_duration": 0,
-        "prompt_eval_count": usage.prompt_tokens,
-        "prompt_eval_duration": usage.prefilled_ns - usage.begin_ns,
-        "eval_count": usage.generated_tokens,
-        "eval_duration": usage.end_ns - usage.prefilled_ns,
-        **energy_fields(usage),
-    }
+ROUTES = (
+    ("GET", "/", _root),
+    ("GET", "/api/version", _version),
+    ("GET", "/api/tags", _tags),
+    ("GET", "/api/ps", _ps),
+    ("POST", "/api/show", _show),
+    ("POST", "/api/generate", _generate),
+    ("POST", "/api/chat", _chat),
+)

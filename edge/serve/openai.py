@@ -6,27 +6,25 @@ has llama-server's further fields and defaults.
 
 import time
 import uuid
-from collections.abc import AsyncGenerator, Sequence
-from contextlib import aclosing
+from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
-from msgspec import Meta, Struct, field
+from msgspec import Meta, Raw, Struct, field
 from starlette.requests import Request as Http
 from starlette.responses import Response
-from starlette.routing import BaseRoute
 
 from edge.generate.fim import MAX_TOKENS
 from edge.serve.http import (
     Answer,
+    Json,
     Service,
-    begun,
+    Words,
+    answered,
     check_model,
     json_response,
     read_body,
-    route,
-    sse_response,
+    token_fields,
     usage_fields,
-    whole_answers,
 )
 from edge.serve.request import (
     AnswerCount,
@@ -35,6 +33,7 @@ from edge.serve.request import (
     End,
     Event,
     Hole,
+    LogprobCount,
     Prompt,
     Refused,
     SentMessage,
@@ -44,11 +43,8 @@ from edge.serve.request import (
 )
 
 COMPLETION_TOKENS = 16  # OpenAI's default
-MOST_LOGPROBS = 20
 UNSUPPORTED = ("echo", "frequency_penalty", "presence_penalty", "logit_bias", "tools", "functions")
 TokenCount = Annotated[int, Meta(ge=-1)]
-LogprobCount = Annotated[int, Meta(ge=0, le=MOST_LOGPROBS)]
-Json = dict[str, Any]
 
 
 class StreamOptions(Struct):
@@ -64,10 +60,14 @@ class ResponseFormat(Struct):
 
 
 class Common(AnswerFields):
-    """Fields of all completions; max_tokens of -1 goes on to the end of the context."""
+    """Fields of all completions; max_tokens of -1 goes on to the end of the context.
+
+    llama.vim calls it n_predict here, too.
+    """
 
     model: str = ""
     max_tokens: TokenCount | None = None
+    n_predict: TokenCount | None = None
     n: AnswerCount = 1
     stream: bool = False
     stream_options: StreamOptions = field(default_factory=StreamOptions)
@@ -92,16 +92,6 @@ class ChatCompletion(Common):
     response_format: ResponseFormat = field(default_factory=ResponseFormat)
 
 
-def routes(service: Service) -> list[BaseRoute]:
-    return [
-        route(service, "GET", "/v1/models", _models),
-        route(service, "GET", "/v1/models/{name:path}", _model),
-        route(service, "POST", "/v1/completions", _completion),
-        route(service, "POST", "/v1/fim/completions", _fim),
-        route(service, "POST", "/v1/chat/completions", _chat),
-    ]
-
-
 async def _models(http: Http, service: Service) -> Response:
     return json_response({"object": "list", "data": [_described(service)]})
 
@@ -123,25 +113,24 @@ def _described(service: Service) -> Json:
 
 async def _completion(http: Http, service: Service) -> Response:
     body = await read_body(http, service, Completion, UNSUPPORTED)
-    words = Words(service, is_chat=False, logprobs=body.logprobs)
     if body.suffix is not None:
-        return await _answered(http, service, body, words, _hole(body), MAX_TOKENS)
-    return await _answered(http, service, body, words, _text(body.prompt), COMPLETION_TOKENS)
+        return await _answered(http, service, body, _hole(body), MAX_TOKENS, body.logprobs)
+    prompt = _text(body.prompt)
+    return await _answered(http, service, body, prompt, COMPLETION_TOKENS, body.logprobs)
 
 
 async def _fim(http: Http, service: Service) -> Response:
     body = await read_body(http, service, Completion, UNSUPPORTED)
-    words = Words(service, is_chat=True)
-    return await _answered(http, service, body, words, _hole(body), MAX_TOKENS)
+    return await _answered(http, service, body, _hole(body), MAX_TOKENS, None, is_chat=True)
 
 
 async def _chat(http: Http, service: Service) -> Response:
     body = await read_body(http, service, ChatCompletion, UNSUPPORTED)
-    words = Words(service, True, body.top_logprobs if body.logprobs else None)
-    prompt = Chat(tuple(message.message() for message in body.messages))
     if body.max_tokens is None:
         body.max_tokens = body.max_completion_tokens
-    return await _answered(http, service, body, words, prompt, None)
+    logprobs = body.top_logprobs if body.logprobs else None
+    prompt = Chat.of(body.messages)
+    return await _answered(http, service, body, prompt, None, logprobs, is_chat=True)
 
 
 def _text(prompt: str | Sequence[str | int | list[int]]) -> Text:
@@ -162,39 +151,61 @@ def _hole(body: Completion) -> Hole:
     return Hole(first, body.suffix or "")
 
 
-class Words:
-    """The words for all answers to one request."""
+async def _answered(
+    http: Http,
+    service: Service,
+    body: Common,
+    prompt: Prompt,
+    most: int | None,
+    logprobs: int | None,
+    is_chat: bool = False,
+) -> Response:
+    check_model(service, body.model)
+    asked = body.n_predict if body.max_tokens is None else body.max_tokens
+    if asked is not None:
+        most = None if asked == -1 else asked
+    request = body.request(prompt, most, service.context_tokens, body.n, logprobs=logprobs)
+    words = OpenAIWords(service.name, body, logprobs is not None, is_chat)
+    return await answered(http, service, request, words, body.stream)
 
-    def __init__(self, service: Service, is_chat: bool, logprobs: int | None = None):
-        self.logprobs, self._is_chat = logprobs, is_chat
-        kind = "chatcmpl" if is_chat else "cmpl"
-        self._head = {
-            "id": f"{kind}-{uuid.uuid4().hex}",
-            "created": int(time.time()),
-            "model": service.name,
-        }
+
+class OpenAIWords(Words):
+    """OpenAI's fields; `is_chat` for those of a chat."""
+
+    def __init__(self, model: str, body: Common, has_logprobs: bool, is_chat: bool):
+        self._has_usage = body.stream_options.include_usage
+        self._has_logprobs, self._is_chat = has_logprobs, is_chat
+        identity = f"{'chatcmpl' if is_chat else 'cmpl'}-{uuid.uuid4().hex}"
+        self._head = {"id": identity, "created": int(time.time()), "model": model}
+        self._begun: set[int] = set()
+        self._usages: list[Usage] = []
 
     def whole(self, answers: Sequence[Answer]) -> Json:
         kind = "chat.completion" if self._is_chat else "text_completion"
-        choices = [self._whole(answer) for answer in answers]
+        choices = []
+        for answer in answers:
+            said = {"message": {"role": "assistant", "content": answer.text}}
+            end = answer.end
+            choices.append(self._choice(end.index, answer.text, said, answer.tokens, end.reason))
         usage = usage_fields(*(answer.end.usage for answer in answers))
         return {**self._head, "object": kind, "choices": choices, "usage": usage}
 
-    def chunk(self, *choices: Json, **more: Any) -> Json:
+    def chunk(self, event: Event) -> Json:
+        delta = {} if event.index in self._begun else {"role": "assistant"}
+        self._begun.add(event.index)
+        if isinstance(event, End):
+            self._usages.append(event.usage)
+            return self._chunk(self._choice(event.index, "", {"delta": delta}, (), event.reason))
+        delta["content"] = event.text
+        return self._chunk(self._choice(event.index, event.text, {"delta": delta}, event.tokens))
+
+    def last(self) -> Sequence[Any]:
+        counts = [self._chunk(usage=usage_fields(*self._usages))] if self._has_usage else []
+        return [*counts, Raw(b"[DONE]")]
+
+    def _chunk(self, *choices: Json, **more: Json) -> Json:
         kind = "chat.completion.chunk" if self._is_chat else "text_completion"
         return {**self._head, "object": kind, "choices": choices, **more}
-
-    def delta(self, event: Event, is_first: bool) -> Json:
-        """A choice of a chunk: the next piece, or the end, of an answer."""
-        said = {"role": "assistant"} if is_first else {}
-        if isinstance(event, End):
-            return self._choice(event.index, "", {"delta": said}, (), event.reason)
-        said["content"] = event.text
-        return self._choice(event.index, event.text, {"delta": said}, event.tokens)
-
-    def _whole(self, answer: Answer) -> Json:
-        end, said = answer.end, {"role": "assistant", "content": answer.text}
-        return self._choice(end.index, answer.text, {"message": said}, answer.tokens, end.reason)
 
     def _choice(
         self, index: int, text: str, said: Json, tokens: Sequence[Token], reason: str | None = None
@@ -203,13 +214,13 @@ class Words:
         return {
             "index": index,
             **(said if self._is_chat else {"text": text}),
-            "logprobs": None if self.logprobs is None else self._described(tokens),
+            "logprobs": self._described(tokens) if self._has_logprobs else None,
             "finish_reason": reason,
         }
 
     def _described(self, tokens: Sequence[Token]) -> Json:
         if self._is_chat:
-            return {"content": [_token(token) for token in tokens], "refusal": None}
+            return {"content": [token_fields(token) for token in tokens], "refusal": None}
         return {
             "tokens": [token.text for token in tokens],
             "token_logprobs": [token.logprob for token in tokens],
@@ -217,43 +228,10 @@ class Words:
         }
 
 
-def _token(token: Token) -> Json:
-    top = [_logprob(text, value) for _, text, value in token.top]
-    return {**_logprob(token.text, token.logprob), "top_logprobs": top}
-
-
-def _logprob(text: str, value: float) -> Json:
-    return {"token": text, "logprob": value, "bytes": list(text.encode())}
-
-
-async def _answered(
-    http: Http, service: Service, body: Common, words: Words, prompt: Prompt, most: int | None
-) -> Response:
-    check_model(service, body.model)
-    if body.max_tokens is not None:
-        most = None if body.max_tokens == -1 else body.max_tokens
-    context_tokens, logprobs = service.context_tokens, words.logprobs
-    request = body.request(prompt, most, context_tokens, body.n, logprobs=logprobs)
-    if body.stream:
-        events = await begun(http, service, request)
-        has_usage = body.stream_options.include_usage
-        return sse_response(http.url.path, _stream(events, words, has_usage), last=["[DONE]"])
-    answers = await whole_answers(http, service, request)
-    return json_response(words.whole(answers))
-
-
-async def _stream(
-    events: AsyncGenerator[Event, None], words: Words, has_usage: bool
-) -> AsyncGenerator[Json, None]:
-    usages: list[Usage] = []
-    is_first = True
-    async with aclosing(events):
-        async for event in events:
-            if isinstance(event, End):
-                usages.append(event.usage)
-            elif not event.text and (words.logprobs is None or not event.tokens):
-                continue
-            yield words.chunk(words.delta(event, is_first))
-            is_first = isinstance(event, End)
-    if has_usage:
-        yield words.chunk(usage=usage_fields(*usages))
+ROUTES = (
+    ("GET", "/v1/models", _models),
+    ("GET", "/v1/models/{name:path}", _model),
+    ("POST", "/v1/completions", _completion),
+    ("POST", "/v1/fim/completions", _fim),
+    ("POST", "/v1/chat/completions", _chat),
+)

@@ -106,7 +106,7 @@ class Queue:
     async def answer(self, request: Request) -> AsyncGenerator[Event, None]:
         """The events of a request; closing this frees its place within one token."""
         job = _Job(request)
-        self._enter(job)
+        self._enter(job, self._waiting)
         try:
             while (event := await job.events.get()) is not None:
                 if isinstance(event, Exception):
@@ -129,26 +129,18 @@ class Queue:
             except Exception as error:
                 done.set_exception(error)
 
-        with self._news:
-            if self._is_ending:
-                raise _ending()
-            if len(self._short) >= self.most_waiting:
-                raise self._full()
-            self._short.append(do)
-            self._news.notify()
+        self._enter(do, self._short)
         return await asyncio.wrap_future(done)
 
-    def _enter(self, job: _Job) -> None:
+    def _enter(self, item: T, waiting: deque[T]) -> None:
         with self._news:
             if self._is_ending:
                 raise _ending()
-            if len(self._waiting) >= self.most_waiting:
-                raise self._full()
-            self._waiting.append(job)
+            if len(waiting) >= self.most_waiting:
+                most = self.most_waiting
+                raise Busy(f"{most} requests wait already; try again in a moment.")
+            waiting.append(item)
             self._news.notify()
-
-    def _full(self) -> Busy:
-        return Busy(f"{self.most_waiting} requests wait already; try again in a moment.")
 
     def _leave(self, job: _Job) -> None:
         job.is_gone = True

@@ -20,6 +20,7 @@ from edge.tokenizer.fim_tokens import FIM_NAMES
 TEMPERATURE = 0.8
 RANDOM_SEED = 2**32 - 1  # and -1
 AnswerCount = Annotated[int, Meta(ge=1, le=16)]
+LogprobCount = Annotated[int, Meta(ge=0, le=20)]
 # Each piece of text is searched for every one of them.
 MOST_STOPS, LONGEST_STOP = 64, 1000
 
@@ -48,16 +49,6 @@ class Hole:
     files: tuple[str, ...] = ()
 
 
-@dataclass(frozen=True)
-class Chat:
-    """A conversation that ends with a user's message."""
-
-    messages: tuple[Message, ...]
-
-
-Prompt = Text | Hole | Chat
-
-
 class Part(msgspec.Struct):
     """A part of a message; only text is read."""
 
@@ -75,6 +66,23 @@ class SentMessage(msgspec.Struct):
         content = self.content or ""
         text = content if isinstance(content, str) else "".join(part.text for part in content)
         return Message("system" if self.role == "developer" else self.role, text)
+
+
+@dataclass(frozen=True)
+class Chat:
+    """A conversation to be answered."""
+
+    messages: tuple[Message, ...]
+
+    @classmethod
+    def of(cls, sent: Sequence[SentMessage]) -> "Chat":
+        """Refuses a conversation in which the user says nothing."""
+        if not any(message.role == "user" for message in sent):
+            raise Refused("messages has no message of the user; add one.")
+        return cls(tuple(message.message() for message in sent))
+
+
+Prompt = Text | Hole | Chat
 
 
 @dataclass(frozen=True)

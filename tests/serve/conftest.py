@@ -13,6 +13,7 @@ import edge
 from edge.generate.decode import LlamaSource, MlxSource
 from edge.llama_cpp.session import LlamaSession
 from edge.llama_cpp.vocabulary import read_tokenizer
+from tests.serve.scripted import Scripted
 
 
 class Client:
@@ -111,3 +112,18 @@ def client(request, demo_out, serving):
 @pytest.fixture(scope="package")
 def demo(demo_out):
     return SimpleNamespace(path=demo_out / "mlx-fp16", loaded=edge.load(demo_out / "mlx-fp16"))
+
+
+@pytest.fixture(scope="package")
+def scripted(demo):
+    """An opener of a model that generates at once."""
+    from edge.serve.engine import ServedModel
+
+    tokenizer = demo.loaded[1]
+    return lambda: ServedModel("demo", Scripted(tokenizer.encode(" one two\n")), tokenizer)
+
+
+@pytest.fixture(scope="package")
+def quick(serving, scripted):
+    with serving(scripted, origins=["https://a.example"]) as client:
+        yield client

@@ -122,6 +122,34 @@ def test_ends_and_limits_of_a_completion(client):
         assert client.json("/completion", {**FREE, "prompt": prompt})["content"] == whole["content"]
 
 
+def test_an_answer_tells_its_settings_and_whether_the_context_ended_it(client):
+    asked = {**FREE, "seed": 3, "stop": "?!", "top_k": 5, "n_predict": 2}
+    answer = client.json("/completion", asked)
+    expected = {**asked, "stop": ["?!"], "top_p": 0.95, "stream": False, "n_probs": 0}
+    del expected["prompt"]
+    assert answer["generation_settings"].items() >= expected.items()
+    assert answer["truncated"] is False
+    hole = client.json("/infill", vim(response_fields=None))["generation_settings"]
+    assert (hole["temperature"], hole["seed"], hole["n_predict"]) == (0, 2**32 - 1, 24)
+    near_end = {"prompt": [5] * 1020, "ignore_eos": True, "temperature": 0}
+    answer = client.json("/completion", near_end)
+    assert answer["truncated"] and answer["tokens_predicted"] == 4
+    assert answer["generation_settings"]["n_predict"] == -1
+
+
+def test_probabilities_of_tokens(client):
+    asked = {**FREE, "n_probs": 2}
+    answer = client.json("/completion", asked)
+    found = answer["completion_probabilities"]
+    assert "".join(each["token"] for each in found) == answer["content"]
+    assert [each["id"] for each in found] == answer["tokens"]
+    assert all(each["top_logprobs"][0]["id"] == each["id"] for each in found)
+    assert {len(each["top_logprobs"]) for each in found} == {2}
+    *chunks, last = client.events("/completion", {**asked, "stream": True})
+    streamed = [each["id"] for chunk in chunks for each in chunk["completion_probabilities"]]
+    assert streamed == answer["tokens"] and last["completion_probabilities"] == []
+
+
 def test_seeds_and_penalties(client):
     hot = {**FREE, "temperature": 1.5, "seed": 3}
     texts = [client.json("/completion", hot)["content"] for _ in range(2)]

@@ -39,7 +39,8 @@ def test_zed_finds_the_model_and_what_it_is(client):
     (model,) = client.json("/api/tags")["models"]
     assert model["name"] == "demo" and model["size"] > 1e6 and len(model["digest"]) == 64
     details = model["details"]
-    assert details["parameter_size"] == "" and details["family"] == "stablelm"
+    assert re.fullmatch(r"\d\.\d\dM", details["parameter_size"])
+    assert details["family"] == "stablelm"
     assert (details["format"], details["quantization_level"]) in {("mlx", "FP16"), ("gguf", "FP32")}
     (running,) = client.json("/api/ps")["models"]
     assert running["digest"] == model["digest"] and running["context_length"] == 1024
@@ -91,6 +92,7 @@ def test_loading_and_unloading_are_answered_at_once(client):
         ("/api/generate", {"model": "llama3"}, 404, "the model 'llama3' is not here"),
         ("/api/show", {"model": "llama3"}, 404, "the model 'llama3' is not here"),
         ("/api/chat", {**TALK, "tools": [{}]}, 400, "tools is not supported"),
+        ("/api/chat", {"messages": [{"role": "system"}]}, 400, "no message of the user"),
         ("/api/generate", {**FREE, "format": "json"}, 400, "format is not supported"),
         ("/api/generate", {**FREE, "options": {"top_p": -1}}, 400, "top_p is -1"),
         ("/api/generate", {**FREE, "prompt": "x " * 1500}, 400, "context ends at 1024"),

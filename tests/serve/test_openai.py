@@ -120,6 +120,16 @@ def test_a_chat_streams_its_role_once_and_its_usage_if_asked(client):
     assert data.endswith(b"data: [DONE]\n\n") and b'"usage"' not in data
 
 
+def test_llama_vim_s_instruction_is_prepared_without_an_answer(client):
+    # Sent while the user types the instruction; the answer is not read.
+    warm_up = {"id_slot": 0, "samplers": [], "n_predict": 0, "cache_prompt": True}
+    body = {"messages": SAID["messages"], **warm_up, "stream": False, "response_fields": [""]}
+    usage = client.json("/v1/chat/completions", body)["usage"]
+    assert usage["completion_tokens"] == 0
+    again = client.json("/v1/chat/completions", body)["usage"]["prompt_tokens_details"]
+    assert again["cached_tokens"] == usage["prompt_tokens"] - 1
+
+
 @pytest.mark.parametrize(
     ("path", "body", "status", "sentence"),
     [

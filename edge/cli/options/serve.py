@@ -26,7 +26,7 @@ def parser() -> argparse.ArgumentParser:
     access.add_argument(
         "--allow-host", metavar="NAME", nargs="+", action="extend", default=[], help=meaning
     )
-    meaning = "websites that may ask, such as https://example.org"
+    meaning = "websites that may ask, such as https://example.org; * for all"
     access.add_argument(
         "--cors", metavar="ORIGIN", nargs="+", action="extend", default=[], help=meaning
     )
