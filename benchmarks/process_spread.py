@@ -33,6 +33,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from apart import write_json
 from error_rates import processor_ticks
 
 from edge.bench.runner import run_job
@@ -116,8 +117,9 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
 
 
-def show(lines: Sequence[Mapping[str, Any]]) -> None:
-    """Prints the table."""
+def show(lines: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Prints the table, and returns its figures."""
+    results = []
     print("| setting | processes | tok/s | between | within | typical | stalls | clock |")
     print("|---|---:|---:|---:|---:|---:|---:|---:|")
     for setting in SETTINGS:
@@ -131,11 +133,22 @@ def show(lines: Sequence[Mapping[str, Any]]) -> None:
         typical = [math.log(statistics.median(line["token_us"])) for line in own]
         stalls = statistics.fmean(share for line in own for share in line["stalls"])
         clock = statistics.correlation(means, [math.log(line["clock"]) for line in own])
+        found = {
+            "setting": setting,
+            "processes": len(own),
+            "decode_tok_s": math.exp(statistics.median(means)),
+            "between": math.sqrt(between),
+            "within": math.sqrt(within),
+            "typical": statistics.stdev(typical),
+            "stalls": stalls,
+            "clock": clock,
+        }
+        results.append(found)
         print(
-            f"| {setting} | {len(own)} | {math.exp(statistics.median(means)):.0f} | "
-            f"{math.sqrt(between):.1%} | {math.sqrt(within):.1%} | "
-            f"{statistics.stdev(typical):.1%} | {stalls:.1%} | {clock:.2f} |"
+            "| {setting} | {processes} | {decode_tok_s:.0f} | {between:.1%} | {within:.1%} | "
+            "{typical:.1%} | {stalls:.1%} | {clock:.2f} |".format(**found)
         )
+    return results
 
 
 def parsed() -> argparse.Namespace:
@@ -149,10 +162,12 @@ def parsed() -> argparse.Namespace:
     parser.add_argument("-n", "--generate", type=int, default=128)
     parser.add_argument("--min-window", type=float, default=1.0, metavar="S")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--out", type=Path, help="JSON file for the results")
     return parser.parse_args()
 
 
 if __name__ == "__main__":
     arguments = parsed()
     measure(arguments)
-    show(read_lines(arguments.lines))
+    settings = {name: getattr(arguments, name) for name in ("prompt", "generate", "trials")}
+    write_json(arguments.out, settings, show(read_lines(arguments.lines)))
