@@ -3,6 +3,8 @@
 import threading
 import time
 
+import mlx.core as mx
+
 from edge.power.meter import Meter, Sample
 
 
@@ -25,16 +27,19 @@ class Scripted:
     def generate(self, ids, max_tokens, sampling, on_prefill, prefill_tokens, on_pick):
         self.asked.append(ids)
         self.ended.clear()
-        return 0, self._tokens(max_tokens, on_prefill)
+        return 0, self._tokens(max_tokens, on_prefill, on_pick)
 
-    def _tokens(self, max_tokens, on_prefill):
+    def _tokens(self, max_tokens, on_prefill, on_pick):
         try:
             for part in range(self.parts):
                 self._wait()
                 on_prefill(part + 1, self.parts)
             for place in range(9 if max_tokens is None else min(max_tokens, 1000)):
                 self._wait()
-                yield self.ids[place % len(self.ids)]
+                token = self.ids[place % len(self.ids)]
+                if on_pick is not None:
+                    on_pick(mx.zeros((1, max(self.ids) + 1)), mx.array([token]))
+                yield token
         finally:
             self.ended.set()
 
