@@ -8,14 +8,17 @@ from __future__ import annotations
 
 import json
 import os
+import socket
+import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import asdict
 from datetime import UTC, datetime
 from functools import partial
+from http.client import HTTPConnection
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
@@ -25,6 +28,8 @@ from edge.device.software import software_versions
 from edge.formats.files import atomic_write
 from edge.linux_cpu import KEEP_BLAS, blas
 
+# Between two attempts to reach a server that starts.
+POLL_S = 0.005
 # A round's measurements, by name.
 Speeds = dict[str, float]
 # Called once in the process that measures; returns the function for every round.
@@ -82,6 +87,35 @@ def run_process(command: Sequence[str], out: str, environment: Mapping[str, str]
     unit = 1 if sys.platform == "darwin" else 1024
     wall_s = time.monotonic() - begin
     return Used(wall_s, usage.ru_utime + usage.ru_stime, usage.ru_maxrss * unit / 1e9)
+
+
+@contextmanager
+def served(command: Sequence[str]) -> Iterator[tuple[subprocess.Popen[bytes], int, float]]:
+    """A server at a free port: its process, the port, and the seconds to its first answer."""
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    begin = time.monotonic()
+    silent = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    with subprocess.Popen([*command, "--port", str(port)], **silent) as process:
+        try:
+            while not _answers(port):
+                if process.poll() is not None:
+                    sys.exit(f"{' '.join(command)} ended")
+                time.sleep(POLL_S)
+            yield process, port, time.monotonic() - begin
+        finally:
+            process.terminate()
+
+
+def _answers(port: int) -> bool:
+    """Whether an infill of one token is answered, which llama-server refuses while it loads."""
+    with closing(HTTPConnection("127.0.0.1", port)) as connection:
+        try:
+            body = {"input_prefix": "def f(a", "input_suffix": "):\n", "n_predict": 1}
+            connection.request("POST", "/infill", json.dumps(body))
+            return connection.getresponse().status == 200
+        except ConnectionError:
+            return False
 
 
 @contextmanager

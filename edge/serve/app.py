@@ -140,8 +140,8 @@ async def _http_error(http: Http, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
     path, sentence = http.url.path, f"{error.detail}."
     if error.status_code == 404:
-        (near,) = get_close_matches(path[:99], [known for _, known, _ in ROUTES], 1, cutoff=0)
-        sentence = f"this path does not exist; the one most like it is {near}."
+        near = get_close_matches(path[:99], [known for _, known, _ in ROUTES], 3, cutoff=0)
+        sentence = f"this path does not exist; those most like it are {', '.join(near)}."
     elif error.status_code == 405:
         sentence = f"{http.method} is not allowed here; use another method."
     response = error_response(path, error.status_code, sentence)

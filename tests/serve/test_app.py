@@ -45,7 +45,7 @@ SECRET = "my secret prompt"
         ("/completion", {"prompt": "x " * 1500}, 400, "and the model's context ends at 1024"),
         ("/detokenize", {"tokens": [-1]}, 400, "`$.tokens[0]`"),
         ("/apply-template", {"messages": [{"role": "x"}]}, 400, "`$.messages[0].role`"),
-        ("/chat/completion", {}, 404, "the one most like it is /v1/chat/completions."),
+        ("/chat/completion", {}, 404, "those most like it are /v1/chat/completions, "),
         ("/infill", None, 405, "GET is not allowed here"),
     ],
 )  # fmt: skip
