@@ -10,19 +10,22 @@ as some errors do, so there are several steps (`edge.bench.reference` computes t
   does not depend on bits;
 - shapes: some kernels are wrong for many rows or far positions only. So tokens of the row's own
   prompt length and depth are computed by the timed calls and in small pieces, within the same
-  bound. This needs no reference, which would have to be as long.
+  bound. This needs no reference, which would have to be as long;
+- batch: every sequence's logits, as they are timed and from unequal lengths, against those of the
+  same tokens computed alone, which the other steps check.
 """
 
 import math
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import pairwise
 from typing import Any
 
 import numpy as np
+from msgspec import UNSET
 from msgspec.structs import replace
 
-from edge.bench.engines.engine import LLAMA_CPP, Engine, Logits
+from edge.bench.engines.engine import LLAMA_CPP, Engine, Ids, Logits
 from edge.convert.artefacts.recipes import rounding_bound
 from edge.profile.gate import Gate
 from edge.profile.profile import Quality, Workload
@@ -57,12 +60,17 @@ LOGITS_BOUND = (16.0, 1.35, 0.03)
 # KL x 2^bits is 6 (INT8 to INT4) to 7.6 (INT2), 9 for Q8_0 in llama.cpp, which rounds activations
 # too; F16 0.0014, BF16 0.0076. Unrelated predictions differ by 3 nats and more.
 ROOT_KL_BOUND = (14.0, 2.5, 0.05)
+# Of a batch with sequences of unequal lengths: the positions of the longest, the difference between
+# two, and the steps behind them.
+MOST_UNEQUAL, APART, UNEQUAL_STEPS = 64, 11, 4
 CHECKPOINT = ""
+# A call of an engine, with the positions of every sequence.
+Call = tuple[str, list[slice]]
 
 
-def gate_tokens(vocab_size: int, count: int = POSITIONS) -> list[int]:
-    """Random ids, the same for every engine."""
-    rng = random.Random(SEED)
+def gate_tokens(vocab_size: int, count: int = POSITIONS, row: int = 0) -> list[int]:
+    """Random ids, the same for every engine; of a batch others for each row."""
+    rng = random.Random(SEED + row)
     return [rng.randrange(vocab_size) for _ in range(count)]
 
 
@@ -117,6 +125,71 @@ def check_shapes(
         worst_error=rounded(errors[worst]),
         bound=bound,
     )
+
+
+def check_batch(
+    engine: Engine, alone: Engine, workload: Workload, vocab_size: int, gate: Gate
+) -> Gate:
+    """Compares each sequence of a batch with the same tokens computed alone; empties the caches.
+
+    `alone` has the same weights and the result `gate`, which is returned with this one. The cost is
+    two prefills of all sequences by the engine and one by `alone`, and about 40 steps.
+    """
+    calls = _batch_calls(workload)
+    count = max(part.stop for _, parts in calls for part in parts)
+    rows = [gate_tokens(vocab_size, count, row) for row in range(workload.batch)]
+    of_rows = [[(kind, [parts[row]]) for kind, parts in calls] for row in range(len(rows))]
+    wanted = [list(_answers(alone, own, [ids])) for own, ids in zip(of_rows, rows, strict=True)]
+    engine.trim(0)
+    # Other tokens first, as in every pass of a trial: they must leave no trace.
+    engine.prefill([row[::-1] for row in rows])
+    found = _answers(engine, calls, rows)
+    by_call = zip(zip(*wanted, strict=True), found, strict=True)
+    errors = np.stack([_row_errors(*logits) for logits in by_call])
+    call, row = np.unravel_index(np.argmax(errors), errors.shape)
+    gate = replace(gate, positions=gate.positions + errors.size)
+    worst = replace(
+        gate,
+        worst_position=calls[call][1][row].stop - 1,
+        worst_error=rounded(errors[call, row]),
+        worst_sequence=int(row),
+    )
+    return max(gate, worst, key=lambda each: each.share)
+
+
+def _batch_calls(workload: Workload) -> list[Call]:
+    """A pass as it is timed, then one that begins at unequal lengths, as answers are served.
+
+    At equal ones a position that all sequences share would be right.
+    """
+    depth, start = workload.depth, workload.decode_depth
+    room = min(max(workload.context_tokens, POSITIONS), MOST_UNEQUAL) - UNEQUAL_STEPS
+    lengths = [room - APART * row % room for row in range(workload.batch)]
+    calls = [
+        ("prefill", [slice(0, depth)] * workload.batch),
+        ("prefill", [slice(depth, depth + workload.prompt)] * workload.batch),
+        ("decode", [slice(start, start + min(workload.generate, STEPPED))] * workload.batch),
+        ("prefill", [slice(0, length) for length in lengths]),
+        ("decode", [slice(length, length + UNEQUAL_STEPS) for length in lengths]),
+    ]
+    return [(kind, parts) for kind, parts in calls if parts[0].start < parts[0].stop]
+
+
+def _answers(
+    engine: Engine, calls: Sequence[Call], rows: Sequence[Sequence[int]]
+) -> Iterator[Logits]:
+    """The logits after each call with the ids of a batch, or of one row; empties the cache."""
+    for kind, parts in calls:
+        if len({part.start for part in parts}) == 1:
+            engine.trim(parts[0].start)
+        ids: Ids = [row[part] for row, part in zip(rows, parts, strict=True)]
+        ids = ids if len(rows) > 1 else ids[0]
+        if kind == "prefill":
+            engine.prefill(ids)
+        else:
+            engine.decode(ids, lambda: None)
+        yield engine.last_logits()
+    engine.trim(0)
 
 
 def _decoded(workload: Workload, rows: int) -> list[range]:
@@ -214,6 +287,12 @@ def shapes_error(gate: Gate) -> str | None:
     """The error of a row whose logits depend on how its tokens are passed; else None."""
     if gate.share <= 1:
         return None
+    if gate.worst_sequence is not UNSET:
+        return (
+            f"wrong logits: sequence {gate.worst_sequence + 1} of the batch has others than alone, "
+            f"at position {gate.worst_position} {_size(gate.worst_error)} off, rounding explains "
+            f"up to {gate.bound:.2g}; update the engine, or use a smaller -npl"
+        )
     return (
         f"wrong logits: at position {gate.worst_position} the timed calls' are "
         f"{_size(gate.worst_error)} off those of the same tokens in small pieces, rounding "

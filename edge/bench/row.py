@@ -139,11 +139,14 @@ def _net_joules_per_token(window: EnergyWindow | None, idle_w: float | None) -> 
 
 
 def _bytes_per_token(job: Job, facts: EngineFacts | None) -> int | None:
-    """Bytes that one decode step reads: weights, and the cache in the middle of the window."""
+    """Bytes that a decode step reads for one token: its share of the weights, which a batch reads
+    once, and its sequence's cache in the middle of the window.
+    """
     if facts is None or job.engine == SERVER:
         return None
     middle = job.workload.decode_depth + job.workload.generate // 2
-    return (facts.weight_bytes_per_token or 0) + middle * (facts.kv_bytes_per_position or 0)
+    weight_bytes = (facts.weight_bytes_per_token or 0) // job.workload.batch
+    return weight_bytes + middle * (facts.kv_bytes_per_position or 0)
 
 
 def _latency_ms(trials: Sequence[Trial]) -> dict[str, float] | None:

@@ -321,8 +321,9 @@ class Run:
         after = read_state()
         # After another source has taken over, the idle power is not of the same rails.
         idle_w = self.idle_before.watts if self.idle_before and not lost else None
-        for outcome in outcomes:
-            outcome.trials = [with_energy(t, samples, meter.source, idle_w) for t in outcome.trials]
+        for job, outcome in zip(jobs, outcomes, strict=True):
+            measured = samples, meter.source, idle_w, job.workload.batch
+            outcome.trials = [with_energy(trial, *measured) for trial in outcome.trials]
         return [
             ProcessRun(round_number, outcome, meter, samples, before, after, cooldown, lost)
             for outcome in outcomes

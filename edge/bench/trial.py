@@ -9,6 +9,7 @@ from msgspec.structs import replace
 from edge.bench.engines.engine import Engine
 from edge.bench.workload import TokenPlan
 from edge.power.meter import Energy, Sample, integrate, worst_thermal
+from edge.profile.profile import Workload
 from edge.profile.trial import EnergyWindow, PowerSeries, ThermalChange, Trial
 
 NS_PER_S = 1e9
@@ -24,15 +25,14 @@ KEPT_SAMPLES = 1000
 Passes = Sequence[Sequence[int]]
 
 
-def run_trial(engine: Engine, plan: TokenPlan, least_s: float = 0.0, joint: bool = False) -> Trial:
+def run_trial(engine: Engine, plan: TokenPlan, workload: Workload, least_s: float = 0.0) -> Trial:
     """Times prefill passes, then decode passes, each kind for at least `least_s` seconds.
 
     All stamps are of `time.monotonic_ns()`, taken when the device has finished. The cache holds
-    the plan's depth before and after. Passes start at the depth; with `joint`, those of decoding
-    behind the prompt.
+    the plan's depth before and after. Passes start at the depth; those of decoding in a joint
+    workload behind the prompt.
     """
-    depth = len(plan.depth)
-    start = depth + (len(plan.prompt) if joint else 0)
+    depth, start = workload.depth, workload.decode_depth
 
     def prefill() -> list[int]:
         engine.trim(depth)
@@ -46,10 +46,10 @@ def run_trial(engine: Engine, plan: TokenPlan, least_s: float = 0.0, joint: bool
         engine.decode(plan.generate, lambda: stamps.append(time.monotonic_ns()))
         return stamps
 
-    prefills = _repeated(prefill, least_s) if plan.prompt else []
-    passes = _repeated(decode, least_s) if plan.generate else []
+    prefills = _repeated(prefill, least_s) if workload.prompt else []
+    passes = _repeated(decode, least_s) if workload.generate else []
     engine.trim(depth)
-    return make_trial(len(plan.prompt), prefills, passes)
+    return make_trial(workload.prompt, prefills, passes, workload.batch)
 
 
 def _repeated(one_pass: Callable[[], list[int]], least_s: float) -> list[list[int]]:
@@ -59,12 +59,14 @@ def _repeated(one_pass: Callable[[], list[int]], least_s: float) -> list[list[in
     return passes
 
 
-def make_trial(prompt_tokens: int, prefills: Passes, passes: Passes) -> Trial:
+def make_trial(prompt_tokens: int, prefills: Passes, passes: Passes, batch: int = 1) -> Trial:
     """Rates and stamps of one repetition; a rate is None where its window is missing.
 
-    Decode rate: sum of (N - 1) over sum of (t_N - t_1), as N stamps bound N - 1 intervals.
-    `ttft_s` is the mean time of a prefill, the model being loaded.
+    Decode rate: sum of (N - 1) over sum of (t_N - t_1), as N stamps bound N - 1 intervals, times
+    the sequences of a batch. `ttft_s` is the mean time of a prefill, the model being loaded;
+    `prompt_tokens` are those of one sequence.
     """
+    prompt_tokens *= batch
     prefill_s = sum(stamps[-1] - stamps[0] for stamps in prefills) / NS_PER_S
     ttft_s = prefill_s / len(prefills) if prefills else None
     decode_s = sum(stamps[-1] - stamps[0] for stamps in passes) / NS_PER_S
@@ -72,7 +74,7 @@ def make_trial(prompt_tokens: int, prefills: Passes, passes: Passes) -> Trial:
     return Trial(
         warmup=False,
         prompt_tokens=prompt_tokens,
-        decode_tok_s=steps / decode_s if decode_s else None,
+        decode_tok_s=batch * steps / decode_s if decode_s else None,
         prefill_tok_s=prompt_tokens / ttft_s if ttft_s and prompt_tokens else None,
         ttft_s=ttft_s,
         prefill_ns=[stamp for span in prefills for stamp in span],
@@ -96,13 +98,17 @@ def kept_times(token_us: list[list[int]]) -> list[list[int]]:
 
 
 def with_energy(
-    trial: Trial, samples: Sequence[Sample], source: str, idle_w: float | None = None
+    trial: Trial,
+    samples: Sequence[Sample],
+    source: str,
+    idle_w: float | None = None,
+    batch: int = 1,
 ) -> Trial:
     """The trial with the energy of both windows; unchanged without samples.
 
     A window reaches from the first stamp of all passes to the last. The decode window holds the
-    work of all tokens but the first. `source` names the meter in the reasons; one that does not
-    read more than `idle_w` under load does not move.
+    work of all tokens but the first, of every sequence of a `batch`. `source` names the meter in
+    the reasons; one that does not read more than `idle_w` under load does not move.
 
     Between the passes of a server are its prefills, so each is integrated by itself; those are too
     short for joules of their own.
@@ -113,7 +119,8 @@ def with_energy(
     if trial.request_tokens:
         tokens = sum(count - 1 for count in trial.request_tokens)
     else:
-        tokens, spans = sum(len(times) + 1 for times in trial.token_us) - 1, _whole(spans)
+        steps = sum(len(times) + 1 for times in trial.token_us) - 1
+        tokens, spans = batch * steps, _whole(spans)
         prompt_tokens = trial.prompt_tokens * len(trial.prefills)
         prefill = _window(samples, _whole(trial.prefills), prompt_tokens, source, idle_w)
     decode = _window(samples, spans, tokens, source, idle_w) if tokens > 0 else None

@@ -17,7 +17,13 @@ import msgspec
 import numpy as np
 
 from edge.bench.engines.engine import LLAMA_CPP, MLX, MLX_LM, SERVER, Engine
-from edge.bench.gate import POSITIONS, check_shapes, logits_digest, pieces_bound
+from edge.bench.gate import (
+    POSITIONS,
+    check_batch,
+    check_shapes,
+    logits_digest,
+    pieces_bound,
+)
 from edge.bench.trial import run_trial
 from edge.bench.workload import plan_tokens
 from edge.device.memory import peak_bytes, wired
@@ -28,7 +34,7 @@ from edge.profile.profile import EngineFacts, Workload
 from edge.profile.trial import Trial
 
 # Raised when a worker's questions or answers change so that an older run does not understand them.
-PROTOCOL = 1
+PROTOCOL = 2
 ABOUT = "--about"
 # A process that starts, loads the demo and warms up; and a trial that has no least time.
 START_S, LEAST_TRIAL_S = 3.0, 0.1
@@ -160,11 +166,11 @@ def _work(job: Job, send: Send) -> None:
         engine = open_engine(job, max(context_tokens, POSITIONS))
         stack.callback(engine.close)
         load_s = (time.monotonic_ns() - begin_ns) / 1e9
-        if plan.depth:
+        if job.workload.depth:
             engine.prefill(plan.depth)
 
         def measure(least_s: float, is_warmup: bool) -> Trial:
-            trial = run_trial(engine, plan, least_s, job.workload.joint)
+            trial = run_trial(engine, plan, job.workload, least_s)
             if is_warmup and not np.isfinite(engine.last_logits()).all():
                 damaged = "the weights are damaged; convert again."
                 raise EdgeError(f"the logits are not finite: {damaged}")
@@ -180,10 +186,12 @@ def _work(job: Job, send: Send) -> None:
         done = Done(load_s, most_bytes, device_bytes or None, facts)
         if job.round == 0 and job.check:
             bound = pieces_bound(job.engine, job.kv_bits, job.as_is)
-            sizes = job.vocab_size, job.longest
-            done.gate = check_shapes(engine, job.workload, *sizes, bound)
+            one, vocab_size = engine.alone(), job.vocab_size
+            done.gate = check_shapes(one, job.workload, vocab_size, job.longest, bound)
+            if job.workload.batch > 1:
+                done.gate = check_batch(engine, one, job.workload, vocab_size, done.gate)
             if not job.as_is:
-                done.logits = logits_digest(engine, job.vocab_size)
+                done.logits = logits_digest(one, vocab_size)
         send(done)
 
 
@@ -215,7 +223,8 @@ def check_memory(job: Job, context_tokens: int) -> tuple[int | None, str | None]
         return need.running_bytes, memory_warning
     _, config = read_directory(path)
     own_bits = job.kv_bits if job.engine == MLX else None
-    need, memory_warning = check_fits(path, config, compute_dtype(), context_tokens, own_bits)
+    how = context_tokens, own_bits, job.workload.batch
+    need, memory_warning = check_fits(path, config, compute_dtype(), *how)
     return need.running_bytes, memory_warning
 
 
@@ -223,17 +232,20 @@ def open_engine(job: Job, context_tokens: int) -> Engine:
     """Loads the artefact; an EdgeError where that fails.
 
     Imports the library of that engine alone, because memory is measured. llama.cpp's cache does
-    not grow: it has `context_tokens` positions.
+    not grow: it has `context_tokens` positions for each sequence.
     """
-    path = Path(job.path)
+    path, batch = Path(job.path), job.workload.batch
     if job.engine == LLAMA_CPP:
-        from edge.bench.engines.llama_cpp import LlamaCppEngine
+        from edge.bench.engines.llama_cpp import open_gguf
 
-        return LlamaCppEngine(path, context_tokens, job.threads)
+        return open_gguf(path, context_tokens, job.threads, batch)
     if job.engine == MLX_LM:
-        from edge.bench.engines.mlx_lm import open_any, open_peer
+        from edge.bench.engines.mlx_lm import PeerBatch, open_any, open_peer
 
-        return open_any(path) if job.as_is else open_peer(path)
+        peer = open_any(path) if job.as_is else open_peer(path)
+        return PeerBatch(peer, batch) if batch > 1 else peer
+    if batch > 1:
+        raise EdgeError("edge's own network computes one sequence here; leave out -npl.")
     from edge.bench.engines.mlx import open_ours
 
     return open_ours(path, job.kv_bits)

@@ -3,7 +3,8 @@
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from itertools import zip_longest
+from itertools import product, zip_longest
+from typing import Any
 
 from msgspec.structs import replace
 
@@ -30,15 +31,20 @@ STEP = 64  # of the depths that are chosen for a short context
 
 @dataclass(frozen=True)
 class TokenPlan:
-    """Token ids of a workload, the same for every engine."""
+    """Token ids of a workload, the same for every engine; of a batch a list per sequence."""
 
-    depth: list[int]
-    prompt: list[int]
-    generate: list[int]
+    depth: list[Any]
+    prompt: list[Any]
+    generate: list[Any]
 
 
 def plan_tokens(workload: Workload, vocab_size: int, seed: int) -> TokenPlan:
     """Random ids, as in llama-bench: speed does not depend on them."""
+    if workload.batch > 1:
+        one = replace(workload, batch=1)
+        plans = [plan_tokens(one, vocab_size, seed + row) for row in range(workload.batch)]
+        depths, prompts = [p.depth for p in plans], [p.prompt for p in plans]
+        return TokenPlan(depths, prompts, [p.generate for p in plans])
     rng = random.Random(seed)
 
     def ids(count: int) -> list[int]:
@@ -52,12 +58,13 @@ def plan_workloads(
     generates: Sequence[int],
     depths: Sequence[int],
     joint: Sequence[tuple[int, int]] = (),
+    batches: Sequence[int] = (1,),
 ) -> list[Workload]:
-    """The workloads of -p, -n, -d and -pg; an EdgeError if there is nothing to measure.
+    """The workloads of -p, -n, -d, -pg and -npl; an EdgeError if there is nothing to measure.
 
     llama-bench runs each prompt length, each number of generated tokens and each -pg at every
     depth as a test of its own. A workload here pairs the first two in their order, so that every
-    test is run once. 0 means no such test.
+    test is run once. 0 means no such test. Each is run in a batch of every size.
     """
     wanted = ([n for n in dict.fromkeys(counts) if n] for counts in (prompts, generates))
     tests = [Workload(p, n) for p, n in zip_longest(*wanted, fillvalue=0)]
@@ -67,7 +74,8 @@ def plan_workloads(
             "-n 0 and -n 1 leave nothing to measure without a prompt: one token has no rate; use "
             "-n 2 or more, or a prompt (-p)."
         )
-    every = [replace(test, depth=depth) for depth in depths for test in tests]
+    shapes = product(depths, tests, batches)
+    every = [replace(test, depth=depth, batch=batch) for depth, test, batch in shapes]
     return list(dict.fromkeys(every))
 
 

@@ -246,7 +246,8 @@ def _workloads(args: argparse.Namespace, limit: int, name: str) -> list[Workload
     counts = args.prompt or [options.PROMPT], args.generate or [options.GENERATE]
     if args.server is not None:
         return served_workloads(*counts, args.joint or [])
-    planned = plan_workloads(*counts, args.depth or [options.DEPTH], args.joint or [])
+    others = args.depth or [options.DEPTH], args.joint or [], args.parallel or [1]
+    planned = plan_workloads(*counts, *others)
     check_lengths(planned, limit, name)
     return planned
 

@@ -54,14 +54,20 @@ class Need:
 
 
 def check_fits(
-    path: Path, config: ModelConfig, dtype: mx.Dtype, cache_tokens: int, kv_bits: int | None = None
+    path: Path,
+    config: ModelConfig,
+    dtype: mx.Dtype,
+    cache_tokens: int,
+    kv_bits: int | None = None,
+    sequences: int = 1,
 ) -> tuple[Need, str | None]:
     """The memory needed, and a warning if it is short now.
 
     Raises an EdgeError if the system can never make room, unless EDGE_FORCE_MEMORY=1 is set.
     """
-    need = required_bytes(path, config, dtype, cache_tokens, kv_bits)
-    cache = f", {size(need.cache_bytes)} of cache for {cache_tokens} tokens"
+    need = required_bytes(path, config, dtype, cache_tokens, kv_bits, sequences=sequences)
+    times = f"{sequences} x " if sequences > 1 else ""
+    cache = f", {size(need.cache_bytes)} of cache for {times}{cache_tokens} tokens"
     return need, _shortage(path, need, cache)
 
 
@@ -96,10 +102,12 @@ def required_bytes(
     cache_tokens: int,
     kv_bits: int | None = None,
     prefill_tokens: int = PREFILL_TOKENS,
+    sequences: int = 1,
 ) -> Need:
     """A tight upper bound of the memory for loading and running an artefact, from its headers.
 
-    `cache_tokens` are positions of context, `prefill_tokens` those computed at a time.
+    `cache_tokens` are positions of context for each of `sequences`, `prefill_tokens` those
+    computed at a time.
     """
     tensors = {name: t for name, t in read_tensors(path).items() if not config.drops(name)}
     quantised = any(name.endswith(".scales") for name in tensors)
@@ -112,7 +120,7 @@ def required_bytes(
     return Need(
         weights_bytes=sum(loaded.values()),
         loading_bytes=sum(sorted(twice)[-TENSORS_IN_FLIGHT:]),
-        cache_bytes=_cache_bytes(config, cache_tokens, kv_bits, dtype.size),
+        cache_bytes=sequences * _cache_bytes(config, cache_tokens, kv_bits, dtype.size),
         working_bytes=_working_bytes(config, cache_tokens, prefill_tokens, dtype.size, quantised),
     )
 

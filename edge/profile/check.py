@@ -32,6 +32,7 @@ from edge.profile.profile import (
     ProfileError,
     Quantity,
     Row,
+    Workload,
     check_version,
     profiles_below,
     read_bytes,
@@ -305,7 +306,7 @@ def _number_findings(row: Row, device: Device | None) -> Findings:
     if percentiles != sorted(percentiles):
         yield "token_latency_ms", "has percentiles that do not rise from p50 to p99."
     for index, trial in enumerate(row.trials if row.source is None else ()):  # else no stamps
-        for place, what in _trial_findings(trial, max(row.workload.generate - 1, 0)):
+        for place, what in _trial_findings(trial, row.workload):
             yield f"trials[{index}].{place}", what
     if device is not None:
         yield from _roofline_findings(row, device)
@@ -348,7 +349,8 @@ def _quantity_findings(name: str, row: Row, values: list[float]) -> Findings:
         yield f"{name}.ci95", "has its limits in the wrong order."
 
 
-def _trial_findings(trial: Trial, steps_per_pass: int) -> Findings:
+def _trial_findings(trial: Trial, workload: Workload) -> Findings:
+    steps_per_pass = max(workload.generate - 1, 0)
     prefills, passes = trial.prefills, trial.passes
     if len(trial.prefill_ns) % 2 or _runs_backwards(prefills):
         yield "prefill_ns", DISORDER
@@ -364,7 +366,7 @@ def _trial_findings(trial: Trial, steps_per_pass: int) -> Findings:
     decode_s, prefill_s = (sum(end - begin for begin, end in w) / 1e9 for w in (passes, prefills))
     ttft_s = prefill_s / len(prefills) if prefills else None
     expected = {
-        "decode_tok_s": steps / decode_s if steps and decode_s else None,
+        "decode_tok_s": steps * workload.batch / decode_s if steps and decode_s else None,
         "ttft_s": ttft_s,
         "prefill_tok_s": trial.prompt_tokens / ttft_s if ttft_s and trial.prompt_tokens else None,
     }
@@ -394,13 +396,13 @@ def _roofline_findings(row: Row, device: Device) -> Findings:
         if not _close(share, expected, ROUNDED):
             what = f"is {share}, but rate, bytes per token and bandwidth give {expected:.4g}."
             yield "bandwidth_fraction", what
-    limit_gb_s = _limit_gb_s(device, stated, row.bytes_per_token)
+    limit_gb_s = _limit_gb_s(device, stated, row.step_bytes)
     if limit_gb_s is not None and read_gb_s > limit_gb_s and row.counts:
         what = f"reads {read_gb_s:.4g} GB/s, but this device's memory can do {limit_gb_s:.4g} GB/s."
         yield "decode_tok_s.median", f"{what} Measure again."
 
 
-def _limit_gb_s(device: Device, stated: Bandwidth | None, bytes_per_token: int) -> float | None:
+def _limit_gb_s(device: Device, stated: Bandwidth | None, step_bytes: int) -> float | None:
     """Upper limit of the memory's bandwidth; None if unknown, or if the bytes fit in a cache."""
     cache_bytes = device.cache_bytes or 0
     if stated is not None and stated is device.gpu_memory_bandwidth:
@@ -408,7 +410,7 @@ def _limit_gb_s(device: Device, stated: Bandwidth | None, bytes_per_token: int) 
     elif not cache_bytes and device.name.startswith("Apple "):
         cache_bytes = APPLE_CACHE_BYTES
     chip, _ = find_chip(device.name, device.gpu_cores, device.memory_bytes)
-    if bytes_per_token <= cache_bytes:
+    if step_bytes <= cache_bytes:
         return None
     if chip is not None:
         return chip.bandwidth_gb_s

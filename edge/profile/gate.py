@@ -3,7 +3,7 @@
 import math
 from typing import Annotated
 
-from msgspec import Meta, Struct
+from msgspec import UNSET, Meta, Struct, UnsetType
 
 from edge.profile.trial import Count, NotNegative
 
@@ -16,7 +16,8 @@ class Gate(Struct, frozen=True, kw_only=True):
     `prompt_tokens` behind `depth` others, and tokens decoded there, were computed as they are timed
     and in small pieces; the logits at `positions` places were compared. `reference_error` is that
     of a short prompt against the artefact's weights in float32, its bound is None without a
-    checkpoint. An error that is not finite is None.
+    checkpoint. Every sequence of a batch was compared with the same tokens computed alone;
+    `worst_sequence` is given if the worst error is of that. An error that is not finite is None.
     """
 
     prompt_tokens: Count
@@ -27,6 +28,7 @@ class Gate(Struct, frozen=True, kw_only=True):
     bound: Positive
     reference_error: NotNegative | None = None
     reference_bound: Positive | None = None
+    worst_sequence: Count | UnsetType = UNSET
 
     @property
     def share(self) -> float:

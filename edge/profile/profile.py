@@ -86,16 +86,19 @@ class Workload(Struct, frozen=True):
     """llama-bench's tests: `prompt` tokens processed at once, `generate` tokens one by one.
 
     Each starts after `depth` tokens. With `joint`, its -pg, generation continues the prompt.
+    `batch` sequences are computed at once, as in llama-batched-bench's -npl; the other numbers
+    are those of one sequence.
     """
 
     prompt: Count = 0
     generate: Count = 0
     depth: Count = 0
     joint: bool = False
+    batch: Annotated[int, Meta(ge=1, le=MOST)] = 1
 
     @property
     def context_tokens(self) -> int:
-        """Positions the cache must hold."""
+        """Positions the cache of a sequence must hold."""
         added = self.prompt + self.generate if self.joint else max(self.prompt, self.generate)
         return self.depth + added
 
@@ -106,9 +109,10 @@ class Workload(Struct, frozen=True):
 
     @property
     def test(self) -> str:
-        """Name without the depth: pp512, tg128; a joint one pp512+tg128."""
+        """Name without the depth: pp512, tg128; a joint one pp512+tg128; a batch ends in npl8."""
         tests = [f"{k}{n}" for k, n in (("pp", self.prompt), ("tg", self.generate)) if n]
-        return ("+" if self.joint else ", ").join(tests)
+        name = ("+" if self.joint else ", ").join(tests)
+        return f"{name}, npl{self.batch}" if self.batch > 1 else name
 
     def __str__(self) -> str:
         """Name in llama-bench's notation: tg128 @ d4096."""
@@ -210,8 +214,10 @@ class RowSummary(Struct, frozen=True, kw_only=True):
     """An artefact on an engine under a workload, without its trials.
 
     A quantity that is None has its reason in `reasons`. Decode, prefill and time to first
-    token exclude loading, tokenising, sampling and detokenising. `bytes_per_token` is what one
-    decode step reads: weights, and the cache at the middle of the window. `joules_per_token`
+    token exclude loading, tokenising, sampling and detokenising. Rates of a batch are those of all
+    its sequences together; the time to first token ends when all have theirs.
+    `bytes_per_token` is what one decode step reads: weights, which a batch shares, and the cache
+    at the middle of the window. `joules_per_token`
     is gross, `joules_per_token_net` net of idle power. `peak_memory_bytes` is the larger of the
     process's and the device's (`peak_device_bytes`). `model` is None if it is the profile's.
     `arm` names the environment of a row that another interpreter ran (--vs). `ratios` are by the
@@ -255,6 +261,11 @@ class RowSummary(Struct, frozen=True, kw_only=True):
     @property
     def counts(self) -> bool:
         return self.verdict != "INVALID"
+
+    @property
+    def step_bytes(self) -> int:
+        """What a decode step reads, for all sequences of a batch; 0 if not known."""
+        return (self.bytes_per_token or 0) * self.workload.batch
 
     def with_peer(self, name: str) -> str:
         return with_peer(name, self.engine, self.arm, self.source)

@@ -54,7 +54,8 @@ class Trial(Struct, frozen=True, kw_only=True):
 
     `prefill_ns` has begin and end of every prefill pass, flat; `pass_begin_ns` and `pass_end_ns`
     have the first and last stamp of every generation pass. `token_us` has the microseconds
-    between a pass's stamps; later passes of a long trial do not keep them. Passes of a server are
+    between a pass's stamps; later passes of a long trial do not keep them. A stamp of a batch is
+    that of a token of every sequence, and `prompt_tokens` are all prompts'. Passes of a server are
     requests, with the numbers of tokens in `pass_tokens` instead of `token_us`. The last three
     fields are of older files.
     """

@@ -88,8 +88,9 @@ def judge_bandwidth(
 ) -> tuple[float | None, list[Reason]]:
     """Share of the memory's bandwidth, as each token reads all weights and its cache once.
 
-    Bytes that fit in the last-level cache are not read from memory again, so have no share. A
-    share above 1 is an error from 1 + `slack` on.
+    A batch reads the weights once for all its sequences. Bytes that fit in the last-level cache
+    are not read from memory again, so have no share. A share above 1 is an error from 1 + `slack`
+    on.
     """
     if row.decode_tok_s is None or not row.bytes_per_token:
         return None, []  # a failed row and one without decoding have their reason already
@@ -99,9 +100,9 @@ def judge_bandwidth(
         return None, [Reason("bandwidth_fraction", "reason", text)]
     if bandwidth is device.gpu_memory_bandwidth:
         cache_bytes = NVIDIA_CACHE_BYTES
-    if row.bytes_per_token <= cache_bytes:
+    if row.step_bytes <= cache_bytes:
         text = (
-            f"a token's {row.bytes_per_token / 1e6:.0f} MB fit in the cache of "
+            f"a step's {row.step_bytes / 1e6:.0f} MB fit in the cache of "
             f"{cache_bytes / 1e6:.0f} MB, so memory is no ceiling; use a larger model"
         )
         return None, [Reason("bandwidth_fraction", "reason", text)]

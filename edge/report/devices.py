@@ -180,13 +180,13 @@ def _usable(
 
 def _line(file: str, profile: Summary, row: RowSummary) -> Row:
     """A row's medians, and the keys it is grouped and sorted by."""
-    device, bandwidth = profile.device, row.bandwidth(profile.device)
+    device, workload, bandwidth = profile.device, row.workload, row.bandwidth(profile.device)
     medians = {key: q.median if (q := getattr(row, key)) else None for key in MEDIANS}
     decode, joules = medians["decode_tok_s"], medians["joules_per_token"]
     source = row.power and plain(f"{row.power.source} ({row.power.boundary})")
     return {
         "model": _model_label(row.model or profile.model),
-        "workload": str(row.workload),
+        "workload": str(workload),
         "method": _method_label(profile.method),
         "device": _device_label(device),
         **{key: plain(getattr(row, key)) for key in ("artefact", "engine", "framework")},
@@ -207,7 +207,7 @@ def _line(file: str, profile: Summary, row: RowSummary) -> Row:
         "decode_per_gb_s": decode / bandwidth.gb_s if decode is not None and bandwidth else None,
         "tok_per_joule": 1 / joules if joules is not None and joules >= LEAST_J else None,
         "meter": source,
-        "order": (row.workload.depth, row.workload.prompt, row.workload.generate),
+        "order": (workload.depth, workload.prompt, workload.generate, workload.batch),
     }
 
 

@@ -46,7 +46,7 @@ class PublishedRow:
 
     def measured(self, profile: Profile) -> Row | None:
         """The first valid row of a profile that has a rate for it."""
-        rows = (row for row in profile.rows if row.counts and row.decode_tok_s)
+        rows = (r for r in profile.rows if r.counts and r.decode_tok_s and r.workload.batch == 1)
         return next((row for row in rows if self.is_of(row)), None)
 
 

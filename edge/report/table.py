@@ -16,7 +16,7 @@ from edge.profile.profile import (
     RowSummary,
 )
 from edge.profile.ratio import Ratio
-from edge.stats import POWER
+from edge.stats import PERCENTILES, POWER
 from edge.text import (
     NOT_MEASURED,
     Cell,
@@ -40,6 +40,8 @@ OPTIONAL = (
     *("J/token", "Net J/token", "Roofline", "KL (nats)", "PPL ratio", "Top-1"),
     *RATIO_HEADS.values(),
 )
+# Columns of a profile with batches: the rate of one sequence, and the time between its tokens.
+OF_BATCHES = ("Each (Tok/s)", "Latency (ms)")
 ENGINES = ("mlx", "mlx-lm", "llama-cpp-python", "llama.cpp")
 # Rows that a note on a terminal names, and columns for the names.
 MOST_NAMED, LABEL_COLUMNS = 2, 48
@@ -55,10 +57,11 @@ GATE = ("prompt_tokens", "positions", "worst_error", "bound", "reference_error")
 HEAD = (
     *("created_utc", "device", "os", "memory_bandwidth_gb_s", "model", "parameters"),
     *("synthetic", "edge", "framework", "artefact", "engine", "source", "precision"),
-    *("prompt", "generate", "depth"),
+    *("prompt", "generate", "depth", "batch"),
     *(f"{name}_{part}" for name in QUANTITIES for part in PARTS),
     *("file_bytes", "bits_per_weight", "bytes_per_token", "peak_memory_bytes"),
     *("peak_device_bytes", "bandwidth_fraction", "load_s"),
+    *(f"token_latency_ms_{name}" for name in PERCENTILES),
     *(f"quality_{name}" for name in QUALITY),
     *(f"gate_{name}" for name in GATE),
     *("verdict", "reasons", "arm", "baseline"),
@@ -66,7 +69,8 @@ HEAD = (
 )
 # Columns on a terminal by their heads there, and those that are left out first where it is narrow.
 SHORT = {
-    **{"Artefact": "Row", "Test": "Test", "Throughput (Tok/s)": "tok/s", "Power (W)": "W"},
+    **{"Artefact": "Row", "Test": "Test", "Throughput (Tok/s)": "tok/s", "Each (Tok/s)": "Each"},
+    **{"Latency (ms)": "Latency (ms)", "Power (W)": "W"},
     **{head: head for head in RATIO_HEADS.values()},
     **{"Prefill (Tok/s)": "Prefill", "J/token": "J/token", "Net J/token": "Net J/token"},
     **{"TTFT (ms)": "TTFT (ms)", "Peak memory (MB)": "Peak MB", "Bytes/weight": "Bytes/weight"},
@@ -75,14 +79,15 @@ SHORT = {
 }
 DROPPED = (
     *("Net J/token", "Bytes/weight", "PPL ratio", "Top-1", "TTFT (ms)", "Roofline", "KL (nats)"),
-    *("Peak MB", "J/token", "Prefill", "W", "J/token ratio", "Prefill ratio"),
+    *("Peak MB", "Each", "J/token", "Prefill", "Latency (ms)", "W", "J/token ratio"),
+    "Prefill ratio",
 )
 
 
 def profile_table(profile: Profile) -> Table:
     """Medians ± standard deviation of the rows, without empty columns."""
     lines = [_cells(row, plain(profile.device.name)) for row in side_by_side(profile.rows)]
-    kept = _kept(lines)
+    kept = _kept(lines, profile)
     distinct = {tuple(line[name].text for name in IDENTITY) for line in lines}
     if lines and all(row.model is None for row in profile.rows) and len(distinct) == len(lines):
         kept.remove("Artefact")
@@ -93,7 +98,7 @@ def terminal_table(profile: Profile) -> Table:
     """The same for a terminal: rows have their short names, and unimportant columns may go."""
     rows = side_by_side(profile.rows)
     lines = [{**_cells(r, ""), "Artefact": Cell(row_label(r, with_test=False))} for r in rows]
-    kept = [name for name in SHORT if name in _kept(lines)]
+    kept = [name for name in SHORT if name in _kept(lines, profile)]
     return Table(
         [SHORT[name] for name in kept],
         [[line[name] for name in kept] for line in lines],
@@ -121,11 +126,13 @@ def number_cell(value: float | None, digits: int = 3) -> Cell:
     return Cell(figure(value, digits), value)
 
 
-def _kept(lines: Sequence[dict[str, Cell]]) -> list[str]:
+def _kept(lines: Sequence[dict[str, Cell]], profile: Profile) -> list[str]:
     """Columns that have a figure, or are always shown."""
+    left_out = () if has_batches(profile.rows) else OF_BATCHES
     return [
         name
         for name in (lines[0] if lines else ())
+        if name not in left_out
         if name not in OPTIONAL or any(line[name].value is not None for line in lines)
     ]
 
@@ -139,6 +146,8 @@ def _cells(row: RowSummary, device: str) -> dict[str, Cell]:
         "Device": Cell(device),
         "Precision": Cell(plain(row.precision, 30)),
         "Throughput (Tok/s)": _quantity_cell(row.decode_tok_s),
+        "Each (Tok/s)": _quantity_cell(row.decode_tok_s, 1 / row.workload.batch),
+        "Latency (ms)": number_cell((row.token_latency_ms or {}).get("p50")),
         "Power (W)": _quantity_cell(row.power_w),
         "J/token": _quantity_cell(row.joules_per_token),
         "Net J/token": _quantity_cell(row.joules_per_token_net),
@@ -266,6 +275,10 @@ def terminal_section(profile: Profile, layout: Layout) -> str:
 def has_tests(rows: Sequence[RowSummary]) -> bool:
     """The rows have several workloads, so that labels need theirs."""
     return len({row.workload for row in rows}) > 1
+
+
+def has_batches(rows: Sequence[RowSummary]) -> bool:
+    return any(row.workload.batch > 1 for row in rows)
 
 
 def row_label(row: RowSummary, with_test: bool) -> str:

@@ -66,6 +66,9 @@ class FakeEngine:
     def peak_device_bytes(self):
         return 0
 
+    def alone(self):
+        return self
+
     def close(self):
         self.closed = True
 

@@ -45,6 +45,9 @@ def test_quantities_are_medians_over_the_counted_trials():
     assert row.bytes_per_token == 1000 + 101 * 10
     joint = row_of(job=replace(JOB, workload=Workload(10, 3, 100, joint=True)))
     assert joint.bytes_per_token == 1000 + 111 * 10  # the cache holds the prompt too
+    batch = row_of(job=replace(JOB, workload=Workload(10, 3, 100, batch=4)))
+    assert batch.bytes_per_token == 1000 // 4 + 101 * 10
+    assert batch.step_bytes == 1000 + 4 * 101 * 10
     json.dumps(msgspec.to_builtins(row), allow_nan=False)
 
 
@@ -185,7 +188,7 @@ def test_a_rate_above_the_memory_bandwidth_is_an_error_unless_that_was_measured(
     assert row.verdict == verdict
     assert "0.0 GB/s, 201% of the 0.0 GB/s of the memory: check --bandw" in row.reasons[0]
     row = roofline_row(replace(PC, memory_bandwidth=Bandwidth(1e-6, source), cache_bytes=10**6))
-    assert "bandwidth_fraction: a token's 0 MB fit in the cache of 1 MB" in row.reasons[0]
+    assert "bandwidth_fraction: a step's 0 MB fit in the cache of 1 MB" in row.reasons[0]
     assert row.bandwidth_fraction is None
 
 

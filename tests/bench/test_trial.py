@@ -21,7 +21,8 @@ def run(monkeypatch):
         engine = FakeEngine(FakeMachine(monkeypatch).clock)
         if plan.depth:
             engine.prefill(plan.depth)
-        return engine, run_trial(engine, plan, least_s, joint)
+        workload = Workload(len(plan.prompt), len(plan.generate), len(plan.depth), joint)
+        return engine, run_trial(engine, plan, workload, least_s)
 
     return run
 
@@ -30,6 +31,27 @@ def test_token_ids_follow_from_the_seed():
     first, again, other = (plan_tokens(Workload(9, 5, 3), 1000, seed) for seed in (4, 4, 5))
     assert first == again != other
     assert [len(ids) for ids in (first.depth, first.prompt, first.generate)] == [3, 9, 5]
+
+
+def test_every_sequence_of_a_batch_has_ids_of_its_own_and_rates_are_those_of_all(run, monkeypatch):
+    workload = Workload(50, 3, 2, batch=4)
+    plan = plan_tokens(workload, 1000, 4)
+    assert [plan.prompt[0], plan.generate[1]] == [
+        plan_tokens(Workload(50, 3, 2), 1000, 4).prompt,
+        plan_tokens(Workload(50, 3, 2), 1000, 5).generate,
+    ]
+    for rows, length in ((plan.depth, 2), (plan.prompt, 50), (plan.generate, 3)):
+        assert [len(row) for row in rows] == [length] * 4
+        assert len({tuple(row) for row in rows}) == 4
+    engine, one = run(PLAN)
+    # A fake that takes as long for all rows as for one: a call has the ids of one of them.
+    monkeypatch.setattr(engine, "prefill", lambda rows: FakeEngine.prefill(engine, rows[0]))
+    step = lambda rows, stamp: FakeEngine.decode(engine, rows[0], stamp)  # noqa: E731
+    monkeypatch.setattr(engine, "decode", step)
+    rows = TokenPlan([], *([ids] * 4 for ids in (PLAN.prompt, PLAN.generate)))
+    four = run_trial(engine, rows, Workload(50, 3, batch=4))
+    assert (four.decode_tok_s, four.prefill_tok_s) == (4 * one.decode_tok_s, 4 * one.prefill_tok_s)
+    assert (four.ttft_s, four.token_us, four.prompt_tokens) == (one.ttft_s, one.token_us, 200)
 
 
 def test_generation_starts_at_the_depth_and_a_joint_one_after_the_prompt(run):
@@ -108,6 +130,14 @@ def test_joules_per_token_of_several_passes_count_every_token_but_the_first():
     assert trial.prefill_energy is None
     assert (trial.decode_energy.window_s, trial.decode_energy.tokens) == (5.0, 5)
     assert trial.decode_energy.joules_per_token == pytest.approx(6.0)
+
+
+def test_joules_per_token_are_shared_by_a_batch():
+    trial = make_trial(10, [(0, 2 * NS)], [(2 * NS, 3 * NS, 4 * NS)], batch=4)
+    trial = with_energy(trial, steady(0, 10, CPU=6), "fake", batch=4)
+    assert (trial.decode_energy.tokens, trial.prefill_energy.tokens) == (8, 40)
+    assert trial.decode_energy.joules_per_token == pytest.approx(12 / 8)
+    assert trial.prefill_energy.joules_per_token == pytest.approx(12 / 40)
 
 
 @pytest.mark.parametrize(

@@ -44,6 +44,15 @@ def planned(*words):
             [(8, 2), (16, 4, 0, True), (8, 2, 64), (16, 4, 64, True)],
         ),
         (["-p", "500", "-n", "9", "-d", "524"], [(500, 9, 524)]),
+        (["-p", "8", "-n", "4", "-npl", "1"], [(8, 4)]),
+        (
+            ["-p", "8", "-n", "4", "-d", "0,64", "-npl", "1,4,4"],
+            [(8, 4), (8, 4, 0, False, 4), (8, 4, 64), (8, 4, 64, False, 4)],
+        ),
+        (
+            ["-p", "0", "-n", "0", "-pg", "8,4", "--parallel", "2-4*2"],
+            [(8, 4, 0, True, 2), (8, 4, 0, True, 4)],
+        ),
         (["--suite", "quick"], [(128, 32)]),
     ],
 )
@@ -67,6 +76,7 @@ def test_engines_cache_bits_and_suites_follow_the_flags():
     ("flags", "message"),
     [
         (["--suite", "quick", "-n", "9"], "leave out -n"),
+        (["--suite", "quick", "-npl", "9"], "leave out -npl"),
         (["-p", "0", "-n", "1"], "nothing to measure"),
         (["-p", "8", "-n", "2,1"], "nothing to measure"),
         (["-p", "500", "-d", "525"], "1025 positions, demo was trained for 1024"),

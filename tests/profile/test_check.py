@@ -35,7 +35,11 @@ def changed(place, value):
     return profile
 
 
-@pytest.mark.parametrize("maker", [failed_profile, linux_profile, make_profile])
+def batches_profile():
+    return make_profile(batches=(1, 8), samples=0)
+
+
+@pytest.mark.parametrize("maker", [failed_profile, linux_profile, make_profile, batches_profile])
 def test_measured_and_generated_profiles_have_no_faults(tmp_path, maker):
     assert check([ROOT / "profiles" / "measured"]).faults == []
     assert faults_of(tmp_path, maker()) == []
@@ -76,9 +80,9 @@ def test_faults_have_their_place(tmp_path, place, value, where, words):
     assert words in what
 
 
-def scaled(factor, verdict="VALID"):
+def scaled(factor, verdict="VALID", **how):
     """A consistent profile at a rate times `factor`."""
-    profile = make_profile("Apple M2", artefacts=("mlx-int4",), rate=factor, samples=0)
+    profile = make_profile("Apple M2", artefacts=("mlx-int4",), rate=factor, samples=0, **how)
     profile["rows"][0] |= {"verdict": verdict, "reasons": ["quality is not measured", "too fast"]}
     return profile
 
@@ -88,6 +92,8 @@ def test_rates_above_the_roofline_are_faults_unless_its_bandwidth_was_measured(t
     assert where == "rows[0].decode_tok_s.median"
     assert "this device's memory can do 102.4 GB/s" in what
     assert faults_of(tmp_path, scaled(4, "INVALID")) == faults_of(tmp_path, scaled(1.4)) == []
+    ((where, what),) = faults_of(tmp_path, scaled(4, batches=(64,)))  # 45 MB a token, not a step
+    assert "this device's memory can do 102.4 GB/s" in what
     profile = scaled(4)
     profile["device"]["memory_bandwidth"] = {"gb_s": 1024.0, "source": "given"}
     profile["rows"][0]["bandwidth_fraction"] /= 10

@@ -9,7 +9,15 @@ from jsonschema import Draft202012Validator
 
 from edge.device.describe import Device
 from edge.errors import EdgeError
-from edge.profile.profile import ProfileError, Quantity, Reason, read, read_summary, write
+from edge.profile.profile import (
+    ProfileError,
+    Quantity,
+    Reason,
+    Workload,
+    read,
+    read_summary,
+    write,
+)
 from edge.profile.trial import Trial
 from tests.support.profiles import GATE, ROOT, failed_profile, make_profile, typed
 from tools.write_profile_schema import SCHEMA, text
@@ -60,7 +68,10 @@ def test_written_profiles_read_back_equal(path, maker):
 def test_measured_profiles_are_read_and_written_without_loss(measured, path):
     profile = read(measured)
     write(profile, path)
-    assert json.loads(path.read_text()) == json.loads(measured.read_text(encoding="utf-8"))
+    wanted = json.loads(measured.read_text(encoding="utf-8"))
+    for row in wanted["rows"]:
+        row["workload"].setdefault("batch", 1)  # not in older files
+    assert json.loads(path.read_text()) == wanted
     summary = msgspec.to_builtins(read_summary(measured))
     for row in (whole := msgspec.to_builtins(profile))["rows"]:
         del row["trials"], row["processes"]
@@ -82,7 +93,9 @@ def changed(**values):
 
 
 def test_older_files_and_unknown_keys_are_read(path):
-    assert read(saved(path, OLDEST)).rows[0].decode_tok_s == Quantity(median=1.0, mean=1.0, n=1)
+    row = read(saved(path, OLDEST)).rows[0]
+    assert row.decode_tok_s == Quantity(median=1.0, mean=1.0, n=1)
+    assert row.workload == Workload(1, 2, batch=1)
     newer = {**OLDEST, "new": {"x": 1}, "device": {"name": "x", "new": [None]}}
     assert read_summary(saved(path, newer)).device == Device("x")
 
@@ -101,6 +114,7 @@ def test_older_files_and_unknown_keys_are_read(path):
         ({**OLDEST, "created_utc": "today"}, "broken", "$.created_utc"),
         (changed(verdict="FINE"), "broken", "$.rows[0].verdict"),
         (changed(file_bytes=10**400), "broken", "file_bytes"),
+        (changed(workload={"batch": 0}), "broken", "$.rows[0].workload.batch"),
         (changed(load_s=1e300), "broken", "$.rows[0].load_s"),
     ],
 )
@@ -131,6 +145,19 @@ def test_reasons_are_parsed(sentence, about, text):
     found = Reason.parse(sentence)
     assert (found.about, found.text) == (about, text)
     assert Reason.parse(str(found)) == found
+
+
+@pytest.mark.parametrize(
+    ("workload", "name"),
+    [
+        (Workload(512, 128), "pp512, tg128"),
+        (Workload(0, 128, 64, batch=1), "tg128 @ d64"),
+        (Workload(512, 128, 64, batch=8), "pp512, tg128, npl8 @ d64"),
+        (Workload(512, 128, joint=True, batch=8), "pp512+tg128, npl8"),
+    ],
+)
+def test_workloads_have_llama_benchs_names(workload, name):
+    assert str(workload) == name
 
 
 def test_a_null_has_a_reason():

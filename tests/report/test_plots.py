@@ -6,10 +6,20 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import to_hex
 from matplotlib.container import BarContainer
 
-from edge.profile.profile import read
+from edge.profile.profile import Workload, read
 from edge.report.figure import COLOURS, NamedFigure
-from edge.report.plots import depth, draw, energy, latency, power, precision, roofline, throughput
-from edge.report.plots.curves import token_times_ms
+from edge.report.plots import (
+    batch,
+    depth,
+    draw,
+    energy,
+    latency,
+    power,
+    precision,
+    roofline,
+    throughput,
+)
+from edge.report.plots.latency import token_times_ms
 from edge.report.plots.points import front
 from edge.report.published import table11_rows
 from edge.report.table import side_by_side
@@ -74,6 +84,43 @@ def test_missing_plots_have_a_reason():
     assert "not measured: there is no meter here" in words(figure)
     empty = draw(typed({**make_profile(), "rows": []}))
     assert (empty.figures, len(empty.missing)) == ([], 3)
+
+
+def test_a_batch_is_drawn_with_its_rate_latency_and_energy():
+    data = make_profile(artefacts=("mlx-int4", "gguf-q6_k"), batches=(1, 8, 2), depths=(0, 64))
+    rows = {(r.artefact, r.workload): r for r in typed(data).rows}
+    figure = plotted(batch, data)
+    assert [found.name for found in draw(typed(data)).figures].count("batch") == 1
+    rates, latencies, joules = (
+        [(line.get_xdata(), line.get_ydata()) for line in axes.lines] for axes in figure.figure.axes
+    )
+    assert len(rates) == len(latencies) == len(joules) == 4
+    of_line = [rows["gguf-q6_k", Workload(512, 128, 64, batch=n)] for n in (1, 2, 8)]
+    wanted = zip(
+        (rates, latencies, joules),
+        (
+            [row.decode_tok_s.median for row in of_line],
+            [row.token_latency_ms["p50"] for row in of_line],
+            [row.joules_per_token.median for row in of_line],
+        ),
+        strict=True,
+    )
+    for drawn_lines, values in wanted:
+        x, y = drawn_lines[3]
+        assert [*x] == [1, 2, 8] and [*y] == pytest.approx(values)
+    assert "gguf-q6_k on llama.cpp, pp512, tg128 @ d64" in words(figure)
+    assert "pp512, tg128; pp512, tg128 @ d64 in each of so many sequences." in figure.caption
+    assert batch(typed(make_profile())) == (
+        "nothing was measured in more than one batch (-npl 1,2,4,8)"
+    )
+    no_meter = make_profile(artefacts=("mlx-int4",), batches=(1, 8), power=False)
+    assert "not measured: there is no meter here" in words(plotted(batch, no_meter))
+
+
+def test_published_rates_are_not_those_of_batches():
+    data = make_profile(batches=(8,))
+    assert "published" not in words(plotted(throughput, data))
+    assert all(row.measured(typed(data)) is None for row in table11_rows())
 
 
 def test_bars_are_medians_from_zero_in_the_engines_colour():

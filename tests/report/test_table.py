@@ -64,6 +64,26 @@ def test_the_table_has_the_columns_of_table_11_and_those_with_figures(made):
     assert (first["KL (nats)"], first["PPL ratio"], second["PPL ratio"]) == ("0.012", "1.0100", "—")
 
 
+def test_a_profile_with_batches_has_the_rate_and_latency_of_one_sequence():
+    data = make_profile(artefacts=("mlx-int4",), batches=(1, 8))
+    one, eight = cells(data)
+    row = typed(data).rows[1]
+    assert (one["Test"], eight["Test"]) == ("pp512, tg128", "pp512, tg128, npl8")
+    assert one["Each (Tok/s)"] == one["Throughput (Tok/s)"]
+    assert float(eight["Each (Tok/s)"].split()[0]) == pytest.approx(
+        row.decode_tok_s.median / 8, rel=0.01
+    )
+    assert float(eight["Latency (ms)"]) == pytest.approx(row.token_latency_ms["p50"], rel=0.01)
+    assert not {"Each (Tok/s)", "Latency (ms)"} & set(cells(make_profile())[0])
+    _, second = csv.DictReader(io.StringIO(csv_table([typed(data)])))
+    assert (second["batch"], float(second["token_latency_ms_p90"])) == (
+        "8",
+        row.token_latency_ms["p90"],
+    )
+    shown = terminal_section(typed(data), Layout(100))
+    assert "npl8" in shown and "Latency (ms)" in shown
+
+
 def test_notes_have_each_reason_once_and_provenance_has_versions(made):
     assert provenance(typed(made)) == (
         "Apple M2 Max, macOS 15.5 (24F74), edge 0.1.0, mlx 0.32.4, llama-cpp-python 0.3.36, "

@@ -3,6 +3,7 @@
 import json
 import random
 import statistics
+from itertools import product
 from pathlib import Path
 
 from edge.profile.profile import Profile, decode
@@ -54,6 +55,7 @@ def make_profile(
     chip="Apple M2 Max",
     artefacts=tuple(kind[0] for kind in TABLE11),
     depths=(0,),
+    batches=(1,),
     created="2026-11-20T12:00:00+00:00",
     model="stable-code-3b",
     hw_model="Mac14,6",
@@ -70,7 +72,8 @@ def make_profile(
         "gpu_memory_bandwidth": None,
     }
     kinds = [kind for kind in TABLE11 if kind[0] in artefacts]
-    rows = [row(kind, depth, gb_s, **how) for depth in depths for kind in kinds]
+    shapes = product(depths, batches, kinds)
+    rows = [row(kind, depth, gb_s, batch=batch, **how) for depth, batch, kind in shapes]
     return {
         **{"schema": 1, "created_utc": created, "device": device, "rows": rows},
         "argv": ["bench.py", "stabilityai/stable-code-3b", "--suite", "table11"],
@@ -135,16 +138,20 @@ def row(
     generate=128,
     processes=3,
     samples=260,
+    batch=1,
 ):
     """One row: processes of a warm-up and two trials each, at 62 % of the roofline times `rate`."""
     artefact, engine, framework, precision, bits, weight_bytes, watts = kind
     rng = random.Random(f"{artefact} {depth} {seed}")
-    bytes_per_token = weight_bytes + (depth + 64) * KV_BYTES_PER_POSITION
+    bytes_per_token = weight_bytes // batch + (depth + 64) * KV_BYTES_PER_POSITION
     speed = 0.62 * rate * gb_s * 1e9 / bytes_per_token * rng.uniform(0.95, 1.05)
     watts = watts if power else None
     begins = [(1000 + 60 * n) * NS for n in range(processes)]
     rounds = [
-        [trial(rng, begin + (2 + 8 * i) * NS, speed, n, i, watts, generate) for i in range(3)]
+        [
+            trial(rng, begin + (2 + 8 * i) * NS, speed, n, i, watts, generate, batch)
+            for i in range(3)
+        ]
         for n, begin in enumerate(begins)
     ]
     trials = [one for found in rounds for one in found]
@@ -163,7 +170,10 @@ def row(
     boundary = "CPU, GPU and ANE; leaves out DRAM, display and losses"
     return {
         **{"artefact": artefact, "engine": engine, "framework": framework, "precision": precision},
-        "workload": {"prompt": PROMPT, "generate": generate, "depth": depth, "joint": False},
+        "workload": {
+            **{"prompt": PROMPT, "generate": generate, "depth": depth, "joint": False},
+            "batch": batch,
+        },
         **{"file_bytes": weight_bytes, "bits_per_weight": bits, "bytes_per_token": bytes_per_token},
         "decode_tok_s": quantity(rates),
         "prefill_tok_s": quantity([one["prefill_tok_s"] for one in counted]),
@@ -199,10 +209,10 @@ def quality_at(bits):
     }
 
 
-def trial(rng, begin_ns, rate, round_number, number, watts, generate):
+def trial(rng, begin_ns, rate, round_number, number, watts, generate, batch):
     """Prefill for 0.7 s, then tokens; the first trial of a process is its warm-up."""
     slowness = rng.gauss(1.0, 0.01) + 0.02 * round_number + (0.15 if number == 0 else 0)
-    typical_us = 1e6 / rate * slowness
+    typical_us = 1e6 * batch / rate * slowness
     token_us = [
         round(typical_us * (rng.gauss(1.0, 0.02) + (0.6 if rng.random() < 0.02 else 0)))
         for _ in range(generate - 1)
@@ -214,12 +224,13 @@ def trial(rng, begin_ns, rate, round_number, number, watts, generate):
     if watts:
         gpu_w = watts * rng.uniform(0.98, 1.02) - 2
         joules = {"CPU": 2 * window_s, "GPU": gpu_w * window_s}
-        energy = {"window_s": window_s, "tokens": generate - 1, "joules": joules, "coverage": 1.0}
+        tokens = batch * (generate - 1)
+        energy = {"window_s": window_s, "tokens": tokens, "joules": joules, "coverage": 1.0}
     return {
         **{"repetition": number, "round": round_number, "warmup": number == 0},
-        "prompt_tokens": PROMPT,
-        "decode_tok_s": (generate - 1) / window_s,
-        "prefill_tok_s": PROMPT / (prefill_ns / NS),
+        "prompt_tokens": batch * PROMPT,
+        "decode_tok_s": batch * (generate - 1) / window_s,
+        "prefill_tok_s": batch * PROMPT / (prefill_ns / NS),
         "ttft_s": prefill_ns / NS,
         "prefill_ns": [begin_ns, begin_ns + prefill_ns],
         "pass_begin_ns": [first_ns],

@@ -1,10 +1,10 @@
 """llama.cpp through llama_decode, as llama-bench runs it."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from importlib import metadata
 from pathlib import Path
 
-from edge.bench.engines.engine import Engine, Logits
+from edge.bench.engines.engine import Engine, Ids, Logits, Rows
 from edge.formats.gguf import GgufFile, read_model
 from edge.llama_cpp.session import LlamaSession, library
 from edge.profile.profile import EngineFacts
@@ -20,18 +20,18 @@ AMX_REMARK = (
 class LlamaCppEngine(Engine):
     """llama.cpp with its own defaults: all layers offloaded, f16 cache, automatic attention."""
 
-    def __init__(self, path: Path, context_tokens: int, threads: int):
-        self._session = LlamaSession(path, context_tokens, threads)
+    def __init__(self, session: LlamaSession, path: Path, threads: int):
+        self._session = session
         self._path = path
         self._threads = threads
         self._ids: list[int] = []
 
-    def prefill(self, ids: Sequence[int]) -> None:
+    def prefill(self, ids: Ids) -> None:
         """Computes in batches, and logits of the last position only."""
         self._ids += ids
         self._session.decode(ids)
 
-    def decode(self, ids: Sequence[int], stamp: Callable[[], None]) -> None:
+    def decode(self, ids: Ids, stamp: Callable[[], None]) -> None:
         """Calls llama_decode and synchronises once per token."""
         self._ids += ids
         for token in ids:
@@ -67,6 +67,50 @@ class LlamaCppEngine(Engine):
     def close(self) -> None:
         """Frees the session; with one left ggml's Metal backend aborts the process at exit."""
         self._session.close()
+
+
+class LlamaCppBatch(LlamaCppEngine):
+    """Several sequences in one context, each with a cache of its own, as in llama-batched-bench."""
+
+    def __init__(self, session: LlamaSession, path: Path, threads: int):
+        super().__init__(session, path, threads)
+        self._rows: list[list[int]] = [[] for _ in range(session.sequences)]
+
+    def prefill(self, ids: Rows) -> None:
+        """Computes all rows in full batches, and logits of each one's last position."""
+        self._extend(ids)
+        self._session.decode_rows(ids)
+
+    def decode(self, ids: Rows, stamp: Callable[[], None]) -> None:
+        """Calls llama_decode and synchronises once for a token of every sequence."""
+        self._extend(ids)
+        for tokens in zip(*ids, strict=True):
+            self._session.decode_rows([[token] for token in tokens])
+            stamp()
+
+    def _extend(self, ids: Rows) -> None:
+        self._rows = [[*held, *row] for held, row in zip(self._rows, ids, strict=True)]
+
+    def trim(self, length: int) -> None:
+        """Removes every position from `length` on; states that cannot are computed again."""
+        self._rows = [row[:length] for row in self._rows]
+        if not self._session.trim(length):
+            self._session.trim(0)
+            if length:
+                self._session.decode_rows(self._rows)
+
+    def last_logits(self) -> Logits:
+        return self._session.row_logits()
+
+    def alone(self) -> LlamaCppEngine:
+        self.trim(0)
+        return LlamaCppEngine(self._session, self._path, self._threads)
+
+
+def open_gguf(path: Path, context_tokens: int, threads: int, batch: int) -> LlamaCppEngine:
+    """The engine of a GGUF file, or one of `batch` sequences of `context_tokens` each."""
+    session = LlamaSession(path, context_tokens, threads, batch)
+    return (LlamaCppBatch if batch > 1 else LlamaCppEngine)(session, path, threads)
 
 
 def _bytes_per_token(file: GgufFile) -> int:

@@ -1,6 +1,6 @@
 """MLX: our network, or one with the same parts."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -8,10 +8,10 @@ import mlx.core as mx
 import numpy as np
 from mlx.utils import tree_flatten
 
-from edge.bench.engines.engine import Engine, Logits
+from edge.bench.engines.engine import Engine, Ids, Logits
 from edge.generate.decode import PREFILL_TOKENS, prefill_parts
 from edge.linux_cpu import blas, problems
-from edge.model.kv_cache import make_cache
+from edge.model.kv_cache import GROUP_SIZE, make_cache
 from edge.model.load import load_model
 from edge.profile.profile import EngineFacts
 
@@ -36,26 +36,48 @@ class MlxEngine(Engine):
         self._cache = cache
         self._logits = mx.zeros((1,))
 
-    def prefill(self, ids: Sequence[int]) -> None:
+    def prefill(self, ids: Ids) -> None:
+        self._logits = self._prefilled(ids)
+
+    def _prefilled(self, ids: Sequence[int], slot: int = 0) -> mx.array:
         """Computes the parts of `edge.generate.decode`, with the same evaluations.
 
         Of all parts but the last only the cache is evaluated, as in mlx-lm; the head runs on
-        the last position only, as in llama.cpp.
+        the last position only, as in llama.cpp. Returns its logits (1, vocab).
         """
-        *parts, last = prefill_parts(len(ids), PREFILL_TOKENS, len(self._cache))
+        *parts, last = prefill_parts(len(ids), PREFILL_TOKENS, len(self._model.layers))
         for part in parts:
-            self._model.model(mx.array([ids[part.start : part.stop]]), self._cache)
-            mx.eval([layer.state for layer in self._cache])
+            self._extend([ids[part.start : part.stop]], [slot])
+            mx.eval(self._held())
             mx.clear_cache()
-        hidden = self._model.model(mx.array([ids[last.start :]]), self._cache)
-        self._logits = self._head(hidden[:, -1:])[:, -1]
-        mx.eval(self._logits)
+        hidden = self._extend([ids[last.start :]], [slot])
+        logits = self._head(hidden[:, -1:])[:, -1]
+        mx.eval(logits)
+        return logits
 
-    def decode(self, ids: Sequence[int], stamp: Callable[[], None]) -> None:
-        """Builds the next graph while one runs, as mlx-lm does."""
+    def _extend(self, ids: list[Any], slots: Sequence[int]) -> mx.array:
+        """The hidden states (rows, L, hidden) of ids (rows, L), with which the cache is extended.
+
+        Only a batch has several rows; `slots` are their numbers.
+        """
+        hidden: mx.array = self._model.model(mx.array(ids), self._cache)
+        return hidden
+
+    def _held(self) -> list[Any]:
+        """What to evaluate to have the cache computed."""
+        return [layer.state for layer in self._cache]
+
+    def decode(self, ids: Ids, stamp: Callable[[], None]) -> None:
+        self._step([[token] for token in ids], stamp)
+
+    def _step(self, steps: Iterable[Sequence[int]], stamp: Callable[[], None]) -> None:
+        """A pass for each of `steps`, an id of every row.
+
+        Builds the next graph while one runs, as mlx-lm does.
+        """
         ahead: mx.array | None = None
-        for token in ids:
-            logits = self._next(token)
+        for tokens in steps:
+            logits = self._next(tokens)
             mx.async_eval(logits)  # type: ignore[no-untyped-call]
             if ahead is not None:
                 mx.eval(ahead)
@@ -66,8 +88,9 @@ class MlxEngine(Engine):
             stamp()
             self._logits = ahead
 
-    def _next(self, token: int) -> mx.array:
-        return self._head(self._model.model(mx.array([[token]]), self._cache))[:, -1]
+    def _next(self, tokens: Sequence[int]) -> mx.array:
+        """Logits (rows, vocab) after an id of every row."""
+        return self._head(self._extend([[token] for token in tokens], range(len(tokens))))[:, -1]
 
     def trim(self, length: int) -> None:
         for layer in self._cache:
@@ -85,13 +108,20 @@ class MlxEngine(Engine):
         """The layers' caches that get longer with every token."""
         return self._cache
 
+    def stored(self) -> tuple[list[mx.array], int | None]:
+        """Keys and values (rows, kv_heads, positions, width), and the bits of quantised ones.
+
+        Of those there are codes, scales and biases.
+        """
+        growing = self.growing()
+        found = [a for _, a in tree_flatten([(layer.keys, layer.values) for layer in growing])]
+        return found, getattr(growing[0], "bits", None) if growing else None
+
     def facts(self) -> EngineFacts:
-        growing, remarks = self.growing(), cpu_remarks()
-        # Keys and values; of a quantised cache codes, scales and biases.
-        stored = [a for _, a in tree_flatten([(layer.keys, layer.values) for layer in growing])]
+        (stored, bits), remarks = self.stored(), cpu_remarks()
         kv_dtype = dtype_name(stored[0].dtype) if stored else None
-        if stored and (bits := getattr(growing[0], "bits", None)) is not None:
-            kv_dtype = f"{bits} bits in groups of {growing[0].group_size}"
+        if stored and bits is not None:
+            kv_dtype = f"{bits} bits in groups of {GROUP_SIZE}"
             remarks.insert(0, f"keys and values are stored in {bits} bits (--kv-bits {bits})")
         return EngineFacts(
             device=str(mx.device_info().get("device_name", mx.default_device())),

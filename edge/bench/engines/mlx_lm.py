@@ -1,12 +1,15 @@
 """mlx-lm's networks: the peer on edge's artefacts, and any network that it knows."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import mlx.core as mx
+import numpy as np
 from mlx.utils import tree_flatten
+from mlx_lm.generate import BatchGenerator, GenerationBatch, PromptProcessingBatch
 from mlx_lm.models.cache import (
+    BatchKVCache,
     KVCache,
     can_trim_prompt_cache,
     make_prompt_cache,
@@ -14,14 +17,20 @@ from mlx_lm.models.cache import (
 )
 from mlx_lm.utils import load_model
 
+from edge.bench.engines.engine import Ids, Logits, Rows
 from edge.bench.engines.mlx import MlxEngine
 from edge.errors import EdgeError
 from edge.formats.folder import weight_files
 from edge.generate.decode import PREFILL_TOKENS
 from edge.model.load import compute_dtype, has_input_orders
 from edge.model.stablelm import current_backend
+from edge.profile.profile import EngineFacts
 
 EXPERT_KEYS = ("num_experts", "num_local_experts", "n_routed_experts")
+BATCH_REMARK = (
+    "mlx-lm's batches are computed by its BatchGenerator, in whose times is also that it turns "
+    "logits into logarithms of probabilities"
+)
 READ_KEYS = ("num_experts_per_tok", "num_experts_per_token", "moe_k")
 
 
@@ -59,20 +68,20 @@ class AnyNetwork(MlxEngine):
         self._experts, self._read_share = experts, read_share
         self._ids: list[int] = []
 
-    def prefill(self, ids: Sequence[int]) -> None:
+    def prefill(self, ids: Ids) -> None:
         """Evaluates only the cache for all but the last id, as mlx-lm's `generate` does."""
         *before, last = ids
         for start in range(0, len(before), PREFILL_TOKENS):
-            self._extend(before[start : start + PREFILL_TOKENS])
+            self._logits_of(before[start : start + PREFILL_TOKENS])
             mx.eval([layer.state for layer in self._cache])
             mx.clear_cache()
-        self._logits = self._next(last)
+        self._logits = self._next([last])
         mx.eval(self._logits)
 
-    def _next(self, token: int) -> mx.array:
-        return self._extend([token])[:, -1]
+    def _next(self, tokens: Sequence[int]) -> mx.array:
+        return self._logits_of(tokens)[:, -1]
 
-    def _extend(self, ids: list[int]) -> mx.array:
+    def _logits_of(self, ids: Sequence[int]) -> mx.array:
         self._ids += ids
         logits: mx.array = self._model(mx.array([ids]), cache=self._cache)
         return logits
@@ -96,6 +105,97 @@ class AnyNetwork(MlxEngine):
         arrays = (array for _, array in tree_flatten(self._model.parameters()))
         of_experts = (a.nbytes for a in arrays if a.ndim > 2 and a.shape[0] == self._experts)
         return super().weight_bytes_per_token() - int(sum(of_experts) * (1 - self._read_share))
+
+
+class PeerBatch(MlxEngine):
+    """Several sequences of a network in mlx-lm's BatchGenerator, with one cache for all.
+
+    It is given the ids that follow as if they were sampled.
+    """
+
+    def __init__(self, one: MlxEngine, sequences: int):
+        super().__init__(one._model, one._head, ())
+        self._one, self._sequences = one, sequences
+        self._given: list[mx.array] = []
+        sizes = {"completion_batch_size": sequences, "prefill_batch_size": sequences}
+        self._generator = BatchGenerator(self._model, **sizes)
+        self._empty()
+
+    def _empty(self) -> None:
+        layers = make_prompt_cache(self._model)
+        if missing := [type(layer).__name__ for layer in layers if not hasattr(layer, "merge")]:
+            raise EdgeError(f"mlx-lm computes no batches with its {missing[0]}; leave out -npl.")
+        self._cache = [layer.merge([layer] * self._sequences) for layer in layers]
+        self._rows: list[list[int]] = [[] for _ in range(self._sequences)]
+
+    def _begin(self, ids: Rows) -> GenerationBatch:
+        """Submits the prompts' passes, and makes the batch that continues them."""
+        self._rows = [[*held, *row] for held, row in zip(self._rows, ids, strict=True)]
+        numbers = list(range(self._sequences))
+        limits = {"prefill_step_size": PREFILL_TOKENS, "max_tokens": [2**31] * self._sequences}
+        prompts = PromptProcessingBatch(
+            self._model, numbers, [], fallback_sampler=self._sample, **limits
+        )
+        prompts.prompt_cache = self._cache
+        with mx.stream(self._generator.stream):
+            batch = prompts.generate([list(row) for row in ids])
+        self._generator._generation_batch = batch
+        return batch
+
+    def _sample(self, logprobs: mx.array) -> mx.array:
+        return self._given.pop() if self._given else mx.zeros((self._sequences,), mx.int32)
+
+    def prefill(self, ids: Rows) -> None:
+        self._finish(self._begin(ids))
+
+    def _finish(self, batch: GenerationBatch) -> None:
+        mx.eval(batch._next_logprobs)
+        self._logits = mx.stack(batch._next_logprobs)
+
+    def decode(self, ids: Rows, stamp: Callable[[], None]) -> None:
+        """Every step but the last is one of the generator's, which submits the next one."""
+        first, *others = zip(*ids, strict=True)
+        self._given = [mx.array(tokens) for tokens in reversed(others)]
+        batch = self._begin([[token] for token in first])
+        for _ in others:
+            self._generator.next()
+            stamp()
+        self._finish(batch)
+        stamp()
+        self._rows = [[*held, *row[1:]] for held, row in zip(self._rows, ids, strict=True)]
+
+    def trim(self, length: int) -> None:
+        """Removes every position from `length` on; a cache that cannot is filled again."""
+        kept, removed = [row[:length] for row in self._rows], len(self._rows[0]) - length
+        is_equal = len({len(row) for row in self._rows}) == 1  # otherwise padded
+        if removed and is_equal and can_trim_prompt_cache(self._cache):
+            trim_prompt_cache(self._cache, removed)
+            self._rows = kept
+        elif removed:
+            self._empty()
+            if length:
+                self.prefill(kept)
+
+    def last_logits(self) -> Logits:
+        return np.array(self._logits.astype(mx.float32))
+
+    def growing(self) -> list[Any]:
+        return [layer for layer in self._cache if isinstance(layer, BatchKVCache)]
+
+    def facts(self) -> EngineFacts:
+        facts = super().facts()
+        facts.remarks.append(BATCH_REMARK)
+        return facts
+
+    def weight_bytes_per_token(self) -> int:
+        return self._one.weight_bytes_per_token()
+
+    def alone(self) -> MlxEngine:
+        self._empty()
+        return self._one
+
+    def close(self) -> None:
+        self._generator.close()
 
 
 def _load(path: Path) -> tuple[Any, dict[str, Any]]:

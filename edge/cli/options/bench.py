@@ -15,6 +15,8 @@ from edge.quality import TOKENS
 SPEED_WINDOW_S, ENERGY_WINDOW_S = 3.0, 10.0
 # llama-bench's defaults.
 PROMPT, GENERATE, DEPTH, REPETITIONS = 512, 128, 0, 5
+# llama.cpp's limit of sequences in a context.
+MOST_PARALLEL = 256
 # The names in edge.bench.workload, which is slow to import.
 TABLE_11_SUITE = "table11"
 UNTIL_ROUNDS = 8  # edge.bench.until's LEAST_ROUNDS
@@ -26,10 +28,10 @@ OF_CHECKPOINT = (
 )
 OF_FILES = (
     *OF_CHECKPOINT,
-    *("models", "depth", "suite", "threads", "wait_idle", "quality", "bandwidth_gb_s"),
+    *("models", "depth", "parallel", "suite", "threads", "wait_idle", "quality", "bandwidth_gb_s"),
     *("baseline", "vs", "until"),
 )
-OF_WORKLOAD = ("prompt", "generate", "depth", "joint")
+OF_WORKLOAD = ("prompt", "generate", "depth", "joint", "parallel")
 # Options of llama-bench that have one setting here: flags, values that say so, and the setting.
 SETTLED: tuple[tuple[tuple[str, ...], tuple[str, ...], str], ...] = (
     (("-ngl", "--n-gpu-layers"), ("99", "999", "-1"), "all layers are on the GPU, if there is one"),
@@ -169,6 +171,15 @@ def _add_workload(parser: argparse.ArgumentParser) -> None:
             help=f"{meaning} (default: {default})",
         )
     group.add_argument(
+        "-npl",
+        "--parallel",
+        metavar="LIST",
+        type=_sequence_counts,
+        action="extend",
+        help="sequences that are computed at once, as in llama-batched-bench; rates are those of "
+        "all together (default: 1)",
+    )
+    group.add_argument(
         "-pg",
         dest="joint",
         metavar="P,N",
@@ -195,6 +206,15 @@ def _range(part: str) -> list[int]:
     if not 0 < len(values) <= MOST_VALUES:
         raise argparse.ArgumentTypeError(
             f"{part!r} is not a whole number or an increasing range, such as 512 or 128-512+128"
+        )
+    return values
+
+
+def _sequence_counts(text: str) -> list[int]:
+    values = _token_counts(text)
+    if not 0 < min(values) <= max(values) <= MOST_PARALLEL:
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is not a list of whole numbers from 1 to {MOST_PARALLEL}"
         )
     return values
 

@@ -4,11 +4,13 @@ from dataclasses import dataclass
 
 from edge.profile.profile import Profile
 from edge.report.figure import NamedFigure
+from edge.report.plots.against import batch, depth
 from edge.report.plots.bars import roofline, throughput
-from edge.report.plots.curves import depth, latency
+from edge.report.plots.latency import latency
 from edge.report.plots.points import energy, precision
 from edge.report.plots.power import power
 from edge.report.plots.ratios import ratios
+from edge.report.table import has_batches
 from edge.text import plain
 
 PLOTS = {
@@ -31,7 +33,11 @@ class Drawn:
 
 
 def draw(profile: Profile) -> Drawn:
-    plots = {**PLOTS, "Ratios": ratios} if any(row.ratios for row in profile.rows) else PLOTS
+    plots = dict(PLOTS)
+    if has_batches(profile.rows):
+        plots["Against batch"] = batch
+    if any(row.ratios for row in profile.rows):
+        plots["Ratios"] = ratios
     drawn = {title: plot(profile) for title, plot in plots.items()}
     titles: dict[str, list[str]] = {}
     for title, found in drawn.items():

@@ -97,14 +97,15 @@ def _draw_trials(axes: Axes, y: int, rate: Spread, values: Sequence[float]) -> N
 
 
 def _published(profile: Profile, rows: Sequence[Row]) -> dict[int, float]:
-    """Rates of Table 11 by the row's place; none for depths, which are not published."""
+    """Rates of Table 11 by the row's place; none for depths and batches, which it lacks."""
     if not is_published_model(profile.model):
         return {}
     return {
         y: published.decode_tok_s
         for y, row in enumerate(rows)
         for published in table11_rows()
-        if published.is_of(row) and row.decode_tok_s is not None and not row.workload.depth
+        if published.is_of(row)
+        if row.decode_tok_s is not None and (row.workload.depth, row.workload.batch) == (0, 1)
     }
 
 
