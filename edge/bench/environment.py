@@ -10,12 +10,10 @@ import msgspec
 from edge.bench.plan import Target
 from edge.bench.runner import WORKER, environment_of
 from edge.bench.worker import ABOUT, PROTOCOL, About, Job
-from edge.device.software import software_versions
+from edge.device.software import COMPARED, software_versions
 from edge.errors import EdgeError, printable
 
 TIMEOUT_S = 120.0
-# Packages that name an environment, where they differ from ours.
-NAMING = ("edge", "edge-revision", "mlx", "mlx-lm", "llama-cpp-python", "llama.cpp")
 MOST_NAMED = 2
 
 
@@ -81,7 +79,7 @@ def _name(theirs: Mapping[str, str]) -> str:
     ours = software_versions()
     parts = [
         f"{package.removesuffix('-revision')} {theirs.get(package, 'without')[:20]}"
-        for package in NAMING
+        for package in COMPARED
         if theirs.get(package) != ours.get(package)
     ]
     return ", ".join(parts[:MOST_NAMED]) or "B"

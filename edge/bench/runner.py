@@ -66,12 +66,17 @@ class ProcessRun:
 
 @contextmanager
 def stopped_by_sigterm() -> Iterator[None]:
-    """SIGTERM ends this process as Ctrl-C does: with its worker and its meter."""
-    before = signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
+    """SIGTERM ends this process as Ctrl-C does: with its worker and its meter.
+
+    So does SIGHUP, of a lost ssh, unless nohup ignores it.
+    """
+    numbers = [n for n in (signal.SIGTERM, signal.SIGHUP) if signal.getsignal(n) != signal.SIG_IGN]
+    before = {n: signal.signal(n, lambda number, _: sys.exit(128 + number)) for n in numbers}
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def run_job(job: Job, timeout_s: float, on_trial: OnTrial = lambda _: None) -> Outcome:

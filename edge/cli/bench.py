@@ -29,12 +29,14 @@ from edge.bench.worker import Job
 from edge.bench.workload import check_lengths, plan_workloads, served_workloads, suite_workloads
 from edge.bench.writer import ProfileWriter, method_of, new_profile
 from edge.cli.checkpoint import Update, open_named, output_folder, progress_bars
+from edge.cli.fleet import Join, run_each
 from edge.cli.options import bench as options
 from edge.cli.options.shared import TABLE_11_RECIPES, layout_of
 from edge.convert.artefacts.recipes import find_recipe
 from edge.convert.checkpoint import Checkpoint
 from edge.convert.convert import convert
 from edge.device.describe import Device, describe_device, usable_cores
+from edge.distributed import rank
 from edge.errors import EdgeError, printable
 from edge.formats.files import atomic_write, check_writable
 from edge.power.choose import NoMeter, choose_meter
@@ -78,6 +80,14 @@ def run(args: argparse.Namespace) -> int:
     """Converts what is missing, measures, and prints; or compares two profiles."""
     if args.compare is not None:
         return _compare(args)
+    if args.each:
+        return run_each(args, partial(measure, args))
+    writer = measure(args)
+    return _print(args, writer.profile, writer.path)
+
+
+def measure(args: argparse.Namespace, join: Join = lambda _: 0) -> ProfileWriter:
+    """Converts what is missing and measures; `join` is called between the two."""
     work = find_work(args)
     new_meter = _new_meter(args, work.targets)
     has_power = new_meter().unavailable is None
@@ -108,13 +118,17 @@ def run(args: argparse.Namespace) -> int:
             made = _converted(args, work, progress)
         forget_probes()  # converting or downloading can take longer than sudo's ticket lasts
         targets = [made[target.recipe.name] for _, target in planned]
+        beside = join(targets)
         run.in_turns = bool(compared) and _takes_turns(run.jobs, targets)
+        if args.each:
+            compared |= {"fleet_number": rank() + 1}
         writer = _new_writer(args, work, run, targets, compared)
+        writer.context = replace(writer.context, beside=beside)
         with _names_the_partial_profile(writer), progress_bars() as progress:
             _measure(args, writer, progress)
             if args.quality is not None and work.checkpoint is not None:
                 _add_quality(args, work.checkpoint, writer, progress)
-    return _print(args, writer.profile, writer.path)
+    return writer
 
 
 def find_work(args: argparse.Namespace) -> Work:

@@ -17,6 +17,7 @@ from edge.convert.checkpoint import Checkpoint
 from edge.convert.convert import Artefact, convert
 from edge.convert.sources.find import find_source
 from edge.device.describe import usable_cores
+from edge.distributed import only_rank_0_prints, rank, ranks
 from edge.errors import EdgeError
 from edge.model.config import ModelConfig
 from edge.quality.corpus import Windows, check_trained, iter_texts, windows_of
@@ -39,7 +40,15 @@ Result = tuple[dict[str, Any], str]  # the JSON document, and the text for a ter
 
 def run(args: argparse.Namespace) -> int:
     """Convert missing artefacts, measure what is not stored, print."""
+    with only_rank_0_prints():
+        code = _run(args)
+    return code if rank() == 0 else 0
+
+
+def _run(args: argparse.Namespace) -> int:
     is_infilling = args.fim is not None or args.humaneval is not None
+    if is_infilling and ranks() > 1:
+        raise EdgeError("infilling is not split over machines; leave out mlx.launch.")
     files = [gguf_file(model) for model in args.model if is_gguf_file(model)]
     if args.rows is None and not is_infilling and files:
         check_files(args)

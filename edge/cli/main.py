@@ -34,7 +34,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run a subcommand. Exit code: 0, 1 for a failure, 2 for wrong arguments, 130 for Ctrl-C."""
     first, *words = (sys.argv[1:] if argv is None else list(argv)) or [""]
     if first in COMMANDS:
-        return _guarded(f"edge {first}", lambda: _run(first, f"edge {first}", words))
+        prog = f"edge {first}"
+        if "MLX_RANK" in os.environ:  # of mlx.launch, which mixes what its processes print
+            prog += f" on {os.uname().nodename}"
+        return _guarded(prog, lambda: _run(first, f"edge {first}", words))
     return _guarded("edge", lambda: _answer(first))
 
 

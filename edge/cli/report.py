@@ -18,7 +18,7 @@ from edge.profile.check import check
 from edge.profile.foreign import NOT_STATED
 from edge.profile.imported import Told, import_results, judged_rows
 from edge.profile.profile import MAX_BYTES, Profile, decode, read_bytes, write
-from edge.report.devices import compare_devices, devices_text
+from edge.report.devices import DeviceComparison, compare_devices, devices_text
 from edge.report.table import provenance, terminal_section
 from edge.text import csv_text
 
@@ -109,14 +109,17 @@ def _files_of(path: Path) -> list[Path]:
 
 
 def _compare_devices(args: argparse.Namespace) -> int:
-    found = compare_devices(args.devices, chip=args.chip, model=args.model)
+    print_devices(args, compare_devices(args.devices, chip=args.chip, model=args.model))
+    return 0
+
+
+def print_devices(args: argparse.Namespace, found: DeviceComparison) -> None:
     if args.output == "json":
         print(json.dumps(asdict(found), indent=1, allow_nan=False))
     elif args.output == "csv":
         print(csv_text(found.rows), end="")
     else:
         print(devices_text(found, layout_of(args)))
-    return 0
 
 
 def _check(args: argparse.Namespace) -> int:

@@ -13,6 +13,8 @@ from edge.device.system import output_of
 PACKAGES = ("mlx", "mlx-lm", "llama-cpp-python", "gguf", "numpy")
 # Environment variables of llama-cpp-python and of MLX.
 LLAMA_CPP_LIB_PATH = "LLAMA_CPP_LIB_PATH"
+# What two machines, or two environments, must have in common to measure the same.
+COMPARED = ("edge", "edge-revision", "mlx", "mlx-lm", "llama-cpp-python", "llama.cpp")
 TF32 = "MLX_ENABLE_TF32"
 
 
@@ -30,6 +32,10 @@ def software_versions() -> dict[str, str]:
     if tag := mlx_metal_tag():
         versions["mlx-metal-wheel"] = tag
     return versions
+
+
+def compared_versions() -> dict[str, str]:
+    return {name: text for name, text in software_versions().items() if name in COMPARED}
 
 
 def mlx_metal_tag() -> str | None:

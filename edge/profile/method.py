@@ -14,7 +14,7 @@ class Method(Struct, frozen=True, kw_only=True):
     `peak_memory` names the system's figure behind peak_memory_bytes. With `in_turns` the processes
     of a round take turns, trial by trial. `baseline` is the row of --baseline, `until_percent` the
     difference at which --until stopped adding rounds, `vs_software` the versions in the
-    environment of --vs.
+    environment of --vs. `fleet_number` counts the devices of a run of --each from 1.
     """
 
     decode_rate: str = "not stated"
@@ -38,3 +38,4 @@ class Method(Struct, frozen=True, kw_only=True):
     baseline: str | None = None
     until_percent: NotNegative | None = None
     vs_software: dict[str, str] = {}
+    fleet_number: Count | None = None

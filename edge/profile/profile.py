@@ -48,7 +48,7 @@ FOLLOWS_FROM = {
 # Keys of rows and of the method that are written only where they have a value.
 RARE = (
     *("gate", "model", "arm", "baseline", "ratios", "source"),
-    *("in_turns", "until_percent", "vs_software"),
+    *("in_turns", "until_percent", "vs_software", "fleet_number"),
 )
 # A framework's own engine; its other engines are peers.
 OWN_ENGINES = {"MLX": "mlx", "GGUF": "llama.cpp"}

@@ -16,13 +16,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 from msgspec import structs
 
 from edge.child import child_main, run_child
+from edge.convert.artefacts.manifest import origin_digest
 from edge.convert.checkpoint import Checkpoint, reopened
 from edge.convert.targets import file_bytes
 from edge.device.memory import available_bytes, wired
+from edge.device.software import compared_versions
+from edge.distributed import broadcast, check_same, gather, rank, ranks
 from edge.errors import EdgeError
 from edge.model.config import ModelConfig
 from edge.model.load import compute_dtype
@@ -81,7 +85,8 @@ def evaluate(
     """Score every artefact on every window whose scores are not stored in `folder`.
 
     `reference` names one of the subjects; `threads` are llama.cpp's; `again` ignores and replaces
-    stored scores. An EdgeError if an artefact is of another model or does not fit into memory.
+    stored scores. Under mlx.launch the ranks share the windows, and rank 0 stores the scores. An
+    EdgeError if an artefact is of another model or does not fit into memory.
     """
     if (last := int(windows.ids.max())) >= config.vocab_size:
         raise EdgeError(
@@ -91,9 +96,14 @@ def evaluate(
     chosen = next((subject for subject in subjects if subject.name == reference), None)
     beside = None if chosen is None else identity(chosen)
     common = {"scoring": SCORING, "positions": windows.tokens - 1, "reference": beside}
+    if ranks() > 1:
+        _check_ranks(subjects, windows)
+    stored = folder if rank() == 0 else None
     records: dict[str, Records[bytes]] = {
-        s.name: Records(folder, {**identity(s), **common}, bytes, again) for s in subjects
+        s.name: Records(stored, {**identity(s), **common}, bytes, again) for s in subjects
     }
+    if ranks() > 1:
+        _share(records, windows)
     job = Job(chosen, windows, config, records, threads, progress)
     notes = _score_all(job, subjects)
     scores = {
@@ -160,7 +170,8 @@ def _score_all(job: Job, subjects: Sequence[Subject]) -> list[str]:
     room, free_bytes = available_bytes(), 0  # without a reference each goes alone
     if job.reference is not None:
         base += needs.pop(job.reference)
-        free_bytes = room.bytes - base
+        # The same groups on all ranks, which score them together.
+        free_bytes = min(int(each) for each in gather(str(room.bytes - base).encode()))
     groups = make_groups(needs, free_bytes)
     sizes = [base + sum(needs[subject] for subject in group) for group in groups]
     largest = sizes.index(max(sizes))
@@ -174,6 +185,30 @@ def _score_all(job: Job, subjects: Sequence[Subject]) -> list[str]:
         for group in groups:
             score_group(job, job.with_reference(group))
     return notes
+
+
+def _check_ranks(subjects: Sequence[Subject], windows: Windows) -> None:
+    """An EdgeError on every rank if one would compute other scores."""
+    facts = compared_versions() | {
+        "corpus": windows.corpus.sha256[:12],
+        "windows": str(len(windows)),
+    }
+    for subject in subjects:
+        known = identity(subject)
+        how = f"{known['compute_dtype']} on the {known['device']}"
+        facts[subject.name] = f"{origin_digest(subject.path)} in {how}"
+    check_same(facts)
+
+
+def _share(records: Mapping[str, Records[bytes]], windows: Windows) -> None:
+    """Gives rank 0's stored scores of the windows to every rank."""
+    wanted = set(windows.digests)
+    stored = {
+        name: {key: value for key, value in record.items() if key in wanted}
+        for name, record in records.items()
+    }
+    for name, scores in msgspec.msgpack.decode(broadcast(msgspec.msgpack.encode(stored))).items():
+        records[name].update(scores)
 
 
 def make_groups(needs: Mapping[Subject, int], free_bytes: int) -> list[list[Subject]]:

@@ -72,15 +72,15 @@ class Records(dict[str, Value]):
     """Stored results of one artefact by the name of a window or hole.
 
     `key` is everything that a result depends on except its name, `kind` the type of the values
-    for msgspec. `again` deletes the stored results.
+    for msgspec. `again` deletes the stored results. Without a folder nothing is read or stored.
     """
 
-    def __init__(self, folder: Path, key: Mapping[str, Any], kind: Any, again: bool = False):
+    def __init__(self, folder: Path | None, key: Mapping[str, Any], kind: Any, again: bool = False):
         text = json.dumps(key, sort_keys=True)
         self._head = f'{{"key": {text}}}'.encode()
         digest = hashlib.sha256(text.encode()).hexdigest()[:16]
-        self.path = folder / f"{key['artefact']}-{digest}.jsonl"
-        if not self.path.exists():
+        self.path = folder and folder / f"{key['artefact']}-{digest}.jsonl"
+        if self.path is None or not self.path.exists():
             return
         decoder = msgspec.json.Decoder(dict[str, kind])
         with os_errors_as_edge_error(self.path):
@@ -96,6 +96,8 @@ class Records(dict[str, Value]):
         if name in self:
             return
         self[name] = value
+        if self.path is None:
+            return
         with os_errors_as_edge_error(self.path):
             self.path.parent.mkdir(parents=True, exist_ok=True)
             with self.path.open("ab") as file:

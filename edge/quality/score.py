@@ -13,8 +13,10 @@ from pathlib import Path
 from typing import Any
 
 import mlx.core as mx
+import msgspec
 import numpy as np
 
+from edge.distributed import gather, rank, ranks
 from edge.errors import EdgeError
 from edge.llama_cpp.session import LlamaSession
 from edge.model.config import ModelConfig
@@ -222,22 +224,37 @@ class Job:
 
 
 def score_group(job: Job, group: Sequence[Subject]) -> None:
-    """Score artefacts that fit into memory together, on the windows without stored scores."""
+    """Score artefacts that fit into memory together, on the windows without stored scores.
+
+    The ranks of mlx.launch take the steps of one process in turn, and all get all scores.
+    """
     missing = job.missing(group)
     pending, step = job.pending(missing), job.pieces.windows
+    at_once = step * ranks()
     reference = None if job.reference is None else job.reference.name
     with ExitStack() as stack:
         scorers = {s.name: _open(job, s, stack) for s in job.with_reference(missing)}
-        for start in range(0, len(pending) + step, step):
+        for start in range(0, len(pending) + at_once, at_once):
             left = max(0, len(pending) - start)
             for subject in missing:
                 job.progress(subject.name, 1 - left / len(job.windows))
-            chosen = pending[start : start + step]
-            if chosen:
-                found = score(scorers, reference, job.windows.ids[chosen], job.pieces)
-                for name, scores in found.items():
-                    for window, of_window in zip(chosen, scores, strict=True):
-                        job.records[name].add(job.windows.digests[window], of_window.tobytes())
+            if batch := pending[start : start + at_once]:
+                _score_step(job, scorers, reference, batch)
+
+
+def _score_step(
+    job: Job, scorers: Mapping[str, Scorer], reference: str | None, windows: Sequence[int]
+) -> None:
+    """Score a piece of the windows on each rank and record all."""
+    begin = job.pieces.windows * rank()
+    own = windows[begin : begin + job.pieces.windows]
+    found = score(scorers, reference, job.windows.ids[own], job.pieces) if own else {}
+    scores = {name: [one.tobytes() for one in each] for name, each in found.items()}
+    parts = [msgspec.msgpack.decode(part) for part in gather(msgspec.msgpack.encode(scores))]
+    for name in scorers:
+        of_windows = [one for part in parts for one in part.get(name, ())]
+        for window, one in zip(windows, of_windows, strict=True):
+            job.records[name].add(job.windows.digests[window], one)
 
 
 def _open(job: Job, subject: Subject, stack: ExitStack) -> Scorer:

@@ -140,10 +140,14 @@ def _without_duplicates(found: dict[str, Summary], left_out: list[LeftOut]) -> d
     def completeness(file: str) -> tuple[bool, int, str]:
         return not found[file].method.finished, -len(found[file].rows), file
 
-    kept: dict[tuple[str, ...], str] = {}
+    kept: dict[tuple[Any, ...], str] = {}
     for file in sorted(found, key=completeness):
-        device, model = found[file].device, found[file].model
-        run = _device_label(device), _model_label(model), found[file].created_utc[:19]
+        device, model, number = (
+            found[file].device,
+            found[file].model,
+            found[file].method.fleet_number,
+        )
+        run = _device_label(device), _model_label(model), found[file].created_utc[:19], number
         if run in kept:
             reason = f"is of the same run as {kept[run]}: device, model and time"
             left_out.append(LeftOut(file, reason, "duplicate"))

@@ -116,6 +116,12 @@ def test_partly_missing_power_and_changed_idle_power_are_reasons():
     assert not has(row_of(THREE, changed), "idle power changed")
 
 
+def test_ranks_beside_each_other_are_a_warning():
+    row = row_of(around=context(beside=1))
+    assert row.verdict == "WARN"
+    assert has(row, "1 more of --each measured on this machine")
+
+
 def test_a_row_that_failed_in_one_round_has_no_figures():
     runs = [process(THREE, 0), process([trial_at(4)], 1, failure="it died.")]
     row = build_row(TARGET, JOB, runs, context(3))

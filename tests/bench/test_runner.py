@@ -1,4 +1,5 @@
 import json
+import os
 import signal
 import sys
 from contextlib import nullcontext
@@ -162,20 +163,25 @@ def test_trials_fill_the_window_but_not_the_warmup(demo_out):
     assert (outcome.done.logits, outcome.done.gate) == (None, None)  # of the first round only
 
 
-def test_sigterm_ends_the_worker_too(outcome_of, tmp_path):
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_ends_the_worker_too(number, outcome_of, tmp_path):
     """The worker sends us the signal, then sleeps for an hour."""
-    before = signal.getsignal(signal.SIGTERM)
+    before = signal.signal(number, signal.SIG_DFL)
     code = (
         "import os, pathlib, signal, sys, time\n"
         "pathlib.Path(sys.argv[1]).write_text(str(os.getpid()))\n"
-        "os.kill(os.getppid(), signal.SIGTERM)\ntime.sleep(3600)"
+        f"os.kill(os.getppid(), {int(number)})\ntime.sleep(3600)"
     )
     written = tmp_path / "pid"
     with pytest.raises(SystemExit) as stopped, stopped_by_sigterm():
         outcome_of(code, 120, str(written))
-    assert stopped.value.code == 128 + signal.SIGTERM
+    assert stopped.value.code == 128 + number
     assert not psutil.pid_exists(int(written.read_text()))
-    assert signal.getsignal(signal.SIGTERM) == before
+    assert signal.signal(number, before) == signal.SIG_DFL
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)  # by nohup
+    with stopped_by_sigterm():
+        os.kill(os.getpid(), signal.SIGHUP)
+    signal.signal(signal.SIGHUP, before)
 
 
 @pytest.mark.parametrize("logit", [np.nan, 0.0])

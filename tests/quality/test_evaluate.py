@@ -34,6 +34,7 @@ from edge.quality.table import _worst_text, worst
 from edge.stats import interval
 from edge.tokenizer.tokenizer import Tokenizer
 from tests.support.conversions import make
+from tests.support.ranks import pair
 from tests.support.tiny import CONFIGS, write_checkpoint
 
 NAMES = ("mlx-fp16", "mlx-int4", "gguf-f16")
@@ -45,6 +46,11 @@ def subjects(out, names=NAMES):
     return [Subject(name, RECIPES[name].path_in(out)) for name in names]
 
 
+def letters(tokenizer):
+    texts = [SourceText("a", LETTERS[:50]), SourceText("b", LETTERS[50:])]
+    return make_windows(texts, tokenizer, "letters", WINDOW, None)
+
+
 @pytest.fixture(scope="module")
 def tiny(tmp_path_factory):
     """A checkpoint, its artefacts and its windows."""
@@ -52,9 +58,7 @@ def tiny(tmp_path_factory):
     source = write_checkpoint(folder / "source", CONFIGS["theta-1e6"])
     checkpoint = open_checkpoint(str(source))
     make(source, folder / "out", *NAMES)
-    texts = [SourceText("a", LETTERS[:50]), SourceText("b", LETTERS[50:])]
-    windows = make_windows(texts, Tokenizer.load(source), "letters", WINDOW, None)
-    return checkpoint, folder / "out", windows
+    return checkpoint, folder / "out", letters(Tokenizer.load(source))
 
 
 @pytest.fixture
@@ -128,6 +132,19 @@ def test_interrupted_run_continues(run, tiny, tmp_path, monkeypatch):
     first = len(scored)
     run(NAMES[:2], tmp_path)
     assert 0.6 * len(tiny[2]) < first < len(scored) == len(tiny[2])
+
+
+def test_two_ranks_share_the_windows_and_have_the_figures_of_one(run, tiny, tmp_path, monkeypatch):
+    scored, plain = [], score.score
+    monkeypatch.setattr(
+        score, "score", lambda s, r, ids, p: scored.append(len(ids)) or plain(s, r, ids, p)
+    )
+    alone, (checkpoint, out, _) = run(), tiny
+    found = pair("rank_evaluate.py", checkpoint.source.path, out, tmp_path, *NAMES)
+    assert [sum(one["scored"]) for one in found] == [sum(scored[::2]), sum(scored[1::2])]
+    quality = {name: structs.asdict(one) for name, one in alone.quality.items()}
+    assert [one["quality"] for one in found] == [json.loads(json.dumps(quality))] * 2
+    assert [path.name for path in tmp_path.iterdir()] == ["0"]  # rank 1 stores nothing
 
 
 def test_artefacts_that_fit_together_are_one_group():

@@ -87,6 +87,11 @@ def parser() -> argparse.ArgumentParser:
         default=2.0,
         help="ignore differences below PERCENT",
     )
+    meaning = (
+        "under mlx.launch: every device measures itself, and the first collects the profiles and "
+        "compares the devices as edge report --devices does"
+    )
+    parser.add_argument("--each", action="store_true", help=meaning)
     shared.add_out(parser, "folder of the artefacts")
     save, folder = "folder for the profile and its plot", Path("profiles/local")
     shared.add_path(parser, "--save", metavar="DIR", default=folder, help=save)

@@ -24,6 +24,8 @@ GGUF_KEY = "edge.manifest"
 TOOLS = ("gguf", "huggingface-hub", "llama-cpp-python", "mlx", "mlx-lm", "numpy")
 GGUF_ROOM_BYTES = 16384
 BLANK = " " * GGUF_ROOM_BYTES  # until the manifest is known
+# What an artefact depends on; its own bytes may differ between GPUs in the last digit.
+ORIGIN = ("artefact", "fingerprint", "corrections", "recipe", "exact")
 READ_BYTES = 1 << 22
 MAX_MANIFEST_BYTES = 10_000_000
 
@@ -82,6 +84,18 @@ def read_manifest(artefact: Path) -> Manifest | None:
         return msgspec.convert(strict_json(data), Manifest)
     except (ValueError, EdgeError):  # msgspec's error is a ValueError
         return None
+
+
+def origin_digest(path: Path) -> str:
+    """Digest of what edge made an artefact of; of the content of other files."""
+    manifest = read_manifest(path)
+    if manifest is not None:
+        known = {k: v for k, v in asdict(manifest).items() if k in ORIGIN}
+        text = json.dumps(known, sort_keys=True)
+    else:
+        files = sorted(path.rglob("[!.]*")) if path.is_dir() else [path]
+        text = "".join(f"{file.name} {file_sha256(file)}\n" for file in files if file.is_file())
+    return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
 def write_manifest(artefact: Path, manifest: Manifest) -> None:

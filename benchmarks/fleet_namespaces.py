@@ -1,0 +1,298 @@
+"""`mlx.launch` over three hosts that are network namespaces of this machine, as root on Linux.
+
+    sudo python benchmarks/fleet_namespaces.py
+
+Each host has its own network, host name, folder and ssh server; packets take 1 ms
+more where the kernel has netem. A benchmark
+of every device, one with different files, one where a device fails, one where a host is killed and
+one where its cable is pulled; and `edge eval` over two hosts against one process. Needs ip, tc,
+unshare and nsenter (iproute2, util-linux), ssh and sshd. Everything is removed at the end.
+"""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from contextlib import ExitStack
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+PROGRAMS = ("ip", "tc", "unshare", "nsenter", "ssh", "ssh-keygen", "sshd")
+LAUNCH = Path(sys.executable).with_name("mlx.launch")
+DELAY = "1ms"
+BENCH = ("bench", "demo", "--rows", "mlx-int4", "-p", "64", "-n", "16", "--cooldown", "0")
+BENCH += ("--min-window", "1", "--power", "none", "--no-check", "--each")
+
+
+def sh(*words, **more):
+    return subprocess.run(list(map(str, words)), check=True, **more)
+
+
+class Host:
+    """A network namespace with a host name, an own folder at `home`, and an ssh server."""
+
+    def __init__(self, number: int, folder: Path, home: Path, stack: ExitStack) -> None:
+        self.name, self.space, self.ip = f"mac-{number}", f"edge-{number}", f"10.77.0.{number}"
+        self.link, self.folder = f"edge{number}", folder / f"mac-{number}"
+        self.folder.mkdir()
+        sh("ip", "netns", "add", self.space)
+        stack.callback(sh, "ip", "netns", "delete", self.space)
+        sh("ip", "link", "add", self.link, "type", "veth", "peer", "eth0", "netns", self.space)
+        stack.callback(sh, "ip", "link", "delete", self.link)
+        sh("ip", "link", "set", self.link, "master", "edge0", "up")
+        for device in ("lo", "eth0"):
+            sh("ip", "-n", self.space, "link", "set", device, "up")
+        sh("ip", "-n", self.space, "address", "add", f"{self.ip}/24", "dev", "eth0")
+        delay = (
+            "tc",
+            "-n",
+            self.space,
+            "qdisc",
+            "add",
+            "dev",
+            "eth0",
+            "root",
+            "netem",
+            "delay",
+            DELAY,
+        )
+        if subprocess.run(delay, capture_output=True).returncode != 0:
+            print(f"packets to {self.name} are not delayed: this kernel has no netem")
+        server = (
+            f"{shutil.which('sshd')} -D -e -f {folder / 'sshd_config'} -o ListenAddress={self.ip}"
+        )
+        inside = f"hostname {self.name}; mount --bind {self.folder} {home}; exec {server}"
+        with (folder / f"{self.name}.log").open("wb") as log:
+            self.server = subprocess.Popen(
+                [
+                    "ip",
+                    "netns",
+                    "exec",
+                    self.space,
+                    "unshare",
+                    "--uts",
+                    "--mount",
+                    "sh",
+                    "-c",
+                    inside,
+                ],
+                stdin=subprocess.DEVNULL,
+                stderr=log,
+            )
+        stack.callback(self.kill)
+
+    def kill(self) -> None:
+        """Ends every process of the host at once, as when it crashes."""
+        found = sh("ip", "netns", "pids", self.space, capture_output=True, text=True)
+        for pid in map(int, found.stdout.split()):
+            os.kill(pid, signal.SIGKILL)
+        self.server.wait()
+
+    def plug(self, state: str) -> None:
+        sh("ip", "link", "set", self.link, state)
+
+    def profiles(self) -> list[dict]:
+        files = sorted((self.folder / "profiles" / "local").glob("*.json"))
+        return [json.loads(file.read_text()) for file in files]
+
+
+class Fleet:
+    """Hosts behind one bridge, and the hostfile; `run` starts mlx.launch on the first."""
+
+    def __init__(self, folder: Path, stack: ExitStack) -> None:
+        self.folder, self.home = folder, folder / "home"
+        self.home.mkdir()
+        Path("/run/sshd").mkdir(exist_ok=True)
+        sh("ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", folder / "key")
+        for name, lines in {
+            "sshd_config": (
+                f"HostKey {folder / 'key'}",
+                f"AuthorizedKeysFile {folder / 'key.pub'}",
+                "StrictModes no",
+                "PermitRootLogin yes",
+                "PidFile none",
+            ),
+            "ssh_config": (
+                f"IdentityFile {folder / 'key'}",
+                "StrictHostKeyChecking no",
+                "UserKnownHostsFile /dev/null",
+                "LogLevel ERROR",
+            ),
+        }.items():
+            (folder / name).write_text("\n".join(lines) + "\n")
+        (folder / "bin").mkdir()
+        ssh = folder / "bin" / "ssh"
+        ssh.write_text(f'#!/bin/sh\nexec {shutil.which("ssh")} -F {folder / "ssh_config"} "$@"\n')
+        ssh.chmod(0o755)
+        sh("ip", "link", "add", "edge0", "type", "bridge")
+        stack.callback(sh, "ip", "link", "delete", "edge0")
+        sh("ip", "link", "set", "edge0", "up")
+        self.hosts = [Host(number, folder, self.home, stack) for number in (1, 2, 3)]
+        for host in self.hosts:
+            self.wait(lambda host=host: self.answers(host), 20)
+
+    def answers(self, host: Host) -> bool:
+        command = self.on_first("ssh", host.ip, "true")
+        return subprocess.run(command, env=self.environment, capture_output=True).returncode == 0
+
+    @property
+    def environment(self) -> dict[str, str]:
+        path = f"{self.folder / 'bin'}:{os.environ['PATH']}"
+        return {**os.environ, "PATH": path, "PYTHONPATH": str(ROOT)}
+
+    def on_first(self, *words: object) -> list[str]:
+        """The command in the namespaces of the first host."""
+        enter = ("nsenter", "-t", self.hosts[0].server.pid, "-n", "-u", "-m", f"--wdns={self.home}")
+        return [*map(str, (*enter, *words))]
+
+    def start(self, hosts: int, *words: str) -> subprocess.Popen:
+        """Starts edge on some hosts, the first without ssh, as its user would."""
+        listed = [
+            {"ssh": "127.0.0.1" if i == 0 else host.ip, "ips": [host.ip]}
+            for i, host in enumerate(self.hosts[:hosts])
+        ]
+        hostfile = self.folder / "hosts.json"
+        hostfile.write_text(json.dumps(listed))
+        launch = (LAUNCH, "--hostfile", hostfile, "--cwd", self.home, "--env", f"PYTHONPATH={ROOT}")
+        return subprocess.Popen(
+            self.on_first(*launch, "--", sys.executable, "-m", "edge", *words),
+            env=self.environment,
+            stdin=subprocess.PIPE,
+            stdout=(self.folder / "stdout").open("wb"),
+            stderr=(self.folder / "stderr").open("wb"),
+        )
+
+    def finish(self, process: subprocess.Popen, limit_s: float = 300) -> tuple[str, str]:
+        process.wait(limit_s)
+        process.stdin.close()
+        return (self.folder / "stdout").read_text(), (self.folder / "stderr").read_text()
+
+    def run(self, hosts: int, *words: str) -> tuple[str, str]:
+        return self.finish(self.start(hosts, *words))
+
+    @staticmethod
+    def wait(is_true, limit_s: float) -> None:
+        end = time.monotonic() + limit_s
+        while not is_true():
+            if time.monotonic() > end:
+                raise SystemExit("the program waited in vain; see the logs above")
+            time.sleep(0.1)
+
+
+def rows_of(host: Host) -> int:
+    return sum(len(profile["rows"]) for profile in host.profiles())
+
+
+def measuring(fleet: Fleet, hosts: int, *words: str) -> subprocess.Popen:
+    """A run on hosts that have all measured a row."""
+    for host in fleet.hosts:
+        shutil.rmtree(host.folder / "profiles", ignore_errors=True)
+    process = fleet.start(hosts, *words)
+    fleet.wait(lambda: process.poll() is not None or all(map(rows_of, fleet.hosts[:hosts])), 200)
+    return process
+
+
+def every_device(fleet: Fleet) -> str:
+    _, err = fleet.run(3, *BENCH, "-r", "3")
+    (folder,) = (fleet.hosts[0].folder / "profiles" / "local").glob("*-devices")
+    files = [json.loads(file.read_text()) for file in folder.glob("*.json")]
+    assert sorted(file["method"].get("fleet_number") for file in files) == [1, 2, 3], err
+    assert "--each" not in str([file["rows"][0]["reasons"] for file in files])  # hosts of their own
+    assert list(map(rows_of, fleet.hosts)) == [1, 1, 1]
+    return "3 profiles collected, one of each host"
+
+
+def different_files(fleet: Fleet) -> str:
+    source = next(fleet.hosts[0].folder.glob("models/demo/mlx-int4"))
+    for host in fleet.hosts:
+        shutil.copytree(source, host.folder / "own")
+        (host.folder / "own" / "edge.json").unlink()
+    with (fleet.hosts[1].folder / "own" / "config.json").open("a") as file:
+        file.write(" ")
+    before = list(map(rows_of, fleet.hosts))
+    _, err = fleet.run(3, "bench", "own", *BENCH[4:], "-r", "1")
+    (line,) = (line for line in err.splitlines() if " but " in line)
+    assert list(map(rows_of, fleet.hosts)) == before
+    return line
+
+
+def a_device_fails(fleet: Fleet) -> str:
+    process = measuring(fleet, 3, *BENCH, "-r", "3")
+    local = fleet.hosts[2].folder / "profiles" / "local"
+    shutil.rmtree(local)
+    local.write_text("no folder")
+    _, err = fleet.finish(process)
+    (line,) = (line for line in err.splitlines() if "mac-3 failed" in line)
+    local.unlink()
+    assert err.count(" of mac-1") == err.count(" of mac-2") == 1, err
+    return line
+
+
+def a_host_is_killed(fleet: Fleet) -> str:
+    process = measuring(fleet, 3, *BENCH, "-r", "6", "--rounds", "6")
+    begin = time.monotonic()
+    fleet.hosts[2].kill()
+    _, err = fleet.finish(process)
+    took = time.monotonic() - begin
+    assert rows_of(fleet.hosts[0]) == rows_of(fleet.hosts[1]) == 1
+    assert "what each device measured is in mac-1:" in err, err
+    return f"all end within {took:.1f} s; mac-1 and mac-2 keep what they measured"
+
+
+def a_cable_is_pulled(fleet: Fleet) -> str:
+    process = measuring(fleet, 2, *BENCH, "-r", "3", "--timeout", "20")
+    begin = time.monotonic()
+    fleet.hosts[1].plug("down")
+    said = "what each device measured is in mac-1:"
+    fleet.wait(lambda: said in (fleet.folder / "stderr").read_text(), 200)
+    took = time.monotonic() - begin
+    fleet.hosts[1].plug("up")  # ssh of mlx.launch would wait for minutes
+    fleet.finish(process)
+    assert [p["method"]["finished"] for h in fleet.hosts[:2] for p in h.profiles()] == [True] * 2
+    return f"both finish and keep their profiles; after {took:.0f} s rank 0 says where they are"
+
+
+def split_evaluation(fleet: Fleet) -> str:
+    words = ("eval", "demo", "--rows", "mlx-int4", "--tokens", "8192", "-o", "json", "--again")
+    found, seconds = [], []
+    for hosts in (1, 2, 1, 2):
+        begin = time.monotonic()
+        found.append(fleet.run(hosts, *words)[0])
+        seconds.append(time.monotonic() - begin)
+    assert found[0] and len(set(found)) == 1, found
+    assert not (fleet.hosts[1].folder / "models" / "demo" / "eval").exists()
+    return f"the same bytes from 1 and 2 hosts, in {seconds[2]:.1f} and {seconds[3]:.1f} s"
+
+
+SCENARIOS = (
+    *(every_device, split_evaluation, different_files, a_device_fails, a_cable_is_pulled),
+    *(a_host_is_killed,),  # the last, for it is not started again
+)
+
+
+def main() -> int:
+    missing = [name for name in PROGRAMS if shutil.which(name) is None]
+    if os.geteuid() != 0 or missing:
+        print(f"fleet_namespaces.py needs root and {', '.join(missing or PROGRAMS)}")
+        return 1
+    with ExitStack() as stack:
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="edge-fleet-")))
+        fleet = Fleet(folder, stack)
+        for scenario in SCENARIOS:
+            begin = time.monotonic()
+            try:
+                found = scenario(fleet)
+            except BaseException:
+                print((folder / "stderr").read_text(), file=sys.stderr)
+                raise
+            name = scenario.__name__.replace("_", " ")
+            print(f"{name} ({time.monotonic() - begin:.0f} s): {found}", flush=True)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,77 @@
+"""`edge bench --each` and `edge eval` in processes of mlx.launch."""
+
+import json
+
+import pytest
+
+from edge.cli.fleet import Device, Fleet, Report
+from edge.distributed import Lost
+from edge.errors import EdgeError
+from edge.profile.profile import read
+from tests.support.ranks import launch
+
+BENCH = (
+    "-p",
+    "16",
+    "-n",
+    "4",
+    "-r",
+    "1",
+    "--min-window",
+    "0",
+    "--cooldown",
+    "0",
+    "--power",
+    "none",
+)
+
+
+def test_every_rank_measures_itself_and_rank_0_compares(demo_out, tmp_path):
+    words = ["bench", "demo", "--rows", "mlx-int4", "--out", demo_out, *BENCH, "--no-check"]
+    out, err = launch("-m", "edge", *words, "--each", "-o", "json", cwd=tmp_path)
+    document = json.loads(out)
+    assert [row["runs"] for row in document["rows"]] == [2], err
+    local = tmp_path / "profiles" / "local"
+    (folder,) = local.glob("*-devices")
+    profiles = [read(path) for path in folder.glob("*.json")]
+    assert sorted(profile.method.fleet_number for profile in profiles) == [1, 2]
+    assert all("1 more of --each" in str(p.rows[0].reasons) for p in profiles)
+    assert len(list(local.glob("*.json"))) == 2  # each rank's own
+    assert (folder / "devices.md").read_text().startswith("# 1 device compared")
+    assert err.count("waiting up to") == 1
+
+
+def test_each_is_for_several_machines(command):
+    line = command.refused("bench", "demo", "--each")
+    assert line.endswith("edge bench ... --each, or leave it out.")
+
+
+@pytest.mark.parametrize(
+    ("error", "joins", "is_reported"),
+    [
+        (EdgeError("the disk is full."), True, True),
+        (MemoryError(), True, True),
+        (EdgeError("no such model."), False, False),  # nothing is measured anywhere
+    ],
+)
+def test_a_device_that_fails_while_it_measures_reports_that(error, joins, is_reported, tmp_path):
+    fleet = Fleet(tmp_path)
+
+    def measure(join):
+        if joins:
+            join([])
+        raise error
+
+    if is_reported:
+        assert fleet.report(measure) == Report(failure=str(error) or "MemoryError")
+    else:
+        with pytest.raises(EdgeError, match="no such model"):
+            fleet.report(measure)
+
+
+@pytest.mark.parametrize("end", [KeyboardInterrupt(), SystemExit(143), Lost("mac-2 has ended.")])
+def test_the_folders_of_all_devices_are_named_at_a_bad_end(end, capsys):
+    fleet = Fleet(None, [Device("mac-1", 1.0, "/a"), Device("mac-2", 2.0, "/b")])
+    with pytest.raises(type(end)), fleet.naming_folders():
+        raise end
+    assert "is in mac-1:/a, mac-2:/b; copy it with scp" in capsys.readouterr().err
