@@ -38,7 +38,9 @@ LLAMA_PREFILL_TOKENS = 512
 # On the demo, four layers on a CPU, that pays from about 16 positions on: 1.25 x at 256.
 POSITIONS_PER_LAYER = 4
 Tokens = Generator[int, None, None]
-Continued = tuple[int, Tokens]
+# None for "nothing yet": then a batch has to make a step.
+TokensOrNone = Generator[int | None, None, None]
+Continued = tuple[int, TokensOrNone]
 # Called with the number of prompt tokens processed so far, and of all.
 OnPrefill = Callable[[int, int], None]
 
@@ -58,7 +60,7 @@ def _decode(
         if count == 0:
             return
         logits = model.head(hidden)[:, -1]
-        _check_finite(logits)
+        check_finite(logits)
         token = pick(logits)
         if draft is not None:
             yield from Speculation(model, cache, pick, count, draft).run(token)
@@ -100,12 +102,10 @@ def generate_tokens(
     The call raises an EdgeError for an empty prompt, unknown ids, or no room in the context.
     """
     cache = make_cache(model) if cache is None else cache
-    _check_prompt(prompt, model.config.vocab_size)
-    count = _context_room(model, cache, len(prompt))
-    if max_tokens is not None:
-        if max_tokens < 0:
-            raise EdgeError(f"max_tokens is {max_tokens}; choose 0 or more.")
-        count = min(max_tokens, count)
+    check_prompt(prompt, model.config.vocab_size)
+    is_endless = getattr(cache[0], "max_size", None) is not None  # rotating: it drops the oldest
+    limit = 2**31 if is_endless else model.config.max_position_embeddings
+    count = tokens_to_make(limit, cache_length(cache), len(prompt), max_tokens)
     if draft is not None:
         draft.begin([*history, *prompt])
         draft = draft if can_speculate(cache) else None
@@ -149,21 +149,23 @@ def _prefill(
     return hidden
 
 
-def _context_room(model: Model, cache: Sequence[Cache], prompt_tokens: int) -> int:
-    held, limit = cache_length(cache), model.config.max_position_embeddings
-    if getattr(cache[0], "max_size", None) is not None:
-        return 2**31  # a rotating cache drops the oldest positions, so it has no end
+def tokens_to_make(limit: int, held: int, prompt_tokens: int, max_tokens: int | None) -> int:
+    """`max_tokens`, or fewer at the end of the context; an EdgeError without room for one."""
     room = limit - held - prompt_tokens
-    if room > 0:
+    if room <= 0:
+        before = f" after {held} tokens in the cache" if held else ""
+        raise EdgeError(
+            f"the prompt has {prompt_tokens} tokens{before} and the model's context ends at "
+            f"{limit}, one of which is for the answer; shorten it by {1 - room} or more."
+        )
+    if max_tokens is None:
         return room
-    before = f" after {held} tokens in the cache" if held else ""
-    raise EdgeError(
-        f"the prompt has {prompt_tokens} tokens{before} and the model's context ends at {limit}, "
-        f"one of which is for the answer; shorten it by {1 - room} or more."
-    )
+    if max_tokens < 0:
+        raise EdgeError(f"max_tokens is {max_tokens}; choose 0 or more.")
+    return min(max_tokens, room)
 
 
-def _check_prompt(prompt: Sequence[int], vocab_size: int) -> None:
+def check_prompt(prompt: Sequence[int], vocab_size: int) -> None:
     if not prompt:
         raise EdgeError("the prompt has no tokens; give it some text to continue.")
     for token in (min(prompt), max(prompt)):
@@ -179,12 +181,12 @@ def common_length(a: Sequence[object], b: Sequence[object]) -> int:
     return next((i for i, (x, y) in pairs if x != y), min(len(a), len(b)))
 
 
-def _reusable(held: Sequence[int], ids: Sequence[int], sampling: Sampling) -> int:
+def reusable(held: Sequence[int], ids: Sequence[int], sampling: Sampling) -> int:
     """Length of the prompt's beginning that is held and need not be computed again."""
     return common_length(held, ids[: max(0, len(ids) - sampling.looks_back)])
 
 
-def _check_finite(logits: mx.array) -> None:
+def check_finite(logits: mx.array) -> None:
     """Raises an EdgeError for the first logits of damaged weights; their argmax is an id too."""
     if not mx.isfinite(logits).all().item():
         raise EdgeError(
@@ -222,9 +224,9 @@ class MlxSource:
 
     def generate(
         self, ids: Sequence[int], max_tokens: int | None, sampling: Sampling, **more: Any
-    ) -> Continued:
+    ) -> tuple[int, Tokens]:
         """The number of reused ids, and the ids that follow; options of `generate_tokens`."""
-        reused = _reusable(self.held, ids, sampling)
+        reused = reusable(self.held, ids, sampling)
         for layer in self._cache:
             layer.trim(layer.offset - reused)
         del self.held[reused:]
@@ -277,12 +279,12 @@ class LlamaSource:
         on_prefill: OnPrefill = lambda done, total: None,
         prefill_tokens: int = LLAMA_PREFILL_TOKENS,
         on_pick: OnPick | None = None,
-    ) -> Continued:
+    ) -> tuple[int, Tokens]:
         """The number of reused ids, and the ids that follow, chosen as on MLX."""
-        _check_prompt(ids, self._session.vocab_size)
+        check_prompt(ids, self._session.vocab_size)
         room = self.context_tokens - len(ids)
         count = room if max_tokens is None else min(max_tokens, room)
-        reused = self._trim(_reusable(self.held, ids, sampling))
+        reused = self._trim(reusable(self.held, ids, sampling))
         # A penalty sees the ids that are computed now, as on MLX.
         pick = Picker(sampling, ids[reused:], on_pick)
         fresh = list(ids[reused:])
@@ -305,7 +307,7 @@ class LlamaSource:
         for made in range(1, count + 1):
             logits = mx.array(self._session.last_logits())[None]
             if made == 1:
-                _check_finite(logits)
+                check_finite(logits)
             token = int(pick(logits).item())  # type: ignore[arg-type]
             yield token
             if made < count:  # and another token is wanted

@@ -20,18 +20,21 @@ from collections.abc import Generator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from edge.errors import EdgeError
 from edge.formats.files import read_text, user_path
 from edge.generate import CURSOR
-from edge.generate.decode import Continued, Tokens, TokenSource
+from edge.generate.decode import Continued, TokensOrNone, TokenSource
 from edge.generate.fim_stop import StopRules
 from edge.generate.sampling import GREEDY, Sampling
 from edge.generate.stream import TokenClock, stop_ids
 from edge.tokenizer.detokenizer import REPLACEMENT_CHARACTER, StreamingDetokenizer
 from edge.tokenizer.fim_tokens import FimTokens, Order, encode_parts
 from edge.tokenizer.tokenizer import encode_text, special_ids
+
+if TYPE_CHECKING:  # a single completion does not need it
+    from edge.generate.batch import Batch
 
 MAX_TOKENS = 128
 CACHED_FILES = 64
@@ -63,7 +66,10 @@ class Completion:
 
 @dataclass(frozen=True)
 class MiddleEvent:
-    """Text that no rule can remove any more; the last event has the completion."""
+    """Text that no rule can remove any more; the last event has the completion.
+
+    Text is empty where all may still be removed, and where a batch has no token yet.
+    """
 
     text: str
     completion: Completion | None
@@ -85,7 +91,7 @@ class Completer:
     the suffix comes first, only the end of the prefix.
     """
 
-    def __init__(self, source: TokenSource, tokenizer: Any):
+    def __init__(self, source: TokenSource | Batch, tokenizer: Any):
         self.source = source
         self._tokenizer = tokenizer
         self._backend = tokenizer.backend_tokenizer
@@ -183,13 +189,16 @@ class Completer:
         return [*ids, self._tokens.repo or 0]
 
     def _middle(
-        self, tokens: Tokens, rules: StopRules, clock: TokenClock
+        self, tokens: TokensOrNone, rules: StopRules, clock: TokenClock
     ) -> Generator[tuple[str, int, str | None], None, None]:
         """After each token: the text so far, its certain length, and the reason of the end."""
         detokenizer = StreamingDetokenizer(self._tokenizer, continues=True)
         text, reason = "", "length"
         with contextlib.closing(tokens):
             for token in tokens:
+                if token is None:
+                    yield text, 0, None
+                    continue
                 clock.count()
                 if token in self._stops:
                     reason = "stop token"

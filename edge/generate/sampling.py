@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import importlib.util
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from importlib.machinery import PathFinder
@@ -120,16 +120,21 @@ class Picker:
 
         Logits (n, vocab) -> ids (n,), bools (n,) where rounding cannot matter, `state` after each.
         """
-        greedy = self._sampling.temperature == 0
-        if greedy and self._penalty is None:
+        if self.is_argmax:
             return mx.argmax(logits, axis=-1), argmax_is_clear(logits), [self.state] * len(logits)
+        greedy = self._sampling.temperature == 0
         chosen, clear, states = [], [], []
         for row in mx.split(logits, len(logits)):
             scores = self._penalised(row)
             chosen.append(self._choose(scores))
-            clear.append(argmax_is_clear(scores) if greedy else mx.array([True]))
+            clear.append(argmax_is_clear(scores) if greedy else mx.isfinite(row.max(axis=-1)))
             states.append(self.state)
         return mx.concatenate(chosen), mx.concatenate(clear), states
+
+    @property
+    def is_argmax(self) -> bool:
+        """True if an id depends on its logits alone."""
+        return self._sampling.temperature == 0 and self._penalty is None
 
     def _penalised(self, logits: mx.array) -> mx.array:
         return logits if self._penalty is None else self._penalty(self.state[1], logits)
@@ -147,6 +152,36 @@ class Picker:
             recent = mx.concatenate([recent, token])[-self._window :]
         self.state = key, recent
         return token
+
+
+def pick_rows(
+    pickers: Mapping[int, Picker], logits: mx.array
+) -> tuple[mx.array, mx.array, dict[int, list[Any]]]:
+    """Chooses for several generations: those of the rows in `pickers`; other rows are not used.
+
+    Logits (rows, n, vocab) -> ids (rows, n), bools (rows, n) as of `Picker.pick_many`, and for each
+    picker its `state` before the choices and after each.
+    """
+    rows, length, vocab = logits.shape
+    flat = logits.reshape(-1, vocab)
+    together = mx.argmax(logits, axis=-1), argmax_is_clear(flat).reshape(rows, length)
+    states: dict[int, list[Any]] = {}
+    apart: dict[int, tuple[mx.array, mx.array]] = {}
+    for row, picker in pickers.items():
+        states[row] = [picker.state]
+        if picker.is_argmax:
+            states[row] *= 1 + length
+        else:
+            chosen, clear, after = picker.pick_many(logits[row])
+            apart[row] = chosen, clear
+            states[row] += after
+    if not apart:
+        return *together, states
+    chosen, clear = (
+        mx.stack([apart[row][part] if row in apart else both[row] for row in range(rows)])
+        for part, both in enumerate(together)
+    )
+    return chosen, clear, states
 
 
 def argmax_is_clear(logits: mx.array) -> mx.array:

@@ -113,10 +113,8 @@ class Speculation:
         for layer in self._cache:
             layer.trim(1 + count - len(found))
         self._pick.state = [before, *states][len(found)]
-        hits = sum(ours == theirs for ours, theirs in zip(found, proposed, strict=False))
-        self._needs_step = hits == len(found)
-        self._draft.drafted += count
-        self._draft.length.add_proposals(kind, hits, int(not self._needs_step and hits < count))
+        self._needs_step = found == proposed[: len(found)]
+        self._draft.count_checked(kind, proposed, found)
         if not found:
             self._needs_step = False
             return self._read(self._step(mx.array([known])))
@@ -128,19 +126,16 @@ class Speculation:
 
     def _proposals(self) -> int:
         """Number of proposals to check now; the last id is never fed to the model."""
-        return self._draft.length.best(self._draft.kind(), self._count - self._made - 2)
+        return self._draft.length.best((self._draft.kind(), self._count - self._made - 2))
 
     def _step(self, token: mx.array) -> mx.array:
         hidden = self._model.model(token[None], self._cache)
         return self._pick(self._model.head(hidden)[:, -1])
 
     def _read(self, token: mx.array) -> int:
-        """Waits for a step's id, and counts whether it would have been proposed."""
+        """Waits for a step's id."""
         known = int(token.item())  # type: ignore[arg-type]  # an integer array's item is an int
-        if kind := self._draft.kind():
-            hit = self._draft.propose(1) == [known]
-            self._draft.length.add_proposals(kind, int(hit), int(not hit))
-        self._draft.extend([known])
+        self._draft.observe(known)
         return known
 
     def _emit(self, token: int) -> Generator[int, None, None]:
@@ -198,20 +193,30 @@ class DraftLength:
         fade = MEMORY ** (hits + misses)
         self._counts[kind] = (right * fade + hits, wrong * fade + misses)
 
-    def best(self, kind: int, most: int) -> int:
-        """Number of proposals of a kind to check now, at most `most`; 0 for a plain step."""
-        if kind == 0 or len(self._step_s) < FIRST_LAPS:
-            return 0
-        return max(range(min(most, MOST_PROPOSED) + 1), key=lambda count: self._gain(kind, count))
+    def best(self, *kinds_and_most: tuple[int, int]) -> int:
+        """Number of proposals to check now in each sequence of a pass; 0 for a plain step.
 
-    def _gain(self, kind: int, proposals: int) -> float:
+        For each sequence: the kind of its proposals, and how many it can take.
+        """
+        able = [(kind, min(most, MOST_PROPOSED)) for kind, most in kinds_and_most if kind]
+        if not able or len(self._step_s) < FIRST_LAPS:
+            return 0
+        others = len(kinds_and_most) - len(able)
+        longest = max(most for _, most in able)
+        return max(range(longest + 1), key=lambda count: self._gain(able, others, count))
+
+    def _gain(self, able: Sequence[tuple[int, int]], others: int, proposals: int) -> float:
         """Expected tokens per time of a plain step."""
         if proposals == 0:
-            return LEAST_GAIN
+            return LEAST_GAIN * (len(able) + others)
+        pass_cost = 1 + statistics.median(self._slopes) * proposals
+        return (others + sum(self._tokens(k, min(proposals, n)) for k, n in able)) / pass_cost
+
+    def _tokens(self, kind: int, proposals: int) -> float:
+        """Expected tokens of one sequence in a pass."""
         right, wrong = self._counts[kind]
         accepted = (right + 1e-3) / (right + wrong + 2e-3)
-        pass_cost = 1 + statistics.median(self._slopes) * proposals
-        return sum(accepted**n for n in range(proposals + 1)) / pass_cost
+        return sum(accepted**n for n in range(proposals + 1))
 
 
 class PromptLookup:
@@ -221,8 +226,8 @@ class PromptLookup:
     those that the model chose too.
     """
 
-    def __init__(self) -> None:
-        self.length = DraftLength()
+    def __init__(self, length: DraftLength | None = None) -> None:
+        self.length = length or DraftLength()
         self._clear()
 
     def _clear(self) -> None:
@@ -247,6 +252,19 @@ class PromptLookup:
                 ngram = tuple(self._ids[-size:])
                 self._source = table.get(ngram, self._source)
                 table[ngram] = here
+
+    def observe(self, token: int) -> None:
+        """Appends an id of a plain step, and counts whether it would have been proposed."""
+        if kind := self.kind():
+            hit = self.propose(1) == [token]
+            self.length.add_proposals(kind, int(hit), int(not hit))
+        self.extend([token])
+
+    def count_checked(self, kind: int, proposed: Sequence[int], found: Sequence[int]) -> None:
+        """Counts the proposals of a pass that decided on the ids `found`."""
+        hits = sum(ours == theirs for ours, theirs in zip(found, proposed, strict=False))
+        self.drafted += len(proposed)
+        self.length.add_proposals(kind, hits, int(hits < min(len(found), len(proposed))))
 
     def match_length(self) -> int:
         """Number of ids before the source that equal those at the text's end; 0 without one."""

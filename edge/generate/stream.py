@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from edge.errors import EdgeError
-from edge.generate.decode import Tokens, cache_length, generate_tokens
+from edge.generate.decode import TokensOrNone, cache_length, generate_tokens
 from edge.generate.speculate import PromptLookup
 from edge.model.stablelm import Cache, Model
 from edge.tokenizer.detokenizer import StreamingDetokenizer
@@ -178,7 +178,7 @@ class StopScanner:
 
 
 def text_events(
-    tokens: Tokens,
+    tokens: TokensOrNone,
     tokenizer: Any,
     scanner: StopScanner,
     clock: TokenClock,
@@ -186,7 +186,10 @@ def text_events(
     draft: PromptLookup | None,
     stops: Collection[int] | None = None,
 ) -> Generator[TextEvent, None, None]:
-    """Yields the text of ids as `stream_generate` does; None for `stops` are `stop_ids`."""
+    """Yields the text of ids as `stream_generate` does; None for `stops` are `stop_ids`.
+
+    Where a batch has no id yet, the event has neither text nor ids.
+    """
     detokenizer = StreamingDetokenizer(tokenizer)
     stops = stop_ids(tokenizer) if stops is None else stops
     stopped_by: StoppedBy = "length"
@@ -195,6 +198,9 @@ def text_events(
     # Closes the tokens at once if the text ends before them.
     with contextlib.closing(tokens):
         for token in tokens:
+            if token is None:
+                yield TextEvent("", (), None, None)
+                continue
             clock.count()
             if token in stops:
                 stopped_by, ids = "stop token", (token,)

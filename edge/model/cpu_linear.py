@@ -50,13 +50,16 @@ def use_blas(model: nn.Module) -> None:
 
 class _Linear(nn.Linear):
     def __call__(self, x: mx.array) -> mx.array:
-        # A batch would be one product per sequence. A weight that was replaced since is not the
-        # transposed one.
-        if x.ndim != 3 or x.shape[0] != 1 or self._source is not self.weight:
+        # A weight that was replaced since is not the transposed one.
+        if x.ndim != 3 or self._source is not self.weight:
             return super().__call__(x)
+        # All sequences of a batch in one product.
+        rows = x if x.shape[0] == 1 else x.reshape(1, -1, x.shape[2])
         if "bias" in self:
-            return mx.addmm(self.bias, x, self._transposed)
-        return x @ self._transposed
+            out = mx.addmm(self.bias, rows, self._transposed)
+        else:
+            out = rows @ self._transposed
+        return out if rows is x else out.reshape(*x.shape[:2], -1)
 
 
 class _QuantizedLinear(nn.QuantizedLinear):

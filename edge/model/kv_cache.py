@@ -33,8 +33,8 @@ class KVCache:
     def update_and_fetch(self, keys: mx.array, values: mx.array) -> tuple[mx.array, mx.array]:
         """Appends keys and values (B, kv_heads, L, width); returns all, in the same layout."""
         before, self.offset = self.offset, self.offset + keys.shape[2]
-        self.keys = _with_room(self.keys, keys, before)
-        self.values = _with_room(self.values, values, before)
+        self.keys = with_room(self.keys, keys, before, self.offset)
+        self.values = with_room(self.values, values, before, self.offset)
         self.keys[..., before : self.offset, :] = keys
         self.values[..., before : self.offset, :] = values
         return self.keys[..., : self.offset, :], self.values[..., : self.offset, :]
@@ -54,14 +54,16 @@ class KVCache:
         return n
 
 
-def _with_room(held: mx.array | None, new: mx.array, before: int) -> mx.array:
-    """The first `before` positions held, followed by room for the new ones."""
-    batch, heads, count, width = new.shape
-    if held is not None and before + count <= held.shape[2]:
+def with_room(
+    held: mx.array | None, new: mx.array, kept: int, needed: int, rows: int | None = None
+) -> mx.array:
+    """The first `kept` positions held, followed by room up to `needed`, for rows like new ones."""
+    batch, heads, _, width = new.shape
+    if held is not None and needed <= held.shape[2]:
         return held
-    steps = -(-max(count, int(before * GROWTH_SHARE)) // STEP_POSITIONS)
-    room = mx.zeros((batch, heads, steps * STEP_POSITIONS, width), new.dtype)
-    return room if held is None else mx.concatenate([held[..., :before, :], room], axis=2)
+    steps = -(-max(needed - kept, int(kept * GROWTH_SHARE)) // STEP_POSITIONS)
+    room = mx.zeros((rows or batch, heads, steps * STEP_POSITIONS, width), new.dtype)
+    return room if held is None else mx.concatenate([held[..., :kept, :], room], axis=2)
 
 
 def make_cache(model: Model, kv_bits: int | None = None) -> list[Cache]:

@@ -77,6 +77,14 @@ def check_weights_fit(path: Path, dtype: mx.Dtype) -> tuple[Need, str | None]:
     return need, _shortage(path, need, "")
 
 
+def caches_that_fit(need: Need, most: int) -> int:
+    """Number of caches, up to `most` and at least one, that fit beside a loaded model now."""
+    if os.environ.get(FORCE, "0") not in ("", "0"):
+        return most
+    room_bytes = available_bytes().bytes - need.working_bytes - HEADROOM_BYTES
+    return max(1, min(most, room_bytes // need.cache_bytes))
+
+
 def _shortage(path: Path, need: Need, cache: str) -> str | None:
     total_bytes, weights = need.total_bytes, f"{size(need.weights_bytes)} of weights"
     what = f"{path} needs {size(total_bytes)} ({weights}{cache})"

@@ -106,17 +106,20 @@ class RotaryEmbedding(nn.RoPE):
         super().__init__(dims, base=base)
         self._scaling, self._gain = scaling, scaling.attention_factor if scaling else 1.0
         self._frequencies: tuple[int, mx.array] | None = None  # for a context
-        self._position: tuple[int, mx.array, mx.array] | None = None
+        self._position: tuple[int | mx.array, mx.array, mx.array] | None = None
 
     def __call__(self, x: mx.array, offset: int | mx.array) -> mx.array:
-        """x (B, heads, L, width) at positions offset to offset + L - 1 -> same shape."""
+        """x (B, heads, L, width) at positions offset to offset + L - 1 -> same shape.
+
+        A batch has an array of offsets, (B,), the same one in all layers.
+        """
         length = x.shape[2]
-        if not _compiles(length) or not isinstance(offset, int):  # an array for a batch
+        if not _compiles(length):
             return self._rotate_all(x, offset)
-        if self._position is None or self._position[0] != offset:
+        if self._position is None or not _is_same(self._position[0], offset):
             frequencies = self._frequencies_of(offset, length)
-            angles = _cosines_and_sines(mx.array(offset), frequencies, self._gain)
-            self._position = (offset, *angles)
+            at = mx.array(offset) if isinstance(offset, int) else offset[:, None, None, None]
+            self._position = (offset, *_cosines_and_sines(at, frequencies, self._gain))
         return _rotated(x, *self._position[1:])
 
     def _rotate_all(self, x: mx.array, offset: int | mx.array) -> mx.array:
@@ -143,6 +146,10 @@ class RotaryEmbedding(nn.RoPE):
         return self._frequencies[1]
 
 
+def _is_same(a: int | mx.array, b: int | mx.array) -> bool:
+    return a == b if isinstance(a, int) and isinstance(b, int) else a is b
+
+
 @mx.compile
 def _plain_frequencies(dims: int, base: float) -> mx.array:
     """Radians per position, (dims / 2,), as in `mx.fast.rope`."""
@@ -154,7 +161,7 @@ def _plain_frequencies(dims: int, base: float) -> mx.array:
 def _cosines_and_sines(
     position: mx.array, frequencies: mx.array, gain: float
 ) -> tuple[mx.array, mx.array]:
-    """Cosines and sines of one position, (dims / 2,) each, times the gain."""
+    """Cosines and sines of positions (...), which have axes of 1 last, times the gain."""
     angles = position * frequencies
     return mx.cos(angles) * gain, mx.sin(angles) * gain
 
@@ -162,7 +169,7 @@ def _cosines_and_sines(
 @mx.compile
 def _rotated(x: mx.array, cosines: mx.array, sines: mx.array) -> mx.array:
     """x (B, heads, 1, width) -> the same shape."""
-    half = cosines.size
+    half = cosines.shape[-1]
     cosines, sines = cosines.astype(x.dtype), sines.astype(x.dtype)
     a, b, rest = mx.split(x, [half, 2 * half], axis=-1)
     both = [a * cosines - b * sines, b * cosines + a * sines]
