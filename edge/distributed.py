@@ -28,7 +28,8 @@ import psutil
 from edge.errors import EdgeError
 
 # Set for each process by mlx.launch, and by mpirun, which it can use.
-RANKS = ("MLX_RANK", "OMPI_COMM_WORLD_RANK")
+MLX_RANK = "MLX_RANK"
+RANKS = (MLX_RANK, "OMPI_COMM_WORLD_RANK")
 # Machines differ in how long they take to start; connecting is tried for half a minute.
 START_S = 300.0
 LOOK_S = 1.0

@@ -110,7 +110,7 @@ def _layer(weights: Weights, one: Model, number: int) -> DecoderLayer:
     here, there = "model.layers.0.", f"model.layers.{number}."
     names = (name for name in expected_shapes(one.config) if name.startswith(here))
     read = one.sanitize({n: _read(weights, there + n.removeprefix(here)) for n in names})
-    layer = DecoderLayer(one.config, one.layers[0].self_attn.rope)
+    layer = DecoderLayer(one.config, one.layers[0].self_attn.rope, one.part)
     layer.update(tree_unflatten([(k.removeprefix(here), v) for k, v in read.items()]))
     for part in (layer.self_attn, layer.mlp):
         matrices = {n: m for n, m in part.children().items() if isinstance(m, nn.Linear)}

@@ -36,6 +36,7 @@ ITEM_BYTES = {dtype: int(kind[-1]) for dtype, kind in NUMPY_TYPES.items()}
 MAX_HEADER_BYTES = 100_000_000  # as the reference implementation
 MAX_AXES = 8  # limits how long a product of sizes takes
 SHARD_BYTES = 5 << 30  # as mlx-lm and the hub
+CUT_OFF = "has been cut off since it was opened"
 ALIGNMENT_BYTES = 8  # of the data, for readers that map the file; as the reference writer
 
 
@@ -74,11 +75,31 @@ class StoredTensor(Planned):
         count, width = max(0, last - first), math.prod(axes)
         begin = self.begin + first * width * ITEM_BYTES[self.dtype]
         stored = read_array(self.path, NUMPY_TYPES[self.dtype], count * width, begin)
-        if self.dtype == "BF16":
-            stored = stored.astype("<u4")
-            stored <<= 16
-            stored = stored.view("<f4")
+        stored = self._widened(stored)
         return stored.reshape(count, *axes) if self.shape else stored.reshape(())
+
+    def read_columns(self, start: int, stop: int) -> Array:
+        """Columns start to stop of a matrix, as `read`; the others are not read."""
+        import numpy as np
+
+        (rows, columns), kind = self.shape, NUMPY_TYPES[self.dtype]
+        item_bytes, width = ITEM_BYTES[self.dtype], stop - start
+        stored = np.empty((rows, width), kind)
+        with open_file(self.path) as file:
+            for row in range(rows):
+                file.seek(self.begin + (row * columns + start) * item_bytes)
+                found = file.read(width * item_bytes)
+                if len(found) < width * item_bytes:
+                    raise _broken(self.path, CUT_OFF)
+                stored[row] = np.frombuffer(found, kind)
+        return self._widened(stored)
+
+    def _widened(self, stored: Array) -> Array:
+        if self.dtype != "BF16":
+            return stored
+        wide = stored.astype("<u4")
+        wide <<= 16
+        return wide.view("<f4")
 
 
 def read_array(path: Path, dtype: str, count: int, begin: int) -> Array:
@@ -88,7 +109,7 @@ def read_array(path: Path, dtype: str, count: int, begin: int) -> Array:
     with open_file(path) as file:
         numbers = np.fromfile(file, dtype, count, offset=begin)
     if numbers.size < count:
-        raise _broken(path, "has been cut off since it was opened")
+        raise _broken(path, CUT_OFF)
     return numbers
 
 

@@ -11,10 +11,13 @@ from mlx.utils import tree_flatten
 from edge.errors import EdgeError
 from edge.formats.files import DEMO_PATH, read_json_object
 from edge.formats.folder import inside
+from edge.formats.safetensors import StoredTensor
+from edge.model.backend import current_backend
 from edge.model.config import ModelConfig
 from edge.model.cpu_linear import use_blas
 from edge.model.memory import Need, check_fits, read_tensors
-from edge.model.stablelm import Model, current_backend
+from edge.model.shard import WHOLE, Part, check_split, read_part
+from edge.model.stablelm import Model
 from edge.model.tensors import check_count, input_order_shapes
 from edge.tokenizer.tokenizer import Tokenizer
 
@@ -44,7 +47,10 @@ def compute_dtype() -> mx.Dtype:
 
 
 def open_model(
-    path: Path, kv_bits: int | None = None, warn: Callable[[str], None] = lambda _: None
+    path: Path,
+    kv_bits: int | None = None,
+    warn: Callable[[str], None] = lambda _: None,
+    part: Part = WHOLE,
 ) -> Loaded:
     """Loads an artefact with its tokenizer if it and a cache of `kv_bits` fit into memory.
 
@@ -53,10 +59,10 @@ def open_model(
     """
     raw, config = read_directory(path)
     tokens = min(CONTEXT_TOKENS, config.max_position_embeddings)
-    need, warning = check_fits(path, config, compute_dtype(), tokens, kv_bits)
+    need, warning = check_fits(path, config, compute_dtype(), tokens, kv_bits, part.size)
     if warning:
         warn(warning)
-    return Loaded(*_load(path, raw, config), need)
+    return Loaded(*_load(path, raw, config, part), need)
 
 
 def load(path: Path | str) -> tuple[Model, Tokenizer]:
@@ -65,15 +71,19 @@ def load(path: Path | str) -> tuple[Model, Tokenizer]:
     return _load(path, *read_directory(path))
 
 
-def _load(path: Path, raw: dict[str, Any], config: ModelConfig) -> tuple[Model, Tokenizer]:
+def _load(
+    path: Path, raw: dict[str, Any], config: ModelConfig, part: Part = WHOLE
+) -> tuple[Model, Tokenizer]:
     # The tokenizer first: an error in its files ends this before gigabytes are read.
     tokenizer = Tokenizer.load(path, raw)
-    return _load_model(path, raw, config), tokenizer
+    return _load_model(path, raw, config, part=part), tokenizer
 
 
-def load_model(path: Path, dtype: mx.Dtype | None = None, fuse: bool = True) -> Model:
-    """Loads an artefact; without `fuse` its parameters have the checkpoint's names."""
-    return _load_model(path, *read_directory(path), dtype, fuse)
+def load_model(
+    path: Path, dtype: mx.Dtype | None = None, fuse: bool = True, part: Part = WHOLE
+) -> Model:
+    """Loads an artefact, or a device's part; without `fuse` parameters have the files' names."""
+    return _load_model(path, *read_directory(path), dtype, fuse, part)
 
 
 def read_directory(path: Path) -> tuple[dict[str, Any], ModelConfig]:
@@ -95,14 +105,20 @@ def has_input_orders(path: Path) -> bool:
 
 
 def _load_model(
-    path: Path, raw: Any, config: ModelConfig, dtype: mx.Dtype | None = None, fuse: bool = True
+    path: Path,
+    raw: Any,
+    config: ModelConfig,
+    dtype: mx.Dtype | None = None,
+    fuse: bool = True,
+    part: Part = WHOLE,
 ) -> Model:
-    weights: Any = {}
-    for file in dict.fromkeys(tensor.path for tensor in read_tensors(path).values()):
-        weights |= mx.load(str(file), format="safetensors")
-    check_count(config, len(weights), str(path))
-    model = Model(config.matching(weights))
+    tensors, dtype = read_tensors(path), dtype or compute_dtype()
+    check_count(config, len(tensors), str(path))
+    if part.size > 1:
+        check_split(config, raw.get("quantization"), part.size, str(path))
+    model = Model(config.matching(tensors), part)
     try:
+        weights = _weights(tensors, part, dtype)
         orders = _take_input_orders(model.config, weights)
         _quantise(model, raw.get("quantization") or {}, weights)
         _fill(model, weights)
@@ -115,7 +131,7 @@ def _load_model(
         ) from None
     model.set_input_orders(orders)
     weights.clear()  # arrays held here would stay in memory in their dtype before the cast
-    model.set_dtype(dtype or compute_dtype())
+    model.set_dtype(dtype)
     model.eval()
     if fuse:
         model.fuse()
@@ -123,6 +139,18 @@ def _load_model(
         use_blas(model)
     mx.eval(model.parameters(), list(orders.values()))
     return model
+
+
+def _weights(
+    tensors: Mapping[str, StoredTensor], part: Part, dtype: mx.Dtype
+) -> dict[str, mx.array]:
+    """The tensors that a device needs; where it needs all they are read when they are used."""
+    if part.size > 1:
+        return read_part(tensors, part, dtype)
+    weights: Any = {}
+    for file in dict.fromkeys(tensor.path for tensor in tensors.values()):
+        weights |= mx.load(str(file), format="safetensors")
+    return weights  # type: ignore[no-any-return]
 
 
 def _take_input_orders(config: ModelConfig, weights: dict[str, mx.array]) -> dict[str, mx.array]:

@@ -15,9 +15,11 @@ from edge.device.memory import MemoryRoom, available_bytes
 from edge.errors import EdgeError
 from edge.formats.folder import read_weights
 from edge.formats.safetensors import FLOATS, ITEM_BYTES, StoredTensor
+from edge.model.backend import current_backend
 from edge.model.config import ModelConfig
 from edge.model.kv_cache import GROUP_SIZE, GROWTH_SHARE, STEP_POSITIONS
-from edge.model.stablelm import current_backend, head_width
+from edge.model.shard import share_bytes
+from edge.model.stablelm import head_width
 from edge.text import size
 
 TENSORS_IN_FLIGHT = 12
@@ -60,12 +62,14 @@ def check_fits(
     cache_tokens: int,
     kv_bits: int | None = None,
     sequences: int = 1,
+    devices: int = 1,
 ) -> tuple[Need, str | None]:
-    """The memory needed, and a warning if it is short now.
+    """The memory needed on each device, and a warning if it is short now on this one.
 
     Raises an EdgeError if the system can never make room, unless EDGE_FORCE_MEMORY=1 is set.
     """
-    need = required_bytes(path, config, dtype, cache_tokens, kv_bits, sequences=sequences)
+    how: dict[str, int] = {"sequences": sequences, "devices": devices}
+    need = required_bytes(path, config, dtype, cache_tokens, kv_bits, **how)
     times = f"{sequences} x " if sequences > 1 else ""
     cache = f", {size(need.cache_bytes)} of cache for {times}{cache_tokens} tokens"
     return need, _shortage(path, need, cache)
@@ -111,24 +115,29 @@ def required_bytes(
     kv_bits: int | None = None,
     prefill_tokens: int = PREFILL_TOKENS,
     sequences: int = 1,
+    devices: int = 1,
 ) -> Need:
     """A tight upper bound of the memory for loading and running an artefact, from its headers.
 
     `cache_tokens` are positions of context for each of `sequences`, `prefill_tokens` those
-    computed at a time.
+    computed at a time. Of several devices each needs so much; activations are counted as on one.
     """
     tensors = {name: t for name, t in read_tensors(path).items() if not config.drops(name)}
     quantised = any(name.endswith(".scales") for name in tensors)
-    loaded = {name: _loaded_bytes(tensor, dtype) for name, tensor in tensors.items()}
-    twice = [
-        tensor.data_bytes
+    loaded = {
+        name: share_bytes(name, _loaded_bytes(tensor, dtype), devices)
         for name, tensor in tensors.items()
-        if tensor.data_bytes != loaded[name] or not JOINED.isdisjoint(name.split("."))
+    }
+    twice = [
+        share_bytes(name, tensor.data_bytes, devices)
+        for name, tensor in tensors.items()
+        if _loaded_bytes(tensor, dtype) != tensor.data_bytes
+        or not JOINED.isdisjoint(name.split("."))
     ]
     return Need(
         weights_bytes=sum(loaded.values()),
         loading_bytes=sum(sorted(twice)[-TENSORS_IN_FLIGHT:]),
-        cache_bytes=sequences * _cache_bytes(config, cache_tokens, kv_bits, dtype.size),
+        cache_bytes=sequences * _cache_bytes(config, cache_tokens, kv_bits, dtype.size) // devices,
         working_bytes=_working_bytes(config, cache_tokens, prefill_tokens, dtype.size, quantised),
     )
 

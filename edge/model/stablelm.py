@@ -6,23 +6,23 @@ those of transformers' `StableLmForCausalLM` and `LlamaForCausalLM`, except for 
 `Model.fuse` joins: qkv_proj and gate_up_proj.
 """
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from typing import Any, Literal
+from typing import Any
 
 import mlx.core as mx
 from mlx import nn
 
+from edge.model.backend import Backend, compiles, current_backend
 from edge.model.config import ModelConfig
-from edge.model.rope_scaling import RopeScaling
+from edge.model.rotary import RotaryEmbedding
+from edge.model.shard import WHOLE, Part
 
 # The KV cache of one layer: `edge.model.kv_cache.KVCache` or any of mlx-lm's. It has `offset`,
 # `state`, `update_and_fetch`, `is_trimmable` and `trim`, and may have `make_mask`.
 Cache = Any
 Mask = mx.array | str | None
 Heads = tuple[mx.array, mx.array, mx.array]  # queries, keys and values
-Backend = Literal["metal", "cuda", "cpu"]
 
 # MLX has a fused attention for decoding at these head widths only (MLX 0.32.4's
 # ScaledDotProductAttention::use_fallback; on CUDA its sdpa_vector kernels); at others all scores
@@ -41,22 +41,10 @@ MAX_JOINED_ON_CPU_BYTES = 2 << 20
 FEW_QUERIES = 8
 
 
-def current_backend() -> Backend:
-    if mx.default_device().type != mx.DeviceType.gpu:
-        return "cpu"
-    return "metal" if mx.metal.is_available() else "cuda"
-
-
 def head_width(head_dim: int, backend: Backend | None = None) -> int:
     """Width of a head in the attention and its cache, after padding."""
     widths = FUSED_DECODE_WIDTHS[backend or current_backend()]
     return min((width for width in widths if width >= head_dim), default=head_dim)
-
-
-def _compiles(positions: int) -> bool:
-    # On a CPU MLX computes a norm or a rotation as a dozen operations. For one position both are
-    # compiled; a longer prompt gains nothing, and each length would be compiled separately.
-    return positions == 1 and current_backend() == "cpu"
 
 
 COMPILED = {norm: mx.compile(norm) for norm in (mx.fast.layer_norm, mx.fast.rms_norm)}
@@ -64,7 +52,7 @@ COMPILED = {norm: mx.compile(norm) for norm in (mx.fast.layer_norm, mx.fast.rms_
 
 def _normalised(norm: Callable[..., mx.array], x: mx.array, *weight_bias_eps: Any) -> mx.array:
     """x (B, L, ...) -> same shape."""
-    return (COMPILED[norm] if _compiles(x.shape[1]) else norm)(x, *weight_bias_eps)
+    return (COMPILED[norm] if compiles(x.shape[1]) else norm)(x, *weight_bias_eps)
 
 
 class Norm(nn.Module):
@@ -94,86 +82,6 @@ class PerHeadLayerNorm(nn.Module):
     def __call__(self, x: mx.array) -> mx.array:
         """x (B, L, heads, head_dim) -> same shape."""
         return _normalised(mx.fast.layer_norm, x, None, None, self.eps) * self.weight
-
-
-class RotaryEmbedding(nn.RoPE):
-    """Rotary embedding of the first dims of each head, halves paired as in GPT-NeoX.
-
-    All layers share one, so that a CPU computes the cosines and sines of a position once.
-    """
-
-    def __init__(self, dims: int, base: float, scaling: RopeScaling | None = None):
-        super().__init__(dims, base=base)
-        self._scaling, self._gain = scaling, scaling.attention_factor if scaling else 1.0
-        self._frequencies: tuple[int, mx.array] | None = None  # for a context
-        self._position: tuple[int | mx.array, mx.array, mx.array] | None = None
-
-    def __call__(self, x: mx.array, offset: int | mx.array) -> mx.array:
-        """x (B, heads, L, width) at positions offset to offset + L - 1 -> same shape.
-
-        A batch has an array of offsets, (B,), the same one in all layers.
-        """
-        length = x.shape[2]
-        if not _compiles(length):
-            return self._rotate_all(x, offset)
-        if self._position is None or not _is_same(self._position[0], offset):
-            frequencies = self._frequencies_of(offset, length)
-            at = mx.array(offset) if isinstance(offset, int) else offset[:, None, None, None]
-            self._position = (offset, *_cosines_and_sines(at, frequencies, self._gain))
-        return _rotated(x, *self._position[1:])
-
-    def _rotate_all(self, x: mx.array, offset: int | mx.array) -> mx.array:
-        if self._scaling is None:
-            return super().__call__(x, offset=offset)
-        if self._gain != 1:
-            x = mx.concatenate([x[..., : self.dims] * self._gain, x[..., self.dims :]], axis=-1)
-        periods = 1 / self._frequencies_of(offset, x.shape[2])
-        how: dict[str, Any] = {"traditional": False, "base": None, "scale": 1.0}
-        return mx.fast.rope(x, self.dims, offset=offset, freqs=periods, **how)
-
-    def _frequencies_of(self, offset: int | mx.array, length: int) -> mx.array:
-        """Radians per position, (dims / 2,); only dynamic ones depend on the context."""
-        context = 0
-        if self._scaling is not None and self._scaling.rope_type == "dynamic":
-            first = offset if isinstance(offset, int) else int(offset.max())
-            context = max(first + length, self._scaling.original_max_position_embeddings)
-        if self._frequencies is None or self._frequencies[0] != context:
-            if self._scaling is None:
-                found = _plain_frequencies(self.dims, self.base)
-            else:
-                found = mx.array(self._scaling.frequencies(self.dims, self.base, context))
-            self._frequencies = (context, found)
-        return self._frequencies[1]
-
-
-def _is_same(a: int | mx.array, b: int | mx.array) -> bool:
-    return a == b if isinstance(a, int) and isinstance(b, int) else a is b
-
-
-@mx.compile
-def _plain_frequencies(dims: int, base: float) -> mx.array:
-    """Radians per position, (dims / 2,), as in `mx.fast.rope`."""
-    half = dims // 2
-    return mx.exp(mx.arange(0, -half, -1) * (math.log(base) / half))
-
-
-@mx.compile
-def _cosines_and_sines(
-    position: mx.array, frequencies: mx.array, gain: float
-) -> tuple[mx.array, mx.array]:
-    """Cosines and sines of positions (...), which have axes of 1 last, times the gain."""
-    angles = position * frequencies
-    return mx.cos(angles) * gain, mx.sin(angles) * gain
-
-
-@mx.compile
-def _rotated(x: mx.array, cosines: mx.array, sines: mx.array) -> mx.array:
-    """x (B, heads, 1, width) -> the same shape."""
-    half = cosines.shape[-1]
-    cosines, sines = cosines.astype(x.dtype), sines.astype(x.dtype)
-    a, b, rest = mx.split(x, [half, 2 * half], axis=-1)
-    both = [a * cosines - b * sines, b * cosines + a * sines]
-    return mx.concatenate([*both, rest] if rest.size else both, axis=-1)
 
 
 def stored_width(width: int, cache: Cache | None) -> int:
@@ -218,10 +126,11 @@ def _causal_mask(length: int, cache: Cache | None) -> Mask:
 class Attention(nn.Module):
     """Causal self-attention with partial rotary position embedding."""
 
-    def __init__(self, config: ModelConfig, rope: RotaryEmbedding):
+    def __init__(self, config: ModelConfig, rope: RotaryEmbedding, part: Part):
         super().__init__()
         hidden, head, bias = config.hidden_size, config.head_dim, config.use_qkv_bias
-        self.heads, self.kv_heads = config.num_attention_heads, config.num_key_value_heads
+        self.heads = config.num_attention_heads // part.size
+        self.kv_heads = config.num_key_value_heads // part.size
         self.head_dim, self.width = head, head_width(head)
         self.scale = head**-0.5
         self.q_proj = nn.Linear(hidden, self.heads * head, bias=bias)
@@ -234,10 +143,10 @@ class Attention(nn.Module):
         # For `Model.set_input_orders`; the underscore keeps them out of `parameters()`.
         self._qkv_order: mx.array | None = None
         self._o_order: mx.array | None = None
-        self.rope = rope
+        self.rope, self._part = rope, part
 
     def __call__(self, x: mx.array, mask: Mask, cache: Cache | None) -> mx.array:
-        """x (B, L, hidden) -> (B, L, hidden)."""
+        """x (B, L, hidden) -> (B, L, hidden), of several devices to be summed."""
         batch, length, _ = x.shape
         project = self._project_at_once if "qkv_proj" in self else self._project_apart
         width, offset = stored_width(self.width, cache), 0 if cache is None else cache.offset
@@ -246,7 +155,9 @@ class Attention(nn.Module):
         if width > self.head_dim:
             out = out[..., : self.head_dim]
         out = out.transpose(0, 2, 1, 3).reshape(batch, length, -1)
-        return self.o_proj(_reordered(out, self._o_order))
+        if self._o_order is not None:  # its inputs are of all heads
+            out = _reordered(self._part.join(out), self._o_order)
+        return self.o_proj(out)
 
     def _project_apart(self, x: mx.array, width: int, offset: int) -> Heads:
         """x (B, L, hidden) -> q, k, v (B, heads, L, width), q and k rotated.
@@ -280,16 +191,17 @@ def _reordered(x: mx.array, order: mx.array | None) -> mx.array:
 class MLP(nn.Module):
     """Gated feed-forward (SwiGLU)."""
 
-    def __init__(self, config: ModelConfig):
+    def __init__(self, config: ModelConfig, part: Part):
         super().__init__()
-        hidden, inner, bias = config.hidden_size, config.intermediate_size, config.use_mlp_bias
+        hidden, bias = config.hidden_size, config.use_mlp_bias
+        inner = config.intermediate_size // part.size
         self.gate_proj = nn.Linear(hidden, inner, bias=bias)
         self.up_proj = nn.Linear(hidden, inner, bias=bias)
         self.down_proj = nn.Linear(inner, hidden, bias=bias)
         self._gate_up_order: mx.array | None = None
 
     def __call__(self, x: mx.array) -> mx.array:
-        """x (B, L, hidden) -> (B, L, hidden)."""
+        """x (B, L, hidden) -> (B, L, hidden), of several devices to be summed."""
         x = _reordered(x, self._gate_up_order)
         if "gate_up_proj" in self:
             gate, up = mx.split(self.gate_up_proj(x), 2, axis=-1)
@@ -306,55 +218,71 @@ def _swiglu(gate: mx.array, up: mx.array) -> mx.array:
 class DecoderLayer(nn.Module):
     """One block; with a parallel residual both halves read the same normalised input."""
 
-    def __init__(self, config: ModelConfig, rope: RotaryEmbedding):
+    def __init__(self, config: ModelConfig, rope: RotaryEmbedding, part: Part):
         super().__init__()
-        self.self_attn = Attention(config, rope)
-        self.mlp = MLP(config)
+        self.self_attn = Attention(config, rope, part)
+        self.mlp = MLP(config, part)
         self.input_layernorm = Norm(config)
         self.parallel = config.use_parallel_residual
         if not self.parallel:
             self.post_attention_layernorm = Norm(config)
+        self._part = part
 
     def __call__(self, x: mx.array, mask: Mask, cache: Cache | None) -> mx.array:
         """x (B, L, hidden) -> (B, L, hidden)."""
         h = self.input_layernorm(x)
         attention = self.self_attn(h, mask, cache)
         if self.parallel:
-            return x + attention + self.mlp(h)
-        x = x + attention
-        return x + self.mlp(self.post_attention_layernorm(x))
+            return x + self._part.sum(attention + self.mlp(h))
+        x = x + self._part.sum(attention)
+        return x + self._part.sum(self.mlp(self.post_attention_layernorm(x)))
 
 
 class Backbone(nn.Module):
     """Embedding, blocks, final norm."""
 
-    def __init__(self, config: ModelConfig):
+    def __init__(self, config: ModelConfig, part: Part):
         super().__init__()
-        self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
+        self.embed_tokens = nn.Embedding(config.vocab_size // part.size, config.hidden_size)
         rope = RotaryEmbedding(config.rotary_dims, config.rope_theta, config.rope_scaling)
-        self.layers = [DecoderLayer(config, rope) for _ in range(config.num_hidden_layers)]
+        self.layers = [DecoderLayer(config, rope, part) for _ in range(config.num_hidden_layers)]
         self.norm = Norm(config)
+        self._part = part
 
     def __call__(self, ids: mx.array, cache: Sequence[Cache] | None) -> mx.array:
         """Ids (B, L) -> hidden states (B, L, hidden)."""
-        x = self.embed_tokens(ids)
+        x = self._embedded(ids)
         caches = cache if cache is not None else [None] * len(self.layers)
         mask = _causal_mask(ids.shape[1], caches[0])
         for layer, layer_cache in zip(self.layers, caches, strict=True):
             x = layer(x, mask, layer_cache)
         return self.norm(x)
 
+    def _embedded(self, ids: mx.array) -> mx.array:
+        """Ids (B, L) -> their rows (B, L, hidden), each on one of the devices."""
+        if self._part.size == 1:
+            return self.embed_tokens(ids)
+        rows = len(self.embed_tokens.weight)
+        here = ids.astype(mx.int32) - self._part.rank * rows
+        is_here = (here >= 0) & (here < rows)
+        x = self.embed_tokens(mx.where(is_here, here, 0))
+        return self._part.sum(mx.where(is_here[..., None], x, mx.zeros_like(x)))
+
 
 class Model(nn.Module):
-    """The network with its head; parameters have the checkpoint's names until `fuse`."""
+    """The network with its head; parameters have the checkpoint's names until `fuse`.
 
-    def __init__(self, config: ModelConfig):
+    With a `part` it has one device's slices of them, and all devices compute the same results.
+    """
+
+    def __init__(self, config: ModelConfig, part: Part = WHOLE):
         super().__init__()
-        self.config = config
+        self.config, self.part = config, part
         self.model_type = config.model_type
-        self.model = Backbone(config)
+        self.model = Backbone(config, part)
         if not config.tie_word_embeddings:
-            self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+            vocabulary = config.vocab_size // part.size
+            self.lm_head = nn.Linear(config.hidden_size, vocabulary, bias=False)
 
     def __call__(self, ids: mx.array, cache: Sequence[Cache] | None = None) -> mx.array:
         """Ids (B, L) -> logits (B, L, vocab); a cache is extended by L positions."""
@@ -362,7 +290,8 @@ class Model(nn.Module):
 
     def head(self, h: mx.array) -> mx.array:
         """Hidden states (B, L, hidden) -> logits (B, L, vocab)."""
-        return self.lm_head(h) if "lm_head" in self else self.model.embed_tokens.as_linear(h)
+        head = self.lm_head if "lm_head" in self else self.model.embed_tokens.as_linear
+        return self.part.join(head(h))
 
     @property
     def layers(self) -> list[DecoderLayer]:
@@ -384,8 +313,9 @@ class Model(nn.Module):
     def set_input_orders(self, orders: Mapping[str, mx.array]) -> None:
         """Sets the permutations of the matrices' inputs; see `tensors.input_order_shapes`."""
         for name, order in orders.items():
-            _, _, layer, part, key = name.split(".")
-            setattr(self.layers[int(layer)][part], f"_{key}", order)
+            _, _, layer, block, key = name.split(".")
+            own = self.part.own(order.size) if key == "o_order" else slice(None)
+            setattr(self.layers[int(layer)][block], f"_{key}", order[own])
 
     def sanitize(self, weights: dict[str, mx.array]) -> dict[str, mx.array]:
         """Weights by this network's names: q/k norms stacked, unused tensors dropped."""

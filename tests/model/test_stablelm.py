@@ -13,7 +13,8 @@ from edge.errors import EdgeError
 from edge.model import stablelm
 from edge.model.config import ModelConfig
 from edge.model.load import load_model
-from edge.model.stablelm import FUSED_DECODE_WIDTHS, RotaryEmbedding
+from edge.model.rotary import RotaryEmbedding
+from edge.model.stablelm import FUSED_DECODE_WIDTHS
 from edge.model.tensors import ORDER_READERS, expected_shapes, input_order_shapes
 from tests.support.tiny import (
     ALL_CONFIGS,

@@ -19,10 +19,10 @@ def free_port():
         return free.getsockname()[1]
 
 
-def pair(script, *words, limit_s=60.0):
-    """What two processes with mlx.launch's environment print as JSON, by rank; quicker than it."""
+def pair(script, *words, count=2, limit_s=60.0):
+    """What processes with mlx.launch's environment print as JSON, by rank; quicker than it."""
     with NamedTemporaryFile("w") as hostfile:
-        json.dump([[f"127.0.0.1:{free_port()}"] for _ in range(2)], hostfile)
+        json.dump([[f"127.0.0.1:{free_port()}"] for _ in range(count)], hostfile)
         hostfile.flush()
         common = {**os.environ, "PYTHONPATH": str(ROOT), "MLX_HOSTFILE": hostfile.name}
         processes = [
@@ -32,14 +32,14 @@ def pair(script, *words, limit_s=60.0):
                 stdout=subprocess.PIPE,
                 text=True,
             )
-            for number in range(2)
+            for number in range(count)
         ]
         try:
             printed = [process.communicate(timeout=limit_s)[0] for process in processes]
         finally:
             for process in processes:
                 process.kill()
-    assert [process.returncode for process in processes] == [0, 0]
+    assert [process.returncode for process in processes] == [0] * count
     return [json.loads(text) for text in printed]
 
 

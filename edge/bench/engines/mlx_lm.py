@@ -22,8 +22,8 @@ from edge.bench.engines.mlx import MlxEngine
 from edge.errors import EdgeError
 from edge.formats.folder import weight_files
 from edge.generate.decode import PREFILL_TOKENS
+from edge.model.backend import current_backend
 from edge.model.load import compute_dtype, has_input_orders
-from edge.model.stablelm import current_backend
 from edge.profile.profile import EngineFacts
 
 EXPERT_KEYS = ("num_experts", "num_local_experts", "n_routed_experts")
