@@ -89,6 +89,6 @@ def _text(args: argparse.Namespace) -> str | None:
 
 def _open(name: str, kv_bits: int | None) -> LoadedModel:
     path = runnable(name, "chat", ARTEFACT)
-    model, tokenizer, running_bytes = open_for("chat", path, kv_bits)
+    opened = open_for("chat", path, kv_bits)
     shown, note = (name, DEMO_NOTE) if name == "demo" else (str(path), None)
-    return LoadedModel(shown, model, tokenizer, running_bytes, note)
+    return LoadedModel(shown, opened.model, opened.tokenizer, opened.running_bytes, note)

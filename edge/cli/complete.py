@@ -30,9 +30,9 @@ def run(args: argparse.Namespace) -> int:
         FimTokens.find(tokenizer.backend_tokenizer).check(args.order)
 
     path = runnable(args.model, args.command, ARTEFACT, check)
-    model, tokenizer, running_bytes = open_for(args.command, path, args.kv_bits)
-    with wired(running_bytes):
-        events = Completer(open_source(model, args.kv_bits), tokenizer).stream(
+    opened = open_for(args.command, path, args.kv_bits)
+    with wired(opened.running_bytes):
+        events = Completer(open_source(opened.model, args.kv_bits), opened.tokenizer).stream(
             prefix,
             suffix,
             context=context,

@@ -14,7 +14,7 @@ from edge.errors import EdgeError, printable
 from edge.formats.files import DEMO_PATH, user_path, visible
 from edge.generate.decode import LlamaSource
 from edge.model.load import CONTEXT_TOKENS, open_model
-from edge.model.memory import check_room
+from edge.model.memory import Need, check_room
 from edge.model.stablelm import Model
 from edge.text import size
 from edge.tokenizer.tokenizer import Tokenizer
@@ -24,11 +24,16 @@ if TYPE_CHECKING:  # it imports numpy
 
 
 class Opened(NamedTuple):
-    """A model or GGUF file, its tokenizer, and the bytes of MLX's buffers."""
+    """A model or GGUF file, its tokenizer, and on MLX the memory that they need."""
 
     model: Model | LlamaSource
     tokenizer: Tokenizer
-    running_bytes: int
+    need: Need | None
+
+    @property
+    def running_bytes(self) -> int:
+        """Bytes of MLX's buffers."""
+        return 0 if self.need is None else self.need.running_bytes
 
 
 def is_gguf_file(model: str) -> bool:
@@ -79,7 +84,7 @@ def open_for(command: str, path: Path, kv_bits: int | None = None) -> Opened:
     """Load a model, a GGUF file in llama.cpp; warnings go to stderr."""
     if path.is_dir():
         model, tokenizer, need = open_model(path, kv_bits, lambda warning: _warn(command, warning))
-        return Opened(model, tokenizer, need.running_bytes)
+        return Opened(model, tokenizer, need)
     if kv_bits is not None:
         raise EdgeError(f"--kv-bits is for MLX, and {path} is a GGUF file; leave it out.")
     # Imported here: they load numpy, which an artefact of MLX does not need.
@@ -95,7 +100,7 @@ def open_for(command: str, path: Path, kv_bits: int | None = None) -> Opened:
     for warning in (*_rope_base_warnings(file), *([shortage] if shortage else [])):
         _warn(command, printable(warning))
     session = LlamaSession(path, CONTEXT_TOKENS, usable_cores())
-    return Opened(LlamaSource(session, session.trained_tokens), read_tokenizer(session), 0)
+    return Opened(LlamaSource(session, session.trained_tokens), read_tokenizer(session), None)
 
 
 def _rope_base_warnings(file: "GgufFile") -> list[str]:

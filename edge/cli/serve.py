@@ -8,10 +8,12 @@ from pathlib import Path
 import mlx.core as mx
 
 from edge.cli.model_path import open_for, runnable
-from edge.cli.options.serve import ARTEFACT
+from edge.cli.options.serve import ARTEFACT, MOST_PARALLEL
 from edge.errors import EdgeError
 from edge.formats.files import DEMO_PATH, read_text
-from edge.generate.decode import open_source
+from edge.generate.batch import Batch
+from edge.generate.decode import LlamaSource
+from edge.model.memory import caches_that_fit
 from edge.power.choose import choose_meter
 from edge.serve.app import Access, listen, serve
 from edge.serve.editors import blocks
@@ -20,6 +22,7 @@ from edge.serve.engine import ServedModel
 from edge.serve.http import Service
 from edge.serve.queue import Queue
 from edge.stdout import write_stdout
+from edge.text import size
 
 KEY_VARIABLE = "EDGE_API_KEY"
 ARTEFACT_NAMES = ("mlx-", "gguf-")
@@ -30,6 +33,11 @@ def run(args: argparse.Namespace) -> int:
     access = Access(args.host, args.port, args.allow_host, args.cors, _key(args))
     access.check()
     path = runnable(args.model, args.command, ARTEFACT)
+    if path.is_file() and (args.parallel or 1) > 1:
+        raise EdgeError(
+            f"--parallel is for MLX, and {path} is a GGUF file, which answers one request at a "
+            f"time; leave it out."
+        )
     name = args.alias or _name(path)
     with listen(access) as listening:
         queue = Queue(lambda: _open(args, path, name), _energy(args), args.queue)
@@ -44,8 +52,22 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _open(args: argparse.Namespace, path: Path, name: str) -> ServedModel:
-    model, tokenizer, running_bytes = open_for(args.command, path, args.kv_bits)
-    return ServedModel(name, open_source(model, args.kv_bits), tokenizer, running_bytes)
+    model, tokenizer, need = open_for(args.command, path, args.kv_bits)
+    if isinstance(model, LlamaSource):
+        return ServedModel(name, model, tokenizer)
+    assert need is not None
+    wanted = args.parallel or MOST_PARALLEL
+    places = caches_that_fit(need, wanted)
+    if places < wanted:
+        caches = f"{wanted} caches of {size(need.cache_bytes)}"
+        print(
+            f"edge serve: warning: the memory does not hold {caches} beside {path}; requests are "
+            f"answered {f'{places} at a time' if places > 1 else 'one by one'}.",
+            file=sys.stderr,
+        )
+    running_bytes = need.running_bytes + (places - 1) * need.cache_bytes
+    batch = Batch(model, places, args.kv_bits)
+    return ServedModel(name, batch, tokenizer, running_bytes, args.prefill_step)
 
 
 def _energy(args: argparse.Namespace) -> EnergyMeter:
@@ -86,5 +108,6 @@ def _greeting(service: Service, access: Access, port: int) -> str:
     engine = service.queue.engine
     fim = "" if engine.fim else " · no infilling"
     base = " · no chat template" if engine.is_base else ""
-    head = f"{url} · {service.name} · context {service.context_tokens}{fim}{base}"
+    places = f" · {engine.places} at once" if engine.places > 1 else ""
+    head = f"{url} · {service.name} · context {service.context_tokens}{places}{fim}{base}"
     return f"{head} · Ctrl-C ends\n\n{blocks(url, service.name, access.key is not None)}\n"

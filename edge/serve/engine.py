@@ -12,8 +12,9 @@ from typing import Any
 import mlx.core as mx
 
 from edge.errors import EdgeError
+from edge.generate.batch import Batch
 from edge.generate.chat_prompt import ChatPrompt, PlainPrompt, can_chat
-from edge.generate.decode import Continued, Tokens, TokenSource
+from edge.generate.decode import Continued, LlamaSource, TokensOrNone
 from edge.generate.fim import Completer
 from edge.generate.sampling import Sampling
 from edge.generate.stream import StopScanner, TokenClock, encode_beginning, text_events
@@ -22,7 +23,7 @@ from edge.serve.request import Chat, End, Event, Hole, Piece, Refused, Request, 
 from edge.tokenizer.fim_tokens import FimTokens
 from edge.tokenizer.tokenizer import bos_ids, encode_text
 
-# Between two parts of a prompt a client that has left is noticed.
+# Between two parts of a prompt other answers get a token, and a client that has left is noticed.
 PREFILL_TOKENS = 512
 # Text, the reason of the end (None before it).
 Steps = Generator[tuple[str, str | None], None, None]
@@ -33,19 +34,22 @@ class ServedModel:
     """A loaded model under the name that clients see."""
 
     name: str
-    source: TokenSource
+    source: Batch | LlamaSource
     tokenizer: Any
     running_bytes: int = 0  # of MLX's buffers
+    prefill_tokens: int = PREFILL_TOKENS
 
 
 class Watch:
     """A source of one answer's tokens; keeps their stamps and ends the answer before its end.
 
-    `check` is called between tokens and between parts of the prompt, and may raise.
+    `check` is called between tokens and between parts of the prompt, and may raise. Of a batch the
+    iterator yields None where there is no token yet.
     """
 
     def __init__(self, model: ServedModel, request: Request, check: Callable[[], None]):
         self._source, self._tokenizer = model.source, model.tokenizer
+        self._prefill_tokens = model.prefill_tokens
         self._request, self._check = request, check
         self.context_tokens = model.source.context_tokens
         self.begin_ns = self.prefilled_ns = time.monotonic_ns()
@@ -69,7 +73,7 @@ class Watch:
             max_tokens,
             sampling,
             on_prefill=self._prefilled,
-            prefill_tokens=PREFILL_TOKENS,
+            prefill_tokens=self._prefill_tokens,
             on_pick=None if self._request.logprobs is None else self._keep_logprobs,
         )
         self.is_computing = True
@@ -94,10 +98,14 @@ class Watch:
         self.prefilled_ns = time.monotonic_ns()
         self._check()
 
-    def _watched(self, tokens: Tokens) -> Tokens:
+    def _watched(self, tokens: TokensOrNone) -> TokensOrNone:
         limit_s, first_s, has_line_end = self._request.max_predict_s, 0.0, False
         with contextlib.closing(tokens):
             for token in tokens:
+                if token is None:
+                    yield None
+                    self._check()
+                    continue
                 now_s = time.monotonic()
                 first_s = first_s or now_s
                 self.generated_tokens += 1
@@ -128,10 +136,12 @@ class Watch:
 
 
 class Engine:
-    """Answers requests with one model."""
+    """Answers requests with one model; `places` of them at once."""
 
     def __init__(self, model: ServedModel):
         self.model = model
+        self._batch = model.source if isinstance(model.source, Batch) else None
+        self.places = 1 if self._batch is None else self._batch.slots
         self.tokenizer, self._backend = model.tokenizer, model.tokenizer.backend_tokenizer
         self.is_base = not can_chat(self.tokenizer)
         self._chat = PlainPrompt(self.tokenizer) if self.is_base else ChatPrompt(self.tokenizer)
@@ -150,11 +160,18 @@ class Engine:
         """Makes one token: the first ones load libraries and compile kernels."""
         once = Request(Text(("\n",)), 1, (Sampling(temperature=1.0, top_p=0.9, top_k=9),))
         for _ in self.answer(once, lambda: None):
-            pass
+            self.step()
         self.model.source.reset()
 
-    def answer(self, request: Request, check: Callable[[], None]) -> Iterator[Event]:
-        """The events of all answers; `check` as in `Watch`."""
+    def step(self) -> None:
+        """Computes for all answers that are open at once; without a batch they do it themselves."""
+        if self._batch is not None:
+            self._batch.step()
+
+    def answer(
+        self, request: Request, check: Callable[[], None]
+    ) -> Generator[Event | None, None, None]:
+        """The events of all answers, None before a `step`; `check` as in `Watch`."""
         for index, sampling in enumerate(request.samplings):
             watch = Watch(self.model, request, check)
             try:
@@ -166,12 +183,15 @@ class Engine:
 
     def _one(
         self, index: int, request: Request, sampling: Sampling, watch: Watch
-    ) -> Iterator[Event]:
+    ) -> Iterator[Event | None]:
         scanner = StopScanner(request.stop)
         with contextlib.closing(self._steps(request, sampling, watch)) as steps:
             for text, stopped_by in steps:
                 shown = scanner.add(text)
                 tokens = watch.take()
+                if not tokens and stopped_by is None:
+                    yield None
+                    continue
                 if stopped_by is not None:
                     shown += scanner.finish()
                     tokens = tokens[:-1] if stopped_by == "stop token" else tokens

@@ -120,7 +120,7 @@ async def _props(http: Http, service: Service) -> Response:
     return json_response(
         {
             "default_generation_settings": {"n_ctx": service.context_tokens},
-            "total_slots": 1,
+            "total_slots": service.queue.engine.places,
             "model_alias": service.name,
             "model_path": service.path,
             "chat_template": tokenizer.chat_template or "",
@@ -134,8 +134,9 @@ async def _props(http: Http, service: Service) -> Response:
 
 async def _slots(http: Http, service: Service) -> Response:
     running, _ = service.queue.counts
-    slot = {"id": 0, "n_ctx": service.context_tokens, "is_processing": bool(running)}
-    return json_response([slot])
+    slots = range(service.queue.engine.places)
+    n_ctx = service.context_tokens
+    return json_response([{"id": i, "n_ctx": n_ctx, "is_processing": i < running} for i in slots])
 
 
 async def _metrics(http: Http, service: Service) -> Response:

@@ -1,5 +1,8 @@
 """A bounded queue of requests, and the one thread that owns the model and answers them.
 
+It answers as many at once as the model's batch has places: after each pass every running answer
+passes on what it got.
+
     queue = Queue(open_model, meter, most_waiting=64)
     queue.start()
     async for event in queue.answer(request): ...
@@ -12,9 +15,10 @@ import asyncio
 import contextlib
 import threading
 from collections import deque
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, Callable, Generator
 from concurrent.futures import Future
 from dataclasses import replace
+from functools import partial
 from typing import TypeVar
 
 from edge.device.memory import wired
@@ -46,6 +50,7 @@ class _Job:
     def __init__(self, request: Request) -> None:
         self.request = request
         self.is_gone = False
+        self.answers: Generator[Event | None, None, None]  # once it is begun
         self.events: asyncio.Queue[Event | Exception | None] = asyncio.Queue()
         self._loop = asyncio.get_running_loop()
 
@@ -55,7 +60,7 @@ class _Job:
 
 
 class Queue:
-    """Requests in the order of their arrival; at most `most_waiting` wait for the one answered."""
+    """Requests in the order of their arrival; at most `most_waiting` wait for those answered."""
 
     def __init__(
         self, open_model: Callable[[], ServedModel], energy: EnergyMeter, most_waiting: int
@@ -64,7 +69,7 @@ class Queue:
         self._news = threading.Condition()
         self._waiting: deque[_Job] = deque()
         self._short: deque[Callable[[], None]] = deque()
-        self._running: _Job | None = None
+        self._running: list[_Job] = []
         self._is_ending = self._is_closed = False
         self._opened: Future[Engine] = Future()
         self._ended = threading.Event()
@@ -78,7 +83,7 @@ class Queue:
         self.energy.start()
 
     def close(self) -> None:
-        """Ends the answer under way and the thread."""
+        """Ends the answers under way and the thread."""
         self.end()
         with self._news:
             self._is_closed = True
@@ -87,7 +92,7 @@ class Queue:
         self.energy.stop()
 
     def end(self) -> None:
-        """Refuses what waits and what comes; the running answer goes on."""
+        """Refuses what waits and what comes; the running answers go on."""
         with self._news:
             self._is_ending = True
             waiting, self._waiting = self._waiting, deque()
@@ -96,8 +101,8 @@ class Queue:
 
     @property
     def counts(self) -> tuple[int, int]:
-        """Numbers of requests that are being answered (0 or 1) and that wait."""
-        return int(self._running is not None), len(self._waiting)
+        """Numbers of requests that are being answered and that wait."""
+        return len(self._running), len(self._waiting)
 
     @property
     def is_alive(self) -> bool:
@@ -166,40 +171,64 @@ class Queue:
             return
         with wired(model.running_bytes):
             self._opened.set_result(engine)
-            while not self._is_closed:
-                job = self._next()
-                if job is not None:
-                    self._answer(engine, job)
-                    self._running = None
+            while self._running or not self._is_closed:
+                self._wait()
+                self._do_short()
+                self._begin(engine)
+                self._advance(engine)
         if isinstance(model.source, LlamaSource):
             model.source.close()
 
-    def _next(self) -> _Job | None:
-        """The next request, after the short work; None after a time without any."""
+    def _wait(self) -> None:
+        """Waits for something to do."""
         with self._news:
             is_idle = not self._news.wait_for(
-                lambda: self._waiting or self._short or self._is_closed, IDLE_S
+                lambda: self._running or self._waiting or self._short or self._is_closed, IDLE_S
             )
         if is_idle:
             self.energy.read()  # which forgets what the meter has measured
-        self._do_short()
+
+    def _begin(self, engine: Engine) -> None:
+        """Begins the answers to requests that wait, as many as there are places."""
         with self._news:
-            if self._waiting and not self._is_closed:
-                self._running = self._waiting.popleft()
-            return self._running
+            while self._waiting and len(self._running) < engine.places:
+                job = self._waiting.popleft()
+                job.answers = engine.answer(job.request, partial(self._check, job))
+                self._running.append(job)
+        self.energy.count_answers(len(self._running))
+
+    def _check(self, job: _Job) -> None:
+        if job.is_gone or self._is_closed:
+            raise _Gone
+        self._do_short()
 
     def _do_short(self) -> None:
         while self._short:
             self._short.popleft()()
 
-    def _answer(self, engine: Engine, job: _Job) -> None:
-        def check() -> None:
-            if job.is_gone or self._is_closed:
-                raise _Gone
-            self._do_short()
-
+    def _advance(self, engine: Engine) -> None:
+        """Passes on what there is of each running answer, then computes more of all."""
+        for job in list(self._running):
+            if not self._passes_on(engine, job):
+                self._running.remove(job)
+                self.energy.count_answers(len(self._running))
+        if not self._running:
+            return
         try:
-            for event in engine.answer(job.request, check):
+            engine.step()
+        except Exception as error:  # of no one answer
+            engine.model.source.reset()
+            for job in self._running:
+                job.answers.close()
+                job.put(error)
+            self._running.clear()
+
+    def _passes_on(self, engine: Engine, job: _Job) -> bool:
+        """Passes events on; False after the last."""
+        try:
+            for event in job.answers:
+                if event is None:
+                    return True
                 job.put(event)
             job.put(None)
         except _Gone:
@@ -207,8 +236,10 @@ class Queue:
         except EdgeError as error:
             job.put(error)
         except Exception as error:
-            engine.model.source.reset()  # what the cache holds is not known
+            if engine.places == 1:  # what the cache holds is not known; a batch knows
+                engine.model.source.reset()
             job.put(error)
+        return False
 
 
 def _ending() -> Busy:

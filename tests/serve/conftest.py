@@ -10,7 +10,8 @@ from types import SimpleNamespace
 import pytest
 
 import edge
-from edge.generate.decode import LlamaSource, MlxSource
+from edge.generate.batch import Batch
+from edge.generate.decode import LlamaSource
 from edge.llama_cpp.session import LlamaSession
 from edge.llama_cpp.vocabulary import read_tokenizer
 from tests.serve.scripted import Scripted
@@ -64,7 +65,7 @@ def open_demo(demo_out, artefact):
     path = demo_out / artefact
     if path.is_dir():
         model, tokenizer = edge.load(path)
-        return ServedModel("demo", MlxSource(model), tokenizer)
+        return ServedModel("demo", Batch(model, 3), tokenizer)
     # One thread: llama.cpp's wait for one another, which is slow on a busy machine.
     session = LlamaSession(path, 64, 1)
     return ServedModel("demo", LlamaSource(session, 1024), read_tokenizer(session))

@@ -290,7 +290,7 @@ def test_ctrl_c_ends_after_the_running_answer_and_twice_at_once(times):
     assert b"Traceback" not in err and b"ending; Ctrl-C again ends at once" in err
 
 
-def test_what_cannot_be_served_is_one_line(capsys, tmp_path, monkeypatch):
+def test_what_cannot_be_served_is_one_line(capsys, tmp_path, monkeypatch, demo_out):
     (tmp_path / "empty").write_text("\n")
     monkeypatch.setenv("EDGE_API_KEY", "k")
     with socket.create_server(("127.0.0.1", 0)) as taken:
@@ -299,6 +299,7 @@ def test_what_cannot_be_served_is_one_line(capsys, tmp_path, monkeypatch):
             (["--port", str(port)], f"127.0.0.1:{port} cannot be used (address already in use)"),
             (["--api-key", str(tmp_path / "empty")], "empty has no key of printable ASCII"),
             (["--host", "no.such.invalid"], "no.such.invalid:8012 cannot be used"),
+            (["--parallel", "2", str(demo_out / "gguf-f16.gguf")], "--parallel is for MLX"),
         ):
             assert main(["serve", *words]) == 1
             (line,) = capsys.readouterr().err.splitlines()

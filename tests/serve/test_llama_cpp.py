@@ -187,4 +187,6 @@ def test_what_the_server_says_of_itself(client):
     assert "there is none" in health["energy_missing"]
     props = client.json("/props")
     assert props["default_generation_settings"]["n_ctx"] == 1024
-    assert client.json("/slots") == [{"id": 0, "n_ctx": 1024, "is_processing": False}]
+    slots = client.json("/slots")
+    assert slots[0] == {"id": 0, "n_ctx": 1024, "is_processing": False}
+    assert len(slots) == props["total_slots"] == client.queue.engine.places

@@ -144,11 +144,11 @@ def test_a_failure_ends_its_answer_alone(queues, monkeypatch):
 def test_log_probabilities_are_the_model_s(demo):
     import mlx.core as mx
 
-    from edge.generate.decode import MlxSource
+    from edge.generate.batch import Batch
 
     model, tokenizer = demo.loaded
     energy = EnergyMeter(NoMeter("none"), "none")
-    queue = Queue(lambda: ServedModel("m", MlxSource(model), tokenizer), energy, 1)
+    queue = Queue(lambda: ServedModel("m", Batch(model, 1), tokenizer), energy, 1)
     queue.start()
     try:
         prompts = (Text(("x = [1, 2,",)), Hole("x = [1, 2,", "]\n"))

@@ -6,6 +6,7 @@ from edge.cli.options import shared
 
 ARTEFACT = "mlx-int4"
 PORT = 8012  # llama.vim's default
+MOST_PARALLEL = 4  # llama-server's; an editor with three requests under way leaves one to another
 
 
 def parser() -> argparse.ArgumentParser:
@@ -33,6 +34,13 @@ def parser() -> argparse.ArgumentParser:
     running = parser.add_argument_group("running")
     meaning = "requests that may wait; more are refused with status 503"
     shared.add_count(running, "--queue", default=64, help=meaning)
+    meaning = (
+        "requests that are answered at once, fewer where their caches do not fit into memory; a "
+        f"GGUF file answers one at a time (default: {MOST_PARALLEL})"
+    )
+    shared.add_count(running, "--parallel", help=meaning)
+    meaning = "tokens of a prompt that are computed before the other answers get their next token"
+    shared.add_count(running, "--prefill-step", default=512, help=meaning)
     shared.add_kv_bits(running)
     shared.add_power(running, "--power", "auto")
     meaning = "write what clients send to the log"
