@@ -245,7 +245,9 @@ def open_engine(job: Job, context_tokens: int) -> Engine:
         peer = open_any(path) if job.as_is else open_peer(path)
         return PeerBatch(peer, batch) if batch > 1 else peer
     if batch > 1:
-        raise EdgeError("edge's own network computes one sequence here; leave out -npl.")
+        from edge.bench.engines.mlx_batch import open_batch
+
+        return open_batch(path, job.kv_bits, batch)
     from edge.bench.engines.mlx import open_ours
 
     return open_ours(path, job.kv_bits)

@@ -237,9 +237,11 @@ def _checked(rows: Sequence[RowSummary]) -> str:
     if not gates:
         return ""
     worst = max(gates, key=lambda gate: gate.share)
+    batches = ", every sequence of a batch alone" if has_batches(rows) else ""
     return (
         f"{len(gates)} of {len(rows)} rows, up to {max(gate.prompt_tokens for gate in gates)} "
-        f"prompt tokens at once and in small pieces, {error_text(worst.worst_error, worst.bound)}"
+        f"prompt tokens at once and in small pieces{batches}, "
+        f"{error_text(worst.worst_error, worst.bound)}"
     )
 
 

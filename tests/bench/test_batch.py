@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from edge.bench.engines.llama_cpp import LlamaCppBatch
+from edge.bench.engines.mlx_batch import MlxBatch
 from edge.bench.gate import (
     check_batch,
     check_shapes,
@@ -15,6 +16,7 @@ from edge.bench.gate import (
 )
 from edge.bench.worker import check_memory, open_engine
 from edge.llama_cpp.session import LlamaSession
+from edge.model.load import load_model
 from edge.profile.profile import Workload
 from tests.bench.fakes import job_of
 
@@ -34,6 +36,8 @@ def checked(engine, workload=THREE, name="mlx", kv_bits=None):
 @pytest.mark.parametrize(
     ("name", "artefact", "workload", "kv_bits"),
     [
+        ("mlx", "mlx-fp16", THREE, None),
+        ("mlx", "mlx-int4", Workload(0, 2, batch=5), 8),
         ("mlx-lm", "mlx-fp16", Workload(20, 6, 10, joint=True, batch=3), None),
         ("llama.cpp", "gguf-q5_k_m.gguf", Workload(20, 1, 10, batch=5), None),
         ("llama.cpp", "gguf-f16.gguf", THREE, None),
@@ -61,7 +65,7 @@ def test_every_sequence_of_a_batch_has_the_logits_it_has_alone(
 
 @pytest.mark.parametrize(
     ("name", "artefact"),
-    [("mlx-lm", "mlx-fp16"), ("llama.cpp", "gguf-f16.gguf")],
+    [("mlx", "mlx-fp16"), ("mlx-lm", "mlx-fp16"), ("llama.cpp", "gguf-f16.gguf")],
 )
 def test_a_batch_is_trimmed_and_stamped_once_a_step(demo_out, name, artefact):
     engine = opened(name, artefact, demo_out)
@@ -102,6 +106,45 @@ def swapped(kind):
     return Swapped
 
 
+def sharing_a_position(kind):
+    class Sharing(kind):
+        """All sequences are rotated as at the first one's position."""
+
+        def _extend(self, ids, slots):
+            view = self._slots.view
+
+            def shared(slots, positions):
+                caches = view(slots, positions)
+                for cache in caches if len(slots) > 1 else ():
+                    cache.offset = cache.offset[:1]
+                return caches
+
+            self._slots.view = shared
+            try:
+                return super()._extend(ids, slots)
+            finally:
+                self._slots.view = view
+
+    return Sharing
+
+
+def reading_the_first_cache(kind):
+    class Reading(kind):
+        """All sequences decode behind the first one's keys and values."""
+
+        def _extend(self, ids, slots):
+            for layer in self._slots._layers if len(slots) > 1 else ():
+                for place, array in enumerate(layer):
+                    layer[place] = array[[0] * len(slots)]
+            return super()._extend(ids, slots)
+
+    return Reading
+
+
+def of_mlx(kind, out):
+    return kind(load_model(out / "mlx-fp16"), 3, None)
+
+
 def of_llama_cpp(kind, out):
     path = out / "gguf-f16.gguf"
     return kind(LlamaSession(path, 64, 1, 3), path, 1)
@@ -110,6 +153,10 @@ def of_llama_cpp(kind, out):
 @pytest.mark.parametrize(
     ("kind", "fault", "make"),
     [
+        (MlxBatch, copied, of_mlx),
+        (MlxBatch, swapped, of_mlx),
+        (MlxBatch, sharing_a_position, of_mlx),
+        (MlxBatch, reading_the_first_cache, of_mlx),
         (LlamaCppBatch, copied, of_llama_cpp),
         (LlamaCppBatch, swapped, of_llama_cpp),
     ],
@@ -117,7 +164,8 @@ def of_llama_cpp(kind, out):
 )
 def test_a_fault_that_only_a_batch_has_is_found(demo_out, kind, fault, make):
     engine = make(fault(kind), demo_out)
-    found = checked(engine, name="llama.cpp")
+    name = "mlx" if kind is MlxBatch else "llama.cpp"
+    found = checked(engine, name=name)
     assert found.share > 1
     words = f"sequence {found.worst_sequence + 1} of the batch has others than alone, at position"
     assert words in shapes_error(found)
