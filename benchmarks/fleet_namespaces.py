@@ -2,11 +2,10 @@
 
     sudo python benchmarks/fleet_namespaces.py
 
-Each host has its own network, host name, folder and ssh server; packets take 1 ms
-more where the kernel has netem. A benchmark
-of every device, one with different files, one where a device fails, one where a host is killed and
-one where its cable is pulled; and `edge eval` over two hosts against one process. Needs ip, tc,
-unshare and nsenter (iproute2, util-linux), ssh and sshd. Everything is removed at the end.
+Each host has its own network, host name, folder, ssh server and core; packets take 1 ms more where
+the kernel has netem. Runs a benchmark of every device, one with different files, one where a device
+fails, one where a cable is pulled and one where a host is killed; and `edge eval` over two hosts
+against one. Needs iproute2, util-linux, ssh and sshd. Everything is removed at the end.
 """
 
 import json
@@ -21,15 +20,15 @@ from contextlib import ExitStack
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
-PROGRAMS = ("ip", "tc", "unshare", "nsenter", "ssh", "ssh-keygen", "sshd")
+PROGRAMS = ("ip", "tc", "unshare", "nsenter", "taskset", "ssh", "ssh-keygen", "sshd")
 LAUNCH = Path(sys.executable).with_name("mlx.launch")
 DELAY = "1ms"
 BENCH = ("bench", "demo", "--rows", "mlx-int4", "-p", "64", "-n", "16", "--cooldown", "0")
 BENCH += ("--min-window", "1", "--power", "none", "--no-check", "--each")
 
 
-def sh(*words, **more):
-    return subprocess.run(list(map(str, words)), check=True, **more)
+def sh(command, **more):
+    return subprocess.run(command.split(), check=True, **more)
 
 
 class Host:
@@ -39,61 +38,34 @@ class Host:
         self.name, self.space, self.ip = f"mac-{number}", f"edge-{number}", f"10.77.0.{number}"
         self.link, self.folder = f"edge{number}", folder / f"mac-{number}"
         self.folder.mkdir()
-        sh("ip", "netns", "add", self.space)
-        stack.callback(sh, "ip", "netns", "delete", self.space)
-        sh("ip", "link", "add", self.link, "type", "veth", "peer", "eth0", "netns", self.space)
-        stack.callback(sh, "ip", "link", "delete", self.link)
-        sh("ip", "link", "set", self.link, "master", "edge0", "up")
+        sh(f"ip netns add {self.space}")
+        stack.callback(sh, f"ip netns delete {self.space}")
+        sh(f"ip link add {self.link} type veth peer eth0 netns {self.space}")
+        stack.callback(sh, f"ip link delete {self.link}")
+        sh(f"ip link set {self.link} master edge0 up")
         for device in ("lo", "eth0"):
-            sh("ip", "-n", self.space, "link", "set", device, "up")
-        sh("ip", "-n", self.space, "address", "add", f"{self.ip}/24", "dev", "eth0")
-        delay = (
-            "tc",
-            "-n",
-            self.space,
-            "qdisc",
-            "add",
-            "dev",
-            "eth0",
-            "root",
-            "netem",
-            "delay",
-            DELAY,
-        )
-        if subprocess.run(delay, capture_output=True).returncode != 0:
+            sh(f"ip -n {self.space} link set {device} up")
+        sh(f"ip -n {self.space} address add {self.ip}/24 dev eth0")
+        delay = f"tc -n {self.space} qdisc add dev eth0 root netem delay {DELAY}"
+        if subprocess.run(delay.split(), capture_output=True).returncode != 0:
             print(f"packets to {self.name} are not delayed: this kernel has no netem")
-        server = (
-            f"{shutil.which('sshd')} -D -e -f {folder / 'sshd_config'} -o ListenAddress={self.ip}"
-        )
-        inside = f"hostname {self.name}; mount --bind {self.folder} {home}; exec {server}"
+        self.core = f"taskset -c {number % (os.cpu_count() or 1)}"
+        sshd = f"{shutil.which('sshd')} -D -e -f {folder}/sshd_config -o ListenAddress={self.ip}"
+        inside = f"hostname {self.name}; mount --bind {self.folder} {home}; exec {self.core} {sshd}"
+        enter = f"ip netns exec {self.space} unshare --uts --mount sh -c".split()
         with (folder / f"{self.name}.log").open("wb") as log:
-            self.server = subprocess.Popen(
-                [
-                    "ip",
-                    "netns",
-                    "exec",
-                    self.space,
-                    "unshare",
-                    "--uts",
-                    "--mount",
-                    "sh",
-                    "-c",
-                    inside,
-                ],
-                stdin=subprocess.DEVNULL,
-                stderr=log,
-            )
+            self.server = subprocess.Popen([*enter, inside], stdin=subprocess.DEVNULL, stderr=log)
         stack.callback(self.kill)
 
     def kill(self) -> None:
         """Ends every process of the host at once, as when it crashes."""
-        found = sh("ip", "netns", "pids", self.space, capture_output=True, text=True)
+        found = sh(f"ip netns pids {self.space}", capture_output=True, text=True)
         for pid in map(int, found.stdout.split()):
             os.kill(pid, signal.SIGKILL)
         self.server.wait()
 
     def plug(self, state: str) -> None:
-        sh("ip", "link", "set", self.link, state)
+        sh(f"ip link set {self.link} {state}")
 
     def profiles(self) -> list[dict]:
         files = sorted((self.folder / "profiles" / "local").glob("*.json"))
@@ -107,7 +79,8 @@ class Fleet:
         self.folder, self.home = folder, folder / "home"
         self.home.mkdir()
         Path("/run/sshd").mkdir(exist_ok=True)
-        sh("ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", folder / "key")
+        keys = ("ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", folder / "key")
+        subprocess.run(keys, check=True)
         for name, lines in {
             "sshd_config": (
                 f"HostKey {folder / 'key'}",
@@ -128,9 +101,9 @@ class Fleet:
         ssh = folder / "bin" / "ssh"
         ssh.write_text(f'#!/bin/sh\nexec {shutil.which("ssh")} -F {folder / "ssh_config"} "$@"\n')
         ssh.chmod(0o755)
-        sh("ip", "link", "add", "edge0", "type", "bridge")
-        stack.callback(sh, "ip", "link", "delete", "edge0")
-        sh("ip", "link", "set", "edge0", "up")
+        sh("ip link add edge0 type bridge")
+        stack.callback(sh, "ip link delete edge0")
+        sh("ip link set edge0 up")
         self.hosts = [Host(number, folder, self.home, stack) for number in (1, 2, 3)]
         for host in self.hosts:
             self.wait(lambda host=host: self.answers(host), 20)
@@ -146,8 +119,9 @@ class Fleet:
 
     def on_first(self, *words: object) -> list[str]:
         """The command in the namespaces of the first host."""
-        enter = ("nsenter", "-t", self.hosts[0].server.pid, "-n", "-u", "-m", f"--wdns={self.home}")
-        return [*map(str, (*enter, *words))]
+        first = self.hosts[0]
+        enter = f"nsenter -t {first.server.pid} -n -u -m --wdns={self.home} {first.core}"
+        return [*enter.split(), *map(str, words)]
 
     def start(self, hosts: int, *words: str) -> subprocess.Popen:
         """Starts edge on some hosts, the first without ssh, as its user would."""
@@ -257,7 +231,7 @@ def a_cable_is_pulled(fleet: Fleet) -> str:
 
 
 def split_evaluation(fleet: Fleet) -> str:
-    words = ("eval", "demo", "--rows", "mlx-int4", "--tokens", "8192", "-o", "json", "--again")
+    words = ("eval", "demo", "--rows", "mlx-int4", "--tokens", "16384", "-o", "json", "--again")
     found, seconds = [], []
     for hosts in (1, 2, 1, 2):
         begin = time.monotonic()

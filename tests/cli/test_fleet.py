@@ -10,24 +10,11 @@ from edge.errors import EdgeError
 from edge.profile.profile import read
 from tests.support.ranks import launch
 
-BENCH = (
-    "-p",
-    "16",
-    "-n",
-    "4",
-    "-r",
-    "1",
-    "--min-window",
-    "0",
-    "--cooldown",
-    "0",
-    "--power",
-    "none",
-)
+BENCH = "-p 16 -n 4 -r 1 --min-window 0 --cooldown 0 --power none --no-check --bandwidth-gb-s 10"
 
 
 def test_every_rank_measures_itself_and_rank_0_compares(demo_out, tmp_path):
-    words = ["bench", "demo", "--rows", "mlx-int4", "--out", demo_out, *BENCH, "--no-check"]
+    words = ["bench", "demo", "--rows", "mlx-int4", "--out", demo_out, *BENCH.split()]
     out, err = launch("-m", "edge", *words, "--each", "-o", "json", cwd=tmp_path)
     document = json.loads(out)
     assert [row["runs"] for row in document["rows"]] == [2], err

@@ -56,6 +56,7 @@ SETTLED: tuple[tuple[tuple[str, ...], tuple[str, ...], str], ...] = (
 )
 RANGE = re.compile(r"(\d{1,9})(?:-(\d{1,9})(?:([+*])(\d{1,9}))?)?")
 MOST_VALUES = 1000
+TIMEOUT = "time limit of a process in seconds; with --each also of waiting for the other devices"
 
 
 def parser() -> argparse.ArgumentParser:
@@ -320,6 +321,4 @@ def _add_method(group: argparse._ArgumentGroup) -> None:
         help="also measure perplexity and KL divergence from mlx-fp16, as edge eval does, on at "
         f"most TOKENS tokens of code; 0: the whole sample; without a value: {TOKENS}",
     )
-    shared.add_count(
-        group, "--timeout", default=3600, metavar="S", help="time limit of a process in seconds"
-    )
+    shared.add_count(group, "--timeout", default=3600, metavar="S", help=TIMEOUT)
