@@ -47,6 +47,7 @@ def outcome_of(monkeypatch):
         ("mlx", "mlx-int4", Workload(8, 4, 100)),
         ("mlx-lm", "mlx-int4", Workload(8, 4, 5, joint=True)),
         ("llama.cpp", "gguf-q5_k_m.gguf", Workload(8, 4)),
+        ("mlx", "mlx-int4", Workload(8, 4, 5, batch=3)),
     ],
 )
 def test_every_engine_runs_in_a_worker(engine, artefact, workload, demo_out):
@@ -59,6 +60,7 @@ def test_every_engine_runs_in_a_worker(engine, artefact, workload, demo_out):
         ((begin_ns, end_ns),), ((first_ns, last_ns),) = trial.prefills, trial.passes
         assert begin_ns < end_ns <= first_ns < last_ns
         assert len(trial.token_us[0]) == 3
+        assert trial.prompt_tokens == 8 * workload.batch
     done = outcome.done
     assert done.load_s > 0
     assert done.peak_memory_bytes > 20e6
