@@ -39,8 +39,7 @@ from edge.generate.speculate import TOKENS_BETWEEN_CLEARS, DraftLength, PromptLo
 from edge.model.slot_cache import SlotCache
 from edge.model.stablelm import Model
 
-# A sequence whose ids nobody takes waits once it has so many.
-MOST_UNTAKEN = 8
+MOST_UNTAKEN = 8  # a sequence whose ids nobody takes waits then
 # A held prefix is worth more than the slot's age from this share of a prompt on; llama-server's.
 LEAST_REUSED_SHARE = 0.1
 T = TypeVar("T")
@@ -322,16 +321,18 @@ class Batch:
         rows, length = _rows(list(proposed)), ids.shape[1]
         logits = self._model(ids, self._cache.view([each.slot for each in proposed], length))
         pickers = {each.slot - rows.start: each.pick for each in proposed}
-        chosen, clear, states = pick_rows(pickers, logits)
-        is_exact = ids.size == 1
-        mx.async_eval(chosen, *(() if is_exact else (clear,)))  # type: ignore[no-untyped-call]
+        if ids.size == 1:  # computed as alone
+            made = _Pass(proposed, rows, logits, pickers[0](logits[:, -1])[None], None, {})
+        else:
+            made = _Pass(proposed, rows, logits, *pick_rows(pickers, logits))
+            mx.async_eval(made.chosen, made.clear)  # type: ignore[no-untyped-call]
         for each, its in proposed.items():
             self._cache.lengths[each.slot] += 1 + len(its)
             each.begun += 1 + len(its)
         self._passes += 1
         if self._passes % TOKENS_BETWEEN_CLEARS == 0:
             mx.clear_cache()
-        return _Pass(proposed, rows, logits, chosen, None if is_exact else clear, states)
+        return made
 
     def _read_last(self, ahead: _Pass | None = None) -> None:
         """Waits for the last pass and hands out its ids; `ahead` was submitted after it."""

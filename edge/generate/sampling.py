@@ -126,8 +126,10 @@ class Picker:
         chosen, clear, states = [], [], []
         for row in mx.split(logits, len(logits)):
             scores = self._penalised(row)
-            chosen.append(self._choose(scores))
-            clear.append(argmax_is_clear(scores) if greedy else mx.isfinite(row.max(axis=-1)))
+            found = self._choose(scores if greedy else _rounded(scores))
+            chosen.append(found[:1])
+            same = (found == found[0]).all(keepdims=True) & mx.isfinite(row.max(axis=-1))
+            clear.append(argmax_is_clear(scores) if greedy else same)
             states.append(self.state)
         return mx.concatenate(chosen), mx.concatenate(clear), states
 
@@ -140,18 +142,24 @@ class Picker:
         return logits if self._penalty is None else self._penalty(self.state[1], logits)
 
     def _choose(self, scores: mx.array) -> mx.array:
-        """Scores (1, vocab) -> the id (1,)."""
+        """Scores (1, vocab), or further rows rounded otherwise -> an id each; the first counts."""
         key, recent = self.state
         if key is None:
-            token = mx.argmax(scores, axis=-1)
+            tokens = mx.argmax(scores, axis=-1)
         else:
             key, now = mx.random.split(key)
-            token = mx.random.categorical(self._sampling.filtered(scores), key=now)
+            scores = self._sampling.filtered(scores)
+            tokens = mx.random.categorical(scores[:1], key=now)
+            if len(scores) > 1:
+                # As MLX draws: the first id up to which the probabilities add up to the number.
+                sums = mx.cumsum(mx.softmax(scores[1:], axis=-1), axis=-1)
+                others = (sums < mx.random.uniform(shape=(1,), key=now)).sum(axis=-1)
+                tokens = mx.concatenate([tokens, others.astype(tokens.dtype)])
         if self._penalty is not None:
             # Tokens before the window have no effect, so they are not kept as in mlx-lm.
-            recent = mx.concatenate([recent, token])[-self._window :]
+            recent = mx.concatenate([recent, tokens[:1]])[-self._window :]
         self.state = key, recent
-        return token
+        return tokens
 
 
 def pick_rows(
@@ -192,6 +200,22 @@ def argmax_is_clear(logits: mx.array) -> mx.array:
     second = mx.put_along_axis(logits, best, lowest, axis=-1).max(axis=-1).astype(mx.float32)
     largest = mx.abs(logits).max(axis=-1).astype(mx.float32)
     return first - second > largest * ROUNDING_SHARE[logits.dtype]
+
+
+def _rounded(scores: mx.array) -> mx.array:
+    """Scores (1, vocab) -> float32 scores (3, vocab): as they are, and rounded in two ways.
+
+    A draw depends on them in more ways than an argmax: by sums, and by what the filters keep.
+    """
+    largest = mx.abs(scores).max().astype(mx.float32)
+    return scores + largest * ROUNDING_SHARE[scores.dtype] * _changes(scores.shape[-1])
+
+
+@cache
+def _changes(vocab_size: int) -> mx.array:
+    """Numbers from -1 to 1 (3, vocab): none, any, and their opposites."""
+    any_ = mx.random.uniform(-1, 1, (1, vocab_size), key=mx.random.key(0))
+    return mx.concatenate([mx.zeros_like(any_), any_, -any_])
 
 
 @cache
