@@ -154,7 +154,7 @@ class Batch:
         on_pick: OnPick | None = None,
         waits: bool = False,
     ) -> Continued:
-        """The number of reused ids, and the ids that follow; the same as `MlxSource.generate`'s.
+        """The number of reused ids, and the ids that follow, those of `MlxSource.generate`.
 
         The iterator yields None where it has no id yet, and the caller makes a `step`; with `waits`
         it makes the steps itself. It holds a slot until it is used up or closed. Errors of
@@ -170,7 +170,7 @@ class Batch:
             slot=slot,
             ids=list(ids),
             parts=deque(range(part.start + reused, part.stop + reused) for part in parts),
-            pick=Picker(sampling, ids[reused:]),
+            pick=Picker(sampling, ids[reused:], None, self._kv_bits),
             count=count,
             on_prefill=on_prefill,
             on_pick=on_pick,
@@ -324,7 +324,7 @@ class Batch:
         if ids.size == 1:  # computed as alone
             made = _Pass(proposed, rows, logits, pickers[0](logits[:, -1])[None], None, {})
         else:
-            made = _Pass(proposed, rows, logits, *pick_rows(pickers, logits))
+            made = _Pass(proposed, rows, logits, *pick_rows(pickers, logits, self._kv_bits))
             mx.async_eval(made.chosen, made.clear)  # type: ignore[no-untyped-call]
         for each, its in proposed.items():
             self._cache.lengths[each.slot] += 1 + len(its)
@@ -336,8 +336,7 @@ class Batch:
 
     def _read_last(self, ahead: _Pass | None = None) -> None:
         """Waits for the last pass and hands out its ids; `ahead` was submitted after it."""
-        last, self._last = self._last, None
-        if last is None:
+        if (last := self._last) is None:
             return
         chosen: Any = last.chosen.tolist()
         clear: Any = None if last.clear is None else last.clear.tolist()

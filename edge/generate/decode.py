@@ -109,7 +109,7 @@ def generate_tokens(
     if draft is not None:
         draft.begin([*history, *prompt])
         draft = draft if can_speculate(cache) else None
-    pick = Picker(sampling, prompt, on_pick)
+    pick = Picker(sampling, prompt, on_pick, getattr(cache[0], "bits", None))
     return _decode(model, prompt, cache, pick, count, on_prefill, prefill_tokens, draft)
 
 

@@ -24,6 +24,9 @@ from edge.errors import EdgeError
 # order, and those of single steps, as a share of the largest. On the demo half precision differs
 # from full precision by 0.0027 at most (float16).
 ROUNDING_SHARE = {mx.float32: 2**-16, mx.float16: 2**-8, mx.bfloat16: 2**-5}
+# The same where keys and values are quantised to 8 or 4 bits: one of them may be rounded to another
+# code. On the demo with 8 bits that changed logits by 0.0011 of the largest.
+CODES_SHARE = {8: 2**-8, 4: 2**-5}
 # Ids so far (n,) and logits (1, vocab) -> logits (1, vocab).
 Penalty = Callable[[mx.array, mx.array], mx.array]
 # Called with the model's logits (1, vocab) and the id chosen (1,), not yet computed.
@@ -89,10 +92,19 @@ class Sampling:
 
 
 class Picker:
-    """Chooses the ids of one generation; setting `state` goes back to an earlier choice."""
+    """Chooses the ids of one generation; setting `state` goes back to an earlier choice.
 
-    def __init__(self, sampling: Sampling, prompt: Sequence[int], on_pick: OnPick | None = None):
-        self._sampling, self._on_pick = sampling, on_pick
+    `kv_bits` are those of the cache that the logits are computed with.
+    """
+
+    def __init__(
+        self,
+        sampling: Sampling,
+        prompt: Sequence[int],
+        on_pick: OnPick | None = None,
+        kv_bits: int | None = None,
+    ):
+        self._sampling, self._on_pick, self._kv_bits = sampling, on_pick, kv_bits
         self._window = sampling.repetition_context
         self._penalty: Penalty | None = None
         if sampling.repetition_penalty not in (None, 1.0):
@@ -121,17 +133,18 @@ class Picker:
         Logits (n, vocab) -> ids (n,), bools (n,) where rounding cannot matter, `state` after each.
         """
         if self.is_argmax:
-            return mx.argmax(logits, axis=-1), argmax_is_clear(logits), [self.state] * len(logits)
+            clear = argmax_is_clear(logits, self._kv_bits)
+            return mx.argmax(logits, axis=-1), clear, [self.state] * len(logits)
         greedy = self._sampling.temperature == 0
-        chosen, clear, states = [], [], []
+        chosen, are_clear, states = [], [], []
         for row in mx.split(logits, len(logits)):
             scores = self._penalised(row)
-            found = self._choose(scores if greedy else _rounded(scores))
+            found = self._choose(scores if greedy else _rounded(scores, self._kv_bits))
             chosen.append(found[:1])
             same = (found == found[0]).all(keepdims=True) & mx.isfinite(row.max(axis=-1))
-            clear.append(argmax_is_clear(scores) if greedy else same)
+            are_clear.append(argmax_is_clear(scores, self._kv_bits) if greedy else same)
             states.append(self.state)
-        return mx.concatenate(chosen), mx.concatenate(clear), states
+        return mx.concatenate(chosen), mx.concatenate(are_clear), states
 
     @property
     def is_argmax(self) -> bool:
@@ -163,7 +176,7 @@ class Picker:
 
 
 def pick_rows(
-    pickers: Mapping[int, Picker], logits: mx.array
+    pickers: Mapping[int, Picker], logits: mx.array, kv_bits: int | None = None
 ) -> tuple[mx.array, mx.array, dict[int, list[Any]]]:
     """Chooses for several generations: those of the rows in `pickers`; other rows are not used.
 
@@ -172,7 +185,8 @@ def pick_rows(
     """
     rows, length, vocab = logits.shape
     flat = logits.reshape(-1, vocab)
-    together = mx.argmax(logits, axis=-1), argmax_is_clear(flat).reshape(rows, length)
+    clear = argmax_is_clear(flat, kv_bits).reshape(rows, length)
+    together = mx.argmax(logits, axis=-1), clear
     states: dict[int, list[Any]] = {}
     apart: dict[int, tuple[mx.array, mx.array]] = {}
     for row, picker in pickers.items():
@@ -192,23 +206,29 @@ def pick_rows(
     return chosen, clear, states
 
 
-def argmax_is_clear(logits: mx.array) -> mx.array:
+def argmax_is_clear(logits: mx.array, kv_bits: int | None = None) -> mx.array:
     """Logits (n, vocab) -> bools (n,), True where rounding cannot change the argmax."""
     best = mx.argmax(logits, axis=-1, keepdims=True)
     first = mx.take_along_axis(logits, best, axis=-1)[:, 0].astype(mx.float32)
     lowest = mx.array(-math.inf, dtype=logits.dtype)
     second = mx.put_along_axis(logits, best, lowest, axis=-1).max(axis=-1).astype(mx.float32)
     largest = mx.abs(logits).max(axis=-1).astype(mx.float32)
-    return first - second > largest * ROUNDING_SHARE[logits.dtype]
+    return first - second > largest * _share(logits.dtype, kv_bits)
 
 
-def _rounded(scores: mx.array) -> mx.array:
+def _share(dtype: mx.Dtype, kv_bits: int | None) -> float:
+    return max(
+        ROUNDING_SHARE[dtype], 0.0 if kv_bits is None else CODES_SHARE.get(kv_bits, CODES_SHARE[4])
+    )
+
+
+def _rounded(scores: mx.array, kv_bits: int | None) -> mx.array:
     """Scores (1, vocab) -> float32 scores (3, vocab): as they are, and rounded in two ways.
 
     A draw depends on them in more ways than an argmax: by sums, and by what the filters keep.
     """
     largest = mx.abs(scores).max().astype(mx.float32)
-    return scores + largest * ROUNDING_SHARE[scores.dtype] * _changes(scores.shape[-1])
+    return scores + largest * _share(scores.dtype, kv_bits) * _changes(scores.shape[-1])
 
 
 @cache

@@ -4,8 +4,8 @@ Float matrices: nn.Linear transposes the matrix and flattens its input at every 
 operations of some 2 us each. Here the transposed matrix, a view, is kept.
 
 Quantised matrices: MLX's own product reads one code at a time. For many rows the matrix is
-dequantised and multiplied by the BLAS; for few rows of a 4-bit matrix `row_by_int4` of
-`cpu_blas.c` computes one row after another. `mx.addmm` passes the pointers to it without a copy.
+dequantised and multiplied by the BLAS; few rows are multiplied by the codes of a 4-bit matrix, by
+`rows_by_int4` of `cpu_blas.c`. `mx.addmm` passes the pointers to it without a copy.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from edge.linux_cpu import uses_openblas
 # widths on two Zen 5 cores. A matrix is large from 32 MiB of float32 on, where malloc asks the
 # system for new pages every time.
 LARGE_SIZE = 8 << 20
-INT4_ROWS, INT4_ROWS_LARGE = 7, 47
+INT4_ROWS, INT4_ROWS_LARGE = 16, 47
 OTHER_ROWS, OTHER_ROWS_LARGE = 1, 7
 INT4_ALPHA = 2.0**100  # times the group size, as in cpu_blas.c
 CODES_PER_WORD = 8
@@ -114,7 +114,7 @@ class _Packed:
     factor: mx.array  # the same, (1, inputs / 8, outputs)
     addend: mx.array  # (1, 1, outputs), values unused: addmm requires one
     alpha: float  # selects the 4-bit product, and contains the group size
-    few_rows: int  # up to so many rows are multiplied one by one
+    few_rows: int  # up to so many rows are multiplied by the codes
 
     def product(self, x: mx.array) -> mx.array:
         """x (..., inputs) -> (..., outputs)."""
@@ -123,8 +123,8 @@ class _Packed:
         if rows > self.few_rows:
             column, row = self.floats[:outputs, None], self.floats[None, :inputs]
             return x @ mx.addmm(mx.array(0.0), column, row, alpha=self.alpha).T
-        # The product gets the first eighth of each row; the rest follows it in memory.
-        eighths = mx.as_strided(x, (rows, 1, words), (inputs, words, 1))
+        # The product gets as many numbers as there are words; all of the rows are in memory there.
+        eighths = mx.as_strided(x, (1, rows, words), (0, words, 1))
         out = mx.addmm(self.addend, eighths, self.factor, alpha=self.alpha)
         return out.reshape(*x.shape[:-1], outputs)
 
