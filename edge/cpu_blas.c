@@ -171,7 +171,8 @@ void cblas_sgemm(int order, int ta, int tb, int m, int n, int k, float alpha, co
     int4(m, n, k, 8, a, b, c);
   else if (alpha == INT4_ALPHA * 128)
     int4(m, n, k, 16, a, b, c);
-  else if (order != ROW_MAJOR || ta != NO_TRANS || (tb == TRANS ? m > FEW_ROWS : m > 1 || tb != NO_TRANS))
+  else if (order != ROW_MAJOR || ta != NO_TRANS ||
+           (tb == TRANS ? m > FEW_ROWS : m > 1 || tb != NO_TRANS))
     edge_openblas_sgemm(order, ta, tb, m, n, k, alpha, a, lda, b, ldb, beta, c, ldc);
   else {
     for (int r = 0; r < m; r++) scale(n, beta, c + (long)r * ldc);
