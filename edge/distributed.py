@@ -119,13 +119,13 @@ def _interruptible(work: Callable[[], Result], limit_s: float | None) -> Result:
     """The result of `work` in the thread of collectives; Ctrl-C and SIGTERM end the wait."""
     future: Future[Result] = Future()
     end_s = math.inf if limit_s is None else time.monotonic() + limit_s
-    before = _connections()
+    before = connections().keys()
     _thread().put((future, work))
     try:
         while not _is_done(future, min(LOOK_S, end_s - time.monotonic())):
             if time.monotonic() >= end_s:
                 raise Lost(f"another process of mlx.launch gave no answer in {limit_s:g} s.")
-            if not before <= _connections():
+            if not before <= connections().keys():
                 raise Lost(f"{ENDED}.")
         return future.result()
     except (RuntimeError, ValueError) as error:
@@ -139,9 +139,10 @@ def _is_done(future: Future[Any], limit_s: float) -> bool:
     return bool(wait([future], max(limit_s, 0)).done)
 
 
-def _connections() -> set[Any]:
+def connections() -> dict[Any, int]:
+    """Descriptors of this process's open connections by their addresses."""
     found = psutil.Process().net_connections("tcp")
-    return {(one.laddr, one.raddr) for one in found if one.status == psutil.CONN_ESTABLISHED}
+    return {(c.laddr, c.raddr): c.fd for c in found if c.status == psutil.CONN_ESTABLISHED}
 
 
 @cache

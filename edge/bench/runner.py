@@ -23,6 +23,8 @@ from edge.bench.trial import with_energy
 from edge.bench.worker import Done, Failed, Job, Measured, Message
 from edge.child import module_command
 from edge.device.state import State, read_state
+from edge.distributed import MLX_RANK
+from edge.errors import EdgeError
 from edge.linux_cpu import KEEP_BLAS, child_environment
 from edge.power.meter import Meter, Sample
 from edge.profile.trial import Trial
@@ -117,6 +119,8 @@ def _turns(
     environment = environment_of(job.python)
     if job.engine == MLX_LM:
         environment[KEEP_BLAS] = "1"  # it keeps the BLAS that MLX comes with
+    if job.is_split:
+        environment[MLX_RANK] = "0"
     command = (job.python, *WORKER[1:]) if job.python else WORKER
     with tempfile.TemporaryFile() as log:
         try:
@@ -324,6 +328,10 @@ class Run:
         finally:  # on Ctrl-C too: a meter may have a process
             samples = meter.stop()
         after = read_state()
+        if jobs[0].is_split and (failure := outcomes[0].failure):
+            raise EdgeError(
+                f"{failure.rstrip('.')}; a run over several devices ends with its first failure."
+            )
         # After another source has taken over, the idle power is not of the same rails.
         idle_w = self.idle_before.watts if self.idle_before and not lost else None
         for job, outcome in zip(jobs, outcomes, strict=True):

@@ -30,7 +30,7 @@ from edge.device.memory import peak_bytes, wired
 from edge.device.software import software_versions
 from edge.errors import EdgeError
 from edge.profile.gate import Gate
-from edge.profile.profile import EngineFacts, Workload
+from edge.profile.profile import EngineFacts, Split, Workload
 from edge.profile.trial import Trial
 
 # Raised when a worker's questions or answers change so that an older run does not understand them.
@@ -51,7 +51,7 @@ class Job:
     waits for a line on stdin before each counted trial, and once more before its last message.
     `python` is the interpreter of another environment that runs it, `arm` that one's name.
     `longest` is the context that the model was trained with; with `check` the first round reports
-    what the gate compares.
+    what the gate compares. With `is_split` the process is rank 0 of mlx.launch.
     """
 
     engine: str
@@ -72,6 +72,7 @@ class Job:
     arm: str = ""
     longest: int = 0
     check: bool = True
+    is_split: bool = False
 
     @property
     def windows(self) -> int:
@@ -118,6 +119,7 @@ class Done(msgspec.Struct, tag=True):
     logits: dict[str, Any] | None = None
     gate: Gate | None = None
     warnings: list[str] = []
+    split: Split | None = None
 
 
 class About(msgspec.Struct):
@@ -165,6 +167,10 @@ def _work(job: Job, send: Send) -> None:
         begin_ns = time.monotonic_ns()
         engine = open_engine(job, max(context_tokens, POSITIONS))
         stack.callback(engine.close)
+        if job.is_split:
+            from edge.model.follow import Kind, end
+
+            stack.callback(end, Kind.ANOTHER)
         load_s = (time.monotonic_ns() - begin_ns) / 1e9
         if job.workload.depth:
             engine.prefill(plan.depth)
@@ -183,7 +189,7 @@ def _work(job: Job, send: Send) -> None:
         facts = engine.facts()
         if memory_warning:
             facts.remarks.append(memory_warning.rstrip("."))
-        done = Done(load_s, most_bytes, device_bytes or None, facts)
+        done = Done(load_s, most_bytes, device_bytes or None, facts, split=engine.split())
         if job.round == 0 and job.check:
             bound = pieces_bound(job.engine, job.kv_bits, job.as_is)
             one, vocab_size = engine.alone(), job.vocab_size
@@ -214,6 +220,7 @@ def check_memory(job: Job, context_tokens: int) -> tuple[int | None, str | None]
     """
     if job.engine == LLAMA_CPP:
         return None, None
+    from edge.model.follow import part_here
     from edge.model.load import compute_dtype, read_directory
     from edge.model.memory import check_fits, check_weights_fit
 
@@ -223,7 +230,8 @@ def check_memory(job: Job, context_tokens: int) -> tuple[int | None, str | None]
         return need.running_bytes, memory_warning
     _, config = read_directory(path)
     own_bits = job.kv_bits if job.engine == MLX else None
-    how = context_tokens, own_bits, job.workload.batch
+    devices = part_here().size if job.is_split else 1
+    how = context_tokens, own_bits, job.workload.batch, devices
     need, memory_warning = check_fits(path, config, compute_dtype(), *how)
     return need.running_bytes, memory_warning
 
@@ -250,7 +258,7 @@ def open_engine(job: Job, context_tokens: int) -> Engine:
         return open_batch(path, job.kv_bits, batch)
     from edge.bench.engines.mlx import open_ours
 
-    return open_ours(path, job.kv_bits)
+    return open_ours(path, job.kv_bits, job.is_split)
 
 
 def _send_trials(job: Job, send: Send, measure: Callable[[float, bool], Trial]) -> None:

@@ -15,7 +15,7 @@ from edge.bench.compare import compare
 from edge.bench.comparison_text import comparison_text, csv_rows
 from edge.bench.cooldown import keep_awake, wait_for_cores
 from edge.bench.duration import Pace, estimate, planned_s
-from edge.bench.engines.engine import LLAMA_CPP
+from edge.bench.engines.engine import LLAMA_CPP, MLX
 from edge.bench.environment import open_environment
 from edge.bench.files import common_model, is_measured_as_is, open_files
 from edge.bench.plan import Target, artefact_targets, plan_jobs, served_target
@@ -101,7 +101,7 @@ def measure(args: argparse.Namespace, join: Join = lambda _: 0) -> ProfileWriter
         args.threads = _free_threads(args, any(job.engine == LLAMA_CPP for job, _ in planned))
     rounds = split_trials(args.repetitions, args.rounds)[0]
     run = Run(
-        jobs=[replace(job, threads=args.threads or job.threads) for job, _ in planned],
+        jobs=[_job(args, job) for job, _ in planned],
         rounds=rounds if args.until is None else max(rounds, LEAST_ROUNDS),
         new_meter=new_meter,
         seed=args.seed,
@@ -129,6 +129,15 @@ def measure(args: argparse.Namespace, join: Join = lambda _: 0) -> ProfileWriter
             if args.quality is not None and work.checkpoint is not None:
                 _add_quality(args, work.checkpoint, writer, progress)
     return writer
+
+
+def _job(args: argparse.Namespace, job: Job) -> Job:
+    if args.is_split and (job.engine != MLX or job.arm or args.baseline or job.workload.batch > 1):
+        raise EdgeError(
+            "only MLX's rows are split over devices, one after another; name them, as in "
+            "--rows mlx-int4, without --peers, --vs, --baseline and -npl."
+        )
+    return replace(job, threads=args.threads or job.threads, is_split=args.is_split)
 
 
 def find_work(args: argparse.Namespace) -> Work:

@@ -15,6 +15,7 @@ from edge.errors import EdgeError
 from edge.formats.files import check_argument, decode_text
 from edge.generate.sampling import Sampling
 from edge.generate.transcript import Transcript
+from edge.model.follow import is_launched
 from edge.power.choose import choose_meter, why_not
 
 DEMO_NOTE = (
@@ -74,7 +75,10 @@ def _settings(args: argparse.Namespace) -> Settings:
 def _text(args: argparse.Namespace) -> str | None:
     """Text to answer; None for an interactive chat."""
     piped = ""
-    if sys.stdin is not None and not sys.stdin.isatty():
+    if is_launched():  # mlx.launch passes on a terminal's lines, and no end
+        if args.prompt is None:
+            return None
+    elif sys.stdin is not None and not sys.stdin.isatty():
         piped = decode_text(sys.stdin.buffer.read(), "stdin")
     elif args.prompt is None:
         if sys.stdin is None:

@@ -14,6 +14,7 @@ from edge.formats.files import check_argument, decode_text, read_text
 from edge.generate.decode import open_source
 from edge.generate.fim import Completer, read_hole, split_at_mark
 from edge.generate.sampling import Sampling
+from edge.model.follow import is_launched
 from edge.stdout import write_stdout
 from edge.tokenizer.fim_tokens import FimTokens
 from edge.tokenizer.tokenizer import Tokenizer
@@ -64,6 +65,6 @@ def _hole(args: argparse.Namespace) -> tuple[str, str]:
             check_argument(args.prefix or "", "--prefix"),
             check_argument(args.suffix or "", "--suffix"),
         )
-    if sys.stdin is None or sys.stdin.isatty():
+    if sys.stdin is None or sys.stdin.isatty() or is_launched():  # mlx.launch never closes it
         raise EdgeError("there is no cursor; give FILE:LINE, --prefix, or a mark on stdin.")
     return split_at_mark(decode_text(sys.stdin.buffer.read(), "stdin"), args.cursor)

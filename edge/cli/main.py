@@ -26,6 +26,7 @@ COMMANDS = {
 }
 USAGE = "usage: edge [-h] [--version] COMMAND ..."
 INTERRUPTED = 130
+RANKS = ("MLX_RANK", "OMPI_COMM_WORLD_RANK")  # of a process that mlx.launch or mpirun started
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
 NO_HOME = "/nonexistent"  # as in Debian's /etc/passwd
 
@@ -61,6 +62,14 @@ def _run(name: str, prog: str, words: Sequence[str]) -> int:
         args = parser.parse_args(words)
     except SystemExit as end:  # it has printed the help, or what is wrong
         return int(end.code or 0)
+    if any(variable in os.environ for variable in RANKS):
+        run = import_module("edge.cli.together").run
+        together: int = run(name, args, lambda: _checked(name, args, parser))
+        return together
+    return _checked(name, args, parser)
+
+
+def _checked(name: str, args: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
     if check := getattr(import_module(f"edge.cli.options.{name}"), "check", None):
         check(args)
     import_module("edge.cli.options.shared").check_inputs(args, parser)

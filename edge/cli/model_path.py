@@ -13,7 +13,8 @@ from edge.device.memory import available_bytes
 from edge.errors import EdgeError, printable
 from edge.formats.files import DEMO_PATH, user_path, visible
 from edge.generate.decode import LlamaSource
-from edge.model.load import CONTEXT_TOKENS, open_model
+from edge.model.follow import is_launched, open_together
+from edge.model.load import CONTEXT_TOKENS
 from edge.model.memory import Need, check_room
 from edge.model.stablelm import Model
 from edge.text import size
@@ -81,10 +82,15 @@ def _check_is_one(path: Path) -> None:
 
 
 def open_for(command: str, path: Path, kv_bits: int | None = None) -> Opened:
-    """Load a model, a GGUF file in llama.cpp; warnings go to stderr."""
+    """Load a model, a GGUF file in llama.cpp; warnings go to stderr.
+
+    Under mlx.launch this is rank 0, and the others load their parts.
+    """
     if path.is_dir():
-        model, tokenizer, need = open_model(path, kv_bits, lambda warning: _warn(command, warning))
+        model, tokenizer, need = open_together(path, kv_bits, partial(_warn, command))
         return Opened(model, tokenizer, need)
+    if is_launched():
+        raise EdgeError(f"{path} is a GGUF file, which runs on one device; name an MLX artefact.")
     if kv_bits is not None:
         raise EdgeError(f"--kv-bits is for MLX, and {path} is a GGUF file; leave it out.")
     # Imported here: they load numpy, which an artefact of MLX does not need.

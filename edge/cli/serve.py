@@ -13,6 +13,7 @@ from edge.errors import EdgeError
 from edge.formats.files import DEMO_PATH, read_text
 from edge.generate.batch import Batch
 from edge.generate.decode import LlamaSource
+from edge.model.follow import is_launched
 from edge.model.memory import caches_that_fit
 from edge.power.choose import choose_meter
 from edge.serve.app import Access, listen, serve
@@ -38,6 +39,10 @@ def run(args: argparse.Namespace) -> int:
             f"--parallel is for MLX, and {path} is a GGUF file, which answers one request at a "
             f"time; leave it out."
         )
+    if is_launched() and (args.parallel or 1) > 1:
+        raise EdgeError(
+            "over several devices requests are answered one at a time; leave out --parallel."
+        )
     name = args.alias or _name(path)
     with listen(access) as listening:
         queue = Queue(lambda: _open(args, path, name), _energy(args), args.queue)
@@ -56,7 +61,7 @@ def _open(args: argparse.Namespace, path: Path, name: str) -> ServedModel:
     if isinstance(model, LlamaSource):
         return ServedModel(name, model, tokenizer)
     assert need is not None
-    wanted = args.parallel or MOST_PARALLEL
+    wanted = 1 if is_launched() else args.parallel or MOST_PARALLEL
     places = caches_that_fit(need, wanted)
     if places < wanted:
         caches = f"{wanted} caches of {size(need.cache_bytes)}"

@@ -9,21 +9,21 @@ import hashlib
 import json
 import os
 import select
-import socket
-import stat
+import signal
 import sys
+import threading
+import time
 import weakref
-import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, MutableMapping, Sequence
 from contextlib import suppress
 from enum import IntEnum
-from functools import cache
+from functools import cache, partial
+from itertools import count
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import mlx.core as mx
 
-from edge.distributed import Lost, group, host_name
 from edge.errors import EdgeError
 from edge.formats.files import DEMO_PATH
 from edge.formats.folder import weight_files
@@ -32,18 +32,28 @@ from edge.model.load import Loaded, open_model
 from edge.model.shard import WHOLE, Part
 from edge.model.stablelm import Backbone, Cache, Model
 
-# An announcement has so many numbers: kind, batch, ids per sequence, length and bits of the cache;
-# then ids, and where they are more than that, an array with the rest.
-HEAD_NUMBERS, NUMBERS = 5, 64
+# An announcement has so many numbers: kind, batch, ids per sequence, length, bits and number of the
+# cache (0 for none), and that of a cache which was deleted; then ids, and where they are more than
+# that, an array with the rest.
+HEAD_NUMBERS, NUMBERS = 7, 64
 # Exit code of this module's process where another worker of `edge bench` comes next.
 ANOTHER = 75
+INTERRUPTED = 130
+# How often a rank looks for the others, and how long it then has to end by itself.
+LOOK_S, GRACE_S = 1.0, 2.0
+# Environment variables of a process that mlx.launch or mpirun started.
+RANKS = ("MLX_RANK", "OMPI_COMM_WORLD_RANK")
 BACKENDS = {"MLX_JACCL_COORDINATOR": "jaccl", "MLX_HOSTFILE": "ring", "NCCL_HOST_IP": "nccl"}
-# `bits` of a pass: the cache of the pass before, none, or a new one that is not quantised.
-SAME_CACHE, NO_CACHE, PLAIN_CACHE = 0, -1, 16
 PASSES_BETWEEN_CLEARS = 256
 SAMPLE_BYTES = 4096
 
+Opened = TypeVar("Opened")
+
 _pending: list[mx.array] = []  # what rank 0 computes last
+_new_numbers = count(1)
+_numbers: MutableMapping[Cache, int] = weakref.WeakKeyDictionary()  # of caches
+_deleted: list[int] = []  # caches that the others still hold
+_links: dict[Any, int] = {}  # descriptors of the connections to other ranks
 
 
 class Kind(IntEnum):
@@ -58,7 +68,7 @@ class Kind(IntEnum):
 
 def is_launched() -> bool:
     """True for a process that mlx.launch started with others."""
-    return group() is not None
+    return part_here().size > 1
 
 
 def is_follower() -> bool:
@@ -68,9 +78,21 @@ def is_follower() -> bool:
 
 @cache
 def part_here() -> Part:
-    """The part of a network that this process computes; all of it in a plain run."""
+    """The part of a network that this process computes; all of it in a plain run.
+
+    From the first call, in the main thread, this process ends with the others.
+    """
+    if not any(name in os.environ for name in RANKS):
+        return WHOLE
+    from edge.distributed import connections, group  # which import much
+
     ranks = group()
-    return WHOLE if ranks is None else Part(ranks.rank(), ranks.size())
+    if ranks is None:
+        return WHOLE
+    part = Part(ranks.rank(), ranks.size())
+    _links.update(connections())
+    _end_with_the_others(part)
+    return part
 
 
 def open_together(
@@ -82,16 +104,16 @@ def open_together(
         return open_model(path, kv_bits, warn)
     name = "demo" if path == DEMO_PATH else str(path)
     text = json.dumps({"path": name, "kv_bits": kv_bits, "sha256": fingerprint(path)})
-    _announce(Kind.OPEN, mx.array([list(text.encode())]))
-    loaded = open_model(path, kv_bits, warn, part)
-    _lead(loaded.model)
-    _meet()
+    mx.eval(_announce(Kind.OPEN, mx.array([list(text.encode())])))
+    loaded = _loaded_by_all(lambda: open_model(path, kv_bits, warn, part))
+    loaded.model.__class__, loaded.model.model.__class__ = _LeadingModel, _LeadingBackbone
     return loaded
 
 
 def end(kind: Kind = Kind.END) -> None:
     """Ends the ranks that follow; rank 0 calls it last."""
     if part_here().size > 1:
+        _links.clear()  # the others may end first
         mx.eval(_pending)  # perhaps of another thread, whose sums must not mix with this one
         mx.eval(_announce(kind))
 
@@ -102,33 +124,32 @@ def backend() -> str:
 
 
 def follow() -> Kind:
-    """Computes what rank 0 announces until it ends, which it returns.
-
-    Raises an EdgeError where the model's files are not on this machine.
-    """
+    """Computes what rank 0 announces until it ends, which it returns."""
     model: Model | None = None
-    cache: list[Cache] | None = None
+    caches: dict[int, list[Cache]] = {}
     hidden, passes = mx.zeros((1, 1, 1)), 0
-    links = _links() if backend() == "ring" else []
     while True:
-        _wait_for_news(links)
-        kind, ids, length, bits = _receive()
+        if backend() == "ring":  # it asks again and again, on a whole core
+            select.select(_links.values(), [], [])
+        kind, ids, length, bits, number, deleted = _receive()
+        caches.pop(deleted, None)
         if kind in (Kind.END, Kind.ANOTHER):
             return kind
         if kind == Kind.OPEN:
-            model = cache = None  # freed before the next is read
-            model = _open(json.loads(bytes(ids[0].tolist())))  # type: ignore[arg-type]
-            _meet()
+            model, caches = None, {}  # freed before the next is read
+            told = json.loads(bytes(ids[0].tolist()))  # type: ignore[arg-type]
+            with suppress(EdgeError):  # rank 0 raises it, too
+                model = _loaded_by_all(partial(_open, told))
             continue
         assert model is not None
         if kind == Kind.HEAD:
             mx.async_eval(model.head(hidden[:, -length:]))  # type: ignore[no-untyped-call]
             continue
-        if bits != SAME_CACHE:
-            cache = None if bits == NO_CACHE else make_cache(model, _kv_bits(bits))
-        for layer in cache or ():
+        if number and number not in caches:
+            caches[number] = make_cache(model, bits or None)
+        for layer in caches.get(number, ()):
             layer.trim(layer.offset - length)
-        hidden = model.model(ids, cache)
+        hidden = model.model(ids, caches.get(number))
         mx.async_eval(hidden)  # type: ignore[no-untyped-call]
         passes += 1
         if ids.size > NUMBERS or passes % PASSES_BETWEEN_CLEARS == 0:
@@ -136,30 +157,56 @@ def follow() -> Kind:
             mx.clear_cache()
 
 
-def _links() -> list[socket.socket]:
-    """The ring's connections, the only ones of a process that follows."""
-    found = []
-    for path in Path("/dev/fd").iterdir():
-        number = int(path.name)
-        with suppress(OSError):  # the folder's own, and one that is not connected
-            if stat.S_ISSOCK(os.fstat(number).st_mode):
-                link = socket.socket(fileno=os.dup(number))
-                link.getpeername()
-                found.append(link)
-    return [link for link in found if link.family in (socket.AF_INET, socket.AF_INET6)]
+def _end_with_the_others(part: Part) -> None:
+    """Watches for the end of others, SIGTERM, which mlx.launch sends after it, and Ctrl-C.
 
-
-def _wait_for_news(links: Sequence[socket.socket]) -> None:
-    """Waits until something arrives; MLX's ring would ask again and again, on a whole core.
-
-    Raises Lost when a neighbour in the ring has ended, which MLX does not notice.
+    A pass that waits for a device which has ended may never return, and Python handles no signal
+    meanwhile: a thread reads them from a pipe.
     """
-    if not links:
-        return
-    for link in select.select(links, [], [])[0]:
-        with suppress(BlockingIOError):  # MLX has read it meanwhile
-            if not link.recv(1, socket.MSG_PEEK):
-                raise Lost("another device has ended, so this one ends too.")
+    if part.rank > 0:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+    reader, writer = os.pipe()
+    os.set_blocking(writer, False)
+    signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
+    signal.signal(signal.SIGTERM, lambda *_: None)  # with a handler it is written to the pipe
+    threading.Thread(target=_watch, args=(part, reader), daemon=True).start()
+
+
+def _watch(part: Part, reader: int) -> None:
+    from edge.distributed import connections
+
+    code = 1
+    while _links.keys() <= connections().keys():
+        if not select.select([reader], [], [], LOOK_S)[0]:
+            continue
+        number = os.read(reader, 1)[0]
+        if number == signal.SIGINT:
+            code = INTERRUPTED
+        if number in (signal.SIGINT, signal.SIGTERM):
+            break
+    if code == INTERRUPTED or part.rank > 0:
+        time.sleep(GRACE_S)  # it may be about to end
+    else:
+        print("edge: another device has ended, so this one ends too.", file=sys.stderr)
+    os._exit(code)
+
+
+def _loaded_by_all(load: Callable[[], Opened]) -> Opened:
+    """What this rank loads; the same EdgeError on every rank if one of them cannot."""
+    from edge.distributed import gather, host_name
+
+    loaded, problem, host = None, "", host_name()
+    try:
+        loaded = load()
+    except EdgeError as error:
+        problem = str(error)
+    told = [json.loads(text) for text in gather(json.dumps([host, problem]).encode())]
+    part_here().machines = len({name for name, _ in told})
+    for name, sentence in told:
+        if sentence:
+            raise EdgeError(sentence if name == told[0][0] else f"on {name}: {sentence}")
+    assert loaded is not None
+    return loaded
 
 
 def _open(told: dict[str, object]) -> Model:
@@ -193,26 +240,29 @@ def fingerprint(path: Path) -> str:
 
 
 class _LeadingBackbone(Backbone):
-    """Rank 0's layers; `known` refers to the first layer's cache that the others have, too."""
-
-    known: Callable[[], Cache | None] = staticmethod(lambda: None)
+    """Rank 0's layers."""
 
     def __call__(self, ids: mx.array, cache: Sequence[Cache] | None) -> mx.array:
-        length = 0 if cache is None else int(cache[0].offset)
-        if cache is None:
-            bits, self.known = NO_CACHE, lambda: None
-        elif cache[0] is self.known():
-            bits = SAME_CACHE
-        elif length:
-            raise RuntimeError("the other devices do not have this cache")
-        else:
-            bits, self.known = getattr(cache[0], "bits", PLAIN_CACHE), weakref.ref(cache[0])
-        ids = _announce(Kind.PASS, ids, length, bits)
+        number = length = bits = 0
+        if cache is not None:
+            number, length = _number_of(cache[0]), int(cache[0].offset)
+            bits = getattr(cache[0], "bits", 0)
+        ids = _announce(Kind.PASS, ids, length, bits, number)
         hidden = super().__call__(ids, cache)
         # As the others do: what is evaluated on one device only would wait for them for ever.
         mx.async_eval(hidden)  # type: ignore[no-untyped-call]
         _pending[:] = [hidden]
         return hidden
+
+
+def _number_of(cache: Cache) -> int:
+    """The number under which the others hold the same cache, until it is deleted here."""
+    owner = getattr(cache, "owner", cache)
+    if owner not in _numbers:
+        number = next(_new_numbers)
+        _numbers[owner] = number
+        weakref.finalize(owner, _deleted.append, number)
+    return _numbers[owner]
 
 
 class _LeadingModel(Model):
@@ -225,19 +275,14 @@ class _LeadingModel(Model):
         return logits
 
 
-def _lead(model: Model) -> None:
-    """Makes a rank 0's network announce what it computes."""
-    model.__class__, model.model.__class__ = _LeadingModel, _LeadingBackbone
-
-
-def _kv_bits(bits: int) -> int | None:
-    return None if bits == PLAIN_CACHE else bits
-
-
-def _announce(kind: Kind, ids: mx.array | None = None, length: int = 0, bits: int = 0) -> mx.array:
+def _announce(
+    kind: Kind, ids: mx.array | None = None, length: int = 0, bits: int = 0, number: int = 0
+) -> mx.array:
     """Sends ids (B, L) with all that belongs to them; returns them."""
     batch, count = (0, 0) if ids is None else ids.shape
-    numbers = [mx.array([int(kind), batch, count, length, bits], mx.int32)]
+    deleted = _deleted.pop() if _deleted else 0
+    head = [int(kind), batch, count, length, bits, number, deleted]
+    numbers = [mx.array(head, mx.int32)]
     if ids is not None:
         numbers.append(ids.astype(mx.int32).flatten())
     whole = mx.concatenate(numbers)
@@ -247,16 +292,16 @@ def _announce(kind: Kind, ids: mx.array | None = None, length: int = 0, bits: in
     return mx.concatenate(sent)[HEAD_NUMBERS : HEAD_NUMBERS + batch * count].reshape(batch, count)
 
 
-def _receive() -> tuple[Kind, mx.array, int, int]:
-    """Kind, ids (B, L), length and bits of the next announcement."""
+def _receive() -> tuple[Kind, mx.array, int, int, int, int]:
+    """The next announcement: its kind, ids (B, L), and the numbers about caches."""
     sent = _summed(mx.zeros((NUMBERS,), mx.int32))
     head: Any = sent[:HEAD_NUMBERS].tolist()
-    kind, batch, count, length, bits = head
+    kind, batch, count, *of_caches = head
     missing = HEAD_NUMBERS + batch * count - NUMBERS
     if missing > 0:
         sent = mx.concatenate([sent, _summed(mx.zeros((missing,), mx.int32))])
     ids = sent[HEAD_NUMBERS : HEAD_NUMBERS + batch * count].reshape(batch, count)
-    return Kind(kind), ids, length, bits
+    return Kind(kind), ids, *of_caches
 
 
 def _filled(numbers: mx.array) -> mx.array:
@@ -275,23 +320,18 @@ def _summed(numbers: mx.array) -> mx.array:
     return found
 
 
-def _meet() -> None:
-    """Waits for every rank, and counts their machines."""
-    part, names = part_here(), [0] * part_here().size
-    names[part.rank] = zlib.crc32(host_name().encode()) >> 1
-    part.machines = len(set(_summed(mx.array(names, mx.int32)).tolist()))  # type: ignore[arg-type]
-
-
 def main() -> int:
     """Follows one worker of `edge bench`, or ends with `end` all that follow."""
+    from edge.distributed import Lost, host_name
+
     try:
         if sys.argv[1:] == ["end"]:
             end()
             return 0
         return ANOTHER if follow() == Kind.ANOTHER else 0
-    except Lost:  # the first machine does something else for longer than this waits
-        return ANOTHER
     except EdgeError as error:
+        if isinstance(error, Lost):  # rank 0 does something else for longer than this waits
+            return ANOTHER
         print(f"edge bench on {host_name()}: {error}", file=sys.stderr)
         return 1
 

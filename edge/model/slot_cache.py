@@ -3,6 +3,8 @@
 Nothing is ever moved: a slot keeps its positions until others are written over them.
 """
 
+from __future__ import annotations
+
 from collections.abc import Sequence
 from functools import cached_property
 from typing import Any
@@ -38,7 +40,9 @@ class SlotCache:
         one slot is like an `edge.model.kv_cache.KVCache` of it.
         """
         window = _Window(self.lengths, slots, positions)
-        return [_View(layer, window, self._kv_bits) for layer in self._layers]
+        views = [_View(layer, window, self._kv_bits) for layer in self._layers]
+        views[0].owner = self
+        return views
 
     def clear(self, slot: int) -> None:
         """Empties a slot that may hold NaN: times 0 it is still NaN in a pass over several."""
@@ -90,6 +94,8 @@ class _Window:
 
 class _View:
     """The cache of one layer for one pass; with `bits` keys and values are quantised."""
+
+    owner: SlotCache  # of the first layer's, for `edge.model.follow`
 
     def __init__(self, arrays: list[mx.array], window: _Window, kv_bits: int | None):
         self._arrays, self._window, self.offset = arrays, window, window.offset

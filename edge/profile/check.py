@@ -396,13 +396,13 @@ def _roofline_findings(row: Row, device: Device) -> Findings:
         if not _close(share, expected, ROUNDED):
             what = f"is {share}, but rate, bytes per token and bandwidth give {expected:.4g}."
             yield "bandwidth_fraction", what
-    limit_gb_s = _limit_gb_s(device, stated, row.step_bytes)
+    limit_gb_s = _limit_gb_s(device, stated, row)
     if limit_gb_s is not None and read_gb_s > limit_gb_s and row.counts:
         what = f"reads {read_gb_s:.4g} GB/s, but this device's memory can do {limit_gb_s:.4g} GB/s."
         yield "decode_tok_s.median", f"{what} Measure again."
 
 
-def _limit_gb_s(device: Device, stated: Bandwidth | None, step_bytes: int) -> float | None:
+def _limit_gb_s(device: Device, stated: Bandwidth | None, row: Row) -> float | None:
     """Upper limit of the memory's bandwidth; None if unknown, or if the bytes fit in a cache."""
     cache_bytes = device.cache_bytes or 0
     if stated is not None and stated is device.gpu_memory_bandwidth:
@@ -410,10 +410,10 @@ def _limit_gb_s(device: Device, stated: Bandwidth | None, step_bytes: int) -> fl
     elif not cache_bytes and device.name.startswith("Apple "):
         cache_bytes = APPLE_CACHE_BYTES
     chip, _ = find_chip(device.name, device.gpu_cores, device.memory_bytes)
-    if step_bytes <= cache_bytes:
+    if row.step_bytes <= cache_bytes * row.machines:
         return None
     if chip is not None:
-        return chip.bandwidth_gb_s
+        return chip.bandwidth_gb_s * row.machines
     # A measured bandwidth can be too low.
     return None if stated is None or stated.kind == "measured" else stated.gb_s
 

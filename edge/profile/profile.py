@@ -10,6 +10,7 @@ import json
 import os
 import re
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
@@ -47,7 +48,7 @@ FOLLOWS_FROM = {
 }
 # Keys of rows and of the method that are written only where they have a value.
 RARE = (
-    *("gate", "model", "arm", "baseline", "ratios", "source"),
+    *("gate", "model", "arm", "baseline", "ratios", "source", "split"),
     *("in_turns", "until_percent", "vs_software", "fleet_number"),
 )
 # A framework's own engine; its other engines are peers.
@@ -164,6 +165,18 @@ class EngineFacts(Struct, frozen=True, kw_only=True):
     gpu_layers: int | None = None
 
 
+class Split(Struct, frozen=True):
+    """A model split over `devices` on so many `machines`, connected by a `backend` of MLX.
+
+    Each device sends `sent_bytes_per_token` for a decode step.
+    """
+
+    devices: Count
+    machines: Count
+    backend: str
+    sent_bytes_per_token: Count
+
+
 class QualityFigures(Struct, frozen=True, kw_only=True):
     """Perplexity of an artefact and the distance of its predictions from a reference's."""
 
@@ -195,10 +208,10 @@ class Quality(QualityFigures, frozen=True, kw_only=True):
     window: Count | None = None
 
 
-def with_peer(name: str, engine: str, arm: str | None = None, source: str | None = None) -> str:
-    """A name with the engine, unless it is the framework's own, the arm and the source."""
+def with_peer(name: str, engine: str, *marks: str | None) -> str:
+    """A name with the engine, unless it is the framework's own, and what else marks a row."""
     others = [] if engine in OWN_ENGINES.values() else [engine]
-    others += [mark for mark in (arm, source) if mark]
+    others += [mark for mark in marks if mark]
     return f"{name} ({', '.join(others)})" if others else name
 
 
@@ -222,7 +235,8 @@ class RowSummary(Struct, frozen=True, kw_only=True):
     process's and the device's (`peak_device_bytes`). `model` is None if it is the profile's.
     `arm` names the environment of a row that another interpreter ran (--vs). `ratios` are by the
     quantity's name, relative to the row `baseline` of the same workload.
-    `source` is another program that measured the row, None for edge itself.
+    `source` is another program that measured the row, None for edge itself. `split` is None on one
+    device; bytes per token are those of all devices, the peak of memory that of the first.
     """
 
     artefact: str
@@ -257,6 +271,7 @@ class RowSummary(Struct, frozen=True, kw_only=True):
     baseline: str | None = None
     ratios: dict[str, Ratio] = {}
     source: str | None = None
+    split: Split | None = None
 
     @property
     def counts(self) -> bool:
@@ -268,7 +283,8 @@ class RowSummary(Struct, frozen=True, kw_only=True):
         return (self.bytes_per_token or 0) * self.workload.batch
 
     def with_peer(self, name: str) -> str:
-        return with_peer(name, self.engine, self.arm, self.source)
+        marks = [f"{self.split.devices} devices"] if self.split else []
+        return with_peer(name, self.engine, self.arm, self.source, *marks)
 
     def on_gpu(self, device: Device) -> bool:
         """True if the engine's device is the GPU: llama.cpp says GPU, MLX the GPU's name."""
@@ -276,10 +292,20 @@ class RowSummary(Struct, frozen=True, kw_only=True):
         return engine_device == "GPU" or bool(device.gpu_name and device.gpu_name in engine_device)
 
     def bandwidth(self, device: Device) -> Bandwidth | None:
-        """Bandwidth of the memory that the weights were read from."""
+        """Bandwidth of the memory that the weights were read from, of all machines together.
+
+        They are taken for machines as this one.
+        """
+        found = device.memory_bandwidth
         if device.gpu_memory_bandwidth is not None and self.on_gpu(device):
-            return device.gpu_memory_bandwidth
-        return device.memory_bandwidth
+            found = device.gpu_memory_bandwidth
+        if found is None or self.machines == 1:
+            return found
+        return replace(found, gb_s=found.gb_s * self.machines)
+
+    @property
+    def machines(self) -> int:
+        return self.split.machines if self.split else 1
 
     def why_not(self, *keys: str) -> str:
         """Reason for a null: one about a key, one that mentions it, or why the row failed."""

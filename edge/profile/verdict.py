@@ -100,6 +100,7 @@ def judge_bandwidth(
         return None, [Reason("bandwidth_fraction", "reason", text)]
     if bandwidth is device.gpu_memory_bandwidth:
         cache_bytes = NVIDIA_CACHE_BYTES
+    cache_bytes *= row.machines
     if row.step_bytes <= cache_bytes:
         text = (
             f"a step's {row.step_bytes / 1e6:.0f} MB fit in the cache of "

@@ -11,9 +11,11 @@ from mlx.utils import tree_flatten
 from edge.bench.engines.engine import Engine, Ids, Logits
 from edge.generate.decode import PREFILL_TOKENS, prefill_parts
 from edge.linux_cpu import blas, problems
+from edge.model.follow import backend, open_together
 from edge.model.kv_cache import GROUP_SIZE, make_cache
 from edge.model.load import load_model
-from edge.profile.profile import EngineFacts
+from edge.model.shard import WHOLE, Part
+from edge.profile.profile import EngineFacts, Split
 
 FLOAT32_REMARK = (
     "MLX computes in float32 on this CPU, whose half-precision kernels are far slower, and "
@@ -35,6 +37,8 @@ class MlxEngine(Engine):
         self._head = head
         self._cache = cache
         self._logits = mx.zeros((1,))
+        self._part: Part = getattr(model, "part", WHOLE)
+        self._sent_bytes = 0  # for the last token
 
     def prefill(self, ids: Ids) -> None:
         self._logits = self._prefilled(ids)
@@ -90,7 +94,11 @@ class MlxEngine(Engine):
 
     def _next(self, tokens: Sequence[int]) -> mx.array:
         """Logits (rows, vocab) after an id of every row."""
-        return self._head(self._extend([[token] for token in tokens], range(len(tokens))))[:, -1]
+        before = self._part.sent_bytes
+        hidden = self._extend([[token] for token in tokens], range(len(tokens)))
+        logits = self._head(hidden)[:, -1]
+        self._sent_bytes = self._part.sent_bytes - before
+        return logits
 
     def trim(self, length: int) -> None:
         for layer in self._cache:
@@ -128,25 +136,34 @@ class MlxEngine(Engine):
             compute_dtype=dtype_name(self._logits.dtype),
             kv_dtype=kv_dtype,
             weight_bytes_per_token=self.weight_bytes_per_token(),
-            kv_bytes_per_position=sum(a.shape[1] * a.shape[3] * a.itemsize for a in stored),
+            kv_bytes_per_position=self._part.size
+            * sum(a.shape[1] * a.shape[3] * a.itemsize for a in stored),
             remarks=remarks,
         )
 
+    def split(self) -> Split | None:
+        """How the network is split over several devices, if it is."""
+        part = self._part
+        if part.size == 1:
+            return None
+        return Split(part.size, part.machines, backend(), self._sent_bytes)
+
     def weight_bytes_per_token(self) -> int:
-        """All weights; one row of an embedding table that is not the head too."""
+        """All weights of all devices; one row of a table that is not the head too."""
         arrays = dict(tree_flatten(self._model.parameters()))
         total = int(sum(a.nbytes for a in arrays.values()))
         if any("lm_head." in name for name in arrays):
             table = (a for name, a in arrays.items() if ".embed_tokens." in name)
             total -= int(sum(a.nbytes - a.nbytes // a.shape[0] for a in table))
-        return total
+        return total * self._part.size
 
     def peak_device_bytes(self) -> int:
         return int(mx.get_peak_memory())
 
 
-def open_ours(path: Path, kv_bits: int | None = None) -> MlxEngine:
-    model = load_model(path)
+def open_ours(path: Path, kv_bits: int | None = None, is_split: bool = False) -> MlxEngine:
+    """Our network; with `is_split` over the processes of mlx.launch, of which this is rank 0."""
+    model = open_together(path, kv_bits).model if is_split else load_model(path)
     return MlxEngine(model, model.head, make_cache(model, kv_bits))
 
 

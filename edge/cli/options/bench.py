@@ -93,6 +93,7 @@ def parser() -> argparse.ArgumentParser:
         "compares the devices as edge report --devices does"
     )
     parser.add_argument("--each", action="store_true", help=meaning)
+    parser.set_defaults(is_split=False)  # by edge.cli.together
     shared.add_out(parser, "folder of the artefacts")
     save, folder = "folder for the profile and its plot", Path("profiles/local")
     shared.add_path(parser, "--save", metavar="DIR", default=folder, help=save)
