@@ -92,7 +92,6 @@ def build_row(target: Target, job: Job, runs: Sequence[ProcessRun], context: Con
         baseline=None,  # with every row built, `with_ratios` knows it
         ratios={},
         source=None,
-        split=done[-1].split if done else None,
         processes=[_process(run) for run in runs],
         trials=[
             msgspec.structs.replace(trial, token_us=kept_times(trial.token_us))

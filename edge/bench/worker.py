@@ -30,7 +30,7 @@ from edge.device.memory import peak_bytes, wired
 from edge.device.software import software_versions
 from edge.errors import EdgeError
 from edge.profile.gate import Gate
-from edge.profile.profile import EngineFacts, Split, Workload
+from edge.profile.profile import EngineFacts, Workload
 from edge.profile.trial import Trial
 
 # Raised when a worker's questions or answers change so that an older run does not understand them.
@@ -119,7 +119,6 @@ class Done(msgspec.Struct, tag=True):
     logits: dict[str, Any] | None = None
     gate: Gate | None = None
     warnings: list[str] = []
-    split: Split | None = None
 
 
 class About(msgspec.Struct):
@@ -189,7 +188,7 @@ def _work(job: Job, send: Send) -> None:
         facts = engine.facts()
         if memory_warning:
             facts.remarks.append(memory_warning.rstrip("."))
-        done = Done(load_s, most_bytes, device_bytes or None, facts, split=engine.split())
+        done = Done(load_s, most_bytes, device_bytes or None, facts)
         if job.round == 0 and job.check:
             bound = pieces_bound(job.engine, job.kv_bits, job.as_is)
             one, vocab_size = engine.alone(), job.vocab_size

@@ -46,7 +46,7 @@ FOLLOWS_FROM = {
     "joules_per_token_net": ("joules_per_token", "power_w"),
     "bandwidth_fraction": ("decode_tok_s",),
 }
-# Keys of rows and of the method that are written only where they have a value.
+# Keys of the method, of rows and of their engine_facts that are written only where they have a value.
 RARE = (
     *("gate", "model", "arm", "baseline", "ratios", "source", "split"),
     *("in_turns", "until_percent", "vs_software", "fleet_number"),
@@ -147,6 +147,18 @@ class ModelInfo(Struct, frozen=True):
     synthetic: bool = False
 
 
+class Split(Struct, frozen=True):
+    """A model split over `devices` on so many `machines`, connected by a `backend` of MLX.
+
+    Each device sends `sent_bytes_per_token` for a decode step.
+    """
+
+    devices: Count
+    machines: Count
+    backend: str
+    sent_bytes_per_token: Count
+
+
 class EngineFacts(Struct, frozen=True, kw_only=True):
     """The engine's settings for a row.
 
@@ -163,18 +175,7 @@ class EngineFacts(Struct, frozen=True, kw_only=True):
     remarks: list[str] = []
     build: str | None = None
     gpu_layers: int | None = None
-
-
-class Split(Struct, frozen=True):
-    """A model split over `devices` on so many `machines`, connected by a `backend` of MLX.
-
-    Each device sends `sent_bytes_per_token` for a decode step.
-    """
-
-    devices: Count
-    machines: Count
-    backend: str
-    sent_bytes_per_token: Count
+    split: Split | None = None
 
 
 class QualityFigures(Struct, frozen=True, kw_only=True):
@@ -235,8 +236,8 @@ class RowSummary(Struct, frozen=True, kw_only=True):
     process's and the device's (`peak_device_bytes`). `model` is None if it is the profile's.
     `arm` names the environment of a row that another interpreter ran (--vs). `ratios` are by the
     quantity's name, relative to the row `baseline` of the same workload.
-    `source` is another program that measured the row, None for edge itself. `split` is None on one
-    device; bytes per token are those of all devices, the peak of memory that of the first.
+    `source` is another program that measured the row, None for edge itself. Where the model is
+    `split`, bytes per token are those of all devices, the peak of memory that of the first.
     """
 
     artefact: str
@@ -271,7 +272,6 @@ class RowSummary(Struct, frozen=True, kw_only=True):
     baseline: str | None = None
     ratios: dict[str, Ratio] = {}
     source: str | None = None
-    split: Split | None = None
 
     @property
     def counts(self) -> bool:
@@ -302,6 +302,10 @@ class RowSummary(Struct, frozen=True, kw_only=True):
         if found is None or self.machines == 1:
             return found
         return replace(found, gb_s=found.gb_s * self.machines)
+
+    @property
+    def split(self) -> Split | None:
+        return self.engine_facts.split if self.engine_facts else None
 
     @property
     def machines(self) -> int:
@@ -354,7 +358,8 @@ class Profile(Head, frozen=True, kw_only=True):
     def to_json(self) -> str:
         """The file's content, lists of numbers on one line each; ValueError for NaN."""
         data = msgspec.to_builtins(self)
-        for part in (data["method"], *data["rows"]):
+        facts = [row["engine_facts"] or {} for row in data["rows"]]
+        for part in (data["method"], *data["rows"], *facts):
             for key in RARE:
                 if not part.get(key, True):
                     del part[key]

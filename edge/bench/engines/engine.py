@@ -5,7 +5,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from edge.profile.profile import EngineFacts, Split
+from edge.profile.profile import EngineFacts
 
 MLX, MLX_LM, LLAMA_CPP = "mlx", "mlx-lm", "llama.cpp"
 # Not an engine of ours: whatever answers behind an HTTP route.
@@ -44,10 +44,6 @@ class Engine(Protocol):
 
     def facts(self) -> EngineFacts:
         """How the engine runs here; bytes are those in memory."""
-
-    def split(self) -> Split | None:
-        """How the model is split over several devices; None on one."""
-        return None
 
     def peak_device_bytes(self) -> int:
         """The most memory held on the device; 0 where the engine does not count it."""

@@ -139,10 +139,10 @@ class MlxEngine(Engine):
             kv_bytes_per_position=self._part.size
             * sum(a.shape[1] * a.shape[3] * a.itemsize for a in stored),
             remarks=remarks,
+            split=self._split(),
         )
 
-    def split(self) -> Split | None:
-        """How the network is split over several devices, if it is."""
+    def _split(self) -> Split | None:
         part = self._part
         if part.size == 1:
             return None
