@@ -8,7 +8,8 @@ to the first text and between texts, and their differences.
 
 Keystrokes: a file of 1,000 tokens with the cursor after three quarters, and llama.vim's request
 after every few characters typed there. Tokens computed, as the servers report them, and the time to
-an answer of one token. llama-server has the same GGUF file.
+an answer of one token. llama-server has the same GGUF file, and puts the prefix first unless its
+option for SPM is given; both are measured.
 
 First answer: from the start of the process to the answer to its first request.
 
@@ -204,7 +205,8 @@ def measure(paths: Sequence[Path], args: argparse.Namespace) -> Iterator[list[di
     if args.llama_server is not None:
         threads = ("--threads", str(usable_cores()))
         (file,) = (str(path) for path in paths if path.suffix == ".gguf")
-        commands[PEER] = [str(args.llama_server), "--model", file, *PEER_OPTIONS, *threads]
+        peer = [str(args.llama_server), "--model", file, *PEER_OPTIONS, *threads]
+        commands |= {PEER: peer, f"{PEER}, SPM": [*peer, "--spm-infill"]}
     yield started(commands, args.starts)
     with ExitStack() as servers:
         ports = {}
