@@ -255,6 +255,12 @@ class Engine:
             return [int(i) for i in self.tokenizer.encode(text, add_special_tokens=adds_bos)]
         return [*(self._bos if adds_bos else ()), *encode_text(self._backend, text)]
 
+    def detokenize(self, ids: Sequence[int]) -> str:
+        last = len(self.tokenizer) - 1
+        if (token := max(ids, default=0)) > last:
+            raise Refused(f"the token {token} does not exist; the vocabulary ends at {last}.")
+        return str(self.tokenizer.decode(ids))
+
     def render(self, messages: Sequence[Message]) -> str:
         """The text of a conversation with the beginning of an answer, without BOS's name."""
         if isinstance(self._chat, PlainPrompt):

@@ -271,7 +271,7 @@ async def _tokenize(http: Http, service: Service) -> Response:
 
 async def _detokenize(http: Http, service: Service) -> Response:
     ids = (await read_body(http, service, Detokenize)).tokens
-    text = await service.queue.call(lambda engine: engine.tokenizer.decode(ids))
+    text = await service.queue.call(lambda engine: engine.detokenize(ids))
     return json_response({"content": text})
 
 

@@ -219,7 +219,7 @@ class AnswerFields(msgspec.Struct):
 
         Without a temperature the first answer of an infill is greedy, all else is drawn.
         """
-        drawn = TEMPERATURE if self.temperature is None else max(0.0, self.temperature)
+        drawn = TEMPERATURE if self.temperature is None else self.temperature
         last = context_tokens if self.repeat_last_n < 0 else self.repeat_last_n
         seed = None if self.seed in (-1, RANDOM_SEED) else self.seed
         sampling = Sampling(

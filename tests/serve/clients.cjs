@@ -16,6 +16,14 @@ async function joined(stream, text) {
   return all;
 }
 
+async function leave(stream, leaving) {
+  try {
+    for await (const _ of stream) leaving.abort();
+  } catch (error) {
+    if (error.name !== "AbortError") throw error;
+  }
+}
+
 async function openai() {
   const { OpenAI } = load("openai");
   const client = new OpenAI({ baseURL: `${url}/v1`, apiKey: "none" });
@@ -38,11 +46,7 @@ async function ollama() {
   const text = await joined(parts, (part) => part.response);
   const long = { temperature: 0, num_predict: 900, ignore_eos: true };
   const cancelled = await client.generate({ ...body, options: long, stream: true });
-  try {
-    for await (const _ of cancelled) cancelled.abort();
-  } catch (error) {
-    if (error.name !== "AbortError") throw error;
-  }
+  await leave(cancelled, cancelled);
   return [whole.response, text];
 }
 
@@ -56,6 +60,8 @@ async function continues() {
     method: "POST",
     body: JSON.stringify({ input_prefix: HOLE.prompt, input_suffix: HOLE.suffix, n_predict: 24 }),
   })).json();
+  const leaving = new AbortController();
+  await leave(api.fimStream(body, leaving.signal), leaving);
   return [whole.content, await joined(api.fimStream(body, never), text)];
 }
 

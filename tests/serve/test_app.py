@@ -11,7 +11,9 @@ import sys
 
 import pytest
 
+from edge.cli import serve
 from edge.cli.main import main
+from edge.cli.options.serve import parser
 from edge.errors import EdgeError
 from edge.serve import app, http
 from edge.serve.app import Access
@@ -40,10 +42,12 @@ SECRET = "my secret prompt"
         ("/infill", {"n_cmpl": 17}, 400, "`$.n_cmpl`"),
         ("/infill", {"top_p": -1}, 400, "top_p is -1"),
         ("/infill", {"min_p": 2}, 400, "min_p is 2"),
+        ("/infill", {"temperature": -1}, 400, "temperature is -1"),
         ("/infill", {"stop": ["x"] * 65}, 400, "stop has more than 64"),
         ("/completion", {"prompt": "x", "grammar": "root"}, 400, "grammar"),
         ("/completion", {"prompt": "x " * 1500}, 400, "and the model's context ends at 1024"),
         ("/detokenize", {"tokens": [-1]}, 400, "`$.tokens[0]`"),
+        ("/detokenize", {"tokens": [5, 4096]}, 400, "token 4096 does not exist; the vocabulary"),
         ("/apply-template", {"messages": [{"role": "x"}]}, 400, "`$.messages[0].role`"),
         ("/chat/completion", {}, 404, "those most like it are /v1/chat/completions, "),
         ("/infill", None, 405, "GET is not allowed here"),
@@ -288,6 +292,18 @@ def test_ctrl_c_ends_after_the_running_answer_and_twice_at_once(times):
     assert process.returncode == 0
     assert (b'"stop":true' in rest) or times == 2
     assert b"Traceback" not in err and b"ending; Ctrl-C again ends at once" in err
+
+
+def test_the_key_is_that_of_the_file_or_of_the_environment(tmp_path, monkeypatch):
+    (tmp_path / "key").write_text("of the file\n")
+    monkeypatch.setenv("EDGE_API_KEY", "of the environment")
+    for words, key in (
+        (["--api-key", str(tmp_path / "key")], "of the file"),
+        ([], "of the environment"),
+    ):
+        assert serve._key(parser().parse_args(words)) == key
+    monkeypatch.delenv("EDGE_API_KEY")
+    assert serve._key(parser().parse_args([])) is None
 
 
 def test_what_cannot_be_served_is_one_line(capsys, tmp_path, monkeypatch, demo_out):

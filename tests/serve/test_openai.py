@@ -224,3 +224,10 @@ def test_litellm(client, monkeypatch):
         parts = litellm.completion(**asked, stream=True)
         text = "".join(part.choices[0].delta.content or "" for part in parts)
         assert text == (said.choices[0].message.content or "")
+    # A stream that is closed frees the server.
+    asked |= {"model": "openai/demo", "api_base": f"{url}/v1", "max_tokens": 900}
+    parts = litellm.completion(**asked, ignore_eos=True, stream=True)
+    next(parts)
+    parts.completion_stream.close()
+    while client.queue.counts != (0, 0):
+        client.json("/health")
