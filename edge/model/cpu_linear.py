@@ -27,7 +27,7 @@ INT4_ROWS, INT4_ROWS_LARGE = 16, 47
 OTHER_ROWS, OTHER_ROWS_LARGE = 1, 7
 INT4_ALPHA = 2.0**100  # times the group size, as in cpu_blas.c
 CODES_PER_WORD = 8
-INT4_SHIFTS = mx.arange(0, 32, 4, dtype=mx.uint32)
+INT4_SHIFTS = mx.array([*range(0, 32, 4)], mx.uint32)  # not lazy: any thread may evaluate it
 MIN_OUTPUTS = 8  # so that a matrix has at least as many words as inputs
 
 

@@ -270,9 +270,10 @@ def test_no_body_breaks_the_server(quick, capfd):
     assert "Traceback" not in capfd.readouterr().err
 
 
-@pytest.mark.parametrize("times", [1, 2])
-def test_ctrl_c_ends_after_the_running_answer_and_twice_at_once(times):
-    words = [sys.executable, "-m", "edge", "serve", "--port", "0", "--power", "none"]
+@pytest.mark.parametrize(("times", "artefact"), [(1, "mlx-int4"), (1, None), (2, None)])
+def test_ctrl_c_ends_after_the_running_answer_and_twice_at_once(times, artefact, demo_out):
+    model = "demo" if artefact is None else str(demo_out / artefact)
+    words = [sys.executable, "-m", "edge", "serve", model, "--port", "0", "--power", "none"]
     process = subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     url = process.stdout.readline().decode().split(" ")[0]
     for name in ("llama.vim", "llama.vscode", "Continue", "Zed", "minuet", "Ollama", "openai"):
