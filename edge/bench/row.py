@@ -41,8 +41,8 @@ class Context:
 
     `idle_drift` is the warning where the idle power `idle_w` changed. `quality` is by artefact
     from `edge.quality`, `no_quality` the reason where it is None, `no_check` one for a missing
-    comparison of logits, empty if another reason says so. `beside` are other runs of --each on this
-    machine.
+    comparison of logits, empty if another reason says so. `beside` are warnings of what a run of
+    --each has on this machine besides.
     """
 
     rounds: int
@@ -53,7 +53,7 @@ class Context:
     references: Mapping[str, Digest] | None = None
     quality: Mapping[str, dict[str, Any]] | None = None
     no_quality: str = "quality was not measured: add --quality"
-    beside: int = 0
+    beside: Sequence[str] = ()
     no_check: str = "its logits were not compared with the checkpoint's"
 
 
@@ -208,11 +208,7 @@ def _warnings(row: Row, job: Job, runs: Sequence[ProcessRun], context: Context) 
     yield from judge_energy(_windows(row), _flags(runs), longer)
     for run in runs:
         yield from map(warning, run.outcome.done.warnings if run.outcome.done else ())
-    if context.beside:
-        yield warning(
-            f"{context.beside} more of --each measured on this machine at the same time, so rates "
-            f"are low: list it once in the hostfile"
-        )
+    yield from map(warning, context.beside)
     if context.idle_drift is not None and row.power_w is not None:
         yield warning(context.idle_drift)
 

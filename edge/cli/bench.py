@@ -86,7 +86,7 @@ def run(args: argparse.Namespace) -> int:
     return _print(args, writer.profile, writer.path)
 
 
-def measure(args: argparse.Namespace, join: Join = lambda _: 0) -> ProfileWriter:
+def measure(args: argparse.Namespace, join: Join = lambda _: []) -> ProfileWriter:
     """Converts what is missing and measures; `join` is called between the two."""
     work = find_work(args)
     new_meter = _new_meter(args, work.targets)

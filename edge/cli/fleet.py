@@ -6,8 +6,9 @@ measures reports that to rank 0 like a result, and the others go on.
 
 import argparse
 import sys
+import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -33,11 +34,13 @@ from edge.distributed import (
     unique_names,
 )
 from edge.errors import EdgeError
-from edge.formats.files import atomic_write, new_file, safe_name
+from edge.formats.files import atomic_write, safe_name
 from edge.profile.profile import Profile, decode, write
 from edge.report.devices import compare_devices, devices_text
 
-Join = Callable[[Sequence[Target]], int]
+Join = Callable[[Sequence[Target]], list[str]]
+# mlx 0.32's mlx.launch takes a whole core, as it looks at its processes without a pause.
+FREE_CORES = 0.1
 
 
 class Device(msgspec.Struct):
@@ -66,16 +69,22 @@ class Fleet:
     def names(self) -> list[str]:
         return unique_names([device.host for device in self.devices])
 
-    def join(self, targets: Sequence[Target]) -> int:
-        """Compares software and artefacts; the number of other ranks on this machine."""
+    def join(self, targets: Sequence[Target]) -> list[str]:
+        """Compares software and artefacts; sentences on what else this machine is busy with."""
         made = (target for target in targets if SERVER not in target.engines)
-        digests = {target.recipe.name: origin_digest(Path(target.path)) for target in made}
+        digests = {
+            f"the fingerprint of {target.recipe.name}": origin_digest(Path(target.path))
+            for target in made
+        }
         check_same(compared_versions() | digests)
         own = Device(host_name(), psutil.boot_time(), str(self.folder.absolute()))
         found = gather(msgspec.json.encode(own))
         self.devices = [msgspec.json.decode(data, type=Device) for data in found]
         machines = [(device.host, device.boot_s) for device in self.devices]
-        return machines.count((own.host, own.boot_s)) - 1
+        busy = list(busy_with(machines.count((own.host, own.boot_s)) - 1, launcher_cores()))
+        for sentence in busy:
+            _say(f"warning: {sentence}")
+        return busy
 
     def report(self, measure: Callable[[Join], ProfileWriter]) -> Report:
         """What this device measured; an error before all have joined ends all."""
@@ -99,6 +108,29 @@ class Fleet:
             raise
 
 
+def busy_with(others: int, launcher: float) -> Iterator[str]:
+    if others:
+        yield (
+            f"{others} more of --each measure on this machine at the same time, so rates are low: "
+            f"list it once in the hostfile"
+        )
+    if launcher > FREE_CORES:
+        yield (
+            f"mlx.launch takes {launcher:.0%} of a core of this machine, so power is high and "
+            f"rates can be low: start it on a machine that is not in the hostfile"
+        )
+
+
+def launcher_cores() -> float:
+    """How much of a core the mlx.launch above this process takes; 0 where it is elsewhere."""
+    with suppress(psutil.Error):
+        for parent in psutil.Process().parents():
+            if any(Path(word).name == "mlx.launch" for word in parent.cmdline()[:2]):
+                used = parent.cpu_times()
+                return (used.user + used.system) / (time.time() - parent.create_time())
+    return 0.0
+
+
 def run_each(args: argparse.Namespace, measure: Callable[[Join], ProfileWriter]) -> int:
     """Measures here; collects and compares the profiles of all devices on rank 0."""
     if ranks() == 1:
@@ -120,13 +152,13 @@ def _collected(args: argparse.Namespace, names: Sequence[str], reports: Sequence
     folder = args.save / datetime.now(UTC).strftime("%Y%m%dT%H%M%SZ-devices")
     page, is_good = folder / "devices.md", True
     folder.mkdir(parents=True, exist_ok=True)
-    for name, report in zip(names, reports, strict=True):
+    for number, (name, report) in enumerate(zip(names, reports, strict=True), 1):
         if report.failure:
             _say(f"warning: {name} failed: {report.failure}")
             is_good = False
             continue
         profile = decode(report.profile.encode(), Path(name), Profile)
-        path = new_file(folder / safe_name(f"{profile.device.name.replace(' ', '-')}.json"))
+        path = folder / safe_name(f"{number}-{profile.device.name.replace(' ', '-')}.json")
         write(profile, path)
         print(f"saved {path} of {name}", file=sys.stderr)
         is_good &= all(row.counts for row in profile.rows)

@@ -168,23 +168,28 @@ def _has(wanted: str | None, *names: str | None) -> bool:
 def _usable(
     profiles: Mapping[str, Summary], model: str | None, left_out: list[LeftOut]
 ) -> Iterator[Row]:
+    units = {(_device_label(p.device), p.method.fleet_number) for p in profiles.values()}
+    equal = Counter(label for label, number in units if number is not None)
     for file, profile in profiles.items():
+        device = _device_label(profile.device)
+        if (number := profile.method.fleet_number) is not None and equal[device] > 1:
+            device = f"{number}: {device}"
         if not profile.rows:
             reason = "has no rows: its run was stopped before the first"
             left_out.append(LeftOut(file, reason, "no rows"))
         for row in (row for row in profile.rows if row.arm is None):  # the run's own environment
             if row.model is not None and not _has(model, row.model.name, row.model.source):
                 continue
-            line = _line(file, profile, row)
+            line = _line(file, device, profile, row)
             if (refused := _refused(line)) is None:
                 yield line
             else:
                 left_out.append(LeftOut(file, *refused))
 
 
-def _line(file: str, profile: Summary, row: RowSummary) -> Row:
+def _line(file: str, device: str, profile: Summary, row: RowSummary) -> Row:
     """A row's medians, and the keys it is grouped and sorted by."""
-    device, workload, bandwidth = profile.device, row.workload, row.bandwidth(profile.device)
+    workload, bandwidth = row.workload, row.bandwidth(profile.device)
     medians = {key: q.median if (q := getattr(row, key)) else None for key in MEDIANS}
     decode, joules = medians["decode_tok_s"], medians["joules_per_token"]
     source = row.power and plain(f"{row.power.source} ({row.power.boundary})")
@@ -192,12 +197,12 @@ def _line(file: str, profile: Summary, row: RowSummary) -> Row:
         "model": _model_label(row.model or profile.model),
         "workload": str(workload),
         "method": _method_label(profile.method),
-        "device": _device_label(device),
+        "device": device,
         **{key: plain(getattr(row, key)) for key in ("artefact", "engine", "framework")},
         "precision": plain(row.precision),
         "name": plain(row.with_peer(f"{row.framework} {row.precision}")),
         "source": row.source and plain(row.source),
-        "runs_on": _runs_on(row, device),
+        "runs_on": _runs_on(row, profile.device),
         "verdict": row.verdict,
         "reason": plain(row.reasons[0], 300) if row.reasons else "",
         "file": file,

@@ -117,9 +117,9 @@ def test_partly_missing_power_and_changed_idle_power_are_reasons():
 
 
 def test_ranks_beside_each_other_are_a_warning():
-    row = row_of(around=context(beside=1))
+    row = row_of(around=context(beside=["1 more of --each measure on this machine"]))
     assert row.verdict == "WARN"
-    assert has(row, "1 more of --each measured on this machine")
+    assert has(row, "1 more of --each measure on this machine")
 
 
 def test_a_row_that_failed_in_one_round_has_no_figures():

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from edge.cli.fleet import Device, Fleet, Report
+from edge.cli.fleet import Device, Fleet, Report, busy_with
 from edge.distributed import Lost
 from edge.errors import EdgeError
 from edge.profile.profile import read
@@ -16,15 +16,18 @@ BENCH = "-p 16 -n 4 -r 1 --min-window 0 --cooldown 0 --power none --no-check --b
 def test_every_rank_measures_itself_and_rank_0_compares(demo_out, tmp_path):
     words = ["bench", "demo", "--rows", "mlx-int4", "--out", demo_out, *BENCH.split()]
     out, err = launch("-m", "edge", *words, "--each", "-o", "json", cwd=tmp_path)
+    assert out, err
     document = json.loads(out)
-    assert [row["runs"] for row in document["rows"]] == [2], err
+    assert sorted(row["device"][:2] for row in document["rows"]) == ["1:", "2:"], err
     local = tmp_path / "profiles" / "local"
     (folder,) = local.glob("*-devices")
-    profiles = [read(path) for path in folder.glob("*.json")]
-    assert sorted(profile.method.fleet_number for profile in profiles) == [1, 2]
+    files = sorted(folder.glob("*.json"))
+    profiles = [read(file) for file in files]
+    assert [profile.method.fleet_number for profile in profiles] == [1, 2]
+    assert [file.name[:2] for file in files] == ["1-", "2-"]
     assert all("1 more of --each" in str(p.rows[0].reasons) for p in profiles)
     assert len(list(local.glob("*.json"))) == 2  # each rank's own
-    assert (folder / "devices.md").read_text().startswith("# 1 device compared")
+    assert (folder / "devices.md").read_text().startswith("# 2 devices compared")
     assert err.count("waiting up to") == 1
 
 
@@ -54,6 +57,17 @@ def test_a_device_that_fails_while_it_measures_reports_that(error, joins, is_rep
     else:
         with pytest.raises(EdgeError, match="no such model"):
             fleet.report(measure)
+
+
+@pytest.mark.parametrize(
+    ("others", "launcher", "words"),
+    [(0, 0.01, []), (2, 0.0, ["2 more of --each"]), (0, 0.98, ["mlx.launch takes 98% of a core"])],
+)
+def test_what_else_a_machine_is_busy_with_is_said(others, launcher, words):
+    found = list(busy_with(others, launcher))
+    assert [sentence.startswith(word) for sentence, word in zip(found, words, strict=True)] == [
+        True for _ in words
+    ]
 
 
 @pytest.mark.parametrize("end", [KeyboardInterrupt(), SystemExit(143), Lost("mac-2 has ended.")])

@@ -152,13 +152,15 @@ def test_copies_of_a_run_are_counted_once(folder):
     assert {entry.file: entry.reason for entry in found.left_out} == {"b.json": why, "c.json": why}
 
 
-def test_equal_devices_of_one_fleet_are_two_runs(folder):
+def test_equal_devices_of_one_fleet_have_their_numbers(folder):
     profiles = [one(), one()]
     for number, profile in enumerate(profiles, 1):
         profile["method"]["fleet_number"] = number
     found = compare_devices(folder(a=profiles[0], b=profiles[1]))
-    assert [row["runs"] for row in found.rows] == [2]
+    assert [(row["device"][:2], row["runs"]) for row in found.rows] == [("1:", 1), ("2:", 1)]
     assert found.left_out == []
+    (alone,) = compare_devices(folder(a=profiles[0], b=profiles[0])).rows
+    assert not alone["device"].startswith("1:")
 
 
 def test_invalid_and_impossible_rows_are_left_out_with_their_reason(folder):
