@@ -27,6 +27,7 @@ from edge.distributed import MLX_RANK
 from edge.errors import EdgeError
 from edge.linux_cpu import KEEP_BLAS, child_environment
 from edge.power.meter import Meter, Sample
+from edge.profile.baseline import batch_of
 from edge.profile.trial import Trial
 
 WORKER = module_command("edge.bench.worker")
@@ -218,19 +219,25 @@ def split_trials(repetitions: int, rounds: int) -> tuple[int, int]:
     return rounds, -(-repetitions // rounds)
 
 
-def groups_of(jobs: Sequence[Job]) -> list[Hashable]:
-    """For each job what those have in common that take turns: the workload, with --vs all else."""
+def groups_of(jobs: Sequence[Job], baseline: str | None) -> list[Hashable]:
+    """For each job what those have in common that take turns.
+
+    That is the workload, with --vs all else, and with a batch as `baseline` all but the batch.
+    """
+    if batch_of(baseline) is not None:
+        one = [msgspec.structs.replace(job.workload, batch=1) for job in jobs]
+        return [(test, job.path, job.engine) for test, job in zip(one, jobs, strict=True)]
     has_arms = any(job.arm for job in jobs)
     return [(j.workload, j.path, j.engine) if has_arms else j.workload for j in jobs]
 
 
-def fit_together(jobs: Sequence[Job], file_bytes: Sequence[int | None]) -> bool:
+def fit_together(groups: Sequence[Hashable], file_bytes: Sequence[int | None]) -> bool:
     """True if there is memory for the rows of each group at once, twice the size of their files.
 
     Twice, as MLX computes in float32 on a CPU, and caches and buffers come on top.
     """
     needs: dict[Hashable, int] = {}
-    for group, size in zip(groups_of(jobs), file_bytes, strict=True):
+    for group, size in zip(groups, file_bytes, strict=True):
         needs[group] = needs.get(group, 0) + 2 * (size or 0)
     return max(needs.values()) <= psutil.virtual_memory().available
 
@@ -240,8 +247,8 @@ class Run:
     """A run over all rows, with one job each; a row that failed is not run again.
 
     With `has_power` a meter worked before; `warn` is called once if it no longer starts. With
-    `in_turns` the processes of a round that are compared take turns. After the last round
-    `wants_more` says whether there is another.
+    `groups`, one per job, the processes of a round with the same one take turns. After the last
+    round `wants_more` says whether there is another.
     """
 
     jobs: Sequence[Job]
@@ -253,7 +260,7 @@ class Run:
     idle_s: float = 10
     has_power: bool = False
     warn: Callable[[str], None] = lambda _: None
-    in_turns: bool = False
+    groups: Sequence[Hashable] | None = None
     wants_more: Callable[[], bool] = lambda: False
     # The rows' numbers in running order, a list per round; and the processes of each row.
     order: list[list[int]] = field(init=False)
@@ -271,6 +278,10 @@ class Run:
 
     def _new_order(self) -> list[int]:
         return self._rng.sample(range(len(self.jobs)), len(self.jobs))
+
+    @property
+    def in_turns(self) -> bool:
+        return self.groups is not None
 
     @property
     def idle_w(self) -> float | None:
@@ -300,8 +311,7 @@ class Run:
     def _groups(self, order: Sequence[int]) -> Iterator[list[int]]:
         """Rows that run together, without those that failed; alone unless they take turns."""
         groups = [[row] for row in order]
-        if self.in_turns:
-            kinds = groups_of(self.jobs)
+        if (kinds := self.groups) is not None:
             groups = [[r for r in order if kinds[r] == each] for each in dict.fromkeys(kinds)]
         for group in groups:
             going = [r for r in group if not any(run.outcome.failure for run in self.runs[r])]

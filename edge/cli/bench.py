@@ -4,7 +4,7 @@ import argparse
 import json
 import shlex
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from functools import partial
@@ -22,7 +22,7 @@ from edge.bench.plan import Target, artefact_targets, plan_jobs, served_target
 from edge.bench.processors import processors_of
 from edge.bench.reference import reference_job
 from edge.bench.row import Context
-from edge.bench.runner import Run, fit_together, split_trials, stopped_by_sigterm
+from edge.bench.runner import Run, fit_together, groups_of, split_trials, stopped_by_sigterm
 from edge.bench.server import REMOTE
 from edge.bench.until import LEAST_ROUNDS, Until
 from edge.bench.worker import Job
@@ -119,7 +119,8 @@ def measure(args: argparse.Namespace, join: Join = lambda _: []) -> ProfileWrite
         forget_probes()  # converting or downloading can take longer than sudo's ticket lasts
         targets = [made[target.recipe.name] for _, target in planned]
         beside = join(targets)
-        run.in_turns = bool(compared) and _takes_turns(run.jobs, targets)
+        if compared:
+            run.groups = _turns(groups_of(run.jobs, args.baseline), targets)
         if args.each:
             compared |= {"fleet_number": rank() + 1}
         writer = _new_writer(args, work, run, targets, compared)
@@ -196,7 +197,7 @@ def _with_comparison(
     """The jobs with those of another environment, and what the profile says of the comparison."""
     if args.baseline is not None:
         rows = ((target.recipe.name, job.engine, None) for job, target in planned)
-        check_baseline(args.baseline, rows)
+        check_baseline(args.baseline, rows, (job.workload.batch for job, _ in planned))
         return planned, {"baseline": args.baseline, "until_percent": args.until}
     if args.vs is not None:
         other = open_environment(args.vs)
@@ -205,15 +206,16 @@ def _with_comparison(
     return planned, {}
 
 
-def _takes_turns(jobs: Sequence[Job], targets: Sequence[Target]) -> bool:
-    if fit_together(jobs, [target.file_bytes for target in targets]):
-        return True
+def _turns(groups: list[Hashable], targets: Sequence[Target]) -> list[Hashable] | None:
+    """The groups that take turns; None, after a warning, without memory for one."""
+    if fit_together(groups, [target.file_bytes for target in targets]):
+        return groups
     _warn(
         "the rows that are compared do not fit into memory together, so their processes run one "
         "after the other, which leaves more of the machine's changes in the ratios: compare fewer "
         "--rows, or close programs"
     )
-    return False
+    return None
 
 
 def _new_writer(

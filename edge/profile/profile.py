@@ -235,7 +235,7 @@ class RowSummary(Struct, frozen=True, kw_only=True):
     is gross, `joules_per_token_net` net of idle power. `peak_memory_bytes` is the larger of the
     process's and the device's (`peak_device_bytes`). `model` is None if it is the profile's.
     `arm` names the environment of a row that another interpreter ran (--vs). `ratios` are by the
-    quantity's name, relative to the row `baseline` of the same workload.
+    quantity's name, relative to the row `baseline` of the same workload, or of another batch of it.
     `source` is another program that measured the row, None for edge itself. Where the model is
     `split`, bytes per token are those of all devices, the peak of memory that of the first.
     """

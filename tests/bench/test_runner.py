@@ -12,7 +12,14 @@ import pytest
 
 from edge.bench import runner, worker
 from edge.bench.row import build_row
-from edge.bench.runner import Outcome, Run, run_in_turns, run_job, stopped_by_sigterm
+from edge.bench.runner import (
+    Outcome,
+    Run,
+    groups_of,
+    run_in_turns,
+    run_job,
+    stopped_by_sigterm,
+)
 from edge.bench.trial import make_trial
 from edge.errors import EdgeError
 from edge.profile.profile import Workload
@@ -265,12 +272,26 @@ def test_rows_of_one_workload_take_turns_and_rounds_are_added_while_wanted(monke
 
     monkeypatch.setattr(runner, "run_in_turns", in_turns)
     jobs = [*JOBS, job_of("mlx", "d", workload=Workload(9, 3))]
-    run = Run(jobs, 2, fake.new_meter, in_turns=True, wants_more=lambda: more.pop(0))
+    turns = groups_of(jobs, None)
+    run = Run(jobs, 2, fake.new_meter, groups=turns, wants_more=lambda: more.pop(0))
     run.run_rounds(lambda _: None, lambda *_: None)
     assert sorted(map(sorted, groups[:2])) == [["a", "b", "c"], ["d"]]
     assert sorted(map(sorted, groups[2:])) == [["a", "b"]] * 3 + [["d"]] * 3  # c has failed
     assert (run.rounds, len(run.order), [len(runs) for runs in run.runs]) == (4, 4, [4, 4, 1, 4])
     assert run.order == Run(jobs, 4, None).order
+
+
+def test_batches_take_turns_with_one_sequence_of_the_same_row():
+    jobs = [
+        job_of(engine, "m", workload=Workload(8, n, batch=batch))
+        for engine in ("mlx", "mlx-lm")
+        for n in (4, 5)
+        for batch in (1, 8)
+    ]
+    batches = groups_of(jobs, "npl1")
+    assert [batches.index(group) for group in batches] == [0, 0, 2, 2, 4, 4, 6, 6]
+    engines = groups_of(jobs, "mlx-lm")
+    assert [engines.index(group) for group in engines] == [0, 1, 2, 3, 0, 1, 2, 3]
 
 
 def test_a_failed_row_is_not_run_again(go):

@@ -78,6 +78,23 @@ def test_a_baseline_is_a_row_or_an_engine_and_by_default_the_same_row_here(
     assert '"ratios"' in found.to_json() and '"ratios"' not in profile.to_json()
 
 
+def test_a_batch_is_a_baseline_for_the_same_rows_in_other_batches():
+    made = make_profile(artefacts=("mlx-fp16", "mlx-int4"), batches=(1, 8), rate=0.5)
+    made["rows"].append(made["rows"][3] | {"engine": "mlx-lm"})  # without one sequence
+    rows = with_ratios(typed(made), "npl1").rows
+    assert [row.baseline for row in rows] == [None, None, "mlx-fp16 npl1", "mlx-int4 npl1", None]
+    for one, eight in ((rows[0], rows[2]), (rows[1], rows[3])):
+        medians = eight.decode_tok_s.median / one.decode_tok_s.median
+        assert eight.ratios["decode_tok_s"].ratio == pytest.approx(medians, rel=0.02)
+        assert eight.ratios["joules_per_token"].ratio == pytest.approx(1 / medians, rel=0.05)
+    check_baseline("npl8", [("a", "mlx", None)], [1, 8, 8])
+    for name, found in (("npl2", r"a, b, npl1, npl8\.$"), ("npl1 ", "npl1, npl8")):
+        with pytest.raises(EdgeError, match=found):
+            check_baseline(name, [("a", "mlx", None), ("b", "mlx", None)], [1, 8])
+    with pytest.raises(EdgeError, match="needs two rows"):
+        check_baseline("npl1", [("a", "mlx", None)], [1])
+
+
 def test_only_figures_that_count_are_compared(made):
     made["rows"][0] = failed_row(made["rows"][0], "it died") | {"trials": made["rows"][1]["trials"]}
     assert all(not row.ratios for row in with_ratios(typed(made), "mlx-fp16").rows)
@@ -101,7 +118,7 @@ def test_only_figures_that_count_are_compared(made):
             [("a", "mlx", None), ("a", "mlx-lm", None), ("a", "mlx", "B")],
             r"give one of these: a, a .mlx-lm., a .B., mlx, mlx-lm\.$",
         ),
-        ([("x", "mlx", None)], "--baseline x needs two rows or more; add --rows or --peers"),
+        ([("x", "mlx", None)], "--baseline x needs two rows or more; add --rows, --peers or -npl"),
         ([], "needs two rows"),
     ],
 )

@@ -233,8 +233,8 @@ def add_threads(options: Options, more: str = "") -> None:
 def add_baseline(options: Options) -> None:
     meaning = (
         "also print every row's ratio to ROW, with its interval: an artefact such as mlx-fp16, a "
-        "row as the table calls it, such as 'mlx-fp16 (mlx-lm)', or an engine, such as mlx-lm, for "
-        "the same artefact there"
+        "row as the table calls it, such as 'mlx-fp16 (mlx-lm)', an engine, such as mlx-lm, for "
+        "the same artefact there, or a batch, such as npl1, for the same row in that batch"
     )
     options.add_argument("--baseline", metavar="ROW", help=meaning)
 
