@@ -2,9 +2,12 @@
 
 import argparse
 import errno
+import io
 import os
 import sys
+import time
 from collections.abc import Callable, Sequence
+from contextlib import redirect_stderr, redirect_stdout
 from importlib import import_module
 
 import edge
@@ -27,6 +30,7 @@ COMMANDS = {
 USAGE = "usage: edge [-h] [--version] COMMAND ..."
 INTERRUPTED = 130
 RANKS = ("MLX_RANK", "OMPI_COMM_WORLD_RANK")  # of a process that mlx.launch or mpirun started
+GRACE_S = 3.0  # within which mlx.launch ends a process after another
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
 NO_HOME = "/nonexistent"  # as in Debian's /etc/passwd
 
@@ -59,7 +63,7 @@ def parser_of(name: str, prog: str | None = None) -> argparse.ArgumentParser:
 def _run(name: str, prog: str, words: Sequence[str]) -> int:
     parser = parser_of(name, prog)
     try:
-        args = parser.parse_args(words)
+        args = _parsed(parser, words)
     except SystemExit as end:  # it has printed the help, or what is wrong
         return int(end.code or 0)
     if any(variable in os.environ for variable in RANKS):
@@ -67,6 +71,23 @@ def _run(name: str, prog: str, words: Sequence[str]) -> int:
         together: int = run(name, args, lambda: _checked(name, args, parser))
         return together
     return _checked(name, args, parser)
+
+
+def _parsed(parser: argparse.ArgumentParser, words: Sequence[str]) -> argparse.Namespace:
+    """As `parse_args`; of several processes the first says what it finds, the others what only
+    they find.
+    """
+    if all(os.environ.get(variable, "0") == "0" for variable in RANKS):
+        return parser.parse_args(words)
+    said = io.StringIO()
+    try:
+        with redirect_stdout(said), redirect_stderr(said):
+            return parser.parse_args(words)
+    except SystemExit as end:
+        if end.code:
+            time.sleep(GRACE_S)  # this process is ended if the first finds the same
+            sys.stderr.write(said.getvalue())
+        raise
 
 
 def _checked(name: str, args: argparse.Namespace, parser: argparse.ArgumentParser) -> int:

@@ -3,6 +3,7 @@
 import argparse
 import atexit
 import os
+import signal
 import subprocess
 from collections.abc import Callable
 
@@ -11,7 +12,7 @@ from edge.child import module_command
 from edge.distributed import MLX_RANK
 from edge.errors import EdgeError
 from edge.linux_cpu import child_environment
-from edge.model.follow import ANOTHER, INTERRUPTED, end, follow, is_follower
+from edge.model.follow import ANOTHER, ENDED, INTERRUPTED, end, follow, is_follower
 
 FOLLOWER = module_command("edge.model.follow")
 # The model is split for these and for bench; bench --each and eval use the processes otherwise.
@@ -35,7 +36,7 @@ def run(name: str, args: argparse.Namespace, command: Callable[[], int]) -> int:
         is_interrupt = isinstance(error, KeyboardInterrupt)
         atexit.register(os._exit, INTERRUPTED if is_interrupt else 1)
         if isinstance(error, RuntimeError) and str(error).startswith(LOST):
-            raise EdgeError("another device has ended, so this one ends too.") from None
+            raise EdgeError(ENDED) from None
         raise
 
 
@@ -54,16 +55,36 @@ def _bench(args: argparse.Namespace, command: Callable[[], int]) -> int:
     rank = os.environ.pop(MLX_RANK, None)
     if rank is None:
         raise EdgeError("edge bench over several devices needs the ring or jaccl, not mpi.")
-    with stopped_by_sigterm():
+    try:
+        with stopped_by_sigterm():
+            return _led_workers(args, command) if rank == "0" else _followed_workers(rank)
+    except SystemExit as stop:
+        if stop.code != 128 + signal.SIGTERM:  # which mlx.launch sends when another has ended
+            raise
         if rank != "0":
-            while (code := _call(rank)) == ANOTHER:
-                pass
-            return code
-        args.is_split = True
-        code = command()
-        _call(rank, "end")
-        return code
+            return 1
+        raise EdgeError(ENDED) from None
+
+
+def _led_workers(args: argparse.Namespace, command: Callable[[], int]) -> int:
+    args.is_split = True
+    code = command()
+    _call("0", "end")
+    return code
+
+
+def _followed_workers(rank: str) -> int:
+    while (code := _call(rank)) == ANOTHER:
+        pass
+    return code
 
 
 def _call(rank: str, *words: str) -> int:
-    return subprocess.call((*FOLLOWER, *words), env=child_environment() | {MLX_RANK: rank})
+    """Exit code of a process that follows, and that ends with this one."""
+    environment = child_environment() | {MLX_RANK: rank}
+    with subprocess.Popen((*FOLLOWER, *words), stdin=subprocess.PIPE, env=environment) as process:
+        try:
+            return process.wait()
+        except BaseException:
+            process.kill()
+            raise

@@ -36,6 +36,7 @@ from edge.model.stablelm import Backbone, Cache, Model
 # cache (0 for none), and that of a cache which was deleted; then ids, and where they are more than
 # that, an array with the rest.
 HEAD_NUMBERS, NUMBERS = 7, 64
+ENDED = "another device has ended, so this one ends too."
 # Exit code of this module's process where another worker of `edge bench` comes next.
 ANOTHER = 75
 INTERRUPTED = 130
@@ -187,7 +188,7 @@ def _watch(part: Part, reader: int) -> None:
     if code == INTERRUPTED or part.rank > 0:
         time.sleep(GRACE_S)  # it may be about to end
     else:
-        print("edge: another device has ended, so this one ends too.", file=sys.stderr)
+        print(f"edge: {ENDED}", file=sys.stderr)
     os._exit(code)
 
 
@@ -320,10 +321,16 @@ def _summed(numbers: mx.array) -> mx.array:
     return found
 
 
+def _end_with_the_parent() -> None:
+    sys.stdin.read()
+    os._exit(1)
+
+
 def main() -> int:
     """Follows one worker of `edge bench`, or ends with `end` all that follow."""
     from edge.distributed import Lost, host_name
 
+    threading.Thread(target=_end_with_the_parent, daemon=True).start()
     try:
         if sys.argv[1:] == ["end"]:
             end()

@@ -46,7 +46,7 @@ FOLLOWS_FROM = {
     "joules_per_token_net": ("joules_per_token", "power_w"),
     "bandwidth_fraction": ("decode_tok_s",),
 }
-# Keys of the method, of rows and of their engine_facts that are written only where they have a value.
+# Keys of the method, of rows and of engine_facts that are written only where they have a value.
 RARE = (
     *("gate", "model", "arm", "baseline", "ratios", "source", "split"),
     *("in_turns", "until_percent", "vs_software", "fleet_number"),

@@ -6,7 +6,9 @@ import subprocess
 import sys
 
 import psutil
+import pytest
 
+from edge.cli import main
 from tests.support.ranks import LAUNCH, ROOT, free_port
 
 QUESTION = "write a function that adds two numbers"
@@ -52,3 +54,12 @@ def test_a_chat_answers_as_one_process_does_and_ends_when_a_rank_dies(tmp_path):
                 os.killpg(launcher.pid, signal.SIGKILL)
     assert "another device has ended, so this one ends too." in said
     assert "Node with rank 0 exited with code 1" in said
+
+
+@pytest.mark.parametrize(("words", "code", "said"), [(["--help"], 0, ""), (["--hm"], 2, "--hm is")])
+def test_only_the_first_process_prints_the_help(words, code, said, capsys, monkeypatch):
+    monkeypatch.setenv("MLX_RANK", "1")
+    monkeypatch.setattr(main, "GRACE_S", 0.0)
+    assert main.main(["complete", *words]) == code
+    printed = capsys.readouterr()
+    assert printed.out == "" and said in printed.err and bool(said) == bool(printed.err)
