@@ -35,7 +35,7 @@ LAST = object()  # a worker has ended
 OnTrial = Callable[[Trial], None]
 Progress = Callable[[int, float], None]  # a row's number, and the share of it that is done
 OUT_OF_MEMORY = (
-    "when memory runs out: close other programs, or choose a smaller artefact or depth (-d)"
+    "when memory runs out: close other programs, or choose a smaller artefact, depth (-d) or -npl"
 )
 # Words of MLX's allocator, Metal's command buffers, CUDA and Python.
 ALLOCATION_FAILED = re.compile(

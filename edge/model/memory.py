@@ -72,13 +72,14 @@ def check_fits(
     need = required_bytes(path, config, dtype, cache_tokens, kv_bits, **how)
     times = f"{sequences} x " if sequences > 1 else ""
     cache = f", {size(need.cache_bytes)} of cache for {times}{cache_tokens} tokens"
-    return need, _shortage(path, need, cache)
+    shorter = "a shorter context or fewer sequences" if sequences > 1 else "a shorter context"
+    return need, _shortage(path, need, cache, f"choose a smaller model (mlx-int4), {shorter}")
 
 
 def check_weights_fit(path: Path, dtype: mx.Dtype) -> tuple[Need, str | None]:
     """`check_fits` for a network of another architecture: its weights alone."""
     need = Need(sum(_loaded_bytes(t, dtype) for t in read_tensors(path).values()), 0, 0, 0)
-    return need, _shortage(path, need, "")
+    return need, _shortage(path, need, "", "choose a smaller model")
 
 
 def caches_that_fit(need: Need, most: int) -> int:
@@ -89,10 +90,9 @@ def caches_that_fit(need: Need, most: int) -> int:
     return max(1, min(most, room_bytes // need.cache_bytes))
 
 
-def _shortage(path: Path, need: Need, cache: str) -> str | None:
+def _shortage(path: Path, need: Need, cache: str, advice: str) -> str | None:
     total_bytes, weights = need.total_bytes, f"{size(need.weights_bytes)} of weights"
     what = f"{path} needs {size(total_bytes)} ({weights}{cache})"
-    advice = "choose a smaller model (mlx-int4) or a shorter context"
     return check_room(total_bytes, available_bytes(), what, advice)
 
 

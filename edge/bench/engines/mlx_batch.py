@@ -61,5 +61,5 @@ def open_batch(path: Path, kv_bits: int | None, sequences: int) -> MlxBatch:
     model = load_model(path)
     scaling = model.config.rope_scaling
     if scaling is not None and scaling.rope_type == "dynamic":
-        raise EdgeError(f"{path} rotates by the length of its context, so it has no batches.")
+        raise EdgeError(f"{path} rotates by the length of its context; leave out -npl.")
     return MlxBatch(model, sequences, kv_bits)
