@@ -74,6 +74,8 @@ def test_every_engine_runs_in_a_worker(engine, artefact, workload, demo_out):
     assert done.facts.weight_bytes_per_token > 1e6
     assert (done.gate.prompt_tokens, done.gate.depth) == (workload.prompt, workload.depth)
     assert done.gate.share < 1 and done.logits["logits"]
+    # Of a batch a pass and one from unequal lengths: 5 calls for each sequence.
+    assert (done.gate.positions >= 5 * 3) == (workload.batch > 1)
     if engine == "mlx":
         assert 3e6 < done.peak_device_bytes < done.peak_memory_bytes
     if engine == "llama.cpp":
@@ -318,6 +320,16 @@ def test_a_meter_that_does_not_move_is_named_and_gives_no_energy(go):
     assert row.power_w is row.joules_per_token is row.prefill_power_w is None
     assert "fake does not move: it read 5.0 W" in row.why_not("power_w")
     assert row.decode_tok_s is not None and row.counts
+
+
+def test_joules_are_of_the_tokens_of_every_sequence_of_a_batch(monkeypatch):
+    fake = FakeMachine(monkeypatch, watts=5.0)
+    monkeypatch.setattr(runner, "run_job", Workers(fake.clock))
+    jobs = [job_of("mlx", "a", workload=Workload(10, 3, batch=batch)) for batch in (1, 4)]
+    run = Run(jobs, 1, fake.new_meter, idle_s=0, cooldown_s=0)
+    run.run_rounds(lambda _: None, lambda *_: None)
+    windows = [runs[0].outcome.trials[0].decode_energy for runs in run.runs]
+    assert [window.tokens for window in windows] == [2, 8]
 
 
 @pytest.mark.parametrize("then", [None, 3.0])
