@@ -3,6 +3,7 @@
 import contextlib
 import itertools
 import os
+from collections import Counter
 from functools import cache
 from unittest import mock
 
@@ -10,6 +11,7 @@ import mlx.core as mx
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from mlx import nn
 
 import edge
 from edge.errors import EdgeError
@@ -19,15 +21,18 @@ from edge.generate.decode import common_length
 from edge.generate.sampling import GREEDY, Sampling
 from edge.generate.speculate import DraftLength
 from edge.generate.stream import StopScanner, TokenClock, stream_generate, text_events
+from edge.model.cpu_linear import use_blas
 from edge.model.kv_cache import make_cache
+from edge.model.load import load_model
 from edge.model.stablelm import FUSED_DECODE_WIDTHS
 from tests.generate.test_speculate import Fixed
 from tests.support.talk import tokens
 from tests.support.tiny import ALL_CONFIGS, tiny_model
 
 CASES = int(os.environ.get("EDGE_FUZZ_CASES", "5"))
-VOCAB = 160
+MOST_IDS = 40 if CASES <= 5 else 240
 MODELS = ("plain", "stable-code", "stablelm-2-12b", "llama-grouped", "llama-llama3")
+DEMOS = ("mlx-fp16", "mlx-int4")
 WIDTHS = {"": (), "padded": FUSED_DECODE_WIDTHS["metal"]}
 SAMPLINGS = (
     Sampling(0.8, top_p=0.9, min_p=0.02, seed=3),
@@ -38,13 +43,26 @@ SAMPLINGS = (
 
 
 @cache
-def model_of(name, heads="", joined=True):
-    """A tiny network for contexts of 1024 positions."""
+def model_of(name, heads="", weights="float"):
+    """A network as it is loaded: a tiny one for contexts of 1024 positions, or a demo's folder."""
+    if name not in ALL_CONFIGS:
+        return load_model(name)
     with mock.patch.dict(FUSED_DECODE_WIDTHS, dict.fromkeys(FUSED_DECODE_WIDTHS, WIDTHS[heads])):
         model = tiny_model({**ALL_CONFIGS[name], "max_position_embeddings": 1024}, seed=3)
-    if joined:
+    if weights == "int4":
+        nn.quantize(model, group_size=32, bits=4)
+    if weights != "not fused":
         model.fuse()
+        use_blas(model)
     return model
+
+
+@pytest.fixture(scope="module")
+def compared():
+    """Counts what was compared, and tells it with `pytest -s`."""
+    counts = Counter()
+    yield counts
+    print("\ncompared:", ", ".join(f"{count} {what}" for what, count in counts.items()))
 
 
 @cache
@@ -60,8 +78,8 @@ def jobs(draw):
     begin = draw(st.integers(0, 5))
     length = draw(st.one_of(st.integers(1, 24), st.integers(1, 300)))
     own = draw(st.integers(0, length))  # before it is what prompts have in common
-    ids = [(begin * 7 + i * i if i < own else i * 31 + own) % VOCAB for i in range(length)]
-    count = draw(st.integers(0, 40))
+    ids = [begin * 7 + i * i if i < own else i * 31 + own for i in range(length)]
+    count = draw(st.integers(0, MOST_IDS))
     leaves = draw(st.one_of(st.just(count), st.integers(0, count)))
     sampling = draw(st.sampled_from((GREEDY, GREEDY, GREEDY, *SAMPLINGS)))
     return tuple(ids), sampling, count, draw(st.integers(0, 30)), leaves
@@ -101,22 +119,26 @@ def takes_all(stream, taken, most):
 @settings(max_examples=CASES)
 @given(
     st.lists(jobs(), min_size=1, max_size=9),
-    st.sampled_from(MODELS),
+    st.sampled_from([*MODELS, *DEMOS]),
     st.sampled_from(list(WIDTHS)),
-    st.booleans(),
+    st.sampled_from(["float", "int4", "not fused"]),
     st.sampled_from([None, None, 8]),
     st.sampled_from([None, 1, 3, 7]),
-    st.integers(1, 5),
+    st.integers(1, 9),
 )
 def test_every_sequence_gets_the_ids_it_gets_alone(
-    planned, name, heads, joined, kv_bits, proposals, slots
+    demo_out, compared, planned, name, heads, weights, kv_bits, proposals, slots
 ):
-    build = name, heads, joined
-    draft = None if proposals is None else Fixed(proposals)
-    batch = Batch(model_of(*build), slots, kv_bits, draft=draft)
+    build = (demo_out / name,) if name in DEMOS else (name, heads, weights)
+    model, draft = model_of(*build), None if proposals is None else Fixed(proposals)
+    vocab = model.config.vocab_size
+    planned = [(tuple(i % vocab for i in ids), *rest) for ids, *rest in planned]
+    batch = Batch(model, slots, kv_bits, draft=draft)
+    compared["mixes"] += 1
     for job, found in zip(planned, run(batch, planned), strict=True):
-        ids, sampling, count, _, leaves = job
-        assert found == alone(build, ids, sampling, count, kv_bits)[:leaves]
+        ids, sampling, _, _, leaves = job
+        assert found == alone(build, ids, sampling, leaves, kv_bits)
+        compared["tokens"] += len(found)
 
 
 @pytest.fixture
