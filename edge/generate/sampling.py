@@ -27,6 +27,7 @@ ROUNDING_SHARE = {mx.float32: 2**-16, mx.float16: 2**-8, mx.bfloat16: 2**-5}
 # The same where keys and values are quantised to 8 or 4 bits: one of them may be rounded to another
 # code. On the demo with 8 bits that changed logits by 0.0011 of the largest.
 CODES_SHARE = {8: 2**-8, 4: 2**-5}
+SUM_ROUNDING = 2**-18  # of a sum of probabilities in float32
 # Ids so far (n,) and logits (1, vocab) -> logits (1, vocab).
 Penalty = Callable[[mx.array, mx.array], mx.array]
 # Called with the model's logits (1, vocab) and the id chosen (1,), not yet computed.
@@ -135,14 +136,16 @@ class Picker:
         if self.is_argmax:
             clear = argmax_is_clear(logits, self._kv_bits)
             return mx.argmax(logits, axis=-1), clear, [self.state] * len(logits)
-        greedy = self._sampling.temperature == 0
         chosen, are_clear, states = [], [], []
         for row in mx.split(logits, len(logits)):
             scores = self._penalised(row)
-            found = self._choose(scores if greedy else _rounded(scores, self._kv_bits))
-            chosen.append(found[:1])
-            same = (found == found[0]).all(keepdims=True) & mx.isfinite(row.max(axis=-1))
-            are_clear.append(argmax_is_clear(scores, self._kv_bits) if greedy else same)
+            key = self.state[0]
+            chosen.append(self._choose(scores))
+            if key is None:
+                are_clear.append(argmax_is_clear(scores, self._kv_bits))
+            else:
+                same = self._is_clear_draw(scores, key, chosen[-1])
+                are_clear.append(same & mx.isfinite(row.max(axis=-1)))
             states.append(self.state)
         return mx.concatenate(chosen), mx.concatenate(are_clear), states
 
@@ -155,24 +158,35 @@ class Picker:
         return logits if self._penalty is None else self._penalty(self.state[1], logits)
 
     def _choose(self, scores: mx.array) -> mx.array:
-        """Scores (1, vocab), or further rows rounded otherwise -> an id each; the first counts."""
+        """Scores (1, vocab) -> the id (1,)."""
         key, recent = self.state
         if key is None:
-            tokens = mx.argmax(scores, axis=-1)
+            token = mx.argmax(scores, axis=-1)
         else:
             key, now = mx.random.split(key)
-            scores = self._sampling.filtered(scores)
-            tokens = mx.random.categorical(scores[:1], key=now)
-            if len(scores) > 1:
-                # As MLX draws: the first id up to which the probabilities add up to the number.
-                sums = mx.cumsum(mx.softmax(scores[1:], axis=-1), axis=-1)
-                others = (sums < mx.random.uniform(shape=(1,), key=now)).sum(axis=-1)
-                tokens = mx.concatenate([tokens, others.astype(tokens.dtype)])
+            token = mx.random.categorical(self._sampling.filtered(scores), key=now)
         if self._penalty is not None:
             # Tokens before the window have no effect, so they are not kept as in mlx-lm.
-            recent = mx.concatenate([recent, tokens[:1]])[-self._window :]
+            recent = mx.concatenate([recent, token])[-self._window :]
         self.state = key, recent
-        return tokens
+        return token
+
+    def _is_clear_draw(self, scores: mx.array, key: mx.array, token: mx.array) -> mx.array:
+        """Scores (1, vocab) and the id drawn (1,) -> a bool (1,), as of `argmax_is_clear`.
+
+        MLX draws the first id up to which the probabilities add up to a number from 0 to 1. Scores
+        off by e at most move a sum p of probabilities by 2 e p (1 - p) at most; what the filters
+        keep is tried with some changes of the scores. Without a seed any draw will do.
+        """
+        if self._sampling.seed is None:
+            return mx.array([True])
+        off_by = mx.abs(scores).max().astype(mx.float32) * _share(scores.dtype, self._kv_bits)
+        changed = self._sampling.filtered(scores + off_by * _changes(scores.shape[-1]))
+        sums = mx.cumsum(mx.softmax(changed, axis=-1), axis=-1)
+        number = mx.random.uniform(shape=(1,), key=mx.random.split(key)[1])
+        moved = off_by * (2 / self._sampling.temperature) * number * (1 - number) + SUM_ROUNDING
+        low, high = (sums < number - moved).sum(axis=-1), (sums < number + moved).sum(axis=-1)
+        return ((low == token) & (high == token)).all(keepdims=True)
 
 
 def pick_rows(
@@ -222,19 +236,10 @@ def _share(dtype: mx.Dtype, kv_bits: int | None) -> float:
     )
 
 
-def _rounded(scores: mx.array, kv_bits: int | None) -> mx.array:
-    """Scores (1, vocab) -> float32 scores (3, vocab): as they are, and rounded in two ways.
-
-    A draw depends on them in more ways than an argmax: by sums, and by what the filters keep.
-    """
-    largest = mx.abs(scores).max().astype(mx.float32)
-    return scores + largest * _share(scores.dtype, kv_bits) * _changes(scores.shape[-1])
-
-
 @cache
 def _changes(vocab_size: int) -> mx.array:
-    """Numbers from -1 to 1 (3, vocab): none, any, and their opposites."""
-    any_ = mx.random.uniform(-1, 1, (1, vocab_size), key=mx.random.key(0))
+    """Rows of 0, of any signs, and of the opposite ones, (3, vocab)."""
+    any_ = mx.random.randint(0, 2, (1, vocab_size), key=mx.random.key(0)) * 2.0 - 1
     return mx.concatenate([mx.zeros_like(any_), any_, -any_])
 
 

@@ -62,3 +62,15 @@ def test_other_draws_and_seeded_draws_do_not_change_each_other():
 def test_values_out_of_range_are_named(field, value):
     with pytest.raises(EdgeError, match=f"{field} is {value}; choose "):
         Sampling(**{field: value})
+
+
+@pytest.mark.parametrize(
+    ("distance", "seed", "clear"), [(1e-6, 5, False), (-1e-6, 5, False), (0.05, 5, True)]
+)
+def test_a_draw_is_clear_where_rounding_cannot_change_it(distance, seed, clear):
+    number = mx.random.uniform(shape=(1,), key=mx.random.split(mx.random.key(seed))[1]).item()
+    first = number + distance  # the probability of the first of two ids
+    logits = mx.log(mx.array([[first, 1 - first]]))
+    token, is_clear, _ = Picker(Sampling(1.0, seed=seed), [0]).pick_many(logits)
+    assert token.item() == (distance < 0) and is_clear.item() == clear
+    assert Picker(Sampling(1.0), [0]).pick_many(logits)[1].item()
