@@ -122,7 +122,7 @@ def _interruptible(work: Callable[[], Result], limit_s: float | None) -> Result:
     before = connections().keys()
     _thread().put((future, work))
     try:
-        while not _is_done(future, min(LOOK_S, end_s - time.monotonic())):
+        while not wait([future], max(min(LOOK_S, end_s - time.monotonic()), 0)).done:
             if time.monotonic() >= end_s:
                 raise Lost(f"another process of mlx.launch gave no answer in {limit_s:g} s.")
             if not before <= connections().keys():
@@ -133,10 +133,6 @@ def _interruptible(work: Callable[[], Result], limit_s: float | None) -> Result:
     finally:
         if not future.done():  # at its end MLX would wait for the collective, for ever
             atexit.register(os._exit, 1)
-
-
-def _is_done(future: Future[Any], limit_s: float) -> bool:
-    return bool(wait([future], max(limit_s, 0)).done)
 
 
 def connections() -> dict[Any, int]:

@@ -6,7 +6,6 @@ measures reports that to rank 0 like a result, and the others go on.
 
 import argparse
 import sys
-import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
@@ -40,7 +39,7 @@ from edge.report.devices import compare_devices, devices_text
 
 Join = Callable[[Sequence[Target]], list[str]]
 # mlx 0.32's mlx.launch takes a whole core, as it looks at its processes without a pause.
-FREE_CORES = 0.1
+FREE_CORES, LOOK_S = 0.1, 0.5
 
 
 class Device(msgspec.Struct):
@@ -126,8 +125,7 @@ def launcher_cores() -> float:
     with suppress(psutil.Error):
         for parent in psutil.Process().parents():
             if any(Path(word).name == "mlx.launch" for word in parent.cmdline()[:2]):
-                used = parent.cpu_times()
-                return (used.user + used.system) / (time.time() - parent.create_time())
+                return parent.cpu_percent(LOOK_S) / 100
     return 0.0
 
 
@@ -151,7 +149,6 @@ def _collected(args: argparse.Namespace, names: Sequence[str], reports: Sequence
     """Saves the profiles in a folder of this run, with the comparison of the devices."""
     folder = args.save / datetime.now(UTC).strftime("%Y%m%dT%H%M%SZ-devices")
     page, is_good = folder / "devices.md", True
-    folder.mkdir(parents=True, exist_ok=True)
     for number, (name, report) in enumerate(zip(names, reports, strict=True), 1):
         if report.failure:
             _say(f"warning: {name} failed: {report.failure}")
@@ -162,6 +159,8 @@ def _collected(args: argparse.Namespace, names: Sequence[str], reports: Sequence
         write(profile, path)
         print(f"saved {path} of {name}", file=sys.stderr)
         is_good &= all(row.counts for row in profile.rows)
+    if all(report.failure for report in reports):
+        return 1
     compared = compare_devices(folder)
     with atomic_write(page) as partial:
         partial.write_text(devices_text(compared) + "\n", encoding="utf-8")

@@ -1,10 +1,11 @@
 """`edge bench --each` and `edge eval` in processes of mlx.launch."""
 
 import json
+from argparse import Namespace
 
 import pytest
 
-from edge.cli.fleet import Device, Fleet, Report, busy_with
+from edge.cli.fleet import Device, Fleet, Report, _collected, busy_with
 from edge.distributed import Lost
 from edge.errors import EdgeError
 from edge.profile.profile import read
@@ -68,6 +69,13 @@ def test_what_else_a_machine_is_busy_with_is_said(others, launcher, words):
     assert [sentence.startswith(word) for sentence, word in zip(found, words, strict=True)] == [
         True for _ in words
     ]
+
+
+def test_nothing_is_compared_where_every_device_failed(tmp_path, capsys):
+    reports = [Report(failure="the disk is full."), Report(failure="no memory.")]
+    assert _collected(Namespace(save=tmp_path), ["mac-1", "mac-2"], reports) == 1
+    assert "mac-2 failed: no memory." in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize("end", [KeyboardInterrupt(), SystemExit(143), Lost("mac-2 has ended.")])
