@@ -8,6 +8,7 @@ thread waits for it, and looks whether the connections to the other processes ar
 import atexit
 import math
 import os
+import subprocess
 import sys
 import threading
 import time
@@ -33,6 +34,9 @@ RANKS = (MLX_RANK, "OMPI_COMM_WORLD_RANK")
 # Machines differ in how long they take to start; connecting is tried for half a minute.
 START_S = 300.0
 LOOK_S = 1.0
+# Ends process $2 when $1, its parent, has ended. While MLX waits for a connection no thread of
+# Python runs.
+WATCH = "while kill -0 $1 && kill -0 $2; do sleep 1; done 2>/dev/null; kill -9 $2 2>/dev/null"
 SIZE_BYTES = 8
 ENDED = "another process of mlx.launch has ended or is out of reach"
 MOST_NAMED = 4
@@ -52,6 +56,8 @@ def group() -> mx.distributed.Group | None:
     """
     if not any(name in os.environ for name in RANKS) or _is_alone():
         return None
+    pids = map(str, (os.getppid(), os.getpid()))
+    watch = subprocess.Popen(("/bin/sh", "-c", WATCH, "sh", *pids))
     try:
         found = _interruptible(lambda: mx.distributed.init(strict=True), START_S)
     except Lost as error:
@@ -59,6 +65,9 @@ def group() -> mx.distributed.Group | None:
             f"the processes of mlx.launch do not find one another ({error}); check the addresses "
             f"in the hostfile and the firewall, or choose another --starting-port."
         ) from None
+    finally:
+        watch.kill()
+        watch.wait()
     for name in RANKS:
         os.environ.pop(name, None)
     return found if found.size() > 1 else None

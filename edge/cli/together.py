@@ -5,7 +5,9 @@ import atexit
 import os
 import signal
 import subprocess
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 from edge.bench.runner import stopped_by_sigterm
 from edge.child import module_command
@@ -22,8 +24,9 @@ LOST = ("[ring]", "[jaccl]")  # begin MLX's errors
 
 def run(name: str, args: argparse.Namespace, command: Callable[[], int]) -> int:
     """The exit code of a command, which rank 0 runs if it needs one model."""
-    if name == "bench" and not args.each:
-        return _bench(args, command)
+    if name == "eval" or (name == "bench" and not args.each):
+        with _ended_by_mlx_launch():
+            return command() if name == "eval" else _bench(args, command)
     if name not in SPLIT:
         return command()
     try:
@@ -55,36 +58,30 @@ def _bench(args: argparse.Namespace, command: Callable[[], int]) -> int:
     rank = os.environ.pop(MLX_RANK, None)
     if rank is None:
         raise EdgeError("edge bench over several devices needs the ring or jaccl, not mpi.")
-    try:
-        with stopped_by_sigterm():
-            return _led_workers(args, command) if rank == "0" else _followed_workers(rank)
-    except SystemExit as stop:
-        if stop.code != 128 + signal.SIGTERM:  # which mlx.launch sends when another has ended
-            raise
-        if rank != "0":
-            return 1
-        raise EdgeError(ENDED) from None
-
-
-def _led_workers(args: argparse.Namespace, command: Callable[[], int]) -> int:
-    args.is_split = True
-    code = command()
-    _call("0", "end")
-    return code
-
-
-def _followed_workers(rank: str) -> int:
+    if rank == "0":
+        args.is_split = True
+        code = command()
+        _call(rank, "end")
+        return code
     while (code := _call(rank)) == ANOTHER:
         pass
     return code
 
 
 def _call(rank: str, *words: str) -> int:
-    """Exit code of a process that follows, and that ends with this one."""
-    environment = child_environment() | {MLX_RANK: rank}
-    with subprocess.Popen((*FOLLOWER, *words), stdin=subprocess.PIPE, env=environment) as process:
-        try:
-            return process.wait()
-        except BaseException:
-            process.kill()
+    return subprocess.call((*FOLLOWER, *words), env=child_environment() | {MLX_RANK: rank})
+
+
+@contextmanager
+def _ended_by_mlx_launch() -> Iterator[None]:
+    """SIGTERM, which mlx.launch sends when another process has ended, as rank 0's sentence."""
+    is_first = os.environ.get(MLX_RANK) == "0"
+    try:
+        with stopped_by_sigterm():
+            yield
+    except SystemExit as stop:
+        if stop.code != 128 + signal.SIGTERM:
             raise
+        if is_first:
+            raise EdgeError(ENDED) from None
+        sys.exit(1)

@@ -129,6 +129,7 @@ def follow() -> Kind:
     model: Model | None = None
     caches: dict[int, list[Cache]] = {}
     hidden, passes = mx.zeros((1, 1, 1)), 0
+    part_here()  # connects
     while True:
         if backend() == "ring":  # it asks again and again, on a whole core
             select.select(_links.values(), [], [])
@@ -321,16 +322,10 @@ def _summed(numbers: mx.array) -> mx.array:
     return found
 
 
-def _end_with_the_parent() -> None:
-    sys.stdin.read()
-    os._exit(1)
-
-
 def main() -> int:
     """Follows one worker of `edge bench`, or ends with `end` all that follow."""
     from edge.distributed import Lost, host_name
 
-    threading.Thread(target=_end_with_the_parent, daemon=True).start()
     try:
         if sys.argv[1:] == ["end"]:
             end()

@@ -9,7 +9,7 @@ import psutil
 import pytest
 
 from edge.cli import main
-from tests.support.ranks import LAUNCH, ROOT, free_port
+from tests.support.ranks import LAUNCH, ROOT, free_port, launch
 
 QUESTION = "write a function that adds two numbers"
 EDGE = (sys.executable, "-m", "edge")
@@ -63,3 +63,8 @@ def test_only_the_first_process_prints_the_help(words, code, said, capsys, monke
     assert main.main(["complete", *words]) == code
     printed = capsys.readouterr()
     assert printed.out == "" and said in printed.err and bool(said) == bool(printed.err)
+
+
+def test_what_follows_the_workers_of_a_benchmark_ends_with_it():
+    words = "sys.argv[1:] = ['end'][int(os.environ['MLX_RANK']):]; sys.exit(follow.main())"
+    assert launch("-c", f"import os, sys, edge; from edge.model import follow; {words}") == ("", "")
