@@ -200,7 +200,7 @@ def ratio_notes(profile: Profile) -> list[str]:
             smallest.append(f"{head.removesuffix(' ratio').lower()} {' to '.join(spread)}")
     note = (
         f"ratios are to {bases}, compared round by round, with {found[0].confidence:.0%} intervals "
-        f"over {rounds} rounds"
+        f"over {rounds} round{'' if rounds == '1' else 's'}"
     )
     if not smallest:
         return [f"{note}, too few for an interval: use more --rounds"]

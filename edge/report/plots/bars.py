@@ -176,8 +176,8 @@ def _roofline_caption(
     source = plain(bandwidth.source, 90) if bandwidth else "not recorded"
     n = counts(row.decode_tok_s.n for row in rows if row.decode_tok_s)
     sentences = [
-        "Bytes that one token reads (weights, and the cache at the middle of the window) times "
-        f"the median decode rate of n = {n} trials.",
+        "Bytes that one token reads (weights, which a batch shares, and the cache at the middle of "
+        f"the window) times the median decode rate of n = {n} trials.",
         f"Source of the peak: {source}.",
     ]
     if any(isinstance(bar, Bar) and bar.hatch is ERROR for bar in bars):
