@@ -14,7 +14,13 @@ minuet          provider = 'openai_fim_compatible', provider_options = {{ openai
 Ollama clients  OLLAMA_HOST={url}
 openai          OpenAI(base_url="{url}/v1", api_key="{key}")
 """
+KEY_BLOCK = """\
+with the key    llama.vim 'api_key': 'KEY'; llama.vscode "llama-vscode.api_key": "KEY"; Continue
+                apiKey: KEY; Ollama clients OLLAMA_API_KEY=KEY; minuet api_key = 'EDGE_API_KEY',
+                the name of a variable that holds it
+"""
 
 
 def blocks(url: str, name: str, has_key: bool) -> str:
-    return BLOCKS.format(url=url, name=name, key="KEY" if has_key else "none")
+    found = BLOCKS.format(url=url, name=name, key="KEY" if has_key else "none")
+    return found + KEY_BLOCK if has_key else found

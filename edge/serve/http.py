@@ -228,20 +228,17 @@ async def _wait_for_leaving(http: Http) -> None:
 
 
 async def _collected(events: AsyncGenerator[Event, None]) -> list[Answer]:
-    """All answers, in order."""
-    ends: list[End] = []
+    """All answers; each begins after the end of the one before."""
+    answers: list[Answer] = []
     pieces: list[Piece] = []
     async with aclosing(events):
         async for event in events:
-            if isinstance(event, End):
-                ends.append(event)
-            else:
+            if isinstance(event, Piece):
                 pieces.append(event)
-    answers = []
-    for end in sorted(ends, key=lambda end: end.index):
-        own = [piece for piece in pieces if piece.index == end.index]
-        tokens = tuple(token for piece in own for token in piece.tokens)
-        answers.append(Answer("".join(piece.text for piece in own), tokens, end))
+                continue
+            tokens = tuple(token for piece in pieces for token in piece.tokens)
+            answers.append(Answer("".join(piece.text for piece in pieces), tokens, event))
+            pieces.clear()
     return answers
 
 

@@ -17,6 +17,7 @@ from edge.cli.options.serve import parser
 from edge.errors import EdgeError
 from edge.serve import app, http
 from edge.serve.app import Access
+from edge.serve.editors import blocks
 from edge.serve.energy import EnergyMeter
 from tests.serve.scripted import Steady
 
@@ -303,6 +304,8 @@ def test_the_key_is_that_of_the_file_or_of_the_environment(tmp_path, monkeypatch
         ([], "of the environment"),
     ):
         assert serve._key(parser().parse_args(words)) == key
+    for has_key in (False, True):
+        assert ("OLLAMA_API_KEY=KEY" in blocks("http://127.0.0.1:1", "m", has_key)) == has_key
     monkeypatch.delenv("EDGE_API_KEY")
     assert serve._key(parser().parse_args([])) is None
 
