@@ -11,6 +11,7 @@ import os
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -95,12 +96,16 @@ def served(command: Sequence[str]) -> Iterator[tuple[subprocess.Popen[bytes], in
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
     begin = time.monotonic()
-    silent = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
-    with subprocess.Popen([*command, "--port", str(port)], **silent) as process:
+    words = [*command, "--port", str(port)]
+    with (
+        tempfile.TemporaryFile() as log,
+        subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=log) as process,
+    ):
         try:
             while not _answers(port):
                 if process.poll() is not None:
-                    sys.exit(f"{' '.join(command)} ended")
+                    log.seek(0)
+                    sys.exit(f"{' '.join(words)} ended: {log.read().decode()}")
                 time.sleep(POLL_S)
             yield process, port, time.monotonic() - begin
         finally:

@@ -1,7 +1,7 @@
 """Soaks `edge serve`: many clients at once, of all dialects, some of which leave.
 
     python benchmarks/soak.py                            # the demo, 64 clients, 5 minutes
-    python benchmarks/soak.py models/demo/gguf-q6_k.gguf --minutes 1 --parallel 4
+    python benchmarks/soak.py models/demo/mlx-int4 --minutes 1 --parallel 16
 
 Options that are not this program's own go to `edge serve`. Each answer has temperature 0 or a seed,
 and must be the one that was given while nobody else asked. Memory is that of the server's process:
@@ -100,8 +100,8 @@ def piece(value: dict[str, Any]) -> str:
 class Soak:
     """Clients that ask until the time is over, and what became of it."""
 
-    def __init__(self, port: int, clients: int, end_s: float):
-        self._port, self._end_s = port, end_s
+    def __init__(self, port: int, clients: int):
+        self._port, self._end_s = port, 0.0
         self._jobs = list(jobs())
         self._alone = [ask(port, job, False) for job in self._jobs]
         self.counts: Counter[str] = Counter()
@@ -109,9 +109,10 @@ class Soak:
         seeds = range(clients)
         self._threads = [threading.Thread(target=self._live, args=(seed,)) for seed in seeds]
 
-    def run(self, process: psutil.Process) -> list[int]:
+    def run(self, process: psutil.Process, seconds: float) -> list[int]:
         """Resident bytes of the process, once a second."""
         found = []
+        self._end_s = time.monotonic() + seconds
         for thread in self._threads:
             thread.start()
         while time.monotonic() < self._end_s:
@@ -164,8 +165,8 @@ def main() -> None:
     args, more = parser.parse_known_args()
     command = [sys.executable, "-m", "edge", "serve", args.model, "--power", "none", *more]
     with served(command) as (process, port, _):
-        soak = Soak(port, args.clients, time.monotonic() + 60 * args.minutes)
-        used = soak.run(psutil.Process(process.pid))
+        soak = Soak(port, args.clients)
+        used = soak.run(psutil.Process(process.pid), 60 * args.minutes)
         is_idle = idle(port)
     fifth = len(used) // 5
     first, last = statistics.median(used[fifth : 2 * fifth]), statistics.median(used[-fifth:])
