@@ -23,6 +23,7 @@ NOT_RUN = {
     "HumanEval": "needs the network",
     "http://": "needs a server",
     "edge serve": "runs until Ctrl-C",
+    "mlx.launch": "needs several machines; tests/cli/test_together.py and test_fleet.py start it",
     "make": "sets up or runs for minutes",
     "activate": "is for a terminal",
     "pytest": "is a test run itself",

@@ -90,7 +90,7 @@ def test_parts_make_up_the_whole(name, size, artefacts):
 
 def test_ranks_compute_the_logits_and_the_text_of_one_process(artefacts):
     for size in RANKS:
-        lead, *others = pair("sharded.py", artefacts, *ARTEFACTS, count=size)
+        lead, *others = pair("sharded.py", artefacts, *ARTEFACTS, count=size, limit_s=100.0 * size)
         assert [one["rank"] for one in others] == list(range(1, size))
         lead = lead["artefacts"]
         assert lead.keys() == ARTEFACTS.keys()
