@@ -114,7 +114,8 @@ class Batch:
 
     A slot keeps what it holds for the next prompt that begins alike. With `draft` proposals are
     checked where they pay. A model whose rotary frequencies follow the length of its context has
-    one slot, as sequences of different lengths cannot share a pass.
+    one slot, as sequences of different lengths cannot share a pass. With `kv_bits` a draw may
+    differ from the one alone: a code that a wide pass rounds otherwise stays in the cache.
     """
 
     def __init__(
@@ -199,9 +200,8 @@ class Batch:
 
         At most `slots` are begun at once; items that are "nothing yet" are left out.
         """
-        waiting = enumerate(streams)
+        waiting, running = enumerate(streams), dict[int, Generator[T, None, None]]()
         with contextlib.ExitStack() as open_streams:
-            running: dict[int, Generator[T, None, None]] = {}
             while True:
                 while len(running) < self.slots and (begun := next(waiting, None)):
                     running |= [begun]

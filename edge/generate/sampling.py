@@ -175,18 +175,32 @@ class Picker:
         """Scores (1, vocab) and the id drawn (1,) -> a bool (1,), as of `argmax_is_clear`.
 
         MLX draws the first id up to which the probabilities add up to a number from 0 to 1. Scores
-        off by e at most move a sum p of probabilities by 2 e p (1 - p) at most; what the filters
-        keep is tried with some changes of the scores. Without a seed any draw will do.
+        off by e at most move a sum p of probabilities by 2 e p (1 - p) at most. Ids that the
+        filters may keep or cut count where they move a sum most. Without a seed any draw will do.
         """
         if self._sampling.seed is None:
             return mx.array([True])
         off_by = mx.abs(scores).max().astype(mx.float32) * _share(scores.dtype, self._kv_bits)
-        changed = self._sampling.filtered(scores + off_by * _changes(scores.shape[-1]))
-        sums = mx.cumsum(mx.softmax(changed, axis=-1), axis=-1)
+        scores, warmth = scores.astype(mx.float32), self._sampling.temperature
+        kept = self._kept(scores, off_by)
+        always, maybe = kept.all(axis=0), kept.any(axis=0) & ~kept.all(axis=0)
+        shares = mx.softmax(scores[0] / warmth, axis=-1)
+        sure, open_ = mx.cumsum(mx.where(always, shares, 0)), mx.cumsum(mx.where(maybe, shares, 0))
+        least = sure / (sure[-1] + open_[-1] - open_)
+        most = (sure + open_) / (sure[-1] + open_)
         number = mx.random.uniform(shape=(1,), key=mx.random.split(key)[1])
-        moved = off_by * (2 / self._sampling.temperature) * number * (1 - number) + SUM_ROUNDING
-        low, high = (sums < number - moved).sum(axis=-1), (sums < number + moved).sum(axis=-1)
-        return ((low == token) & (high == token)).all(keepdims=True)
+        moved = off_by * (2 / warmth) * number * (1 - number) + SUM_ROUNDING
+        first, last = (most < number - moved).sum(), (least < number + moved).sum()
+        return (first == token) & (last == token)
+
+    def _kept(self, scores: mx.array, off_by: mx.array) -> mx.array:
+        """Bools (3, vocab): what the filters keep of scores (1, vocab), at least and at most."""
+        kept = self._sampling.filtered(scores) > -math.inf
+        lowest = mx.where(kept, scores, math.inf).min()
+        fewer = mx.where(scores > lowest, off_by, -off_by)
+        more = mx.where(scores < lowest, off_by, -off_by)
+        changed = self._sampling.filtered(mx.concatenate([scores + fewer, scores + more]))
+        return mx.concatenate([kept, changed > -math.inf])
 
 
 def pick_rows(
@@ -234,13 +248,6 @@ def _share(dtype: mx.Dtype, kv_bits: int | None) -> float:
     return max(
         ROUNDING_SHARE[dtype], 0.0 if kv_bits is None else CODES_SHARE.get(kv_bits, CODES_SHARE[4])
     )
-
-
-@cache
-def _changes(vocab_size: int) -> mx.array:
-    """Rows of 0, of any signs, and of the opposite ones, (3, vocab)."""
-    any_ = mx.random.randint(0, 2, (1, vocab_size), key=mx.random.key(0)) * 2.0 - 1
-    return mx.concatenate([mx.zeros_like(any_), any_, -any_])
 
 
 @cache
