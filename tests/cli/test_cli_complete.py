@@ -34,6 +34,19 @@ def test_only_the_middle_is_printed_and_json_has_the_same_text(complete, tmp_pat
     assert complete(*words)[1] == document["text"]
 
 
+def test_several_places_have_a_heading_each_and_the_text_they_get_alone(complete, tmp_path):
+    (tmp_path / "a.py").write_text("for key, value in d.():\n    print(key, value)\n")
+    places = [f"{tmp_path / 'a.py'}:1:21", f"{tmp_path / 'a.py'}:2"]
+    alone = [complete(place, "--order", "spm", "-n", "9")[1] for place in places]
+    words = (*places, "--order", "spm", "-n", "9")
+    parts = [f"==> {place} <==\n{text}" for place, text in zip(places, alone, strict=True)]
+    assert complete(*words) == (0, "\n\n".join(parts), "")
+    documents = json.loads(complete(*words, "-o", "json")[1])
+    assert [document.pop("place") for document in documents] == places
+    assert [document["text"] for document in documents] == alone
+    assert all(set(document) == KEYS for document in documents)
+
+
 def test_text_is_streamed_and_ctrl_c_keeps_the_beginning(monkeypatch, capsys):
     pieces, then = [], [lambda: None]
     write = lambda text: (pieces.append(text), then[0]())  # noqa: E731

@@ -12,10 +12,10 @@ def parser() -> argparse.ArgumentParser:
     parser = shared.new_parser()
     cursor = parser.add_argument_group("cursor (default: a mark in the text on stdin)")
     cursor.add_argument(
-        "place",
+        "places",
         metavar="FILE:LINE[:COL]",
-        nargs="?",
-        help="position from 1:1; COL counts characters (default: the end of the line)",
+        nargs="*",
+        help="positions from 1:1; COL counts characters (default: the end of the line)",
     )
     cursor.add_argument("--prefix", metavar="TEXT", help="text before the cursor")
     cursor.add_argument("--suffix", metavar="TEXT", help="text after the cursor")
