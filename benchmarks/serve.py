@@ -4,7 +4,8 @@
 
 Added: the same requests through HTTP, as streams on connections of their own, and in this process
 by the loop that the server runs; each has a prompt that no cache knows. The quantiles of the times
-to the first text and between texts, and their differences.
+to the first text, less the prompt's own as each request tells it, and between texts; and their
+differences.
 
 Keystrokes: a file of 1,000 tokens with the cursor after three quarters, and llama.vim's request
 after every few characters typed there. Tokens computed, as the servers report them, and the time to
@@ -19,6 +20,7 @@ The order rotates from round to round, and the first round is a warm-up.
 from __future__ import annotations
 
 import argparse
+import gc
 import json
 import statistics
 import subprocess
@@ -59,20 +61,22 @@ PEER_OPTIONS = ("--ctx-size", "0", "--cache-reuse", "256", "--parallel", "1", "-
 
 
 class Times(NamedTuple):
-    """An answer's text, and milliseconds to its first piece and between its pieces."""
+    """An answer's text, and milliseconds: of its prompt, from then to its first piece, between."""
 
     text: str
+    prompt_ms: float
     first_ms: float
     gaps_ms: list[float]
 
 
-def timed(pieces: Iterator[str]) -> Times:
-    """Reads an answer; the time to the first piece includes whatever makes the iterator's first."""
+def timed(pieces: Iterator[str], prompt_ms: Callable[[], float]) -> Times:
+    """Reads an answer; `prompt_ms` is known after it."""
     begin_ns = time.monotonic_ns()
     found = [(piece, time.monotonic_ns()) for piece in pieces]
     stamps = [begin_ns, *(stamp for _, stamp in found)]
     first_ms, *gaps_ms = [(b - a) / 1e6 for a, b in pairwise(stamps)]
-    return Times("".join(piece for piece, _ in found), first_ms, gaps_ms)
+    text = "".join(piece for piece, _ in found)
+    return Times(text, prompt_ms(), first_ms - prompt_ms(), gaps_ms)
 
 
 def asked(port: int, path: str, body: Mapping[str, Any]) -> Iterator[bytes]:
@@ -89,20 +93,31 @@ def through_http(port: int, tokens: int, prompts: Iterator[str]) -> Times:
     """The next prompt's answer as a stream of the server."""
     body = {"prompt": next(prompts), "n_predict": tokens, "temperature": 0, "ignore_eos": True}
     lines = asked(port, "/completion", {**body, "stream": True})
-    events = (json.loads(line[6:]) for line in lines if line.startswith(b"data: "))
-    return timed(event["content"] for event in events if event["content"])
+    told: dict[str, Any] = {}
+
+    def pieces() -> Iterator[str]:
+        for line in lines:
+            if line.startswith(b"data: "):
+                told.update(json.loads(line[6:]))
+                if told["content"]:
+                    yield told["content"]
+
+    return timed(pieces(), lambda: told["timings"]["prompt_ms"])
 
 
 def in_process(source: TokenSource, tokenizer: Any, tokens: int, prompts: Iterator[str]) -> Times:
     """The next prompt's answer by the loop that the server runs."""
+    clock = TokenClock()
 
     def pieces() -> Iterator[str]:
+        nonlocal clock
         ids = encode_beginning(tokenizer, next(prompts))
-        _, made = source.generate(ids, tokens, GREEDY)
-        how = StopScanner(()), TokenClock(), len(ids), None, ()
+        clock = TokenClock()
+        _, made = source.generate(ids, tokens, GREEDY, on_prefill=clock.prefilled)
+        how = StopScanner(()), clock, len(ids), None, ()
         yield from (event.text for event in text_events(made, tokenizer, *how) if event.text)
 
-    return timed(pieces())
+    return timed(pieces(), lambda: 1e3 * clock.prefill_s)
 
 
 def prompts() -> Iterator[str]:
@@ -115,6 +130,7 @@ def added(path: Path, port: int, args: argparse.Namespace) -> list[dict[str, Any
     """What the server adds to the time of the first piece, and of each further one."""
     model, tokenizer, _ = open_for("serve", path)
     source = open_source(model)
+    gc.freeze()  # as the server: this process has the model as well
     calls: dict[str, Callable[[], Times]] = {
         "in process": partial(in_process, source, tokenizer, args.tokens, prompts()),
         "http": partial(through_http, port, args.tokens, prompts()),

@@ -13,6 +13,7 @@ of an answer.
 
 import asyncio
 import contextlib
+import gc
 import threading
 from collections import deque
 from collections.abc import AsyncGenerator, Callable, Generator
@@ -169,6 +170,7 @@ class Queue:
         except BaseException as error:
             self._opened.set_exception(error)
             return
+        gc.freeze()  # what stays; looking through it again would stop answers for milliseconds
         with wired(model.running_bytes):
             self._opened.set_result(engine)
             while self._running or not self._is_closed:
