@@ -114,8 +114,11 @@ class Batch:
 
     A slot keeps what it holds for the next prompt that begins alike. With `draft` proposals are
     checked where they pay. A model whose rotary frequencies follow the length of its context has
-    one slot, as sequences of different lengths cannot share a pass. With `kv_bits` a draw may
-    differ from the one alone: a code that a wide pass rounds otherwise stays in the cache.
+    one slot, as sequences of different lengths cannot share a pass.
+
+    What a wide pass rounds otherwise stays in the cache, and a later step of the sequence alone
+    reads it: a choice within that rounding may differ from the one alone. With float caches that
+    is about one id in 100,000 where ids are drawn, with quantised ones more.
     """
 
     def __init__(

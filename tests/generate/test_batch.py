@@ -4,7 +4,6 @@ import contextlib
 import itertools
 import os
 from collections import Counter
-from dataclasses import replace
 from functools import cache
 from unittest import mock
 
@@ -19,7 +18,7 @@ from edge.errors import EdgeError
 from edge.generate import sampling as sampling_module
 from edge.generate.batch import MOST_UNTAKEN, Batch
 from edge.generate.decode import common_length
-from edge.generate.sampling import GREEDY, Sampling
+from edge.generate.sampling import GREEDY, Picker, Sampling
 from edge.generate.speculate import DraftLength
 from edge.generate.stream import StopScanner, TokenClock, stream_generate, text_events
 from edge.model.cpu_linear import use_blas
@@ -71,6 +70,19 @@ def alone(build, ids, sampling, count, kv_bits):
     model = model_of(*build)
     cache = make_cache(model, kv_bits)
     return tokens(model, ids, cache=cache, sampling=sampling, max_tokens=count)
+
+
+def is_clear(build, ids, sampling, place, kv_bits):
+    """False if rounding can move what a sequence alone chooses at a place."""
+    clear, picker = [], Picker(sampling, ids, kv_bits=kv_bits)
+
+    def look(logits, _):
+        clear.append(picker.pick_many(logits)[1].item())
+
+    model = model_of(*build)
+    how = {"cache": make_cache(model, kv_bits), "sampling": sampling, "max_tokens": place + 1}
+    tokens(model, ids, on_pick=look, **how)
+    return clear[place]
 
 
 @st.composite
@@ -134,14 +146,17 @@ def test_every_sequence_gets_the_ids_it_gets_alone(
     model, draft = model_of(*build), None if proposals is None else Fixed(proposals)
     vocab = model.config.vocab_size
     planned = [(tuple(i % vocab for i in ids), *rest) for ids, *rest in planned]
-    if kv_bits is not None:  # a code that was rounded otherwise stays, see `Batch`
-        planned = [(ids, replace(how, temperature=0), *rest) for ids, how, *rest in planned]
     batch = Batch(model, slots, kv_bits, draft=draft)
     compared["mixes"] += 1
     for job, found in zip(planned, run(batch, planned), strict=True):
         ids, sampling, _, _, leaves = job
-        assert found == alone(build, ids, sampling, leaves, kv_bits)
+        expected = alone(build, ids, sampling, leaves, kv_bits)
         compared["tokens"] += len(found)
+        if found != expected:  # only where the sequence alone is within rounding, see `Batch`
+            assert len(found) == len(expected)
+            place = common_length(found, expected)
+            assert not is_clear(build, ids, sampling, place, kv_bits)
+            compared[f"choices within rounding with a cache of {kv_bits or 32} bits"] += 1
 
 
 @pytest.fixture
