@@ -38,7 +38,7 @@ def test_a_chat_answers_as_one_process_does_and_ends_when_a_rank_dies(tmp_path):
     answer = subprocess.run(
         [*EDGE, "chat", "-p", QUESTION], env=home, capture_output=True, text=True, check=True
     ).stdout
-    words = [LAUNCH, "-n", "2", "-p", str(free_port()), "--", *EDGE, "chat", "--no-history"]
+    words = [LAUNCH, "-n", "2", "-p", str(free_port(2)), "--", *EDGE, "chat", "--no-history"]
     pipes = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.PIPE)
     with subprocess.Popen(words, env=home, start_new_session=True, **pipes) as launcher:
         try:

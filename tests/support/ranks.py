@@ -1,7 +1,9 @@
 """Processes of mlx.launch on this machine."""
 
+import contextlib
 import json
 import os
+import random
 import signal
 import socket
 import subprocess
@@ -13,16 +15,21 @@ LAUNCH = Path(sys.executable).with_name("mlx.launch")
 ROOT = Path(__file__).parents[2]
 
 
-def free_port():
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        return free.getsockname()[1]
+def free_port(count=1):
+    """The first of `count` free ports in a row, below those that the system gives to others."""
+    while True:
+        first = random.SystemRandom().randrange(10_000, 30_000)
+        with contextlib.ExitStack() as stack, contextlib.suppress(OSError):
+            for port in range(first, first + count):
+                stack.enter_context(socket.socket()).bind(("127.0.0.1", port))
+            return first
 
 
 def pair(script, *words, count=2, limit_s=60.0):
     """What processes with mlx.launch's environment print as JSON, by rank; quicker than it."""
     with NamedTemporaryFile("w") as hostfile:
-        json.dump([[f"127.0.0.1:{free_port()}"] for _ in range(count)], hostfile)
+        first = free_port(count)
+        json.dump([[f"127.0.0.1:{first + number}"] for number in range(count)], hostfile)
         hostfile.flush()
         common = {**os.environ, "PYTHONPATH": str(ROOT), "MLX_HOSTFILE": hostfile.name}
         processes = [
@@ -45,7 +52,7 @@ def pair(script, *words, count=2, limit_s=60.0):
 
 def launch(*command, ranks=2, cwd=None, limit_s=60.0):
     """Runs python with a command on every rank: stdout and stderr of all together."""
-    words = [LAUNCH, "-n", ranks, "-p", free_port(), "--", sys.executable, *command]
+    words = [LAUNCH, "-n", ranks, "-p", free_port(ranks), "--", sys.executable, *command]
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     with TemporaryFile("w+") as out, TemporaryFile("w+") as err:
         with subprocess.Popen(
