@@ -117,8 +117,8 @@ class Batch:
     one slot, as sequences of different lengths cannot share a pass.
 
     What a wide pass rounds otherwise stays in the cache, and a later step of the sequence alone
-    reads it: a choice within that rounding may differ from the one alone. With float caches that
-    is about one id in 100,000 where ids are drawn, with quantised ones more.
+    reads it: a choice within that rounding may differ from the one alone. docs/method.md says how
+    often that was seen.
     """
 
     def __init__(
