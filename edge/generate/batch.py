@@ -39,7 +39,7 @@ from edge.generate.speculate import TOKENS_BETWEEN_CLEARS, DraftLength, PromptLo
 from edge.model.slot_cache import SlotCache
 from edge.model.stablelm import Model
 
-MOST_UNTAKEN = 8  # a sequence whose ids nobody takes waits then
+MOST_UNTAKEN = 8  # ids that may wait for their reader; at this number a sequence pauses
 # A held prefix is worth more than the slot's age from this share of a prompt on; llama-server's.
 LEAST_REUSED_SHARE = 0.1
 T = TypeVar("T")

@@ -43,8 +43,8 @@ class ServedModel:
 class Watch:
     """A source of one answer's tokens; keeps their stamps and ends the answer before its end.
 
-    `check` is called between tokens and between parts of the prompt, and may raise. Of a batch the
-    iterator yields None where there is no token yet.
+    `check` is called between tokens and between parts of the prompt, and may raise. The
+    iterator of a batch yields None while its next token is not computed.
     """
 
     def __init__(self, model: ServedModel, request: Request, check: Callable[[], None]):

@@ -222,7 +222,7 @@ class LlamaWords(Words):
         return {path: value for path, value in found.items() if value is not UNSET}
 
     def _settings(self, index: int) -> Json:
-        """What the answer was drawn with; a seed that nobody chose is the number that asks so."""
+        """The answer's settings; without a given seed, llama-server's number for a random one."""
         request, sampling = self._request, self._request.samplings[index]
         asked = {name: getattr(self._body, name) for name in SETTINGS}
         return {
